@@ -456,6 +456,8 @@ async def admit_stream(
         ticket = hub.tickets.read(text, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
         identity = ticket.identity()
         mark_known(scope)
+        if hub.authenticate is not None:
+            hub.rates.request(identity, peer_of(scope))
     check_operation(identity, operation, channel)
     return identity, ticket
 

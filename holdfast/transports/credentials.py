@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.errors import Forbidden, Unauthenticated
+from holdfast.hub.batches import EncodedBatch
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import ConnectionSlot
 from holdfast.hub.tickets import Ticket
 from holdfast.transports.access import describe_caller, identity_by_token, peer_of
 from holdfast.transports.server_connection import mark_known
+from holdfast.transports.traffic import charge
 
 # A timer beyond this is set in steps: event loops count in floats, and none sleeps for longer than a day.
 _MAX_TIMER_S = 12 * 3600.0
@@ -98,10 +100,19 @@ class Credentials:
         """Take a connection slot of the client. Raises TooMany."""
         self._slot = self._take_slot(self.identity)
 
-    def count_request(self) -> None:
-        """Count a frame of the client. Raises TooMany."""
+    def count_request(self, size: int) -> None:
+        """Count a frame of the client, of `size` bytes. Raises TooMany."""
         if self._hub.authenticate is not None and self._identity is not None:
-            self._hub.rates.request(self._identity, peer_of(self._scope))
+            self._hub.rates.request(self._identity, peer_of(self._scope), size=size)
+
+    def charge(self, size: int) -> None:
+        """Count bytes that a request of the client has caused; never raises."""
+        if self._identity is not None:
+            charge(self._hub, self._identity, self._scope, size)
+
+    def charge_batch(self, batch: EncodedBatch) -> None:
+        """Count the bytes of the batch with which a stream begins."""
+        self.charge(batch.encoded_bytes)
 
     def leave(self) -> None:
         """Give back the connection slot and stop the timer. A second call has no effect."""

@@ -45,6 +45,7 @@ from holdfast.core.requests import (
 from holdfast.core.requests import Request as HubRequest
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
+from holdfast.hub.identity import Scope as HubScope
 from holdfast.transports.access import (
     caller_of,
     check_create,
@@ -62,6 +63,7 @@ from holdfast.transports.operations import BY_NAME, OPERATIONS, Operation
 from holdfast.transports.problem import problem_body, problem_headers
 from holdfast.transports.query import Query, whole
 from holdfast.transports.tickets import CreateTicket, TicketIssued
+from holdfast.transports.traffic import charge, event_bytes, expected_bytes
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -83,6 +85,8 @@ class Call:
         self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
         message_id = request.path_params.get("id")  # of a message, a command or a member
         self.id = check_id(message_id) if message_id is not None else ""
+        self.body_bytes = 0  # that were read
+        self.event_bytes = 0  # sent to the viewers of the channel
         if self.channel:
             check_operation(identity, operation, self.channel)
 
@@ -92,7 +96,9 @@ class Call:
 
     async def body(self) -> Any:
         """Return the decoded body. Raises TooLarge as soon as it passes the limit, InvalidRequest, InvalidText."""
-        return decode(await read_body(self.request, self.hub.limits.request_bytes), _BODIES[self.operation.name])
+        data = await read_body(self.request, self.hub.limits.request_bytes)
+        self.body_bytes = len(data)
+        return decode(data, _BODIES[self.operation.name])
 
     async def submit(self, key: str, request: HubRequest) -> Response:
         """Submit a request to the hub and return its result as a response."""
@@ -100,7 +106,9 @@ class Call:
         result = await self.hub.ask(self.channel, key, request, caller)
         count_new_channel(self.hub, self.identity, result)
         status = self.operation.status if self.operation.status != 201 or result.created else 200
-        return _json(result_fields(request, result), status=status)
+        response = _json(result_fields(request, result), status=status)
+        self.event_bytes = event_bytes(self.hub, self.channel, result, max(self.body_bytes, len(response.body)))
+        return response
 
     def empty(self) -> Response:
         """Return a response without a body, with the operation's status."""
@@ -385,11 +393,30 @@ def routes(hub: HubCore) -> list[Route]:
 
 def _calls(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
     async def respond(request: Request) -> Response:
-        identity = await identify(hub, dict(request.scope))
+        scope = dict(request.scope)
+        identity = await identify(hub, scope)
         operation = operations["GET" if request.method == "HEAD" else request.method]
-        return await _HANDLERS[operation.name](Call(hub, operation, request, identity))
+        call = Call(hub, operation, request, identity)
+        if hub.authenticate is None or identity.is_trusted:
+            return await _HANDLERS[operation.name](call)
+        return await _charged(call, scope)
 
     return Endpoint(operations, respond)
+
+
+async def _charged(call: Call, scope: HubScope) -> Response:
+    """Carry out a call of a client whose bytes are counted."""
+    hub, identity = call.hub, call.identity
+    expected = expected_bytes(hub, call.operation, scope)
+    charge(hub, identity, scope, expected)
+    response_bytes = 0
+    try:
+        response = await _HANDLERS[call.operation.name](call)
+        response_bytes = len(response.body)
+        return response
+    finally:
+        charge(hub, identity, scope, -expected)
+        charge(hub, identity, scope, call.body_bytes + response_bytes + call.event_bytes)
 
 
 def _open(hub: HubCore, handler: OpenHandler) -> Endpoint:

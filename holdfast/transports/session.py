@@ -73,6 +73,7 @@ from holdfast.transports.holdings import Holdings
 from holdfast.transports.operations import BY_FRAME, frame_decoder
 from holdfast.transports.socket_worker import SocketWorker, SocketWorkers
 from holdfast.transports.sse import RETRY_MS
+from holdfast.transports.traffic import EXPECTED_BYTES, event_bytes
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -116,6 +117,7 @@ class Session:
         "_unanswered",
         "_unanswered_bytes",
         "_workers",
+        "charge",
         "closing",
         "identity",
         "released",
@@ -132,10 +134,12 @@ class Session:
         wake: Callable[[], None],
         released: Callable[[], None],
         start_task: Callable[[Coroutine[Any, Any, None]], object],
+        charge: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._hub = hub
         self.identity = identity  # replaced when the peer sends a new token
         self.start_task = start_task
+        self.charge = charge  # called with the bytes that a frame has caused; a negative number gives them back
         self.wake = wake  # called when `frame_to_send` or `closing` has changed
         self.released = released  # called instead by a channel's tick, which is the end of a burst already
         self.closing: Closing | None = None
@@ -255,21 +259,30 @@ class Session:
             return
         self._unanswered += 1
         self._unanswered_bytes += weight
+        if isinstance(frame, UpdateFrame):
+            self.charge(EXPECTED_BYTES)
 
     def _answered(
         self, ref: Ref, key: tuple[str, str], request: Request, weight: int, result: Result | HoldfastError
     ) -> None:
         self._unanswered -= 1
         self._unanswered_bytes -= weight
+        if isinstance(request, UpdateFrame):
+            self.charge(-EXPECTED_BYTES)
         if isinstance(result, Result):
             self._held().note_request(*key, request)
             count_new_channel(self._hub, self.identity, result)
         try:
             if isinstance(result, HoldfastError):
                 raise result
-            self.reply({"type": "ok", "ref": ref, **result_fields(request, result)})
+            reply_bytes = self.reply({"type": "ok", "ref": ref, **result_fields(request, result)})
         except HoldfastError as error:
             self.refuse(ref, error)
+            return
+        # The weight of a create or an update is not its size, but their replies hold the whole message.
+        is_whole = isinstance(request, CreateFrame | UpdateFrame)
+        if cost := event_bytes(self._hub, key[0], result, reply_bytes if is_whole else max(reply_bytes, weight)):
+            self.charge(cost)
 
     def _held(self) -> Holdings:
         if self._holdings is None:
@@ -358,7 +371,11 @@ class Session:
         limit = limits.default_history if frame.limit is None else frame.limit
         if limit > limits.history:
             raise InvalidRequest(f"limit must be a whole number from 1 to {limits.history}, got {limit}")
-        page = await self._hub.history(channel, before=frame.before, limit=limit)
+        self.charge(EXPECTED_BYTES)
+        try:
+            page = await self._hub.history(channel, before=frame.before, limit=limit)
+        finally:
+            self.charge(-EXPECTED_BYTES)
         fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
         self.reply({"type": "ok", "ref": frame.ref, **fields})
 
@@ -408,12 +425,15 @@ class Session:
             error = unexpected()
         self.refuse(ref, error)
 
-    def reply(self, frame: dict[str, Any]) -> None:
-        """Send a frame; it goes before the missed events of channels."""
-        text = encode_json(frame).decode()
+    def reply(self, frame: dict[str, Any]) -> int:
+        """Send a frame and return its size; it goes before the missed events of channels."""
+        data = encode_json(frame)
+        text = data.decode()
         self._replies.append(text)
         self._reply_bytes += len(text)
+        self.charge(len(data))
         self.wake()
+        return len(data)
 
     def end(self, code: int, reason: str, **details: int) -> None:
         """Send `bye` and close. Events that were not sent are dropped here; the client's cursor brings them back."""

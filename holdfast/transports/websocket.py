@@ -235,6 +235,7 @@ class Socket:
             wake=self._wake,
             released=self._released,
             start_task=self._start_task,
+            charge=credentials.charge,
         )
         credentials.watch(self._expire)
 
@@ -283,7 +284,7 @@ class Socket:
             self._expire()
             return False
         try:
-            credentials.count_request()
+            credentials.count_request(len(text) if text.isascii() else len(text.encode(errors="surrogatepass")))
             if auth is not None and self._is_renewing:
                 raise TooMany("the previous `auth` frame of this socket is still being verified")
         except TooMany as error:
