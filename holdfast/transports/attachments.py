@@ -136,13 +136,15 @@ class Attachments:
         session.reply({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
         if feed is not None and self._by_channel.get(channel) is attachment:
             attachment.feed = feed
-            feed.on_first = self._charge
+            if session.charge is not None:
+                feed.on_first = self._charge
             self.feed_woken(attachment)
         elif feed is not None:  # the client has attached anew, or detached, meanwhile
             feed.close()
 
     def _charge(self, batch: EncodedBatch) -> None:
-        self._session.charge(batch.encoded_bytes)
+        if self._session.charge is not None:
+            self._session.charge(batch.encoded_bytes)
 
     def detach(self, frame: DetachFrame) -> None:
         """Detach and reply."""

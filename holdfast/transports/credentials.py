@@ -29,12 +29,14 @@ _MAX_TIMER_S = 12 * 3600.0
 class Credentials:
     """The identity behind one connection; None until an `auth` frame. Used from the hub's loop; only `renew` waits."""
 
-    __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "ticket")
+    __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "is_counted", "ticket")
 
     def __init__(self, hub: HubCore, scope: Scope, identity: Identity | None, *, ticket: Ticket | None = None) -> None:
         self._hub = hub
         self._scope = scope
         self._identity = identity
+        # Whether requests and bytes are counted (`hub.rates`). Kept: it is asked for each frame of a socket.
+        self.is_counted = identity is not None and self._is_counted(identity)
         self._slot: ConnectionSlot | None = None
         self._on_expiry: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -87,6 +89,7 @@ class Credentials:
             self._slot = self._slot or self._take_slot(identity)
             mark_known(self._scope)
         self._identity = identity
+        self.is_counted = self._is_counted(identity)
         self._set_timer()
         return identity
 
@@ -102,13 +105,13 @@ class Credentials:
 
     def count_request(self, size: int) -> None:
         """Count a frame of the client, of `size` bytes. Raises TooMany."""
-        if self._hub.authenticate is not None and self._identity is not None:
-            self._hub.rates.request(self._identity, peer_of(self._scope), size=size)
+        if self.is_counted:
+            self._hub.rates.request(self.identity, peer_of(self._scope), size=size)
 
     def charge(self, size: int) -> None:
         """Count bytes that a request of the client has caused; never raises."""
-        if self._identity is not None:
-            charge(self._hub, self._identity, self._scope, size)
+        if self.is_counted:
+            charge(self._hub, self.identity, self._scope, size)
 
     def charge_batch(self, batch: EncodedBatch) -> None:
         """Count the bytes of the batch with which a stream begins."""
@@ -121,6 +124,9 @@ class Credentials:
         if self._slot is not None:
             self._slot.leave()
             self._slot = None
+
+    def _is_counted(self, identity: Identity) -> bool:
+        return self._hub.authenticate is not None and not identity.is_trusted
 
     def _take_slot(self, identity: Identity) -> ConnectionSlot:
         # Without a verifier every caller is on this machine and unbounded, also one with a ticket.

@@ -46,6 +46,7 @@ from holdfast.core.requests import Request as HubRequest
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.identity import Scope as HubScope
+from holdfast.hub.results import Result
 from holdfast.transports.access import (
     caller_of,
     check_create,
@@ -76,6 +77,9 @@ _NO_STORE = {"cache-control": "no-store"}
 class Call:
     """One request to one operation, with the identity of its caller and the names in its path."""
 
+    body_bytes = 0  # of the body that was read
+    result: Result | None = None  # of the request that was submitted
+
     def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
         """Raises InvalidName, Forbidden. `channel` and `id` are empty if the path has none."""
         self.hub = hub
@@ -85,8 +89,6 @@ class Call:
         self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
         message_id = request.path_params.get("id")  # of a message, a command or a member
         self.id = check_id(message_id) if message_id is not None else ""
-        self.body_bytes = 0  # that were read
-        self.event_bytes = 0  # sent to the viewers of the channel
         if self.channel:
             check_operation(identity, operation, self.channel)
 
@@ -106,9 +108,8 @@ class Call:
         result = await self.hub.ask(self.channel, key, request, caller)
         count_new_channel(self.hub, self.identity, result)
         status = self.operation.status if self.operation.status != 201 or result.created else 200
-        response = _json(result_fields(request, result), status=status)
-        self.event_bytes = event_bytes(self.hub, self.channel, result, max(self.body_bytes, len(response.body)))
-        return response
+        self.result = result
+        return _json(result_fields(request, result), status=status)
 
     def empty(self) -> Response:
         """Return a response without a body, with the operation's status."""
@@ -409,14 +410,16 @@ async def _charged(call: Call, scope: HubScope) -> Response:
     hub, identity = call.hub, call.identity
     expected = expected_bytes(hub, call.operation, scope)
     charge(hub, identity, scope, expected)
-    response_bytes = 0
+    response_bytes = of_events = 0
     try:
         response = await _HANDLERS[call.operation.name](call)
         response_bytes = len(response.body)
+        if call.result is not None:
+            of_events = event_bytes(hub, call.channel, call.result, max(call.body_bytes, response_bytes))
         return response
     finally:
         charge(hub, identity, scope, -expected)
-        charge(hub, identity, scope, call.body_bytes + response_bytes + call.event_bytes)
+        charge(hub, identity, scope, call.body_bytes + response_bytes + of_events)
 
 
 def _open(hub: HubCore, handler: OpenHandler) -> Endpoint:

@@ -134,12 +134,13 @@ class Session:
         wake: Callable[[], None],
         released: Callable[[], None],
         start_task: Callable[[Coroutine[Any, Any, None]], object],
-        charge: Callable[[int], None] = lambda size: None,
+        charge: Callable[[int], None] | None = None,
     ) -> None:
         self._hub = hub
         self.identity = identity  # replaced when the peer sends a new token
         self.start_task = start_task
-        self.charge = charge  # called with the bytes that a frame has caused; a negative number gives them back
+        # Called with the bytes that a frame has caused; None for a client whose bytes are not counted.
+        self.charge = charge
         self.wake = wake  # called when `frame_to_send` or `closing` has changed
         self.released = released  # called instead by a channel's tick, which is the end of a burst already
         self.closing: Closing | None = None
@@ -259,7 +260,7 @@ class Session:
             return
         self._unanswered += 1
         self._unanswered_bytes += weight
-        if isinstance(frame, UpdateFrame):
+        if self.charge is not None and isinstance(frame, UpdateFrame):
             self.charge(EXPECTED_BYTES)
 
     def _answered(
@@ -267,22 +268,28 @@ class Session:
     ) -> None:
         self._unanswered -= 1
         self._unanswered_bytes -= weight
-        if isinstance(request, UpdateFrame):
-            self.charge(-EXPECTED_BYTES)
         if isinstance(result, Result):
             self._held().note_request(*key, request)
             count_new_channel(self._hub, self.identity, result)
         try:
             if isinstance(result, HoldfastError):
                 raise result
-            reply_bytes = self.reply({"type": "ok", "ref": ref, **result_fields(request, result)})
+            size = self.reply({"type": "ok", "ref": ref, **result_fields(request, result)})
         except HoldfastError as error:
-            self.refuse(ref, error)
-            return
+            size = self.refuse(ref, error)
+        if self.charge is not None:
+            self.charge(self._late_bytes(key[0], request, result, weight, size))
+
+    def _late_bytes(
+        self, channel: str, request: Request, result: Result | HoldfastError, weight: int, reply_bytes: int
+    ) -> int:
+        """Return the bytes that an answered request has caused beside its frame and reply, less the expected ones."""
+        expected = EXPECTED_BYTES if isinstance(request, UpdateFrame) else 0
+        if isinstance(result, HoldfastError):
+            return -expected
         # The weight of a create or an update is not its size, but their replies hold the whole message.
         is_whole = isinstance(request, CreateFrame | UpdateFrame)
-        if cost := event_bytes(self._hub, key[0], result, reply_bytes if is_whole else max(reply_bytes, weight)):
-            self.charge(cost)
+        return event_bytes(self._hub, channel, result, reply_bytes if is_whole else max(reply_bytes, weight)) - expected
 
     def _held(self) -> Holdings:
         if self._holdings is None:
@@ -371,11 +378,12 @@ class Session:
         limit = limits.default_history if frame.limit is None else frame.limit
         if limit > limits.history:
             raise InvalidRequest(f"limit must be a whole number from 1 to {limits.history}, got {limit}")
-        self.charge(EXPECTED_BYTES)
+        charge = self.charge or (lambda size: None)
+        charge(EXPECTED_BYTES)
         try:
             page = await self._hub.history(channel, before=frame.before, limit=limit)
         finally:
-            self.charge(-EXPECTED_BYTES)
+            charge(-EXPECTED_BYTES)
         fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
         self.reply({"type": "ok", "ref": frame.ref, **fields})
 
@@ -414,9 +422,9 @@ class Session:
             }
         )
 
-    def refuse(self, ref: Json, error: HoldfastError) -> None:
-        """Reply to the request `ref` with an error, in the form that peers may see."""
-        self.reply({**for_peers(error).problem(), "type": "error", "ref": ref})
+    def refuse(self, ref: Json, error: HoldfastError) -> int:
+        """Reply to the request `ref` with an error, in the form that peers may see, and return the reply's size."""
+        return self.reply({**for_peers(error).problem(), "type": "error", "ref": ref})
 
     def reply_failed(self, ref: Ref, error: Exception) -> None:
         """Reply to a request that raised; log an error that is not ours to send."""
@@ -431,7 +439,8 @@ class Session:
         text = data.decode()
         self._replies.append(text)
         self._reply_bytes += len(text)
-        self.charge(len(data))
+        if self.charge is not None:
+            self.charge(len(data))
         self.wake()
         return len(data)
 

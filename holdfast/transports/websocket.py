@@ -235,7 +235,7 @@ class Socket:
             wake=self._wake,
             released=self._released,
             start_task=self._start_task,
-            charge=credentials.charge,
+            charge=credentials.charge if credentials.is_counted else None,
         )
         credentials.watch(self._expire)
 
@@ -284,7 +284,8 @@ class Socket:
             self._expire()
             return False
         try:
-            credentials.count_request(len(text) if text.isascii() else len(text.encode(errors="surrogatepass")))
+            if credentials.is_counted:
+                credentials.count_request(len(text) if text.isascii() else len(text.encode(errors="surrogatepass")))
             if auth is not None and self._is_renewing:
                 raise TooMany("the previous `auth` frame of this socket is still being verified")
         except TooMany as error:
@@ -307,6 +308,7 @@ class Socket:
         finally:
             self._is_renewing = False
         session.identity = identity
+        session.charge = self.credentials.charge if self.credentials.is_counted else None
         session.reply({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
         if session.closing is None and not identity.includes(before):
             # It may be attached, present or at work by a capability that it lost: the client requests each anew.
