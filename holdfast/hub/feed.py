@@ -81,19 +81,21 @@ class Feed:
             if known is not None:
                 self._serial = state.serial
                 return known if known.events else self._take_ephemeral()
-        if self._is_continued():
-            batch = channel.batch_since(self._serial, attach=not self._attached or self._epoch == NO_EPOCH)
-            if batch is None:  # more messages changed than a catch-up may hold
-                self._epoch = None  # set before the attempt: `catch_up` must load the messages of a new start
-                batch = channel.new_start(self._history)
-        else:
+        is_start = not self._attached or self._epoch == NO_EPOCH  # the batch begins with `channel.attached`
+        batch = channel.batch_since(self._serial, attach=is_start) if self._is_continued() else None
+        if batch is None:  # or more messages changed than a catch-up may hold
+            is_start = True
+            self._epoch = None  # set before the attempt: `catch_up` must load the messages of a new start
+        if is_start and self._ephemeral_position is not None:
+            # `channel.attached` carries presence: earlier changes go before it, with their signals, never after it.
+            if self._attached and (passing := self._take_ephemeral()) is not None:
+                return passing
+            self._ephemeral_position = channel.presence_state.position
+        if batch is None:
             batch = channel.new_start(self._history)
-        if not self._attached:
-            if self._ephemeral_position is not None:
-                self._ephemeral_position = channel.presence_state.position  # `channel.attached` carries presence
-            if self.on_first is not None:
-                self.on_first(batch)
-                self.on_first = None
+        if self.on_first is not None:
+            self.on_first(batch)
+            self.on_first = None
         self._attached = True
         self._epoch, self._serial = state.epoch, state.serial
         return batch if batch.events else self._take_ephemeral()
