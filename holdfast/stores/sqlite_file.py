@@ -43,18 +43,25 @@ from typing import Literal
 from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.stores.base import CommitUnknown
 from holdfast.stores.lock_holder import holder_of, note_held, note_released
+from holdfast.stores.sqlite_documents import Documents
 
 logger = logging.getLogger("holdfast.stores")
 
 Synchronous = Literal["normal", "full", "extra"]
 
 APPLICATION_ID = 0x486F6C64  # "Hold"
-SCHEMA = 2
+SCHEMA = 3
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 FILE_MODE = 0o600  # of new files: conversations are for the user of the server alone
 LOCK_POLL_S = 0.05
 LOCK_BYTES = 4096  # more than a lock file ever holds
 NO_NONCE = "-"  # stands for the nonce of a database or lock file without one
+
+# Of the data that leaves with a target or after a time: that of commands.
+_INDEXES_OF_DATA = (
+    "CREATE INDEX documents_target ON documents (channel, target) WHERE target IS NOT NULL",
+    "CREATE INDEX documents_until ON documents (until_ms) WHERE until_ms IS NOT NULL",
+)
 
 _TABLES = (
     # One row, with which the next process checks the state that the last one left. `inode` is the file's inode
@@ -69,11 +76,12 @@ _TABLES = (
     """CREATE TABLE documents (
         id INTEGER PRIMARY KEY, channel INTEGER NOT NULL, message TEXT NOT NULL, created INTEGER NOT NULL,
         version INTEGER NOT NULL, open INTEGER NOT NULL, deleted INTEGER NOT NULL,
-        size_bytes INTEGER NOT NULL)""",
+        size_bytes INTEGER NOT NULL, target TEXT, until_ms INTEGER)""",
     "CREATE UNIQUE INDEX documents_message ON documents (channel, message)",
     "CREATE INDEX documents_version ON documents (channel, version)",
     "CREATE INDEX documents_created ON documents (channel, deleted, created)",
     "CREATE INDEX documents_open ON documents (channel) WHERE open = 1",
+    *_INDEXES_OF_DATA,
     # The slots of a document: blob 0 is its head, each later blob the segments of one write.
     """CREATE TABLE pieces (
         document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL,
@@ -98,7 +106,13 @@ _STEPS = {
         "ALTER TABLE documents RENAME COLUMN streaming TO open",
         "CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     ),
+    2: (
+        "ALTER TABLE documents ADD COLUMN target TEXT",
+        "ALTER TABLE documents ADD COLUMN until_ms INTEGER",
+        *_INDEXES_OF_DATA,
+    ),
 }
+DATA_IN_SEGMENTS = 3  # the first schema in which the data of commands is in segments
 
 
 class SqliteFile:
@@ -214,8 +228,11 @@ class SqliteFile:
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
         with self.transaction():
-            for statement in _TABLES if is_new else self._steps():
+            (schema,) = db.execute("PRAGMA user_version").fetchone()
+            for statement in _TABLES if is_new else _steps(schema):
                 db.execute(statement)
+            if not is_new and schema < DATA_IN_SEGMENTS:
+                Documents(db).upgrade_commands()
             nonce = self._begin_life()
         self._lock.keep_nonces(nonce)
         self.checkpoint("TRUNCATE")
@@ -237,12 +254,6 @@ class SqliteFile:
                 "give Holdfast a file of its own"
             )
         return bool(application != APPLICATION_ID)
-
-    def _steps(self) -> list[str]:
-        """Return the statements that bring an older file to the current schema."""
-        (schema,) = self.db.execute("PRAGMA user_version").fetchone()
-        steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
-        return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
     def _begin_life(self) -> str:
         """Begin new epochs if the history behind a serial may have changed. Returns the database's new nonce.
@@ -290,6 +301,12 @@ class SqliteFile:
         if self.db.in_transaction:  # SQLite has already rolled back after some errors
             with contextlib.suppress(sqlite3.Error):
                 self.db.execute("ROLLBACK")
+
+
+def _steps(schema: int) -> list[str]:
+    """Return the statements that bring a file of `schema` to the current one."""
+    steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
+    return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
 
 class FileLock:

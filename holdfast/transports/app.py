@@ -28,15 +28,16 @@ from starlette.types import ASGIApp, Receive, Send
 from holdfast.core.errors import HoldfastError, MethodNotAllowed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.transports.access import check_peer, header
 from holdfast.transports.chunks import Chunks, cycle_of, end_refusal, socket_of
 from holdfast.transports.close_codes import MISUSED
 from holdfast.transports.codec import unexpected
+from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.message_stream import message_events
 from holdfast.transports.operations import BY_NAME, OPERATIONS
+from holdfast.transports.origin import check_peer
 from holdfast.transports.problem import NOSNIFF, Headers, problem_messages
 from holdfast.transports.sender import FAREWELL_S
 from holdfast.transports.sse import channel_events, is_started

@@ -18,7 +18,8 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import ConnectionSlot
 from holdfast.hub.tickets import Ticket
-from holdfast.transports.access import describe_caller, identity_by_token, peer_of
+from holdfast.transports.access import describe_caller, identity_by_token
+from holdfast.transports.headers import peer_of
 from holdfast.transports.server_connection import mark_known
 from holdfast.transports.traffic import charge
 

@@ -54,7 +54,6 @@ from holdfast.transports.access import (
     check_create,
     check_metrics,
     check_operation,
-    check_peer,
     check_update,
     count_new_channel,
     count_signal,
@@ -64,6 +63,7 @@ from holdfast.transports.access import (
 from holdfast.transports.codec import decode, for_peers, result_fields, unexpected
 from holdfast.transports.credentials import left_s
 from holdfast.transports.operations import BY_NAME, OPERATIONS, Operation
+from holdfast.transports.origin import check_peer
 from holdfast.transports.problem import problem_body, problem_headers
 from holdfast.transports.query import Query, whole
 from holdfast.transports.tickets import CreateTicket, TicketIssued

@@ -23,10 +23,11 @@ from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
-from holdfast.transports.access import admit_stream, allowed_history, describe_caller, header
+from holdfast.transports.access import admit_stream, allowed_history, describe_caller
 from holdfast.transports.chunks import Chunks, break_off
 from holdfast.transports.codec import unexpected
 from holdfast.transports.credentials import Credentials
+from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.operations import BY_NAME
 from holdfast.transports.problem import NOSNIFF, Headers

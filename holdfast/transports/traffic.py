@@ -14,7 +14,7 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import FREE_BYTES
 from holdfast.hub.results import Result
-from holdfast.transports.access import header, peer_of
+from holdfast.transports.headers import header, peer_of
 from holdfast.transports.operations import Operation
 
 # As much as four requests, so that a client may read twenty pages at once.

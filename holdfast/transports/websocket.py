@@ -23,7 +23,7 @@ from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, TooMany, U
 from holdfast.core.events import encode_json
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.transports.access import check_serving, header, known_identity
+from holdfast.transports.access import check_serving, known_identity
 from holdfast.transports.chunks import Frames
 from holdfast.transports.close_codes import (
     CROWDED,
@@ -38,6 +38,7 @@ from holdfast.transports.close_codes import (
 from holdfast.transports.codec import for_peers
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.frames import AuthFrame
+from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.sender import FAREWELL_S, DirectSender, Sender, TaskSender
 from holdfast.transports.server_connection import expect_introduction
