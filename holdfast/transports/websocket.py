@@ -23,7 +23,7 @@ from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, TooMany, U
 from holdfast.core.events import encode_json
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.transports.access import check_serving, known_identity
+from holdfast.transports.access import check_serving, known_identity, logged_refusals
 from holdfast.transports.chunks import Frames
 from holdfast.transports.close_codes import (
     CROWDED,
@@ -82,7 +82,8 @@ class Sockets:
         if identity is not None:
             credentials.take_slot()
         elif header(scope, b"authorization") is not None:
-            raise Unauthenticated("the hub's verifier does not accept the credentials of this request")
+            with logged_refusals(scope):
+                raise Unauthenticated("the hub's verifier does not accept the credentials of this request")
         elif not expect_introduction(scope, 2 * AUTH_TIMEOUT_S) and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
             raise Busy(f"too many unauthenticated connections (limit {MAX_UNAUTHENTICATED})")
         return credentials
