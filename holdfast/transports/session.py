@@ -17,16 +17,12 @@ socket's presence and leases, `socket_worker` its agents. `docs/protocol.md`, 7,
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple
-
-import msgspec
-from msgspec import Struct
 
 from holdfast.core.errors import HoldfastError, InvalidRequest
 from holdfast.core.events import encode_json
@@ -69,6 +65,7 @@ from holdfast.transports.frames import (
     TurnTakeFrame,
     UpdateFrame,
     WorkFrame,
+    ref_in,
 )
 from holdfast.transports.holdings import Holdings
 from holdfast.transports.operations import BY_FRAME, frame_decoder
@@ -93,13 +90,6 @@ class Closing(NamedTuple):
 
     code: int
     reason: str
-
-
-class _Ref(Struct):
-    ref: Json = None
-
-
-_ref = msgspec.json.Decoder(_Ref)
 
 
 class Session:
@@ -486,28 +476,3 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
 
 def _put_part(frame: PartFrame) -> PutPart:
     return PutPart(index=frame.part, part=frame.value, generation=frame.generation, request=frame.request)
-
-
-def ref_in(data: bytes) -> Json:
-    """Return the `ref` of an invalid frame, if it has one that can be sent back."""
-    try:
-        ref = _ref.decode(data).ref
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        ref = _lenient_ref(data)
-    if isinstance(ref, int) and not isinstance(ref, bool):
-        return ref if abs(ref) <= 2**53 else None
-    return ref if isinstance(ref, str) and len(ref) <= 64 and _is_text(ref) else None
-
-
-def _is_text(ref: str) -> bool:
-    """Return whether `ref` can be sent: half a surrogate pair cannot."""
-    return ref.isascii() or not any("\ud800" <= one <= "\udfff" for one in ref)
-
-
-def _lenient_ref(data: bytes) -> Json:
-    """Return the `ref` of a frame whose text has half a surrogate pair: browsers send it, strict JSON refuses it."""
-    try:
-        frame = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return frame.get("ref") if isinstance(frame, dict) else None

@@ -37,12 +37,12 @@ from holdfast.transports.close_codes import (
 )
 from holdfast.transports.codec import for_peers
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.frames import AuthFrame
+from holdfast.transports.frames import AuthFrame, ref_in
 from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.sender import FAREWELL_S, DirectSender, Sender, TaskSender
 from holdfast.transports.server_connection import expect_introduction
-from holdfast.transports.session import PING_S, Session, ref_in
+from holdfast.transports.session import PING_S, Session
 from holdfast.transports.sse import RETRY_MS
 
 SUBPROTOCOL = "holdfast.v1"
