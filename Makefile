@@ -18,7 +18,7 @@ test: $(VENV)/.dev node_modules/.installed ## all tests, the browser's too
 	@npm test --silent
 	@$(BIN)/pytest -n 3 --dist loadfile
 
-test-long: $(VENV)/.dev ## the built package, other releases of the dependencies, faults, seeds
+test-long: $(VENV)/.dev node_modules/.installed ## the built package, other releases of the dependencies, faults, seeds
 	@scripts/test_long
 
 lint: $(VENV)/.dev node_modules/.installed ## format, lint and strict types, in Python and JavaScript

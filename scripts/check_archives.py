@@ -15,7 +15,12 @@ from pathlib import Path
 CLONE = Path(__file__).parents[1]
 LIMIT_BYTES = 900_000  # of the wheel
 METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
-REQUIRED = {"holdfast/py.typed", "holdfast/web/client.js", "holdfast/web/demo/index.html", "holdfast/demo/text/README.md"}
+REQUIRED = {
+    "holdfast/py.typed",
+    "holdfast/web/client.js",
+    "holdfast/web/demo/index.html",
+    "holdfast/demo/text/README.md",
+}
 
 
 def tracked(*folders: str) -> set[str]:
@@ -27,7 +32,7 @@ def tracked(*folders: str) -> set[str]:
 
 def wheel_files() -> set[str]:
     """Return the files of the package in the wheel, with the documents from which the demo answers."""
-    documents = {f"holdfast/demo/text/{name}" for name in tracked("docs", "README.md")}
+    documents = {f"holdfast/demo/text/{name}" for name in tracked("docs", "README.md") if name.endswith(".md")}
     built = CLONE / "dist" / "web"
     if not built.is_dir():
         return tracked("holdfast") | documents
@@ -37,7 +42,9 @@ def wheel_files() -> set[str]:
 
 def check(archive: str, found: set[str], expected: set[str]) -> None:
     """Raise AssertionError unless the archive has exactly the expected files."""
-    assert found == expected, f"{archive} lacks {sorted(expected - found)} and has in addition {sorted(found - expected)}"
+    assert found == expected, (
+        f"{archive} lacks {sorted(expected - found)} and has in addition {sorted(found - expected)}"
+    )
 
 
 def main(wheel: Path, sdist: Path) -> None:

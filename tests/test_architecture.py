@@ -23,7 +23,7 @@ CORE = sorted((PACKAGE / "core").glob("*.py"))
 LAYERS = (
     ("_version",),
     ("core",),
-    ("portal",),
+    ("portal", "development"),
     ("stores",),
     ("hub",),
     ("transports", "agents"),
@@ -185,7 +185,7 @@ CLIENT = sorted((PACKAGE / "client").glob("*.py"))
 @pytest.mark.parametrize("path", CLIENT, ids=name_of)
 def test_client_imports_no_part_of_a_server(path: Path) -> None:
     """Only clients with handlers load `agents` (`test_package`)."""
-    assert {top(name) for name in own_imports(path)} <= {"core", "portal", "agents", "client"}
+    assert {top(name) for name in own_imports(path)} <= {"core", "portal", "development", "agents", "client"}
 
 
 def test_every_folder_has_a_layer() -> None:

@@ -18,9 +18,10 @@ from holdfast.agents.running import Agent, Handler, Running, check_agent, check_
 from holdfast.agents.turn import OnCrash
 from holdfast.client.view import ChannelView
 from holdfast.client.work import ClaimedTurn, check_pattern
-from holdfast.core.errors import HoldfastError
+from holdfast.core.errors import HoldfastError, LocalError, shown
 from holdfast.core.events import CommandReply, Page
 from holdfast.core.model import Command, Json, Message
+from holdfast.development import failure_reason
 
 if TYPE_CHECKING:
     from holdfast.client.client import Client
@@ -50,14 +51,17 @@ class Agents:
         on_crash: OnCrash,
         timeout_s: float,
         slots: int,
+        debug: bool | None,
     ) -> Callable[[Handler], Handler]:
         """See `Client.agent`."""
         check_pattern(pattern)
         check_work(when_busy, slots)
+        if debug is not None and not isinstance(debug, bool):
+            raise LocalError(f"debug must be True, False or None, got {shown(debug)}")
 
         def register(handler: Handler) -> Handler:
             agent = check_agent(Agent(handler, name or "agent", on_crash, timeout_s))
-            self._agents.append(RemoteAgent(self._client, self, agent, pattern, name, when_busy, slots))
+            self._agents.append(RemoteAgent(self._client, self, agent, pattern, name, when_busy, slots, debug))
             return handler
 
         return register
@@ -103,6 +107,7 @@ class RemoteAgent:
         name: str | None,
         when_busy: WhenBusy,
         slots: int,
+        debug: bool | None,
     ) -> None:
         self._client = client
         self._agents = agents
@@ -111,6 +116,7 @@ class RemoteAgent:
         self._name = name
         self._when_busy = when_busy
         self._slots = slots
+        self._debug = debug
 
     async def run(self) -> None:
         """Work until cancelled. Raises the server's refusal, such as Forbidden."""
@@ -119,7 +125,7 @@ class RemoteAgent:
         )
 
     async def _turn(self, turn: ClaimedTurn) -> None:
-        backend = RemoteBackend(self._client, self._agents, turn)
+        backend = RemoteBackend(self._client, self._agents, turn, debug=self._debug)
         running = Running(self._agent, backend, turn.channel, turn.message, turn.generation)
         state = await running.run()
         turn.outcome = "cancelled" if state == "cancelled" else "done"
@@ -130,14 +136,18 @@ class RemoteBackend:
 
     is_shutting_down = False  # a client that shuts down cancels its turns, and their claims lapse
 
-    def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn) -> None:
+    def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn, *, debug: bool | None) -> None:
         self._client = client
         self._agents = agents
         self._turn = turn
+        self._debug = debug
 
     def reason_of(self, error: BaseException) -> str | None:
-        """Of `Backend`. A client does not know whether its server is one of development."""
-        return None
+        """Of `Backend`. The hub decides whether a reason names the exception, and the agent's process about its text.
+
+        The text of an exception may hold a key of this process, so only the process's own setting `debug` sends it.
+        """
+        return failure_reason(error, debug=self._debug, is_development=self._turn.is_development)
 
     def write(
         self,
@@ -150,11 +160,15 @@ class RemoteBackend:
         meta: dict[str, Json],
     ) -> Writer:
         """Of `Backend`. The author is the client's own id, which the server sets."""
-        return self._client.message(channel, id=message_id, reply_to=reply_to, meta=meta, parent=parent or reply_to)
+        writer = self._client.message(channel, id=message_id, reply_to=reply_to, meta=meta, parent=parent or reply_to)
+        writer.reason_of = self.reason_of
+        return writer
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
         """Of `Backend`."""
-        return await self._client.take_over(channel, message_id).open()
+        writer = self._client.take_over(channel, message_id)
+        writer.reason_of = self.reason_of
+        return await writer.open()
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """Of `Backend`."""

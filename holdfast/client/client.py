@@ -352,18 +352,20 @@ class Client:
         on_crash: OnCrash = "restart",
         timeout_s: float = 3600.0,
         slots: int = 100,
+        debug: bool | None = None,
     ) -> Callable[[Handler], Handler]:
         """Register a handler as `hub.agent` does: `@client.agent("chat:*")`, then `await client.run()`.
 
         `name` is the member that people see: the client's id (the default), or that with `~` and a suffix. The author
         of the answers is the client's id. It needs `subscribe`, `history`, `publish`, `append`, `command`, `agent`.
+        `debug` is as of `Hub`; with None the reason of a failed answer names the exception if the hub's reasons do.
         """
         from holdfast.client.agents import Agents  # clients that only watch do not need the agents
 
         if self._agents is None:
             self._agents = Agents(self)
         return self._agents.register(
-            pattern, name=name, when_busy=when_busy, on_crash=on_crash, timeout_s=timeout_s, slots=slots
+            pattern, name=name, when_busy=when_busy, on_crash=on_crash, timeout_s=timeout_s, slots=slots, debug=debug
         )
 
     async def run(self, *, drain_s: float | None = 30.0) -> None:

@@ -49,6 +49,7 @@ class TurnOffer(Struct, frozen=True, kw_only=True):
     lease_s: float
     pattern: str | None = None  # of the worker that it is for
     name: str | None = None
+    debug: bool = False  # whether the reason of a failed answer may name the exception
 
 
 OnTurn = Callable[["ClaimedTurn"], Awaitable[None]]
@@ -214,6 +215,7 @@ class ClaimedTurn:
         self.message = offer.message  # that the turn is for
         self.generation = offer.generation  # of the claim: the number of attempts so far
         self.lease_s = offer.lease_s
+        self.is_development = offer.debug  # of its hub: reasons of failed answers name the exception
         self.outcome: Literal["done", "cancelled"] = "done"  # how it ends when the handler returns
         self.is_lost = False  # it is over, or another worker has it: the handler is being cancelled
         self.task: asyncio.Task[None] | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -83,6 +83,7 @@ class RemoteWriter(OutgoingProperties):
         self.channel = channel
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason, when the task is cancelled
         self.spare_id: Callable[[], str] | None = None  # returns another id if the first one is taken
+        self.reason_of: Callable[[BaseException], str | None] | None = None  # of an exception that ended the block
         self._link = link
         self._create = create
         self._read = read
@@ -95,6 +96,7 @@ class RemoteWriter(OutgoingProperties):
             when_lost=self._lease_lost,
         )
         self._created = 0  # the serial of the message's creation
+        self._called = self._awaited = 0
         self._reads = 0  # the number of the running read, which makes earlier ones obsolete
         self._failures = 0  # in a row
         self._timer: asyncio.TimerHandle | None = None  # of the next attempt after a failure
@@ -113,15 +115,20 @@ class RemoteWriter(OutgoingProperties):
         """Return the accepted text of all text parts."""
         return self._outgoing.text
 
-    async def append(self, text: str, *, part: int | None = None) -> None:
+    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
         """Add `text` to the message's last text part, or to part `part`; a first text part opens by itself.
 
         Returns when the text is accepted: at once, unless the writer is ahead of the server by more than
         `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
         Deleted, TooLarge; LocalError after the end. Raises Unreachable if no request was stored for the client's
         `timeout_s`; accepted content is kept and sent later. Half a surrogate pair at the end of `text` is held back
-        and joined to the next piece.
+        and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
         """
+        self._called += 1
+        return self._append(text, part)
+
+    async def _append(self, text: str, part: int | None) -> None:
+        self._awaited += 1
         self._outgoing.accept_text(text, part)
         await self._accepted()
 
@@ -150,6 +157,9 @@ class RemoteWriter(OutgoingProperties):
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None:
         """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
+        is_whole = status == "complete" and not self._outgoing.is_over
+        if is_whole and (misuse := self._not_awaited()) is not None:
+            raise misuse
         self._outgoing.accept_end(status, reason=reason, meta=meta)
         self._pump()
         await self._until(lambda: self._outgoing.state is ENDED)
@@ -218,8 +228,11 @@ class RemoteWriter(OutgoingProperties):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         outgoing = self._outgoing
+        misuse = self._not_awaited() if error is None else None
         try:
-            if error is None and outgoing.error is None:
+            if misuse is not None:
+                await self._end_early(*end_for(misuse))
+            elif error is None and outgoing.error is None:
                 await self._end_as("complete", None)
         except Unreachable:
             raise  # the writer has waited for a connection already
@@ -228,12 +241,13 @@ class RemoteWriter(OutgoingProperties):
             raise
         else:
             if error is not None:
-                is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
-                await self._end_early(*(self.cancelled_as if is_cancelled else end_for(error)))
+                await self._end_early(*self._end_for(error))
         finally:
             outgoing.close()
             await self._finish_after_refusal()
             self._close()
+        if misuse is not None:
+            raise misuse
         if kind is None:
             outgoing.raise_error()
 
@@ -400,6 +414,15 @@ class RemoteWriter(OutgoingProperties):
         except (HoldfastError, TimeoutError) as error:
             ending.cancel()
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, error)
+
+    def _end_for(self, error: BaseException) -> tuple[str, str | None]:
+        """Return status and reason of the message, whose block `error` ended."""
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return self.cancelled_as
+        status, reason = end_for(error)
+        if reason is None and self.reason_of is not None:
+            reason = self.reason_of(error)
+        return status, reason
 
     async def _end_as(self, status: str, reason: str | None) -> None:
         if self._outgoing.state is OPEN:

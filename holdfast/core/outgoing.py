@@ -419,11 +419,13 @@ class Outgoing:
 
 
 class OutgoingProperties:
-    """The properties of a message that both writers show."""
+    """What both writers share: the properties of the message, and the check that each call of `append` was awaited."""
 
-    __slots__ = ("_outgoing",)
+    __slots__ = ("_awaited", "_called", "_outgoing")
 
     _outgoing: Outgoing
+    _called: int  # calls of `append` …
+    _awaited: int  # … and how many of them were awaited
 
     @property
     def id(self) -> str:
@@ -459,6 +461,18 @@ class OutgoingProperties:
     def unstored_bytes(self) -> int:
         """Return the size of the accepted content that is not stored."""
         return self._outgoing.unstored_bytes
+
+    def _not_awaited(self) -> LocalError | None:
+        """Return an error if the text of a call of `append` is missing, because the call was not awaited."""
+        missing = self._called - self._awaited
+        if missing <= 0:
+            return None
+        self._awaited = self._called
+        times = "once" if missing == 1 else f"{missing} times"
+        return LocalError(
+            f"append to message {self.id!r} was called {times} without await, so its text is missing; "
+            "write `await message.append(text)`"
+        )
 
 
 def end_for(error: BaseException) -> tuple[str, str | None]:

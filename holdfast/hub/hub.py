@@ -35,9 +35,9 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
+from holdfast.development import failure_reason
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
-from holdfast.hub.development import exception_reason
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind
@@ -499,8 +499,7 @@ class HubCore:
 
     def reason_of(self, error: BaseException) -> str | None:
         """Return the reason of a message that `error` ended: the exception's name in development, else None."""
-        is_development = self.authenticate is None if self.debug is None else self.debug
-        return exception_reason(error, has_text=bool(self.debug)) if is_development else None
+        return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)
 
     # -- inside ------------------------------------------------------------------------------------------------
 

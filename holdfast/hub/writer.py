@@ -50,8 +50,6 @@ class MessageWriter(OutgoingProperties):
 
     __slots__ = (  # with this many attributes, slots are faster than a dictionary
         "_author",
-        "_awaited",
-        "_called",
         "_caller",
         "_create",
         "_hub",
@@ -87,8 +85,7 @@ class MessageWriter(OutgoingProperties):
         self._live: Channel | None = None  # the channel of the last batch; one that left memory has no viewers
         self._trouble: HoldfastError | None = None  # of a store that fails at present
         self._waiters: list[asyncio.Future[None]] = []
-        self._called = 0  # calls of `append` …
-        self._awaited = 0  # … and how many of them were awaited
+        self._called = self._awaited = 0
         self._retry: asyncio.TimerHandle | None = None
 
     # -- public ------------------------------------------------------------------------------------------------
@@ -143,7 +140,8 @@ class MessageWriter(OutgoingProperties):
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None:
         """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
-        if not self._outgoing.is_over and (misuse := self._not_awaited()) is not None:
+        is_whole = status == "complete" and not self._outgoing.is_over
+        if is_whole and (misuse := self._not_awaited()) is not None:
             raise misuse
         self._outgoing.accept_end(status, reason=reason, meta=meta)
         self._submit()
@@ -209,13 +207,12 @@ class MessageWriter(OutgoingProperties):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        misuse: LocalError | None = None
+        misuse = self._not_awaited() if error is None else None
         try:
             if not self._outgoing.is_over:
-                if error is not None:
-                    await self._finish_early(error)
-                elif (misuse := self._not_awaited()) is not None:
-                    await self._finish_early(misuse)
+                early = error or misuse
+                if early is not None:
+                    await self._finish_early(early)
                 else:
                     await self.finish()
         finally:
@@ -352,18 +349,6 @@ class MessageWriter(OutgoingProperties):
                 waiter.set_result(None)
 
     # -- the end of the block ----------------------------------------------------------------------------------
-
-    def _not_awaited(self) -> LocalError | None:
-        """Return an error if the text of a call of `append` is missing, because the call was not awaited."""
-        missing = self._called - self._awaited
-        if missing <= 0:
-            return None
-        self._awaited = self._called
-        times = "once" if missing == 1 else f"{missing} times"
-        return LocalError(
-            f"append to message {self.id!r} was called {times} without await, so its text is missing; "
-            "write `await message.append(text)`"
-        )
 
     async def _finish_after_refusal(self) -> None:
         """Finish a message as failed, with the text so far, if a request was refused while it streams."""

@@ -29,7 +29,7 @@ from holdfast.core.errors import HoldfastError, MethodNotAllowed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports.access import check_peer, header
-from holdfast.transports.chunks import Chunks, cycle_of, socket_of
+from holdfast.transports.chunks import Chunks, cycle_of, end_refusal, socket_of
 from holdfast.transports.close_codes import MISUSED
 from holdfast.transports.codec import unexpected
 from holdfast.transports.heartbeats import Heartbeats
@@ -150,11 +150,11 @@ class App:
                 raise no_such_path()
             credentials = await self._sockets.admit(scope)
         except HoldfastError as error:
-            await _refuse(scope, error, send)
+            await _refuse(scope, error, receive, send)
             return
         except Exception:
             logger.exception("a WebSocket could not be admitted")
-            await _refuse(scope, unexpected(), send)
+            await _refuse(scope, unexpected(), receive, send)
             return
         try:
             await self._sockets.serve(credentials, scope, receive, send)
@@ -284,10 +284,11 @@ async def _send_problem(error: HoldfastError, headers: Headers, send: Send) -> N
             await send(message)
 
 
-async def _refuse(scope: Scope, error: HoldfastError, send: Send) -> None:
+async def _refuse(scope: Scope, error: HoldfastError, receive: Receive, send: Send) -> None:
     """Refuse a socket before it is accepted: with our problem if the server supports that, else with a plain 403."""
     if "websocket.http.response" in (scope.get("extensions") or {}):
         for message in problem_messages(error, prefix="websocket.http.response"):
             await send(message)
+        end_refusal(receive)
     else:
         await send({"type": "websocket.close", "code": MISUSED, "reason": error.code})

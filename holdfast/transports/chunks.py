@@ -80,6 +80,19 @@ def break_off(receive: Receive) -> None:
         cycle.transport.close()
 
 
+def end_refusal(receive: Receive) -> None:
+    """Note on uvicorn's WebSocket protocol that a refused handshake has its response.
+
+    uvicorn does not note it, and logs a line at level ERROR for each socket that is refused with a response.
+    """
+    protocol: Any = getattr(receive, "__self__", None)
+    if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):
+        return
+    expected = ("handshake_complete", "initial_response", "close_sent")
+    if all(hasattr(protocol, name) for name in expected) and protocol.initial_response and protocol.close_sent:
+        protocol.handshake_complete = True
+
+
 class Frames:
     """Caches the WebSocket frame of the last text, as `Chunks` does for batches."""
 

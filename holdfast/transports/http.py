@@ -22,10 +22,12 @@ from starlette.types import Receive, Scope, Send
 
 from holdfast.core.errors import (
     Draining,
+    Forbidden,
     HoldfastError,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    NoVerifier,
     StoreUnavailable,
     TooLarge,
     UnsupportedMediaType,
@@ -50,6 +52,7 @@ from holdfast.transports.access import (
     check_create,
     check_metrics,
     check_operation,
+    check_peer,
     check_update,
     count_new_channel,
     count_signal,
@@ -276,8 +279,13 @@ OpenHandler = Callable[[HubCore, Request], Awaitable[Response]]
 
 
 async def version(hub: HubCore, request: Request) -> Response:
-    """Tell a client that a Holdfast server answers here, and which version of the protocol it speaks."""
-    return _json({"server": "holdfast", "protocol": 1})
+    """Tell a client that a Holdfast server answers here, which protocol it speaks, and why it refuses this peer."""
+    about: dict[str, Any] = {"server": "holdfast", "protocol": 1}
+    try:
+        await check_peer(hub, dict(request.scope))
+    except (NoVerifier, Forbidden) as error:
+        about["problem"] = error.problem()
+    return _json(about)
 
 
 async def health(hub: HubCore, request: Request) -> Response:

@@ -34,6 +34,7 @@ from holdfast.core.limits import KIB
 from holdfast.core.model import Json
 from holdfast.core.names import check_channel, check_id, command_key
 from holdfast.core.requests import PutPart, Request
+from holdfast.development import names_exceptions
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.results import Result
@@ -385,17 +386,18 @@ class Session:
         message = self._hub.channel(turn.channel).state.message(turn.message_id)
         if message is None or self.closing is not None:
             return  # the lease of the turn lapses
-        self.reply(
-            {
-                "type": "turn",
-                "channel": turn.channel,
-                "message": message.message(),
-                "generation": turn.generation,
-                "lease_s": turn.lease_s,
-                "pattern": worker.pattern,
-                "name": worker.name,
-            }
-        )
+        frame: dict[str, Any] = {
+            "type": "turn",
+            "channel": turn.channel,
+            "message": message.message(),
+            "generation": turn.generation,
+            "lease_s": turn.lease_s,
+            "pattern": worker.pattern,
+            "name": worker.name,
+        }
+        if names_exceptions(self._hub.debug, self._hub.authenticate is None):
+            frame["debug"] = True
+        self.reply(frame)
 
     def refuse(self, ref: Json, error: HoldfastError) -> None:
         """Reply to the request `ref` with an error, in the form that peers may see."""

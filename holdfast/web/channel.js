@@ -1,14 +1,14 @@
 /**
  * A channel of the client: its view, its requests, and the presence of this client.
- *
- * The members of a Channel above the line "internal" are public.
  * @module
  */
 
+import { Conversation } from "./conversation.js"
 import { HoldfastError, callAll, isTemporary, Observable, refusal } from "./errors.js"
 import { LEASE_S } from "./requests.js"
 import { shownMessage, unsentMessage } from "./snapshot.js"
 import { countPoints, SurrogateJoiner } from "./text.js"
+import { Typing } from "./typing.js"
 import { remember, View } from "./view.js"
 
 /** @typedef {import("./view.js").Batch} Batch */
@@ -20,10 +20,13 @@ import { remember, View } from "./view.js"
 /** @typedef {{ id?: string, can: readonly string[] }} You the id of this client, and its capabilities on the channel */
 /** @typedef {import("./snapshot.js").Message} Message */
 /**
- * @typedef {Omit<ViewSnapshot, "messages"> & { readonly messages: readonly Message[], readonly streaming: readonly Message[],
- *   readonly hasOlder: boolean, readonly state: State, readonly error: HoldfastError | null, readonly you: You | null,
- *   readonly status: import("./client.js").Status, readonly lastCatchUp: Stats["catchUp"] | null }} Snapshot
- *   `messages` ends with the messages that are being sent; `streaming` are those that are being written
+ * @typedef {Omit<ViewSnapshot, "messages"> & { readonly messages: readonly Message[], readonly all: readonly Message[],
+ *   readonly streaming: readonly Message[], readonly hasOlder: boolean, readonly state: State,
+ *   readonly error: HoldfastError | null, readonly you: You | null, readonly typing: readonly string[],
+ *   readonly unread: number, readonly isFromCache: boolean, readonly status: import("./client.js").Status,
+ *   readonly lastCatchUp: Stats["catchUp"] | null }} Snapshot
+ *   `messages` are those of the selected path, `all` those of all branches; both end with the messages that are being
+ *   sent. `streaming` are those that are being written; `typing` are client ids
  */
 /**
  * @typedef {object} Stats the input of one channel
@@ -43,6 +46,7 @@ const PAGE_TRIES = 3
 const utf8 = new TextEncoder()
 
 export class Channel extends Observable {
+  /** @internal */
   view = new View()
   /** @type {Stats} */
   stats = { events: 0, batches: 0, bytes: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0 } }
@@ -54,6 +58,8 @@ export class Channel extends Observable {
   you = null
   /** @type {Stats["catchUp"] | null} */
   #arriving = null
+  /** @internal Whether the view is that of an earlier page: the server has not completed it yet. */
+  isFromCache = false
   /** @type {Set<(event: WireEvent) => void>} */
   #listeners = new Set()
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -72,15 +78,16 @@ export class Channel extends Observable {
   #renewal
   /** @type {Snapshot | undefined} */
   #shown
-  /** @type {readonly Message[]} */
-  #messages = []
+  #conversation = new Conversation()
+  #typing = new Typing(this)
+  #seen = Infinity // the serial of the last message before the page was hidden
 
-  /** @param {import("./client.js").Client} client @param {string} name @param {number} [limit] */
+  /** @internal @param {import("./client.js").Client} client @param {string} name @param {number} [limit] */
   constructor(client, name, limit) {
     super()
-    this.client = client
+    /** @internal */ this.client = client
     this.name = name
-    this.limit = limit
+    /** @internal */ this.limit = limit
   }
 
   get cursor() {
@@ -110,9 +117,11 @@ export class Channel extends Observable {
    * @param {string | (import("./outbox.js").Draft & { id?: string })} message @returns {Promise<Message>}
    */
   async send(message) {
-    const { id = this.client.newId(), ...draft } = typeof message === "string" ? { text: message } : message
+    const { id = this.client.newId(), ...draft } = fieldsOf(message)
     this.client.check()
-    this.client.outbox.add(this.name, id, draft)
+    this.getSnapshot() // `end` is that of the newest state
+    this.client.outbox.add(this.name, id, { ...(!draft.reply_to && { parent: this.#conversation.end }), ...draft })
+    this.#typing.send(false)
     this.notify()
     return this.#deliver(id)
   }
@@ -128,6 +137,73 @@ export class Channel extends Observable {
   discard(id) {
     this.client.outbox.remove(id)
     this.notify()
+  }
+
+  /**
+   * Send another version of a question, as a branch: it has the same parent, and is shown in place of the first version.
+   * If that was deleted, the new version stays unsent with the error `deleted`, until `retry` or `discard`.
+   * @param {string} id of the question @param {string | import("./outbox.js").Draft} message @returns {Promise<Message>}
+   */
+  async edit(id, message) {
+    this.getSnapshot()
+    const { client, name } = this
+    const draft = fieldsOf(message)
+    const known = this.#conversation.get(id)
+    if (!known) {
+      const error = refusal("deleted", `message ${id} was deleted, or is not in view: retry() sends its new version as a message of its own`)
+      client.outbox.add(name, client.newId(), draft, { code: error.code, detail: error.message })
+      this.notify()
+      throw error
+    }
+    if (known.role !== "user" || known.reply_to) {
+      throw refusal("invalid_request", `edit() is for questions, and message ${id} is ${known.reply_to ? "a reply" : `of role ${known.role}`}: use update()`)
+    }
+    if (known.local) client.outbox.remove(id)
+    const parent = known.local ? known.parent : known.parent ?? null
+    this.#conversation.follow("user", parent)
+    return this.send({ meta: known.meta, parent, ...draft })
+  }
+
+  /** Request another answer to a question, as a branch. @param {string} [id] of the question or of its answer; by default the newest question */
+  async regenerate(id) {
+    const { all, messages } = this.getSnapshot()
+    const known = id === undefined ? [...messages].reverse().find(({ role }) => role === "user") : this.#conversation.get(id)
+    const target = known?.role === "user" ? known.id : known?.reply_to ?? known?.parent ?? id
+    if (!target) throw refusal("not_found", `channel ${this.name} shows no question to answer again, of ${all.length} messages`)
+    const response = await this.command("regenerate", { target })
+    this.#conversation.follow("assistant", target)
+    this.notify()
+    return response
+  }
+
+  /** Return the versions of a question, or the attempts at an answer, in order, the given one among them. @param {string} id @returns {readonly Message[]} */
+  branches(id) {
+    this.getSnapshot()
+    return this.#conversation.branches(id)
+  }
+
+  /** Show a message, the messages that lead to it, and those that follow it. @param {string} id */
+  select(id) {
+    this.getSnapshot()
+    this.#conversation.select(id)
+    this.notify()
+  }
+
+  /** Stop an answer, also when it has not begun. Resolves also when it is over. @param {string} [target] the answer or its question; by default the newest */
+  async cancel(target = this.#running()) {
+    return target && this.command("cancel", { target }).catch((error) => {
+      if (error.code !== "finished") throw error
+    })
+  }
+
+  /** Send further input to a running answer. @param {unknown} data text, or data of the app @param {string} [target] the answer or its question; by default the newest */
+  async steer(data, target = this.#running()) {
+    return this.command("steer", { target, data: typeof data === "string" ? { text: data } : data })
+  }
+
+  /** Tell the others that this person types; call it for each key. It ends after some seconds, or with a sent message. @param {boolean} [isTyping] */
+  typing(isTyping = true) {
+    this.#typing.send(isTyping)
   }
 
   /**
@@ -224,13 +300,19 @@ export class Channel extends Observable {
     return (this.#paging ??= this.#page(limit).finally(() => (this.#paging = null)))
   }
 
+  /** Add the next older page to the view. @param {number} [limit] of messages @returns {Promise<boolean>} whether older messages remain */
+  loadOlder(limit) {
+    return this.history({ limit })
+  }
+
   // The members below are internal to this file.
 
+  /** @internal */
   attaching() {
     this.#arriving = { events: 0, points: 0 }
   }
 
-  /** The server has attached this client. @param {(You & { expires_s?: number }) | undefined} you */
+  /** @internal The server has attached this client. @param {(You & { expires_s?: number }) | undefined} you */
   attached(you) {
     this.client.token.accepted()
     if (you) {
@@ -242,30 +324,34 @@ export class Channel extends Observable {
     this.#hasSentOld = true
   }
 
-  /** The connection has ended; its incomplete batch is void. */
+  /** @internal The connection has ended; its incomplete batch is void. */
   disconnected() {
     this.view.disconnect()
     if (this.state === "live") this.#become("reconnecting")
   }
 
-  /** @param {HoldfastError} error @param {Connection} connection */
+  /** @internal @param {HoldfastError} error @param {Connection} connection */
   refused(error, connection) {
     if (isTemporary(error)) connection.fail(0, error)
     else this.close(error)
   }
 
-  /** Presence ends with its connection or its lease: send it again, unless a request is pending. */
+  /** @internal Presence ends with its connection or its lease: send it again, unless a request is pending. */
   renewPresence() {
     if (this.#presence && !this.#presenceRequests) this.#sendPresence().catch(() => {})
   }
 
-  /** @param {Batch} batch @param {string} text its frame @param {Connection} connection */
+  /** @internal @param {Batch} batch @param {string} text its frame @param {Connection} connection */
   receive({ cursor, events }, text, connection) {
     const { stats } = this
     stats.bytes += utf8.encode(text).length
     stats.events += events.length
-    for (const event of events) if (this.#arriving) countIn(this.#arriving, event)
+    for (const event of events) {
+      if (this.#arriving) countIn(this.#arriving, event)
+      this.#typing.receive(event)
+    }
     const { isGap, passed } = this.view.apply({ cursor, events })
+    if (cursor) this.isFromCache = false
     if (isGap) {
       stats.gaps++
       connection.fail() // the whole connection: a gap is always a bug, and the other channels resume at little cost
@@ -273,21 +359,38 @@ export class Channel extends Observable {
       stats.batches++
       this.#goLive()
     } else this.#notifyTimer ??= setTimeout(() => this.notify(), NOTIFY_MS)
+    this.client.sharing?.received(this, { cursor, events })
     for (const event of passed) callAll(this.#listeners, event)
     for (const { id, stored } of this.client.outbox.of(this.name)) if (stored && this.view.knows(id)) this.client.outbox.remove(id)
   }
 
-  /** @param {HoldfastError} [error] */
+  /** @internal Show `view` instead of the present one. */
+  show(view = new View(), isFromCache = false) {
+    this.view = view
+    this.isFromCache = isFromCache
+    this.notify()
+  }
+
+  /** @internal @param {HoldfastError} [error] */
   end(error) {
     clearTimeout(this.#renewal)
+    this.#typing.stop()
     this.error = error ?? null
     this.#become("closed")
   }
 
+  /** @internal */
   notify() {
     clearTimeout(this.#notifyTimer)
     this.#notifyTimer = this.#shown = undefined
     super.notify()
+  }
+
+  /** @internal The page was hidden, or is shown again. @param {boolean} isHidden */
+  turned(isHidden) {
+    const { messages } = this.view.getSnapshot()
+    this.#seen = isHidden ? Math.min(this.#seen, messages[messages.length - 1]?.created ?? 0) : Infinity
+    this.notify()
   }
 
   /** @param {State} state */
@@ -300,6 +403,7 @@ export class Channel extends Observable {
     if (this.state === "reconnecting") this.stats.reconnects++
     this.stats.catchUp = this.#arriving ?? this.stats.catchUp
     this.#arriving = null
+    if (this.#seen === Infinity && globalThis.document?.hidden) this.turned(true)
     this.#become("live")
   }
 
@@ -308,20 +412,28 @@ export class Channel extends Observable {
     const { view, client, state, error, you, stats } = this
     const known = view.getSnapshot()
     const unsent = client.outbox.of(this.name).filter(({ id }) => !view.knows(id))
-    const messages = [...known.messages.map(shownMessage), ...unsent.map(unsentMessage)]
-    const isSame = messages.length === this.#messages.length && messages.every((message, index) => message === this.#messages[index])
-    if (!isSame) this.#messages = messages
+    this.#conversation.update(known.messages, unsent.map(unsentMessage))
+    const { all, messages } = this.#conversation
     return {
       ...known,
-      messages: this.#messages,
-      streaming: this.#messages.filter(({ status }) => status === "streaming"),
+      messages,
+      all,
+      streaming: messages.filter(({ status }) => status === "streaming"),
       hasOlder: known.more,
+      typing: this.#typing.ids,
+      unread: known.messages.filter(({ created, author }) => created > this.#seen && author !== client.id).length,
+      isFromCache: this.isFromCache,
       state,
       error,
       you,
       status: { ...client.status, state, error: error ?? client.status.error },
       lastCatchUp: stats.batches ? stats.catchUp : null,
     }
+  }
+
+  #running() {
+    this.getSnapshot()
+    return this.#conversation.running?.id
   }
 
   /** Send the messages of the outbox one after another, so that they keep their order. @param {string} id */
@@ -378,6 +490,9 @@ export class Channel extends Observable {
     return joiner
   }
 }
+
+/** @param {string | (import("./outbox.js").Draft & { id?: string })} message */
+const fieldsOf = (message) => (typeof message === "string" ? { text: message } : message)
 
 /** @param {Stats["catchUp"]} sum @param {any} event */
 function countIn(sum, { type, text = "", message }) {

@@ -1,9 +1,7 @@
 /**
  * The client: it chooses the transport, proves its identity, and says what is wrong.
  *
- * Public are the results of `connect` and `channel`: on a client `status`, `subscribe`, `channel`, `newId`, `suspend`,
- * `resume`, `close`; on a channel `getSnapshot`, `subscribe`, `listen`, `state`, `error`, `stats`, `cursor`, `close`,
- * `signal` and the requests. The other members serve the modules of this folder and may change.
+ * Members that are marked `@internal` serve the modules of this folder and may change; the package's types omit them.
  * @module
  */
 
@@ -17,15 +15,17 @@ import { STREAM } from "./stream.js"
 import { Token } from "./token.js"
 import { WEBSOCKET } from "./websocket.js"
 
-/** @typedef {import("./connection.js").Transport} Transport */
+/** @typedef {"websocket" | "sse" | "poll"} TransportName */
 /** @typedef {import("./requests.js").Fields} Fields */
 /** @typedef {import("./channel.js").Snapshot} Snapshot */
+/** @typedef {import("./snapshot.js").Message} Message */
+/** @typedef {import("./view.js").Part} Part */
 /** @typedef {"connecting" | "live" | "reconnecting" | "suspended" | "closed"} State */
 /**
  * @typedef {object} Status
  * @property {State} state
  * @property {HoldfastError | null} error why it is not live, if the client knows
- * @property {Transport["name"]} transport the one that is in use or tried
+ * @property {TransportName} transport the one that is in use or tried
  * @property {number | null} retryAt when the next attempt begins, in milliseconds since 1970
  */
 /**
@@ -33,8 +33,10 @@ import { WEBSOCKET } from "./websocket.js"
  * @property {string} url where the server is mounted; may be relative to the page
  * @property {import("./token.js").TokenSource} [token] a bearer token, or a callback that returns one; `why` is `start`,
  *   `expired` or `refused`
- * @property {string} [identity] whose page this is: unsent messages survive the tab, and belong to this identity only
- * @property {"auto" | Transport["name"]} [transport] `auto`: WebSocket, then SSE, then long poll
+ * @property {string} [identity] whose page this is: the client id on the server, by default the `sub` of the token. Unsent
+ *   messages survive the tab, and a reload begins with the last view
+ * @property {boolean} [cache] `false`: keep no views in the browser
+ * @property {"auto" | TransportName} [transport] `auto`: WebSocket, then SSE, then long poll
  * @property {string} [client] the client id, for servers without a verifier; `enter` over HTTP needs it
  * @property {AbortSignal} [signal] closes the client
  * @property {typeof globalThis.fetch} [fetch]
@@ -43,6 +45,7 @@ import { WEBSOCKET } from "./websocket.js"
  * @property {() => number} [random] from 0 up to 1
  */
 
+export { Channel } from "./channel.js"
 export { HoldfastError }
 
 const TRANSPORTS = [WEBSOCKET, STREAM, POLL]
@@ -56,15 +59,20 @@ export function connect(options) {
 }
 
 export class Client extends Observable {
-  /** @type {Map<string, Channel>} */
+  /** @internal @type {Map<string, Channel>} */
   channels = new Map()
+  /** @internal Called by `signOut`: each removes data of this person from the browser. @type {Set<() => unknown>} */
+  signingOut = new Set()
+  /** @internal */
   requests = new Requests(this)
+  /** @internal @type {import("./sharing.js").Sharing | undefined} what pages of one identity share */
+  sharing
   /** @type {HoldfastError | null} */
   #error = null
   /** @type {Connection[]} */
   #connections = []
   #transport = WEBSOCKET
-  /** @type {Set<Transport>} those that have worked */
+  /** @type {Set<import("./connection.js").Transport>} those that have worked */
   #worked = new Set()
   /** @type {Status | undefined} */
   #shown
@@ -79,18 +87,18 @@ export class Client extends Observable {
   /** @type {string | undefined} the client id that the server has confirmed */
   #id
 
-  /** @param {Options} options */
+  /** @internal @param {Options} options */
   constructor(options) {
     super()
-    this.options = options
-    this.base = new URL(options.url, globalThis.location?.href).href.replace(/\/+$/, "")
-    this.token = new Token(options.token)
-    this.outbox = new Outbox(this, options.identity)
-    this.fetch = options.fetch ?? ((...request) => fetch(...request))
+    /** @internal */ this.options = options
+    /** @internal */ this.base = new URL(options.url, globalThis.location?.href).href.replace(/\/+$/, "")
+    /** @internal */ this.token = new Token(options.token)
+    /** @internal */ this.outbox = new Outbox(this, options.identity)
+    /** @internal */ this.fetch = options.fetch ?? ((...request) => fetch(...request))
     this.#isFree = (options.transport ?? "auto") === "auto"
-    this.WebSocket = options.WebSocket ?? globalThis.WebSocket
-    this.now = options.now ?? (() => performance.now())
-    this.random = options.random ?? Math.random
+    /** @internal @type {typeof globalThis.WebSocket} */ this.WebSocket = options.WebSocket ?? globalThis.WebSocket
+    /** @internal */ this.now = options.now ?? (() => performance.now())
+    /** @internal */ this.random = options.random ?? Math.random
     const { signal } = this.#closed
     for (const type of WAKING) globalThis.addEventListener?.(type, (event) => this.#wake(event), { signal })
     /** @type {any} the types of TypeScript lack `connection` */
@@ -98,7 +106,11 @@ export class Client extends Observable {
     navigator?.connection?.addEventListener?.("change", () => this.#networkChanged(), { signal })
     options.signal?.addEventListener("abort", () => this.close(), { signal })
     if (options.signal?.aborted) this.close()
-    else this.#use(TRANSPORTS.find(({ name }) => name === options.transport) ?? WEBSOCKET, 0)
+    else if (!globalThis.document || (options.identity ?? options.token) === undefined) this.use()
+    else {
+      const starts = import("./sharing.js").then(({ share }) => share(this)).catch(() => this.use())
+      this.signingOut.add(() => starts.then(() => this.sharing?.signOut()))
+    }
   }
 
   /** @returns {State} the state of the connection; a channel has its own */
@@ -122,7 +134,7 @@ export class Client extends Observable {
 
   /**
    * Watch a channel; each call returns the same object until it is closed.
-   * @param {string} name @param {{ history?: number }} [options] the number of messages of a new start
+   * @param {string} name @param {{ history?: number }} [options] the number of messages of a new start @returns {import("./channel.js").Channel}
    */
   channel(name, { history } = {}) {
     this.#checkOpen()
@@ -130,6 +142,7 @@ export class Client extends Observable {
     if (!channel) {
       channel = new Channel(this, name, history)
       this.channels.set(name, channel)
+      this.sharing?.opened(channel)
       if (this.#isSuspended) return channel
       if (this.isHttp) this.#stream(channel).start()
       else this.#connections[0]?.attach?.(channel)
@@ -154,7 +167,7 @@ export class Client extends Observable {
   resume() {
     if (this.state !== "suspended") return
     this.#isSuspended = false
-    this.#use(this.#transport, 0)
+    this.use(this.#transport)
     this.notify()
   }
 
@@ -171,9 +184,14 @@ export class Client extends Observable {
     this.notify()
   }
 
-  // The members below are internal to this folder.
+  /** End the session of this person: close the client, and remove from the browser what it holds of this person. */
+  async signOut() {
+    this.close()
+    this.outbox.forget()
+    await Promise.all([...this.signingOut].map((forget) => forget()))
+  }
 
-  /** Whether channels have a connection each, and requests go over HTTP. */
+  /** @internal Whether channels have a connection each, and requests go over HTTP. */
   get isHttp() {
     return this.#transport !== WEBSOCKET
   }
@@ -183,27 +201,28 @@ export class Client extends Observable {
     return this.#id ?? this.options.client
   }
 
-  /** The signal that the client is closed. */
+  /** @internal The signal that the client is closed. */
   get closing() {
     return this.#closed.signal
   }
 
-  /** Throw if the client accepts no request now. */
+  /** @internal Throw if the client accepts no request now. */
   check() {
     this.#checkOpen()
     this.requests.check()
   }
 
+  /** @internal */
   nextRef() {
     return ++this.#refs
   }
 
-  /** Send a frame over the socket if it is open. @param {string} text */
+  /** @internal Send a frame over the socket if it is open. @param {string} text */
   send(text) {
     this.#connections[0]?.send?.(text)
   }
 
-  /** @param {string} path @param {Record<string, unknown>} [query] */
+  /** @internal @param {string} path @param {Record<string, unknown>} [query] */
   address(path, query) {
     const url = new URL(this.base + path)
     for (const [name, value] of Object.entries({ sdk: "js", client: this.options.client, ...query })) {
@@ -216,6 +235,7 @@ export class Client extends Observable {
    * Send one HTTP request, with the token if there is one.
    * @param {string} method @param {string} path
    * @param {{ query?: Record<string, unknown>, body?: object, token?: string, signal: AbortSignal }} request
+   * @internal
    */
   http(method, path, { query, body, token, signal }) {
     return this.fetch(this.address(path, query), {
@@ -229,7 +249,7 @@ export class Client extends Observable {
     })
   }
 
-  /** Return the error of a refused HTTP request; one without a code means that the server is down. @param {Response} response @returns {Promise<Error>} */
+  /** @internal Return the error of a refused HTTP request; one without a code means that the server is down. @param {Response} response @returns {Promise<Error>} */
   async problemOf(response) {
     const problem = await response.json().catch(() => ({}))
     const { status } = response
@@ -239,20 +259,20 @@ export class Client extends Observable {
     return refusal("not_holdfast", `${this.base} got status ${status} without a code: is it a Holdfast server?`)
   }
 
-  /** Add a request of a channel. @param {string} type @param {string} channel @param {Fields} fields @returns {Promise<any>} */
+  /** @internal Add a request of a channel. @param {string} type @param {string} channel @param {Fields} fields @returns {Promise<any>} */
   async request(type, channel, fields) {
     this.check()
     return this.requests.add({ ...fields, type, ref: this.nextRef(), channel })
   }
 
-  /** Send a request once; without a connection it is lost. @param {string} type @param {string} channel @param {Fields} fields */
+  /** @internal Send a request once; without a connection it is lost. @param {string} type @param {string} channel @param {Fields} fields */
   sendOnce(type, channel, fields) {
     const frame = { ...fields, type, ref: this.nextRef(), channel }
     if (this.isHttp) this.requests.sendOne(frame).catch(() => {})
     else this.send(JSON.stringify(frame))
   }
 
-  /** A connection has opened. @param {Connection} connection */
+  /** @internal A connection has opened. @param {Connection} connection */
   opened(connection) {
     this.#worked.add(connection.transport)
     this.#error = null
@@ -261,13 +281,14 @@ export class Client extends Observable {
     this.notify()
   }
 
-  /** The server has confirmed the id of this client. @param {string | undefined} id */
+  /** @internal The server has confirmed the id of this client. @param {string | undefined} id */
   identified(id) {
     this.#id = id
+    this.sharing?.identified(id)
     this.outbox.claim()
   }
 
-  /** The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */
+  /** @internal The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */
   tokenRefused(token, isExpired) {
     if (this.token.refused(token, isExpired)) return false
     const remedy = this.token.source === undefined ? "pass `token` to connect()" : "check the `token` of connect()"
@@ -278,9 +299,11 @@ export class Client extends Observable {
   /**
    * The server has refused a stream or a poll, or the network has.
    * @param {Connection} connection @param {any} error @param {string | undefined} token
+   * @internal
    */
   refusedStream(connection, error, token) {
     if (error?.code === "unauthenticated") return void (this.tokenRefused(token, false) || connection.fail())
+    if (error?.code === "no_verifier") this.#explain(error)
     if (error instanceof HoldfastError && error.code !== "not_holdfast") return connection.channel?.refused(error, connection)
     connection.fail(0, error)
   }
@@ -288,6 +311,7 @@ export class Client extends Observable {
   /**
    * Return the call at the end of the back-off; undefined if another transport took over.
    * @param {Connection} connection @param {unknown} error
+   * @internal
    */
   retryOf(connection, error) {
     if (error instanceof HoldfastError && !isTemporary(error)) this.#explain(error)
@@ -297,15 +321,15 @@ export class Client extends Observable {
     if (!this.#isFree || !this.channels.size) return retry
     if (transport === WEBSOCKET) {
       const isBlocked = !connection.isReached && (!this.#worked.has(WEBSOCKET) || connection.attempt >= SOCKET_TRIES)
-      return isBlocked ? void this.#use(STREAM, connection.attempt) : retry
+      return isBlocked ? void this.use(STREAM, connection.attempt) : retry
     }
-    if (connection.isBuffered && transport === STREAM) return void this.#use(POLL, 0)
+    if (connection.isBuffered && transport === STREAM) return void this.use(POLL)
     // A transport that worked is tried again, unless a better one worked before; else all are tried in turn.
     const isBest = this.#worked.has(transport) && !this.#worked.has(WEBSOCKET)
-    return isBest ? retry : () => this.#use(WEBSOCKET, connection.attempt)
+    return isBest ? retry : () => this.use(WEBSOCKET, connection.attempt)
   }
 
-  /** @param {Channel} channel */
+  /** @internal @param {Channel} channel */
   leave(channel) {
     this.channels.delete(channel.name)
     this.send(JSON.stringify({ type: "detach", ref: this.nextRef(), channel: channel.name }))
@@ -313,8 +337,9 @@ export class Client extends Observable {
     this.#connections = this.#connections.filter((connection) => connection.channel !== channel)
   }
 
-  /** @param {Transport} transport @param {number} attempt the number of failed attempts */
-  #use(transport, attempt) {
+  /** @internal Connect. @param {import("./connection.js").Transport} [transport] @param {number} [attempt] the number of failed attempts */
+  use(transport = TRANSPORTS.find(({ name }) => name === this.options.transport) ?? WEBSOCKET, attempt = 0) {
+    if (this.#isSuspended || this.state === "closed") return
     this.#stopAll()
     this.#transport = transport
     if (this.isHttp) for (const channel of this.channels.values()) this.#stream(channel)
@@ -336,7 +361,7 @@ export class Client extends Observable {
   #climb() {
     const before = this.#transport
     const isCurrent = () => this.#transport === before && this.state !== "closed" && this.state !== "suspended"
-    const give = () => isCurrent() && this.#use(before === POLL ? STREAM : before, 0)
+    const give = () => isCurrent() && this.use(before === POLL ? STREAM : before)
     try {
       const socket = new this.WebSocket(this.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
       const timer = setTimeout(() => socket.close(), UPGRADE_MS / 30)
@@ -344,7 +369,7 @@ export class Client extends Observable {
         socket.onclose = null
         clearTimeout(timer)
         socket.close()
-        if (isCurrent()) this.#use(WEBSOCKET, 0)
+        if (isCurrent()) this.use(WEBSOCKET)
       }
       socket.onclose = () => {
         clearTimeout(timer)
@@ -357,7 +382,7 @@ export class Client extends Observable {
 
   /** Another network may carry what the last one did not. */
   #networkChanged() {
-    if (this.isHttp && this.#isFree && this.state !== "closed" && !this.#isSuspended) this.#use(WEBSOCKET, 0)
+    if (this.isHttp && this.#isFree) this.use(WEBSOCKET)
     else for (const connection of this.#connections) connection.wake()
   }
 
@@ -370,7 +395,9 @@ export class Client extends Observable {
 
   /** @param {Event} event */
   #wake({ type }) {
-    if (globalThis.document?.hidden) return
+    const isHidden = globalThis.document?.hidden
+    if (type === "visibilitychange") for (const channel of this.channels.values()) channel.turned(!!isHidden)
+    if (isHidden) return
     if (type === "online" && this.#worked.size) this.#networkChanged()
     else for (const connection of this.#connections) connection.wake()
   }

@@ -9,7 +9,7 @@
 /** @typedef {import("./channel.js").Channel} Channel */
 /**
  * @typedef {object} Transport
- * @property {"websocket" | "sse" | "poll"} name
+ * @property {import("./client.js").TransportName} name
  * @property {(connection: Connection, token: string | undefined) => () => void} dial starts to open a connection, and
  *   returns a function that releases it
  * @property {number} silence_ms the longest silence of a live connection
@@ -22,6 +22,7 @@ const BACKOFF_CAP_MS = 15_000
 const STABLE_MS = 5_000 // a connection that breaks sooner is one more failure
 export const OPEN_MS = 10_000 // some proxies never respond to an upgrade; the same bound holds for an HTTP response
 
+/** @internal */
 export class Connection {
   isOpen = false
   isBuffered = false // a proxy holds the stream back

@@ -5,7 +5,7 @@
 
 /** A refusal by the server or by this client. `code` is stable; `problem` is the server's whole problem. */
 export class HoldfastError extends Error {
-  /** @param {string} code @param {Record<string, any>} [problem] */
+  /** @internal @param {string} code @param {Record<string, any>} [problem] */
   constructor(code, problem = {}) {
     super(problem.detail ?? code)
     this.code = code
@@ -13,13 +13,13 @@ export class HoldfastError extends Error {
   }
 }
 
-/** Return an error with `detail`, unless `problem` has its own. @param {string} code @param {string} detail @param {object} [problem] */
+/** @internal Return an error with `detail`, unless `problem` has its own. @param {string} code @param {string} detail @param {object} [problem] */
 export const refusal = (code, detail, problem) => new HoldfastError(code, { detail, ...problem })
 
 // Temporary codes: attach again later. Any other code closes the channel.
 const TEMPORARY = ["busy", "draining", "internal", "store_unavailable", "too_many"]
 
-/** Return whether a later attempt may succeed. @param {{ code: string }} error */
+/** @internal Return whether a later attempt may succeed. @param {{ code: string }} error */
 export const isTemporary = (error) => TEMPORARY.includes(error.code)
 
 /** An object whose watchers are called after every change. */
@@ -33,12 +33,13 @@ export class Observable {
     return () => void this.#watchers.delete(watcher)
   }
 
+  /** @internal */
   notify() {
     callAll(this.#watchers, undefined)
   }
 }
 
-/** Call each callback; an exception of one does not stop the others. @template T @param {Set<(value: T) => void>} callbacks @param {T} value */
+/** @internal Call each callback; an exception of one does not stop the others. @template T @param {Set<(value: T) => void>} callbacks @param {T} value */
 export function callAll(callbacks, value) {
   for (const callback of [...callbacks]) {
     try {

@@ -13,7 +13,7 @@ import { isTemporary, refusal } from "./errors.js"
 /** @typedef {import("./view.js").Message} Message */
 /** @typedef {import("./errors.js").HoldfastError} HoldfastError */
 /** @typedef {import("./channel.js").Channel} Channel */
-/** @typedef {{ text?: string, parts?: import("./view.js").Part[], meta?: Record<string, unknown>, parent?: string, reply_to?: string }} Draft */
+/** @typedef {{ text?: string, parts?: import("./view.js").Part[], meta?: Readonly<Record<string, unknown>>, parent?: string | null, reply_to?: string }} Draft */
 /** @typedef {{ code: string, detail: string }} Refusal */
 /**
  * @typedef {object} Entry
@@ -30,6 +30,7 @@ const MAX_MESSAGES = 200
 const MAX_UNITS = 1_048_576 // of UTF-16
 const AGAIN_MS = 5_000 // the longest wait after a temporary refusal
 
+/** @internal */
 export class Outbox {
   /** @type {Map<string, Entry>} in the order of sending */
   entries = new Map()
@@ -54,9 +55,9 @@ export class Outbox {
     return [...this.entries.values()].filter((entry) => entry.channel === channel && (entry.by ?? id) === id)
   }
 
-  /** Add a message before it is sent. Throws `too_many`. @param {string} channel @param {string} id @param {Draft} draft */
-  add(channel, id, draft) {
-    const entry = { id, channel, by: this.client.id, at: Date.now(), draft }
+  /** Add a message before it is sent. Throws `too_many`. @param {string} channel @param {string} id @param {Draft} draft @param {Refusal} [error] why it is not sent */
+  add(channel, id, draft, error) {
+    const entry = { id, channel, by: this.client.id, at: Date.now(), draft, error }
     const units = JSON.stringify([...this.entries.values(), entry]).length
     const { size } = this.entries
     if (size >= MAX_MESSAGES || units > MAX_UNITS) {
@@ -95,6 +96,12 @@ export class Outbox {
   remove(id) {
     this.entries.delete(id)
     this.#storage?.removeItem(this.prefix + id)
+  }
+
+  /** Remove the messages of this person, who signs out. */
+  forget() {
+    const { id, options } = this.client
+    for (const entry of this.entries.values()) if (options.identity !== undefined || (entry.by ?? id) === id) this.remove(entry.id)
   }
 
   /** The server has confirmed the id of this client, which sent the entries without an owner. */

@@ -6,7 +6,7 @@
  * @module
  */
 
-import { refusal } from "./errors.js"
+import { HoldfastError, refusal } from "./errors.js"
 
 const PROBE_MS = 3_000
 const REPORT_MS = 50 // the browser reports a violation in a later task
@@ -31,7 +31,7 @@ export async function diagnose(base, fetch) {
   try {
     const response = await fetch(address, { signal: AbortSignal.timeout(PROBE_MS), cache: "no-store" })
     const body = await response.json().catch(() => ({}))
-    if (body?.server === "holdfast") return null
+    if (body?.server === "holdfast") return body.problem ? new HoldfastError(body.problem.code, body.problem) : null
     if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} got status ${response.status}`, body)
     return refusal("not_holdfast", `${base} responds (status ${response.status}), but not as a Holdfast server: is it mounted at another path?`)
   } catch {

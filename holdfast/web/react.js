@@ -1,3 +1,4 @@
+"use client"
 /**
  * React hooks over the client. Each renders a component only when its own value has changed.
  *
@@ -20,8 +21,8 @@ const Context = createContext(/** @type {Client | null} */ (null))
 const NO_MESSAGES = []
 /** @type {Snapshot} */
 const EMPTY = {
-  messages: NO_MESSAGES, streaming: NO_MESSAGES, hasOlder: false, more: false, presence: { members: [], count: 0 },
-  commands: [], you: null, state: "connecting", error: null, lastCatchUp: null,
+  messages: NO_MESSAGES, all: NO_MESSAGES, streaming: NO_MESSAGES, hasOlder: false, more: false,
+  presence: { members: [], count: 0 }, commands: [], replied: [], typing: [], unread: 0, isFromCache: false, you: null, state: "connecting", error: null, lastCatchUp: null,
   status: { state: "connecting", error: null, transport: "websocket", retryAt: null },
 }
 

@@ -28,6 +28,7 @@ const ROUTES = new Map([
   ["signal", "POST signals"],
 ])
 
+/** @internal */
 export class Requests {
   /** @type {Map<unknown, Pending>} in the order of the calls, which is the order of sending */
   pending = new Map()

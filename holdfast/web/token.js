@@ -11,7 +11,7 @@ import { refusal } from "./errors.js"
 const CALLBACK_MS = 10_000 // a callback that takes longer counts as a failed attempt
 const REFUSALS = 2 // in a row; a third attempt with such a token would be refused too
 
-/** The current token. A refused or expired token is replaced before the next attempt. */
+/** @internal The current token. A refused or expired token is replaced before the next attempt. */
 export class Token {
   /** @type {string | undefined} */
   #current

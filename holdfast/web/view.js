@@ -10,15 +10,18 @@
 
 import { countPoints, dropPoints } from "./text.js"
 
+export { countPoints }
+
 /** @typedef {{ type: string, text?: string, input?: unknown, [field: string]: unknown }} Part */
 /**
  * @typedef {{ readonly id: string, readonly role: string, readonly author?: string, readonly status: string,
  *   readonly reason?: string, readonly parts?: readonly Part[], readonly meta?: Readonly<Record<string, unknown>>,
- *   readonly parent?: string, readonly reply_to?: string, readonly created: number, readonly version: number,
+ *   readonly parent?: string | null, readonly reply_to?: string, readonly created: number, readonly version: number,
  *   readonly created_at: number, readonly updated_at: number }} Message
  */
 /** @typedef {{ id: string, kind: string, data?: Record<string, unknown>, connections: number }} Member */
 /** @typedef {{ id: string, name: string, target?: string, data?: unknown, from?: string, expires_at: number }} Command */
+/** @typedef {Command & { reply: Reply }} Replied */
 /** @typedef {{ members: readonly Member[], count: number }} Presence a new start lists at most 100 members */
 /**
  * @typedef {{ type: "channel.attached", channel: string, epoch: string, serial: number, resumed: boolean,
@@ -43,13 +46,14 @@ import { countPoints, dropPoints } from "./text.js"
 /** @typedef {{ messages: Message[], more: boolean, cursor?: string }} Page */
 /**
  * @typedef {{ readonly messages: readonly Message[], readonly more: boolean, readonly presence: Presence,
- *   readonly commands: readonly Command[] }} Snapshot
- *   `more`: whether older messages exist; `commands`: the pending ones
+ *   readonly commands: readonly Command[], readonly replied: readonly Replied[] }} Snapshot
+ *   `more`: whether older messages exist; `commands`: the pending ones; `replied`: the last ones that got a reply
  */
 
 // Serials of objects that are not in view. They matter only while a history page is on its way or a batch is repeated,
 // so the oldest may be dropped; without a bound a page that is open for weeks would grow without end.
 const REMEMBERED = 10_000
+const REPLIED = 20 // commands that are shown with their reply
 const EMPTY_PRESENCE = { members: [], count: 0 }
 
 export class View {
@@ -57,6 +61,9 @@ export class View {
   cursor = null
   /** The number of new starts. A page that was requested before a new start must not be merged after it. */
   starts = 0
+
+  /** @internal Whether the latest frame ended its batch: only then the state is that of the cursor. */
+  isWhole = false
 
   #fold = new Fold()
   /** @type {WireEvent[] | null} a new start that is not complete yet (rule 6) */
@@ -91,6 +98,7 @@ export class View {
         this.starts++
       }
     }
+    this.isWhole = cursor != null
     if (this.#isLost) this.cursor = null
     else if (cursor != null) this.cursor = cursor
     return { isGap, passed }
@@ -147,6 +155,14 @@ class Fold {
   pending = new Map()
   /** @type {Map<string, boolean>} id → whether it has a reply */
   commands = new Map()
+  /** @type {readonly Replied[]} */
+  replied = []
+  /** @type {Entry[] | null} in order; null when a message was added or removed */
+  order = null
+  /** @type {Set<Entry>} changed since the last snapshot */
+  touched = new Set()
+  /** @type {Message[]} of the last snapshot */
+  messages = []
   /** @type {{ messages?: readonly Message[], presence?: Presence, commands?: readonly Command[], all?: Snapshot }} */
   shown = {}
 
@@ -166,9 +182,13 @@ class Fold {
       case "message.append":
       case "message.part":
       case "message.finish":
-      case "message.takeover":
+      case "message.takeover": {
+        const entry = this.entries.get(event.id)
+        if (!entry) return this.rememberSerial(event.id, event.serial)
+        this.touched.add(entry)
         this.changed("messages")
-        return this.entries.get(event.id)?.take(event) ?? this.rememberSerial(event.id, event.serial)
+        return entry.take(event)
+      }
       case "message.delete":
         this.delete(event.id, event.serial)
         break
@@ -178,8 +198,7 @@ class Fold {
       case "command.reply":
         if (this.commands.get(event.id)) break // rule 7
         remember(this.commands, event.id, true)
-        this.pending.delete(event.id)
-        this.changed("commands")
+        this.settle(event)
         passed.push(event)
         break
       case "presence.enter":
@@ -217,7 +236,7 @@ class Fold {
 
   forget() {
     for (const known of [this.entries, this.unseen, this.deleted, this.commands]) known.clear()
-    this.changed("messages")
+    this.reorder()
   }
 
   /** @param {Message} message @param {number} serial */
@@ -232,7 +251,7 @@ class Fold {
   /** @param {Message} message @param {number} serial */
   show(message, serial) {
     this.entries.set(message.id, new Entry(message, serial))
-    this.changed("messages")
+    this.reorder()
   }
 
   /** @param {string} id @param {number} serial */
@@ -240,7 +259,7 @@ class Fold {
     if (serial <= (this.entries.get(id)?.version ?? 0)) return
     remember(this.deleted, id, serial)
     this.entries.delete(id)
-    this.changed("messages")
+    this.reorder()
   }
 
   /** Rule 4: remember the serial of a message outside the view, to refuse older states of it. @param {string} id @param {number} serial */
@@ -279,6 +298,14 @@ class Fold {
     this.changed("commands")
   }
 
+  /** @param {Reply} reply */
+  settle(reply) {
+    const command = this.pending.get(reply.id)
+    if (command) this.replied = [...this.replied, { ...command, reply }].slice(-REPLIED)
+    this.pending.delete(reply.id)
+    this.changed("commands")
+  }
+
   /** @param {Member} member */
   setMember(member) {
     this.members.set(member.id, member)
@@ -297,25 +324,43 @@ class Fold {
     this.shown[field] = this.shown.all = undefined
   }
 
+  /** A message was added or removed. */
+  reorder() {
+    this.order = null
+    this.changed("messages")
+  }
+
   /** @returns {Snapshot} */
   getSnapshot() {
-    const { shown, more, count } = this
+    const { shown, more, count, replied } = this
     return (shown.all ??= {
       messages: (shown.messages ??= this.getMessages()),
       more,
       presence: (shown.presence ??= { members: [...this.members.values()], count }),
       commands: (shown.commands ??= [...this.pending.values()]),
+      replied,
     })
   }
 
+  /** Only changed messages cost more than the copy of a reference. */
   getMessages() {
-    const messages = [...this.entries.values()].map((entry) => entry.getMessage())
-    return messages.sort((a, b) => a.created - b.created)
+    if (!this.order) {
+      this.order = [...this.entries.values()].sort((a, b) => a.head.created - b.head.created)
+      this.order.forEach((entry, index) => (entry.index = index))
+      this.messages = this.order.map((entry) => entry.getMessage())
+    } else {
+      this.messages = [...this.messages]
+      for (const entry of this.touched) this.messages[entry.index] = entry.getMessage()
+    }
+    this.touched.clear()
+    return this.messages
   }
 }
 
 /** One message in view. */
 class Entry {
+  index = 0 // in the order of the messages
+
   /** @param {Message} message @param {number} serial */
   constructor(message, serial) {
     this.head = message // all fields but the parts
@@ -401,7 +446,7 @@ function ending({ status, reason, meta, updated_at }) {
   return { status, updated_at, ...(reason != null && { reason }), ...(meta && { meta }) }
 }
 
-/** Set an entry, and drop the oldest beyond `limit`. @template T @param {Map<string, T>} map @param {string} id @param {T} value */
+/** @internal Set an entry, and drop the oldest beyond `limit`. @template T @param {Map<string, T>} map @param {string} id @param {T} value */
 export function remember(map, id, value, limit = REMEMBERED) {
   map.delete(id)
   map.set(id, value)

@@ -9,6 +9,8 @@ and passes no WebSocket on, a port without a server, a hub that does not allow t
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -26,6 +28,8 @@ from starlette.routing import Mount, Route
 from holdfast.app import Hub
 from holdfast.hub.clock import Clock
 from holdfast.hub.tokens import jwt_verifier
+from holdfast.transports import access
+from holdfast.transports.refusals import Refusals
 from tests.browser.tab import TIMEOUT_MS
 from tests.processes import Process, free_port
 from tests.transports.conftest import listening, new_hub, serving
@@ -235,6 +239,54 @@ async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: B
         detail = await window.evaluate("window.client.status.error.message")
         assert f'allowed_origins=["http://localhost:{elsewhere}"]' in detail
         assert [line for line in warnings if "origin_refused" in line] != []
+        # The setting that the reason names works as it is written there.
+        origins = json.loads(re.findall(r"allowed_origins=(\[.*?\])", detail)[0])
+        allowing = new_hub(allowed_origins=origins)
+        async with app_with(allowing) as allowed_port:
+            await window.evaluate(
+                _FOLLOW,
+                ["/client-of-the-page/client.js", {"url": f"http://localhost:{allowed_port}/holdfast"}, "chat:1"],
+            )
+            await window.evaluate("window.channel.create({ id: 'q', text: 'hello' })")
+            await until_shown(window, "hello")
+            stored, _ = await allowing.read("chat:1", "q")
+            assert stored.text == "hello"
+            await window.evaluate("window.client.close()")
+
+
+def from_another_machine(app: Any) -> Any:
+    """Return `app` as a server on 0.0.0.0 calls it for a peer in the network: the scope has that peer's address.
+
+    `holdfast serve --host 0.0.0.0` without a verifier does not start (`test_serve_refuses_conflicting_options`), but
+    another server does. The tests listen on loopback alone, so only the address of the peer is written into the scope.
+    """
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope if scope["type"] == "lifespan" else {**scope, "client": ("192.0.2.7", 50_000)}, receive, send)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("transport", ["auto", "websocket", "sse", "poll"])
+async def test_page_on_another_machine_shows_why_a_hub_without_a_verifier_refuses_it(
+    browser: Browser, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    hub = new_hub()
+    app = Starlette(routes=[Route("/", page), Mount("/holdfast", hub)])
+    monkeypatch.setattr(access, "refusals", Refusals())  # each hour a reason is logged once, by the whole process
+    async with serving(hub, from_another_machine(app)) as served:
+        for _ in range(3):  # one page after another
+            window = await page_at(browser, served.port)
+            await follow(window, served.port, transport=transport)  # this loads the modules
+            assert await error_code(window) == "no_verifier"
+            shown = await window.evaluate("window.client.status.error.message")
+            assert "the peer's address '192.0.2.7' is not a loopback address" in shown
+            assert "Hub(authenticate=...)" in shown
+            await window.evaluate("window.client.close()")
+    lines = [line.getMessage() for line in caplog.records if line.name == "holdfast.transports"]
+    assert len(lines) == 1, lines
+    assert [line.getMessage() for line in caplog.records if line.levelname == "ERROR"] == []
+    assert lines[0].startswith("refused 192.0.2.7 with no_verifier: This hub has no verifier")
 
 
 async def _own_file(route: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from holdfast import Hub, Turn, allow_everyone
 from holdfast.core.events import MessageFinish
-from holdfast.hub.development import exception_reason
+from holdfast.development import exception_reason
 
 
 class CardRefused(Exception):

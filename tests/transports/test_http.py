@@ -323,7 +323,9 @@ async def test_version_is_told_to_callers_without_an_identity_and_without_permis
 ) -> None:
     headers = {"origin": "https://elsewhere.example", "x-forwarded-for": "203.0.113.9"}
     answer = await http.get("/v1", headers=headers)
-    assert (answer.status_code, answer.json()) == (200, {"server": "holdfast", "protocol": 1})
+    refused = answer.json()
+    assert (answer.status_code, refused.pop("problem")["code"]) == (200, "no_verifier")
+    assert refused == (await http.get("/v1")).json() == {"server": "holdfast", "protocol": 1}
     assert "access-control-allow-origin" not in answer.headers
 
 

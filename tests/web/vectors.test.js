@@ -3,6 +3,7 @@ import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { describe, test } from "node:test"
 
+import { dump } from "../../holdfast/web/dump.js"
 import { countPoints, dropPoints, SurrogateJoiner } from "../../holdfast/web/text.js"
 import { View } from "../../holdfast/web/view.js"
 
@@ -56,6 +57,36 @@ for (const file of ["view", "commands", "presence"]) {
     }
   })
 }
+
+test("a view that takes the dump of another shows the same, and continues from the same cursor", () => {
+  let dumps = 0
+  for (const { name, steps } of ["view", "commands", "presence"].flatMap(read)) {
+    const run = new Run()
+    steps.forEach((step, index) => {
+      run.take(step)
+      const batch = dump(run.view)
+      if (!batch) return
+      const copy = new View()
+      assert.equal(copy.apply(JSON.parse(JSON.stringify(batch))).isGap, false)
+      const { messages, replied: _, ...rest } = run.view.getSnapshot() // a dump has the pending commands only
+      const { messages: copied, replied: __, ...others } = JSON.parse(JSON.stringify(copy.getSnapshot()))
+      // Messages that ended above the oldest page are outside of a new start.
+      const inside = messages.filter(({ created, status }) => created >= run.view.before || status === "streaming")
+      assert.deepEqual([copied, others, copy.cursor, copy.before], [inside, rest, run.view.cursor, run.view.before], `${name}, step ${index + 1}`)
+      dumps++
+    })
+  }
+  assert.ok(dumps > 50, `${dumps} dumps`)
+})
+
+test("inside a batch there is no dump", () => {
+  const view = emptyView()
+  assert.ok(dump(view))
+  view.apply({ events: [{ type: "message.append", serial: 2, id: "m", part: 0, at: 0, text: "a" }] })
+  assert.equal(dump(view), null)
+  view.apply({ cursor: "e:2", events: [] })
+  assert.ok(dump(view))
+})
 
 const MESSAGE = { id: "m", role: "assistant", status: "streaming", created: 1, version: 1, created_at: 1, updated_at: 1 }
 const ATTACHED = { type: "channel.attached", channel: "c", epoch: "e", serial: 1, resumed: false, more: false, before: 1 }

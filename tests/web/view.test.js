@@ -21,6 +21,23 @@ test("an append costs its own text, not the text before it", () => {
   assert.equal(view.getSnapshot().messages[0].parts[0].text.length, 1_020_000)
 })
 
+test("an append among a thousand messages makes one new message, and sorts none", () => {
+  const view = new View()
+  const message = (index, status) => ({
+    id: `m${index}`, role: "user", status, created: index, version: index, created_at: 1, updated_at: 1, parts: [{ type: "text", text: "" }],
+  })
+  const start = { type: "channel.attached", channel: "c", epoch: "e", serial: 1_000, resumed: false }
+  const created = Array.from({ length: 1_000 }, (_, index) => message(index + 1, "streaming"))
+  view.apply({ cursor: "e:1000", events: [start, ...created.map((one) => ({ type: "message.update", serial: one.version, message: one }))] })
+  const { messages: before } = view.getSnapshot()
+  view.apply({ cursor: "e:1001", events: [{ type: "message.append", serial: 1_001, id: "m7", part: 0, at: 0, text: "x" }] })
+  const { messages: after } = view.getSnapshot()
+  assert.equal(before[6].parts[0].text, "")
+  assert.equal(after[6].parts[0].text, "x")
+  assert.deepEqual(after.map((one, index) => one === before[index]).indexOf(false), 6)
+  assert.deepEqual(after.filter((one, index) => one !== before[index]).length, 1)
+})
+
 test("the serials of messages outside the view are bounded: the oldest is dropped", () => {
   const view = new View()
   const start = { type: "channel.attached", channel: "c", epoch: "e", serial: 1, resumed: false, more: true, before: 9 }

@@ -7,7 +7,7 @@
  */
 
 import { connect } from "../client.js"
-import { countPoints } from "../text.js"
+import { countPoints } from "../view.js"
 import { Approvals } from "./approvals.js"
 import { Journal } from "./journal.js"
 import { drawName, rename, whoAmI } from "./me.js"

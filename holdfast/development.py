@@ -1,6 +1,6 @@
 """Reasons of failed messages in development: which exception ended the block, and where.
 
-Layer: hub.
+Layer: development, beside `portal`; hubs and clients with agents use it.
 
 A reason is stored with its message, and every reader of the channel sees it. So it names the class of the exception and
 a line of the app's code, and the exception's text only if the app asks for it: such a text may hold a key, a path or a
@@ -15,7 +15,21 @@ from pathlib import Path
 
 REASON_CHARACTERS = 200
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
-_OURS = str(Path(__file__).parents[1])
+_OURS = str(Path(__file__).parent)
+
+
+def failure_reason(error: BaseException, *, debug: bool | None, is_development: bool) -> str | None:
+    """Return the reason of a message that `error` ended, or None if it must not name the exception.
+
+    The setting `debug` decides: True adds the exception's text, False names no exception. With None a reason names the
+    exception in development only.
+    """
+    return exception_reason(error, has_text=bool(debug)) if names_exceptions(debug, is_development) else None
+
+
+def names_exceptions(debug: bool | None, is_development: bool) -> bool:
+    """Return whether reasons name the exception; see `failure_reason`."""
+    return is_development if debug is None else debug
 
 
 def exception_reason(error: BaseException, *, has_text: bool) -> str:

@@ -1,0 +1,57 @@
+/**
+ * Typing: signals that this person types, and the people that type now.
+ *
+ * A signal `typing` holds `{typing: boolean}`. One that is true is valid for some seconds, so that a page that vanishes
+ * types no longer.
+ * @module
+ */
+
+/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./view.js").WireEvent} WireEvent */
+
+const AGAIN_MS = 2_000 // between two signals of a person that types on
+const VALID_MS = 6_000
+
+export class Typing {
+  /** The ids of the clients that type; a new array after each change. @type {readonly string[]} */
+  ids = []
+  /** @type {Map<string, ReturnType<typeof setTimeout>>} */
+  #ends = new Map()
+  #sentAt = -Infinity
+
+  /** @param {Channel} channel */
+  constructor(channel) {
+    this.channel = channel
+  }
+
+  /** Tell the others. @param {boolean} typing */
+  send(typing) {
+    const now_ms = this.channel.client.now()
+    if (typing ? now_ms - this.#sentAt < AGAIN_MS : this.#sentAt < 0) return
+    this.#sentAt = typing ? now_ms : -Infinity
+    this.channel.signal("typing", { typing })
+  }
+
+  /** @param {WireEvent} event */
+  receive(event) {
+    if (event.type === "message.create" && this.#ends.has(event.message.author ?? "")) this.#set(event.message.author ?? "", false)
+    if (event.type !== "signal" || event.name !== "typing" || typeof event.from !== "string") return
+    if (event.from !== this.channel.client.id) this.#set(event.from, /** @type {any} */ (event.data)?.typing === true)
+  }
+
+  stop() {
+    for (const id of this.#ends.keys()) this.#set(id, false)
+  }
+
+  /** @param {string} id @param {boolean} isTyping */
+  #set(id, isTyping) {
+    clearTimeout(this.#ends.get(id))
+    this.#ends.delete(id)
+    const end = () => {
+      this.#set(id, false)
+      this.channel.notify()
+    }
+    if (isTyping) this.#ends.set(id, setTimeout(end, VALID_MS))
+    this.ids = [...this.#ends.keys()]
+  }
+}

@@ -1,0 +1,39 @@
+"""Put the built browser client and the demo's text into the wheel: a build hook of hatchling.
+
+Layer: scripts. `pyproject.toml` names it.
+
+After `scripts/build_web` the wheel has the files of `dist/web` under `holdfast/web`, as the npm package has them.
+Without it, for example in an installation from a git clone, the wheel has the sources there. The hub serves either.
+The demo answers from the Markdown files, so the wheel has them without their images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class WheelFiles(BuildHookInterface[Any]):
+    """Choose the files of the browser client. An editable installation uses those of the clone."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Add the files to the archive. Raise ValueError if the built ones are older than their sources."""
+        source, built = Path(self.root, "holdfast", "web"), Path(self.root, "dist", "web")
+        if version == "editable":
+            return
+        files = sorted(built.iterdir()) if built.is_dir() else []
+        changed = max(path.stat().st_mtime for path in source.iterdir() if path.is_file())
+        if files and min(path.stat().st_mtime for path in files) < changed:
+            raise ValueError("dist/web is older than holdfast/web: run scripts/build_web, or remove dist/web")
+        if self.target_name == "wheel":
+            chosen = files or [path for path in source.iterdir() if path.is_file()]
+            build_data["force_include"].update({str(path): f"holdfast/web/{path.name}" for path in chosen})
+            documents = [
+                Path("README.md"),
+                *(path.relative_to(self.root) for path in Path(self.root, "docs").rglob("*.md")),
+            ]
+            build_data["force_include"].update({str(path): f"holdfast/demo/text/{path}" for path in sorted(documents)})
+        else:
+            build_data["force_include"].update({str(path): f"dist/web/{path.name}" for path in files})

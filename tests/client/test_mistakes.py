@@ -1,0 +1,140 @@
+"""Mistakes of programs that use the client: each fails with the remedy, and an agent's failure names its exception.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from holdfast import Hub, Turn, allow_everyone
+from holdfast.client import Client
+from holdfast.core.errors import LocalError
+from tests.client.test_agents import until_answered, working
+from tests.client.wire import Wire, becomes, client_of
+
+# `append` without await ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "times"), [(1, "once"), (2, "2 times")])
+async def test_append_without_await_fails_the_block(hub: Hub, client: Client, count: int, times: str) -> None:
+    with pytest.raises(LocalError) as raised:
+        async with client.message("c", id="m") as message:
+            await message.append("one ")
+            for _ in range(count):
+                message.append("two ").close()  # without Python's own warning
+    assert raised.value.detail == (
+        f"append to message 'm' was called {times} without await, so its text is missing; "
+        "write `await message.append(text)`"
+    )
+    stored, _ = await hub.read("c", "m")
+    assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
+
+
+async def test_finish_reports_an_append_without_await(hub: Hub, client: Client) -> None:
+    with pytest.raises(LocalError, match="without await"):
+        async with client.message("c", id="m") as message:
+            message.append("one").close()
+            await message.finish()
+    assert (await hub.read("c", "m"))[0].status == "failed"
+
+
+async def test_message_that_was_cancelled_with_a_forgotten_append_fails_its_block(hub: Hub, client: Client) -> None:
+    for one in (client.message("c", id="m"), hub.message("c", id="n")):
+        with pytest.raises(LocalError, match="without await"):
+            async with one as message:
+                message.append("one").close()
+                await message.finish("cancelled")
+        assert (await hub.read("c", message.id))[0].status == "cancelled"
+
+
+async def test_append_may_be_awaited_in_any_way(hub: Hub, client: Client) -> None:
+    async with client.message("c", id="m") as message:
+        await asyncio.gather(message.append("a"), message.append("b"))
+        await asyncio.create_task(message.append("c"))
+        await asyncio.wait_for(message.append("d"), 5)
+    assert (await hub.read("c", "m"))[0].text == "abcd"
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+async def test_open_answer_with_a_forgotten_append_ends_with_its_turn(hub: Hub, wire: Wire, is_local: bool) -> None:
+    client = client_of(wire, client_id="bot")
+
+    @(hub if is_local else client).agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        message: Any = turn.reply()
+        await message.__aenter__()  # and no block
+        message.append("forgotten").close()
+
+    async with nullcontext() if is_local else working(client):
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+        await hub.create("chat:1", text="hi")
+        (answer,) = await until_answered(hub)
+    assert answer.status == "failed"
+
+
+# The reason of an agent's failure --------------------------------------------------------------------------------
+
+
+class CardRefused(Exception):
+    """An exception of the app."""
+
+
+async def reasons(of_agent: bool | None, **settings: Any) -> list[str | None]:
+    """Return the reasons of two answers of an agent that raises: before it begins one, and within its block."""
+    hub = Hub("memory://", hooks_signals=False, **settings)
+    await hub.start()
+    wire = Wire(hub)
+    client = client_of(wire, client_id="bot")
+
+    @client.agent("chat:*", debug=of_agent)
+    async def bot(turn: Turn) -> None:
+        if turn.text == "before":
+            raise CardRefused("of customer 4711")
+        async with turn.reply():
+            raise CardRefused("of customer 4711")
+
+    async with working(client):
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+        for count, text in enumerate(("before", "within"), 1):
+            await hub.create("chat:1", text=text)
+            answers = await until_answered(hub, count)
+    await wire.end()
+    await hub.close()
+    return [one.reason for one in answers]
+
+
+NAMED = r"tests\.CardRefused in test_mistakes\.py, line \d+"
+DEVELOPMENT: dict[str, Any] = {}
+PRODUCTION: dict[str, Any] = {"authenticate": allow_everyone}
+
+
+@pytest.mark.parametrize("settings", [DEVELOPMENT, {**PRODUCTION, "debug": True}], ids=["no verifier", "debug"])
+async def test_agent_of_a_hub_in_development_names_the_exception_and_not_its_text(settings: dict[str, Any]) -> None:
+    for reason in await reasons(None, **settings):
+        assert re.fullmatch(NAMED, reason or "")
+
+
+@pytest.mark.parametrize(
+    ("debug", "settings"), [(None, PRODUCTION), (None, {"debug": False}), (False, DEVELOPMENT)], ids=range(3)
+)
+async def test_agent_of_a_hub_in_production_does_not_name_the_exception(
+    debug: bool | None, settings: dict[str, Any]
+) -> None:
+    assert await reasons(debug, **settings) == ["error", None]
+
+
+async def test_debug_of_the_agent_itself_adds_the_text_of_the_exception() -> None:
+    for reason in await reasons(True, **PRODUCTION):
+        assert re.fullmatch(NAMED + ": of customer 4711", reason or "")
+
+
+def test_debug_of_an_agent_is_a_bool_or_none() -> None:
+    client: Any = Client("http://localhost")
+    with pytest.raises(LocalError, match="debug must be True, False or None, got 'yes'"):
+        client.agent("chat:*", debug="yes")(None)

@@ -1,0 +1,110 @@
+/**
+ * The built package: the same bytes for the same sources, types that a strict importer can use, and modules that a server
+ * can import. `scripts/test_npm` installs it into a Vite and a Next app.
+ */
+import assert from "node:assert/strict"
+import { spawnSync } from "node:child_process"
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { after, before, test } from "node:test"
+import { fileURLToPath } from "node:url"
+
+const ROOT = fileURLToPath(new URL("../..", import.meta.url))
+const PAGE = readFileSync(join(ROOT, "docs", "browser.md"), "utf8")
+
+/** @type {string} an app that has the package, React and its types */
+let app
+/** @type {string} */
+let built
+
+/** @param {string} program @param {...string} options */
+function run(program, ...options) {
+  const { status, stdout, stderr } = spawnSync(program, options, { cwd: app, encoding: "utf8" })
+  return { status, output: stdout + stderr }
+}
+
+/** @param {string} folder */
+const filesOf = (folder) => Object.fromEntries(readdirSync(folder).sort().map((name) => [name, readFileSync(join(folder, name), "utf8")]))
+
+before(() => {
+  app = mkdtempSync(join(tmpdir(), "holdfast-package-"))
+  built = join(app, "node_modules", "holdfast")
+  mkdirSync(join(app, "node_modules"))
+  for (const name of ["react", "@types", "csstype"]) symlinkSync(join(ROOT, "node_modules", name), join(app, "node_modules", name))
+  writeFileSync(join(app, "package.json"), '{ "type": "module" }')
+  assert.deepEqual(run(join(ROOT, "scripts", "build_web"), built), { status: 0, output: "" })
+})
+after(() => rmSync(app, { recursive: true }))
+
+test("a second build has the same bytes", () => {
+  const again = join(app, "again")
+  run(join(ROOT, "scripts", "build_web"), again)
+  assert.deepEqual(filesOf(again), filesOf(built))
+})
+
+test("each export has a module, its types, and a source map with the sources", () => {
+  const { exports, dependencies } = JSON.parse(filesOf(built)["package.json"])
+  assert.deepEqual(Object.keys(exports), [".", "./react", "./view"])
+  assert.equal(dependencies, undefined)
+  for (const { types, default: module } of Object.values(exports)) {
+    assert.ok(readFileSync(join(built, types), "utf8").includes("export"))
+    assert.ok(readFileSync(join(built, module), "utf8").includes(`sourceMappingURL=${module.slice(2)}.map`))
+  }
+  assert.ok(JSON.parse(filesOf(built)["client.js.map"]).sourcesContent.some((/** @type {string} */ one) => one.includes("export class Client")))
+})
+
+test("a strict importer gets the types of every entry, without internal members", () => {
+  writeFileSync(join(app, "page.ts"), `
+    import { connect, HoldfastError, type Channel, type Client, type Message, type Snapshot, type Status } from "holdfast"
+    import { useMessages, useStatus } from "holdfast/react"
+    import { View } from "holdfast/view"
+    const client: Client = connect({ url: "/holdfast", token: async (why) => why === "start" ? "a" : "b" })
+    const channel: Channel = client.channel("chat:1", { history: 20 })
+    const snapshot: Snapshot = channel.getSnapshot()
+    const first: Message | undefined = snapshot.messages[0]
+    const status: Status = client.status
+    const sent: Promise<Message> = channel.send("Hello")
+    console.log(first?.text.length, status.error?.code, sent, new View().getSnapshot(), useMessages, useStatus, HoldfastError)
+    // @ts-expect-error
+    connect({ url: 1 })
+    // @ts-expect-error
+    client.outbox
+    // @ts-expect-error
+    client.options
+    // @ts-expect-error
+    channel.view
+    // @ts-expect-error
+    channel.renewPresence()
+  `)
+  const options = ["--ignoreConfig", "--strict", "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", "--target", "es2022",
+    "--lib", "es2022,dom,dom.iterable", "--preserveSymlinks", "--types", ""]
+  assert.deepEqual(run(join(ROOT, "node_modules", ".bin", "tsc"), ...options, "page.ts"), { status: 0, output: "" })
+})
+
+test("the public members of the types are documented, and the documented members are public", () => {
+  for (const [module, name, heading] of [["client", "Client", "The client"], ["channel", "Channel", "The channel"]]) {
+    const types = filesOf(built)[`${module}.d.ts`].replace(/\/\*[^]*?\*\//g, "")
+    const body = types.slice(types.indexOf(`class ${name} `)).split("\n}")[0]
+    const members = [...body.matchAll(/^ {4}(?:get )?(\w+)[(:]/gm)].map(([, member]) => member)
+    assert.ok(members.length > 5, body)
+    const section = PAGE.split(`\n## ${heading}\n`)[1].split("\n## ")[0]
+    for (const member of members) {
+      assert.match(section, new RegExp(`\`${member}[\`(]`), `${name}.${member} must be in the section "${heading}" of docs/browser.md, or be marked @internal`)
+    }
+    const cells = [...section.matchAll(/^\| (`.*?`) \|/gm)].map(([, cell]) => cell).join()
+    const verbs = [...cells.matchAll(/`(\w+)\([^`]*\)`/g)].map(([, verb]) => verb)
+    for (const verb of verbs) assert.ok(["subscribe", ...members].includes(verb), `docs/browser.md has ${verb}(), which ${name} has not`)
+  }
+})
+
+test("a server can import every entry: no module touches the objects of a browser", () => {
+  writeFileSync(join(app, "server.js"), `
+    for (const name of ["window", "document", "location", "localStorage", "sessionStorage", "indexedDB", "addEventListener"]) {
+      Object.defineProperty(globalThis, name, { get: () => { throw new Error("touched " + name) } })
+    }
+    const modules = await Promise.all(["holdfast", "holdfast/react", "holdfast/view"].map((name) => import(name)))
+    console.log(modules.map((one) => typeof (one.connect ?? one.useChannel ?? one.View)).join())
+  `)
+  assert.deepEqual(run(process.execPath, "server.js"), { status: 0, output: "function,function,function\n" })
+})
