@@ -269,6 +269,8 @@ async def admit_stream(
             ticket = hub.tickets.read(text, channel, last)
         identity = ticket.identity()
         mark_known(scope)
+        if hub.authenticate is not None:
+            hub.rates.request(identity, peer_of(scope))
     check_operation(identity, operation, channel)
     return identity, ticket
 
