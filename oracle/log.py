@@ -3,7 +3,7 @@
 Layer: oracle.
 
 The store of a simulation passes every write to `StoredLogs`, and no other component does: an entry that is not here is
-not stored. The fold shares no code with `core.state` and its records, and keeps each message as it was at each serial. `EpochLog`
+not stored. The fold shares no code with `core.state`, and keeps each message as it was at each serial. `EpochLog`
 raises Violation for an entry that the rules of the protocol forbid.
 """
 
