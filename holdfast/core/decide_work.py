@@ -24,11 +24,11 @@ from holdfast.core.errors import (
     TooMany,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import ClaimState, CommandState, MessageState
 from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
-from holdfast.core.state import ClaimState, CommandState, MessageState
 from holdfast.core.turns import Replier, next_round, rules_of
 
 LONGEST_S = 24 * 3600  # longest time that a command waits for its reply

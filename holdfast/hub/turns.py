@@ -24,10 +24,10 @@ from typing import Literal
 from holdfast.core.decide_work import ATTEMPTS
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Signal
+from holdfast.core.message_state import ClaimState, MessageState
 from holdfast.core.names import COMMAND_MARK, command_key
 from holdfast.core.ops import Writer
 from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, SendCommand
-from holdfast.core.state import ClaimState, MessageState
 from holdfast.core.turns import (
     CANCEL,
     ChannelTurns,
