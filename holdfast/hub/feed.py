@@ -19,7 +19,17 @@ from holdfast.hub.channel import Channel
 class Feed:
     """One subscriber's position in a channel. It holds no entries, so a slow reader uses no memory."""
 
-    __slots__ = ("_attached", "_ephemeral_position", "_epoch", "_group", "_history", "_serial", "channel", "wake")
+    __slots__ = (
+        "_attached",
+        "_ephemeral_position",
+        "_epoch",
+        "_group",
+        "_history",
+        "_serial",
+        "channel",
+        "on_first",
+        "wake",
+    )
 
     def __init__(
         self,
@@ -37,6 +47,7 @@ class Feed:
         """
         self.channel = channel
         self.wake = wake
+        self.on_first: Callable[[EncodedBatch], None] | None = None  # called with the batch that this attach caused
         self._history = history
         self._attached = False  # `channel.attached` was taken
         self._epoch: str | None = since.epoch if since is not None else None  # None: a new start is due
@@ -70,15 +81,21 @@ class Feed:
             if known is not None:
                 self._serial = state.serial
                 return known if known.events else self._take_ephemeral()
-        if self._is_continued():
-            batch = channel.batch_since(self._serial, attach=not self._attached or self._epoch == NO_EPOCH)
-            if batch is None:  # more messages changed than a catch-up may hold
-                self._epoch = None  # set before the attempt: `catch_up` must load the messages of a new start
-                batch = channel.new_start(self._history)
-        else:
+        is_start = not self._attached or self._epoch == NO_EPOCH  # the batch begins with `channel.attached`
+        batch = channel.batch_since(self._serial, attach=is_start) if self._is_continued() else None
+        if batch is None:  # or more messages changed than a catch-up may hold
+            is_start = True
+            self._epoch = None  # set before the attempt: `catch_up` must load the messages of a new start
+        if is_start and self._ephemeral_position is not None:
+            # `channel.attached` carries presence: earlier changes go before it, with their signals, never after it.
+            if self._attached and (passing := self._take_ephemeral()) is not None:
+                return passing
+            self._ephemeral_position = channel.presence_state.position
+        if batch is None:
             batch = channel.new_start(self._history)
-        if not self._attached and self._ephemeral_position is not None:
-            self._ephemeral_position = channel.presence_state.position  # `channel.attached` carries presence
+        if self.on_first is not None:
+            self.on_first(batch)
+            self.on_first = None
         self._attached = True
         self._epoch, self._serial = state.epoch, state.serial
         return batch if batch.events else self._take_ephemeral()

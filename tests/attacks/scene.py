@@ -14,16 +14,19 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import statistics
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jwt
 
+from holdfast.portal import Portal
 from tests.processes import Server
 from wirecheck import SseViewer, WsViewer, encode_frame
 
@@ -204,23 +207,73 @@ async def scene(folder: Path, *options: str, by: tuple[str, ...] = ("-m", "holdf
 
 
 @contextlib.asynccontextmanager
-async def watched(one: Scene) -> AsyncIterator[None]:
-    """Strict viewers of the bystander's message. At the end they have seen all of it, without a gap or a false end."""
-    headers = {"Authorization": f"Bearer {writer_token()}"}
+async def watched(
+    port: int, channel: str, bearer: str, text: Callable[[], str], prefix: str = ""
+) -> AsyncIterator[None]:
+    """Strict viewers of the message `m`. At the end they have seen all of `text`, without a gap or a false end."""
+    headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
+    options: dict[str, Any] = {"headers": headers, "prefix": prefix}
     # `flush_ms` keeps the number of events, and so the viewers' own work, small.
     async with (
-        SseViewer("127.0.0.1", one.port, CHANNEL, headers=headers, query={"flush_ms": "250"}) as by_sse,
-        WsViewer("127.0.0.1", one.port, CHANNEL, headers=headers, attach_fields={"flush_ms": 250}) as by_socket,
+        SseViewer("127.0.0.1", port, channel, query={"flush_ms": "250"}, **options) as by_sse,
+        WsViewer("127.0.0.1", port, channel, attach_fields={"flush_ms": 250}, **options) as by_socket,
     ):
         viewers = (by_sse, by_socket)
         for viewer in viewers:
             await viewer.until_attached(PATIENCE_S)
         yield
         for viewer in viewers:
-            await viewer.until(lambda: viewer.checker.text("m") == one.text, PATIENCE_S)  # noqa: B023
+            await viewer.until(lambda: viewer.checker.text("m") == text(), PATIENCE_S)  # noqa: B023
             assert viewer.checker.violations == []
             assert viewer.checker.status("m") == "streaming"
             assert (viewer.connections, viewer.is_over) == (1, False)
+
+
+@contextlib.contextmanager
+def bystander(port: int, bearer: str = "") -> Iterator[None]:
+    """A client that writes beside the block, and its `watched` viewers, in a thread: attacks may block this one."""
+    portal, begun, over = Portal("bystander"), threading.Event(), asyncio.Event()
+    loop = portal.start()
+    running = asyncio.run_coroutine_threadsafe(_stand_by(port, bearer, begun, over), loop)
+    running.add_done_callback(lambda _: begun.set())  # also if it fails
+    try:
+        begun.wait(PATIENCE_S)
+        yield
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        try:
+            running.result(2 * PATIENCE_S)
+        finally:
+            portal.stop(_no_step, PATIENCE_S)
+
+
+async def _stand_by(port: int, bearer: str, begun: threading.Event, over: asyncio.Event) -> None:
+    """Append to a message of a channel of its own until `over`, and once more."""
+    channel, text = f"bystander-{secrets.token_hex(8)}", ""
+    message = f"/v1/channels/{channel}/messages"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def send(path: str, body: Any) -> None:
+        status, answer = await ask(reader, writer, "POST", path, body, bearer or None)
+        assert status in (200, 201), answer
+
+    try:
+        await send(message, {"id": "m", "role": "assistant", "status": "streaming"})
+        async with watched(port, channel, bearer, lambda: text):
+            begun.set()
+            is_last = False
+            while not is_last:
+                is_last = over.is_set()
+                piece = f"{len(text)} "
+                await send(f"{message}/m/append", {"text": piece, "at": len(text)})
+                text += piece
+                await asyncio.sleep(PAUSE_S)  # more text would make the server grow by itself
+    finally:
+        writer.close()
+
+
+async def _no_step() -> None:
+    """Close no client: the bystander has ended."""
 
 
 async def introduces_itself(one: Scene, client: str, address: str = "127.0.0.1", headers: str = "") -> bool:
@@ -271,7 +324,7 @@ async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | N
         return await beside() if beside is not None else None
 
     under_way = asyncio.Event()
-    async with watched(one):
+    async with watched(one.port, CHANNEL, writer_token(), lambda: one.text):
         quiet_s = await one.append_until(None, most=QUIET_REQUESTS)
         before_bytes = one.memory_bytes()
         one.reset_peak()

@@ -24,6 +24,7 @@ from chaos.processes import free_port
 from holdfast.testing.proxy import FaultProxy
 from tests.accounts import NOBODY, ask_as, needs_accounts, request_of
 from tests.attacks.nginx import needs_nginx, nginx
+from tests.attacks.scene import bystander
 from tests.processes import PATIENCE_S, Process, Server, request, serving
 
 UPGRADE = {"Upgrade": "websocket", "Sec_WebSocket_Key": "x3JJHMbDL1EzLkh9GBhXDw==", "Sec_WebSocket_Version": "13"}
@@ -51,8 +52,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def check_channel(server: Server) -> Iterator[None]:
-    """No stranger has changed the channel, and the owner is still served."""
-    yield
+    """No stranger has changed the channel, the owner is still served, and viewers have missed no text."""
+    with bystander(server.port):
+        yield
     status, page = server.get("/v1/channels/c/messages")
     assert status == 200
     assert [message["id"] for message in page["messages"]] == ["own"]
@@ -233,13 +235,14 @@ def test_server_with_an_account_serves_that_account_and_root_alone(tmp_path: Pat
         server.start()
         assert request(server.port, "POST", "/v1/channels/c/messages", {"id": "own", "text": "secret"})[0] == 201
         assert b"secret" in ask_as(account, server.port, TRIES["page"])
-        for ending in ("read", "half"):
-            for data in TRIES.values():
-                check_refused(ask_as(other, server.port, data, ending=ending), f"the user nobody ({other})")
-        for ending in ("close", "reset"):
-            for _ in range(10):
-                ask_as(other, server.port, TRIES["message"], ending=ending)
-                ask_as(other, server.port, TRIES["delete"], ending=ending)
+        with bystander(server.port):
+            for ending in ("read", "half"):
+                for data in TRIES.values():
+                    check_refused(ask_as(other, server.port, data, ending=ending), f"the user nobody ({other})")
+            for ending in ("close", "reset"):
+                for _ in range(10):
+                    ask_as(other, server.port, TRIES["message"], ending=ending)
+                    ask_as(other, server.port, TRIES["delete"], ending=ending)
         page: Any = request(server.port, "GET", "/v1/channels/c/messages")[1]
         assert [message["id"] for message in page["messages"]] == ["own"]
     finally:
@@ -250,7 +253,8 @@ def test_server_with_an_account_serves_that_account_and_root_alone(tmp_path: Pat
 
 
 def test_hub_for_everyone_on_loopback_refuses_rebound_names(tmp_path: Path) -> None:
-    with serving("serve", tmp_path, "--allow-everyone", "--public-origin", "https://chat.example") as server:
+    options = ("--allow-everyone", "--public-origin", "https://chat.example")
+    with serving("serve", tmp_path, *options) as server, bystander(server.port):
         for host, status in ((b"localhost", b"200"), (b"chat.example", b"200"), (b"rebound.example", b"403")):
             answer = send(server.port, TRIES["page"].replace(b"Host: localhost", b"Host: " + host))
             assert answer.split(b" ", 2)[1] == status

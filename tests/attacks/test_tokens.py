@@ -16,11 +16,13 @@ import jwt
 import pytest
 
 from tests.accounts import request_of
+from tests.attacks.scene import bystander
 from tests.attacks.test_local_only import send
 from tests.processes import Server, serving
 
 SECRET = "one secret for both of the hubs, of more than 32 bytes"
 ISSUER = "https://issuer.example"
+WRITER = {"*": ["subscribe", "history", "publish", "append"]}
 HUBS = {
     "chat": ["--jwt-audience", "chat"],
     "other": ["--jwt-audience", "other"],
@@ -46,6 +48,16 @@ def token(audience: str, **claims: Any) -> str:
     """Return a token of a reader."""
     known = {"sub": "ada", "aud": audience, "exp": time.time() + 600, "holdfast": {"c": ["subscribe", "history"]}}
     return jwt.encode({**known, **claims}, SECRET, algorithm="HS256")
+
+
+@pytest.fixture(autouse=True)
+def viewers_beside(hubs: dict[str, Server]) -> Iterator[None]:
+    """At each hub a client writes with a token of that hub, and its viewers miss no text."""
+    with ExitStack() as stack:
+        for name, server in hubs.items():
+            own = token("other" if name == "other" else "chat", sub="bystander", iss=ISSUER, holdfast=WRITER)
+            stack.enter_context(bystander(server.port, own))
+        yield
 
 
 def ask(server: Server, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:

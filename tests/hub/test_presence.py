@@ -25,6 +25,7 @@ from holdfast.core.view import View
 from holdfast.hub import HubCore
 from holdfast.hub.presence import GRACE_S, check_member
 from holdfast.hub.presence_state import CROWD_S, KEPT_LEFT, KEPT_SIGNALS, NAMED, OWN_MEMBERS, PresenceState
+from tests.hub.watching import Watcher
 from tests.virtual import virtual_clock, virtually
 
 
@@ -294,6 +295,30 @@ async def test_signals_are_sent_and_never_stored() -> None:
     await viewer.leave()
     await late.leave()
     await hub.close()
+
+
+@virtually
+async def test_a_new_start_of_a_feed_shows_members_and_signals_once() -> None:
+    hub = new_hub(limits=Limits(catch_up_messages=3))
+    await hub.start()
+    presence = hub.runtime.presence
+    presence.enter("c", "ann", "tab", {})
+    presence.enter("c", "bea", "tab", {})
+    watcher = Watcher(hub, "c")
+    await watcher.take()
+    presence.leave("c", "ann", "tab")
+    await asyncio.sleep(GRACE_S + 1)
+    await hub.signal("c", "note", 1)
+    for number in range(5):  # more changes than a resume may hold
+        await hub.create("c", id=f"m{number}", text="x")
+    await watcher.until(lambda view: len(view.messages()) == 5)
+    presence.enter("c", "ann", "tab", {})
+    await asyncio.sleep(1)
+    await watcher.take()
+    assert [member.id for member in watcher.view.members()] == ["bea", "ann"]
+    assert watcher.view.count == 2
+    assert [type(one) for one in watcher.events].count(Signal) == 1
+    await watcher.leave()
 
 
 @virtually

@@ -16,6 +16,7 @@ const LIMITS = [
   ["client.js", LAZY, 12_400],
   ["cache.js", CORE, 1_500],
   ["tabs.js", [...CORE, "./dump.js"], 2_500],
+  ["react.js", ["react"], 1_000],
 ]
 
 for (const [file, external, limit_bytes] of LIMITS) {
