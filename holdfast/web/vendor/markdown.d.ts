@@ -10,15 +10,23 @@ export interface Token {
   content: string
   markup: string
   info: string
-  block: boolean
   hidden: boolean
 }
-export interface References { [label: string]: { title: string; href: string } }
-export interface Environment { references?: References }
+/** Filled by definitions of links, `[label]: address`. */
+export interface Environment { references?: Record<string, { title: string; href: string }> }
+interface BlockState { src: string; bMarks: number[]; eMarks: number[] }
+type BlockRule = (state: BlockState, start: number, end: number, isSilent: boolean) => boolean
+interface Parser<Ruler> {
+  ruler: Ruler
+  parse(text: string, parser: MarkdownIt, env: Environment, tokens: Token[]): void
+}
+interface BlockRuler {
+  getRules(chain: string): BlockRule[]
+  at(name: string, rule: BlockRule, options: { alt: string[] }): void
+}
 export default class MarkdownIt {
-  constructor(options?: { html?: boolean; linkify?: boolean; typographer?: boolean; breaks?: boolean; maxNesting?: number })
-  block: { parse(text: string, parser: MarkdownIt, env: Environment, tokens: Token[]): void }
-  inline: { parse(text: string, parser: MarkdownIt, env: Environment, tokens: Token[]): void }
-  parse(text: string, env: Environment): Token[]
-  validateLink: (url: string) => boolean
+  constructor(options?: { html?: boolean; maxNesting?: number })
+  block: Parser<BlockRuler>
+  inline: Parser<object>
+  validateLink: (address: string) => boolean
 }
