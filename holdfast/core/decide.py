@@ -13,7 +13,15 @@ from typing import assert_never
 
 from msgspec import UNSET
 
-from holdfast.core.decide_work import check_may_begin, claim_turn, end_turn, reply_command, send_command, settle_command
+from holdfast.core.decide_work import (
+    check_may_begin,
+    check_room_for_pending,
+    claim_turn,
+    end_turn,
+    reply_command,
+    send_command,
+    settle_command,
+)
 from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
     Deleted,
@@ -32,7 +40,6 @@ from holdfast.core.errors import (
     NotWriter,
     StillStreaming,
     TooLarge,
-    TooMany,
     VersionConflict,
     shown,
 )
@@ -79,14 +86,14 @@ def decide(
 ) -> Decision:
     """Return the decision on `request` about the message or command `key`. Raises a HoldfastError if it is refused.
 
-    `is_served`: agents serve this channel, so a new user message waits for an agent.
+    `is_served`: agents serve this channel, so a new user message, or one to be answered again, waits for an agent.
     """
     if not isinstance(request, AppendText):  # hot path: nearly all requests are appends
         match request:
             case CreateMessage():
                 return _create(state, key, request, caller, now_ms, limits, is_served)
             case SendCommand():
-                return send_command(state, key, request, caller, now_ms, limits)
+                return send_command(state, key, request, caller, now_ms, limits, is_served)
             case ReplyCommand():
                 return reply_command(state, key, request, caller, limits)
             case SettleCommand():
@@ -221,7 +228,7 @@ def _create(
     parts = _parts(request.text, request.parts, limits) or []
     is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
-        _check_room_for_pending(state, limits)
+        check_room_for_pending(state, limits)
     op = Create(
         id=message_id,
         role=request.role,
@@ -237,22 +244,6 @@ def _create(
         is_pending=is_pending,
     )
     return Decision(ops=(op,), generation=1)
-
-
-def _check_room_for_pending(state: Decidable, limits: Limits) -> None:
-    """Raise TooMany if too many messages wait for an agent: all of them stay in memory until an agent takes them."""
-    pending = state.pending()
-    if len(pending) >= (limit := limits.pending_messages):
-        raise TooMany(
-            f"the channel has {len(pending)} messages that wait for an agent, the limit is {limit}; try again later",
-            limit=limit,
-        )
-    if (size_bytes := sum(one.size_bytes for one in pending)) >= (limit := limits.pending_bytes):
-        raise TooMany(
-            f"the channel has {size_bytes} bytes of messages that wait for an agent, the limit is {limit}; "
-            "try again later",
-            limit=limit,
-        )
 
 
 def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:

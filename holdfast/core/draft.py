@@ -29,7 +29,7 @@ class Draft:
         self._texts: dict[int, list[str]] = {}  # the pieces of joined appends, by index in `ops`
         self._forks: dict[str, MessageState] = {}
         self._commands: dict[str, CommandState] = {}
-        self._pending: dict[str, None] = {}  # messages that this batch creates as pending
+        self._pending: dict[str, None] = {}  # messages that this batch makes pending
         self._unapplied: dict[str, list[tuple[int, Op]]] = {}
         self._joinable: dict[str, dict[int, int]] = {}  # message id → part → index in `ops` of its open append
 
@@ -91,6 +91,8 @@ class Draft:
             self.newest = op.id
             if op.is_pending:
                 self._pending[op.id] = None
+        elif type(op) is Claim and op.state == "pending":
+            self._pending[op.id] = None
         return serial
 
     def thing(self, key: str) -> MessageState | CommandState | None:

@@ -155,13 +155,8 @@ class MessageState:
         self.parts: list[PartState] = []
         self.size_bytes = 0  # of all text and fields, in UTF-8
         self.documented = 0  # version of the store's document
-        self.set_parts(op.parts, serial)
+        set_parts(self, op.parts, serial)
         self.undocumented_bytes = self.size_bytes  # of text and fields since that document
-
-    def set_parts(self, parts: list[Part], serial: int) -> None:
-        """Replace all parts."""
-        self.parts = [PartState(part, serial, serial) for part in parts]
-        self.size_bytes = sum(part_bytes(part) for part in parts)
 
     def fork(self) -> MessageState:
         """Return a copy; changes to it leave this message as it is. Copies the head, not the text."""
@@ -216,6 +211,12 @@ class MessageState:
         """Return an estimate of the memory that this uses."""
         texts = sum(part.text.cost_bytes() for part in self.parts if isinstance(part.text, Text))
         return 1_000 + self.size_bytes + texts
+
+
+def set_parts(message: MessageState, parts: list[Part], serial: int) -> None:
+    """Replace all parts of `message`."""
+    message.parts = [PartState(part, serial, serial) for part in parts]
+    message.size_bytes = sum(part_bytes(part) for part in parts)
 
 
 class CommandState:
@@ -543,7 +544,7 @@ def _update(message: MessageState, op: Update, serial: int) -> None:
     message.meta, message.updated_at = op.meta, op.at_ms
     message.edited = message.shaped = serial
     if op.parts is not None:
-        message.set_parts(op.parts, serial)
+        set_parts(message, op.parts, serial)
         message.undocumented_bytes += message.size_bytes
 
 

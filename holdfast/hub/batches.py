@@ -44,6 +44,11 @@ class EncodedBatch:
         return sum(_text_length(event) for event in self.events)
 
     @property
+    def encoded_bytes(self) -> int:
+        """Return how many bytes the events take as JSON."""
+        return sum(map(len, self.raw))
+
+    @property
     def raw(self) -> list[bytes]:
         """Return each event as JSON."""
         if self._raw is None:

@@ -27,7 +27,17 @@ from holdfast.core.names import COMMAND_MARK, command_key
 from holdfast.core.ops import Writer
 from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, SendCommand
 from holdfast.core.state import ClaimState, MessageState
-from holdfast.core.turns import CANCEL, ChannelTurns, HeldFate, Left, Phase, TurnEvent, TurnState, fate_of_held
+from holdfast.core.turns import (
+    CANCEL,
+    ChannelTurns,
+    HeldFate,
+    Left,
+    Phase,
+    TurnEvent,
+    TurnState,
+    attempt_of,
+    fate_of_held,
+)
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.deadlines import Deadlines
@@ -260,14 +270,14 @@ class TurnScheduler:
         about the answer of the last attempt. The request stores the end of the turn and a failed answer in one
         decision, so that the answer is created once.
         """
-        if turn.attempt < ATTEMPTS or not self.workers.has_agent(channel):
+        if attempt_of(turn.attempt) < ATTEMPTS or not self.workers.has_agent(channel):
             return False
 
         def done(answer: Result | HoldfastError) -> None:
             if isinstance(answer, HoldfastError):
                 self._not_claimed(channel, turn, answer)
                 return
-            logger.warning("message %s of %s is given up after %d attempts", turn.message_id, channel, turn.attempt)
+            logger.warning("message %s of %s is given up after %d attempts", turn.message_id, channel, ATTEMPTS)
             self._moved(channel, turn, turn.resolve(TurnEvent.ENDED))
             self._offer(channel)
 

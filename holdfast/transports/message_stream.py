@@ -19,6 +19,7 @@ from holdfast.core.deltas import Delta, MessageProgress, Sent
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Message
 from holdfast.core.names import check_id
+from holdfast.core.state import part_bytes
 from holdfast.hub.batches import EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.hub.identity import Scope
@@ -144,6 +145,7 @@ async def _message_stream(app: Open, scope: Scope, send: Send, channel: str, mes
         ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
         since = since_of(scope, query)
         message, cursor = await hub.read(channel, check_id(message_id))
+        credentials.charge(sum(map(part_bytes, message.parts)))
         sent = resume_point(since, cursor)
         if sent.is_finished and message.status != "streaming":
             await send_no_content(app, scope, send)

@@ -20,6 +20,9 @@ import { WEBSOCKET } from "./websocket.js"
 /** @typedef {import("./channel.js").Snapshot} Snapshot */
 /** @typedef {import("./snapshot.js").Message} Message */
 /** @typedef {import("./view.js").Part} Part */
+/** @typedef {import("./view.js").Command} Command */
+/** @typedef {import("./view.js").Member} Member */
+/** @typedef {import("./view.js").WireEvent} WireEvent */
 /** @typedef {"connecting" | "live" | "reconnecting" | "suspended" | "closed"} State */
 /**
  * @typedef {object} Status
