@@ -246,8 +246,7 @@ export class GrowingMarkdown {
       if (token.type === child && token.level === (child === "tr_open" ? 2 : 1)) begins.push({ index, at: lineStart(text, token.map?.[0] ?? 0) })
     }
     if (child === "tr_open") begins.shift() // the header
-    const isLineComplete = text.indexOf("\n", begins[begins.length - 1]?.at) >= 0
-    const next = begins[begins.length - (isLineComplete ? 1 : 2)] // the first that is not final
+    const next = begins[begins.length - 1] // an item or row is final when the next one has begun
     if (!next || next === begins[0]) return false
     const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
     if (this.#open) this.#appendRest(this.#open, done, env, block)
