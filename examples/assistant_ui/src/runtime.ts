@@ -4,12 +4,11 @@
  * assistant-ui changes this interface often; the example pins the release that it was written for.
  */
 import { type AppendMessage, ExportedMessageRepository, type ThreadMessage, type ThreadMessageLike, useExternalStoreRuntime } from "@assistant-ui/react"
-import type { Message, Part, Snapshot } from "holdfast"
+import type { Command, Message, Part } from "holdfast"
 import { useChannel, useSnapshot } from "holdfast/react"
 import { useMemo } from "react"
 
 type Content = Exclude<ThreadMessageLike["content"], string>[number]
-type Approval = Snapshot["commands"][number]
 
 export function useHoldfastRuntime(name: string) {
   const channel = useChannel(name)
@@ -36,14 +35,14 @@ export function useHoldfastRuntime(name: string) {
   })
 }
 
-function convert(message: Message, approvals: readonly Approval[]): ThreadMessageLike {
+function convert(message: Message, approvals: readonly Command[]): ThreadMessageLike {
   const { id, role, parts, created_at, text } = message
   const createdAt = new Date(created_at)
   if (role === "user" || role === "system") return { id, role, createdAt, content: text }
   return { id, role: "assistant", createdAt, content: parts.flatMap((part) => contentOf(part, approvals)), status: statusOf(message) }
 }
 
-function contentOf(part: Part, approvals: readonly Approval[]): Content[] {
+function contentOf(part: Part, approvals: readonly Command[]): Content[] {
   const { type, text = "" } = part
   if (type === "text" || type === "reasoning") return [{ type, text }]
   if (type === "data") return [{ type: "data", name: String(part["name"]), data: part["data"] }]
