@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import random
 import signal
@@ -47,6 +48,7 @@ class Orders:
     prefix: str = ""
     timeout_s: float = 3.0  # for one attempt
     first: int = 0  # the number of its first message
+    last: int | None = None  # the number of its last message; None: it writes until SIGTERM
     takes_up: bool = False  # whether another producer may have begun that message
     lease_s: int = 60  # longer than any fault: a writer that continues keeps its message
     ending: str = "complete"  # "failed": only end the first message
@@ -72,9 +74,10 @@ class Producer:
         self.is_ending = False
 
     def run(self) -> None:
-        """Write until SIGTERM; end a message of another producer in any case."""
+        """Write until SIGTERM or the last message; end a message of another producer in any case."""
         number = self._orders.first
-        while not self.is_ending or (self._orders.takes_up and number == self._orders.first):
+        last = math.inf if self._orders.last is None else self._orders.last
+        while number <= last and (not self.is_ending or (self._orders.takes_up and number == self._orders.first)):
             Writing(self, Plan(self._orders.seed, f"{self._orders.name}-{number}", steps=self._orders.steps)).run()
             number += 1
 

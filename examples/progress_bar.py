@@ -1,4 +1,4 @@
-"""A progress bar for all viewers, also for those that attach in the middle.
+"""The progress bar of a long job, for all viewers, also for those that attach in the middle.
 
 Run `python examples/progress_bar.py`, open http://127.0.0.1:8000 and press the button; then press F5, or open the page
 twice. A job is a message with one `data` part, which is replaced twenty times a second. The hub sends no outdated
@@ -7,14 +7,14 @@ value: a viewer that was disconnected, or is slow, gets the latest one.
 
 import asyncio
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 
 from holdfast import Hub
 
 hub = Hub("memory://")
+app = FastAPI()
+hub.install(app, "/holdfast")
 
 STEPS = 200
 PACE_S = 0.05
@@ -28,20 +28,34 @@ async def job() -> None:
             await asyncio.sleep(PACE_S)
 
 
-async def begin(request: Request) -> Response:
+@app.post("/jobs", status_code=202)
+async def begin() -> None:
+    """Start a job that outlives this request."""
     await hub.start()
     hub.start_task(job())
-    return Response(status_code=202)
 
 
-async def page(request: Request) -> Response:
-    return HTMLResponse(PAGE)
+@app.get("/", response_class=HTMLResponse)
+async def page() -> str:
+    return PAGE
 
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>Progress</title>
-<style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } progress { width: 100% }</style>
+<style>
+  :root { --line: #e2e2dc; --muted: #5f6b68; --accent: #0f6b57; --tint: #e4f2ee }
+  body { max-width: 40rem; margin: 3rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #14201d }
+  h1 { margin: 0; font-size: 1.4rem }
+  p { color: var(--muted) }
+  button { padding: 0.4rem 1.1rem; border: 1px solid var(--accent); border-radius: 2rem; font: inherit }
+  button { color: #fff; background: var(--accent); cursor: pointer }
+  button:disabled { opacity: 0.4; cursor: default }
+  label { display: block; margin: 1rem 0; padding: 0.9rem 1.1rem; border: 1px solid var(--line); border-radius: 1rem }
+  progress { display: block; width: 100%; height: 0.7rem; margin-top: 0.5rem; accent-color: var(--accent) }
+</style>
+<h1>Import</h1>
+<p>Reload the page, or open it in a second window, while a job runs.</p>
 <button id="begin">Import data</button>
 <div id="jobs"></div>
 <script type="module">
@@ -49,21 +63,18 @@ PAGE = """<!doctype html>
 
   const channel = connect({ url: "holdfast" }).channel("jobs")
 
-  function bar({ status, parts = [] }) {
+  function bar({ status, parts }) {
     const { done = 0, of = 1 } = parts[0]?.data ?? {}
-    const bar = Object.assign(document.createElement("progress"), { value: done, max: of })
     const label = document.createElement("label")
+    const bar = Object.assign(document.createElement("progress"), { value: done, max: of })
     label.append(`${done} of ${of}, ${status}`, bar)
     return label
   }
-  channel.subscribe(() => jobs.replaceChildren(...channel.getSnapshot().messages.map(bar)))
+  channel.subscribe(() => jobs.replaceChildren(...channel.getSnapshot().messages.map(bar).reverse()))
 
   begin.onclick = () => fetch("jobs", { method: "POST" })
 </script>
 """
-
-app = Starlette(routes=[Route("/", page), Route("/jobs", begin, methods=["POST"])])
-hub.install(app, "/holdfast")
 
 if __name__ == "__main__":
     import uvicorn

@@ -211,8 +211,8 @@ class Connections:
         """Count a connection that its protocol ends because of `reason`, for the next line of the log."""
         self._note_end(reason)
 
-    def _evict_oldest(self, reason: str, *, is_forced: bool = True) -> None:
-        """End the oldest waiting connection of the address that has most of them.
+    def _evict_oldest(self, reason: str, *, is_forced: bool = True) -> bool:
+        """End the oldest waiting connection of the address that has most of them. Return whether it ended one.
 
         Many clients of one address may connect in one moment. So addresses count whose oldest connection had a chance
         to send something. If no address has one, the oldest of all goes if `is_forced`, else no connection. Finding one
@@ -224,10 +224,11 @@ class Connections:
         if had_chance:
             victim = max(had_chance, key=lambda found: found[0])[1]
         elif not is_forced:
-            return
+            return False
         else:
             victim = min((one for one, _ in oldest), key=lambda one: one.since_s)
         self._evict(victim, reason)
+        return True
 
     def _evict(self, one: Connection, reason: str) -> None:
         one.proceed()
@@ -248,14 +249,9 @@ class Connections:
             for one in list(group)[: max(0, len(group) - self.max_waiting_of_address)]:
                 if one.since_s <= chance_s:
                     self._evict(one, f"{address} kept more than {self.max_waiting_of_address} connections waiting")
-        excess = self.waiting - self.max_waiting
-        if excess > 0:
-            everyone = sorted(
-                (one for group in self._by_address.values() for one in group), key=lambda one: one.since_s
-            )
-            for one in everyone[:excess]:
-                if one.since_s <= chance_s:
-                    self._evict(one, f"more than {self.max_waiting} connections were waiting")
+        reason = f"more than {self.max_waiting} connections were waiting"
+        while self.waiting > self.max_waiting and self._evict_oldest(reason, is_forced=False):
+            pass
 
     def _sweep(self) -> None:
         """End the connections whose deadline has passed; report; give memory back."""

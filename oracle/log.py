@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from holdfast.core import model
 from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.model import APPENDABLE, Message, Part
-from holdfast.core.names import command_id
+from holdfast.core.names import command_id, command_key
 from holdfast.core.ops import (
     Append,
     Claim,
@@ -99,6 +99,21 @@ class EpochLog:
             for key, (sent, command) in self.commands.items()
             if sent <= serial and (key not in self.replies or self.replies[key][0] > serial)
         }
+
+    def is_command_stored(self, known: model.Command, reply: Reply | None) -> bool:
+        """Return whether the store may hold this command and reply.
+
+        Once there is a reply, their data may have left. It must have left if the target is deleted.
+        """
+        key = command_key(known.id)
+        command = self.commands[key][1]
+        stored = self.replies[key][1] if key in self.replies else None
+        if stored is None:
+            return (known, reply) == (client_command(command), None)
+        bare = (replace(client_command(command), data=None), _without_data(stored))
+        if command.target is not None and self.is_deleted(command.target):
+            return (known, reply) == bare
+        return (known, reply) in (bare, (client_command(command), stored))
 
     def note_sent(self, serial: int) -> None:
         """Note that a client has received entry `serial`: later reads may not return an older state."""
@@ -234,8 +249,10 @@ class EpochLog:
         _, state, generation = self.turns[op.id][-1]
         if state not in ("pending", "taken") or (op.state == "done" and state != "taken"):
             return f"its turn is {state}"
-        expected = generation + 1 if op.state == "taken" else generation
-        return f"its turn is in attempt {generation}" if op.generation != expected else None
+        is_next = op.generation == (generation + 1 if op.state == "taken" else generation)
+        # The first attempt of a later round: a handler of a deleted message with this id may still end a lower one.
+        is_of_new_round = op.state == "taken" and op.generation > generation and op.generation % ROUND == 1
+        return None if is_next or is_of_new_round else f"its turn is in attempt {generation}"
 
 
 class StoredLogs:
@@ -323,6 +340,7 @@ class StoredLogs:
         self._used_up = set(ids)
 
 
+ROUND = 8  # the numbers of attempts begin anew after each multiple of this
 MARKS = 0xE000  # characters of private use: each encodes the generation of its writer and its offset
 GENERATION = "-g"  # precedes the number of a generation in the id of a request
 
@@ -360,6 +378,12 @@ def client_command(op: Command) -> model.Command:
     return model.Command(
         id=command_id(op.id), name=op.name, target=op.target, data=op.data, from_=op.by, expires_at=op.expires_ms
     )
+
+
+def _without_data(reply: Reply) -> Reply:
+    """Return the reply as a store keeps it after its data has left: of its error only the code remains."""
+    error = {"code": reply.error["code"]} if isinstance(reply.error, dict) and "code" in reply.error else None
+    return replace(reply, data=None, error=error)
 
 
 def _fold(message: Message | None, op: EventOp, serial: int) -> Message | None:

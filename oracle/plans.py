@@ -9,6 +9,7 @@ successor that wrote the planned text would hide a token of a fenced writer. You
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import zlib
@@ -95,10 +96,17 @@ class Plan:
 
     def __init__(self, seed: int, message_id: str, *, steps: int) -> None:
         self.id = message_id
+        self.seed = seed
         chosen = random.Random(f"{seed}:{message_id}")
         self.content: Content = chosen.choices(("plain", "thinking", "progress"), (3, 1, 1))[0]
         self.afterwards: Afterwards = chosen.choices(("nothing", "meta", "delete"), (7, 2, 1))[0]
         self.steps = self._steps(chosen, steps)
+
+    @classmethod
+    def plain(cls, seed: int, message_id: str, *, steps: int) -> Plan:
+        """Return the first plan from `seed` on that is one text and does not change after its end."""
+        plans = (cls(number, message_id, steps=steps) for number in itertools.count(seed))
+        return next(plan for plan in plans if plan.content == "plain" and plan.afterwards == "nothing")
 
     def _steps(self, chosen: random.Random, count: int) -> list[Step]:
         lengths = [0, 0]

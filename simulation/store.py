@@ -21,8 +21,9 @@ from msgspec.structs import replace
 
 from holdfast.core.document import Stored, restore, restore_command
 from holdfast.core.errors import StoreUnavailable
+from holdfast.core.message_state import CommandState
 from holdfast.core.names import COMMAND_MARK
-from holdfast.core.state import CommandState
+from holdfast.core.ops import Delete
 from holdfast.stores.base import (
     NOTHING,
     Changes,
@@ -35,7 +36,7 @@ from holdfast.stores.base import (
     Write,
 )
 from holdfast.stores.memory import MemoryStore
-from oracle.log import EpochLog, StoredLogs, client_command, describe
+from oracle.log import EpochLog, StoredLogs, describe
 from oracle.promises import TROUBLE_S, Promises
 from oracle.violation import Violation
 from simulation.clock import NOWHERE, Process, VirtualLoop
@@ -95,6 +96,9 @@ class SimStore:
             self._done.append(("commit", ([write],), {}))
             self.audit(write.channel, {entry.op.id: None for entry in write.entries})
             self.audit(write.channel, {document.id: None for document in write.documents})
+            deleted = {entry.op.id for entry in write.entries if isinstance(entry.op, Delete)}
+            commands = self._stored.head(write.channel).commands if deleted else {}
+            self.audit(write.channel, {key: None for key, (_, op) in commands.items() if op.target in deleted})
         return results
 
     def delete_channel(self, who: str, channel: str, used_up: Sequence[str], until_ms: int) -> Head:
@@ -131,8 +135,8 @@ class SimStore:
                 raise Violation(f"{channel}: stored is {message.message()}, the log has {expected}")
 
     def _audit_command(self, log: EpochLog, command: CommandState) -> None:
-        sent, replied = log.commands[command.id], log.replies.get(command.id)
-        if (command.command(), command.reply) != (client_command(sent[1]), replied[1] if replied is not None else None):
+        if not log.is_command_stored(command.command(), command.reply):
+            sent, replied = log.commands[command.id], log.replies.get(command.id)
             raise Violation(
                 f"{log.channel}: stored is {command.command()} {command.reply}, the log has {sent} {replied}"
             )

@@ -3,7 +3,7 @@
 Layer: wirecheck.
 
 A `Checker` passes these events on. A reload forgets the members and the pending commands, but not the content of a
-command: it never changes within an epoch.
+command: it never changes within an epoch, except that the data of an answered command may be missing later.
 """
 
 from __future__ import annotations
@@ -92,5 +92,16 @@ class Notices:
 
     def _check_same(self, known: dict[str, Json], id: str, received: Json, what: str) -> None:
         before = known.setdefault(id, received)
-        if before != received:
+        if before == received:
+            return
+        bare = _without_data(received)
+        has_lost_data = bare == _without_data(before) and bare in (before, received)
+        if not has_lost_data or (id in self.pending and id not in self.replies):
             self._violate("changed", f"{what} {id} was {before}, and is now {received}")
+
+
+def _without_data(known: Json) -> Json:
+    """Return a command or reply without its data; of an error only the code remains."""
+    bare = {name: value for name, value in known.items() if name not in ("data", "error")}
+    code = (known.get("error") or {}).get("code")
+    return bare | {"error": {"code": code}} if code is not None else bare

@@ -58,7 +58,7 @@ class LocalAgent:
     def ended(self, turn: AssignedTurn, state: str) -> None:
         """See `Worker`."""
         running = self._running.get((turn.channel, turn.message_id))
-        if running is not None and running.attempt == turn.generation:
+        if running is not None and running.generation == turn.generation:
             running.stop(is_lost=state == "lost")
 
     async def _run(self, turn: AssignedTurn) -> None:

@@ -35,7 +35,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.model import Json, Message
 from holdfast.core.names import check_id
-from holdfast.core.turns import Replier, rules_of
+from holdfast.core.turns import Replier, attempt_of, rules_of
 
 logger = logging.getLogger("holdfast.agents")
 
@@ -104,10 +104,11 @@ class _Left(NamedTuple):
 class Running:
     """One turn of `agent`, from its claim to its end. `run` does it; `stop` ends it early."""
 
-    def __init__(self, agent: Agent, backend: Backend, channel: str, message: Message, attempt: int) -> None:
+    def __init__(self, agent: Agent, backend: Backend, channel: str, message: Message, generation: int) -> None:
         self.channel = channel
         self.message = message
-        self.attempt = attempt
+        self.generation = generation
+        self.attempt = attempt_of(generation)
         self._agent = agent
         self._backend = backend
         self._work: asyncio.Task[None] | None = None
@@ -146,7 +147,7 @@ class Running:
             watch,
             self.channel,
             self.message,
-            self.attempt,
+            self.generation,
             name=self._agent.name,
             previous=left.answer,
             taken_up=left.writer,
@@ -272,7 +273,7 @@ class Running:
     def _questions_left(self, watch: Watch, answer: Message | None) -> list[str]:
         """Return the ids of open questions of earlier attempts."""
         authors = {self._agent.name, answer.author if answer is not None else None} - {None}
-        targets = {self.message.id, *reply_ids(self.message.id, self.attempt - 1)}
+        targets = {self.message.id, *reply_ids(self.message.id, self.generation - 1)}
         return [
             one.id
             for one in watch.commands()
@@ -298,8 +299,8 @@ class Running:
 
     async def _after_crash(self, watch: Watch) -> _Left:
         """Return the answer of the attempt before this one and, with `continue`, a writer that continues it."""
-        for attempt in range(self.attempt - 1, 0, -1):
-            answers = await self._answers_of(attempt)
+        for generation in range(self.generation - 1, self.generation - self.attempt, -1):
+            answers = await self._answers_of(generation)
             if not answers:
                 continue
             previous = answers[0]
@@ -310,12 +311,12 @@ class Running:
             return await self._go_on(watch, previous)
         return _Left()
 
-    async def _answers_of(self, attempt: int) -> list[Message]:
+    async def _answers_of(self, generation: int) -> list[Message]:
         """Return the answers of an earlier attempt; none if the agent may not read them."""
         answers: list[Message] = []
         for number in range(ANSWERS):
             try:
-                one = await find(self._backend, self.channel, reply_id(self.message.id, attempt, number))
+                one = await find(self._backend, self.channel, reply_id(self.message.id, generation, number))
             except Forbidden as error:
                 logger.warning("an agent may not read its answers from before a crash: %s", error)
                 break

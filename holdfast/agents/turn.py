@@ -19,7 +19,7 @@ from holdfast.agents.ids import reply_id, spare_id
 from holdfast.core.errors import AlreadyAnswered, HoldfastError, LocalError
 from holdfast.core.events import CommandReply
 from holdfast.core.model import Command, Json, Message
-from holdfast.core.turns import STEER
+from holdfast.core.turns import STEER, attempt_of
 
 logger = logging.getLogger("holdfast.agents")
 
@@ -55,7 +55,7 @@ class Turn:
         watch: Watch,
         channel: str,
         message: Message,
-        attempt: int,
+        generation: int,
         *,
         name: str,
         previous: Message | None,
@@ -63,10 +63,11 @@ class Turn:
     ) -> None:
         self.channel = channel
         self.message = message  # the user message
-        self.attempt = attempt  # 1, or more after a crash
+        self.attempt = attempt_of(generation)  # 1, or more after a crash
         self.previous = previous  # the unfinished answer of an attempt that crashed
         self.name = name  # of the agent: the author of its answers, and the member that people see
         self.is_cancelled = False  # whether a client has stopped it
+        self._generation = generation
         self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
@@ -90,6 +91,8 @@ class Turn:
         dict; a type checker accepts it for the type that the SDK declares.
         """
         page = await self._backend.page(self.channel, before=None, limit=min(limit, 200))
+        if page.more and page.messages[-1].created > self.message.created:  # an old message that is answered again
+            page = await self._backend.page(self.channel, before=self.message.created, limit=min(limit, 200))
         return as_turns([*path_to(self.message, page.messages), self.message], shape)
 
     def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
@@ -100,7 +103,7 @@ class Turn:
         """
         writer = self.take_unused()
         if writer is None:
-            message_id = reply_id(self.message.id, self.attempt, len(self.replies))
+            message_id = reply_id(self.message.id, self._generation, len(self.replies))
             writer = self._backend.write(
                 self.channel,
                 message_id,

@@ -1,6 +1,6 @@
 """The client: a hub's calls, over the network.
 
-Layer: client. `Client` combines the modules beside it: `link` (connections), `feed`, `subscription` and `view`
+Layer: client. `Client` combines the modules beside it: `links` (connections), `feed`, `subscription` and `view`
 (following channels), `writer`, `presence` and `work`.
 Public names without an underscore are the API and are documented in `docs/client.md`.
 """
@@ -21,9 +21,9 @@ from msgspec import UNSET, Struct, UnsetType
 
 from holdfast.client.access import ServerAccess, TokenProvider
 from holdfast.client.dial import Dial, websocket_dial
-from holdfast.client.feed import EventConsumer, Feed
 from holdfast.client.http import Http
 from holdfast.client.link import Link
+from holdfast.client.links import Links
 from holdfast.client.presence import Presence
 from holdfast.client.problems import Unreachable, read_answer
 from holdfast.client.shutdown import Signals
@@ -101,45 +101,40 @@ class Client:
         self._timing = timing or Timing(request_s=timeout_s, connect_s=connect_s)
         self._random = random or system.SystemRandom()
         self._now = now
-        self._dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)
         self._http = Http(self._access, timing=self._timing, random=self._random, transport=http_transport)
-        self._links: list[Link] = []
-        self._runs: dict[Link, asyncio.Task[None]] = {}
+        dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)
+        self._links = Links(
+            lambda: Link(self._access, dial, timing=self._timing, random=self._random, limits=self._limits),
+            max_channels=self._limits.socket_channels,
+        )
         self._views: dict[str, ChannelView] = {}
         self._workers: Workers | None = None
         self._is_draining = False
         self._agents: Agents | None = None
-        self._tasks: asyncio.TaskGroup | None = None
-        self._main: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
-        self._stop = asyncio.Event()
 
     # -- life --------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin to connect. Entering the block calls this. It does not wait for a connection: calls do."""
-        if self._main is None:
-            self._main = asyncio.get_running_loop().create_task(self._run(), name="holdfast-client")
-            await self._ready.wait()
+        await self._links.start()
 
     async def close(self) -> None:
         """Close all connections and views. Requests without a response are given up."""
-        self._stop.set()
+        self._links.stop()
         for view in tuple(self._views.values()):
             view.close()
-        if self._main is not None:
-            await asyncio.wait([self._main])
+        await self._links.close()
         await self._http.close()
 
     @property
     def is_connected(self) -> bool:
         """Return whether there is a connection now."""
-        return bool(self._links) and self._links[0].is_live
+        return self._links.is_connected
 
     @property
     def error(self) -> HoldfastError | None:
         """Return why the client has stopped to connect; None while it connects."""
-        return self._links[0].error if self._links else None
+        return self._links.error
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -244,7 +239,7 @@ class Client:
     ) -> Subscription:
         """Return the channel's events: `async for event in client.subscribe("chat:1")`. It reconnects by itself."""
         check_channel(channel)
-        return Subscription(channel, since, lambda consumer: self._feed(channel, consumer, history, flush_ms))
+        return Subscription(channel, since, lambda consumer: self._links.feed(channel, consumer, history, flush_ms))
 
     def channel(self, name: str, *, history: int | None = None, flush_ms: int | None = None) -> ChannelView:
         """Return the current state of the channel, kept up to date: the same object until it is closed."""
@@ -252,7 +247,7 @@ class Client:
         if view is None:
             view = self._views[name] = ChannelView(
                 name,
-                open_feed=lambda consumer: self._feed(name, consumer, history, flush_ms),
+                open_feed=lambda consumer: self._links.feed(name, consumer, history, flush_ms),
                 when_closed=lambda: self._views.__delitem__(name),
             )
         return view
@@ -298,7 +293,7 @@ class Client:
         """Return a presence: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""
         if member is not None:
             check_id(member, "a member's id")
-        return Presence(self._link(), check_channel(channel), data or {}, member)
+        return Presence(self._links.first, check_channel(channel), data or {}, member)
 
     async def members(self, channel: str) -> list[Member]:
         """Return the present members, at most the first hundred by name."""
@@ -309,7 +304,7 @@ class Client:
         """Send a signal, such as `typing`, to the present clients. Without a connection it is lost without an error."""
         fields = {"channel": check_channel(channel), **_given(name=name, data=self._data(data))}
         try:
-            await self._link().request("signal", fields, is_repeatable=False)
+            await self._links.first.request("signal", fields, is_repeatable=False)
         except Unreachable:
             logger.debug("a signal to %s was lost", channel)
 
@@ -327,7 +322,7 @@ class Client:
         `on_turn(turn)` works on one turn. Its claim is renewed meanwhile, and it is cancelled if the claim is lost.
         `name` is the member that people see, `when_busy` is as of `hub.agent`. Raises the server's refusal.
         """
-        link = self._link()
+        link = self._links.first
         if self._is_draining:
             return
         if self._workers is None:
@@ -406,57 +401,10 @@ class Client:
         self.drain()
         asyncio.get_running_loop().call_later(drain_s, self._agents.leave)
 
-    async def _run(self) -> None:
-        """Run the tasks of the client until it stops."""
-        try:
-            async with asyncio.TaskGroup() as self._tasks:
-                self._new_link()
-                self._ready.set()
-                await self._stop.wait()
-                for run in self._runs.values():
-                    run.cancel()
-        except Exception:
-            logger.exception("the client has failed")
-        finally:
-            self._ready.set()
-            self._stop.set()
-
-    def _link(self) -> Link:
-        """Return the link for requests. Raises LocalError if the client is not open."""
-        if not self._links or self._stop.is_set():
-            raise LocalError("Client is not open; use `async with Client(...) as client`")
-        return self._links[0]
-
-    def _new_link(self) -> Link:
-        assert self._tasks is not None
-        link = Link(self._access, self._dial, timing=self._timing, random=self._random, limits=self._limits)
-        self._links.append(link)
-        self._runs[link] = self._tasks.create_task(link.run(), name="holdfast-link")
-        return link
-
-    def _feed(self, channel: str, consumer: EventConsumer, history: int | None, flush_ms: int | None) -> Feed:
-        """Return a feed on the first link with room: a socket follows a channel once, and a limited number."""
-        self._link()
-        room = (
-            link
-            for link in self._links
-            if channel not in link.receivers and len(link.receivers) < self._limits.socket_channels
-        )
-        link = next(room, None) or self._new_link()
-        return Feed(
-            link, channel, consumer, history=history, flush_ms=flush_ms, when_closed=lambda: self._let_go_of(link)
-        )
-
-    def _let_go_of(self, link: Link) -> None:
-        """End a link that carries no feed any more, unless it is the link for requests."""
-        if link is not self._links[0] and not link.receivers:
-            self._links.remove(link)
-            self._runs.pop(link).cancel()
-
     def _writer(self, channel: str, message_id: str, lease_s: float, create: dict[str, Any] | None) -> RemoteWriter:
         check_channel(channel)
         return RemoteWriter(
-            self._link(),
+            self._links.first,
             channel,
             message_id,
             lease_s=lease_s,
@@ -465,7 +413,7 @@ class Client:
         )
 
     async def _ask(self, kind: str, channel: str, fields: dict[str, Any]) -> dict[str, Any]:
-        return await self._link().request(kind, {"channel": check_channel(channel), **fields})
+        return await self._links.first.request(kind, {"channel": check_channel(channel), **fields})
 
     def _create_fields(
         self,

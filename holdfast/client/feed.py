@@ -13,7 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from holdfast.client.link import Link, Result
+from holdfast.client.link import Link
+from holdfast.client.pending import Result
 from holdfast.client.problems import Unreachable
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import ServerEvent, known_events

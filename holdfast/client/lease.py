@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.client.link import Link, Result
+from holdfast.client.link import Link
+from holdfast.client.pending import Result
 from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, InvalidRequest, NotWriter
 
 SHORTEST_LEASE_S = 5.0  # that a server accepts

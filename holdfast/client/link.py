@@ -24,6 +24,7 @@ import msgspec
 
 from holdfast.client.access import ServerAccess
 from holdfast.client.dial import Closed, Dial, Refusal, Socket
+from holdfast.client.pending import Pending, PendingRequests, Result, WhenAnswered
 from holdfast.client.problems import NotHoldfast, Unreachable, error_of
 from holdfast.client.timing import Timing
 from holdfast.core.errors import (
@@ -40,12 +41,6 @@ from holdfast.core.model import lone_surrogate
 
 logger = logging.getLogger("holdfast.client")
 
-Result = dict[str, Any] | HoldfastError
-WhenAnswered = Callable[[Result], None]
-
-# The server stops reading at 1,000 requests or 4 MiB; calls wait for room before that. One call may exceed it.
-UNANSWERED = 500
-UNANSWERED_BYTES = 1024 * 1024
 TOKENS_TRIED = 3  # in a row, before a refused token counts as final
 RENEW_AT = 0.8  # of a token's life
 
@@ -85,19 +80,6 @@ class Receiver(Protocol):
         """Forget the cursor: the server cannot resume from it."""
 
 
-class _Pending:
-    """A request without a response."""
-
-    __slots__ = ("is_repeatable", "ref", "sent_at_s", "text", "when_answered")
-
-    def __init__(self, ref: int, text: str, when_answered: WhenAnswered, is_repeatable: bool) -> None:
-        self.ref = ref
-        self.text = text
-        self.when_answered = when_answered
-        self.is_repeatable = is_repeatable
-        self.sent_at_s: float | None = None
-
-
 class _Broken(Exception):
     """This socket has ended. With an `error` the link opens no other one."""
 
@@ -122,13 +104,11 @@ class Link:
         self._access = access
         self._dial = dial
         self._listeners: dict[Listener, None] = {}
-        self._pending: dict[int, _Pending] = {}
-        self._pending_bytes = 0
+        self._pending = PendingRequests()
         self._refs = 0
         self._out: deque[str] = deque()
         self._has_out = asyncio.Event()
         self._first = asyncio.Event()  # the first socket has opened, or none will
-        self._room = asyncio.Event()
         self._received_at_s = 0.0
         self._bye: dict[str, Any] = {}
         self._refused_tokens = 0
@@ -146,11 +126,11 @@ class Link:
     ) -> dict[str, Any]:
         """Send a request over any number of sockets, and return the response. Raises the refusal, Unreachable."""
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        asked: _Pending | None = None
+        asked: Pending | None = None
         patience_s = self.timing.request_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(patience_s):
-                await self._until_room()
+                await self._pending.until_room()
                 asked = self.begin(kind, fields, partial(_settle, answer), is_repeatable=is_repeatable)
                 await self.until_connected(answer)
                 return await answer
@@ -158,11 +138,11 @@ class Link:
             raise self.unreachable(f"request {kind!r} had no response within {patience_s:.0f} s") from None
         finally:
             if asked is not None:
-                self._forget(asked)
+                self._pending.forget(asked)
 
     def begin(
         self, kind: str, fields: dict[str, Any], when_answered: WhenAnswered, *, is_repeatable: bool = True
-    ) -> _Pending:
+    ) -> Pending:
         """Send a request; `when_answered` gets the response or an error. The caller bounds the number of requests.
 
         A request that `is_repeatable` is sent again on each new socket until it has a response. Others end as
@@ -173,13 +153,12 @@ class Link:
             text = encode({"type": kind, "ref": self._refs, **fields}, self.limits)
         except HoldfastError as error:
             when_answered(error)
-            return _Pending(self._refs, "", when_answered, is_repeatable)
-        asked = _Pending(self._refs, text, when_answered, is_repeatable)
+            return Pending(self._refs, "", when_answered, is_repeatable)
+        asked = Pending(self._refs, text, when_answered, is_repeatable)
         if self.state is LinkState.STOPPED or not (is_repeatable or self.is_live):
             when_answered(self.error or Unreachable("the client is not connected"))
             return asked
-        self._pending[asked.ref] = asked
-        self._pending_bytes += len(text)
+        self._pending.add(asked)
         if self.is_live:
             self._send(asked)
         return asked
@@ -312,7 +291,7 @@ class Link:
         loop = asyncio.get_running_loop()
         while True:
             due_s = self._received_at_s + self.timing.silence_s
-            oldest = next(iter(self._pending.values()), None)
+            oldest = self._pending.oldest
             if oldest is not None and oldest.sent_at_s is not None:
                 due_s = min(due_s, oldest.sent_at_s + self.timing.answer_s)
             left_s = due_s - loop.time()
@@ -341,7 +320,7 @@ class Link:
         self._bye = {}
         self._refused_tokens = 0
         self._out.clear()
-        unanswered = tuple(self._pending.values())
+        unanswered = self._pending.all()
         for one in tuple(self._listeners):
             one.opened()  # first: the server accepts the end of a turn only on a socket that requested work
         for asked in unanswered:
@@ -350,10 +329,10 @@ class Link:
     def _lost(self) -> None:
         if self.state is LinkState.LIVE:
             self.state = LinkState.AWAY
-        for asked in tuple(self._pending.values()):
+        for asked in self._pending.all():
             asked.sent_at_s = None
             if not asked.is_repeatable:
-                self._settle(asked, Unreachable("the connection broke before the response arrived"))
+                self._pending.settle(asked, Unreachable("the connection broke before the response arrived"))
         for one in tuple(self._listeners):
             one.broken()
 
@@ -361,18 +340,16 @@ class Link:
         if self.state is LinkState.STOPPED:
             return
         self.state, self.error = LinkState.STOPPED, error
-        for asked in tuple(self._pending.values()):
-            self._settle(asked, error)
+        self._pending.stop(error)
         for one in tuple(self._listeners):
             self._notify_stopped(one, error)
-        self._room.set()
         self._first.set()
 
     def _notify_stopped(self, one: Listener, error: HoldfastError) -> None:
         if one in self._listeners:
             one.stopped(error)
 
-    def _send(self, asked: _Pending) -> None:
+    def _send(self, asked: Pending) -> None:
         asked.sent_at_s = asyncio.get_running_loop().time()
         self._send_text(asked.text)
 
@@ -403,26 +380,12 @@ class Link:
                 self.when_turn(frame)
 
     def _settle_ref(self, ref: Any, answer: Result) -> None:
-        asked = self._pending.get(ref) if isinstance(ref, int) else None
+        asked = self._pending.get(ref)
         if asked is None:
             return
         if isinstance(answer, Draining) and asked.is_repeatable:
             return  # the request was not carried out: it is sent again on the next socket
-        self._settle(asked, answer)
-
-    def _settle(self, asked: _Pending, answer: Result) -> None:
-        self._forget(asked)
-        asked.when_answered(answer)
-
-    def _forget(self, asked: _Pending) -> None:
-        if self._pending.pop(asked.ref, None) is not None:
-            self._pending_bytes -= len(asked.text)
-            self._room.set()
-
-    async def _until_room(self) -> None:
-        while self._pending and (len(self._pending) >= UNANSWERED or self._pending_bytes >= UNANSWERED_BYTES):
-            self._room.clear()
-            await self._room.wait()
+        self._pending.settle(asked, answer)
 
     def _ended(self, closed: Closed) -> _Broken:
         """Return whether and when to reconnect after this close code (`docs/protocol.md`, 7.5)."""

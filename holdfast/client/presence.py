@@ -12,7 +12,8 @@ import contextlib
 import logging
 from typing import Any, Self
 
-from holdfast.client.link import Link, Result
+from holdfast.client.link import Link
+from holdfast.client.pending import Result
 from holdfast.client.problems import Unreachable
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.model import Json, check_json, plain

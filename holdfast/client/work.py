@@ -17,7 +17,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from holdfast.client.link import Link, Result
+from holdfast.client.link import Link
+from holdfast.client.pending import Result
 from holdfast.core.errors import (
     Deleted,
     Fenced,

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 from msgspec import Struct
 
 from holdfast.client.lease import SHORTEST_LEASE_S, WriterLease
-from holdfast.client.link import Link, Result
+from holdfast.client.link import Link
+from holdfast.client.pending import Result
 from holdfast.client.problems import Unreachable, read_answer
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import (

@@ -20,15 +20,16 @@ from holdfast.core.errors import (
     InvalidText,
     NotFound,
     NotWriter,
+    StillStreaming,
     TooMany,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import ClaimState, CommandState, MessageState
 from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
-from holdfast.core.state import ClaimState, CommandState, MessageState
-from holdfast.core.turns import Replier, rules_of
+from holdfast.core.turns import Replier, next_round, rules_of
 
 LONGEST_S = 24 * 3600  # longest time that a command waits for its reply
 OPEN_CANCELS = 16  # most unanswered cancels of one target; the server carries out the first
@@ -40,9 +41,9 @@ CRASHED = "crashed"  # the reason in the failed answer of a turn whose every att
 
 
 def send_command(
-    state: Decidable, key: str, request: SendCommand, caller: Caller, now_ms: int, limits: Limits
+    state: Decidable, key: str, request: SendCommand, caller: Caller, now_ms: int, limits: Limits, is_served: bool
 ) -> Decision:
-    """Store a command. If it is a `cancel` of a turn that waits for a worker, carry it out in the same batch."""
+    """Store a command. A `regenerate`, and a `cancel` of a turn that waits, are carried out in the same batch."""
     assert key.startswith(COMMAND_MARK)  # without the mark, the stored command would be read as a message
     check_id(command_id(key), "a command's id")
     check_id(request.name, "a command's name")
@@ -67,6 +68,10 @@ def send_command(
         expires_ms=now_ms + int(request.expires_s * 1000),
         digest=fingerprint,
     )
+    if rules_of(request.name).restarts:
+        assert target is not None
+        claims = _restarted(state, target, is_served, now_ms, limits)
+        return Decision(ops=(command, *claims, _reply(key, ok=True)), result_op=0)
     if rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
         ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True))
@@ -74,6 +79,46 @@ def send_command(
     if not (caller.is_server or caller.is_app):
         _check_room(state, request, caller, limits)
     return Decision(ops=(command,))
+
+
+def _restarted(
+    state: Decidable, target: MessageState, is_served: bool, now_ms: int, limits: Limits
+) -> tuple[Claim, ...]:
+    """Return the claim that makes `target` wait for a turn again; none if it waits already.
+
+    The attempts have numbers of a new round, so that their answers get ids of their own, and earlier crashes do not
+    count.
+    """
+    if target.role != "user":
+        raise InvalidRequest(
+            f"a regenerate needs the id of a user message as `target`, got a message of role {target.role!r}: "
+            "name the message in its `reply_to`"
+        )
+    if _is_only_waiting(state, target):
+        return ()
+    if _is_at_work(state, target):
+        raise StillStreaming(f"message {target.id!r} is being answered: wait for the end, or send a cancel first")
+    if not is_served:
+        raise Finished(f"message {target.id!r} cannot wait for an answer: no agent serves its channel")
+    check_room_for_pending(state, limits)
+    generation = next_round(target.claim.generation if target.claim is not None else 0)
+    return (Claim(id=target.id, state="pending", generation=generation, at_ms=now_ms),)
+
+
+def check_room_for_pending(state: Decidable, limits: Limits) -> None:
+    """Raise TooMany if too many messages wait for an agent: all of them stay in memory until an agent takes them."""
+    pending = state.pending()
+    if len(pending) >= (limit := limits.pending_messages):
+        raise TooMany(
+            f"the channel has {len(pending)} messages that wait for an agent, the limit is {limit}; try again later",
+            limit=limit,
+        )
+    if (size_bytes := sum(one.size_bytes for one in pending)) >= (limit := limits.pending_bytes):
+        raise TooMany(
+            f"the channel has {size_bytes} bytes of messages that wait for an agent, the limit is {limit}; "
+            "try again later",
+            limit=limit,
+        )
 
 
 def check_may_begin(state: Decidable, caller: Caller) -> None:
@@ -357,7 +402,8 @@ def _claim_of(caller: Caller, request: ClaimTurn) -> ClaimState:
     node = caller.writer.node if caller.writer is not None else None
     lease_ms = 0 if node is not None else int(request.lease_s * 1000)
     within, attempt = request.within, request.within_generation
-    return ClaimState("taken", request.generation + 1, caller.id, node, lease_ms, within, attempt)
+    before = request.generation if request.generation >= request.above else next_round(request.above)
+    return ClaimState("taken", before + 1, caller.id, node, lease_ms, within, attempt)
 
 
 def _open_claim(message: MessageState) -> ClaimState:

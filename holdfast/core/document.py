@@ -6,6 +6,9 @@ A document is a head (all fields but growing text) and segments of text, each wi
 (serial, length). A new document of a message rewrites the head and adds only the text since the last
 one, so its cost is that of the change; after an edit it is `fresh` and replaces all segments. Head fields are stored by
 position: add at the end, with a default.
+
+The data of a command and of its reply is a segment, not part of the head, so that a store can remove it and keep the
+rest: an id stays used up, and a repeated command is recognised.
 """
 
 from __future__ import annotations
@@ -15,20 +18,14 @@ from collections.abc import Iterable
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from holdfast.core.errors import StoreUnusable
+from holdfast.core.message_state import ClaimState, CommandState, MessageState, PartState, utf8_len
 from holdfast.core.model import Json, Part
-from holdfast.core.names import COMMAND_MARK
+from holdfast.core.names import COMMAND_MARK, is_id
 from holdfast.core.ops import Append, Command, Create, Entry, Reply, Writer
-from holdfast.core.state import (
-    ClaimState,
-    CommandState,
-    MessageState,
-    PartState,
-    apply_op,
-    apply_to_command,
-    utf8_len,
-)
+from holdfast.core.state import apply_op, apply_to_command
 from holdfast.core.text import MARK_BYTES, Text, TextFork
 
 
@@ -79,7 +76,7 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
-    """A command, with its reply if it has one."""
+    """A command, with its reply if it has one, both without their data."""
 
     command: Command
     created: int
@@ -99,6 +96,8 @@ class Document(Struct, frozen=True, kw_only=True):
     head: bytes
     fresh: bool  # True: segments replace all kept ones; False: they are added
     segments: list[Segment]
+    target: str | None = None  # once the document is not open, its segments leave the store with this message …
+    until_ms: int | None = None  # … and at the latest after this time
 
 
 class Stored(Struct, frozen=True, kw_only=True):
@@ -109,6 +108,10 @@ class Stored(Struct, frozen=True, kw_only=True):
     segments: list[Segment]
     entries: list[Entry]
 
+
+# The time after a command's expiry for which a store keeps its data if its target is not deleted. Webhooks and viewers
+# that were away for longer receive the command without its data.
+KEPT_MS = 7 * 24 * 3_600_000
 
 # The errors that decoding raises if a store returns damaged data. ValueError: text that is not UTF-8.
 DAMAGE = (
@@ -153,34 +156,45 @@ def document(message: MessageState | CommandState) -> Document:
 
 
 def _command_document(command: CommandState) -> Document:
+    reply = command.reply
     head = _encode_head(
         CommandHead(
             command=Command(
                 id=command.id,
                 name=command.name,
                 target=command.target,
-                data=command.data,
+                data=None,
                 by=command.by,
                 at_ms=command.created_at,
                 expires_ms=command.expires_ms,
                 digest=command.digest,
             ),
             created=command.created,
-            reply=command.reply,
+            reply=replace(reply, data=None, error=_outcome(reply.error)) if reply is not None else None,
             answered=command.answered,
         )
     )
+    data = [command.data, *([reply.data, reply.error] if reply is not None else [])]
+    text = msgspec.json.encode(data).decode() if any(one is not None for one in data) else ""
     return Document(
         id=command.id,
         created=0,
         version=command.version,
         is_open=command.is_open,
         is_deleted=False,
-        size_bytes=len(head),
+        size_bytes=len(head) + utf8_len(text),
         head=head,
         fresh=True,
-        segments=[],
+        segments=[Segment(part=0, at=0, text=text, marks=[])] if text else [],
+        target=command.target,
+        until_ms=command.expires_ms + KEPT_MS,
     )
+
+
+def _outcome(error: Json) -> Json:
+    """Return the stable part of a reply's error, its code, which stays when the data leaves."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return {"code": code} if isinstance(code, str) and is_id(code) else None
 
 
 def mark_documented(message: MessageState, version: int) -> None:
@@ -246,6 +260,11 @@ def _restored_command(stored: Stored) -> CommandState:
     head = _decode_command(stored.head)
     command = CommandState(head.command, head.created)
     command.reply, command.answered = head.reply, head.answered
+    for segment in stored.segments:
+        command.data, *of_reply = msgspec.json.decode(segment.text, type=list[Json])
+        if command.reply is not None:
+            data, error = of_reply
+            command.reply = replace(command.reply, data=data, error=error)
     for entry in stored.entries:
         apply_to_command(command, entry.op, entry.serial)
     return command

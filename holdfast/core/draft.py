@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.ops import Append, Claim, Command, Create, Entry, Lease, Op, Reply, SetPart
-from holdfast.core.state import ChannelState, CommandState, MessageState, apply_to_command, change
+from holdfast.core.state import ChannelState, apply_to_command, change
 
 
 class Draft:
@@ -29,7 +30,7 @@ class Draft:
         self._texts: dict[int, list[str]] = {}  # the pieces of joined appends, by index in `ops`
         self._forks: dict[str, MessageState] = {}
         self._commands: dict[str, CommandState] = {}
-        self._pending: dict[str, None] = {}  # messages that this batch creates as pending
+        self._pending: dict[str, None] = {}  # messages that this batch makes pending
         self._unapplied: dict[str, list[tuple[int, Op]]] = {}
         self._joinable: dict[str, dict[int, int]] = {}  # message id → part → index in `ops` of its open append
 
@@ -91,6 +92,8 @@ class Draft:
             self.newest = op.id
             if op.is_pending:
                 self._pending[op.id] = None
+        elif type(op) is Claim and op.state == "pending":
+            self._pending[op.id] = None
         return serial
 
     def thing(self, key: str) -> MessageState | CommandState | None:

@@ -100,9 +100,12 @@ class Delete(BaseOp, frozen=True, kw_only=True, array_like=True, tag=7):
 
 
 class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
-    """An agent takes the turn that a message waits for, or the turn ends. Viewers get no event for it."""
+    """An agent takes the turn that a message waits for, the turn ends, or the message waits again.
 
-    state: str  # taken, done or cancelled
+    Viewers get no event for it.
+    """
+
+    state: str  # taken, done or cancelled; pending after a `regenerate`
     generation: int  # counts the attempts: a claim of an earlier attempt is over
     by: str | None = None
     node: str | None = None  # as in `Writer`

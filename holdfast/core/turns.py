@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
 
-from holdfast.core.state import ChannelState, ClaimState, MessageState
+from holdfast.core.message_state import ClaimState, MessageState
+from holdfast.core.state import ChannelState
 
 CANCEL_S = 2.0  # for the client at work to carry out a `cancel`
+ROUND = 8  # a round of attempts has at most seven numbers: 1–7, then 9–15 after a `regenerate`, and so on
 
 W = TypeVar("W")  # a worker; the state machine passes it on
 
@@ -77,6 +79,16 @@ TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
     },
     Phase.OVER: {},
 }
+
+
+def attempt_of(generation: int) -> int:
+    """Return the number of an attempt in its round: 1, or more after a crash."""
+    return generation % ROUND
+
+
+def next_round(generation: int) -> int:
+    """Return the generation before the first attempt of the round after that of `generation`."""
+    return (generation // ROUND + 1) * ROUND
 
 
 class Left(NamedTuple, Generic[W]):
@@ -353,6 +365,7 @@ class Replier(Enum):
     """The clients that may reply to a command, beside the app. A reply also needs the capability `command`."""
 
     WORKER = "the client at work on the target, a caller with `admin`"
+    NONE = "no client"
     READER = "any caller that may read the channel, the sender, the client at work on the target"
 
 
@@ -360,6 +373,7 @@ class ServerAction(Enum):
     """What the server does for a command that no client has replied to."""
 
     STOP = "ends the answers and the turn as `cancelled`, and replies `ok: true`"
+    RESTART = "makes the message wait for a turn again, and replies `ok: true`"
     EXPIRE = 'replies `ok: false` with `error: {code: "expired"}`'
 
 
@@ -377,11 +391,17 @@ class CommandRules(NamedTuple):
         """Return whether the command stops its target: an answer, or all answers to a message and its turn."""
         return self.action is ServerAction.STOP
 
+    @property
+    def restarts(self) -> bool:
+        """Return whether the server answers the target again, in the commit that stores the command."""
+        return self.action is ServerAction.RESTART
+
 
 CANCEL = CommandRules("cancel", True, Replier.WORKER, ServerAction.STOP, CANCEL_S)
 STEER = CommandRules("steer", False, Replier.WORKER, ServerAction.EXPIRE, None)
+REGENERATE = CommandRules("regenerate", True, Replier.NONE, ServerAction.RESTART, 0.0)
 APPROVE = CommandRules("approve", False, Replier.READER, ServerAction.EXPIRE, None)
-BUILT_IN_COMMANDS = {rules.name: rules for rules in (CANCEL, STEER, APPROVE)}
+BUILT_IN_COMMANDS = {rules.name: rules for rules in (CANCEL, STEER, REGENERATE, APPROVE)}
 
 
 def commands_table() -> str:
@@ -389,7 +409,7 @@ def commands_table() -> str:
     lines = ["| command | target | replies | without a reply, the server | after |", "|---|---|---|---|---|"]
     for rules in BUILT_IN_COMMANDS.values():
         target = "required" if rules.needs_target else "optional"
-        after = "`expires_s`" if rules.after_s is None else f"{rules.after_s:g} s"
+        after = "`expires_s`" if rules.after_s is None else f"{rules.after_s:g} s" if rules.after_s else "at once"
         lines.append(f"| `{rules.name}` | {target} | {rules.replier.value} | {rules.action.value} | {after} |")
     return "\n".join(lines) + "\n"
 

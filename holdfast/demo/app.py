@@ -30,10 +30,10 @@ from holdfast.demo.guide import Guide, Sleep
 from holdfast.demo.model import model_in
 from holdfast.demo.passages import library
 from holdfast.hub.patterns import matches
-from holdfast.transports.access import check_peer
 from holdfast.transports.app import WEB
 from holdfast.transports.codec import decode
 from holdfast.transports.http import Endpoint, read_body
+from holdfast.transports.origin import check_peer
 
 __all__ = ["CHANNELS", "build"]
 

@@ -25,7 +25,7 @@ from holdfast.core.draft import Draft
 from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
-from holdfast.core.requests import AppendText, CreateMessage
+from holdfast.core.requests import AppendText, CreateMessage, SendCommand
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.loading import Loader, Unclear
@@ -228,7 +228,7 @@ class Committer:
 
     def _decide(self, channel: Channel, draft: Draft, ask: Ask, now_ms: int) -> Outcome:
         request = ask.request
-        is_served = isinstance(request, CreateMessage) and self._is_served(channel.name)
+        is_served = isinstance(request, CreateMessage | SendCommand) and self._is_served(channel.name)
         try:
             decision = decide(
                 draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served

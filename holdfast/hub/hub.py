@@ -15,14 +15,13 @@ from functools import partial
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
-from msgspec.structs import replace
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import restore
-from holdfast.core.errors import Deleted, Draining, StoreUnavailable
+from holdfast.core.errors import Deleted, Draining
 from holdfast.core.events import Page, Presence
 from holdfast.core.limits import Limits
-from holdfast.core.model import Command, Json, Message, Part, plain
+from holdfast.core.model import Command, Json, Message, Part
 from holdfast.core.names import check_channel, check_id, check_key, command_key
 from holdfast.core.requests import (
     Caller,
@@ -32,7 +31,6 @@ from holdfast.core.requests import (
     ReplyCommand,
     Request,
     SendCommand,
-    TakeOver,
     UpdateMessage,
 )
 from holdfast.development import failure_reason
@@ -47,7 +45,7 @@ from holdfast.hub.origins import check_allowed_origins, check_public_origin
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
-from holdfast.hub.results import Done, Result
+from holdfast.hub.results import Done, Result, own_copy
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.settings import check_job, check_settings, check_store
 from holdfast.hub.store_owner import names_of_cell
@@ -325,25 +323,7 @@ class HubCore:
 
         Enter it like a writer of `message`. Raises StillStreaming, Finished, NotFound, Deleted.
         """
-        await self.start()
-        known = await self.runtime.message(channel, message_id)
-        next_generation = known.generation + 1
-        request = TakeOver(generation=known.generation, request=self.clock.new_id())
-        try:
-            taken = await self.ask(channel, message_id, request, self.caller(author))
-        except (StoreUnavailable, asyncio.CancelledError):
-            # The takeover may have been stored, and the message would have no writer. The state does not show it yet.
-            self._writers.interrupt_later(channel, message_id, next_generation)
-            raise
-        writer = self._writers.new(check_channel(channel), message_id, author, None)
-        generation = taken.generation or next_generation
-        try:
-            message, _ = await self.read(channel, message_id)
-        except BaseException:
-            self._writers.left(channel, message_id, generation)
-            raise
-        writer.take_up(message, generation)
-        return writer
+        return await self._writers.take_over(check_channel(channel), message_id, author)
 
     async def delete(self, channel: str, message_id: str) -> None:
         """Delete a message. Its text leaves the store within a minute; its id cannot be used again."""
@@ -419,7 +399,7 @@ class HubCore:
         """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
         await self.start()
         known = await self.runtime.message(channel, message_id)
-        return _own(known.message()), str(self.channel(channel).state.cursor)
+        return own_copy(known.message()), str(self.channel(channel).state.cursor)
 
     def subscribe(
         self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
@@ -510,9 +490,4 @@ class HubCore:
 def _present(result: Result) -> Message:
     if result.message is None:
         raise Deleted("message was deleted meanwhile")
-    return _own(result.message)
-
-
-def _own(message: Message) -> Message:
-    """Return a copy of `message` for the app, which may change it without changing the state."""
-    return replace(message, meta=plain(message.meta), parts=[plain(part) for part in message.parts])
+    return own_copy(result.message)

@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Callable
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import CommandReply
-from holdfast.core.model import Command, Message
+from holdfast.core.model import Command, Message, plain
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -48,3 +49,8 @@ def result_later() -> tuple[asyncio.Future[Result], Done]:
             answered.set_result(answer)
 
     return answered, done
+
+
+def own_copy(message: Message) -> Message:
+    """Return a copy of `message` for the app, which may change it without changing the state."""
+    return replace(message, meta=plain(message.meta), parts=[plain(part) for part in message.parts])

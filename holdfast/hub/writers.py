@@ -12,15 +12,16 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from holdfast.core.errors import Draining, HoldfastError, IdConflict
+from holdfast.core.errors import Draining, HoldfastError, IdConflict, StoreUnavailable
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import MessageState
+from holdfast.core.names import check_key
 from holdfast.core.ops import Writer
-from holdfast.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request
-from holdfast.core.state import MessageState
+from holdfast.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request, TakeOver
 from holdfast.hub.channel import Channel
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.pending import Item
-from holdfast.hub.results import Done, Result
+from holdfast.hub.results import Done, Result, own_copy
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writer_hub import OpenWriter
 
@@ -45,6 +46,29 @@ class Writers:
     def new(self, channel: str, message_id: str, author: str | None, create: CreateMessage | None) -> MessageWriter:
         """Return a writer that creates its message with `create`, or with None continues a stored one."""
         return self._writer_class(self, channel, message_id, create=create, author=author)
+
+    async def take_over(self, channel: str, message_id: str, author: str | None) -> MessageWriter:
+        """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
+        await self.start()
+        runtime = self._life.runtime
+        known = await runtime.message(channel, message_id)
+        next_generation = known.generation + 1
+        request = TakeOver(generation=known.generation, request=runtime.clock.new_id())
+        try:
+            taken = await self.ask(channel, check_key(message_id), request, self.caller(author))
+        except (StoreUnavailable, asyncio.CancelledError):
+            # The takeover may have been stored, and the message would have no writer. The state does not show it yet.
+            self.interrupt_later(channel, message_id, next_generation)
+            raise
+        writer = self.new(channel, message_id, author, None)
+        generation = taken.generation or next_generation
+        try:
+            stored = own_copy((await runtime.message(channel, message_id)).message())
+        except BaseException:
+            self.left(channel, message_id, generation)
+            raise
+        writer.take_up(stored, generation)
+        return writer
 
     # -- `WriterHub` -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,10 @@ that the caller saw. The rules of the protocol are in `core`, not here.
 
 A store keeps entries until the next document of their message, and no longer: it returns a message as its last
 document plus the entries after it. It need not keep an entry whose message gets a document in the same write.
+
+A document with a `target`, once it is not open, has segments only while the message `target` has a document that is not
+deleted. So the data of a command leaves the store in the transaction that stores the deletion of its target, or in that
+of its reply if the target is deleted already.
 """
 
 from __future__ import annotations
@@ -154,6 +158,7 @@ class Store(Protocol):
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do housekeeping: free space and finish pending deletions. The hub calls this every few seconds.
 
+        Removes the segments of documents that are not open and whose `until_ms` has passed, some in each call.
         Returns (channel, message id) of messages that should get a document because the entries they pin
         are almost a minute old, outweigh 64 MiB, share rows with deleted text, or delete the message.
         """

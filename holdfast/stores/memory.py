@@ -75,6 +75,17 @@ class _Channel:
     def head(self) -> Head:
         return Head(self.epoch, self.serial)
 
+    def drop_data_of_deleted(self, documents: Sequence[Document]) -> None:
+        """Remove the segments of documents whose target is deleted, as far as a write of `documents` leads to it."""
+        deleted = {document.id for document in documents if document.is_deleted}
+        deleted |= {one.target for one in documents if one.target is not None and self._is_deleted(one.target)}
+        for message in self.messages.values() if deleted else ():
+            if message.document.target in deleted and not message.document.is_open:
+                message.segments.clear()
+
+    def _is_deleted(self, message_id: str) -> bool:
+        return message_id in self.messages and self.messages[message_id].document.is_deleted
+
     def newest_first(self) -> Iterator[_Message]:
         yield from sorted(self.messages.values(), key=lambda message: -message.document.created)
 
@@ -196,6 +207,11 @@ class MemoryStore:
         """`Store.tidy`."""
         self._now_ms = now_ms
         self._used_up = {key: until_ms for key, until_ms in self._used_up.items() if until_ms > now_ms}
+        for known in self._channels.values():
+            for message in known.messages.values():
+                until_ms = message.document.until_ms
+                if until_ms is not None and until_ms <= now_ms and not message.document.is_open:
+                    message.segments.clear()
         waiting = [
             (channel, message)
             for channel, known in self._channels.items()
@@ -234,6 +250,7 @@ class MemoryStore:
                 channel.messages[document.id] = _Message(document)
             else:
                 known.take_document(document)
+        channel.drop_data_of_deleted(write.documents)
         for entry in write.entries:
             message = channel.messages[entry.op.id]
             if entry.serial > message.document.version:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from holdfast.core.document import DAMAGE, Document, Segment
+from holdfast.core.document import DAMAGE, Document, Segment, Stored, document, restore_command
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, larger_rooms, pack, room_for, unpack
 
@@ -64,15 +64,17 @@ class Documents:
     def add(self, channel: int, key: int, document: Document) -> None:
         """Write the first document of a message."""
         self._db.execute(
-            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, channel, document.id, document.created, *_changing(document)),
+            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, channel, document.id, document.created, *_changing(document), document.target, document.until_ms),
         )
-        self.row_bytes += 7 * INTEGER_BYTES + len(document.id)
+        self.row_bytes += 7 * INTEGER_BYTES + len(document.id) + len(document.target or "")
         self._put(key, HEAD, document.head, self._head_room(document))
-        if document.segments:
+        if document.segments and self._may_keep_data(channel, document):
             self._put(key, HEAD + 1, _encode_segments(document.segments))
+        if document.is_deleted:
+            self._drop_data_about(channel, document.id)
 
-    def update(self, key: int, document: Document) -> None:
+    def update(self, channel: int, key: int, document: Document) -> None:
         """Write a further document of a message."""
         self._db.execute(
             "UPDATE documents SET version = ?, open = ?, deleted = ?, size_bytes = ? WHERE id = ?",
@@ -82,7 +84,9 @@ class Documents:
         if document.fresh:
             self._free(key, from_blob=HEAD + 1)
         self._replace_head(key, document)
-        if document.segments:
+        if document.is_deleted:
+            self._drop_data_about(channel, document.id)
+        if document.segments and self._may_keep_data(channel, document):
             (last,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
             self._put(key, last + 1, _encode_segments(document.segments))
 
@@ -93,6 +97,46 @@ class Documents:
             self._free(key, from_blob=HEAD)
         self._db.executemany("DELETE FROM documents WHERE id = ?", keys)
         return bool(keys)
+
+    def _may_keep_data(self, channel: int, document: Document) -> bool:
+        """Return whether the store may keep the segments of `document`: not if it is closed and its target deleted."""
+        if document.target is None or document.is_open:
+            return True
+        row = self._db.execute(
+            "SELECT deleted FROM documents WHERE channel = ? AND message = ?", (channel, document.target)
+        ).fetchone()
+        return row is None or not row[0]
+
+    def _drop_data_about(self, channel: int, target: str) -> None:
+        """Remove the segments of all documents with this target that are not open."""
+        keys = self._db.execute(
+            "SELECT id FROM documents WHERE channel = ? AND target = ? AND open = 0", (channel, target)
+        ).fetchall()
+        for (key,) in keys:
+            self._free(key, from_blob=HEAD + 1)
+
+    def outdated(self, now_ms: int, limit: int) -> list[int]:
+        """Return the keys of up to `limit` documents that are not open and whose `until_ms` has passed."""
+        rows = self._db.execute("SELECT id FROM documents WHERE until_ms <= ? AND open = 0 LIMIT ?", (now_ms, limit))
+        return [key for (key,) in rows]
+
+    def drop_data(self, keys: list[int]) -> None:
+        """Remove the segments of the documents `keys`, whose time is over."""
+        for key in keys:
+            self._free(key, from_blob=HEAD + 1)
+        self._db.executemany("UPDATE documents SET until_ms = NULL WHERE id = ?", [(key,) for key in keys])
+
+    def upgrade_commands(self) -> None:
+        """Write all commands anew: before schema 3 their data was in their heads, and had no target."""
+        rows = self._db.execute("SELECT id, channel, message FROM documents WHERE message >= '!' AND message < '\"'")
+        for key, channel, message_id in rows.fetchall():
+            head, segments = self.read(key)
+            command = restore_command(Stored(id=message_id, head=head, segments=segments, entries=[]))
+            current = document(command)
+            self._db.execute(
+                "UPDATE documents SET target = ?, until_ms = ? WHERE id = ?", (current.target, current.until_ms, key)
+            )
+            self.update(channel, key, current)
 
     # -- reading -------------------------------------------------------------------------------------------------
 

@@ -16,25 +16,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from holdfast.core.document import DAMAGE, Document, Stored, used_up_head
+from holdfast.core.document import DAMAGE, Stored, used_up_head
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
-from holdfast.stores.base import (
-    NOTHING,
-    Changes,
-    Committed,
-    Conflict,
-    Head,
-    Moved,
-    StoredPage,
-    Write,
-)
+from holdfast.stores.base import NOTHING, Changes, Committed, Conflict, Head, Moved, StoredPage, Write
+from holdfast.stores.sqlite_channels import Channel, Channels, Plan
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
 
 logger = logging.getLogger("holdfast.stores")
 
-MAX_CHANNELS = 10_000  # in memory; above this, half of those without pinned log rows are dropped
 # Documents are requested before a minute is over, so that rows shared with deleted text are free by then,
 # though the hub calls `tidy` only every few seconds.
 OLD_MS = 45_000
@@ -51,38 +42,6 @@ RETRY_S = 5.0  # after housekeeping failed
 STEP_SLOTS = 128
 STEP_DOCUMENTS = 16
 TIDY_S = 0.1
-
-
-class Channel:
-    """The state of one channel on the store's thread."""
-
-    __slots__ = ("epoch", "floor", "id", "moved", "name", "serial", "tracked", "used")
-
-    def __init__(self, number: int, name: str, epoch: str, floor: int, serial: int) -> None:
-        self.id = number
-        self.name = name
-        self.epoch = epoch
-        self.floor = floor
-        self.serial = serial
-        self.tracked: dict[str, Tracked] = {}  # messages that stream or have entries without a document, by id
-        self.moved = 0  # the last commit, since the start, that moved it
-        self.used = 0  # the last commit at the time of the last access, commits to the channel not counted
-
-    @property
-    def head(self) -> Head:
-        return Head(self.epoch, self.serial, self.floor)
-
-
-class _Plan:
-    """The documents of one write, with the tracked message of each."""
-
-    __slots__ = ("channel", "documents", "is_born", "new")
-
-    def __init__(self, channel: Channel, is_born: bool) -> None:
-        self.channel = channel
-        self.is_born = is_born
-        self.new: dict[str, Tracked] = {}  # messages without a document so far
-        self.documents: list[tuple[Tracked, Document]] = []
 
 
 class Engine:
@@ -127,10 +86,6 @@ class Engine:
 
     def _load(self) -> None:
         db = self._file.db
-        self._channels: dict[str, Channel] = {}
-        self._max_channels = MAX_CHANNELS
-        self._deleted_at: dict[str, int] = {}  # channel → the commit that deleted it
-        self._forgotten = 0  # moves up to this commit are no longer all known
         self._commits = 0
         self._documents_written = 0
         self._checkpoints = 0
@@ -141,14 +96,13 @@ class Engine:
         self._truncate_at_s = 0.0
         self._log = CommitLog()
         self._documents = Documents(db)
+        self._channels = Channels(db, self._documents)
         self._documents.skip_keys(self._log.load(db, self._tracked_by_key))
         for tracked in self._log.pinned.values():
             channel = self._channel(tracked.channel)
             assert channel is not None
             channel.tracked[tracked.id] = tracked
             channel.serial = max(channel.serial, tracked.last)
-        (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
-        self._next_channel = (number or 0) + 1
         # Deleted channels whose documents are not removed yet.
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
         self._is_wipe_due = True  # text may have been deleted just before the last process ended
@@ -170,11 +124,12 @@ class Engine:
         """`Store.commit`."""
         assert len({write.channel for write in writes}) == len(writes)
         results: list[Committed | Conflict] = []
-        plans: list[_Plan] = []
+        plans: list[Plan] = []
         entries: list[LogEntry] = []
         heads: list[tuple[Channel, int]] = []
+        known = self._channels.by_name
         for write in writes:
-            channel = self._channels.get(write.channel) or self._channel(write.channel)
+            channel = known.get(write.channel) or self._channel(write.channel)
             new = write.entries
             if channel is None:
                 fits = write.expected == 0
@@ -195,8 +150,7 @@ class Engine:
             if channel is None:
                 if not write.entries:
                     continue
-                channel = Channel(self._next_channel, write.channel, write.epoch, 0, 0)
-                self._next_channel += 1
+                channel = self._channels.new(write.channel, write.epoch)
                 plans.append(self._plan(write, channel, is_born=True))
             elif write.documents:
                 plans.append(self._plan(write, channel, is_born=False))
@@ -207,8 +161,8 @@ class Engine:
             self._store(plans, entries, heads)
         return results
 
-    def _plan(self, write: Write, channel: Channel, *, is_born: bool) -> _Plan:
-        plan = _Plan(channel, is_born)
+    def _plan(self, write: Write, channel: Channel, *, is_born: bool) -> Plan:
+        plan = Plan(channel, is_born)
         for document in write.documents:
             tracked = plan.new.get(document.id) or self._tracked(channel, document.id)
             if tracked is None:
@@ -218,7 +172,7 @@ class Engine:
                 plan.documents.append((tracked, document))
         return plan
 
-    def _collect_entries(self, write: Write, channel: Channel, plan: _Plan | None, entries: list[LogEntry]) -> None:
+    def _collect_entries(self, write: Write, channel: Channel, plan: Plan | None, entries: list[LogEntry]) -> None:
         """Add to `entries` those of `write` that no document of its `plan` covers."""
         known = channel.tracked
         covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
@@ -242,7 +196,7 @@ class Engine:
                 tracked = channel.tracked[message_id] = Tracked(channel.name, found.key, found.id, found.version)
         return tracked
 
-    def _store(self, plans: list[_Plan], entries: list[LogEntry], heads: list[tuple[Channel, int]]) -> None:
+    def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[Channel, int]]) -> None:
         rows = self._log.rows(entries)
         handed = -self._documents.row_bytes
         with self._file.transaction() as db:
@@ -258,7 +212,7 @@ class Engine:
             channel.serial = serial
             channel.moved = self._commits
 
-    def _write_plan(self, db: sqlite3.Connection, plan: _Plan) -> int:
+    def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
         """Write the rows outside the log; returns the bytes handed to the database besides those of documents."""
         channel = plan.channel
         handed = 0
@@ -271,14 +225,14 @@ class Engine:
                 new.remove(document.id)
                 self._documents.add(channel.id, tracked.key, document)
             else:
-                self._documents.update(tracked.key, document)
+                self._documents.update(channel.id, tracked.key, document)
         return handed
 
-    def _note_plan(self, plan: _Plan) -> None:
+    def _note_plan(self, plan: Plan) -> None:
         channel = plan.channel
         if plan.is_born:
             channel.used = self._commits
-            self._channels[channel.name] = channel
+            self._channels.by_name[channel.name] = channel
         channel.tracked.update(plan.new)
         for tracked, document in plan.documents:
             tracked.version = document.version
@@ -307,12 +261,9 @@ class Engine:
             return NOTHING
         for tracked in channel.tracked.values():
             self._log.release(tracked, channel.serial)
-        del self._channels[name]
+        self._channels.deleted(name, at=self._commits)
         self._deleted.append(channel.id)
         self._is_wipe_due = True
-        self._deleted_at[name] = self._commits
-        if len(self._deleted_at) > MAX_CHANNELS:
-            self._forgotten = max(self._forgotten, self._deleted_at.pop(next(iter(self._deleted_at))))
         return channel.head
 
     def note(self, values: Mapping[str, bytes | None]) -> None:
@@ -334,57 +285,48 @@ class Engine:
     def changes(self, name: str, after: int, limit: int) -> Changes:
         """`Store.changes`."""
         with self._reading():
-            return self._changes(name, after, limit)
-
-    def _changes(self, name: str, after: int, limit: int) -> Changes:
-        channel = self._channel(name)
-        if channel is None:
-            return Changes(NOTHING, None, [])
-        changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
-        changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
-        messages = self._stored(changed) if len(changed) <= limit else None
-        return Changes(channel.head, self._documents.newest(channel.id), messages)
+            channel = self._channel(name)
+            if channel is None:
+                return Changes(NOTHING, None, [])
+            changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
+            changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
+            messages = self._stored(changed) if len(changed) <= limit else None
+            return Changes(channel.head, self._documents.newest(channel.id), messages)
 
     def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """`Store.messages`."""
         with self._reading():
-            return self._messages(name, ids)
-
-    def _messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        channel = self._channel(name)
-        known: dict[str, Stored] = {}
-        if channel is not None:
-            found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
-            known = {stored.id: stored for stored in self._stored({one.key: one.id for one in found})}
-        for message_id in ids:
-            if message_id not in known and self._is_used_up(name, message_id):
-                known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
-        return self.head(name), known
+            channel = self._channel(name)
+            known: dict[str, Stored] = {}
+            if channel is not None:
+                found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
+                known = {stored.id: stored for stored in self._stored({one.key: one.id for one in found})}
+            for message_id in ids:
+                if message_id not in known and self._is_used_up(name, message_id):
+                    known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
+            return self.head(name), known
 
     def page(self, name: str, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
         """`Store.page`."""
         with self._reading():
-            return self._page(name, before, limit, limit_bytes)
-
-    def _page(self, name: str, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
-        channel = self._channel(name)
-        if channel is None:
-            return StoredPage(NOTHING, [], False)
-        page: dict[int, str] = {}
-        size_bytes = 0
-        more = False
-        newest_first = self._documents.newest_first(channel.id, 2**62 if before is None else before)
-        with contextlib.closing(newest_first) as documents:
-            for found in documents:
-                tracked = self._log.pinned.get(found.key)
-                if tracked is not None and tracked.is_deleted:
-                    continue
-                size_bytes += found.size_bytes
-                more = len(page) == limit or (size_bytes > limit_bytes and bool(page))
-                if more:
-                    break
-                page[found.key] = found.id
-        return StoredPage(channel.head, self._stored(page), more)
+            channel = self._channel(name)
+            if channel is None:
+                return StoredPage(NOTHING, [], False)
+            page: dict[int, str] = {}
+            size_bytes = 0
+            more = False
+            newest_first = self._documents.newest_first(channel.id, 2**62 if before is None else before)
+            with contextlib.closing(newest_first) as documents:
+                for found in documents:
+                    tracked = self._log.pinned.get(found.key)
+                    if tracked is not None and tracked.is_deleted:
+                        continue
+                    size_bytes += found.size_bytes
+                    more = len(page) == limit or (size_bytes > limit_bytes and bool(page))
+                    if more:
+                        break
+                    page[found.key] = found.id
+            return StoredPage(channel.head, self._stored(page), more)
 
     def open_channels(self) -> list[str]:
         """`Store.open_channels`."""
@@ -413,12 +355,7 @@ class Engine:
         """`Store.moved`."""
         now = f"{self._life}:{self._commits}"
         life, _, since = (token or "").partition(":")
-        if life != self._life or int(since) < self._forgotten:
-            return Moved(now, None)
-        seen = int(since)
-        moved = {name: NOTHING for name, at in self._deleted_at.items() if at > seen}
-        moved |= {name: channel.head for name, channel in self._channels.items() if channel.moved > seen}
-        return Moved(now, moved)
+        return Moved(now, self._channels.moved(int(since)) if life == self._life else None)
 
     def _stored(self, documents: dict[int, str]) -> list[Stored]:
         """Return the documents with these keys and ids, with their entries, in the order of `documents`."""
@@ -436,31 +373,7 @@ class Engine:
         return row is not None
 
     def _channel(self, name: str) -> Channel | None:
-        channel = self._channels.get(name)
-        if channel is None:
-            row = self._file.db.execute("SELECT id, epoch, floor FROM channels WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                return None
-            number, epoch, floor = row
-            channel = Channel(number, name, epoch, floor, self._documents.top(number))
-            self._channels[name] = channel
-        channel.used = self._commits
-        return channel
-
-    def _forget_channels(self) -> None:
-        """Drop the least recently used half of the channels from memory, except those that pin rows of the log.
-
-        Never called within a commit, which keeps references to its channels.
-        """
-        by_use = sorted(self._channels.values(), key=lambda channel: max(channel.used, channel.moved))
-        kept = 0
-        for channel in by_use[: len(by_use) // 2]:
-            if any(tracked.slots for tracked in channel.tracked.values()):
-                kept += 1
-            else:
-                del self._channels[channel.name]
-                self._forgotten = max(self._forgotten, channel.moved)
-        self._max_channels = MAX_CHANNELS + kept
+        return self._channels.find(name, at=self._commits)
 
     def _tracked_by_key(self, key: int) -> Tracked | None:
         known = self._documents.by_key(key)
@@ -475,26 +388,28 @@ class Engine:
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
-        self._free_used_up_ids(now_ms)
+        self._drop_outdated(now_ms)
         self._start_wipe()
         deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
         return [(tracked.channel, tracked.id) for tracked in due]
 
-    def _free_used_up_ids(self, now_ms: int) -> None:
+    def _drop_outdated(self, now_ms: int) -> None:
+        """Free the used up ids, and remove the data of some commands, whose time is over."""
+        commands = self._documents.outdated(now_ms, STEP_DOCUMENTS)
         over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
-        if over is not None:
+        if commands or over is not None:
             with self._file.transaction() as db:
                 db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
-            self._note_pages(COMMIT_PAGES)
+                self._documents.drop_data(commands)
+            self._note_pages(COMMIT_PAGES + len(commands) * DOCUMENT_PAGES)
 
     def spare(self, is_idle: bool) -> float | None:
         """Do a step of housekeeping after each call; returns the seconds after which to do the next, None for never."""
         if not self._is_open:
             return None
-        if len(self._channels) > self._max_channels:
-            self._forget_channels()
+        self._channels.bound()
         now_s = time.monotonic()
         if now_s < self._retry_at_s:
             return self._retry_at_s - now_s
@@ -571,7 +486,7 @@ class Engine:
             "row_bytes": self._row_bytes,
             "documents": self._documents_written,
             "checkpoints": self._checkpoints,
-            "channels": len(self._channels),
+            "channels": len(self._channels.by_name),
             "log_rows": log.live_rows,
             "log_bytes": log.live_bytes,
             "log_slots": log.slots,

@@ -43,18 +43,25 @@ from typing import Literal
 from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.stores.base import CommitUnknown
 from holdfast.stores.lock_holder import holder_of, note_held, note_released
+from holdfast.stores.sqlite_documents import Documents
 
 logger = logging.getLogger("holdfast.stores")
 
 Synchronous = Literal["normal", "full", "extra"]
 
 APPLICATION_ID = 0x486F6C64  # "Hold"
-SCHEMA = 2
+SCHEMA = 3
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 FILE_MODE = 0o600  # of new files: conversations are for the user of the server alone
 LOCK_POLL_S = 0.05
 LOCK_BYTES = 4096  # more than a lock file ever holds
 NO_NONCE = "-"  # stands for the nonce of a database or lock file without one
+
+# Of the data that leaves with a target or after a time: that of commands.
+_INDEXES_OF_DATA = (
+    "CREATE INDEX documents_target ON documents (channel, target) WHERE target IS NOT NULL",
+    "CREATE INDEX documents_until ON documents (until_ms) WHERE until_ms IS NOT NULL",
+)
 
 _TABLES = (
     # One row, with which the next process checks the state that the last one left. `inode` is the file's inode
@@ -69,11 +76,12 @@ _TABLES = (
     """CREATE TABLE documents (
         id INTEGER PRIMARY KEY, channel INTEGER NOT NULL, message TEXT NOT NULL, created INTEGER NOT NULL,
         version INTEGER NOT NULL, open INTEGER NOT NULL, deleted INTEGER NOT NULL,
-        size_bytes INTEGER NOT NULL)""",
+        size_bytes INTEGER NOT NULL, target TEXT, until_ms INTEGER)""",
     "CREATE UNIQUE INDEX documents_message ON documents (channel, message)",
     "CREATE INDEX documents_version ON documents (channel, version)",
     "CREATE INDEX documents_created ON documents (channel, deleted, created)",
     "CREATE INDEX documents_open ON documents (channel) WHERE open = 1",
+    *_INDEXES_OF_DATA,
     # The slots of a document: blob 0 is its head, each later blob the segments of one write.
     """CREATE TABLE pieces (
         document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL,
@@ -98,7 +106,13 @@ _STEPS = {
         "ALTER TABLE documents RENAME COLUMN streaming TO open",
         "CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     ),
+    2: (
+        "ALTER TABLE documents ADD COLUMN target TEXT",
+        "ALTER TABLE documents ADD COLUMN until_ms INTEGER",
+        *_INDEXES_OF_DATA,
+    ),
 }
+DATA_IN_SEGMENTS = 3  # the first schema in which the data of commands is in segments
 
 
 class SqliteFile:
@@ -121,6 +135,8 @@ class SqliteFile:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
         if self.path.exists() and not self.path.is_file():
             raise StoreUnavailable(f"store file {self.path} is a directory or a device; name a file")
+        if not self._lock.is_known:
+            self._check_before_lock()
         self._lock.take(self.path, wait_s=self._lock_wait_s)
         try:
             self._connect()
@@ -200,7 +216,7 @@ class SqliteFile:
             # SQLite creates `-wal` and `-shm` with the mode of the database. An existing file keeps its mode.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
-        is_new = self._check_ours()
+        is_new = self._check_ours(db)
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = NONE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
@@ -214,18 +230,38 @@ class SqliteFile:
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
         with self.transaction():
-            for statement in _TABLES if is_new else self._steps():
+            (schema,) = db.execute("PRAGMA user_version").fetchone()
+            for statement in _TABLES if is_new else _steps(schema):
                 db.execute(statement)
+            if not is_new and schema < DATA_IN_SEGMENTS:
+                Documents(db).upgrade_commands()
             nonce = self._begin_life()
         self._lock.keep_nonces(nonce)
         self.checkpoint("TRUNCATE")
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
 
-    def _check_ours(self) -> bool:
+    def _check_before_lock(self) -> None:
+        """Raise StoreUnusable for a file that Holdfast cannot use, before a lock file is made beside it.
+
+        An existing lock file is the sign of a store. This reads the file itself, without its WAL, and creates no file.
+        `_check_ours` is called again under the lock.
+        """
+        if not self.path.exists() or not self.path.stat().st_size:
+            return
+        uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+        try:
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+                self._check_ours(db)
+        except sqlite3.Error as error:
+            refusal = self.refusal(error)
+            if isinstance(refusal, StoreUnusable):  # any other problem is reported under the lock
+                raise refusal from error
+
+    def _check_ours(self, db: sqlite3.Connection) -> bool:
         """Return whether the file is empty; raises StoreUnusable if another program made it, or it is too new."""
-        (application,) = self.db.execute("PRAGMA application_id").fetchone()
-        (schema,) = self.db.execute("PRAGMA user_version").fetchone()
-        (tables,) = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (schema,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application == APPLICATION_ID and schema > SCHEMA:
             raise StoreUnusable(
                 f"store file {self.path} was written by a newer Holdfast: it has schema {schema}, "
@@ -237,12 +273,6 @@ class SqliteFile:
                 "give Holdfast a file of its own"
             )
         return bool(application != APPLICATION_ID)
-
-    def _steps(self) -> list[str]:
-        """Return the statements that bring an older file to the current schema."""
-        (schema,) = self.db.execute("PRAGMA user_version").fetchone()
-        steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
-        return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
     def _begin_life(self) -> str:
         """Begin new epochs if the history behind a serial may have changed. Returns the database's new nonce.
@@ -292,6 +322,12 @@ class SqliteFile:
                 self.db.execute("ROLLBACK")
 
 
+def _steps(schema: int) -> list[str]:
+    """Return the statements that bring a file of `schema` to the current one."""
+    steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
+    return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
+
+
 class FileLock:
     """An exclusive lock for the life of a process, in a file that is never deleted.
 
@@ -304,6 +340,11 @@ class FileLock:
         self._path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether the lock file exists: a store was opened here before."""
+        return self._path.exists()
 
     def take(self, what: Path, *, wait_s: float) -> None:
         """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""

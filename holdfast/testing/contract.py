@@ -28,10 +28,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from holdfast.core.decide import decide
-from holdfast.core.document import document, mark_documented, restore, restore_command, restored, used_up_head
+from holdfast.core.document import KEPT_MS, document, mark_documented, restore, restore_command, restored, used_up_head
 from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.model import Json
 from holdfast.core.ops import Command, Create, Writer
 from holdfast.core.requests import (
@@ -51,7 +52,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import Text
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Write
 
@@ -207,6 +208,21 @@ async def messages_of(store: Store, channel: str, *ids: str) -> list[MessageStat
 async def texts(store: Store, channel: str, *ids: str) -> list[str]:
     """Return the texts of the messages `ids`, read from the store."""
     return [message.message().text for message in await messages_of(store, channel, *ids)]
+
+
+def _command(key: str, target: str | None) -> Step:
+    return key, SendCommand(name="approve", target=target, data=1)
+
+
+def _reply(key: str) -> Step:
+    return key, ReplyCommand(ok=False, data=2, error={"code": "no", "detail": "why"}, request="r")
+
+
+async def _data(store: Store, *keys: str) -> list[tuple[Json, Json]]:
+    """Return the data of the commands `keys` and of their replies, read from the store."""
+    _, stored = await store.messages("c", keys)
+    commands = [restore_command(stored[key]) for key in keys]
+    return [(one.data, one.reply.data if one.reply is not None else None) for one in commands]
 
 
 class StoreContract:
@@ -676,6 +692,63 @@ class StoreContract:
         assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
         assert await store.open_channels() == []
 
+    async def test_data_of_answered_commands_leaves_with_their_target(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), create("m2", "b"))
+        await chat.do(*[_command(name, target) for name, target in (("!c1", "m1"), ("!c2", "m1"), ("!c3", "m2"))])
+        await chat.do(_reply("!c1"), _reply("!c3"), documents=["!c1", "!c3"])
+        assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, None), (1, 2)]
+        await chat.do(delete("m1"), documents=["m1"])
+        assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (1, None), (1, 2)]
+        await chat.do(_reply("!c2"), documents=["!c2"])  # its target is deleted already
+        assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, 2)]
+        _, found = await store.messages("c", ["!c1"])
+        command, known = restore_command(found["!c1"]), chat.state.commands["!c1"]
+        assert (command.digest, command.answered, command.target) == (known.digest, known.answered, "m1")
+        assert command.reply is not None
+        assert (command.reply.ok, command.reply.request, command.reply.error) == (False, "r", {"code": "no"})
+
+    @pytest.mark.parametrize("is_delete_first", [False, True])
+    async def test_data_of_a_command_leaves_with_a_target_deleted_in_the_same_write(
+        self, store: Store, is_delete_first: bool
+    ) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), _command("!c1", "m1"))
+        write = chat.write(delete("m1"), _reply("!c1"), documents=["m1", "!c1"])
+        write = replace(write, documents=sorted(write.documents, key=lambda one: one.is_deleted is not is_delete_first))
+        assert await store.commit([write]) == [Committed(4)]
+        assert await _data(store, "!c1") == [(None, None)]
+
+    async def test_data_stays_if_the_deletion_of_its_target_was_refused(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), _command("!c1", "m1"))
+        await chat.do(_reply("!c1"), documents=["!c1"])
+        late = chat.write(delete("m1"), documents=["m1"])
+        await chat.do(create("m2", "b"))
+        assert await store.commit([late]) == [Conflict(chat.head)]
+        assert await _data(store, "!c1") == [(1, 2)]
+
+    async def test_deleted_target_of_another_channel_keeps_data(self, store: Store) -> None:
+        chat, other = Chat(store), Chat(store, "other")
+        for one in (chat, other):
+            await one.do(create("m1", "a"), _command("!c1", "m1"))
+            await one.do(_reply("!c1"), documents=["!c1"])
+        await other.do(delete("m1"), documents=["m1"])
+        assert await _data(store, "!c1") == [(1, 2)]
+
+    async def test_tidy_removes_the_data_of_answered_commands_a_week_after_their_expiry(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), _command("!c1", None), _command("!c2", "m1"), _command("!c3", None))
+        await chat.do(_reply("!c1"), _reply("!c2"), documents=["!c1", "!c2"])
+        over_ms = 1_000 + 300_000 + KEPT_MS  # sent at 1 s, for 300 s
+        await store.tidy(over_ms - 1)
+        assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, 2), (1, None)]
+        await store.tidy(over_ms)
+        assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, None)]
+        await chat.do(_reply("!c3"), documents=["!c3"])
+        await store.tidy(over_ms + 5_000)
+        assert await _data(store, "!c3") == [(None, None)]
+
     # -- turns and leases ----------------------------------------------------------------------------------------
 
     async def test_a_message_that_waits_for_an_agent_is_open_until_its_turn_is_over(self, store: Store) -> None:
@@ -1044,10 +1117,20 @@ async def _check(chat: Chat) -> None:
     for key, command in state.commands.items():
         one = read[key]
         assert isinstance(one, CommandState)
-        assert known_command(one) == known_command(command)
+        _check_command(one, command, state.messages.get(command.target or ""))
     page = await store.page(chat.channel, before=None, limit=100, limit_bytes=PAGE)
     alive = sorted((one for one in state.messages.values() if not one.deleted), key=lambda one: -one.created)
     assert [stored.id for stored in page.messages] == [one.id for one in alive]
+
+
+def _check_command(read: CommandState, true: CommandState, target: MessageState | None) -> None:
+    """Check a command that was read. Its data may have left if it has a reply and its target is deleted."""
+    has_left = true.reply is not None and target is not None and target.deleted and read.data != true.data
+    facts, truth = known_command(read), known_command(true)
+    if has_left:
+        assert read.data is None
+        facts["reply"] = truth["reply"] = facts["data"] = truth["data"] = None
+    assert facts == truth
 
 
 def _check_marks(read: MessageState, true: MessageState, serial: int) -> None:

@@ -3,8 +3,8 @@
 Layer: transports.
 
 Two questions are answered here. Who sends a request: the app's verifier says so, or, without one, the request must come
-plainly from this machine. May this caller do it: origins, tickets, capabilities (`operations`), rates, and the rules
-that look into a request, such as roles. Whose message a request is about is decided later, by `core.decide`.
+plainly from this machine (`origin`). May this caller do it: origins, tickets, capabilities (`operations`), rates, and
+the rules that look into a request, such as roles. Whose message a request is about is decided later, by `core.decide`.
 
 Closed by default: any web page can reach a loopback port, and any proxy makes the whole world look like loopback. So
 without a verifier only programs and pages of this machine and user are accepted, and no request that came through a
@@ -14,8 +14,8 @@ proxy. Every rule is part of `docs/protocol.md`, section 10; loosening one needs
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -28,103 +28,32 @@ from holdfast.core.errors import (
     Forbidden,
     HoldfastError,
     InvalidName,
-    NoVerifier,
     Unauthenticated,
-    shown,
 )
 from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import Caller, CreateMessage, UpdateMessage
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Identity, Scope, claimed_identity
-from holdfast.hub.origins import is_loopback, parse_host, parse_origin
 from holdfast.hub.presence import check_member, check_signal
 from holdfast.hub.results import Result
 from holdfast.hub.tickets import Ticket
 from holdfast.transports.codec import unexpected
+from holdfast.transports.headers import header, peer_of
 from holdfast.transports.operations import BY_NAME, Operation
+from holdfast.transports.origin import check_origin
 from holdfast.transports.query import Query
 from holdfast.transports.refusals import refusals
 from holdfast.transports.server_connection import mark_known
-from holdfast.transports.socket_owner import foreign_owner
-
-logger = logging.getLogger("holdfast.transports")
 
 VERIFY_TIMEOUT_S = 10.0  # for the app's verifier, which may query a database while the caller waits
 MAX_TOKEN_BYTES = 8 * 1024  # of a token in a frame; the server itself bounds headers
-SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _CREDENTIAL_HEADERS = (b"authorization", b"cookie")
-# Headers with which proxies, content networks and tunnels pass on where a request came from.
-_FORWARDING = frozenset(
-    (
-        b"client-ip",
-        b"do-connecting-ip",
-        b"fastly-client-ip",
-        b"fly-client-ip",
-        b"forwarded",
-        b"forwarded-for",
-        b"proxy-client-ip",
-        b"true-client-ip",
-        b"via",
-        b"wl-proxy-client-ip",
-        b"x-appengine-user-ip",
-        b"x-client-ip",
-        b"x-cluster-client-ip",
-        b"x-coming-from",
-        b"x-host",
-        b"x-http-client-ip",
-        b"x-nf-client-connection-ip",
-        b"x-original-forwarded-for",
-        b"x-original-host",
-        b"x-original-url",
-        b"x-originating-ip",
-        b"x-proxyuser-ip",
-        b"x-real-ip",
-        b"x-remote-addr",
-        b"x-remote-ip",
-        b"x-rewrite-url",
-        b"x-scheme",
-        b"x-varnish",
-    )
-)
-_FORWARDING_PREFIXES = (
-    b"cf-",
-    b"cloudfront-",
-    b"tailscale-",
-    b"x-amz-cf-",
-    b"x-arr-",
-    b"x-azure-",
-    b"x-envoy-",
-    b"x-forwarded",
-    b"x-vercel-",
-)
-_OLD_HTTP = ("0.9", "1.0")  # nginx and other proxies request with these by default; browsers and clients do not
-_OWN_SITE = ("same-origin", "none")  # `Sec-Fetch-Site` of a page of this very address, and of a typed address
-_REMEDY = "Set Hub(authenticate=...) to verify callers, or authenticate=allow_everyone to accept every caller."
 # Parts that only writers create: a tool call or a source that a user typed would look like the agent's.
 _WRITER_PARTS = ("tool", "source")
 
 
 # Who sends a request
-
-
-async def check_peer(hub: HubCore, scope: Scope) -> None:
-    """Raise NoVerifier if the hub has no verifier and the request does not plainly come from its machine and user.
-
-    Raises Forbidden for a name that is not this machine's where the hub accepts every caller on loopback, and Busy if
-    the peer's user cannot be looked up now. Logs refusals.
-    """
-    try:
-        if hub.authenticate is None:
-            _check_own_machine(hub, scope)
-            reason = await foreign_owner(scope)
-            if reason is not None:
-                raise _not_ours(reason)
-        elif hub.requires_own_host:
-            _check_own_host(hub, scope)
-    except (NoVerifier, Forbidden) as error:
-        refusals.log(peer_of(scope), error)
-        raise
 
 
 async def identify(hub: HubCore, scope: Scope) -> Identity:
@@ -134,8 +63,19 @@ async def identify(hub: HubCore, scope: Scope) -> Identity:
     """
     identity = await known_identity(hub, scope)
     if identity is None:
-        raise Unauthenticated("the request carries no credentials that this hub accepts")
+        with logged_refusals(scope):
+            raise Unauthenticated("the request carries no credentials that this hub accepts")
     return identity
+
+
+@contextmanager
+def logged_refusals(scope: Scope) -> Iterator[None]:
+    """Log, within the bounds of `refusals`, that the block refuses the caller of `scope`, and why."""
+    try:
+        yield
+    except (Unauthenticated, Forbidden, InvalidName) as error:
+        refusals.log(peer_of(scope), error)
+        raise
 
 
 async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
@@ -147,9 +87,11 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         mark_known(scope)
         return claimed
     check_origin(hub, scope)
-    identity = await _verified(partial(verify, scope))
+    with logged_refusals(scope):
+        identity = await _verified(scope, partial(verify, scope))
+        if identity is not None:
+            check_identity(hub, identity)
     if identity is not None:
-        check_identity(hub, identity)
         mark_known(scope)
         hub.rates.request(identity, peer_of(scope))
     return identity
@@ -162,6 +104,13 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
     scope, the token as its `Authorization`, and without the cookies: only the token counts. Raises Unauthenticated,
     Expired, Busy, InvalidName.
     """
+    with logged_refusals(scope):
+        identity = await _identity_by_token(hub, scope, token)
+        check_identity(hub, identity)
+    return identity
+
+
+async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
     verify = hub.authenticate
     if verify is None:
         raise Unauthenticated("this hub has no verifier and accepts no tokens")
@@ -169,14 +118,13 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
         raise Unauthenticated(f"a token is printable ASCII text of at most {MAX_TOKEN_BYTES} characters")
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
-        identity = await _verified(partial(by_token, token))
+        identity = await _verified(scope, partial(by_token, token))
     else:
         others = [(name, value) for name, value in scope["headers"] if name.lower() not in _CREDENTIAL_HEADERS]
         headers = [*others, (b"authorization", b"Bearer " + token.encode())]
-        identity = await _verified(partial(verify, {**scope, "headers": headers}))
+        identity = await _verified(scope, partial(verify, {**scope, "headers": headers}))
     if identity is None:
         raise Unauthenticated("the hub's verifier does not accept this token")
-    check_identity(hub, identity)
     return identity
 
 
@@ -190,7 +138,7 @@ def check_identity(hub: HubCore, identity: Identity) -> None:
         raise Expired("the identity behind this request has expired")
 
 
-async def _verified(verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
+async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
     """Return the verifier's result. A HoldfastError passes; any other exception is logged and not sent to the peer."""
     try:
         async with asyncio.timeout(VERIFY_TIMEOUT_S):
@@ -199,8 +147,8 @@ async def _verified(verify: Callable[[], Awaitable[Identity | None]]) -> Identit
         raise
     except TimeoutError:
         raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s") from None
-    except Exception:
-        logger.exception("the verifier failed")
+    except Exception as error:
+        refusals.log_failure(peer_of(scope), error)
         raise unexpected() from None
 
 
@@ -214,148 +162,6 @@ def _checked(identity: object) -> Identity | None:
     if identity is not None and not isinstance(identity, Identity):
         raise TypeError(f"authenticate must return an Identity or None, got a value of type {type(identity).__name__}")
     return identity
-
-
-# From where
-
-
-def is_by_cookie(hub: HubCore, scope: Scope) -> bool:
-    """Return whether a cookie may identify the caller: a browser adds cookies to the requests of any page.
-
-    With an `Authorization` header it does not: a foreign page can only add one with permission. Nor with a verifier
-    that reads no cookies (`reads_cookies`); an app's own verifier is assumed to read them.
-    """
-    if not getattr(hub.authenticate, "reads_cookies", True):
-        return False
-    return header(scope, b"cookie") is not None and header(scope, b"authorization") is None
-
-
-def check_origin(hub: HubCore, scope: Scope) -> None:
-    """Raise Forbidden, and log it, if a foreign page sends a request that a browser sends without permission.
-
-    These are WebSockets, which CORS does not guard, and changes carried by cookies. A change carried by cookies must
-    come from a known page. One without an `Origin` is refused too, because browsers name the origin of every change.
-    """
-    by_cookie = is_by_cookie(hub, scope)
-    if scope["type"] != "websocket" and (not by_cookie or scope["method"] in SAFE_METHODS):
-        return
-    origins = headers_of(scope, b"origin")
-    try:
-        for origin in origins:
-            if not _is_own_origin(hub, scope, origin) and not _is_allowed(hub, origin, by_cookie=by_cookie):
-                raise Forbidden(
-                    f"the page's origin {shown(origin)} is neither this server's nor in allowed_origins. "
-                    f"{_origin_remedy(origin) or 'Open the page from an address that is.'}"
-                )
-        if by_cookie and not origins and header(scope, b"sec-fetch-site") != "same-origin":
-            raise Forbidden("a change with a cookie needs a known Origin; to send none, authenticate with a token")
-    except Forbidden as error:
-        refusals.log(peer_of(scope), error)
-        raise
-
-
-def _is_allowed(hub: HubCore, origin: str, *, by_cookie: bool) -> bool:
-    # A star accepts the requests of every page, but not with the cookies of the user who looks at the page.
-    return origin in hub.allowed_origins or ("*" in hub.allowed_origins and not by_cookie)
-
-
-def _is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:
-    """Return whether `origin` is the page's address of this server itself.
-
-    That is the hub's `public_origin`. Without that setting it is the host and port that the request was sent to. Then
-    a plain page is foreign if this server, or a proxy that says so, was reached over https. A browser knows both
-    schemes: a page that it calls another site is foreign, too. (Chromium does not name the site of a WebSocket.)
-    """
-    if hub.public_origin is not None:
-        return origin == hub.public_origin
-    is_other_site = any(site not in _OWN_SITE for site in headers_of(scope, b"sec-fetch-site"))
-    return _is_same_host(scope, origin) and not is_other_site
-
-
-def _is_same_host(scope: Scope, origin: str) -> bool:
-    hosts = headers_of(scope, b"host")
-    host, page = parse_host(hosts[0]) if len(hosts) == 1 else None, parse_origin(origin)
-    if host is None or page is None or (page.scheme == "http" and _is_encrypted(scope)):
-        return False
-    return page.is_at(host)
-
-
-def _is_encrypted(scope: Scope) -> bool:
-    """Return whether the page was reached over https. A proxy's word can make a page foreign, never known."""
-    forwarded = ",".join(headers_of(scope, b"x-forwarded-proto")).lower()
-    return scope.get("scheme") in ("https", "wss") or "https" in forwarded or "wss" in forwarded
-
-
-def _check_own_machine(hub: HubCore, scope: Scope) -> None:
-    """Raise NoVerifier unless the request plainly comes from a program or page of this machine.
-
-    The operator of the hub has listed the origins in `allowed_origins`; `*` allows none here.
-    """
-    peer = peer_of(scope)
-    if not is_loopback(peer):
-        raise _not_ours(f"the peer's address {shown(peer) if peer else '(unknown)'} is not a loopback address")
-    if not _is_own_host(scope):
-        raise _not_ours(_wrong_host(scope))
-    version = scope.get("http_version")
-    if version in _OLD_HTTP:
-        raise _not_ours(f"a request of HTTP/{version} comes from a proxy such as nginx")
-    forwarding = _forwarding_header(scope["headers"])
-    if forwarding:
-        raise _not_ours(f"the header {forwarding} shows that a proxy forwarded the request")
-    foreign = [origin for origin in headers_of(scope, b"origin") if not _is_same_host(scope, origin)]
-    for origin in foreign:
-        if origin not in hub.allowed_origins:
-            raise _not_ours(
-                f"the page's origin {shown(origin)} is another host or port and is not in allowed_origins",
-                _origin_remedy(origin),
-            )
-    others = [site for site in headers_of(scope, b"sec-fetch-site") if site not in _OWN_SITE]
-    if others and not foreign:
-        raise _not_ours(
-            f"a page of another address sent it (Sec-Fetch-Site: {shown(others[0])})",
-            "Open the address itself, or list the page's origin in Hub(allowed_origins=[...]).",
-        )
-
-
-def _check_own_host(hub: HubCore, scope: Scope) -> None:
-    """Raise Forbidden unless the Host is this machine's own, or that of `public_origin`.
-
-    Any web page can let a name of its own point at a loopback address, and is then of the same origin as the hub.
-    """
-    if not _is_own_host(scope, hub.public_origin):
-        raise Forbidden(
-            f"This hub accepts every caller of this machine: {_wrong_host(scope)}. Behind a proxy, set the address of "
-            "its pages with Hub(public_origin=...) or --public-origin."
-        )
-
-
-def _is_own_host(scope: Scope, public_origin: str | None = None) -> bool:
-    hosts = headers_of(scope, b"host")
-    host = parse_host(hosts[0]) if len(hosts) == 1 else None
-    if host is None or host.is_local:
-        return host is not None
-    page = parse_origin(public_origin) if public_origin is not None else None
-    return page is not None and page.is_at(host)
-
-
-def _wrong_host(scope: Scope) -> str:
-    """Return why the Host header is not this machine's own, for a message."""
-    hosts = headers_of(scope, b"host")
-    given = " and ".join(map(shown, hosts[:2])) or "missing"
-    return f"the Host header is {given}, expected localhost, 127.0.0.1 or [::1]"
-
-
-def _not_ours(reason: str, remedy: str | None = None) -> NoVerifier:
-    return NoVerifier(
-        f"This hub has no verifier and answers only requests of its own machine and user: {reason}. {remedy or _REMEDY}"
-    )
-
-
-def _origin_remedy(origin: str) -> str | None:
-    """Return how to allow the pages of `origin`; None for a text that is not the origin of pages."""
-    if parse_origin(origin) is None:
-        return None
-    return f'If the page is yours, set Hub(allowed_origins=["{origin}"]), or start with --allowed-origin {origin}.'
 
 
 # What they may do
@@ -457,9 +263,14 @@ async def admit_stream(
         identity = await identify(hub, scope)
         check_channel(channel)
     else:
-        ticket = hub.tickets.read(text, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
+        last = parse_cursor(header(scope, b"last-event-id"))
+        check_channel(channel)
+        with logged_refusals(scope):
+            ticket = hub.tickets.read(text, channel, last)
         identity = ticket.identity()
         mark_known(scope)
+        if hub.authenticate is not None:
+            hub.rates.request(identity, peer_of(scope))
     check_operation(identity, operation, channel)
     return identity, ticket
 
@@ -475,35 +286,3 @@ async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Identity:
 def allowed_history(identity: Identity, channel: str, requested: int | None) -> int | None:
     """Return how many finished messages a new start shows: none to a caller without `history`."""
     return requested if identity.has("history", channel) else 0
-
-
-# Headers and addresses
-
-
-def peer_of(scope: Scope) -> str:
-    """Return the address of the peer, as the server sees it."""
-    client = scope.get("client")
-    return str(client[0]) if client else ""
-
-
-def header(scope: Scope, name: bytes) -> str | None:
-    """Return the first header `name` (lower case), or None."""
-    for known, value in scope["headers"]:
-        if known.lower() == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
-
-
-def headers_of(scope: Scope, name: bytes) -> list[str]:
-    """Return the values of all headers `name` (lower case)."""
-    return [value.decode("latin-1") for known, value in scope["headers"] if known.lower() == name]
-
-
-def _forwarding_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Return the first header that only a proxy adds, for a message; None if there is none."""
-    for name, _ in headers:
-        low = name.lower()
-        if low in _FORWARDING or low.startswith(_FORWARDING_PREFIXES):
-            return shown(low.decode("latin-1"))
-    return None

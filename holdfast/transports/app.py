@@ -20,26 +20,26 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Router
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Send
 
 from holdfast.core.errors import HoldfastError, MethodNotAllowed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.transports.access import check_peer, header
 from holdfast.transports.chunks import Chunks, cycle_of, end_refusal, socket_of
 from holdfast.transports.close_codes import MISUSED
 from holdfast.transports.codec import unexpected
+from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.message_stream import message_events
 from holdfast.transports.operations import BY_NAME, OPERATIONS
+from holdfast.transports.origin import check_peer
 from holdfast.transports.problem import NOSNIFF, Headers, problem_messages
 from holdfast.transports.sender import FAREWELL_S
 from holdfast.transports.sse import channel_events, is_started
+from holdfast.transports.web import Web
 from holdfast.transports.websocket import Sockets
 
 logger = logging.getLogger("holdfast.transports")
@@ -206,24 +206,10 @@ def path_below(scope: Scope) -> str:
     return path
 
 
-class _Web(StaticFiles):
-    """The browser's modules. They change with the server, so a browser must revalidate its copies.
-
-    The folders beside them are of other applications, such as the demo, which serve them themselves.
-    """
-
-    async def get_response(self, path: str, scope: Any) -> Response:
-        if "/" in path:
-            raise HTTPException(404)
-        response = await super().get_response(path, scope)
-        response.headers["cache-control"] = "no-cache"
-        return response
-
-
 def _plain_app(hub: HubCore) -> ASGIApp:
     known: list[BaseRoute] = [*routes(hub)]
     if WEB.is_dir():
-        known.append(Mount("/web", _Web(directory=WEB)))
+        known.append(Mount("/web", Web(WEB)))
     app: ASGIApp = _problems(Router(known, redirect_slashes=False, default=_not_found))
     origins = hub.allowed_origins
     if origins:

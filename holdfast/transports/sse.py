@@ -23,10 +23,11 @@ from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Expired, Scope
-from holdfast.transports.access import admit_stream, allowed_history, describe_caller, header
+from holdfast.transports.access import admit_stream, allowed_history, describe_caller
 from holdfast.transports.chunks import Chunks, break_off
 from holdfast.transports.codec import unexpected
 from holdfast.transports.credentials import Credentials
+from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.operations import BY_NAME
 from holdfast.transports.problem import NOSNIFF, Headers
@@ -241,6 +242,8 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
         stream.feed = await hub.attach(
             channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_passing=True
         )
+        if credentials.is_counted:
+            stream.feed.on_first = credentials.charge_batch
     except HoldfastError as error:
         if credentials is not None:
             credentials.leave()

@@ -436,6 +436,96 @@ async def test_viewers_get_a_signal_for_a_message_that_no_agent_takes() -> None:
     await watching
 
 
+@virtually
+async def test_a_regenerated_message_gets_another_answer_each_time() -> None:
+    hub = new_hub()
+    turns: list[tuple[int, list[Any]]] = []
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        turns.append((turn.attempt, await turn.history()))
+        async with turn.reply() as message:
+            await message.append(f"answer {len(turns)}")
+
+    asked = await hub.create("chat:1", text="?")
+    await until_over(hub, 1)
+    await hub.create("chat:1", text="and?")
+    await until_over(hub, 2)
+    for count in range(3, 10):  # more often than a turn is tried
+        await asyncio.sleep(1)
+        await hub.command("chat:1", "regenerate", target=asked.id)
+        await until_over(hub, count)
+    found = [one for one in await messages(hub) if one.reply_to == asked.id]
+    assert [one.text for one in found] == ["answer 1", *(f"answer {count}" for count in range(3, 10))]
+    assert {(one.status, one.parent) for one in found} == {("complete", asked.id)}
+    assert [attempt for attempt, _ in turns] == [1] * 9
+    assert turns[-1][1] == [{"role": "user", "content": "?"}]  # not the first answer, nor what followed it
+    await hub.close()
+
+
+@virtually
+async def test_a_regenerated_message_waits_for_an_agent_also_after_a_restart_of_the_hub() -> None:
+    store = MemoryStore()
+    first = new_hub(store)
+    first.agent("chat:*", name="bot")(_answer)
+    asked = await first.create("chat:1", text="?")
+    await until_over(first, 1)
+    await asyncio.sleep(1)
+    await first.close()
+    away = new_hub(store)
+    await away.command("chat:1", "regenerate", target=asked.id)
+    await away.close()
+    second = new_hub(store)
+    second.agent("chat:*", name="bot")(_answer)
+    found = await until_over(second, 2)
+    assert [one.text for one in found] == ["?", "attempt 1", "attempt 1"]
+    await second.close()
+
+
+async def _answer(turn: Turn) -> None:
+    async with turn.reply() as message:
+        await message.append(f"attempt {turn.attempt}")
+
+
+@virtually
+async def test_a_crash_during_a_regenerated_answer_is_another_attempt_of_its_round() -> None:
+    store = MemoryStore()
+    first = new_hub(store)
+    begun: list[int] = []
+
+    @first.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.attempt)
+        async with turn.reply() as message:
+            await message.append("one" if len(begun) == 1 else "half ")
+            await message.flush()
+            await asyncio.sleep(0 if len(begun) == 1 else 1000)
+
+    asked = await first.create("chat:1", text="?")
+    await until_over(first, 1)
+    await asyncio.sleep(1)
+    await first.command("chat:1", "regenerate", target=asked.id)
+    await asyncio.sleep(1)
+    await first.close()
+    second = new_hub(store)
+    previous: list[str | None] = []
+
+    @second.agent("chat:*", name="bot", on_crash="continue")
+    async def resuming(turn: Turn) -> None:
+        begun.append(turn.attempt)
+        previous.append(turn.previous.text if turn.previous is not None else None)
+        async with turn.reply() as message:
+            await message.append("and whole")
+
+    await second.start()
+    await asyncio.sleep(5)
+    found = await messages(second)
+    assert begun == [1, 1, 2]
+    assert previous == ["half "]
+    assert [one.text for one in found] == ["?", "one", "half and whole"]
+    await second.close()
+
+
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
 @virtually
 async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> None:

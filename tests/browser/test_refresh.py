@@ -6,19 +6,22 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser
 
+from chaos.producer import Orders
 from holdfast.testing.proxy import FaultProxy
+from oracle.plans import Plan
 from tests.browser.tab import Tab, units
 from tests.processes import Process, Server, text_of
-from tests.producer import tokens_of
 
 TOKENS = 400
 PER_SECOND = 120
@@ -27,12 +30,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
 
 @contextmanager
-def producing(
-    server: Server, folder: Path, message_id: str, seed: int, per_second: int = PER_SECOND
-) -> Iterator[Process]:
+def producing(server: Server, folder: Path, plan: Plan, per_second: int = PER_SECOND) -> Iterator[Process]:
     """Run a producer of one message on `demo:test` in a process of its own."""
-    arguments = [str(server.port), server.hub, "demo:test", message_id, str(seed), str(TOKENS), str(per_second)]
-    producer = Process(["-m", "tests.producer", *arguments], folder / f"{message_id}.log")
+    name = plan.id.removesuffix("-0")
+    orders = Orders(server.port, name, "demo:test", plan.seed, TOKENS, per_second, prefix=server.hub, last=0)
+    producer = Process(["-m", "chaos.producer", json.dumps(asdict(orders))], folder / f"{name}.log")
     producer.start()
     try:
         yield producer
@@ -40,38 +42,43 @@ def producing(
         producer.clean_up()
 
 
-async def check_end(server: Server, producer: Process, tabs: list[Tab], message_id: str, seed: int) -> None:
+def planned(seed: int) -> Plan:
+    """Return the plan of message `m-0`."""
+    return Plan.plain(seed, "m-0", steps=TOKENS)
+
+
+async def check_end(server: Server, producer: Process, tabs: list[Tab], plan: Plan) -> None:
     """Assert that all pages show the stored text, and that it equals the sent text."""
-    expected = "".join(tokens_of(seed, TOKENS))
+    [expected] = plan.texts
     assert await asyncio.to_thread(producer.wait) == 0, producer.output
     for tab in tabs:
-        await tab.until_status(message_id, "complete")
-        assert await tab.text(message_id) == expected
+        await tab.until_status(plan.id, "complete")
+        assert await tab.text(plan.id) == expected
         assert tab.errors == []
-    assert text_of(server.message("demo:test", message_id)) == expected
+    assert text_of(server.message("demo:test", plan.id)) == expected
 
 
 async def test_ten_reloads_at_random_moments_lose_no_text(demo: Server, browser: Browser, tmp_path: Path) -> None:
     chosen = random.Random(7)
-    with producing(demo, tmp_path, "m", seed=1, per_second=60) as producer:  # slower, since reloads take time too
+    with producing(demo, tmp_path, planned(1), per_second=60) as producer:  # slower, since reloads take time too
         reader = await Tab.open(browser, demo.port, "demo:test")
         others = [
             await Tab.open(browser, demo.port, "demo:test", "ws"),
             await Tab.open(browser, demo.port, "demo:test", "sse"),
             await Tab.open(browser, demo.port, "demo:test", "poll"),
         ]
-        shown = await reader.until_length("m", 1)
-        expected = "".join(tokens_of(1, TOKENS))
+        shown = await reader.until_length("m-0", 1)
+        [expected] = planned(1).texts
         for _ in range(10):
-            await reader.until_length("m", min(units(shown) + chosen.randrange(1, 120), units(expected) - 200))
-            before = await reader.text("m") or ""
+            await reader.until_length("m-0", min(units(shown) + chosen.randrange(1, 120), units(expected) - 200))
+            before = await reader.text("m-0") or ""
             await reader.reload()
-            shown = await reader.until_length("m", units(before))
+            shown = await reader.until_length("m-0", units(before))
             assert shown.startswith(before)
-            about = [one for one in reader.first_batch if one.get("message", {}).get("id", one.get("id")) == "m"]
+            about = [one for one in reader.first_batch if one.get("message", {}).get("id", one.get("id")) == "m-0"]
             assert [one["type"] for one in about] == ["message.update"]
             assert units(text_of(about[0]["message"])) >= units(before)
-        await check_end(demo, producer, [reader, *others], "m", seed=1)
+        await check_end(demo, producer, [reader, *others], planned(1))
 
 
 @pytest.mark.parametrize("transport", ["ws", "sse", "poll"])
@@ -80,9 +87,9 @@ async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
 ) -> None:
     chosen = random.Random(11)
     async with FaultProxy("127.0.0.1", demo.port) as proxy:
-        with producing(demo, tmp_path, "m", seed=2) as producer:
+        with producing(demo, tmp_path, planned(2)) as producer:
             tab = await Tab.open(browser, proxy.port, "demo:test", transport)
-            shown = await tab.until_length("m", 1)
+            shown = await tab.until_length("m-0", 1)
             for fault in ("cut", "throttle", "stall", "cut", "refuse", "cut"):
                 if fault == "cut":
                     await proxy.cut()
@@ -98,30 +105,30 @@ async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
                     await asyncio.sleep(0.3)  # the duration of the fault
                     proxy.accept()
                 wanted = min(units(shown) + chosen.randrange(20, 100), 1_200)
-                later = await tab.until_length("m", wanted)
+                later = await tab.until_length("m-0", wanted)
                 assert later.startswith(shown)
                 shown = later
             proxy.throttle(None)
-            await check_end(demo, producer, [tab], "m", seed=2)
+            await check_end(demo, producer, [tab], planned(2))
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
 async def test_a_restart_of_the_server_loses_no_text(
     demo: Server, browser: Browser, tmp_path: Path, ending: signal.Signals
 ) -> None:
-    with producing(demo, tmp_path, "m", seed=3) as producer:
+    with producing(demo, tmp_path, planned(3)) as producer:
         tabs = [
             await Tab.open(browser, demo.port, "demo:test", "ws"),
             await Tab.open(browser, demo.port, "demo:test", "sse"),
             await Tab.open(browser, demo.port, "demo:test", "poll"),
         ]
         for length in (200, 600):
-            shown = [await tab.until_length("m", length) for tab in tabs]
+            shown = [await tab.until_length("m-0", length) for tab in tabs]
             await asyncio.to_thread(demo.end, ending)
             for tab, before in zip(tabs, shown, strict=True):
-                assert (await tab.text("m") or "").startswith(before)
+                assert (await tab.text("m-0") or "").startswith(before)
             await asyncio.to_thread(demo.start)
-        await check_end(demo, producer, tabs, "m", seed=3)
+        await check_end(demo, producer, tabs, planned(3))
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])

@@ -17,9 +17,9 @@ import pytest
 
 from holdfast.client import ChannelView, Client, RemoteWriter, Timing
 from holdfast.testing.proxy import FaultProxy
+from oracle.plans import NASTY, ORDINARY
 from tests.client.wire import becomes
 from tests.processes import Process, Server, serving, text_of
-from tests.producer import tokens_of
 
 PATIENCE_S = 30.0
 TOKENS = 400
@@ -43,6 +43,11 @@ def through(proxy: FaultProxy, timing: Timing = TIMING) -> Client:
     return Client(f"http://127.0.0.1:{proxy.port}", timing=timing, random=Random(3))
 
 
+def tokens_of(seed: int) -> list[str]:
+    """Return the tokens of a message: words, and text that breaks naive code."""
+    return Random(seed).choices(ORDINARY * 6 + NASTY, k=TOKENS)
+
+
 async def write(message: RemoteWriter, tokens: list[str]) -> None:
     """Append slowly enough for many faults in between."""
     for token in tokens:
@@ -59,7 +64,7 @@ async def shows(view: ChannelView, text: str) -> None:
 
 
 async def test_text_survives_connection_resets_at_any_time(server: Server, proxy: FaultProxy) -> None:
-    tokens = tokens_of(1, TOKENS)
+    tokens = tokens_of(1)
     async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
         view = watching.channel("chat:1")
         random = Random(1)
@@ -76,7 +81,7 @@ async def test_text_survives_connection_resets_at_any_time(server: Server, proxy
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 async def test_stalled_connection_is_given_up(server: Server, proxy: FaultProxy, direction: str) -> None:
-    tokens = tokens_of(2, TOKENS)
+    tokens = tokens_of(2)
     async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
         async with client.message("chat:1") as message:
             await write(message, tokens[:50])
@@ -90,7 +95,7 @@ async def test_stalled_connection_is_given_up(server: Server, proxy: FaultProxy,
 
 
 async def test_text_survives_a_server_that_is_killed_repeatedly(server: Server, proxy: FaultProxy) -> None:
-    tokens = tokens_of(3, TOKENS)
+    tokens = tokens_of(3)
     async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
         view = watching.channel("chat:1")
         async with writing.message("chat:1") as message:
@@ -108,7 +113,7 @@ async def test_text_survives_a_server_that_is_killed_repeatedly(server: Server, 
 
 
 async def test_writer_waits_for_a_server_that_restarts(server: Server, proxy: FaultProxy) -> None:
-    tokens = tokens_of(4, TOKENS)
+    tokens = tokens_of(4)
     async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
         async with client.message("chat:1") as message:
             writing = asyncio.create_task(write(message, tokens))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from holdfast.client import Client, Timing, UnknownProblem, Unreachable
 from holdfast.client.dial import Refusal
-from holdfast.client.link import UNANSWERED
+from holdfast.client.pending import UNANSWERED
 from holdfast.core import errors
 from holdfast.core.errors import HoldfastError, LocalError
 from tests.client.script import QUICK, Script, client_of

@@ -24,14 +24,16 @@ from holdfast.core.errors import (
     InvalidRequest,
     InvalidText,
     NotFound,
+    StillStreaming,
     TooLarge,
     TooMany,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import ClaimState
 from holdfast.core.model import Command as CommandSeen
 from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
 from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
-from holdfast.core.state import ClaimState, apply_entry
+from holdfast.core.state import apply_entry
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 HALF = "\ud83d"  # of a surrogate pair
@@ -343,6 +345,69 @@ def test_cancel_that_is_carried_out_at_once_does_not_count_towards_the_bound() -
     harness.create("q", text="question")
     harness.command("c1")
     assert len(harness.cancel("c2", "q").ops) == 3
+
+
+# -- regenerate ------------------------------------------------------------------------------------------------
+
+
+def regenerate(harness: LogHarness, command_id: str, target: str | None, **fields: Any) -> Any:
+    return harness.command(command_id, "regenerate", target=target, **fields)
+
+
+def test_regenerate_makes_a_message_wait_again_in_one_decision(served: LogHarness) -> None:
+    served.claim("q")
+    served.end("q")
+    answer = regenerate(served, "c", "q", caller=BOB)
+    command, claim, reply = answer.ops
+    assert isinstance(command, Command)
+    assert answer.serial == served.known_command("c").created
+    assert claim == Claim(id="q", state="pending", generation=8, at_ms=1_000)
+    assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None)
+    assert served.known("q").is_pending
+    assert list(served.state.pending) == ["q"]
+    assert served.known("q").version == 1  # viewers get no event about the message
+    assert regenerate(served, "c", "q", caller=BOB).ops == ()  # a repeat
+    served.claim("q", 8)
+    served.end("q", 9)
+    assert regenerate(served, "c2", "q").ops[1].generation == 16
+    with pytest.raises(AlreadyAnswered):
+        served.reply("c", caller=ADMIN)
+
+
+def test_regenerate_of_a_waiting_message_changes_nothing(served: LogHarness) -> None:
+    assert [type(op) for op in regenerate(served, "c", "q").ops] == [Command, Reply]
+    assert served.known("q").claim == ClaimState("pending")
+
+
+def test_regenerate_is_refused_while_an_answer_runs_and_without_agents(served: LogHarness) -> None:
+    served.claim("q")
+    with pytest.raises(StillStreaming):
+        regenerate(served, "c1", "q")
+    served.end("q")
+    served.stream("a", reply_to="q")
+    with pytest.raises(StillStreaming):
+        regenerate(served, "c2", "q")
+    with pytest.raises(InvalidRequest, match="assistant"):
+        regenerate(served, "c3", "a")
+    with pytest.raises(InvalidRequest, match="target"):
+        regenerate(served, "c4", None)
+    served.finish("a")
+    served.is_served = False
+    with pytest.raises(Finished):
+        regenerate(served, "c5", "q")
+    with pytest.raises(NotFound):
+        regenerate(served, "c6", "q", caller=EVE)
+
+
+def test_regenerated_messages_count_towards_the_bound_of_waiting_ones_within_a_batch() -> None:
+    harness = LogHarness(Limits(pending_messages=1), batches=True)
+    for message_id in ("q", "p"):
+        harness.create(message_id, text="question")  # no agent serves the channel, so they do not wait
+    harness.commit()
+    harness.is_served = True
+    regenerate(harness, "c1", "q")
+    with pytest.raises(TooMany):
+        regenerate(harness, "c2", "p")
 
 
 # -- cancel ----------------------------------------------------------------------------------------------------

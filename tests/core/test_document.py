@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from holdfast.core import text as text_module
 from holdfast.core.document import (
+    KEPT_MS,
     Segment,
     Stored,
     document,
@@ -30,9 +31,10 @@ from holdfast.core.document import (
 from holdfast.core.draft import Draft
 from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
 from holdfast.core.events import encode_json
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.ops import Append, Entry, Lease, Writer, decode_op, encode_op
 from holdfast.core.requests import Caller
-from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
 from tests.core.harness import AGENT, BOB, PERSON, LogHarness, data_part, text_part, tool_part
 from tests.core.worlds import (
@@ -401,16 +403,17 @@ def test_a_document_holds_all_of_a_command(is_answered: bool) -> None:
     assert isinstance(back, CommandState)
     assert everything_of_command(back) == everything_of_command(harness.known_command("c"))
     assert (kept.id, kept.created, kept.version) == ("!c", 0, 3 if is_answered else 2)
-    assert (kept.is_open, kept.is_deleted, kept.segments) == (not is_answered, False, [])
-    assert kept.size_bytes == len(kept.head)
+    assert (kept.is_open, kept.is_deleted, len(kept.segments)) == (not is_answered, False, 1)
+    assert (kept.target, kept.until_ms) == ("m", 61_000 + KEPT_MS)
+    assert b"to" not in kept.head
 
 
 def test_only_a_reply_after_the_document_is_applied() -> None:
     harness = commanded("c", is_answered=False)
     kept = document(harness.known_command("c"))
     harness.reply("c", data=1)
-    for head in (kept.head, document(harness.known_command("c")).head):
-        back = restore_command(Stored(id="!c", head=head, segments=[], entries=harness.log[1:]))
+    for one in (kept, document(harness.known_command("c"))):
+        back = restore_command(Stored(id="!c", head=one.head, segments=one.segments, entries=harness.log[1:]))
         assert everything_of_command(back) == everything_of_command(harness.known_command("c"))
 
 
@@ -425,6 +428,13 @@ def test_decisions_about_a_command_are_the_same_when_it_was_restored() -> None:
         harness.reply("c")
     with pytest.raises(IdConflict):
         harness.command("c", "steer", target="m")
+
+
+def test_command_whose_data_has_left_keeps_its_outcome() -> None:
+    kept = document(commanded("c", is_answered=True).known_command("c"))
+    back = restore_command(Stored(id="!c", head=kept.head, segments=[], entries=[]))
+    assert back.reply is not None
+    assert (back.data, back.reply.data, back.reply.error, back.reply.ok) == (None, None, {"code": "no"}, False)
 
 
 def test_messages_and_commands_are_restored_as_their_kind() -> None:

@@ -185,6 +185,17 @@ def test_a_progress_bar_is_one_part_that_is_replaced(program: Load) -> None:
         assert job.parts == [{"type": "data", "name": "progress", "data": {"done": 200, "of": 200}}]
 
 
+def test_a_slow_reader_gets_the_last_value_and_not_all_of_them(program: Load) -> None:
+    with client_of(program("progress_bar").app) as client:
+        poll = "/holdfast/v1/channels/jobs/poll"
+        cursor = client.get(poll, params={"wait_s": "0"}).json()["cursor"]
+        assert client.post("/jobs").status_code == 202
+        follow(client, "jobs", lambda messages: any(one.status == "complete" for one in messages))  # 201 values later
+        events = client.get(poll, params={"since": cursor, "wait_s": "0"}).json()["events"]
+        (job,) = [event["message"] for event in events if event["type"].startswith("message.")]
+        assert (job["status"], job["parts"][0]["data"]["done"]) == ("complete", 200)
+
+
 def test_a_notification_comes_from_a_thread(program: Load) -> None:
     with client_of(program("notifications").app) as client:
         assert client.post("/notify", params={"text": "Hello"}).status_code == 201

@@ -120,6 +120,7 @@ async def test_a_chart_is_complete_after_a_reload(program: Load, browser: Browse
         await page.wait_for_function("Number(count.textContent) > 0")
         assert int(await text_of(page, "#count")) >= before
         assert len((await page.get_attribute("#line", "points") or "").split()) >= before
+        assert 0 <= float(await text_of(page, "#now")) <= 100
 
 
 async def test_an_edit_of_an_old_version_is_refused_with_a_notice(program: Load, browser: Browser) -> None:
@@ -129,6 +130,7 @@ async def test_an_edit_of_an_old_version_is_refused_with_a_notice(program: Load,
         await bob.goto("/?me=bob")
         await expect(bob.locator("#text")).to_have_value("Welcome. Change me.")
         await bob.fill("#text", "Bob's words.")
+        await expect(ann.locator("#editing")).to_have_text("bob is typing …")
         await ann.fill("#text", "Ann's words.")
         await ann.click("#save")
         await expect(ann.locator("#notice")).to_contain_text("You saved version")

@@ -6,14 +6,16 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import nullcontext
 from random import Random
 
 import pytest
 
 from holdfast.core.document import document
 from holdfast.core.draft import Draft
-from holdfast.core.ops import Append, Create, Op
-from holdfast.core.state import ChannelState
+from holdfast.core.ops import Append, Command, Create, Delete, Op, Reply
+from holdfast.core.state import ChannelState, apply_entry
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, StoreUnavailable, Write
 from oracle.log import StoredLogs
 from oracle.violation import Violation
@@ -38,14 +40,14 @@ class Disk:
         return self.store.connect(process or Process("p"), Random(seed))
 
 
-def write(state: ChannelState, *ops: Op) -> Write:
-    """Return the write of a hub whose channel is at `state`."""
+def write(state: ChannelState, *ops: Op, documents: Sequence[str] = ()) -> Write:
+    """Return the write of a hub whose channel is at `state`. New messages and `documents` get a document."""
     draft = Draft(state)
     for op in ops:
         draft.add(op)
-    ids = {op.id for op in ops if isinstance(op, Create)}
-    documents = [document(message) for one in sorted(ids) if (message := draft.message(one)) is not None]
-    return Write(channel="c", epoch="e1", expected=state.serial, entries=draft.entries(), documents=documents)
+    ids = {op.id for op in ops if isinstance(op, Create)} | set(documents)
+    made = [document(thing) for one in sorted(ids) if (thing := draft.thing(one)) is not None]
+    return Write(channel="c", epoch="e1", expected=state.serial, entries=draft.entries(), documents=made)
 
 
 FIRST = write(ChannelState("c"), create("m"))
@@ -126,3 +128,23 @@ def test_document_that_differs_from_the_log_is_a_violation(loop: VirtualLoop) ->
     wrong = Write(channel="c", epoch="e1", expected=0, entries=FIRST.entries, documents=other.documents)
     with pytest.raises(Violation):
         disk.store.commit("p", [wrong])
+
+
+def test_data_of_an_answered_command_whose_target_is_deleted_is_a_violation(
+    loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that keeps the data is a mutant; the real one is accepted."""
+    command = Command(id="!c", name="x", target="m", data=1, by=None, at_ms=1, expires_ms=2, digest=b"")
+    reply = Reply(id="!c", ok=True, data=2, error=None, by=None)
+    first = write(ChannelState("c"), create("m"), command, reply, documents=["m", "!c"])
+    for is_mutant in (False, True):
+        disk = Disk(loop)
+        disk.store.commit("p", [first])
+        state = ChannelState("c")
+        for entry in first.entries:
+            apply_entry(state, entry)
+        state.epoch = "e1"
+        if is_mutant:
+            monkeypatch.setattr("holdfast.stores.memory._Channel.drop_data_of_deleted", lambda *_: None)
+        with pytest.raises(Violation, match="stored is Command") if is_mutant else nullcontext():
+            disk.store.commit("p", [write(state, Delete(id="m"), documents=["m"])])

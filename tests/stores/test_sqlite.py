@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from holdfast.core.document import Segment
 from holdfast.core.errors import LocalError, StoreUnavailable
-from holdfast.stores import sqlite, sqlite_engine
+from holdfast.stores import sqlite, sqlite_channels, sqlite_engine
 from holdfast.stores.base import Committed, CommitUnknown, Head
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_file import SqliteFile
@@ -132,7 +132,7 @@ async def test_a_commit_whose_caller_goes_away_leaves_the_store_usable(store: Sq
 
 
 async def test_many_channels_leave_memory_and_come_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_engine, "MAX_CHANNELS", 8)
+    monkeypatch.setattr(sqlite_channels, "MAX_CHANNELS", 8)
     async with opened(path) as store:
         token = (await store.moved(None)).token
         for number in range(40):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.core.requests import ReplyCommand, SendCommand
 from holdfast.stores import sqlite_engine
 from holdfast.stores.base import Head
 from holdfast.stores.sqlite import SqliteStore
@@ -50,6 +51,21 @@ async def test_text_of_a_deleted_message_is_gone_within_a_minute(store: SqliteSt
     await tidy_for_a_minute(store, chat)
     assert b"SECRET-" not in on_disk(path)
     assert await texts(store, "c", "m2") == ["stays" + "." * 38]
+
+
+async def test_data_of_a_command_is_gone_within_a_minute_after_its_target(store: SqliteStore, path: Path) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1", "a"), create("m2", "stays"))
+    for number in range(20):
+        key = f"!c{number}"
+        send, reply = SendCommand(name="approve", target="m1", data="SECRET" * number * 90), ReplyCommand(data="SECRET")
+        await chat.do((key, send), documents=[key])
+        await chat.do((key, reply), documents=[key])
+    assert b"SECRET" in on_disk(path)
+    await chat.do(delete("m1"), documents=["m1"])
+    await tidy_for_a_minute(store, chat)
+    assert b"SECRET" not in on_disk(path)
+    assert (await store.changes("c", after=2, limit=100)).messages is not None
 
 
 async def test_a_clock_set_back_does_not_keep_deleted_text_for_longer(store: SqliteStore, path: Path) -> None:

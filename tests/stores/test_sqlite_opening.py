@@ -1,7 +1,9 @@
 """The files that the SQLite store opens, and its errors for those that it refuses."""
 
 import asyncio
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -12,11 +14,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from holdfast.core.document import CommandHead, restore_command
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.core.message_state import CommandState
+from holdfast.core.ops import Command
+from holdfast.core.requests import ReplyCommand, SendCommand
 from holdfast.stores.base import Committed, Head
 from holdfast.stores.sqlite import SqliteStore
-from holdfast.testing.contract import Chat, append, create, finish
-from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
+from holdfast.stores.sqlite_documents import Documents
+from holdfast.testing.contract import Chat, append, create, delete, finish, known_command
+from tests.stores.files import PATIENCE_S, no_thread_left, on_disk, opened, read, run_from_outside, write
 
 
 @pytest.fixture
@@ -166,8 +173,55 @@ async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
     async with opened(path):
         pass
     run_from_outside(path, "PRAGMA user_version = 7")
-    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 2\. Upgrade Holdfast"):
+    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 3\. Upgrade Holdfast"):
         await SqliteStore(path).open()
+
+
+async def test_data_of_commands_in_a_file_of_the_second_schema_leaves_with_its_target(path: Path) -> None:
+    """In that schema the data was in the heads of documents, and documents had no target."""
+    async with opened(path) as store:
+        chat = Chat(store)
+        send = SendCommand(name="approve", target="m1", data="SECRET")
+        await chat.do(create("m1", "a"), ("!c1", send), ("!c2", send))
+        await chat.do(("!c1", ReplyCommand(ok=False, data="SECRET", error={"code": "no"})), documents=["!c1"])
+        old = {key: _old_head(command) for key, command in chat.state.commands.items()}
+    for sql in ("DROP INDEX documents_target", "DROP INDEX documents_until", "PRAGMA user_version = 2"):
+        run_from_outside(path, sql)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for key, head in old.items():
+            (number,) = db.execute("SELECT id FROM documents WHERE message = ?", (key,)).fetchone()
+            documents = Documents(db)
+            documents._free(number, from_blob=0)
+            documents._put(number, 0, head)
+        for column in ("target", "until_ms"):
+            db.execute(f"ALTER TABLE documents DROP COLUMN {column}")
+    async with opened(path) as store:
+        _, found = await store.messages("c", ["!c1", "!c2"])
+        for key, command in chat.state.commands.items():
+            assert known_command(restore_command(found[key])) == known_command(command)
+        chat.store = store
+        await chat.do(delete("m1"), documents=["m1"])
+        await chat.do(("!c2", ReplyCommand(data="SECRET")), documents=["!c2"])
+    async with opened(path) as store:
+        await store.tidy(0)
+        await store.close()
+        assert b"SECRET" not in on_disk(path)
+
+
+def _old_head(command: CommandState) -> bytes:
+    """Return the head of a command's document as it was before schema 3."""
+    sent = Command(
+        id=command.id,
+        name=command.name,
+        target=command.target,
+        data=command.data,
+        by=command.by,
+        at_ms=command.created_at,
+        expires_ms=command.expires_ms,
+        digest=command.digest,
+    )
+    head = CommandHead(command=sent, created=command.created, reply=command.reply, answered=command.answered)
+    return msgspec.msgpack.encode(head)
 
 
 async def test_database_of_another_program_is_refused_and_unchanged(path: Path) -> None:
@@ -176,6 +230,7 @@ async def test_database_of_another_program_is_refused_and_unchanged(path: Path) 
     with pytest.raises(StoreUnusable, match="a database of another program"):
         await SqliteStore(path).open()
     assert read(path) == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 async def test_file_that_is_not_a_database_is_refused_and_unchanged(path: Path) -> None:
@@ -183,6 +238,30 @@ async def test_file_that_is_not_a_database_is_refused_and_unchanged(path: Path) 
     with pytest.raises(StoreUnusable, match="the file is not a database"):
         await SqliteStore(path).open()
     assert read(path) == b"Dear diary, " * 1_000
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_database_of_another_program_whose_name_needs_quoting_gets_no_lock_file(path: Path) -> None:
+    path = path.with_name("a b?c#d%20.db")
+    run_from_outside(path, "CREATE TABLE orders (id INTEGER)")
+    run_from_outside(path, "PRAGMA journal_mode = WAL")
+    with pytest.raises(StoreUnusable, match="a database of another program"):
+        await SqliteStore(path).open()
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_store_without_its_lock_file_is_opened(path: Path) -> None:
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "a"))
+    path.with_name(f"{path.name}.lock").unlink()
+    async with opened(path) as store:
+        assert (await store.head("c")).serial == 1
+
+
+async def test_empty_database_of_another_program_becomes_a_store(path: Path) -> None:
+    run_from_outside(path, "VACUUM")
+    async with opened(path) as store:
+        assert await Chat(store).do(create("m1", "a")) == Committed(1)
 
 
 async def test_empty_file_becomes_a_store(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,6 +17,8 @@ from holdfast.core.limits import Limits
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import ClientLimits
 from holdfast.transports import http as http_module
+from holdfast.transports.app import WEB
+from holdfast.transports.web import Web
 from tests.transports.asgi import ask
 from tests.transports.conftest import asking, new_hub
 from tests.virtual import virtual_clock, virtually
@@ -434,6 +438,45 @@ async def test_browser_files_are_served_with_no_cache(plain_http: httpx2.AsyncCl
     assert answer.headers["content-type"].startswith("text/javascript")
     assert answer.headers["cache-control"] == "no-cache"
     assert (await plain_http.get("/web/view.js", headers={"if-none-match": answer.headers["etag"]})).status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [("gzip, br", "gzip"), ("br;q=1, GZIP;q=0.5", "gzip"), ("*", "gzip"), ("gzip;q=0", None), ("br", None), ("", None)],
+)
+async def test_browser_files_are_compressed_for_clients_that_accept_it(
+    plain_http: httpx2.AsyncClient, accepted: str, coding: str | None
+) -> None:
+    source = (WEB / "view.js").read_bytes()
+    answer = await plain_http.get("/web/view.js", headers={"accept-encoding": accepted})
+    assert answer.content == source  # the test's client decompresses it
+    assert answer.headers.get("content-encoding") == coding
+    assert answer.headers["vary"] == "Accept-Encoding"
+    length = int(answer.headers["content-length"])
+    assert length < len(source) / 2 if coding else length == len(source)
+    known = {"accept-encoding": accepted, "if-none-match": f'"other", W/{answer.headers["etag"]}'}
+    again = await plain_http.get("/web/view.js", headers=known)
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", answer.headers["etag"])
+    assert again.headers["vary"] == "Accept-Encoding"
+    head = await plain_http.head("/web/view.js", headers={"accept-encoding": accepted})
+    assert (head.content, head.headers["content-length"]) == (b"", str(length))
+
+
+async def test_etag_of_a_browser_file_follows_its_content(tmp_path: Path) -> None:
+    web = Web(tmp_path)
+
+    async def etag(text: str, time_s: int) -> str:
+        file = tmp_path / "a.js"
+        file.write_text(text)
+        os.utime(file, (time_s, time_s))
+        async with asking(web) as http:
+            answer = await http.get("/a.js", headers={"accept-encoding": "gzip"})
+        assert answer.text == text
+        return answer.headers["etag"]
+
+    first = await etag("one", 1)
+    assert await etag("two", 2) != first
+    assert await etag("one", 3) == first
 
 
 async def test_internal_error_carries_no_details(caplog: pytest.LogCaptureFixture) -> None:

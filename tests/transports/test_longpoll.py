@@ -17,7 +17,7 @@ from holdfast.core.view import View
 from holdfast.hub import presence_state
 from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.identity import Identity, Scope
-from holdfast.transports.access import header
+from holdfast.transports.headers import header
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_websocket import dialled
 from tests.transports.watching import NASTY, Stream, write

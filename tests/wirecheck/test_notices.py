@@ -91,3 +91,13 @@ def test_poll_moves_only_its_position_if_the_log_is_still() -> None:
         checker.begin("e:7:@a:2", is_poll=True)
         checker.take([], cursor)
         assert checker.violations[0].kind == "cursor"
+
+
+def test_data_of_an_answered_command_may_leave_and_not_change() -> None:
+    command: Json = {"type": "command", "serial": 7, "command": {"id": "stop-0", "name": "cancel", "data": 1}}
+    reply = REPLY | {"ok": False, "error": {"code": "no", "detail": "why"}}
+    assert changes(command, reply, RESUMED, COMMAND, REPLY | {"ok": False, "error": {"code": "no"}}) == 0
+    assert changes(command, COMMAND) == 1  # it still waits for its reply
+    assert changes(command, reply, {**command, "command": command["command"] | {"data": 2}}) == 1
+    assert changes(command, reply, REPLY | {"ok": False, "error": {"code": "other"}}) == 1
+    assert changes(command, reply, reply | {"ok": True}) == 1

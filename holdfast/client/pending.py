@@ -1,0 +1,82 @@
+"""The requests of a link that have no response yet.
+
+Layer: client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.core.errors import HoldfastError
+
+Result = dict[str, Any] | HoldfastError
+WhenAnswered = Callable[[Result], None]
+
+# The server stops reading at 1,000 requests or 4 MiB; calls wait for room before that. One call may exceed it.
+UNANSWERED = 500
+UNANSWERED_BYTES = 1024 * 1024
+
+
+class Pending:
+    """A request without a response."""
+
+    __slots__ = ("is_repeatable", "ref", "sent_at_s", "text", "when_answered")
+
+    def __init__(self, ref: int, text: str, when_answered: WhenAnswered, is_repeatable: bool) -> None:
+        self.ref = ref
+        self.text = text
+        self.when_answered = when_answered
+        self.is_repeatable = is_repeatable
+        self.sent_at_s: float | None = None
+
+
+class PendingRequests:
+    """All requests without a response, the oldest first."""
+
+    def __init__(self) -> None:
+        self._by_ref: dict[int, Pending] = {}
+        self._bytes = 0
+        self._room = asyncio.Event()
+
+    def all(self) -> tuple[Pending, ...]:
+        """Return the requests, the oldest first."""
+        return tuple(self._by_ref.values())
+
+    @property
+    def oldest(self) -> Pending | None:
+        """Return the oldest request, or None."""
+        return next(iter(self._by_ref.values()), None)
+
+    def get(self, ref: object) -> Pending | None:
+        """Return the request that a frame names as `ref`, or None."""
+        return self._by_ref.get(ref) if isinstance(ref, int) else None
+
+    def add(self, one: Pending) -> None:
+        """Add a request."""
+        self._by_ref[one.ref] = one
+        self._bytes += len(one.text)
+
+    def forget(self, one: Pending) -> None:
+        """Remove a request, and let calls that wait for room proceed."""
+        if self._by_ref.pop(one.ref, None) is not None:
+            self._bytes -= len(one.text)
+            self._room.set()
+
+    def settle(self, one: Pending, answer: Result) -> None:
+        """Remove a request, and pass its response or error on."""
+        self.forget(one)
+        one.when_answered(answer)
+
+    def stop(self, error: HoldfastError) -> None:
+        """Settle all requests with `error`; no call waits for room any more."""
+        for one in self.all():
+            self.settle(one, error)
+        self._room.set()
+
+    async def until_room(self) -> None:
+        """Wait until one more request may be sent."""
+        while self._by_ref and (len(self._by_ref) >= UNANSWERED or self._bytes >= UNANSWERED_BYTES):
+            self._room.clear()
+            await self._room.wait()

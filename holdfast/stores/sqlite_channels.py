@@ -1,0 +1,111 @@
+"""The channels of a SQLite file that the engine keeps in memory.
+
+Layer: stores. This code runs on the store's thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from holdfast.core.document import Document
+from holdfast.stores.base import NOTHING, Head
+from holdfast.stores.sqlite_documents import Documents
+from holdfast.stores.sqlite_log import Tracked
+
+MAX_CHANNELS = 10_000  # in memory; above this, half of those without pinned log rows are dropped
+
+
+class Channel:
+    """The state of one channel on the store's thread."""
+
+    __slots__ = ("epoch", "floor", "id", "moved", "name", "serial", "tracked", "used")
+
+    def __init__(self, number: int, name: str, epoch: str, floor: int, serial: int) -> None:
+        self.id = number
+        self.name = name
+        self.epoch = epoch
+        self.floor = floor
+        self.serial = serial
+        self.tracked: dict[str, Tracked] = {}  # messages that stream or have entries without a document, by id
+        self.moved = 0  # the last commit, since the start, that moved it
+        self.used = 0  # the last commit at the time of the last access, commits to the channel not counted
+
+    @property
+    def head(self) -> Head:
+        return Head(self.epoch, self.serial, self.floor)
+
+
+class Plan:
+    """The documents of one write, with the tracked message of each."""
+
+    __slots__ = ("channel", "documents", "is_born", "new")
+
+    def __init__(self, channel: Channel, is_born: bool) -> None:
+        self.channel = channel
+        self.is_born = is_born
+        self.new: dict[str, Tracked] = {}  # messages without a document so far
+        self.documents: list[tuple[Tracked, Document]] = []
+
+
+class Channels:
+    """The channels in memory, and the numbers of the commits that last moved or deleted them."""
+
+    def __init__(self, db: sqlite3.Connection, documents: Documents) -> None:
+        self.by_name: dict[str, Channel] = {}
+        self._db = db
+        self._documents = documents
+        self._limit = MAX_CHANNELS
+        self._deleted_at: dict[str, int] = {}  # channel → the commit that deleted it
+        self._forgotten = 0  # moves up to this commit are no longer all known
+        (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
+        self._next = (number or 0) + 1
+
+    def find(self, name: str, *, at: int) -> Channel | None:
+        """Return the channel `name`, read from the file if needed, and note its use at commit `at`; None without it."""
+        channel = self.by_name.get(name)
+        if channel is None:
+            row = self._db.execute("SELECT id, epoch, floor FROM channels WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                return None
+            number, epoch, floor = row
+            channel = Channel(number, name, epoch, floor, self._documents.top(number))
+            self.by_name[name] = channel
+        channel.used = at
+        return channel
+
+    def new(self, name: str, epoch: str) -> Channel:
+        """Return a channel with a number of its own. It is not in `by_name` before its first commit."""
+        channel = Channel(self._next, name, epoch, 0, 0)
+        self._next += 1
+        return channel
+
+    def deleted(self, name: str, *, at: int) -> None:
+        """Drop a channel that commit `at` has deleted."""
+        del self.by_name[name]
+        self._deleted_at[name] = at
+        if len(self._deleted_at) > MAX_CHANNELS:
+            self._forgotten = max(self._forgotten, self._deleted_at.pop(next(iter(self._deleted_at))))
+
+    def moved(self, since: int) -> dict[str, Head] | None:
+        """Return the channels that moved after commit `since`; None if they are no longer all known."""
+        if since < self._forgotten:
+            return None
+        moved = {name: NOTHING for name, at in self._deleted_at.items() if at > since}
+        return moved | {name: channel.head for name, channel in self.by_name.items() if channel.moved > since}
+
+    def bound(self) -> None:
+        """Beyond the limit, drop the least recently used half, except channels that pin rows of the log.
+
+        Never called within a commit, which keeps references to its channels.
+        """
+        if len(self.by_name) <= self._limit:
+            return
+        by_use = sorted(self.by_name.values(), key=lambda channel: max(channel.used, channel.moved))
+        kept = 0
+        for channel in by_use[: len(by_use) // 2]:
+            if any(tracked.slots for tracked in channel.tracked.values()):
+                kept += 1
+            else:
+                del self.by_name[channel.name]
+                self._forgotten = max(self._forgotten, channel.moved)
+        self._limit = MAX_CHANNELS + kept
