@@ -28,7 +28,7 @@ from starlette.routing import Mount, Route
 from holdfast.app import Hub
 from holdfast.hub.clock import Clock
 from holdfast.hub.tokens import jwt_verifier
-from holdfast.transports import access
+from holdfast.transports import origin
 from holdfast.transports.refusals import Refusals
 from tests.browser.tab import TIMEOUT_MS
 from tests.processes import Process, free_port
@@ -273,7 +273,7 @@ async def test_page_on_another_machine_shows_why_a_hub_without_a_verifier_refuse
 ) -> None:
     hub = new_hub()
     app = Starlette(routes=[Route("/", page), Mount("/holdfast", hub)])
-    monkeypatch.setattr(access, "refusals", Refusals())  # each hour a reason is logged once, by the whole process
+    monkeypatch.setattr(origin, "refusals", Refusals())  # each hour a reason is logged once, by the whole process
     async with serving(hub, from_another_machine(app)) as served:
         for _ in range(3):  # one page after another
             window = await page_at(browser, served.port)
