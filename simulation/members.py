@@ -176,7 +176,7 @@ class Commander(Author):
         try:
             await super().run()
             await self.world.until_healthy()
-            for deed in ("say", "cancel", "ask"):
+            for deed in ("say", "cancel", "ask", "regenerate"):
                 await self.do(self.draw.choice(self.world.channels), deed)
         finally:
             self.disconnect()
@@ -184,7 +184,7 @@ class Commander(Author):
     async def write(self, channel: str) -> None:
         await self.do(
             channel,
-            self.draw.choice(("say", "say", "cancel", "cancel", "steer", "regenerate", "ask", "reply", "reply")),
+            self.draw.choice(("say", "say", "cancel", "cancel", "steer", "ask", "reply", "reply")),
         )
 
     async def do(self, channel: str, deed: str) -> None:
