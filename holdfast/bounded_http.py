@@ -193,8 +193,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 self._refuse(InvalidRequest(f"the request does not follow HTTP/1.1: {error}"), 400)
         else:
             if self.scope is not self._begun_scope:
-                if was_in_head or not was_in_body:  # else most of the data may have been the body
-                    self._stalled_bytes += len(data)
+                # A head that begins behind a body counts from here: most of the data may have been the body.
+                self._stalled_bytes = 0 if was_in_body and not was_in_head else self._stalled_bytes + len(data)
                 if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
                     self._refuse_head()
             elif was_in_body and cycle is self.cycle and cycle.more_body and len(cycle.body) == before:

@@ -1,4 +1,4 @@
-"""Use the built React and Next apps in Chromium, each served from another origin than its hub.
+"""Use the built apps in Chromium: those of `examples/` are served from another origin than their hub.
 
 Layer: scripts. `test_npm` runs it: smoke_npm.py FOLDER SERVER_PORT PAGE_PORT.
 """
@@ -12,9 +12,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from fastapi import FastAPI
 from playwright.async_api import Browser, Page, expect
+from starlette.staticfiles import StaticFiles
 
+from holdfast import Hub
 from tests.browser.tab import chromium
+from tests.examples.programs import served_app
 
 CLONE = Path(__file__).parents[1]
 SERVER = CLONE / "examples" / "react" / "server.py"
@@ -79,20 +83,61 @@ async def check_next(browser: Browser, url: str) -> None:
     assert errors == []
 
 
+async def check_assistant_ui(browser: Browser, url: str) -> None:
+    """Ask a question, request a second answer, stop it, edit the question, and select the first version."""
+    page, errors = await open_page(browser, url)
+    await page.fill("[aria-label=Message]", "Why?")
+    await page.press("[aria-label=Message]", "Enter")
+    answer = page.locator(".assistant")
+    await expect(answer).to_contain_text(END)
+    await page.click("text=Again")
+    await page.click("text=Stop")
+    await expect(answer.locator(".branches")).to_contain_text("2/2")
+    await page.click("text=Edit")
+    await page.fill("[aria-label=Edit]", "Why not?")
+    await page.click("text=Save")
+    await expect(answer).to_contain_text("You asked: “Why not?”")
+    await expect(answer).to_contain_text(END)
+    await page.reload()
+    await expect(page.locator(".user .branches")).to_contain_text("2/2")
+    await page.locator(".user [aria-label=Previous]").click()
+    await expect(answer).to_contain_text("You asked: “Why?”")
+    assert errors == []
+
+
+async def check_frameworks(browser: Browser, built: Path) -> None:
+    """Send a message from the component for Vue and one from that for Svelte; both show both."""
+    app = FastAPI()
+    Hub("memory://").install(app, "/holdfast")
+    app.mount("/", StaticFiles(directory=built, html=True))
+    async with served_app(app) as address:
+        page, errors = await open_page(browser, address)
+        for name in ("vue", "svelte"):
+            await page.fill(f"#{name} input", f"From {name}")
+            await page.click(f"#{name} button")
+            await expect(page.locator("p", has_text=f"From {name}")).to_have_count(2)
+        for name in ("vue", "svelte"):
+            await expect(page.locator(f"#{name} p")).to_have_text(["From vue", "From svelte"])
+        assert errors == []
+        await page.goto("about:blank")
+
+
 async def main(folder: Path, server_port: int, page_port: int) -> None:
     """Raise AssertionError if a built app does not work."""
     expect.set_options(timeout=30_000)
     origin = f"http://localhost:{page_port}"
     settings = {"PORT": str(server_port), "PAGE_ORIGIN": origin, "PYTHONPATH": str(CLONE)}
     async with chromium() as browser, process(server_port, folder, sys.executable, SERVER, **settings):
-        vite = folder / "react" / "node_modules" / ".bin" / "vite"
         options = ("--host", "localhost", "--port", str(page_port))
-        async with process(page_port, folder / "react", vite, "preview", "--strictPort", *options):
-            await check_react(browser, origin)
+        for app, check in (("react", check_react), ("assistant_ui", check_assistant_ui)):
+            vite = folder / app / "node_modules" / ".bin" / "vite"
+            async with process(page_port, folder / app, vite, "preview", "--strictPort", *options):
+                await check(browser, origin)
         following = folder / "next" / "node_modules" / ".bin" / "next"
         async with process(page_port, folder / "next", following, "start", "--hostname", "localhost", *options[2:]):
             await check_next(browser, origin)
-    print("the package works in a Vite and in a Next app")
+        await check_frameworks(browser, folder / "frameworks" / "dist")
+    print("the package works with Vite, Next.js, assistant-ui, Vue and Svelte")
 
 
 asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -19,7 +19,17 @@ from holdfast.hub.channel import Channel
 class Feed:
     """One subscriber's position in a channel. It holds no entries, so a slow reader uses no memory."""
 
-    __slots__ = ("_attached", "_ephemeral_position", "_epoch", "_group", "_history", "_serial", "channel", "wake")
+    __slots__ = (
+        "_attached",
+        "_ephemeral_position",
+        "_epoch",
+        "_group",
+        "_history",
+        "_serial",
+        "channel",
+        "on_first",
+        "wake",
+    )
 
     def __init__(
         self,
@@ -37,6 +47,7 @@ class Feed:
         """
         self.channel = channel
         self.wake = wake
+        self.on_first: Callable[[EncodedBatch], None] | None = None  # called with the batch that this attach caused
         self._history = history
         self._attached = False  # `channel.attached` was taken
         self._epoch: str | None = since.epoch if since is not None else None  # None: a new start is due
@@ -82,6 +93,9 @@ class Feed:
             self._ephemeral_position = channel.presence_state.position
         if batch is None:
             batch = channel.new_start(self._history)
+        if self.on_first is not None:
+            self.on_first(batch)
+            self.on_first = None
         self._attached = True
         self._epoch, self._serial = state.epoch, state.serial
         return batch if batch.events else self._take_ephemeral()

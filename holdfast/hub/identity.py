@@ -120,8 +120,9 @@ class Identity(Struct, frozen=True, kw_only=True):
     @property
     def is_trusted(self) -> bool:
         """Return whether the client serves others, so that its rates are not counted. One such capability is enough."""
-        granted = self.capabilities.union(*(self.grants or {}).values())
-        return not granted.isdisjoint(TRUSTED)
+        if not self.capabilities.isdisjoint(TRUSTED):
+            return True
+        return self.grants is not None and not all(map(TRUSTED.isdisjoint, self.grants.values()))
 
     def is_expired(self, now_ms: int) -> bool:
         """Return whether the identity has ended."""

@@ -3,9 +3,9 @@
 Layer: hub.
 
 A client with `append`, `agent` or `admin` writes tokens all day and is bounded in bytes alone (`core.limits`). Other
-clients, which are people and their pages, are counted here by client id over all their connections. Time is an argument
-of the constructor. The number of counted clients is bounded: a client that was idle for a while counts like a new one,
-so forgetting it changes no decision.
+clients, which are people and their pages, are counted here by client id over all their connections: their requests, and
+the bytes that their requests cause (decision 0037). Time is an argument of the constructor. The number of counted
+clients is bounded: beyond it the client that was idle longest is forgotten, and counts like a new one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 from holdfast.core.errors import TooMany, shown
+from holdfast.core.limits import KIB, MIB
 from holdfast.hub.identity import Identity
 
-MAX_CLIENTS = 100_000  # counted at once; about 500 bytes each
+MAX_CLIENTS = 100_000  # counted at once; about 600 bytes each
 HOUR_S = 3600.0
+# Traffic of so many bytes costs as much as one request: reading and sending a large page takes about 7 ms for each MiB.
+REQUEST_COST_BYTES = 128 * KIB
+# A request pays for so many bytes of itself, of its response, and of its event for each viewer.
+FREE_BYTES = 4 * KIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +34,13 @@ class ClientLimits:
 
     client_connections: int = 20  # streams, polls and sockets, open at once
     client_requests: int = 50  # a second; twice as many at once, which a socket's channels need to attach again
+    client_bytes: int = 1024 * MIB  # in an hour: requests, their responses, and their events for each viewer
     client_signals: int = 20  # a second
     client_channels: int = 1_000  # created in an hour
 
 
 class _Bucket:
-    """A token bucket: `level` refills it, `take` takes one token."""
+    """A token bucket: `level` refills it, `take` takes tokens. Below zero it is in debt, and refills from there."""
 
     __slots__ = ("_at_s", "_level")
 
@@ -47,19 +54,24 @@ class _Bucket:
         self._at_s = now_s
         return self._level
 
-    def take(self) -> None:
-        """Take one token. Call `level` first."""
-        self._level -= 1
+    def take(self, tokens: float = 1) -> None:
+        """Take `tokens`; a negative number gives them back. Call `level` first."""
+        self._level -= tokens
+
+    def wait_s(self, per_s: float) -> int:
+        """Return in how many whole seconds the bucket holds a token again. Call `level` first."""
+        return max(1, ceil(min(HOUR_S, (1 - self._level) / per_s if per_s > 0 else HOUR_S)))
 
 
 class _Client:
     """The counts of one client."""
 
-    __slots__ = ("channels", "connections", "requests", "signals")
+    __slots__ = ("bytes", "channels", "connections", "requests", "signals")
 
     def __init__(self, limits: ClientLimits, now_s: float) -> None:
         self.connections = 0
         self.requests = _Bucket(2 * limits.client_requests, now_s)
+        self.bytes = _Bucket(limits.client_bytes, now_s)
         self.signals: _Bucket | None = None  # most clients never need these two
         self.channels: _Bucket | None = None
 
@@ -80,7 +92,10 @@ class ConnectionSlot:
 
 
 class Rates:
-    """Counts the requests, signals, connections and new channels of clients. A call that raises TooMany counts none."""
+    """Counts the requests, bytes, signals, connections and new channels of clients.
+
+    A call that raises TooMany counts none.
+    """
 
     def __init__(self, limits: ClientLimits | None = None, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits or ClientLimits()
@@ -90,17 +105,52 @@ class Rates:
     def __len__(self) -> int:
         return len(self._clients)
 
-    def request(self, identity: Identity, peer: str = "") -> None:
-        """Count a request, or a frame of a socket. `peer` is the address, which identifies a client without an id."""
+    def request(self, identity: Identity, peer: str = "", *, size: int = 0) -> None:
+        """Count a request, or a frame of a socket, of `size` bytes.
+
+        `peer` is the address, which identifies a client without an id. Raises TooMany for a client in debt, whatever
+        the size: a request is refused for the earlier ones, so that the largest one is possible at any rate.
+        """
         client = self._client(identity, peer)
         if client is None:
             return
-        limit = self.limits.client_requests
-        if client.requests.level(2 * limit, limit, self._now_s()) < 1:
+        now_s, limits = self._now_s(), self.limits
+        limit, bytes_limit = limits.client_requests, limits.client_bytes
+        level = client.requests.level(2 * limit, limit, now_s)
+        bytes_level = client.bytes.level(bytes_limit, bytes_limit / HOUR_S, now_s)
+        if level < 1:
+            wait_s = client.requests.wait_s(limit)
             raise TooMany(
-                f"client {_name(identity, peer)} has sent {limit} requests in a second, which is the limit", limit=limit
+                f"client {_name(identity, peer)} has used {2 * limit - level:.0f} of {2 * limit} requests at once, "
+                f"which refill by {limit} a second; {REQUEST_COST_BYTES // KIB} KiB of traffic count as one. "
+                f"Wait {wait_s} s, or raise ClientLimits(client_requests=...)",
+                limit=limit,
+                retry_after_s=wait_s,
             )
-        client.requests.take()
+        if bytes_level < 1:
+            wait_s = client.bytes.wait_s(bytes_limit / HOUR_S)
+            raise TooMany(
+                f"client {_name(identity, peer)} has caused {bytes_limit - bytes_level:.0f} bytes of traffic, the "
+                f"limit is {bytes_limit} in an hour. Wait {wait_s} s, or raise ClientLimits(client_bytes=...)",
+                limit=bytes_limit,
+                retry_after_s=wait_s,
+            )
+        client.requests.take(1 + _cost(size))
+        client.bytes.take(size)
+
+    def charge(self, identity: Identity, peer: str = "", *, size: int) -> None:
+        """Count `size` bytes that a request has caused; a negative number gives them back.
+
+        Never raises, since they are already fact: the client's next requests wait until they are paid.
+        """
+        client = self._client(identity, peer)
+        if client is None:
+            return
+        now_s, limits = self._now_s(), self.limits
+        client.requests.level(2 * limits.client_requests, limits.client_requests, now_s)
+        client.bytes.level(limits.client_bytes, limits.client_bytes / HOUR_S, now_s)
+        client.requests.take(_cost(size))
+        client.bytes.take(size)
 
     def signal(self, identity: Identity, peer: str = "") -> None:
         """Count a signal."""
@@ -168,6 +218,11 @@ class Rates:
             name, client = self._clients.popitem(last=False)
             if client.connections:
                 self._clients[name] = client
+
+
+def _cost(size: int) -> float:
+    """Return how many requests the traffic of `size` bytes costs."""
+    return size / REQUEST_COST_BYTES if abs(size) > FREE_BYTES else 0.0
 
 
 def _name(identity: Identity, peer: str) -> str:

@@ -260,9 +260,8 @@ class MessageWriter(OutgoingProperties):
             self._outgoing.failed(error)
         if self._outgoing.error is None:
             self._trouble = error
-            if self._retry is not None:
-                self._retry.cancel()
-            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._submit)
+            if self._retry is None:
+                self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
         self._wake_waiters()
 
     # -- for the hub -------------------------------------------------------------------------------------------
@@ -299,10 +298,14 @@ class MessageWriter(OutgoingProperties):
         self._is_delayed = False
         self._submit()
 
-    def _submit(self) -> None:
-        """Queue this writer at the committer, if it has requests."""
+    def _try_again(self) -> None:
+        """Submit again after the store failed, or the committer was full."""
         self._retry = None
-        if not self._is_waiting and self._outgoing.unstored_bytes:
+        self._submit()
+
+    def _submit(self) -> None:
+        """Queue this writer at the committer, if it has requests; after a failure, `_try_again` does it in time."""
+        if self._retry is None and not self._is_waiting and self._outgoing.unstored_bytes:
             self._is_waiting = True
             try:
                 self._hub.queue(self)

@@ -135,6 +135,8 @@ class SqliteFile:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
         if self.path.exists() and not self.path.is_file():
             raise StoreUnavailable(f"store file {self.path} is a directory or a device; name a file")
+        if not self._lock.is_known:
+            self._check_before_lock()
         self._lock.take(self.path, wait_s=self._lock_wait_s)
         try:
             self._connect()
@@ -214,7 +216,7 @@ class SqliteFile:
             # SQLite creates `-wal` and `-shm` with the mode of the database. An existing file keeps its mode.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
-        is_new = self._check_ours()
+        is_new = self._check_ours(db)
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = NONE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
@@ -238,11 +240,28 @@ class SqliteFile:
         self.checkpoint("TRUNCATE")
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
 
-    def _check_ours(self) -> bool:
+    def _check_before_lock(self) -> None:
+        """Raise StoreUnusable for a file that Holdfast cannot use, before a lock file is made beside it.
+
+        An existing lock file is the sign of a store. This reads the file itself, without its WAL, and creates no file.
+        `_check_ours` is called again under the lock.
+        """
+        if not self.path.exists() or not self.path.stat().st_size:
+            return
+        uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+        try:
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+                self._check_ours(db)
+        except sqlite3.Error as error:
+            refusal = self.refusal(error)
+            if isinstance(refusal, StoreUnusable):  # any other problem is reported under the lock
+                raise refusal from error
+
+    def _check_ours(self, db: sqlite3.Connection) -> bool:
         """Return whether the file is empty; raises StoreUnusable if another program made it, or it is too new."""
-        (application,) = self.db.execute("PRAGMA application_id").fetchone()
-        (schema,) = self.db.execute("PRAGMA user_version").fetchone()
-        (tables,) = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (schema,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application == APPLICATION_ID and schema > SCHEMA:
             raise StoreUnusable(
                 f"store file {self.path} was written by a newer Holdfast: it has schema {schema}, "
@@ -321,6 +340,11 @@ class FileLock:
         self._path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether the lock file exists: a store was opened here before."""
+        return self._path.exists()
 
     def take(self, what: Path, *, wait_s: float) -> None:
         """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""

@@ -14,8 +14,8 @@ proxy. Every rule is part of `docs/protocol.md`, section 10; loosening one needs
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,9 +43,8 @@ from holdfast.transports.headers import header, peer_of
 from holdfast.transports.operations import BY_NAME, Operation
 from holdfast.transports.origin import check_origin
 from holdfast.transports.query import Query
+from holdfast.transports.refusals import refusals
 from holdfast.transports.server_connection import mark_known
-
-logger = logging.getLogger("holdfast.transports")
 
 VERIFY_TIMEOUT_S = 10.0  # for the app's verifier, which may query a database while the caller waits
 MAX_TOKEN_BYTES = 8 * 1024  # of a token in a frame; the server itself bounds headers
@@ -64,8 +63,19 @@ async def identify(hub: HubCore, scope: Scope) -> Identity:
     """
     identity = await known_identity(hub, scope)
     if identity is None:
-        raise Unauthenticated("the request carries no credentials that this hub accepts")
+        with logged_refusals(scope):
+            raise Unauthenticated("the request carries no credentials that this hub accepts")
     return identity
+
+
+@contextmanager
+def logged_refusals(scope: Scope) -> Iterator[None]:
+    """Log, within the bounds of `refusals`, that the block refuses the caller of `scope`, and why."""
+    try:
+        yield
+    except (Unauthenticated, Forbidden, InvalidName) as error:
+        refusals.log(peer_of(scope), error)
+        raise
 
 
 async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
@@ -77,9 +87,11 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         mark_known(scope)
         return claimed
     check_origin(hub, scope)
-    identity = await _verified(partial(verify, scope))
+    with logged_refusals(scope):
+        identity = await _verified(scope, partial(verify, scope))
+        if identity is not None:
+            check_identity(hub, identity)
     if identity is not None:
-        check_identity(hub, identity)
         mark_known(scope)
         hub.rates.request(identity, peer_of(scope))
     return identity
@@ -92,6 +104,13 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
     scope, the token as its `Authorization`, and without the cookies: only the token counts. Raises Unauthenticated,
     Expired, Busy, InvalidName.
     """
+    with logged_refusals(scope):
+        identity = await _identity_by_token(hub, scope, token)
+        check_identity(hub, identity)
+    return identity
+
+
+async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
     verify = hub.authenticate
     if verify is None:
         raise Unauthenticated("this hub has no verifier and accepts no tokens")
@@ -99,14 +118,13 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
         raise Unauthenticated(f"a token is printable ASCII text of at most {MAX_TOKEN_BYTES} characters")
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
-        identity = await _verified(partial(by_token, token))
+        identity = await _verified(scope, partial(by_token, token))
     else:
         others = [(name, value) for name, value in scope["headers"] if name.lower() not in _CREDENTIAL_HEADERS]
         headers = [*others, (b"authorization", b"Bearer " + token.encode())]
-        identity = await _verified(partial(verify, {**scope, "headers": headers}))
+        identity = await _verified(scope, partial(verify, {**scope, "headers": headers}))
     if identity is None:
         raise Unauthenticated("the hub's verifier does not accept this token")
-    check_identity(hub, identity)
     return identity
 
 
@@ -120,7 +138,7 @@ def check_identity(hub: HubCore, identity: Identity) -> None:
         raise Expired("the identity behind this request has expired")
 
 
-async def _verified(verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
+async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
     """Return the verifier's result. A HoldfastError passes; any other exception is logged and not sent to the peer."""
     try:
         async with asyncio.timeout(VERIFY_TIMEOUT_S):
@@ -129,8 +147,8 @@ async def _verified(verify: Callable[[], Awaitable[Identity | None]]) -> Identit
         raise
     except TimeoutError:
         raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s") from None
-    except Exception:
-        logger.exception("the verifier failed")
+    except Exception as error:
+        refusals.log_failure(peer_of(scope), error)
         raise unexpected() from None
 
 
@@ -245,9 +263,14 @@ async def admit_stream(
         identity = await identify(hub, scope)
         check_channel(channel)
     else:
-        ticket = hub.tickets.read(text, check_channel(channel), parse_cursor(header(scope, b"last-event-id")))
+        last = parse_cursor(header(scope, b"last-event-id"))
+        check_channel(channel)
+        with logged_refusals(scope):
+            ticket = hub.tickets.read(text, channel, last)
         identity = ticket.identity()
         mark_known(scope)
+        if hub.authenticate is not None:
+            hub.rates.request(identity, peer_of(scope))
     check_operation(identity, operation, channel)
     return identity, ticket
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import HoldfastError, InvalidRequest, TooMany
 from holdfast.core.names import check_channel
-from holdfast.hub.batches import Behind
+from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.hub.hub import HubCore
 from holdfast.transports.access import allowed_history, check_operation, describe_caller
@@ -136,9 +136,15 @@ class Attachments:
         session.reply({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
         if feed is not None and self._by_channel.get(channel) is attachment:
             attachment.feed = feed
+            if session.charge is not None:
+                feed.on_first = self._charge
             self.feed_woken(attachment)
         elif feed is not None:  # the client has attached anew, or detached, meanwhile
             feed.close()
+
+    def _charge(self, batch: EncodedBatch) -> None:
+        if self._session.charge is not None:
+            self._session.charge(batch.encoded_bytes)
 
     def detach(self, frame: DetachFrame) -> None:
         """Detach and reply."""

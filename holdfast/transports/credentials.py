@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.errors import Forbidden, Unauthenticated
+from holdfast.hub.batches import EncodedBatch
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import ConnectionSlot
@@ -20,6 +21,7 @@ from holdfast.hub.tickets import Ticket
 from holdfast.transports.access import describe_caller, identity_by_token
 from holdfast.transports.headers import peer_of
 from holdfast.transports.server_connection import mark_known
+from holdfast.transports.traffic import charge
 
 # A timer beyond this is set in steps: event loops count in floats, and none sleeps for longer than a day.
 _MAX_TIMER_S = 12 * 3600.0
@@ -28,12 +30,14 @@ _MAX_TIMER_S = 12 * 3600.0
 class Credentials:
     """The identity behind one connection; None until an `auth` frame. Used from the hub's loop; only `renew` waits."""
 
-    __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "ticket")
+    __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "is_counted", "ticket")
 
     def __init__(self, hub: HubCore, scope: Scope, identity: Identity | None, *, ticket: Ticket | None = None) -> None:
         self._hub = hub
         self._scope = scope
         self._identity = identity
+        # Whether requests and bytes are counted (`hub.rates`). Kept: it is asked for each frame of a socket.
+        self.is_counted = identity is not None and self._is_counted(identity)
         self._slot: ConnectionSlot | None = None
         self._on_expiry: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -86,6 +90,7 @@ class Credentials:
             self._slot = self._slot or self._take_slot(identity)
             mark_known(self._scope)
         self._identity = identity
+        self.is_counted = self._is_counted(identity)
         self._set_timer()
         return identity
 
@@ -99,10 +104,19 @@ class Credentials:
         """Take a connection slot of the client. Raises TooMany."""
         self._slot = self._take_slot(self.identity)
 
-    def count_request(self) -> None:
-        """Count a frame of the client. Raises TooMany."""
-        if self._hub.authenticate is not None and self._identity is not None:
-            self._hub.rates.request(self._identity, peer_of(self._scope))
+    def count_request(self, size: int) -> None:
+        """Count a frame of the client, of `size` bytes. Raises TooMany."""
+        if self.is_counted:
+            self._hub.rates.request(self.identity, peer_of(self._scope), size=size)
+
+    def charge(self, size: int) -> None:
+        """Count bytes that a request of the client has caused; never raises."""
+        if self.is_counted:
+            charge(self._hub, self.identity, self._scope, size)
+
+    def charge_batch(self, batch: EncodedBatch) -> None:
+        """Count the bytes of the batch with which a stream begins."""
+        self.charge(batch.encoded_bytes)
 
     def leave(self) -> None:
         """Give back the connection slot and stop the timer. A second call has no effect."""
@@ -111,6 +125,9 @@ class Credentials:
         if self._slot is not None:
             self._slot.leave()
             self._slot = None
+
+    def _is_counted(self, identity: Identity) -> bool:
+        return self._hub.authenticate is not None and not identity.is_trusted
 
     def _take_slot(self, identity: Identity) -> ConnectionSlot:
         # Without a verifier every caller is on this machine and unbounded, also one with a ticket.

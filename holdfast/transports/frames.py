@@ -8,8 +8,10 @@ capabilities they need, and `session` carries them out.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from holdfast.core.model import Json, Part
@@ -182,3 +184,35 @@ class AuthFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="auth")
 
     ref: Ref
     token: str
+
+
+class _Ref(Struct):
+    ref: Json = None
+
+
+_ref = msgspec.json.Decoder(_Ref)
+
+
+def ref_in(data: bytes) -> Json:
+    """Return the `ref` of an invalid frame, if it has one that can be sent back."""
+    try:
+        ref = _ref.decode(data).ref
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        ref = _lenient_ref(data)
+    if isinstance(ref, int) and not isinstance(ref, bool):
+        return ref if abs(ref) <= 2**53 else None
+    return ref if isinstance(ref, str) and len(ref) <= 64 and _is_text(ref) else None
+
+
+def _is_text(ref: str) -> bool:
+    """Return whether `ref` can be sent: half a surrogate pair cannot."""
+    return ref.isascii() or not any("\ud800" <= one <= "\udfff" for one in ref)
+
+
+def _lenient_ref(data: bytes) -> Json:
+    """Return the `ref` of a frame whose text has half a surrogate pair: browsers send it, strict JSON refuses it."""
+    try:
+        frame = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return frame.get("ref") if isinstance(frame, dict) else None

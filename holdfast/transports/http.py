@@ -47,6 +47,8 @@ from holdfast.core.requests import (
 from holdfast.core.requests import Request as HubRequest
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
+from holdfast.hub.identity import Scope as HubScope
+from holdfast.hub.results import Result
 from holdfast.transports.access import (
     caller_of,
     check_create,
@@ -65,6 +67,7 @@ from holdfast.transports.origin import check_peer
 from holdfast.transports.problem import problem_body, problem_headers
 from holdfast.transports.query import Query, whole
 from holdfast.transports.tickets import CreateTicket, TicketIssued
+from holdfast.transports.traffic import charge, event_bytes, expected_bytes
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -76,6 +79,9 @@ _NO_STORE = {"cache-control": "no-store"}
 
 class Call:
     """One request to one operation, with the identity of its caller and the names in its path."""
+
+    body_bytes = 0  # of the body that was read
+    result: Result | None = None  # of the request that was submitted
 
     def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
         """Raises InvalidName, Forbidden. `channel` and `id` are empty if the path has none."""
@@ -95,7 +101,9 @@ class Call:
 
     async def body(self) -> Any:
         """Return the decoded body. Raises TooLarge as soon as it passes the limit, InvalidRequest, InvalidText."""
-        return decode(await read_body(self.request, self.hub.limits.request_bytes), _BODIES[self.operation.name])
+        data = await read_body(self.request, self.hub.limits.request_bytes)
+        self.body_bytes = len(data)
+        return decode(data, _BODIES[self.operation.name])
 
     async def submit(self, key: str, request: HubRequest) -> Response:
         """Submit a request to the hub and return its result as a response."""
@@ -103,6 +111,7 @@ class Call:
         result = await self.hub.ask(self.channel, key, request, caller)
         count_new_channel(self.hub, self.identity, result)
         status = self.operation.status if self.operation.status != 201 or result.created else 200
+        self.result = result
         return _json(result_fields(request, result), status=status)
 
     def empty(self) -> Response:
@@ -393,11 +402,32 @@ def routes(hub: HubCore) -> list[Route]:
 
 def _calls(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
     async def respond(request: Request) -> Response:
-        identity = await identify(hub, dict(request.scope))
+        scope = dict(request.scope)
+        identity = await identify(hub, scope)
         operation = operations["GET" if request.method == "HEAD" else request.method]
-        return await _HANDLERS[operation.name](Call(hub, operation, request, identity))
+        call = Call(hub, operation, request, identity)
+        if hub.authenticate is None or identity.is_trusted:
+            return await _HANDLERS[operation.name](call)
+        return await _charged(call, scope)
 
     return Endpoint(operations, respond)
+
+
+async def _charged(call: Call, scope: HubScope) -> Response:
+    """Carry out a call of a client whose bytes are counted."""
+    hub, identity = call.hub, call.identity
+    expected = expected_bytes(hub, call.operation, scope)
+    charge(hub, identity, scope, expected)
+    response_bytes = of_events = 0
+    try:
+        response = await _HANDLERS[call.operation.name](call)
+        response_bytes = len(response.body)
+        if call.result is not None:
+            of_events = event_bytes(hub, call.channel, call.result, max(call.body_bytes, response_bytes))
+        return response
+    finally:
+        charge(hub, identity, scope, -expected)
+        charge(hub, identity, scope, call.body_bytes + response_bytes + of_events)
 
 
 def _open(hub: HubCore, handler: OpenHandler) -> Endpoint:

@@ -60,6 +60,7 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
     finally:
         credentials.leave()
     about = describe_caller(hub, identity, channel) if is_own_client(scope, query) else None
+    credentials.charge(sum(map(len, events)))
     await _send_response(app, scope, send, cursor, events, about)
 
 

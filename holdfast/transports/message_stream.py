@@ -17,6 +17,7 @@ from starlette.types import Receive, Send
 from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.deltas import Delta, MessageProgress, Sent
 from holdfast.core.errors import HoldfastError
+from holdfast.core.message_state import part_bytes
 from holdfast.core.model import Message
 from holdfast.core.names import check_id
 from holdfast.hub.batches import EncodedBatch
@@ -144,6 +145,7 @@ async def _message_stream(app: Open, scope: Scope, send: Send, channel: str, mes
         ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
         since = since_of(scope, query)
         message, cursor = await hub.read(channel, check_id(message_id))
+        credentials.charge(sum(map(part_bytes, message.parts)))
         sent = resume_point(since, cursor)
         if sent.is_finished and message.status != "streaming":
             await send_no_content(app, scope, send)

@@ -28,7 +28,7 @@ def problem_headers(error: HoldfastError) -> dict[str, str]:
     """Return the headers of a response that carries `error`."""
     headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
     if error.status in (429, 503):
-        headers["retry-after"] = str(retry_after_s())
+        headers["retry-after"] = str(error.details.get("retry_after_s", 1) - 1 + retry_after_s())
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed) and "allow" in error.details:

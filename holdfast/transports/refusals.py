@@ -35,21 +35,43 @@ class Refusals:
 
     def log(self, peer: str, error: HoldfastError) -> None:
         """Log that `peer` was refused with `error`, unless that was logged already or too much was."""
+        more = self._more(error.detail)
+        if more is not None:
+            logger.warning("refused %s with %s: %s%s", _name(peer), error.code, error.detail, more)
+
+    def log_failure(self, peer: str, error: Exception) -> None:
+        """Log that the app's verifier raised `error`, with its traceback, within the same bounds.
+
+        The reason is the exception's type and the line that raised it: its text may differ for each token.
+        """
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        place = f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last is not None else ""
+        more = self._more(f"{type(error).__qualname__} at {place}")
+        if more is not None:
+            logger.error("the verifier failed for a request of %s%s", _name(peer), more, exc_info=error)
+
+    def _more(self, reason: str) -> str | None:
+        """Return the end of a line about `reason`, which counts as logged; None if it must not be logged now."""
         now_s = self._now_s()
         if now_s - self._period_at_s >= PERIOD_S:
             self._period_at_s, self._lines = now_s, 0
-        logged_at_s = self._logged_at_s.get(error.detail)
+        logged_at_s = self._logged_at_s.get(reason)
         if (logged_at_s is not None and now_s - logged_at_s < REPEAT_S) or self._lines >= LINES:
             self._left_out += 1
-            return
+            return None
         self._lines += 1
-        self._logged_at_s[error.detail] = now_s
-        self._logged_at_s.move_to_end(error.detail)
+        self._logged_at_s[reason] = now_s
+        self._logged_at_s.move_to_end(reason)
         if len(self._logged_at_s) > MAX_REASONS:
             self._logged_at_s.popitem(last=False)
-        more = f" ({self._left_out} more requests were refused since the last such line)" if self._left_out else ""
-        self._left_out = 0
-        logger.warning("refused %s with %s: %s%s", peer or "a peer without an address", error.code, error.detail, more)
+        left_out, self._left_out = self._left_out, 0
+        return f" ({left_out} more requests were refused since the last such line)" if left_out else ""
+
+
+def _name(peer: str) -> str:
+    return peer or "a peer without an address"
 
 
 refusals = Refusals()

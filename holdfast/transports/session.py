@@ -17,16 +17,12 @@ socket's presence and leases, `socket_worker` its agents. `docs/protocol.md`, 7,
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple
-
-import msgspec
-from msgspec import Struct
 
 from holdfast.core.errors import HoldfastError, InvalidRequest
 from holdfast.core.events import encode_json
@@ -69,11 +65,13 @@ from holdfast.transports.frames import (
     TurnTakeFrame,
     UpdateFrame,
     WorkFrame,
+    ref_in,
 )
 from holdfast.transports.holdings import Holdings
 from holdfast.transports.operations import BY_FRAME, frame_decoder
 from holdfast.transports.socket_worker import SocketWorker, SocketWorkers
 from holdfast.transports.sse import RETRY_MS
+from holdfast.transports.traffic import EXPECTED_BYTES, event_bytes
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -94,13 +92,6 @@ class Closing(NamedTuple):
     reason: str
 
 
-class _Ref(Struct):
-    ref: Json = None
-
-
-_ref = msgspec.json.Decoder(_Ref)
-
-
 class Session:
     """One peer's conversation with the hub. Every method is called from the hub's event loop and does not wait."""
 
@@ -117,6 +108,7 @@ class Session:
         "_unanswered",
         "_unanswered_bytes",
         "_workers",
+        "charge",
         "closing",
         "identity",
         "released",
@@ -133,10 +125,13 @@ class Session:
         wake: Callable[[], None],
         released: Callable[[], None],
         start_task: Callable[[Coroutine[Any, Any, None]], object],
+        charge: Callable[[int], None] | None = None,
     ) -> None:
         self._hub = hub
         self.identity = identity  # replaced when the peer sends a new token
         self.start_task = start_task
+        # Called with the bytes that a frame has caused; None for a client whose bytes are not counted.
+        self.charge = charge
         self.wake = wake  # called when `frame_to_send` or `closing` has changed
         self.released = released  # called instead by a channel's tick, which is the end of a burst already
         self.closing: Closing | None = None
@@ -256,6 +251,8 @@ class Session:
             return
         self._unanswered += 1
         self._unanswered_bytes += weight
+        if self.charge is not None and isinstance(frame, UpdateFrame):
+            self.charge(EXPECTED_BYTES)
 
     def _answered(
         self, ref: Ref, key: tuple[str, str], request: Request, weight: int, result: Result | HoldfastError
@@ -268,9 +265,22 @@ class Session:
         try:
             if isinstance(result, HoldfastError):
                 raise result
-            self.reply({"type": "ok", "ref": ref, **result_fields(request, result)})
+            size = self.reply({"type": "ok", "ref": ref, **result_fields(request, result)})
         except HoldfastError as error:
-            self.refuse(ref, error)
+            size = self.refuse(ref, error)
+        if self.charge is not None:
+            self.charge(self._late_bytes(key[0], request, result, weight, size))
+
+    def _late_bytes(
+        self, channel: str, request: Request, result: Result | HoldfastError, weight: int, reply_bytes: int
+    ) -> int:
+        """Return the bytes that an answered request has caused beside its frame and reply, less the expected ones."""
+        expected = EXPECTED_BYTES if isinstance(request, UpdateFrame) else 0
+        if isinstance(result, HoldfastError):
+            return -expected
+        # The weight of a create or an update is not its size, but their replies hold the whole message.
+        is_whole = isinstance(request, CreateFrame | UpdateFrame)
+        return event_bytes(self._hub, channel, result, reply_bytes if is_whole else max(reply_bytes, weight)) - expected
 
     def _held(self) -> Holdings:
         if self._holdings is None:
@@ -359,7 +369,12 @@ class Session:
         limit = limits.default_history if frame.limit is None else frame.limit
         if limit > limits.history:
             raise InvalidRequest(f"limit must be a whole number from 1 to {limits.history}, got {limit}")
-        page = await self._hub.history(channel, before=frame.before, limit=limit)
+        charge = self.charge or (lambda size: None)
+        charge(EXPECTED_BYTES)
+        try:
+            page = await self._hub.history(channel, before=frame.before, limit=limit)
+        finally:
+            charge(-EXPECTED_BYTES)
         fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
         self.reply({"type": "ok", "ref": frame.ref, **fields})
 
@@ -399,9 +414,9 @@ class Session:
             frame["debug"] = True
         self.reply(frame)
 
-    def refuse(self, ref: Json, error: HoldfastError) -> None:
-        """Reply to the request `ref` with an error, in the form that peers may see."""
-        self.reply({**for_peers(error).problem(), "type": "error", "ref": ref})
+    def refuse(self, ref: Json, error: HoldfastError) -> int:
+        """Reply to the request `ref` with an error, in the form that peers may see, and return the reply's size."""
+        return self.reply({**for_peers(error).problem(), "type": "error", "ref": ref})
 
     def reply_failed(self, ref: Ref, error: Exception) -> None:
         """Reply to a request that raised; log an error that is not ours to send."""
@@ -410,12 +425,16 @@ class Session:
             error = unexpected()
         self.refuse(ref, error)
 
-    def reply(self, frame: dict[str, Any]) -> None:
-        """Send a frame; it goes before the missed events of channels."""
-        text = encode_json(frame).decode()
+    def reply(self, frame: dict[str, Any]) -> int:
+        """Send a frame and return its size; it goes before the missed events of channels."""
+        data = encode_json(frame)
+        text = data.decode()
         self._replies.append(text)
         self._reply_bytes += len(text)
+        if self.charge is not None:
+            self.charge(len(data))
         self.wake()
+        return len(data)
 
     def end(self, code: int, reason: str, **details: int) -> None:
         """Send `bye` and close. Events that were not sent are dropped here; the client's cursor brings them back."""
@@ -457,28 +476,3 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
 
 def _put_part(frame: PartFrame) -> PutPart:
     return PutPart(index=frame.part, part=frame.value, generation=frame.generation, request=frame.request)
-
-
-def ref_in(data: bytes) -> Json:
-    """Return the `ref` of an invalid frame, if it has one that can be sent back."""
-    try:
-        ref = _ref.decode(data).ref
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        ref = _lenient_ref(data)
-    if isinstance(ref, int) and not isinstance(ref, bool):
-        return ref if abs(ref) <= 2**53 else None
-    return ref if isinstance(ref, str) and len(ref) <= 64 and _is_text(ref) else None
-
-
-def _is_text(ref: str) -> bool:
-    """Return whether `ref` can be sent: half a surrogate pair cannot."""
-    return ref.isascii() or not any("\ud800" <= one <= "\udfff" for one in ref)
-
-
-def _lenient_ref(data: bytes) -> Json:
-    """Return the `ref` of a frame whose text has half a surrogate pair: browsers send it, strict JSON refuses it."""
-    try:
-        frame = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return frame.get("ref") if isinstance(frame, dict) else None

@@ -242,6 +242,8 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
         stream.feed = await hub.attach(
             channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_passing=True
         )
+        if credentials.is_counted:
+            stream.feed.on_first = credentials.charge_batch
     except HoldfastError as error:
         if credentials is not None:
             credentials.leave()

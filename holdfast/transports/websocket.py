@@ -23,7 +23,7 @@ from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, TooMany, U
 from holdfast.core.events import encode_json
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.transports.access import check_serving, known_identity
+from holdfast.transports.access import check_serving, known_identity, logged_refusals
 from holdfast.transports.chunks import Frames
 from holdfast.transports.close_codes import (
     CROWDED,
@@ -37,12 +37,12 @@ from holdfast.transports.close_codes import (
 )
 from holdfast.transports.codec import for_peers
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.frames import AuthFrame
+from holdfast.transports.frames import AuthFrame, ref_in
 from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.sender import FAREWELL_S, DirectSender, Sender, TaskSender
 from holdfast.transports.server_connection import expect_introduction
-from holdfast.transports.session import PING_S, Session, ref_in
+from holdfast.transports.session import PING_S, Session
 from holdfast.transports.sse import RETRY_MS
 
 SUBPROTOCOL = "holdfast.v1"
@@ -82,7 +82,8 @@ class Sockets:
         if identity is not None:
             credentials.take_slot()
         elif header(scope, b"authorization") is not None:
-            raise Unauthenticated("the hub's verifier does not accept the credentials of this request")
+            with logged_refusals(scope):
+                raise Unauthenticated("the hub's verifier does not accept the credentials of this request")
         elif not expect_introduction(scope, 2 * AUTH_TIMEOUT_S) and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
             raise Busy(f"too many unauthenticated connections (limit {MAX_UNAUTHENTICATED})")
         return credentials
@@ -236,6 +237,7 @@ class Socket:
             wake=self._wake,
             released=self._released,
             start_task=self._start_task,
+            charge=credentials.charge if credentials.is_counted else None,
         )
         credentials.watch(self._expire)
 
@@ -284,7 +286,8 @@ class Socket:
             self._expire()
             return False
         try:
-            credentials.count_request()
+            if credentials.is_counted:
+                credentials.count_request(len(text) if text.isascii() else len(text.encode(errors="surrogatepass")))
             if auth is not None and self._is_renewing:
                 raise TooMany("the previous `auth` frame of this socket is still being verified")
         except TooMany as error:
@@ -307,6 +310,7 @@ class Socket:
         finally:
             self._is_renewing = False
         session.identity = identity
+        session.charge = self.credentials.charge if self.credentials.is_counted else None
         session.reply({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
         if session.closing is None and not identity.includes(before):
             # It may be attached, present or at work by a capability that it lost: the client requests each anew.

@@ -20,6 +20,9 @@ import { WEBSOCKET } from "./websocket.js"
 /** @typedef {import("./channel.js").Snapshot} Snapshot */
 /** @typedef {import("./snapshot.js").Message} Message */
 /** @typedef {import("./view.js").Part} Part */
+/** @typedef {import("./view.js").Command} Command */
+/** @typedef {import("./view.js").Member} Member */
+/** @typedef {import("./view.js").WireEvent} WireEvent */
 /** @typedef {"connecting" | "live" | "reconnecting" | "suspended" | "closed"} State */
 /**
  * @typedef {object} Status
@@ -91,7 +94,7 @@ export class Client extends Observable {
   constructor(options) {
     super()
     /** @internal */ this.options = options
-    /** @internal */ this.base = new URL(options.url, globalThis.location?.href).href.replace(/\/+$/, "")
+    /** @internal */ this.base = baseOf(options.url)
     /** @internal */ this.token = new Token(options.token)
     /** @internal */ this.outbox = new Outbox(this, options.identity)
     /** @internal */ this.fetch = options.fetch ?? ((...request) => fetch(...request))
@@ -432,5 +435,14 @@ export class Client extends Observable {
 
   #isOver() {
     return refusal("closed", `the client of ${this.base} is closed: call connect() again`)
+  }
+}
+
+/** @param {string} url */
+function baseOf(url) {
+  try {
+    return new URL(url, globalThis.location?.href).href.replace(/\/+$/, "")
+  } catch {
+    throw refusal("invalid_request", `connect() needs an absolute \`url\` outside of a page, got "${url}": call it in the browser only`)
   }
 }

@@ -10,13 +10,18 @@ the attack.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import re
 import selectors
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
+
+from wirecheck import encode_frame
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 Report = dict[str, Any]
@@ -222,11 +227,128 @@ def frames(
     return {**again(noted, seconds), "codes": codes}
 
 
+def exchange(one: socket.socket, request: bytes) -> tuple[int, int]:
+    """Send a request and read its response; return the status and the length of the body."""
+    one.sendall(request)
+    received = bytearray()
+    while (end := received.find(b"\r\n\r\n")) < 0:
+        received += _some(one)
+    length = re.search(rb"content-length: (\d+)", received[:end])
+    assert length, received[:end]
+    left = int(length[1]) - (len(received) - end - 4)
+    while left > 0:
+        left -= len(_some(one))
+    return int(received[9:12]), int(length[1])
+
+
+def _some(one: socket.socket) -> bytes:
+    data = one.recv(1 << 18)
+    if not data:
+        raise OSError("the server closed the connection")
+    return data
+
+
+def within_rates(
+    port: int,
+    seconds: float,
+    bearer: str,
+    path: str,
+    method: str = "GET",
+    text_bytes: int = 0,
+    connections: int = 4,
+    viewers: int = 0,
+    viewer: str = "",
+    watched: str = "",
+) -> Report:
+    """Send one valid request after another on each connection, refused or not, for `seconds`.
+
+    A body has a text of `text_bytes` bytes, another one each time. As many viewers, with the token `viewer`, follow the
+    channel `watched`. The report has the responses by status, and the bytes of the accepted ones and of the viewers.
+    """
+    until_s = time.monotonic() + seconds
+    statuses: dict[str, int] = {}
+    counts = {"bytes": 0, "watched": 0}
+    lock = threading.Lock()
+    numbers = itertools.count()
+
+    def request() -> bytes:
+        body = b""
+        if method != "GET":
+            body = b'{"text":"%b"}' % f"{next(numbers):<{text_bytes}}".encode()
+        return (
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {bearer}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+
+    def send() -> None:
+        with connect(port) as one:
+            while time.monotonic() < until_s:
+                status, size = exchange(one, request())
+                with lock:
+                    statuses[str(status)] = statuses.get(str(status), 0) + 1
+                    counts["bytes"] += size if status < 300 else 0
+
+    def watch() -> None:
+        with connect(port) as one:
+            head = f"GET /v1/channels/{watched}/events?history=0 HTTP/1.1\r\nHost: localhost\r\n"
+            one.sendall(f"{head}Authorization: Bearer {viewer}\r\n\r\n".encode())
+            assert _some(one).startswith(b"HTTP/1.1 200"), "a viewer was refused"
+            attached.wait()
+            one.settimeout(0.2)
+            while time.monotonic() < until_s + 0.5:
+                with contextlib.suppress(TimeoutError):
+                    data = _some(one)
+                    with lock:
+                        counts["watched"] += len(data)
+
+    attached = threading.Barrier(viewers + 1)
+    threads = [threading.Thread(target=watch) for _ in range(viewers)]
+    for thread in threads:
+        thread.start()
+    attached.wait(10)
+    threads += [threading.Thread(target=send) for _ in range(connections)]
+    begun()
+    for thread in threads[viewers:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"statuses": statuses, **counts}
+
+
+def frame_from(stream: BinaryIO) -> bytes:
+    """Read one frame of the server and return its payload."""
+    length = stream.read(2)[1]
+    if length >= 126:
+        length = int.from_bytes(stream.read(2 if length == 126 else 8))
+    return stream.read(length)
+
+
+def publishing_frames(port: int, seconds: float, bearer: str, channel: str, text_bytes: int) -> Report:
+    """Send one `create` after another on a socket, and read the replies."""
+    create = {"type": "create", "ref": 1, "channel": channel, "text": "x" * text_bytes}
+    frame = encode_frame(1, json.dumps(create).encode(), mask=b"\0\0\0\0")
+    counts = {"stored": 0, "refused": 0}
+    with connect(port) as one:
+        one.sendall(f"{HANDSHAKE}Authorization: Bearer {bearer}\r\n\r\n".encode())
+        one.recv(4096)
+        until_s = time.monotonic() + seconds
+        begun()
+        stream = one.makefile("rb")
+        while time.monotonic() < until_s:
+            one.sendall(frame)
+            while (reply := frame_from(stream)).startswith(b'{"type":"ping"'):
+                pass
+            counts["stored" if reply.startswith(b'{"type":"ok"') else "refused"] += 1
+    return counts
+
+
 ATTACKS: dict[str, Callable[..., Report]] = {
     "endless_head": endless_head,
     "pipelined": pipelined,
     "crowd": crowd,
     "frames": frames,
+    "within_rates": within_rates,
+    "publishing_frames": publishing_frames,
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The built browser client in Chromium: the hub serves it as it serves the sources.
+"""The built browser client: the hub serves it to Chromium as it serves the sources, and Node.js runs it.
 
 Layer: tests.
 """
@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
+from holdfast.agents.turn import Turn
 from holdfast.transports import app as transport
 from tests.browser.test_client import page_at
+from tests.processes import PATIENCE_S
 from tests.transports.conftest import new_hub, serving
 
 ROOT = Path(__file__).parents[2]
@@ -55,3 +58,43 @@ async def test_page_gets_the_minified_client_from_the_hub(
         assert {"client.js", "view.js"} < set(scripts)
         assert len(scripts) <= 4, scripts  # two entries and the code that they share
         await window.goto("about:blank")
+
+
+_PROGRAM = """
+import { connect } from "holdfast"
+const client = connect({ url: process.argv[2], client: "ann" })
+const channel = client.channel("chat:1")
+const shown = () => channel.getSnapshot().messages
+const answered = new Promise((resolve) => channel.subscribe(() => shown()[1]?.status === "complete" && resolve()))
+await channel.send("Hello")
+await answered
+console.log(shown().map(({ author, text }) => `${author}: ${text}`).join(", "))
+client.close()
+"""
+
+
+async def test_node_program_sends_and_receives_messages_and_ends_after_close(tmp_path: Path) -> None:
+    package = tmp_path / "node_modules" / "holdfast"
+    build = await asyncio.create_subprocess_exec(ROOT / "scripts" / "build_web", package)
+    assert await build.wait() == 0
+    (tmp_path / "program.mjs").write_text(_PROGRAM)
+    hub = new_hub()
+
+    @hub.agent("chat:*", name="bot")
+    async def answer(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hi there")
+
+    async with serving(hub) as served:
+        address = f"http://127.0.0.1:{served.port}"
+        node = await asyncio.create_subprocess_exec(
+            "node", "program.mjs", address, cwd=tmp_path, stdout=PIPE, stderr=PIPE
+        )
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                out, err = await node.communicate()
+        finally:
+            if node.returncode is None:
+                node.kill()
+                await node.wait()
+        assert (node.returncode, out.decode(), err.decode()) == (0, "ann: Hello, bot: Hi there\n", "")

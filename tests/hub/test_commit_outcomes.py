@@ -11,6 +11,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -44,8 +45,10 @@ from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.results import Result, result_later
+from holdfast.hub.writer import RETRY_S
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
 from holdfast.stores.memory import MemoryStore
+from tests.virtual import virtual_clock, virtually
 
 ANN = Caller(id="ann")
 SERVER = Caller(id="ann", is_server=True)
@@ -344,3 +347,34 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
         messages = (await successor.history("c")).messages
         assert [one.status for one in messages] == ["interrupted", "interrupted"]
         await successor.close()
+
+
+@pytest.mark.parametrize("has_viewer", [False, True])
+@virtually
+async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: bool) -> None:
+    store = ScriptedStore()
+    tried_s: list[float] = []
+    commit = store.commit
+
+    async def counted(writes: Sequence[Write]) -> list[Committed | Conflict]:
+        tried_s.append(asyncio.get_running_loop().time())
+        return await commit(writes)
+
+    hub = HubCore(store, hooks_signals=False, drain_s=0.1, clock=virtual_clock())
+    async with hub.message("c", id="m") as message:
+        feeds = [await hub.attach("c", None, wake=lambda: None)] if has_viewer else []
+        await message.append("x")
+        await message.flush()
+        store.commit = counted  # type: ignore[method-assign]
+        store.script = ["no"] * 1_000
+        for _ in range(1_000):
+            await message.append("y")
+            await asyncio.sleep(0.001)
+        assert 3 <= len(tried_s) <= 1 / RETRY_S + 2
+        assert min(later - earlier for earlier, later in pairwise(tried_s)) >= RETRY_S - 0.001
+        store.script.clear()
+        await message.flush()
+    assert await texts(hub, "m") == ["x" + "y" * 1_000]
+    for feed in feeds:
+        feed.close()
+    await hub.close()

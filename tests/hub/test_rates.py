@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from holdfast.core.errors import TooMany
+from holdfast.core.limits import KIB, MIB
 from holdfast.hub import rates
 from holdfast.hub.identity import Identity
 from holdfast.hub.rates import ClientLimits, Rates
@@ -71,8 +74,77 @@ def test_refused_request_names_the_limit_and_may_be_retried(counted: Rates) -> N
     how_many(lambda: counted.request(ADA))
     with pytest.raises(TooMany) as refused:
         counted.request(ADA)
-    assert refused.value.details == {"limit": 50}
+    assert refused.value.details == {"limit": 50, "retry_after_s": 1}
     assert refused.value.retry
+
+
+def test_traffic_of_128_kib_costs_as_much_as_a_request(counted: Rates, time: Time) -> None:
+    assert how_many(lambda: counted.request(ADA, size=128 * KIB)) == 50
+    time.now_s += 1
+    assert how_many(lambda: counted.request(ADA, size=128 * KIB)) == 25
+
+
+def test_request_is_refused_for_earlier_traffic_and_not_for_its_own(counted: Rates, time: Time) -> None:
+    for _ in range(2):  # reloads of a chat with a message of 8 MiB
+        counted.request(ADA)
+        counted.charge(ADA, size=8 * MIB)
+    with pytest.raises(TooMany, match=r"'ada' has used 130 of 100 requests at once.*Wait 1 s") as refused:
+        counted.request(ADA)
+    assert refused.value.details == {"limit": 50, "retry_after_s": 1}
+    time.now_s += 1
+    counted.request(ADA)
+
+
+def test_traffic_of_an_idle_client_is_not_paid_by_the_time_before_it(counted: Rates, time: Time) -> None:
+    counted.request(ADA)
+    time.now_s += 60  # a long poll waits
+    counted.charge(ADA, size=16 * MIB)
+    with pytest.raises(TooMany):
+        counted.request(ADA)
+
+
+def test_expected_traffic_is_given_back(counted: Rates) -> None:
+    for _ in range(5):
+        counted.charge(ADA, size=8 * MIB)
+    for _ in range(5):
+        counted.charge(ADA, size=-8 * MIB)
+    assert how_many(lambda: counted.request(ADA)) == 100
+
+
+def test_request_pays_for_its_own_small_traffic(counted: Rates) -> None:
+    assert how_many(lambda: (counted.request(ADA, size=4 * KIB), counted.charge(ADA, size=4 * KIB))) == 100
+
+
+def test_traffic_of_a_client_is_bounded_in_an_hour(time: Time) -> None:
+    counted = Rates(ClientLimits(client_bytes=36_000), now_s=time)
+    counted.request(ADA, size=1_000)
+    counted.charge(ADA, size=45_000)
+    time.now_s += 10
+    with pytest.raises(TooMany, match=r"'ada' has caused 45900 bytes of traffic, the limit is 36000 in") as refused:
+        counted.request(ADA)
+    assert refused.value.details == {"limit": 36_000, "retry_after_s": 991}
+    counted.request(EVE)
+    time.now_s += 991
+    counted.request(ADA)
+    counted.charge(ADA, size=20)
+    with pytest.raises(TooMany):
+        counted.request(ADA)
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, MIB), st.integers(0, 16 * MIB)), max_size=50))
+def test_traffic_never_exceeds_the_rate_but_for_the_last_request(steps: list[tuple[float, int, int]]) -> None:
+    time = Time()
+    counted, spent, began_s = Rates(now_s=time), 0.0, time.now_s
+    for gap_s, request_bytes, response_bytes in steps:
+        time.now_s += gap_s
+        try:
+            counted.request(ADA, size=request_bytes)
+        except TooMany as refused:
+            time.now_s += refused.details["retry_after_s"]
+            counted.request(ADA, size=request_bytes)
+        assert spent <= 99.001 + 50 * (time.now_s - began_s)
+        counted.charge(ADA, size=response_bytes)
+        spent += 1 + sum(size / (128 * KIB) for size in (request_bytes, response_bytes) if size > 4 * KIB)
 
 
 def test_client_may_begin_a_thousand_channels_an_hour(counted: Rates, time: Time) -> None:
@@ -121,6 +193,8 @@ def test_trusted_identity_is_not_counted(counted: Rates) -> None:
     assert how_many(lambda: counted.request(BOT), 1000) == 1000
     assert how_many(lambda: counted.signal(BOT), 1000) == 1000
     assert how_many(lambda: counted.connect(BOT), 1000) == 1000
+    assert how_many(lambda: counted.request(BOT, size=MIB), 1000) == 1000
+    counted.charge(BOT, size=1024 * MIB)
     counted.began(BOT)
     assert len(counted) == 0
 

@@ -16,9 +16,9 @@ import pytest
 
 from holdfast.core.document import CommandHead, restore_command
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.core.message_state import CommandState
 from holdfast.core.ops import Command
 from holdfast.core.requests import ReplyCommand, SendCommand
-from holdfast.core.state import CommandState
 from holdfast.stores.base import Committed, Head
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_documents import Documents
@@ -230,6 +230,7 @@ async def test_database_of_another_program_is_refused_and_unchanged(path: Path) 
     with pytest.raises(StoreUnusable, match="a database of another program"):
         await SqliteStore(path).open()
     assert read(path) == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 async def test_file_that_is_not_a_database_is_refused_and_unchanged(path: Path) -> None:
@@ -237,6 +238,30 @@ async def test_file_that_is_not_a_database_is_refused_and_unchanged(path: Path) 
     with pytest.raises(StoreUnusable, match="the file is not a database"):
         await SqliteStore(path).open()
     assert read(path) == b"Dear diary, " * 1_000
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_database_of_another_program_whose_name_needs_quoting_gets_no_lock_file(path: Path) -> None:
+    path = path.with_name("a b?c#d%20.db")
+    run_from_outside(path, "CREATE TABLE orders (id INTEGER)")
+    run_from_outside(path, "PRAGMA journal_mode = WAL")
+    with pytest.raises(StoreUnusable, match="a database of another program"):
+        await SqliteStore(path).open()
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_store_without_its_lock_file_is_opened(path: Path) -> None:
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "a"))
+    path.with_name(f"{path.name}.lock").unlink()
+    async with opened(path) as store:
+        assert (await store.head("c")).serial == 1
+
+
+async def test_empty_database_of_another_program_becomes_a_store(path: Path) -> None:
+    run_from_outside(path, "VACUUM")
+    async with opened(path) as store:
+        assert await Chat(store).do(create("m1", "a")) == Committed(1)
 
 
 async def test_empty_file_becomes_a_store(path: Path) -> None:

@@ -20,6 +20,8 @@ import pytest
 import uvicorn
 
 from holdfast.app import Hub
+from holdfast.transports import access, origin
+from holdfast.transports.refusals import Refusals
 
 PATIENCE_S = 10.0
 
@@ -94,6 +96,13 @@ async def serving(hub: Hub, app: Any = None, **options: Any) -> AsyncIterator[Se
 def new_hub(url: str = "memory://", **options: Any) -> Hub:
     """Return a hub that installs no signal handlers and shuts down fast."""
     return Hub(url, hooks_signals=False, drain_s=0.2, **options)
+
+
+@pytest.fixture(autouse=True)
+def fresh_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log the refusals of each test as a new process does: it logs few of them."""
+    for module in (access, origin):
+        monkeypatch.setattr(module, "refusals", Refusals())
 
 
 @pytest.fixture(params=["task", "hand"])

@@ -14,8 +14,7 @@ from starlette.routing import Mount
 from holdfast.app import Hub
 from holdfast.core.errors import Forbidden
 from holdfast.hub.identity import Identity, allow_everyone
-from holdfast.transports import access, origin
-from holdfast.transports.refusals import Refusals
+from holdfast.transports import access
 from tests.transports.asgi import HERE, Headers, ask
 from tests.transports.conftest import new_hub
 
@@ -172,10 +171,7 @@ async def test_allowed_origin_is_accepted_without_verifier_and_a_star_is_not() -
         await hub.close()
 
 
-async def test_refused_peers_are_logged_once_with_the_reason(
-    closed: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(origin, "refusals", Refusals())
+async def test_refused_peers_are_logged_once_with_the_reason(closed: Hub, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(50):
         assert (await ask(closed, client=("192.0.2.77", 5)))[0] == 403
     lines = [record.getMessage() for record in caplog.records if "192.0.2.77" in record.getMessage()]

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
+import jwt
 import pytest
 
 from holdfast.core.errors import Forbidden
-from holdfast.transports import refusals
+from holdfast.hub.identity import Identity
+from holdfast.hub.tokens import jwt_verifier
+from holdfast.transports import access, refusals
 from holdfast.transports.refusals import Refusals
+from tests.transports.asgi import HERE, ask
+from tests.transports.conftest import new_hub
+
+SECRET = "a secret of at least thirty-two bytes"
 
 
 class Time:
@@ -47,3 +57,55 @@ def test_reasons_that_a_peer_varies_fill_neither_the_log_nor_the_memory(caplog: 
         time.now_s += refusals.PERIOD_S
     assert len(lines_of(caplog)) == 30 * refusals.LINES
     assert len(log._logged_at_s) == refusals.MAX_REASONS
+
+
+class BadToken(Exception):
+    pass
+
+
+async def test_refused_tokens_are_logged_with_the_reason_and_few_lines(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "refusals", Refusals(Time()))
+    hub = new_hub(authenticate=jwt_verifier(secret=SECRET, audience="chat"))
+    now_s = 1_700_000_000
+    old = jwt.encode({"sub": "ann", "aud": "chat", "exp": now_s}, SECRET, "HS256")
+    forged = jwt.encode({"sub": "ann", "aud": "chat", "exp": 4 * now_s}, SECRET + "x", "HS256")
+    reasons = {
+        old: "unauthenticated: token has expired; renew it",
+        forged: "unauthenticated: token signature matches no key of this server",
+        "": "unauthenticated: the request carries no credentials that this hub accepts",
+    }
+    for token in reasons:
+        headers = [*HERE, (b"authorization", f"Bearer {token}".encode())] if token else HERE
+        for _ in range(200):
+            assert (await ask(hub, headers=headers, client=("192.0.2.1", 5)))[0] == 401
+    assert (await ask(hub, query=b"ticket=x.y", path="/v1/channels/c/events"))[0] == 401
+    lines = lines_of(caplog)
+    assert len(lines) == 4
+    for line, reason in zip(lines, reasons.values(), strict=False):
+        assert line.startswith(f"refused 192.0.2.1 with {reason}")
+    assert "(199 more requests were refused since the last such line)" in lines[1]
+    assert "ticket was not signed with a key of this server" in lines[3]
+    assert not any(token in line for token in reasons if token for line in lines)
+    await hub.close()
+
+
+async def test_exceptions_of_a_verifier_do_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many verifiers raise for a bad token. The text of the exception may differ for each."""
+    monkeypatch.setattr(access, "refusals", Refusals(Time()))
+    attempts = itertools.count()
+
+    async def verify(scope: Any) -> Identity | None:
+        raise BadToken(f"token {next(attempts)} is bad")
+
+    hub = new_hub(authenticate=verify)
+    for _ in range(300):
+        assert (await ask(hub, client=("192.0.2.1", 5)))[0] == 500
+    (record,) = caplog.records
+    assert record.getMessage() == "the verifier failed for a request of 192.0.2.1"
+    assert record.exc_text is not None
+    assert "BadToken: token 0 is bad" in record.exc_text
+    await hub.close()

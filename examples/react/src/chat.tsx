@@ -25,7 +25,7 @@ export function Chat({ channel: name }: { channel: string }) {
       <form action={ask}>
         <input name="text" aria-label="Message" placeholder="Message" autoComplete="off" autoFocus />
         {answer
-          ? <button type="button" onClick={() => channel.command("cancel", { target: answer.id })}>Stop</button>
+          ? <button type="button" onClick={() => channel.cancel(answer.id)}>Stop</button>
           : <button>Send</button>}
       </form>
     </main>

@@ -1,0 +1,34 @@
+import { AssistantRuntimeProvider } from "@assistant-ui/react"
+import { connect } from "holdfast"
+import { HoldfastProvider } from "holdfast/react"
+import { StrictMode } from "react"
+import { createRoot } from "react-dom/client"
+import { useHoldfastRuntime } from "./runtime"
+import "./style.css"
+import { Thread } from "./thread"
+
+const SERVER: string = import.meta.env["VITE_SERVER"] ?? "http://localhost:8000"
+
+// The server is `examples/react/server.py`.
+async function token() {
+  const response = await fetch(`${SERVER}/token?name=ann`, { method: "POST" })
+  return response.text()
+}
+
+const client = connect({ url: `${SERVER}/holdfast`, token })
+
+function App() {
+  return (
+    <AssistantRuntimeProvider runtime={useHoldfastRuntime("chat:2")}>
+      <Thread />
+    </AssistantRuntimeProvider>
+  )
+}
+
+createRoot(document.getElementById("root")!).render(
+  <StrictMode>
+    <HoldfastProvider client={client}>
+      <App />
+    </HoldfastProvider>
+  </StrictMode>,
+)

@@ -1,0 +1,46 @@
+"""The bytes that a client's requests cause: what counts, and when (decision 0037).
+
+Layer: transports.
+
+`hub.rates` keeps the counts. A request counts its own bytes, those of its response or of the batch with which its
+stream begins, and those of its event for each viewer of the channel. Later events of a stream count for the clients
+whose requests caused them, and not for the viewer. The bytes of some requests are known only when they are done. They
+count `EXPECTED_BYTES` until then, so that few of them run at once.
+"""
+
+from __future__ import annotations
+
+from holdfast.hub.hub import HubCore
+from holdfast.hub.identity import Identity, Scope
+from holdfast.hub.rates import FREE_BYTES
+from holdfast.hub.results import Result
+from holdfast.transports.headers import header, peer_of
+from holdfast.transports.operations import Operation
+
+# As much as four requests, so that a client may read twenty pages at once.
+EXPECTED_BYTES = 512 * 1024
+# Their responses are much larger than their requests: pages, and whole messages.
+_READS = ("history", "read", "update")
+
+
+def charge(hub: HubCore, identity: Identity, scope: Scope, size: int) -> None:
+    """Count `size` bytes that a request of this client has caused; a negative number gives them back. Never raises."""
+    if hub.authenticate is not None:  # without a verifier every caller is on this machine and unbounded
+        hub.rates.charge(identity, peer_of(scope), size=size)
+
+
+def expected_bytes(hub: HubCore, operation: Operation, scope: Scope) -> int:
+    """Return how many bytes an HTTP request counts while it is carried out."""
+    length = header(scope, b"content-length")
+    if length is None:
+        is_large = operation.name in _READS or header(scope, b"transfer-encoding") is not None
+        return EXPECTED_BYTES if is_large else 0
+    size = min(int(length[:18]), hub.limits.request_bytes) if length.isascii() and length.isdigit() else 0
+    return max(size, EXPECTED_BYTES if operation.name in _READS else 0)
+
+
+def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:
+    """Return the bytes that a stored request sends to the viewers of its channel; `size` is that of its event."""
+    if size <= FREE_BYTES or not result.created:
+        return 0
+    return (size - FREE_BYTES) * hub.channel(channel).watchers

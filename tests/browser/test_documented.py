@@ -1,0 +1,83 @@
+"""The pages of the documentation that need no build run in Chromium, from their own code blocks.
+
+Layer: tests.
+
+`scripts/test_npm` builds and runs the components for Vue and Svelte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, expect
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
+
+from holdfast.app import Hub
+from tests.browser.test_client import page_at
+from tests.transports.conftest import Served, new_hub, serving
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+
+
+def block(page: str, heading: str) -> str:
+    """Return the first HTML block under a heading of a documentation page."""
+    section = (DOCS / page).read_text().split(f"# {heading}\n")[1]
+    found = re.search(r"```html\n(.*?)```", section, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@asynccontextmanager
+async def served_page(hub: Hub, html: str) -> AsyncIterator[Served]:
+    async def document(request: object) -> HTMLResponse:
+        return HTMLResponse(html)
+
+    async with serving(hub, Starlette(routes=[Route("/", document), Mount("/holdfast", hub)])) as served:
+        yield served
+
+
+async def test_first_page_of_the_reference_sends_and_shows_a_message(browser: Browser) -> None:
+    async with served_page(new_hub(), block("browser.md", "The browser client")) as served:
+        window = await page_at(browser, served.port)
+        await expect(window.locator("body")).to_contain_text(": Hello")
+        await expect(window.locator("body")).to_contain_text("(live)")
+        await window.goto("about:blank")
+
+
+async def test_plain_page_changes_only_the_element_of_the_changed_message(browser: Browser) -> None:
+    hub = new_hub()
+    async with served_page(hub, block("frameworks.md", "Plain JavaScript")) as served:
+        window = await page_at(browser, served.port)
+        await window.fill("input", "Why?")
+        await window.click("button")
+        await expect(window.locator("p")).to_have_text(["Why?"])
+        await window.evaluate("document.querySelector('p').firstChild.isKept = true")
+        async with hub.message("chat:1") as message:
+            await message.append("Because")
+            await expect(window.locator("p")).to_have_text(["Why?", "Because"])
+            await message.append(" it is.")
+            await expect(window.locator("p")).to_have_text(["Why?", "Because it is."])
+        assert await window.evaluate("document.querySelector('p').firstChild.isKept")
+        await window.goto("about:blank")
+
+
+async def test_page_with_an_eventsource_shows_one_answer_to_its_end(browser: Browser) -> None:
+    hub = new_hub()
+    async with served_page(hub, block("frameworks.md", "Without the client")) as served:
+        async with hub.message("chat:1", id="a1") as message:
+            await message.append("One, ")
+            window = await page_at(browser, served.port, "/?id=a1")
+            await expect(window.locator("#answer")).to_have_text("One,")
+            await message.append("two, ")
+            await expect(window.locator("#answer")).to_have_text("One, two,")
+            await message.append("three.")
+        await expect(window.locator("#state")).to_have_text("complete")
+        await expect(window.locator("#answer")).to_have_text("One, two, three.")

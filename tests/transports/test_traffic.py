@@ -1,0 +1,211 @@
+"""The bytes that a client's requests cause, counted alike on each transport (docs/security.md, "Rates")."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from holdfast.hub.identity import Identity
+from holdfast.hub.rates import ClientLimits, Rates
+from tests.transports.conftest import PATIENCE_S
+from tests.transports.test_identity import EVENTS, Verified, served
+from tests.transports.test_websocket import dialled
+from tests.transports.watching import Stream
+
+__all__ = ["served"]  # the fixture
+
+CHANNEL = "/v1/channels/chat:1"
+TEXT = "x" * 150_000
+MAX_BYTES = 100_000
+
+
+@pytest.fixture
+async def counted(served: Verified) -> Verified:
+    """A hub with a large message of ada's, whose clients may cause few bytes in an hour that does not pass."""
+    await served.hub.create("chat:1", id="m1", author="ada", text=TEXT)
+    served.hub.rates = Rates(ClientLimits(client_bytes=MAX_BYTES), now_s=lambda: 0.0)
+    return served
+
+
+def charged_bytes(served: Verified, sub: str = "ada") -> float:
+    """Return the bytes that a client has caused."""
+    client = served.hub.rates._clients.get(sub)
+    return MAX_BYTES - client.bytes.level(MAX_BYTES, 0, 0) if client is not None else 0
+
+
+async def get(served: Verified, path: str) -> None:
+    assert (await served.http.get(path, headers=served.bearer())).status_code == 200
+
+
+async def page(served: Verified) -> None:
+    await get(served, f"{CHANNEL}/messages")
+
+
+async def message(served: Verified) -> None:
+    await get(served, f"{CHANNEL}/messages/m1")
+
+
+async def long_poll(served: Verified) -> None:
+    await get(served, f"{CHANNEL}/poll?history=5")
+
+
+async def publish(served: Verified) -> None:
+    answer = await served.post(f"{CHANNEL}/messages", {"text": TEXT}, served.bearer())
+    assert answer.status_code == 201, answer.text
+
+
+async def refused_body(served: Verified) -> None:
+    answer = await served.post(f"{CHANNEL}/messages", {"text": TEXT, "parts": 5}, served.bearer())
+    assert answer.status_code == 400, answer.text
+
+
+async def event_stream(served: Verified) -> None:
+    stream = await Stream.open(served, EVENTS, **served.bearer())
+    await stream.until_event("message.update")
+    stream.close()
+
+
+async def stream_by_ticket(served: Verified) -> None:
+    stream = await Stream.open(served, f"{EVENTS}?ticket={await served.ticket()}")
+    await stream.until_event("message.update")
+    stream.close()
+
+
+async def message_stream(served: Verified) -> None:
+    stream = await Stream.open(served, f"{CHANNEL}/messages/m1/events", **served.bearer())
+    await stream.until_event("done")
+    stream.close()
+
+
+async def page_by_socket(served: Verified) -> None:
+    async with dialled(served, additional_headers=served.bearer()) as peer:
+        assert (await peer.ask("history", channel="chat:1"))["type"] == "ok"
+
+
+async def attached_socket(served: Verified) -> None:
+    async with dialled(served, additional_headers=served.bearer()) as peer:
+        assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+        await peer.until("events")
+
+
+async def publish_by_socket(served: Verified) -> None:
+    async with dialled(served, additional_headers=served.bearer()) as peer:
+        assert (await peer.ask("create", channel="chat:1", text=TEXT))["type"] == "ok"
+
+
+ACTS: tuple[Callable[[Verified], Awaitable[None]], ...] = (
+    page,
+    message,
+    long_poll,
+    publish,
+    refused_body,
+    event_stream,
+    stream_by_ticket,
+    message_stream,
+    page_by_socket,
+    attached_socket,
+    publish_by_socket,
+)
+
+
+@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
+async def test_large_traffic_counts_on_each_transport(
+    counted: Verified, act: Callable[[Verified], Awaitable[None]]
+) -> None:
+    await act(counted)
+    expected = len(TEXT) * (2 if act in (publish, publish_by_socket) else 1)  # a response holds the message, too
+    assert expected <= charged_bytes(counted) < expected + 3_000
+    refused = await counted.http.get(CHANNEL, headers=counted.bearer())
+    assert (refused.status_code, refused.json()["code"], refused.json()["limit"]) == (429, "too_many", MAX_BYTES)
+    wait_s = refused.json()["retry_after_s"]
+    assert wait_s > 1_500
+    assert wait_s <= int(refused.headers["retry-after"]) <= wait_s + 2
+    ticketed = await Stream.open(counted, f"{EVENTS}?ticket={ticket_of_ada(counted)}", Holdfast_Client="t")
+    assert ticketed.response.status == 429
+    assert (await counted.http.get(CHANNEL, headers=counted.bearer(sub="eve"))).status_code == 200
+
+
+def ticket_of_ada(served: Verified) -> str:
+    """Return a ticket of ada's, issued without a request."""
+    identity = Identity(client_id="ada", grants={"chat:*": frozenset({"subscribe", "history"})})
+    return served.hub.tickets.issue(identity, "chat:1")
+
+
+@pytest.mark.parametrize("is_by_socket", [False, True], ids=["http", "socket"])
+async def test_edit_counts_for_each_viewer_and_for_its_author_alone(counted: Verified, is_by_socket: bool) -> None:
+    streams = [await Stream.open(counted, f"{EVENTS}?history=0", **counted.bearer(sub="eve")) for _ in range(3)]
+    for stream in streams:
+        await stream.until_event("channel.attached")
+    of_eve = charged_bytes(counted, "eve")
+    if is_by_socket:
+        async with dialled(counted, additional_headers=counted.bearer()) as peer:
+            assert (await peer.ask("update", channel="chat:1", id="m1", meta={"k": 1}))["type"] == "ok"
+    else:
+        path = f"{CHANNEL}/messages/m1"
+        answer = await counted.http.patch(path, json={"meta": {"k": 1}}, headers=counted.bearer())
+        assert answer.status_code == 200, answer.text
+    for stream in streams:
+        await stream.until_event("message.update")
+        stream.close()
+    expected = 4 * len(TEXT) - 3 * 4096
+    assert expected <= charged_bytes(counted) < expected + 3_000
+    assert charged_bytes(counted, "eve") == of_eve
+
+
+async def test_small_message_in_a_channel_of_many_viewers_costs_as_in_a_channel_of_one(counted: Verified) -> None:
+    streams = [await Stream.open(counted, f"{EVENTS}?history=0", **counted.bearer(sub="eve")) for _ in range(15)]
+    answer = await counted.post(f"{CHANNEL}/messages", {"text": "y" * 2_000}, counted.bearer())
+    assert answer.status_code == 201
+    assert charged_bytes(counted) < 5_000
+    for stream in streams:
+        stream.close()
+
+
+async def test_agent_is_not_counted_and_its_text_counts_for_no_viewer(counted: Verified) -> None:
+    stream = await Stream.open(counted, f"{EVENTS}?history=0", **counted.bearer())
+    await stream.until_event("channel.attached")
+    before = charged_bytes(counted)
+    bot = counted.bearer("history", "publish", "append", sub="bot")
+    for _ in range(3):
+        answer = await counted.post(f"{CHANNEL}/messages", {"role": "assistant", "text": TEXT}, bot)
+        assert answer.status_code == 201, answer.text
+    await stream.until(lambda: sum(TEXT in event.data.decode() for event in stream.events) == 3)
+    assert charged_bytes(counted) == before
+    assert charged_bytes(counted, "bot") == 0
+    stream.close()
+
+
+async def test_refused_frame_names_the_wait(counted: Verified) -> None:
+    async with dialled(counted, additional_headers=counted.bearer()) as peer:
+        assert (await peer.ask("history", channel="chat:1"))["type"] == "ok"
+        refused = await peer.ask("history", channel="chat:1")
+        assert (refused["code"], refused["limit"]) == ("too_many", MAX_BYTES)
+        assert refused["retry_after_s"] > 1_500
+        assert "'ada' has caused 1" in refused["detail"]
+
+
+async def test_few_large_pages_are_read_at_once(served: Verified) -> None:
+    """Their bytes are not known before they are read, so each counts half a MiB until then."""
+    served.hub.rates = Rates(now_s=lambda: 0.0)
+    await served.hub.create("chat:1", id="m1", text="x")
+    read, begun, release = served.hub.history, 0, asyncio.Event()
+
+    async def slow(*args: object, **options: object) -> object:
+        nonlocal begun
+        begun += 1
+        await release.wait()
+        return await read(*args, **options)  # type: ignore[arg-type]
+
+    served.hub.history = slow  # type: ignore[method-assign, assignment]
+    headers = served.bearer()
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        pages = [tasks.create_task(served.http.get(f"{CHANNEL}/messages", headers=headers)) for _ in range(25)]
+        await served.until(lambda: begun + sum(one.done() for one in pages) == 25)
+        release.set()
+    assert begun == 20
+    assert sorted({one.result().status_code for one in pages}) == [200, 429]
+    for _ in range(80):  # each of the 20 has cost one request, and no more
+        assert (await served.http.get(CHANNEL, headers=headers)).status_code == 200
+    assert (await served.http.get(CHANNEL, headers=headers)).status_code == 429
