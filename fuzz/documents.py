@@ -39,6 +39,7 @@ from holdfast.app import Hub
 from holdfast.core.document import document, restored
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.core.events import encode_json
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.names import command_key
 from holdfast.core.requests import (
     AppendText,
@@ -50,7 +51,6 @@ from holdfast.core.requests import (
     ReplyCommand,
     SendCommand,
 )
-from holdfast.core.state import CommandState, MessageState
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, pack, unpack

@@ -1,9 +1,10 @@
-"""Put the built browser client into the wheel and the source archive: a build hook of hatchling.
+"""Put the built browser client and the demo's text into the wheel: a build hook of hatchling.
 
 Layer: scripts. `pyproject.toml` names it.
 
 After `scripts/build_web` the wheel has the files of `dist/web` under `holdfast/web`, as the npm package has them.
 Without it, for example in an installation from a git clone, the wheel has the sources there. The hub serves either.
+The demo answers from the Markdown files, so the wheel has them without their images.
 """
 
 from __future__ import annotations
@@ -29,5 +30,10 @@ class WheelFiles(BuildHookInterface[Any]):
         if self.target_name == "wheel":
             chosen = files or [path for path in source.iterdir() if path.is_file()]
             build_data["force_include"].update({str(path): f"holdfast/web/{path.name}" for path in chosen})
+            documents = [
+                Path("README.md"),
+                *(path.relative_to(self.root) for path in Path(self.root, "docs").rglob("*.md")),
+            ]
+            build_data["force_include"].update({str(path): f"holdfast/demo/text/{path}" for path in sorted(documents)})
         else:
             build_data["force_include"].update({str(path): f"dist/web/{path.name}" for path in files})

@@ -21,9 +21,9 @@ from msgspec.structs import replace
 
 from holdfast.core.document import Stored, restore, restore_command
 from holdfast.core.errors import StoreUnavailable
+from holdfast.core.message_state import CommandState
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Delete
-from holdfast.core.state import CommandState
 from holdfast.stores.base import (
     NOTHING,
     Changes,

@@ -26,9 +26,10 @@ from holdfast.core.events import (
     StoredEvent,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import CommandState, MessageState, PartState
 from holdfast.core.names import command_id
 from holdfast.core.ops import SetPart
-from holdfast.core.state import ChannelState, CommandState, MessageState, PartState, Tail
+from holdfast.core.state import ChannelState, Tail
 from holdfast.core.text import Text
 
 

@@ -25,7 +25,6 @@ from holdfast.core.decide_work import (
 from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
     Deleted,
-    Fenced,
     Finished,
     Forbidden,
     ForbiddenStatus,
@@ -37,16 +36,26 @@ from holdfast.core.errors import (
     NoPart,
     NotFound,
     NotText,
-    NotWriter,
     StillStreaming,
     TooLarge,
     VersionConflict,
     shown,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import MessageState, PartState, part_bytes, utf8_len
 from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, lone_surrogate, plain
 from holdfast.core.names import check_id, is_id
 from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Takeover, Update, Writer, digest
+from holdfast.core.ownership import (
+    check_generation,
+    check_may_change,
+    check_writer,
+    fenced,
+    is_author,
+    is_author_or_writer,
+    is_writer,
+    name_of,
+)
 from holdfast.core.requests import (
     AboutMessages,
     AppendText,
@@ -65,7 +74,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, MessageState, PartState, part_bytes, utf8_len
+from holdfast.core.state import ChannelState
 
 
 def needs(key: str, request: Request) -> tuple[str, ...]:
@@ -99,7 +108,7 @@ def decide(
             case SettleCommand():
                 return settle_command(state, key, request, now_ms)
     message = state.message(key)
-    if message is None or (not caller.may_read and not _is_author_or_writer(message, caller)):
+    if message is None or (not caller.may_read and not is_author_or_writer(message, caller)):
         raise NotFound(f"message {shown(key)} does not exist")
     if message.deleted:
         if isinstance(request, DeleteMessage):
@@ -114,27 +123,27 @@ def _decide_existing(
     """Decide `request` about an existing message."""
     match request:
         case AppendText():
-            _check_writer(message, caller, request.generation)
+            check_writer(message, caller, request.generation)
             return _append(message, request, limits, now_ms)
         case PutPart():
-            _check_writer(message, caller, request.generation)
+            check_writer(message, caller, request.generation)
             return _earlier_decision(message, request.request) or _put_part(message, request, limits, now_ms)
         case UpdateMessage():
-            _check_may_change(message, caller)
+            check_may_change(message, caller)
             return _earlier_decision(message, request.request) or _update(message, request, caller, limits, now_ms)
         case FinishMessage():
-            _check_writer(message, caller, request.generation)
+            check_writer(message, caller, request.generation)
             return _earlier_decision(message, request.request) or _finish(message, request, caller, limits, now_ms)
         case TakeOver():
-            is_ours = caller.is_app or caller.is_server or _is_writer(message, caller)
+            is_ours = caller.is_app or caller.is_server or is_writer(message, caller)
             # A request id is the writer's own: the result of another writer's request with the same id is not ours.
             known = _earlier_decision(message, request.request) if is_ours else None
             return known or _take_over(message, request, caller)
         case RenewLease():
-            _check_writer(message, caller, request.generation)
+            check_writer(message, caller, request.generation)
             return _renew(message, request)
         case DeleteMessage():
-            _check_may_change(message, caller)
+            check_may_change(message, caller)
             return Decision(ops=(Delete(id=message.id),))
         case ClaimTurn():
             return claim_turn(message, request, caller, now_ms)
@@ -142,61 +151,6 @@ def _decide_existing(
             return end_turn(message, request, caller, now_ms)
         case _:
             assert_never(request)
-
-
-def _check_writer(message: MessageState, caller: Caller, generation: int | None) -> None:
-    """Raise NotWriter unless `caller` created the message or took it over.
-
-    An author whose message another writer took over passes, so that the generation check refuses it with `fenced`,
-    unless it presents the current generation.
-    """
-    if caller.is_app or caller.is_server or _is_writer(message, caller):
-        return
-    if _is_author(message, caller) and not _is_current(message, generation):
-        return
-    raise NotWriter(f"message {message.id!r} belongs to another writer than {_name(caller)}; take it over to write it")
-
-
-def _check_may_change(message: MessageState, caller: Caller) -> None:
-    """Raise Forbidden if `caller` may not edit or delete the message because it belongs to another author."""
-    if caller.is_admin or caller.is_app or caller.is_server:
-        return
-    # Anonymous callers cannot be distinguished from each other, nor from the app: such a caller owns a message only
-    # while it streams, and only with the right to write. A caller without that right cannot have written an
-    # assistant's message, even if its id equals the author's: a person may be called `assistant`, too.
-    is_plausible = caller.may_write or message.role == "user"
-    is_known = caller.id is not None or (message.is_streaming and caller.may_write)
-    if is_plausible and is_known and _is_author_or_writer(message, caller):
-        return
-    raise Forbidden(
-        f"message {message.id!r} belongs to another author than {_name(caller)}; "
-        "changing it needs the capability 'admin'"
-    )
-
-
-def _name(caller: Caller) -> str:
-    return "an anonymous caller" if caller.id is None else f"caller {shown(caller.id)}"
-
-
-def _is_writer(message: MessageState, caller: Caller) -> bool:
-    writer = message.writer
-    if writer is None:
-        return _is_author(message, caller)
-    if caller.writer is not None:  # two writers with one name, in this process or in two
-        return writer.by == caller.id
-    return writer.node is None and writer.by == caller.id
-
-
-def _is_author(message: MessageState, caller: Caller) -> bool:
-    return caller.id is not None and message.author == caller.id
-
-
-def _is_author_or_writer(message: MessageState, caller: Caller) -> bool:
-    """Return whether `caller` created the message or writes it now.
-
-    Messages without an author do not belong to anonymous clients.
-    """
-    return _is_author(message, caller) or _is_writer(message, caller)
 
 
 def _create(
@@ -213,7 +167,7 @@ def _create(
     known = state.message(message_id)
     if known is not None:
         # Callers that neither read nor wrote the message only learn that the id is taken.
-        if known.deleted and (caller.may_read or _is_author(known, caller)):
+        if known.deleted and (caller.may_read or is_author(known, caller)):
             raise Deleted(f"message {message_id!r} was deleted; its id cannot be used again, choose another one")
         if known.deleted or known.digest != fingerprint:
             raise IdConflict(f"message {message_id!r} exists and was created with other content; choose another id")
@@ -303,7 +257,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     at, index, text = request.at, request.part, request.text
     _check_count(at, "at")
     _check_count(index, "part")
-    _check_generation(message, request.generation)
+    check_generation(message, request.generation)
     size = len(text) if text.isascii() else utf8_len(check_text(text))
     if size > limits.append_bytes:
         raise TooLarge(
@@ -376,7 +330,7 @@ def _open_text_part(
 
 def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: int) -> Decision:
     _check_count(request.index, "index")
-    _check_generation(message, request.generation)
+    check_generation(message, request.generation)
     _check_streaming(message)
     count = len(message.parts)
     if request.index > count:
@@ -399,13 +353,13 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
             "only its writer may update it, with that generation"
         )
     if message.is_streaming:
-        _check_writer(message, caller, request.generation)
+        check_writer(message, caller, request.generation)
         if not (caller.may_write or caller.is_app or caller.is_server):
             raise Forbidden(
-                f"message {message.id!r} is streaming, and {_name(caller)} lacks the capability 'append' to update it"
+                f"message {message.id!r} is streaming, and {name_of(caller)} lacks the capability 'append' to update it"
             )
     if request.generation is not None:
-        _check_generation(message, request.generation)
+        check_generation(message, request.generation)
     if request.if_version is not None and request.if_version != message.version:
         raise VersionConflict(
             f"message {message.id!r} is at version {message.version}, the request was for version {request.if_version}",
@@ -418,7 +372,7 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
 
 
 def _finish(message: MessageState, request: FinishMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
-    _check_generation(message, request.generation)
+    check_generation(message, request.generation)
     if request.status == "interrupted" and not caller.is_server:
         raise ForbiddenStatus(
             "status 'interrupted' is set by the server only; finish with 'complete', 'cancelled' or 'failed'"
@@ -451,7 +405,7 @@ def check_finish(request: FinishMessage, limits: Limits) -> None:
 
 def _take_over(message: MessageState, request: TakeOver, caller: Caller) -> Decision:
     if request.generation is not None and request.generation != message.generation:
-        raise _fenced(message, request.generation)
+        raise fenced(message, request.generation)
     if message.status == "streaming" and not (caller.is_server or caller.is_admin):
         raise StillStreaming(
             f"message {message.id!r} is streaming in generation {message.generation}; "
@@ -470,7 +424,7 @@ def _take_over(message: MessageState, request: TakeOver, caller: Caller) -> Deci
 
 
 def _renew(message: MessageState, request: RenewLease) -> Decision:
-    _check_generation(message, request.generation)
+    check_generation(message, request.generation)
     _check_streaming(message)
     lease_ms = int(request.lease_s * 1000)
     if message.writer is None or message.writer.lease_ms in (0, lease_ms):
@@ -491,27 +445,6 @@ def _earlier_decision(message: MessageState, request: str | None) -> Decision | 
 
 def _request(request: str | None) -> str | None:
     return check_id(request, "request") if request is not None else None
-
-
-def _check_generation(message: MessageState, generation: int | None) -> None:
-    if message.generation == (1 if generation is None else generation):  # as `_is_current`
-        return
-    raise _fenced(message, generation)
-
-
-def _fenced(message: MessageState, generation: int | None) -> Fenced:
-    """Return the error for a request of `generation`, which is not the message's current one."""
-    given = "1 (the default)" if generation is None else str(generation)
-    problem = "stale" if (generation or 1) < message.generation else "unknown"
-    return Fenced(
-        f"generation {given} of message {message.id!r} is {problem}, the current one is {message.generation}",
-        generation=message.generation,
-    )
-
-
-def _is_current(message: MessageState, generation: int | None) -> bool:
-    """Return whether `generation`, by default the first, is the one that may write now."""
-    return message.generation == (1 if generation is None else generation)
 
 
 def _check_streaming(message: MessageState) -> None:

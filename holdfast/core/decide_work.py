@@ -24,11 +24,11 @@ from holdfast.core.errors import (
     TooMany,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import ClaimState, CommandState, MessageState
 from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
-from holdfast.core.state import ClaimState, CommandState, MessageState
 from holdfast.core.turns import Replier, next_round, rules_of
 
 LONGEST_S = 24 * 3600  # longest time that a command waits for its reply
@@ -402,7 +402,8 @@ def _claim_of(caller: Caller, request: ClaimTurn) -> ClaimState:
     node = caller.writer.node if caller.writer is not None else None
     lease_ms = 0 if node is not None else int(request.lease_s * 1000)
     within, attempt = request.within, request.within_generation
-    return ClaimState("taken", request.generation + 1, caller.id, node, lease_ms, within, attempt)
+    before = request.generation if request.generation >= request.above else next_round(request.above)
+    return ClaimState("taken", before + 1, caller.id, node, lease_ms, within, attempt)
 
 
 def _open_claim(message: MessageState) -> ClaimState:

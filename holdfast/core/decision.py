@@ -12,8 +12,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.ops import Op
-from holdfast.core.state import CommandState, MessageState
 
 
 class Decidable(Protocol):

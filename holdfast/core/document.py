@@ -21,18 +21,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from holdfast.core.errors import StoreUnusable
+from holdfast.core.message_state import ClaimState, CommandState, MessageState, PartState, utf8_len
 from holdfast.core.model import Json, Part
 from holdfast.core.names import COMMAND_MARK, is_id
 from holdfast.core.ops import Append, Command, Create, Entry, Reply, Writer
-from holdfast.core.state import (
-    ClaimState,
-    CommandState,
-    MessageState,
-    PartState,
-    apply_op,
-    apply_to_command,
-    utf8_len,
-)
+from holdfast.core.state import apply_op, apply_to_command
 from holdfast.core.text import MARK_BYTES, Text, TextFork
 
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.ops import Append, Claim, Command, Create, Entry, Lease, Op, Reply, SetPart
-from holdfast.core.state import ChannelState, CommandState, MessageState, apply_to_command, change
+from holdfast.core.state import ChannelState, apply_to_command, change
 
 
 class Draft:

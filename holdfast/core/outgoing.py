@@ -24,9 +24,9 @@ from msgspec.structs import replace
 from holdfast.core.decide import check_finish
 from holdfast.core.errors import HoldfastError, InvalidRequest, LocalError, NotText, public_reason, shown
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
 from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
-from holdfast.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.core.surrogates import SurrogateJoiner
 
 

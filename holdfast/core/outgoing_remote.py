@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from holdfast.core.errors import Finished, Gap, HoldfastError, Mismatch, NoPart, NotFound
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import part_bytes
 from holdfast.core.model import APPENDABLE, Json, Message, Part, check_json
 from holdfast.core.outgoing import Outgoing, OutgoingRequest, part_of
 from holdfast.core.requests import FinishMessage, UpdateMessage
-from holdfast.core.state import part_bytes
 from holdfast.core.text import Text
 
 FRAME_BYTES = 1024  # of a request, besides the part in it

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
 
-from holdfast.core.state import ChannelState, ClaimState, MessageState
+from holdfast.core.message_state import ClaimState, MessageState
+from holdfast.core.state import ChannelState
 
 CANCEL_S = 2.0  # for the client at work to carry out a `cancel`
 ROUND = 8  # a round of attempts has at most seven numbers: 1–7, then 9–15 after a `regenerate`, and so on

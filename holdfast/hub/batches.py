@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from holdfast.core.events import MessageAppend, MessageCreate, MessagePart, MessageUpdate, ServerEvent, encode_json
-from holdfast.core.state import part_bytes
+from holdfast.core.message_state import part_bytes
 
 FRAME_BYTES = 256 * 1024  # of a WebSocket frame, as far as whole events allow
 # Text of batches kept for other feeds at the same cursor, per channel. A batch exists in up to three forms.

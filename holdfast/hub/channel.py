@@ -19,8 +19,9 @@ from holdfast.core.catch_up import events_since, new_start, newest_messages, res
 from holdfast.core.document import Document, mark_documented, restored
 from holdfast.core.events import ChannelAttached, ServerEvent
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.ops import Append, Entry
-from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, apply_entry
 from holdfast.hub.batches import BatchCache, Behind, EncodedBatch
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.ticks import Group, Ticks, Woken, flush_class

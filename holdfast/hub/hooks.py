@@ -22,9 +22,10 @@ from holdfast.core.catch_up import reply_to
 from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.document import restored
 from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import check_id
-from holdfast.core.state import ChannelState, CommandState, MessageState
+from holdfast.core.state import ChannelState
 from holdfast.hub.channel import Channel
 from holdfast.hub.patterns import check_pattern, matches
 from holdfast.stores.base import Store

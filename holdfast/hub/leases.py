@@ -17,9 +17,9 @@ from functools import partial
 from typing import NamedTuple
 
 from holdfast.core.errors import HoldfastError
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.requests import SERVER, Caller, FinishMessage, Request, SettleCommand
-from holdfast.core.state import CommandState, MessageState
 from holdfast.core.turns import rules_of
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock

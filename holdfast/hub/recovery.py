@@ -15,10 +15,10 @@ from typing import Any
 
 from holdfast.core.document import restore, restore_command
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound
+from holdfast.core.message_state import MessageState
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Writer
 from holdfast.core.requests import Caller, FinishMessage, TakeOver
-from holdfast.core.state import MessageState
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.writer import MessageWriter

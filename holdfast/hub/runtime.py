@@ -13,9 +13,9 @@ from collections.abc import Iterable
 
 from holdfast.core.errors import Deleted, NotFound
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import MessageState
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import Caller, Request
-from holdfast.core.state import MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Committer

@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from holdfast.core.errors import Draining, HoldfastError, IdConflict, StoreUnavailable
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import MessageState
 from holdfast.core.names import check_key
 from holdfast.core.ops import Writer
 from holdfast.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request, TakeOver
-from holdfast.core.state import MessageState
 from holdfast.hub.channel import Channel
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.pending import Item

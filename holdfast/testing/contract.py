@@ -32,6 +32,7 @@ from holdfast.core.document import KEPT_MS, document, mark_documented, restore, 
 from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.model import Json
 from holdfast.core.ops import Command, Create, Writer
 from holdfast.core.requests import (
@@ -51,7 +52,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import Text
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Write
 

@@ -17,9 +17,9 @@ from starlette.types import Receive, Send
 from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.deltas import Delta, MessageProgress, Sent
 from holdfast.core.errors import HoldfastError
+from holdfast.core.message_state import part_bytes
 from holdfast.core.model import Message
 from holdfast.core.names import check_id
-from holdfast.core.state import part_bytes
 from holdfast.hub.batches import EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.hub.identity import Scope

@@ -94,7 +94,7 @@ export class Client extends Observable {
   constructor(options) {
     super()
     /** @internal */ this.options = options
-    /** @internal */ this.base = new URL(options.url, globalThis.location?.href).href.replace(/\/+$/, "")
+    /** @internal */ this.base = baseOf(options.url)
     /** @internal */ this.token = new Token(options.token)
     /** @internal */ this.outbox = new Outbox(this, options.identity)
     /** @internal */ this.fetch = options.fetch ?? ((...request) => fetch(...request))
@@ -435,5 +435,14 @@ export class Client extends Observable {
 
   #isOver() {
     return refusal("closed", `the client of ${this.base} is closed: call connect() again`)
+  }
+}
+
+/** @param {string} url */
+function baseOf(url) {
+  try {
+    return new URL(url, globalThis.location?.href).href.replace(/\/+$/, "")
+  } catch {
+    throw refusal("invalid_request", `connect() needs an absolute \`url\` outside of a page, got "${url}": call it in the browser only`)
   }
 }

@@ -15,6 +15,7 @@ from holdfast.core.decide import decide
 from holdfast.core.decision import Decision
 from holdfast.core.draft import Draft
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.model import Message
 from holdfast.core.names import command_key
 from holdfast.core.ops import Entry, Writer
@@ -35,7 +36,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, apply_entry
 
 ANN = Caller(id="ann")
 BOB = Caller(id="bob")

@@ -29,10 +29,11 @@ from holdfast.core.errors import (
     TooMany,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import ClaimState
 from holdfast.core.model import Command as CommandSeen
 from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
 from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
-from holdfast.core.state import ClaimState, apply_entry
+from holdfast.core.state import apply_entry
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 HALF = "\ud83d"  # of a surrogate pair

@@ -31,9 +31,10 @@ from holdfast.core.document import (
 from holdfast.core.draft import Draft
 from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
 from holdfast.core.events import encode_json
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.ops import Append, Entry, Lease, Writer, decode_op, encode_op
 from holdfast.core.requests import Caller
-from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
 from tests.core.harness import AGENT, BOB, PERSON, LogHarness, data_part, text_part, tool_part
 from tests.core.worlds import (

@@ -17,9 +17,10 @@ from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import MessageState
 from holdfast.core.ops import Append, Claim, Lease, Writer, decode_op, encode_op
 from holdfast.core.requests import AppendText, Caller
-from holdfast.core.state import ChannelState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.view import View
 from tests.core.worlds import IDS, LIMITS, Asked, Shelf, World, batches, everything, fold, thing
 

@@ -15,9 +15,10 @@ from msgspec.structs import replace
 from holdfast.core.catch_up import events_since
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import ClaimState
 from holdfast.core.ops import Claim, Create, Finish, Lease, Writer
 from holdfast.core.requests import Caller, EndTurn
-from holdfast.core.state import ChannelState, ClaimState, apply_entry
+from holdfast.core.state import ChannelState, apply_entry
 from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness
 from tests.core.worlds import fold
 

@@ -18,6 +18,7 @@ from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import CommandReply
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.model import Command, Message
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Entry
@@ -38,7 +39,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, CommandState, MessageState, apply_entry
+from holdfast.core.state import ChannelState, apply_entry
 
 IDS = ("m1", "m2", "m3")
 COMMANDS = ("!k1", "!k2", "!k3", "!k4")  # a command ends with its reply, so the worlds need several

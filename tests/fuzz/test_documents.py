@@ -16,8 +16,8 @@ from fuzz.engine import check
 from holdfast.app import Hub
 from holdfast.core import document
 from holdfast.core.errors import StoreUnusable
+from holdfast.core.message_state import PartState
 from holdfast.core.model import Message
-from holdfast.core.state import PartState
 from holdfast.stores import sqlite_documents, sqlite_engine
 from tests.stores.files import run_from_outside
 

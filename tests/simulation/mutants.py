@@ -34,10 +34,11 @@ from holdfast.core.events import (
     encode_json,
 )
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import MessageState
 from holdfast.core.model import Message
 from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
-from holdfast.core.state import ChannelState, MessageState, Tail
+from holdfast.core.state import ChannelState, Tail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
 from holdfast.hub import committer, hooks, presence, recovery
@@ -411,7 +412,7 @@ def a_local_append_has_no_offset_check(patch: pytest.MonkeyPatch) -> None:
 
 def a_takeover_fences_no_writer(patch: pytest.MonkeyPatch) -> None:
     """The earlier writer has stopped."""
-    patch.setattr(decisions, "_check_generation", lambda message, generation: None)
+    patch.setattr(decisions, "check_generation", lambda message, generation: None)
 
 
 def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) -> None:

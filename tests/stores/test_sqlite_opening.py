@@ -16,9 +16,9 @@ import pytest
 
 from holdfast.core.document import CommandHead, restore_command
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.core.message_state import CommandState
 from holdfast.core.ops import Command
 from holdfast.core.requests import ReplyCommand, SendCommand
-from holdfast.core.state import CommandState
 from holdfast.stores.base import Committed, Head
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_documents import Documents

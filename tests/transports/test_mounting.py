@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Any, cast
 
 import pytest
@@ -290,6 +291,10 @@ def test_test_clients_work_with_and_without_with(make: Callable[[Hub], Any], wit
             client.__exit__(None, None, None)
 
 
+# Older releases return a response when its body is complete, so `client.stream` never returns for an endless stream.
+@pytest.mark.skipif(
+    tuple(map(int, version("starlette").split(".")[:2])) < (1, 9), reason="TestClient streams since Starlette 1.9"
+)
 @pytest.mark.parametrize("with_lifespan", [True, False])
 def test_a_test_client_may_leave_a_stream_in_the_middle(with_lifespan: bool) -> None:
     client = TestClient(fastapi_app(new_hub()), **LOCAL)

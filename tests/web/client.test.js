@@ -2,9 +2,15 @@
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
+import { connect } from "../../holdfast/web/client.js"
 import { append, attached, goLive, message, settled, texts, update, world } from "./fakes.js"
 
 const refusal = (code) => (error) => error.name === "Error" && error.code === code
+
+test("a relative url outside of a page is refused with the remedy", () => {
+  const expected = 'connect() needs an absolute `url` outside of a page, got "/holdfast": call it in the browser only'
+  assert.throws(() => connect({ url: "/holdfast" }), { code: "invalid_request", message: expected })
+})
 
 describe("a channel over WebSocket", () => {
   test("is attached, shown and live when its first batch is complete", (t) => {

@@ -15,6 +15,7 @@ const CORE = ["./errors.js", "./view.js", "./websocket.js"] // every page has th
 const LIMITS = [
   ["client.js", LAZY, 12_400],
   ["cache.js", CORE, 1_500],
+  ["react.js", ["react"], 1_000],
 ]
 
 for (const [file, external, limit_bytes] of LIMITS) {

@@ -1,0 +1,92 @@
+"""Whose message it is: its author, its writer, and the generation that may write it now.
+
+Layer: core. `decide` asks this module, in the order of the protocol.
+"""
+
+from __future__ import annotations
+
+from holdfast.core.errors import Fenced, Forbidden, NotWriter, shown
+from holdfast.core.message_state import MessageState
+from holdfast.core.requests import Caller
+
+
+def check_writer(message: MessageState, caller: Caller, generation: int | None) -> None:
+    """Raise NotWriter unless `caller` created the message or took it over.
+
+    An author whose message another writer took over passes, so that the generation check refuses it with `fenced`,
+    unless it presents the current generation.
+    """
+    if caller.is_app or caller.is_server or is_writer(message, caller):
+        return
+    if is_author(message, caller) and not is_current(message, generation):
+        return
+    raise NotWriter(
+        f"message {message.id!r} belongs to another writer than {name_of(caller)}; take it over to write it"
+    )
+
+
+def check_may_change(message: MessageState, caller: Caller) -> None:
+    """Raise Forbidden if `caller` may not edit or delete the message because it belongs to another author."""
+    if caller.is_admin or caller.is_app or caller.is_server:
+        return
+    # Anonymous callers cannot be distinguished from each other, nor from the app: such a caller owns a message only
+    # while it streams, and only with the right to write. A caller without that right cannot have written an
+    # assistant's message, even if its id equals the author's: a person may be called `assistant`, too.
+    is_plausible = caller.may_write or message.role == "user"
+    is_known = caller.id is not None or (message.is_streaming and caller.may_write)
+    if is_plausible and is_known and is_author_or_writer(message, caller):
+        return
+    raise Forbidden(
+        f"message {message.id!r} belongs to another author than {name_of(caller)}; "
+        "changing it needs the capability 'admin'"
+    )
+
+
+def name_of(caller: Caller) -> str:
+    """Return the caller's name, for a message."""
+    return "an anonymous caller" if caller.id is None else f"caller {shown(caller.id)}"
+
+
+def is_writer(message: MessageState, caller: Caller) -> bool:
+    """Return whether `caller` created the message, or was the last to take it over."""
+    writer = message.writer
+    if writer is None:
+        return is_author(message, caller)
+    if caller.writer is not None:  # two writers with one name, in this process or in two
+        return writer.by == caller.id
+    return writer.node is None and writer.by == caller.id
+
+
+def is_author(message: MessageState, caller: Caller) -> bool:
+    """Return whether `caller` created the message."""
+    return caller.id is not None and message.author == caller.id
+
+
+def is_author_or_writer(message: MessageState, caller: Caller) -> bool:
+    """Return whether `caller` created the message or writes it now.
+
+    Messages without an author do not belong to anonymous clients.
+    """
+    return is_author(message, caller) or is_writer(message, caller)
+
+
+def check_generation(message: MessageState, generation: int | None) -> None:
+    """Raise Fenced unless `generation`, by default the first, may write the message now."""
+    if message.generation == (1 if generation is None else generation):  # as `is_current`
+        return
+    raise fenced(message, generation)
+
+
+def fenced(message: MessageState, generation: int | None) -> Fenced:
+    """Return the error for a request of `generation`, which is not the message's current one."""
+    given = "1 (the default)" if generation is None else str(generation)
+    problem = "stale" if (generation or 1) < message.generation else "unknown"
+    return Fenced(
+        f"generation {given} of message {message.id!r} is {problem}, the current one is {message.generation}",
+        generation=message.generation,
+    )
+
+
+def is_current(message: MessageState, generation: int | None) -> bool:
+    """Return whether `generation`, by default the first, is the one that may write now."""
+    return message.generation == (1 if generation is None else generation)

@@ -1,0 +1,70 @@
+"""Check the files in a wheel and in a source archive, and print their sizes: check_archives.py WHEEL SDIST.
+
+Layer: scripts. `test_package` runs it. The expected files are those that git knows, so a file that a build adds by
+accident, or leaves out, fails.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+CLONE = Path(__file__).parents[1]
+LIMIT_BYTES = 800_000  # of the wheel
+METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+REQUIRED = {
+    "holdfast/py.typed",
+    "holdfast/web/client.js",
+    "holdfast/web/demo/index.html",
+    "holdfast/demo/text/README.md",
+}
+
+
+def tracked(*folders: str) -> set[str]:
+    """Return the files below `folders` that git tracks or would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *folders]
+    listed = subprocess.run(command, cwd=CLONE, capture_output=True, text=True, check=True).stdout
+    return {name for name in listed.split("\0") if name and (CLONE / name).is_file()}
+
+
+def wheel_files() -> set[str]:
+    """Return the files of the package in the wheel, with the documents from which the demo answers."""
+    documents = {f"holdfast/demo/text/{name}" for name in tracked("docs", "README.md") if name.endswith(".md")}
+    built = CLONE / "dist" / "web"
+    if not built.is_dir():
+        return tracked("holdfast") | documents
+    sources = {name for name in tracked("holdfast/web") if Path(name).parent == Path("holdfast/web")}
+    return (tracked("holdfast") - sources) | {f"holdfast/web/{path.name}" for path in built.iterdir()} | documents
+
+
+def check(archive: str, found: set[str], expected: set[str]) -> None:
+    """Raise AssertionError unless the archive has exactly the expected files."""
+    assert found == expected, (
+        f"{archive} lacks {sorted(expected - found)} and has in addition {sorted(found - expected)}"
+    )
+
+
+def main(wheel: Path, sdist: Path) -> None:
+    """Raise AssertionError if an archive has other files than expected, or if the wheel is too large."""
+    name = "-".join(wheel.name.split("-")[:2])
+    inside = {entry for entry in zipfile.ZipFile(wheel).namelist() if not entry.endswith("/")}
+    files = wheel_files()
+    assert files >= REQUIRED, sorted(REQUIRED - files)
+    check(wheel.name, inside, files | {f"{name}.dist-info/{entry}" for entry in METADATA})
+
+    with tarfile.open(sdist) as archive:
+        inside = {entry.name.removeprefix(f"{name}/") for entry in archive.getmembers() if entry.isfile()}
+    built = {f"dist/web/{path.name}" for path in (CLONE / "dist" / "web").glob("*")}
+    hook = tracked("scripts/wheel_files.py")
+    sources = tracked("holdfast", "docs", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", ".gitignore")
+    check(sdist.name, inside, sources | built | hook | {"PKG-INFO"})
+
+    wheel_bytes = wheel.stat().st_size
+    print(f"{wheel.name}: {len(files)} files, {wheel_bytes:,} bytes; {sdist.name}: {sdist.stat().st_size:,} bytes")
+    assert wheel_bytes <= LIMIT_BYTES, f"the wheel has {wheel_bytes:,} bytes, at most {LIMIT_BYTES:,} are expected"
+
+
+main(*map(Path, sys.argv[1:]))
