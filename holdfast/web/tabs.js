@@ -33,7 +33,6 @@ const IDLE_MS = 10_000 // then the leader closes a channel that only another tab
 const MAX_LAG = 1_048_576 // characters that a follower has not confirmed; then it starts anew with a dump
 
 export class Tabs {
-  id = Math.random().toString(36).slice(2)
   sockets = 0
   /** The highest term of a leader that this tab knows: an earlier leader may wake up and not know yet that it is none. */
   term = 0
@@ -49,6 +48,7 @@ export class Tabs {
   /** @param {Client} client @param {string} identity */
   constructor(client, identity) {
     this.client = client
+    this.id = client.newId()
     this.name = `holdfast:${JSON.stringify([1, client.base, identity])}`
     /** @type {import("./connection.js").Transport} */
     this.transport = { ...WEBSOCKET, name: "tab", Socket: TabSocket.bind(null, this) }

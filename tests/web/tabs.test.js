@@ -144,6 +144,8 @@ class TabClient extends Observable {
     this.socket.onclose = () => (this.isOpen = false)
   }
 
+  newId = () => Math.random().toString(36).slice(2)
+
   follow(name) {
     return this.channels.get(name)
   }
