@@ -13,10 +13,10 @@ import pytest
 
 from tests.attacks.attacker import HANDSHAKE
 from tests.attacks.mounted import mounted_scene
-from tests.attacks.nginx import needs_nginx
 from tests.attacks.scene import IS_LONG, MIB, Scene, run
 from tests.attacks.test_connections import GRACE_S, HALF, good_clients
 from tests.attacks.test_http import HEAD
+from tests.nginx import needs_nginx
 
 pytestmark = needs_nginx
 
