@@ -7,6 +7,7 @@ Each server listens on loopback, on a port that was free. A test ends a process 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,20 @@ def serving(command: str, folder: Path, *options: str) -> Iterator[Server]:
         yield server
     finally:
         server.clean_up()
+
+
+@contextlib.asynccontextmanager
+async def python(*arguments: str, **environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run Python with pipes for its output; kill it at the end of the block."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environ}
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def text_of(message: dict[str, Any]) -> str:
