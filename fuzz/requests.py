@@ -312,6 +312,7 @@ WORDS: list[Json] = [
     "error",
     "steer",
     "cancel",
+    "regenerate",
     "k1",
     "ada",
     "typing",

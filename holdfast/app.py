@@ -22,7 +22,7 @@ from holdfast.agents.local import LocalAgent
 from holdfast.agents.running import Agent, Handler, check_agent
 from holdfast.agents.turn import OnCrash
 from holdfast.agents.writer import AgentWriter
-from holdfast.core.errors import IdConflict, LocalError, shown
+from holdfast.core.errors import Deleted, IdConflict, LocalError, NotFound, shown
 from holdfast.core.model import Json
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import CreateMessage
@@ -108,22 +108,37 @@ class Hub(HubCore):
         find the answer. A disconnected reader does not stop the answer; with `cancel_after_s` it is cancelled after
         that time without any reader, of this response or of the channel. A repeat with the same `reply_id` joins the
         existing answer, if this application began it as `author` for the same prompt; any other message under that id
-        is an IdConflict.
+        is an IdConflict. Without a `reply_id`, an EventSource that reconnects joins the answer that it was reading.
         """
         check_style(style, end_frame)
         message_id = self.clock.new_id() if reply_id is None else check_id(reply_id)
         check_channel(channel)
 
-        async def begin() -> Answering | None:
+        async def ask(message_id: str) -> str | None:
+            """Store the prompt of the answer `message_id`; a repeat adds no second one, since it has the same id."""
+            if prompt is None:
+                return None
+            request = CreateMessage(role="user", text=prompt)
+            caller = replace(self.caller(prompt_by), brings_answer=True)
+            asked = reply_id_of(message_id, 0)
+            await self.ask(channel, asked, request, caller)
+            return asked
+
+        async def join(known: str) -> bool:
+            """Return whether the message `known`, of an earlier request, is the answer to the same prompt."""
             await self.start()
-            asked: str | None = None
-            if prompt is not None:
-                request = CreateMessage(role="user", text=prompt)
-                caller = replace(self.caller(prompt_by), brings_answer=True)
-                asked = reply_id_of(
-                    message_id, 0
-                )  # the same id for the same answer, so that a repeat adds no second prompt
-                await self.ask(channel, asked, request, caller)
+            asked = reply_id_of(known, 0) if prompt is not None else None
+            try:
+                await self._check_own_answer(channel, known, author=author, reply_to=asked)
+                await ask(known)  # another prompt is an IdConflict
+                await self.read(channel, known)
+            except (NotFound, Deleted, IdConflict):
+                return False
+            return True
+
+        async def begin(message_id: str) -> Answering | None:
+            await self.start()
+            asked = await ask(message_id)
             writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=asked)
             assert isinstance(writer, AgentWriter)
             async with self._openings.setdefault((channel, message_id), asyncio.Lock()):  # a repeat waits for the first
@@ -138,6 +153,7 @@ class Hub(HubCore):
 
         return StreamResponse(
             begin,
+            join,
             self._asgi,
             channel,
             message_id,

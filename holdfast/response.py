@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from holdfast.agents.local import LocalWatch
 from holdfast.agents.stops import reply_to_stops, until_stopped
 from holdfast.agents.writer import AgentWriter
-from holdfast.core.cursor import parse_cursor
+from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.errors import HoldfastError, LocalError, shown
 from holdfast.hub.hub import HubCore
 from holdfast.transports.credentials import Credentials
@@ -130,7 +130,8 @@ class StreamResponse(Response):
 
     def __init__(
         self,
-        begin: Callable[[], Any],
+        begin: Callable[[str], Coroutine[Any, Any, Answering | None]],
+        join: Callable[[str], Coroutine[Any, Any, bool]],
         app: Open,
         channel: str,
         message_id: str,
@@ -145,24 +146,45 @@ class StreamResponse(Response):
         self._is_repeatable = is_repeatable  # the same request joins the same answer
         self._end_frame = end_frame
         self._begin = begin  # awaited when the response is sent: its errors reach the app
+        self._join = join
         self._app = app
         self._channel = channel
         self._message_id = message_id
         self._style = style
-        location = f"{path}/v1/channels/{quote(channel, safe='')}/messages/{quote(message_id, safe='')}/events"
+        self._path = path
         known = {
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-cache, no-transform",
             "X-Content-Type-Options": "nosniff",
             "X-Accel-Buffering": "no",
             "Holdfast-Channel": channel,
-            "Holdfast-Message": message_id,
-            "Location": location,
+            **self._location_of(message_id),
             **(headers or {}),
         }
+        self._own_headers = {name.lower() for name in headers or ()}
         del self.headers["content-length"]
         for name, value in known.items():
             self.headers[name] = value
+
+    def _location_of(self, message_id: str) -> dict[str, str]:
+        """Return the headers that tell a reloaded page where to find the answer."""
+        message = f"channels/{quote(self._channel, safe='')}/messages/{quote(message_id, safe='')}"
+        return {"Holdfast-Message": message_id, "Location": f"{self._path}/v1/{message}/events"}
+
+    async def _begin_or_join(self, since: Cursor | None) -> Answering | None:
+        """Begin the answer, or join the one that an EventSource, which reconnects with `since`, was reading.
+
+        Without a `reply_id` the request names no answer. Its cursor does, under the hub's signature.
+        """
+        if not self._is_repeatable and since is not None:
+            known = self._app.hub.tickets.named(since, self._channel)
+            if known is not None and await self._join(known):
+                self._message_id = known
+                for name, value in self._location_of(known).items():
+                    if name.lower() not in self._own_headers:
+                        self.headers[name] = value
+                return None
+        return await self._begin(self._message_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hub = self._app.hub
@@ -171,7 +193,7 @@ class StreamResponse(Response):
         if not self._is_repeatable and sent_by(since).is_finished:
             await Response(status_code=204)(scope, receive, send)  # stops an EventSource, which would ask again
             return
-        answering: Answering | None = await self._begin()  # None: the answer exists, and this is one more reader
+        answering = await self._begin_or_join(since)  # None: the answer exists, and this is one more reader
         message, cursor = await hub.read(self._channel, self._message_id)
         sent = resume_point(since if answering is None else None, cursor)  # a new answer was sent to no reader
         if sent.is_finished and message.status != "streaming":
@@ -187,6 +209,7 @@ class StreamResponse(Response):
             self._framer(requested),
             is_own_client=True,
             sender_class=TaskSender,  # the app's middleware may need a current task
+            name="" if self._is_repeatable else hub.tickets.name(self._channel, self._message_id),
         )
         if answering is not None:
             answering.reader_came()

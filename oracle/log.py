@@ -166,7 +166,7 @@ class EpochLog:
             raise Violation(f"{self.channel}: {describe(op)} was stored, but there is no such message")
         self._check(message, op)
         if isinstance(op, Claim):
-            self.turns[op.id].append((serial, op.state, op.generation))
+            self.turns.setdefault(op.id, []).append((serial, op.state, op.generation))
             if op.state == "taken":
                 self.claims[op.id, op.generation] = op
         elif isinstance(op, Lease):
@@ -244,13 +244,27 @@ class EpochLog:
         return None
 
     def _wrong_claim(self, op: Claim) -> str | None:
+        if op.state == "pending":
+            return self._wrong_restart(op)
         if op.id not in self.turns:
             return "the message waits for no agent"
         _, state, generation = self.turns[op.id][-1]
         if state not in ("pending", "taken") or (op.state == "done" and state != "taken"):
             return f"its turn is {state}"
-        expected = generation + 1 if op.state == "taken" else generation
-        return f"its turn is in attempt {generation}" if op.generation != expected else None
+        is_next = op.generation == (generation + 1 if op.state == "taken" else generation)
+        # The first attempt of a later round: a handler of a deleted message with this id may still end a lower one.
+        is_of_new_round = op.state == "taken" and op.generation > generation and op.generation % ROUND == 1
+        return None if is_next or is_of_new_round else f"its turn is in attempt {generation}"
+
+    def _wrong_restart(self, op: Claim) -> str | None:
+        """Return what is wrong with a message that waits again, or None: its turn is over, and a round begins."""
+        _, state, generation = self.turns.get(op.id, [(0, "cancelled", 0)])[-1]
+        if state in ("pending", "taken"):
+            return f"its turn is {state}"
+        if op.generation % 8 or not 0 < op.generation - generation <= 8:
+            return f"the attempt before was {generation}"
+        answered = [one for one in self.messages(self.serial) if one.reply_to == op.id and one.status == "streaming"]
+        return f"{answered[0].id} answers it" if answered else None
 
 
 class StoredLogs:
@@ -338,6 +352,7 @@ class StoredLogs:
         self._used_up = set(ids)
 
 
+ROUND = 8  # the numbers of attempts begin anew after each multiple of this
 MARKS = 0xE000  # characters of private use: each encodes the generation of its writer and its offset
 GENERATION = "-g"  # precedes the number of a generation in the id of a request
 

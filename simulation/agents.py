@@ -52,9 +52,9 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
 
     async def bot(turn: Turn) -> None:
         place = (turn.channel, turn.message.id)
-        draw = Random(f"{world.plan.seed}/{turn.message.id}/{turn.attempt}")
-        world.promises.begin_attempt(place, turn.attempt, process)
-        world.trace.add(f"{process.name} begins attempt {turn.attempt} of {turn.message.id}")
+        draw = Random(f"{world.plan.seed}/{turn.message.id}/{turn.generation}")
+        world.promises.begin_attempt(place, turn.generation, process)
+        world.trace.add(f"{process.name} begins attempt {turn.generation} of {turn.message.id}")
         at_work.add(place)
         if len(at_work) > plan.slots:
             world.trace.violate(Violation(f"an agent has {plan.slots} slots, and works on {sorted(at_work)}"))

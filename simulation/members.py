@@ -167,7 +167,7 @@ class Member(Actor):
 
 
 class Commander(Author):
-    """Sends messages, cancels and steers to agents, sends other commands, and replies to those of other clients."""
+    """Sends messages and commands to agents, sends other commands, and replies to those of other clients."""
 
     label = "partner"
 
@@ -176,13 +176,16 @@ class Commander(Author):
         try:
             await super().run()
             await self.world.until_healthy()
-            for deed in ("say", "cancel", "ask"):
+            for deed in ("say", "cancel", "ask", "regenerate"):
                 await self.do(self.draw.choice(self.world.channels), deed)
         finally:
             self.disconnect()
 
     async def write(self, channel: str) -> None:
-        await self.do(channel, self.draw.choice(("say", "say", "cancel", "cancel", "steer", "ask", "reply", "reply")))
+        await self.do(
+            channel,
+            self.draw.choice(("say", "say", "cancel", "cancel", "steer", "ask", "reply", "reply")),
+        )
 
     async def do(self, channel: str, deed: str) -> None:
         """Send one message, command or reply."""
@@ -193,6 +196,10 @@ class Commander(Author):
                 targets = self._at_work(channel)
                 if targets:
                     await self._send(channel, deed, self.draw.choice(targets))
+            case "regenerate":
+                over = self._over(channel)
+                if over:
+                    await self._send(channel, deed, self.draw.choice(over))
             case "ask":
                 await self._send(channel, "approve", None)
             case "reply":
@@ -203,6 +210,11 @@ class Commander(Author):
         log = self.world.stored.head(channel)
         open_turns = [one for one, turns in log.turns.items() if turns[-1][1] in ("pending", "taken")]
         return [message.id for message in log.messages(log.serial) if message.status == "streaming"] + open_turns
+
+    def _over(self, channel: str) -> list[str]:
+        """Return the ids of the messages whose turn is over."""
+        turns = self.world.stored.head(channel).turns
+        return [one for one, found in turns.items() if found[-1][1] in ("done", "cancelled")]
 
     async def _say(self, channel: str) -> None:
         begun, message_id = self.world.stored.stamp, self.new_id()
@@ -239,6 +251,8 @@ class Commander(Author):
         if response.code == "deleted" and is_deleted:
             return
         is_known = is_deleted or (target is not None and log.now(target) is not None)
+        if response.code == "streaming" and name == "regenerate" and is_known:
+            return  # another one came first
         if response.code == "finished" and name == "cancel" and is_known:
             return  # another cancel came first, and another client may have deleted the message since
         raise Violation(f"{self.name} could not send {name} {target} to {channel}: {response.fields}")
@@ -247,7 +261,9 @@ class Commander(Author):
         """DecodedResponse to a command, sometimes twice with different data: the first reply counts."""
         log = self.world.stored.head(channel)
         begun = self.world.stored.stamp
-        pending = [key for key, one in log.pending(log.serial).items() if one.name not in ("cancel", "steer")]
+        pending = [
+            key for key, one in log.pending(log.serial).items() if one.name not in ("cancel", "steer", "regenerate")
+        ]
         if not pending:
             return
         command_id = self.draw.choice(pending)

@@ -7,6 +7,7 @@ Each server listens on loopback, on a port that was free. A test ends a process 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ class Process:
     def running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None
         return self._process
+
+    def until(self, is_ready: Callable[[], bool]) -> None:
+        """Wait until `is_ready` holds; it may fail to connect meanwhile. Raises AssertionError with the output."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s and self.running.poll() is None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if is_ready():
+                    return
+            time.sleep(0.02)  # between two attempts to connect to a process that is starting
+        raise AssertionError(f"the process did not start:\n{self.output}")
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, wait for the end, and return the exit code."""
@@ -86,15 +97,7 @@ class Server(Process):
     def start(self) -> None:
         """Start the server, and wait until it serves."""
         super().start()
-        deadline_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if self.get(f"{self.hub}/healthz")[0] == 200:
-                    return
-            if self.running.poll() is not None:
-                break
-            time.sleep(0.02)  # between two attempts to connect to a process that is starting
-        raise AssertionError(f"the server did not start:\n{self.output}")
+        self.until(lambda: self.get(f"{self.hub}/healthz")[0] == 200)
 
     def get(self, path: str) -> tuple[int, Any]:
         """Return status and JSON of a GET."""
@@ -135,6 +138,20 @@ def serving(command: str, folder: Path, *options: str) -> Iterator[Server]:
         yield server
     finally:
         server.clean_up()
+
+
+@contextlib.asynccontextmanager
+async def python(*arguments: str, **environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run Python with pipes for its output; kill it at the end of the block."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environ}
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def text_of(message: dict[str, Any]) -> str:

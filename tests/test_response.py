@@ -398,6 +398,50 @@ async def test_eventsource_that_reconnects_after_the_end_begins_no_second_answer
         body = (await served.http.get("/chat", headers=event_source)).text
         after_the_end = {**event_source, "last-event-id": ids(body)[-1]}
         assert (await served.http.get("/chat", headers=after_the_end)).status_code == 204
-        within = {**event_source, "last-event-id": ids(body)[0]}  # the response holds a new answer from its start
-        assert texts_of((await served.http.get("/chat", headers=within)).text) == "You asked"
-        assert len((await hub.history("chat:1")).messages) == 2
+        within = {**event_source, "last-event-id": ids(body)[0]}  # the answer has ended since
+        assert texts_of((await served.http.get("/chat", headers=within)).text) == "You asked".removeprefix(
+            texts_of(body.partition("id: ")[0])
+        )
+        assert len((await hub.history("chat:1")).messages) == 1
+
+
+@pytest.mark.parametrize("style", ["events", "data"])
+async def test_eventsource_that_reconnects_without_a_reply_id_joins_its_answer(style: Any) -> None:
+    hub, gate = new_hub(), asyncio.Event()
+    begun: list[str] = []
+
+    async def chat(q: str, channel: str = "chat:1") -> Any:
+        async def source() -> AsyncIterator[str]:
+            begun.append(q)
+            yield "one two "
+            await gate.wait()
+            yield "three"
+
+        return hub.stream_response(channel, source, prompt=q, style=style)
+
+    app = FastAPI()
+    hub.install(app, "/holdfast")
+    app.add_api_route("/chat", chat)
+    async with serving(hub, app) as served:
+        event_source = {"accept": "text/event-stream"}
+        async with served.http.stream("GET", "/chat?q=hi", headers=event_source) as response:
+            first = (await first_bytes(response)).decode()
+            named = [response.headers[name] for name in ("holdfast-message", "location")]
+        last = ids(first)[-1]
+        async with served.http.stream("GET", "/chat?q=hi", headers={**event_source, "last-event-id": last}) as response:
+            assert [response.headers[name] for name in ("holdfast-message", "location")] == named
+            gate.set()
+            rest = (await response.aread()).decode()
+        assert "three" in rest
+        assert "one two" not in rest
+        over = {**event_source, "last-event-id": ids(rest)[-1]}
+        assert (await served.http.get("/chat?q=hi", headers=over)).status_code == 204
+        assert begun == ["hi"]
+        assert [one.role for one in (await hub.history("chat:1")).messages] == ["assistant", "user"]
+        epoch, serial, extra = last.split(":")
+        forged = f"{epoch}:{serial}:{extra[0]}{'A' * 22}{extra[23:]}"
+        for query, cursor in (("q=other", last), ("q=hi&channel=chat:2", last), ("q=hi", forged)):
+            whole = await served.http.get(f"/chat?{query}", headers={**event_source, "last-event-id": cursor})
+            assert "one two" in whole.text
+            assert whole.headers["holdfast-message"] != named[0]
+        assert begun == ["hi", "other", "hi", "hi"]

@@ -67,7 +67,7 @@ class Turn:
         self.previous = previous  # the unfinished answer of an attempt that crashed
         self.name = name  # of the agent: the author of its answers, and the member that people see
         self.is_cancelled = False  # whether a client has stopped it
-        self._generation = generation
+        self.generation = generation  # in the ids of its answers; of several rounds after a `regenerate`
         self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
@@ -103,7 +103,7 @@ class Turn:
         """
         writer = self.take_unused()
         if writer is None:
-            message_id = reply_id(self.message.id, self._generation, len(self.replies))
+            message_id = reply_id(self.message.id, self.generation, len(self.replies))
             writer = self._backend.write(
                 self.channel,
                 message_id,

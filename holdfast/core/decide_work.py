@@ -402,7 +402,8 @@ def _claim_of(caller: Caller, request: ClaimTurn) -> ClaimState:
     node = caller.writer.node if caller.writer is not None else None
     lease_ms = 0 if node is not None else int(request.lease_s * 1000)
     within, attempt = request.within, request.within_generation
-    return ClaimState("taken", request.generation + 1, caller.id, node, lease_ms, within, attempt)
+    before = request.generation if request.generation >= request.above else next_round(request.above)
+    return ClaimState("taken", before + 1, caller.id, node, lease_ms, within, attempt)
 
 
 def _open_claim(message: MessageState) -> ClaimState:

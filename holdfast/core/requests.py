@@ -117,6 +117,9 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
     """Take the turn that a message waits for, after attempt `generation` (0: it is the first). Sent by the server."""
 
     generation: int
+    above: int = (
+        0  # the attempt gets a number of a round after this one: a worker of a deleted message may still send it
+    )
     lease_s: float = 0.0
     within: str | None = None  # the message whose running turn takes in this one …
     within_generation: int = 0  # … and the attempt of that turn

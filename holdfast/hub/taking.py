@@ -34,7 +34,11 @@ async def take_waiting(runtime: Runtime, channel: str, message_id: str, by: str,
     writer = Writer(by=by, node=runtime.node) if holder.node is not None else None
     caller = Caller(id=by, writer=writer, is_server=True)
     request = ClaimTurn(
-        generation=claim.generation, lease_s=holder.lease_ms / 1000, within=within, within_generation=attempt
+        generation=claim.generation,
+        above=scheduler.unended_attempt(channel, message_id),
+        lease_s=holder.lease_ms / 1000,
+        within=within,
+        within_generation=attempt,
     )
     try:
         with scheduler.taking(channel, message_id, within, attempt):

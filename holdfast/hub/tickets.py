@@ -36,6 +36,9 @@ _SEAL = "k"  # begins the seal in a cursor's extra field; other fields begin wit
 _SEAL_CHARACTERS = 23
 _MARK = "h"  # begins the mark of a cursor that was given to a client without `history`
 _MARK_CHARACTERS = 23
+_NAME = "n"  # begins the name of an answer in the cursors of a response that began it
+_NAMED_CHARACTERS = 18  # of the ids that the hub makes
+_NAME_CHARACTERS = 23 + _NAMED_CHARACTERS
 
 
 class Ticket(Struct, frozen=True, kw_only=True, array_like=True):
@@ -128,6 +131,21 @@ class Tickets:
         seen = _seen(cursor, client_id, channel)
         return mark.startswith(_MARK) and self._is_signed("seen", seen, mark[len(_MARK) :])
 
+    def name(self, channel: str, message_id: str) -> str:
+        """Return the name of an answer, with an id of this hub, that its reader's cursors carry in their extra field.
+
+        An EventSource that reconnects sends it back, and joins the answer instead of beginning another one.
+        """
+        assert len(message_id) == _NAMED_CHARACTERS
+        return _NAME + _mac(self._keys[0], "answer", f"{channel}/{message_id}") + message_id
+
+    def named(self, cursor: Cursor, channel: str) -> str | None:
+        """Return the id of the answer of `channel` that `cursor` names, or None if it names none or is forged."""
+        name = split_seal(cursor.extra)[0]
+        mac, message_id = name[1:-_NAMED_CHARACTERS], name[-_NAMED_CHARACTERS:]
+        is_ours = name.startswith(_NAME) and self._is_signed("answer", f"{channel}/{message_id}", mac)
+        return message_id if is_ours else None
+
     def opened(self, ticket: Ticket, stream: Replaceable) -> None:
         """Record `stream` as the open stream of the ticket; it replaces an older one."""
         older = self._open.get(ticket.id)
@@ -161,10 +179,9 @@ class Tickets:
 
 
 def split_seal(extra: str) -> tuple[str, str]:
-    """Split a cursor's extra field into the seal, which may be empty, and the rest."""
-    if extra.startswith(_SEAL):
-        return extra[:_SEAL_CHARACTERS], extra[_SEAL_CHARACTERS:]
-    return "", extra
+    """Split a cursor's extra field into the seal or name, which may be empty, and the rest."""
+    length = _SEAL_CHARACTERS if extra.startswith(_SEAL) else _NAME_CHARACTERS if extra.startswith(_NAME) else 0
+    return extra[:length], extra[length:]
 
 
 def _seen(cursor: Cursor, client_id: str | None, channel: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -48,6 +49,7 @@ from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
 logger = logging.getLogger("holdfast.hub")
 
 LEASE_S = 15.0  # of a remote worker's turn; the worker renews it at a third
+MAX_UNENDED = 10_000  # handlers of deleted messages that are remembered; each takes some 200 bytes
 UNCLAIMED_S = 5.0  # after this long unclaimed, viewers get a `nobody_listening` signal
 
 Turn = TurnState[Worker]
@@ -78,6 +80,9 @@ class TurnScheduler:
         self._submit = submit
         self._find = find  # a channel in memory
         self._turns: dict[str, Turns] = {}
+        # By channel and message: the last attempt whose handler, in another process, has not ended. It may still send
+        # `turn.done` after the message was created again, so the numbers of new attempts are above this one.
+        self._unended: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._is_over = False
 
     # -- workers -----------------------------------------------------------------------------------------------
@@ -124,6 +129,20 @@ class TurnScheduler:
         if turn.handler is not None:
             self._moved(channel, turn, turn.handler_ended())
             self._offer(channel)
+
+    def _handler_lapsed(self, channel: str, turn: Turn) -> None:
+        """Wait no longer for the handler of a deleted message. Its `turn.done` must not end the turn of a successor."""
+        if turn.handler is None:
+            return
+        place = (channel, turn.message_id)
+        self._unended[place] = max(turn.attempt, self._unended.pop(place, 0))
+        if len(self._unended) > MAX_UNENDED:
+            self._unended.popitem(last=False)
+        self._handler_ended(channel, turn)
+
+    def unended_attempt(self, channel: str, message_id: str) -> int:
+        """Return the last attempt at a deleted message with this id whose handler may still end it, or 0."""
+        return self._unended.get((channel, message_id), 0)
 
     def set_state(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
         """Set the state that an agent shows in `channel`."""
@@ -219,7 +238,7 @@ class TurnScheduler:
                 self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
             case Phase.WAITING | Phase.ENDING if turn.handler is not None and not turn.handler.is_local:
                 # A handler in another process ends at the latest when its lease does.
-                self._deadlines.set(key, now_s + LEASE_S, partial(self._handler_ended, channel, turn))
+                self._deadlines.set(key, now_s + LEASE_S, partial(self._handler_lapsed, channel, turn))
             case _:
                 self._deadlines.drop(key)
 
@@ -325,7 +344,9 @@ class TurnScheduler:
             assert answer.generation is not None
             self._claimed(worker, turn, AssignedTurn(channel, turn.message_id, answer.generation, lease_s or None))
 
-        self._request(channel, turn.message_id, ClaimTurn(generation=turn.attempt, lease_s=lease_s), caller, done)
+        above = self.unended_attempt(channel, turn.message_id)
+        request = ClaimTurn(generation=turn.attempt, lease_s=lease_s, above=above)
+        self._request(channel, turn.message_id, request, caller, done)
 
     def _not_claimed(self, channel: str, turn: Turn, error: HoldfastError) -> None:
         # A refusal that the log does not explain would follow again, if the claim was sent again at once.

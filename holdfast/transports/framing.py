@@ -34,11 +34,11 @@ from holdfast.core.model import Part
 from holdfast.hub.tickets import split_seal
 
 _SENT = re.compile(r"([md])([0-9]{1,3})((?:\.[0-9]{1,8})*)\Z")
-_SENT_CHARACTERS = 270  # of the 300 of a cursor's extra field: a ticket's stream adds its seal
+_SENT_CHARACTERS = 255  # of the 300 of a cursor's extra field: a stream may add a ticket's seal or an answer's name
 
 
 class Position(NamedTuple):
-    """The position that a frame brings its reader to: the channel's cursor, a ticket's seal, and the sent text."""
+    """The position that a frame brings its reader to: the channel's cursor, a seal or name, and the sent text."""
 
     cursor: str
     seal: str

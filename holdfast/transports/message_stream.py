@@ -60,8 +60,11 @@ class MessageStream(EventStream):
         is_own_client: bool,
         ping_s: int | None = None,
         sender_class: type[Sender] | None = None,
+        name: str = "",
     ) -> None:
+        """Serve one reader; its cursors carry `name` (`hub.tickets.name`), if given, instead of a ticket's seal."""
         super().__init__(app, send, credentials, is_own_client=is_own_client, ping_s=ping_s, sender_class=sender_class)
+        self._seal = name or self._seal
         self._progress = MessageProgress(message_id, sent)
         self._framer = framer
         self._first: tuple[list[Delta], str] | None = None

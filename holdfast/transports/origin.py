@@ -128,9 +128,13 @@ def _is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:
     """Return whether `origin` is the page's address of this server itself.
 
     That is the hub's `public_origin`. Without that setting it is the host and port that the request was sent to. Then
-    a plain page is foreign if this server, or a proxy that says so, was reached over https.
+    a plain page is foreign if this server, or a proxy that says so, was reached over https. A browser knows both
+    schemes: a page that it calls another site is foreign, too. (Chromium does not name the site of a WebSocket.)
     """
-    return origin == hub.public_origin if hub.public_origin is not None else _is_same_host(scope, origin)
+    if hub.public_origin is not None:
+        return origin == hub.public_origin
+    is_other_site = any(site not in _OWN_SITE for site in headers_of(scope, b"sec-fetch-site"))
+    return _is_same_host(scope, origin) and not is_other_site
 
 
 def _is_same_host(scope: Scope, origin: str) -> bool:

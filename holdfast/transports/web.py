@@ -2,7 +2,8 @@
 
 Layer: transports.
 
-The folders beside the modules are of other applications, such as the demo, which serve them themselves.
+The folder `vendor` belongs to the modules. The other folders are of applications, such as the demo, which serve them
+themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-_NAME = re.compile(r"/([\w-]+(?:\.[\w-]+)*\.js(\.map)?)", re.ASCII)
+_NAME = re.compile(r"/((?:vendor/)?[\w-]+(?:\.[\w-]+)*\.js(\.map)?)", re.ASCII)
 _NO_GZIP = re.compile(r"0(\.0*)?")
 
 

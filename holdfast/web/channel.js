@@ -60,6 +60,8 @@ export class Channel extends Observable {
   #arriving = null
   /** @internal Whether the view is that of an earlier page: the server has not completed it yet. */
   isFromCache = false
+  /** @internal Whether this page has opened it, and not another tab alone. */
+  isOwn = false
   /** @type {Set<(event: WireEvent) => void>} */
   #listeners = new Set()
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -68,8 +70,8 @@ export class Channel extends Observable {
   #paging = null
   /** @type {Map<string, SurrogateJoiner>} by message and part */
   #joiners = new Map()
-  /** @type {{ data?: object } | null} the presence of this client */
-  #presence = null
+  /** @type {Map<string, { data?: object }>} the presence of each page of this client; "" is this page */
+  #presence = new Map()
   /** @type {Map<string, Promise<Message>>} of the messages that are being sent */
   #deliveries = new Map()
   #hasSentOld = false
@@ -105,7 +107,8 @@ export class Channel extends Observable {
 
   /** Stop watching the channel. @param {HoldfastError} [error] the reason */
   close(error) {
-    if (this.#presence) this.leave().catch(() => {})
+    if (this.#presence.size) this.#request("presence", { leave: true }).catch(() => {})
+    this.#presence.clear()
     this.client.leave(this)
     this.end(error)
   }
@@ -281,13 +284,11 @@ export class Channel extends Observable {
 
   /** Become present, with a little data, until `leave`, also after each reconnect. A further call replaces the data. @param {object} [data] */
   enter(data) {
-    this.#presence = { data }
-    return this.#sendPresence()
+    return this.present("", { data })
   }
 
   leave() {
-    this.#presence = null
-    return this.#sendPresence()
+    return this.present("")
   }
 
   /** Send a signal to the clients that are connected now. Never stored, and lost without a connection. @param {string} name @param {unknown} [data] */
@@ -336,9 +337,16 @@ export class Channel extends Observable {
     else this.close(error)
   }
 
+  /** @internal The client is present while one of its pages is. @param {string} page @param {{ data?: object }} [presence] */
+  present(page, presence) {
+    this.#presence.delete(page)
+    if (presence) this.#presence.set(page, presence)
+    return this.#sendPresence()
+  }
+
   /** @internal Presence ends with its connection or its lease: send it again, unless a request is pending. */
   renewPresence() {
-    if (this.#presence && !this.#presenceRequests) this.#sendPresence().catch(() => {})
+    if (this.#presence.size && !this.#presenceRequests) this.#sendPresence().catch(() => {})
   }
 
   /** @internal @param {Batch} batch @param {string} text its frame @param {Connection} connection */
@@ -460,7 +468,7 @@ export class Channel extends Observable {
   async #sendPresence() {
     clearTimeout(this.#renewal)
     this.#presenceRequests++
-    await this.#request("presence", this.#presence ?? { leave: true }).finally(() => this.#presenceRequests--)
+    await this.#request("presence", [...this.#presence.values()].at(-1) ?? { leave: true }).finally(() => this.#presenceRequests--)
     clearTimeout(this.#renewal)
     if (this.client.isHttp && this.state !== "closed") this.#renewal = setTimeout(() => this.renewPresence(), LEASE_S * 333)
   }

@@ -28,7 +28,7 @@ import { WEBSOCKET } from "./websocket.js"
  * @typedef {object} Status
  * @property {State} state
  * @property {HoldfastError | null} error why it is not live, if the client knows
- * @property {TransportName} transport the one that is in use or tried
+ * @property {TransportName | "tab"} transport the one that is in use or tried; `tab`: the connection is another tab's
  * @property {number | null} retryAt when the next attempt begins, in milliseconds since 1970
  */
 /**
@@ -39,6 +39,7 @@ import { WEBSOCKET } from "./websocket.js"
  * @property {string} [identity] whose page this is: the client id on the server, by default the `sub` of the token. Unsent
  *   messages survive the tab, and a reload begins with the last view
  * @property {boolean} [cache] `false`: keep no views in the browser
+ * @property {boolean} [tabs] `false`: do not share the connection of another tab
  * @property {"auto" | TransportName} [transport] `auto`: WebSocket, then SSE, then long poll
  * @property {string} [client] the client id, for servers without a verifier; `enter` over HTTP needs it
  * @property {AbortSignal} [signal] closes the client
@@ -139,7 +140,14 @@ export class Client extends Observable {
    * Watch a channel; each call returns the same object until it is closed.
    * @param {string} name @param {{ history?: number }} [options] the number of messages of a new start @returns {import("./channel.js").Channel}
    */
-  channel(name, { history } = {}) {
+  channel(name, options) {
+    const channel = this.follow(name, options)
+    channel.isOwn = true
+    return channel
+  }
+
+  /** @internal Watch a channel, perhaps for another tab. @param {string} name @param {{ history?: number }} [options] */
+  follow(name, { history } = {}) {
     this.#checkOpen()
     let channel = this.channels.get(name)
     if (!channel) {
@@ -196,7 +204,7 @@ export class Client extends Observable {
 
   /** @internal Whether channels have a connection each, and requests go over HTTP. */
   get isHttp() {
-    return this.#transport !== WEBSOCKET
+    return this.#transport === STREAM || this.#transport === POLL
   }
 
   /** The client id: that of the server, or the app's option. */
@@ -321,7 +329,7 @@ export class Client extends Observable {
     else if (!connection.isReached) void this.#probe()
     const { transport } = connection
     const retry = () => connection.start()
-    if (!this.#isFree || !this.channels.size) return retry
+    if (!this.#isFree || !this.channels.size || transport.Socket) return retry
     if (transport === WEBSOCKET) {
       const isBlocked = !connection.isReached && (!this.#worked.has(WEBSOCKET) || connection.attempt >= SOCKET_TRIES)
       return isBlocked ? void this.use(STREAM, connection.attempt) : retry
@@ -346,7 +354,7 @@ export class Client extends Observable {
     this.#stopAll()
     this.#transport = transport
     if (this.isHttp) for (const channel of this.channels.values()) this.#stream(channel)
-    else this.#connections.push(new Connection(this, null, WEBSOCKET))
+    else this.#connections.push(new Connection(this, null, transport))
     for (const connection of this.#connections) {
       connection.attempt = attempt
       connection.start()

@@ -9,7 +9,8 @@
 /** @typedef {import("./channel.js").Channel} Channel */
 /**
  * @typedef {object} Transport
- * @property {import("./client.js").TransportName} name
+ * @property {import("./client.js").TransportName | "tab"} name
+ * @property {any} [Socket] used instead of a WebSocket; it needs no token
  * @property {(connection: Connection, token: string | undefined) => () => void} dial starts to open a connection, and
  *   returns a function that releases it
  * @property {number} silence_ms the longest silence of a live connection
@@ -64,7 +65,7 @@ export class Connection {
     this.isReached = false
     this.received()
     this.#watch()
-    const token = this.client.token.get()
+    const token = this.transport.Socket ? undefined : this.client.token.get()
     if (!(token instanceof Promise)) return this.#dial(token)
     const dial = this.#dials
     token.then(

@@ -1,11 +1,12 @@
 /**
- * What the pages of one identity share: the cache of views.
+ * What the pages of one identity share: the cache of views, and one connection.
  *
  * Loaded only where an identity is known. The app vouches for it; the server's `you` decides.
  * @module
  */
 
 import { Cache } from "./cache.js"
+import { Tabs } from "./tabs.js"
 
 /** @typedef {import("./client.js").Client} Client */
 /** @typedef {import("./channel.js").Channel} Channel */
@@ -17,8 +18,7 @@ export async function share(client) {
   if (identity !== undefined) {
     client.sharing = new Sharing(client, identity)
     await client.sharing.start()
-  }
-  client.use()
+  } else client.use()
 }
 
 /** Return the `sub` of a JSON Web Token; undefined for another token. @param {string | undefined} token @returns {string | undefined} */
@@ -36,17 +36,22 @@ export function subjectOf(token) {
 export class Sharing {
   /** @type {Cache | undefined} */
   #cache
+  /** @type {Tabs | undefined} */
+  #tabs
 
   /** @param {Client} client @param {string} identity */
   constructor(client, identity) {
     this.client = client
     this.identity = identity
     if (client.options.cache !== false) this.#cache = new Cache(client, identity)
+    if (client.options.tabs !== false) this.#tabs = new Tabs(client, identity)
   }
 
   async start() {
     await this.#cache?.open()
     for (const channel of this.client.channels.values()) this.opened(channel)
+    if (this.#tabs) this.#tabs.start()
+    else this.client.use()
   }
 
   /** @param {Channel} channel */
@@ -54,9 +59,11 @@ export class Sharing {
     this.#cache?.paint(channel)
   }
 
-  /** A channel has applied a frame. @param {Channel} channel @param {import("./view.js").Batch} _batch */
-  received(channel, _batch) {
-    this.#cache?.changed(channel)
+  /** A channel has applied a frame. @param {Channel} channel @param {import("./view.js").Batch} batch */
+  received(channel, batch) {
+    const leader = this.#tabs?.leader
+    if (!this.#tabs?.role || leader) this.#cache?.changed(channel) // the leader writes the views of all tabs
+    leader?.received(channel, batch)
   }
 
   /** The server has said who this client is. @param {string | undefined} id */
@@ -64,14 +71,16 @@ export class Sharing {
     const { client, identity } = this
     if (id === identity) return
     console.warn(`holdfast: the server knows this page as ${id}, not as ${identity}: the views of ${identity} are deleted`)
-    void this.signOut()
+    void this.#cache?.clear()
     client.sharing = undefined
     for (const channel of client.channels.values()) channel.show()
-    client.use()
+    if (this.#tabs) this.#tabs.alone()
+    else client.use()
   }
 
   /** Delete what the browser keeps under the identity. */
   async signOut() {
+    if (globalThis.BroadcastChannel) this.#tabs?.signOut()
     await this.#cache?.clear()
   }
 }

@@ -22,7 +22,8 @@ export const WEBSOCKET = {
 /** @param {Connection} connection @param {string | undefined} token */
 function dial(connection, token) {
   const { client } = connection
-  const socket = new client.WebSocket(client.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
+  /** @type {WebSocket} */
+  const socket = new (connection.transport.Socket ?? client.WebSocket)(client.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
   /** @type {Map<unknown, Channel>} by the `ref` of the `attach`, until its response */
   const attaching = new Map()
   /** @type {unknown} the `ref` of the pending `auth` */

@@ -255,7 +255,7 @@ def within_rates(
     path: str,
     method: str = "GET",
     text_bytes: int = 0,
-    connections: int = 4,
+    connections: int = 2,
     viewers: int = 0,
     viewer: str = "",
     watched: str = "",

@@ -26,16 +26,21 @@ _TEXT = """id => {
 }"""
 
 
-@asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    """Run a Chromium for several tests, which open windows in profiles of their own."""
+def chromium_path() -> str:
+    """Return the path of Chromium."""
     path = os.environ.get("HOLDFAST_CHROMIUM") or shutil.which("chromium")
     assert path is not None, (
         "the browser tests need Chromium and found none: "
         "install the package chromium, or set HOLDFAST_CHROMIUM to its path"
     )
+    return path
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """Run a Chromium for several tests, which open windows in profiles of their own."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=list(ARGUMENTS))
         yield browser
         await browser.close()
 

@@ -46,6 +46,8 @@ _STORED = """async () => {
   }
   return JSON.stringify([found, { ...localStorage }, { ...sessionStorage }])
 }"""
+# As when the page enters the back/forward cache and returns: the views are written at its end.
+_HIDE = "dispatchEvent(new Event('pagehide')); dispatchEvent(new Event('pageshow'))"
 _IS_LIVE = "() => window.channel?.state === 'live'"
 
 
@@ -55,7 +57,7 @@ async def follow(window: Page, port: int, **options: Any) -> None:
 
 async def until_stored(window: Page, text: str) -> None:
     """Let the page write its views as at its end, and wait until the browser has `text`."""
-    await window.evaluate("dispatchEvent(new Event('pagehide'))")
+    await window.evaluate(_HIDE)
     await window.wait_for_function(f"async text => (await ({_STORED})()).includes(text)", arg=text)
 
 
@@ -178,14 +180,14 @@ async def test_storage_that_fails_costs_the_cache_and_one_warning(browser: Brows
         await follow(window, port, token=token())
         await window.wait_for_function(_IS_LIVE)
         await window.evaluate("window.channel.send('hello')")
-        await window.evaluate("dispatchEvent(new Event('pagehide'))")
+        await window.evaluate(_HIDE)
         await window.wait_for_function("() => window.warnings.length")
         # The view is kept in memory: the channel begins with it when it is opened again.
         again = await window.evaluate(
             "() => { window.channel.close(); return window.client.channel('chat:1').getSnapshot() }"
         )
         assert [one["text"] for one in again["messages"]] == ["hello"]
-        await window.evaluate("dispatchEvent(new Event('pagehide'))")
+        await window.evaluate(_HIDE)
         warnings = await window.evaluate("window.warnings")
         assert len(warnings) == 1
         assert "cache" in warnings[0]
@@ -207,6 +209,6 @@ async def test_fifty_channels_are_kept_and_the_oldest_leaves(browser: Browser) -
             check()
           })))
         }""")
-        await window.evaluate("dispatchEvent(new Event('pagehide'))")
+        await window.evaluate(_HIDE)
         await window.wait_for_function(f"async () => JSON.parse(await ({_STORED})())[0].length === 100")
         assert "chat:1" not in await stored(window)

@@ -8,12 +8,10 @@ and passes no WebSocket on, a port without a server, a hub that does not allow t
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,14 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
+from chaos.processes import free_port
 from holdfast.app import Hub
 from holdfast.hub.clock import Clock
 from holdfast.hub.tokens import jwt_verifier
 from holdfast.transports import origin
 from holdfast.transports.refusals import Refusals
 from tests.browser.tab import TIMEOUT_MS
-from tests.processes import Process, free_port
+from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -322,53 +321,24 @@ async def test_missing_capability_is_forbidden_and_closes_the_channel(browser: B
 
 # Proxies
 
-_NGINX = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
-events {{ worker_connections 64; }}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
-  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://127.0.0.1:{upstream}; proxy_http_version 1.1; proxy_set_header Host $host:{port};
-      proxy_set_header Connection ""; proxy_set_header X-Forwarded-For "";
-      # Compression without a flush is the usual way in which a proxy holds a stream back.
-      proxy_ignore_headers X-Accel-Buffering; gzip {gzip}; gzip_types text/event-stream;
-      gzip_min_length 0; gzip_proxied any;
-    }}
-  }}
-}}
+# Compression without a flush is the usual way in which a proxy holds a stream back. No upgrade passes this proxy.
+_LOCATION = """
+  proxy_pass http://hub; proxy_http_version 1.1; proxy_set_header Host $host:$server_port;
+  proxy_set_header Connection ""; proxy_set_header X-Forwarded-For ""; proxy_ignore_headers X-Accel-Buffering;
+  gzip GZIP; gzip_types text/event-stream; gzip_min_length 0; gzip_proxied any;
 """
 
 
-@contextmanager
-def nginx(folder: Path, upstream: int, *, is_buffering: bool) -> Iterator[int]:
-    """Run nginx before `upstream`. It passes no upgrade on, so no WebSocket opens; yield its port."""
-    port = free_port()
-    config = folder / "nginx.conf"
-    gzip = "on" if is_buffering else "off"
-    config.write_text(_NGINX.format(folder=folder, port=port, upstream=upstream, gzip=gzip))
-    program = shutil.which("nginx")
-    assert program is not None
-    server = Process(["-c", str(config)], folder / "nginx.log", program=program)
-    server.start()
-    try:
-        yield port
-    finally:
-        server.clean_up()
-
-
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+@needs_nginx
 @pytest.mark.parametrize(("is_buffering", "transport"), [(False, "sse"), (True, "poll")])
 async def test_page_behind_a_proxy_uses_the_best_transport_that_the_proxy_lets_through(
     browser: Browser, tmp_path: Path, is_buffering: bool, transport: str
 ) -> None:
     hub = verified()
     async with app_with(hub) as upstream:
-        with nginx(tmp_path, upstream, is_buffering=is_buffering) as port:
+        location = _LOCATION.replace("GZIP", "on" if is_buffering else "off")
+        with nginx(tmp_path, upstream, location, user="root") as port:
             window = await page_at(browser, upstream)
-            await _until_listening(port)
             await window.goto(f"http://localhost:{port}/")
             async with hub.message("chat:1", id="a") as message:
                 await message.append("one ")
@@ -378,15 +348,3 @@ async def test_page_behind_a_proxy_uses_the_best_transport_that_the_proxy_lets_t
                 await until_shown(window, "one two")
             assert await window.evaluate("window.client.status.transport") == transport
             await window.evaluate("window.client.close()")
-
-
-async def _until_listening(port: int) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
-                return

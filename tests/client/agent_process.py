@@ -1,7 +1,7 @@
 """An agent in a process of its own, for tests that end it.
 
-You are in `tests`: `python -m tests.client.agent_process URL NAME ON_CRASH DRAIN_S`. It says a word and
-then waits until it is steered; if its name is `second`, it ends its answers at once.
+Layer: tests. `python -m tests.client.agent_process URL NAME ON_CRASH DRAIN_S` writes a word and then waits until it is
+steered; if its name is `second`, it ends its answers at once.
 """
 
 from __future__ import annotations

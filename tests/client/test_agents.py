@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import json
 import signal
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from holdfast.core.model import Message
 from holdfast.hub.identity import Identity
 from tests.agents.test_endings import Slow
 from tests.client.wire import QUICK, Line, Wire, becomes, client_of
+from tests.processes import python
 from tests.transports.conftest import Served, new_hub, serving
 from tests.virtual import virtual_clock, virtually
 
@@ -191,26 +191,12 @@ async def test_handler_that_raises_leaves_a_failed_answer(hub: Hub, wire: Wire) 
         assert "secret" not in str(answer)
 
 
-@contextlib.asynccontextmanager
-async def agent_process(
+def agent_process(
     served: Served, name: str, on_crash: str = "restart", drain_s: float = 30.0
-) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.client.agent_process",
-        f"http://127.0.0.1:{served.port}",
-        name,
-        on_crash,
-        str(drain_s),
-        stdout=PIPE,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+) -> contextlib.AbstractAsyncContextManager[Process]:
+    """Run an agent in a process of its own."""
+    url = f"http://127.0.0.1:{served.port}"
+    return python("-m", "tests.client.agent_process", url, name, on_crash, str(drain_s))
 
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])

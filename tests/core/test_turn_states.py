@@ -149,15 +149,20 @@ def test_turn_in_this_process_is_not_an_orphan_while_it_runs() -> None:
     assert (turn.phase, turn.attempt) == (Phase.RUNNING, 1)
 
 
+def taken_here(turn: TurnState[str], log: LogHarness) -> None:
+    """Let this hub take turn `q`."""
+    turn.send_claim()
+    log.claim("q", caller=AGENT)
+    look(turn, log, is_orphan=True)
+    turn.resolve(TurnEvent.TAKEN, 1)
+
+
 def test_message_created_again_waits_for_the_handler_of_its_deleted_channel() -> None:
     log, again = served("q"), served("q")
     turns = ChannelTurns[str]()
     turn = observed(log)
     turns.put(turn)
-    turn.send_claim()
-    log.claim("q", caller=AGENT)
-    look(turn, log, is_orphan=True)
-    turn.resolve(TurnEvent.TAKEN, 1)
+    taken_here(turn, log)
     turn.begin("here")
     assert turn.observe(None, is_orphan=False) == Left(Phase.RUNNING, 1, "here")
     assert (turn.phase, turns.is_busy) == (Phase.ENDING, False)
@@ -172,10 +177,7 @@ def test_message_that_was_deleted_and_created_between_two_looks_waits_for_the_ol
     turns = ChannelTurns[str]()
     turn = observed(log)
     turns.put(turn)
-    turn.send_claim()
-    log.claim("q", caller=AGENT)
-    look(turn, log, is_orphan=True)
-    turn.resolve(TurnEvent.TAKEN, 1)
+    taken_here(turn, log)
     turn.begin("here")
     assert look(turn, again) == Left(Phase.RUNNING, 1, "here")
     assert (turn.phase, turns.waiting()) == (Phase.WAITING, [])

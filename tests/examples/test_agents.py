@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +20,7 @@ import pytest
 from holdfast.client import ChannelView, Client
 from holdfast.core.model import Message
 from tests.examples.programs import FOLDER, served
-from tests.processes import PATIENCE_S, serving
+from tests.processes import PATIENCE_S, python, serving
 
 Load = Callable[[str], ModuleType]
 
@@ -103,22 +100,9 @@ PROGRAM = FOLDER / "agent_elsewhere.py"
 
 async def run(*arguments: str, **environ: str) -> tuple[int | None, str, str]:
     """Run the program to its end, and return its exit code, stdout and stderr."""
-    async with started(*arguments, **environ) as process, asyncio.timeout(PATIENCE_S):
+    async with python(str(PROGRAM), *arguments, **environ) as process, asyncio.timeout(PATIENCE_S):
         out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
-
-
-@contextlib.asynccontextmanager
-async def started(*arguments: str, **environ: str) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(PROGRAM), *arguments, stdout=PIPE, stderr=PIPE, env={**os.environ, **environ}
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 async def until_seen(url: str, token: str, *, connections: int) -> None:
@@ -146,10 +130,10 @@ async def test_another_agent_continues_the_answer_of_a_killed_agent(
         bot = {"HOLDFAST_URL": url, "HOLDFAST_TOKEN": token("bot", str(secret))}
         ann = {"HOLDFAST_URL": url, "HOLDFAST_TOKEN": token("ann", str(secret))}
         async with contextlib.AsyncExitStack() as programs:
-            first = await programs.enter_async_context(started(**bot))
-            second = await programs.enter_async_context(started(**bot))
+            first = await programs.enter_async_context(python(str(PROGRAM), **bot))
+            second = await programs.enter_async_context(python(str(PROGRAM), **bot))
             await until_seen(url, ann["HOLDFAST_TOKEN"], connections=2)  # an earlier message waits for no agent
-            person = await programs.enter_async_context(started("ask", "why?", **ann))
+            person = await programs.enter_async_context(python(str(PROGRAM), "ask", "why?", **ann))
             assert first.stdout is not None
             assert second.stdout is not None
             assert person.stdout is not None

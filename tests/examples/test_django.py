@@ -8,18 +8,16 @@ The project is one file, as small as Django permits, and runs in a process of it
 from __future__ import annotations
 
 import contextlib
-import http.client
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from chaos.processes import free_port
-from tests.processes import PATIENCE_S, Process, request
+from tests.processes import Process, request
 
 PROJECT = """\
 import sys
@@ -56,14 +54,7 @@ def running(folder: Path, *arguments: str, port: int) -> Iterator[Process]:
     process = Process(list(arguments), folder / "server.log")
     try:
         process.start()
-        deadline_s = time.monotonic() + PATIENCE_S
-        while True:
-            assert time.monotonic() < deadline_s, process.output
-            assert process.running.poll() is None, process.output
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if request(port, "GET", "/")[0] == 200:
-                    break
-            time.sleep(0.05)  # between two tries to connect to a process that is starting
+        process.until(lambda: request(port, "GET", "/")[0] == 200)
         yield process
     finally:
         process.clean_up()

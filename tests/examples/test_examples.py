@@ -196,6 +196,21 @@ def test_a_slow_reader_gets_the_last_value_and_not_all_of_them(program: Load) ->
         assert (job["status"], job["parts"][0]["data"]["done"]) == ("complete", 200)
 
 
+def test_the_server_of_the_react_example_serves_its_page_s_origin_with_a_token(program: Load) -> None:
+    server = program("react/server")
+    page = {"origin": server.PAGE}
+    with client_of(server.app) as client:
+        issued = client.post("/token", params={"name": "ann"}, headers=page)
+        assert issued.headers["access-control-allow-origin"] == server.PAGE
+        assert client.post("/token", params={"name": "Not A Name"}, headers=page).status_code == 422
+        messages = "/holdfast/v1/channels/chat:1/messages"
+        assert client.get(messages, headers=page).status_code == 401
+        read = client.get(messages, headers={**page, "authorization": f"Bearer {issued.text}"})
+        assert (read.status_code, read.headers.get_list("access-control-allow-origin")) == (200, [server.PAGE])
+        elsewhere = client.post("/token", params={"name": "ann"}, headers={"origin": "https://elsewhere.example"})
+        assert "access-control-allow-origin" not in elsewhere.headers
+
+
 def test_a_notification_comes_from_a_thread(program: Load) -> None:
     with client_of(program("notifications").app) as client:
         assert client.post("/notify", params={"text": "Hello"}).status_code == 201

@@ -11,10 +11,11 @@ import pytest
 from holdfast import Hub
 from holdfast.agents.turn import Turn
 from holdfast.core.decide_work import ATTEMPTS
-from holdfast.core.errors import StoreUnavailable
+from holdfast.core.errors import Fenced, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.ops import Claim, Command
+from holdfast.core.turns import attempt_of
 from holdfast.hub.leases import BROKEN_S
 from holdfast.hub.turns import LEASE_S
 from holdfast.hub.workers import AssignedTurn, WhenBusy
@@ -478,7 +479,35 @@ async def test_message_created_again_waits_for_a_worker_in_another_process(is_do
         await asyncio.sleep(1)
     else:
         await asyncio.sleep(LEASE_S)
-    assert [turn.generation for turn in worker.begun] == [1, 1]
+    assert [turn.generation for turn in worker.begun] == [1, 1 if is_done else 9]
+    await hub.close()
+
+
+@pytest.mark.parametrize("is_created_at_once", [True, False])
+@virtually
+async def test_late_end_of_a_deleted_message_does_not_end_the_turn_of_its_successor(is_created_at_once: bool) -> None:
+    """The handler of the deleted message sends `turn.done` after its lease has ended."""
+    hub, worker = new_hub(), Worker()
+    await start_with_messages(hub, worker, "m1")
+    await asyncio.sleep(1)
+    await hub.delete_channel(CHANNEL)
+    if is_created_at_once:
+        await hub.create(CHANNEL, id="m1", text="?")
+    await asyncio.sleep(LEASE_S + 1)
+    if not is_created_at_once:
+        await hub.create(CHANNEL, id="m1", text="?")
+        await asyncio.sleep(1)
+    old, new = worker.begun
+    results: list[object] = []
+    hub.runtime.scheduler.end(worker, old, "done", results.append)
+    await asyncio.sleep(1)
+    assert [type(result) for result in results] == [Fenced]
+    assert await claim_of(hub, "m1") == ("taken", new.generation)
+    assert hub.runtime.scheduler.renew(worker, new)
+    hub.runtime.scheduler.end(worker, new, "done", results.append)
+    await asyncio.sleep(1)
+    assert await claim_of(hub, "m1") == ("done", new.generation)
+    assert attempt_of(new.generation) == 1
     await hub.close()
 
 

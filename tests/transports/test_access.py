@@ -428,6 +428,13 @@ async def test_a_page_without_encryption_is_foreign_to_a_server_with_it(
     assert (await with_verifier(allow_everyone, {**how, "headers": by_proxy}))[0] == status
 
 
+@pytest.mark.parametrize(("site", "status"), [("same-origin", 204), ("cross-site", 403), ("same-site", 403)])
+async def test_a_page_that_the_browser_calls_another_site_is_foreign(site: str, status: int) -> None:
+    """The scheme of a page behind a silent proxy is a guess of the server, and no guess of the browser."""
+    headers = [*PLAIN_PAGE, (b"sec-fetch-site", site.encode())]
+    assert (await with_verifier(allow_everyone, {**AWAY, "method": "DELETE", "headers": headers}))[0] == status
+
+
 @pytest.mark.parametrize(
     ("origin", "status"),
     [

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,51 +13,8 @@ from holdfast.core.errors import StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.hub.feed import Feed
 from holdfast.hub.identity import CAPABILITIES, Identity
-from holdfast.transports.session import Session
-from tests.transports.conftest import PATIENCE_S, new_hub
-
-
-class Line:
-    """Both ends of a connection without a network: a frame leaves the session only when the test takes it."""
-
-    def __init__(self, hub: Hub, identity: Identity | None = None) -> None:
-        self.now_s = 0.0
-        self.woken = asyncio.Event()
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.session = Session(
-            hub,
-            identity or Identity(client_id="ada"),
-            now_s=0.0,
-            wake=self.woken.set,
-            released=self.woken.set,
-            start_task=self._start,
-        )
-
-    def _start(self, job: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(job)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    def tell(self, type: str, ref: object = 1, **fields: object) -> None:
-        self.session.receive(json.dumps({"type": type, "ref": ref, **fields}), now_s=self.now_s)
-
-    def take(self) -> dict[str, Any] | None:
-        frame = self.session.frame_to_send(now_s=self.now_s)
-        return json.loads(frame) if frame is not None else None
-
-    async def frame(self) -> dict[str, Any]:
-        """Return the next frame, or None."""
-        async with asyncio.timeout(PATIENCE_S):
-            while (frame := self.take()) is None:
-                self.woken.clear()
-                await self.woken.wait()
-        return frame
-
-    async def rest(self) -> None:
-        """Wait until no task runs any more."""
-        while self.tasks:
-            await asyncio.wait(self.tasks)
-        await asyncio.sleep(0)
+from tests.transports.conftest import new_hub
+from tests.transports.lines import Line
 
 
 @pytest.fixture

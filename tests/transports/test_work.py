@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -17,8 +16,8 @@ from holdfast.stores.memory import MemoryStore
 from holdfast.transports.close_codes import SILENT
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.heartbeats import Heartbeats
-from holdfast.transports.session import Session
 from holdfast.transports.websocket import Sockets
+from tests.transports.lines import LiveLine as Line
 from tests.virtual import virtual_clock, virtually
 
 Json = dict[str, Any]
@@ -26,90 +25,6 @@ Json = dict[str, Any]
 
 def new_hub(store: Any = "memory://") -> Hub:
     return Hub(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock())
-
-
-class Line:
-    """A socket without a network: it takes frames at once and answers pings."""
-
-    def __init__(self, hub: Hub, client: str = "ann", *, capabilities: frozenset[str] = CAPABILITIES) -> None:
-        self.frames: list[Json] = []
-        self.is_silent = False
-        self._loop = asyncio.get_running_loop()
-        self._woken = asyncio.Event()
-        self._came = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._refs = 0
-        self.session = Session(
-            hub,
-            Identity(client_id=client, capabilities=capabilities),
-            now_s=self._loop.time(),
-            wake=self._woken.set,
-            released=self._woken.set,
-            start_task=self._start,
-        )
-        self._pumping = asyncio.ensure_future(self._pump())
-
-    def _start(self, job: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(job)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _pump(self) -> None:
-        while True:
-            while (frame := self.session.frame_to_send(now_s=self._loop.time())) is not None:
-                self.frames.append(json.loads(frame))
-                self._came.set()
-                if self.frames[-1]["type"] == "ping" and not self.is_silent:
-                    self.session.receive(
-                        json.dumps({"type": "pong", "n": self.frames[-1]["n"]}), now_s=self._loop.time()
-                    )
-            self._woken.clear()
-            try:
-                async with asyncio.timeout(5.0):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
-
-    async def ask(self, type: str, **fields: Any) -> Json:
-        """Send a frame; its answer."""
-        self._refs += 1
-        self.session.receive(json.dumps({"type": type, "ref": self._refs, **fields}), now_s=self._loop.time())
-        return await self.until(lambda frame: frame.get("ref") == self._refs)
-
-    async def until(self, is_it: Any, *, patience_s: float = 60.0) -> Json:
-        """The first frame for which `is_it` holds."""
-        async with asyncio.timeout(patience_s):
-            while True:
-                for frame in self.frames:
-                    if is_it(frame):
-                        return frame
-                self._came.clear()
-                await self._came.wait()
-
-    def take(self) -> list[Json]:
-        """The frames since the last call."""
-        taken, self.frames = self.frames, []
-        return taken
-
-    def events(self, channel: str = "chat:1") -> list[Json]:
-        return [
-            event
-            for frame in self.frames
-            if frame["type"] == "events" and frame["channel"] == channel
-            for event in frame["events"]
-        ]
-
-    async def turn(self) -> Json:
-        """The next turn."""
-        turn = await self.until(lambda frame: frame["type"] == "turn")
-        self.frames.remove(turn)
-        return turn
-
-    async def cut(self) -> None:
-        """The connection is gone."""
-        self._pumping.cancel()
-        self.session.close()
-        await asyncio.wait([self._pumping])
 
 
 async def answer(hub: Hub) -> Message:

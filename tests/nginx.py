@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from chaos.processes import free_port
+from tests.processes import Process
 
-START_S = 20.0
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed; CI installs it")
 
 _CONFIGURATION = """
@@ -57,23 +54,16 @@ def nginx(folder: Path, upstream: int, location: str, *, user: str = "nobody") -
     text = _CONFIGURATION.format(folder=folder, user=owner, upstream=upstream, port=port, location=location)
     configuration = folder / f"nginx-{port}.conf"
     configuration.write_text(text)
-    process = subprocess.Popen(
-        ["nginx", "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    arguments = ["-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
+    process = Process(arguments, folder / "error.log", program="nginx")
+
+    def is_listening() -> bool:
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+
     try:
-        _wait_for(port, process, folder)
+        process.start()
+        process.until(is_listening)
         yield port
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(START_S)
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline_s = time.monotonic() + START_S
-    while time.monotonic() < deadline_s and process.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        time.sleep(0.02)  # between two tries to connect to a process that is starting
-    raise AssertionError(f"nginx did not start: {(folder / 'error.log').read_text()}")
+        process.end()

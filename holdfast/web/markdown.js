@@ -1,0 +1,388 @@
+/**
+ * Markdown that grows: only the end of an answer is parsed and drawn again.
+ *
+ * A block is final when the block behind it has a complete first line; its nodes are never touched again. In long lists
+ * and tables the finished items and rows are final too, an open fence takes its lines without the parser, and a paragraph
+ * is cut after 16,384 characters. The nodes of an answer do not depend on the pieces in which it came.
+ *
+ * @import { Environment, Token } from "./vendor/markdown.js"
+ * @import { MarkdownOptions } from "./markdown_nodes.js"
+ */
+import { appendBlocks, appendInline, codeBlock, element, loosen, MAX_INLINE, visible } from "./markdown_nodes.js"
+import { parseBlocks } from "./markdown_parser.js"
+import { repaired } from "./markdown_repair.js"
+
+const LONG = 4_096 // characters of a list or table whose finished items or rows become final
+const BLOCKS_OF_CHUNK = 50
+const MAX_INFO = 1_000 // characters of the first line of a fence that is drawn line by line
+const FILLER = "x" // before the rest of a paragraph, so that it begins no other block
+const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
+
+/** @typedef {{ tokens: Token[], start: number, end: number }} Block a block of the outermost level, and its place in the parsed text */
+
+/**
+ * A fence without an end so far. `partial` is the end of its text that may still change.
+ *
+ * @typedef {{ code: HTMLElement, text: Text, language: string, indent: RegExp, end: RegExp, isEmpty: boolean, partial: string }} OpenFence
+ */
+
+/**
+ * A long block whose first `count` children are final. `prefix` is parsed before the rest of it, and is not shown.
+ *
+ * @typedef {{ kind: "list" | "table" | "paragraph", node: Element, prefix: string, count: number, isLoose: boolean }} OpenBlock
+ */
+
+export class GrowingMarkdown {
+  /** @param {HTMLElement} root an empty element @param {MarkdownOptions} [options] */
+  constructor(root, options = {}) {
+    this.root = root
+    this.options = options
+    /** Where the blocks that are final, or have a final beginning, start in the text. @type {number[]} */
+    this.begins = []
+    this.#restart(Object.create(null))
+  }
+
+  #given = "" // the text of the last update …
+  #taken = 0 // … of which this many characters are in …
+  #text = "" // … this, with line feeds alone
+  #isOver = false
+  #at = 0 // where the text that is not final begins
+  /** Definitions in final text. @type {NonNullable<Environment["references"]>} */
+  #references = {}
+  #isLate = false // a definition came after text that may use it
+  /** @type {OpenFence | null} */
+  #fence = null
+  /** @type {OpenBlock | null} */
+  #open = null
+  #tail = element("div")
+
+  /** Show `text`, the whole answer so far. With `isOver` it is complete. @param {string} text @param {boolean} [isOver] */
+  update(text, isOver = false) {
+    if (text === this.#given && isOver === this.#isOver) return
+    if (this.#isOver || !text.startsWith(this.#given)) this.#clear()
+    const until = text.length - (!isOver && text.endsWith("\r") ? 1 : 0) // perhaps half of a line break
+    this.#text += text.slice(this.#taken, until).replace(/\r\n?/g, "\n").replace(/\0/g, "\ufffd")
+    this.#given = text
+    this.#taken = until
+    this.#isOver = isOver
+    this.#draw()
+    if (isOver && this.#isLate) {
+      this.#restart(this.#references)
+      this.#draw()
+    }
+  }
+
+  #clear() {
+    this.#given = this.#text = ""
+    this.#taken = 0
+    this.#restart(Object.create(null))
+  }
+
+  /** Draw from the beginning at the next step. @param {NonNullable<Environment["references"]>} references */
+  #restart(references) {
+    this.root.replaceChildren(this.#tail)
+    this.#tail.replaceChildren()
+    this.begins = []
+    this.#at = 0
+    this.#references = references
+    this.#isLate = false
+    this.#fence = this.#open = null
+  }
+
+  #draw() {
+    while (this.#advance()) { /* each step makes some of the text final */ }
+    this.#drawTail()
+    if (this.#isOver) this.#tail.remove()
+  }
+
+  // -- final text
+
+  /** Make some of the text final. Return whether more may become final. */
+  #advance() {
+    if (this.#fence) return this.#takeLines(this.#fence)
+    if (this.#at >= this.#text.length && !this.#open) return false
+    if (!this.#open && this.#beginFence()) return true
+    const { text, blocks, env } = this.#parse(this.#text.slice(this.#at))
+    const shift = this.#at - (text.length - (this.#text.length - this.#at))
+    const count = this.#countFinal(blocks, text)
+    for (let n = 0; n < blocks.length; n++) {
+      const { start, end } = blocks[n]
+      if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + end, env)
+      if (n >= count) break
+      this.#finish(blocks[n], shift + start, env)
+    }
+    if (this.#isOver) return this.#moveTo(this.#text.length)
+    if (count > 0) return this.#moveTo(shift + blocks[count].start)
+    return blocks.length > 0 && this.#freeze(blocks[0], text, shift, env)
+  }
+
+  /** Return the blocks of `tail`, which continues the open block. @param {string} tail */
+  #parse(tail) {
+    const text = (this.#open?.prefix ?? "") + tail
+    /** @type {Environment} */
+    const env = { references: Object.create(this.#references) }
+    return { text, env, blocks: outermost(parseBlocks(text, env), text) }
+  }
+
+  /** Return how many blocks are final. @param {Block[]} blocks @param {string} text */
+  #countFinal(blocks, text) {
+    const count = blocks.length
+    if (this.#isOver || count === 0) return count
+    const isLineComplete = text.indexOf("\n", blocks[count - 1].start) >= 0
+    return Math.max(0, count - (isLineComplete ? 1 : 2))
+  }
+
+  /** Let the text that is not final begin at `at`, and keep the definitions before it. Return whether text is left. @param {number} at */
+  #moveTo(at) {
+    const passed = this.#text.slice(this.#at, at)
+    this.#at = at
+    if (passed.includes("]:")) {
+      const before = Object.keys(this.#references).length
+      parseBlocks(passed, { references: this.#references })
+      this.#isLate ||= Object.keys(this.#references).length > before
+    }
+    return at < this.#text.length
+  }
+
+  /** Draw a block for the last time. @param {Block} block @param {number} at @param {Environment} env */
+  #finish(block, at, env) {
+    const open = this.#open
+    if (open) {
+      this.#appendRest(open, block, env)
+      this.#open = null
+    } else appendBlocks(block.tokens, this.#place(at), env, this.options)
+  }
+
+  /** Return the parent of the next block, which begins `at`. @param {number} at */
+  #place(at) {
+    if (this.begins.length % BLOCKS_OF_CHUNK === 0) this.#tail.before(element("div", "chunk"))
+    this.begins.push(at)
+    return /** @type {Element} */ (this.#tail.previousSibling)
+  }
+
+  // -- fences
+
+  /** Draw a fence whose first line begins the text that is not final. */
+  #beginFence() {
+    const match = FENCE.exec(this.#text.slice(this.#at, this.#at + MAX_INFO))
+    if (!match) return false
+    const [line, indent, mark, info] = match
+    const block = codeBlock(info, this.options)
+    this.#place(this.#at).appendChild(block.node)
+    this.#fence = {
+      code: block.code,
+      text: block.code.appendChild(document.createTextNode("")),
+      language: block.language,
+      indent: new RegExp(`^ {0,${indent.length}}`),
+      end: new RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*$`),
+      isEmpty: true,
+      partial: "",
+    }
+    this.#at += line.length
+    return true
+  }
+
+  /** Draw the lines of the open fence. Return whether it has ended, and text is left. @param {OpenFence} fence */
+  #takeLines(fence) {
+    let drawn = ""
+    let line = ""
+    let isEnd = false
+    /** @param {string} text */
+    const draw = (text) => {
+      drawn += (fence.isEmpty ? "" : "\n") + visible(text.replace(fence.indent, ""))
+      fence.isEmpty = false
+    }
+    for (let feed; !isEnd && (feed = this.#text.indexOf("\n", this.#at)) >= 0; this.#at = feed + 1) {
+      line = this.#text.slice(this.#at, feed)
+      isEnd = fence.end.test(line)
+      if (!isEnd) draw(line)
+    }
+    line = isEnd ? "" : this.#text.slice(this.#at)
+    if (this.#isOver && line) {
+      this.#at = this.#text.length
+      if (!fence.end.test(line)) draw(line)
+      line = ""
+    }
+    const partial = line && !/^ {0,3}[`~]+[ \t]*$/.test(line) ? (fence.isEmpty ? "" : "\n") + visible(line.replace(fence.indent, "")) : ""
+    replaceEnd(fence.text, fence.partial.length, drawn + partial)
+    fence.partial = partial
+    if (!isEnd && !this.#isOver) return false
+    this.options.onCode?.(fence.code, fence.language)
+    this.#fence = null
+    return this.#at < this.#text.length
+  }
+
+  // -- other long blocks
+
+  /** Draw the first 16,384 characters of a longer paragraph, which ends at `to`, for the last time. @param {number} to @param {Environment} env */
+  #cut(to, env) {
+    const text = this.#text.slice(this.#at, Math.min(to, this.#at + MAX_INLINE))
+    const space = text.search(/\s\S*$/)
+    const half = /[\ud800-\udbff]$/.test(text) ? 1 : 0
+    const shown = space > 0 ? text.slice(0, space + 1) : text.slice(0, text.length - half)
+    const open = (this.#open ??= { kind: "paragraph", node: this.#paragraph(), prefix: FILLER, count: 0, isLoose: false })
+    dropAfter(open.node, open.count)
+    appendInline(shown, open.node, env, this.options)
+    open.count = open.node.childNodes.length
+    return this.#moveTo(this.#at + shown.length)
+  }
+
+  #paragraph() {
+    const node = this.#place(this.#at).appendChild(element("p"))
+    node.dir = "auto"
+    return node
+  }
+
+  /**
+   * Draw the finished items or rows of a long list or table for the last time. Return whether there were any.
+   *
+   * @param {Block} block the first one @param {string} text the parsed text @param {number} shift from it to the whole text @param {Environment} env
+   */
+  #freeze(block, text, shift, env) {
+    const child = block.tokens[0].type === "table_open" ? "tr_open" : /_list_open$/.test(block.tokens[0].type) ? "list_item_open" : ""
+    if (!child || block.end - block.start < LONG) return false
+    const begins = []
+    for (const [index, token] of block.tokens.entries()) {
+      if (token.type === child && token.level === (child === "tr_open" ? 2 : 1)) begins.push({ index, at: lineStart(text, token.map?.[0] ?? 0) })
+    }
+    if (child === "tr_open") begins.shift() // the header
+    const next = begins[begins.length - 1] // an item or row is final when the next one has begun
+    if (!next || next === begins[0]) return false
+    const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
+    if (this.#open) this.#appendRest(this.#open, done, env, block)
+    else this.#openBlock(done, block, text, shift, env)
+    this.#moveTo(shift + next.at)
+    return false
+  }
+
+  /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {number} shift @param {Environment} env */
+  #openBlock(done, block, text, shift, env) {
+    const place = this.#place(shift + block.start)
+    appendBlocks(done.tokens, place, env, this.options)
+    const node = /** @type {Element} */ (place.lastChild)
+    if (node.nodeName === "TABLE") {
+      const prefix = text.slice(block.start, lineStart(text, (block.tokens[0].map?.[0] ?? 0) + 2))
+      const body = /** @type {Element} */ (node.lastChild)
+      this.#open = { kind: "table", node: body, prefix, count: body.childNodes.length, isLoose: false }
+    } else {
+      this.#open = { kind: "list", node, prefix: "", count: node.childNodes.length, isLoose: isLoose(block) }
+    }
+  }
+
+  /**
+   * Draw `block` into the open block for the last time.
+   *
+   * @param {OpenBlock} open @param {Block} block @param {Environment} env @param {Block} [whole] of which `block` is the beginning
+   */
+  #appendRest(open, block, env, whole = block) {
+    dropAfter(open.node, open.count)
+    this.#appendInside(open, block, open.node, env, whole)
+    open.count = open.node.childNodes.length
+  }
+
+  /** Append to `parent` what continues the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {Block} whole */
+  #appendInside(open, block, parent, env, whole = block) {
+    if (open.kind === "paragraph") {
+      const inline = block.tokens.find((token) => token.type === "inline")
+      appendInline(inline?.content.slice(FILLER.length) ?? "", parent, env, this.options)
+    } else if (open.kind === "table") {
+      const first = block.tokens.findIndex((token) => token.type === "tbody_open")
+      const last = block.tokens.findIndex((token) => token.type === "tbody_close")
+      if (first >= 0) appendBlocks(block.tokens.slice(first + 1, last < 0 ? undefined : last), parent, env, this.options)
+    } else {
+      const isBlankBefore = /\n[ \t]*\n$/.test(this.#text.slice(0, this.#at).slice(-MAX_INFO))
+      const hasParagraphs = open.isLoose || isBlankBefore || isLoose(whole)
+      if (hasParagraphs && !open.isLoose && parent === open.node) {
+        loosen(open.node)
+        open.isLoose = true
+      }
+      const items = block.tokens.slice(1, /_list_close$/.test(block.tokens[block.tokens.length - 1].type) ? -1 : undefined)
+      appendBlocks(items, parent, env, this.options, hasParagraphs)
+    }
+  }
+
+  // -- text that is not final
+
+  #drawTail() {
+    const open = this.#open
+    const text = this.#fence ? "" : this.#text.slice(this.#at) // an open fence draws its own lines
+    const { blocks, env } = this.#parse(this.#isOver ? text : repaired(text))
+    const inside = document.createDocumentFragment()
+    const outside = document.createDocumentFragment()
+    for (const [n, block] of blocks.entries()) {
+      if (n > 0 || !open) appendBlocks(block.tokens, outside, env, { ...this.options, onCode: undefined })
+      else this.#appendInside(open, block, inside, env)
+    }
+    if (open) patch(open.node, open.count, inside)
+    patch(this.#tail, 0, outside)
+  }
+}
+
+/** Group tokens by the blocks of the outermost level. @param {Token[]} tokens @param {string} text @returns {Block[]} */
+function outermost(tokens, text) {
+  /** @type {Block[]} */
+  const blocks = []
+  let line = 0
+  let at = 0
+  /** @param {number} wanted */
+  const startOf = (wanted) => {
+    for (; line < wanted && at < text.length; line++) at = text.indexOf("\n", at) + 1 || text.length
+    return at
+  }
+  for (const token of tokens) {
+    if (token.level === 0 && token.nesting >= 0) {
+      const [first, last] = token.map ?? [0, 0]
+      blocks.push({ tokens: [], start: startOf(first), end: startOf(last) })
+    }
+    blocks[blocks.length - 1].tokens.push(token)
+  }
+  return blocks
+}
+
+/** Return where a line of `text` begins. @param {string} text @param {number} line */
+function lineStart(text, line) {
+  let at = 0
+  for (; line > 0 && at < text.length; line--) at = text.indexOf("\n", at) + 1 || text.length
+  return at
+}
+
+/** @param {Block} block */
+function isLongParagraph({ tokens: [first], start, end }) {
+  return end - start > MAX_INLINE && (first.type === "paragraph_open" || (first.type === "heading_open" && first.markup !== "#".repeat(first.markup.length)))
+}
+
+/** @param {Block} list */
+function isLoose(list) {
+  return list.tokens.some((token) => token.type === "paragraph_open" && token.level === 2 && !token.hidden)
+}
+
+/** Remove the children of `node` but the first `count`. @param {Node} node @param {number} count */
+function dropAfter(node, count) {
+  while (node.childNodes.length > count) node.lastChild?.remove()
+}
+
+/** Replace the last `length` characters of `node` by `text`. @param {Text} node @param {number} length @param {string} text */
+function replaceEnd(node, length, text) {
+  const end = node.data.slice(node.length - length)
+  if (text.startsWith(end)) node.appendData(text.slice(length))
+  else node.replaceData(node.length - length, length, text)
+}
+
+/** Make the children of `parent` from number `from` on equal to those of `wanted`, and keep nodes that stay. @param {Node} parent @param {number} from @param {Node} wanted */
+function patch(parent, from, wanted) {
+  let n = from
+  for (const next of [...wanted.childNodes]) {
+    const here = parent.childNodes[n++]
+    if (!here) parent.appendChild(next)
+    else if (!here.isEqualNode(next) && !isPatched(here, next)) parent.replaceChild(next, here)
+  }
+  dropAfter(parent, n)
+}
+
+/** Make `here` equal to `next` if both are of one kind. Return whether it is. @param {Node} here @param {Node} next */
+function isPatched(here, next) {
+  if (here instanceof Text && next instanceof Text) replaceEnd(here, here.length, next.data)
+  else if (here instanceof Element && here.cloneNode(false).isEqualNode(next.cloneNode(false))) patch(here, 0, next)
+  else return false
+  return true
+}

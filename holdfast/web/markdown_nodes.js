@@ -1,0 +1,234 @@
+/**
+ * From the tokens of markdown-it to DOM nodes, by DOM calls alone: 22 elements, and links that cannot do harm.
+ *
+ * @import { Environment, Token } from "./vendor/markdown.js"
+ */
+import { parseInline } from "./markdown_parser.js"
+
+/**
+ * @typedef {{
+ *   images?: "link" | "same-origin",
+ *   renderMath?: (text: string, isBlock: boolean) => Node,
+ *   onCode?: (code: HTMLElement, language: string) => void,
+ *   copyLabel?: string,
+ * }} MarkdownOptions `onCode` is called with each code block that is complete
+ */
+
+export const MAX_INLINE = 16_384 // characters of one paragraph; a longer one inside another block is shown as text
+const ALIGNED = /text-align:\s*(left|center|right)/
+const SAFE = new Set(["http:", "https:", "mailto:"])
+const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g
+const TASK = /^\[([ xX])\]\s+/
+
+/** @param {string} name @param {string} [className] @param {...(Node | string)} children */
+export function element(name, className, ...children) {
+  const node = document.createElement(name)
+  if (className) node.className = className
+  node.append(...children)
+  return node
+}
+
+/**
+ * Append the nodes of `tokens` to `parent`. With `isLoose`, the items of the outermost list have paragraphs.
+ *
+ * @param {Token[]} tokens @param {Node} parent @param {Environment} env @param {MarkdownOptions} options @param {boolean} [isLoose]
+ */
+export function appendBlocks(tokens, parent, env, options, isLoose = false) {
+  /** @type {Node[]} */
+  const stack = [parent]
+  for (const token of tokens) {
+    const top = stack[stack.length - 1]
+    if (token.nesting < 0) {
+      if (isShown(token, isLoose)) stack.pop()
+    } else if (token.nesting > 0) {
+      if (isShown(token, isLoose)) stack.push(top.appendChild(blockElement(token)))
+    } else if (token.type === "inline") appendInline(token.content, top, env, options)
+    else if (token.type === "fence" || token.type === "code_block") {
+      const block = codeBlock(token.info, options)
+      block.code.append(visible(token.content.replace(/\n$/, "")))
+      top.appendChild(block.node)
+      options.onCode?.(block.code, block.language)
+    } else if (token.type === "hr") top.appendChild(element("hr"))
+    else top.appendChild(document.createTextNode(token.content))
+  }
+}
+
+/** Return whether `token` has an element: the paragraphs of a tight list have none. @param {Token} token @param {boolean} isLoose */
+function isShown(token, isLoose) {
+  return !token.hidden || (isLoose && token.level === 2)
+}
+
+/** @param {Token} token */
+function blockElement(token) {
+  const tag = token.type === "heading_open" ? `h${Math.min(6, Number(token.tag[1]) + 2)}` : token.tag
+  const node = element(tag)
+  if (/^(p|h\d|li|t[hd]|blockquote)$/.test(tag)) node.dir = "auto"
+  for (const [name, value] of token.attrs ?? []) {
+    if (name === "start") node.setAttribute("start", value)
+    const aligned = name === "style" ? ALIGNED.exec(value) : null
+    if (aligned) node.style.textAlign = aligned[1]
+  }
+  return node
+}
+
+/** Return a block for code in the language that `info` names. @param {string} info @param {MarkdownOptions} options */
+export function codeBlock(info, options) {
+  const language = info.trim().split(/\s/, 1)[0]
+  const code = element("code")
+  const copy = element("button", "copy", options.copyLabel ?? "Copy")
+  copy.setAttribute("type", "button")
+  const node = element("div", "code", element("div", "code-head", element("span", "", language), copy), element("pre", "", code))
+  return { node, code, language }
+}
+
+/** Show characters that change the direction of code as their numbers. @param {string} text */
+export function visible(text) {
+  return text.replace(BIDI, (one) => `[U+${one.codePointAt(0)?.toString(16).toUpperCase().padStart(4, "0")}]`)
+}
+
+/**
+ * Append the nodes of the inline Markdown `text`.
+ *
+ * @param {string} text @param {Node} parent @param {Environment} env @param {MarkdownOptions} options
+ */
+export function appendInline(text, parent, env, options) {
+  if (text.length > MAX_INLINE) {
+    parent.appendChild(document.createTextNode(text))
+    return
+  }
+  const tokens = parseInline(text, env)
+  const task = isStartOfItem(parent) ? TASK.exec(tokens[0]?.content ?? "") : null
+  if (task) {
+    parent.appendChild(checkbox(task[1] !== " "))
+    tokens[0].content = " " + tokens[0].content.slice(task[0].length)
+  }
+  /** @type {Node[]} */
+  const stack = [parent]
+  for (const token of tokens) appendInlineToken(token, stack, options)
+}
+
+/** @param {Node} parent */
+function isStartOfItem(parent) {
+  if (parent.nodeName === "LI") return !parent.hasChildNodes()
+  return parent.parentNode?.nodeName === "LI" && parent.parentNode.firstChild === parent
+}
+
+/** @param {boolean} isChecked */
+function checkbox(isChecked) {
+  const box = document.createElement("input")
+  box.type = "checkbox"
+  box.disabled = true
+  box.checked = box.defaultChecked = isChecked
+  return box
+}
+
+/** @param {Token} token @param {Node[]} stack the open elements @param {MarkdownOptions} options */
+function appendInlineToken(token, stack, options) {
+  const top = stack[stack.length - 1]
+  if (token.type === "link_open") stack.push(top.appendChild(link(attribute(token, "href"))))
+  else if (token.type === "link_close") sayHost(/** @type {HTMLElement} */ (stack.pop()))
+  else if (token.nesting > 0) stack.push(top.appendChild(element(token.tag)))
+  else if (token.nesting < 0) stack.pop()
+  else if (token.type === "code_inline") top.appendChild(element("code", "", visible(token.content)))
+  else if (token.type === "hardbreak") top.appendChild(element("br"))
+  else if (token.type === "image") top.appendChild(image(token, options))
+  else appendText(top, token.type === "softbreak" ? "\n" : token.content)
+}
+
+/** @param {Node} parent @param {string} text */
+function appendText(parent, text) {
+  if (!text) return
+  const last = parent.lastChild
+  if (last?.nodeType === Node.TEXT_NODE) /** @type {Text} */ (last).appendData(text)
+  else parent.appendChild(document.createTextNode(text))
+}
+
+/** @param {Token} token @param {string} name */
+function attribute(token, name) {
+  return token.attrs?.find(([one]) => one === name)?.[1] ?? ""
+}
+
+/** Return an absolute address that may be opened, or null. @param {string} address */
+function safeAddress(address) {
+  if (!/^[a-z]+:/i.test(address)) return null
+  try {
+    const url = new URL(address)
+    return SAFE.has(url.protocol) ? url : null
+  } catch {
+    return null
+  }
+}
+
+/** Return a link to `address`, or an element without an address if it is not safe. @param {string} address */
+function link(address) {
+  const url = safeAddress(address)
+  if (url === null) return element("span")
+  const node = document.createElement("a")
+  node.href = url.href
+  node.target = "_blank"
+  node.rel = "noopener noreferrer nofollow"
+  return node
+}
+
+/** Name the host behind a link whose text looks like the address of another one. @param {HTMLElement} node */
+function sayHost(node) {
+  if (!(node instanceof HTMLAnchorElement) || !node.host) return
+  const text = node.textContent ?? ""
+  if (!/^\s*([a-z]+:\/\/)?[^\s/]+\.[^\s]/i.test(text)) return
+  const shown = safeAddress(/^\s*[a-z]+:\/\//i.test(text) ? text.trim() : `https://${text.trim()}`)
+  if (shown?.host !== node.host) node.append(element("span", "host", ` (${node.host})`))
+}
+
+/** Return a link to an image with its description, or the image if the page allows it. @param {Token} token @param {MarkdownOptions} options */
+function image(token, options) {
+  const address = attribute(token, "src")
+  const words = plainText(token.children ?? []) || "image"
+  const own = options.images === "same-origin" ? ownAddress(address) : null
+  if (own !== null) {
+    const node = document.createElement("img")
+    node.alt = words
+    node.src = own
+    return node
+  }
+  const node = link(address)
+  node.append(words)
+  return node
+}
+
+/** @param {string} address */
+function ownAddress(address) {
+  try {
+    const url = new URL(address, location.href)
+    return url.origin === location.origin ? url.href : null
+  } catch {
+    return null
+  }
+}
+
+/** @param {Token[]} tokens @returns {string} */
+function plainText(tokens) {
+  return tokens.map((one) => (one.children ? plainText(one.children) : one.content)).join("")
+}
+
+/** Put the inline content of the items of `list` into paragraphs: the list has become loose. @param {Element} list */
+export function loosen(list) {
+  for (const item of list.children) {
+    /** @type {HTMLElement | null} */
+    let paragraph = null
+    for (const child of [...item.childNodes]) {
+      if (isBlock(child)) paragraph = null
+      else if (paragraph) paragraph.append(child)
+      else {
+        paragraph = element("p")
+        paragraph.dir = "auto"
+        child.replaceWith(paragraph)
+        paragraph.append(child)
+      }
+    }
+  }
+}
+
+/** @param {Node} node */
+function isBlock(node) {
+  return /^(P|H\d|UL|OL|DIV|BLOCKQUOTE|HR|TABLE)$/.test(node.nodeName)
+}

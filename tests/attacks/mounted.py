@@ -1,0 +1,172 @@
+"""A hub under another server than `holdfast serve`, alone or behind nginx with the settings of `docs/deployment.md`.
+
+Layer: tests.
+
+The server has one process with the hub. The program that supervises it, if there is one, has no memory to speak of, so
+the scene reads the memory of the largest process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos.processes import free_port
+from tests.attacks.scene import AUDIENCE, CHANNEL, SECRET, Scene, ask, writer_token
+from tests.processes import PATIENCE_S, Process, request
+
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+HYPERCORN = os.environ.get("HOLDFAST_HYPERCORN") or shutil.which("hypercorn")  # its program, in any environment
+
+_APP = """
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from holdfast import Hub
+from holdfast.hub.tokens import jwt_verifier
+hub = Hub({store!r}, authenticate=jwt_verifier(secret={secret!r}, audience={audience!r}))
+app = Starlette(routes=[Mount("/", app=hub)])
+"""
+_UVICORN = ["-m", "uvicorn", "--port", "{port}", "--no-access-log"]
+_GRANIAN = ["-m", "granian", "--interface", "asgi", "--http", "1"]
+SERVERS = {
+    "uvicorn-httptools": [*_UVICORN, "--http", "httptools", "served:app"],
+    "uvicorn-h11": [*_UVICORN, "--http", "h11", "served:app"],
+    "granian": [
+        *_GRANIAN,
+        "--http1-header-read-timeout",
+        "10000",
+        "--backlog",
+        "4096",
+        "--port",
+        "{port}",
+        "served:app",
+    ],
+    "hypercorn": ["-w", "0", "-b", "127.0.0.1:{port}", "served:app"],
+}
+
+
+class MountedServer(Process):
+    """A server process with a mounted hub that has a verifier."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.port = free_port()
+        # Without a sync for each commit, as in the scene of `holdfast serve`.
+        store = f"sqlite:///{folder}/attacked.db?synchronous=normal"
+        (folder / "served.py").write_text(_APP.format(store=store, secret=SECRET, audience=AUDIENCE))
+        self._folder = folder
+        arguments = [one.format(port=self.port) for one in SERVERS[name]]
+        program = sys.executable
+        if name == "hypercorn":
+            if HYPERCORN is None:
+                pytest.skip("hypercorn is not installed: set HOLDFAST_HYPERCORN to its program")
+            program = HYPERCORN
+        elif importlib.util.find_spec(arguments[1]) is None:
+            pytest.skip(f"{arguments[1]} is not installed")
+        super().__init__(arguments, folder / "mounted.log", program=program)
+
+    def start(self) -> None:
+        """Start the server in its folder, and wait until it serves."""
+        with contextlib.chdir(self._folder):
+            super().start()
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s and self.running.poll() is None:
+            with contextlib.suppress(OSError):
+                if request(self.port, "GET", "/healthz")[0] == 200:
+                    return
+            time.sleep(0.02)  # between two tries to connect to a process that is starting
+        raise AssertionError(f"the server did not start:\n{self.output}")
+
+    @property
+    def pid_of_hub(self) -> int:
+        """Return the largest process of the server."""
+        own = self.running.pid
+        return max((own, *self._children()), key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
+
+    def clean_up(self) -> None:
+        """Kill the server and its children: granian waits for open streams, and its worker outlives a killed parent."""
+        is_running = self._process is not None and self._process.poll() is None
+        children = self._children() if is_running else []
+        super().clean_up()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _children(self) -> list[int]:
+        own = self.running.pid
+        return [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
+
+
+@contextlib.asynccontextmanager
+async def mounted_scene(folder: Path, name: str, *, is_behind_nginx: bool) -> AsyncIterator[Scene]:
+    """A mounted hub that has served a little, as `scene` has it for `holdfast serve`."""
+    server = MountedServer(name, folder)
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.clean_up)
+        server.start()
+        port = server.port
+        if is_behind_nginx:
+            port = stack.enter_context(nginx_of_the_docs(folder, server.port))
+        one = Scene(server, port=port, pid=server.pid_of_hub)
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+        path = f"/v1/channels/{CHANNEL}/messages"
+        begun = {"id": "m", "role": "assistant", "status": "streaming"}
+        assert (await ask(reader, writer, "POST", path, begun, writer_token()))[0] == 201
+        writer.close()
+        yield one
+
+
+def settings_of_the_docs() -> str:
+    """Return the configuration of nginx that `docs/deployment.md` shows."""
+    found = re.findall(r"```nginx\n(.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
+    assert len(found) == 1
+    return str(found[0])
+
+
+@contextlib.contextmanager
+def nginx_of_the_docs(folder: Path, upstream: int) -> Iterator[int]:
+    """Run nginx with the settings of the docs; gives its port. Only paths, ports and TLS differ."""
+    port = free_port()
+    paths = " ".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    main, _, http = settings_of_the_docs().partition("http {")
+    owner = "user root;" if os.geteuid() == 0 else ""
+    general = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; {owner}"
+    text = f"{general}\n{main}http {{ access_log off; {paths}{http}"
+    text = text.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};").replace(
+        "127.0.0.1:8000", f"127.0.0.1:{upstream}"
+    )
+    text = re.sub(r"\n *ssl_\w+ .*;", "", text)
+    # The strict viewers check this header, which nginx takes as its own.
+    text = text.replace("proxy_buffering off;", "proxy_buffering off; proxy_pass_header X-Accel-Buffering;")
+    configuration = folder / "nginx.conf"
+    configuration.write_text(text)
+    process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")])
+    try:
+        _until_serving(port, process, folder)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE_S)
+
+
+def _until_serving(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        with contextlib.suppress(OSError):
+            if request(port, "GET", "/healthz")[0] == 200:
+                return
+        time.sleep(0.02)  # between two tries to connect to a process that is starting
+    raise AssertionError(f"nginx did not start: {(folder / 'error.log').read_text()}")

@@ -1,0 +1,89 @@
+/** Markdown for tests: random documents of a seed, and long blocks of each kind. */
+
+const WORDS = (
+  "the cursor server answer token `code` **bold** *em* ~~no~~ [link](https://a.example/x) foo_bar_baz 12 **a `b` c** wörld 漢字 " +
+  "مرحبا a*b [ref] <b>x</b> &amp; &copy; \\* ![i](http://e.example/i.png) 1. - # | <https://x.example>"
+).split(" ")
+
+/** Return random functions of a seed, the same on every machine. @param {number} seed */
+export function randomOf(seed) {
+  let state = (seed + 1) * 0x9e3779b9
+  const random = () => {
+    state = (state + 0x6d2b79f5) | 0
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
+  }
+  const upTo = (/** @type {number} */ limit) => Math.floor(random() * limit)
+  return { upTo, chance: (/** @type {number} */ share) => random() < share, of: (/** @type {any[]} */ list) => list[upTo(list.length)] }
+}
+
+/** Return a document of at most `most` blocks. @param {number} seed @param {number} most */
+export function randomDocument(seed, most) {
+  const { upTo, chance, of } = randomOf(seed)
+  const times = (count, make) => Array.from({ length: count }, (_, n) => make(n))
+  const words = (count) => times(1 + upTo(count), () => of(WORDS)).join(" ")
+  const paragraph = () => times(1 + upTo(3), () => words(8)).join("\n")
+  const list = (depth = 0, indent = "") => {
+    const [isOrdered, isLoose] = [chance(0.4), chance(0.3)]
+    const lines = times(1 + upTo(5), (n) => {
+      const mark = isOrdered ? `${n + 1}. ` : "- "
+      const inner = indent + " ".repeat(mark.length)
+      const item = [indent + mark + (chance(0.2) ? "[ ] " : "") + words(6)]
+      if (depth < 2 && chance(0.3)) item.push(list(depth + 1, inner))
+      if (chance(0.15)) item.push(...["```py", "x = 1", "```"].map((line) => inner + line))
+      if (chance(0.15)) item.push("\n" + inner + words(4))
+      return item.concat(isLoose ? [""] : []).join("\n")
+    })
+    return lines.join("\n")
+  }
+  const table = () => {
+    const columns = 1 + upTo(4)
+    const row = () => `| ${times(columns, () => words(2).replaceAll("|", "")).join(" | ")} |`
+    return [row(), "|" + " --- |".repeat(columns), ...times(upTo(6), row)].join("\n")
+  }
+  const fence = () => {
+    const mark = of(["```", "~~~", "````"])
+    return [mark + of(["py", "", "js"]), ...times(upTo(6), () => of(["a = 1", "", "  b", "``", "# x", "- y"])), mark].join("\n")
+  }
+  const blocks = [
+    paragraph, paragraph, paragraph, list, list, table, fence, () => `${"#".repeat(1 + upTo(6))} ${words(4)}`, () => "---",
+    () => `${words(3)}\n===`, () => `> ${words(5)}\n> ${words(3)}`, () => `    code ${words(2)}`,
+    () => `[ref]: https://r.example/${upTo(9)}`, () => "***",
+  ]
+  return times(1 + upTo(most), () => of(blocks)()).join(of(["\n\n", "\n\n", "\n"])) + of(["", "\n"])
+}
+
+/** Return blocks of about `length` characters by name. @param {number} length */
+export function longBlocks(length) {
+  const { of } = randomOf(7)
+  const some = ["the", "cursor", "`code`", "**bold**", "*em*", "[l](https://a.example/b)", "server", "foo_bar"]
+  const words = (count) => Array.from({ length: count }, () => of(some)).join(" ")
+  const lines = (make, share = 1) => {
+    const all = []
+    for (let size = 0, n = 0; size < length * share; n++) size += all[all.push(make(n)) - 1].length + 1
+    return all.join("\n")
+  }
+  return {
+    "a tight list": lines(() => `- ${words(8)}`),
+    "a loose list": lines(() => `- ${words(8)}\n`),
+    "a list that becomes loose": `${lines(() => `- ${words(8)}`, 0.6)}\n\n${lines(() => `- ${words(8)}`, 0.4)}`,
+    "a nested list": lines(() => `1. ${words(6)}\n   - ${words(5)}\n     - x\n   - y\n\n     z\n`),
+    "lists of two kinds": `para\n\n${lines((n) => `${n + 5}. ${words(7)}`)}\n\nafter\n\n* other\n* list`,
+    "a list with fences": lines((n) => `- ${words(5)}\n\n  \`\`\`js\n  let x = ${n}\n  \`\`\``),
+    "a list before a rule": `${lines(() => `* ${words(6)}`)}\n* * *\nx`,
+    "an item with a lazy line": `${lines(() => `- ${words(6)}`)}\nlazy line\n\npara`,
+    "items with lazy lines that begin with a number": lines((n) => `${n + 1}. ${words(6)}\n2.5 ${words(2)}`),
+    "items at four columns": lines((n) => `${" ".repeat(n % 4)}- ${words(6)}`),
+    "lines that end by carriage returns": lines(() => `- ${words(6)}\r`),
+    "a table": `| a | b |\n|---|:-:|\n${lines(() => `| ${words(4)} | ${words(3)} |`)}\n\nend`,
+    "a table before other blocks": `| a | b |\n|---|---|\n${lines(() => `| ${words(4)} | x |`)}\nlast row\n\n# x`,
+    "a fence": `\`\`\`py\n${lines((n) => `  x = ${n}`)}\n\`\`\`\n\nend`,
+    "a fence without an end": `~~~\n${lines((n) => `y${n}`)}`,
+    "a paragraph": words(length / 8),
+    "a paragraph of lines": `${lines(() => words(7))}\n- list\n- two`,
+    "a paragraph without spaces": `${"漢".repeat(length)}\n\nend`,
+    "a paragraph of marks": lines(() => "a - b 1. c # d > e"),
+    "a definition at the end": `see [foo]\n\n${lines((n) => `para ${n} [foo]\n`)}\n[foo]: https://f.example/\n\nend [foo]`,
+  }
+}

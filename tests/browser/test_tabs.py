@@ -1,0 +1,221 @@
+"""Tabs of one identity share a connection, in Chromium: seven tabs, and leaders that end in each way.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import pairwise
+from typing import Any
+
+import jwt
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+
+from tests.browser.tab import TIMEOUT_MS, chromium_path
+from tests.browser.test_cache import stored
+from tests.browser.test_client import SECRET, app_with, token, verified
+from tests.conftest import ARGUMENTS
+
+TAKEOVER_S = 2.0
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+
+_FOLLOW = """async ([port, channel, options]) => {
+  window.heard = []
+  const { connect } = await import(`http://localhost:${port}/holdfast/web/client.js`)
+  window.client = connect({ url: "/holdfast", ...options })
+  window.channel = window.client.channel(channel)
+  window.shown = []
+  window.channel.subscribe(() => {
+    const text = window.channel.getSnapshot().messages.map(({ text }) => text).join("|")
+    if (text !== window.shown.at(-1)) window.shown.push(text)
+  })
+}"""
+# All that a page receives from other pages, for the test that two people share a browser.
+_LISTEN = """
+  window.received = []
+  const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage")
+  Object.defineProperty(BroadcastChannel.prototype, "onmessage", {
+    set(handler) {
+      set.call(this, (event) => {
+        window.received.push(JSON.stringify(event.data))
+        handler(event)
+      })
+    },
+  })
+"""
+
+
+def token_for(sub: str, *channels: str) -> str:
+    """Return a token for `channels` only."""
+    rights = {name: ["subscribe", "history", "publish", "presence"] for name in channels}
+    claims = {"sub": sub, "aud": "chat", "exp": time.time() + 600, "holdfast": rights}
+    return jwt.encode(claims, SECRET, algorithm="HS256")
+
+
+async def window_of(browser: Browser) -> BrowserContext:
+    context = await browser.new_context()
+    context.set_default_timeout(TIMEOUT_MS)
+    return context
+
+
+async def open_tab(context: BrowserContext, port: int, *, channel: str = "chat:1", **options: Any) -> Page:
+    tab = await context.new_page()
+    await tab.goto(f"http://localhost:{port}/")
+    await tab.evaluate(_FOLLOW, [port, channel, {"token": token(), **options}])
+    await tab.wait_for_function("() => window.channel.state === 'live'")
+    return tab
+
+
+async def transport(tab: Page) -> str:
+    found: str = await tab.evaluate("window.client.status.transport")
+    return found
+
+
+async def until_shown(tab: Page, text: str) -> None:
+    """Wait until the tab shows `text`. All its texts are prefixes of the next: none was lost or doubled."""
+    await tab.wait_for_function("text => window.shown.at(-1) === text", arg=text)
+    shown = await tab.evaluate("window.shown")
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown)), shown
+
+
+async def test_seven_tabs_over_one_stream_are_live(browser: Browser) -> None:
+    hub = verified()
+    async with app_with(hub) as port:  # HTTP/1.1: Chromium opens at most six connections
+        context = await window_of(browser)
+        async with hub.message("chat:1", id="a") as message:
+            await message.append("one ")
+            tabs = [await open_tab(context, port, transport="sse") for _ in range(7)]
+            await message.append("two")
+            for tab in tabs:
+                await until_shown(tab, "one two")
+        assert sorted([await transport(tab) for tab in tabs]) == ["sse"] + ["tab"] * 6
+        # A follower sends through the leader, and all tabs show the message once.
+        await tabs[-1].evaluate("window.channel.send('thanks')")
+        for tab in tabs:
+            await until_shown(tab, "one two|thanks")
+
+
+@pytest.mark.parametrize("end", ["closed", "crashed", "stopped"])
+async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubled(browser: Browser, end: str) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        context = await window_of(browser)
+        async with hub.message("chat:1", id="a") as message:
+            await message.append("one ")
+            leader, *others = [await open_tab(context, port) for _ in range(3)]
+            assert [await transport(tab) for tab in (leader, *others)] == ["websocket", "tab", "tab"]
+            await message.append("two ")
+            for tab in others:
+                await until_shown(tab, "one two ")
+            unanswered: set[asyncio.Task[Any]] = set()
+            session = await context.new_cdp_session(leader)
+            if end == "closed":
+                await leader.close()
+            elif end == "crashed":
+                unanswered.add(asyncio.create_task(session.send("Page.crash")))  # without a response
+            else:
+                await session.send("Debugger.enable")
+                await session.send("Debugger.pause")
+            begun = time.monotonic()
+            await message.append("three ")
+            leads = [
+                asyncio.create_task(tab.wait_for_function("() => window.client.status.transport !== 'tab'"))
+                for tab in others
+            ]
+            done, _ = await asyncio.wait(leads, return_when=asyncio.FIRST_COMPLETED)
+            took_s = time.monotonic() - begun
+            await message.append("four")
+            for tab in others:
+                await until_shown(tab, "one two three four")
+            assert took_s < TAKEOVER_S
+            assert len(done) == 1
+            assert sorted([await transport(tab) for tab in others]) == ["tab", "websocket"]
+            if end == "stopped":
+                await session.send("Debugger.resume")
+                await until_shown(leader, "one two three four")
+                await leader.wait_for_function("() => window.client.status.transport === 'tab'")
+            for task in unanswered | set(leads):
+                task.cancel()
+
+
+async def test_two_people_on_one_browser_see_nothing_of_each_other(browser: Browser) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        context = await window_of(browser)
+        await context.add_init_script(_LISTEN)
+        ada = [await open_tab(context, port, channel="chat:ada", token=token_for("ada", "chat:ada")) for _ in range(2)]
+        bob = [await open_tab(context, port, channel="chat:bob", token=token_for("bob", "chat:bob")) for _ in range(2)]
+        await ada[1].evaluate("window.channel.send('canary of ada')")
+        await bob[1].evaluate("window.channel.send('canary of bob')")
+        for mine, own, other in ((ada, "ada", "bob"), (bob, "bob", "ada")):
+            for tab in mine:
+                await until_shown(tab, f"canary of {own}")
+            assert [await transport(tab) for tab in mine] == ["websocket", "tab"]
+            received = [await tab.evaluate("window.received.join()") for tab in mine]
+            assert f"canary of {own}" in "".join(received)
+            assert not any(f"canary of {other}" in text or f"chat:{other}" in text for text in received)
+        await bob[0].evaluate("window.client.signOut()")
+        await bob[1].wait_for_function("() => window.client.status.state === 'closed'")  # the other tab is told
+        assert "canary of bob" not in await stored(bob[0])
+        assert [await tab.evaluate("window.client.status.state") for tab in ada] == ["live", "live"]
+
+
+async def test_tab_with_rights_that_the_leader_lacks_connects_alone(browser: Browser) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        context = await window_of(browser)
+        first = await open_tab(context, port, channel="chat:1", token=token_for("ada", "chat:1"))
+        second = await open_tab(context, port, channel="chat:2", token=token_for("ada", "chat:2"))
+        assert [await transport(tab) for tab in (first, second)] == ["websocket", "websocket"]
+
+
+@pytest.mark.parametrize("missing", ["delete Navigator.prototype.locks", "delete window.BroadcastChannel"])
+async def test_browser_without_locks_or_channels_connects_each_tab_alone(browser: Browser, missing: str) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        context = await window_of(browser)
+        await context.add_init_script(missing)
+        tabs = [await open_tab(context, port) for _ in range(2)]
+        assert [await transport(tab) for tab in tabs] == ["websocket", "websocket"]
+
+
+async def test_member_is_present_while_any_of_its_tabs_is(browser: Browser) -> None:
+    hub = verified()
+    count = "count => window.channel.getSnapshot().presence.count === count"
+    async with app_with(hub) as port:
+        context, other = await window_of(browser), await window_of(browser)
+        leader, follower = [await open_tab(context, port, token=token_for("ada", "chat:1")) for _ in range(2)]
+        watcher = await open_tab(other, port, token=token_for("bob", "chat:1"))
+        await leader.evaluate("window.channel.enter({ name: 'Ada' })")
+        await follower.evaluate("window.channel.enter({ name: 'Ada' })")
+        await watcher.wait_for_function(count, arg=1)
+        await leader.evaluate("window.channel.leave()")
+        await watcher.evaluate("window.channel.enter()")
+        await watcher.wait_for_function(count, arg=2)
+        await follower.close()
+        await watcher.wait_for_function(count, arg=1)
+
+
+async def test_page_in_the_back_forward_cache_gives_the_lead_away_and_follows_when_it_returns() -> None:
+    hub = verified()
+    async with async_playwright() as playwright, app_with(hub) as port:
+        browser = await playwright.chromium.launch(
+            executable_path=chromium_path(), args=list(ARGUMENTS), ignore_default_args=["--disable-back-forward-cache"]
+        )
+        context = await window_of(browser)
+        first = await open_tab(context, port)
+        second = await open_tab(context, port)
+        await first.evaluate("void (window.returned = new Promise((resolve) => addEventListener('pageshow', resolve)))")
+        await first.goto(f"http://localhost:{port}/?elsewhere")
+        await second.wait_for_function("() => window.client.status.transport === 'websocket'")
+        await second.evaluate("window.channel.send('meanwhile')")
+        await until_shown(second, "meanwhile")
+        await first.go_back(wait_until="commit")  # the page loads nothing when it returns
+        assert await first.evaluate("window.returned?.then(({ persisted }) => persisted)") is True
+        await until_shown(first, "meanwhile")
+        assert await transport(first) == "tab"
+        await browser.close()
