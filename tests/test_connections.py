@@ -8,9 +8,10 @@ import socket
 
 import pytest
 
-from holdfast.connections import MAX_BURST, Connection, Connections, TrustedProxies, address_group
+from holdfast.connections import CHANCE_S, MAX_BURST, SWEEP_S, Connection, Connections, TrustedProxies, address_group
 from holdfast.core.errors import LocalError
 from holdfast.serving import listen
+from tests.virtual import virtually
 
 
 class Peer:
@@ -95,6 +96,14 @@ async def test_full_book_evicts_the_oldest_connection_of_the_fullest_address() -
         peer.connection.since_s -= 5
     waiting(book, "192.0.2.3")
     assert [peer.is_evicted for peer in (one, first, second)] == [False, True, False]
+
+
+@virtually
+async def test_end_of_a_burst_evicts_from_the_fullest_address() -> None:
+    book = Connections(max_open=1_000, max_waiting=3)
+    one, *others = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2")
+    await asyncio.sleep(CHANCE_S + 2 * SWEEP_S)
+    assert [peer.is_evicted for peer in (one, *others)] == [False, True, False, False]
 
 
 async def test_address_of_many_new_connections_does_not_count_as_full() -> None:

@@ -80,7 +80,7 @@ export class Sharing {
 
   /** Delete what the browser keeps under the identity. */
   async signOut() {
-    this.#tabs?.signOut()
+    if (globalThis.BroadcastChannel) this.#tabs?.signOut()
     await this.#cache?.clear()
   }
 }

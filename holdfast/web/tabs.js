@@ -12,7 +12,7 @@ import { WEBSOCKET } from "./websocket.js"
 
 /** @typedef {import("./client.js").Client} Client */
 /** @typedef {import("./channel.js").Channel} Channel */
-/** @typedef {{ stop(): void, hear?(): void, welcome?(message: any): void }} Role */
+/** @typedef {{ stop(): void, hear?(isUp?: boolean): void, welcome?(message: any): void }} Role */
 /**
  * @typedef {object} Guest a follower, as the leader knows it
  * @property {BroadcastChannel} pipe
@@ -33,7 +33,7 @@ const IDLE_MS = 10_000 // then the leader closes a channel that only another tab
 const MAX_LAG = 1_048_576 // characters that a follower has not confirmed; then it starts anew with a dump
 
 export class Tabs {
-  id = Math.random().toString(36).slice(2)
+  sockets = 0
   /** The highest term of a leader that this tab knows: an earlier leader may wake up and not know yet that it is none. */
   term = 0
   /** @type {BroadcastChannel | undefined} undefined: this tab is alone */
@@ -48,6 +48,7 @@ export class Tabs {
   /** @param {Client} client @param {string} identity */
   constructor(client, identity) {
     this.client = client
+    this.id = client.newId()
     this.name = `holdfast:${JSON.stringify([1, client.base, identity])}`
     /** @type {import("./connection.js").Transport} */
     this.transport = { ...WEBSOCKET, name: "tab", Socket: TabSocket.bind(null, this) }
@@ -71,21 +72,21 @@ export class Tabs {
   /** Lead or follow, and connect. */
   async join() {
     if (this.main || this.#isAlone) return
-    const ended = (this.#ended = new AbortController())
+    const { signal } = (this.#ended = new AbortController())
     try {
       this.main = new BroadcastChannel(this.name)
       this.main.onmessage = ({ data }) => this.#hear(data)
       // The leader waits for this lock, and so learns that this tab is gone.
       await new Promise((resolve, reject) => {
         const hold = () => new Promise((release) => {
-          ended.signal.addEventListener("abort", release)
+          signal.addEventListener("abort", release)
           resolve(0)
         })
-        navigator.locks.request(this.name + this.id, { signal: ended.signal }, hold).catch(reject)
+        navigator.locks.request(this.name + this.id, { signal }, hold).catch(reject)
       })
       this.campaign({ ifAvailable: true })
     } catch {
-      if (!ended.signal.aborted) this.alone()
+      if (!signal.aborted) this.alone()
     }
   }
 
@@ -130,7 +131,7 @@ export class Tabs {
 
   /** Sign out the other tabs of the identity too. */
   signOut() {
-    if (this.#isOver || !globalThis.BroadcastChannel) return
+    if (this.#isOver) return
     const main = new BroadcastChannel(this.name)
     main.postMessage({ isOver: true })
     main.close()
@@ -152,7 +153,7 @@ export class Tabs {
     else if (message.term > this.term) {
       this.term = message.term
       this.#become(new Follower(this)) // of a new leader
-    } else if (message.term === this.term) this.role?.hear?.()
+    } else if (message.term === this.term) this.role?.hear?.(message.isUp)
   }
 }
 
@@ -177,8 +178,11 @@ class Follower {
     this.#waiting.abort()
   }
 
-  hear() {
+  /** The leader lives. @param {boolean} [isUp] it is connected, so this tab does not wait for the end of its back-off */
+  hear(isUp) {
+    const { client, transport } = this.tabs
     this.#heard_ms = this.#now()
+    if (isUp && client.status.retryAt) client.use(transport)
   }
 
   #tick() {
@@ -200,19 +204,19 @@ class Follower {
 
 /** A follower's connection, with the members of a WebSocket that `websocket.js` uses. */
 class TabSocket {
-  static #count = 0
   /** @type {(() => void) | null} */
   onopen = null
   /** @type {((event: { data: string }) => void) | null} */
   onmessage = null
   /** @type {((event: { code: number }) => void) | null} */
   onclose = null
-  #n = ++TabSocket.#count
+  #n
   #term = 0
 
   /** @param {Tabs} tabs */
   constructor(tabs) {
     this.tabs = tabs
+    this.#n = ++tabs.sockets
     this.pipe = new BroadcastChannel(tabs.name + tabs.id)
     this.pipe.onmessage = ({ data }) => this.#receive(data)
     tabs.main?.postMessage({ tab: tabs.id, n: this.#n })
@@ -235,7 +239,7 @@ class TabSocket {
     tabs.role?.hear?.()
     if (isForbidden) tabs.alone() // the leader's token may have fewer rights than that of this tab
     else if (text) this.onmessage?.({ data: text })
-    else if (this.#term) this.onclose?.({ code: 1006 })
+    else if (text === "") this.onclose?.({ code: 1006 })
     else {
       this.#term = term
       this.onopen?.()
@@ -252,8 +256,6 @@ class Leader {
   #idle = new Map()
   #ended = new AbortController()
   #beats
-  /** @type {() => void} */
-  stop = () => {}
 
   /** @param {Tabs} tabs */
   constructor(tabs) {
@@ -262,33 +264,37 @@ class Leader {
     this.#beats = setInterval(() => this.#beat(), BEAT_MS)
     this.term = tabs.term = Math.max(tabs.term + 1, Date.now())
     this.#beat()
-    /** @type {Promise<void>} ends when this tab lets the lead go */
-    this.reign = new Promise((resolve) => {
-      this.stop = () => {
-        clearInterval(this.#beats)
-        this.#ended.abort()
-        for (const unwatch of this.#watched.values()) unwatch()
-        for (const { pipe } of this.#guests.values()) pipe.close()
-        this.#guests.clear()
-        for (const channel of this.client.channels.values()) if (!channel.isOwn) channel.close()
-        resolve()
-      }
-    })
+    /** Ends when this tab lets the lead go. */
+    this.reign = new Promise((resolve) => this.#ended.signal.addEventListener("abort", resolve))
+  }
+
+  stop() {
+    clearInterval(this.#beats)
+    this.#ended.abort()
+    for (const unwatch of this.#watched.values()) unwatch()
+    for (const { pipe } of this.#guests.values()) pipe.close()
+    this.#guests.clear()
+    for (const channel of this.client.channels.values()) if (!channel.isOwn) channel.close()
   }
 
   /** A follower opens a socket. @param {{ tab: string, n: number }} message */
   welcome({ tab, n }) {
-    let guest = this.#guests.get(tab)
-    if (!guest) {
-      const pipe = new BroadcastChannel(this.tabs.name + tab)
-      /** @type {Guest} */
-      const added = (guest = { pipe, n, attached: new Set(), waiting: new Map(), present: new Set(), sent: 0, received: 0 })
-      pipe.onmessage = ({ data }) => this.#receive(tab, added, data)
-      this.#guests.set(tab, guest)
-      navigator.locks.request(this.tabs.name + tab, { signal: this.#ended.signal }, () => this.#drop(tab, added)).catch(() => {})
+    const name = this.tabs.name + tab
+    const { pipe, present } = this.#guests.get(tab) ?? { pipe: new BroadcastChannel(name), present: new Set() }
+    /** @type {Guest} */
+    const guest = { pipe, present, n, attached: new Set(), waiting: new Map(), sent: 0, received: 0 }
+    if (!this.#guests.has(tab)) {
+      navigator.locks.request(name, { signal: this.#ended.signal }, () => this.#drop(tab)).catch(() => {})
     }
-    Object.assign(guest, { n, attached: new Set(), waiting: new Map(), sent: 0, received: 0 })
-    this.#post(guest)
+    this.#guests.set(tab, guest)
+    pipe.onmessage = ({ data }) => this.#receive(tab, guest, data)
+    if (this.#isUp) this.#post(guest)
+    else this.#close(guest) // a follower is not live while its leader is not
+  }
+
+  get #isUp() {
+    const { state, status, isHttp, channels } = this.client
+    return state === "live" || (isHttp && !(status.error && channels.size))
   }
 
   /** Pass on a frame that a channel has applied. @param {Channel} channel @param {import("./view.js").Batch} batch */
@@ -307,14 +313,14 @@ class Leader {
   #beat() {
     const { channels, now } = this.client
     const guests = [...this.#guests.values()]
-    this.tabs.main?.postMessage({ term: this.term })
+    this.tabs.main?.postMessage({ term: this.term, isUp: this.#isUp })
     for (const guest of guests) this.#send(guest, { type: "ping", n: guest.sent })
     for (const channel of channels.values()) {
       const { name, isOwn } = channel
-      const idle_ms = now() - (this.#idle.get(channel) ?? now())
+      const since_ms = this.#idle.get(channel) ?? now()
       if (isOwn || guests.some(({ attached, waiting }) => attached.has(name) || waiting.has(name))) this.#idle.delete(channel)
-      else if (idle_ms > IDLE_MS) channel.close()
-      else this.#idle.set(channel, now() - idle_ms)
+      else if (now() - since_ms > IDLE_MS) channel.close()
+      else this.#idle.set(channel, since_ms)
     }
   }
 
@@ -339,7 +345,7 @@ class Leader {
       const isPresence = type === "presence" && channel
       if (isPresence) guest.present.add(name)
       const done = isPresence ? channel.present(tab, fields.leave ? undefined : fields) : client.request(type, name, fields)
-      const isCurrent = () => n === guest.n && client.state !== "closed" // else the follower sends it to the next leader
+      const isCurrent = () => n === guest.n && !this.#ended.signal.aborted // else the follower sends it to the next leader
       done.then(
         (response) => isCurrent() && this.#send(guest, { ...response, type: "ok", ref }),
         (error) => isCurrent() && this.#refuse(guest, ref, error),
@@ -387,14 +393,16 @@ class Leader {
 
   /** End the socket of a follower; it opens another one. @param {Guest} guest */
   #close(guest) {
-    this.#post(guest)
+    this.#post(guest, "")
     guest.n = null
     guest.attached.clear()
     guest.waiting.clear()
   }
 
-  /** The tab is gone. @param {string} tab @param {Guest} guest */
-  #drop(tab, guest) {
+  /** The tab is gone. @param {string} tab */
+  #drop(tab) {
+    const guest = /** @type {Guest} */ (this.#guests.get(tab))
+    guest.n = null
     guest.pipe.close()
     this.#guests.delete(tab)
     for (const name of guest.present) this.client.channels.get(name)?.present(tab).catch(() => {})
@@ -405,7 +413,7 @@ class Leader {
     this.#post(guest, JSON.stringify(frame))
   }
 
-  /** Post a frame; without a text the socket opens or ends. @param {Guest} guest @param {string} [text] @param {boolean} [isForbidden] */
+  /** Post a frame; without a text the socket opens, with an empty one it ends. @param {Guest} guest @param {string} [text] @param {boolean} [isForbidden] */
   #post({ pipe, n }, text, isForbidden) {
     if (n !== null) pipe.postMessage({ term: this.term, n, text, isForbidden })
   }
