@@ -203,7 +203,8 @@ class Outgoing:
         position = count if index is None else index
         if not 0 <= position <= count:
             raise LocalError(f"message {self.id!r} has {count} parts, got the index {position}; the next is {count}")
-        self._open_reserved()
+        if position >= count - 1:  # one before the reserved part leaves it as the last one
+            self._open_reserved()
         self._gather()
         self._halves.pop(position, None)
         self._set_part(position, part)

@@ -192,6 +192,8 @@ class Network:
         self.refills += self.outgoing.seen(self.harness.message("m"), self.epoch)
 
 
+# Half a character waits while a part before it is replaced.
+@example([("bar", 0), ("append", "\ud83d"), ("bar", 0), ("append", "\ude00")], [])
 # The last value of a part, or of a key, must stay last when an earlier one was refused for now.
 @example([("bar", 1), ("bar", 2), ("respond", "busy"), ("bar", 3)], [])
 @example([("meta", {"a": 1}), ("respond", "stored"), ("meta", {"a": 2}), ("respond", "busy")], [])
