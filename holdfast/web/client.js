@@ -112,7 +112,7 @@ export class Client extends Observable {
     if (options.signal?.aborted) this.close()
     else if (!globalThis.document || (options.identity ?? options.token) === undefined) this.use()
     else {
-      const starts = import("./sharing.js").then(({ share }) => share(this)).catch(() => this.use())
+      const starts = import("./sharing.js").then(({ share }) => share(this, WEBSOCKET)).catch(() => this.use())
       this.signingOut.add(() => starts.then(() => this.sharing?.signOut()))
     }
   }

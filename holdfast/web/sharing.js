@@ -10,13 +10,14 @@ import { Tabs } from "./tabs.js"
 
 /** @typedef {import("./client.js").Client} Client */
 /** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./connection.js").Transport} Transport */
 
-/** Find the identity, show the cached views, and connect. @param {Client} client */
-export async function share(client) {
+/** Find the identity, show the cached views, and connect. @param {Client} client @param {Transport} socket the transport whose frames tabs exchange */
+export async function share(client, socket) {
   const token = client.options.identity === undefined ? await Promise.resolve(client.token.get()).catch(() => undefined) : undefined
   const identity = client.options.identity ?? subjectOf(token)
   if (identity !== undefined) {
-    client.sharing = new Sharing(client, identity)
+    client.sharing = new Sharing(client, identity, socket)
     await client.sharing.start()
   } else client.use()
 }
@@ -39,12 +40,12 @@ export class Sharing {
   /** @type {Tabs | undefined} */
   #tabs
 
-  /** @param {Client} client @param {string} identity */
-  constructor(client, identity) {
+  /** @param {Client} client @param {string} identity @param {Transport} socket */
+  constructor(client, identity, socket) {
     this.client = client
     this.identity = identity
     if (client.options.cache !== false) this.#cache = new Cache(client, identity)
-    if (client.options.tabs !== false) this.#tabs = new Tabs(client, identity)
+    if (client.options.tabs !== false) this.#tabs = new Tabs(client, identity, socket)
   }
 
   async start() {

@@ -8,7 +8,6 @@
  */
 
 import { dump } from "./dump.js"
-import { WEBSOCKET } from "./websocket.js"
 
 /** @typedef {import("./client.js").Client} Client */
 /** @typedef {import("./channel.js").Channel} Channel */
@@ -45,13 +44,13 @@ export class Tabs {
   #isAway = false
   #isOver = false
 
-  /** @param {Client} client @param {string} identity */
-  constructor(client, identity) {
+  /** @param {Client} client @param {string} identity @param {import("./connection.js").Transport} socket the WebSocket transport */
+  constructor(client, identity, socket) {
     this.client = client
     this.id = client.newId()
     this.name = `holdfast:${JSON.stringify([1, client.base, identity])}`
     /** @type {import("./connection.js").Transport} */
-    this.transport = { ...WEBSOCKET, name: "tab", Socket: TabSocket.bind(null, this) }
+    this.transport = { ...socket, name: "tab", Socket: TabSocket.bind(null, this) }
   }
 
   /** Begin, and follow the state of the client. */

@@ -11,7 +11,7 @@ import { buildSync } from "esbuild"
 
 // Modules that are imported when they are needed, such as the diagnosis, do not count as core.
 const LAZY = ["./probe.js", "./sharing.js"]
-const CORE = ["./errors.js", "./view.js", "./websocket.js"] // every page has them
+const CORE = ["./errors.js", "./view.js"] // every page has them
 const LIMITS = [
   ["client.js", LAZY, 12_400],
   ["cache.js", CORE, 1_500],

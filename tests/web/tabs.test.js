@@ -6,6 +6,7 @@ import { Sharing } from "../../holdfast/web/sharing.js"
 import { Observable } from "../../holdfast/web/errors.js"
 import { Tabs } from "../../holdfast/web/tabs.js"
 import { View } from "../../holdfast/web/view.js"
+import { WEBSOCKET } from "../../holdfast/web/websocket.js"
 import { append, attached, message, settled, update } from "./fakes.js"
 
 /** Web Locks: exclusive ones, with `ifAvailable`, `steal` and `signal`. */
@@ -97,7 +98,7 @@ function tabsOf(t) {
     async tab(identity = "ada") {
       const client = new TabClient((job) => as(client, job))
       all.push(client)
-      client.tabs = new Tabs(client, identity)
+      client.tabs = new Tabs(client, identity, WEBSOCKET)
       as(client, () => client.tabs.start())
       await settled()
       return client
