@@ -15,9 +15,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -25,7 +23,7 @@ import pytest
 
 from chaos.processes import free_port
 from tests.attacks.scene import AUDIENCE, CHANNEL, SECRET, Scene, ask, writer_token
-from tests.processes import PATIENCE_S, Process, request
+from tests.processes import Process, request
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 HYPERCORN = os.environ.get("HOLDFAST_HYPERCORN") or shutil.which("hypercorn")  # its program, in any environment
@@ -80,13 +78,7 @@ class MountedServer(Process):
         """Start the server in its folder, and wait until it serves."""
         with contextlib.chdir(self._folder):
             super().start()
-        deadline_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline_s and self.running.poll() is None:
-            with contextlib.suppress(OSError):
-                if request(self.port, "GET", "/healthz")[0] == 200:
-                    return
-            time.sleep(0.02)  # between two tries to connect to a process that is starting
-        raise AssertionError(f"the server did not start:\n{self.output}")
+        self.until(lambda: request(self.port, "GET", "/healthz")[0] == 200)
 
     @property
     def pid_of_hub(self) -> int:
@@ -153,20 +145,11 @@ def nginx_of_the_docs(folder: Path, upstream: int) -> Iterator[int]:
     text = text.replace("proxy_buffering off;", "proxy_buffering off; proxy_pass_header X-Accel-Buffering;")
     configuration = folder / "nginx.conf"
     configuration.write_text(text)
-    process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")])
+    arguments = ["-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
+    process = Process(arguments, folder / "error.log", program="nginx")
     try:
-        _until_serving(port, process, folder)
+        process.start()
+        process.until(lambda: request(port, "GET", "/healthz")[0] == 200)
         yield port
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE_S)
-
-
-def _until_serving(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s and process.poll() is None:
-        with contextlib.suppress(OSError):
-            if request(port, "GET", "/healthz")[0] == 200:
-                return
-        time.sleep(0.02)  # between two tries to connect to a process that is starting
-    raise AssertionError(f"nginx did not start: {(folder / 'error.log').read_text()}")
+        process.end()
