@@ -23,17 +23,24 @@ class WheelFiles(BuildHookInterface[Any]):
         source, built = Path(self.root, "holdfast", "web"), Path(self.root, "dist", "web")
         if version == "editable":
             return
-        files = sorted(built.iterdir()) if built.is_dir() else []
-        changed = max(path.stat().st_mtime for path in source.iterdir() if path.is_file())
+        sources = [
+            path for path in source.rglob("*") if path.is_file() and "demo" not in path.relative_to(source).parts
+        ]
+        files = [path for path in built.rglob("*") if path.is_file()]
+        changed = max(path.stat().st_mtime for path in sources)
         if files and min(path.stat().st_mtime for path in files) < changed:
             raise ValueError("dist/web is older than holdfast/web: run scripts/build_web, or remove dist/web")
         if self.target_name == "wheel":
-            chosen = files or [path for path in source.iterdir() if path.is_file()]
-            build_data["force_include"].update({str(path): f"holdfast/web/{path.name}" for path in chosen})
+            folder, chosen = (built, files) if files else (source, sources)
+            build_data["force_include"].update(
+                {str(path): f"holdfast/web/{path.relative_to(folder)}" for path in sorted(chosen)}
+            )
             documents = [
                 Path("README.md"),
                 *(path.relative_to(self.root) for path in Path(self.root, "docs").rglob("*.md")),
             ]
             build_data["force_include"].update({str(path): f"holdfast/demo/text/{path}" for path in sorted(documents)})
         else:
-            build_data["force_include"].update({str(path): f"dist/web/{path.name}" for path in files})
+            build_data["force_include"].update(
+                {str(path): f"dist/web/{path.relative_to(built)}" for path in sorted(files)}
+            )
