@@ -64,8 +64,7 @@ export class MessageView {
     if (wasStreaming && isOver) {
       const count = (message.text.match(/\S+/g) ?? []).length
       this.panel.speak(`${this.panel.words.complete}, ${count}: ${message.text.slice(0, 500)}`)
-      const event = new CustomEvent("holdfast-answer", { bubbles: true, composed: true, detail: { message } })
-      this.panel.host.dispatchEvent(event)
+      this.panel.tell("answer", { message })
     }
   }
 
@@ -102,7 +101,7 @@ export class MessageView {
     const { host, words } = this.panel
     const own = host.renderPart?.(part, /** @type {Message} */ (this.message))
     if (own) return ownPart(own, (now) => host.renderPart?.(now, /** @type {Message} */ (this.message)) ?? null)
-    if (part.type === "text") return textPart(host, words.copy)
+    if (part.type === "text") return textPart(this.panel)
     if (part.type === "reasoning") return foldedPart("reasoning", () => words.reasoning, ({ text }) => text ?? "")
     if (part.type === "tool") {
       return foldedPart("tool", (now) => `${now.name}${now.output === undefined ? ` · ${words.running}` : ""}`, toolWords)
@@ -149,7 +148,7 @@ export class MessageView {
       card.append(element("div", { class: "row" }, yes, no))
       this.cards.set(command.id, card)
       this.approvals.append(card)
-      this.panel.host.dispatchEvent(new CustomEvent("holdfast-ask", { bubbles: true, composed: true, detail: { command } }))
+      this.panel.tell("ask", { command })
     }
     for (const [id, card] of this.cards) {
       if (commands.some((one) => one.id === id) || card.dataset.over) continue
@@ -209,16 +208,16 @@ export class MessageView {
   }
 }
 
-/** @param {import("./element.js").HoldfastChat} host @param {string} copyLabel @returns {PartView} */
-function textPart(host, copyLabel) {
+/** @param {import("./chat_panel.js").Panel} panel @returns {PartView} */
+function textPart(panel) {
+  const { host, words } = panel
   const node = element("div", { class: "markdown", part: "markdown" })
   const images = host.getAttribute("images") === "same-origin" ? /** @type {const} */ ("same-origin") : undefined
-  const markdown = new GrowingMarkdown(node, { copyLabel, images })
+  const markdown = new GrowingMarkdown(node, { copyLabel: words.copy, images })
   node.addEventListener("click", (event) => {
     const target = event.target instanceof Element ? event.target.closest("button.copy, a") : null
     if (target instanceof HTMLAnchorElement) {
-      const asked = new CustomEvent("holdfast-link", { bubbles: true, composed: true, cancelable: true, detail: { href: target.href } })
-      if (!host.dispatchEvent(asked)) event.preventDefault()
+      if (!panel.tell("link", { href: target.href })) event.preventDefault()
     } else if (target) {
       void navigator.clipboard.writeText(target.closest(".code")?.querySelector("code")?.textContent ?? "").catch(() => {})
     }

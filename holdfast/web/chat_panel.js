@@ -49,9 +49,11 @@ export class Panel {
     this.spoken = element("p", { class: "spoken", role: "status" })
     this.composer = new Composer(this)
     this.node = this.panel()
+    this.node.hidden = true // until `update`
     this.startedMs = performance.now()
     this.spokenMs = -SPOKEN_MS
     this.speaking = 0
+    this.shownState = ""
     this.unsubscribe = this.channel.subscribe(() => this.schedule())
     this.slow = setTimeout(() => this.schedule(), SLOW_MS)
     this.root.append(this.node)
@@ -86,7 +88,7 @@ export class Panel {
     if (host.isFloating && wasOpen !== host.isOpen) {
       if (host.isOpen) this.composer.input.focus()
       else /** @type {HTMLElement | null} */ (this.root.querySelector(".launcher"))?.focus()
-      host.dispatchEvent(new CustomEvent(host.isOpen ? "holdfast-open" : "holdfast-close", { bubbles: true, composed: true }))
+      this.tell(host.isOpen ? "open" : "close", {})
     }
     this.schedule()
   }
@@ -122,6 +124,10 @@ export class Panel {
     this.composer.update(snapshot)
     this.drawBadge(snapshot.unread)
     this.keepPlace()
+    if (snapshot.status.state !== this.shownState) {
+      this.shownState = snapshot.status.state
+      this.tell("status", { status: snapshot.status })
+    }
   }
 
   /** @param {import("./channel.js").Snapshot} snapshot */
@@ -161,6 +167,11 @@ export class Panel {
     }
     const others = typing.filter((one) => one !== you?.id)
     return others.length ? `${others.slice(0, 2).join(", ")} ${words.typing}` : ""
+  }
+
+  /** Send an event to the app. Return whether it lets the element go on. @param {string} name @param {object} detail */
+  tell(name, detail) {
+    return this.host.dispatchEvent(new CustomEvent(`holdfast-${name}`, { bubbles: true, composed: true, cancelable: true, detail }))
   }
 
   /** Tell a screen reader, at most every two seconds. @param {string} text */
@@ -228,8 +239,7 @@ export class Panel {
   async send(text, isSteering) {
     const parts = [{ type: "text", text }]
     const detail = { parts, isSteering }
-    const event = new CustomEvent("holdfast-send", { bubbles: true, composed: true, cancelable: true, detail })
-    if (!this.host.dispatchEvent(event)) return
+    if (!this.tell("send", detail)) return
     try {
       if (isSteering) await this.channel.steer(text)
       else {
@@ -258,6 +268,6 @@ export class Panel {
   failed(error) {
     const words = error instanceof Error ? error.message : String(error)
     this.speak(words)
-    this.host.dispatchEvent(new CustomEvent("holdfast-error", { bubbles: true, composed: true, detail: { error } }))
+    this.tell("error", { error })
   }
 }

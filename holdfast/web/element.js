@@ -26,8 +26,6 @@ export class HoldfastChat extends Base {
   strings = {}
   /** Draws a part of a message, or returns null for the usual form. @type {((part: object, message: object) => Node | null) | null} */
   renderPart = null
-  /** Draws a formula. @type {((text: string, isBlock: boolean) => Node) | null} */
-  renderMath = null
 
   /** @type {import("./chat_panel.js").Panel | null} */
   #panel = null
