@@ -1,13 +1,13 @@
 """The book of open connections: how many peers may keep the server waiting, from which addresses, and for how long.
 
-Layer: serving, below `bounded_protocols`.
+Layer: serving, below `bounded_http` and `bounded_websocket`.
 
 A connection is *waiting* while its peer has to act before any work is done for it: until the head of its first request
 is complete, until a socket is authenticated, between two requests of a client that no verifier has identified, and
 while a peer does not read its response. Only waiting connections are bounded, first by address, then in total. If there
 is no room, the book ends the oldest waiting connection, so that a new one gets its chance: its peer may be known.
 
-The protocols of `bounded_protocols` call the book, and every method runs on the server's event loop. The constants may
+The protocols of those modules call the book, and every method runs on the server's event loop. The constants may
 be changed freely; `docs/security.md` and `docs/python.md` name them.
 """
 

@@ -54,6 +54,7 @@ from holdfast.transports.frames import (
     WorkFrame,
 )
 
+SOCKET_PATH = "/v1/ws"
 CHANNEL = "/v1/channels/{channel}"
 MESSAGE = CHANNEL + "/messages/{id}"
 
