@@ -34,7 +34,7 @@ MAX_WAITING_OF_ADDRESS = 96
 # Waiting connections that make the server hold more than `LARGE_BYTES`: most of a large head, or of a response.
 MAX_LARGE = 50
 LARGE_BYTES = 8 * 1024
-OWN_DESCRIPTORS = 64  # of the store, the listening socket, the event loop and the application
+OWN_DESCRIPTORS = 64  # descriptors of the store, the listening socket, the event loop and the application
 MAX_DESCRIPTORS = 1_048_576  # a higher soft limit serves no purpose, and some systems allow a billion
 # A thousand viewers reconnect at once after a restart, and their requests lie in the kernel until the loop has read
 # them. So a connection is not ended for its number before it had this time, up to a number that is ended at once.
@@ -46,7 +46,7 @@ NOTICE_S = 10.0  # between two log lines about connections that were ended
 TRIM_AFTER = 200
 TRIM_S = 5.0
 MAX_COLLECTED = 1_000  # open connections: with more, a collection would hold the loop for too long
-READ_BYTES = 16 * 1024  # of one connection at once: the loop then turns to the others
+READ_BYTES = 16 * 1024  # most bytes read from one connection at once: the loop then turns to the others
 
 
 class Owner(Protocol):

@@ -44,7 +44,7 @@ from holdfast.transports.websocket import Sockets
 
 logger = logging.getLogger("holdfast.transports")
 
-SHUTDOWN_S = 1.0  # for all viewers, when the hub drains; a peer that does not read gets `sender.FAREWELL_S`
+SHUTDOWN_S = 1.0  # time for all viewers when the hub drains; a peer that does not read gets `sender.FAREWELL_S`
 # For a peer to take the bytes written before its stream or socket ended. Servers wait for that for ever.
 UNREAD_S = 10.0
 WEB = Path(__file__).parent.parent / "web"
@@ -188,7 +188,10 @@ class App:
 
 
 def _is_public(path: str) -> bool:
-    """Return whether every peer may request `path`: page modules, and `GET /v1`, which tells a client why it is refused."""
+    """Return whether every peer may request `path`.
+
+    Those are page modules, and `GET /v1`, which tells a client why it is refused.
+    """
     return path.startswith(WEB_PATH) or path == BY_NAME["version"].path
 
 
