@@ -71,7 +71,7 @@ from holdfast.transports.traffic import charge, declared_bytes, event_bytes, exp
 
 logger = logging.getLogger("holdfast.transports")
 
-BODY_TIMEOUT_S = 60.0  # for a whole body of at most a megabyte
+BODY_TIMEOUT_S = 60.0  # time in which a whole body of at most a megabyte must arrive
 READY_TIMEOUT_S = 5.0  # probes give up after seconds, too
 MAX_NUMBER = 2**53  # the largest integer that a browser's numbers hold
 _NO_STORE = {"cache-control": "no-store"}
@@ -80,8 +80,8 @@ _NO_STORE = {"cache-control": "no-store"}
 class Call:
     """One request to one operation, with the identity of its caller and the names in its path."""
 
-    body_bytes = 0  # of the body that have arrived
-    result: Result | None = None  # of the request that was submitted
+    body_bytes = 0  # size of the body as far as it has arrived
+    result: Result | None = None  # result of the request that was submitted
 
     def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
         """Raises InvalidName, Forbidden. `channel` and `id` are empty if the path has none."""
@@ -90,7 +90,7 @@ class Call:
         self.request = request
         self.identity = identity
         self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
-        message_id = request.path_params.get("id")  # of a message, a command or a member
+        message_id = request.path_params.get("id")  # id of a message, a command or a member
         self.id = check_id(message_id) if message_id is not None else ""
         if self.channel:
             check_operation(identity, operation, self.channel)
