@@ -184,8 +184,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         before = len(cycle.body) if was_in_body else 0
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._upgrade()
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _HeadTooLarge):
                 self._refuse_head()
@@ -210,6 +210,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def on_headers_complete(self) -> None:
         if len(self.headers) > MAX_HEADERS:
             raise _HeadTooLarge
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            return  # `_upgrade` parses the head again
         connection = self._connection
         if connection is not None:
             if connection.is_from_proxy:
@@ -222,6 +224,10 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if not self.parser.should_upgrade():
             self.headers = []  # those of a trailer are not the request's
 
+    def on_message_complete(self) -> None:
+        if not self.is_in_head():  # a head that asks for an upgrade has begun no request
+            super().on_message_complete()
+
     def _take_forwarded(self, connection: Connection) -> None:
         """Put the client that a trusted proxy names in the place of the proxy."""
         proxy = self.client[0] if self.client else ""
@@ -233,13 +239,32 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     # Requests
 
-    def _upgrade(self) -> None:
-        if not self._should_upgrade():
-            self._unsupported_upgrade_warning()
+    def _upgrade(self, rest: bytes) -> None:
+        """Begin a WebSocket, or serve the request without the upgrade. `rest` is the input behind its head.
+
+        The parser takes the message for complete, although a body may follow, which is no request.
+        """
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse(InvalidRequest("the method CONNECT is for proxies, and this server is none"), 400)
+        elif not self._should_upgrade():
+            self._parse(self._head_without_upgrade())
+            if rest and not self._is_refused:
+                self._parse(rest)
         elif self.cycle is not None and not self.cycle.response_complete:
             self._refuse(InvalidRequest("a WebSocket cannot begin behind a running request"), 400)
+        elif any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))
+            for name, value in self.headers
+        ):
+            self._refuse(InvalidRequest("the handshake of a WebSocket has no body"), 400)
         else:
             self.handle_websocket_upgrade()
+
+    def _head_without_upgrade(self) -> bytes:
+        """Return the last head, without the protocols that the peer offers: a server may ignore them."""
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join(lines) + _HEAD_END
 
     def handle_websocket_upgrade(self) -> None:
         connection, self._connection = self._connection, None
