@@ -64,6 +64,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._extensions: dict[str, dict[object, object]] = {EXTENSION: {"connection": self}}
         self._is_known = False
         self._is_refused = False
+        self._is_last = False  # the running request: the input behind it was refused
         self._stalled_bytes = 0  # of an unfinished head, or of input since that brought no body
         self._unsent_bytes = 0  # when the deadline for the peer to read was set
 
@@ -122,7 +123,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def data_received(self, data: bytes) -> None:
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        if self._unread or self.pipeline:
+        if self._unread or self.pipeline or self._is_last:
             self._unread += data
             if not self.may_read():
                 self.flow.pause_reading()
@@ -141,11 +142,12 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def may_read(self) -> bool:
         """Return whether more input is of use now.
 
-        While a request waits, a little is: the end of the connection shows only behind all input.
+        While a request waits, and behind the last one, a little is: the end of the connection shows only behind all
+        input.
         """
         cycle = self.cycle
         return not (
-            len(self._unread) >= (UNREAD_BYTES if self.pipeline else 1)
+            len(self._unread) >= (UNREAD_BYTES if self.pipeline or self._is_last else 1)
             or self._is_refused
             or self.flow.write_paused
             or (cycle is not None and not cycle.response_complete and len(cycle.body) > HIGH_WATER_LIMIT)
@@ -154,7 +156,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _parse_in_slices(self, data: bytes) -> None:
         """Parse `data` up to the end of the head behind the running request, and for `SLICE_S` at most."""
         at, until_s = 0, self.loop.time() + SLICE_S
-        while at < len(data) and not self._is_refused:
+        while at < len(data) and not (self._is_refused or self._is_last):
             is_held = self.pipeline or self.flow.write_paused
             if is_held or self.loop.time() > until_s:
                 self._unread = data[at:]
@@ -172,7 +174,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         """Parse the input that was set aside, and read further if it is used up."""
-        if self._unread and not (self.pipeline or self.transport.is_closing()):
+        if self._unread and not (self.pipeline or self._is_last or self.transport.is_closing()):
             data, self._unread = self._unread, b""
             self.data_received(data)
         self.flow.resume_reading()
@@ -332,22 +334,24 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _refuse(self, error: HoldfastError, status: int) -> None:
         """Answer with `error` and read no more. A request that runs is answered first, and then is the last one."""
-        if self._is_refused:
+        if self._is_refused or self._is_last:
             return
-        self._is_refused = True
         self._unread = b""
         self._book.note(error.detail)
-        self.flow.pause_reading()
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
             if self.is_in_head() or not cycle.more_body:  # the refused input is behind it
                 cycle.keep_alive = False
+                self._is_last = True
                 return
+            self._is_refused = True
             if cycle.response_started or self.pipeline:
                 self.transport.abort()
                 return
             cycle.disconnected = True  # the application gets no more of the body
             cycle.message_event.set()
+        self._is_refused = True
+        self.flow.pause_reading()
         self.transport.write(refusal(error, status))
         # Closing now would reset the connection, since input is unread, and the peer would not see why.
         self.transport.write_eof()

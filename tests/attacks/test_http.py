@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 
@@ -96,3 +97,19 @@ async def test_request_that_offers_http_2_is_served_with_its_body(attacked: Scen
             assert (status, length > size) == (201, True)
             assert exchange(one, GET + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n" + GET + b"\r\n")[0] == 200
             assert read_all(one, 0.3).count(b"HTTP/1.1 200") <= 1
+
+
+async def test_end_of_a_connection_shows_behind_refused_input(attacked: Scene) -> None:
+    """A stream whose peer has sent nonsense and left ends at once, and not with the next write."""
+    head = f"GET /v1/channels/c/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {writer_token()}\r\n\r\n"
+    before = attacked.descriptors()
+    with connect(attacked.port) as one:
+        one.sendall(head.encode())
+        read_all(one, 0.3)
+        one.sendall(b"no request\r\n\r\n")
+        assert read_all(one, 0.3) == b""
+        one.shutdown(socket.SHUT_WR)
+        one.settimeout(3)
+        while one.recv(4096):
+            pass
+    assert attacked.descriptors() <= before
