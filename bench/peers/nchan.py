@@ -100,8 +100,8 @@ class Nchan(System):
             "tokens_per_s": GROWING_TOKENS_PER_S,
             "returns_texts": True,
         }
-        answered = self._publisher.request("publish", port=self.port, path="/publish/{channel}", **wanted)
-        self._grown[channel] = self._grown.get(channel, "") + answered["texts"][channel]
+        response = self._publisher.request("publish", port=self.port, path="/publish/{channel}", **wanted)
+        self._grown[channel] = self._grown.get(channel, "") + response["texts"][channel]
         return self._grown[channel]
 
 

@@ -278,7 +278,7 @@ def test_refused_publish_fails_the_run() -> None:
 
 
 def test_publish_without_a_response_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.peers.publisher, "_ANSWERS_S", 0.2)
+    monkeypatch.setattr(bench.peers.publisher, "_RESPONSES_S", 0.2)
     with pytest.raises(BenchError, match="3 of 3 publishes got no response"):
         _publish(b"")
 

@@ -15,7 +15,7 @@ import pytest
 
 from holdfast import Hub, allow_everyone
 from holdfast.agents.ids import reply_id
-from holdfast.agents.turn import Answered, Turn
+from holdfast.agents.turn import AskReply, Turn
 from holdfast.client import ClaimedTurn, Client
 from holdfast.client.lease import SHORTEST_LEASE_S
 from holdfast.core.errors import HoldfastError
@@ -414,7 +414,7 @@ async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) ->
 
 async def test_agent_requests_a_reply_that_its_view_missed_before_a_new_start(hub: Hub, wire: Wire) -> None:
     """A new start brings the waiting commands but no reply, so the agent requests the reply."""
-    answered: list[Answered] = []
+    answered: list[AskReply] = []
     client = client_of(wire, client_id="bot")
 
     @client.agent("chat:*")
@@ -430,7 +430,7 @@ async def test_agent_requests_a_reply_that_its_view_missed_before_a_new_start(hu
         view.cursor = None  # as after a close code that says to attach anew
         await hub.reply("chat:1", view.commands[0].id, ok=True, data="go", by="ann")
         await becomes(lambda: bool(answered))
-    assert answered == [Answered(True, "go", None, "ann")]
+    assert answered == [AskReply(True, "go", None, "ann")]
 
 
 @contextlib.asynccontextmanager

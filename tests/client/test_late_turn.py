@@ -17,7 +17,7 @@ from tests.client.test_agents import answers, virtual_hub, working
 from tests.client.wire import Wire, becomes, client_of
 from tests.virtual import virtually
 
-SLEEPY = Timing(silence_s=1000.0, answer_s=1000.0, send_s=1000.0)  # it sleeps: it looks at no clock
+SLEEPY = Timing(silence_s=1000.0, response_s=1000.0, send_s=1000.0)  # it sleeps: it looks at no clock
 
 
 def drowsy(wire: Wire, awake: asyncio.Event) -> Any:

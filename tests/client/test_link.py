@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from holdfast.client import Client, Timing, UnknownProblem, Unreachable
 from holdfast.client.dial import Refusal
-from holdfast.client.pending import UNANSWERED
+from holdfast.client.pending import PENDING_REQUESTS
 from holdfast.core import errors
 from holdfast.core.errors import HoldfastError, LocalError
 from tests.client.script import QUICK, Script, client_of
@@ -109,9 +109,9 @@ async def test_request_without_a_response_times_out_and_is_not_sent_again(script
 
 async def test_calls_wait_while_too_many_requests_have_no_response(script: Script) -> None:
     async with client_of(script) as client:
-        asked = [asyncio.create_task(client.delete("c", f"m{number}")) for number in range(UNANSWERED + 1)]
+        asked = [asyncio.create_task(client.delete("c", f"m{number}")) for number in range(PENDING_REQUESTS + 1)]
         socket = await script.socket()
-        frames = [await socket.frame() for _ in range(UNANSWERED)]
+        frames = [await socket.frame() for _ in range(PENDING_REQUESTS)]
         socket.say(type="ping", n=1)
         assert await socket.frame() == {"type": "pong", "n": 1}
         socket.say(type="ok", ref=frames[0]["ref"])
@@ -201,7 +201,7 @@ async def test_silence_ends_a_connection(script: Script) -> None:
 
 
 async def test_connection_without_responses_is_ended(script: Script) -> None:
-    async with client_of(script, timing=Timing(silence_s=0.4, answer_s=0.1, backoff_s=0.001)) as client:
+    async with client_of(script, timing=Timing(silence_s=0.4, response_s=0.1, backoff_s=0.001)) as client:
         first = await script.socket()
         asked = await deleting(client, "m")
         frame = await first.frame()

@@ -629,7 +629,7 @@ def test_the_first_reply_counts(harness: LogHarness) -> None:
         harness.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
     reply = harness.known_command("c").reply
     assert reply == Reply(id="!c", ok=True, data={"by": "bob"}, error=None, by="bob")
-    assert (first.serial, harness.known_command("c").answered) == (2, 2)
+    assert (first.serial, harness.known_command("c").reply_serial) == (2, 2)
 
 
 def test_of_two_replies_in_a_batch_the_first_counts(batch: LogHarness) -> None:
@@ -848,7 +848,7 @@ def test_of_two_replies_in_a_log_the_first_counts(harness: LogHarness) -> None:
     harness.reply("c", data="first")
     first = harness.known_command("c").reply
     apply_entry(harness.state, Entry(3, Reply(id="!c", ok=False, data="second", error=None, by="bob")))
-    assert (harness.known_command("c").reply, harness.known_command("c").answered, harness.state.serial) == (
+    assert (harness.known_command("c").reply, harness.known_command("c").reply_serial, harness.state.serial) == (
         first,
         2,
         3,

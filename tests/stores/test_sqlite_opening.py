@@ -220,7 +220,7 @@ def _old_head(command: CommandState) -> bytes:
         expires_ms=command.expires_ms,
         digest=command.digest,
     )
-    head = CommandHead(command=sent, created=command.created, reply=command.reply, answered=command.answered)
+    head = CommandHead(command=sent, created=command.created, reply=command.reply, reply_serial=command.reply_serial)
     return msgspec.msgpack.encode(head)
 
 

@@ -131,7 +131,7 @@ class Running:
                     return (await http.get(f"http://127.0.0.1:{self.port}{path}")).text
                 except httpx2.TransportError:
                     await asyncio.sleep(0.05)  # between two tries to reach a process that is starting
-        raise AssertionError(f"the server did not answer:\n{self.output}")
+        raise AssertionError(f"the server did not respond:\n{self.output}")
 
 
 @asynccontextmanager
