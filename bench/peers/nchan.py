@@ -184,7 +184,7 @@ def _package_version() -> str:
 
 
 def _is_ours(port: int, nonce: str) -> bool:
-    """Return whether our nginx answers on this port, with nchan in it."""
+    """Return whether our nginx responds on this port, with nchan in it."""
     try:
         return _get(port, "/who") == nonce.encode() and _publishes(port)
     except (OSError, http.client.HTTPException):

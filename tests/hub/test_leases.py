@@ -250,7 +250,7 @@ async def test_cancel_survives_a_restart() -> None:
 
 
 @virtually
-async def test_cancel_of_a_message_that_ended_by_itself_is_answered_with_finished() -> None:
+async def test_cancel_of_a_message_that_ended_by_itself_gets_the_reply_finished() -> None:
     hub = new_hub()
     await begin(hub, 60.0)
     command = await hub.command("c", "cancel", target="m", by="bob")

@@ -357,8 +357,8 @@ def open_as_somebody(path: Path) -> str:
 
 def test_a_directory_that_may_not_be_written_is_refused(shared: Path) -> None:
     shared.parent.chmod(0o555)
-    said = open_as_somebody(shared)
-    assert "chat.db.lock cannot be written (Permission denied); the directory and the files in it must be" in said
+    message = open_as_somebody(shared)
+    assert "chat.db.lock cannot be written (Permission denied); the directory and the files in it must be" in message
 
 
 def test_a_file_that_may_not_be_written_is_refused(shared: Path) -> None:
