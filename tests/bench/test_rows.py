@@ -228,9 +228,7 @@ def test_memory_of_a_dead_server_gives_no_figure() -> None:
 def test_missing_resources_are_reported_before_the_first_measurement(tmp_path: Path) -> None:
     ran = run_bench("resume", "appends", "--quick", "--dir", str(tmp_path), path=str(tmp_path))
     assert ran.returncode == 1
-    reported, measured = (
-        ran.stderr.index(report) for report in ("appends: not measured: XADD per token: ", "resume: ")
-    )
+    reported, measured = (ran.stderr.index(line) for line in ("appends: not measured: XADD per token: ", "resume: "))
     assert reported < measured
     assert "redis-server is missing (Debian: apt-get install redis-server)" in ran.stderr
     assert "resume in mid-stream" in ran.stdout  # the rest is measured all the same
@@ -464,8 +462,8 @@ def test_page_lists_rows_that_are_not_in_its_run(tmp_path: Path) -> None:
     ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
     others = ", ".join(name for name in BENCHMARKS if name != "resume")
     for text in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # at the beginning and at the end
-        assert f"not in this run, so without figures: {others}" in said
-        assert "a quick check" in said
+        assert f"not in this run, so without figures: {others}" in text
+        assert "a quick check" in text
     assert "| storm |" not in path.read_text()
 
 
