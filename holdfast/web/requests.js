@@ -13,7 +13,7 @@ import { HoldfastError, refusal } from "./errors.js"
 /** @typedef {{ frame: Frame, text: string, resolve: (response: any) => void, reject: (error: HoldfastError) => void }} Pending */
 
 const MAX_PENDING = 500 // the server stops reading at 1,000 or 4 MiB
-const MAX_UNITS = 1_000_000 // of UTF-16, at most 3 bytes each; one request may go beyond it
+const MAX_UNITS = 1_000_000 // UTF-16 units, at most 3 bytes each; one request may go beyond it
 // The presence lease over HTTP. Browsers run the timers of a hidden page once a minute, and its member must not flicker.
 export const LEASE_S = 90
 // Requests over HTTP; a colon stands for the id. Any other request is a POST to a message under the name of its type.

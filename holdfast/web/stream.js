@@ -65,7 +65,7 @@ function dial(connection, token) {
 
   read().catch((error) => {
     if (!stop.signal.aborted) client.refusedStream(connection, error, token)
-    else if (error.name !== "AbortError") (globalThis.reportError ?? console.error)(error) // of an unreadable event
+    else if (error.name !== "AbortError") (globalThis.reportError ?? console.error)(error) // report an unreadable event
   })
   return () => {
     clearTimeout(buffered)
