@@ -5,7 +5,6 @@
 
 import { Conversation } from "./conversation.js"
 import { HoldfastError, callAll, isTemporary, Observable, refusal } from "./errors.js"
-import { LEASE_S } from "./requests.js"
 import { shownMessage, unsentMessage } from "./snapshot.js"
 import { countPoints, SurrogateJoiner } from "./text.js"
 import { Typing } from "./typing.js"
@@ -42,6 +41,7 @@ import { remember, View } from "./view.js"
 const NOTIFY_MS = 20 // delay before an unfinished batch is shown, so that many small frames cost one rendering
 const JOINERS = 1_000 // parts that one page writes at once
 const PAGE_TRIES = 3
+const PRESENCE_MS = 30_000 // over HTTP: a third of the lease
 
 const utf8 = new TextEncoder()
 
@@ -470,7 +470,7 @@ export class Channel extends Observable {
     this.#presenceRequests++
     await this.#request("presence", [...this.#presence.values()].at(-1) ?? { leave: true }).finally(() => this.#presenceRequests--)
     clearTimeout(this.#renewal)
-    if (this.client.isHttp && this.state !== "closed") this.#renewal = setTimeout(() => this.renewPresence(), LEASE_S * 333)
+    if (this.client.isHttp && this.state !== "closed") this.#renewal = setTimeout(() => this.renewPresence(), PRESENCE_MS)
   }
 
   /** @param {number} [limit] */

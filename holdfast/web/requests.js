@@ -5,7 +5,7 @@
  * @module
  */
 
-import { OPEN_MS } from "./connection.js"
+import { loadFallback, OPEN_MS } from "./connection.js"
 import { HoldfastError, refusal } from "./errors.js"
 
 /** @typedef {Record<string, unknown> & { id?: string }} Fields */
@@ -14,19 +14,6 @@ import { HoldfastError, refusal } from "./errors.js"
 
 const MAX_PENDING = 500 // the server stops reading at 1,000 or 4 MiB
 const MAX_UNITS = 1_000_000 // of UTF-16, at most 3 bytes each; one request may go beyond it
-// The presence lease over HTTP. Browsers run the timers of a hidden page once a minute, and its member must not flicker.
-export const LEASE_S = 90
-// Requests over HTTP; a colon stands for the id. Any other request is a POST to a message under the name of its type.
-const ROUTES = new Map([
-  ["create", "POST messages"],
-  ["history", "GET messages"],
-  ["update", "PATCH messages/:"],
-  ["delete", "DELETE messages/:"],
-  ["command", "POST commands"],
-  ["reply", "POST commands/:/reply"],
-  ["presence", "PUT presence/:"],
-  ["signal", "POST signals"],
-])
 
 /** @internal */
 export class Requests {
@@ -89,28 +76,8 @@ export class Requests {
     this.#isSending = false
   }
 
-  /** Send a request over HTTP, again if its token had to be replaced. @param {Frame} frame @returns {Promise<any>} */
+  /** Send a request over HTTP. @param {Frame} frame @returns {Promise<any>} */
   async sendOne(frame) {
-    const { client } = this
-    const { type, channel, ref: _, leave, ...fields } = frame
-    const [verb, pattern] = (ROUTES.get(type) ?? `POST messages/:/${type}`).split(" ")
-    if (type === "presence") Object.assign(fields, { id: client.id ?? "anonymous", lease_s: LEASE_S })
-    const name = pattern.replace(":", () => encodeURIComponent(fields.id ?? ""))
-    if (name !== pattern) delete fields.id
-    const method = leave ? "DELETE" : verb
-    const path = `/v1/channels/${encodeURIComponent(channel)}/${name}`
-    const known = client.token.get()
-    const token = known instanceof Promise ? await known : known
-    const response = await client.http(method, path, {
-      token,
-      query: method === "GET" ? fields : {},
-      body: method[0] === "P" ? fields : undefined,
-      signal: AbortSignal.any([client.closing, AbortSignal.timeout(OPEN_MS)]),
-    })
-    if (response.ok) return response.status > 201 ? {} : response.json()
-    const error = await client.problemOf(response)
-    const isForToken = error instanceof HoldfastError && error.code === "unauthenticated" && client.token.source !== undefined
-    if (isForToken && !client.tokenRefused(token, false)) return this.sendOne(frame)
-    throw error
+    return (await loadFallback()).sendOne(this.client, frame)
   }
 }

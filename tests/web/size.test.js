@@ -10,10 +10,11 @@ import { gzipSync } from "node:zlib"
 import { buildSync } from "esbuild"
 
 // Modules that are imported when they are needed, such as the diagnosis, do not count as core.
-const LAZY = ["./probe.js", "./sharing.js"]
+const LAZY = ["./fallback.js", "./probe.js", "./sharing.js"]
 const CORE = ["./errors.js", "./view.js"] // every page has them
 const LIMITS = [
-  ["client.js", LAZY, 12_400],
+  ["client.js", LAZY, 11_100],
+  ["fallback.js", ["./errors.js"], 1_650],
   ["cache.js", CORE, 1_500],
   ["tabs.js", [...CORE, "./dump.js"], 2_500],
   ["react.js", ["react"], 1_000],
