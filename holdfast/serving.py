@@ -128,15 +128,16 @@ class _LogFilter(logging.Filter):
 
     A stream that is broken off shows its viewer that it is not complete, but the server logs an error. The server logs
     the whole URL of each WebSocket, with a query that may hold secrets. At the level DEBUG it logs each frame (`< ` and
-    `> `): headers, tokens and messages of users. And for text that is not UTF-8 it logs a traceback, although the peer
-    is notified (1007).
+    `> `): headers, tokens and messages of users. For text that is not UTF-8 it logs a traceback, although the peer
+    is notified (1007). And it logs each handshake, opened or refused, and each upgrade to another protocol, without a
+    reason and without a bound: any peer could fill the disk. `transports.refusals` logs why peers are refused.
     """
+
+    _BEGINNINGS = ("< ", "> ", "Invalid UTF-8", "connection open", "connection rejected", "Unsupported upgrade")
 
     def filter(self, record: logging.LogRecord) -> bool:
         form = str(record.msg)
-        return not (
-            form.startswith(("< ", "> ", "Invalid UTF-8")) or '"WebSocket ' in form or "without completing" in form
-        )
+        return not (form.startswith(self._BEGINNINGS) or '"WebSocket ' in form or "without completing" in form)
 
 
 def server(

@@ -207,6 +207,10 @@ async def nobody(scope: Any) -> Identity | None:
     return None
 
 
+async def subscriber(scope: Any) -> Identity | None:
+    return Identity(client_id="ann", capabilities=frozenset({"subscribe"}))
+
+
 async def expired(scope: Any) -> Identity | None:
     return Identity(client_id="ann", expires_at_ms=1)
 
@@ -401,6 +405,14 @@ CASES: list[Any] = [  # each a Case, or `pending` of one
         "/v1/channels/c/messages",
         content=b"x",
         headers={"content-type": "text/plain"},
+    ),
+    over_http(
+        errors.Forbidden,
+        ("client 'ann'", "'publish'", "channel 'chat:1'"),
+        "POST",
+        "/v1/channels/chat:1/messages",
+        json={"text": "x"},
+        hub={"authenticate": subscriber},
     ),
     over_http(errors.NoVerifier, (), "GET", "/v1/channels/c/messages/m1", address="192.0.2.1"),
     pending(over_http(errors.Unauthenticated, (), "GET", "/v1/channels/c/messages/m1", hub={"authenticate": nobody})),

@@ -92,7 +92,7 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
         from websockets.exceptions import InvalidHandshake, InvalidStatus
         from websockets.typing import Subprotocol
     except ImportError:
-        raise LocalError("this needs websockets: pip install 'holdfast[client]'") from None
+        raise LocalError("Client needs the package websockets: pip install 'holdfast[client]'") from None
 
     async def dial(url: str, headers: dict[str, str]) -> Socket:
         try:
