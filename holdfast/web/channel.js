@@ -153,7 +153,7 @@ export class Channel extends Observable {
     const draft = fieldsOf(message)
     const known = this.#conversation.get(id)
     if (!known) {
-      const error = refusal("deleted", `message ${id} was deleted, or is not in view: retry() sends its new version as a message of its own`)
+      const error = refusal("deleted", `message ${id} is deleted or not in view: retry() sends its new version as a new message`)
       client.outbox.add(name, client.newId(), draft, { code: error.code, detail: error.message })
       this.notify()
       throw error
@@ -397,7 +397,7 @@ export class Channel extends Observable {
   /** @internal The page was hidden, or is shown again. @param {boolean} isHidden */
   turned(isHidden) {
     const { messages } = this.view.getSnapshot()
-    this.#seen = isHidden ? Math.min(this.#seen, messages[messages.length - 1]?.created ?? 0) : Infinity
+    this.#seen = isHidden ? Math.min(this.#seen, messages.at(-1)?.created ?? 0) : Infinity
     this.notify()
   }
 

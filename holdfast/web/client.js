@@ -6,7 +6,7 @@
  */
 
 import { Channel } from "./channel.js"
-import { Connection, loadFallback, POLL, STREAM } from "./connection.js"
+import { Connection, POLL, STREAM, withFallback } from "./connection.js"
 import { HoldfastError, isTemporary, Observable, refusal } from "./errors.js"
 import { Outbox } from "./outbox.js"
 import { Requests } from "./requests.js"
@@ -231,18 +231,11 @@ export class Client extends Observable {
     this.#connections[0]?.send?.(text)
   }
 
-  /** @internal @param {string} path @param {Record<string, unknown>} [query] */
-  address(path, query) {
-    const url = new URL(this.base + path)
-    for (const [name, value] of Object.entries({ sdk: "js", client: this.options.client, ...query })) {
-      if (value != null) url.searchParams.set(name, String(value))
-    }
-    return url.href
-  }
-
   /** @internal @param {any} [Socket] used instead of a WebSocket @returns {WebSocket} */
   openSocket(Socket = this.WebSocket) {
-    return new Socket(this.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
+    const { client } = this.options
+    const query = client == null ? "" : `&client=${encodeURIComponent(client)}`
+    return new Socket(`${this.base}/v1/ws?sdk=js${query}`.replace(/^http/, "ws"), "holdfast.v1")
   }
 
   /** @internal Add a request of a channel. @param {string} type @param {string} channel @param {Fields} fields @returns {Promise<any>} */
@@ -254,7 +247,7 @@ export class Client extends Observable {
   /** @internal Send a request once; without a connection it is lost. @param {string} type @param {string} channel @param {Fields} fields */
   sendOnce(type, channel, fields) {
     const frame = { ...fields, type, ref: this.nextRef(), channel }
-    if (this.isHttp) this.requests.sendOne(frame).catch(() => {})
+    if (this.isHttp) withFallback((fallback) => fallback.sendOne(this, frame))
     else this.send(JSON.stringify(frame))
   }
 
@@ -263,10 +256,10 @@ export class Client extends Observable {
     this.#worked.add(connection.transport)
     this.#error = null
     for (const channel of connection.channels) channel.renewPresence()
-    void this.requests.sendAll()
+    this.requests.sendAll()
     this.notify()
     // While the server is there: another network may block WebSockets, and a later release has no such file.
-    loadFallback().catch(() => {})
+    withFallback(() => {})
   }
 
   /** @internal The server has confirmed the id of this client. @param {string | undefined} id */
@@ -338,7 +331,7 @@ export class Client extends Observable {
     const before = this.#transport
     const isCurrent = () => this.#transport === before && this.state !== "closed" && this.state !== "suspended"
     const next = (/** @type {boolean} */ isOpen) => isCurrent() && this.use(isOpen ? WEBSOCKET : before === POLL ? STREAM : before)
-    loadFallback().then((fallback) => fallback.tryWebSocket(this, next), () => {})
+    withFallback((fallback) => fallback.tryWebSocket(this, next))
   }
 
   /** Another network may carry what the last one did not. */

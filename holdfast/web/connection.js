@@ -32,6 +32,9 @@ let fallback
 /** Load what the transports over HTTP need. */
 export const loadFallback = async () => (fallback ??= await import("./fallback.js"))
 
+/** Call `action` with the loaded module. Where it cannot be loaded now, the connections try again. @param {(module: typeof import("./fallback.js")) => unknown} action */
+export const withFallback = (action) => void loadFallback().then(action).catch(() => {})
+
 /** @param {"sse" | "poll"} name @param {number} silence_ms @returns {Transport} */
 const overHttp = (name, silence_ms) => ({
   name,

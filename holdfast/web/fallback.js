@@ -5,6 +5,6 @@
  * @module
  */
 
-export { sendOne, tryWebSocket } from "./http.js"
+export { sendAll, sendOne, tryWebSocket } from "./http.js"
 export { dial as poll } from "./poll.js"
 export { dial as sse } from "./stream.js"

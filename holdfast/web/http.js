@@ -30,7 +30,11 @@ const ROUTES = new Map([
  */
 export async function request(client, method, channel, name, { query, body, token, signal }) {
   const { base } = client
-  const response = await client.fetch(client.address(`/v1/channels/${encodeURIComponent(channel)}/${name}`, query), {
+  const url = new URL(`${base}/v1/channels/${encodeURIComponent(channel)}/${name}`)
+  for (const [field, value] of Object.entries({ sdk: "js", client: client.options.client, ...query })) {
+    if (value != null) url.searchParams.set(field, String(value))
+  }
+  const response = await client.fetch(url.href, {
     method,
     signal,
     headers: {
@@ -46,6 +50,26 @@ export async function request(client, method, channel, name, { query, body, toke
   // A response without a code comes from a proxy or from another server.
   if (status >= 500) throw new Error(`${base} got status ${status}`)
   throw refusal("not_holdfast", `${base} got status ${status} without a code: is it a Holdfast server?`)
+}
+
+/** Send all requests, one after another, since appends depend on each other. @param {import("./requests.js").Requests} requests */
+export async function sendAll(requests) {
+  const { client, pending, isSending } = requests
+  if (isSending) return
+  requests.isSending = true
+  for (const [ref, { frame }] of pending) {
+    if (!client.isHttp || client.state === "suspended") break
+    await sendOne(client, frame).then(
+      (response) => requests.settle(ref, response),
+      (error) => error instanceof HoldfastError && requests.settle(ref, error),
+    )
+    // The server or the network is down: send it again after a while at the latest.
+    if (pending.has(ref)) {
+      setTimeout(() => requests.sendAll(), client.random() * RESPONSE_MS)
+      break
+    }
+  }
+  requests.isSending = false
 }
 
 /** Send a request of a channel, again if its token had to be replaced. @param {Client} client @param {import("./requests.js").Frame} frame @returns {Promise<any>} */

@@ -1,11 +1,11 @@
 /**
- * The requests of all channels that wait for a response, and their way over HTTP.
+ * The requests of all channels that wait for a response.
  *
  * A request is sent again on each new connection until it has a response. Requests carry ids, so a repeat is safe.
  * @module
  */
 
-import { loadFallback, OPEN_MS } from "./connection.js"
+import { withFallback } from "./connection.js"
 import { HoldfastError, refusal } from "./errors.js"
 
 /** @typedef {Record<string, unknown> & { id?: string }} Fields */
@@ -20,7 +20,8 @@ export class Requests {
   /** @type {Map<unknown, Pending>} in the order of the calls, which is the order of sending */
   pending = new Map()
   #units = 0
-  #isSending = false
+  /** @internal Whether they are being sent over HTTP. */
+  isSending = false
 
   /** @param {import("./client.js").Client} client */
   constructor(client) {
@@ -42,7 +43,7 @@ export class Requests {
       this.#units += text.length
       this.pending.set(frame.ref, { frame, text, resolve, reject })
       this.client.send(text)
-      void this.sendAll()
+      this.sendAll()
     })
   }
 
@@ -57,27 +58,8 @@ export class Requests {
     else request.resolve(response)
   }
 
-  /** Without a socket, send all requests over HTTP, one after another, since appends depend on each other. */
-  async sendAll() {
-    if (this.#isSending) return
-    this.#isSending = true
-    for (const [ref, { frame }] of this.pending) {
-      if (!this.client.isHttp || this.client.state === "suspended") break
-      await this.sendOne(frame).then(
-        (response) => this.settle(ref, response),
-        (error) => error instanceof HoldfastError && this.settle(ref, error),
-      )
-      // The server or the network is down: send it again after a while at the latest.
-      if (this.pending.has(ref)) {
-        setTimeout(() => this.sendAll(), this.client.random() * OPEN_MS)
-        break
-      }
-    }
-    this.#isSending = false
-  }
-
-  /** Send a request over HTTP. @param {Frame} frame @returns {Promise<any>} */
-  async sendOne(frame) {
-    return (await loadFallback()).sendOne(this.client, frame)
+  /** Send all requests over HTTP, if there is no socket. */
+  sendAll() {
+    if (this.client.isHttp) withFallback((fallback) => fallback.sendAll(this))
   }
 }

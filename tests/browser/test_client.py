@@ -237,6 +237,10 @@ async def test_module_that_is_not_loaded_at_first_is_loaded_later(browser: Brows
         window = await page_at(browser, port)
         window.on("pageerror", lambda error: failures.append(str(error)))
         await window.route(re.compile("/web/"), serve)
+        await follow(window, port)
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        await window.evaluate("window.client.close()")
+
         await follow(window, port, transport="sse")
         assert await error_code(window) == "unreachable"
         words: str = await window.evaluate("window.client.status.error.message")
