@@ -40,7 +40,7 @@ LET_GO_S = 75.0
 PROBED_EVERY = 25
 SERVER_CPU_S = 2.0
 MAX_BYTES = 3_000_000
-MAX_FRAMES = 30  # of one input
+MAX_FRAMES = 30  # most frames of one input
 SPARE_FILES = 40
 SPARE_RSS_KIB = 300_000
 # Of a request that the server cannot read; the protocol names these below its table of errors.
@@ -167,7 +167,7 @@ def complaint(log: bytes) -> str | None:
 class _Wire:
     """The common part of both targets."""
 
-    cpu_s = 10.0  # of this process; the server's own time is checked separately
+    cpu_s = 10.0  # processor time of this process; the server's own time is checked separately
     is_guided = False
 
     def __init__(self) -> None:

@@ -25,11 +25,11 @@ from holdfast.core.errors import HoldfastError, InvalidRequest, TooLarge
 from holdfast.transports.problem import problem_headers
 from holdfast.transports.server_connection import EXTENSION
 
-MAX_HEAD_BYTES = 64 * 1024  # of the request line and headers, also of a trailer
+MAX_HEAD_BYTES = 64 * 1024  # the largest request line with headers, and the largest trailer
 MAX_HEADERS = 100
 HEAD_S = 10.0  # from the connection, or the end of the last response, to the end of a head that has begun
 UNREAD_S = 60.0  # in which a peer must read a byte of a response that waits for it
-LINGER_S = 1.0  # for a refused peer to read the reason; its own bytes are not read any more
+LINGER_S = 1.0  # time in which a refused peer can read the reason; the server reads no more of it
 UNREAD_BYTES = 8 * 1024  # read beyond a waiting request
 SLICE_BYTES = 4 * 1024
 SLICE_S = 0.002  # after so long the loop turns to other connections
@@ -60,11 +60,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._book = book
         self._connection: Connection | None = None  # None if it was refused, and after it is lost or upgraded
         self._unread = b""  # read, and not parsed yet
-        self._begun_scope: Any = None  # of the last request whose head is complete
+        self._begun_scope: Any = None  # the scope of the last request whose head is complete
         self._extensions: dict[str, dict[object, object]] = {EXTENSION: {"connection": self}}
         self._is_known = False
         self._is_refused = False
-        self._stalled_bytes = 0  # of an unfinished head, or of input since that brought no body
+        self._stalled_bytes = 0  # size of an unfinished head, or of later input that contained no body
         self._unsent_bytes = 0  # when the deadline for the peer to read was set
 
     # The connection

@@ -42,7 +42,7 @@ STARTED_POLL_S = 0.01
 # tasks are cancelled.
 ANSWERS_S = 2.0
 CANCEL_S = 3
-DRAIN_S = 5.0  # of hubs that cannot be found in the app: the default of `Hub`
+DRAIN_S = 5.0  # for hubs that cannot be found in the app: the default of `Hub`
 FORCE_S = 10.0  # beyond the hub's `drain_s`; then the process ends even if code in it blocks
 
 
@@ -79,7 +79,7 @@ def hubs_in(app: Any) -> list[HubCore]:
     """Return the hubs that `app` is, or has mounted, as far as its routes show."""
     if isinstance(app, HubCore):
         return [app]
-    routes = getattr(app, "routes", None)  # of Starlette, FastAPI and their mounts
+    routes = getattr(app, "routes", None)  # Starlette, FastAPI and their mounts have routes
     if not isinstance(routes, list | tuple):
         return []
     return [hub for route in routes for hub in hubs_in(getattr(route, "app", None))]

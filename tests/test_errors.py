@@ -513,7 +513,7 @@ def _cases() -> Iterator[Case]:
 def test_every_error_class_has_a_case() -> None:
     for module in pkgutil.walk_packages(holdfast.__path__, "holdfast."):
         if not module.name.startswith(("holdfast.__main__", "holdfast.demo")):
-            with suppress(ImportError):  # of an optional dependency
+            with suppress(ImportError):  # an optional dependency may be missing
                 importlib.import_module(module.name)
     assert set(_classes(HoldfastError)) - {case.error for case in _cases()} == set()
 

@@ -10,7 +10,7 @@ import { HoldfastError, refusal } from "./errors.js"
 const RESPONSE_MS = 10_000
 // The presence lease. Browsers run the timers of a hidden page once a minute, and its member must not flicker.
 const LEASE_S = 90
-const TRIAL_MS = 10_000 // of a WebSocket beside the transport in use
+const TRIAL_MS = 10_000 // longest trial of a WebSocket beside the transport in use
 // A colon stands for the id. Any other request is a POST to a message under the name of its type.
 const ROUTES = new Map([
   ["create", "POST messages"],

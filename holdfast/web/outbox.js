@@ -27,7 +27,7 @@ import { isTemporary, refusal } from "./errors.js"
  */
 
 const MAX_MESSAGES = 200
-const MAX_UNITS = 1_048_576 // of UTF-16
+const MAX_UNITS = 1_048_576 // UTF-16 units
 const AGAIN_MS = 5_000 // the longest wait after a temporary refusal
 
 /** @internal */

@@ -13,7 +13,7 @@ import { HoldfastError, refusal } from "./errors.js"
 /** @typedef {{ frame: Frame, text: string, resolve: (response: any) => void, reject: (error: HoldfastError) => void }} Pending */
 
 const MAX_PENDING = 500 // the server stops reading at 1,000 or 4 MiB
-const MAX_UNITS = 1_000_000 // of UTF-16, at most 3 bytes each; one request may go beyond it
+const MAX_UNITS = 1_000_000 // UTF-16 units, at most 3 bytes each; one request may go beyond it
 
 /** @internal */
 export class Requests {

@@ -58,7 +58,7 @@ export function dial(connection, token, stop) {
 
   read().catch((error) => {
     if (!stop.signal.aborted) refused(connection, error, token)
-    else if (error.name !== "AbortError") (globalThis.reportError ?? console.error)(error) // of an unreadable event
+    else if (error.name !== "AbortError") (globalThis.reportError ?? console.error)(error) // report an unreadable event
   })
 }
 

@@ -66,7 +66,7 @@ export class View {
   isWhole = false
 
   #fold = new Fold()
-  /** @type {WireEvent[] | null} a new start that is not complete yet (rule 6) */
+  /** @type {WireEvent[] | null} a new start that is not complete yet (protocol 3.4, rule 6) */
   #aside = null
   #isLost = true // events are ignored before the first new start
 
@@ -150,7 +150,7 @@ class Fold {
   deleted = new Map()
   /** @type {Map<string, Member>} */
   members = new Map()
-  count = 0 // of all members, also those that are not listed
+  count = 0 // number of all members, also those that are not listed
   /** @type {Map<string, Command>} */
   pending = new Map()
   /** @type {Map<string, boolean>} id → whether it has a reply */
@@ -365,7 +365,7 @@ class Entry {
   constructor(message, serial) {
     this.head = message // all fields but the parts
     this.version = serial
-    this.whole = serial // of the last create or update: the serial of parts that do not exist (rule 1)
+    this.whole = serial // serial of the last create or update: the serial of parts that do not exist (rule 1)
     this.pieces = (message.parts ?? []).map((part) => new Piece(part, serial))
     /** @type {Message | null} the shown value; null when it must be rebuilt */
     this.shown = message

@@ -537,7 +537,7 @@ async def test_assistant_message_needs_append(place: Place, body: Json) -> None:
 
 async def test_streaming_message_cannot_be_changed_without_append(place: Place) -> None:
     await put(place.hub, "growing", "m1")
-    token = place.token("ann", *READ, "publish")  # of a device of the writer without `append`
+    token = place.token("ann", *READ, "publish")  # the token of a device of the writer, without `append`
     answer = await place.ask(
         "PATCH", f"/v1/channels/{CHANNEL}/messages/m1", {"text": "x", "generation": 1}, token=token
     )
