@@ -315,7 +315,7 @@ def within_rates(
     return {"statuses": statuses, **counts}
 
 
-def aborted_bodies(port: int, seconds: float, bearer: str, path: str, size: int, connections: int = 6) -> Report:
+def aborted_bodies(port: int, seconds: float, bearer: str, path: str, size: int, connections: int = 3) -> Report:
     """Send bodies without their last byte, and abort each. The report has the bytes of those that were not refused."""
     until_s = time.monotonic() + seconds
     counts = {"refused": 0, "bytes": 0}

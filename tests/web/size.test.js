@@ -16,6 +16,8 @@ const LIMITS = [
   ["client.js", LAZY, 11_000],
   ["fallback.js", ["./errors.js"], 2_100],
   ["cache.js", CORE, 1_500],
+  ["chat.js", ["./chat_panel.js", "./client.js"], 4_000], // the closed chat element
+  ["chat.js", [], 50_000], // the open one, with everything that it can load
   ["tabs.js", [...CORE, "./dump.js"], 2_500],
   ["react.js", ["react"], 1_000],
 ]
