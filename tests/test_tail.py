@@ -96,7 +96,7 @@ async def test_tail_prints_one_notice_for_an_outage(served: Served) -> None:
     await served.hub.create("c", role="user", author="ann", text="two")
     await served.until(lambda: screen.getvalue().endswith("two"))
     assert screen.getvalue() == "── user ann\none\n\n── user ann\ntwo"
-    assert notices.getvalue() == f"(no answer from http://{served.host}:{served.port}, trying again)\n"
+    assert notices.getvalue() == f"(no response from http://{served.host}:{served.port}, trying again)\n"
     await stop(served, screen, running)
 
 

@@ -59,7 +59,7 @@ async def test_unknown_sockets_with_large_heads_take_little_memory(attacked: Sce
 
 
 async def test_socket_whose_introduction_failed_is_aborted(attacked: Scene) -> None:
-    """The attacker keeps its end open, and answers no close frame."""
+    """The attacker keeps its end open, and responds to no close frame."""
     begin = f"{HANDSHAKE}\r\n"
     outcome = await run(attacked, "crowd", total=200, begin=begin, socket_frames=TEXT, seconds=6)
     assert outcome.report["left"] == 0, outcome

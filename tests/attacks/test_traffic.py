@@ -27,8 +27,8 @@ async def publish(one: Scene, count: int, size: int, bearer: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     for number in range(count):
         body = {"id": f"m{number}", "text": "x" * size}
-        status, answer = await ask(reader, writer, "POST", MESSAGES, body, bearer)
-        assert status == 201, answer
+        status, response = await ask(reader, writer, "POST", MESSAGES, body, bearer)
+        assert status == 201, response
     writer.close()
 
 

@@ -293,7 +293,7 @@ def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
         self._done(decided.result())
         self._done(decided.result())
 
-    patch.setattr(Waiting, "answered", twice)
+    patch.setattr(Waiting, "decided", twice)
 
 
 def messages_of_a_dead_process_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
@@ -582,8 +582,8 @@ def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """The author of a message has seen its entry."""
     fields = codec._fields
 
-    def ahead(request: Any, answered: Any) -> dict[str, Any]:
-        known = fields(request, answered)
+    def ahead(request: Any, result: Any) -> dict[str, Any]:
+        known = fields(request, result)
         if "cursor" in known:
             epoch, _, serial = known["cursor"].partition(":")
             known["cursor"] = f"{epoch}:{int(serial) + 1}"
@@ -704,7 +704,7 @@ def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
     def at_once(self: Session, frame: Any, size: int) -> None:
         if isinstance(frame, DeleteFrame):
             caller = caller_of(self._hub, self.identity, frame.channel)
-            self._hub.submit(frame.channel, frame.id, frame, caller, lambda answered: None)
+            self._hub.submit(frame.channel, frame.id, frame, caller, lambda result: None)
             self.reply({"type": "ok", "ref": frame.ref})
         else:
             request(self, frame, size)
