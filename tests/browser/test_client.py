@@ -225,6 +225,20 @@ async def test_port_without_a_server_is_unreachable_until_a_server_starts(browse
     await hub.close()
 
 
+async def test_each_tab_learns_why_the_tab_that_leads_does_not_connect(browser: Browser) -> None:
+    dead = free_port()
+    async with app_with(new_hub()) as port:
+        first = await page_at(browser, port)
+        second = await first.context.new_page()
+        await second.goto(first.url)
+        for window in (first, second):
+            await follow(window, port, url=f"http://localhost:{dead}/holdfast", identity="ada")
+        for window in (first, second):
+            assert await error_code(window) == "unreachable"
+        names = [await window.evaluate("window.client.status.transport") for window in (first, second)]
+        assert "tab" in names
+
+
 async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: Browser) -> None:
     warnings: list[str] = []
     async with app_with(new_hub()) as port, listening(Starlette(routes=[Route("/", page)])) as elsewhere:
