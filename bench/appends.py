@@ -56,7 +56,7 @@ class _Round(NamedTuple):
     tokens_per_s: float
     us_per_token: float
     redis_us_per_token: float
-    wait_ms: list[float]  # until a token is durable: median and p99
+    wait_ms: list[float]  # time until a token is durable: median and p99
     fewest: int  # tokens of the slowest producer
 
     def __str__(self) -> str:

@@ -110,7 +110,7 @@ class _Round(NamedTuple):
     publisher_load: (
         float  # the publisher over HTTP shares the load client's core; other systems have producers in their process
     )
-    lag_ms: float  # of producers (p99)
+    lag_ms: float  # lateness of the producers (p99)
 
     def __str__(self) -> str:
         return (

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-CLIENT_LIMIT = 0.95  # of the load client's core: above it, the client's own time distorts the measurement
+CLIENT_LIMIT = 0.95  # share of the load client's core: above it, the client's own time distorts the measurement
 FINISHED = "message.finish"  # in the last bytes for each viewer of an answer: `drain` looks for it
 
 

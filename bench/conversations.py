@@ -41,7 +41,7 @@ class Run(NamedTuple):
     conversations: int
     tokens: int
     latency_ms: list[float]  # p50, p99, p99.9
-    lag_ms: float  # of the producers (p99)
+    lag_ms: float  # lateness of the producers (p99)
     seconds: float
     deliveries: int
     server_s: float

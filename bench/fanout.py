@@ -34,7 +34,7 @@ from bench.common import (
 from bench.needs import SERVER, Needs
 from bench.proc import SERVER_CORE, BenchError, Child, cpu_s, raise_file_limit
 
-_LIMIT = 1.6  # for one channel with a thousand SSE viewers under `serve`
+_LIMIT = 1.6  # budget of one channel with a thousand SSE viewers under `serve`
 _TIMEOUT_S = 30.0
 _NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 
@@ -46,7 +46,7 @@ class Shape:
     channels: int
     viewers: int
     tokens_per_s: float
-    limit: float | None = None  # of the ratio, for SSE under `serve`
+    limit: float | None = None  # budget of the ratio, for SSE under `serve`
 
     @property
     def connections(self) -> int:
@@ -67,7 +67,7 @@ class _Round(NamedTuple):
     bytes: int
     client_load: float
     seconds: float
-    lag_ms: float | None  # of the producers (p99); None for the bare server
+    lag_ms: float | None  # lateness of the producers (p99); None for the bare server
 
 
 def run(options: Options) -> Iterator[Row]:

@@ -23,7 +23,7 @@ _TIMEOUT_S = 60.0
 class _Round(NamedTuple):
     few: int
     many: int
-    sizes: tuple[int, int]  # of the server, with few and with many viewers
+    sizes: tuple[int, int]  # sizes of the server, with few and with many viewers
 
     @property
     def per_viewer_kb(self) -> float:

@@ -28,7 +28,7 @@ class LoadResponse:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.is_complete = False
-        self._rest = b""  # of a head or a chunk's size line that has not ended
+        self._rest = b""  # the rest of a head or a chunk's size line that has not ended
         self._is_chunked = False
         self._left: int | None = None  # bytes of the chunk or body still to come; None: until the connection ends
         self._is_after_chunk = False  # the CRLF at the end of a chunk comes next

@@ -41,7 +41,7 @@ class Producers:
         self._hub = hub
         self._soak: asyncio.Task[None] | None = None
         self._lateness = Lateness()  # since the last request for work
-        self._failure: Exception | None = None  # of a task that no request awaits
+        self._failure: Exception | None = None  # the error of a task that no request awaits
         hub.adopt("bench:*")(self._go_on)
 
     async def produce(

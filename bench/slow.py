@@ -41,7 +41,7 @@ class _Run(NamedTuple):
     p50_ms: float
     p99_ms: float
     grown_bytes: int  # growth of the server's memory, from when all were attached to when all was written
-    most_bytes: int  # for the slow viewer that got the most
+    most_bytes: int  # bytes of the slow viewer that got the most
     lag_ms: float
     client_load: float
 

@@ -32,7 +32,7 @@ _WARM_UP = 0.5
 _STEP_S = 1.0
 _OLD = 10_000  # conversations in the file before the soak
 _OLD_CHARACTERS = 2_000  # in each
-_IDLE_S = 10.0  # until an idle channel leaves the server's memory
+_IDLE_S = 10.0  # time after which an idle channel leaves the server's memory
 _AFTER_S = 20.0  # after the end of the last conversation, until viewers must have received it
 _FILL_S = 120.0
 _RELEASE_S = 45.0
@@ -109,7 +109,7 @@ class _Watch:
         self._server, self._load = server, load
         self._began_s = time.monotonic()
         self._began = cpu_s(server.pid), cpu_s(load.pid)
-        self.lag_ms: list[float] = []  # of the producers; empty before the first reading
+        self.lag_ms: list[float] = []  # lateness of the producers; empty before the first reading
         self.collected_s: list[float] = []  # when the garbage collector was seen to have examined the older generations
         self.seconds = self.server_s = self.client_s = 0.0
 
@@ -221,7 +221,7 @@ def _released(server: Served, wanted: dict[str, Any]) -> dict[str, Any]:
     """Return the held resources once they are no more than `wanted`, or after a timeout."""
     until_s = time.monotonic() + _RELEASE_S
     while _beyond(wanted, held := server.child.request("held")) and time.monotonic() < until_s:
-        time.sleep(0.5)  # for the housekeeping of the server's process
+        time.sleep(0.5)  # the housekeeping of the server's process takes some time
     last: dict[str, Any] = held
     return last
 

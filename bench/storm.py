@@ -43,7 +43,7 @@ _NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 class _Round(NamedTuple):
     up_s: float  # from the kill until the new server listened
     live_s: float  # from the kill until the last viewer was live
-    burst_load: float  # of the load client, from the kill until then
+    burst_load: float  # load of the load client, from the kill until then
     steady_load: float  # and from then on, while the answer streamed
 
     def __str__(self) -> str:

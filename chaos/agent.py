@@ -35,7 +35,7 @@ class AgentOrders:
     name: str
     pattern: str
     seed: int
-    steps: int  # of each answer
+    steps: int  # steps of each answer
     per_second: float
     on_crash: OnCrash
     drain_s: float

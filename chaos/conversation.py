@@ -32,12 +32,12 @@ Json = dict[str, Any]
 CHANNELS = ("talk:one", "talk:two")
 PATTERN = "talk:*"
 
-GONE_S = 6.0  # for viewers to see that a killed agent is gone and its answer interrupted
+GONE_S = 6.0  # time in which viewers must see that a killed agent is gone and its answer is interrupted
 VANISHED_S = 20.0  # the same for an agent that falls silent
 BACK_S = 15.0  # the longest pause between two attempts to connect
-STOPPED_S = 6.0  # for a cancel: the agent has two seconds, then the server carries it out
+STOPPED_S = 6.0  # longest time of a cancel: the agent has two seconds, then the server carries it out
 SETTLED_S = 45.0  # two leases of a turn whose agent never received it, and the answer
-REST_S = 30.0  # until no turn is left: the request that ends one may have been lost
+REST_S = 30.0  # time in which all turns must end: the request that ends one may have been lost
 STEADY_S = 12.0  # an agent with an older connection reconnects at once; after a younger one it may wait
 LASTING_S = 30.0  # an agent that shuts down may finish its answer
 

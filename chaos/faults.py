@@ -15,7 +15,7 @@ from holdfast.testing.proxy import Direction, FaultProxy
 __all__ = ["FAULTS", "FaultModel"]
 
 FAULTS = ("cut", "close", "cut_after", "stall", "throttle", "black_hole", "refuse")
-LONGEST_S = 1.0  # of one fault; a black hole lasts up to three times as long
+LONGEST_S = 1.0  # longest fault; a black hole lasts up to three times as long
 
 
 class FaultModel:

@@ -20,7 +20,7 @@ ROUNDS = {
 """The usual number of rounds of each scenario."""
 
 NAMES = tuple(SCENARIOS)
-LIMIT_S = 120.0  # of a run, beside the limit of each round
+LIMIT_S = 120.0  # longest run; each round has a limit of its own
 ROUND_LIMIT_S = 120.0  # each wait has its own, shorter limit
 
 

@@ -487,7 +487,7 @@ async def _must(
 
 async def _check_order(world: World) -> None:
     """Check that messages have the order in which they were created, for any setting of the clock."""
-    written = list(world.acknowledged.of("two"))  # of one producer
+    written = list(world.acknowledged.of("two"))  # the texts of one producer
     stored = [id for id in reversed(await world.stored("two")) if id in written]
     expected = [id for id in written if id in stored]
     if stored != expected:

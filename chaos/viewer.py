@@ -40,7 +40,7 @@ TRANSPORTS: tuple[tuple[Transport, bool], ...] = (
     ("eventsource", True),
 )
 POLL_S = 1  # a long poll's `wait_s`
-KEPT_EVENTS = 12  # for the report of a failure
+KEPT_EVENTS = 12  # the last events, for the report of a failure
 
 
 class Watching:
@@ -55,11 +55,11 @@ class Watching:
         self.port = port
         self.channel = channel
         self.seed = seed
-        self.steps = steps  # of each message
+        self.steps = steps  # steps of each message
         self.prefix = prefix
         self.flush_ms = flush_ms
         self.silence_s = silence_s  # without an event for this time, it reconnects
-        self.kind = kind  # of the texts
+        self.kind = kind  # kind of the texts
 
 
 class Viewer:

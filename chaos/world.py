@@ -47,14 +47,14 @@ class Scale:
     """The number of rounds, and the length of faults and messages."""
 
     rounds: int
-    steps: int = 200  # of each message
-    per_second: float = 60.0  # of a producer
+    steps: int = 200  # steps of each message
+    per_second: float = 60.0  # steps per second of a producer
     stopped_s: float = 10.0  # SIGSTOP
     silent_s: float = 22.0  # SIGSTOP of an agent: longer than its lease
     alone_s: float = 6.0  # without an agent: longer than the time until the signal
     locked_s: float = 8.0
     faults_s: float = 10.0  # per round
-    waits_for_deleted_text: bool = True  # for a minute
+    waits_for_deleted_text: bool = True  # wait, about a minute, until no file holds deleted text
 
     @classmethod
     def small(cls, rounds: int) -> Scale:

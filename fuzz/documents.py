@@ -158,7 +158,7 @@ class Documents:
     def run(self, given: Json) -> None:
         """Edit a copy of the file, open it and read it. Raises Finding."""
         edits = [as_dict(one) for one in as_list(as_dict(given).get("edits"))[:MAX_EDITS]]
-        logging.disable(logging.WARNING)  # for example about a copied file, or one that cannot be closed cleanly
+        logging.disable(logging.WARNING)  # warnings about a copied file, or one that cannot be closed cleanly
         try:
             self._run(edits)
         finally:

@@ -26,7 +26,7 @@ from fuzz.mutate import Json
 CORPUS = Path(__file__).parent / "corpus"
 TRACED_EVERY = 4  # one run in this many is traced
 SHRINK_RUNS = 1_000
-RETRIES = 2  # of an input that took too long: the machine may be the cause
+RETRIES = 2  # further tries of an input that took too long: the machine may be the cause
 MAX_POOL = 2_000
 
 
@@ -84,7 +84,7 @@ class Report:
     cpu_s: float = 0.0
     kept: list[Json] = field(default_factory=list)
     found: list[Found] = field(default_factory=list)
-    digest: str = ""  # of all inputs, in order
+    digest: str = ""  # digest of all inputs, in order
 
 
 def written(given: Json) -> str:

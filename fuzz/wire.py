@@ -2,10 +2,11 @@
 
 Layer: fuzz.
 
-An input of `raw-http` is `{pieces}`, the bytes of a connection. One of `raw-socket` is `{headers, frames}`, where a
-frame has a value for each field (`fin`, `rsv`, `op`, `mask`, `length`, `payload`, `times`) or is `raw`. The server is a
-process of its own. It may close the connection and may refuse; it must not fail, log an error, hang, keep the
-descriptor or spend seconds, and it must keep working. Its code cannot be traced from here.
+An input of `raw-http` is `{pieces}`, the bytes of a connection, and may have the most `responses` that it gets. One of
+`raw-socket` is `{headers, frames}`, where a frame has a value for each field (`fin`, `rsv`, `op`, `mask`, `length`,
+`payload`, `times`) or is `raw`. The server is a process of its own. It may close the connection and may refuse; it must
+not fail, log an error, hang, keep the descriptor or spend seconds, and it must keep working. Its code cannot be traced
+from here.
 """
 
 from __future__ import annotations
@@ -40,10 +41,9 @@ LET_GO_S = 75.0
 PROBED_EVERY = 25
 SERVER_CPU_S = 2.0
 MAX_BYTES = 3_000_000
-MAX_FRAMES = 30  # of one input
+MAX_FRAMES = 30  # most frames of one input
 SPARE_FILES = 40
 SPARE_RSS_KIB = 300_000
-OWN_WORDS = (b"Unsupported upgrade request.",)  # of the server below Holdfast
 # Of a request that the server cannot read; the protocol names these below its table of errors.
 UNREADABLE = {408: "invalid_request", 414: "too_large", 431: "too_large"}
 INTERNAL_ERROR = 1011  # a close code; the parser rejects those that may not be sent, and a server may echo others
@@ -168,7 +168,7 @@ def complaint(log: bytes) -> str | None:
 class _Wire:
     """The common part of both targets."""
 
-    cpu_s = 10.0  # of this process; the server's own time is checked separately
+    cpu_s = 10.0  # processor time of this process; the server's own time is checked separately
     is_guided = False
 
     def __init__(self) -> None:
@@ -294,7 +294,16 @@ class RawHttp(_Wire):
             "HEAD /web/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
         ]
         found += [f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n" for path in PATHS]
-        return [{"pieces": [one]} for one in found]
+        # A body that looks like a request is none, and so has no response.
+        inside = len(get)
+        hidden = [
+            f"{post}Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: {inside}\r\n\r\n{get}",
+            f"{post}Connection: upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n"
+            f"{inside:x}\r\n{get}\r\n0\r\n\r\n",
+            f"{post}Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: {inside}\r\n\r\n{get}",
+            f"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {inside}\r\n\r\n{get}",
+        ]
+        return [{"pieces": [one]} for one in found] + [{"pieces": [one], "responses": 1} for one in hidden]
 
     def generate(self, draw: Random) -> Json:
         """Return a request made of good and bad pieces."""
@@ -326,6 +335,9 @@ class RawHttp(_Wire):
         """Send the pieces and check the responses. Raises Finding."""
         received = self._exchange([to_bytes(one) for one in as_list(as_dict(given).get("pieces"))[:20]])
         check_responses(received)
+        most = as_number(as_dict(given).get("responses"), 1_000, 1_000)
+        if len(re.findall(rb"(?:^|(?<=[\n}]))HTTP/1\.1 ", received)) > most:
+            raise Finding(f"smuggled: a body was parsed as a request: {received!r}")
 
 
 _LINES = [f"{name}: {value}" for name, value in HEADER_LINES] + [
@@ -350,12 +362,7 @@ def check_responses(received: bytes) -> None:
         if status < 400:
             continue
         if b"content-type: application/problem+json" not in headers:
-            if (
-                not body.startswith(OWN_WORDS)
-                and body
-                and b"upgrade" not in body.lower()
-                and b"websocket" not in body.lower()
-            ):
+            if body and b"upgrade" not in body.lower() and b"websocket" not in body.lower():
                 raise Finding(f"no problem: {status} {found[2]!r} {body!r}")
         elif body.startswith(b"{"):
             code = re.search(rb'"code":"(\w+)"', body)

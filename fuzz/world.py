@@ -31,7 +31,7 @@ from holdfast.hub.tokens import jwt_verifier
 from simulation.clock import SimClock, Stuck, VirtualLoop
 from wirecheck import Checker, SseParser, WireError
 
-PATIENCE_S = 200.0  # of virtual time, for requests that end by themselves
+PATIENCE_S = 200.0  # virtual time in which requests must end by themselves
 HOLD_S = 0.3  # how long a stream is read: some flush windows
 PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 SMALL = Limits(

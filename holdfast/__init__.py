@@ -32,7 +32,7 @@ __all__ = [
     "allow_everyone",
 ]
 
-if not TYPE_CHECKING:  # for a type checker, a module with a `__getattr__` has every name
+if not TYPE_CHECKING:  # to a type checker, a module with a `__getattr__` has every name
     _HOMES = {
         "HoldfastError": "holdfast.core.errors",
         "HookEvent": "holdfast.hub.hooks",

@@ -25,15 +25,15 @@ from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
 from holdfast.transports.server_connection import EXTENSION
 
-INTRODUCTION_BYTES = 8 * 1024  # of a message until the peer is known
-MAX_FRAGMENTS = 256  # of a message; browsers and libraries send one, or a few
+INTRODUCTION_BYTES = 8 * 1024  # the largest message of a peer that is not yet known
+MAX_FRAGMENTS = 256  # most fragments of a message; browsers send one, or a few
 MAX_CONTROL_FRAMES = 64  # in a second; libraries send one every 20 s
 CONTROL_PAUSE_S = 1.0  # without reading, after more of them
 SLICE_BYTES = 2 * 1024  # up to 340 empty frames, which take 2 ms
 SLICE_S = 0.002  # after so long the loop turns to other connections
 BURST = 16  # messages that the application takes before the loop turns to other connections
-LINGER_S = 1.0  # for a peer that broke a rule to read the close frame; its own bytes are not read any more
-FAREWELL_S = 0.5  # for an unknown peer to take the last frame
+LINGER_S = 1.0  # time in which a peer that broke a rule can read the close frame; the server reads no more of it
+FAREWELL_S = 0.5  # time in which an unknown peer can read the last frame
 # Pongs and refusals that wait for an unknown peer to read them. A known peer has asyncio's own bound, of 64 KiB.
 UNKNOWN_WRITE_BYTES = 4 * 1024
 
@@ -46,7 +46,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._book = book
         self._connection = connection
         connection.owner = self
-        self._extensions: dict[str, dict[object, object]] = {}  # of the scope, once there is one
+        # The ASGI scope's extensions; empty before the handshake.
+        self._extensions: dict[str, dict[object, object]] = {}
         self._unread = b""  # read, and not parsed yet
         self._is_known = False
         self._is_head_large = False
@@ -108,7 +109,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
                 client = self._book.proxies.client_of(proxy, self.scope["headers"])
                 if client != proxy:
                     self.scope["client"] = (client, 0)
-            self.transport.pause_reading()  # until the application accepts: before, a client has no frame to send
+            # Until the application accepts, no frame can come: a client sends none before that.
+            self.transport.pause_reading()
 
     def start_keepalive(self) -> None:
         """Begin to read frames: uvicorn calls this when the application has accepted the socket."""

@@ -1,13 +1,13 @@
 """The book of open connections: how many peers may keep the server waiting, from which addresses, and for how long.
 
-Layer: serving, below `bounded_protocols`.
+Layer: serving, below `bounded_http` and `bounded_websocket`.
 
 A connection is *waiting* while its peer has to act before any work is done for it: until the head of its first request
 is complete, until a socket is authenticated, between two requests of a client that no verifier has identified, and
 while a peer does not read its response. Only waiting connections are bounded, first by address, then in total. If there
 is no room, the book ends the oldest waiting connection, so that a new one gets its chance: its peer may be known.
 
-The protocols of `bounded_protocols` call the book, and every method runs on the server's event loop. The constants may
+The protocols of those modules call the book, and every method runs on the server's event loop. The constants may
 be changed freely; `docs/security.md` and `docs/python.md` name them.
 """
 
@@ -34,7 +34,7 @@ MAX_WAITING_OF_ADDRESS = 96
 # Waiting connections that make the server hold more than `LARGE_BYTES`: most of a large head, or of a response.
 MAX_LARGE = 50
 LARGE_BYTES = 8 * 1024
-OWN_DESCRIPTORS = 64  # of the store, the listening socket, the event loop and the application
+OWN_DESCRIPTORS = 64  # descriptors of the store, the listening socket, the event loop and the application
 MAX_DESCRIPTORS = 1_048_576  # a higher soft limit serves no purpose, and some systems allow a billion
 # A thousand viewers reconnect at once after a restart, and their requests lie in the kernel until the loop has read
 # them. So a connection is not ended for its number before it had this time, up to a number that is ended at once.
@@ -46,7 +46,7 @@ NOTICE_S = 10.0  # between two log lines about connections that were ended
 TRIM_AFTER = 200
 TRIM_S = 5.0
 MAX_COLLECTED = 1_000  # open connections: with more, a collection would hold the loop for too long
-READ_BYTES = 16 * 1024  # of one connection at once: the loop then turns to the others
+READ_BYTES = 16 * 1024  # most bytes read from one connection at once: the loop then turns to the others
 
 
 class Owner(Protocol):

@@ -58,5 +58,5 @@ def _is_of_app(filename: str) -> bool:
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # of a foreign class
+    except Exception:  # a foreign class may raise any exception here
         return ""

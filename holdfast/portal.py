@@ -27,7 +27,7 @@ class Portal:
 
     def __init__(self, name: str) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._name = name  # of the thread
+        self._name = name  # name of the thread
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -60,7 +60,8 @@ def run_on(
 ) -> T:
     """Run `call` on `loop` and block until it ends. A call that is interrupted here is cancelled there.
 
-    Raises LocalError with the `remedy` in the thread of `loop`; NoResponse after `timeout_s`.
+    Raises LocalError, with `remedy` in its text, when called in the thread that runs `loop`, and NoResponse after
+    `timeout_s`.
     """
     if loop is _running_loop():
         call.close()

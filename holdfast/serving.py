@@ -42,7 +42,7 @@ STARTED_POLL_S = 0.01
 # tasks are cancelled.
 ANSWERS_S = 2.0
 CANCEL_S = 3
-DRAIN_S = 5.0  # of hubs that cannot be found in the app: the default of `Hub`
+DRAIN_S = 5.0  # for hubs that cannot be found in the app: the default of `Hub`
 FORCE_S = 10.0  # beyond the hub's `drain_s`; then the process ends even if code in it blocks
 
 
@@ -79,7 +79,7 @@ def hubs_in(app: Any) -> list[HubCore]:
     """Return the hubs that `app` is, or has mounted, as far as its routes show."""
     if isinstance(app, HubCore):
         return [app]
-    routes = getattr(app, "routes", None)  # of Starlette, FastAPI and their mounts
+    routes = getattr(app, "routes", None)  # Starlette, FastAPI and their mounts have routes
     if not isinstance(routes, list | tuple):
         return []
     return [hub for route in routes for hub in hubs_in(getattr(route, "app", None))]
@@ -128,15 +128,16 @@ class _LogFilter(logging.Filter):
 
     A stream that is broken off shows its viewer that it is not complete, but the server logs an error. The server logs
     the whole URL of each WebSocket, with a query that may hold secrets. At the level DEBUG it logs each frame (`< ` and
-    `> `): headers, tokens and messages of users. And for text that is not UTF-8 it logs a traceback, although the peer
-    is notified (1007).
+    `> `): headers, tokens and messages of users. For text that is not UTF-8 it logs a traceback, although the peer
+    is notified (1007). And it logs each handshake, opened or refused, and each upgrade to another protocol, without a
+    reason and without a bound: any peer could fill the disk. `transports.refusals` logs why peers are refused.
     """
+
+    _BEGINNINGS = ("< ", "> ", "Invalid UTF-8", "connection open", "connection rejected", "Unsupported upgrade")
 
     def filter(self, record: logging.LogRecord) -> bool:
         form = str(record.msg)
-        return not (
-            form.startswith(("< ", "> ", "Invalid UTF-8")) or '"WebSocket ' in form or "without completing" in form
-        )
+        return not (form.startswith(self._BEGINNINGS) or '"WebSocket ' in form or "without completing" in form)
 
 
 def server(

@@ -30,7 +30,7 @@ class AcknowledgedMessage:
     is_deleted: bool = False
     is_over: bool = False  # whether its producer sends no further request
     entries: int = 0
-    entries_before: int = 0  # of earlier producers
+    entries_before: int = 0  # number of entries of earlier producers
 
     def stored(self, report: Json) -> None:
         """Take a report: this much is stored."""

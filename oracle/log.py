@@ -55,9 +55,9 @@ class EpochLog:
         self.begun = begun  # the stamp at which the epoch began
         self.ended: int | None = None
         self.serial = 0
-        self.stamps: list[int] = []  # of each serial
+        self.stamps: list[int] = []  # the stamp of each serial
         self.changed: list[str] = []  # the id of the message or command that each serial changed
-        self.ops: list[Op] = []  # of each serial
+        self.ops: list[Op] = []  # the entry of each serial
         self.versions: dict[str, list[Version]] = {}
         self.takeovers: dict[str, list[int]] = {}  # serials, by message
         self.requests: dict[tuple[str, str], int] = {}  # by message and request id, the serial of its entry

@@ -97,7 +97,7 @@ class MessageStreamOracle:
             return
         for kind, part_type in KINDS:
             texts = [text_of(part) for part in message.parts if part["type"] == part_type]
-            received = self._received[kind]  # of several parts, in the order in which they grew
+            received = self._received[kind]  # the text of several parts, in the order in which they grew
             if len(received) != sum(map(len, texts)) or (len(texts) == 1 and received != texts[0]):
                 raise Violation(
                     f"{self._name} received the end of {self.message_id} and of its {kind} {received!r}, "

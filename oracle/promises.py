@@ -57,10 +57,10 @@ class Held:
     received_s: float  # the last sign of life that the hub received for certain
     tried_s: float  # the last sign of life that the holder sent; the hub received none after it
     by: str | None = None
-    node: str | None = None  # of a holder in a hub's process, which has no lease
+    node: str | None = None  # the node of a holder in a hub's process, which has no lease
     connections: list[Connection] = field(default_factory=list)  # all that the holder used
-    connection: Connection | None = None  # of the last sign of life; None: HTTP
-    answered: Connection | None = None  # of the last response to a sign of life: the hub knows this connection
+    connection: Connection | None = None  # connection of the last sign of life; None: HTTP
+    answered: Connection | None = None  # connection of the last response to a sign of life: the hub knows it
     is_given: bool = True  # whether the holder knows of it
     overdue_s: float = float("-inf")  # when a sign of life arrived that may have been too late
 
@@ -106,7 +106,7 @@ class Promises:
         self._stored = stored
         self._is_exclusive = is_exclusive
         self._live_node = live_node
-        self._trouble_s = 0.0  # until then the hub was held up
+        self._trouble_s = 0.0  # time until which the hub was held up
         self._leases: dict[Place, Held] = {}
         self._turns: dict[Place, Held] = {}
         self._connections: dict[Place, list[Connection]] = {}  # that ever carried a request about a message
@@ -271,7 +271,7 @@ class Promises:
         away_s = 0.0
         for connection, entered_s in known.entered_s.items():
             if not connection.process.is_alive:
-                continue  # of an earlier run of the hub, which has forgotten its members
+                continue  # the member is of an earlier run of the hub, which has lost its members
             if entered_s - away_s >= GRACE_S - EARLY_S and entered_s >= attached_s - GRACE_S:
                 return
             away_s = max(away_s, float("inf") if connection.ended_s is None else connection.ended_s)

@@ -57,7 +57,7 @@ class ViewOracle:
         self.name = name
         self.channel = channel
         self.view = View()
-        self.epoch = NO_EPOCH  # of the shown messages
+        self.epoch = NO_EPOCH  # epoch of the shown messages
         self.starts = 0  # how often the view was begun anew
         self.signals: set[object] = set()  # the data of all received signals
         self.follows_s = float("inf")  # since then it receives notices at once
@@ -69,7 +69,7 @@ class ViewOracle:
         self._now_s = now_s
         self._begun_s = 0.0  # when this connection began
         self._attached_s = 0.0  # the view receives presence changes from then on, at the earliest
-        self._next_epoch: str | None = None  # of a new start that is not complete
+        self._next_epoch: str | None = None  # epoch of a new start that is not complete
         self._since: Cursor | None = None  # the cursor that this connection sent, until it is attached
         self._is_poll = False
         self._is_whole = True  # False in the middle of a batch
@@ -269,7 +269,7 @@ class PlanOracle:
         self._steps = steps
         self._kind = kind
         self._plans: dict[str, Planned] = {}
-        self._texts: dict[str, str] = {}  # of scripts; a plan has one text, so its length is enough
+        self._texts: dict[str, str] = {}  # texts of scripts; a plan has one text, so its length is enough
         self._known: dict[str, tuple[int, int]] = {}  # version and length at the last look
         self.lengths: dict[str, list[int]] = {}
         self.statuses: dict[str, str] = {}

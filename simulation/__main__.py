@@ -18,7 +18,7 @@ from typing import cast
 from simulation.world import Report, World
 
 SHOWN_LINES = 120
-LAST_RESORT_S = 300.0  # for one seed, which usually takes a tenth of a second
+LAST_RESORT_S = 300.0  # longest time of one seed, which usually takes a tenth of a second
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -31,9 +31,9 @@ from oracle.violation import Violation
 EVERY = 16  # steps
 SPARE = 200  # 71 were seen at most
 HELD = 16  # items; a batch in transit is one
-HELD_CHARACTERS = 1_000  # of one text
+HELD_CHARACTERS = 1_000  # length of one text
 DROPPED = 1_000  # dropped deadlines that are still in the heap, beside as many as are due
-PATIENCE_S = 30.0  # for housekeeping, without faults
+PATIENCE_S = 30.0  # time for housekeeping, without faults
 
 Part = tuple[
     object, int, Mapping[str, int]

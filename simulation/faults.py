@@ -17,15 +17,15 @@ class FaultModel:
     """Rates are per second, chances from 0 to 1, all other values seconds."""
 
     latency_s: tuple[float, float] = (0.001, 0.02)
-    cut_rate: float = 0.0  # of a connection: it breaks
-    hole_chance: float = 0.0  # of a cut: neither side notices it, and all later bytes are lost
-    stall_chance: float = 0.0  # of a viewer at each batch: it reads no bytes for a while
-    split_chance: float = 0.0  # of a chunk of a stream: it arrives in two pieces
+    cut_rate: float = 0.0  # how often a connection breaks
+    hole_chance: float = 0.0  # chance that neither side notices a cut, and all later bytes are lost
+    stall_chance: float = 0.0  # chance that a viewer reads no bytes for a while after a batch
+    split_chance: float = 0.0  # chance that a chunk of a stream arrives in two pieces
     room_bytes: int = 100_000  # in flight on a connection before the sender has to wait
     store_s: tuple[float, float] = (0.0005, 0.005)
-    slow_chance: float = 0.0  # of a response of the store: it takes very long
-    down_chance: float = 0.0  # of a call of the store: it is refused and not carried out
-    unknown_chance: float = 0.0  # of a commit: its outcome stays unknown
+    slow_chance: float = 0.0  # chance that a response of the store takes very long
+    down_chance: float = 0.0  # chance that the store refuses a call and does not carry it out
+    unknown_chance: float = 0.0  # chance that the outcome of a commit stays unknown
 
     def calm(self) -> None:
         """End all faults and long latencies."""

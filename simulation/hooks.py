@@ -27,7 +27,7 @@ from simulation.clock import Process
 if TYPE_CHECKING:
     from simulation.world import World
 
-LONGEST_S = 70.0  # of a call: longer than a hook may run
+LONGEST_S = 70.0  # longest call: longer than a hook may run
 # Errors of hooks that the hub logs, by the name of their class: the simulator causes each of them.
 EXPECTED = ("OnPurpose", "TimeoutError", "StoreUnavailable", "CommitUnknown", "Busy", "Draining")
 
@@ -46,7 +46,7 @@ class HookPlan:
     pause_s: float  # the most of a usual call
     fail_chance: float
     hang_chance: float
-    late_chance: float  # of a run of the hub: it registers the hook some time after its start
+    late_chance: float  # chance that a hub registers the hook some time after its start
     writes: bool = False  # whether it answers messages of users, with an id that names the message
 
     @classmethod

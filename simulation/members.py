@@ -41,7 +41,7 @@ class Member(Actor):
         self.channel = self.draw.choice(world.channels)
         self.node: Node | None = None  # where it is present, if the server has acknowledged it
         self._stays = self.draw.random() < 0.5  # in the channel at the end
-        self._changes = 0  # of its data
+        self._changes = 0  # number of changes of its data
 
     async def run(self) -> None:
         """Enter and leave until the end of the run."""

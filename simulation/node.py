@@ -24,7 +24,7 @@ from simulation.store import StoreClient
 if TYPE_CHECKING:
     from simulation.world import World
 
-SHUT_DOWN_S = 60.0  # for a hub to close
+SHUT_DOWN_S = 60.0  # time in which a hub must close
 
 
 class Node:

@@ -152,7 +152,7 @@ class Plan:
             ]
 
     def _draw_hooks(self, draw: Random) -> None:
-        if self.is_exclusive:  # of hubs that share a store, each calls its own hooks
+        if self.is_exclusive:  # hubs that share a store each call their own hooks
             self.hooks = [HookPlan.drawn(draw, number) for number in range(draw.choice((0, 1, 1, 2)))]
 
 

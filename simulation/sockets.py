@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from simulation.node import Node
 
 RESPONSE_S = 12.0  # how long a client waits for a response
-SILENCE_S = 12.0  # of a socket with a ping every 5 s
+SILENCE_S = 12.0  # silence after which a socket with a ping every 5 s is gone
 
 Frame = dict[str, Any]
 OnFrame = Callable[[Frame, int], None]

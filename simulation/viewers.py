@@ -56,7 +56,7 @@ class Viewer(Actor):
         self._tabs: dict[str, tuple[View, Checker, str]] = {}  # saved pages, by channel
         self._process: Process | None = None  # that it is connected to
         self._connection: Connection | None = None  # None: it watches in that process
-        self._busy_s = 0.0  # until then it read no bytes
+        self._busy_s = 0.0  # time until which it reads no bytes
 
     def look_at(self, channel: str) -> None:
         """Watch `channel` from now on."""
@@ -388,7 +388,7 @@ class PollViewer(Viewer):
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
-        self._polled: Node | None = None  # of the last poll
+        self._polled: Node | None = None  # node of the last poll
 
     @property
     def shows_members(self) -> bool:

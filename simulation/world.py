@@ -44,12 +44,12 @@ from simulation.writers import Author
 
 T = TypeVar("T")
 
-SETTLE_S = 60.0  # for each view to show the last entry: a slow commit, and housekeeping
-FINISH_S = 300.0  # for begun messages to end
-QUIET_S = 300.0  # for leases, turns and commands to end
-RETRY_S = 2.0  # for failed requests to be repeated
-HOOKS_S = 150.0  # for hooks: a call may hang for a minute, and wait as long for its repetition
-MEMBERS_S = 30.0  # for members to enter, and for all views to show them
+SETTLE_S = 60.0  # time in which each view must show the last entry: a slow commit, and housekeeping
+FINISH_S = 300.0  # time in which begun messages must end
+QUIET_S = 300.0  # time in which leases, turns and commands must end
+RETRY_S = 2.0  # pause before a failed request is repeated
+HOOKS_S = 150.0  # time in which hooks must end: a call may hang for a minute, and wait as long for its repetition
+MEMBERS_S = 30.0  # time in which members must enter and all views must show them
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Report:
 
     seed: int
     violation: Violation | None
-    digest: str  # of all events: the same for the same seed
+    digest: str  # digest of all events: the same for the same seed
     events: int
     steps: int
     virtual_s: float

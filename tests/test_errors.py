@@ -207,6 +207,10 @@ async def nobody(scope: Any) -> Identity | None:
     return None
 
 
+async def subscriber(scope: Any) -> Identity | None:
+    return Identity(client_id="ann", capabilities=frozenset({"subscribe"}))
+
+
 async def expired(scope: Any) -> Identity | None:
     return Identity(client_id="ann", expires_at_ms=1)
 
@@ -402,6 +406,14 @@ CASES: list[Any] = [  # each a Case, or `pending` of one
         content=b"x",
         headers={"content-type": "text/plain"},
     ),
+    over_http(
+        errors.Forbidden,
+        ("client 'ann'", "'publish'", "channel 'chat:1'"),
+        "POST",
+        "/v1/channels/chat:1/messages",
+        json={"text": "x"},
+        hub={"authenticate": subscriber},
+    ),
     over_http(errors.NoVerifier, (), "GET", "/v1/channels/c/messages/m1", address="192.0.2.1"),
     pending(over_http(errors.Unauthenticated, (), "GET", "/v1/channels/c/messages/m1", hub={"authenticate": nobody})),
     pending(Case(errors.Busy, ("0",), busy)),
@@ -501,7 +513,7 @@ def _cases() -> Iterator[Case]:
 def test_every_error_class_has_a_case() -> None:
     for module in pkgutil.walk_packages(holdfast.__path__, "holdfast."):
         if not module.name.startswith(("holdfast.__main__", "holdfast.demo")):
-            with suppress(ImportError):  # of an optional dependency
+            with suppress(ImportError):  # an optional dependency may be missing
                 importlib.import_module(module.name)
     assert set(_classes(HoldfastError)) - {case.error for case in _cases()} == set()
 

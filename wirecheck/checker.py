@@ -32,7 +32,7 @@ class SeenPart:
     """A part as a viewer shows it: the fields as received, and the text with all later appends."""
 
     fields: Json
-    serial: int  # of its last change
+    serial: int  # serial of its last change
     length: int = 0  # in code points
     pieces: list[str] = field(default_factory=list)
 
@@ -123,7 +123,7 @@ class Checker:
         self.payload_bytes = 0  # the sessions count bodies and frame payloads, without framing
         self.new_starts = 0
         self.resumes = 0
-        self.cursor: str | None = None  # of the last complete batch; None after a hole, until a new start
+        self.cursor: str | None = None  # cursor of the last complete batch; None after a hole, until a new start
         self.epoch = "-"
         self._view = _View()
         self._aside: _View | None = None  # a new start assembles it; it replaces `_view` when complete

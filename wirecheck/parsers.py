@@ -33,7 +33,7 @@ _UPGRADE = h11.Request(
 )
 _END = h11.EndOfMessage()
 
-_MAX_HEAD_BYTES = 8 * 1024  # of a response head, and of the line with a chunk's size
+_MAX_HEAD_BYTES = 8 * 1024  # largest response head, and largest line with a chunk's size
 
 
 def get_request(target: str, headers: dict[str, str]) -> bytes:
@@ -89,7 +89,7 @@ class Response:
         if head.http_version != b"1.1":
             raise WireError(f"the response has HTTP version {head.http_version.decode()}, expected 1.1")
         if isinstance(head, h11.InformationalResponse) and head.status_code != 101:
-            return  # for example 100; the final response follows
+            return  # an interim response such as 100; the final response follows
         self.status = head.status_code
         self.headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
 
@@ -181,7 +181,7 @@ class Frames:
 
     def __init__(self) -> None:
         self._connection = Connection(ConnectionType.CLIENT)
-        self._pieces: list[str] = []  # of a text message that has not ended
+        self._pieces: list[str] = []  # the pieces of a text message that has not ended
 
     def receive(self, data: bytes) -> list[Event]:
         """Return the messages and control frames that `data` completes; text fragments are joined. Raises `WireError`.

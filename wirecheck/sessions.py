@@ -81,7 +81,7 @@ class SseSession:
         self.pings = 0
         self.bye: Any = None
         self.you: Any = None  # the description of the caller, for a client that identifies itself
-        self.body = b""  # of a response that is not a stream
+        self.body = b""  # the body of a response that is not a stream
         self.is_over = False
         self._has_events = False
         self._observe = observe
@@ -202,7 +202,7 @@ class WsSession:
         self.replies: list[Json] = []  # `ok` and `error`, in the order of arrival
         self.bye: Json | None = None
         self.close_code: int | None = None
-        self.body = b""  # of a response that is not an upgrade
+        self.body = b""  # the body of a response that is not an upgrade
         self.is_over = False
         self._frames = self.new_frames()
         self._observe = observe

@@ -44,7 +44,7 @@ class _Viewer:
         self.port = port
         self._since = since
         self.checker = checker if checker is not None else Checker(channel)
-        self.events: list[Received] = []  # of all its connections
+        self.events: list[Received] = []  # the events of all its connections
         self.connections = 0
         self._receive_buffer_bytes = receive_buffer_bytes
         self._socket: socket.socket | None = None

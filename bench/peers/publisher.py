@@ -26,7 +26,7 @@ from bench.tokens import token
 
 _HOST = "127.0.0.1"
 _CONNECTIONS = 256  # with 16, publishes that waited for Redis delayed one another: 110 ms instead of a few
-_ANSWERS_S = 15.0  # for missing responses at the end
+_ANSWERS_S = 15.0  # longest wait for missing responses at the end
 _STATUS = b"HTTP/1.1 "
 
 

@@ -18,7 +18,7 @@ Fsync = Literal["always", "everysec"]
 
 @dataclass(frozen=True)
 class RedisServer:
-    pid: int  # of the process that started it
+    pid: int  # pid of the process that started it
     server_pid: int
     port: int
     socket_path: str

@@ -29,7 +29,7 @@ _READ_BYTES = 256 * 1024
 
 class Loaded(NamedTuple):
     seconds: float
-    bytes: int  # of bodies and payloads, without framing
+    bytes: int  # size of bodies and payloads, without framing
     wire_bytes: int  # as read from the socket: with heads, and the framing of chunks and frames
 
 

@@ -14,7 +14,7 @@ import sys
 
 from bench.control import reply
 
-_END_S = 8.0  # for a server to end by itself
+_END_S = 8.0  # time in which a server must end by itself
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _STDIN = 0
 

@@ -48,5 +48,7 @@ def appended(sent: Collection[Sent], seconds: float) -> dict[str, Any]:
         "tokens": sum(each.tokens for each in sent),
         "seconds": seconds,
         "wait_ms": [ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99)] if ordered else [],
-        "fewest": min(each.tokens for each in sent),  # of one producer: shows whether all were served
+        "fewest": min(
+            each.tokens for each in sent
+        ),  # tokens of the producer that sent fewest: shows whether all were served
     }

@@ -75,7 +75,7 @@ class TextSession:
     def __init__(self, checker: TextChecker, request: bytes) -> None:
         self.checker = checker
         self.response = LoadResponse()
-        self.body = b""  # of a response that is not a stream
+        self.body = b""  # the body of a response that is not a stream
         self.is_over = False
         self.has_attached = False
         self._to_send = request

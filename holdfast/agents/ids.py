@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from holdfast.core.decide_work import ATTEMPTS
 from holdfast.core.names import base32
 
-ANSWERS = 4  # of one attempt that are searched for; more are rare
+ANSWERS = 4  # most answers of one attempt that are searched for; more are rare
 
 
 def reply_id(message_id: str, attempt: int, number: int = 0) -> str:

@@ -39,9 +39,9 @@ from holdfast.core.turns import Replier, attempt_of, rules_of
 
 logger = logging.getLogger("holdfast.agents")
 
-PATIENCE_S = 30.0  # for the answer of an earlier attempt to be interrupted, before this attempt continues it
+PATIENCE_S = 30.0  # longest wait until the answer of an earlier attempt is interrupted and this attempt continues it
 RETRY_S = 1.0  # after the store failed
-SHUTDOWN_S = 10.0  # for a cancelled handler to clean up
+SHUTDOWN_S = 10.0  # time in which a cancelled handler can clean up
 
 WITHDRAWN: Json = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
 
@@ -55,7 +55,7 @@ class Agent(NamedTuple):
     handler: Handler
     name: str
     on_crash: OnCrash = "restart"
-    timeout_s: float = 3600.0  # for one turn
+    timeout_s: float = 3600.0  # longest time of one turn
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:

@@ -65,7 +65,7 @@ class Turn:
         self.message = message  # the user message
         self.attempt = attempt_of(generation)  # 1, or more after a crash
         self.previous = previous  # the unfinished answer of an attempt that crashed
-        self.name = name  # of the agent: the author of its answers, and the member that people see
+        self.name = name  # the agent's name: the author of its answers, and the member that people see
         self.is_cancelled = False  # whether a client has stopped it
         self.generation = generation  # in the ids of its answers; of several rounds after a `regenerate`
         self._backend = backend

@@ -24,7 +24,7 @@ logger = logging.getLogger("holdfast.client")
 
 TokenProvider = Callable[[], Awaitable[str]]
 
-PROVIDER_S = 30.0  # for the app to return a token
+PROVIDER_S = 30.0  # time in which the app must return a token
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 

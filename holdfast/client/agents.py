@@ -215,7 +215,7 @@ class RemoteWatch:
         self._view = agents.borrow(channel)
         self._asked = asked
         self._replies: dict[str, CommandReply] = {}
-        self._starts = 0  # of the view, when this watch began
+        self._starts = 0  # starts of the view, when this watch began
         self._woken = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 

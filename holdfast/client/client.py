@@ -64,7 +64,7 @@ class _Read(Struct, frozen=True, kw_only=True):
 
 class _Commanded(Struct, frozen=True, kw_only=True):
     command: Command
-    reply: CommandReply | None = None  # of one that was sent before
+    reply: CommandReply | None = None  # the stored reply, if the command was sent before
 
 
 class _Members(Struct, frozen=True, kw_only=True):

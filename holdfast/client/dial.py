@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from holdfast.core.errors import LocalError
 
 SUBPROTOCOL = "holdfast.v1"
-CLOSE_S = 1.0  # for the peer to agree to a close; the client needs no agreement
+CLOSE_S = 1.0  # time in which the peer can agree to a close; the client needs no agreement
 
 # The library logs each header at the level DEBUG, and one header contains the token.
 _silent = logging.Logger("holdfast.client.websocket")
@@ -92,7 +92,7 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
         from websockets.exceptions import InvalidHandshake, InvalidStatus
         from websockets.typing import Subprotocol
     except ImportError:
-        raise LocalError("this needs websockets: pip install 'holdfast[client]'") from None
+        raise LocalError("Client needs the package websockets: pip install 'holdfast[client]'") from None
 
     async def dial(url: str, headers: dict[str, str]) -> Socket:
         try:

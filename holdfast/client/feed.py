@@ -25,7 +25,7 @@ logger = logging.getLogger("holdfast.client")
 class EventConsumer(Protocol):
     """The receiver of a feed's batches."""
 
-    cursor: str | None  # of the last complete batch: the next attach resumes there
+    cursor: str | None  # cursor of the last complete batch: the next attach resumes there
 
     def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
         """Receive a batch or a piece of one: only the last piece has the cursor."""

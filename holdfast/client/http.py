@@ -65,7 +65,7 @@ class Http:
         try:
             import httpx2
         except ImportError:
-            raise LocalError("this needs httpx2: pip install 'holdfast[client]'") from None
+            raise LocalError("Client needs the package httpx2: pip install 'holdfast[client]'") from None
 
         if self._client is None:
             self._client = httpx2.AsyncClient(timeout=self._timing.answer_s, transport=self._transport)

@@ -42,7 +42,7 @@ from holdfast.core.model import lone_surrogate
 logger = logging.getLogger("holdfast.client")
 
 TOKENS_TRIED = 3  # in a row, before a refused token counts as final
-RENEW_AT = 0.8  # of a token's life
+RENEW_AT = 0.8  # the share of a token's life after which the client renews it
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode

@@ -21,7 +21,7 @@ class Links:
 
     def __init__(self, new: Callable[[], Link], *, max_channels: int) -> None:
         self._new = new
-        self._max_channels = max_channels  # of one link
+        self._max_channels = max_channels  # most channels of one link
         self._links: list[Link] = []
         self._runs: dict[Link, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None

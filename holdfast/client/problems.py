@@ -17,7 +17,7 @@ from holdfast.core.errors import HoldfastError, LocalError
 
 T = TypeVar("T")
 
-_SAID = ("type", "title", "status", "detail", "code", "ref")  # of a problem; the rest are numbers that help
+_SAID = ("type", "title", "status", "detail", "code", "ref")  # fields of each problem; the rest are numbers that help
 
 
 class Unreachable(HoldfastError):

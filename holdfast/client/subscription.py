@@ -31,7 +31,7 @@ class Subscription:
 
     def __init__(self, channel: str, since: str | None, open_feed: OpenFeed) -> None:
         self.channel = channel
-        self.cursor: str | None = since  # of the last batch that the app has read; it resumes there
+        self.cursor: str | None = since  # cursor of the last batch that the app has read; it resumes there
         self._open_feed = open_feed
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:
@@ -63,7 +63,7 @@ class _Inbox:
         self.feed: Feed | None = None
         self._batches: deque[tuple[Batch, int]] = deque()
         self._size = 0
-        self._pieces: list[ServerEvent] = []  # of an incomplete batch
+        self._pieces: list[ServerEvent] = []  # the received pieces of an incomplete batch
         self._pieces_size = 0
         self._error: HoldfastError | None = None
         self._woken = asyncio.Event()

@@ -15,12 +15,12 @@ from random import Random
 class Timing:
     """All waits of a client, in seconds."""
 
-    connect_s: float = 5.0  # for the first connection of all: after that, the address is probably wrong
+    connect_s: float = 5.0  # longest time of the first connection of all; after it the address is probably wrong
     open_s: float = 10.0  # some proxies never respond to an upgrade
     silence_s: float = 14.0  # the server pings every 5 s
     answer_s: float = 20.0  # a connection without a response for so long is broken, even if other frames arrive
     send_s: float = 14.0
-    request_s: float = 30.0  # for one call, over any number of connections
+    request_s: float = 30.0  # longest time of one call, over any number of connections
     # Full jitter: a delay is drawn from 0 up to a ceiling that doubles, so that the clients of a restarted server
     # spread out. The base is well below the 3 s that a writer's lease has left when its socket broke.
     backoff_s: float = 0.5
@@ -28,7 +28,7 @@ class Timing:
     # A connection that breaks sooner is one more failure. Well above that, one outage and one cut would cost a turn.
     stable_s: float = 1.0
     retry_s: float = 0.25  # after the store or the hub had no room: the base of another back-off
-    leave_s: float = 10.0  # for the end of a message whose block ended early
+    leave_s: float = 10.0  # longest time to end a message whose block ended early
 
     def backoff(self, failures: int, random: Random) -> float:
         """Return the delay before the next connection, after `failures` failures in a row (at least 1)."""

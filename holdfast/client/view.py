@@ -115,7 +115,7 @@ class ChannelView:
         return self._view.cursor
 
     @cursor.setter
-    def cursor(self, value: str | None) -> None:  # for the feed
+    def cursor(self, value: str | None) -> None:  # the feed sets it
         self._view.cursor = value
 
     # -- changes -----------------------------------------------------------------------------------------------

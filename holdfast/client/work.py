@@ -48,7 +48,7 @@ class TurnOffer(Struct, frozen=True, kw_only=True):
     message: Message
     generation: int
     lease_s: float
-    pattern: str | None = None  # of the worker that it is for
+    pattern: str | None = None  # the pattern of the worker that gets the turn
     name: str | None = None
     debug: bool = False  # whether the reason of a failed answer may name the exception
 
@@ -73,7 +73,7 @@ class Worker:
         self._tasks: asyncio.TaskGroup | None = None
         self._over: asyncio.Future[None] | None = None  # done when the server has refused the worker, or it has drained
         self._is_draining = False
-        self._is_asking = False  # for work, without a response yet
+        self._is_asking = False  # a request for work has no response yet
         self._is_listed = True  # whether the server may assign turns to this worker
         self._open = 0  # turns whose end the server does not know yet
 
@@ -136,7 +136,7 @@ class Worker:
         self._is_asking = self._is_listed = True
         self._link.begin("work", self._frame(slots), self._answered, is_repeatable=False)
         for turn in self._turns.values():
-            turn.renew()  # the end of the previous socket has shortened their claims
+            turn.renew()  # when the previous socket ended, the server shortened their claims
 
     def broken(self) -> None:
         """Continue the turns: their claims outlive a socket by a lease."""
@@ -214,9 +214,9 @@ class ClaimedTurn:
     def __init__(self, link: Link, offer: TurnOffer) -> None:
         self.channel = offer.channel
         self.message = offer.message  # that the turn is for
-        self.generation = offer.generation  # of the claim: the number of attempts so far
+        self.generation = offer.generation  # number of the attempt that the claim began
         self.lease_s = offer.lease_s
-        self.is_development = offer.debug  # of its hub: reasons of failed answers name the exception
+        self.is_development = offer.debug  # its hub is in development: reasons of failed answers name the exception
         self.outcome: Literal["done", "cancelled"] = "done"  # how it ends when the handler returns
         self.is_lost = False  # it is over, or another worker has it: the handler is being cancelled
         self.task: asyncio.Task[None] | None = None

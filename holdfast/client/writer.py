@@ -84,7 +84,8 @@ class RemoteWriter(OutgoingProperties):
         self.channel = channel
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason, when the task is cancelled
         self.spare_id: Callable[[], str] | None = None  # returns another id if the first one is taken
-        self.reason_of: Callable[[BaseException], str | None] | None = None  # of an exception that ended the block
+        # Returns the reason of a message whose block an exception ended.
+        self.reason_of: Callable[[BaseException], str | None] | None = None
         self._link = link
         self._create = create
         self._read = read
@@ -100,7 +101,7 @@ class RemoteWriter(OutgoingProperties):
         self._called = self._awaited = 0
         self._reads = 0  # the number of the running read, which makes earlier ones obsolete
         self._failures = 0  # in a row
-        self._timer: asyncio.TimerHandle | None = None  # of the next attempt after a failure
+        self._timer: asyncio.TimerHandle | None = None  # the timer of the next try after a failure
         self._stored_at_s = 0.0
         self._changed = asyncio.Event()
 

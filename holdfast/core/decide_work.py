@@ -22,6 +22,7 @@ from holdfast.core.errors import (
     NotWriter,
     StillStreaming,
     TooMany,
+    shown,
 )
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState, CommandState, MessageState
@@ -124,7 +125,11 @@ def check_room_for_pending(state: Decidable, limits: Limits) -> None:
 def check_may_begin(state: Decidable, caller: Caller) -> None:
     """Raise TooMany if the request would create a channel and `caller` has created too many."""
     if not caller.may_begin and state.is_empty:
-        raise TooMany("the channel does not exist, and this client has created too many channels within the last hour")
+        name = f"client {shown(caller.id)}" if caller.id is not None else "a client without an id"
+        raise TooMany(
+            f"the channel does not exist, and {name} has created as many channels in the last hour as it may; "
+            "try again later"
+        )
 
 
 def _check_room(state: Decidable, request: SendCommand, caller: Caller, limits: Limits) -> None:
@@ -190,7 +195,7 @@ def _check_is_asked(command: CommandState, caller: Caller) -> None:
     if command.target is not None:
         raise Forbidden(f"only the agent that works on message {command.target!r} may reply to this {command.name}")
     if not caller.may_write:
-        raise Forbidden(f"a reply to a {command.name} without a target needs the capability to write")
+        raise Forbidden(f"a reply to command {command.name!r} without a target needs the capability 'append'")
 
 
 def _is_at_work_on(state: Decidable, target_id: str | None, caller: Caller) -> bool:

@@ -41,7 +41,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     ops: tuple[Op, ...] = ()
     result_op: int = -1  # index in `ops` of the operation whose serial the result carries
-    serial: int = 0  # of the earlier entry, if `ops` is empty because the request changes nothing
+    serial: int = 0  # serial of the earlier entry, if `ops` is empty because the request has no effect
     generation: int | None = None
     part: int | None = None
     length: int | None = None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-SHOWN_CHARACTERS = 72  # of a value in a message; an id of 64 characters fits with its quotes
+SHOWN_CHARACTERS = 72  # longest value in a message; an id of 64 characters fits with its quotes
 
 
 class HoldfastError(Exception):
@@ -241,7 +241,7 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
         return f"an object of {len(value)} keys" if isinstance(value, dict) else f"a list of {len(value)} items"
     try:
         text = repr(value)
-    except Exception:  # of a foreign class
+    except Exception:  # a foreign class may raise any exception here
         text = f"<{type(value).__name__}>"
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode()  # a foreign `__repr__` may return half a pair

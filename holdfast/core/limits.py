@@ -22,12 +22,12 @@ class Limits:
     message_bytes: int = 8 * MIB
     parts: int = 256
     meta_bytes: int = 16 * KIB
-    data_bytes: int = 4 * KIB  # of a member or a signal
+    data_bytes: int = 4 * KIB  # data of a member or a signal
     open_commands: int = 100  # waiting for a reply, per channel; a quarter of them from one sender
     pending_messages: int = 1_000  # waiting for an agent, per channel
-    pending_bytes: int = 8 * MIB  # of pending messages; further ones are refused
+    pending_bytes: int = 8 * MIB  # size of the pending messages; further ones are refused
     members: int = 10_000  # present in a channel at the same time
-    depth: int = 64  # of nested JSON
+    depth: int = 64  # depth of nested JSON
     socket_channels: int = 100
     socket_requests: int = 1_000  # unanswered, per WebSocket
     socket_request_bytes: int = 4 * MIB
@@ -39,5 +39,5 @@ class Limits:
     default_history: int = 50
     catch_up_messages: int = 200  # more changed messages than this cause a new start
     channel_idle_s: float = 60.0  # a channel without viewers and writers leaves memory after this long
-    channel_bytes: int = 16 * MIB  # of a live channel in memory; finished messages beyond it leave memory
-    memory_bytes: int = 256 * MIB  # of all channels in memory; beyond it idle channels leave memory at once
+    channel_bytes: int = 16 * MIB  # size of a live channel in memory; finished messages beyond it leave memory
+    memory_bytes: int = 256 * MIB  # size of all channels in memory; beyond it idle channels leave memory at once

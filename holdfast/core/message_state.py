@@ -62,7 +62,7 @@ class ClaimState(NamedTuple):
     """The state of a message's turn: waiting for an agent, taken by one, or over."""
 
     state: str  # pending, taken, done or cancelled
-    generation: int = 0  # of the last attempt; 0 before the first
+    generation: int = 0  # generation of the last attempt; 0 before the first
     by: str | None = None
     node: str | None = None
     lease_ms: int = 0
@@ -132,10 +132,10 @@ class MessageState:
         self.taken_over = 0  # serial of the last takeover
         self.requests: deque[tuple[str, int, int]] = deque(maxlen=KEPT_REQUESTS)  # id, serial, generation
         self.parts: list[PartState] = []
-        self.size_bytes = 0  # of all text and fields, in UTF-8
+        self.size_bytes = 0  # size of all text and fields, in UTF-8
         self.documented = 0  # version of the store's document
         set_parts(self, op.parts, serial)
-        self.undocumented_bytes = self.size_bytes  # of text and fields since that document
+        self.undocumented_bytes = self.size_bytes  # size of the text and fields that arrived since that document
 
     def fork(self) -> MessageState:
         """Return a copy; changes to it leave this message as it is. Copies the head, not the text."""

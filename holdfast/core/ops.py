@@ -106,7 +106,7 @@ class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
     """
 
     state: str  # taken, done or cancelled; pending after a `regenerate`
-    generation: int  # counts the attempts: a claim of an earlier attempt is over
+    generation: int  # number of the attempt; a lower one is over
     by: str | None = None
     node: str | None = None  # as in `Writer`
     lease_ms: int = 0  # as in `Writer`

@@ -93,7 +93,7 @@ class Outgoing:
 
     def __init__(self, message_id: str, limits: Limits, nonce: str = "") -> None:
         """Write the message `message_id`. Its request ids begin with `nonce`, which no other writer has."""
-        self.id = message_id  # for the texts of errors
+        self.id = message_id  # used in the texts of errors
         self.limits = limits
         self.nonce = nonce
         self.state = NEW
@@ -101,7 +101,7 @@ class Outgoing:
         self.generation = 1
         self.meta: dict[str, Json] = {}  # after all accepted updates
         self.in_flight: list[OutgoingRequest] = []
-        self.unstored_bytes = 0  # of all accepted requests that are not stored, gathered text included
+        self.unstored_bytes = 0  # size of all accepted requests that are not stored, gathered text included
         self._numbers = 0
         self._piece = max(1, limits.append_bytes // 4)  # characters of one append; each has at most four bytes
         self._parts: list[OutgoingPart] = []
@@ -405,7 +405,7 @@ class Outgoing:
     def _put_part(self, index: int, part: Part, size: int, *, is_replacing: bool = False) -> None:
         last = self._queue[-1] if self._queue else None
         if is_replacing and last is not None and last.is_replacing and part_of(last.request) == index:
-            self._queue.pop()  # of a progress bar that a slow store holds up only the last value counts
+            self._queue.pop()  # when a slow store holds up a progress bar, only its last value counts
             self.unstored_bytes -= last.size_bytes
         request = PutPart(index=index, part=part, generation=self.generation, request=self._new_request())
         self._queue.append(OutgoingRequest(request, size, is_replacing))

@@ -23,7 +23,7 @@ from holdfast.core.outgoing import Outgoing, OutgoingRequest, part_of
 from holdfast.core.requests import FinishMessage, UpdateMessage
 from holdfast.core.text import Text
 
-FRAME_BYTES = 1024  # of a request, besides the part in it
+FRAME_BYTES = 1024  # size of a request, besides the part in it
 MAX_REFILLS = 3  # without a stored request in between; more mean a bug, here or in the server
 
 # The server knows less of the message than it has acknowledged, or other content.
@@ -61,7 +61,7 @@ class RemoteOutgoing(Outgoing):
 
     def __init__(self, message_id: str, limits: Limits, nonce: str) -> None:
         super().__init__(message_id, limits, nonce)
-        self.epoch = ""  # of the log that the stored requests are in
+        self.epoch = ""  # epoch of the log that holds the stored requests
         self.trouble: HoldfastError | None = None  # a failure that passes; until then no request is sent
         self._again: list[OutgoingRequest] = []  # refused for now
         self._kept: list[KeptPart] = []

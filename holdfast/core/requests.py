@@ -137,7 +137,7 @@ class SettleCommand(Struct, frozen=True, kw_only=True):
     """Settle a command without a reply: carry out a `cancel`, or reply that it `is_expired`. Sent by the server."""
 
     is_expired: bool = False
-    expires_ms: int | None = None  # of the meant command: after a channel's deletion its id may be used again
+    expires_ms: int | None = None  # expiry of the meant command: after a channel's deletion its id may be used again
 
 
 class EnterChannel(Struct, frozen=True, kw_only=True):
@@ -175,4 +175,4 @@ class Caller(Struct, frozen=True, kw_only=True):
     is_server: bool = False  # the hub itself: may interrupt, and take over streaming messages
 
 
-SERVER = Caller(is_server=True)  # for requests of the hub itself
+SERVER = Caller(is_server=True)  # the caller of requests of the hub itself

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 from holdfast.core.message_state import ClaimState, MessageState
 from holdfast.core.state import ChannelState
 
-CANCEL_S = 2.0  # for the client at work to carry out a `cancel`
+CANCEL_S = 2.0  # time in which the client at work can carry out a `cancel`
 ROUND = 8  # a round of attempts has at most seven numbers: 1–7, then 9–15 after a `regenerate`, and so on
 
 W = TypeVar("W")  # a worker; the state machine passes it on

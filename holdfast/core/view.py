@@ -59,7 +59,7 @@ class _Part:
     __slots__ = ("fields", "key", "serial", "text")
 
     def __init__(self, part: Part, serial: int) -> None:
-        self.serial = serial  # of its last change
+        self.serial = serial  # serial of its last change
         self.key = APPENDABLE.get(part["type"], "")
         self.fields = part
         self.text = Text(part.get(self.key, "")) if self.key else None
@@ -76,7 +76,7 @@ class _Shown:
     def __init__(self, message: Message, serial: int) -> None:
         self.head = message
         self.version = serial
-        self.base = serial  # of the last create or update: newer part events may open a part
+        self.base = serial  # serial of the last create or update: newer part events may open a part
         self.parts = [_Part(part, serial) for part in message.parts]
 
     def message(self) -> Message:

@@ -94,18 +94,18 @@ class Steering(Struct, frozen=True, kw_only=True):
 
 
 class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Whether the messages `gone` may be deleted. `by` is None if no person replied, or no reply was needed."""
+    """Whether the messages `to_delete` may be deleted. `by` is None if no person replied, or no reply was needed."""
 
     ok: bool
     by: str | None = None
-    gone: list[str] = []
+    to_delete: list[str] = []
 
 
 class Settled(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The values that determine an answer. The answer's meta stores them, for a process that continues it."""
 
     seed: int
-    fingerprint: str  # of the answer as it began
+    fingerprint: str  # fingerprint of the answer as it began
     steering: list[Steering] = []
     decision: Decision | None = None
 
@@ -152,11 +152,13 @@ def _beginning(question: str, seed: int, source: Library | None) -> list[Step]:
 
 def _outcome(decision: Decision) -> str:
     """Return the text that reports the decision of people."""
-    gone = len(decision.gone)
+    count = len(decision.to_delete)
     if decision.ok:
         who = f"{decision.by} said yes. " if decision.by else ""
         what = (
-            f"{gone} message{'s' if gone != 1 else ''} deleted, in every window." if gone else "There was no message."
+            f"{count} message{'s' if count != 1 else ''} deleted, in every window."
+            if count
+            else "There was no message."
         )
         return who + what
     who = f"{decision.by} said no" if decision.by else "No reply came in time"

@@ -86,7 +86,7 @@ def build(
 
 
 class _Files(StaticFiles):
-    """The page's files, of which a picture may be opened as a page too. Other hubs do not serve them."""
+    """The page's files, with its headers: a browser may open a picture as a page, too. Other hubs serve no picture."""
 
     async def get_response(self, path: str, scope: Any) -> Response:
         response = await super().get_response(path, scope)

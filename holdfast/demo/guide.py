@@ -114,16 +114,16 @@ class Guide:
     async def _decide(self, turn: Turn) -> Decision:
         """Ask the people in the channel whether the earlier messages may be deleted."""
         older = await self._hub.history(turn.channel, before=turn.message.created, limit=MOST_DELETED)
-        gone = [message.id for message in older.messages if message.status != "streaming"]
-        if not gone:
+        to_delete = [message.id for message in older.messages if message.status != "streaming"]
+        if not to_delete:
             return Decision(ok=True)
-        question = f"Delete the {len(gone)} messages above?" if len(gone) > 1 else "Delete the message above?"
+        question = f"Delete the {len(to_delete)} messages above?" if len(to_delete) > 1 else "Delete the message above?"
         reply = await turn.ask("approve", {"question": question}, timeout_s=APPROVE_S)
         by = _name(reply.data, reply.by) if reply.error is None else None
-        return Decision(ok=reply.ok, by=by, gone=gone if reply.ok else [])
+        return Decision(ok=reply.ok, by=by, to_delete=to_delete if reply.ok else [])
 
     async def _delete(self, channel: str, decision: Decision | None) -> None:
-        for message_id in decision.gone if decision is not None else ():
+        for message_id in decision.to_delete if decision is not None else ():
             with suppress(Deleted):
                 await self._hub.delete(channel, message_id)
 

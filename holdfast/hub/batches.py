@@ -13,7 +13,7 @@ from typing import Any
 from holdfast.core.events import MessageAppend, MessageCreate, MessagePart, MessageUpdate, ServerEvent, encode_json
 from holdfast.core.message_state import part_bytes
 
-FRAME_BYTES = 256 * 1024  # of a WebSocket frame, as far as whole events allow
+FRAME_BYTES = 256 * 1024  # largest WebSocket frame, as far as whole events allow
 # Text of batches kept for other feeds at the same cursor, per channel. A batch exists in up to three forms.
 MAX_CACHED_BATCHES = 64
 MAX_CACHED_BYTES = 2 * 1024 * 1024
@@ -131,7 +131,7 @@ class BatchCache:
         self.live: dict[int, EncodedBatch] = {}  # by the serial they follow; valid for the current serial only, …
         self.first: dict[tuple[str, int], EncodedBatch] = {}  # … as are the batches that begin with `channel.attached`
         self.ephemeral: dict[int, EncodedBatch] = {}  # by the position of the presence state that they follow
-        self.text_bytes = 0  # of text in `live` and `first`
+        self.text_bytes = 0  # size of the text in `live` and `first`
 
     def keep_live(self, since: int, batch: EncodedBatch) -> EncodedBatch:
         """Keep and return the batch after serial `since`."""

@@ -22,7 +22,7 @@ from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.decide import decide, plain_append
 from holdfast.core.document import Document, document
 from holdfast.core.draft import Draft
-from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
+from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable, shown
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
 from holdfast.core.requests import AppendText, CreateMessage, SendCommand
@@ -348,7 +348,14 @@ class Committer:
                     ask.is_unclear = True
                 parked[channel].append(decided.item)
             else:
-                self._fail(decided.item, Busy("others write to this channel faster than it can be read"))
+                name = shown(channel.name)
+                self._fail(
+                    decided.item,
+                    Busy(
+                        f"other processes write to channel {name} faster than this hub can read it: "
+                        f"{channel.conflicts} commits in a row have failed; try again later"
+                    ),
+                )
         if parked:
             self._loader.park_again(parked, unclear)
 

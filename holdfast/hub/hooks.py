@@ -36,7 +36,7 @@ HookKind = Literal["message.create", "message.update", "message.finish", "messag
 KINDS = get_args(HookKind)
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 60.0
-TIMEOUT_S = 60.0  # of one call
+TIMEOUT_S = 60.0  # longest time of one call
 EVERYTHING = 2**53  # messages of one channel in a catch-up: with a bound, a hook could never catch up
 SCAN_PAGE = 500  # channels in one step of the scan after a start
 MAX_RUNNING = 100  # channels for which one hook runs at once
@@ -47,16 +47,16 @@ class HookEvent(Struct, frozen=True, kw_only=True):
 
     type: str
     channel: str
-    serial: int  # of the entry; with channel and epoch it identifies a repeat
+    serial: int  # serial of the entry; with channel and epoch it identifies a repeat
     epoch: str
-    id: str  # of the message or command
+    id: str  # id of the message or command
     message: Message | None = None  # None when it was deleted
     command: Command | None = None
-    reply: Json = None  # of a command: `{ok, data, error, from}`
+    reply: Json = None  # reply to the command: `{ok, data, error, from}`
 
 
 HookHandler = Callable[[HookEvent], Awaitable[None]]
-Start = Callable[[Coroutine[Any, Any, None]], None]  # of a background task
+Start = Callable[[Coroutine[Any, Any, None]], None]  # starts a background task
 
 
 class Hook:

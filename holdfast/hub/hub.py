@@ -282,7 +282,8 @@ class HubCore:
             parent=parent,
             reply_to=reply_to,
         )
-        return _present(await self.ask(channel, self._id(id), request, self.caller(author)))
+        message_id = self._id(id)
+        return _present(await self.ask(channel, message_id, request, self.caller(author)), message_id)
 
     async def update(
         self,
@@ -296,7 +297,7 @@ class HubCore:
     ) -> Message:
         """Change a finished message and return it. `meta` is merged; None removes a key. Raises VersionConflict, …"""
         request = UpdateMessage(text=text, parts=parts, meta=meta or {}, if_version=if_version)
-        return _present(await self.ask(channel, message_id, request, self.caller(None)))
+        return _present(await self.ask(channel, message_id, request, self.caller(None)), message_id)
 
     async def finish(
         self,
@@ -487,7 +488,7 @@ class HubCore:
         return check_id(message_id) if message_id is not None else self.clock.new_id()
 
 
-def _present(result: Result) -> Message:
+def _present(result: Result, message_id: str) -> Message:
     if result.message is None:
-        raise Deleted("message was deleted meanwhile")
+        raise Deleted(f"message {message_id!r} was deleted before the hub could return it")
     return own_copy(result.message)

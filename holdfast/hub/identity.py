@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from holdfast.core.errors import Forbidden, LocalError, Unauthenticated
+from holdfast.core.errors import Forbidden, LocalError, Unauthenticated, shown
 from holdfast.core.names import check_id
 from holdfast.core.requests import Caller
 from holdfast.hub.patterns import check_pattern, matches
@@ -85,7 +85,7 @@ class Identity(Struct, frozen=True, kw_only=True):
     def check(self, capability: str, channel: str) -> None:
         """Raise Forbidden unless this identity holds `capability` on `channel`."""
         if not self.has(capability, channel):
-            raise Forbidden(f"this request needs the capability {capability!r}")
+            raise Forbidden(f"{self._name()} needs the capability {capability!r} on channel {shown(channel)}")
 
     def has_pattern(self, capability: str, pattern: str) -> bool:
         """Return whether one grant gives `capability` on every channel that matches `pattern`."""
@@ -100,12 +100,16 @@ class Identity(Struct, frozen=True, kw_only=True):
     def check_pattern(self, capability: str, pattern: str) -> None:
         """Raise Forbidden unless this identity holds `capability` on every channel that matches `pattern`."""
         if not self.has_pattern(capability, pattern):
-            raise Forbidden(f"this request needs the capability {capability!r} on all channels of the pattern")
+            raise Forbidden(f"{self._name()} needs the capability {capability!r} on all channels of {shown(pattern)}")
 
     def includes(self, other: Identity) -> bool:
         """Return whether this identity holds every grant of `other`."""
         granted = {EVERYWHERE: other.capabilities, **(other.grants or {})}
         return all(self.has_pattern(one, pattern) for pattern, names in granted.items() for one in names)
+
+    def _name(self) -> str:
+        """Return the name of this client for a message."""
+        return f"client {shown(self.client_id)}" if self.client_id is not None else "a client without an id"
 
     def caller(self, channel: str | None = None) -> Caller:
         """Return the caller of a request on `channel`; with None, its rights are those on all channels."""

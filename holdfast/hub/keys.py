@@ -36,7 +36,7 @@ MIN_RSA_BITS = 2048
 
 MAX_KEYS = 100  # in a set; issuers have two or three
 MAX_SET_BYTES = 256 * 1024
-FETCH_TIMEOUT_S = 5.0  # for the whole fetch; access control waits 10 s for a verifier
+FETCH_TIMEOUT_S = 5.0  # longest time of the whole fetch; access control waits 10 s for a verifier
 FRESH_S = 600.0  # then the set is fetched again: a revoked key is accepted no longer than this
 STALE_S = 3600.0  # the keys of an unreachable issuer are accepted this long; then every token is refused
 COOLDOWN_S = 30.0  # between two fetches, also if many tokens name unknown keys

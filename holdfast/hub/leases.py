@@ -83,7 +83,7 @@ class LeaseMonitor:
         """Begin the lease of the message `key` anew, if it has one: its writer sent a request."""
         lease = self._leases.get((channel, key))
         if lease is not None:
-            self._deadlines.drop(("again", channel, key, FinishMessage))  # of an end that the store refused
+            self._deadlines.drop(("again", channel, key, FinishMessage))  # the timer of an end that the store refused
             self._end_lease_in(channel, key, lease[1])
             if (channel, key) in self._holders:
                 self._holders[channel, key] = self._holders[channel, key]._replace(is_last=False)

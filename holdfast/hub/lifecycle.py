@@ -26,7 +26,7 @@ from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
 
-SHUTDOWN_S = 2.0  # for cancelled tasks to clean up
+SHUTDOWN_S = 2.0  # time in which cancelled tasks can clean up
 
 
 class Run:
@@ -75,7 +75,7 @@ class Lifecycle:
         self._hooks: dict[str, Hook] = {}  # by name
         self._start_callbacks: list[Callable[[], None]] = []
         self._run: Run | None = None  # the current or the last one
-        self._runtime: Runtime | None = None  # of the current run, once its store is open
+        self._runtime: Runtime | None = None  # the services of the current run, once its store is open
 
     @property
     def runtime(self) -> Runtime:
@@ -222,7 +222,7 @@ class Lifecycle:
             job.cancel()
         if jobs:
             await asyncio.wait(jobs, timeout=SHUTDOWN_S)
-        for writer in list(writers.values()):  # of the app's own tasks: store their text so far
+        for writer in list(writers.values()):  # writers of the app's own tasks: store their text so far
             try:
                 async with asyncio.timeout(SHUTDOWN_S):
                     await writer.flush()

@@ -40,7 +40,7 @@ class Item(Protocol):
 
     channel: str
     size_bytes: int
-    ids: tuple[str, ...]  # of the messages and commands that must be in memory for the decision
+    ids: tuple[str, ...]  # the messages and commands that must be in memory for the decision
 
     def asks(self) -> Sequence[Ask]:
         """Return the requests in order. The committer calls this once for each decision."""

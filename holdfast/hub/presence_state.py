@@ -41,11 +41,11 @@ NAMED = 100  # members listed by name; the others are only counted
 CROWD_S = 1.0  # least time between two `presence.sync` of a crowd
 CROWD_MOVES = 4  # more people who enter or leave in that time make a crowd, …
 CROWD_MEMBERS = 20  # … unless the channel has no more members than this
-OWN_MEMBERS = 100  # of one client in one channel: its id, and its id with `~` and suffixes
+OWN_MEMBERS = 100  # most members of one client in one channel: its id, and its id with `~` and suffixes
 KEPT_LEFT = 1_000  # leaves that feeds can still be sent one by one
 KEPT_SIGNALS = 256
 KEPT_SIGNAL_BYTES = 64 * 1024
-MAX_CONNECTIONS = 100  # of one person; the sockets bound those of an agent
+MAX_CONNECTIONS = 100  # most connections of one person; an agent's are bounded by its sockets
 
 
 class _Member(Struct):

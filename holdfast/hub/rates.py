@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
+from typing import Self
 
 from holdfast.core.errors import TooMany, shown
 from holdfast.core.limits import KIB, MIB
@@ -26,6 +27,7 @@ HOUR_S = 3600.0
 REQUEST_COST_BYTES = 128 * KIB
 # A request pays for so many bytes of itself, of its response, and of its event for each viewer.
 FREE_BYTES = 4 * KIB
+OPEN_BODIES = 8  # of the largest size; in those bytes the bodies of a client that have not ended are counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +68,11 @@ class _Bucket:
 class _Client:
     """The counts of one client."""
 
-    __slots__ = ("bytes", "channels", "connections", "requests", "signals")
+    __slots__ = ("body_bytes", "bytes", "channels", "connections", "requests", "signals")
 
     def __init__(self, limits: ClientLimits, now_s: float) -> None:
         self.connections = 0
+        self.body_bytes = 0  # of the request bodies that have not ended
         self.requests = _Bucket(2 * limits.client_requests, now_s)
         self.bytes = _Bucket(limits.client_bytes, now_s)
         self.signals: _Bucket | None = None  # most clients never need these two
@@ -91,8 +94,56 @@ class ConnectionSlot:
             self._client = None
 
 
+class OpenBody:
+    """A request body that has not ended: a context manager that counts its bytes for its client.
+
+    A step that raises TooMany counts none.
+    """
+
+    __slots__ = ("_client", "_held_bytes", "_max_bytes", "_name", "_size")
+
+    def __init__(self, client: _Client | None, name: str = "", *, least_bytes: int = 0, max_bytes: int = 0) -> None:
+        """Count `least_bytes` or more, and at most `max_bytes` with all open bodies of the client; None counts none."""
+        self._client = client
+        self._name = name
+        self._held_bytes = least_bytes
+        self._max_bytes = max_bytes
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        """Count the body as open. Raises TooMany."""
+        if self._client is not None:
+            self._count(self._client, self._held_bytes)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._client is not None:
+            self._client.body_bytes -= self._held_bytes
+
+    def grow(self, size: int) -> None:
+        """Count `size` more bytes, which have arrived. Raises TooMany."""
+        if self._client is None:
+            return
+        self._size += size
+        if self._size > self._held_bytes:
+            self._count(self._client, self._size - self._held_bytes)
+            self._held_bytes = self._size
+
+    def _count(self, client: _Client, size: int) -> None:
+        if client.body_bytes + size > self._max_bytes:
+            raise TooMany(
+                f"the bodies of client {self._name} that have not ended hold {client.body_bytes} bytes, the limit is "
+                f"{self._max_bytes}. Send fewer of them at a time",
+                limit=self._max_bytes,
+            )
+        client.body_bytes += size
+
+
+UNCOUNTED = OpenBody(None)  # a body of a client that is not counted
+
+
 class Rates:
-    """Counts the requests, bytes, signals, connections and new channels of clients.
+    """Counts the requests, bytes, open bodies, signals, connections and new channels of clients.
 
     A call that raises TooMany counts none.
     """
@@ -198,6 +249,16 @@ class Rates:
         client.connections += 1
         return ConnectionSlot(client)
 
+    def body(self, identity: Identity, peer: str = "", *, largest_bytes: int) -> OpenBody:
+        """Return the count of a request body of at most `largest_bytes`.
+
+        The bodies of a client that have not ended hold at most as much as eight of the largest, and each holds at least
+        a sixteenth of one, so that there are at most 128.
+        """
+        client = self._client(identity, peer)
+        name = _name(identity, peer) if client is not None else ""
+        return OpenBody(client, name, least_bytes=largest_bytes // 16, max_bytes=OPEN_BODIES * largest_bytes)
+
     def _client(self, identity: Identity, peer: str) -> _Client | None:
         """Return the counts of the client behind `identity`; None if it is not counted."""
         if identity.is_trusted:
@@ -213,10 +274,10 @@ class Rates:
         return client
 
     def _make_room(self) -> None:
-        """Forget the client that was idle longest. A connected client is kept: its slots are counted."""
+        """Forget the client that was idle longest. A client with slots or open bodies is kept."""
         for _ in range(len(self._clients) - MAX_CLIENTS + 1):
             name, client = self._clients.popitem(last=False)
-            if client.connections:
+            if client.connections or client.body_bytes:
                 self._clients[name] = client
 
 

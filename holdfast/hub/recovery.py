@@ -24,7 +24,7 @@ from holdfast.hub.runtime import Runtime
 from holdfast.hub.writer import MessageWriter
 
 Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
-NewWriter = Callable[[str, str, str | None], MessageWriter]  # of a channel, a message and an author
+NewWriter = Callable[[str, str, str | None], MessageWriter]  # makes a writer from a channel, a message and an author
 
 
 async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], new_writer: NewWriter) -> None:

@@ -22,13 +22,13 @@ class Result(Struct, frozen=True, kw_only=True):
     serial: int
     cursor: str
     created: bool  # False: a repeat, which stored no entry
-    message: Message | None = None  # of a create or update
-    command: Command | None = None  # of a command sent
-    reply: CommandReply | None = None  # of a command that was sent before
+    message: Message | None = None  # the result of a create or update
+    command: Command | None = None  # the stored command of a `SendCommand`
+    reply: CommandReply | None = None  # the stored reply, if the command was sent before
     generation: int | None = None
     part: int | None = None
-    length: int | None = None  # of the part, in code points
-    lengths: list[int] | None = None  # of all parts
+    length: int | None = None  # length of the part, in code points
+    lengths: list[int] | None = None  # lengths of all parts
     is_blind: bool = False  # the caller may not read the channel, so the result has fewer fields
 
 

@@ -45,7 +45,7 @@ class Subscription:
         self, hub: Attaching, channel: str, since: str | None, history: int | None, flush_ms: int | None
     ) -> None:
         self.channel = channel
-        self.cursor: str | None = since  # of the last complete batch that was yielded; resume with it
+        self.cursor: str | None = since  # cursor of the last complete batch that was yielded; resume with it
         self._hub = hub
         self._history = history
         self._flush_ms = flush_ms

@@ -22,7 +22,7 @@ from holdfast.hub.wsgi import check_not_wsgi
 from holdfast.portal import NoResponse, Portal, SyncWriter, run_on, writing
 
 T = TypeVar("T")
-TIMEOUT_S = 60.0  # for one call; a failing store gives up long before
+TIMEOUT_S = 60.0  # longest time of one call; a failing store gives up long before
 
 
 class AsyncHub(Protocol):
@@ -53,7 +53,7 @@ class SyncHub:
 
     def __init__(self, hub: AsyncHub) -> None:
         self._hub = hub
-        self._portal = Portal("holdfast-sync")  # of hubs without a loop
+        self._portal = Portal("holdfast-sync")  # the thread of hubs without a loop
         self._left: asyncio.AbstractEventLoop | None = None  # the loop that was closed last
         self._has_left = threading.Event()
 

@@ -23,7 +23,7 @@ class Tasks:
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
-        self.jobs: set[asyncio.Task[Any]] = set()  # of the app
+        self.jobs: set[asyncio.Task[Any]] = set()  # the app's own tasks
         self._background: set[asyncio.Task[Any]] = set()
         self.quieter = asyncio.Event()  # set when a job or a writer ends
 

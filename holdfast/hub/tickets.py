@@ -37,7 +37,7 @@ _SEAL_CHARACTERS = 23
 _MARK = "h"  # begins the mark of a cursor that was given to a client without `history`
 _MARK_CHARACTERS = 23
 _NAME = "n"  # begins the name of an answer in the cursors of a response that began it
-_NAMED_CHARACTERS = 18  # of the ids that the hub makes
+_NAMED_CHARACTERS = 18  # length of the ids that the hub makes
 _NAME_CHARACTERS = 23 + _NAMED_CHARACTERS
 
 

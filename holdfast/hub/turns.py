@@ -48,7 +48,7 @@ from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
 
 logger = logging.getLogger("holdfast.hub")
 
-LEASE_S = 15.0  # of a remote worker's turn; the worker renews it at a third
+LEASE_S = 15.0  # lease of a remote worker's turn; the worker renews it after a third
 MAX_UNENDED = 10_000  # handlers of deleted messages that are remembered; each takes some 200 bytes
 UNCLAIMED_S = 5.0  # after this long unclaimed, viewers get a `nobody_listening` signal
 
@@ -391,7 +391,7 @@ class TurnScheduler:
         if turn is None or turn.phase is not Phase.RUNNING or turn.attempt != assigned.generation:
             return False
         if turn.claim is None or turn.claim.node is not None or turn.claim.by != worker.name:
-            return False  # of another agent: a reconnecting worker has the same name
+            return False  # the turn is another agent's: a reconnecting worker has the same name
         turn.begin(worker)
         self._lapse_in(assigned.channel, turn, (turn.claim.lease_ms or LEASE_S * 1000) / 1000)
         return True

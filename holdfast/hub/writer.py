@@ -83,7 +83,7 @@ class MessageWriter(OutgoingProperties):
         self._is_waiting = False  # queued at the committer
         self._is_delayed = False  # to be queued in time for the next flush of viewers
         self._live: Channel | None = None  # the channel of the last batch; one that left memory has no viewers
-        self._trouble: HoldfastError | None = None  # of a store that fails at present
+        self._trouble: HoldfastError | None = None  # the error of a store that fails at present
         self._waiters: list[asyncio.Future[None]] = []
         self._called = self._awaited = 0
         self._retry: asyncio.TimerHandle | None = None

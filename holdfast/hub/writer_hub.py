@@ -38,7 +38,7 @@ class WriterHub(Protocol):
     """The part of the hub that a writer uses. All methods but `start` and `caller` need a hub that runs."""
 
     limits: Limits
-    reason_of: Callable[[BaseException], str | None]  # of a message that an exception ended
+    reason_of: Callable[[BaseException], str | None]  # returns the reason of a message that an exception ended
 
     @property
     def node(self) -> str:

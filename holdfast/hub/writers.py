@@ -39,7 +39,7 @@ class Writers:
         reason_of: Callable[[BaseException], str | None],
     ) -> None:
         self.limits = limits
-        self.reason_of = reason_of  # of a message that an exception ended
+        self.reason_of = reason_of  # returns the reason of a message that an exception ended
         self._life = life
         self._writer_class = writer_class
 

@@ -35,7 +35,7 @@ class _Message:
         self.document = document
         self.segments: list[Segment] = list(document.segments)
         self.entries: list[Entry] = []
-        self.since_ms: int | None = None  # of the first of `entries`, by the clock of `tidy`
+        self.since_ms: int | None = None  # time of the first of `entries`, by the clock of `tidy`
 
     @property
     def last(self) -> int:

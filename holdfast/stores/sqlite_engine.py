@@ -49,7 +49,7 @@ class Engine:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._life = secrets.token_hex(4)  # of this opening: tokens of another opening are invalid
+        self._life = secrets.token_hex(4)  # id of this opening: tokens of another opening are invalid
         self._is_open = False
 
     # -- life --------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ Synchronous = Literal["normal", "full", "extra"]
 APPLICATION_ID = 0x486F6C64  # "Hold"
 SCHEMA = 3
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-FILE_MODE = 0o600  # of new files: conversations are for the user of the server alone
+FILE_MODE = 0o600  # mode of new files: only the user of the server may read conversations
 LOCK_POLL_S = 0.05
 LOCK_BYTES = 4096  # more than a lock file ever holds
 NO_NONCE = "-"  # stands for the nonce of a database or lock file without one
@@ -224,7 +224,7 @@ class SqliteFile:
                 f"store file {self.path} is on a file system that does not support a WAL database; use a local disk"
             )
         db.execute("PRAGMA wal_autocheckpoint = 0")  # inside COMMIT it would cost up to 20 ms; see `checkpoint`
-        db.execute("PRAGMA synchronous = FULL")  # for the writes of this method; the configured value follows
+        db.execute("PRAGMA synchronous = FULL")  # the writes of this method are synced; the configured value follows
         db.execute("PRAGMA fullfsync = ON")  # macOS: synced data is on the disk, not in its cache
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")

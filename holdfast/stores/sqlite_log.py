@@ -32,8 +32,8 @@ from holdfast.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
 from holdfast.stores.sqlite_slots import MAX_ROOM, larger_rooms, room_for
 
 SHORT_LIST = 14  # items of a list with a head of one byte, and room for the element that fills the slot
-MAX_ITEM_BYTES = MAX_ROOM - 3  # for the head of a long list
-PIECE_CHARACTERS = 1_000  # of an append too large for a slot: at most 4,000 bytes
+MAX_ITEM_BYTES = MAX_ROOM - 3  # the rest is the head of a long list
+PIECE_CHARACTERS = 1_000  # length of the pieces of an append that is too large for a slot: at most 4,000 bytes each
 PIECE_BYTES = 4_000
 
 Item = list[Any]  # as decoded: see the module's docstring
@@ -81,7 +81,7 @@ class CommitLog:
 
     def __init__(self, now_ms: int | None = None) -> None:
         self.pinned: dict[int, Tracked] = {}  # messages that pin slots, by key
-        self.now_ms = now_ms  # of the last `tidy`
+        self.now_ms = now_ms  # time of the last `tidy`
         self.live_rows = 0
         self.live_bytes = 0
         self.slot_bytes = 0

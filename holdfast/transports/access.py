@@ -46,8 +46,8 @@ from holdfast.transports.query import Query
 from holdfast.transports.refusals import refusals
 from holdfast.transports.server_connection import mark_known
 
-VERIFY_TIMEOUT_S = 10.0  # for the app's verifier, which may query a database while the caller waits
-MAX_TOKEN_BYTES = 8 * 1024  # of a token in a frame; the server itself bounds headers
+VERIFY_TIMEOUT_S = 10.0  # longest time of the app's verifier, which may query a database while the caller waits
+MAX_TOKEN_BYTES = 8 * 1024  # largest token in a frame; the server itself bounds headers
 _CREDENTIAL_HEADERS = (b"authorization", b"cookie")
 # Parts that only writers create: a tool call or a source that a user typed would look like the agent's.
 _WRITER_PARTS = ("tool", "source")
@@ -186,7 +186,7 @@ def check_update(request: UpdateMessage, identity: Identity, channel: str) -> No
 
 
 def _has_writer_parts(parts: list[Part] | None) -> bool:
-    return any(part.get("type") in _WRITER_PARTS for part in parts or ())  # of any type: parts are not validated yet
+    return any(part.get("type") in _WRITER_PARTS for part in parts or ())  # parts are not validated yet
 
 
 def check_work(identity: Identity, pattern: str) -> None:

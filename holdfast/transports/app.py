@@ -34,7 +34,7 @@ from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.http import no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.message_stream import message_events
-from holdfast.transports.operations import BY_NAME, OPERATIONS
+from holdfast.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
 from holdfast.transports.origin import check_peer
 from holdfast.transports.problem import NOSNIFF, Headers, problem_messages
 from holdfast.transports.sender import FAREWELL_S
@@ -44,12 +44,12 @@ from holdfast.transports.websocket import Sockets
 
 logger = logging.getLogger("holdfast.transports")
 
-SHUTDOWN_S = 1.0  # for all viewers, when the hub drains; a peer that does not read gets `sender.FAREWELL_S`
+SHUTDOWN_S = 1.0  # time for all viewers when the hub drains; a peer that does not read gets `sender.FAREWELL_S`
 # For a peer to take the bytes written before its stream or socket ended. Servers wait for that for ever.
 UNREAD_S = 10.0
 WEB = Path(__file__).parent.parent / "web"
 WEB_PATH = "/web/"
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_METHODS = tuple(dict.fromkeys(("GET", "HEAD", *(one.method for one in OPERATIONS if one.method))))
 _REQUEST_HEADERS = ("Authorization", "Cache-Control", "Content-Type", "Holdfast-Client", "Last-Event-ID")
 _ENDPOINTS: dict[str, Callable[..., Awaitable[None]]] = {
     "events": channel_events,
@@ -146,7 +146,7 @@ class App:
         await receive()  # websocket.connect
         try:
             await check_peer(self.hub, scope)
-            if path_below(scope) != "/v1/ws":
+            if path_below(scope) != SOCKET_PATH:
                 raise no_such_path()
             credentials = await self._sockets.admit(scope)
         except HoldfastError as error:
@@ -188,7 +188,10 @@ class App:
 
 
 def _is_public(path: str) -> bool:
-    """Return whether every peer may request `path`: the page modules, and a client's question what is wrong."""
+    """Return whether every peer may request `path`.
+
+    Those are page modules, and `GET /v1`, which tells a client why it is refused.
+    """
     return path.startswith(WEB_PATH) or path == BY_NAME["version"].path
 
 

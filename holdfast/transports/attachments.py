@@ -41,7 +41,7 @@ class Attachment:
         self.channel = channel
         self.feed: Feed | None = None  # None until the hub has attached it, and after `close`
         self.is_catching_up = False
-        self.resume_limits: ResumeLimits | None = None  # of a viewer without the capability `history`
+        self.resume_limits: ResumeLimits | None = None  # set for a viewer without the capability `history`
         self.is_replied = False  # whether the `attach` has its reply
         self._replied: asyncio.Future[None] | None = None
 
@@ -77,9 +77,9 @@ class Attachments:
         self._hub = hub
         self._session = session
         self._by_channel: dict[str, Attachment] = {}
-        self._attaching: dict[str, Attachment] = {}  # of the newest `attach` of a channel, until it has its reply
+        self._attaching: dict[str, Attachment] = {}  # the newest `attach` of each channel, until it has its reply
         self._ready: dict[Attachment, None] = {}  # attachments with missed events, in the order they were woken
-        self._rest: tuple[Attachment, Iterator[str]] | None = None  # of a batch that takes several frames
+        self._rest: tuple[Attachment, Iterator[str]] | None = None  # the rest of a batch that takes several frames
 
     def __len__(self) -> int:
         return len(self._by_channel)

@@ -138,7 +138,7 @@ class WorkFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="work")
     pattern: str
     slots: Annotated[int, Meta(ge=0, le=1_000)] = 1  # 0: take no more turns
     when_busy: WhenBusy = "queue"
-    name: str | None = None  # of the agent as a member: the client's id, with or without a suffix
+    name: str | None = None  # the agent as a member: the client's id, with or without a suffix
 
 
 class TurnRenewFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.renew"):

@@ -34,7 +34,7 @@ from holdfast.core.model import Part
 from holdfast.hub.tickets import split_seal
 
 _SENT = re.compile(r"([md])([0-9]{1,3})((?:\.[0-9]{1,8})*)\Z")
-_SENT_CHARACTERS = 255  # of the 300 of a cursor's extra field: a stream may add a ticket's seal or an answer's name
+_SENT_CHARACTERS = 255  # a cursor's extra field has 300; a stream may add a ticket's seal or an answer's name
 
 
 class Position(NamedTuple):

@@ -32,7 +32,7 @@ class Heartbeats:
         self._slots: dict[tuple[int, int], Slot] = {}  # by period, and second within the period
         self._now_s = 0
         self._next = 0
-        self._due_s = 0.0  # of the next tick: one second after the last one was due, not after it ran
+        self._due_s = 0.0  # time of the next tick: one second after the last one was due, not after it ran
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._emptied: asyncio.Future[None] | None = None

@@ -67,11 +67,11 @@ from holdfast.transports.origin import check_peer
 from holdfast.transports.problem import problem_body, problem_headers
 from holdfast.transports.query import Query, whole
 from holdfast.transports.tickets import CreateTicket, TicketIssued
-from holdfast.transports.traffic import charge, event_bytes, expected_bytes
+from holdfast.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes, open_body
 
 logger = logging.getLogger("holdfast.transports")
 
-BODY_TIMEOUT_S = 60.0  # for a whole body of at most a megabyte
+BODY_TIMEOUT_S = 60.0  # time in which a whole body of at most a megabyte must arrive
 READY_TIMEOUT_S = 5.0  # probes give up after seconds, too
 MAX_NUMBER = 2**53  # the largest integer that a browser's numbers hold
 _NO_STORE = {"cache-control": "no-store"}
@@ -80,8 +80,8 @@ _NO_STORE = {"cache-control": "no-store"}
 class Call:
     """One request to one operation, with the identity of its caller and the names in its path."""
 
-    body_bytes = 0  # of the body that was read
-    result: Result | None = None  # of the request that was submitted
+    body_bytes = 0  # size of the body as far as it has arrived
+    result: Result | None = None  # result of the request that was submitted
 
     def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
         """Raises InvalidName, Forbidden. `channel` and `id` are empty if the path has none."""
@@ -90,7 +90,7 @@ class Call:
         self.request = request
         self.identity = identity
         self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
-        message_id = request.path_params.get("id")  # of a message, a command or a member
+        message_id = request.path_params.get("id")  # id of a message, a command or a member
         self.id = check_id(message_id) if message_id is not None else ""
         if self.channel:
             check_operation(identity, operation, self.channel)
@@ -100,9 +100,14 @@ class Call:
         return Query(self.request.scope)
 
     async def body(self) -> Any:
-        """Return the decoded body. Raises TooLarge as soon as it passes the limit, InvalidRequest, InvalidText."""
-        data = await read_body(self.request, self.hub.limits.request_bytes)
-        self.body_bytes = len(data)
+        """Return the decoded body. Raises TooLarge and TooMany as soon as it passes a limit, InvalidRequest, …"""
+        with open_body(self.hub, self.identity, dict(self.request.scope)) as count:
+
+            def arrived(size: int) -> None:
+                self.body_bytes += size
+                count.grow(size)
+
+            data = await read_body(self.request, self.hub.limits.request_bytes, arrived)
         return decode(data, _BODIES[self.operation.name])
 
     async def submit(self, key: str, request: HubRequest) -> Response:
@@ -236,8 +241,8 @@ async def create_ticket(call: Call) -> Response:
     return _json(TicketIssued(ticket=ticket), status=call.operation.status)
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """Return the body, counted while it comes.
+async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int], None] | None = None) -> bytes:
+    """Return the body, counted while it comes. `arrived` is called with the size of each piece, and may raise.
 
     Raises UnsupportedMediaType, TooLarge, and InvalidRequest for a body that does not end in time. The server throws
     away the bytes that a refused peer still sends.
@@ -255,6 +260,8 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for piece in request.stream():
                 size += len(piece)
+                if arrived is not None:
+                    arrived(len(piece))
                 if size > limit_bytes:
                     raise _too_large(limit_bytes)
                 pieces.append(piece)
@@ -418,6 +425,8 @@ async def _charged(call: Call, scope: HubScope) -> Response:
     hub, identity = call.hub, call.identity
     expected = expected_bytes(hub, call.operation, scope)
     charge(hub, identity, scope, expected)
+    # The server reads the rest of a refused body, and throws it away.
+    sent_bytes = declared_bytes(hub, scope)
     response_bytes = of_events = 0
     try:
         response = await _HANDLERS[call.operation.name](call)
@@ -425,9 +434,12 @@ async def _charged(call: Call, scope: HubScope) -> Response:
         if call.result is not None:
             of_events = event_bytes(hub, call.channel, call.result, max(call.body_bytes, response_bytes))
         return response
+    except ClientDisconnect:
+        sent_bytes = call.body_bytes
+        raise
     finally:
         charge(hub, identity, scope, -expected)
-        charge(hub, identity, scope, call.body_bytes + response_bytes + of_events)
+        charge(hub, identity, scope, max(sent_bytes, call.body_bytes) + response_bytes + of_events)
 
 
 def _open(hub: HubCore, handler: OpenHandler) -> Endpoint:

@@ -68,7 +68,7 @@ class MessageStream(EventStream):
         self._progress = MessageProgress(message_id, sent)
         self._framer = framer
         self._first: tuple[list[Delta], str] | None = None
-        self._later_feed: Feed | None = None  # until `run` has sent the message as it is
+        self._later_feed: Feed | None = None  # None until `run` has sent the message as it is
 
     async def attach(self, channel: str, message: Message, cursor: str, *, flush_ms: int | None = None) -> None:
         """Prepare to send `message`, as it is at `cursor`, and follow the channel from there unless it has ended."""

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.routing import BaseRoute, Match
 
 from holdfast.core.errors import LocalError, shown
+from holdfast.transports.operations import SOCKET_PATH
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -56,7 +57,7 @@ def _hides(route: BaseRoute, path: str) -> bool:
     """Return whether `route` takes the requests or the sockets of a hub at `path`."""
     probes = (
         {"type": "http", "path": f"{path}/v1/channels", "method": "GET"},
-        {"type": "websocket", "path": f"{path}/v1/ws"},
+        {"type": "websocket", "path": f"{path}{SOCKET_PATH}"},
     )
     return any(
         route.matches({"headers": [], "query_string": b"", "root_path": "", **probe})[0] is not Match.NONE

@@ -54,6 +54,7 @@ from holdfast.transports.frames import (
     WorkFrame,
 )
 
+SOCKET_PATH = "/v1/ws"
 CHANNEL = "/v1/channels/{channel}"
 MESSAGE = CHANNEL + "/messages/{id}"
 
@@ -66,11 +67,11 @@ class Operation(NamedTuple):
 
     name: str
     needs: tuple[str, ...] = ()
-    method: str = ""  # of HTTP; empty for an operation of sockets alone
+    method: str = ""  # the HTTP method; empty for an operation of sockets alone
     path: str = ""
     request: type[Struct] | None = None  # the request that the hub receives
-    frame: type[Struct] | None = None  # of a WebSocket; None for an operation of HTTP alone
-    status: int = 200  # of success; 201 means: 200 for a repeat
+    frame: type[Struct] | None = None  # the WebSocket frame; None for an operation of HTTP alone
+    status: int = 200  # the status of success; 201 means: 200 for a repeat
     kind: Kind = "call"
 
     @property

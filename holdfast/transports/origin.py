@@ -110,10 +110,13 @@ def check_origin(hub: HubCore, scope: Scope) -> None:
             if not _is_own_origin(hub, scope, origin) and not _is_allowed(hub, origin, by_cookie=by_cookie):
                 raise Forbidden(
                     f"the page's origin {shown(origin)} is neither this server's nor in allowed_origins. "
-                    f"{_origin_remedy(origin) or 'Open the page from an address that is.'}"
+                    f"{_origin_remedy(origin) or 'Open the page from an allowed address.'}"
                 )
         if by_cookie and not origins and header(scope, b"sec-fetch-site") != "same-origin":
-            raise Forbidden("a change with a cookie needs a known Origin; to send none, authenticate with a token")
+            raise Forbidden(
+                "a change that a cookie authenticates needs the header Origin of an allowed page, and this request has "
+                "none; send Origin, or authenticate with a token"
+            )
     except Forbidden as error:
         refusals.log(peer_of(scope), error)
         raise
@@ -189,8 +192,8 @@ def _check_own_host(hub: HubCore, scope: Scope) -> None:
     """
     if not _is_own_host(scope, hub.public_origin):
         raise Forbidden(
-            f"This hub accepts every caller of this machine: {_wrong_host(scope)}. Behind a proxy, set the address of "
-            "its pages with Hub(public_origin=...) or --public-origin."
+            f"{_wrong_host(scope, 'The')}, because this hub accepts callers of this machine only. Behind a proxy, set "
+            "the address of its pages with Hub(public_origin=...) or --public-origin."
         )
 
 
@@ -203,11 +206,11 @@ def _is_own_host(scope: Scope, public_origin: str | None = None) -> bool:
     return page is not None and page.is_at(host)
 
 
-def _wrong_host(scope: Scope) -> str:
+def _wrong_host(scope: Scope, article: str = "the") -> str:
     """Return why the Host header is not this machine's own, for a message."""
     hosts = headers_of(scope, b"host")
     given = " and ".join(map(shown, hosts[:2])) or "missing"
-    return f"the Host header is {given}, expected localhost, 127.0.0.1 or [::1]"
+    return f"{article} Host header is {given}, expected localhost, 127.0.0.1 or [::1]"
 
 
 def _not_ours(reason: str, remedy: str | None = None) -> NoVerifier:

@@ -113,7 +113,7 @@ class TaskSender(Sender):
         super().__init__(send, owner)
         self._message: Message | None = None
         self._changed: asyncio.Future[None] | None = None
-        self._timeout: asyncio.Timeout | None = None  # of the present write
+        self._timeout: asyncio.Timeout | None = None  # the timeout of the present write
         self._timeout_s = SEND_TIMEOUT_S
 
     def write(self, message: Message) -> None:

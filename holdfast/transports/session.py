@@ -80,7 +80,7 @@ PING_S = 5.0
 # than one that waits for the next tick of that timer. For the same reason the first ping is due soon.
 PING_EARLY_S = 0.5
 FIRST_PING_S = 1.0
-SILENCE_S = 12.0  # of a peer that holds a lease, presence or turns, after which it is gone; a live one pongs every 5 s
+SILENCE_S = 12.0  # silence after which a peer with a lease, presence or turns is gone; a live one pongs every 5 s
 # The weight of the whole message in a response is not known before; it bounds the number of such unanswered requests.
 _MESSAGE_BYTES = 64 * KIB
 

@@ -43,7 +43,7 @@ _OWNER_AT = _HEADER.size + _STATE.size + _PAIR.size + len(_COOKIE)
 _EVERY_STATE = 0xFFFFFFFF
 _ROOT = 0
 TABLES = {4: "/proc/net/tcp", 6: "/proc/net/tcp6"}
-_SCANS = 3  # of /proc/net/tcp, which may leave out a row while other sockets come and go
+_SCANS = 3  # scans of /proc/net/tcp, which may leave out a row while other sockets open and close
 # Shortages, which a peer may cause: they must not count as a system that does not tell the owner.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 

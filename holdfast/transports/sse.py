@@ -92,7 +92,7 @@ class EventStream:
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
-        self.resume_limits: ResumeLimits | None = None  # of a viewer without the capability `history`
+        self.resume_limits: ResumeLimits | None = None  # set for a viewer without the capability `history`
         if sender_class is None:
             sender_class = DirectSender if app.hub.drive_by_hand else TaskSender
         self.sender: Sender = sender_class(send, self)

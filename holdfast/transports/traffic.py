@@ -2,17 +2,18 @@
 
 Layer: transports.
 
-`hub.rates` keeps the counts. A request counts its own bytes, those of its response or of the batch with which its
-stream begins, and those of its event for each viewer of the channel. Later events of a stream count for the clients
-whose requests caused them, and not for the viewer. The bytes of some requests are known only when they are done. They
-count `EXPECTED_BYTES` until then, so that few of them run at once.
+`hub.rates` keeps the counts. A request counts its own bytes (also those of a body that is refused or does not end),
+those of its response or of the batch with which its stream begins, and those of its event for each viewer of the
+channel. Later events of a stream count for the clients whose requests caused them, and not for the viewer. The bytes of
+some requests are known only when they are done. They count `EXPECTED_BYTES` until then, so that few of them run at
+once. Bodies that have not ended are bounded, too, because a slow body holds memory.
 """
 
 from __future__ import annotations
 
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
-from holdfast.hub.rates import FREE_BYTES
+from holdfast.hub.rates import FREE_BYTES, UNCOUNTED, OpenBody
 from holdfast.hub.results import Result
 from holdfast.transports.headers import header, peer_of
 from holdfast.transports.operations import Operation
@@ -31,12 +32,23 @@ def charge(hub: HubCore, identity: Identity, scope: Scope, size: int) -> None:
 
 def expected_bytes(hub: HubCore, operation: Operation, scope: Scope) -> int:
     """Return how many bytes an HTTP request counts while it is carried out."""
+    is_large = operation.name in _READS or header(scope, b"transfer-encoding") is not None
+    return max(declared_bytes(hub, scope), EXPECTED_BYTES if is_large else 0)
+
+
+def declared_bytes(hub: HubCore, scope: Scope) -> int:
+    """Return the length that an HTTP request gives for its body, up to the largest that is read; 0 without one."""
     length = header(scope, b"content-length")
-    if length is None:
-        is_large = operation.name in _READS or header(scope, b"transfer-encoding") is not None
-        return EXPECTED_BYTES if is_large else 0
-    size = min(int(length[:18]), hub.limits.request_bytes) if length.isascii() and length.isdigit() else 0
-    return max(size, EXPECTED_BYTES if operation.name in _READS else 0)
+    if length is None or not (length.isascii() and length.isdigit()):
+        return 0
+    return min(int(length[:18]), hub.limits.request_bytes)
+
+
+def open_body(hub: HubCore, identity: Identity, scope: Scope) -> OpenBody:
+    """Return the count of a body that has begun."""
+    if hub.authenticate is None or identity.is_trusted:
+        return UNCOUNTED
+    return hub.rates.body(identity, peer_of(scope), largest_bytes=hub.limits.request_bytes)
 
 
 def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:

@@ -47,8 +47,8 @@ from holdfast.transports.sse import RETRY_MS
 
 SUBPROTOCOL = "holdfast.v1"
 
-AUTH_TIMEOUT_S = 5.0  # for the first frame of a socket whose upgrade request had no credentials
-AUTH_BYTES = 8 * 1024  # of a frame with a token
+AUTH_TIMEOUT_S = 5.0  # time for the first frame of a socket whose upgrade request had no credentials
+AUTH_BYTES = 8 * 1024  # largest frame with a token
 # Sockets that wait for their `auth`; they cost little, and for seconds only. `holdfast serve` counts them by address.
 MAX_UNAUTHENTICATED = 1_000
 

@@ -12,8 +12,8 @@ import { View } from "./view.js"
 /** @typedef {import("./channel.js").Channel} Channel */
 /** @typedef {{ identity: string, channel: string, at: number, bytes: number, data: Uint8Array }} Stored */
 
-const VERSION = 1 // of the database
-const MAX_CHANNELS = 50 // of all identities of one hub
+const VERSION = 1 // version of the database
+const MAX_CHANNELS = 50 // most channels of all identities of one hub
 const MAX_BYTES = 5 * 1_048_576
 const WRITE_MS = 1_000 // after the first change
 const OPEN_MS = 1_000 // a page does not wait longer for its storage

@@ -8,7 +8,6 @@ import { parseInline } from "./markdown_parser.js"
 /**
  * @typedef {{
  *   images?: "link" | "same-origin",
- *   renderMath?: (text: string, isBlock: boolean) => Node,
  *   onCode?: (code: HTMLElement, language: string) => void,
  *   copyLabel?: string,
  * }} MarkdownOptions `onCode` is called with each code block that is complete

@@ -67,7 +67,7 @@ export class Sharing {
     leader?.received(channel, batch)
   }
 
-  /** The server has said who this client is. @param {string | undefined} id */
+  /** The server has confirmed the client's id. @param {string | undefined} id */
   identified(id) {
     const { client, identity } = this
     if (id === identity) return

@@ -7,7 +7,7 @@
 /** @typedef {import("./view.js").Part} Part */
 /** @typedef {{ readonly state: "sending" | "refused", readonly error?: import("./outbox.js").Refusal }} Local */
 /** @typedef {Stored & { readonly parts: readonly Part[], readonly meta: Readonly<Record<string, unknown>>, readonly text: string,
- *   readonly local?: Local }} Message `local`: not stored yet */
+ *   readonly local?: Local }} Message `local` is set while the server has not stored the message */
 
 /** @type {WeakMap<object, Message>} so that an unchanged message keeps its identity */
 const shown = new WeakMap()

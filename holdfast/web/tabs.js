@@ -151,7 +151,7 @@ export class Tabs {
     } else if (message.tab) this.role?.welcome?.(message)
     else if (message.term > this.term) {
       this.term = message.term
-      this.#become(new Follower(this)) // of a new leader
+      this.#become(new Follower(this)) // there is a new leader
     } else if (message.term === this.term) this.role?.hear?.(message.isUp)
   }
 }

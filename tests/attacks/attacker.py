@@ -315,6 +315,38 @@ def within_rates(
     return {"statuses": statuses, **counts}
 
 
+def aborted_bodies(port: int, seconds: float, bearer: str, path: str, size: int, connections: int = 3) -> Report:
+    """Send bodies without their last byte, and abort each. The report has the bytes of those that were not refused."""
+    until_s = time.monotonic() + seconds
+    counts = {"refused": 0, "bytes": 0}
+    lock = threading.Lock()
+    request = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {bearer}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {size + 1}\r\n\r\n{'x' * size}"
+    ).encode()
+
+    def send() -> None:
+        while time.monotonic() < until_s:
+            with connect(port) as one:
+                one.sendall(request)
+                one.settimeout(0.05)  # the server refuses at once, and sends nothing to a body that it reads
+                try:
+                    is_refused = bool(one.recv(4096))
+                except TimeoutError:
+                    is_refused = False
+                with lock:
+                    counts["refused"] += is_refused
+                    counts["bytes"] += 0 if is_refused else size
+
+    threads = [threading.Thread(target=send) for _ in range(connections)]
+    begun()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return counts
+
+
 def frame_from(stream: BinaryIO) -> bytes:
     """Read one frame of the server and return its payload."""
     length = stream.read(2)[1]
@@ -348,6 +380,7 @@ ATTACKS: dict[str, Callable[..., Report]] = {
     "crowd": crowd,
     "frames": frames,
     "within_rates": within_rates,
+    "aborted_bodies": aborted_bodies,
     "publishing_frames": publishing_frames,
 }
 

@@ -36,7 +36,7 @@ QUIET_REQUESTS = 60
 # The median on an idle machine. With a smaller one as the measure, chance would decide.
 QUIET_S = 0.004
 PAUSE_S = 0.005
-REQUESTS = 500  # of the bystander on one connection: nginx and hypercorn end a connection after 1,000
+REQUESTS = 500  # requests of the bystander on one connection: nginx and hypercorn end a connection after 1,000
 PATIENCE_S = 30.0
 SECRET = "a secret of the tests, with more than 32 bytes"
 AUDIENCE = "attacks"

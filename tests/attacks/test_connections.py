@@ -21,7 +21,7 @@ SOCKET = (
 FORWARDED = "X-Forwarded-For: 203.0.113.7\r\n"
 BURST = 1_200  # at one moment, as `docs/security.md` has it
 SPARE = 200  # the clients of the test, and connections that begin or end at the moment
-GRACE_S = 3.0  # of the sweep, once a second, and of a machine with other work
+GRACE_S = 3.0  # the sweep runs once a second, and the machine has other work
 # Python's arguments in place of `-m holdfast`: a system that allows only 1,024 files.
 FEW_FILES = (
     "-c",

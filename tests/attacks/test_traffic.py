@@ -60,6 +60,14 @@ async def test_large_messages_cost_the_rate_of_their_bytes(attacked: Scene) -> N
     assert stored_bytes(attacked) - before < 2 * (PAID_BYTES / 2 + 2 * MIB) + 8 * MIB, outcome
 
 
+async def test_aborted_bodies_cost_the_rate_of_their_bytes(attacked: Scene) -> None:
+    options = {"path": MESSAGES, "bearer": attacker(), "size": TEXT_BYTES}
+    outcome = await run(attacked, "aborted_bodies", **options)
+    outcome.check(64 * MIB)
+    assert 4 * TEXT_BYTES < outcome.report["bytes"] < PAID_BYTES + 2 * MIB, outcome
+    assert outcome.report["refused"], outcome
+
+
 async def test_large_frames_cost_the_rate_of_their_bytes(attacked: Scene) -> None:
     options = {"bearer": attacker(), "channel": CHANNEL, "text_bytes": TEXT_BYTES}
     outcome = await run(attacked, "publishing_frames", **options)

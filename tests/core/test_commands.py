@@ -36,7 +36,7 @@ from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleComm
 from holdfast.core.state import apply_entry
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
-HALF = "\ud83d"  # of a surrogate pair
+HALF = "\ud83d"  # half of a surrogate pair
 EVE = Caller(id="eve", may_read=False)
 REMOTE = Caller(id="far", is_server=True)  # the hub acts for an agent in another process, named "far"
 FAR = Caller(id="far")

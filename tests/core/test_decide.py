@@ -45,7 +45,7 @@ from holdfast.core.requests import (
 )
 from tests.core.harness import ANN, BOB, SERVER, LogHarness, data_part, text_part, tool_part
 
-HALF = "\ud83d"  # of a surrogate pair
+HALF = "\ud83d"  # half of a surrogate pair
 
 
 @pytest.fixture

@@ -438,7 +438,7 @@ def test_command_whose_data_has_left_keeps_its_outcome() -> None:
 
 
 def test_messages_and_commands_are_restored_as_their_kind() -> None:
-    harness = commanded("m", is_answered=False)  # of the same id as the message
+    harness = commanded("m", is_answered=False)  # the command has the same id as the message
     documents = [document(harness.known("m")), document(harness.known_command("m"))]
     back = restored(Stored(id=one.id, head=one.head, segments=one.segments, entries=[]) for one in documents)
     assert [type(one) for one in back] == [MessageState, CommandState]

@@ -266,7 +266,7 @@ def test_turn_agrees_with_the_log_whenever_no_claim_is_under_way(steps: list[str
     log.claim("host", caller=FAR, lease_s=15)
     turn = observed(log)
     lost = -1  # the attempt that was lost last
-    outcome: TurnEvent | None = None  # of the claim under way
+    outcome: TurnEvent | None = None  # outcome of the claim under way
     for step in steps:
         try:
             match step:

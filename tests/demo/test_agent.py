@@ -201,8 +201,8 @@ def test_a_request_to_delete_needs_approval(question: str, needs_approval: bool)
 @pytest.mark.parametrize(
     ("decision", "outcome"),
     [
-        (Decision(ok=True, by="Bob", gone=["a", "b"]), "Bob said yes. 2 messages deleted, in every window."),
-        (Decision(ok=True, by="Bob", gone=["a"]), "Bob said yes. 1 message deleted, in every window."),
+        (Decision(ok=True, by="Bob", to_delete=["a", "b"]), "Bob said yes. 2 messages deleted, in every window."),
+        (Decision(ok=True, by="Bob", to_delete=["a"]), "Bob said yes. 1 message deleted, in every window."),
         (Decision(ok=True), "There was no message."),
         (Decision(ok=False, by="Bob"), "Bob said no, so all messages stay."),
         (Decision(ok=False), "No reply came in time, so all messages stay."),

@@ -172,7 +172,7 @@ async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: 
         "token is malformed: it must be a signed JWT\n",
         "token signature matches no key of this server\n",
         "token signature matches no key of this server\n",
-        "this request needs the capability 'agent' on all channels of the pattern\n",
+        "client 'ann' needs the capability 'agent' on all channels of 'chat:*'\n",
     ]
     assert [one for one in ("garbled-token", foreign, ann) if one in log] == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
@@ -177,6 +178,17 @@ def test_client_may_open_twenty_connections_and_reuse_a_closed_slot(counted: Rat
     for slot in [*slots, again]:
         slot.leave()
     assert how_many(lambda: counted.connect(ADA)) == 20
+
+
+def test_small_open_bodies_are_bounded_in_number(counted: Rates) -> None:
+    with ExitStack() as stack:
+        assert how_many(lambda: stack.enter_context(counted.body(ADA, largest_bytes=MIB))) == 128
+        with counted.body(EVE, largest_bytes=MIB) as body:
+            body.grow(MIB)
+        with counted.body(BOT, largest_bytes=MIB) as body:
+            body.grow(100 * MIB)
+    with counted.body(ADA, largest_bytes=MIB) as body:
+        assert how_many(lambda: body.grow(MIB)) == 8
 
 
 def test_clients_are_counted_separately(counted: Rates) -> None:

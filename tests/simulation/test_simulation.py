@@ -56,7 +56,7 @@ def test_seed_of_an_earlier_failure_passes(seed: int) -> None:
 
 # These seeds showed a mistake of the hub with the plans that are drawn today.
 CORRECTED_AS_DRAWN = (
-    77000482,  # of two attaches of one channel, the older one had its response after the first batch of the newer one
+    77000482,  # the older of two attaches of one channel had its response after the newer one's first batch
     31001110,  # a message was created again in a deleted channel while the handler of the old one ran
     77072,  # a cancelled caller did not read the error of its request, which asyncio reported
 )

@@ -20,7 +20,7 @@ from tests.transports.asgi import HERE
 from tests.virtual import virtual_clock, virtually
 
 SOON_S = 0.2
-EVERY_S = 0.01  # of an append; a window is four times as long
+EVERY_S = 0.01  # time between two appends; a window is four times as long
 WRITER = Caller(id="ann")
 
 

@@ -315,6 +315,11 @@ def insufficient(place: Place, one: Operation) -> Iterable[str]:
 SOMEWHERE = ((CHANNEL, "m1"), (CHANNEL, "none"), (CHANNEL, "gone"), ("chat:none", "none"))
 
 
+def without_channels(answers: Iterable[Any]) -> set[str]:
+    """Return the different problems of refused requests, without the name of the channel that each request gave."""
+    return {one.problem.replace("'chat:none'", "CHANNEL").replace(repr(CHANNEL), "CHANNEL") for one in answers}
+
+
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
 async def test_missing_capability_is_refused_over_http_and_reveals_no_state(place: Place, one: Operation) -> None:
     await put(place.hub, one.about, "m1")
@@ -323,7 +328,7 @@ async def test_missing_capability_is_refused_over_http_and_reveals_no_state(plac
     for token in insufficient(place, one):
         answers = [await by_http(place, one, token, channel, id) for channel, id in SOMEWHERE]
         assert {(answer.status, answer.code) for answer in answers} == {(403, one.refused)}
-        assert len({answer.problem for answer in answers}) == 1
+        assert len(without_channels(answers)) == 1
         assert "m1" not in answers[0].problem
     nobody = [await by_http(place, one, None, channel, id) for channel, id in SOMEWHERE]
     assert {(answer.status, answer.code) for answer in nobody} == {(401, "unauthenticated")}
@@ -340,7 +345,7 @@ async def test_missing_capability_is_refused_on_a_socket_and_reveals_no_state(pl
         async with place.socket(token) as wire:
             answers = [await by_frame(wire, one, channel, id) for channel, id in SOMEWHERE]
             assert {answer.code for answer in answers} == {one.refused}
-            assert len({answer.problem for answer in answers}) == 1
+            assert len(without_channels(answers)) == 1
             assert "m1" not in answers[0].problem
     async with place.socket(None) as wire:
         assert (await by_frame(wire, one, CHANNEL, "m1")).code == "unauthenticated"
@@ -532,7 +537,7 @@ async def test_assistant_message_needs_append(place: Place, body: Json) -> None:
 
 async def test_streaming_message_cannot_be_changed_without_append(place: Place) -> None:
     await put(place.hub, "growing", "m1")
-    token = place.token("ann", *READ, "publish")  # of a device of the writer without `append`
+    token = place.token("ann", *READ, "publish")  # the token of a device of the writer, without `append`
     answer = await place.ask(
         "PATCH", f"/v1/channels/{CHANNEL}/messages/m1", {"text": "x", "generation": 1}, token=token
     )

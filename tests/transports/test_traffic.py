@@ -9,6 +9,7 @@ import pytest
 
 from holdfast.hub.identity import Identity
 from holdfast.hub.rates import ClientLimits, Rates
+from holdfast.transports import http
 from tests.transports.conftest import PATIENCE_S
 from tests.transports.test_identity import EVENTS, Verified, served
 from tests.transports.test_websocket import dialled
@@ -61,6 +62,46 @@ async def refused_body(served: Verified) -> None:
     assert answer.status_code == 400, answer.text
 
 
+async def body_begun(
+    served: Verified, *, length: int | None = None, text: str = TEXT, begin: str = ""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send a request whose body does not end: of `length` bytes, or in chunks. The server reads all that was sent."""
+    reader, writer = await served.connect()
+    size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    head = f"POST {CHANNEL}/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{size}\r\n"
+    writer.write(f"{head}Authorization: {served.bearer()['Authorization']}\r\n\r\n".encode())
+    writer.write(text.encode() if length is not None else f"{len(text):x}\r\n{text}\r\n".encode())
+    return reader, writer
+
+
+def open_bytes(served: Verified) -> int:
+    """Return the bytes of ada's bodies that have not ended."""
+    client = served.hub.rates._clients.get("ada")
+    return client.body_bytes if client is not None else 0
+
+
+async def aborted_body(served: Verified, length: int | None = 1_000_000) -> None:
+    _, writer = await body_begun(served, length=length)
+    await served.until(lambda: open_bytes(served) == len(TEXT))
+    writer.close()
+    await served.until(lambda: open_bytes(served) == 0)
+
+
+async def aborted_chunks(served: Verified) -> None:
+    await aborted_body(served, None)
+
+
+async def late_chunks(served: Verified) -> None:
+    reader, _ = await body_begun(served)
+    assert b"did not end within" in await reader.readuntil(b"}")
+
+
+async def body_of_another_type(served: Verified) -> None:
+    """The server reads such a body and throws it away."""
+    answer = await served.http.post(f"{CHANNEL}/messages", content=TEXT, headers=served.bearer())
+    assert answer.status_code == 415, answer.text
+
+
 async def event_stream(served: Verified) -> None:
     stream = await Stream.open(served, EVENTS, **served.bearer())
     await stream.until_event("message.update")
@@ -101,6 +142,10 @@ ACTS: tuple[Callable[[Verified], Awaitable[None]], ...] = (
     long_poll,
     publish,
     refused_body,
+    aborted_body,
+    aborted_chunks,
+    late_chunks,
+    body_of_another_type,
     event_stream,
     stream_by_ticket,
     message_stream,
@@ -112,8 +157,10 @@ ACTS: tuple[Callable[[Verified], Awaitable[None]], ...] = (
 
 @pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
 async def test_large_traffic_counts_on_each_transport(
-    counted: Verified, act: Callable[[Verified], Awaitable[None]]
+    counted: Verified, act: Callable[[Verified], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if act is late_chunks:
+        monkeypatch.setattr(http, "BODY_TIMEOUT_S", 0.5)
     await act(counted)
     expected = len(TEXT) * (2 if act in (publish, publish_by_socket) else 1)  # a response holds the message, too
     assert expected <= charged_bytes(counted) < expected + 3_000
@@ -161,6 +208,31 @@ async def test_small_message_in_a_channel_of_many_viewers_costs_as_in_a_channel_
     assert charged_bytes(counted) < 5_000
     for stream in streams:
         stream.close()
+
+
+async def test_body_in_chunks_above_the_limit_counts_what_has_arrived(counted: Verified) -> None:
+    limit = counted.hub.limits.request_bytes
+    reader, _ = await body_begun(counted, text="x" * (limit + 1))
+    assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 413 ")
+    assert limit < charged_bytes(counted) < limit + 5_000
+    assert open_bytes(counted) == 0
+
+
+async def test_open_bodies_of_a_client_are_bounded_in_bytes(served: Verified) -> None:
+    """They hold as much as eight of the largest, and then one more is refused while it arrives."""
+    limit = served.hub.limits.request_bytes
+    writers = [(await body_begun(served, length=limit, text="x" * (limit - 1)))[1] for _ in range(8)]
+    await served.until(lambda: open_bytes(served) == 8 * (limit - 1))
+    reader, _ = await body_begun(served, length=limit, text="x" * (limit - 1))
+    refused = await reader.readuntil(b"}")
+    assert refused.startswith(b"HTTP/1.1 429 ")
+    assert f"that have not ended hold {8 * (limit - 1)} bytes".encode() in refused
+    await served.until(lambda: open_bytes(served) == 8 * (limit - 1))
+    other = await served.post(f"{CHANNEL}/messages", {"text": "hello"}, served.bearer(sub="eve"))
+    assert other.status_code == 201, other.text
+    for writer in writers:
+        writer.close()
+    await served.until(lambda: open_bytes(served) == 0)
 
 
 async def test_agent_is_not_counted_and_its_text_counts_for_no_viewer(counted: Verified) -> None:

@@ -220,7 +220,8 @@ describe("the identity", () => {
     quiet(t)
     const w = world(t, { transport: "sse" })
     const channel = w.client.channel("c")
-    await w.source.refuse(403, { code: "forbidden", detail: "this request needs the capability 'subscribe'" })
+    const detail = "client 'ann' needs the capability 'subscribe' on channel 'c'"
+    await w.source.refuse(403, { code: "forbidden", detail })
     assert.equal(channel.error.code, "forbidden")
     assert.equal(w.client.state !== "closed", true)
     const late = w.client.channel("d")

@@ -45,7 +45,7 @@ test("a second build has the same bytes", () => {
 
 test("each export has a module, its types, and a source map with the sources", () => {
   const { exports, dependencies } = JSON.parse(filesOf(built)["package.json"])
-  assert.deepEqual(Object.keys(exports), [".", "./react", "./view"])
+  assert.deepEqual(Object.keys(exports), [".", "./react", "./chat", "./element", "./view"])
   assert.equal(dependencies, undefined)
   for (const { types, default: module } of Object.values(exports)) {
     assert.ok(readFileSync(join(built, types), "utf8").includes("export"))
@@ -59,6 +59,10 @@ test("a strict importer gets the types of every entry, without internal members"
     import { connect, HoldfastError, type Channel, type Client, type Message, type Snapshot, type Status } from "holdfast"
     import { useMessages, useStatus } from "holdfast/react"
     import { View } from "holdfast/view"
+    import { HoldfastChat } from "holdfast/element"
+    import "holdfast/chat"
+    const chat: HoldfastChat = new HoldfastChat()
+    chat.tokenProvider = async () => "token"
     const client: Client = connect({ url: "/holdfast", token: async (why) => why === "start" ? "a" : "b" })
     const channel: Channel = client.channel("chat:1", { history: 20 })
     const snapshot: Snapshot = channel.getSnapshot()
@@ -108,11 +112,11 @@ test("the pages of the package import entries only, since the other modules have
 
 test("a server can import every entry: no module touches the objects of a browser", () => {
   writeFileSync(join(app, "server.js"), `
-    for (const name of ["window", "document", "location", "localStorage", "sessionStorage", "indexedDB", "addEventListener"]) {
+    for (const name of ["window", "customElements", "CSSStyleSheet", "document", "location", "localStorage", "sessionStorage", "indexedDB", "addEventListener"]) {
       Object.defineProperty(globalThis, name, { get: () => { throw new Error("touched " + name) } })
     }
-    const modules = await Promise.all(["holdfast", "holdfast/react", "holdfast/view"].map((name) => import(name)))
-    console.log(modules.map((one) => typeof (one.connect ?? one.useChannel ?? one.View)).join())
+    const modules = await Promise.all(["holdfast", "holdfast/react", "holdfast/view", "holdfast/element", "holdfast/chat"].map((name) => import(name)))
+    console.log(modules.map((one) => typeof (one.connect ?? one.useChannel ?? one.View ?? one.HoldfastChat)).join())
   `)
-  assert.deepEqual(run(process.execPath, "server.js"), { status: 0, output: "function,function,function\n" })
+  assert.deepEqual(run(process.execPath, "server.js"), { status: 0, output: "function,function,function,function,undefined\n" })
 })

@@ -40,8 +40,8 @@ class GoogleGenAI(Source):
 
     def __init__(self) -> None:
         self._is_ended = False
-        self._kind = ""  # of the text that streams now
-        self._number = 0  # of that text: neighbouring pieces of one kind are one part
+        self._kind = ""  # kind of the text that streams now
+        self._number = 0  # number of that text: neighbouring pieces of one kind are one part
         self._calls: list[tuple[str, str]] = []  # names and calls that wait for a response
         self._made = 0
 

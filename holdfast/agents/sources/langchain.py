@@ -52,7 +52,7 @@ class _Open:
     def __init__(self, number: int) -> None:
         self.number = number  # several messages may follow each other under one name
         self.has_provider = False
-        self.kind = ""  # of the text that streams, if blocks have no index
+        self.kind = ""  # kind of the text that streams, if blocks have no index
         self.run = 0  # its number
         self.calls: dict[Hashable, str] = {}
         self.usage: dict[str, int] = {}

@@ -56,7 +56,7 @@ class OpenAIResponses(Source):
     def __init__(self) -> None:
         self.is_open = False  # a response has begun and not ended
         self._is_ended = False
-        self._turn = 0  # of an agent's several responses; their item ids are not always unique
+        self._turn = 0  # number of the response of an agent; item ids of its responses are not always unique
         self._calls: dict[Hashable, str] = {}  # tool calls by their item
         self._streamed: set[Hashable] = set()  # parts with a delta
         self._has_calls = False
@@ -157,7 +157,7 @@ class OpenAIResponses(Source):
         kind = word(item, "type") or ""
         if not kind.endswith("_call"):
             return
-        yield from self._item_added(event, item)  # for items without an `added` event
+        yield from self._item_added(event, item)  # some items have no `added` event
         key = self._item(event)
         given = next(filter(None, (text(item, name) for name in _WHOLE)), "")
         action = get(item, "action") or get(item, "queries")

@@ -59,7 +59,7 @@ class PydanticAI(Source):
         self._response = 0
         self._started: set[int] = set()  # parts of the current response
         self._calls: dict[Hashable, str] = {}  # tool calls by response and part
-        self._lengths: dict[Hashable, int] = {}  # of text written, by key
+        self._lengths: dict[Hashable, int] = {}  # length of the text written so far, by key
 
     def events(self, stream: object) -> object:
         kind = type(stream).__name__

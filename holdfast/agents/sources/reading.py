@@ -17,7 +17,7 @@ import msgspec
 from holdfast.agents.sources.errors import malformed
 from holdfast.core.model import Json
 
-WORD_CHARACTERS = 512  # of a name, an id, a model, a reason; URLs and titles may be longer
+WORD_CHARACTERS = 512  # longest name, id, model or reason; URLs and titles may be longer
 LINE_CHARACTERS = 4096
 _INTEGERS = 2**63
 

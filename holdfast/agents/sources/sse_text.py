@@ -26,7 +26,7 @@ from holdfast.agents.sources.reading import get, whole
 from holdfast.agents.sources.vocabulary import Edit, Source, Text
 from holdfast.core.errors import HoldfastError, LocalError, shown
 
-_BEGIN = re.compile(r"(?:data|event|id|retry):|:[^\n]*\n")  # of a first item: a field, or a whole comment
+_BEGIN = re.compile(r"(?:data|event|id|retry):|:[^\n]*\n")  # the beginning of a first item: a field, or a whole comment
 _LINE = re.compile(r"(?::.*|(data|event|id|retry)(?:: ?(.*))?)", re.DOTALL)
 _FIELDS = frozenset(("data", "raw_data", "event", "id", "retry", "comment", "sep"))
 _TEXT_EVENTS = frozenset(("", "message", "token", "delta", "text", "answer", "chunk", "content"))
@@ -50,7 +50,7 @@ class FrameReader:
         self.has_frame = False
         self._first: list[str] | None = []  # items until it is known whether they are lines
         self._line_end = ""  # missing at the end of each item
-        self._rest = ""  # of an unfinished line
+        self._rest = ""  # the received text of an unfinished line
         self._event = ""
         self._data: list[str] = []
         self._size = 0
@@ -108,7 +108,7 @@ class SSEText(Source):
         self._is_text = False
         self._is_ended = False
         self._is_json: bool | None = None  # as the first data is
-        self._keys: list[str] = []  # of the first object without the text
+        self._keys: list[str] = []  # the keys of the first object without the text
         self._has_text = False
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 

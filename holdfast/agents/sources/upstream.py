@@ -35,7 +35,7 @@ class Upstream:
 
     def __init__(self, given: object) -> None:
         self.stream = given
-        self._manager: Any = None  # of any SDK: the context manager that was entered and must be exited
+        self._manager: Any = None  # the context manager of any SDK that was entered and must be exited
         self._iterator: AsyncIterator[object] | None = None
 
     async def open(self) -> None:
@@ -219,6 +219,6 @@ def _break_read(thread: threading.Thread) -> None:
             found = held
         if found is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _HTTP_CLIENTS:
             with suppress(OSError):
-                socket.socket.shutdown(found, socket.SHUT_RDWR)  # of the socket itself, also below TLS
+                socket.socket.shutdown(found, socket.SHUT_RDWR)  # shuts down the socket itself, also below TLS
             return
         frame = frame.f_back

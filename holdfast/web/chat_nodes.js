@@ -1,0 +1,46 @@
+/** DOM calls of the chat element. @module */
+
+export const SPARK = "M12 2l2.2 7.8L22 12l-7.8 2.2L12 22l-2.2-7.8L2 12l7.8-2.2z"
+const SVG = "http://www.w3.org/2000/svg"
+
+/**
+ * Return an element with attributes and children. `true` is an attribute without a value; false and null leave it out.
+ *
+ * @template {keyof HTMLElementTagNameMap} Name
+ * @param {Name} name @param {Record<string, string | boolean | null | undefined>} attributes @param {...(Node | string)} children
+ */
+export function element(name, attributes, ...children) {
+  const node = document.createElement(name)
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value !== false && value != null) node.setAttribute(key, value === true ? "" : value)
+  }
+  node.append(...children)
+  return node
+}
+
+/** Return an icon of 24 × 24 units. @param {string} path */
+export function svg(path) {
+  const [image, line] = [document.createElementNS(SVG, "svg"), document.createElementNS(SVG, "path")]
+  image.setAttribute("viewBox", "0 0 24 24")
+  image.setAttribute("aria-hidden", "true")
+  line.setAttribute("d", path)
+  image.append(line)
+  return image
+}
+
+/** Return a button that calls `onClick`. @param {string} label @param {string} className @param {() => unknown} onClick @param {...(Node | string)} children */
+export function button(label, className, onClick, ...children) {
+  const node = element("button", { type: "button", class: className, part: className.split(" ")[0], "aria-label": children.length ? label : null }, ...(children.length ? children : [label]))
+  node.addEventListener("click", () => void onClick())
+  return node
+}
+
+/** Set the text of `node` if it differs. @param {Node} node @param {string} text */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text
+}
+
+/** Name a mistake of the page in the console. @param {string} words */
+export function report(words) {
+  console.error(words)
+}

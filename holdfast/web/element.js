@@ -1,0 +1,161 @@
+/**
+ * `HoldfastChat`: the chat element, without a definition of its tag.
+ *
+ * While it is closed it is a button alone. Its panel, the client and the Markdown are loaded when it opens.
+ * @module
+ */
+import { element, report, SPARK, svg } from "./chat_nodes.js"
+import { STRINGS } from "./chat_strings.js"
+import { LAUNCHER_STYLE, sheetOf } from "./chat_style.js"
+
+const THEMES = ["auto", "light", "dark"]
+
+/** Importing on a server defines a class that nothing can make. @type {typeof HTMLElement} */
+const Base = globalThis.HTMLElement ?? class {}
+
+export class HoldfastChat extends Base {
+  static observedAttributes = [
+    "url", "channel", "token", "identity", "heading", "placeholder", "launcher", "open", "theme", "lang", "readonly", "images",
+  ]
+
+  /** A client of the app, instead of one for `url` and `token`. @type {import("./client.js").Client | null} */
+  client = null
+  /** Returns a token, as the option `token` of `connect`. @type {import("./token.js").TokenSource | null} */
+  tokenProvider = null
+  /** Words of the app, instead of those of `chat_strings.js`. @type {Partial<import("./chat_strings.js").Strings>} */
+  strings = {}
+  /** Draws a part of a message, or returns null for the usual form. @type {((part: object, message: object) => Node | null) | null} */
+  renderPart = null
+
+  /** @type {import("./chat_panel.js").Panel | null} */
+  #panel = null
+  #isLoading = false
+  /** @type {ShadowRoot | null} */
+  #root = null
+
+  connectedCallback() {
+    if (!this.#root) {
+      this.#root = this.attachShadow({ mode: "open" })
+      this.#root.adoptedStyleSheets = [sheetOf(LAUNCHER_STYLE)]
+    }
+    queueMicrotask(() => this.#draw()) // properties of the app are set by then
+  }
+
+  disconnectedCallback() {
+    queueMicrotask(() => {
+      if (this.isConnected) return // moved within the page
+      this.#panel?.close()
+      this.#panel = null
+      this.#root?.replaceChildren()
+    })
+  }
+
+  /** @param {string} name @param {string | null} before @param {string | null} now */
+  attributeChangedCallback(name, before, now) {
+    if (before === now || !this.isConnected || !this.#root) return
+    if (["url", "channel", "token", "identity"].includes(name)) {
+      this.#panel?.close()
+      this.#panel = null
+    }
+    queueMicrotask(() => this.#draw())
+  }
+
+  /** Words with those of the app. */
+  get words() {
+    return { ...STRINGS, ...this.strings }
+  }
+
+  get isFloating() {
+    return this.hasAttribute("launcher")
+  }
+
+  get isOpen() {
+    return !this.isFloating || this.hasAttribute("open")
+  }
+
+  show() {
+    this.setAttribute("open", "")
+  }
+
+  hide() {
+    this.removeAttribute("open")
+  }
+
+  #draw() {
+    const root = this.#root
+    if (!root || !this.isConnected) return
+    const mistake = this.#mistake()
+    if (mistake) {
+      report(mistake)
+      root.replaceChildren(element("p", { class: "mistake", part: "error", role: "alert" }, mistake))
+      return
+    }
+    this.#drawLauncher(root)
+    if (this.isOpen) void this.#open(root)
+    this.#panel?.update()
+  }
+
+  /** Return what is wrong with the attributes, by name. */
+  #mistake() {
+    const theme = this.getAttribute("theme") ?? "auto"
+    if (!this.getAttribute("channel")) return `<holdfast-chat> needs the attribute channel, such as channel="chat:1"`
+    if (!THEMES.includes(theme)) return `<holdfast-chat> theme must be ${THEMES.join(", ")}, got "${theme}"`
+    const images = this.getAttribute("images")
+    if (images !== null && images !== "same-origin") return `<holdfast-chat> images must be same-origin or absent, got "${images}"`
+    try {
+      new URL(this.url, document.baseURI)
+    } catch {
+      return `<holdfast-chat> url must be an address, got "${this.url}"`
+    }
+    return ""
+  }
+
+  /** Where the hub is mounted: the attribute `url`, or the hub that serves this module. */
+  get url() {
+    return this.getAttribute("url") ?? new URL("..", import.meta.url).href.replace(/\/$/, "")
+  }
+
+  /** @param {ShadowRoot} root */
+  #drawLauncher(root) {
+    root.querySelector(".mistake")?.remove()
+    const known = root.querySelector(".launcher")
+    if (!this.isFloating) known?.remove()
+    if (!this.isFloating || known) {
+      known?.setAttribute("aria-expanded", String(this.isOpen))
+      return
+    }
+    const badge = element("span", { class: "badge", part: "badge", hidden: true })
+    const slot = element("slot", { name: "launcher" }, svg(SPARK))
+    const button = element("button", { class: "launcher", part: "launcher", type: "button", "aria-label": this.words.open }, slot, badge)
+    button.setAttribute("aria-expanded", String(this.isOpen))
+    button.addEventListener("click", () => (this.isOpen ? this.hide() : this.show()))
+    root.append(button)
+  }
+
+  /** @param {ShadowRoot} root */
+  async #open(root) {
+    if (this.#panel || this.#isLoading) return
+    this.#isLoading = true
+    try {
+      const [{ Panel }, { connect }] = await Promise.all([import("./chat_panel.js"), this.client ? NO_CLIENT : import("./client.js")])
+      if (!this.isConnected || this.#panel) return
+      const { url } = this
+      const client = this.client ?? connect?.({
+        url,
+        token: this.tokenProvider ?? this.getAttribute("token") ?? undefined,
+        identity: this.getAttribute("identity") ?? undefined,
+      })
+      if (client) this.#panel = new Panel(this, root, client, client !== this.client)
+      this.#panel?.update()
+    } catch (error) {
+      const words = `<holdfast-chat> could not be loaded: ${error instanceof Error ? error.message : error}`
+      report(words)
+      root.append(element("p", { class: "mistake", part: "error", role: "alert" }, words))
+    } finally {
+      this.#isLoading = false
+    }
+  }
+}
+
+/** @type {{ connect: typeof import("./client.js").connect | undefined }} */
+const NO_CLIENT = { connect: undefined }

@@ -1,0 +1,35 @@
+/** `docs/widget.md` names the attributes, properties, events and variables of the chat element, and no others. */
+import assert from "node:assert/strict"
+import { readFileSync, readdirSync } from "node:fs"
+import { test } from "node:test"
+
+import { HoldfastChat } from "../../holdfast/web/element.js"
+
+const folder = new URL("../../holdfast/web/", import.meta.url)
+const page = readFileSync(new URL("../../docs/widget.md", import.meta.url), "utf8")
+const code = readdirSync(folder).filter((name) => /^(chat_.*|element)\.js$/.test(name)).map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n")
+
+/** Return the names in the first column of the table under `heading`. @param {string} heading */
+function rows(heading) {
+  const section = page.split(`\n## ${heading}\n`)[1].split("\n## ")[0]
+  return [...section.matchAll(/^\| (`[^|]*`) \|/gm)].flatMap(([, cell]) => [...cell.matchAll(/`([\w-]+)`/g)].map(([, name]) => name))
+}
+const found = (/** @type {RegExp} */ pattern) => [...new Set([...code.matchAll(pattern)].map(([, name]) => name))].sort()
+
+test("the page has each attribute", () => assert.deepEqual(rows("Attributes").sort(), [...HoldfastChat.observedAttributes].sort()))
+
+test("the page has each property", () => {
+  const own = Object.keys(new HoldfastChat()).filter((name) => name !== "constructor")
+  assert.deepEqual(rows("Properties").sort(), own.sort())
+})
+
+test("the page has each event", () => {
+  const sent = [...found(/tell\("(\w+)"/g), ...found(/tell\(\S+ \? "(\w+)"/g), ...found(/tell\(\S+ \? "\w+" : "(\w+)"/g)]
+  assert.deepEqual(rows("Events").sort(), sent.map((name) => `holdfast-${name}`).sort())
+})
+
+test("the page has each variable and slot", () => {
+  assert.deepEqual([...page.matchAll(/`--(hf-[\w-]+)`/g)].map(([, name]) => name).sort(), found(/var\(--(hf-[\w-]+)/g))
+  const slots = page.match(/Slots: ([^.]*)\./)?.[1].match(/[\w-]+/g)
+  assert.deepEqual(slots?.sort(), found(/element\("slot", \{ name: "([\w-]+)"/g))
+})
