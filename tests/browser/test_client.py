@@ -223,7 +223,7 @@ async def test_port_without_a_server_is_unreachable_until_a_server_starts(browse
         window = await page_at(browser, port)
         await follow(window, port, url=f"http://localhost:{other_port}/holdfast")
         assert await error_code(window) == "unreachable"
-        assert await window.evaluate("window.client.status.retryAt") is not None
+        await window.wait_for_function("() => window.client.status.retryAt")
     await hub.close()
 
 

@@ -148,11 +148,14 @@ async def test_tabs_lose_nothing_over_ten_seconds_offline_and_a_restart_of_the_s
                 for tab in tabs:
                     await tab.wait_for_function("() => text('a') === 'before meanwhile '")
                     await tab.wait_for_function(_IS_SENT)
+            proxy.refuse()  # a request that comes later would start the closed hub again
+            await proxy.cut()
         for tab in tabs:
             await tab.wait_for_function("() => channel.state === 'reconnecting'")
         hub = new()
         async with app_with(hub) as port:
             proxy.upstream = ("127.0.0.1", port)
+            proxy.accept()
             await hub.create("chat:1", id="b", text="after the restart")
             await context.clock.fast_forward(15_000)
             for tab in tabs:
