@@ -36,6 +36,7 @@ from tests.transports.conftest import listening, new_hub, serving
 
 SECRET = "0123456789abcdef0123456789abcdef"
 FIRST_WORDS_S = 5.0  # within this time a mistake has a name
+BUFFERED_S = 12.0  # a proxy that holds streams back is noticed within 10 s; then comes the first poll
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
@@ -222,8 +223,22 @@ async def test_port_without_a_server_is_unreachable_until_a_server_starts(browse
         window = await page_at(browser, port)
         await follow(window, port, url=f"http://localhost:{other_port}/holdfast")
         assert await error_code(window) == "unreachable"
-        assert await window.evaluate("window.client.status.retryAt") is not None
+        await window.wait_for_function("() => window.client.status.retryAt")
     await hub.close()
+
+
+async def test_each_tab_learns_why_the_tab_that_leads_does_not_connect(browser: Browser) -> None:
+    dead = free_port()
+    async with app_with(new_hub()) as port:
+        first = await page_at(browser, port)
+        second = await first.context.new_page()
+        await second.goto(first.url)
+        for window in (first, second):
+            await follow(window, port, url=f"http://localhost:{dead}/holdfast", identity="ada")
+        for window in (first, second):
+            assert await error_code(window) == "unreachable"
+        names = [await window.evaluate("window.client.status.transport") for window in (first, second)]
+        assert "tab" in names
 
 
 async def test_module_that_is_not_loaded_at_first_is_loaded_later(browser: Browser) -> None:
@@ -377,7 +392,7 @@ async def test_page_behind_a_proxy_uses_the_best_transport_that_the_proxy_lets_t
             async with hub.message("chat:1", id="a") as message:
                 await message.append("one ")
                 await follow(window, port, token=token())
-                await window.wait_for_function("() => window.shown.at(-1) === 'one '", timeout=20_000)
+                await window.wait_for_function("() => window.shown.at(-1) === 'one '", timeout=BUFFERED_S * 1000)
                 await message.append("two")
                 await until_shown(window, "one two")
             assert await window.evaluate("window.client.status.transport") == transport
