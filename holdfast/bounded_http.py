@@ -53,7 +53,7 @@ class _Flow(FlowControl):
 
 
 class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
-    """One HTTP connection. It reads into the buffer of the book, and parses no more than it can begin to answer."""
+    """One HTTP connection. It reads into the buffer of the book, and parses no more requests than it can begin."""
 
     def __init__(self, book: Connections, **options: Any) -> None:
         super().__init__(**options)
@@ -200,7 +200,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
                     self._refuse_head()
             elif was_in_body and cycle is self.cycle and cycle.more_body and len(cycle.body) == before:
-                # A trailer, an extension of a chunk, or the body of a request that is answered already.
+                # A trailer, an extension of a chunk, or the body of a request that has its response already.
                 self._stalled_bytes += len(data)
                 if self._stalled_bytes > MAX_HEAD_BYTES and not cycle.response_complete:
                     self._refuse(_too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes"), 431)
@@ -340,7 +340,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._refuse(_too_large("the head of a request", MAX_HEAD_BYTES, "bytes"), 431)
 
     def _refuse(self, error: HoldfastError, status: int) -> None:
-        """Answer with `error` and read no more. A request that runs is answered first, and then is the last one."""
+        """Respond with `error` and read no more. A request that runs gets its response first, and is the last one."""
         if self._is_refused or self._is_last:
             return
         self._unread = b""

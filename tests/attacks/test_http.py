@@ -38,7 +38,7 @@ async def test_requests_behind_a_running_one_are_not_read(attacked: Scene) -> No
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
-async def test_request_behind_a_refused_body_is_answered(attacked: Scene) -> None:
+async def test_request_behind_a_refused_body_gets_a_response(attacked: Scene) -> None:
     """The server throws away the body of a request that it refused, which counts for no other head."""
     body = b"x" * 500_000
     head = b"POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
