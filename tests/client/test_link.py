@@ -299,10 +299,10 @@ async def test_a_token_is_renewed_on_the_live_connection_before_it_ends(script: 
         frame = await socket.frame()
         assert frame == {"type": "auth", "ref": frame["ref"], "token": provider.given[1]}
         socket.say(type="error", ref=frame["ref"], code="unauthenticated")
-        await script.socket()  # a token that is refused is tried at the door
+        await script.socket()  # the client tries a refused token at the upgrade
 
 
-# At the door ------------------------------------------------------------------------------------------------------
+# At the upgrade ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
