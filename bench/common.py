@@ -87,12 +87,12 @@ class Served:
             data = json.dumps(body) if body is not None else None
             connection.request(method, f"{self.prefix}/v1/channels/{quote(path)}", data, headers)
             response = connection.getresponse()
-            answer = response.read()
+            content = response.read()
         finally:
             connection.close()
         if response.status >= 300:
-            raise BenchError(f"{method} {path} got the status {response.status}: {answer[:500]!r}")
-        return json.loads(answer)
+            raise BenchError(f"{method} {path} got the status {response.status}: {content[:500]!r}")
+        return json.loads(content)
 
 
 @contextlib.contextmanager

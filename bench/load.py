@@ -301,11 +301,11 @@ class Load:
 
     def turn(self, timeout_s: float) -> bool:
         """Read once from every readable socket. Return whether standard input is readable."""
-        is_asked = False
+        has_request = False
         for fd, _ in self._epoll.poll(timeout_s, 4096):
             connection = self._connections.get(fd)
             if connection is None:
-                is_asked = is_asked or fd == _STDIN
+                has_request = has_request or fd == _STDIN
                 continue
             try:
                 data = connection.socket.recv(_READ_BYTES)
@@ -325,7 +325,7 @@ class Load:
                 connection.arrivals.append(data)
             else:
                 connection.take(data, now_s)
-        return is_asked
+        return has_request
 
     def run(self) -> None:
         """Carry out requests from standard input until it ends."""

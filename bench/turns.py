@@ -73,17 +73,17 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
     from holdfast import Hub, Turn
 
     hub = Hub(f"sqlite:///{Path(directory) / 'turns.db'}", hooks_signals=False)
-    asked_s: dict[str, float] = {}
+    sent_s: dict[str, float] = {}
     begun_ms: list[float] = []
     token_ms: list[float] = []
 
     @hub.agent("chat:*", slots=conversations)
     async def agent(turn: Turn) -> None:
-        begun_ms.append((time.perf_counter() - asked_s[turn.channel]) * 1000)
+        begun_ms.append((time.perf_counter() - sent_s[turn.channel]) * 1000)
         async with turn.reply() as message:
             await message.append(f"{turn.channel} 0 ")
             await message.flush()
-            token_ms.append((time.perf_counter() - asked_s[turn.channel]) * 1000)
+            token_ms.append((time.perf_counter() - sent_s[turn.channel]) * 1000)
             for token in range(1, _TOKENS):
                 await asyncio.sleep(1 / _TOKENS_PER_S)
                 await message.append(f"{token} ")
@@ -92,7 +92,7 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
     cpu_s = time.process_time()
 
     async def start(channel: str) -> None:
-        asked_s[channel] = time.perf_counter()
+        sent_s[channel] = time.perf_counter()
         await hub.create(channel, text="?")
 
     channels = [f"chat:{number}" for number in range(conversations)]

@@ -66,8 +66,8 @@ async def run(orders: AgentOrders) -> None:
                     await message.flush()
                     say("stored", **report, length=message.length)
                 if number == orders.steps // 2 and asks(turn.message.id):
-                    answered = await turn.ask("approve", {"of": message.id}, timeout_s=ASKS_S)
-                    say("answered", **report, ok=answered.ok, data=answered.data, by=answered.by)
+                    reply = await turn.ask("approve", {"of": message.id}, timeout_s=ASKS_S)
+                    say("replied", **report, ok=reply.ok, data=reply.data, by=reply.by)
         say("over", **report, length=message.length)
 
     say("ready")

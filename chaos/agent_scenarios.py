@@ -71,7 +71,7 @@ async def _agent_killed(world: World, conversation: Conversation) -> None:
     else:
         await _together(shown, conversation.until_gone(piece.writer, GONE_S))
     if is_cancelled:
-        await conversation.until_answered(await conversation.cancel(question))
+        await conversation.until_replied(await conversation.cancel(question))
 
 
 async def _server_killed(world: World, conversation: Conversation) -> None:
@@ -169,7 +169,7 @@ async def _turn_cancelled(world: World, conversation: Conversation) -> None:
         conversation.expect_attempts(conversation.unstarted())
         await world.server.kill()
         await world.server.start()
-    await conversation.until_answered(sent)
+    await conversation.until_replied(sent)
 
 
 async def _no_agent(world: World, conversation: Conversation) -> None:
@@ -186,7 +186,7 @@ async def _no_agent(world: World, conversation: Conversation) -> None:
         await world.server.start()
         await conversation.check()
     if world.random.random() < 0.5:
-        await conversation.until_answered(await conversation.cancel(question))
+        await conversation.until_replied(await conversation.cancel(question))
     for _ in range(AGENTS):
         await conversation.start_agent()
 

@@ -55,7 +55,7 @@ class Conversation:
         self._random = random.Random(f"people:{world.seed}")
         self._near = list(viewers)  # viewers on good connections
         self._agents_started = 0
-        self._asked = 0
+        self._question_count = 0
         self._approving: asyncio.Task[None] | None = None
 
     def watch(self, name: str, transport: Transport, channel: str, *, far: int | None = None) -> None:
@@ -141,27 +141,27 @@ class Conversation:
         if code != -signal.SIGTERM:
             raise Failure(f"{name} got SIGTERM, and ended with {code}:\n{agent.log[-2_000:]}")
 
-    def _report(self, said: Json) -> None:
+    def _report(self, report: Json) -> None:
         """Take a report of an agent. Raises Failure."""
-        if said["say"] == "ready":
+        if report["say"] == "ready":
             return
-        written = self.world.acknowledged.begin(said["id"], said["channel"])
-        match said["say"]:
+        written = self.world.acknowledged.begin(report["id"], report["channel"])
+        match report["say"]:
             case "begins" | "stored" | "over":
-                if said["length"] < written.lengths[0] and said["say"] == "begins":
-                    raise Failure(f"{said} begins behind the {written.lengths} acknowledged characters")
-                written.lengths = [max(written.lengths[0], said["length"])]
-                written.status = "complete" if said["say"] == "over" else written.status or "streaming"
-            case "answered":
-                if said["ok"] and (said["data"] or {}).get("by") != said["by"]:
-                    raise Failure(f"an agent received the reply to another one: {said}")
-                self.world.count("approvals" if said["ok"] else "approvals refused")
+                if report["length"] < written.lengths[0] and report["say"] == "begins":
+                    raise Failure(f"{report} begins behind the {written.lengths} acknowledged characters")
+                written.lengths = [max(written.lengths[0], report["length"])]
+                written.status = "complete" if report["say"] == "over" else written.status or "streaming"
+            case "replied":
+                if report["ok"] and (report["data"] or {}).get("by") != report["by"]:
+                    raise Failure(f"an agent received the reply to another one: {report}")
+                self.world.count("approvals" if report["ok"] else "approvals refused")
 
     # -- users -----------------------------------------------------------------------------------------------------
 
     async def ask(self, channel: str) -> Question:
         """Let a user ask a question, until it is acknowledged."""
-        number, self._asked = self._asked, self._asked + 1
+        number, self._question_count = self._question_count, self._question_count + 1
         who = ("ann", "ben")[number % 2]
         question = Question(f"ask-{number}", channel)
         text = Script(self.world.seed, question.id, steps=self.world.scale.steps).whole(who)
@@ -191,7 +191,7 @@ class Conversation:
         if (wrong := self.questions.acknowledged(sent, status, response, known=known)) is not None:
             raise Failure(wrong)
 
-    async def until_answered(self, sent: SentCommand) -> None:
+    async def until_replied(self, sent: SentCommand) -> None:
         """Wait until all viewers have received the reply to a command, then send the command again."""
         if sent.is_refused:
             return
@@ -369,8 +369,8 @@ class Conversation:
         await self.check()
         for question in self.questions.open:
             self._settle(question, await self.world.stored(question.channel))
-        if unanswered := self.questions.unanswered():
-            raise Failure(f"commands without a reply: {unanswered}")
+        if without_reply := self.questions.without_reply():
+            raise Failure(f"commands without a reply: {without_reply}")
         await self._until_no_turn_is_left()
 
     def _unsettled_on_screens(self) -> list[str]:

@@ -307,14 +307,14 @@ async def locked_store(world: World) -> None:
 
 async def _lock(world: World, kind: str) -> None:
     """Lock the database for a while, for writing or for reading."""
-    said = asyncio.Event()
+    is_locked = asyncio.Event()
     arguments = ["-m", "chaos.locker", str(world.store), kind]
     log = world.folder / "locker.log"
-    locker = Child("locker", arguments, log, report=lambda _: said.set(), takes_input=True)
+    locker = Child("locker", arguments, log, report=lambda _: is_locked.set(), takes_input=True)
     await locker.spawn()
     try:
         async with asyncio.timeout(world.scale.locked_s + 20.0):
-            await said.wait()
+            await is_locked.wait()
         known = len(world.acknowledged.refusals)
         if kind == "write":
             await world.until(

@@ -211,11 +211,11 @@ class World:
         )  # fmt: skip
         ready = asyncio.Event()
 
-        def report(said: Json) -> None:
-            self.acknowledged.report(said, channel)
-            if said["say"] == "wrong":
-                self._wrong.append(f"producer {name}: {said['detail']}")
-            if said["say"] == "ready":
+        def report(sent: Json) -> None:
+            self.acknowledged.report(sent, channel)
+            if sent["say"] == "wrong":
+                self._wrong.append(f"producer {name}: {sent['detail']}")
+            if sent["say"] == "ready":
                 ready.set()
             self.news.set()
 
@@ -227,12 +227,12 @@ class World:
         """Start an agent; `take_report` receives its reports, and raises Failure for a wrong one."""
         ready = asyncio.Event()
 
-        def report(said: Json) -> None:
+        def report(sent: Json) -> None:
             try:
-                take_report(said)
+                take_report(sent)
             except Failure as failure:
                 self._wrong.append(f"agent {orders.name}: {failure}")
-            if said["say"] == "ready":
+            if sent["say"] == "ready":
                 ready.set()
             self.news.set()
 

@@ -126,7 +126,7 @@ MID_TURN: list[list[Json]] = [
     [{"auth": {**ALL, "can": {"chat:a": list(CAPABILITIES)}, "exp": 50}, "ref": 1}],
     [{"wait_s": 35}],
 ]
-ANSWERS: list[dict[str, Json]] = [
+STREAMS: list[dict[str, Json]] = [
     {},
     {"path": "/v1/channels/chat:b/messages/live/events"},
     *({"cursor": 0, "and": more} for more in ("", ".3", "x")),
@@ -191,8 +191,8 @@ class Identities:
             [ticket, opened, {"wait_s": 61}, opened, back, {**back, "and": "x"}],
             [{**TICKETS, "as": {**EVE, "exp": 100}}, {**opened, "beside": True}, {"wait_s": 70}, back],
             [ticket, {**opened, "beside": True}, {**opened, "beside": True}, {"wait_s": 90}],
-            [*({**FOLLOW[2], "as": ALL, **which} for which in ANSWERS), {**TICKETS, "as": ALL},
-             *({**FOLLOW[2], "ticket": 0, **which} for which in (*ANSWERS, {"cursor": 3}))],
+            [*({**FOLLOW[2], "as": ALL, **which} for which in STREAMS), {**TICKETS, "as": ALL},
+             *({**FOLLOW[2], "ticket": 0, **which} for which in (*STREAMS, {"cursor": 3}))],
             [ticket, *({**one, "ticket": 0} for one in FOLLOW), {**opened, "path": "/v1/channels/chat:b/events"}],
             [ticket, {**TICKETS, "as": ALL, "json": {"channel": "chat:b"}}, {**opened, "ticket": 1},
              {**back, "ticket": 1}],

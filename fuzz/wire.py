@@ -2,10 +2,11 @@
 
 Layer: fuzz.
 
-An input of `raw-http` is `{pieces}`, the bytes of a connection. One of `raw-socket` is `{headers, frames}`, where a
-frame has a value for each field (`fin`, `rsv`, `op`, `mask`, `length`, `payload`, `times`) or is `raw`. The server is a
-process of its own. It may close the connection and may refuse; it must not fail, log an error, hang, keep the
-descriptor or spend seconds, and it must keep working. Its code cannot be traced from here.
+An input of `raw-http` is `{pieces}`, the bytes of a connection, and may have the most `responses` that it gets. One of
+`raw-socket` is `{headers, frames}`, where a frame has a value for each field (`fin`, `rsv`, `op`, `mask`, `length`,
+`payload`, `times`) or is `raw`. The server is a process of its own. It may close the connection and may refuse; it must
+not fail, log an error, hang, keep the descriptor or spend seconds, and it must keep working. Its code cannot be traced
+from here.
 """
 
 from __future__ import annotations
@@ -293,7 +294,16 @@ class RawHttp(_Wire):
             "HEAD /web/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
         ]
         found += [f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n" for path in PATHS]
-        return [{"pieces": [one]} for one in found]
+        # A body that looks like a request is none, and so has no response.
+        inside = len(get)
+        hidden = [
+            f"{post}Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: {inside}\r\n\r\n{get}",
+            f"{post}Connection: upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n"
+            f"{inside:x}\r\n{get}\r\n0\r\n\r\n",
+            f"{post}Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: {inside}\r\n\r\n{get}",
+            f"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {inside}\r\n\r\n{get}",
+        ]
+        return [{"pieces": [one]} for one in found] + [{"pieces": [one], "responses": 1} for one in hidden]
 
     def generate(self, draw: Random) -> Json:
         """Return a request made of good and bad pieces."""
@@ -325,6 +335,9 @@ class RawHttp(_Wire):
         """Send the pieces and check the responses. Raises Finding."""
         received = self._exchange([to_bytes(one) for one in as_list(as_dict(given).get("pieces"))[:20]])
         check_responses(received)
+        most = as_number(as_dict(given).get("responses"), 1_000, 1_000)
+        if len(re.findall(rb"(?:^|(?<=[\n}]))HTTP/1\.1 ", received)) > most:
+            raise Finding(f"smuggled: a body was parsed as a request: {received!r}")
 
 
 _LINES = [f"{name}: {value}" for name, value in HEADER_LINES] + [

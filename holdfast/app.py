@@ -120,16 +120,16 @@ class Hub(HubCore):
                 return None
             request = CreateMessage(role="user", text=prompt)
             caller = replace(self.caller(prompt_by), brings_answer=True)
-            asked = reply_id_of(message_id, 0)
-            await self.ask(channel, asked, request, caller)
-            return asked
+            prompt_id = reply_id_of(message_id, 0)
+            await self.ask(channel, prompt_id, request, caller)
+            return prompt_id
 
         async def join(known: str) -> bool:
             """Return whether the message `known`, of an earlier request, is the answer to the same prompt."""
             await self.start()
-            asked = reply_id_of(known, 0) if prompt is not None else None
+            prompt_id = reply_id_of(known, 0) if prompt is not None else None
             try:
-                await self._check_own_answer(channel, known, author=author, reply_to=asked)
+                await self._check_own_answer(channel, known, author=author, reply_to=prompt_id)
                 await ask(known)  # another prompt is an IdConflict
                 await self.read(channel, known)
             except (NotFound, Deleted, IdConflict):
@@ -138,16 +138,16 @@ class Hub(HubCore):
 
         async def begin(message_id: str) -> Answering | None:
             await self.start()
-            asked = await ask(message_id)
-            writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=asked)
+            prompt_id = await ask(message_id)
+            writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
             assert isinstance(writer, AgentWriter)
             async with self._openings.setdefault((channel, message_id), asyncio.Lock()):  # a repeat waits for the first
                 try:
                     await writer.open()
                 except IdConflict:
-                    await self._check_own_answer(channel, message_id, author=author, reply_to=asked)
+                    await self._check_own_answer(channel, message_id, author=author, reply_to=prompt_id)
                     return None
-            answering = Answering(self, writer, source, asked, text_field=text_field, cancel_after_s=cancel_after_s)
+            answering = Answering(self, writer, source, prompt_id, text_field=text_field, cancel_after_s=cancel_after_s)
             answering.start()
             return answering
 

@@ -53,7 +53,7 @@ class _Flow(FlowControl):
 
 
 class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
-    """One HTTP connection. It reads into the buffer of the book, and parses no more than it can begin to answer."""
+    """One HTTP connection. It reads into the buffer of the book, and parses no more requests than it can begin."""
 
     def __init__(self, book: Connections, **options: Any) -> None:
         super().__init__(**options)
@@ -64,6 +64,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._extensions: dict[str, dict[object, object]] = {EXTENSION: {"connection": self}}
         self._is_known = False
         self._is_refused = False
+        self._is_last = False  # the running request: the input behind it was refused
         self._stalled_bytes = 0  # size of an unfinished head, or of later input that contained no body
         self._unsent_bytes = 0  # when the deadline for the peer to read was set
 
@@ -122,7 +123,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def data_received(self, data: bytes) -> None:
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        if self._unread or self.pipeline:
+        if self._unread or self.pipeline or self._is_last:
             self._unread += data
             if not self.may_read():
                 self.flow.pause_reading()
@@ -141,11 +142,12 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def may_read(self) -> bool:
         """Return whether more input is of use now.
 
-        While a request waits, a little is: the end of the connection shows only behind all input.
+        While a request waits, and behind the last one, a little is: the end of the connection shows only behind all
+        input.
         """
         cycle = self.cycle
         return not (
-            len(self._unread) >= (UNREAD_BYTES if self.pipeline else 1)
+            len(self._unread) >= (UNREAD_BYTES if self.pipeline or self._is_last else 1)
             or self._is_refused
             or self.flow.write_paused
             or (cycle is not None and not cycle.response_complete and len(cycle.body) > HIGH_WATER_LIMIT)
@@ -154,7 +156,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _parse_in_slices(self, data: bytes) -> None:
         """Parse `data` up to the end of the head behind the running request, and for `SLICE_S` at most."""
         at, until_s = 0, self.loop.time() + SLICE_S
-        while at < len(data) and not self._is_refused:
+        while at < len(data) and not (self._is_refused or self._is_last):
             is_held = self.pipeline or self.flow.write_paused
             if is_held or self.loop.time() > until_s:
                 self._unread = data[at:]
@@ -172,7 +174,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         """Parse the input that was set aside, and read further if it is used up."""
-        if self._unread and not (self.pipeline or self.transport.is_closing()):
+        if self._unread and not (self.pipeline or self._is_last or self.transport.is_closing()):
             data, self._unread = self._unread, b""
             self.data_received(data)
         self.flow.resume_reading()
@@ -184,8 +186,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         before = len(cycle.body) if was_in_body else 0
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._upgrade()
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _HeadTooLarge):
                 self._refuse_head()
@@ -198,7 +200,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
                     self._refuse_head()
             elif was_in_body and cycle is self.cycle and cycle.more_body and len(cycle.body) == before:
-                # A trailer, an extension of a chunk, or the body of a request that is answered already.
+                # A trailer, an extension of a chunk, or the body of a request that has its response already.
                 self._stalled_bytes += len(data)
                 if self._stalled_bytes > MAX_HEAD_BYTES and not cycle.response_complete:
                     self._refuse(_too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes"), 431)
@@ -210,6 +212,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def on_headers_complete(self) -> None:
         if len(self.headers) > MAX_HEADERS:
             raise _HeadTooLarge
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            return  # `_upgrade` parses the head again
         connection = self._connection
         if connection is not None:
             if connection.is_from_proxy:
@@ -222,6 +226,10 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if not self.parser.should_upgrade():
             self.headers = []  # those of a trailer are not the request's
 
+    def on_message_complete(self) -> None:
+        if not self.is_in_head():  # a head that asks for an upgrade has begun no request
+            super().on_message_complete()
+
     def _take_forwarded(self, connection: Connection) -> None:
         """Put the client that a trusted proxy names in the place of the proxy."""
         proxy = self.client[0] if self.client else ""
@@ -233,13 +241,32 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     # Requests
 
-    def _upgrade(self) -> None:
-        if not self._should_upgrade():
-            self._unsupported_upgrade_warning()
+    def _upgrade(self, rest: bytes) -> None:
+        """Begin a WebSocket, or serve the request without the upgrade. `rest` is the input behind its head.
+
+        The parser takes the message for complete, although a body may follow, which is no request.
+        """
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse(InvalidRequest("the method CONNECT is for proxies, and this server is none"), 400)
+        elif not self._should_upgrade():
+            self._parse(self._head_without_upgrade())
+            if rest and not self._is_refused:
+                self._parse(rest)
         elif self.cycle is not None and not self.cycle.response_complete:
             self._refuse(InvalidRequest("a WebSocket cannot begin behind a running request"), 400)
+        elif any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))
+            for name, value in self.headers
+        ):
+            self._refuse(InvalidRequest("the handshake of a WebSocket has no body"), 400)
         else:
             self.handle_websocket_upgrade()
+
+    def _head_without_upgrade(self) -> bytes:
+        """Return the last head, without the protocols that the peer offers: a server may ignore them."""
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join(lines) + _HEAD_END
 
     def handle_websocket_upgrade(self) -> None:
         connection, self._connection = self._connection, None
@@ -306,23 +333,25 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._refuse(_too_large("the head of a request", MAX_HEAD_BYTES, "bytes"), 431)
 
     def _refuse(self, error: HoldfastError, status: int) -> None:
-        """Answer with `error` and read no more. A request that runs is answered first, and then is the last one."""
-        if self._is_refused:
+        """Respond with `error` and read no more. A request that runs gets its response first, and is the last one."""
+        if self._is_refused or self._is_last:
             return
-        self._is_refused = True
         self._unread = b""
         self._book.note(error.detail)
-        self.flow.pause_reading()
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
             if self.is_in_head() or not cycle.more_body:  # the refused input is behind it
                 cycle.keep_alive = False
+                self._is_last = True
                 return
+            self._is_refused = True
             if cycle.response_started or self.pipeline:
                 self.transport.abort()
                 return
             cycle.disconnected = True  # the application gets no more of the body
             cycle.message_event.set()
+        self._is_refused = True
+        self.flow.pause_reading()
         self.transport.write(refusal(error, status))
         # Closing now would reset the connection, since input is unread, and the peer would not see why.
         self.transport.write_eof()

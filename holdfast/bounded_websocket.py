@@ -170,7 +170,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         try:
             super().data_received(data)
         except InvalidState:
-            # Text that is not UTF-8, with a close frame behind it: uvicorn answers both, and websockets one of them.
+            # Text that is not UTF-8, with a close frame behind it: uvicorn handles both, and websockets one of them.
             self._write_last(b"".join(self.conn.data_to_send()))
 
     def _go_on(self) -> None:

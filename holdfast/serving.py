@@ -40,7 +40,7 @@ PORT_TRIES = 50
 STARTED_POLL_S = 0.01
 # After the hub has drained: time for requests in progress. Then their connections are aborted, and a second later their
 # tasks are cancelled.
-ANSWERS_S = 2.0
+REQUESTS_S = 2.0
 CANCEL_S = 3
 DRAIN_S = 5.0  # for hubs that cannot be found in the app: the default of `Hub`
 FORCE_S = 10.0  # beyond the hub's `drain_s`; then the process ends even if code in it blocks
@@ -162,7 +162,7 @@ def server(
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             """Wait for requests in progress, but not for peers that do not read their response or finish their body."""
-            asyncio.get_running_loop().call_later(ANSWERS_S, _abort_connections, self)
+            asyncio.get_running_loop().call_later(REQUESTS_S, _abort_connections, self)
             await super().shutdown(sockets)
 
     logging.getLogger("uvicorn.error").addFilter(_LogFilter())

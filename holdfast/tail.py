@@ -78,7 +78,7 @@ class _Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the line."""
-        print(f"(no answer from {self._url}, trying again)", file=self._notices, flush=True)
+        print(f"(no response from {self._url}, trying again)", file=self._notices, flush=True)
 
 
 def follow(

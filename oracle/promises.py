@@ -60,7 +60,7 @@ class Held:
     node: str | None = None  # the node of a holder in a hub's process, which has no lease
     connections: list[Connection] = field(default_factory=list)  # all that the holder used
     connection: Connection | None = None  # connection of the last sign of life; None: HTTP
-    answered: Connection | None = None  # connection of the last response to a sign of life: the hub knows it
+    responded: Connection | None = None  # connection of the last response to a sign of life: the hub knows it
     is_given: bool = True  # whether the holder knows of it
     overdue_s: float = float("-inf")  # when a sign of life arrived that may have been too late
 
@@ -189,7 +189,7 @@ class Promises:
         """Note a response to the writer on `connection`: the hub knows this connection of the writer."""
         held = self._lease(place, 1)
         if held is not None:
-            held.answered = connection
+            held.responded = connection
 
     def note_turn_request(self, place: Place, generation: int, connection: Connection) -> None:
         """Note a request of the agent that holds attempt `generation` of a turn."""
@@ -247,7 +247,7 @@ class Promises:
             return
         for place, held in self._leases.items():
             limit_s = max(held.tried_s, base_s) + held.term_s
-            connection = held.connection if held.connection is held.answered else None
+            connection = held.connection if held.connection is held.responded else None
             if connection is not None and connection.ended_s is not None and connection.process.is_alive:
                 limit_s = min(limit_s, max(held.tried_s, base_s, connection.ended_s) + BROKEN_S)
             if now_s > limit_s + SOON_S:
@@ -335,7 +335,7 @@ class Promises:
             held.received_s = max(held.received_s, sent_s)
             held.tried_s = max(held.tried_s, self._now_s())
             if connection is not None:
-                held.answered = connection
+                held.responded = connection
                 if connection not in held.connections:
                     held.connections.append(connection)
 

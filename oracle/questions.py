@@ -167,7 +167,7 @@ class Questions:
         sent.reply = reply
         return None
 
-    def unanswered(self) -> list[str]:
+    def without_reply(self) -> list[str]:
         """Return the stored commands of which no client has received a reply."""
         return [one.id for one in self.commands.values() if one.stored is not None and one.reply is None]
 

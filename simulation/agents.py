@@ -175,7 +175,7 @@ class Worker(Actor):
         if self._attempts.get(attempt.place) is attempt:
             del self._attempts[attempt.place]
 
-    async def ask_until_answered(self, attempt: Attempt, frame: Frame) -> tuple[dict[str, Any], float, ClientSocket]:
+    async def ask_until_response(self, attempt: Attempt, frame: Frame) -> tuple[dict[str, Any], float, ClientSocket]:
         """Send a request until it has a response; return it, the time of the request, and its socket."""
         begun_s = self.world.loop.time()
         while True:
@@ -227,7 +227,7 @@ class Attempt:
             frame["state"] = {"state": "thinking"}
         if self._worker.is_connected and self._worker._socket is not None:
             self._world.promises.note_turn_request(self.place, self._generation, self._worker._socket.connection)
-        response, sent_s, socket = await self._worker.ask_until_answered(self, frame)
+        response, sent_s, socket = await self._worker.ask_until_response(self, frame)
         if response["type"] == "ok":
             self._world.promises.note_turn_accepted(self.place, self._generation, sent_s, socket.connection)
             return True
@@ -249,7 +249,7 @@ class Attempt:
                 return  # it hangs, and renews no lease
             state = await self._answer()
             frame = {"type": "turn.done", "channel": self.place[0], "message": self.place[1], "state": state}
-            await self._worker.ask_until_answered(self, {**frame, "generation": self._generation})
+            await self._worker.ask_until_response(self, {**frame, "generation": self._generation})
         finally:
             self._worker.over(self)
 
@@ -287,7 +287,7 @@ class Attempt:
             return
         other = self._choices.choice(waiting)
         frame = {"type": "turn.take", "channel": channel, "message": other, "turn": message_id}
-        response, _, _ = await self._worker.ask_until_answered(self, frame)
+        response, _, _ = await self._worker.ask_until_response(self, frame)
         if response["type"] == "error":
             if response["code"] != "deleted":
                 raise Violation(f"{self._worker.name} could not take {other} into the turn of {self.place}: {response}")
@@ -309,7 +309,7 @@ class Attempt:
     async def _is_accepted(self, frame: Frame) -> bool:
         """Send a request. Return False if another client has ended the message."""
         place = (self.place[0], self._reply_id)
-        response, sent_s, socket = await self._worker.ask_until_answered(self, frame)
+        response, sent_s, socket = await self._worker.ask_until_response(self, frame)
         if response["type"] == "ok":
             if frame["type"] == "append":
                 self._world.promises.note_accepted(place, sent_s, socket.connection)

@@ -168,11 +168,11 @@ class Bounds:
         yield app.heartbeats, SPARE, {}
         for socket in app._sockets._open:
             session = socket.session
-            unanswered = session._unanswered + len(session._replies)
+            pending = session._pending + len(session._replies)
             # A turn and a bye are sent without a request.
-            self._at_most("responses of a socket are due", unanswered, self._hub.limits.socket_requests + turns + 2)
-            yield socket, HELD, {"_tasks": session._unanswered + len(session._attachments) + HELD}
-            yield session, HELD, {"_replies": unanswered}
+            self._at_most("responses of a socket are due", pending, self._hub.limits.socket_requests + turns + 2)
+            yield socket, HELD, {"_tasks": session._pending + len(session._attachments) + HELD}
+            yield session, HELD, {"_replies": pending}
             yield socket.sender, HELD, {}
             yield session._attachments, HELD, self._bounds_of_attachments(session)
             for attachment in session._attachments:

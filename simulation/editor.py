@@ -148,8 +148,8 @@ class Editor(Author):
         hub = self._hub
         caller = Caller(id=self.name, writer=Writer(by=self.name, node=hub.node), is_server=True)
         await hub.start()
-        answer = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), caller)
+        result = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), caller)
         message, _ = await hub.read(channel, message_id)
         writer = hub._writers.new(channel, message_id, self.name, None)
-        writer.take_up(message, answer.generation or 0)
+        writer.take_up(message, result.generation or 0)
         return writer

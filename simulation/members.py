@@ -95,7 +95,7 @@ class Member(Actor):
         """Enter the channel, or change the data there."""
         self._changes += 1
         data, change = {"n": self.draw.randrange(3)}, self._changes
-        asked_s = self.world.loop.time()
+        sent_s = self.world.loop.time()
         await self._send(socket, {"type": "presence", "channel": self.channel, "data": data})
 
         def is_shown(oracle: ViewOracle, process: Process) -> bool:
@@ -105,33 +105,33 @@ class Member(Actor):
             return not is_latest or any(one.data == data for one in oracle.view.members() if one.id == self.name)
 
         what = f"the presence of {self.name} with {data}"
-        self.world.start(self._check_received(socket.connection.process, asked_s, is_shown, what))
+        self.world.start(self._check_received(socket.connection.process, sent_s, is_shown, what))
 
     async def _signal(self, socket: ClientSocket) -> None:
-        data, asked_s = f"signal {self.new_id()}", self.world.loop.time()
+        data, sent_s = f"signal {self.new_id()}", self.world.loop.time()
         signals = self.world.promises.signals
-        signals[data] = asked_s
+        signals[data] = sent_s
         await self._send(socket, {"type": "signal", "channel": self.channel, "name": "typing", "data": data})
 
         def is_received(oracle: ViewOracle, process: Process) -> bool:
             """Return whether the viewer received the signal, or the hub may have dropped it."""
-            near = sum(abs(one_s - asked_s) < 2 * EPHEMERAL_S for one_s in signals.values())
+            near = sum(abs(one_s - sent_s) < 2 * EPHEMERAL_S for one_s in signals.values())
             return data in oracle.signals or near > presence_state.KEPT_SIGNALS
 
-        self.world.start(self._check_received(socket.connection.process, asked_s, is_received, data))
+        self.world.start(self._check_received(socket.connection.process, sent_s, is_received, data))
 
     async def _check_received(
-        self, process: Process, asked_s: float, is_received: Callable[[ViewOracle, Process], bool], what: str
+        self, process: Process, sent_s: float, is_received: Callable[[ViewOracle, Process], bool], what: str
     ) -> None:
         """Check that each viewer of the channel receives a notice within `EPHEMERAL_S`. Raises Violation."""
         world = self.world
         await asyncio.sleep(EPHEMERAL_S)
-        if not process.is_alive or process.is_held or not world.promises.was_healthy(asked_s):
+        if not process.is_alive or process.is_held or not world.promises.was_healthy(sent_s):
             return
         if world.fault_model.latency_s[1] > SLOW_S or any(node.hub.is_draining for node in world.nodes if node.is_up):
             return
         for viewer in world.viewers:
-            if not viewer.follows(self.channel, process, asked_s):
+            if not viewer.follows(self.channel, process, sent_s):
                 continue
             if not is_received(viewer.oracles[self.channel], process):
                 raise Violation(f"{viewer.name} did not receive in {self.channel} within {EPHEMERAL_S} s: {what}")

@@ -163,13 +163,13 @@ class Viewer(Actor):
             starts, before = oracle.starts, oracle.view.before
             path = f"/v1/channels/{oracle.channel}/messages"
             try:
-                answer = await self.call("GET", path, query=f"limit={self.draw.choice((1, 3, 50))}&before={before}")
+                response = await self.call("GET", path, query=f"limit={self.draw.choice((1, 3, 50))}&before={before}")
             except ConnectionLost:
                 return
-            if answer.status != 200:
+            if response.status != 200:
                 return
-            page = msgspec.json.decode(answer.body, type=Page)
-            if starts != oracle.starts or oracle.receive_page(page, answer.stamp, starts):
+            page = msgspec.json.decode(response.body, type=Page)
+            if starts != oracle.starts or oracle.receive_page(page, response.stamp, starts):
                 return
 
 

@@ -326,18 +326,18 @@ class _Pipeline:
 
     def _ok(self, frame: dict[str, Any], stamp: int) -> None:
         ref = frame["ref"]
-        asked = self._frames[ref]
-        self._world.trace.add(f"{self._writer.name} {asked['type']} {self._message_id} #{ref}: {summary(frame)}")
+        sent = self._frames[ref]
+        self._world.trace.add(f"{self._writer.name} {sent['type']} {self._message_id} #{ref}: {summary(frame)}")
         self._under_way.pop(ref)
         self._acked.add(ref)
         while self.position in self._acked:
             self.position += 1
         stored, channel = self._world.stored, self._channel
-        if asked["type"] == "append":
-            at, text, part, serial = asked["at"], asked["text"], asked["part"], frame["serial"]
+        if sent["type"] == "append":
+            at, text, part, serial = sent["at"], sent["text"], sent["part"], frame["serial"]
             check_text(stored, channel, self._message_id, part, at, text, serial, since=self._begun, stamp=stamp)
         else:
-            request = asked.get("request")
+            request = sent.get("request")
             check_serial(
                 stored, channel, self._message_id, frame["serial"], since=self._begun, stamp=stamp, request=request
             )
@@ -377,7 +377,7 @@ class BlindWriter(Author):
                 if self.draw.random() < 0.2:
                     await self.pause(0.0, self.world.plan.token_s)
             for _ in frames:
-                if not await self._is_answered(stream, frames, channel, message_id, begun):
+                if not await self._is_accepted(stream, frames, channel, message_id, begun):
                     return
         except ConnectionLost:
             return
@@ -401,7 +401,7 @@ class BlindWriter(Author):
         frames.append({"type": "finish", **about})
         return frames, [{"type": "text", "text": text}]
 
-    async def _is_answered(
+    async def _is_accepted(
         self, stream: Stream, frames: list[dict[str, Any]], channel: str, message_id: str, begun: int
     ) -> bool:
         """Take the next response and check it. Return False if its frame was refused, as are all later frames."""
@@ -412,8 +412,8 @@ class BlindWriter(Author):
                 break
         if frame["type"] == "bye":
             raise ConnectionLost("the server sent bye")
-        asked = frames[frame["ref"]]
-        self.world.trace.add(f"{self.name} {asked['type']} {message_id} #{frame['ref']}: {summary(frame)}")
+        sent = frames[frame["ref"]]
+        self.world.trace.add(f"{self.name} {sent['type']} {message_id} #{frame['ref']}: {summary(frame)}")
         if frame["type"] == "ok":
             self.world.promises.note_response((channel, message_id), stream.connection)
         if frame["type"] == "error":
@@ -423,8 +423,8 @@ class BlindWriter(Author):
                 self.check_refused(channel, message_id, frame["code"], begun, data.stamp)
             return False
         stored, stamp, serial = self.world.stored, data.stamp, frame["serial"]
-        if asked["type"] == "append":
-            check_text(stored, channel, message_id, 0, None, asked["text"], serial, since=begun, stamp=stamp)
+        if sent["type"] == "append":
+            check_text(stored, channel, message_id, 0, None, sent["text"], serial, since=begun, stamp=stamp)
         else:
             check_serial(stored, channel, message_id, serial, since=begun, stamp=stamp)
         return True

@@ -109,9 +109,9 @@ class Server(Process):
 
     def message(self, channel: str, message_id: str) -> dict[str, Any]:
         """Return the stored message."""
-        status, answer = self.get(f"{self.hub}/v1/channels/{channel}/messages/{message_id}")
-        assert status == 200, answer
-        found: dict[str, Any] = answer["message"]
+        status, response = self.get(f"{self.hub}/v1/channels/{channel}/messages/{message_id}")
+        assert status == 200, response
+        found: dict[str, Any] = response["message"]
         return found
 
 
@@ -121,10 +121,10 @@ def request(port: int, method: str, path: str, body: object | None = None) -> tu
     try:
         headers = {"content-type": "application/json"} if body is not None else {}
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-        answer = connection.getresponse()
-        data = answer.read()
-        is_json = "json" in (answer.getheader("content-type") or "")
-        return answer.status, json.loads(data) if is_json and data else data.decode()
+        response = connection.getresponse()
+        data = response.read()
+        is_json = "json" in (response.getheader("content-type") or "")
+        return response.status, json.loads(data) if is_json and data else data.decode()
     finally:
         connection.close()
 

@@ -52,8 +52,8 @@ class Response:
         self._post("/m/finish", {"status": "complete"})
 
     def _post(self, path: str, body: object) -> None:
-        status, answer = self._server.post(self._path + path, body)
-        assert status in (200, 201), answer
+        status, response = self._server.post(self._path + path, body)
+        assert status in (200, 201), response
 
 
 def json_bytes(text: str) -> int:

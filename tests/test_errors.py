@@ -27,7 +27,7 @@ from holdfast import Hub, Identity
 from holdfast.agents.sources import UpstreamEnded, UpstreamError, pipe
 from holdfast.client import Client, Timing
 from holdfast.client.dial import Refusal
-from holdfast.client.problems import NotHoldfast, UnknownProblem, Unreachable, error_of, read_answer
+from holdfast.client.problems import NotHoldfast, UnknownProblem, Unreachable, decode_response, error_of
 from holdfast.core import errors
 from holdfast.core.errors import HoldfastError, LocalError, shown, shown_url
 from holdfast.core.events import Batch, MessageAppend, MessageCreate, Page
@@ -62,7 +62,7 @@ SMALL = Limits(
     append_bytes=10, message_bytes=2_000, meta_bytes=20, parts=2, depth=8, open_commands=1, history_bytes=10_000
 )
 C, M = "chat:1", "m1"
-QUICK = Timing(open_s=0.05, answer_s=0.05, request_s=0.1, backoff_s=0.001, backoff_cap_s=0.002, leave_s=0.1)
+QUICK = Timing(open_s=0.05, response_s=0.05, request_s=0.1, backoff_s=0.001, backoff_cap_s=0.002, leave_s=0.1)
 
 Provoke = Callable[["Place"], Awaitable[object]]
 
@@ -440,7 +440,7 @@ CASES: list[Any] = [  # each a Case, or `pending` of one
     # the client
     Case(Unreachable, ("nowhere.example",), unreachable),
     Case(NotHoldfast, ("nowhere.example", "404", "path"), not_holdfast),
-    called(HoldfastError, ("messages", "int"), lambda: read_answer({"messages": 5}, Page)),
+    called(HoldfastError, ("messages", "int"), lambda: decode_response({"messages": 5}, Page)),
     pending(called(LocalError, ("ftp",), lambda: Client("ftp://nowhere"))),
     pending(
         called(LocalError, ("token_provider",), lambda: Client("http://nowhere", token="t", token_provider=nobody))

@@ -267,8 +267,8 @@ async def test_plain_data_sends_failed_before_done() -> None:
     hub.install(app, "/holdfast")
     app.add_api_route("/chat", lambda: hub.stream_response("chat:1", broken, style="data"), methods=["POST"])
     async with serving(hub, app) as served:
-        told = (await served.http.post("/chat")).text
-        assert told == "data: half\n\nevent: failed\ndata: \n\ndata: [DONE]\n\n"
+        body = (await served.http.post("/chat")).text
+        assert body == "data: half\n\nevent: failed\ndata: \n\ndata: [DONE]\n\n"
 
 
 async def test_reading_caller_counts_as_a_viewer() -> None:
@@ -287,10 +287,10 @@ async def test_reading_caller_counts_as_a_viewer() -> None:
 
     app.add_api_route("/chat", chat, methods=["POST"], response_model=None)
     async with serving(hub, app) as served:
-        answered = await served.http.post("/chat")
-        assert "2 " in answered.text
-        assert answered.text.endswith("data: [DONE]\n\n")
-        assert "cancelled" not in answered.text
+        response = await served.http.post("/chat")
+        assert "2 " in response.text
+        assert response.text.endswith("data: [DONE]\n\n")
+        assert "cancelled" not in response.text
 
 
 def json_frame(text: str) -> str:

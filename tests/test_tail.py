@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 import threading
 from collections.abc import AsyncIterator
@@ -95,7 +96,7 @@ async def test_tail_prints_one_notice_for_an_outage(served: Served) -> None:
     await served.hub.create("c", role="user", author="ann", text="two")
     await served.until(lambda: screen.getvalue().endswith("two"))
     assert screen.getvalue() == "── user ann\none\n\n── user ann\ntwo"
-    assert notices.getvalue() == f"(no answer from http://{served.host}:{served.port}, trying again)\n"
+    assert notices.getvalue() == f"(no response from http://{served.host}:{served.port}, trying again)\n"
     await stop(served, screen, running)
 
 
@@ -124,6 +125,13 @@ async def test_tail_ends_within_its_time_if_no_server_listens() -> None:
         Refused, match=rf"^unreachable: no connection to http://127.0.0.1:{port} within 0.3 s .* port right"
     ):
         await asyncio.wait_for(running, PATIENCE_S)
+
+
+def test_tail_and_client_give_a_first_connection_five_seconds() -> None:
+    """The command passes no times of its own (`test_tail_ends_within_its_time_if_no_server_listens` has the effect)."""
+    assert inspect.signature(follow).parameters["timing"].default is None
+    assert Timing().connect_s == 5.0
+    assert inspect.signature(Client).parameters["connect_s"].default == 5.0
 
 
 @pytest.mark.parametrize("path", ["/other", "/holdfast/v2"])

@@ -27,7 +27,7 @@ class Notices:
         self.replies: dict[str, Json] = {}
         self._epoch: str | None = None
         self._commands: dict[str, Json] = {}  # all that were received
-        self._unanswered: set[str] = set()  # received commands whose reply has not come; a new start may omit it
+        self._without_reply: set[str] = set()  # received commands whose reply has not come; a new start may omit it
         self._violate = violate
 
     def attached(self, event: Json) -> None:
@@ -37,7 +37,7 @@ class Notices:
             self._commands.clear()
             self.replies.clear()
         if not event["resumed"]:
-            self._unanswered.clear()
+            self._without_reply.clear()
         self._sync((event.get("presence") or {}).get("members", []))
         self.pending = {}
         for command in event.get("commands", []):
@@ -64,7 +64,7 @@ class Notices:
         """Forget the members and the pending commands, as a page that is loaded again."""
         self.members.clear()
         self.pending.clear()
-        self._unanswered.clear()
+        self._without_reply.clear()
 
     def differences(self, members: Iterable[str]) -> list[str]:
         """Return one sentence for each difference from `members` and from a channel where no command waits."""
@@ -73,7 +73,10 @@ class Notices:
             *(f"{id} is shown as present, but is not" for id in sorted(self.members.keys() - expected)),
             *(f"{id} is present, but not shown" for id in sorted(expected - self.members.keys())),
             *(f"command {id} still waits for a reply" for id in sorted(self.pending)),
-            *(f"command {id} was sent, but its reply was not" for id in sorted(self._unanswered - self.pending.keys())),
+            *(
+                f"command {id} was sent, but its reply was not"
+                for id in sorted(self._without_reply - self.pending.keys())
+            ),
         ]
 
     def _sync(self, members: list[Json]) -> None:
@@ -83,12 +86,12 @@ class Notices:
         self._check_same(self._commands, command["id"], command, "command")
         if command["id"] not in self.replies:
             self.pending[command["id"]] = command
-            self._unanswered.add(command["id"])
+            self._without_reply.add(command["id"])
 
     def _reply(self, reply: Json) -> None:
         self._check_same(self.replies, reply["id"], reply, "reply")
         self.pending.pop(reply["id"], None)
-        self._unanswered.discard(reply["id"])
+        self._without_reply.discard(reply["id"])
 
     def _check_same(self, known: dict[str, Json], id: str, received: Json, what: str) -> None:
         before = known.setdefault(id, received)

@@ -156,7 +156,7 @@ class _Viewer:
                     break
                 session.receive(data, now_s=time.monotonic())
                 self._received.set()
-            await self.flush()  # the close frame that answers the server's
+            await self.flush()  # the close frame in response to the server's
         except OSError:
             pass  # a lost connection ends the session like a close
         finally:

@@ -100,8 +100,8 @@ class Nchan(System):
             "tokens_per_s": GROWING_TOKENS_PER_S,
             "returns_texts": True,
         }
-        answered = self._publisher.request("publish", port=self.port, path="/publish/{channel}", **wanted)
-        self._grown[channel] = self._grown.get(channel, "") + answered["texts"][channel]
+        response = self._publisher.request("publish", port=self.port, path="/publish/{channel}", **wanted)
+        self._grown[channel] = self._grown.get(channel, "") + response["texts"][channel]
         return self._grown[channel]
 
 
@@ -184,7 +184,7 @@ def _package_version() -> str:
 
 
 def _is_ours(port: int, nonce: str) -> bool:
-    """Return whether our nginx answers on this port, with nchan in it."""
+    """Return whether our nginx responds on this port, with nchan in it."""
     try:
         return _get(port, "/who") == nonce.encode() and _publishes(port)
     except (OSError, http.client.HTTPException):

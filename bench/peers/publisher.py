@@ -26,7 +26,7 @@ from bench.tokens import token
 
 _HOST = "127.0.0.1"
 _CONNECTIONS = 256  # with 16, publishes that waited for Redis delayed one another: 110 ms instead of a few
-_ANSWERS_S = 15.0  # longest wait for missing responses at the end
+_RESPONSES_S = 15.0  # longest wait for missing responses at the end
 _STATUS = b"HTTP/1.1 "
 
 
@@ -38,7 +38,7 @@ class _Lane:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self.waiting = bytearray()
-        self.answered = 0
+        self.response_count = 0
         self._rest = b""
 
     def write(self) -> None:
@@ -62,7 +62,7 @@ class _Lane:
         while (found := data.find(_STATUS, position + 1)) >= 0 and found + len(_STATUS) < len(data):
             if data[found + len(_STATUS)] != ord("2"):
                 raise BenchError(f"a publish was refused: {data[found : found + 200]!r}")
-            self.answered += 1
+            self.response_count += 1
             position = found
         kept = len(_STATUS)
         self._rest = data[max(position + 1, len(data) - kept) :][-kept:]
@@ -87,7 +87,7 @@ def publish(
     lanes = _Lanes(port, [path.format(channel=quote(channel)) for channel in channels])
     try:
         texts, lateness = _send(lanes, len(channels), count, tokens_per_s, window_ms / 1000)
-        lanes.await_answers()
+        lanes.await_responses()
     finally:
         lanes.close()
     return {
@@ -124,11 +124,11 @@ class _Lanes:
         for sock in select.select(self._by_socket, (), (), min(timeout_s, 0.1))[0]:
             self._by_socket[sock].read()
 
-    def await_answers(self) -> None:
-        until_s = time.monotonic() + _ANSWERS_S
-        while (answered := sum(lane.answered for lane in self._lanes)) < self._published:
+    def await_responses(self) -> None:
+        until_s = time.monotonic() + _RESPONSES_S
+        while (response_count := sum(lane.response_count for lane in self._lanes)) < self._published:
             if time.monotonic() > until_s:
-                raise BenchError(f"{self._published - answered} of {self._published} publishes got no response")
+                raise BenchError(f"{self._published - response_count} of {self._published} publishes got no response")
             self.turn(0.1)
 
     def close(self) -> None:

@@ -59,11 +59,11 @@ class Streams:
         last: bytes | str = after
         yield b"retry: 1000\n\n"
         while True:
-            answered = await self._following.xread({channel: last}, count=_READ_COUNT, block=_BLOCK_MS)
-            if not answered:
+            found = await self._following.xread({channel: last}, count=_READ_COUNT, block=_BLOCK_MS)
+            if not found:
                 yield b": waiting\n\n"
                 continue
-            entries = answered[0][1]
+            entries = found[0][1]
             yield b"".join(
                 b"id: %b\nevent: done\ndata: {}\n\n" % id
                 if _DONE in fields

@@ -63,9 +63,9 @@ def _has_branches(messages: Iterable[Message]) -> bool:
     return len(set(followed)) < len(followed)
 
 
-def _newest_answer(asked: Message, newest_first: Sequence[Message]) -> list[Message]:
+def _newest_answer(question: Message, newest_first: Sequence[Message]) -> list[Message]:
     for one in newest_first:
-        if one.reply_to == asked.id and one.role != "user" and one.status != "streaming":
+        if one.reply_to == question.id and one.role != "user" and one.status != "streaming":
             return [one]
     return []
 
@@ -122,8 +122,8 @@ def _openai(message: Message) -> Iterator[dict[str, Json]]:
         if text and not is_one:
             yield {"role": message.role, "content": text}
         if calls:
-            said = text if text and is_one else None
-            yield {"role": "assistant", "content": said, "tool_calls": [_tool_call(part) for part in calls]}
+            content = text if text and is_one else None
+            yield {"role": "assistant", "content": content, "tool_calls": [_tool_call(part) for part in calls]}
         for part in calls:
             yield {"role": "tool", "tool_call_id": part["call"], "content": _output(part)}
 

@@ -37,7 +37,7 @@ class Steer(NamedTuple):
     by: str | None = None
 
 
-class Answered(NamedTuple):
+class AskReply(NamedTuple):
     """The result of `Turn.ask`."""
 
     ok: bool
@@ -153,7 +153,7 @@ class Turn:
             logger.warning("the reply to a steer in channel %s was not stored: %s", self.channel, error.detail)
         return True
 
-    async def ask(self, name: str, data: Json = None, *, timeout_s: float = 300.0) -> Answered:
+    async def ask(self, name: str, data: Json = None, *, timeout_s: float = 300.0) -> AskReply:
         """Ask the people in the channel, for example to `approve`, and return the first reply.
 
         The question is a command: it is stored, all devices show it, and the first reply counts. Without a reply within
@@ -174,9 +174,9 @@ class Turn:
         reply = await self._reply_to(command, timeout_s + GRACE_S)
         self.open_questions.discard(command.id)
         if reply is None:
-            return Answered(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
+            return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
         self.progress("answering" if begun else "thinking")
-        return _answered(reply)
+        return _ask_reply(reply)
 
     def take_unused(self) -> Writer | None:
         """Take the answer that was taken over after a crash, unless `reply` has returned it."""
@@ -201,8 +201,8 @@ class Turn:
         return {self.message.id, *(reply.id for reply in self.replies)}
 
 
-def _answered(reply: CommandReply) -> Answered:
-    return Answered(reply.ok, reply.data, reply.error, reply.from_)
+def _ask_reply(reply: CommandReply) -> AskReply:
+    return AskReply(reply.ok, reply.data, reply.error, reply.from_)
 
 
 def _text_in(data: Json) -> str:

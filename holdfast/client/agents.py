@@ -209,11 +209,11 @@ class RemoteBackend:
 class RemoteWatch:
     """A view of the turn's channel, shared by the turns that run in it."""
 
-    def __init__(self, client: Client, agents: Agents, channel: str, asked: Message) -> None:
+    def __init__(self, client: Client, agents: Agents, channel: str, message: Message) -> None:
         self._client = client
         self._agents = agents
         self._view = agents.borrow(channel)
-        self._asked = asked
+        self._message = message
         self._replies: dict[str, CommandReply] = {}
         self._starts = 0  # starts of the view, when this watch began
         self._woken = asyncio.Event()
@@ -258,7 +258,7 @@ class RemoteWatch:
         return [
             one
             for one in self._view.messages
-            if one.role == "user" and one.status == "complete" and one.created > self._asked.created
+            if one.role == "user" and one.status == "complete" and one.created > self._message.created
         ]
 
     async def changed(self) -> None:

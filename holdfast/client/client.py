@@ -25,7 +25,7 @@ from holdfast.client.http import Http
 from holdfast.client.link import Link
 from holdfast.client.links import Links
 from holdfast.client.presence import Presence
-from holdfast.client.problems import Unreachable, read_answer
+from holdfast.client.problems import Unreachable, decode_response
 from holdfast.client.shutdown import Signals
 from holdfast.client.subscription import Subscription
 from holdfast.client.timing import Timing
@@ -53,7 +53,7 @@ LEASE_S = 15.0
 FRAME_FACTOR = 8
 
 
-class _Answered(Struct, frozen=True, kw_only=True):
+class _MessageResponse(Struct, frozen=True, kw_only=True):
     message: Message
 
 
@@ -163,7 +163,7 @@ class Client:
         fields = self._create_fields(id, role, parts, meta, parent, reply_to)
         if text is not None:
             fields["text"] = whole_text(text)
-        return read_answer(await self._ask("create", channel, fields), _Answered).message
+        return decode_response(await self._ask("create", channel, fields), _MessageResponse).message
 
     async def update(
         self,
@@ -178,7 +178,7 @@ class Client:
         """Change a finished message; `meta` is merged. Raises StillStreaming, VersionConflict, NotFound, Deleted."""
         fields = _given(text=whole_text(text) if text is not None else None, if_version=if_version)
         fields |= {"id": check_id(message_id), "request": self._new_id(), **self._content(parts, meta)}
-        return read_answer(await self._ask("update", channel, fields), _Answered).message
+        return decode_response(await self._ask("update", channel, fields), _MessageResponse).message
 
     async def finish(
         self,
@@ -201,12 +201,12 @@ class Client:
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """Return a message, and the cursor to follow it from. Raises NotFound, Deleted."""
         path = ("v1", "channels", check_channel(channel), "messages", check_id(message_id))
-        answer = read_answer(await self._http.get(*path), _Read)
-        return answer.message, answer.cursor
+        response = decode_response(await self._http.get(*path), _Read)
+        return response.message, response.cursor
 
     async def history(self, channel: str, *, before: int | None = None, limit: int | None = None) -> Page:
         """Return a page of messages, newest first; `before` is the `created` of the oldest message that you have."""
-        return read_answer(await self._ask("history", channel, _given(before=before, limit=limit)), Page)
+        return decode_response(await self._ask("history", channel, _given(before=before, limit=limit)), Page)
 
     def message(
         self,
@@ -271,7 +271,7 @@ class Client:
         """Send a command: `cancel`, `steer`, `approve`, or a name of the app. Its reply comes as an event."""
         command_id = self._new_id() if id is None else check_id(id)
         fields = _given(id=command_id, name=name, target=target, data=self._data(data), expires_s=expires_s)
-        return read_answer(await self._ask("command", channel, fields), _Commanded).command
+        return decode_response(await self._ask("command", channel, fields), _Commanded).command
 
     async def reply(
         self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None
@@ -287,7 +287,7 @@ class Client:
         """
         left_s = command.expires_at / 1000 - self._now()
         fields = _given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
-        return read_answer(await self._ask("command", channel, {"id": command.id, **fields}), _Commanded).reply
+        return decode_response(await self._ask("command", channel, {"id": command.id, **fields}), _Commanded).reply
 
     def presence(self, channel: str, data: dict[str, Json] | None = None, *, member: str | None = None) -> Presence:
         """Return a presence: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""
@@ -297,8 +297,8 @@ class Client:
 
     async def members(self, channel: str) -> list[Member]:
         """Return the present members, at most the first hundred by name."""
-        answer = await self._http.get("v1", "channels", check_channel(channel), "presence")
-        return read_answer(answer, _Members).members
+        response = await self._http.get("v1", "channels", check_channel(channel), "presence")
+        return decode_response(response, _Members).members
 
     async def signal(self, channel: str, name: str, data: Json = None) -> None:
         """Send a signal, such as `typing`, to the present clients. Without a connection it is lost without an error."""
@@ -335,8 +335,8 @@ class Client:
 
         Without a response the request is repeated, and the response is the same.
         """
-        answer = await self._ask("turn.take", channel, {"message": check_id(message_id), "turn": check_id(turn)})
-        return bool(answer.get("taken"))
+        response = await self._ask("turn.take", channel, {"message": check_id(message_id), "turn": check_id(turn)})
+        return bool(response.get("taken"))
 
     def agent(
         self,

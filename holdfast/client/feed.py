@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from holdfast.client.link import Link
-from holdfast.client.pending import Result
+from holdfast.client.pending import Outcome
 from holdfast.client.problems import Unreachable
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import ServerEvent, known_events
@@ -132,22 +132,22 @@ class Feed:
         self.link.begin(
             "attach",
             {"channel": self.channel, **fields},
-            lambda answer: self._answered(life, answer),
+            lambda result: self._on_result(life, result),
             is_repeatable=False,  # `opened` repeats it
         )
 
-    def _answered(self, life: int, answer: Result) -> None:
-        if life != self._life or isinstance(answer, Unreachable):
+    def _on_result(self, life: int, result: Outcome) -> None:
+        if life != self._life or isinstance(result, Unreachable):
             return
-        self._is_requested = not isinstance(answer, HoldfastError)
-        if not isinstance(answer, HoldfastError):
+        self._is_requested = not isinstance(result, HoldfastError)
+        if not isinstance(result, HoldfastError):
             self._is_attached = True
-        elif answer.retry or answer.status >= 500:
-            logger.info("channel %s cannot be attached now: %s", self.channel, answer.code)
+        elif result.retry or result.status >= 500:
+            logger.info("channel %s cannot be attached now: %s", self.channel, result.code)
             self._attach_later()
         else:
             self.close()
-            self._consumer.failed(answer)
+            self._consumer.failed(result)
 
     def _attach_later(self) -> None:
         self._cancel_again()
@@ -173,5 +173,5 @@ class Feed:
             self._again = None
 
 
-def _take(answer: Result) -> None:
+def _take(result: Outcome) -> None:
     """Ignore the response to a detach: a closed socket is detached, too."""

@@ -33,24 +33,24 @@ class Http:
         self._random = random
         self._transport = transport
         self._client: httpx2.AsyncClient | None = None
-        self._has_answered = False  # once it is True, the address is right
+        self._has_responded = False  # once it is True, the address is right
 
     async def get(self, *path: str, **query: str) -> dict[str, Any]:
         """Return the response to a GET; `path` is given in segments. Raises the server's refusal; Unreachable."""
         url = self._access.http_url(*path, **query)
         failures, why = 0, "no response"
-        wait_s = self._timing.request_s if self._has_answered else min(self._timing.connect_s, self._timing.request_s)
+        wait_s = self._timing.request_s if self._has_responded else min(self._timing.connect_s, self._timing.request_s)
         try:
             async with asyncio.timeout(wait_s):
                 while True:
-                    answer, stay_away_s = await self._once(url)
-                    if isinstance(answer, dict):
-                        return answer
+                    result, stay_away_s = await self._once(url)
+                    if isinstance(result, dict):
+                        return result
                     failures += 1
-                    may_pass = answer.retry or (isinstance(answer, Unauthenticated) and failures == 1)
-                    if not may_pass or (isinstance(answer, Unauthenticated) and not self._access.forget_token()):
-                        raise answer
-                    why = answer.detail or answer.code
+                    may_pass = result.retry or (isinstance(result, Unauthenticated) and failures == 1)
+                    if not may_pass or (isinstance(result, Unauthenticated) and not self._access.forget_token()):
+                        raise result
+                    why = result.detail or result.code
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
         except TimeoutError:
             raise Unreachable(f"{self._access.address} did not respond within {wait_s:g} s ({why})") from None
@@ -68,7 +68,7 @@ class Http:
             raise LocalError("Client needs the package httpx2: pip install 'holdfast[client]'") from None
 
         if self._client is None:
-            self._client = httpx2.AsyncClient(timeout=self._timing.answer_s, transport=self._transport)
+            self._client = httpx2.AsyncClient(timeout=self._timing.response_s, transport=self._transport)
         try:
             response = await self._client.get(url, headers=await self._access.headers())
         except httpx2.TransportError as error:
@@ -76,7 +76,7 @@ class Http:
             why = str(error) if isinstance(error, httpx2.ConnectError) else type(error).__name__
             return Unreachable(why), 0.0
         problem = problem_in(response.content)
-        self._has_answered = self._has_answered or response.status_code == 200 or bool(problem)
+        self._has_responded = self._has_responded or response.status_code == 200 or bool(problem)
         if response.status_code == 200:
             return _decoded(response.content), 0.0
         if not problem:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.client.link import Link
-from holdfast.client.pending import Result
+from holdfast.client.pending import Outcome
 from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, InvalidRequest, NotWriter
 
 SHORTEST_LEASE_S = 5.0  # that a server accepts
@@ -83,7 +83,7 @@ class WriterLease:
         due_s = max(self._used_at_s + interval_s, _now_s() + interval_s / 10)
         self._timer = asyncio.get_running_loop().call_at(due_s, self.renew)
 
-    def _renewed(self, result: Result) -> None:
+    def _renewed(self, result: Outcome) -> None:
         if isinstance(result, InvalidRequest):
             self._is_renewed = False  # this server has no leases
         elif isinstance(result, Finished | Fenced | Deleted | NotWriter):

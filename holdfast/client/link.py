@@ -24,7 +24,7 @@ import msgspec
 
 from holdfast.client.access import ServerAccess
 from holdfast.client.dial import Closed, Dial, Refusal, Socket
-from holdfast.client.pending import Pending, PendingRequests, Result, WhenAnswered
+from holdfast.client.pending import OnResult, Outcome, Pending, PendingRequests
 from holdfast.client.problems import NotHoldfast, Unreachable, error_of
 from holdfast.client.timing import Timing
 from holdfast.core.errors import (
@@ -125,25 +125,23 @@ class Link:
         self, kind: str, fields: dict[str, Any], *, is_repeatable: bool = True, timeout_s: float | None = None
     ) -> dict[str, Any]:
         """Send a request over any number of sockets, and return the response. Raises the refusal, Unreachable."""
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        asked: Pending | None = None
+        response: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        request: Pending | None = None
         patience_s = self.timing.request_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(patience_s):
                 await self._pending.until_room()
-                asked = self.begin(kind, fields, partial(_settle, answer), is_repeatable=is_repeatable)
-                await self.until_connected(answer)
-                return await answer
+                request = self.begin(kind, fields, partial(_settle, response), is_repeatable=is_repeatable)
+                await self.until_connected(response)
+                return await response
         except TimeoutError:
             raise self.unreachable(f"request {kind!r} had no response within {patience_s:.0f} s") from None
         finally:
-            if asked is not None:
-                self._pending.forget(asked)
+            if request is not None:
+                self._pending.forget(request)
 
-    def begin(
-        self, kind: str, fields: dict[str, Any], when_answered: WhenAnswered, *, is_repeatable: bool = True
-    ) -> Pending:
-        """Send a request; `when_answered` gets the response or an error. The caller bounds the number of requests.
+    def begin(self, kind: str, fields: dict[str, Any], on_result: OnResult, *, is_repeatable: bool = True) -> Pending:
+        """Send a request; `on_result` gets the response or an error. The caller bounds the number of requests.
 
         A request that `is_repeatable` is sent again on each new socket until it has a response. Others end as
         Unreachable with their socket.
@@ -152,23 +150,23 @@ class Link:
         try:
             text = encode({"type": kind, "ref": self._refs, **fields}, self.limits)
         except HoldfastError as error:
-            when_answered(error)
-            return Pending(self._refs, "", when_answered, is_repeatable)
-        asked = Pending(self._refs, text, when_answered, is_repeatable)
+            on_result(error)
+            return Pending(self._refs, "", on_result, is_repeatable)
+        request = Pending(self._refs, text, on_result, is_repeatable)
         if self.state is LinkState.STOPPED or not (is_repeatable or self.is_live):
-            when_answered(self.error or Unreachable("the client is not connected"))
-            return asked
-        self._pending.add(asked)
+            on_result(self.error or Unreachable("the client is not connected"))
+            return request
+        self._pending.add(request)
         if self.is_live:
-            self._send(asked)
-        return asked
+            self._send(request)
+        return request
 
-    async def until_connected(self, answer: asyncio.Future[dict[str, Any]] | None = None) -> None:
-        """Wait for the first connection, or for `answer`. Raises Unreachable after `connect_s`, not if stopped."""
+    async def until_connected(self, response: asyncio.Future[dict[str, Any]] | None = None) -> None:
+        """Wait for the first connection, or for `response`. Raises Unreachable after `connect_s`, not if stopped."""
         if self.sockets or self.state is LinkState.STOPPED:
             return
         first = asyncio.ensure_future(self._first.wait())
-        waiting: list[asyncio.Future[Any]] = [first, *([answer] if answer is not None else [])]
+        waiting: list[asyncio.Future[Any]] = [first, *([response] if response is not None else [])]
         connect_s = self.timing.connect_s
         try:
             done, _ = await asyncio.wait(waiting, timeout=connect_s, return_when=asyncio.FIRST_COMPLETED)
@@ -293,7 +291,7 @@ class Link:
             due_s = self._received_at_s + self.timing.silence_s
             oldest = self._pending.oldest
             if oldest is not None and oldest.sent_at_s is not None:
-                due_s = min(due_s, oldest.sent_at_s + self.timing.answer_s)
+                due_s = min(due_s, oldest.sent_at_s + self.timing.response_s)
             left_s = due_s - loop.time()
             if left_s <= 0:
                 raise _Broken("the server was silent for too long")
@@ -320,19 +318,19 @@ class Link:
         self._bye = {}
         self._refused_tokens = 0
         self._out.clear()
-        unanswered = self._pending.all()
+        pending = self._pending.all()
         for one in tuple(self._listeners):
             one.opened()  # first: the server accepts the end of a turn only on a socket that requested work
-        for asked in unanswered:
-            self._send(asked)
+        for request in pending:
+            self._send(request)
 
     def _lost(self) -> None:
         if self.state is LinkState.LIVE:
             self.state = LinkState.AWAY
-        for asked in self._pending.all():
-            asked.sent_at_s = None
-            if not asked.is_repeatable:
-                self._pending.settle(asked, Unreachable("the connection broke before the response arrived"))
+        for request in self._pending.all():
+            request.sent_at_s = None
+            if not request.is_repeatable:
+                self._pending.settle(request, Unreachable("the connection broke before the response arrived"))
         for one in tuple(self._listeners):
             one.broken()
 
@@ -349,9 +347,9 @@ class Link:
         if one in self._listeners:
             one.stopped(error)
 
-    def _send(self, asked: Pending) -> None:
-        asked.sent_at_s = asyncio.get_running_loop().time()
-        self._send_text(asked.text)
+    def _send(self, request: Pending) -> None:
+        request.sent_at_s = asyncio.get_running_loop().time()
+        self._send_text(request.text)
 
     def _send_text(self, text: str) -> None:
         self._out.append(text)
@@ -379,13 +377,13 @@ class Link:
             case "turn" if self.when_turn is not None:
                 self.when_turn(frame)
 
-    def _settle_ref(self, ref: Any, answer: Result) -> None:
-        asked = self._pending.get(ref)
-        if asked is None:
+    def _settle_ref(self, ref: Any, result: Outcome) -> None:
+        request = self._pending.get(ref)
+        if request is None:
             return
-        if isinstance(answer, Draining) and asked.is_repeatable:
+        if isinstance(result, Draining) and request.is_repeatable:
             return  # the request was not carried out: it is sent again on the next socket
-        self._pending.settle(asked, answer)
+        self._pending.settle(request, result)
 
     def _ended(self, closed: Closed) -> _Broken:
         """Return whether and when to reconnect after this close code (`docs/protocol.md`, 7.5)."""
@@ -451,10 +449,10 @@ def encode(frame: dict[str, Any], limits: Limits) -> str:
     return data.decode()
 
 
-def _settle(future: asyncio.Future[dict[str, Any]], answer: Result) -> None:
+def _settle(future: asyncio.Future[dict[str, Any]], result: Outcome) -> None:
     if future.done():
         return
-    if isinstance(answer, HoldfastError):
-        future.set_exception(answer)
+    if isinstance(result, HoldfastError):
+        future.set_exception(result)
     else:
-        future.set_result(answer)
+        future.set_result(result)

@@ -11,23 +11,23 @@ from typing import Any
 
 from holdfast.core.errors import HoldfastError
 
-Result = dict[str, Any] | HoldfastError
-WhenAnswered = Callable[[Result], None]
+Outcome = dict[str, Any] | HoldfastError
+OnResult = Callable[[Outcome], None]
 
 # The server stops reading at 1,000 requests or 4 MiB; calls wait for room before that. One call may exceed it.
-UNANSWERED = 500
-UNANSWERED_BYTES = 1024 * 1024
+PENDING_REQUESTS = 500
+PENDING_BYTES = 1024 * 1024
 
 
 class Pending:
     """A request without a response."""
 
-    __slots__ = ("is_repeatable", "ref", "sent_at_s", "text", "when_answered")
+    __slots__ = ("is_repeatable", "on_result", "ref", "sent_at_s", "text")
 
-    def __init__(self, ref: int, text: str, when_answered: WhenAnswered, is_repeatable: bool) -> None:
+    def __init__(self, ref: int, text: str, on_result: OnResult, is_repeatable: bool) -> None:
         self.ref = ref
         self.text = text
-        self.when_answered = when_answered
+        self.on_result = on_result
         self.is_repeatable = is_repeatable
         self.sent_at_s: float | None = None
 
@@ -64,10 +64,10 @@ class PendingRequests:
             self._bytes -= len(one.text)
             self._room.set()
 
-    def settle(self, one: Pending, answer: Result) -> None:
+    def settle(self, one: Pending, result: Outcome) -> None:
         """Remove a request, and pass its response or error on."""
         self.forget(one)
-        one.when_answered(answer)
+        one.on_result(result)
 
     def stop(self, error: HoldfastError) -> None:
         """Settle all requests with `error`; no call waits for room any more."""
@@ -77,6 +77,6 @@ class PendingRequests:
 
     async def until_room(self) -> None:
         """Wait until one more request may be sent."""
-        while self._by_ref and (len(self._by_ref) >= UNANSWERED or self._bytes >= UNANSWERED_BYTES):
+        while self._by_ref and (len(self._by_ref) >= PENDING_REQUESTS or self._bytes >= PENDING_BYTES):
             self._room.clear()
             await self._room.wait()

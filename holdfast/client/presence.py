@@ -13,7 +13,7 @@ import logging
 from typing import Any, Self
 
 from holdfast.client.link import Link
-from holdfast.client.pending import Result
+from holdfast.client.pending import Outcome
 from holdfast.client.problems import Unreachable
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.model import Json, check_json, plain
@@ -71,7 +71,7 @@ class Presence:
     # For the link
 
     def opened(self) -> None:
-        self._link.begin("presence", self._frame(), self._answered, is_repeatable=False)
+        self._link.begin("presence", self._frame(), self._on_result, is_repeatable=False)
 
     def broken(self) -> None:
         if self._again is not None:
@@ -83,18 +83,18 @@ class Presence:
 
     # Inside
 
-    def _answered(self, answer: Result) -> None:
-        if not isinstance(answer, HoldfastError):
+    def _on_result(self, result: Outcome) -> None:
+        if not isinstance(result, HoldfastError):
             self._failures = 0
-        elif isinstance(answer, Unreachable):
+        elif isinstance(result, Unreachable):
             pass  # `opened` will enter again
-        elif answer.retry and self._is_here:
+        elif result.retry and self._is_here:
             self._failures += 1
             delay_s = self._link.timing.retry(self._failures, self._link.random)
             self._again = asyncio.get_running_loop().call_later(delay_s, self.opened)
         else:
-            self.error = answer
-            logger.warning("the member is no longer present in %s: %s", self.channel, answer.code)
+            self.error = result
+            logger.warning("the member is no longer present in %s: %s", self.channel, result.code)
 
     def _frame(self) -> dict[str, Any]:
         member = {} if self._member is None else {"member": self._member}

@@ -53,10 +53,10 @@ def error_of(problem: dict[str, Any]) -> HoldfastError:
     return UnknownProblem(detail, code=code, status=status, title=str(problem.get("title", code)), **details)
 
 
-def read_answer(answer: dict[str, Any], kind: type[T]) -> T:
-    """Return the response `answer` as a `kind`. Raises HoldfastError if it does not follow the protocol."""
+def decode_response(response: dict[str, Any], kind: type[T]) -> T:
+    """Return `response` as a `kind`. Raises HoldfastError if it does not follow the protocol."""
     try:
-        return msgspec.convert(answer, kind)
+        return msgspec.convert(response, kind)
     except msgspec.ValidationError as error:
         raise HoldfastError(f"the server's response is not valid: {error}") from None
 

@@ -18,7 +18,7 @@ class Timing:
     connect_s: float = 5.0  # longest time of the first connection of all; after it the address is probably wrong
     open_s: float = 10.0  # some proxies never respond to an upgrade
     silence_s: float = 14.0  # the server pings every 5 s
-    answer_s: float = 20.0  # a connection without a response for so long is broken, even if other frames arrive
+    response_s: float = 20.0  # a connection without a response for so long is broken, even if other frames arrive
     send_s: float = 14.0
     request_s: float = 30.0  # longest time of one call, over any number of connections
     # Full jitter: a delay is drawn from 0 up to a ceiling that doubles, so that the clients of a restarted server

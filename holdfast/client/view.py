@@ -14,7 +14,7 @@ from typing import Literal
 from msgspec import Struct
 
 from holdfast.client.feed import EventConsumer, Feed
-from holdfast.client.problems import read_answer
+from holdfast.client.problems import decode_response
 from holdfast.client.subscription import is_new_start
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.events import (
@@ -160,8 +160,8 @@ class ChannelView:
             if not self._view.more:
                 return False
             before, start = self._view.before, self._starts
-            answer = await self._feed.link.request("history", {**fields, "before": before})
-            page = read_answer(answer, Page)
+            response = await self._feed.link.request("history", {**fields, "before": before})
+            page = decode_response(response, Page)
             if self._starts == start and self._view.receive_page(page):
                 self._notify(Change(messages=frozenset(message.id for message in page.messages)))
                 break

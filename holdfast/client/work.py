@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from holdfast.client.link import Link
-from holdfast.client.pending import Result
+from holdfast.client.pending import Outcome
 from holdfast.core.errors import (
     Deleted,
     Fenced,
@@ -134,7 +134,7 @@ class Worker:
         # Also while draining: the server accepts a renewal and the end of a turn only on a socket that requests work.
         slots = self._open if self._is_draining else self._slots
         self._is_asking = self._is_listed = True
-        self._link.begin("work", self._frame(slots), self._answered, is_repeatable=False)
+        self._link.begin("work", self._frame(slots), self._on_result, is_repeatable=False)
         for turn in self._turns.values():
             turn.renew()  # when the previous socket ended, the server shortened their claims
 
@@ -151,7 +151,7 @@ class Worker:
         """Request no more turns. Turns that were assigned before the response arrive before it and are carried out."""
         self._link.begin("work", self._frame(0), self._unlisted, is_repeatable=False)
 
-    def _unlisted(self, answer: Result) -> None:
+    def _unlisted(self, result: Outcome) -> None:
         self._is_listed = False  # also without a connection: the server assigns turns over connections only
         self._check_drained()
 
@@ -186,15 +186,15 @@ class Worker:
                 del self._turns[key]
         await turn.done()
 
-    def _answered(self, answer: Result) -> None:
+    def _on_result(self, result: Outcome) -> None:
         """Receive the response to a request for work. After a refusal that passes, repeat it later."""
         self._is_asking = False
         if self._is_draining:
             self._unlist()
-        if not isinstance(answer, HoldfastError) or self._over is None or self._over.done():
+        if not isinstance(result, HoldfastError) or self._over is None or self._over.done():
             return
-        if not answer.retry:
-            self._over.set_exception(answer)
+        if not result.retry:
+            self._over.set_exception(result)
         elif self._link.is_live:
             delay_s = self._link.timing.retry(4, self._link.random)
             asyncio.get_running_loop().call_later(delay_s, self._ask_again)
@@ -240,8 +240,8 @@ class ClaimedTurn:
     def renew(self) -> None:
         """Renew the claim. Without a connection it lasts for the rest of its term."""
         state = {} if self._state is None else {"state": self._state}
-        when_answered = partial(self._renewed, self._state)
-        self._link.begin("turn.renew", {**self._claim(), **state}, when_answered, is_repeatable=False)
+        on_result = partial(self._renewed, self._state)
+        self._link.begin("turn.renew", {**self._claim(), **state}, on_result, is_repeatable=False)
         self.renew_later()
 
     async def confirm(self) -> None:
@@ -266,13 +266,13 @@ class ClaimedTurn:
         except HoldfastError as error:
             logger.warning("the end of the turn of %s could not be sent: %s", self.message.id, error.code)
 
-    def _renewed(self, sent: dict[str, Json] | None, answer: Result) -> None:
+    def _renewed(self, sent: dict[str, Json] | None, result: Outcome) -> None:
         if self.task is None or self.task.done():
             return
-        if isinstance(answer, _LOST):
+        if isinstance(result, _LOST):
             self.cancel()
-        elif isinstance(answer, _STATE_REFUSED) and sent is not None and sent is self._state:
-            logger.warning("the state of the agent for %s cannot be sent: %s", self.message.id, answer)
+        elif isinstance(result, _STATE_REFUSED) and sent is not None and sent is self._state:
+            logger.warning("the state of the agent for %s cannot be sent: %s", self.message.id, result)
             self._state = None
             self.renew()  # the claim must not lapse because of the state
 
@@ -318,5 +318,5 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def _take(answer: Result) -> None:
+def _take(result: Outcome) -> None:
     """Ignore the response: the worker has ended."""

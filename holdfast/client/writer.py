@@ -22,8 +22,8 @@ from msgspec import Struct
 
 from holdfast.client.lease import SHORTEST_LEASE_S, WriterLease
 from holdfast.client.link import Link
-from holdfast.client.pending import Result
-from holdfast.client.problems import Unreachable, read_answer
+from holdfast.client.pending import Outcome
+from holdfast.client.problems import Unreachable, decode_response
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import (
     Deleted,
@@ -183,7 +183,7 @@ class RemoteWriter(OutgoingProperties):
 
     async def _begin(self, create: dict[str, Any]) -> None:
         """Create the message."""
-        created = read_answer(await self._created_or_ended(create), Created)
+        created = decode_response(await self._created_or_ended(create), Created)
         message = created.message
         if message.version != message.created or message.status != "streaming":
             raise IdConflict(f"message {self.id!r} exists already; use another id")
@@ -196,7 +196,7 @@ class RemoteWriter(OutgoingProperties):
             "lease_s": self._lease.term_s,
             "request": f"{self._outgoing.nonce}.{self._link.random.getrandbits(40)}",
         }
-        taken = read_answer(await self._link.request("takeover", self._frame(fields)), TakenOver)
+        taken = decode_response(await self._link.request("takeover", self._frame(fields)), TakenOver)
         message, cursor = await self._read()
         self._opened_at(message, taken.generation, cursor, sockets=sockets)
 
@@ -295,7 +295,7 @@ class RemoteWriter(OutgoingProperties):
             fields = {**self._frame(fields), "generation": outgoing.generation}
             self._link.begin(kind, fields, partial(self._request_done, one), is_repeatable=False)
 
-    def _request_done(self, one: OutgoingRequest, result: Result) -> None:
+    def _request_done(self, one: OutgoingRequest, result: Outcome) -> None:
         outgoing = self._outgoing
         if outgoing.is_settled:
             return
@@ -331,7 +331,7 @@ class RemoteWriter(OutgoingProperties):
             fields = {"channel": self.channel, "before": self._created + 1, "limit": 1}
             self._link.begin("history", fields, when_done, is_repeatable=False)
 
-    def _message_read(self, number: int, result: Result) -> None:
+    def _message_read(self, number: int, result: Outcome) -> None:
         outgoing = self._outgoing
         if number != self._reads or outgoing.is_settled:
             return
@@ -353,9 +353,9 @@ class RemoteWriter(OutgoingProperties):
     def _message_of(self, response: dict[str, Any]) -> tuple[Message, str]:
         """Return the message in `response`, and the epoch of the log. Raises NotFound."""
         if self._create is not None:
-            created = read_answer(response, Created)
+            created = decode_response(response, Created)
             return created.message, _epoch_of(created.cursor)
-        page = read_answer(response, Page)
+        page = decode_response(response, Page)
         if not page.messages or page.messages[0].id != self.id:
             raise NotFound(f"message {self.id!r} is not in channel {self.channel!r} any more")
         return page.messages[0], _epoch_of(page.cursor)

@@ -110,7 +110,7 @@ def reply_to(command: CommandState) -> CommandReply | None:
     if reply is None:
         return None
     return CommandReply(
-        serial=command.answered,
+        serial=command.reply_serial,
         id=command_id(command.id),
         ok=reply.ok,
         data=reply.data,

@@ -160,14 +160,14 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Cal
     """Store the reply to a command. The first reply counts; a later one is refused."""
     command = _command(state, key)
     if command.reply is not None and _is_repeat(command.reply, request, caller):
-        return Decision(serial=command.answered)
+        return Decision(serial=command.reply_serial)
     is_senders = caller.id is not None and command.by == caller.id
     is_at_work = _is_at_work_on(state, command.target, caller)
     if not (caller.may_read or is_senders or is_at_work):
         raise _unknown(key)
     is_trusted = is_at_work or caller.is_admin or caller.is_app or caller.is_server
     if rules_of(command.name).replier is Replier.WORKER and not is_trusted:
-        _check_is_asked(command, caller)
+        _check_may_reply(command, caller)
     if command.reply is not None:
         raise AlreadyAnswered(f"command {command_id(key)!r} has a reply; the first reply counts")
     reply = Reply(
@@ -186,7 +186,7 @@ def _is_repeat(reply: Reply, request: ReplyCommand, caller: Caller) -> bool:
     return reply.by == caller.id and request.request is not None and reply.request == request.request
 
 
-def _check_is_asked(command: CommandState, caller: Caller) -> None:
+def _check_may_reply(command: CommandState, caller: Caller) -> None:
     """Raise Forbidden if `caller`, which does not work on the target, may not reply to this `cancel` or `steer`.
 
     The server does not carry out a `cancel` that has a reply, so a reply by another client would keep the answer
@@ -230,7 +230,7 @@ def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: i
     """Give the server's reply to a command without one: carry out a `cancel`, and expire a command that is too old."""
     command = _command(state, key)
     if command.reply is not None:
-        return Decision(serial=command.answered)
+        return Decision(serial=command.reply_serial)
     if request.expires_ms not in (None, command.expires_ms):
         return Decision(serial=command.created)
     if rules_of(command.name).stops and command.target is not None:
@@ -255,9 +255,14 @@ def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
             if message.reply_to is not None:
                 turns.add(message.reply_to)
     for message_id in sorted(turns):
-        asked = state.message(message_id)
-        if asked is not None and not asked.deleted and asked.claim is not None and asked.claim.is_open:
-            ops.append(_cancelled(asked, asked.claim, now_ms))
+        user_message = state.message(message_id)
+        if (
+            user_message is not None
+            and not user_message.deleted
+            and user_message.claim is not None
+            and user_message.claim.is_open
+        ):
+            ops.append(_cancelled(user_message, user_message.claim, now_ms))
     return ops
 
 

@@ -81,7 +81,7 @@ class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
     command: Command
     created: int
     reply: Reply | None
-    answered: int
+    reply_serial: int
 
 
 class Document(Struct, frozen=True, kw_only=True):
@@ -171,7 +171,7 @@ def _command_document(command: CommandState) -> Document:
             ),
             created=command.created,
             reply=replace(reply, data=None, error=_outcome(reply.error)) if reply is not None else None,
-            answered=command.answered,
+            reply_serial=command.reply_serial,
         )
     )
     data = [command.data, *([reply.data, reply.error] if reply is not None else [])]
@@ -259,7 +259,7 @@ def _joins(text: Text, segment: Segment) -> bool:
 def _restored_command(stored: Stored) -> CommandState:
     head = _decode_command(stored.head)
     command = CommandState(head.command, head.created)
-    command.reply, command.answered = head.reply, head.answered
+    command.reply, command.reply_serial = head.reply, head.reply_serial
     for segment in stored.segments:
         command.data, *of_reply = msgspec.json.decode(segment.text, type=list[Json])
         if command.reply is not None:

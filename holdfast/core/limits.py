@@ -29,7 +29,7 @@ class Limits:
     members: int = 10_000  # present in a channel at the same time
     depth: int = 64  # depth of nested JSON
     socket_channels: int = 100
-    socket_requests: int = 1_000  # unanswered, per WebSocket
+    socket_requests: int = 1_000  # pending, per WebSocket
     socket_request_bytes: int = 4 * MIB
     waiting_requests: int = 10_000  # in the hub, not stored yet
     waiting_bytes: int = 64 * MIB

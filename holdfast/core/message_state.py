@@ -202,7 +202,6 @@ class CommandState:
     """The state of one command: the fold of its entries."""
 
     __slots__ = (
-        "answered",
         "by",
         "created",
         "created_at",
@@ -212,6 +211,7 @@ class CommandState:
         "id",
         "name",
         "reply",
+        "reply_serial",
         "target",
     )
 
@@ -226,7 +226,7 @@ class CommandState:
         self.expires_ms = op.expires_ms
         self.digest = op.digest
         self.reply: Reply | None = None
-        self.answered = 0  # serial of the reply
+        self.reply_serial = 0  # serial of the reply
 
     def fork(self) -> CommandState:
         """Return a copy; changes to it leave this command as it is."""
@@ -238,7 +238,7 @@ class CommandState:
     @property
     def version(self) -> int:
         """Return the serial of the command's last entry."""
-        return self.answered or self.created
+        return self.reply_serial or self.created
 
     @property
     def is_open(self) -> bool:

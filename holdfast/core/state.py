@@ -232,7 +232,7 @@ def apply_to_command(command: CommandState | None, op: Op, serial: int) -> Comma
     if command is None:
         return CommandState(op, serial) if isinstance(op, Command) else None
     if isinstance(op, Reply) and command.reply is None:
-        command.reply, command.answered = op, serial
+        command.reply, command.reply_serial = op, serial
     return command
 
 

@@ -114,11 +114,11 @@ class _Here:
 class _Commands:
     """The pending commands, and for each known command whether it has a reply."""
 
-    __slots__ = ("_is_answered", "pending")
+    __slots__ = ("_has_reply", "pending")
 
     def __init__(self) -> None:
         self.pending: dict[str, Command] = {}
-        self._is_answered: dict[str, bool] = {}
+        self._has_reply: dict[str, bool] = {}
 
     def sync(self, pending: Iterable[Command]) -> None:
         """Replace the pending commands by those of an attach, which lists them all."""
@@ -127,20 +127,20 @@ class _Commands:
             self._open(command)
 
     def add(self, command: Command) -> None:
-        if command.id not in self._is_answered:
+        if command.id not in self._has_reply:
             self._open(command)
 
     def reply(self, command_id: str) -> bool:
         """Note the reply to a command; returns False if it had one before."""
-        if self._is_answered.get(command_id):
+        if self._has_reply.get(command_id):
             return False
-        _remember(self._is_answered, command_id, True)
+        _remember(self._has_reply, command_id, True)
         self.pending.pop(command_id, None)
         return True
 
     def _open(self, command: Command) -> None:
-        if not self._is_answered.get(command.id):
-            _remember(self._is_answered, command.id, False)
+        if not self._has_reply.get(command.id):
+            _remember(self._has_reply, command.id, False)
             self.pending[command.id] = command
 
 

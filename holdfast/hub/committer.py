@@ -368,7 +368,7 @@ class Committer:
                 caller = ask.caller
                 if caller.writer is None and not caller.is_server:
                     self._accepted(decided.channel, ask.key)
-        item.answered(decided)
+        item.decided(decided)
 
     def _fail(self, item: Item, error: HoldfastError) -> None:
         self._let_go(item)

@@ -39,11 +39,11 @@ class Feed:
         history: int,
         flush_ms: int,
         wake: Callable[[], None],
-        has_passing: bool = False,
+        has_ephemeral: bool = False,
     ) -> None:
         """Follow `channel` until `close`; a tick calls `wake` whenever there are events to take.
 
-        With `has_passing` the feed also takes presence and signals, in batches without a cursor.
+        With `has_ephemeral` the feed also takes presence and signals, in batches without a cursor.
         """
         self.channel = channel
         self.wake = wake
@@ -53,7 +53,7 @@ class Feed:
         self._epoch: str | None = since.epoch if since is not None else None  # None: a new start is due
         self._serial = since.serial if since is not None else 0
         # In the ephemeral events; None: not subscribed to them.
-        self._ephemeral_position = -1 if has_passing else None
+        self._ephemeral_position = -1 if has_ephemeral else None
         self._group = channel.add_feed(self, flush_ms)
 
     @property
@@ -88,8 +88,8 @@ class Feed:
             self._epoch = None  # set before the attempt: `catch_up` must load the messages of a new start
         if is_start and self._ephemeral_position is not None:
             # `channel.attached` carries presence: earlier changes go before it, with their signals, never after it.
-            if self._attached and (passing := self._take_ephemeral()) is not None:
-                return passing
+            if self._attached and (ephemeral := self._take_ephemeral()) is not None:
+                return ephemeral
             self._ephemeral_position = channel.presence_state.position
         if batch is None:
             batch = channel.new_start(self._history)

@@ -193,8 +193,8 @@ class HookRunner:
         """Log the traceback once, also if the failures continue."""
         trace = error if wait_s == FIRST_RETRY_S else None
         kind = type(error).__name__
-        told = "hook %r failed for %s (%s); it is tried again in %.0f s"
-        logger.error(told, self._hook.name, channel, kind, wait_s, exc_info=trace)
+        message = "hook %r failed for %s (%s); it is tried again in %.0f s"
+        logger.error(message, self._hook.name, channel, kind, wait_s, exc_info=trace)
 
     async def _tell(self, channel: str) -> None:
         store = self._store

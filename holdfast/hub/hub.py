@@ -444,11 +444,11 @@ class HubCore:
         history: int | None = None,
         flush_ms: int | None = None,
         wake: Callable[[], None],
-        has_passing: bool = False,
+        has_ephemeral: bool = False,
     ) -> Feed:
         """Return a feed that resumes after `since`, or makes a new start. Raises Draining, StoreUnavailable.
 
-        With `has_passing` it also takes presence and signals.
+        With `has_ephemeral` it also takes presence and signals.
         """
         await self.start()
         if self.is_draining:
@@ -456,7 +456,7 @@ class HubCore:
         live = await self.runtime.fresh(channel)
         wanted = self.limits.default_history if history is None else min(history, self.limits.history)
         window_ms = self.flush_ms if flush_ms is None else flush_ms
-        return Feed(live, since, history=wanted, flush_ms=window_ms, wake=wake, has_passing=has_passing)
+        return Feed(live, since, history=wanted, flush_ms=window_ms, wake=wake, has_ephemeral=has_ephemeral)
 
     async def info(self, channel: str) -> ChannelInfo:
         """Return the head of `channel`."""

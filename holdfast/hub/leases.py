@@ -1,4 +1,4 @@
-"""Expire writer leases, unanswered commands, and cancels that no writer carries out.
+"""Expire writer leases, commands without a reply, and cancels that no writer carries out.
 
 Layer: hub.
 
@@ -129,7 +129,7 @@ class LeaseMonitor:
     def inspect_command(self, channel: str, key: str, command: CommandState | None) -> None:
         """Set or drop the deadlines of the command `key`; None if the command no longer exists."""
         if command is None:
-            return  # a deadline that is still set finds the command answered or gone, and does no harm
+            return  # a deadline that is still set finds a command that has its reply or is gone, and does no harm
         expires_ms = command.expires_ms
         cancel, expiry = ("cancel", channel, key, expires_ms), ("expiry", channel, key, expires_ms)
         if not command.is_open:

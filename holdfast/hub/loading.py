@@ -96,7 +96,7 @@ class Loader:
                 self._resolve_unclear(channel)  # with the messages in memory: a result may hold one
         except Exception as error:  # any error: no other component would fail the parked items
             logger.warning("channel %s could not be read: %r", channel.name, error)
-            refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not answer")
+            refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not respond")
             if self._unclear.pop(channel, None) is not None:
                 refused = CommitUnknown("it is not known whether this was stored")
             for item in self.parked.pop(channel, ()):

@@ -45,7 +45,7 @@ class Item(Protocol):
     def asks(self) -> Sequence[Ask]:
         """Return the requests in order. The committer calls this once for each decision."""
 
-    def answered(self, decided: Decided) -> None:
+    def decided(self, decided: Decided) -> None:
         """Receive the outcomes of the last `asks`, after their commit."""
 
     def failed(self, error: HoldfastError) -> None:
@@ -67,7 +67,7 @@ class Waiting:
     def asks(self) -> Sequence[Ask]:
         return (self._ask,)
 
-    def answered(self, decided: Decided) -> None:
+    def decided(self, decided: Decided) -> None:
         self._done(decided.result())
 
     def failed(self, error: HoldfastError) -> None:
@@ -88,7 +88,7 @@ class DocumentDue:
     def asks(self) -> Sequence[Ask]:
         return ()
 
-    def answered(self, decided: Decided) -> None:
+    def decided(self, decided: Decided) -> None:
         pass
 
     def failed(self, error: HoldfastError) -> None:

@@ -37,18 +37,18 @@ Done = Callable[[Result | HoldfastError], None]
 
 def result_later() -> tuple[asyncio.Future[Result], Done]:
     """Return a future, and the callback that settles it unless it was cancelled."""
-    answered: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    outcome: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
-    def done(answer: Result | HoldfastError) -> None:
-        if answered.done():
+    def done(result: Result | HoldfastError) -> None:
+        if outcome.done():
             return
-        if isinstance(answer, HoldfastError):
-            answered.set_exception(answer)
-            answered.exception()  # else asyncio logs it if the caller is cancelled at the same moment
+        if isinstance(result, HoldfastError):
+            outcome.set_exception(result)
+            outcome.exception()  # else asyncio logs it if the caller is cancelled at the same moment
         else:
-            answered.set_result(answer)
+            outcome.set_result(result)
 
-    return answered, done
+    return outcome, done
 
 
 def own_copy(message: Message) -> Message:

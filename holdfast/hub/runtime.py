@@ -119,9 +119,9 @@ class Runtime:
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
         """Submit `request` and return its result, which is durable. Raises the refusal."""
-        answered, done = result_later()
+        outcome, done = result_later()
         self.submit(channel, key, request, caller, done)
-        return await answered
+        return await outcome
 
     def stats(self) -> dict[str, int]:
         """Return the counters of the services."""

@@ -33,7 +33,7 @@ class Attaching(Protocol):
         history: int | None,
         flush_ms: int | None,
         wake: Callable[[], None],
-        has_passing: bool,
+        has_ephemeral: bool,
     ) -> Feed:
         """Return a feed of `channel`."""
 
@@ -64,7 +64,7 @@ class Subscription:
             history=self._history,
             flush_ms=self._flush_ms,
             wake=self._woken.set,
-            has_passing=True,
+            has_ephemeral=True,
         )
         try:
             while True:

@@ -52,8 +52,8 @@ LEASE_S = 15.0  # lease of a remote worker's turn; the worker renews it after a 
 MAX_UNENDED = 10_000  # handlers of deleted messages that are remembered; each takes some 200 bytes
 UNCLAIMED_S = 5.0  # after this long unclaimed, viewers get a `nobody_listening` signal
 
-Turn = TurnState[Worker]
-Turns = ChannelTurns[Worker]
+OpenTurn = TurnState[Worker]
+OpenTurns = ChannelTurns[Worker]
 
 
 class TurnScheduler:
@@ -79,7 +79,7 @@ class TurnScheduler:
         self._is_exclusive = is_exclusive  # no other hub uses the store
         self._submit = submit
         self._find = find  # a channel in memory
-        self._turns: dict[str, Turns] = {}
+        self._turns: dict[str, OpenTurns] = {}
         # By channel and message: the last attempt whose handler, in another process, has not ended. It may still send
         # `turn.done` after the message was created again, so the numbers of new attempts are above this one.
         self._unended: OrderedDict[tuple[str, str], int] = OrderedDict()
@@ -125,12 +125,12 @@ class TurnScheduler:
             self._handler_ended(assigned.channel, turn)
         self.freed(worker)
 
-    def _handler_ended(self, channel: str, turn: Turn) -> None:
+    def _handler_ended(self, channel: str, turn: OpenTurn) -> None:
         if turn.handler is not None:
             self._moved(channel, turn, turn.handler_ended())
             self._offer(channel)
 
-    def _handler_lapsed(self, channel: str, turn: Turn) -> None:
+    def _handler_lapsed(self, channel: str, turn: OpenTurn) -> None:
         """Wait no longer for the handler of a deleted message. Its `turn.done` must not end the turn of a successor."""
         if turn.handler is None:
             return
@@ -163,7 +163,7 @@ class TurnScheduler:
         """Assign no more turns: the hub is shutting down."""
         self._is_over = True
 
-    def _turns_of(self, worker: Worker) -> list[tuple[str, Turn]]:
+    def _turns_of(self, worker: Worker) -> list[tuple[str, OpenTurn]]:
         return [(name, turn) for name, turns in self._turns.items() for turn in turns if turn.worker is worker]
 
     # -- the log -----------------------------------------------------------------------------------------------
@@ -187,8 +187,8 @@ class TurnScheduler:
         if turn is None:
             if claim is None or not claim.is_open:
                 return False
-            turn = Turn(key)
-            self._turns.setdefault(channel, Turns()).put(turn)
+            turn = OpenTurn(key)
+            self._turns.setdefault(channel, OpenTurns()).put(turn)
         node = claim.node if claim is not None else None
         is_orphan = node is not None and (node == self._node or self._is_exclusive)
         return self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
@@ -198,7 +198,7 @@ class TurnScheduler:
         if live is not None:
             self.inspect(live, None)
 
-    def _moved(self, channel: str, turn: Turn, left: Left[Worker] | None) -> bool:
+    def _moved(self, channel: str, turn: OpenTurn, left: Left[Worker] | None) -> bool:
         """Act on the phase that `turn` has entered. Return True if the turns of the channel should be offered."""
         if left is None:
             return False
@@ -214,11 +214,11 @@ class TurnScheduler:
             state = turn.claim.state if is_over and turn.claim is not None else "cancelled" if is_over else "lost"
             left.worker.ended(AssignedTurn(channel, turn.message_id, left.attempt, None), state)
         if left.phase is Phase.RUNNING:
-            for held in self._turns.get(channel, Turns()).held_by(turn.message_id):
+            for held in self._turns.get(channel, OpenTurns()).held_by(turn.message_id):
                 self._check_held(channel, held)
         return turn.phase in (Phase.WAITING, Phase.ENDING, Phase.OVER)
 
-    def _set_timers(self, channel: str, turn: Turn, left: Phase) -> None:
+    def _set_timers(self, channel: str, turn: OpenTurn, left: Phase) -> None:
         key, unclaimed, now_s = (
             ("turn", channel, turn.message_id),
             ("unclaimed", channel, turn.message_id),
@@ -242,11 +242,11 @@ class TurnScheduler:
             case _:
                 self._deadlines.drop(key)
 
-    def _turn(self, channel: str, message_id: str) -> Turn | None:
+    def _turn(self, channel: str, message_id: str) -> OpenTurn | None:
         turns = self._turns.get(channel)
         return turns.get(message_id) if turns is not None else None
 
-    def _signal_unclaimed(self, channel: str, turn: Turn) -> None:
+    def _signal_unclaimed(self, channel: str, turn: OpenTurn) -> None:
         live = self._find(channel)
         if turn.phase is Phase.WAITING and live is not None and not self.workers.has_agent(channel):
             live.presence_state.signal(Signal(name="nobody_listening", data={"message": turn.message_id}))
@@ -282,7 +282,7 @@ class TurnScheduler:
             worker.free -= 1
             self._claim(channel, turn, worker)
 
-    def _give_up(self, channel: str, turn: Turn) -> bool:
+    def _give_up(self, channel: str, turn: OpenTurn) -> bool:
         """End a turn that has used all attempts: otherwise it could kill one worker after another.
 
         Only a turn that would be offered now is ended. So no turn ends before the hub has recovered, which decides
@@ -292,9 +292,9 @@ class TurnScheduler:
         if attempt_of(turn.attempt) < ATTEMPTS or not self.workers.has_agent(channel):
             return False
 
-        def done(answer: Result | HoldfastError) -> None:
-            if isinstance(answer, HoldfastError):
-                self._not_claimed(channel, turn, answer)
+        def done(result: Result | HoldfastError) -> None:
+            if isinstance(result, HoldfastError):
+                self._not_claimed(channel, turn, result)
                 return
             logger.warning("message %s of %s is given up after %d attempts", turn.message_id, channel, ATTEMPTS)
             self._moved(channel, turn, turn.resolve(TurnEvent.ENDED))
@@ -331,24 +331,24 @@ class TurnScheduler:
             self._look_again(channel)
             self._offer(channel)  # messages that waited behind it, if the turn ended meanwhile
 
-    def _claim(self, channel: str, turn: Turn, worker: Worker) -> None:
+    def _claim(self, channel: str, turn: OpenTurn, worker: Worker) -> None:
         writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
         caller = Caller(id=worker.name, writer=writer, is_server=True)
         lease_s = 0.0 if worker.is_local else LEASE_S
 
-        def done(answer: Result | HoldfastError) -> None:
-            if isinstance(answer, HoldfastError):
+        def done(result: Result | HoldfastError) -> None:
+            if isinstance(result, HoldfastError):
                 self._loop.call_soon(self.freed, worker)
-                self._not_claimed(channel, turn, answer)
+                self._not_claimed(channel, turn, result)
                 return
-            assert answer.generation is not None
-            self._claimed(worker, turn, AssignedTurn(channel, turn.message_id, answer.generation, lease_s or None))
+            assert result.generation is not None
+            self._claimed(worker, turn, AssignedTurn(channel, turn.message_id, result.generation, lease_s or None))
 
         above = self.unended_attempt(channel, turn.message_id)
         request = ClaimTurn(generation=turn.attempt, lease_s=lease_s, above=above)
         self._request(channel, turn.message_id, request, caller, done)
 
-    def _not_claimed(self, channel: str, turn: Turn, error: HoldfastError) -> None:
+    def _not_claimed(self, channel: str, turn: OpenTurn, error: HoldfastError) -> None:
         # A refusal that the log does not explain would follow again, if the claim was sent again at once.
         event = TurnEvent.FAILED if error.retry or turn.is_unchanged else TurnEvent.REFUSED
         self._moved(channel, turn, turn.resolve(event))
@@ -356,13 +356,13 @@ class TurnScheduler:
             logger.debug("message %s of %s was not for us: %s", turn.message_id, channel, error)
             self._loop.call_soon(self._offer, channel)
 
-    def _try_again(self, channel: str, turn: Turn) -> None:
+    def _try_again(self, channel: str, turn: OpenTurn) -> None:
         """Let the turn wait again after its claim failed, unless it has changed meanwhile."""
         self._moved(channel, turn, turn.due())
         self._look_again(channel)
         self._offer(channel)
 
-    def _claimed(self, worker: Worker, turn: Turn, assigned: AssignedTurn) -> None:
+    def _claimed(self, worker: Worker, turn: OpenTurn, assigned: AssignedTurn) -> None:
         self._moved(assigned.channel, turn, turn.resolve(TurnEvent.TAKEN, assigned.generation))
         is_ours = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
         if is_ours and worker in self.workers:
@@ -403,7 +403,7 @@ class TurnScheduler:
 
     def turn_of(self, channel: str, name: str, message_id: str | None) -> tuple[str, int, ClaimState] | None:
         """Return the turn of `message_id` of agent `name`, its attempt and claim; with None, the newest turn."""
-        turn = self._turns.get(channel, Turns()).newest_of(name, message_id)
+        turn = self._turns.get(channel, OpenTurns()).newest_of(name, message_id)
         return (turn.message_id, turn.attempt, turn.claim) if turn is not None and turn.claim is not None else None
 
     def is_held(self, channel: str, message_id: str, within: str, attempt: int) -> bool:
@@ -423,7 +423,7 @@ class TurnScheduler:
         if turn is not None and is_own:  # after the request: it must not end the turn that may follow
             self._handler_ended(assigned.channel, turn)
 
-    def _check_held(self, channel: str, turn: Turn) -> None:
+    def _check_held(self, channel: str, turn: OpenTurn) -> None:
         """Resolve a turn that another one had taken in: it ends with that turn, or waits again if that is lost."""
         if turn.host is None:
             return
@@ -438,23 +438,23 @@ class TurnScheduler:
             case HeldFate.CANCELLED:
                 self._end_held(channel, turn, "cancelled")
 
-    def _end_held(self, channel: str, turn: Turn, state: Literal["done", "cancelled"]) -> None:
-        def done(answer: Result | HoldfastError) -> None:
-            if isinstance(answer, HoldfastError) and answer.retry:
+    def _end_held(self, channel: str, turn: OpenTurn, state: Literal["done", "cancelled"]) -> None:
+        def done(result: Result | HoldfastError) -> None:
+            if isinstance(result, HoldfastError) and result.retry:
                 again = partial(self._check_held, channel, turn)
                 self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + RETRY_S, again)
 
         self._request(channel, turn.message_id, EndTurn(generation=turn.attempt, state=state), SERVER, done)
 
-    def _lapse_in(self, channel: str, turn: Turn, term_s: float) -> None:
+    def _lapse_in(self, channel: str, turn: OpenTurn, term_s: float) -> None:
         lapse = partial(self._lapse, channel, turn, turn.attempt)
         self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
 
-    def _lapse(self, channel: str, turn: Turn, attempt: int) -> None:
+    def _lapse(self, channel: str, turn: OpenTurn, attempt: int) -> None:
         if turn.phase is Phase.RUNNING and turn.attempt == attempt:
             self._lose(channel, turn)
 
-    def _lose(self, channel: str, turn: Turn, event: TurnEvent = TurnEvent.LOST) -> None:
+    def _lose(self, channel: str, turn: OpenTurn, event: TurnEvent = TurnEvent.LOST) -> None:
         """Offer the turn again: its worker is gone, or the attempt that held it."""
         self._moved(channel, turn, turn.lose(event))
         self._offer(channel)
@@ -462,12 +462,12 @@ class TurnScheduler:
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
         """Cancel the turn of `message_id`, as a `cancel` would: a newer message interrupts it."""
 
-        def done(answer: Result | HoldfastError) -> None:
-            if isinstance(answer, HoldfastError) and answer.retry:
+        def done(result: Result | HoldfastError) -> None:
+            if isinstance(result, HoldfastError) and result.retry:
                 again = partial(self._interrupt, channel, message_id, key)
                 self._deadlines.set(("interrupt", channel, message_id), self._loop.time() + RETRY_S, again)
-            elif isinstance(answer, HoldfastError):
-                logger.debug("message %s of %s needed no interruption: %s", message_id, channel, answer)
+            elif isinstance(result, HoldfastError):
+                logger.debug("message %s of %s needed no interruption: %s", message_id, channel, result)
 
         command = SendCommand(name=CANCEL.name, target=message_id, data={"reason": "interrupted"})
         self._request(channel, key, command, SERVER, done)

@@ -106,7 +106,7 @@ class MessageWriter(OutgoingProperties):
         outgoing = self._outgoing
         outgoing.accept_text(text, part)
         if not self._is_waiting:
-            self._submit_in_time()
+            self._schedule_submit()
         if outgoing.unstored_bytes > self._max_bytes:
             await self._not_too_far_ahead()
 
@@ -162,15 +162,15 @@ class MessageWriter(OutgoingProperties):
             self._caller = self._hub.caller(self._author)
             self._hub.register_writer(self)
             try:
-                answer = await self._created(self._create)
-                if not answer.created:
+                result = await self._created(self._create)
+                if not result.created:
                     raise IdConflict(f"message {self.id!r} exists already")
-                if answer.message is None:  # created, and deleted before its result arrived
+                if result.message is None:  # created, and deleted before its result arrived
                     raise Deleted(f"message {self.id!r} was deleted")
             except BaseException:
                 self._hub.unregister_writer(self)
                 raise
-            self.take_up(answer.message, answer.generation or 1)
+            self.take_up(result.message, result.generation or 1)
         outgoing.open()
         return self
 
@@ -234,7 +234,7 @@ class MessageWriter(OutgoingProperties):
             return (Ask(outgoing.id, sent[0].request, self._caller),)
         return [self._ask(one.request) for one in sent]
 
-    def answered(self, decided: Decided) -> None:
+    def decided(self, decided: Decided) -> None:
         self._live = decided.channel
         self._trouble = None
         self._is_waiting = False
@@ -247,7 +247,7 @@ class MessageWriter(OutgoingProperties):
             if self._waiters or outgoing.has_requests:
                 self._submit()
             else:
-                self._submit_in_time()
+                self._schedule_submit()
         if self._waiters:
             self._wake_waiters()
 
@@ -284,12 +284,12 @@ class MessageWriter(OutgoingProperties):
             caller = replace(caller, is_server=True)
         return Ask(self._outgoing.id, request, caller)
 
-    def _submit_in_time(self) -> None:
+    def _schedule_submit(self) -> None:
         """Submit text that only viewers wait for, so that it is stored by the end of their flush window."""
         if self._is_delayed:
             return
         live = self._live
-        if live is not None and live.watchers and self._hub.call_in_time(live, self._delay_ended):
+        if live is not None and live.watchers and self._hub.schedule_commit(live, self._delay_ended):
             self._is_delayed = True
         else:
             self._submit()

@@ -63,7 +63,7 @@ class WriterHub(Protocol):
     def queue(self, item: Item) -> None:
         """Queue `item` for the next commit. Raises Busy, Draining."""
 
-    def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
+    def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> bool:
         """Schedule a commit for the viewers of `channel`, as `Pace.call_in_time` does."""
 
     def register_writer(self, writer: OpenWriter) -> None:

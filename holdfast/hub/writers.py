@@ -96,7 +96,7 @@ class Writers:
     def queue(self, item: Item) -> None:
         self._life.runtime.committer.submit(item)
 
-    def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
+    def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> bool:
         try:
             return self._life.runtime.pace.call_in_time(channel, callback)
         except HoldfastError:  # the hub has ended

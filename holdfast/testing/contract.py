@@ -137,10 +137,10 @@ class Chat:
     async def do(self, *steps: Step, documents: Iterable[str] = ()) -> Committed | Conflict:
         """Store `steps` in one commit, and apply them if it was stored."""
         write = self.write(*steps, documents=documents)
-        (answer,) = await self.store.commit([write])
-        if isinstance(answer, Committed):
+        (outcome,) = await self.store.commit([write])
+        if isinstance(outcome, Committed):
             self.take(write)
-        return answer
+        return outcome
 
     async def do_each(self, *steps: Step) -> None:
         """Store each of `steps` in a commit of its own."""
@@ -258,8 +258,8 @@ class StoreContract:
 
     async def test_of_two_writes_at_one_serial_exactly_one_wins(self, store: Store) -> None:
         first, second = Chat(store), Chat(store, epoch="e2")
-        answers = await asyncio.gather(first.do(create("a", "A")), second.do(create("b", "B")))
-        assert sorted(type(answer).__name__ for answer in answers) == ["Committed", "Conflict"]
+        outcomes = await asyncio.gather(first.do(create("a", "A")), second.do(create("b", "B")))
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Committed", "Conflict"]
         _, stored = await store.messages("c", ["a", "b"])
         assert len(stored) == 1
 
@@ -617,7 +617,7 @@ class StoreContract:
         assert [one.id for one in await store.open_documents("c")] == ["!c2"]
         _, known = await store.messages("c", ["!c1"])
         command = restore_command(known["!c1"])
-        assert (command.data, command.created, command.answered) == ({"n": 1}, 2, 4)
+        assert (command.data, command.created, command.reply_serial) == ({"n": 1}, 2, 4)
         assert command.reply is not None
         assert command.reply.data == "done"
         page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
@@ -692,7 +692,7 @@ class StoreContract:
         assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
         assert await store.open_channels() == []
 
-    async def test_data_of_answered_commands_leaves_with_their_target(self, store: Store) -> None:
+    async def test_data_of_commands_with_a_reply_leaves_with_their_target(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"), create("m2", "b"))
         await chat.do(*[_command(name, target) for name, target in (("!c1", "m1"), ("!c2", "m1"), ("!c3", "m2"))])
@@ -704,7 +704,7 @@ class StoreContract:
         assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, 2)]
         _, found = await store.messages("c", ["!c1"])
         command, known = restore_command(found["!c1"]), chat.state.commands["!c1"]
-        assert (command.digest, command.answered, command.target) == (known.digest, known.answered, "m1")
+        assert (command.digest, command.reply_serial, command.target) == (known.digest, known.reply_serial, "m1")
         assert command.reply is not None
         assert (command.reply.ok, command.reply.request, command.reply.error) == (False, "r", {"code": "no"})
 
@@ -736,7 +736,7 @@ class StoreContract:
         await other.do(delete("m1"), documents=["m1"])
         assert await _data(store, "!c1") == [(1, 2)]
 
-    async def test_tidy_removes_the_data_of_answered_commands_a_week_after_their_expiry(self, store: Store) -> None:
+    async def test_tidy_removes_the_data_of_commands_with_a_reply_a_week_after_their_expiry(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"), _command("!c1", None), _command("!c2", "m1"), _command("!c3", None))
         await chat.do(_reply("!c1"), _reply("!c2"), documents=["!c1", "!c2"])

@@ -61,7 +61,7 @@ class FaultProxy:
 
     async def __aenter__(self) -> Self:
         # Bound for the life of the proxy and never listening: the port stays reserved while connections are refused,
-        # and the kernel answers a connect with a reset.
+        # and the kernel refuses a connect with a reset.
         self._placeholder = _tcp_socket()
         self._placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._placeholder.bind((self.host, 0))

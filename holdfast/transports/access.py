@@ -2,7 +2,7 @@
 
 Layer: transports.
 
-Two questions are answered here. Who sends a request: the app's verifier says so, or, without one, the request must come
+Two questions are decided here. Who sends a request: the app's verifier says so, or, without one, the request must come
 plainly from this machine (`origin`). May this caller do it: origins, tickets, capabilities (`operations`), rates, and
 the rules that look into a request, such as roles. Whose message a request is about is decided later, by `core.decide`.
 

@@ -126,7 +126,7 @@ class Attachments:
                     history=allowed_history(session.identity, channel, frame.history),
                     flush_ms=frame.flush_ms,
                     wake=attachment.wake,
-                    has_passing=True,
+                    has_ephemeral=True,
                 )
         except Exception as error:
             if self._by_channel.get(channel) is attachment:

@@ -164,7 +164,7 @@ class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="tu
     state: Literal["done", "cancelled"] = "done"
 
 
-# Frames of requests: each is decided on and stored, and answered when it has been stored.
+# Frames of requests: each is decided on and stored, and then gets its response.
 RequestFrame = (
     CreateFrame
     | AppendFrame

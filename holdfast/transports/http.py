@@ -1,4 +1,4 @@
-"""HTTP requests that are answered at once.
+"""HTTP requests that get their response at once.
 
 Layer: transports.
 
@@ -295,7 +295,7 @@ OpenHandler = Callable[[HubCore, Request], Awaitable[Response]]
 
 
 async def version(hub: HubCore, request: Request) -> Response:
-    """Tell a client that a Holdfast server answers here, which protocol it speaks, and why it refuses this peer."""
+    """Tell a client that a Holdfast server runs here, which protocol it speaks, and why it refuses this peer."""
     about: dict[str, Any] = {"server": "holdfast", "protocol": 1}
     try:
         await check_peer(hub, dict(request.scope))
@@ -305,12 +305,12 @@ async def version(hub: HubCore, request: Request) -> Response:
 
 
 async def health(hub: HubCore, request: Request) -> Response:
-    """Confirm that the process answers."""
+    """Confirm that the process responds."""
     return _json({"status": "ok"})
 
 
 async def ready(hub: HubCore, request: Request) -> Response:
-    """Confirm that the store answers and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
+    """Confirm that the store responds and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
     await hub.start()
     if hub.is_draining:
         raise Draining("this server is shutting down")
@@ -318,7 +318,7 @@ async def ready(hub: HubCore, request: Request) -> Response:
         async with asyncio.timeout(READY_TIMEOUT_S):
             await hub.info("readyz")  # any channel, whether it exists or not
     except TimeoutError:
-        raise StoreUnavailable(f"the store did not answer within {READY_TIMEOUT_S:.0f} s") from None
+        raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s") from None
     return _json({"status": "ready"})
 
 
@@ -380,7 +380,7 @@ class Endpoint:
         try:
             response = await self._response(request)
         except ClientDisconnect:
-            return  # there is no peer left to answer
+            return  # the peer is gone
         except HoldfastError as error:
             response = problem_response(error)
         except Exception:
@@ -399,7 +399,7 @@ class Endpoint:
 
 
 def routes(hub: HubCore) -> list[Route]:
-    """Return the routes of all operations that are answered at once."""
+    """Return the routes of all operations that get their response at once."""
     return [
         *(Route(path, _calls(hub, operations)) for path, operations in CALLS.items()),
         *(Route(BY_NAME[name].path, _open(hub, handler)) for name, handler in _OPEN_HANDLERS.items()),

@@ -44,7 +44,7 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
         history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
         wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
         woken = asyncio.Event()
-        feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set, has_passing=True)
+        feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set, has_ephemeral=True)
         try:
             this_poll = _Poll(hub, feed, since, resume_limits)
             events = await this_poll.begin()

@@ -136,7 +136,7 @@ async def message_events(app: Open, scope: Scope, receive: Receive, send: Send, 
 
 
 async def _message_stream(app: Open, scope: Scope, send: Send, channel: str, message_id: str) -> MessageStream | None:
-    """Return an attached stream; None if the request has been answered already."""
+    """Return an attached stream; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
     is_own = is_own_client(scope, query)

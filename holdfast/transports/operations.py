@@ -58,7 +58,7 @@ SOCKET_PATH = "/v1/ws"
 CHANNEL = "/v1/channels/{channel}"
 MESSAGE = CHANNEL + "/messages/{id}"
 
-# How HTTP answers: at once, as a stream or long poll, or at once to a caller that need not be known.
+# How HTTP responds: at once, as a stream or long poll, or at once to a caller that need not be known.
 Kind = Literal["call", "stream", "open"]
 
 
@@ -104,7 +104,7 @@ OPERATIONS = (
     Operation("poll", ("subscribe",), "GET", f"{CHANNEL}/poll", kind="stream"),
     Operation("message_events", ("subscribe", "history"), "GET", f"{MESSAGE}/events", kind="stream"),
     Operation("detach", frame=DetachFrame),
-    # A worker that can take turns but neither follow nor answer them would take them from workers that can.
+    # A worker that can take turns but neither follow nor carry them out would take them from workers that can.
     Operation("work", ("agent", "subscribe", "append"), frame=WorkFrame),
     # These three are accepted only from a worker of the socket, and its `work` frame was checked for `agent`.
     Operation("renew_turn", ("agent",), frame=TurnRenewFrame),

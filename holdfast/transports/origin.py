@@ -215,7 +215,7 @@ def _wrong_host(scope: Scope, article: str = "the") -> str:
 
 def _not_ours(reason: str, remedy: str | None = None) -> NoVerifier:
     return NoVerifier(
-        f"This hub has no verifier and answers only requests of its own machine and user: {reason}. {remedy or _REMEDY}"
+        f"This hub has no verifier and accepts only requests of its own machine and user: {reason}. {remedy or _REMEDY}"
     )
 
 

@@ -11,8 +11,8 @@ The owner of a connection, a real one (`websocket`) or a simulator's, drives a `
   `next_deadline_s`;
 - it calls `close()` when the connection is gone.
 
-Requests go to the hub in order and are answered as they commit. `attachments` has the followed channels, `holdings` the
-socket's presence and leases, `socket_worker` its agents. `docs/protocol.md`, 7, is the contract.
+Requests go to the hub in order and get their responses as they commit. `attachments` has the followed channels,
+`holdings` the socket's presence and leases, `socket_worker` its agents. `docs/protocol.md`, 7, is the contract.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ PING_S = 5.0
 PING_EARLY_S = 0.5
 FIRST_PING_S = 1.0
 SILENCE_S = 12.0  # silence after which a peer with a lease, presence or turns is gone; a live one pongs every 5 s
-# The weight of the whole message in a response is not known before; it bounds the number of such unanswered requests.
+# The weight of the whole message in a response is not known before; it bounds the number of such pending requests.
 _MESSAGE_BYTES = 64 * KIB
 
 
@@ -101,12 +101,12 @@ class Session:
         "_hub",
         "_is_gone",
         "_last_received_s",
+        "_pending",
+        "_pending_bytes",
         "_ping_at_s",
         "_pings",
         "_replies",
         "_reply_bytes",
-        "_unanswered",
-        "_unanswered_bytes",
         "_workers",
         "charge",
         "closing",
@@ -140,8 +140,8 @@ class Session:
         self._workers: SocketWorkers | None = None
         self._replies: deque[str] = deque()
         self._reply_bytes = 0
-        self._unanswered = 0
-        self._unanswered_bytes = 0
+        self._pending = 0
+        self._pending_bytes = 0
         self._pings = 0
         self._last_received_s = now_s
         self._is_gone = False
@@ -151,11 +151,11 @@ class Session:
 
     @property
     def is_full(self) -> bool:
-        """Whether so many requests are unanswered, or replies not sent, that no frame may be received for now."""
+        """Whether so many requests are pending, or replies not sent, that no frame may be received for now."""
         limits = self._hub.limits
         return (
-            self._unanswered + len(self._replies) >= limits.socket_requests
-            or self._unanswered_bytes + self._reply_bytes >= limits.socket_request_bytes
+            self._pending + len(self._replies) >= limits.socket_requests
+            or self._pending_bytes + self._reply_bytes >= limits.socket_request_bytes
         )
 
     def receive(self, text: str, *, now_s: float) -> None:
@@ -244,21 +244,21 @@ class Session:
             key = self._hub.clock.new_id() if frame.id is None else check_id(frame.id)
             if isinstance(frame, CommandFrame | ReplyFrame):
                 key = command_key(key)
-            done = partial(self._answered, frame.ref, (channel, key), request, weight)
+            done = partial(self._request_done, frame.ref, (channel, key), request, weight)
             self._hub.submit(channel, key, request, caller_of(self._hub, self.identity, channel), done)
         except HoldfastError as error:
             self.refuse(frame.ref, error)
             return
-        self._unanswered += 1
-        self._unanswered_bytes += weight
+        self._pending += 1
+        self._pending_bytes += weight
         if self.charge is not None and isinstance(frame, UpdateFrame):
             self.charge(EXPECTED_BYTES)
 
-    def _answered(
+    def _request_done(
         self, ref: Ref, key: tuple[str, str], request: Request, weight: int, result: Result | HoldfastError
     ) -> None:
-        self._unanswered -= 1
-        self._unanswered_bytes -= weight
+        self._pending -= 1
+        self._pending_bytes -= weight
         if isinstance(result, Result):
             self._held().note_request(*key, request)
             count_new_channel(self._hub, self.identity, result)
@@ -274,7 +274,7 @@ class Session:
     def _late_bytes(
         self, channel: str, request: Request, result: Result | HoldfastError, weight: int, reply_bytes: int
     ) -> int:
-        """Return the bytes that an answered request has caused beside its frame and reply, less the expected ones."""
+        """Return the bytes that a completed request has caused beside its frame and reply, less the expected ones."""
         expected = EXPECTED_BYTES if isinstance(request, UpdateFrame) else 0
         if isinstance(result, HoldfastError):
             return -expected
@@ -287,10 +287,10 @@ class Session:
             self._holdings = Holdings(self._hub, self, is_broken=self._is_gone)
         return self._holdings
 
-    # Requests that are answered at once
+    # Requests with an immediate response
 
     def _receive_pong(self, frame: PongFrame) -> None:
-        """Take the answer to a ping, whose arrival alone counts."""
+        """Take the response to a ping, whose arrival alone counts."""
 
     def _presence(self, frame: PresenceFrame) -> dict[str, Json]:
         channel = check_channel(frame.channel)
@@ -324,10 +324,10 @@ class Session:
     # Requests that wait for the store
 
     def _end_turn(self, frame: TurnDoneFrame) -> None:
-        self._unanswered += 1
+        self._pending += 1
 
         def done(result: Result | HoldfastError) -> None:
-            self._unanswered -= 1
+            self._pending -= 1
             if isinstance(result, HoldfastError):
                 self.refuse(frame.ref, result)
             else:
@@ -338,7 +338,7 @@ class Session:
         except HoldfastError as error:
             done(error)
         except Exception as error:
-            self._unanswered -= 1
+            self._pending -= 1
             self.reply_failed(frame.ref, error)
 
     def _take_turn(self, frame: TurnTakeFrame) -> None:
@@ -379,9 +379,9 @@ class Session:
         self.reply({"type": "ok", "ref": frame.ref, **fields})
 
     def _begin(self, ref: Ref, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
-        """Run a request that waits for the store; it counts as unanswered until it has ended."""
-        self._unanswered += 1
-        self._unanswered_bytes += weight
+        """Run a request that waits for the store; it counts as pending until it has ended."""
+        self._pending += 1
+        self._pending_bytes += weight
         self.start_task(self._counted(ref, job, weight))
 
     async def _counted(self, ref: Ref, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
@@ -390,8 +390,8 @@ class Session:
         except Exception as error:
             self.reply_failed(ref, error)
         finally:
-            self._unanswered -= 1
-            self._unanswered_bytes -= weight
+            self._pending -= 1
+            self._pending_bytes -= weight
             self.wake()
 
     # Replies

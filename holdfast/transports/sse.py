@@ -185,7 +185,7 @@ class EventStream:
         try:
             await feed.catch_up()
         except StoreUnavailable as error:
-            logger.warning("an event stream is broken off because the store does not answer: %s", error)
+            logger.warning("an event stream is broken off because the store does not respond: %s", error)
             self.sender.end()
         except Exception:
             logger.exception("an event stream is broken off")
@@ -220,7 +220,7 @@ async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, 
 
 
 async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> EventStream | None:
-    """Return a stream with its feed; None if the request has been answered already."""
+    """Return a stream with its feed; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
     is_own = is_own_client(scope, query)
@@ -240,7 +240,7 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
         stream = EventStream(app, send, credentials, is_own_client=is_own, ping_s=ping_s)
         stream.resume_limits = resume_limits
         stream.feed = await hub.attach(
-            channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_passing=True
+            channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_ephemeral=True
         )
         if credentials.is_counted:
             stream.feed.on_first = credentials.charge_batch

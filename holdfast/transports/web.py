@@ -50,11 +50,11 @@ class Web:
         module = self._module(name[1]) if name else None
         if name is None or module is None:
             raise HTTPException(404)
-        asked = Headers(scope=scope)
-        is_zipped = _accepts_gzip(asked.get("accept-encoding", ""))
+        request_headers = Headers(scope=scope)
+        is_zipped = _accepts_gzip(request_headers.get("accept-encoding", ""))
         body, form = (module.zipped, "-gzip") if is_zipped else (module.plain, "")
         headers = {"cache-control": "no-cache", "etag": f'"{module.digest}{form}"', "vary": "Accept-Encoding"}
-        known = [one.strip().removeprefix("W/") for one in asked.get("if-none-match", "").split(",")]
+        known = [one.strip().removeprefix("W/") for one in request_headers.get("if-none-match", "").split(",")]
         if headers["etag"] in known:
             return Response(status_code=304, headers=headers)
         headers["content-length"] = str(len(body))

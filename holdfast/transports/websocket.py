@@ -255,7 +255,7 @@ class Socket:
         return True
 
     async def until_room(self) -> None:
-        """Wait until enough requests are answered and their replies sent."""
+        """Wait until enough requests have been carried out and their responses sent."""
         while self.session.is_full and not self.sender.is_over:
             self._room = self._loop.create_future()
             try:

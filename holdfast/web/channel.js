@@ -5,7 +5,6 @@
 
 import { Conversation } from "./conversation.js"
 import { HoldfastError, callAll, isTemporary, Observable, refusal } from "./errors.js"
-import { LEASE_S } from "./requests.js"
 import { shownMessage, unsentMessage } from "./snapshot.js"
 import { countPoints, SurrogateJoiner } from "./text.js"
 import { Typing } from "./typing.js"
@@ -42,6 +41,7 @@ import { remember, View } from "./view.js"
 const NOTIFY_MS = 20 // delay before an unfinished batch is shown, so that many small frames cost one rendering
 const JOINERS = 1_000 // parts that one page writes at once
 const PAGE_TRIES = 3
+const PRESENCE_MS = 30_000 // over HTTP: a third of the lease
 
 const utf8 = new TextEncoder()
 
@@ -153,7 +153,7 @@ export class Channel extends Observable {
     const draft = fieldsOf(message)
     const known = this.#conversation.get(id)
     if (!known) {
-      const error = refusal("deleted", `message ${id} was deleted, or is not in view: retry() sends its new version as a message of its own`)
+      const error = refusal("deleted", `message ${id} is deleted or not in view: retry() sends its new version as a new message`)
       client.outbox.add(name, client.newId(), draft, { code: error.code, detail: error.message })
       this.notify()
       throw error
@@ -397,7 +397,7 @@ export class Channel extends Observable {
   /** @internal The page was hidden, or is shown again. @param {boolean} isHidden */
   turned(isHidden) {
     const { messages } = this.view.getSnapshot()
-    this.#seen = isHidden ? Math.min(this.#seen, messages[messages.length - 1]?.created ?? 0) : Infinity
+    this.#seen = isHidden ? Math.min(this.#seen, messages.at(-1)?.created ?? 0) : Infinity
     this.notify()
   }
 
@@ -470,7 +470,7 @@ export class Channel extends Observable {
     this.#presenceRequests++
     await this.#request("presence", [...this.#presence.values()].at(-1) ?? { leave: true }).finally(() => this.#presenceRequests--)
     clearTimeout(this.#renewal)
-    if (this.client.isHttp && this.state !== "closed") this.#renewal = setTimeout(() => this.renewPresence(), LEASE_S * 333)
+    if (this.client.isHttp && this.state !== "closed") this.#renewal = setTimeout(() => this.renewPresence(), PRESENCE_MS)
   }
 
   /** @param {number} [limit] */

@@ -132,4 +132,5 @@ pre { margin: 0; }
 .user .markdown { white-space: pre-wrap; }
 @media (forced-colors: active) { .user .body, .code, .approval, .send, .launcher { border: 1px solid; } }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; } }
+@media (max-width: 480px) { .choice { padding: 5px 6px; font-size: 12px; } }
 @media (max-width: 420px) { .panel.floating { position: fixed; inset: 0; width: 100vw; height: 100vh; max-width: none; border-radius: 0; } }`

@@ -6,12 +6,10 @@
  */
 
 import { Channel } from "./channel.js"
-import { Connection } from "./connection.js"
+import { Connection, POLL, STREAM, withFallback } from "./connection.js"
 import { HoldfastError, isTemporary, Observable, refusal } from "./errors.js"
 import { Outbox } from "./outbox.js"
-import { POLL } from "./poll.js"
 import { Requests } from "./requests.js"
-import { STREAM } from "./stream.js"
 import { Token } from "./token.js"
 import { WEBSOCKET } from "./websocket.js"
 
@@ -233,41 +231,11 @@ export class Client extends Observable {
     this.#connections[0]?.send?.(text)
   }
 
-  /** @internal @param {string} path @param {Record<string, unknown>} [query] */
-  address(path, query) {
-    const url = new URL(this.base + path)
-    for (const [name, value] of Object.entries({ sdk: "js", client: this.options.client, ...query })) {
-      if (value != null) url.searchParams.set(name, String(value))
-    }
-    return url.href
-  }
-
-  /**
-   * Send one HTTP request, with the token if there is one.
-   * @param {string} method @param {string} path
-   * @param {{ query?: Record<string, unknown>, body?: object, token?: string, signal: AbortSignal }} request
-   * @internal
-   */
-  http(method, path, { query, body, token, signal }) {
-    return this.fetch(this.address(path, query), {
-      method,
-      signal,
-      headers: {
-        ...(body && { "Content-Type": "application/json" }),
-        ...(token !== undefined && { Authorization: `Bearer ${token}` }),
-      },
-      ...(body && { body: JSON.stringify(body) }),
-    })
-  }
-
-  /** @internal Return the error of a refused HTTP request; one without a code means that the server is down. @param {Response} response @returns {Promise<Error>} */
-  async problemOf(response) {
-    const problem = await response.json().catch(() => ({}))
-    const { status } = response
-    if (problem?.code) return new HoldfastError(String(problem.code), problem)
-    // A response without a code comes from a proxy or from another server.
-    if (status >= 500) return new Error(`${this.base} got status ${status}`)
-    return refusal("not_holdfast", `${this.base} got status ${status} without a code: is it a Holdfast server?`)
+  /** @internal @param {any} [Socket] used instead of a WebSocket @returns {WebSocket} */
+  openSocket(Socket = this.WebSocket) {
+    const { client } = this.options
+    const query = client == null ? "" : `&client=${encodeURIComponent(client)}`
+    return new Socket(`${this.base}/v1/ws?sdk=js${query}`.replace(/^http/, "ws"), "holdfast.v1")
   }
 
   /** @internal Add a request of a channel. @param {string} type @param {string} channel @param {Fields} fields @returns {Promise<any>} */
@@ -279,7 +247,7 @@ export class Client extends Observable {
   /** @internal Send a request once; without a connection it is lost. @param {string} type @param {string} channel @param {Fields} fields */
   sendOnce(type, channel, fields) {
     const frame = { ...fields, type, ref: this.nextRef(), channel }
-    if (this.isHttp) this.requests.sendOne(frame).catch(() => {})
+    if (this.isHttp) withFallback((fallback) => fallback.sendOne(this, frame))
     else this.send(JSON.stringify(frame))
   }
 
@@ -288,8 +256,10 @@ export class Client extends Observable {
     this.#worked.add(connection.transport)
     this.#error = null
     for (const channel of connection.channels) channel.renewPresence()
-    void this.requests.sendAll()
+    this.requests.sendAll()
     this.notify()
+    // While the server is there: another network may block WebSockets, and a later release has no such file.
+    withFallback(() => {})
   }
 
   /** @internal The server has confirmed the id of this client. @param {string | undefined} id */
@@ -308,24 +278,12 @@ export class Client extends Observable {
   }
 
   /**
-   * The server has refused a stream or a poll, or the network has.
-   * @param {Connection} connection @param {any} error @param {string | undefined} token
-   * @internal
-   */
-  refusedStream(connection, error, token) {
-    if (error?.code === "unauthenticated") return void (this.tokenRefused(token, false) || connection.fail())
-    if (error?.code === "no_verifier") this.#explain(error)
-    if (error instanceof HoldfastError && error.code !== "not_holdfast") return connection.channel?.refused(error, connection)
-    connection.fail(0, error)
-  }
-
-  /**
    * Return the call at the end of the back-off; undefined if another transport took over.
    * @param {Connection} connection @param {unknown} error
    * @internal
    */
   retryOf(connection, error) {
-    if (error instanceof HoldfastError && !isTemporary(error)) this.#explain(error)
+    if (error instanceof HoldfastError && !isTemporary(error)) this.explain(error)
     else if (!connection.isReached) void this.#probe()
     const { transport } = connection
     const retry = () => connection.start()
@@ -372,23 +330,8 @@ export class Client extends Observable {
   #climb() {
     const before = this.#transport
     const isCurrent = () => this.#transport === before && this.state !== "closed" && this.state !== "suspended"
-    const give = () => isCurrent() && this.use(before === POLL ? STREAM : before)
-    try {
-      const socket = new this.WebSocket(this.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
-      const timer = setTimeout(() => socket.close(), UPGRADE_MS / 30)
-      socket.onopen = () => {
-        socket.onclose = null
-        clearTimeout(timer)
-        socket.close()
-        if (isCurrent()) this.use(WEBSOCKET)
-      }
-      socket.onclose = () => {
-        clearTimeout(timer)
-        give()
-      }
-    } catch {
-      give()
-    }
+    const next = (/** @type {boolean} */ isOpen) => isCurrent() && this.use(isOpen ? WEBSOCKET : before === POLL ? STREAM : before)
+    withFallback((fallback) => fallback.tryWebSocket(this, next))
   }
 
   /** Another network may carry what the last one did not. */
@@ -417,14 +360,14 @@ export class Client extends Observable {
   async #probe() {
     if (this.#worked.size || this.#isProbing || this.#error) return
     this.#isProbing = true
-    const { diagnose } = await import("./probe.js") // few pages ever need it
-    const error = await diagnose(this.base, this.fetch)
+    // Few pages ever need it. Where it cannot be loaded now, the next failure tries again.
+    const error = await import("./probe.js").then(({ diagnose }) => diagnose(this.base, this.fetch)).catch(() => null)
     this.#isProbing = false
-    if (error && !this.#worked.size && this.state !== "closed") this.#explain(error)
+    if (error && !this.#worked.size && this.state !== "closed") this.explain(error)
   }
 
-  /** @param {HoldfastError} error */
-  #explain(error) {
+  /** @internal @param {HoldfastError} error */
+  explain(error) {
     this.#error = error
     this.#warn(error)
     this.notify()

@@ -1,9 +1,12 @@
 /**
  * A connection that is opened again after each failure, until it is stopped: the back-off, the watchdog, and waking.
  *
- * `websocket`, `stream` and `poll` open it (they are the values of `dial`); the client decides about transports.
+ * `websocket`, `stream` and `poll` open it; the client decides about transports. The last two are in a module of their
+ * own, which is loaded when it is needed.
  * @module
  */
+
+import { refusal } from "./errors.js"
 
 /** @typedef {import("./client.js").Client} Client */
 /** @typedef {import("./channel.js").Channel} Channel */
@@ -22,6 +25,33 @@ const BACKOFF_BASE_MS = 500
 const BACKOFF_CAP_MS = 15_000
 const STABLE_MS = 5_000 // a connection that breaks sooner is one more failure
 export const OPEN_MS = 10_000 // some proxies never respond to an upgrade; the same bound holds for an HTTP response
+
+/** @type {typeof import("./fallback.js") | undefined} */
+let fallback
+
+/** Load what the transports over HTTP need. */
+export const loadFallback = async () => (fallback ??= await import("./fallback.js"))
+
+/** Call `action` with the loaded module. Where it cannot be loaded now, the connections try again. @param {(module: typeof import("./fallback.js")) => unknown} action */
+export const withFallback = (action) => void loadFallback().then(action).catch(() => {})
+
+/** @param {"sse" | "poll"} name @param {number} silence_ms @returns {Transport} */
+const overHttp = (name, silence_ms) => ({
+  name,
+  silence_ms,
+  dial(connection, token) {
+    const stop = new AbortController()
+    const { signal } = stop
+    const begin = () => signal.aborted || fallback?.[name](connection, token, stop)
+    /** @param {Error} error */
+    const fail = ({ message }) => signal.aborted || connection.fail(0, refusal("unreachable", `the transport ${name} was not loaded: ${message}. If this lasts, reload the page`))
+    if (fallback) begin()
+    else loadFallback().then(begin, fail)
+    return () => stop.abort()
+  },
+})
+export const STREAM = overHttp("sse", 10_000)
+export const POLL = overHttp("poll", 25_000 + OPEN_MS) // the server waits 25 s
 
 /** @internal */
 export class Connection {

@@ -73,7 +73,7 @@ export class Conversation {
 
   /** The parent of the next message; undefined if it follows the newest message of all, as the server assumes. */
   get end() {
-    return this.#hidden.has(this.#stored[this.#stored.length - 1]?.id) ? this.messages[this.messages.length - 1]?.id : undefined
+    return this.#hidden.has(this.#stored.at(-1)?.id) ? this.messages.at(-1)?.id : undefined
   }
 
   /** The message to stop: the newest answer that is being written, or the newest question. */

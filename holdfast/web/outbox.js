@@ -78,9 +78,11 @@ export class Outbox {
         return message
       } catch (error) {
         const { code, message } = /** @type {HoldfastError} */ (error)
-        const isKept = code !== "closed" && this.entries.has(id)
-        if (isKept && !isTemporary({ code })) this.#put({ ...entry, error: { code, detail: message } })
-        if (!isKept || !isTemporary({ code })) throw error
+        if (code === "closed" || !this.entries.has(id)) throw error
+        if (!isTemporary({ code })) {
+          this.#put({ ...entry, error: { code, detail: message } })
+          throw error
+        }
         await new Promise((resolve) => setTimeout(resolve, this.client.random() * AGAIN_MS))
       }
     }

@@ -3,33 +3,20 @@
  * @module
  */
 
-import { OPEN_MS } from "./connection.js"
+import { refused, request } from "./http.js"
 
-/** @typedef {import("./connection.js").Connection} Connection */
-/** @typedef {import("./connection.js").Transport} Transport */
+const WAIT_S = 25 // the client gives up 10 s later
 
-const WAIT_S = 25
-
-/** @type {Transport} */
-export const POLL = {
-  name: "poll",
-  silence_ms: WAIT_S * 1000 + OPEN_MS,
-  dial,
-}
-
-/** @param {Connection} connection @param {string | undefined} token */
-function dial(connection, token) {
+/** @param {import("./connection.js").Connection} connection @param {string | undefined} token @param {AbortController} stop */
+export function dial(connection, token, stop) {
   const { client } = connection
   const channel = /** @type {import("./channel.js").Channel} */ (connection.channel)
-  const stop = new AbortController()
   channel.attaching()
 
   const read = async () => {
-    const path = `/v1/channels/${encodeURIComponent(channel.name)}/poll`
     for (let wait_s = 0; ; wait_s = WAIT_S) {
       const query = { since: channel.cursor, history: channel.limit, wait_s }
-      const response = await client.http("GET", path, { query, token, signal: stop.signal })
-      if (!response.ok) throw await client.problemOf(response)
+      const response = await request(client, "GET", channel.name, "poll", { query, token, signal: stop.signal })
       const text = await response.text()
       if (stop.signal.aborted) return
       client.token.accepted()
@@ -42,6 +29,5 @@ function dial(connection, token) {
     }
   }
 
-  read().catch((error) => stop.signal.aborted || client.refusedStream(connection, error, token))
-  return () => stop.abort()
+  read().catch((error) => stop.signal.aborted || refused(connection, error, token))
 }

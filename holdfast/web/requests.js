@@ -1,11 +1,11 @@
 /**
- * The requests of all channels that wait for a response, and their way over HTTP.
+ * The requests of all channels that wait for a response.
  *
  * A request is sent again on each new connection until it has a response. Requests carry ids, so a repeat is safe.
  * @module
  */
 
-import { OPEN_MS } from "./connection.js"
+import { withFallback } from "./connection.js"
 import { HoldfastError, refusal } from "./errors.js"
 
 /** @typedef {Record<string, unknown> & { id?: string }} Fields */
@@ -14,26 +14,14 @@ import { HoldfastError, refusal } from "./errors.js"
 
 const MAX_PENDING = 500 // the server stops reading at 1,000 or 4 MiB
 const MAX_UNITS = 1_000_000 // UTF-16 units, at most 3 bytes each; one request may go beyond it
-// The presence lease over HTTP. Browsers run the timers of a hidden page once a minute, and its member must not flicker.
-export const LEASE_S = 90
-// Requests over HTTP; a colon stands for the id. Any other request is a POST to a message under the name of its type.
-const ROUTES = new Map([
-  ["create", "POST messages"],
-  ["history", "GET messages"],
-  ["update", "PATCH messages/:"],
-  ["delete", "DELETE messages/:"],
-  ["command", "POST commands"],
-  ["reply", "POST commands/:/reply"],
-  ["presence", "PUT presence/:"],
-  ["signal", "POST signals"],
-])
 
 /** @internal */
 export class Requests {
   /** @type {Map<unknown, Pending>} in the order of the calls, which is the order of sending */
   pending = new Map()
   #units = 0
-  #isSending = false
+  /** @internal Whether they are being sent over HTTP. */
+  isSending = false
 
   /** @param {import("./client.js").Client} client */
   constructor(client) {
@@ -55,7 +43,7 @@ export class Requests {
       this.#units += text.length
       this.pending.set(frame.ref, { frame, text, resolve, reject })
       this.client.send(text)
-      void this.sendAll()
+      this.sendAll()
     })
   }
 
@@ -70,47 +58,8 @@ export class Requests {
     else request.resolve(response)
   }
 
-  /** Without a socket, send all requests over HTTP, one after another, since appends depend on each other. */
-  async sendAll() {
-    if (this.#isSending) return
-    this.#isSending = true
-    for (const [ref, { frame }] of this.pending) {
-      if (!this.client.isHttp || this.client.state === "suspended") break
-      await this.sendOne(frame).then(
-        (response) => this.settle(ref, response),
-        (error) => error instanceof HoldfastError && this.settle(ref, error),
-      )
-      // The server or the network is down: send it again after a while at the latest.
-      if (this.pending.has(ref)) {
-        setTimeout(() => this.sendAll(), this.client.random() * OPEN_MS)
-        break
-      }
-    }
-    this.#isSending = false
-  }
-
-  /** Send a request over HTTP, again if its token had to be replaced. @param {Frame} frame @returns {Promise<any>} */
-  async sendOne(frame) {
-    const { client } = this
-    const { type, channel, ref: _, leave, ...fields } = frame
-    const [verb, pattern] = (ROUTES.get(type) ?? `POST messages/:/${type}`).split(" ")
-    if (type === "presence") Object.assign(fields, { id: client.id ?? "anonymous", lease_s: LEASE_S })
-    const name = pattern.replace(":", () => encodeURIComponent(fields.id ?? ""))
-    if (name !== pattern) delete fields.id
-    const method = leave ? "DELETE" : verb
-    const path = `/v1/channels/${encodeURIComponent(channel)}/${name}`
-    const known = client.token.get()
-    const token = known instanceof Promise ? await known : known
-    const response = await client.http(method, path, {
-      token,
-      query: method === "GET" ? fields : {},
-      body: method[0] === "P" ? fields : undefined,
-      signal: AbortSignal.any([client.closing, AbortSignal.timeout(OPEN_MS)]),
-    })
-    if (response.ok) return response.status > 201 ? {} : response.json()
-    const error = await client.problemOf(response)
-    const isForToken = error instanceof HoldfastError && error.code === "unauthenticated" && client.token.source !== undefined
-    if (isForToken && !client.tokenRefused(token, false)) return this.sendOne(frame)
-    throw error
+  /** Send all requests over HTTP, if there is no socket. */
+  sendAll() {
+    if (this.client.isHttp) withFallback((fallback) => fallback.sendAll(this))
   }
 }

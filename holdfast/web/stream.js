@@ -4,28 +4,22 @@
  * @module
  */
 
-/** @typedef {import("./connection.js").Connection} Connection */
-/** @typedef {import("./connection.js").Transport} Transport */
+import { refusal } from "./errors.js"
+import { refused, request } from "./http.js"
+
 /** @typedef {{ type: string, data: string, id: string | undefined }} StreamEvent */
 
 const PING_S = 4
 const FIRST_BATCH_MS = 5_000 // after the headers; a proxy that holds it back longer buffers the stream
 
-/** @type {Transport} */
-export const STREAM = {
-  name: "sse",
-  silence_ms: 10_000,
-  dial,
-}
-
-/** @param {Connection} connection @param {string | undefined} token */
-function dial(connection, token) {
+/** @param {import("./connection.js").Connection} connection @param {string | undefined} token @param {AbortController} stop */
+export function dial(connection, token, stop) {
   const { client } = connection
   const channel = /** @type {import("./channel.js").Channel} */ (connection.channel)
   const { limit, cursor } = channel
-  const stop = new AbortController()
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let buffered
+  stop.signal.addEventListener("abort", () => clearTimeout(buffered))
   channel.attaching()
 
   /** @param {StreamEvent} event */
@@ -44,10 +38,9 @@ function dial(connection, token) {
   }
 
   const read = async () => {
-    const path = `/v1/channels/${encodeURIComponent(channel.name)}/events`
     const query = { history: limit, since: cursor, ping_s: PING_S }
-    const response = await client.http("GET", path, { query, token, signal: stop.signal })
-    if (!response.ok || !response.body) throw await client.problemOf(response)
+    const response = await request(client, "GET", channel.name, "events", { query, token, signal: stop.signal })
+    if (!response.body) throw refusal("not_holdfast", `${client.base} got status ${response.status} without a stream: is it a Holdfast server?`)
     client.token.accepted()
     connection.opened()
     buffered = setTimeout(() => {
@@ -64,13 +57,9 @@ function dial(connection, token) {
   }
 
   read().catch((error) => {
-    if (!stop.signal.aborted) client.refusedStream(connection, error, token)
+    if (!stop.signal.aborted) refused(connection, error, token)
     else if (error.name !== "AbortError") (globalThis.reportError ?? console.error)(error) // report an unreadable event
   })
-  return () => {
-    clearTimeout(buffered)
-    stop.abort()
-  }
 }
 
 /**

@@ -306,7 +306,7 @@ class Leader {
       if (guest.sent - guest.received > MAX_LAG) this.#close(guest)
       else this.#post(guest, text)
     }
-    this.#answer(channel)
+    this.#attachWaiting(channel)
   }
 
   #beat() {
@@ -333,7 +333,7 @@ class Leader {
       const channel = client.follow(name, { history: fields.history })
       guest.waiting.set(name, { ref, since: fields.since })
       if (!this.#watched.has(channel)) this.#watched.set(channel, channel.subscribe(() => this.#changed(channel)))
-      this.#answer(channel)
+      this.#attachWaiting(channel)
     } else if (type === "detach") {
       guest.attached.delete(name)
       guest.waiting.delete(name)
@@ -353,7 +353,7 @@ class Leader {
   }
 
   /** Attach the followers that wait for a channel: with a dump, or without one if their cursor is that of the channel. @param {Channel} channel */
-  #answer(channel) {
+  #attachWaiting(channel) {
     const { name, state, you, view } = channel
     if (state !== "live") return
     for (const guest of this.#guests.values()) {

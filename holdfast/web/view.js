@@ -378,15 +378,16 @@ class Entry {
   take(event) {
     const { serial, type } = event
     if (type === "message.append" || type === "message.part") {
-      const index = type === "message.part" ? event.index : event.part
-      if (serial <= (this.pieces[index]?.serial ?? this.whole)) return true // rule 1
-      if (!(type === "message.part" ? this.setPart(event) : this.pieces[index]?.append(event))) return false
+      const piece = this.pieces[type === "message.part" ? event.index : event.part]
+      if (serial <= (piece?.serial ?? this.whole)) return true // rule 1
+      if (!(type === "message.part" ? this.setPart(event) : piece?.append(event))) return false
     } else {
       if (serial <= this.version) return true // rule 1
-      const { reason, meta, ...rest } = this.head
-      // The event carries the whole result, so an omitted reason or meta is removed.
-      if (type === "message.takeover") this.head = { ...rest, status: "streaming", ...(meta && { meta }) }
-      else this.head = { ...rest, ...ending(event) }
+      const { reason: _, meta: kept, ...rest } = this.head
+      // A finish carries the whole result, so an omitted reason or meta is removed.
+      const end = type === "message.finish" ? event : { status: "streaming", meta: kept, updated_at: rest.updated_at }
+      const { status, reason, meta, updated_at } = /** @type {Finish} */ (end)
+      this.head = { ...rest, status, updated_at, ...(reason != null && { reason }), ...(meta && { meta }) }
     }
     this.version = Math.max(this.version, serial)
     this.shown = null
@@ -439,11 +440,6 @@ class Piece {
     if (this.points < Infinity && (this.part[this.field] ?? "") !== this.text) this.part = { ...this.part, [this.field]: this.text }
     return this.part
   }
-}
-
-/** @param {Finish} event */
-function ending({ status, reason, meta, updated_at }) {
-  return { status, updated_at, ...(reason != null && { reason }), ...(meta && { meta }) }
 }
 
 /** @internal Set an entry, and drop the oldest beyond `limit`. @template T @param {Map<string, T>} map @param {string} id @param {T} value */

@@ -23,7 +23,7 @@ export const WEBSOCKET = {
 function dial(connection, token) {
   const { client } = connection
   /** @type {WebSocket} */
-  const socket = new (connection.transport.Socket ?? client.WebSocket)(client.address("/v1/ws").replace(/^http/, "ws"), "holdfast.v1")
+  const socket = client.openSocket(connection.transport.Socket)
   /** @type {Map<unknown, Channel>} by the `ref` of the `attach`, until its response */
   const attaching = new Map()
   /** @type {unknown} the `ref` of the pending `auth` */

@@ -345,14 +345,14 @@ async def test_steer_commands_and_later_messages_reach_the_running_turn() -> Non
 @virtually
 async def test_ask_returns_the_first_reply_or_expired() -> None:
     hub = new_hub()
-    answers: list[Any] = []
+    replies: list[Any] = []
 
     @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("May I? ")
-            answers.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=30))
-            answers.append(await turn.ask("approve", timeout_s=30))
+            replies.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=30))
+            replies.append(await turn.ask("approve", timeout_s=30))
 
     await hub.create("chat:1", text="?")
     await asyncio.sleep(1)
@@ -362,8 +362,8 @@ async def test_ask_returns_the_first_reply_or_expired() -> None:
     with pytest.raises(HoldfastError):
         await hub.reply("chat:1", pending.id[1:], ok=True, by="bob")
     await until_over(hub, 1)
-    assert (answers[0].ok, answers[0].data, answers[0].by) == (False, "no", "ann")
-    assert (answers[1].ok, answers[1].error["code"]) == (False, "expired")
+    assert (replies[0].ok, replies[0].data, replies[0].by) == (False, "no", "ann")
+    assert (replies[1].ok, replies[1].error["code"]) == (False, "expired")
     await hub.close()
 
 
@@ -706,10 +706,10 @@ async def test_a_message_that_a_running_turn_could_not_take_in_gets_a_turn_of_it
     take = store.commit
 
     async def slow_after_a_claim(writes: Sequence[Write]) -> list[Committed | Conflict]:
-        answer = await take(writes)
+        outcomes = await take(writes)
         if any(isinstance(entry.op, Claim) and entry.op.id == "m2" for write in writes for entry in write.entries):
             await asyncio.sleep(0.5)
-        return answer
+        return outcomes
 
     store.commit = slow_after_a_claim  # type: ignore[method-assign]
     await hub.create("chat:1", text="first")

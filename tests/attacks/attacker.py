@@ -315,7 +315,7 @@ def within_rates(
     return {"statuses": statuses, **counts}
 
 
-def aborted_bodies(port: int, seconds: float, bearer: str, path: str, size: int, connections: int = 6) -> Report:
+def aborted_bodies(port: int, seconds: float, bearer: str, path: str, size: int, connections: int = 8) -> Report:
     """Send bodies without their last byte, and abort each. The report has the bytes of those that were not refused."""
     until_s = time.monotonic() + seconds
     counts = {"refused": 0, "bytes": 0}
@@ -329,7 +329,7 @@ def aborted_bodies(port: int, seconds: float, bearer: str, path: str, size: int,
         while time.monotonic() < until_s:
             with connect(port) as one:
                 one.sendall(request)
-                one.settimeout(0.05)  # the server refuses at once, and sends nothing to a body that it reads
+                one.settimeout(0.2)  # the server refuses at once, and sends nothing to a body that it reads
                 try:
                     is_refused = bool(one.recv(4096))
                 except TimeoutError:
@@ -337,6 +337,8 @@ def aborted_bodies(port: int, seconds: float, bearer: str, path: str, size: int,
                 with lock:
                     counts["refused"] += is_refused
                     counts["bytes"] += 0 if is_refused else size
+            if is_refused:
+                time.sleep(0.1)  # the attack is one of bytes, and not of requests that are refused
 
     threads = [threading.Thread(target=send) for _ in range(connections)]
     begun()

@@ -125,8 +125,8 @@ class Scene:
 
     async def _append(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
         path = f"/v1/channels/{CHANNEL}/messages/m/append"
-        status, answer = await ask(reader, writer, "POST", path, {"text": text, "at": len(self.text)}, writer_token())
-        assert status == 200, answer
+        status, response = await ask(reader, writer, "POST", path, {"text": text, "at": len(self.text)}, writer_token())
+        assert status == 200, response
         self.text += text
 
     def figures(self) -> str:
@@ -172,10 +172,10 @@ async def ask(
         head += f"Authorization: Bearer {bearer}\r\n"
     writer.write(head.encode() + b"\r\n" + data)
     async with asyncio.timeout(PATIENCE_S):
-        answer = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"(?i)content-length: (\d+)", answer)
+        response = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", response)
         content = await reader.readexactly(int(length[1])) if length else b""
-    return int(answer[9:12]), json.loads(content) if content else None
+    return int(response[9:12]), json.loads(content) if content else None
 
 
 _writer_token = ""
@@ -259,8 +259,8 @@ async def _stand_by(port: int, bearer: str, begun: threading.Event, over: asynci
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def send(path: str, body: Any) -> None:
-        status, answer = await ask(reader, writer, "POST", path, body, bearer or None)
-        assert status in (200, 201), answer
+        status, response = await ask(reader, writer, "POST", path, body, bearer or None)
+        assert status in (200, 201), response
 
     try:
         await send(message, {"id": "m", "role": "assistant", "status": "streaming"})

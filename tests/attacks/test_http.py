@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import socket
+
 import pytest
 
-from tests.attacks.attacker import GET, connect, exchange
-from tests.attacks.scene import MIB, Scene, run
+from tests.attacks.attacker import GET, connect, exchange, read_all
+from tests.attacks.scene import MIB, Scene, run, writer_token
 
 HEAD = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -35,7 +38,7 @@ async def test_requests_behind_a_running_one_are_not_read(attacked: Scene) -> No
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
-async def test_request_behind_a_refused_body_is_answered(attacked: Scene) -> None:
+async def test_request_behind_a_refused_body_gets_a_response(attacked: Scene) -> None:
     """The server throws away the body of a request that it refused, which counts for no other head."""
     body = b"x" * 500_000
     head = b"POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -45,3 +48,68 @@ async def test_request_behind_a_refused_body_is_answered(attacked: Scene) -> Non
             one.sendall(piece)
             assert exchange(other, GET + b"\r\n")[0] == 200  # meanwhile the server has read the piece
         assert exchange(one, b"\r\n")[0] == 200
+
+
+INSIDE = b"GET /healthz?inside-a-body HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 10.9.9.9\r\n\r\n"
+UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nUpgrade: "
+
+
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize(
+    ("first", "status"),
+    [
+        (f"POST /healthz HTTP/1.1\r\n{UPGRADE}h2c\r\n", 405),
+        (f"POST /healthz HTTP/1.1\r\n{UPGRADE}websocket\r\n", 400),
+        (f"GET /v1/ws HTTP/1.1\r\n{UPGRADE}websocket\r\n", 400),
+        ("CONNECT localhost:80 HTTP/1.1\r\n", 400),
+        ("CONNECT /healthz HTTP/1.1\r\n", 400),
+    ],
+    ids=["h2c", "websocket", "handshake", "connect", "connect to a path"],
+)
+async def test_body_behind_an_upgrade_is_no_request(attacked: Scene, first: str, status: int, is_chunked: bool) -> None:
+    head = f"{first}Host: localhost\r\n".encode()
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(INSIDE), INSIDE) if is_chunked else INSIDE
+    head += b"Transfer-Encoding: chunked\r\n\r\n" if is_chunked else b"Content-Length: %d\r\n\r\n" % len(body)
+    for pieces in ([head + body], [head, body], [head[:-3], head[-3:] + body[:5], body[5:]]):
+        with connect(attacked.port) as one, connect(attacked.port) as other:
+            for piece in pieces:
+                one.sendall(piece)
+                exchange(other, GET + b"\r\n")  # meanwhile the server has read the piece
+            received = read_all(one, 0.3)
+        assert received.count(b"HTTP/1.1 ") == 1, received
+        assert received.startswith(b"HTTP/1.1 %d " % status), received
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+async def test_request_that_offers_http_2_is_served_with_its_body(attacked: Scene, size: int) -> None:
+    """As `curl --http2 -d` sends it: a server may ignore the offer."""
+    body = json.dumps({"text": "x" * size}).encode()
+    head = (
+        f"POST /v1/channels/h2c/messages HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}h2c\r\n"
+        f"Authorization: Bearer {writer_token()}\r\nContent-Type: application/json\r\n"
+        f"X-Empty:\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    for pieces in ([head + body], [head, body], [head[:100], head[100:] + body]):
+        with connect(attacked.port) as one:
+            for piece in pieces[:-1]:
+                one.sendall(piece)
+            status, length = exchange(one, pieces[-1])
+            assert (status, length > size) == (201, True)
+            assert exchange(one, GET + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n" + GET + b"\r\n")[0] == 200
+            assert read_all(one, 0.3).count(b"HTTP/1.1 200") <= 1
+
+
+async def test_end_of_a_connection_shows_behind_refused_input(attacked: Scene) -> None:
+    """A stream whose peer has sent nonsense and left ends at once, and not with the next write."""
+    head = f"GET /v1/channels/c/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {writer_token()}\r\n\r\n"
+    before = attacked.descriptors()
+    with connect(attacked.port) as one:
+        one.sendall(head.encode())
+        read_all(one, 0.3)
+        one.sendall(b"no request\r\n\r\n")
+        assert read_all(one, 0.3) == b""
+        one.shutdown(socket.SHUT_WR)
+        one.settimeout(3)
+        while one.recv(4096):
+            pass
+    assert attacked.descriptors() <= before

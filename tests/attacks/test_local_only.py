@@ -67,15 +67,15 @@ def send(port: int, data: bytes, *, host: str = "127.0.0.1") -> bytes:
         return b"".join(iter(partial(peer.recv, 65536), b""))
 
 
-def check_refused(answer: bytes, reason: str) -> None:
-    """Assert that `answer` is the refusal of a hub without a verifier, for this reason."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.split(b" ", 2)[1] == b"403", answer
+def check_refused(response: bytes, reason: str) -> None:
+    """Assert that `response` is the refusal of a hub without a verifier, for this reason."""
+    head, _, body = response.partition(b"\r\n\r\n")
+    assert head.split(b" ", 2)[1] == b"403", response
     problem = json.loads(body)
     assert problem["code"] == "no_verifier"
     assert reason in problem["detail"]
     assert "authenticate=" in problem["detail"]
-    assert b"secret" not in answer
+    assert b"secret" not in response
 
 
 @needs_nginx
@@ -163,9 +163,9 @@ def test_rebound_name_is_refused(server: Server, host: str) -> None:
 def test_request_of_a_foreign_page_without_an_origin_is_refused(server: Server, site: str) -> None:
     """A browser names no Origin for images, scripts and links, but names the relation of the two sites."""
     data = TRIES["page"].replace(b"\r\n\r\n", f"\r\nSec-Fetch-Site: {site}\r\n\r\n".encode())
-    answer = send(server.port, data)
-    assert b" 403 " in answer
-    assert b"allowed_origins" in answer
+    response = send(server.port, data)
+    assert b" 403 " in response
+    assert b"allowed_origins" in response
 
 
 # Peers that must stay welcome
@@ -256,9 +256,9 @@ def test_hub_for_everyone_on_loopback_refuses_rebound_names(tmp_path: Path) -> N
     options = ("--allow-everyone", "--public-origin", "https://chat.example")
     with serving("serve", tmp_path, *options) as server, bystander(server.port):
         for host, status in ((b"localhost", b"200"), (b"chat.example", b"200"), (b"rebound.example", b"403")):
-            answer = send(server.port, TRIES["page"].replace(b"Host: localhost", b"Host: " + host))
-            assert answer.split(b" ", 2)[1] == status
-        assert b"--public-origin" in answer
+            response = send(server.port, TRIES["page"].replace(b"Host: localhost", b"Host: " + host))
+            assert response.split(b" ", 2)[1] == status
+        assert b"--public-origin" in response
 
 
 def test_public_origin_must_be_an_origin() -> None:

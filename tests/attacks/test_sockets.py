@@ -32,6 +32,7 @@ async def test_frame_above_8_kib_ends_an_unknown_socket(attacked: Scene) -> None
     outcome = await run(attacked, "frames", first=frame, piece="78" * 100)
     outcome.check(4 * MIB)
     assert set(outcome.report["codes"]) == {"1009"}, outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
 @pytest.mark.parametrize("addresses", [1, 20])
@@ -58,7 +59,7 @@ async def test_unknown_sockets_with_large_heads_take_little_memory(attacked: Sce
 
 
 async def test_socket_whose_introduction_failed_is_aborted(attacked: Scene) -> None:
-    """The attacker keeps its end open, and answers no close frame."""
+    """The attacker keeps its end open, and responds to no close frame."""
     begin = f"{HANDSHAKE}\r\n"
     outcome = await run(attacked, "crowd", total=200, begin=begin, socket_frames=TEXT, seconds=6)
     assert outcome.report["left"] == 0, outcome
@@ -79,9 +80,11 @@ async def test_message_of_many_empty_fragments_is_refused(attacked: Scene, is_kn
     outcome = await run(attacked, "frames", first=BEGINNING, piece=EMPTY, bearer=bearer(is_known))
     outcome.check(4 * MIB)
     assert set(outcome.report["codes"]) == {"1009"}, outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
 @pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
 async def test_flood_of_small_messages_does_not_hold_the_loop(attacked: Scene, reads: bool) -> None:
     outcome = await run(attacked, "frames", first="", piece=TEXT, bearer=bearer(True), reads=reads)
     outcome.check(4 * MIB)
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30

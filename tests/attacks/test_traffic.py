@@ -4,7 +4,8 @@ Layer: tests.
 
 Without a cost by bytes one person read pages of 147 MiB/s, wrote 64 MiB/s to the disk, and sent 1.5 GB of edits to ten
 viewers in 8 s. Each bound here is that of `hub.rates`: what a full bucket, and its refill during the attack, pay for,
-and the requests that were under way when the bucket was empty.
+and the requests that were under way when the bucket was empty. Afterwards the memory comes back, but for stored
+messages, which stay in memory while their channel is in use.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ async def publish(one: Scene, count: int, size: int, bearer: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     for number in range(count):
         body = {"id": f"m{number}", "text": "x" * size}
-        status, answer = await ask(reader, writer, "POST", MESSAGES, body, bearer)
-        assert status == 201, answer
+        status, response = await ask(reader, writer, "POST", MESSAGES, body, bearer)
+        assert status == 201, response
     writer.close()
 
 
@@ -47,6 +48,7 @@ async def test_large_pages_cost_the_rate_of_their_bytes(attacked: Scene) -> None
     outcome.check(64 * MIB)
     assert outcome.report["statuses"]["200"] >= 4, outcome
     assert outcome.report["bytes"] < PAID_BYTES + 4 * 2 * MIB, outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30, outcome
 
 
 async def test_large_messages_cost_the_rate_of_their_bytes(attacked: Scene) -> None:
@@ -64,8 +66,9 @@ async def test_aborted_bodies_cost_the_rate_of_their_bytes(attacked: Scene) -> N
     options = {"path": MESSAGES, "bearer": attacker(), "size": TEXT_BYTES}
     outcome = await run(attacked, "aborted_bodies", **options)
     outcome.check(64 * MIB)
-    assert 4 * TEXT_BYTES < outcome.report["bytes"] < PAID_BYTES + 2 * MIB, outcome
+    assert 4 * TEXT_BYTES < outcome.report["bytes"] < PAID_BYTES + 8 * MIB, outcome
     assert outcome.report["refused"], outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30, outcome
 
 
 async def test_large_frames_cost_the_rate_of_their_bytes(attacked: Scene) -> None:
@@ -91,3 +94,4 @@ async def test_edits_cost_the_rate_of_their_bytes_to_each_viewer(attacked: Scene
     outcome.check(128 * MIB)
     assert outcome.report["statuses"]["200"] >= 2, outcome
     assert 10 * MIB < outcome.report["watched"] < PAID_BYTES + 2 * 10 * MIB, outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30, outcome

@@ -87,9 +87,9 @@ def in_the_middle(moment: str, act: Callable[[list[Child]], None]) -> Iterator[N
         act_at(do)
 
     def spy_call(self: Served, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        answer = call(self, method, path, body)
+        response = call(self, method, path, body)
         act_at(path.rpartition("/")[2])
-        return answer
+        return response
 
     with (
         mock.patch.object(Child, "__init__", spy_born),

@@ -111,9 +111,9 @@ class Liar:
     def _greet(self) -> None:
         self._viewer, _ = self._listener.accept()
         self._viewer.settimeout(PATIENCE_S)
-        for answer in HANDSHAKES[self._kind]:
+        for response in HANDSHAKES[self._kind]:
             assert self._viewer.recv(65536)
-            self._viewer.sendall(answer)
+            self._viewer.sendall(response)
         self._greeted.set()
 
 
@@ -123,13 +123,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.load, "_QUIET_S", 0.05)
 
 
-def _run(kind: str, sent: list[str], said: list[str]) -> None:
-    """Run a benchmark in which `sent` was published and `said` delivered. Raises `Void` if it does not count."""
+def _run(kind: str, sent: list[str], reported: list[str]) -> None:
+    """Run a benchmark in which `sent` was published and `reported` delivered. Raises `Void` if it does not count."""
     liar = Liar(kind)
     client = PeerLoad()
     client.connect(kind=kind, port=liar.port, channels=["c"], timeout_s=PATIENCE_S)
     client.capture()
-    liar.say(said)
+    liar.say(reported)
     drained = client.drain(timeout_s=PATIENCE_S)
     decoded = client.decode()
     compared = client.compare(sent={"c": summary("".join(sent), "m")}, port=None)
@@ -150,7 +150,7 @@ def test_a_run_counts_when_every_token_came_once_and_in_order(kind: str) -> None
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "said",
+    "reported",
     [
         pytest.param([*TOKENS[:2], *TOKENS[3:]], id="lost"),
         pytest.param(TOKENS[:-1], id="last one lost"),
@@ -159,9 +159,9 @@ def test_a_run_counts_when_every_token_came_once_and_in_order(kind: str) -> None
         pytest.param([*TOKENS[:4], token(1.5)], id="another"),
     ],
 )
-def test_a_run_is_void_when_a_token_is_lost_doubled_moved_or_wrong(kind: str, said: list[str]) -> None:
+def test_a_run_is_void_when_a_token_is_lost_doubled_moved_or_wrong(kind: str, reported: list[str]) -> None:
     with pytest.raises(Void):
-        _run(kind, TOKENS, said)
+        _run(kind, TOKENS, reported)
 
 
 @pytest.mark.usefixtures("quick")
@@ -217,13 +217,13 @@ def test_a_session_that_socket_io_did_not_recover_is_void(monkeypatch: pytest.Mo
 # Publishing
 
 
-class Answering:
-    """An HTTP server that sends `answer` to every request."""
+class PublishServer:
+    """An HTTP server that sends `response` to every request."""
 
-    def __init__(self, answer: bytes) -> None:
+    def __init__(self, response: bytes) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._answer = answer
+        self._response = response
         self.requests = 0
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -233,15 +233,15 @@ class Answering:
         with connection:
             while data := connection.recv(1 << 20):
                 self.requests += data.count(b"POST ")
-                connection.sendall(self._answer * data.count(b"POST "))
+                connection.sendall(self._response * data.count(b"POST "))
         self._listener.close()
 
 
 CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 
 
-def _publish(answer: bytes) -> dict[str, Any]:
-    server = Answering(answer)
+def _publish(response: bytes) -> dict[str, Any]:
+    server = PublishServer(response)
     return publish(port=server.port, path="/{channel}", channels=["c"], count=3, tokens_per_s=1000, returns_texts=True)
 
 
@@ -252,13 +252,13 @@ def test_published_tokens_are_reported_as_sent() -> None:
 
 
 def test_a_publisher_that_is_late_still_publishes_each_token_on_its_own() -> None:
-    server = Answering(CREATED)
+    server = PublishServer(CREATED)
     publish(port=server.port, path="/{channel}", channels=["c"], count=50, tokens_per_s=1_000_000)
     assert server.requests == 50
 
 
 def test_tokens_of_one_window_are_published_together() -> None:
-    server = Answering(CREATED)
+    server = PublishServer(CREATED)
     report = publish(
         port=server.port,
         path="/{channel}",
@@ -278,7 +278,7 @@ def test_refused_publish_fails_the_run() -> None:
 
 
 def test_publish_without_a_response_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.peers.publisher, "_ANSWERS_S", 0.2)
+    monkeypatch.setattr(bench.peers.publisher, "_RESPONSES_S", 0.2)
     with pytest.raises(BenchError, match="3 of 3 publishes got no response"):
         _publish(b"")
 

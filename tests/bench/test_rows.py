@@ -228,7 +228,7 @@ def test_memory_of_a_dead_server_gives_no_figure() -> None:
 def test_missing_resources_are_reported_before_the_first_measurement(tmp_path: Path) -> None:
     ran = run_bench("resume", "appends", "--quick", "--dir", str(tmp_path), path=str(tmp_path))
     assert ran.returncode == 1
-    reported, measured = (ran.stderr.index(said) for said in ("appends: not measured: XADD per token: ", "resume: "))
+    reported, measured = (ran.stderr.index(line) for line in ("appends: not measured: XADD per token: ", "resume: "))
     assert reported < measured
     assert "redis-server is missing (Debian: apt-get install redis-server)" in ran.stderr
     assert "resume in mid-stream" in ran.stdout  # the rest is measured all the same
@@ -311,10 +311,10 @@ def test_interrupted_run_leaves_no_processes_or_files(
                         handles[pid] = os.pidfd_open(pid)
             assert run.poll() is None
         run.send_signal(end)
-        said, _ = run.communicate(timeout=30)
+        output, _ = run.communicate(timeout=30)
     assert run.returncode == 130
-    assert "resume in mid-stream" in said  # the finished row is kept
-    assert said.endswith("\ninterrupted\n")
+    assert "resume in mid-stream" in output  # the finished row is kept
+    assert output.endswith("\ninterrupted\n")
     for handle in handles.values():
         assert select.select([handle], [], [], 10)[0], "a process is still there"
         os.close(handle)
@@ -461,9 +461,9 @@ def test_page_lists_rows_that_are_not_in_its_run(tmp_path: Path) -> None:
     path = page(tmp_path, f"{report.BEGIN}\n| storm | 1 s |\n{report.END}")
     ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
     others = ", ".join(name for name in BENCHMARKS if name != "resume")
-    for said in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # at the beginning and at the end
-        assert f"not in this run, so without figures: {others}" in said
-        assert "a quick check" in said
+    for text in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # at the beginning and at the end
+        assert f"not in this run, so without figures: {others}" in text
+        assert "a quick check" in text
     assert "| storm |" not in path.read_text()
 
 

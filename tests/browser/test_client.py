@@ -19,6 +19,7 @@ from typing import Any
 import jwt
 import pytest
 from playwright.async_api import Browser, Page
+from playwright.async_api import Route as Interception
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
@@ -35,6 +36,7 @@ from tests.transports.conftest import listening, new_hub, serving
 
 SECRET = "0123456789abcdef0123456789abcdef"
 FIRST_WORDS_S = 5.0  # within this time a mistake has a name
+BUFFERED_S = 12.0  # a proxy that holds streams back is noticed within 10 s; then comes the first poll
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
@@ -221,8 +223,55 @@ async def test_port_without_a_server_is_unreachable_until_a_server_starts(browse
         window = await page_at(browser, port)
         await follow(window, port, url=f"http://localhost:{other_port}/holdfast")
         assert await error_code(window) == "unreachable"
-        assert await window.evaluate("window.client.status.retryAt") is not None
+        await window.wait_for_function("() => window.client.status.retryAt")
     await hub.close()
+
+
+async def test_each_tab_learns_why_the_tab_that_leads_does_not_connect(browser: Browser) -> None:
+    dead = free_port()
+    async with app_with(new_hub()) as port:
+        first = await page_at(browser, port)
+        second = await first.context.new_page()
+        await second.goto(first.url)
+        for window in (first, second):
+            await follow(window, port, url=f"http://localhost:{dead}/holdfast", identity="ada")
+        for window in (first, second):
+            assert await error_code(window) == "unreachable"
+        names = [await window.evaluate("window.client.status.transport") for window in (first, second)]
+        assert "tab" in names
+
+
+async def test_module_that_is_not_loaded_at_first_is_loaded_later(browser: Browser) -> None:
+    hub, missing, failures = new_hub(), ["fallback.js", "probe.js"], list[str]()
+
+    async def serve(route: Interception) -> None:
+        name = route.request.url.rpartition("/")[2]
+        await (route.abort() if name in missing else route.continue_())
+
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        window.on("pageerror", lambda error: failures.append(str(error)))
+        await window.route(re.compile("/web/"), serve)
+        await follow(window, port)
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        await window.evaluate("window.client.close()")
+
+        await follow(window, port, transport="sse")
+        assert await error_code(window) == "unreachable"
+        words: str = await window.evaluate("window.client.status.error.message")
+        assert words.startswith("the transport sse was not loaded: Failed to fetch")
+        missing.remove("fallback.js")
+        async with hub.message("chat:1", id="a") as message:
+            await message.append("one")
+        await until_shown(window, "one")
+        assert await window.evaluate("window.client.status.error") is None
+        await window.evaluate("window.client.close()")
+
+        async with window.expect_event("requestfailed", lambda request: request.url.endswith("/probe.js")):
+            await follow(window, port, url=f"http://localhost:{free_port()}/holdfast")
+        missing.clear()
+        assert await error_code(window) == "unreachable"
+        assert not failures
 
 
 async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: Browser) -> None:
@@ -343,7 +392,7 @@ async def test_page_behind_a_proxy_uses_the_best_transport_that_the_proxy_lets_t
             async with hub.message("chat:1", id="a") as message:
                 await message.append("one ")
                 await follow(window, port, token=token())
-                await window.wait_for_function("() => window.shown.at(-1) === 'one '", timeout=20_000)
+                await window.wait_for_function("() => window.shown.at(-1) === 'one '", timeout=BUFFERED_S * 1000)
                 await message.append("two")
                 await until_shown(window, "one two")
             assert await window.evaluate("window.client.status.transport") == transport

@@ -24,7 +24,6 @@ TAKEOVER_S = 2.0
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
 _FOLLOW = """async ([port, channel, options]) => {
-  window.heard = []
   const { connect } = await import(`http://localhost:${port}/holdfast/web/client.js`)
   window.client = connect({ url: "/holdfast", ...options })
   window.channel = window.client.channel(channel)
@@ -111,12 +110,12 @@ async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubl
             await message.append("two ")
             for tab in others:
                 await until_shown(tab, "one two ")
-            unanswered: set[asyncio.Task[Any]] = set()
+            crashing: set[asyncio.Task[Any]] = set()
             session = await context.new_cdp_session(leader)
             if end == "closed":
                 await leader.close()
             elif end == "crashed":
-                unanswered.add(asyncio.create_task(session.send("Page.crash")))  # without a response
+                crashing.add(asyncio.create_task(session.send("Page.crash")))  # without a response
             else:
                 await session.send("Debugger.enable")
                 await session.send("Debugger.pause")
@@ -138,7 +137,7 @@ async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubl
                 await session.send("Debugger.resume")
                 await until_shown(leader, "one two three four")
                 await leader.wait_for_function("() => window.client.status.transport === 'tab'")
-            for task in unanswered | set(leads):
+            for task in crashing | set(leads):
                 task.cancel()
 
 

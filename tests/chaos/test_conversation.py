@@ -30,7 +30,7 @@ SENT = SentCommand("stop-0", CHANNELS[0], "cancel", ID, ID)
     [
         (lambda conversation: conversation.until_gone("bot-1", 0.05), "bot-1 to be gone"),
         (lambda conversation: conversation.until_interrupted(STREAMING["id"], 1, 0.05), "to be interrupted"),
-        (lambda conversation: conversation.until_answered(SENT), "a reply to stop-0"),
+        (lambda conversation: conversation.until_replied(SENT), "a reply to stop-0"),
         (lambda conversation: conversation.until_settled(), "still stream"),
     ],
 )

@@ -16,7 +16,7 @@ from holdfast.client import Client, Timing
 from holdfast.client.dial import Closed, Refusal
 
 QUICK = Timing(
-    open_s=2.0, silence_s=2.0, answer_s=2.0, request_s=2.0, backoff_s=0.001, backoff_cap_s=0.004, retry_s=0.001
+    open_s=2.0, silence_s=2.0, response_s=2.0, request_s=2.0, backoff_s=0.001, backoff_cap_s=0.004, retry_s=0.001
 )
 
 

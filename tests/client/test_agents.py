@@ -15,7 +15,7 @@ import pytest
 
 from holdfast import Hub, allow_everyone
 from holdfast.agents.ids import reply_id
-from holdfast.agents.turn import Answered, Turn
+from holdfast.agents.turn import AskReply, Turn
 from holdfast.client import ClaimedTurn, Client
 from holdfast.client.lease import SHORTEST_LEASE_S
 from holdfast.core.errors import HoldfastError
@@ -331,8 +331,8 @@ async def test_two_agents_of_one_client_each_get_their_own_turns(hub: Hub, wire:
 async def test_turn_of_an_old_socket_takes_a_slot_of_the_new_one_and_frees_it(hub: Hub, wire: Wire) -> None:
     at_once, most = 0, 0
     begun, release = asyncio.Event(), asyncio.Event()
-    heard = Renewals(wire)
-    client = client_of(wire, client_id="bot", dial=heard)
+    renewals = Renewals(wire)
+    client = client_of(wire, client_id="bot", dial=renewals)
 
     @client.agent("chat:*", slots=1)
     async def bot(turn: Turn) -> None:
@@ -351,7 +351,7 @@ async def test_turn_of_an_old_socket_takes_a_slot_of_the_new_one_and_frees_it(hu
         await hub.create("chat:1", text="?")
         await begun.wait()
         wire.cut()
-        await becomes(lambda: heard.renewed[1:] == [{"chat:1"}])
+        await becomes(lambda: renewals.renewed[1:] == [{"chat:1"}])
         await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         for channel in ("chat:2", "chat:3", "chat:4"):
             await hub.create(channel, text="?")
@@ -393,8 +393,8 @@ async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) ->
     """On a new socket each agent renews its own turns, which the server has not assigned there."""
     begun: list[str] = []
     release = asyncio.Event()
-    heard = Renewals(wire)
-    client = client_of(wire, client_id="bot", dial=heard)
+    renewals = Renewals(wire)
+    client = client_of(wire, client_id="bot", dial=renewals)
     for name in ("bot~a", "bot~b"):
         serve_by_name(client, name, release, lambda name, _: begun.append(name))
     async with working(client), asyncio.timeout(10):
@@ -403,7 +403,7 @@ async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) ->
             await hub.create(channel, text="?")
         await becomes(lambda: len(begun) == 2)
         wire.cut()
-        await becomes(lambda: heard.renewed[1:] == [{"chat:1", "chat:2"}])
+        await becomes(lambda: renewals.renewed[1:] == [{"chat:1", "chat:2"}])
         release.set()
         for channel in ("chat:1", "chat:2"):
             await until_answered(hub, 1, channel)
@@ -414,12 +414,12 @@ async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) ->
 
 async def test_agent_requests_a_reply_that_its_view_missed_before_a_new_start(hub: Hub, wire: Wire) -> None:
     """A new start brings the waiting commands but no reply, so the agent requests the reply."""
-    answered: list[Answered] = []
+    replies: list[AskReply] = []
     client = client_of(wire, client_id="bot")
 
     @client.agent("chat:*")
     async def bot(turn: Turn) -> None:
-        answered.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=60))
+        replies.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=60))
 
     async with working(client), asyncio.timeout(10):
         await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
@@ -429,8 +429,8 @@ async def test_agent_requests_a_reply_that_its_view_missed_before_a_new_start(hu
         wire.cut()
         view.cursor = None  # as after a close code that says to attach anew
         await hub.reply("chat:1", view.commands[0].id, ok=True, data="go", by="ann")
-        await becomes(lambda: bool(answered))
-    assert answered == [Answered(True, "go", None, "ann")]
+        await becomes(lambda: bool(replies))
+    assert replies == [AskReply(True, "go", None, "ann")]
 
 
 @contextlib.asynccontextmanager
@@ -460,9 +460,9 @@ async def test_invalid_state_of_an_agent_raises_and_its_claim_is_kept() -> None:
         async def bot(turn: Turn) -> None:
             begun.append(turn.attempt)
             async with turn.reply() as message:
-                for said in (object(), "\ud83d", "x" * 2_000_000):
+                for value in (object(), "\ud83d", "x" * 2_000_000):
                     try:
-                        turn.progress("using a tool", tool=said)
+                        turn.progress("using a tool", tool=value)
                     except HoldfastError as error:
                         refused.append(error.code)
                 for _ in range(40):

@@ -24,7 +24,7 @@ from tests.processes import Process, Server, serving, text_of
 PATIENCE_S = 30.0
 TOKENS = 400
 # Short waits where a test would only sit through them; the rest as it is.
-TIMING = Timing(backoff_s=0.05, backoff_cap_s=0.2, silence_s=7.0, answer_s=1.0)
+TIMING = Timing(backoff_s=0.05, backoff_cap_s=0.2, silence_s=7.0, response_s=1.0)
 
 
 @pytest.fixture

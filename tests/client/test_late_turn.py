@@ -1,6 +1,6 @@
 """Turns of agents that did not run for a while, or had no connection.
 
-You are in `tests`, in virtual time.
+Layer: tests. In virtual time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.client.test_agents import answers, virtual_hub, working
 from tests.client.wire import Wire, becomes, client_of
 from tests.virtual import virtually
 
-SLEEPY = Timing(silence_s=1000.0, answer_s=1000.0, send_s=1000.0)  # it sleeps: it looks at no clock
+SLEEPY = Timing(silence_s=1000.0, response_s=1000.0, send_s=1000.0)  # it sleeps: it looks at no clock
 
 
 def drowsy(wire: Wire, awake: asyncio.Event) -> Any:
@@ -66,7 +66,7 @@ async def test_agent_that_slept_begins_no_turn_of_another_worker() -> None:
         ):
             await asyncio.sleep(1)
             await hub.create("chat:1", text="?")
-            await asyncio.sleep(4.9)  # it was heard of long ago, and would be again soon
+            await asyncio.sleep(4.9)  # its last frame was long ago, and its next is due
             awake.clear()
             for _ in range(60):
                 await asyncio.sleep(1)
@@ -75,8 +75,8 @@ async def test_agent_that_slept_begins_no_turn_of_another_worker() -> None:
                     break
             awake.set()
             await asyncio.sleep(60)
-        told = [(one.author, len(one.text), one.status) for one in await answers(hub)]
-        assert told == [("sleeper", 5, "interrupted"), ("other", 20, "complete")]
+        found = [(one.author, len(one.text), one.status) for one in await answers(hub)]
+        assert found == [("sleeper", 5, "interrupted"), ("other", 20, "complete")]
 
 
 @pytest.mark.parametrize("seed", range(20))

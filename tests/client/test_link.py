@@ -2,7 +2,7 @@
 
 Layer: tests.
 
-The other side is a script, since a real server says most of this rarely.
+The other side is a script, since a real server sends most of this rarely.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from holdfast.client import Client, Timing, UnknownProblem, Unreachable
 from holdfast.client.dial import Refusal
-from holdfast.client.pending import UNANSWERED
+from holdfast.client.pending import PENDING_REQUESTS
 from holdfast.core import errors
 from holdfast.core.errors import HoldfastError, LocalError
 from tests.client.script import QUICK, Script, client_of
@@ -109,9 +109,9 @@ async def test_request_without_a_response_times_out_and_is_not_sent_again(script
 
 async def test_calls_wait_while_too_many_requests_have_no_response(script: Script) -> None:
     async with client_of(script) as client:
-        asked = [asyncio.create_task(client.delete("c", f"m{number}")) for number in range(UNANSWERED + 1)]
+        asked = [asyncio.create_task(client.delete("c", f"m{number}")) for number in range(PENDING_REQUESTS + 1)]
         socket = await script.socket()
-        frames = [await socket.frame() for _ in range(UNANSWERED)]
+        frames = [await socket.frame() for _ in range(PENDING_REQUESTS)]
         socket.say(type="ping", n=1)
         assert await socket.frame() == {"type": "pong", "n": 1}
         socket.say(type="ok", ref=frames[0]["ref"])
@@ -173,8 +173,8 @@ async def test_an_outage_is_one_line_in_the_log(script: Script, caplog: pytest.L
         script.refusals.extend([OSError("nobody is there"), OSError("nobody is there")])
         first.bye(None)
         await script.socket()
-    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert told == ["no connection to https://host.example/holdfast (1006); trying again"]
+    warnings = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert warnings == ["no connection to https://host.example/holdfast (1006); trying again"]
     assert "secret-token" not in caplog.text
 
 
@@ -201,7 +201,7 @@ async def test_silence_ends_a_connection(script: Script) -> None:
 
 
 async def test_connection_without_responses_is_ended(script: Script) -> None:
-    async with client_of(script, timing=Timing(silence_s=0.4, answer_s=0.1, backoff_s=0.001)) as client:
+    async with client_of(script, timing=Timing(silence_s=0.4, response_s=0.1, backoff_s=0.001)) as client:
         first = await script.socket()
         asked = await deleting(client, "m")
         frame = await first.frame()
@@ -280,13 +280,13 @@ async def test_refused_token_is_renewed_a_limited_number_of_times(script: Script
 
 
 async def test_a_provider_that_fails_is_asked_again(script: Script) -> None:
-    answers: list[Any] = [ValueError("no luck"), "token"]
+    outcomes: list[Any] = [ValueError("no luck"), "token"]
 
     async def provider() -> str:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return str(answer)
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return str(outcome)
 
     async with client_of(script, token_provider=provider):
         await script.socket()
@@ -299,10 +299,10 @@ async def test_a_token_is_renewed_on_the_live_connection_before_it_ends(script: 
         frame = await socket.frame()
         assert frame == {"type": "auth", "ref": frame["ref"], "token": provider.given[1]}
         socket.say(type="error", ref=frame["ref"], code="unauthenticated")
-        await script.socket()  # the client tries a refused token at the upgrade
+        await script.socket()  # access control of the next connection decides on a refused token
 
 
-# At the upgrade ------------------------------------------------------------------------------------------------------
+# Access control ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

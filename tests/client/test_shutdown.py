@@ -139,10 +139,10 @@ def received() -> Iterator[list[str]]:
 
 
 async def test_signal_is_passed_on_to_the_apps_handler_at_the_end(received: list[str]) -> None:
-    told, again = asyncio.Event(), asyncio.Event()
-    with Signals(first=told.set, again=again.set):
+    notified, again = asyncio.Event(), asyncio.Event()
+    with Signals(first=notified.set, again=again.set):
         signal.raise_signal(signal.SIGTERM)
-        await told.wait()
+        await notified.wait()
         assert received == []
         signal.raise_signal(signal.SIGTERM)
         await again.wait()

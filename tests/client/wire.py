@@ -25,7 +25,7 @@ from holdfast.client.dial import Closed, Refusal
 QUICK = Timing(
     open_s=2.0,
     silence_s=5.0,
-    answer_s=5.0,
+    response_s=5.0,
     request_s=10.0,
     backoff_s=0.001,
     backoff_cap_s=0.004,

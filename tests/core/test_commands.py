@@ -68,11 +68,11 @@ def served() -> LogHarness:
 
 def test_a_command_is_stored_as_it_was_sent(harness: LogHarness) -> None:
     harness.stream("m")
-    answer = harness.command("c", "steer", target="m", data={"to": "the point"}, expires_s=60, caller=BOB)
-    (op,) = answer.ops
+    result = harness.command("c", "steer", target="m", data={"to": "the point"}, expires_s=60, caller=BOB)
+    (op,) = result.ops
     assert isinstance(op, Command)
     assert (op.id, op.name, op.target, op.data, op.by) == ("!c", "steer", "m", {"to": "the point"}, "bob")
-    assert (op.at_ms, op.expires_ms, answer.serial) == (1_000, 61_000, 2)
+    assert (op.at_ms, op.expires_ms, result.serial) == (1_000, 61_000, 2)
     assert harness.known_command("c").command() == CommandSeen(
         id="c", name="steer", target="m", data={"to": "the point"}, from_="bob", expires_at=61_000
     )
@@ -357,10 +357,10 @@ def regenerate(harness: LogHarness, command_id: str, target: str | None, **field
 def test_regenerate_makes_a_message_wait_again_in_one_decision(served: LogHarness) -> None:
     served.claim("q")
     served.end("q")
-    answer = regenerate(served, "c", "q", caller=BOB)
-    command, claim, reply = answer.ops
+    result = regenerate(served, "c", "q", caller=BOB)
+    command, claim, reply = result.ops
     assert isinstance(command, Command)
-    assert answer.serial == served.known_command("c").created
+    assert result.serial == served.known_command("c").created
     assert claim == Claim(id="q", state="pending", generation=8, at_ms=1_000)
     assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None)
     assert served.known("q").is_pending
@@ -414,9 +414,9 @@ def test_regenerated_messages_count_towards_the_bound_of_waiting_ones_within_a_b
 
 
 def test_cancel_of_a_waiting_turn_is_carried_out_in_one_decision(served: LogHarness) -> None:
-    answer = served.cancel("c", "q", caller=BOB)
-    command, claim, reply = answer.ops
-    assert answer.serial == served.known_command("c").created == served.cancel("c", "q", caller=BOB).serial
+    result = served.cancel("c", "q", caller=BOB)
+    command, claim, reply = result.ops
+    assert result.serial == served.known_command("c").created == served.cancel("c", "q", caller=BOB).serial
     assert isinstance(command, Command)
     assert claim == Claim(id="q", state="cancelled", generation=0, by=None, at_ms=1_000)
     assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None)
@@ -513,8 +513,8 @@ def test_server_carries_out_a_cancel_of_any_writer(harness: LogHarness) -> None:
     harness.stream("n", "another")
     harness.cancel("c", "m", caller=BOB)
     harness.now_ms = 3_000
-    answer = harness.settle("c")
-    assert answer.ops == (
+    result = harness.settle("c")
+    assert result.ops == (
         Finish(id="m", status="cancelled", reason=None, meta={"model": "x"}, at_ms=3_000),
         Reply(id="!c", ok=True, data=None, error=None, by=None),
     )
@@ -586,8 +586,8 @@ def test_command_with_a_reply_is_not_settled_again(harness: LogHarness, is_expir
     harness.stream("m")
     harness.cancel("c", "m")
     harness.reply("c", ok=False, error="not now")
-    answer = harness.settle("c", is_expired=is_expired)
-    assert (answer.ops, answer.serial) == ((), 3)
+    result = harness.settle("c", is_expired=is_expired)
+    assert (result.ops, result.serial) == ((), 3)
     assert harness.message("m").status == "streaming"
 
 
@@ -629,7 +629,7 @@ def test_the_first_reply_counts(harness: LogHarness) -> None:
         harness.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
     reply = harness.known_command("c").reply
     assert reply == Reply(id="!c", ok=True, data={"by": "bob"}, error=None, by="bob")
-    assert (first.serial, harness.known_command("c").answered) == (2, 2)
+    assert (first.serial, harness.known_command("c").reply_serial) == (2, 2)
 
 
 def test_of_two_replies_in_a_batch_the_first_counts(batch: LogHarness) -> None:
@@ -848,7 +848,7 @@ def test_of_two_replies_in_a_log_the_first_counts(harness: LogHarness) -> None:
     harness.reply("c", data="first")
     first = harness.known_command("c").reply
     apply_entry(harness.state, Entry(3, Reply(id="!c", ok=False, data="second", error=None, by="bob")))
-    assert (harness.known_command("c").reply, harness.known_command("c").answered, harness.state.serial) == (
+    assert (harness.known_command("c").reply, harness.known_command("c").reply_serial, harness.state.serial) == (
         first,
         2,
         3,

@@ -77,10 +77,10 @@ def test_parsing_any_text_never_raises(text: str) -> None:
 
 @given(st.integers(0, 2**53), st.text("abc:/=+!~", max_size=20), st.integers(0, 2**53), st.text("h9_-", max_size=23))
 def test_presence_position_is_the_last_field_of_a_cursor(serial: int, extra: str, place: int, mark: str) -> None:
-    told = Cursor("life", place, mark)
-    cursor = Cursor("e1", serial, extra).with_presence(told)
-    assert cursor.presence == told
-    assert (parse_cursor(str(cursor)) or EMPTY).presence == told
+    presence = Cursor("life", place, mark)
+    cursor = Cursor("e1", serial, extra).with_presence(presence)
+    assert cursor.presence == presence
+    assert (parse_cursor(str(cursor)) or EMPTY).presence == presence
     assert cursor.with_presence(EMPTY).presence == EMPTY
     assert str(cursor).startswith(f"e1:{serial}:{extra}@life:")
 

@@ -237,22 +237,22 @@ def test_null_in_meta_removes_a_key_at_the_top_only(harness: LogHarness) -> None
 
 def test_an_append_without_at_goes_to_the_end(harness: LogHarness) -> None:
     harness.stream("m", "ab")
-    answer = harness.append("m", "cd")
-    assert answer.ops == (Append(id="m", part=0, at=2, text="cd"),)
-    assert (answer.part, answer.length, answer.serial) == (0, 4, 2)
+    result = harness.append("m", "cd")
+    assert result.ops == (Append(id="m", part=0, at=2, text="cd"),)
+    assert (result.part, result.length, result.serial) == (0, 4, 2)
 
 
 def test_at_counts_code_points(harness: LogHarness) -> None:
     harness.stream("m", "é👩\u200d🚀中")
-    answer = harness.append("m", "!", at=5)
-    assert (answer.length, harness.text("m")) == (6, "é👩\u200d🚀中!")
+    result = harness.append("m", "!", at=5)
+    assert (result.length, harness.text("m")) == (6, "é👩\u200d🚀中!")
 
 
 def test_an_overlap_is_compared_and_dropped(harness: LogHarness) -> None:
     harness.stream("m", "hello")
-    answer = harness.append("m", "lo world", at=3)
-    assert answer.ops == (Append(id="m", part=0, at=5, text=" world"),)
-    assert (answer.length, harness.text("m")) == (11, "hello world")
+    result = harness.append("m", "lo world", at=3)
+    assert result.ops == (Append(id="m", part=0, at=5, text=" world"),)
+    assert (result.length, harness.text("m")) == (11, "hello world")
 
 
 def test_repeated_text_is_success(harness: LogHarness) -> None:
@@ -266,8 +266,8 @@ def test_repeated_text_is_success(harness: LogHarness) -> None:
 def test_text_wholly_contained_is_success_even_after_the_end(harness: LogHarness, text: str, at: int) -> None:
     harness.stream("m", "hello")
     harness.finish("m")
-    answer = harness.append("m", text, at=at)
-    assert (answer.ops, answer.length) == ((), 5)
+    result = harness.append("m", text, at=at)
+    assert (result.ops, result.length) == ((), 5)
 
 
 @pytest.mark.parametrize(("text", "at"), [("x", 0), ("help", 0), ("loX", 4), ("hello?", 0)])
@@ -309,22 +309,22 @@ def test_an_append_without_a_part_goes_to_the_last_text_part(harness: LogHarness
 def test_the_first_append_opens_a_text_part_as_an_entry_of_its_own(harness: LogHarness) -> None:
     harness.stream("m", parts=[tool_part()])
     harness.now_ms = 2_000
-    answer = harness.append("m", "hi", at=0)
-    assert answer.ops == (SetPart(id="m", index=1, part=text_part("hi"), at_ms=2_000),)
-    assert (answer.part, answer.length) == (1, 2)
+    result = harness.append("m", "hi", at=0)
+    assert result.ops == (SetPart(id="m", index=1, part=text_part("hi"), at_ms=2_000),)
+    assert (result.part, result.length) == (1, 2)
 
 
 def test_an_empty_first_append_opens_nothing(harness: LogHarness) -> None:
     harness.stream("m")
-    answer = harness.append("m", "")
-    assert (answer.ops, answer.part, answer.length) == ((), 0, 0)
+    result = harness.append("m", "")
+    assert (result.ops, result.part, result.length) == ((), 0, 0)
     assert harness.message("m").parts == []
 
 
 def test_appends_to_a_tool_part_go_to_its_input(harness: LogHarness) -> None:
     harness.stream("m", parts=[tool_part('{"q":')])
-    answer = harness.append("m", ' "x"}', part=0, at=5)
-    assert (answer.length, harness.message("m").parts) == (10, [tool_part('{"q": "x"}')])
+    result = harness.append("m", ' "x"}', part=0, at=5)
+    assert (result.length, harness.message("m").parts) == (10, [tool_part('{"q": "x"}')])
 
 
 def test_appends_to_a_reasoning_part_need_its_index(harness: LogHarness) -> None:
@@ -440,9 +440,9 @@ def test_update_with_text_and_parts_is_refused(harness: LogHarness) -> None:
 def test_a_finish_keeps_status_reason_and_the_whole_meta(harness: LogHarness) -> None:
     harness.stream("m", meta={"x": 1, "y": 2})
     harness.now_ms = 2_000
-    answer = harness.finish("m", "failed", reason="no model", meta={"y": None, "z": 3})
+    result = harness.finish("m", "failed", reason="no model", meta={"y": None, "z": 3})
     expected = Finish(id="m", status="failed", reason="no model", meta={"x": 1, "z": 3}, at_ms=2_000)
-    assert answer.ops == (expected,)
+    assert result.ops == (expected,)
     message = harness.message("m")
     assert (message.status, message.reason, message.meta) == ("failed", "no model", {"x": 1, "z": 3})
 
@@ -488,10 +488,10 @@ def test_finish_with_a_status_that_is_not_an_end_is_refused(harness: LogHarness,
 def test_a_takeover_of_an_interrupted_message_streams_again_in_the_next_generation(harness: LogHarness) -> None:
     harness.stream("m", parts=[text_part("abc"), data_part(), tool_part("é")])
     harness.interrupt("m")
-    answer = harness.take_over("m", lease_s=20)
+    result = harness.take_over("m", lease_s=20)
     expected = Takeover(id="m", generation=2, writer=Writer(by="bob", node=None, lease_ms=20_000))
-    assert answer.ops == (expected,)
-    assert (answer.generation, answer.lengths) == (2, [3, 0, 1])
+    assert result.ops == (expected,)
+    assert (result.generation, result.lengths) == (2, [3, 0, 1])
     message = harness.message("m")
     assert (message.status, message.reason, message.author) == ("streaming", None, "ann")
 
@@ -544,7 +544,7 @@ OF_WRITERS: list[Request] = [
 
 
 @pytest.mark.parametrize("request_", OF_WRITERS)
-def test_whoever_was_taken_over_is_fenced_off(request_: Request) -> None:
+def test_request_of_a_writer_that_was_taken_over_is_fenced(request_: Request) -> None:
     with pytest.raises(Fenced) as refusal:
         taken_over().ask("m", request_)
     assert refusal.value.details == {"generation": 2}

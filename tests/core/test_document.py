@@ -386,30 +386,30 @@ def test_decisions_about_a_turn_are_the_same_on_a_restored_message() -> None:
     assert harness.end("q").ops == ()
 
 
-def commanded(command_id: str, *, is_answered: bool) -> LogHarness:
+def commanded(command_id: str, *, has_reply: bool) -> LogHarness:
     harness = LogHarness()
     harness.stream("m")
     harness.command(command_id, "steer", target="m", data={"to": [1, None]}, expires_s=60, caller=PERSON)
-    if is_answered:
+    if has_reply:
         harness.reply(command_id, ok=False, data={"x": "é"}, error={"code": "no"}, request="r")
     return harness
 
 
-@pytest.mark.parametrize("is_answered", [False, True])
-def test_a_document_holds_all_of_a_command(is_answered: bool) -> None:
-    harness = commanded("c", is_answered=is_answered)
+@pytest.mark.parametrize("has_reply", [False, True])
+def test_a_document_holds_all_of_a_command(has_reply: bool) -> None:
+    harness = commanded("c", has_reply=has_reply)
     kept = document(harness.known_command("c"))
     (back,) = restored([Stored(id=kept.id, head=kept.head, segments=kept.segments, entries=[])])
     assert isinstance(back, CommandState)
     assert everything_of_command(back) == everything_of_command(harness.known_command("c"))
-    assert (kept.id, kept.created, kept.version) == ("!c", 0, 3 if is_answered else 2)
-    assert (kept.is_open, kept.is_deleted, len(kept.segments)) == (not is_answered, False, 1)
+    assert (kept.id, kept.created, kept.version) == ("!c", 0, 3 if has_reply else 2)
+    assert (kept.is_open, kept.is_deleted, len(kept.segments)) == (not has_reply, False, 1)
     assert (kept.target, kept.until_ms) == ("m", 61_000 + KEPT_MS)
     assert b"to" not in kept.head
 
 
 def test_only_a_reply_after_the_document_is_applied() -> None:
-    harness = commanded("c", is_answered=False)
+    harness = commanded("c", has_reply=False)
     kept = document(harness.known_command("c"))
     harness.reply("c", data=1)
     for one in (kept, document(harness.known_command("c"))):
@@ -418,9 +418,9 @@ def test_only_a_reply_after_the_document_is_applied() -> None:
 
 
 def test_decisions_about_a_command_are_the_same_when_it_was_restored() -> None:
-    harness = commanded("c", is_answered=True)
+    harness = commanded("c", has_reply=True)
     harness.state.commands.clear()
-    kept = document(commanded("c", is_answered=True).known_command("c"))
+    kept = document(commanded("c", has_reply=True).known_command("c"))
     harness.state.insert([restore_command(Stored(id=kept.id, head=kept.head, segments=[], entries=[]))])
     assert harness.command("c", "steer", target="m", data={"to": [1, None]}, caller=PERSON).ops == ()
     assert harness.reply("c", request="r").serial == 3
@@ -431,14 +431,14 @@ def test_decisions_about_a_command_are_the_same_when_it_was_restored() -> None:
 
 
 def test_command_whose_data_has_left_keeps_its_outcome() -> None:
-    kept = document(commanded("c", is_answered=True).known_command("c"))
+    kept = document(commanded("c", has_reply=True).known_command("c"))
     back = restore_command(Stored(id="!c", head=kept.head, segments=[], entries=[]))
     assert back.reply is not None
     assert (back.data, back.reply.data, back.reply.error, back.reply.ok) == (None, None, {"code": "no"}, False)
 
 
 def test_messages_and_commands_are_restored_as_their_kind() -> None:
-    harness = commanded("m", is_answered=False)  # the command has the same id as the message
+    harness = commanded("m", has_reply=False)  # the command has the same id as the message
     documents = [document(harness.known("m")), document(harness.known_command("m"))]
     back = restored(Stored(id=one.id, head=one.head, segments=one.segments, entries=[]) for one in documents)
     assert [type(one) for one in back] == [MessageState, CommandState]

@@ -151,12 +151,12 @@ def test_catch_up_since_any_serial_is_ordered_and_has_each_change_once(
     assert serials == sorted(serials)
     assert all(since < serial <= world.state.serial for serial in serials)
     sent = [event.command for event in events if isinstance(event, CommandSent)]
-    heard = [event for event in events if isinstance(event, CommandReply)]
+    received = [event for event in events if isinstance(event, CommandReply)]
     created = {one.id[1:]: one.created for one in world.truth.commands.values()}
     assert {one.id: one for one in sent} == {
         one: command for one, command in world.commands().items() if created[one] > since
     }
-    assert heard == [reply for reply in world.replies() if reply.serial > since]
+    assert received == [reply for reply in world.replies() if reply.serial > since]
     assert len(sent) == len({one.id for one in sent})
 
 
@@ -245,22 +245,22 @@ class Viewer:
     def __init__(self) -> None:
         self.view = View()
         self.sent: list[Batch] = []  # since the last new start
-        self.heard: list[CommandReply] = []
+        self.received: list[CommandReply] = []
 
     def receive(self, batch: Batch) -> None:
         if self.view.cursor == str(EMPTY):
-            self.heard.clear()  # the channel was empty, so a new start follows: its log may be of another epoch
+            self.received.clear()  # the channel was empty, so a new start follows: its log may be of another epoch
         self.view.receive(batch)
-        self.heard += [one for one in self.view.passed if isinstance(one, CommandReply)]
+        self.received += [one for one in self.view.passed if isinstance(one, CommandReply)]
 
-    def check_heard(self, world: World, since: int | None) -> None:
+    def check_received(self, world: World, since: int | None) -> None:
         """Check that each reply since `since` came once and unchanged; None: it was a new start."""
         replies = world.replies()
-        assert len({one.id for one in self.heard}) == len(self.heard), "heard twice"
-        assert all(one in replies for one in self.heard)
-        assert {one.id for one in self.heard}.isdisjoint(command.id for command in self.view.commands())
+        assert len({one.id for one in self.received}) == len(self.received), "received twice"
+        assert all(one in replies for one in self.received)
+        assert {one.id for one in self.received}.isdisjoint(command.id for command in self.view.commands())
         if since is not None:
-            assert all(one in self.heard for one in replies if one.serial > since), "missed"
+            assert all(one in self.received for one in replies if one.serial > since), "missed"
 
 
 @settings(max_examples=4 * settings.default.max_examples)
@@ -302,7 +302,7 @@ def _take(watched: Watched, viewer: Viewer, limit: int) -> None:
     viewer.sent.append(batch)
     viewer.receive(batch)
     watched.check(viewer.view, is_complete=True, is_new=is_new)
-    viewer.check_heard(watched.world, None if is_new else since)
+    viewer.check_received(watched.world, None if is_new else since)
 
 
 def _show(watched: Watched, viewer: Viewer, data: st.DataObject) -> None:
@@ -315,7 +315,7 @@ def _show(watched: Watched, viewer: Viewer, data: st.DataObject) -> None:
             for event in batch.events[: data.draw(st.integers(0, len(batch.events)))]:
                 viewer.receive(Batch(events=[event]))
                 watched.check(viewer.view, is_complete=False)
-                viewer.check_heard(watched.world, None)
+                viewer.check_received(watched.world, None)
             viewer.view.cut()
         case "again" if viewer.sent:
             old = data.draw(st.sampled_from(viewer.sent))
@@ -324,7 +324,7 @@ def _show(watched: Watched, viewer: Viewer, data: st.DataObject) -> None:
             if attached.resumed and attached.epoch != NO_EPOCH:  # type: ignore[union-attr]
                 viewer.receive(Batch(events=old.events))
                 watched.check(viewer.view, is_complete=False)
-                viewer.check_heard(watched.world, None)
+                viewer.check_received(watched.world, None)
         case _:
             pass
 

@@ -136,14 +136,14 @@ class Network:
         self.outgoing = opened_remote(self.harness)
         self.epoch = "e1"
         self.refills = 0
-        self._unanswered: deque[OutgoingRequest] = deque()
+        self._pending: deque[OutgoingRequest] = deque()
 
     def step(self, kind: str, value: Any) -> None:
         """Let the server respond to the oldest request, cut the connection, or lose the server's log."""
         self.send()
         match kind:
-            case "respond" if self._unanswered:
-                one = self._unanswered.popleft()
+            case "respond" if self._pending:
+                one = self._pending.popleft()
                 error = Busy("try again") if value == "busy" else self._decide(one)
                 if error is None:
                     self.outgoing.request_stored(one)
@@ -156,13 +156,13 @@ class Network:
                 self._cut(0, is_lost=True)
 
     def send(self) -> None:
-        self._unanswered.extend(self.outgoing.requests_to_send(10_000))
-        assert len(self._unanswered) <= RemoteOutgoing.max_in_flight
+        self._pending.extend(self.outgoing.requests_to_send(10_000))
+        assert len(self._pending) <= RemoteOutgoing.max_in_flight
 
     def _cut(self, arrived: int, *, is_lost: bool = False) -> None:
         """Decide the first `arrived` requests; no response to any request comes through."""
-        unanswered, self._unanswered = tuple(self._unanswered), deque()
-        for number, one in enumerate(unanswered):
+        pending, self._pending = tuple(self._pending), deque()
+        for number, one in enumerate(pending):
             if number < arrived:
                 self._decide(one)
             self.outgoing.request_failed(one, StoreUnavailable("the connection broke"))
@@ -320,7 +320,7 @@ def test_remote_writer_opens_its_text_part_by_index() -> None:
     assert (request.index, request.part) == (0, {"type": "text", "text": "a"})
 
 
-def test_unanswered_requests_are_returned_again_in_process_only() -> None:
+def test_pending_requests_are_returned_again_in_process_only() -> None:
     local, remote = opened(), opened_remote()
     for outgoing in (local, remote):
         outgoing.accept_update({"a": 1})

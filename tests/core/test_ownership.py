@@ -304,8 +304,8 @@ def test_new_writer_may_edit_the_finished_message() -> None:
 def test_admin_takes_over_a_streaming_message_and_writes_it() -> None:
     harness = LogHarness()
     harness.stream("m", "text")
-    answer = harness.take_over("m", caller=ADMIN, lease_s=20)
-    assert (answer.generation, answer.lengths) == (2, [4])
+    result = harness.take_over("m", caller=ADMIN, lease_s=20)
+    assert (result.generation, result.lengths) == (2, [4])
     assert harness.known("m").writer == Writer(by="root", node=None, lease_ms=20_000)
     harness.append("m", " more", generation=2, caller=ADMIN)
     with pytest.raises(Fenced):

@@ -130,9 +130,9 @@ def test_digest_of_a_message_does_not_depend_on_agents(served: LogHarness) -> No
 
 
 def test_claim_takes_a_waiting_turn(served: LogHarness) -> None:
-    answer = served.claim("q", caller=REMOTE, lease_s=15)
+    result = served.claim("q", caller=REMOTE, lease_s=15)
     taken = Claim(id="q", state="taken", generation=1, by="agent", node=None, lease_ms=15_000, at_ms=1_000)
-    assert (answer.ops, answer.generation, answer.serial) == ((taken,), 1, 2)
+    assert (result.ops, result.generation, result.serial) == ((taken,), 1, 2)
     assert claim_of(served) == ClaimState("taken", 1, "agent", None, 15_000)
     assert served.known("q").is_open
 
@@ -161,8 +161,8 @@ def test_of_two_claims_in_a_batch_one_wins() -> None:
 
 def test_claim_names_the_attempt_before_it(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
-    answer = served.claim("q", 1, caller=REMOTE, lease_s=20)
-    assert answer.generation == 2
+    result = served.claim("q", 1, caller=REMOTE, lease_s=20)
+    assert result.generation == 2
     assert claim_of(served) == ClaimState("taken", 2, "agent", None, 20_000)
     with pytest.raises(Fenced):
         served.claim("q", 1, caller=REMOTE)
@@ -209,8 +209,8 @@ def test_finished_turn_cannot_be_claimed(served: LogHarness, state: str) -> None
 
 def test_worker_ends_its_turn(served: LogHarness) -> None:
     served.claim("q", caller=REMOTE, lease_s=15)
-    answer = served.end("q", 1, caller=REMOTE)
-    assert answer.ops == (Claim(id="q", state="done", generation=1, by="agent", at_ms=1_000),)
+    result = served.end("q", 1, caller=REMOTE)
+    assert result.ops == (Claim(id="q", state="done", generation=1, by="agent", at_ms=1_000),)
     assert claim_of(served) == ClaimState("done", 1, "agent", None, 0)
     assert not served.known("q").is_open
 
@@ -277,9 +277,9 @@ def test_turn_whose_every_attempt_crashed_gets_a_failed_answer(served: LogHarnes
     first = served.ask("q", given_up, Caller(is_server=True))
     assert [type(op) for op in first.ops] == [Create, Finish, Claim]
     assert claim_of(served) == ClaimState("done", 1, "agent", None, 0)
-    said = served.message("sorry")
-    assert (said.role, said.author, said.status, said.reason) == ("assistant", "agent", "failed", "crashed")
-    assert (said.reply_to, said.parent, said.parts, said.created_at) == ("q", "q", [], 2_000)
+    failed = served.message("sorry")
+    assert (failed.role, failed.author, failed.status, failed.reason) == ("assistant", "agent", "failed", "crashed")
+    assert (failed.reply_to, failed.parent, failed.parts, failed.created_at) == ("q", "q", [], 2_000)
     again = served.ask("q", EndTurn(generation=1, failure="other"), Caller(is_server=True))
     assert (again.ops, again.serial) == ((), first.serial)
     with pytest.raises(Finished):
@@ -306,8 +306,8 @@ def test_an_edit_leaves_the_turn_alone(served: LogHarness) -> None:
 def test_a_renewal_with_the_same_term_stores_nothing() -> None:
     harness = LogHarness()
     harness.stream("m", lease_s=15)
-    answer = harness.renew("m", 15)
-    assert (answer.ops, answer.serial) == ((), 1)
+    result = harness.renew("m", 15)
+    assert (result.ops, result.serial) == ((), 1)
 
 
 def test_a_renewal_with_another_term_stores_the_term() -> None:

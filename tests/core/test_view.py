@@ -205,4 +205,4 @@ def test_memory_of_commands_is_bounded() -> None:
     for number in range(30_000):
         reply = CommandReply(serial=2 + number, id=f"c{number}", ok=True)
         view.receive(Batch(events=[reply], cursor=f"e:{2 + number}"))
-    assert len(view._commands._is_answered) <= 10_000
+    assert len(view._commands._has_reply) <= 10_000

@@ -175,7 +175,7 @@ class World:
         """Return all replies, as clients should receive them, in order."""
         replies = [
             CommandReply(
-                serial=one.answered,
+                serial=one.reply_serial,
                 id=one.id[1:],
                 ok=one.reply.ok,
                 data=one.reply.data,

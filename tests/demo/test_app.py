@@ -271,8 +271,8 @@ async def test_foreign_origins_and_hosts_are_refused(path: str, headers: dict[st
         method = "POST" if path == "/demo/diver" else "GET"
         body = b'{"channel": "demo:test"}' if method == "POST" else None
         sent = headers | {"content-type": "application/json"}
-        answer = await here.http.request(method, path, content=body, headers=sent)
-        assert (answer.status_code, answer.json()["code"]) == (403, "no_verifier")
+        response = await here.http.request(method, path, content=body, headers=sent)
+        assert (response.status_code, response.json()["code"]) == (403, "no_verifier")
 
 
 @pytest.mark.parametrize(
@@ -286,14 +286,14 @@ async def test_foreign_origins_and_hosts_are_refused(path: str, headers: dict[st
 )
 async def test_a_diver_is_refused_outside_the_demo_s_channels(body: dict[str, str], status: int, code: str) -> None:
     async with demo("memory://") as here:
-        answer = await here.http.post("/demo/diver", json=body)
-        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        response = await here.http.post("/demo/diver", json=body)
+        assert (response.status_code, response.json()["code"]) == (status, code)
 
 
 async def test_a_form_cannot_start_a_diver() -> None:
     async with demo("memory://") as here:
-        answer = await here.http.post("/demo/diver", content=b"{}", headers={"content-type": "text/plain"})
-        assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+        response = await here.http.post("/demo/diver", content=b"{}", headers={"content-type": "text/plain"})
+        assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
 
 
 async def test_info_returns_the_kill_command_and_the_model() -> None:

@@ -17,9 +17,9 @@ PATIENCE_S = 20.0
 
 def call_diver(demo: Server) -> int:
     """Return the process id of the diver in CHANNEL."""
-    status, answer = demo.post("/demo/diver", {"channel": CHANNEL})
-    assert status == 200, answer
-    pid: int = answer["pid"]
+    status, response = demo.post("/demo/diver", {"channel": CHANNEL})
+    assert status == 200, response
+    pid: int = response["pid"]
     return pid
 
 

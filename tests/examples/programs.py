@@ -91,9 +91,9 @@ def follow(client: TestClient, channel: str, until: Callable[[list[Message]], bo
     view = View()
     for _ in range(1_000):
         query = {"wait_s": "2"} if view.cursor is None else {"wait_s": "2", "since": view.cursor}
-        answer = client.get(f"{prefix}/holdfast/v1/channels/{channel}/poll", params=query)
-        assert answer.status_code == 200, answer.text
-        body = answer.json()
+        response = client.get(f"{prefix}/holdfast/v1/channels/{channel}/poll", params=query)
+        assert response.status_code == 200, response.text
+        body = response.json()
         view.receive(Batch(events=known_events(body["events"]), cursor=body["cursor"]))
         if until(view.messages()):
             return view

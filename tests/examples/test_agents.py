@@ -69,8 +69,8 @@ async def archived(http: httpx2.AsyncClient, count: int) -> list[dict[str, str]]
     """Wait for `count` rows, and return them: a hook is called some time after the message is stored."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            answer = await http.get("/archive")
-            rows: list[dict[str, str]] = answer.json() if answer.status_code == 200 else []
+            response = await http.get("/archive")
+            rows: list[dict[str, str]] = response.json() if response.status_code == 200 else []
             if len(rows) == count:
                 return rows
             await asyncio.sleep(0.02)  # no event reports the work of a hook

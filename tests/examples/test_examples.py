@@ -41,13 +41,13 @@ SOCKET = "ws://localhost/deep/down/holdfast/v1/ws"
 ANSWER = "You asked: why?\n" + NUMBERS.removeprefix("1 ")
 
 
-def is_answered(messages: list[Message]) -> bool:
+def has_answer(messages: list[Message]) -> bool:
     return any(message.role == "assistant" and message.status != "streaming" for message in messages)
 
 
 def ask(client: TestClient, *, prefix: str = "") -> None:
-    answer = client.post(f"{prefix}/chats/1/questions", json={"text": "why?"})
-    assert answer.status_code == 201, answer.text
+    response = client.post(f"{prefix}/chats/1/questions", json={"text": "why?"})
+    assert response.status_code == 201, response.text
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +79,7 @@ def test_an_example_run_as_a_program_serves_its_app(name: str, tmp_path: Path, m
 def test_a_fastapi_answer_can_be_followed_to_its_end(program: Load) -> None:
     with client_of(program("fastapi_app").app) as client:
         ask(client)
-        question, answer = follow(client, "chat:1", is_answered).messages()
+        question, answer = follow(client, "chat:1", has_answer).messages()
         assert (question.role, question.text) == ("user", "why?")
         assert (answer.role, answer.author, answer.status, answer.reply_to) == (
             "assistant",
@@ -105,7 +105,7 @@ def test_an_answer_is_unchanged_by_ordinary_middleware(program: Load) -> None:
     )
     with client_of(app) as client:
         ask(client)
-        assert follow(client, "chat:1", is_answered).messages()[1].text == ANSWER
+        assert follow(client, "chat:1", has_answer).messages()[1].text == ANSWER
         read = client.get("/holdfast/v1/channels/chat:1/messages")
         assert (read.headers["x-stamp"], read.headers["content-encoding"]) == ("seen", "gzip")
 
@@ -148,7 +148,7 @@ def test_an_example_lives_under_a_root_path(program: Load, name: str) -> None:
 def test_a_conversation_under_a_root_path(program: Load) -> None:
     with client_of(program("fastapi_app").app, root_path="/deep") as client:
         ask(client, prefix="/deep")
-        assert follow(client, "chat:1", is_answered, prefix="/deep").messages()[1].text == ANSWER
+        assert follow(client, "chat:1", has_answer, prefix="/deep").messages()[1].text == ANSWER
 
 
 def test_a_question_outlives_the_event_loop_that_stored_it(program: Load) -> None:
@@ -172,7 +172,7 @@ def test_django_answers_from_an_async_view_and_stores_remarks_from_a_thread(prog
     with client_of(program("django_app").application) as client:
         assert client.post("/remark", data={"text": "Good morning."}).status_code == 201
         assert client.post("/ask", data={"text": "why?"}).status_code == 201
-        remark, question, answer = follow(client, "chat:django", is_answered).messages()
+        remark, question, answer = follow(client, "chat:django", has_answer).messages()
         assert (remark.text, question.text, answer.text) == ("Good morning.", "why?", NUMBERS)
         assert client.get("/nowhere").status_code == 404
         assert client.get("/ask").status_code == 405

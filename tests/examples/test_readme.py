@@ -22,7 +22,9 @@ from tests.examples.test_pages import opened
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 BEFORE, AFTER = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[:2]
-PAGE, CONVERSATION = re.findall(r"^```html\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[:2]
+PAGE, CONVERSATION = re.findall(
+    r"^```html\n(.*?)^```$", README.split("before and after")[-1], re.MULTILINE | re.DOTALL
+)[:2]
 WORDS = "You asked: Why & how? This is a long answer. "
 
 

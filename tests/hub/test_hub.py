@@ -595,8 +595,8 @@ async def test_waiting_requests_are_limited_by_the_bytes_of_all_their_fields() -
     hub = HubCore("memory://", limits=Limits(waiting_bytes=1_000_000), hooks_signals=False)
     await hub.start()
     parts = [{"type": "data", "name": "d", "data": "x" * 600_000}]
-    answers = await asyncio.gather(*(hub.create("chat:1", parts=parts) for _ in range(2)), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [Message, Busy]
+    results = await asyncio.gather(*(hub.create("chat:1", parts=parts) for _ in range(2)), return_exceptions=True)
+    assert [type(result) for result in results] == [Message, Busy]
     await hub.close()
 
 

@@ -250,7 +250,7 @@ async def test_cancel_survives_a_restart() -> None:
 
 
 @virtually
-async def test_cancel_of_a_message_that_ended_by_itself_is_answered_with_finished() -> None:
+async def test_cancel_of_a_message_that_ended_by_itself_gets_the_reply_finished() -> None:
     hub = new_hub()
     await begin(hub, 60.0)
     command = await hub.command("c", "cancel", target="m", by="bob")
@@ -299,8 +299,8 @@ async def test_repeated_command_and_reply_are_stored_once() -> None:
     again = await hub.ask("c", "!x", ask, ANN)
     assert (first.command, first.serial, again.serial, again.created) == (again.command, 1, 1, False)
     reply = ReplyCommand(ok=True, data="done", request="r1")
-    answered = await hub.ask("c", "!x", reply, BOB)
-    assert (await hub.ask("c", "!x", reply, BOB)).serial == answered.serial == 2
+    accepted = await hub.ask("c", "!x", reply, BOB)
+    assert (await hub.ask("c", "!x", reply, BOB)).serial == accepted.serial == 2
     with pytest.raises(AlreadyAnswered):
         await hub.ask("c", "!x", ReplyCommand(ok=False), ANN)
     with pytest.raises(NotFound):

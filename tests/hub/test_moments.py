@@ -45,13 +45,13 @@ class Trying(MemoryStore):
         await self.may_open.wait()
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        answers = await super().commit(writes)
+        results = await super().commit(writes)
         if self.is_silent:
             self.is_silent = False
             raise CommitUnknown("stored, but the outcome is lost")
         if self.result_delay_s:
             await asyncio.sleep(self.result_delay_s)
-        return answers
+        return results
 
     async def head(self, channel: str) -> Head:
         if self.is_unreadable:
@@ -81,7 +81,7 @@ async def test_starting_hub_refuses_requests_as_busy() -> None:
     starting = asyncio.create_task(hub.start())
     await store.opening.wait()
     with pytest.raises(Busy):
-        hub.submit("c", "m", CreateMessage(), ANN, lambda answer: None)
+        hub.submit("c", "m", CreateMessage(), ANN, lambda result: None)
     store.may_open.set()
     await starting
     await hub.close()
@@ -144,9 +144,9 @@ class Blinked(Trying):
     """A store that refuses reads once it has stored a takeover."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        answers = await super().commit(writes)
+        results = await super().commit(writes)
         self.is_unreadable |= any(isinstance(entry.op, Takeover) for write in writes for entry in write.entries)
-        return answers
+        return results
 
 
 @virtually

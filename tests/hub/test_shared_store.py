@@ -36,11 +36,11 @@ class Shared(MemoryStore):
         self.passing: Write | None = None  # stored before a read of the open documents and deleted after it
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        answers = await super().commit(writes)
+        results = await super().commit(writes)
         if self.is_silent:
             self.is_silent = False
             raise CommitUnknown("stored, but the outcome is lost")
-        return answers
+        return results
 
     async def open_documents(self, channel: str) -> list[Stored]:
         if self.passing is None:
@@ -91,8 +91,8 @@ async def test_update_by_another_hub_is_read(here: HubCore, there: HubCore) -> N
 async def test_hub_reads_the_entries_of_another_hub_before_it_refuses_a_request(here: HubCore, there: HubCore) -> None:
     await here.ask("c", "m", CreateMessage(status="streaming", text="one"), ANN)
     await there.ask("c", "m", AppendText(text=" two", at=3), ANN)
-    answer = await here.ask("c", "m", AppendText(text=" three", at=7), ANN)
-    assert answer.length == 13
+    result = await here.ask("c", "m", AppendText(text=" three", at=7), ANN)
+    assert result.length == 13
     await there.ask("c", "m", FinishMessage(), ANN)
     with pytest.raises(Finished):
         await here.ask("c", "m", AppendText(text="!", at=13), ANN)

@@ -355,6 +355,13 @@ async def test_garbage_is_refused_as_a_token(number: int) -> None:
             await one.verify_token(GARBAGE[number])
 
 
+async def test_signed_token_of_more_than_8_kib_is_refused() -> None:
+    one = verifier()
+    assert (await one.verify_token(signed(note="x" * 5_000))).client_id == "ada"
+    with pytest.raises(Unauthenticated):
+        await one.verify_token(signed(note="x" * 8_192))
+
+
 @pytest.mark.parametrize(
     "headers",
     [

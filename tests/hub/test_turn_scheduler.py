@@ -77,7 +77,7 @@ async def test_interrupting_agent_works_on_the_newest_of_several_messages_only()
     await asyncio.sleep(1)
     for turn in worker.begun:  # a worker ends its cancelled turns
         if turn.message_id != "m4":
-            hub.runtime.scheduler.end(worker, turn, "cancelled", lambda answer: None)
+            hub.runtime.scheduler.end(worker, turn, "cancelled", lambda result: None)
     await asyncio.sleep(10)
     assert [turn.message_id for turn in worker.begun] == ["m0", "m4"]
     state = hub.channel(CHANNEL).state
@@ -228,7 +228,7 @@ async def test_waiting_message_is_next_after_a_turn_that_ends_while_it_takes_ano
 
     async def meanwhile() -> None:
         await asyncio.sleep(0.01)
-        hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
+        hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)
         hub.runtime.scheduler.freed(worker)
 
     taken, _ = await asyncio.gather(hub.take_waiting(CHANNEL, "m2", "far"), meanwhile())
@@ -282,7 +282,7 @@ async def test_taken_in_message_ends_with_its_turn() -> None:
         assert hub.runtime.scheduler.renew(worker, worker.begun[0])
     assert await claim_of(hub, "m2") == ("taken", 1)
     assert hub.runtime.scheduler.stats()["turns_running"] == 1
-    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)
     await asyncio.sleep(1)
     assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
     assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
@@ -313,7 +313,7 @@ async def test_taken_in_message_waits_again_after_the_death_of_its_worker(is_bro
     await asyncio.sleep(BROKEN_S + 1 if is_broken else LEASE_S + 1)
     assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2)]
     assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
-    hub.runtime.scheduler.end(successor, successor.begun[0], "done", lambda answer: None)
+    hub.runtime.scheduler.end(successor, successor.begun[0], "done", lambda result: None)
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2), ("m2", 2)]
     await hub.close()
@@ -334,13 +334,13 @@ async def test_restarted_hub_knows_the_taken_in_messages_of_a_turn(is_there: boo
         await asyncio.sleep(LEASE_S / 2)
     if is_there:
         assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
-        hub.runtime.scheduler.end(successor, worker.begun[0], "done", lambda answer: None)
+        hub.runtime.scheduler.end(successor, worker.begun[0], "done", lambda result: None)
         await asyncio.sleep(60)
         assert (successor.begun, await claim_of(hub, "m2")) == ([], ("done", 1))
     else:
         await asyncio.sleep(LEASE_S + 1)
         assert [turn.message_id for turn in successor.begun] == ["m1"]
-        hub.runtime.scheduler.end(successor, successor.begun[0], "done", lambda answer: None)
+        hub.runtime.scheduler.end(successor, successor.begun[0], "done", lambda result: None)
         await asyncio.sleep(1)
         assert [turn.message_id for turn in successor.begun] == ["m1", "m2"]
     await hub.close()
@@ -386,7 +386,7 @@ async def test_message_may_be_taken_in_again_by_its_own_turn_only() -> None:
     assert not await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")  # `m2` has its own turn
     assert not await hub.take_waiting(CHANNEL, "m3", "other", turn="m1")
     assert not await hub.take_waiting(CHANNEL, "m1", "far", turn="m1")
-    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)
     await asyncio.sleep(1)
     assert (await claim_of(hub, "m3"), await claim_of(hub, "m2")) == (("done", 1), ("taken", 1))
     assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
@@ -398,7 +398,7 @@ async def test_message_taken_in_by_an_ended_turn_waits_again() -> None:
     hub, worker = new_hub(Slow()), Worker()
     await start_with_messages(hub, worker, "m1", "m2")
     await asyncio.sleep(1)
-    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)  # decided before the next request
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)  # decided before the next request
     await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
@@ -414,7 +414,7 @@ async def test_message_taken_in_without_a_result_for_the_turn_waits_again() -> N
         async with asyncio.timeout(0.01):  # it is stored a little later
             await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
     await asyncio.sleep(1)
-    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda answer: None)
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
     await hub.close()
@@ -475,7 +475,7 @@ async def test_message_created_again_waits_for_a_worker_in_another_process(is_do
     assert not hub.runtime.scheduler.renew(worker, worker.begun[0])
     assert len(worker.begun) == 1
     if is_done:
-        hub.runtime.scheduler.end(worker, worker.begun[0], "cancelled", lambda answer: None)
+        hub.runtime.scheduler.end(worker, worker.begun[0], "cancelled", lambda result: None)
         await asyncio.sleep(1)
     else:
         await asyncio.sleep(LEASE_S)

@@ -117,7 +117,7 @@ def test_command_has_one_reply_and_a_repeat_gets_the_same() -> None:
     questions, question = one_question()
     replied = STOP | {"reply": REPLY}
     assert send(questions, (201, STOP), (200, STOP), (200, replied), (200, replied)) == [None] * 4
-    assert questions.unanswered() == []
+    assert questions.without_reply() == []
     assert questions.unsettled(question, stored(INTERRUPTED)) is None  # cancelled between two attempts
     assert questions.wrong(question, stored(answer(1, "cancelled", (2, 1, "bot-1")))) is None
     wrong = questions.wrong(question, stored(answer(1, "complete")))
@@ -146,7 +146,7 @@ def test_other_response_to_a_repeat_is_found(response: tuple[int, Json], why: st
 def test_command_without_a_reply_is_found() -> None:
     questions, _ = one_question()
     assert send(questions, (201, STOP)) == [None]
-    assert questions.unanswered() == ["stop-0"]
+    assert questions.without_reply() == ["stop-0"]
     refused, _ = one_question()
     assert send(refused, (409, {"code": "finished"})) == [None]
-    assert refused.unanswered() == []
+    assert refused.without_reply() == []

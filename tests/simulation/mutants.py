@@ -56,7 +56,7 @@ from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
-from holdfast.hub.turns import LEASE_S, Turn, TurnScheduler
+from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write
 from holdfast.transports import codec, framing
@@ -293,7 +293,7 @@ def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
         self._done(decided.result())
         self._done(decided.result())
 
-    patch.setattr(Waiting, "answered", twice)
+    patch.setattr(Waiting, "decided", twice)
 
 
 def messages_of_a_dead_process_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
@@ -467,7 +467,7 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     """The claim will be stored, so the agent can begin."""
     claim = TurnScheduler._claim
 
-    def eager(self: TurnScheduler, channel: str, turn: Turn, worker: Worker) -> None:
+    def eager(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker) -> None:
         if not worker.is_local:
             worker.begin(AssignedTurn(channel, turn.message_id, turn.attempt + 1, LEASE_S))
         claim(self, channel, turn, worker)
@@ -582,8 +582,8 @@ def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """The author of a message has seen its entry."""
     fields = codec._fields
 
-    def ahead(request: Any, answered: Any) -> dict[str, Any]:
-        known = fields(request, answered)
+    def ahead(request: Any, result: Any) -> dict[str, Any]:
+        known = fields(request, result)
         if "cursor" in known:
             epoch, _, serial = known["cursor"].partition(":")
             known["cursor"] = f"{epoch}:{int(serial) + 1}"
@@ -704,7 +704,7 @@ def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
     def at_once(self: Session, frame: Any, size: int) -> None:
         if isinstance(frame, DeleteFrame):
             caller = caller_of(self._hub, self.identity, frame.channel)
-            self._hub.submit(frame.channel, frame.id, frame, caller, lambda answered: None)
+            self._hub.submit(frame.channel, frame.id, frame, caller, lambda result: None)
             self.reply({"type": "ok", "ref": frame.ref})
         else:
             request(self, frame, size)
@@ -736,7 +736,7 @@ def an_agent_has_more_turns_than_slots(patch: pytest.MonkeyPatch) -> None:
     """Slots count for remote agents only."""
     claim = TurnScheduler._claim
 
-    def uncounted(self: TurnScheduler, channel: str, turn: Turn, worker: Worker) -> None:
+    def uncounted(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker) -> None:
         worker.free += worker.is_local
         claim(self, channel, turn, worker)
 

@@ -130,7 +130,7 @@ def test_document_that_differs_from_the_log_is_a_violation(loop: VirtualLoop) ->
         disk.store.commit("p", [wrong])
 
 
-def test_data_of_an_answered_command_whose_target_is_deleted_is_a_violation(
+def test_data_of_a_command_with_a_reply_whose_target_is_deleted_is_a_violation(
     loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that keeps the data is a mutant; the real one is accepted."""

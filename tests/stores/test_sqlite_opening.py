@@ -220,7 +220,7 @@ def _old_head(command: CommandState) -> bytes:
         expires_ms=command.expires_ms,
         digest=command.digest,
     )
-    head = CommandHead(command=sent, created=command.created, reply=command.reply, answered=command.answered)
+    head = CommandHead(command=sent, created=command.created, reply=command.reply, reply_serial=command.reply_serial)
     return msgspec.msgpack.encode(head)
 
 
@@ -357,8 +357,8 @@ def open_as_somebody(path: Path) -> str:
 
 def test_a_directory_that_may_not_be_written_is_refused(shared: Path) -> None:
     shared.parent.chmod(0o555)
-    said = open_as_somebody(shared)
-    assert "chat.db.lock cannot be written (Permission denied); the directory and the files in it must be" in said
+    message = open_as_somebody(shared)
+    assert "chat.db.lock cannot be written (Permission denied); the directory and the files in it must be" in message
 
 
 def test_a_file_that_may_not_be_written_is_refused(shared: Path) -> None:

@@ -30,10 +30,10 @@ async def test_work_is_done_in_order_on_one_thread(thread: StoreThread) -> None:
         done.append((number, threading.current_thread().name))
         return number
 
-    answers = await asyncio.gather(
+    results = await asyncio.gather(
         *(thread.run(lambda number=number: work(number), timeout_s=5) for number in range(5))
     )
-    assert answers == [0, 1, 2, 3, 4]
+    assert results == [0, 1, 2, 3, 4]
     assert done == [(number, "test-thread") for number in range(5)]
 
 

@@ -1,6 +1,8 @@
 """The stores that URLs name."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,17 @@ def test_memory_is_a_store_of_its_own_each_time() -> None:
 def test_url_without_a_store_is_refused_with_the_remedy(url: str, expected: str) -> None:
     with pytest.raises(LocalError, match=expected):
         open_url(url)
+
+
+@pytest.mark.parametrize("url", ["chat.db", "sqlite://[chat.db", "sqlite:///chat\n.db", "sqlite:///chat.db?mode=ro"])
+def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "holdfast", "serve", "--port", "0", "--store", url]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "store URL" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ async def main(path: Path, synchronous: str, boot_id: Path) -> None:
     while True:
         serial = chat.state.serial + 1
         message_id = MESSAGES[serial % 3]
-        answer = await chat.do(append(message_id, f"{serial} "), documents=[message_id] if serial % 7 == 0 else [])
-        assert answer == Committed(serial)
+        outcome = await chat.do(append(message_id, f"{serial} "), documents=[message_id] if serial % 7 == 0 else [])
+        assert outcome == Committed(serial)
         print(serial, flush=True)
 
 

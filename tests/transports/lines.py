@@ -64,7 +64,7 @@ class Line:
 
 
 class LiveLine(Line):
-    """A connection that takes frames at once and answers pings, by the time of the loop."""
+    """A connection that takes frames at once and responds to pings, by the time of the loop."""
 
     def __init__(self, hub: Hub, client: str = "ann", *, capabilities: frozenset[str] = CAPABILITIES) -> None:
         super().__init__(hub, Identity(client_id=client, capabilities=capabilities))
@@ -91,7 +91,7 @@ class LiveLine(Line):
                     await self.woken.wait()
 
     async def ask(self, type: str, **fields: Any) -> Json:
-        """Send a frame; its answer."""
+        """Send a frame and return the response."""
         self._refs += 1
         self.tell(type, self._refs, **fields)
         return await self.until(lambda frame: frame.get("ref") == self._refs)

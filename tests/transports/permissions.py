@@ -28,7 +28,7 @@ WRITER = "its writer: the client that created it, or took it over"
 OWN = "own messages; with `admin` all"
 LEFT = "every interrupted message; with `admin` also a streaming one"
 KNOWN = "a target that the caller may read, or created"
-ANSWER = (
+REPLY = (
     "commands that the caller may read, or sent; to `cancel` and `steer` only as the worker of the target (its writer "
     "with `append`, the holder of its turn, or the writer of all its answers), with `admin`, or, if the command has no "
     "target, with `append`"
@@ -149,7 +149,7 @@ OPERATIONS = (
         "growing",
     ),
     Operation(
-        "reply to a command", ("command",), f"POST {_C}/commands/{{id}}/reply", {}, "reply", None, ANSWER, "command"
+        "reply to a command", ("command",), f"POST {_C}/commands/{{id}}/reply", {}, "reply", None, REPLY, "command"
     ),
     Operation(
         "take turns",
@@ -323,10 +323,10 @@ def _needs_table() -> str:
 def _ownership_table() -> str:
     """Return the table. Operations with equal outcomes share a row."""
     grouped: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    answers: dict[str, dict[str, tuple[str, ...]]] = {}
+    outcomes_of: dict[str, dict[str, tuple[str, ...]]] = {}
     for name, caller, outcomes in _rows():
-        answers.setdefault(name, {})[caller] = tuple(outcomes)
-    for name, by_caller in answers.items():
+        outcomes_of.setdefault(name, {})[caller] = tuple(outcomes)
+    for name, by_caller in outcomes_of.items():
         for caller, outcome in by_caller.items():
             grouped.setdefault(outcome, {}).setdefault(caller, []).append(name)
     lines = [

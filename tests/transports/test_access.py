@@ -354,8 +354,8 @@ SOCKETS: list[tuple[Headers, int]] = [
 @pytest.mark.parametrize(("headers", "status"), SOCKETS)
 async def test_foreign_pages_open_no_sockets(headers: Headers, status: int) -> None:
     how = {**SOCKET, "headers": headers}
-    answer = await with_verifier(allow_everyone, how, allowed_origins=["https://app.example"])
-    assert answer == ((101, None) if status == 101 else (403, "forbidden"))
+    response = await with_verifier(allow_everyone, how, allowed_origins=["https://app.example"])
+    assert response == ((101, None) if status == 101 else (403, "forbidden"))
 
 
 CHANGES: list[tuple[Headers, int]] = [
@@ -384,8 +384,8 @@ CHANGES: list[tuple[Headers, int]] = [
 @pytest.mark.parametrize(("headers", "status"), CHANGES)
 async def test_foreign_pages_change_nothing_with_cookies(headers: Headers, status: int) -> None:
     how = {**AWAY, "method": "DELETE", "headers": headers}
-    answer = await with_verifier(allow_everyone, how, allowed_origins=["https://app.example"])
-    assert answer == ((204, b"") if status == 204 else (403, "forbidden"))
+    response = await with_verifier(allow_everyone, how, allowed_origins=["https://app.example"])
+    assert response == ((204, b"") if status == 204 else (403, "forbidden"))
 
 
 async def test_star_origin_does_not_allow_cookies() -> None:
@@ -447,8 +447,8 @@ async def test_a_page_that_the_browser_calls_another_site_is_foreign(site: str, 
 async def test_public_origin_replaces_the_host_of_the_request(origin: str, status: int) -> None:
     for host in (b"chat.example", b"127.0.0.1:8000"):
         how = {**AWAY, "method": "DELETE", "headers": [(b"host", host), COOKIE, from_page(origin)]}
-        answer = await with_verifier(allow_everyone, how, public_origin="https://chat.example")
-        assert answer[0] == status
+        response = await with_verifier(allow_everyone, how, public_origin="https://chat.example")
+        assert response[0] == status
 
 
 async def test_hub_for_everyone_on_loopback_refuses_other_names_than_its_own() -> None:

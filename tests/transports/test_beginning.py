@@ -36,6 +36,6 @@ async def test_answer_that_grows_during_an_attach_arrives_in_order() -> None:
         streaming = asyncio.ensure_future(hub(scope, receive, send))
         await asyncio.sleep(5)
     await streaming
-    told = b"".join(bodies)
-    assert 0 < told.index(b'"one"') < told.index(b'"two"') < told.index(b"event: done")
+    received = b"".join(bodies)
+    assert 0 < received.index(b'"one"') < received.index(b'"two"') < received.index(b"event: done")
     await hub.close()

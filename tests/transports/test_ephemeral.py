@@ -33,7 +33,7 @@ async def written_without_a_pause(hub: Hub) -> None:
         await asyncio.sleep(EVERY_S)
 
 
-async def heard_by_sse(hub: Hub, heard: asyncio.Queue[str]) -> None:
+async def receive_by_sse(hub: Hub, received: asyncio.Queue[str]) -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
@@ -41,17 +41,17 @@ async def heard_by_sse(hub: Hub, heard: asyncio.Queue[str]) -> None:
         text = message.get("body", b"").decode()
         for line in text.splitlines():
             if line.startswith("data: ") and '"signal"' in line:
-                heard.put_nowait(line)
+                received.put_nowait(line)
 
     path = "/v1/channels/c/events"
     scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "root_path": ""}
     await hub({**scope, "query_string": b"", "headers": HERE, "client": ("127.0.0.1", 5)}, receive, send)
 
 
-async def heard_in_process(hub: Hub, heard: asyncio.Queue[str]) -> None:
+async def receive_in_process(hub: Hub, received: asyncio.Queue[str]) -> None:
     async for event in hub.subscribe("c"):
         if isinstance(event, Signal):
-            heard.put_nowait(event.name)
+            received.put_nowait(event.name)
 
 
 @pytest.mark.parametrize("way", ["SSE by hand", "SSE by task", "in process"])
@@ -60,14 +60,14 @@ async def test_signal_does_not_wait_for_a_long_answer(way: str) -> None:
     hub = Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock())
     hub.drive_by_hand = way == "SSE by hand"
     await hub.start()
-    heard: asyncio.Queue[str] = asyncio.Queue()
-    hearing = heard_in_process if way == "in process" else heard_by_sse
-    tasks = [asyncio.ensure_future(hearing(hub, heard)), asyncio.ensure_future(written_without_a_pause(hub))]
+    received: asyncio.Queue[str] = asyncio.Queue()
+    receiving = receive_in_process if way == "in process" else receive_by_sse
+    tasks = [asyncio.ensure_future(receiving(hub, received)), asyncio.ensure_future(written_without_a_pause(hub))]
     for number in range(10):
         await asyncio.sleep(1.0 + number / 100)  # at another moment of the window each time
         await hub.signal("c", f"n{number}")
         async with asyncio.timeout(SOON_S):
-            assert f"n{number}" in await heard.get()
+            assert f"n{number}" in await received.get()
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

@@ -28,9 +28,9 @@ M1 = f"{MESSAGES}/m1"
 
 
 async def create(http: httpx2.AsyncClient, id: str = "m1", **fields: Any) -> dict[str, Any]:
-    answer = await http.post(MESSAGES, json={"id": id, **fields})
-    assert answer.status_code == 201, answer.text
-    made: dict[str, Any] = answer.json()
+    response = await http.post(MESSAGES, json={"id": id, **fields})
+    assert response.status_code == 201, response.text
+    made: dict[str, Any] = response.json()
     return made
 
 
@@ -38,22 +38,24 @@ async def stream(http: httpx2.AsyncClient, id: str = "m1", **fields: Any) -> dic
     return await create(http, id, role="assistant", status="streaming", **fields)
 
 
-def refused(answer: httpx2.Response) -> tuple[int, str]:
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.headers["cache-control"] == "no-store"
-    problem = answer.json()
-    assert problem["status"] == answer.status_code
+def refused(response: httpx2.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["cache-control"] == "no-store"
+    problem = response.json()
+    assert problem["status"] == response.status_code
     assert problem["type"] == f"urn:holdfast:error:{problem['code']}"
-    return answer.status_code, problem["code"]
+    return response.status_code, problem["code"]
 
 
 # Create
 
 
 async def test_create_answers_201_with_the_message_and_its_cursor(http: httpx2.AsyncClient) -> None:
-    answer = await http.post(f"{MESSAGES}?client=ada", json={"id": "m1", "text": "hello", "meta": {"a": 1, "b": None}})
-    assert answer.status_code == 201
-    made = answer.json()
+    response = await http.post(
+        f"{MESSAGES}?client=ada", json={"id": "m1", "text": "hello", "meta": {"a": 1, "b": None}}
+    )
+    assert response.status_code == 201
+    made = response.json()
     assert set(made) == {"message", "serial", "generation", "cursor"}
     assert (made["serial"], made["generation"]) == (1, 1)
     assert made["cursor"].endswith(":1")
@@ -73,10 +75,10 @@ async def test_a_create_without_an_id_gets_one_that_sorts_by_time(http: httpx2.A
 async def test_a_repeated_create_answers_200_with_the_message_as_it_is_now(http: httpx2.AsyncClient) -> None:
     await stream(http)
     await http.post(f"{M1}/append", json={"text": "so far"})
-    answer = await http.post(MESSAGES, json={"id": "m1", "role": "assistant", "status": "streaming"})
-    assert answer.status_code == 200
-    assert answer.json()["message"]["parts"] == [{"type": "text", "text": "so far"}]
-    assert answer.json()["generation"] == 1
+    response = await http.post(MESSAGES, json={"id": "m1", "role": "assistant", "status": "streaming"})
+    assert response.status_code == 200
+    assert response.json()["message"]["parts"] == [{"type": "text", "text": "so far"}]
+    assert response.json()["generation"] == 1
 
 
 async def test_an_id_with_other_content_is_a_conflict(http: httpx2.AsyncClient) -> None:
@@ -99,7 +101,7 @@ async def test_interrupted_is_the_servers_to_give(http: httpx2.AsyncClient) -> N
 # Append
 
 
-async def test_append_answers_with_serial_part_and_length(http: httpx2.AsyncClient) -> None:
+async def test_append_returns_serial_part_and_length(http: httpx2.AsyncClient) -> None:
     await stream(http)
     first = await http.post(f"{M1}/append", json={"text": "один"})
     second = await http.post(f"{M1}/append", json={"text": " two", "at": 4, "part": 0, "generation": 1})
@@ -120,9 +122,9 @@ async def test_a_resent_append_is_success_and_changes_nothing(http: httpx2.Async
 async def test_gap_carries_the_length_of_the_part(http: httpx2.AsyncClient) -> None:
     await stream(http)
     await http.post(f"{M1}/append", json={"text": "12345"})
-    answer = await http.post(f"{M1}/append", json={"text": "later", "at": 9})
-    assert refused(answer) == (409, "gap")
-    assert answer.json()["length"] == 5
+    response = await http.post(f"{M1}/append", json={"text": "later", "at": 9})
+    assert refused(response) == (409, "gap")
+    assert response.json()["length"] == 5
 
 
 async def test_other_text_at_the_same_offset_is_a_mismatch(http: httpx2.AsyncClient) -> None:
@@ -173,9 +175,9 @@ async def test_the_body_of_a_put_part_is_the_part(http: httpx2.AsyncClient) -> N
 
 async def test_a_part_beyond_the_next_one_is_refused_with_their_number(http: httpx2.AsyncClient) -> None:
     await stream(http)
-    answer = await http.put(f"{M1}/parts/2", json={"type": "text", "text": ""})
-    assert refused(answer) == (409, "no_part")
-    assert answer.json()["parts"] == 0
+    response = await http.put(f"{M1}/parts/2", json={"type": "text", "text": ""})
+    assert refused(response) == (409, "no_part")
+    assert response.json()["parts"] == 0
 
 
 async def test_a_repeated_put_part_gets_its_first_serial(http: httpx2.AsyncClient) -> None:
@@ -190,22 +192,22 @@ async def test_a_repeated_put_part_gets_its_first_serial(http: httpx2.AsyncClien
 # Update, finish, delete
 
 
-async def test_an_update_answers_with_the_whole_message(http: httpx2.AsyncClient) -> None:
+async def test_an_update_returns_the_whole_message(http: httpx2.AsyncClient) -> None:
     await create(http, text="old", meta={"keep": 1, "drop": 2})
-    answer = await http.patch(M1, json={"text": "new", "meta": {"drop": None}, "if_version": 1})
-    assert answer.status_code == 200
-    assert set(answer.json()) == {"message", "serial"}
-    assert answer.json()["serial"] == answer.json()["message"]["version"] == 2
-    assert answer.json()["message"]["meta"] == {"keep": 1}
-    assert answer.json()["message"]["parts"] == [{"type": "text", "text": "new"}]
+    response = await http.patch(M1, json={"text": "new", "meta": {"drop": None}, "if_version": 1})
+    assert response.status_code == 200
+    assert set(response.json()) == {"message", "serial"}
+    assert response.json()["serial"] == response.json()["message"]["version"] == 2
+    assert response.json()["message"]["meta"] == {"keep": 1}
+    assert response.json()["message"]["parts"] == [{"type": "text", "text": "new"}]
 
 
 async def test_an_update_of_another_version_is_refused_with_the_present_one(http: httpx2.AsyncClient) -> None:
     await create(http, text="old")
     await http.patch(M1, json={"text": "new"})
-    answer = await http.patch(M1, json={"text": "late", "if_version": 1})
-    assert refused(answer) == (409, "version_conflict")
-    assert answer.json()["version"] == 2
+    response = await http.patch(M1, json={"text": "late", "if_version": 1})
+    assert refused(response) == (409, "version_conflict")
+    assert response.json()["version"] == 2
 
 
 async def test_streaming_message_is_changed_only_by_its_writer(http: httpx2.AsyncClient) -> None:
@@ -227,9 +229,9 @@ async def test_finish_ends_a_message_and_may_be_repeated(http: httpx2.AsyncClien
 async def test_delete_answers_204_also_the_second_time(http: httpx2.AsyncClient) -> None:
     await create(http, text="x")
     for _ in range(2):
-        answer = await http.delete(M1)
-        assert (answer.status_code, answer.content) == (204, b"")
-        assert answer.headers["cache-control"] == "no-store"
+        response = await http.delete(M1)
+        assert (response.status_code, response.content) == (204, b"")
+        assert response.headers["cache-control"] == "no-store"
     assert refused(await http.get(M1)) == (410, "deleted")
     assert refused(await http.post(f"{M1}/append", json={"text": "x"})) == (410, "deleted")
 
@@ -257,9 +259,9 @@ async def test_a_message_that_is_not_there_is_404(
 
 async def test_a_message_is_read_with_the_cursor_to_follow_it_from(http: httpx2.AsyncClient) -> None:
     made = await create(http, text="hello")
-    answer = await http.get(M1)
-    assert answer.json() == {"message": made["message"], "cursor": made["cursor"]}
-    assert answer.headers["cache-control"] == "no-store"
+    response = await http.get(M1)
+    assert response.json() == {"message": made["message"], "cursor": made["cursor"]}
+    assert response.headers["cache-control"] == "no-store"
 
 
 async def test_page_is_newest_first_and_continues_from_before(http: httpx2.AsyncClient) -> None:
@@ -275,8 +277,8 @@ async def test_page_is_newest_first_and_continues_from_before(http: httpx2.Async
 
 async def test_an_unknown_channel_is_an_empty_one(http: httpx2.AsyncClient) -> None:
     assert (await http.get(MESSAGES)).json() == {"messages": [], "more": False, "cursor": "-:0"}
-    answer = await http.get("/v1/channels/chat:1")
-    assert answer.json() == {"channel": "chat:1", "epoch": "-", "serial": 0, "cursor": "-:0"}
+    response = await http.get("/v1/channels/chat:1")
+    assert response.json() == {"channel": "chat:1", "epoch": "-", "serial": 0, "cursor": "-:0"}
 
 
 async def test_channel_reports_its_serial_and_can_be_deleted(http: httpx2.AsyncClient) -> None:
@@ -284,8 +286,8 @@ async def test_channel_reports_its_serial_and_can_be_deleted(http: httpx2.AsyncC
     epoch = made["cursor"].partition(":")[0]
     known = (await http.get("/v1/channels/chat:1")).json()
     assert known == {"channel": "chat:1", "epoch": epoch, "serial": 1, "cursor": made["cursor"]}
-    answer = await http.delete("/v1/channels/chat:1")
-    assert (answer.status_code, answer.content) == (204, b"")
+    response = await http.delete("/v1/channels/chat:1")
+    assert (response.status_code, response.content) == (204, b"")
     assert (await http.get("/v1/channels/chat:1")).json()["serial"] == 0
     again = await create(http, text="x")
     assert not again["cursor"].startswith(epoch)
@@ -296,8 +298,8 @@ async def test_channel_reports_its_serial_and_can_be_deleted(http: httpx2.AsyncC
 
 @pytest.mark.parametrize("name", ["chat:1", "a+b", "a~b@c=d.e-f_g:h", "x" * 200, "...", "%61"])
 async def test_a_channel_is_known_by_its_name_as_it_is_in_the_path(plain_http: httpx2.AsyncClient, name: str) -> None:
-    answer = await plain_http.get(f"/v1/channels/{name}")
-    assert answer.json()["channel"] == name.replace("%61", "a")
+    response = await plain_http.get(f"/v1/channels/{name}")
+    assert response.json()["channel"] == name.replace("%61", "a")
 
 
 @pytest.mark.parametrize(
@@ -322,15 +324,15 @@ async def test_a_client_id_follows_the_rules_for_ids(plain_http: httpx2.AsyncCli
     assert (await plain_http.get(f"{MESSAGES}?client=a%2Bb")).status_code == 200
 
 
-async def test_version_is_told_to_callers_without_an_identity_and_without_permission_for_foreign_pages(
+async def test_version_is_sent_to_callers_without_an_identity_and_without_permission_for_foreign_pages(
     http: httpx2.AsyncClient,
 ) -> None:
     headers = {"origin": "https://elsewhere.example", "x-forwarded-for": "203.0.113.9"}
-    answer = await http.get("/v1", headers=headers)
-    refused = answer.json()
-    assert (answer.status_code, refused.pop("problem")["code"]) == (200, "no_verifier")
+    response = await http.get("/v1", headers=headers)
+    refused = response.json()
+    assert (response.status_code, refused.pop("problem")["code"]) == (200, "no_verifier")
     assert refused == (await http.get("/v1")).json() == {"server": "holdfast", "protocol": 1}
-    assert "access-control-allow-origin" not in answer.headers
+    assert "access-control-allow-origin" not in response.headers
 
 
 @pytest.mark.parametrize(
@@ -375,15 +377,15 @@ async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, p
     ],
 )
 async def test_unsupported_methods_are_405(plain_http: httpx2.AsyncClient, method: str, path: str, allow: str) -> None:
-    answer = await plain_http.request(method, path)
-    assert answer.status_code == 405
-    assert answer.headers["allow"] == allow
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = await plain_http.request(method, path)
+    assert response.status_code == 405
+    assert response.headers["allow"] == allow
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 async def test_options_says_what_is_allowed(plain_http: httpx2.AsyncClient) -> None:
-    answer = await plain_http.options(MESSAGES)
-    assert (answer.status_code, answer.headers["allow"]) == (204, "GET, POST, HEAD, OPTIONS")
+    response = await plain_http.options(MESSAGES)
+    assert (response.status_code, response.headers["allow"]) == (204, "GET, POST, HEAD, OPTIONS")
 
 
 async def test_head_has_the_headers_of_get(plain_http: httpx2.AsyncClient) -> None:
@@ -400,7 +402,7 @@ async def test_head_has_the_headers_of_get(plain_http: httpx2.AsyncClient) -> No
 # The server itself
 
 
-async def test_health_readiness_and_metrics_answer(http: httpx2.AsyncClient) -> None:
+async def test_health_readiness_and_metrics_respond(http: httpx2.AsyncClient) -> None:
     await create(http, text="x")
     assert (await http.get("/healthz")).json() == {"status": "ok"}
     assert (await http.get("/readyz")).json() == {"status": "ready"}
@@ -412,13 +414,13 @@ async def test_health_readiness_and_metrics_answer(http: httpx2.AsyncClient) -> 
 async def test_draining_hub_is_not_ready(hub: Hub, http: httpx2.AsyncClient) -> None:
     await hub.start()
     await hub.drain()
-    answer = await http.get("/readyz")
-    assert refused(answer) == (503, "draining")
-    assert answer.headers["retry-after"] in ("1", "2", "3")
+    response = await http.get("/readyz")
+    assert refused(response) == (503, "draining")
+    assert response.headers["retry-after"] in ("1", "2", "3")
     assert (await http.get("/healthz")).status_code == 200
 
 
-async def test_a_hub_whose_store_does_not_answer_is_not_ready(
+async def test_a_hub_whose_store_does_not_respond_is_not_ready(
     plain_http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def gone(*args: object) -> None:
@@ -434,10 +436,12 @@ async def test_a_hub_whose_store_does_not_answer_is_not_ready(
 
 
 async def test_browser_files_are_served_with_no_cache(plain_http: httpx2.AsyncClient) -> None:
-    answer = await plain_http.get("/web/view.js")
-    assert answer.headers["content-type"].startswith("text/javascript")
-    assert answer.headers["cache-control"] == "no-cache"
-    assert (await plain_http.get("/web/view.js", headers={"if-none-match": answer.headers["etag"]})).status_code == 304
+    response = await plain_http.get("/web/view.js")
+    assert response.headers["content-type"].startswith("text/javascript")
+    assert response.headers["cache-control"] == "no-cache"
+    assert (
+        await plain_http.get("/web/view.js", headers={"if-none-match": response.headers["etag"]})
+    ).status_code == 304
 
 
 @pytest.mark.parametrize(
@@ -448,15 +452,15 @@ async def test_browser_files_are_compressed_for_clients_that_accept_it(
     plain_http: httpx2.AsyncClient, accepted: str, coding: str | None
 ) -> None:
     source = (WEB / "view.js").read_bytes()
-    answer = await plain_http.get("/web/view.js", headers={"accept-encoding": accepted})
-    assert answer.content == source  # the test's client decompresses it
-    assert answer.headers.get("content-encoding") == coding
-    assert answer.headers["vary"] == "Accept-Encoding"
-    length = int(answer.headers["content-length"])
+    response = await plain_http.get("/web/view.js", headers={"accept-encoding": accepted})
+    assert response.content == source  # the test's client decompresses it
+    assert response.headers.get("content-encoding") == coding
+    assert response.headers["vary"] == "Accept-Encoding"
+    length = int(response.headers["content-length"])
     assert length < len(source) / 2 if coding else length == len(source)
-    known = {"accept-encoding": accepted, "if-none-match": f'"other", W/{answer.headers["etag"]}'}
+    known = {"accept-encoding": accepted, "if-none-match": f'"other", W/{response.headers["etag"]}'}
     again = await plain_http.get("/web/view.js", headers=known)
-    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", answer.headers["etag"])
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", response.headers["etag"])
     assert again.headers["vary"] == "Accept-Encoding"
     head = await plain_http.head("/web/view.js", headers={"accept-encoding": accepted})
     assert (head.content, head.headers["content-length"]) == (b"", str(length))
@@ -470,9 +474,9 @@ async def test_etag_of_a_browser_file_follows_its_content(tmp_path: Path) -> Non
         file.write_text(text)
         os.utime(file, (time_s, time_s))
         async with asking(web) as http:
-            answer = await http.get("/a.js", headers={"accept-encoding": "gzip"})
-        assert answer.text == text
-        return answer.headers["etag"]
+            response = await http.get("/a.js", headers={"accept-encoding": "gzip"})
+        assert response.text == text
+        return response.headers["etag"]
 
     first = await etag("one", 1)
     assert await etag("two", 2) != first
@@ -483,9 +487,9 @@ async def test_internal_error_carries_no_details(caplog: pytest.LogCaptureFixtur
     hub = new_hub()
     async with asking(hub) as http:
         hub.history = None  # type: ignore[method-assign, assignment]  # as good a mistake as any
-        answer = await http.get(MESSAGES)
-        assert refused(answer) == (500, "internal")
-        assert "NoneType" not in answer.text
+        response = await http.get(MESSAGES)
+        assert refused(response) == (500, "internal")
+        assert "NoneType" not in response.text
         assert "an HTTP request failed" in caplog.text
         hub.attach = None  # type: ignore[method-assign, assignment]
         for path in ("/v1/channels/c/events", "/v1/channels/c/poll"):
@@ -504,18 +508,18 @@ async def test_internal_error_carries_no_details(caplog: pytest.LogCaptureFixtur
 
 async def test_without_allowed_origins_there_are_no_cors_headers(plain_http: httpx2.AsyncClient) -> None:
     for path in (MESSAGES, "/v1/channels/c/poll"):
-        answer = await plain_http.get(path, headers={"origin": "http://localhost"})
-        assert not [name for name in answer.headers if name.startswith("access-control")]
+        response = await plain_http.get(path, headers={"origin": "http://localhost"})
+        assert not [name for name in response.headers if name.startswith("access-control")]
 
 
 @pytest.mark.parametrize("path", [MESSAGES, "/v1/channels/c/poll", "/v1/channels/c/messages/none/events", "/nothing"])
-async def test_an_allowed_origin_may_read_every_answer(path: str) -> None:
+async def test_an_allowed_origin_may_read_every_response(path: str) -> None:
     hub = new_hub(allowed_origins=["https://app.example"])
     async with asking(hub) as http:
-        answer = await http.get(path, headers={"origin": "https://app.example"})
-        assert answer.headers["access-control-allow-origin"] == "https://app.example"
-        assert answer.headers["access-control-allow-credentials"] == "true"
-        assert "Origin" in answer.headers["vary"]
+        response = await http.get(path, headers={"origin": "https://app.example"})
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
+        assert response.headers["access-control-allow-credentials"] == "true"
+        assert "Origin" in response.headers["vary"]
     await hub.close()
 
 
@@ -531,10 +535,10 @@ async def test_preflight_needs_no_identity() -> None:
             "access-control-request-headers": "content-type, authorization",
         }
         for path in (MESSAGES, "/v1/channels/c/events"):
-            answer = await http.options(path, headers=headers)
-            assert answer.status_code == 200
-            assert answer.headers["access-control-allow-origin"] == "https://app.example"
-            assert "POST" in answer.headers["access-control-allow-methods"]
+            response = await http.options(path, headers=headers)
+            assert response.status_code == 200
+            assert response.headers["access-control-allow-origin"] == "https://app.example"
+            assert "POST" in response.headers["access-control-allow-methods"]
     await hub.close()
 
 
@@ -551,8 +555,8 @@ async def test_presence_leases_of_one_client_are_bounded() -> None:
 
         async def enter(channel: str, member: str, client: str = "eve") -> tuple[int, str]:
             path = f"/v1/channels/{channel}/presence/{member}"
-            answer = await http.put(path, json={"lease_s": 3600}, headers={"client": client})
-            return answer.status_code, answer.json()["code"] if answer.status_code != 204 else ""
+            response = await http.put(path, json={"lease_s": 3600}, headers={"client": client})
+            return response.status_code, response.json()["code"] if response.status_code != 204 else ""
 
         for number in range(100):
             assert await enter(f"c{number}", "eve") == (204, "")
@@ -609,7 +613,7 @@ def test_presence_lease_ends_with_the_identity() -> None:
 
 async def test_client_may_not_send_the_servers_signal(hub: Hub, http: httpx2.AsyncClient) -> None:
     await hub.start()
-    answer = await http.post("/v1/channels/c/signals", json={"name": "nobody_listening", "data": {"message": "m1"}})
-    assert refused(answer) == (403, "forbidden")
+    response = await http.post("/v1/channels/c/signals", json={"name": "nobody_listening", "data": {"message": "m1"}})
+    assert refused(response) == (403, "forbidden")
     assert hub.channel("c").presence_state.position == 0
     assert (await http.post("/v1/channels/c/signals", json={"name": "nobody"})).status_code == 202

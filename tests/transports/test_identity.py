@@ -79,10 +79,10 @@ class Verified(Served):
         return await self.http.post(path, json=body, headers=headers)
 
     async def ticket(self, *capabilities: str, channel: str = "chat:1", **options: Any) -> str:
-        answer = await self.post("/v1/tickets", {"channel": channel}, self.bearer(*capabilities, **options))
-        assert answer.status_code == 201, answer.text
-        assert answer.json()["expires_s"] == 60
-        return str(answer.json()["ticket"])
+        response = await self.post("/v1/tickets", {"channel": channel}, self.bearer(*capabilities, **options))
+        assert response.status_code == 201, response.text
+        assert response.json()["expires_s"] == 60
+        return str(response.json()["ticket"])
 
 
 @asynccontextmanager
@@ -172,8 +172,8 @@ async def test_waiting_poll_is_refused_when_its_identity_expires(served: Verifie
     first = await served.http.get("/v1/channels/chat:1/poll", headers=headers)
     path = f"/v1/channels/chat:1/poll?wait_s=60&since={first.json()['cursor']}"
     async with asyncio.timeout(PATIENCE_S):
-        answer = await served.http.get(path, headers=headers)
-    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+        response = await served.http.get(path, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
 
 
 async def test_the_callback_has_ended_before_the_stream_begins() -> None:
@@ -243,7 +243,7 @@ async def test_each_transport_tells_a_client_its_identity_capabilities_and_time_
         assert 590 < you["expires_s"] <= 600
 
 
-async def test_client_that_does_not_identify_itself_is_told_no_identity(served: Verified) -> None:
+async def test_client_that_does_not_identify_itself_gets_no_identity(served: Verified) -> None:
     polled = await served.http.get("/v1/channels/chat:1/poll?wait_s=0", headers=served.bearer())
     assert sorted(polled.json()) == ["cursor", "events"]
 
@@ -453,8 +453,8 @@ async def test_a_ticket_alone_opens_nothing_after_its_minute(served: Verified) -
     for last in ({}, {"Last_Event_ID": "e:1"}, {"Last_Event_ID": cursor.rpartition(":")[0]}):
         refused = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Holdfast_Client="t", **last)
         assert refused.response.status == 401
-        told = await Stream.open(served, f"{EVENTS}?ticket={ticket}", **last)
-        assert (await told.until_event("bye")).data == b'"unauthenticated"'
+        stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}", **last)
+        assert (await stream.until_event("bye")).data == b'"unauthenticated"'
     again = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Last_Event_ID=cursor)
     await again.until_event("channel.attached")
     again.close()
@@ -506,11 +506,11 @@ async def test_a_ticket_is_for_its_channel_and_for_streams_alone(served: Verifie
     other = await Stream.open(served, f"/v1/channels/chat:2/events?ticket={ticket}")
     assert other.response.status == 403
     for path in ("/v1/channels/chat:1/messages", "/v1/channels/chat:1/poll", "/v1/channels/chat:1"):
-        answer = await served.http.get(f"{path}?ticket={ticket}")
-        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+        response = await served.http.get(f"{path}?ticket={ticket}")
+        assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
     body = {"text": "x"}
-    answer = await served.http.post(f"/v1/channels/chat:1/messages?ticket={ticket}", json=body)
-    assert answer.status_code == 401
+    response = await served.http.post(f"/v1/channels/chat:1/messages?ticket={ticket}", json=body)
+    assert response.status_code == 401
     async with dialled(served, query=f"?ticket={ticket}") as peer:
         assert (await peer.ask("attach", channel="chat:1"))["code"] == "unauthenticated"
 
@@ -532,8 +532,8 @@ async def test_ticket_needs_subscribe_and_a_valid_body(served: Verified) -> None
         ({}, good, (400, "invalid_request")),
         ([], good, (400, "invalid_request")),
     ):
-        answer = await served.post("/v1/tickets", body, headers)
-        assert (answer.status_code, answer.json()["code"]) == expected
+        response = await served.post("/v1/tickets", body, headers)
+        assert (response.status_code, response.json()["code"]) == expected
     assert (await served.http.get("/v1/tickets", headers=good)).status_code == 405
     plain = await served.http.post("/v1/tickets", content=b"{}", headers={**good, "content-type": "text/plain"})
     assert plain.status_code == 415
@@ -559,8 +559,8 @@ async def test_a_ticket_outlives_the_server_where_the_verifier_has_a_secret(tmp_
 
 async def test_on_this_machine_without_a_verifier_tickets_work_too() -> None:
     async with serving(new_hub()) as served:
-        answer = await served.http.post("/v1/tickets", json={"channel": "c"})
-        stream = await Stream.open(served, f"/v1/channels/c/events?ticket={answer.json()['ticket']}")
+        response = await served.http.post("/v1/tickets", json={"channel": "c"})
+        stream = await Stream.open(served, f"/v1/channels/c/events?ticket={response.json()['ticket']}")
         await stream.until_event("channel.attached")
         stream.close()
 
@@ -578,9 +578,9 @@ async def test_client_above_its_request_rate_is_refused(served: Verified) -> Non
     headers = served.bearer()
     for _ in range(4):
         assert (await served.http.get("/v1/channels/chat:1", headers=headers)).status_code == 200
-    answer = await served.http.get("/v1/channels/chat:1", headers=headers)
-    assert (answer.status_code, answer.json()["code"], answer.json()["limit"]) == (429, "too_many", 2)
-    assert 1 <= int(answer.headers["retry-after"]) <= 3
+    response = await served.http.get("/v1/channels/chat:1", headers=headers)
+    assert (response.status_code, response.json()["code"], response.json()["limit"]) == (429, "too_many", 2)
+    assert 1 <= int(response.headers["retry-after"]) <= 3
     assert (await served.http.get("/v1/channels/chat:1", headers=served.bearer(sub="eve"))).status_code == 200
     for capability in ("append", "agent", "admin"):
         headers = served.bearer("history", capability, sub="bot")
@@ -604,11 +604,11 @@ async def test_connections_of_a_client_are_bounded_over_all_transports(served: V
     stream = await Stream.open(served, EVENTS, **headers)
     async with dialled(served) as peer:
         assert (await peer.ask("auth", token=served.token()))["type"] == "ok"
-        told = await Stream.open(served, EVENTS, **headers)
-        assert told.response.status == 200
-        assert (await told.until_event("bye")).data == b'"too_many"'
-        assert told.parser.retry_ms is not None
-        assert told.parser.retry_ms >= 15_000
+        stream = await Stream.open(served, EVENTS, **headers)
+        assert stream.response.status == 200
+        assert (await stream.until_event("bye")).data == b'"too_many"'
+        assert stream.parser.retry_ms is not None
+        assert stream.parser.retry_ms >= 15_000
         refused = await Stream.open(served, EVENTS, Holdfast_Client="t", **headers)
         assert refused.response.status == 429
         assert "retry-after" in refused.response.headers
@@ -688,12 +688,12 @@ async def test_a_grant_holds_on_every_transport_and_nowhere_else(served: Verifie
 async def test_refusal_does_not_reveal_what_exists(served: Verified) -> None:
     await served.hub.create("secret", id="m1", text="x")
     headers = served.bearer()
-    told = {
-        (answer.status_code, answer.text.replace(channel, "CHANNEL"))
+    responses = {
+        (response.status_code, response.text.replace(channel, "CHANNEL"))
         for channel, message in (("secret", "m1"), ("secret", "m2"), ("none", "m1"))
-        for answer in [await served.http.get(f"/v1/channels/{channel}/messages/{message}", headers=headers)]
+        for response in [await served.http.get(f"/v1/channels/{channel}/messages/{message}", headers=headers)]
     }
-    assert len(told) == 1
+    assert len(responses) == 1
 
 
 # Secrets
@@ -778,7 +778,7 @@ def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--host", "0.0.0.0"], "verifier"),
         (["--host", "192.0.2.1"], "verifier"),
@@ -795,7 +795,7 @@ def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
         (["--app", "x:y", "--jwks", "https://issuer.example/keys", "--jwt-audience", "chat"], "--app brings"),
     ],
 )
-def test_serve_refuses_conflicting_options(tmp_path: Path, secret_file: Path, options: list[str], said: str) -> None:
+def test_serve_refuses_conflicting_options(tmp_path: Path, secret_file: Path, options: list[str], message: str) -> None:
     (tmp_path / "short").write_text("short")
     paths = {"secret": secret_file, "short": tmp_path / "short", "none": tmp_path / "none"}
     given = [option.format(**paths) for option in options]
@@ -803,7 +803,7 @@ def test_serve_refuses_conflicting_options(tmp_path: Path, secret_file: Path, op
         main, ["serve", "--store", "memory://", *given] if "--app" not in options else ["serve", *given]
     )
     assert ran.exit_code != 0
-    assert said in ran.output
+    assert message in ran.output
     assert "Traceback" not in ran.output
     assert SECRET not in ran.output
 
@@ -857,8 +857,8 @@ async def test_new_channels_of_a_client_are_bounded_per_hour(served: Verified) -
     still(served, client_channels=2)
     headers = served.bearer()
     for channel, status in (("chat:1", 201), ("chat:2", 201), ("chat:3", 429), ("chat:1", 201)):
-        answer = await served.post(f"/v1/channels/{channel}/messages", {"text": "x"}, headers)
-        assert answer.status_code == status, answer.text
+        response = await served.post(f"/v1/channels/{channel}/messages", {"text": "x"}, headers)
+        assert response.status_code == status, response.text
     async with dialled(served, additional_headers=headers) as peer:
         assert (await peer.ask("create", channel="chat:4", text="x"))["code"] == "too_many"
         assert (await peer.ask("create", channel="chat:2", text="x"))["type"] == "ok"
@@ -870,8 +870,8 @@ async def test_signals_are_counted_apart(served: Verified) -> None:
     still(served, client_signals=2)
     headers = served.bearer()
     for status in (202, 202, 429):
-        answer = await served.post("/v1/channels/chat:1/signals", {"name": "typing", "data": {}}, headers)
-        assert answer.status_code == status, answer.text
+        response = await served.post("/v1/channels/chat:1/signals", {"name": "typing", "data": {}}, headers)
+        assert response.status_code == status, response.text
     async with dialled(served, additional_headers=headers) as peer:
         refused = await peer.ask("signal", channel="chat:1", name="typing")
         assert refused["code"] == "too_many"

@@ -28,17 +28,17 @@ POLL = "/v1/channels/c/poll"
 async def poll(served: Served, since: str | None = None, name: str = "", **query: Any) -> dict[str, Any]:
     if since is not None:
         query["since"] = since
-    answer = await served.http.get(POLL, params=query, headers={"x-name": name})
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["content-type"] == "application/json"
-    got: dict[str, Any] = answer.json()
+    response = await served.http.get(POLL, params=query, headers={"x-name": name})
+    assert response.status_code == 200, response.text
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["content-type"] == "application/json"
+    got: dict[str, Any] = response.json()
     assert set(got) == {"cursor", "events"}
     return got
 
 
-def kinds(answer: dict[str, Any]) -> list[str]:
-    return [event["type"] for event in answer["events"]]
+def kinds(response: dict[str, Any]) -> list[str]:
+    return [event["type"] for event in response["events"]]
 
 
 def of_log(cursor: str) -> str:
@@ -54,11 +54,11 @@ def of_presence(cursor: str) -> Cursor:
     return known.presence
 
 
-def received(view: View, answer: dict[str, Any]) -> None:
+def received(view: View, response: dict[str, Any]) -> None:
     """Apply the events of a poll to the view."""
     # decoded again from its own bytes: the test compares the wire, not its own JSON
-    events = [decode_event(httpx2.Response(200, json=event).content) for event in answer["events"]]
-    view.receive(Batch(events=events, cursor=answer["cursor"]))
+    events = [decode_event(httpx2.Response(200, json=event).content) for event in response["events"]]
+    view.receive(Batch(events=events, cursor=response["cursor"]))
 
 
 async def waiting(served: Served, since: str, wait_s: int = 60) -> asyncio.Task[dict[str, Any]]:
@@ -70,18 +70,18 @@ async def waiting(served: Served, since: str, wait_s: int = 60) -> asyncio.Task[
 
 async def test_poll_without_a_cursor_returns_a_new_start(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
-    answer = await poll(served)
-    assert kinds(answer) == ["channel.attached", "message.update"]
-    assert answer["events"][0]["resumed"] is False
-    assert of_log(answer["cursor"]) == (await served.hub.info("c")).cursor
+    response = await poll(served)
+    assert kinds(response) == ["channel.attached", "message.update"]
+    assert response["events"][0]["resumed"] is False
+    assert of_log(response["cursor"]) == (await served.hub.info("c")).cursor
 
 
 async def test_poll_behind_the_tail_returns_exactly_the_missed_events(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     await served.hub.create("c", id="m2", text="two")
-    answer = await poll(served, cursor)
-    assert kinds(answer) == ["message.create"]
+    response = await poll(served, cursor)
+    assert kinds(response) == ["message.create"]
 
 
 async def test_poll_at_the_tail_waits_for_an_event(served: Served) -> None:
@@ -89,9 +89,9 @@ async def test_poll_at_the_tail_waits_for_an_event(served: Served) -> None:
     cursor = (await poll(served))["cursor"]
     task = await waiting(served, cursor)
     await served.hub.create("c", id="m2", text="two")
-    answer = await task
-    assert kinds(answer) == ["message.create"]
-    assert of_log(answer["cursor"]) == (await served.hub.info("c")).cursor
+    response = await task
+    assert kinds(response) == ["message.create"]
+    assert of_log(response["cursor"]) == (await served.hub.info("c")).cursor
     assert served.hub.stats()["feeds"] == 0
 
 
@@ -104,8 +104,8 @@ async def test_a_flush_window_gathers_more_than_the_first_token(served: Served) 
         for _ in range(5):
             await message.append(" more")
             await message.flush()
-        answer = await task
-    assert [event["text"] for event in answer["events"]] == [" more" * 5]
+        response = await task
+    assert [event["text"] for event in response["events"]] == [" more" * 5]
 
 
 async def test_poll_that_times_out_returns_no_events_and_the_same_cursor(served: Served) -> None:
@@ -121,10 +121,10 @@ async def test_poll_of_an_empty_channel_learns_its_epoch(served: Served) -> None
     assert await poll(served, first["cursor"], wait_s=0) == {"cursor": first["cursor"], "events": []}
     task = await waiting(served, first["cursor"])
     await served.hub.create("c", id="m1", text="one")
-    answer = await task
-    assert kinds(answer) == ["channel.attached", "message.create"]
-    assert answer["events"][0]["resumed"] is True
-    assert answer["events"][0]["epoch"] == (await served.hub.info("c")).epoch
+    response = await task
+    assert kinds(response) == ["channel.attached", "message.create"]
+    assert response["events"][0]["resumed"] is True
+    assert response["events"][0]["epoch"] == (await served.hub.info("c")).epoch
     for since in ("-:0", first["cursor"]):
         late = await poll(served, since)
         assert kinds(late) == ["channel.attached", "message.create"]
@@ -132,24 +132,24 @@ async def test_poll_of_an_empty_channel_learns_its_epoch(served: Served) -> None
 
 async def test_a_foreign_epoch_is_a_new_start(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
-    answer = await poll(served, "foreign:1", wait_s=60)
-    assert answer["events"][0]["resumed"] is False
+    response = await poll(served, "foreign:1", wait_s=60)
+    assert response["events"][0]["resumed"] is False
 
 
 async def test_deleted_channel_begins_a_new_epoch(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     task = await waiting(served, (await poll(served))["cursor"])
     await served.hub.delete_channel("c")
-    answer = await task
-    assert (kinds(answer), answer["events"][0]["resumed"]) == (["channel.attached"], False)
-    assert of_log(answer["cursor"]) == "-:0"
+    response = await task
+    assert (kinds(response), response["events"][0]["resumed"]) == (["channel.attached"], False)
+    assert of_log(response["cursor"]) == "-:0"
 
 
 async def test_history_bounds_a_new_start(served: Served) -> None:
     for number in range(5):
         await served.hub.create("c", id=f"m{number}", text=str(number))
-    answer = await poll(served, history=2)
-    assert [event["message"]["id"] for event in answer["events"][1:]] == ["m3", "m4"]
+    response = await poll(served, history=2)
+    assert [event["message"]["id"] for event in response["events"][1:]] == ["m3", "m4"]
 
 
 async def test_view_fed_by_polls_shows_difficult_text_unchanged(served: Served) -> None:
@@ -177,16 +177,16 @@ async def test_disconnected_waiting_poll_leaves_no_feed(served: Served) -> None:
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
-async def test_draining_hub_answers_waiting_polls_and_refuses_new_ones(served: Served) -> None:
+async def test_draining_hub_ends_waiting_polls_and_refuses_new_ones(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     task = await waiting(served, cursor)
     async with asyncio.timeout(2):
         await served.hub.drain()
         assert await task == {"cursor": cursor, "events": []}
-    answer = await served.http.get(POLL, params={"since": cursor})
-    assert (answer.status_code, answer.json()["code"]) == (503, "draining")
-    assert answer.headers["retry-after"] in ("1", "2", "3")
+    response = await served.http.get(POLL, params={"since": cursor})
+    assert (response.status_code, response.json()["code"]) == (503, "draining")
+    assert response.headers["retry-after"] in ("1", "2", "3")
 
 
 # Presence
@@ -246,11 +246,11 @@ async def test_entering_member_wakes_a_waiting_poll(served: Served) -> None:
     task = await waiting(served, cursor)
     served.hub.runtime.presence.enter("c", "ann", "tab", {})
     async with asyncio.timeout(PATIENCE_S):
-        answer = await task
-    assert kinds(answer) == ["presence.enter"]
-    assert of_log(answer["cursor"]) == of_log(cursor)
-    assert answer["cursor"] != cursor
-    assert await poll(served, answer["cursor"], wait_s=0) == {"cursor": answer["cursor"], "events": []}
+        response = await task
+    assert kinds(response) == ["presence.enter"]
+    assert of_log(response["cursor"]) == of_log(cursor)
+    assert response["cursor"] != cursor
+    assert await poll(served, response["cursor"], wait_s=0) == {"cursor": response["cursor"], "events": []}
 
 
 async def test_member_that_enters_and_leaves_at_once_makes_no_event(served: Served) -> None:
@@ -270,9 +270,9 @@ async def test_signal_reaches_a_waiting_poll_and_is_lost_between_polls(served: S
     task = await waiting(served, cursor)
     await served.hub.signal("c", "typing", {"is": "now"}, by="ann")
     async with asyncio.timeout(PATIENCE_S):
-        answer = await task
-    assert answer["events"] == [{"type": "signal", "name": "typing", "data": {"is": "now"}, "from": "ann"}]
-    assert await poll(served, answer["cursor"], wait_s=0) == {"cursor": answer["cursor"], "events": []}
+        response = await task
+    assert response["events"] == [{"type": "signal", "name": "typing", "data": {"is": "now"}, "from": "ann"}]
+    assert await poll(served, response["cursor"], wait_s=0) == {"cursor": response["cursor"], "events": []}
 
 
 async def test_poll_with_a_too_old_presence_position_gets_all_members(
@@ -285,10 +285,13 @@ async def test_poll_with_a_too_old_presence_position_gets_all_members(
     for number in range(3):
         people.enter("c", f"guest{number}", "tab", {})
         people.leave("c", f"guest{number}", "tab", is_final=True)
-    answer = await poll(served, cursor)
-    assert kinds(answer) == ["presence.sync"]
-    assert ([member["id"] for member in answer["events"][0]["members"]], answer["events"][0]["count"]) == (["ann"], 1)
-    assert (await poll(served, answer["cursor"], wait_s=0))["events"] == []
+    response = await poll(served, cursor)
+    assert kinds(response) == ["presence.sync"]
+    assert ([member["id"] for member in response["events"][0]["members"]], response["events"][0]["count"]) == (
+        ["ann"],
+        1,
+    )
+    assert (await poll(served, response["cursor"], wait_s=0))["events"] == []
 
 
 async def test_poll_after_a_restart_gets_all_members(tmp_path: Path) -> None:
@@ -304,9 +307,9 @@ async def test_poll_after_a_restart_gets_all_members(tmp_path: Path) -> None:
         await served.hub.create("c", id="m2", text="two")
         for member in ("bob", "cem"):  # as many changes as before, so that positions of two epochs look alike
             served.hub.runtime.presence.enter("c", member, "tab", {})
-        answer = await poll(served, view.cursor)
-        assert kinds(answer) == ["message.create", "presence.sync"]
-        received(view, answer)
+        response = await poll(served, view.cursor)
+        assert kinds(response) == ["message.create", "presence.sync"]
+        received(view, response)
         assert [member.id for member in view.members()] == ["bob", "cem"]
         assert [message.text for message in view.messages()] == ["one", "two"]
         assert (await poll(served, view.cursor, wait_s=0))["events"] == []
@@ -317,10 +320,10 @@ async def test_poll_after_the_channel_left_memory_gets_all_members(tmp_path: Pat
         await served.hub.create("c", id="m1", text="one")
         cursor = (await poll(served))["cursor"]
         free_memory(served.hub.runtime)
-        answer = await poll(served, cursor)
-        assert kinds(answer) == ["presence.sync"]
-        assert of_presence(answer["cursor"]).epoch != of_presence(cursor).epoch
-        assert (await poll(served, answer["cursor"], wait_s=0))["events"] == []
+        response = await poll(served, cursor)
+        assert kinds(response) == ["presence.sync"]
+        assert of_presence(response["cursor"]).epoch != of_presence(cursor).epoch
+        assert (await poll(served, response["cursor"], wait_s=0))["events"] == []
 
 
 @pytest.mark.parametrize(
@@ -350,9 +353,9 @@ async def test_invalid_presence_position_is_treated_as_none(served: Served, fiel
     served.hub.runtime.presence.enter("c", "ann", "tab", {})
     cursor = (await poll(served))["cursor"]
     assert of_presence(cursor).serial == 1
-    answer = await poll(served, of_log(cursor) + field.format(life=of_presence(cursor).epoch))
-    assert kinds(answer) == ["presence.sync"]
-    assert answer["cursor"] == cursor
+    response = await poll(served, of_log(cursor) + field.format(life=of_presence(cursor).epoch))
+    assert kinds(response) == ["presence.sync"]
+    assert response["cursor"] == cursor
 
 
 async def test_cursors_are_valid_between_polls_and_other_transports(served: Served) -> None:
@@ -368,9 +371,9 @@ async def test_cursors_are_valid_between_polls_and_other_transports(served: Serv
         batch = await peer.until("events")
     assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.create"]
     for theirs in (create.id, batch["cursor"]):
-        answer = await poll(served, theirs)
-        assert kinds(answer) == ["presence.sync"]
-        assert of_log(answer["cursor"]) == theirs
+        response = await poll(served, theirs)
+        assert kinds(response) == ["presence.sync"]
+        assert of_log(response["cursor"]) == theirs
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -419,16 +422,16 @@ async def test_presence_position_counts_only_for_its_client_without_history(serv
     assert await poll(served, cursor, "ada", wait_s=0) == {"cursor": cursor, "events": []}
     people.enter("c", "bob", "tab", {})
     await served.hub.create("c", id="m2", text="two")
-    answer = await poll(served, cursor, "ada")
-    assert kinds(answer) == ["message.create", "presence.enter"]
-    assert await poll(served, answer["cursor"], "ada", wait_s=0) == {"cursor": answer["cursor"], "events": []}
+    response = await poll(served, cursor, "ada")
+    assert kinds(response) == ["message.create", "presence.enter"]
+    assert await poll(served, response["cursor"], "ada", wait_s=0) == {"cursor": response["cursor"], "events": []}
 
     place = of_presence(cursor)
     log = cursor.partition("@")[0]
     earlier = place._replace(serial=2)  # a position before `early` left
     for forged in (earlier, earlier._replace(extra=""), place._replace(extra=""), place._replace(extra="h" * 23)):
-        answer = await poll(served, f"{log}@{forged}", "ada")
-        assert kinds(answer) == ["message.create", "presence.sync"]
+        response = await poll(served, f"{log}@{forged}", "ada")
+        assert kinds(response) == ["message.create", "presence.sync"]
     theirs = of_presence((await poll(served, name="eve"))["cursor"])
     assert kinds(await poll(served, f"{log}@{theirs}", "ada")) == ["message.create", "presence.sync"]
     attached = (await poll(served, cursor, "eve"))["events"][0]  # the whole cursor is invalid for another client

@@ -50,8 +50,8 @@ async def test_coming_back_after_done_gets_204_which_stops_an_event_source(serve
 
 
 async def change(served: Served, method: str, path: str, body: object) -> None:
-    answer = await served.http.request(method, f"/v1/channels/c/messages{path}", json=body)
-    assert answer.status_code in (200, 201), answer.text
+    response = await served.http.request(method, f"/v1/channels/c/messages{path}", json=body)
+    assert response.status_code in (200, 201), response.text
 
 
 async def begin(served: Served) -> None:
@@ -223,11 +223,11 @@ def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done:
     extra = sent_field(lengths, is_finished=is_done)
     cursor = parse_cursor(f"epoch:5:{extra}")
     assert cursor is not None
-    told = sent_by(cursor)
-    assert told.is_finished is is_done
-    assert len(told.lengths) == len(lengths)
-    left_out = list(told.lengths).count(2**53)
-    assert list(told.lengths)[left_out:] == lengths[left_out:]
+    parsed = sent_by(cursor)
+    assert parsed.is_finished is is_done
+    assert len(parsed.lengths) == len(lengths)
+    left_out = list(parsed.lengths).count(2**53)
+    assert list(parsed.lengths)[left_out:] == lengths[left_out:]
     assert left_out == 0 or len(extra) > 260
 
 

@@ -77,8 +77,8 @@ async def test_requests_are_routed_below_the_mount(mounted: Served) -> None:
     for path in (f"{messages}/a+b", f"{messages}/a%2Bb", f"{PREFIX}/v1/channels/c/poll", f"{PREFIX}/web/view.js"):
         assert (await mounted.http.get(path)).status_code == 200
     for path, code in ((f"{messages}/a%2Fb", "invalid_name"), (f"{PREFIX}/nothing", "not_found")):
-        answer = await mounted.http.get(path)
-        assert (answer.headers["content-type"], answer.json()["code"]) == ("application/problem+json", code)
+        response = await mounted.http.get(path)
+        assert (response.headers["content-type"], response.json()["code"]) == ("application/problem+json", code)
 
 
 async def test_streams_and_sockets_work_below_the_mount_and_under_middleware(mounted: Served) -> None:
@@ -192,16 +192,16 @@ def test_install_and_wrap_refuse_other_apps_with_the_remedy() -> None:
 async def test_the_lifespan_starts_and_closes_the_hub() -> None:
     hub = new_hub()
     waiting = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
-    said: list[Any] = []
+    sent: list[Any] = []
 
     async def receive() -> Any:
         return waiting.pop(0)
 
     async def send(message: Any) -> None:
-        said.append((message["type"], hub.loop is not None))
+        sent.append((message["type"], hub.loop is not None))
 
     await hub({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
-    assert said == [("lifespan.startup.complete", True), ("lifespan.shutdown.complete", False)]
+    assert sent == [("lifespan.startup.complete", True), ("lifespan.shutdown.complete", False)]
 
 
 async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,20 +211,20 @@ async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(mo
         raise StoreUnusable("the file is not a Holdfast store")
 
     monkeypatch.setattr(hub.store, "open", unusable)
-    said: list[Any] = []
+    sent: list[Any] = []
 
     async def receive() -> Any:
         return {"type": "lifespan.startup"}
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent.append(message)
 
     await hub({"type": "lifespan"}, receive, send)
-    assert said == [{"type": "lifespan.startup.failed", "message": "the file is not a Holdfast store"}]
+    assert sent == [{"type": "lifespan.startup.failed", "message": "the file is not a Holdfast store"}]
     async with asking(hub) as http:
         for path in ("/readyz", "/v1/channels/c/poll", "/v1/channels/c/messages"):
-            answer = await http.get(path)
-            assert (answer.status_code, answer.json()["code"]) == (500, "store_unusable")
+            response = await http.get(path)
+            assert (response.status_code, response.json()["code"]) == (500, "store_unusable")
         assert (await http.get("/healthz")).status_code == 200
 
 

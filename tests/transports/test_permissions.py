@@ -85,12 +85,12 @@ class Response(NamedTuple):
 
     status: int
     code: str
-    said: Any
+    body: Any
 
     @property
     def problem(self) -> str:
         """Return a refusal without the details of its transport."""
-        return json.dumps({name: value for name, value in self.said.items() if name not in ("ref", "type")})
+        return json.dumps({name: value for name, value in self.body.items() if name not in ("ref", "type")})
 
 
 class Place:
@@ -144,8 +144,8 @@ class Place:
         text = b"".join(message.get("body", b"") for message in sent[1:])
         if status < 400:
             return Response(status, "ok", text)
-        said = json.loads(text) if text else {"code": "?"}
-        return Response(status, said["code"], said)
+        body = json.loads(text) if text else {"code": "?"}
+        return Response(status, body["code"], body)
 
     @asynccontextmanager
     async def socket(self, token: str | None, **headers: str) -> AsyncIterator[Wire]:
@@ -217,10 +217,10 @@ class Wire:
         self._refs += 1
         ref = f"r{self._refs}"
         self._inbox.put_nowait({"type": "websocket.receive", "text": json.dumps({"type": type, "ref": ref, **fields})})
-        said = await self.frame(lambda frame: frame.get("ref") == ref)
-        if said["type"] == "ok":
-            return Response(200, "ok", said)
-        return Response(said["status"], said["code"], said)
+        body = await self.frame(lambda frame: frame.get("ref") == ref)
+        if body["type"] == "ok":
+            return Response(200, "ok", body)
+        return Response(body["status"], body["code"], body)
 
 
 @pytest.fixture
@@ -315,9 +315,9 @@ def insufficient(place: Place, one: Operation) -> Iterable[str]:
 SOMEWHERE = ((CHANNEL, "m1"), (CHANNEL, "none"), (CHANNEL, "gone"), ("chat:none", "none"))
 
 
-def without_channels(answers: Iterable[Any]) -> set[str]:
+def without_channels(responses: Iterable[Any]) -> set[str]:
     """Return the different problems of refused requests, without the name of the channel that each request gave."""
-    return {one.problem.replace("'chat:none'", "CHANNEL").replace(repr(CHANNEL), "CHANNEL") for one in answers}
+    return {one.problem.replace("'chat:none'", "CHANNEL").replace(repr(CHANNEL), "CHANNEL") for one in responses}
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
@@ -326,13 +326,13 @@ async def test_missing_capability_is_refused_over_http_and_reveals_no_state(plac
     await put(place.hub, "deleted", "gone")
     before = (await place.hub.info(CHANNEL)).serial
     for token in insufficient(place, one):
-        answers = [await by_http(place, one, token, channel, id) for channel, id in SOMEWHERE]
-        assert {(answer.status, answer.code) for answer in answers} == {(403, one.refused)}
-        assert len(without_channels(answers)) == 1
-        assert "m1" not in answers[0].problem
+        responses = [await by_http(place, one, token, channel, id) for channel, id in SOMEWHERE]
+        assert {(response.status, response.code) for response in responses} == {(403, one.refused)}
+        assert len(without_channels(responses)) == 1
+        assert "m1" not in responses[0].problem
     nobody = [await by_http(place, one, None, channel, id) for channel, id in SOMEWHERE]
-    assert {(answer.status, answer.code) for answer in nobody} == {(401, "unauthenticated")}
-    assert len({answer.problem for answer in nobody}) == 1
+    assert {(response.status, response.code) for response in nobody} == {(401, "unauthenticated")}
+    assert len({response.problem for response in nobody}) == 1
     assert (await place.hub.info(CHANNEL)).serial == before
 
 
@@ -343,10 +343,10 @@ async def test_missing_capability_is_refused_on_a_socket_and_reveals_no_state(pl
     before = (await place.hub.info(CHANNEL)).serial
     for token in insufficient(place, one):
         async with place.socket(token) as wire:
-            answers = [await by_frame(wire, one, channel, id) for channel, id in SOMEWHERE]
-            assert {answer.code for answer in answers} == {one.refused}
-            assert len(without_channels(answers)) == 1
-            assert "m1" not in answers[0].problem
+            responses = [await by_frame(wire, one, channel, id) for channel, id in SOMEWHERE]
+            assert {response.code for response in responses} == {one.refused}
+            assert len(without_channels(responses)) == 1
+            assert "m1" not in responses[0].problem
     async with place.socket(None) as wire:
         assert (await by_frame(wire, one, CHANNEL, "m1")).code == "unauthenticated"
         await wire.until(lambda: wire.code == 4201)
@@ -357,8 +357,8 @@ async def test_missing_capability_is_refused_on_a_socket_and_reveals_no_state(pl
 async def test_needed_capabilities_are_sufficient_over_http(place: Place, one: Operation) -> None:
     id = "ann" if one.about == "me" else "m1"
     await put(place.hub, one.about, id)
-    answer = await by_http(place, one, place.token("ann", *one.needs), CHANNEL, id)
-    assert (answer.status // 100, answer.code) == (2, "ok"), answer
+    response = await by_http(place, one, place.token("ann", *one.needs), CHANNEL, id)
+    assert (response.status // 100, response.code) == (2, "ok"), response
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ async def test_head_is_authorised_as_get_and_options_reveals_no_state(place: Pla
     assert one.http is not None
     method, path = filled(one.http, CHANNEL, "m1").split(" ")
     asked = await place.ask("OPTIONS", path)
-    assert (asked.status, asked.said) == (204, b"")
+    assert (asked.status, asked.body) == (204, b"")
     if method == "GET":
         assert (await place.ask("HEAD", path, token=place.token("ann"))).status == 403
         assert (await place.ask("HEAD", path)).status == 401
@@ -411,23 +411,23 @@ OWNERSHIP = list(cells())
 @pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
 async def test_ownership_is_the_same_on_every_transport(place: Place, name: str, state: str) -> None:
     one = operation(name)
-    found, expected, told = {}, {}, set()
+    found, expected, received = {}, {}, set()
     for cell in (cell for cell in OWNERSHIP if (cell.operation, cell.state) == (name, state)):
         token = place.token(NAMES[cell.caller], *HELD[cell.caller], *one.needs, *one.also)
         ids = [f"{cell.caller}-{way}" for way in ("http", "frame")]
         for id in ids:
             await put(place.hub, state, id)
-        answers = [await by_http(place, one, token, CHANNEL, ids[0])]
+        responses = [await by_http(place, one, token, CHANNEL, ids[0])]
         async with place.socket(token) as wire:
-            answers.append(await by_frame(wire, one, CHANNEL, ids[1]))
-        for id, answer in zip(ids, answers, strict=True):
-            found[id], expected[id] = answer.code, cell.outcome
-            if answer.code != "ok":
-                told.add((cell.caller, answer.problem.replace(id, "ID")))
-                assert answer.status == HTTP_STATUS[answer.code]
+            responses.append(await by_frame(wire, one, CHANNEL, ids[1]))
+        for id, response in zip(ids, responses, strict=True):
+            found[id], expected[id] = response.code, cell.outcome
+            if response.code != "ok":
+                received.add((cell.caller, response.problem.replace(id, "ID")))
+                assert response.status == HTTP_STATUS[response.code]
     assert found == expected
     # HTTP and the socket must send the same words.
-    assert len(told) == len({cell.caller for cell in OWNERSHIP if refuses(cell, name, state)})
+    assert len(received) == len({cell.caller for cell in OWNERSHIP if refuses(cell, name, state)})
 
 
 def refuses(cell: Cell, name: str, state: str) -> bool:
@@ -448,16 +448,16 @@ HTTP_STATUS = statuses(HoldfastError)
 async def test_stranger_gets_the_same_refusal_for_every_message(place: Place, name: str) -> None:
     one = operation(name)
     token = place.token("eve", *one.needs, *one.also)
-    told = set()
+    received = set()
     for state in STATES:
         await put(place.hub, state, f"m-{state}")
-        answer = await by_http(place, one, token, CHANNEL, f"m-{state}")
-        told.add(answer.problem.replace(f"m-{state}", "ID"))
+        response = await by_http(place, one, token, CHANNEL, f"m-{state}")
+        received.add(response.problem.replace(f"m-{state}", "ID"))
         async with place.socket(token) as wire:
-            told.add((await by_frame(wire, one, CHANNEL, f"m-{state}")).problem.replace(f"m-{state}", "ID"))
-    answer = await by_http(place, one, token, "chat:none", "m-none")
-    told.add(answer.problem.replace("m-none", "ID"))
-    assert len(told) == 1
+            received.add((await by_frame(wire, one, CHANNEL, f"m-{state}")).problem.replace(f"m-{state}", "ID"))
+    response = await by_http(place, one, token, "chat:none", "m-none")
+    received.add(response.problem.replace("m-none", "ID"))
+    assert len(received) == 1
 
 
 # Impersonation
@@ -471,7 +471,7 @@ FORGED["capabilities"] = sorted(CAPABILITIES)
 @pytest.mark.parametrize("name", ["append text", "finish", "renew the lease", "change", "send a command", "take over"])
 async def test_sender_fields_of_a_request_are_ignored(place: Place, name: str) -> None:
     one = operation(name)
-    said = {(cell.caller, cell.state): cell.outcome for cell in OWNERSHIP if cell.operation == name}
+    expected = {(cell.caller, cell.state): cell.outcome for cell in OWNERSHIP if cell.operation == name}
     for caller in ("reader", "stranger", "owner"):
         token = place.token(NAMES[caller], *HELD[caller], *one.needs)
         for state in ("growing", "local", "app", "never"):
@@ -480,7 +480,7 @@ async def test_sender_fields_of_a_request_are_ignored(place: Place, name: str) -
             over_http = await by_http(place, one, token, CHANNEL, f"{caller}-{state}-http", **FORGED)
             async with place.socket(token) as wire:
                 framed = await by_frame(wire, one, CHANNEL, f"{caller}-{state}-frame", **FORGED)
-            assert over_http.code == framed.code == said[caller, state]
+            assert over_http.code == framed.code == expected[caller, state]
 
 
 async def test_server_sets_author_and_sender(place: Place) -> None:
@@ -490,25 +490,25 @@ async def test_server_sets_author_and_sender(place: Place) -> None:
         await watcher.ask("attach", channel=CHANNEL, flush_ms=0)
         created = await place.ask("POST", f"/v1/channels/{CHANNEL}/messages", {"text": "x", **FORGED}, token=token)
         framed = await wire.ask("create", channel=CHANNEL, text="x", **FORGED)
-        changed = await wire.ask("update", channel=CHANNEL, id=framed.said["message"]["id"], text="y", **FORGED)
-        for message in (json.loads(created.said)["message"], framed.said["message"], changed.said["message"]):
+        changed = await wire.ask("update", channel=CHANNEL, id=framed.body["message"]["id"], text="y", **FORGED)
+        for message in (json.loads(created.body)["message"], framed.body["message"], changed.body["message"]):
             assert (message["author"], message["role"]) == ("bob", "user")
             assert "writer" not in message
             assert message["created"] > 1
         sent = await wire.ask("command", channel=CHANNEL, id="q", name="approve", **FORGED)
-        assert sent.said["command"]["from"] == "bob"
+        assert sent.body["command"]["from"] == "bob"
         path = f"/v1/channels/{CHANNEL}/commands"
         over_http = await place.ask("POST", path, {"name": "approve", **FORGED}, token=token)
-        assert json.loads(over_http.said)["command"]["from"] == "bob"
+        assert json.loads(over_http.body)["command"]["from"] == "bob"
         await wire.ask("reply", channel=CHANNEL, id="q", **FORGED)
         await wire.ask("signal", channel=CHANNEL, name="typing", **FORGED)
         await place.ask("POST", f"/v1/channels/{CHANNEL}/signals", {"name": "busy", **FORGED}, token=token)
-        reply = await watcher.until(lambda: told(watcher, "command.reply"))
-        signals = await watcher.until(lambda: len(told(watcher, "signal")) == 2 and told(watcher, "signal"))
+        reply = await watcher.until(lambda: received(watcher, "command.reply"))
+        signals = await watcher.until(lambda: len(received(watcher, "signal")) == 2 and received(watcher, "signal"))
         assert [event["from"] for event in (*reply, *signals)] == ["bob"] * 3
 
 
-def told(wire: Wire, kind: str) -> list[Json]:
+def received(wire: Wire, kind: str) -> list[Json]:
     """Return the events of a kind that a socket has received."""
     batches = [frame["events"] for frame in wire.frames if frame["type"] == "events"]
     return [event for batch in batches for event in batch if event["type"] == kind]
@@ -528,8 +528,8 @@ def told(wire: Wire, kind: str) -> list[Json]:
 async def test_assistant_message_needs_append(place: Place, body: Json) -> None:
     body = {"text": "x", **body} if "parts" not in body else body
     token = place.token("ann", *(CAPABILITIES - {"append"}))
-    answer = await place.ask("POST", f"/v1/channels/{CHANNEL}/messages", body, token=token)
-    assert (answer.status, answer.code) == (403, "forbidden")
+    response = await place.ask("POST", f"/v1/channels/{CHANNEL}/messages", body, token=token)
+    assert (response.status, response.code) == (403, "forbidden")
     async with place.socket(token) as wire:
         assert (await wire.ask("create", channel=CHANNEL, **body)).code == "forbidden"
     assert (await place.hub.info(CHANNEL)).serial == 0
@@ -538,10 +538,10 @@ async def test_assistant_message_needs_append(place: Place, body: Json) -> None:
 async def test_streaming_message_cannot_be_changed_without_append(place: Place) -> None:
     await put(place.hub, "growing", "m1")
     token = place.token("ann", *READ, "publish")  # the token of a device of the writer, without `append`
-    answer = await place.ask(
+    response = await place.ask(
         "PATCH", f"/v1/channels/{CHANNEL}/messages/m1", {"text": "x", "generation": 1}, token=token
     )
-    assert answer.code == "forbidden"
+    assert response.code == "forbidden"
     async with place.socket(token) as wire:
         assert (await wire.ask("update", channel=CHANNEL, id="m1", text="x", generation=1)).code == "forbidden"
     assert (await place.hub.read(CHANNEL, "m1"))[0].text == "text"
@@ -663,7 +663,7 @@ async def test_agent_without_the_needed_capabilities_gets_no_turn(place: Place, 
     async with place.socket(place.token("bot", *(CAPABILITIES - {missing}))) as wire:
         refused = await wire.ask("work", pattern=CHANNEL)
         assert (refused.status, refused.code) == (403, "forbidden")
-        assert missing in refused.said["detail"]
+        assert missing in refused.body["detail"]
     assert place.hub.runtime.scheduler.stats()["agents"] == 0
 
 
@@ -674,8 +674,8 @@ async def test_stored_result_of_one_caller_is_not_returned_to_another(place: Pla
     other = place.token("eve", *READ, "append", "command", "publish")
     async with place.socket(first) as bob, place.socket(other) as eve:
         taken = await bob.ask("takeover", channel=CHANNEL, id="m1", request="1", lease_s=3600)
-        assert taken.said["generation"] == 2
-        assert (await bob.ask("takeover", channel=CHANNEL, id="m1", request="1")).said["generation"] == 2
+        assert taken.body["generation"] == 2
+        assert (await bob.ask("takeover", channel=CHANNEL, id="m1", request="1")).body["generation"] == 2
         assert (await eve.ask("takeover", channel=CHANNEL, id="m1", request="1")).code == "streaming"
         for type, fields in (("part", {"part": 0, "value": {"type": "text", "text": "x"}}), ("finish", {})):
             assert (await bob.ask(type, channel=CHANNEL, id="m1", request="2", generation=2, **fields)).code == "ok"
@@ -695,13 +695,13 @@ async def test_taken_id_reveals_no_more_to_a_caller_without_read_access(place: P
     for state in STATES:
         await put(place.hub, state, f"m-{state}")
     token = place.token("eve", "publish")
-    told = {}
+    received = {}
     for state in STATES:
-        answer = await place.ask(
+        response = await place.ask(
             "POST", f"/v1/channels/{CHANNEL}/messages", {"id": f"m-{state}", "text": "x"}, token=token
         )
-        told[state] = answer.code
-    assert told == {**dict.fromkeys(STATES, "id_conflict"), "never": "ok"}
+        received[state] = response.code
+    assert received == {**dict.fromkeys(STATES, "id_conflict"), "never": "ok"}
 
 
 # Turns
@@ -741,9 +741,9 @@ async def test_turn_is_renewed_and_ended_only_by_its_agent(place: Place, held: t
             assert len({refused.problem for refused in refusals}) == 1
         await put(place.hub, "done", "u2")  # it waits, because one turn runs at a time
         for message in ("u1", "u2", "m1", "none"):
-            assert (await eve.ask("turn.take", channel=CHANNEL, message=message)).said["taken"] is False
+            assert (await eve.ask("turn.take", channel=CHANNEL, message=message)).body["taken"] is False
         assert (await bot.ask("turn.renew", **about)).code == "ok"
-        assert (await bot.ask("turn.take", channel=CHANNEL, message="u2")).said["taken"] is True
+        assert (await bot.ask("turn.take", channel=CHANNEL, message="u2")).body["taken"] is True
         assert (await bot.ask("turn.done", **about)).code == "ok"
         assert (await bot.ask("turn.done", **about)).code == "ok"
         assert (await eve.ask("turn.done", **about)).code == "fenced"
@@ -795,8 +795,8 @@ async def test_any_number_of_sockets_may_work_as_one_agent(place: Place) -> None
 def batch(text: bytes) -> tuple[list[Json], str]:
     """Return the events of a stream's or poll's first response, and its cursor."""
     if text.startswith(b"{"):
-        said = json.loads(text)
-        return said["events"], said["cursor"]
+        body = json.loads(text)
+        return body["events"], body["cursor"]
     lines = text.decode().splitlines()
     events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
     return events, next(line.removeprefix("id: ") for line in lines if line.startswith("id: "))
@@ -813,7 +813,7 @@ async def looked(
             return frame["events"], frame["cursor"]
     query = "" if since is None else f"&since={since}"
     path = f"/v1/channels/{channel}/{'poll?wait_s=0' if way == 'poll' else 'events?flush_ms=0'}{query}"
-    return batch((await place.ask("GET", path, token=token)).said)
+    return batch((await place.ask("GET", path, token=token)).body)
 
 
 WAYS = ("events", "poll", "attach")
@@ -870,8 +870,8 @@ async def test_live_stream_without_history_marks_each_cursor(place: Place) -> No
 
 
 async def ticket_of(place: Place, *capabilities: str, channel: str = CHANNEL) -> str:
-    answer = await place.ask("POST", "/v1/tickets", {"channel": channel}, token=place.token("ann", *capabilities))
-    return str(json.loads(answer.said)["ticket"])
+    response = await place.ask("POST", "/v1/tickets", {"channel": channel}, token=place.token("ann", *capabilities))
+    return str(json.loads(response.body)["ticket"])
 
 
 async def test_ticket_opens_only_the_streams_of_its_channel(place: Place) -> None:
@@ -884,10 +884,10 @@ async def test_ticket_opens_only_the_streams_of_its_channel(place: Place) -> Non
         if path.endswith("/events"):
             continue
         for name in ("ticket", "token", "access_token"):
-            answer = await place.ask(method, f"{path}?{name}={ticket}", filled(one.body, CHANNEL, "m1"))
-            assert (answer.status, answer.code) == (401, "unauthenticated")
-        answer = await place.ask(method, path, filled(one.body, CHANNEL, "m1"), token=ticket)
-        assert (answer.status, answer.code) == (401, "unauthenticated")
+            response = await place.ask(method, f"{path}?{name}={ticket}", filled(one.body, CHANNEL, "m1"))
+            assert (response.status, response.code) == (401, "unauthenticated")
+        response = await place.ask(method, path, filled(one.body, CHANNEL, "m1"), token=ticket)
+        assert (response.status, response.code) == (401, "unauthenticated")
     assert (await place.ask("GET", f"/v1/channels/{CHANNEL}/events?ticket={ticket}")).status == 200
     assert (await place.ask("GET", f"/v1/channels/{CHANNEL}/messages/m1/events?ticket={ticket}")).status == 200
     for channel in ("chat:2", "chat:10", "chat"):
@@ -902,13 +902,13 @@ async def test_ticket_grants_no_more_than_its_owner_has(place: Place) -> None:
     await put(place.hub, "done", "m1")
     ticket = await ticket_of(place, "subscribe", "publish", "admin")
     for since in ("", "&since=-:0"):
-        shown, cursor = batch((await place.ask("GET", f"/v1/channels/{CHANNEL}/events?ticket={ticket}{since}")).said)
+        shown, cursor = batch((await place.ask("GET", f"/v1/channels/{CHANNEL}/events?ticket={ticket}{since}")).body)
         assert [event["type"] for event in shown] == ["channel.attached"]
     refused = await place.ask("GET", f"/v1/channels/{CHANNEL}/messages/m1/events?ticket={ticket}")
     assert refused.code == "forbidden"
     await place.hub.create(CHANNEL, id="m2", text="new")
     path = f"/v1/channels/{CHANNEL}/events?ticket={ticket}"
-    events, _ = batch((await place.ask("GET", path, last_event_id=cursor)).said)
+    events, _ = batch((await place.ask("GET", path, last_event_id=cursor)).body)
     assert [event["type"] for event in events] == ["channel.attached", "message.create"]
 
 
@@ -918,9 +918,9 @@ async def test_ephemeral_events_reach_the_stream_of_a_ticket_complete(place: Pla
         stream = await Stream.open(served, f"/v1/channels/{CHANNEL}/events?ticket={ticket}")
         await stream.until_event("channel.attached")
         await place.hub.signal(CHANNEL, "typing", {"is": True}, by="bob")
-        told = await stream.until_event("signal")
-        assert json.loads(told.data) == {"type": "signal", "name": "typing", "data": {"is": True}, "from": "bob"}
-        assert not told.id
+        received = await stream.until_event("signal")
+        assert json.loads(received.data) == {"type": "signal", "name": "typing", "data": {"is": True}, "from": "bob"}
+        assert not received.id
         stream.close()
 
 

@@ -60,13 +60,13 @@ def test_every_stream_has_a_section() -> None:
 
 
 def test_the_document_states_the_status_of_success() -> None:
-    for request, _, answer in rows(section("8.1")):
+    for request, _, expected in rows(section("8.1")):
         found = re.match(r"`(\w+) ([^?`]+)", request)
         assert found is not None, request
         path = found[2].replace("{m}", "/v1/channels/{channel}/messages/{id}")
         for one in OPERATIONS:
             if (one.method, one.path) == (found[1], path) and one.status != 200:
-                assert answer.startswith(str(one.status)), request
+                assert expected.startswith(str(one.status)), request
 
 
 def test_table_of_operations_equals_the_document() -> None:
@@ -103,7 +103,7 @@ def test_every_close_code_is_documented() -> None:
 def test_the_limits_are_the_defaults() -> None:
     limits = Limits()
     text = section("11")
-    for said in (
+    for phrase in (
         f"| {limits.request_bytes // MIB} MiB |",
         f"| {limits.append_bytes // KIB} KiB |",
         f"| {limits.message_bytes // MIB} MiB, {limits.parts} parts |",
@@ -115,7 +115,7 @@ def test_the_limits_are_the_defaults() -> None:
         f"{limits.history} messages, {limits.history_bytes // MIB} MiB",
         f"{limits.waiting_requests:,} requests, {limits.waiting_bytes // MIB} MiB",
     ):
-        assert said in text, said
+        assert phrase in text, phrase
 
 
 def test_a_section_that_is_cited_is_there() -> None:

@@ -73,7 +73,7 @@ async def test_socket_is_full_while_too_many_replies_are_unsent(own_hub: Hub) ->
     assert not line.session.is_full
 
 
-async def test_socket_is_full_while_too_many_requests_are_unanswered(own_hub: Hub) -> None:
+async def test_socket_is_full_while_too_many_requests_are_pending(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.tell("create", channel="c", id="m1", role="assistant", status="streaming")
     await line.frame()
@@ -155,7 +155,9 @@ async def test_events_that_cannot_be_encoded_end_the_session(own_hub: Hub, is_li
     assert own_hub.stats()["feeds"] == 0
 
 
-async def test_attaches_of_one_channel_are_answered_in_order(own_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_attaches_of_one_channel_get_their_responses_in_order(
+    own_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line, attach, gate = Line(own_hub), own_hub.attach, asyncio.Event()
     await own_hub.create("c", id="m1", text="one")
 
@@ -184,7 +186,7 @@ async def test_attaches_of_one_channel_are_answered_in_order(own_hub: Hub, monke
     line.session.close()
 
 
-async def test_an_attach_that_fails_is_answered_before_the_next_one(
+async def test_an_attach_that_fails_gets_its_response_before_the_next_one(
     own_hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line, attach = Line(own_hub), own_hub.attach

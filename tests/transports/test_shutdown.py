@@ -122,7 +122,7 @@ class Running:
     def output(self) -> str:
         return self._log.read_text()
 
-    async def answer(self, path: str) -> str:
+    async def text_at(self, path: str) -> str:
         """The text of a GET, as soon as there is one."""
         deadline_s = time.monotonic() + START_S
         async with httpx2.AsyncClient(trust_env=False) as http:
@@ -131,7 +131,7 @@ class Running:
                     return (await http.get(f"http://127.0.0.1:{self.port}{path}")).text
                 except httpx2.TransportError:
                     await asyncio.sleep(0.05)  # between two tries to reach a process that is starting
-        raise AssertionError(f"the server did not answer:\n{self.output}")
+        raise AssertionError(f"the server did not respond:\n{self.output}")
 
 
 @asynccontextmanager
@@ -183,7 +183,7 @@ async def test_a_server_with_open_streams_ends_at_once(
     tmp_path: Path, name: str, app: str, prefix: str, number: signal.Signals
 ) -> None:
     async with running(tmp_path, SERVERS[name], app) as server:
-        await server.answer(f"{prefix}/healthz")
+        await server.text_at(f"{prefix}/healthz")
         async with watched(server, prefix) as (plain, ours, socket, other):
             server.process.send_signal(number)
             async with asyncio.timeout(END_S):
@@ -205,10 +205,10 @@ async def test_a_server_with_open_streams_ends_at_once(
 async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
     command = ["-m", "uvicorn", "--app-dir", ".", "--reload", "--port", "{port}"]
     async with running(tmp_path, command, "served:app") as server:
-        before = await server.answer("/pid")
+        before = await server.text_at("/pid")
         async with watched(server, "/mounted") as viewers:
             async with asyncio.timeout(START_S):
-                while (after := await server.answer("/pid")) == before:
+                while (after := await server.text_at("/pid")) == before:
                     (tmp_path / "served.py").touch()  # the first look of the reloader only notes the time
                     await asyncio.sleep(0.05)  # between two looks at another process
             for viewer in viewers:
@@ -300,7 +300,7 @@ async def test_shutdown_does_not_wait_for_a_stalled_viewer(
     tmp_path: Path, command: list[str], app: str, prefix: str, kind: str
 ) -> None:
     async with running(tmp_path, command, app) as server:
-        await server.answer(f"{prefix}/healthz")
+        await server.text_at(f"{prefix}/healthz")
         with await stalled(server, prefix, kind):
             await fill(server, prefix)
             await end(server, END_S)
@@ -309,7 +309,7 @@ async def test_shutdown_does_not_wait_for_a_stalled_viewer(
 
 async def test_serve_does_not_wait_for_an_unread_response(tmp_path: Path) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
-        await server.answer("/healthz")
+        await server.text_at("/healthz")
         await fill(server, "")
         with await connected(server) as peer:
             await asked(peer, "GET /v1/channels/c/messages?limit=200 HTTP/1.1")
@@ -320,7 +320,7 @@ async def test_serve_does_not_wait_for_an_unread_response(tmp_path: Path) -> Non
 
 async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
-        await server.answer("/healthz")
+        await server.text_at("/healthz")
         with await connected(server) as peer:
             await asked(
                 peer,
@@ -338,7 +338,7 @@ async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> 
 @pytest.mark.parametrize("agent", ["hang", "deaf"])
 async def test_serve_does_not_wait_for_a_handler_that_hangs(tmp_path: Path, agent: str) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
-        await server.answer("/healthz")
+        await server.text_at("/healthz")
         async with SseViewer("127.0.0.1", server.port, f"{agent}:1") as viewer:
             await viewer.until_attached(timeout_s=START_S)
             await post(server, f"/v1/channels/{agent}:1/messages", {"text": "hello"})

@@ -352,9 +352,9 @@ async def test_eventsource_of_a_draining_hub_gets_bye_and_retry(served: Served) 
     assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
 
 
-@pytest.mark.parametrize("said", [{"path": f"{EVENTS}?sdk=js"}, {"path": EVENTS, "Holdfast_Client": "py/1"}])
-async def test_own_clients_are_broken_off_without_bye(served: Served, said: dict[str, str]) -> None:
-    stream = await Stream.open(served, **said)
+@pytest.mark.parametrize("opening", [{"path": f"{EVENTS}?sdk=js"}, {"path": EVENTS, "Holdfast_Client": "py/1"}])
+async def test_own_clients_are_broken_off_without_bye(served: Served, opening: dict[str, str]) -> None:
+    stream = await Stream.open(served, **opening)
     await stream.until_event("channel.attached")
     assert await drained(served, stream) is False
     assert [event.event for event in stream.events] == ["you", "channel.attached"]
@@ -382,9 +382,9 @@ async def test_draining_hub_refuses_new_streams_before_other_checks(served: Serv
     assert stream.response.status == 200
     assert [(event.event, event.data) for event in stream.events] == [("bye", b'"draining"')]
     assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
-    answer = await served.http.get(path, headers={"holdfast-client": "py/1"})
-    assert (answer.status_code, answer.json()["code"]) == (503, "draining")
-    assert answer.headers["retry-after"] in ("1", "2", "3")
+    response = await served.http.get(path, headers={"holdfast-client": "py/1"})
+    assert (response.status_code, response.json()["code"]) == (503, "draining")
+    assert response.headers["retry-after"] in ("1", "2", "3")
 
 
 async def test_eventsource_gets_a_long_retry_if_its_events_cannot_be_encoded(

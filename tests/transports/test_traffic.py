@@ -53,13 +53,13 @@ async def long_poll(served: Verified) -> None:
 
 
 async def publish(served: Verified) -> None:
-    answer = await served.post(f"{CHANNEL}/messages", {"text": TEXT}, served.bearer())
-    assert answer.status_code == 201, answer.text
+    response = await served.post(f"{CHANNEL}/messages", {"text": TEXT}, served.bearer())
+    assert response.status_code == 201, response.text
 
 
 async def refused_body(served: Verified) -> None:
-    answer = await served.post(f"{CHANNEL}/messages", {"text": TEXT, "parts": 5}, served.bearer())
-    assert answer.status_code == 400, answer.text
+    response = await served.post(f"{CHANNEL}/messages", {"text": TEXT, "parts": 5}, served.bearer())
+    assert response.status_code == 400, response.text
 
 
 async def body_begun(
@@ -191,8 +191,8 @@ async def test_edit_counts_for_each_viewer_and_for_its_author_alone(counted: Ver
             assert (await peer.ask("update", channel="chat:1", id="m1", meta={"k": 1}))["type"] == "ok"
     else:
         path = f"{CHANNEL}/messages/m1"
-        answer = await counted.http.patch(path, json={"meta": {"k": 1}}, headers=counted.bearer())
-        assert answer.status_code == 200, answer.text
+        response = await counted.http.patch(path, json={"meta": {"k": 1}}, headers=counted.bearer())
+        assert response.status_code == 200, response.text
     for stream in streams:
         await stream.until_event("message.update")
         stream.close()
@@ -203,8 +203,8 @@ async def test_edit_counts_for_each_viewer_and_for_its_author_alone(counted: Ver
 
 async def test_small_message_in_a_channel_of_many_viewers_costs_as_in_a_channel_of_one(counted: Verified) -> None:
     streams = [await Stream.open(counted, f"{EVENTS}?history=0", **counted.bearer(sub="eve")) for _ in range(15)]
-    answer = await counted.post(f"{CHANNEL}/messages", {"text": "y" * 2_000}, counted.bearer())
-    assert answer.status_code == 201
+    response = await counted.post(f"{CHANNEL}/messages", {"text": "y" * 2_000}, counted.bearer())
+    assert response.status_code == 201
     assert charged_bytes(counted) < 5_000
     for stream in streams:
         stream.close()
@@ -241,8 +241,8 @@ async def test_agent_is_not_counted_and_its_text_counts_for_no_viewer(counted: V
     before = charged_bytes(counted)
     bot = counted.bearer("history", "publish", "append", sub="bot")
     for _ in range(3):
-        answer = await counted.post(f"{CHANNEL}/messages", {"role": "assistant", "text": TEXT}, bot)
-        assert answer.status_code == 201, answer.text
+        response = await counted.post(f"{CHANNEL}/messages", {"role": "assistant", "text": TEXT}, bot)
+        assert response.status_code == 201, response.text
     await stream.until(lambda: sum(TEXT in event.data.decode() for event in stream.events) == 3)
     assert charged_bytes(counted) == before
     assert charged_bytes(counted, "bot") == 0

@@ -59,7 +59,7 @@ class Peer:
             await self.receive()
 
     async def ask(self, type: str, **fields: Any) -> Json:
-        """Send a frame and wait for its answer."""
+        """Send a frame and return the response."""
         return await self.reply(await self.send(type, **fields))
 
     async def until(self, type: str) -> Json:
@@ -144,7 +144,7 @@ async def test_compression_is_not_offered_by_us(served: Served) -> None:
 # Watching
 
 
-async def test_an_attach_is_answered_and_then_brings_the_channel_up_to_date(served: Served) -> None:
+async def test_an_attach_gets_its_response_and_then_brings_the_channel_up_to_date(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     async with dialled(served) as peer:
         ref = await peer.send("attach", channel="c")
@@ -202,9 +202,9 @@ async def test_cursor_of_any_transport_brings_the_missed_events(served: Served) 
         batch = await peer.until("events")
         assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.create"]
         assert batch["events"][0]["resumed"] is True
-    answer = await served.http.get("/v1/channels/c/poll", params={"since": batch["cursor"], "wait_s": 0})
+    response = await served.http.get("/v1/channels/c/poll", params={"since": batch["cursor"], "wait_s": 0})
     # No events of the log, only the present members, which the cursor of a socket does not cover.
-    assert {event["type"] for event in answer.json()["events"]} <= {"presence.sync"}
+    assert {event["type"] for event in response.json()["events"]} <= {"presence.sync"}
 
 
 @pytest.mark.parametrize("since", ["foreign:1", "nonsense", "", 7, None, ["a"], {"a": 1}, 1.5])
@@ -272,7 +272,7 @@ async def test_a_batch_may_span_frames_and_only_the_last_has_the_cursor(served: 
         ]
 
 
-async def test_a_history_frame_is_answered_like_the_page(served: Served) -> None:
+async def test_a_history_frame_gets_the_response_of_the_page(served: Served) -> None:
     for number in range(5):
         await served.hub.create("c", id=f"m{number}", text=str(number))
     async with dialled(served) as peer:
@@ -285,7 +285,7 @@ async def test_a_history_frame_is_answered_like_the_page(served: Served) -> None
 # Requests
 
 
-async def test_every_request_is_answered_as_over_http(served: Served) -> None:
+async def test_every_request_gets_the_response_as_over_http(served: Served) -> None:
     async with dialled(served, query="?client=ada") as peer:
         made = await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming", meta={"a": 1})
         assert set(made) == {"type", "ref", "message", "serial", "generation", "cursor"}
@@ -348,10 +348,10 @@ async def test_a_ref_is_text_or_a_whole_number(served: Served) -> None:
             await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": ref}))
             assert (await peer.reply(ref))["type"] == "ok"
         others: list[tuple[object, object]] = [(None, None), (1.5, None), ("x" * 65, None), ([1], None), (2**60, None)]
-        for other, said in others:
+        for other, ref in others:
             await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": other}))
             reply = await peer.receive()
-            assert (reply["type"], reply["code"], reply["ref"]) == ("error", "invalid_request", said)
+            assert (reply["type"], reply["code"], reply["ref"]) == ("error", "invalid_request", ref)
 
 
 # Bad input
@@ -394,7 +394,7 @@ BAD_FRAMES = [
 
 
 @pytest.mark.parametrize(("frame", "code", "ref"), BAD_FRAMES, ids=[frame[:60] for frame, _, _ in BAD_FRAMES])
-async def test_invalid_frame_is_answered_and_the_socket_stays_open(
+async def test_invalid_frame_gets_an_error_and_the_socket_stays_open(
     served: Served, frame: str, code: str, ref: object
 ) -> None:
     async with dialled(served) as peer:
@@ -475,7 +475,7 @@ async def test_channels_of_a_socket_are_bounded() -> None:
 
 @pytest.mark.parametrize("drives_by_hand", [False, True])
 @pytest.mark.parametrize("limits", [Limits(socket_requests=5), Limits(socket_request_bytes=2_000)])
-async def test_all_requests_are_answered_also_where_few_may_be_outstanding(
+async def test_all_requests_get_a_response_also_where_few_may_be_outstanding(
     drives_by_hand: bool, limits: Limits
 ) -> None:
     hub = new_hub(limits=limits)
@@ -546,7 +546,7 @@ async def test_a_stalled_reader_skips_ahead_and_loses_nothing(served: Served) ->
         assert slow.checker.violations == []
 
 
-async def test_a_ping_comes_every_five_seconds_and_need_not_be_answered(served: Served) -> None:
+async def test_a_ping_comes_every_five_seconds_and_needs_no_pong(served: Served) -> None:
     async with dialled(served) as peer:
         await peer.ask("detach", channel="c")
         for socket in served.hub._asgi._sockets._open:  # type: ignore[attr-defined]
@@ -597,7 +597,7 @@ async def test_store_failure_during_catch_up_closes_the_socket_for_a_retry(
         assert (code, bye["reason"]) == (4000, "store_unavailable")
 
 
-async def test_an_attach_that_fails_is_answered(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_attach_that_fails_gets_a_response(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     async def gone(*args: object, **options: object) -> None:
         raise StoreUnavailable("the disk is gone")
 

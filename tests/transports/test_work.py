@@ -68,7 +68,7 @@ async def test_a_network_that_vanished_is_noticed_within_twenty_seconds() -> Non
     await watcher.ask("attach", channel="chat:1")
     await line.ask("presence", channel="chat:1")
     await line.ask("create", channel="chat:1", id="a", role="assistant", status="streaming", lease_s=3600)
-    await asyncio.sleep(30)  # it answers pings
+    await asyncio.sleep(30)  # it responds to pings
     assert line.session.closing is None
     line.is_silent = True
     begun_s = asyncio.get_running_loop().time()
@@ -95,7 +95,7 @@ class Clogged:
         self.closed: int | None = None
         self.is_clogged = False
         self._inbox: asyncio.Queue[Json] = asyncio.Queue()
-        self._answered = asyncio.Event()
+        self._responded = asyncio.Event()
         credentials = Credentials(hub, {}, Identity(client_id="ann"))
         serving = Sockets(hub, Heartbeats()).serve(credentials, {}, self._inbox.get, self._send)
         self._serving = asyncio.ensure_future(serving)
@@ -104,13 +104,13 @@ class Clogged:
         if self.is_clogged:
             await asyncio.Event().wait()
         if '"ref":1' in message.get("text", ""):
-            self._answered.set()
+            self._responded.set()
 
     async def ask(self, type: str, **fields: Any) -> None:
-        self._answered.clear()
+        self._responded.clear()
         frame = json.dumps({"type": type, "ref": 1, **fields})
         self._inbox.put_nowait({"type": "websocket.receive", "text": frame})
-        await self._answered.wait()
+        await self._responded.wait()
 
     async def is_sent_away(self) -> None:
         await self._serving
@@ -146,7 +146,7 @@ async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: s
 
 
 @virtually
-async def test_peer_without_leases_need_not_answer_pings() -> None:
+async def test_peer_without_leases_needs_no_pongs() -> None:
     hub = new_hub()
     await hub.start()
     line = Line(hub)
@@ -171,8 +171,8 @@ async def test_presence_and_signals_refuse_members_of_others_and_large_data() ->
     assert (await line.ask("presence", channel="chat:1", data={"x": "y" * 5000}))["code"] == "too_large"
     await line.ask("presence", channel="chat:1", member="ann~phone", leave=True)
     await asyncio.sleep(0.5)
-    told = [one for one in watcher.events() if one["type"] != "channel.attached"]
-    assert told == [{"type": "signal", "name": "typing", "data": True, "from": "ann"}]
+    received = [one for one in watcher.events() if one["type"] != "channel.attached"]
+    assert received == [{"type": "signal", "name": "typing", "data": True, "from": "ann"}]
     await line.cut()
     await watcher.cut()
     await hub.close()
@@ -570,13 +570,13 @@ async def test_repeated_work_frame_gets_turns_for_its_free_slots() -> None:
 async def test_caller_without_read_access_learns_no_serials() -> None:
     hub = new_hub()
     may = frozenset({"publish", "append", "command"})
-    told = []
+    received = []
     for channel in ("chat:1", "empty:1"):
         line = Line(hub, "eve", capabilities=may)
         if channel == "chat:1":
             await hub.create(channel, id="of-the-doctor", text="x", author="doc")
             await hub.command(channel, "approve", by="doc")
-        answers = [
+        responses = [
             await line.ask("create", channel=channel, id="m", text="hi"),
             await line.ask("create", channel=channel, id="m", text="hi"),  # sent again
             await line.ask("create", channel=channel, id="n", text="hi", parent="m"),
@@ -590,21 +590,21 @@ async def test_caller_without_read_access_learns_no_serials() -> None:
             await line.ask("reply", channel=channel, id="c"),
             await line.ask("command", channel=channel, id="c", name="cancel", target="s"),
         ]
-        for answer in answers:
-            assert answer["type"] == "ok", answer
-            if "message" in answer:
-                del answer["message"]["created_at"], answer["message"]["updated_at"]
-            if "cursor" in answer:
-                assert answer.pop("cursor") == f"{hub.channel(channel).state.epoch}:0"
-            answer.get("command", {}).pop("expires_at", None)
-            answer.get("reply", {}).pop("expires_at", None)
-        told.append(answers)
+        for response in responses:
+            assert response["type"] == "ok", response
+            if "message" in response:
+                del response["message"]["created_at"], response["message"]["updated_at"]
+            if "cursor" in response:
+                assert response.pop("cursor") == f"{hub.channel(channel).state.epoch}:0"
+            response.get("command", {}).pop("expires_at", None)
+            response.get("reply", {}).pop("expires_at", None)
+        received.append(responses)
         await line.cut()
-    assert told[0] == told[1]
-    messages = [answer["message"] for answer in told[0] if "message" in answer]
+    assert received[0] == received[1]
+    messages = [response["message"] for response in received[0] if "message" in response]
     assert [one.get("parent") for one in messages] == [None, None, "m", "n", None, None, None]
     assert [(one["created"], one["version"]) for one in messages] == [(0, 0)] * 5 + [(0, 1)] * 2
-    assert {answer["serial"] for answer in told[0]} == {0}
+    assert {response["serial"] for response in received[0]} == {0}
     await hub.close()
 
 
@@ -613,8 +613,8 @@ async def test_caller_with_read_access_gets_serials() -> None:
     hub = new_hub()
     await hub.create("chat:1", id="first", text="x")
     line = Line(hub, "ann", capabilities=frozenset({"publish", "history"}))
-    answer = await line.ask("create", channel="chat:1", text="hi")
-    assert (answer["serial"], answer["message"]["created"], answer["message"]["parent"]) == (2, 2, "first")
-    assert answer["cursor"] == str(hub.channel("chat:1").state.cursor)
+    response = await line.ask("create", channel="chat:1", text="hi")
+    assert (response["serial"], response["message"]["created"], response["message"]["parent"]) == (2, 2, "first")
+    assert response["cursor"] == str(hub.channel("chat:1").state.cursor)
     await line.cut()
     await hub.close()

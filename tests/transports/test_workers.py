@@ -30,7 +30,7 @@ async def test_a_second_worker_refuses_at_once_and_is_not_ready(tmp_path: Path) 
     (tmp_path / "workers.py").write_text(APP)
     command = ["-m", "uvicorn", "--app-dir", ".", "--workers", "2", "--port", "{port}"]
     async with running(tmp_path, command, "workers:app") as server:
-        await server.answer("/mounted/healthz")
+        await server.text_at("/mounted/healthz")
         seen: dict[int, Any] = {}
         async with asyncio.timeout(START_S * 3):
             for _ in range(TRIES):

@@ -33,7 +33,7 @@ class Stream:
         self.parser = SseParser()
         self.body = b""
         self.events: list[SseEvent] = []
-        self.is_over = False  # the server has closed, or said that it is complete
+        self.is_over = False  # the server has closed, or has sent the end
         self._reader = reader
         self._writer = writer
 

@@ -2,6 +2,10 @@
 import { mock } from "node:test"
 
 import { connect } from "../../holdfast/web/client.js"
+import { loadFallback } from "../../holdfast/web/connection.js"
+
+// Load the fallback transports, as any page does whose first connection is open: then their choice takes no time.
+await loadFallback()
 
 class FakeSocket {
   static all = []

@@ -272,6 +272,7 @@ test("requests over HTTP resolve, reject or are repeated after arbitrary respons
     await w.source.open()
     let outcome = null
     channel.create({ text: "x" }).then(() => (outcome = "answered"), (error) => (outcome = error.code))
+    await settled()
     for (let tries = 0; tries < 6 && !outcome; tries++) {
       const body = random.of(["", "null", "{}", '{"code":"gap"}', '{"code":1}', "<html>", '"x"', "[]", JSON.stringify(anything(random))])
       const status = random.of([200, 201, 204, 400, 404, 409, 413, 429, 500, 502, 503])

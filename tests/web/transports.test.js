@@ -114,6 +114,7 @@ describe("a better transport", () => {
       await w.http.poll({ cursor: "e:1", events: [] })
       w.pass(250)
     }
+    await settled()
     assert.equal(w.sockets.length, 2)
     assert.equal(w.client.state, "live")
     w.socket.open()

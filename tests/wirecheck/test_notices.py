@@ -93,7 +93,7 @@ def test_poll_moves_only_its_position_if_the_log_is_still() -> None:
         assert checker.violations[0].kind == "cursor"
 
 
-def test_data_of_an_answered_command_may_leave_and_not_change() -> None:
+def test_data_of_a_command_with_a_reply_may_leave_and_not_change() -> None:
     command: Json = {"type": "command", "serial": 7, "command": {"id": "stop-0", "name": "cancel", "data": 1}}
     reply = REPLY | {"ok": False, "error": {"code": "no", "detail": "why"}}
     assert changes(command, reply, RESUMED, COMMAND, REPLY | {"ok": False, "error": {"code": "no"}}) == 0

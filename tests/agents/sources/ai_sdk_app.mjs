@@ -1,7 +1,7 @@
-// An app's chat routes as the AI SDK makes them: `GET /<case>` streams what that case's model says.
+// An app's chat routes as the AI SDK makes them: `GET /<case>` streams the text of that case's model.
 //
-// You are in `tests`. The package is the real one; only the models are its own simulated ones, which say what they are
-// told to. It listens on a free port of loopback, prints it, and ends with its standard input.
+// Layer: tests. The package is the real one; the models are its own simulated ones, with given texts. The app listens
+// on a free port of loopback, prints it, and ends with its standard input.
 
 import { createServer } from 'node:http'
 import { createUIMessageStream, jsonSchema, pipeUIMessageStreamToResponse, streamText, tool, toUIMessageStream } from 'ai'
@@ -70,7 +70,7 @@ const CASES = {
       tools: { weather },
       stopWhen: ({ steps }) => steps.length === 2,
     }),
-  // Calls that go wrong, one whose result comes in pieces, one that people refuse, and one that nobody has answered.
+  // Calls that go wrong, one whose result comes in pieces, one that people refuse, and one without a result.
   tools: () =>
     ui({
       model: model([

@@ -11,8 +11,8 @@ import pytest
 
 from holdfast import Hub
 from holdfast.core.errors import HoldfastError
+from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.telling import broken, ended, failed, left, told
 from tests.agents.sources.wires import FIRST, INPUT, PARTS, SECOND, TEXT, sse
 
 START: list[dict[str, Any]] = [{"type": "start", "messageId": "m1"}, {"type": "start-step"}]
@@ -48,7 +48,7 @@ def lines_of(chunks: Iterable[object]) -> list[str]:
 
 
 async def test_chunks_become_parts_in_order(hub: Hub) -> None:
-    stored, piped = await told(hub, ANSWER)
+    stored, piped = await pipe_all(hub, ANSWER)
     assert (stored.status, stored.parts) == ("complete", PARTS)
     assert stored.meta == {
         "model": "gpt-test",
@@ -59,9 +59,9 @@ async def test_chunks_become_parts_in_order(hub: Hub) -> None:
 
 
 async def test_lines_become_the_same_parts(hub: Hub) -> None:
-    stored, _ = await told(hub, lines_of(ANSWER)[1:])
+    stored, _ = await pipe_all(hub, lines_of(ANSWER)[1:])
     assert stored.parts == PARTS
-    stored, _ = await told(hub, lines_of(ANSWER), source="ai-sdk")
+    stored, _ = await pipe_all(hub, lines_of(ANSWER), source="ai-sdk")
     assert stored.parts == PARTS
 
 
@@ -69,7 +69,7 @@ async def test_lines_become_the_same_parts(hub: Hub) -> None:
 async def test_bytes_may_be_cut_anywhere(hub: Hub, size: int) -> None:
     wire = "".join(f"{line}\n" for line in lines_of([{**chunk, "x": "æ😀"} for chunk in ANSWER])).encode()
     pieces = [wire[at : at + size] for at in range(0, len(wire), size)]
-    stored, _ = await told(hub, pieces, source="ai-sdk")
+    stored, _ = await pipe_all(hub, pieces, source="ai-sdk")
     assert stored.parts == PARTS
 
 
@@ -88,7 +88,7 @@ async def test_other_parts_and_outputs_are_written(hub: Hub) -> None:
         {"type": "tool-input-error", "toolCallId": "c2", "toolName": "f", "input": 5, "errorText": "no"},
         {"type": "finish"},
     ]
-    stored, piped = await told(hub, chunks)
+    stored, piped = await pipe_all(hub, chunks)
     assert stored.parts == [
         {**PARTS[2], "state": "done", "output": {"rain": True}},
         {"type": "source", "url": "https://example.org/", "title": "Oslo"},
@@ -108,7 +108,7 @@ async def bytes_of(url: str) -> AsyncIterator[bytes]:
 
 async def test_stream_over_http_is_written(hub: Hub, provider: Provider) -> None:
     provider.will_say([sse(chunk) for chunk in ANSWER])
-    stored, _ = await told(hub, bytes_of(provider.url), source="ai-sdk")
+    stored, _ = await pipe_all(hub, bytes_of(provider.url), source="ai-sdk")
     assert (stored.text, stored.parts[2]["input"]) == (TEXT, INPUT)
 
 
@@ -163,5 +163,5 @@ async def test_malformed_events_fail_or_are_ignored(hub: Hub, garbage: object) -
     ],
 )
 async def test_usage_of_each_version_is_read(hub: Hub, usage: dict[str, Any]) -> None:
-    _, piped = await told(hub, [*START, {"type": "finish", "messageMetadata": {"usage": usage}}])
+    _, piped = await pipe_all(hub, [*START, {"type": "finish", "messageMetadata": {"usage": usage}}])
     assert piped.usage == {"input_tokens": 9, "cached_tokens": 4, "reasoning_tokens": 2}

@@ -16,7 +16,7 @@ import pytest
 
 from holdfast import Hub
 from holdfast.agents.sources import ai_sdk, pipe
-from tests.agents.sources.telling import SEEN_WITHIN_S, ended, failed, has_text, told
+from tests.agents.sources.piping import SEEN_WITHIN_S, ended, failed, has_text, pipe_all
 
 ROOT = Path(__file__).parents[3]
 APP = Path(__file__).with_name("ai_sdk_app.mjs")
@@ -102,7 +102,7 @@ ANSWER: list[dict[str, Any]] = [
 @pytest.mark.parametrize("is_lines", [True, False])
 async def test_two_steps_with_a_tool_become_parts_in_order(hub: Hub, app: App, is_lines: bool) -> None:
     stream = app.lines("answer") if is_lines else app.pieces("answer")
-    stored, piped = await told(hub, stream, source="ai-sdk")
+    stored, piped = await pipe_all(hub, stream, source="ai-sdk")
     assert (stored.status, stored.parts) == ("complete", ANSWER)
     assert stored.meta == {
         "model": "mock-1",
@@ -120,12 +120,12 @@ async def test_two_steps_with_a_tool_become_parts_in_order(hub: Hub, app: App, i
 
 
 async def test_stream_of_lines_is_recognised(hub: Hub, app: App) -> None:
-    stored, _ = await told(hub, app.lines("answer"))
+    stored, _ = await pipe_all(hub, app.lines("answer"))
     assert stored.parts == ANSWER
 
 
 async def test_failed_denied_and_waiting_calls_have_their_states(hub: Hub, app: App) -> None:
-    stored, piped = await told(hub, app.lines("tools"))
+    stored, piped = await pipe_all(hub, app.lines("tools"))
     broken, invalid, slow, asks, browser = stored.parts
     assert (broken["state"], broken["output"]) == ("error", "Error: no such city")
     assert (invalid["state"], invalid["input"]) == ("error", '{"city": 5}')
@@ -140,13 +140,13 @@ async def test_failed_denied_and_waiting_calls_have_their_states(hub: Hub, app: 
 
 
 async def test_a_preliminary_output_is_not_the_end_of_its_call(hub: Hub, app: App) -> None:
-    stored, piped = await told(hub, app.lines("preliminary"))
+    stored, piped = await pipe_all(hub, app.lines("preliminary"))
     assert [(part["state"], part["output"]) for part in stored.parts] == [("called", "so far"), ("error", "denied")]
     assert [call.call for call in piped.tool_calls] == ["c1"]
 
 
 async def test_parts_that_an_app_adds_are_kept(hub: Hub, app: App) -> None:
-    stored, _ = await told(hub, app.lines("data"), source="ai-sdk")
+    stored, _ = await pipe_all(hub, app.lines("data"), source="ai-sdk")
     assert stored.parts == [
         {"type": "data", "name": "progress", "data": {"done": 2}},
         {"type": "text", "text": "Done."},
@@ -156,7 +156,7 @@ async def test_parts_that_an_app_adds_are_kept(hub: Hub, app: App) -> None:
 
 async def test_restarted_step_withdraws_its_parts(hub: Hub, app: App) -> None:
     """Its texts reuse the ids of earlier ones."""
-    stored, piped = await told(hub, app.lines("reset"))
+    stored, piped = await pipe_all(hub, app.lines("reset"))
     assert (stored.status, stored.text, piped.text) == ("complete", "Kept. Again.", "Kept. Again.")
     texts = [{"type": "text", "text": text} for text in ("Kept. ", "", "", "Again.")]
     assert (stored.parts, piped.tool_calls) == (texts, [])
@@ -173,7 +173,7 @@ async def test_an_end_without_a_finish_was_a_crash(hub: Hub, app: App, case: str
 
 async def test_a_model_that_breaks_off_inside_the_sdk_ends_with_the_sdks_own_word(hub: Hub, app: App) -> None:
     """It sends a finish all the same, so it looks like a normal end; `docs/sources.md` documents this."""
-    stored, piped = await told(hub, app.lines("quiet"))
+    stored, piped = await pipe_all(hub, app.lines("quiet"))
     assert (stored.status, stored.text, piped.finish_reason, piped.usage) == ("complete", "Half.", "other", {})
 
 

@@ -11,8 +11,8 @@ from anthropic import Anthropic, AsyncAnthropic
 from holdfast import Hub
 from holdfast.agents.sources import ToolCall
 from holdfast.core.errors import HoldfastError
+from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.telling import broken, ended, failed, left, told
 from tests.agents.sources.wires import (
     CLAUDE_USAGE,
     INPUT,
@@ -42,7 +42,7 @@ def blocking(provider: Provider) -> Anthropic:
 
 async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
     provider.will_say(claude_answer())
-    stored, piped = await told(hub, await client.messages.create(**ASK, stream=True))
+    stored, piped = await pipe_all(hub, await client.messages.create(**ASK, stream=True))
     assert (stored.status, stored.parts) == ("complete", PARTS)
     assert stored.meta == {"model": "claude-test", "finish_reason": "tool_calls", "usage": CLAUDE_USAGE}
     assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", INPUT, 2)])
@@ -50,22 +50,22 @@ async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, cl
 
 async def test_helper_events_are_not_written_twice(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
     provider.will_say(claude_answer())
-    stored, _ = await told(hub, client.messages.stream(**ASK))
+    stored, _ = await pipe_all(hub, client.messages.stream(**ASK))
     assert stored.parts == PARTS
 
 
 async def test_blocking_streams_run_in_a_thread(hub: Hub, provider: Provider, blocking: Anthropic) -> None:
     provider.will_say(claude_answer(), claude_answer())
-    stored, _ = await told(hub, await asyncio.to_thread(lambda: blocking.messages.create(**ASK, stream=True)))
+    stored, _ = await pipe_all(hub, await asyncio.to_thread(lambda: blocking.messages.create(**ASK, stream=True)))
     assert stored.parts == PARTS
-    stored, _ = await told(hub, blocking.messages.stream(**ASK))
+    stored, _ = await pipe_all(hub, blocking.messages.stream(**ASK))
     assert stored.parts == PARTS
 
 
 async def test_the_text_stream_of_the_helper_is_text(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
     provider.will_say([*claude_begin(), *claude_said("Hello ", "world", place=0), *claude_end()])
     async with client.messages.stream(**ASK) as stream:
-        stored, _ = await told(hub, stream.text_stream)
+        stored, _ = await pipe_all(hub, stream.text_stream)
     assert (stored.text, stored.meta) == ("Hello world", {})
 
 
@@ -96,7 +96,7 @@ async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(
             *claude_end(),
         ]
     )
-    stored, piped = await told(hub, await client.messages.create(**ASK, stream=True))
+    stored, piped = await pipe_all(hub, await client.messages.create(**ASK, stream=True))
     search, text, source = stored.parts
     assert (search["name"], search["input"], search["state"]) == ("web_search", '{"query": "Oslo"}', "done")
     assert [{name: one[name] for name in ("url", "title")} for one in search["output"]] == [

@@ -12,8 +12,8 @@ from google.genai import types
 from holdfast import Hub
 from holdfast.agents.sources import ToolCall
 from holdfast.core.errors import HoldfastError
+from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.telling import broken, ended, failed, left, told
 from tests.agents.sources.wires import FIRST, GEMINI_USAGE, PARTS, SECOND, TEXT, gemini, gemini_answer, sse
 
 ASK: dict[str, Any] = {"model": "gemini-test", "contents": "Hi"}
@@ -27,7 +27,7 @@ def client(provider: Provider) -> genai.Client:
 
 async def test_an_answer_becomes_parts_in_order(hub: Hub, provider: Provider, client: genai.Client) -> None:
     provider.will_say(gemini_answer())
-    stored, piped = await told(hub, await client.aio.models.generate_content_stream(**ASK))
+    stored, piped = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK))
     assert (stored.status, stored.parts) == ("complete", [*PARTS[:2], CALLED])
     assert stored.meta == {"model": "gemini-test", "finish_reason": "tool_calls", "usage": GEMINI_USAGE}
     assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", '{"city":"Oslo"}', 2)])
@@ -35,7 +35,7 @@ async def test_an_answer_becomes_parts_in_order(hub: Hub, provider: Provider, cl
 
 async def test_a_blocking_stream_runs_in_a_thread(hub: Hub, provider: Provider, client: genai.Client) -> None:
     provider.will_say(gemini_answer())
-    stored, _ = await told(hub, client.models.generate_content_stream(**ASK))
+    stored, _ = await pipe_all(hub, client.models.generate_content_stream(**ASK))
     assert stored.parts == [*PARTS[:2], CALLED]
 
 
@@ -47,7 +47,7 @@ async def test_a_function_that_the_sdk_calls_itself_is_done(hub: Hub, provider: 
     call = gemini({"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}, finish="STOP", usage=True)
     provider.will_say([call], [gemini({"text": "Rain."}, finish="STOP", usage=True)])
     config = types.GenerateContentConfig(tools=[weather])
-    stored, piped = await told(hub, await client.aio.models.generate_content_stream(**ASK, config=config))
+    stored, piped = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK, config=config))
     tool, text = stored.parts
     assert (tool["name"], tool["state"], tool["output"]) == ("weather", "done", {"result": "rain in Oslo"})
     assert (text, piped.finish_reason, piped.tool_calls) == ({"type": "text", "text": "Rain."}, "stop", [])
@@ -63,7 +63,7 @@ async def test_code_files_and_sources_have_their_parts(hub: Hub, provider: Provi
             gemini({"text": "Two"}, finish="MAX_TOKENS", groundingMetadata=web),
         ]
     )
-    stored, piped = await told(hub, await client.aio.models.generate_content_stream(**ASK))
+    stored, piped = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK))
     code, file, text, source = stored.parts
     assert (code["name"], code["input"], code["output"], code["state"]) == ("code_execution", "1+1", "2", "done")
     assert file == {"type": "file", "media_type": "image/png", "url": "data:image/png;base64,aGk="}
@@ -74,7 +74,7 @@ async def test_a_prompt_that_is_blocked_ends_with_its_reason(
     hub: Hub, provider: Provider, client: genai.Client
 ) -> None:
     provider.will_say([sse({"promptFeedback": {"blockReason": "SAFETY"}})])
-    stored, piped = await told(hub, await client.aio.models.generate_content_stream(**ASK))
+    stored, piped = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK))
     assert (stored.status, stored.text, piped.finish_reason) == ("complete", "", "content_filter")
 
 
@@ -109,7 +109,7 @@ async def test_provider_sees_the_early_end(hub: Hub, provider: Provider, client:
 
 async def test_halves_of_an_emoji_are_joined(hub: Hub, provider: Provider, client: genai.Client) -> None:
     provider.will_say([gemini({"text": FIRST}), gemini({"text": SECOND}, finish="STOP")])
-    stored, _ = await told(hub, await client.aio.models.generate_content_stream(**ASK))
+    stored, _ = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK))
     assert stored.text == TEXT
 
 

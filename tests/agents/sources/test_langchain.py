@@ -15,8 +15,8 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 
 from holdfast import Hub
 from holdfast.core.errors import HoldfastError
+from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.telling import broken, ended, failed, left, told
 from tests.agents.sources.wires import (
     CHAT_USAGE,
     INPUT,
@@ -48,7 +48,7 @@ def model(provider: Provider) -> ChatOpenAI:
 
 async def test_a_model_becomes_parts_in_order(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say(chat_answer(halves=False, thought=False))
-    stored, piped = await told(hub, model.astream("Hi"))
+    stored, piped = await pipe_all(hub, model.astream("Hi"))
     assert (stored.status, stored.parts) == ("complete", PARTS[1:])
     assert stored.meta["usage"] == CHAT_USAGE
     assert (stored.meta["finish_reason"], piped.tool_calls[0].input) == ("tool_calls", INPUT)
@@ -61,26 +61,26 @@ async def test_a_model_over_responses(hub: Hub, provider: Provider) -> None:
     provider.will_say(
         [*wire.begin(), *wire.thought(), *said, *wire.called(), *wire.completed(output=[wire.call(INPUT)])]
     )
-    stored, _ = await told(hub, model.astream("Hi"))
+    stored, _ = await pipe_all(hub, model.astream("Hi"))
     assert stored.parts == PARTS
     assert stored.meta["usage"] == {**RESPONSES_USAGE, "cache_write_tokens": 0}
 
 
 async def test_a_blocking_model_runs_in_a_thread(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say(chat_answer(halves=False, thought=False))
-    stored, _ = await told(hub, model.stream("Hi"))
+    stored, _ = await pipe_all(hub, model.stream("Hi"))
     assert stored.parts == PARTS[1:]
 
 
 async def test_events_of_a_model_become_the_same_parts(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say(chat_answer(halves=False, thought=False))
-    stored, piped = await told(hub, model.astream_events("Hi", version="v2"))
+    stored, piped = await pipe_all(hub, model.astream_events("Hi", version="v2"))
     assert (stored.parts, piped.usage) == (PARTS[1:], CHAT_USAGE)
 
 
 async def test_a_model_of_the_apps_own_ends_with_its_last_chunk(hub: Hub) -> None:
     model = GenericFakeChatModel(messages=iter([AIMessage("Hello world")]))
-    stored, _ = await told(hub, model.astream("Hi"))
+    stored, _ = await pipe_all(hub, model.astream("Hi"))
     assert (stored.status, stored.text) == ("complete", "Hello world")
 
 
@@ -91,7 +91,7 @@ async def test_usage_after_the_finish_reason_opens_no_message(hub: Hub) -> None:
         AIMessageChunk("Hello", response_metadata={**about, "finish_reason": "stop"}),
         AIMessageChunk("", response_metadata=about, usage_metadata=usage, chunk_position="last"),
     ]
-    stored, piped = await told(hub, chunks)
+    stored, piped = await pipe_all(hub, chunks)
     assert (stored.status, stored.text, piped.usage["total_tokens"]) == ("complete", "Hello", 5)
 
 
@@ -166,7 +166,7 @@ async def test_a_graph_with_a_tool_becomes_parts_in_order(
     hub: Hub, provider: Provider, model: ChatOpenAI, mode: dict[str, Any]
 ) -> None:
     provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("Rain in ", "Oslo"), *chat_end()])
-    stored, piped = await told(hub, graph_of(model).astream(ASK, **mode))
+    stored, piped = await pipe_all(hub, graph_of(model).astream(ASK, **mode))
     tool, text = stored.parts
     assert (tool["input"], tool["state"], tool["output"]) == (INPUT, "done", "rain in Oslo")
     assert (text, stored.status) == ({"type": "text", "text": "Rain in Oslo"}, "complete")
@@ -175,14 +175,14 @@ async def test_a_graph_with_a_tool_becomes_parts_in_order(
 
 async def test_events_of_a_graph_become_the_same_parts(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("Rain in ", "Oslo"), *chat_end()])
-    stored, _ = await told(hub, graph_of(model).astream_events(ASK, version="v2"))
+    stored, _ = await pipe_all(hub, graph_of(model).astream_events(ASK, version="v2"))
     assert (stored.parts[0]["input"], stored.text) == (INPUT, "Rain in Oslo")
 
 
 @pytest.mark.parametrize("mode", ["updates", "values", "custom"])
 async def test_other_modes_of_a_graph_are_ignored(hub: Hub, mode: str) -> None:
     model = GenericFakeChatModel(messages=iter([AIMessage("Hello")]))
-    stored, _ = await told(hub, graph_of(model).astream(ASK, stream_mode=mode))
+    stored, _ = await pipe_all(hub, graph_of(model).astream(ASK, stream_mode=mode))
     assert (stored.status, stored.parts) == ("complete", [])
 
 
@@ -219,5 +219,5 @@ async def test_a_text_of_two_messages_is_two_parts(hub: Hub, provider: Provider,
     graph.add_node("twice", twice)
     graph.add_edge(START, "twice")
     provider.will_say([*chat_said("One"), *chat_end()], [*chat_said(TEXT), *chat_end()])
-    stored, _ = await told(hub, graph.compile().astream(ASK, stream_mode="messages"))
+    stored, _ = await pipe_all(hub, graph.compile().astream(ASK, stream_mode="messages"))
     assert [part["text"] for part in stored.parts] == ["One", TEXT]

@@ -10,8 +10,8 @@ from openai import AsyncOpenAI, OpenAI
 from holdfast import Hub
 from holdfast.agents.sources import ToolCall, UpstreamEnded
 from holdfast.core.errors import HoldfastError
+from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.telling import broken, ended, failed, left, told
 from tests.agents.sources.wires import (
     CHAT_USAGE,
     DONE,
@@ -50,7 +50,7 @@ def blocking(provider: Provider) -> OpenAI:
 
 async def test_a_response_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     provider.will_say(responses_answer())
-    stored, piped = await told(hub, await client.responses.create(**ASK, stream=True))
+    stored, piped = await pipe_all(hub, await client.responses.create(**ASK, stream=True))
     assert (stored.status, stored.parts) == ("complete", PARTS)
     assert stored.meta == {**META, "usage": RESPONSES_USAGE}
     assert (piped.text, piped.finish_reason, piped.usage) == (TEXT, "tool_calls", RESPONSES_USAGE)
@@ -60,29 +60,29 @@ async def test_a_response_becomes_parts_in_order(hub: Hub, provider: Provider, c
 
 async def test_a_call_need_not_be_awaited(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     provider.will_say(responses_answer())
-    stored, _ = await told(hub, client.responses.create(**ASK, stream=True))
+    stored, _ = await pipe_all(hub, client.responses.create(**ASK, stream=True))
     assert stored.parts == PARTS
 
 
 async def test_the_helper_of_responses_is_entered(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     wire = Responses()
     provider.will_say([*wire.begin(), *wire.said(0, ("Hello ", "world")), *wire.completed()])
-    stored, piped = await told(hub, client.responses.stream(**ASK))
+    stored, piped = await pipe_all(hub, client.responses.stream(**ASK))
     assert (stored.text, piped.finish_reason) == ("Hello world", "stop")
 
 
 async def test_entered_helper_becomes_the_same_parts(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     provider.will_say(responses_answer())
     async with client.responses.stream(**ASK) as stream:
-        stored, _ = await told(hub, stream)
+        stored, _ = await pipe_all(hub, stream)
     assert stored.parts == PARTS
 
 
 async def test_a_blocking_response_runs_in_a_thread(hub: Hub, provider: Provider, blocking: OpenAI) -> None:
     provider.will_say(responses_answer(), responses_answer())
-    stored, _ = await told(hub, await asyncio.to_thread(lambda: blocking.responses.create(**ASK, stream=True)))
+    stored, _ = await pipe_all(hub, await asyncio.to_thread(lambda: blocking.responses.create(**ASK, stream=True)))
     assert stored.parts == PARTS
-    stored, _ = await told(hub, blocking.responses.stream(**ASK))
+    stored, _ = await pipe_all(hub, blocking.responses.stream(**ASK))
     assert stored.parts == PARTS
 
 
@@ -92,7 +92,7 @@ async def test_interleaved_parts_get_their_own_text(hub: Hub, provider: Provider
     mixed = [thought[0], thought[1], said[0], said[1], called[0]]
     mixed += [thought[2], said[2], called[1], thought[3], said[3], called[2], called[3]]
     provider.will_say([*wire.begin(), *mixed, called[-1], *wire.completed()])
-    stored, _ = await told(hub, await client.responses.create(**ASK, stream=True))
+    stored, _ = await pipe_all(hub, await client.responses.create(**ASK, stream=True))
     assert stored.parts == [PARTS[0], {"type": "text", "text": "Hello world"}, PARTS[2]]
 
 
@@ -115,7 +115,7 @@ async def test_tool_that_the_provider_runs_is_done(hub: Hub, provider: Provider,
             *wire.completed(),
         ]
     )
-    stored, piped = await told(hub, await client.responses.create(**ASK, stream=True))
+    stored, piped = await pipe_all(hub, await client.responses.create(**ASK, stream=True))
     search, said, source = stored.parts
     assert (search["name"], search["state"], piped.tool_calls) == ("web_search", "done", [])
     assert said["text"] == "Rain"
@@ -138,7 +138,7 @@ async def test_a_response_cut_short_by_its_limit_is_complete(hub: Hub, provider:
     wire = Responses()
     end = wire.completed("incomplete", incomplete_details={"reason": "max_output_tokens"})
     provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), *end])
-    stored, piped = await told(hub, await client.responses.create(**ASK, stream=True))
+    stored, piped = await pipe_all(hub, await client.responses.create(**ASK, stream=True))
     assert (stored.status, piped.finish_reason, piped.usage) == ("complete", "length", RESPONSES_USAGE)
 
 
@@ -197,7 +197,7 @@ async def test_provider_sees_the_early_end_of_a_blocking_response(
 
 async def test_a_completion_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     provider.will_say(chat_answer())
-    stored, piped = await told(hub, await client.chat.completions.create(**CHAT, stream=True))
+    stored, piped = await pipe_all(hub, await client.chat.completions.create(**CHAT, stream=True))
     assert (stored.status, stored.parts) == ("complete", PARTS)
     assert stored.meta == {**META, "usage": CHAT_USAGE}
     assert piped.tool_calls == [ToolCall(call="call_1", name="weather", input=INPUT, part=2)]
@@ -207,16 +207,16 @@ async def test_helper_events_of_completions_are_not_written_twice(
     hub: Hub, provider: Provider, client: AsyncOpenAI
 ) -> None:
     provider.will_say([*chat_said("Hello ", "world"), *chat_end()])
-    stored, piped = await told(hub, client.chat.completions.stream(**CHAT))
+    stored, piped = await pipe_all(hub, client.chat.completions.stream(**CHAT))
     assert (stored.text, piped.finish_reason, piped.usage) == ("Hello world", "stop", CHAT_USAGE)
 
 
 async def test_blocking_completions_run_in_a_thread(hub: Hub, provider: Provider, blocking: OpenAI) -> None:
     provider.will_say(chat_answer(), chat_answer(halves=False))
     stream = await asyncio.to_thread(lambda: blocking.chat.completions.create(**CHAT, stream=True))
-    stored, _ = await told(hub, stream)
+    stored, _ = await pipe_all(hub, stream)
     assert stored.parts == PARTS
-    stored, _ = await told(hub, blocking.chat.completions.stream(**CHAT))
+    stored, _ = await pipe_all(hub, blocking.chat.completions.stream(**CHAT))
     assert stored.parts == PARTS
 
 
@@ -226,7 +226,7 @@ async def test_calls_with_one_index_and_two_ids_are_two(hub: Hub, provider: Prov
         return chat({"tool_calls": [{"index": 0, "id": f"call_{name}", "type": "function", "function": function}]})
 
     provider.will_say([call("a"), call("b"), *chat_end("tool_calls")])
-    _, piped = await told(hub, await client.chat.completions.create(**CHAT, stream=True))
+    _, piped = await pipe_all(hub, await client.chat.completions.create(**CHAT, stream=True))
     assert [(one.call, one.name, one.input) for one in piped.tool_calls] == [
         ("call_a", "a", "{}"),
         ("call_b", "b", "{}"),
@@ -293,5 +293,5 @@ async def test_unknown_events_are_ignored(hub: Hub, provider: Provider, client: 
     wire = Responses()
     odd = wire.event("response.tomorrow.delta", delta={"x": [1]})
     provider.will_say([*wire.begin(), odd, *wire.said(0, (FIRST, SECOND)), odd, *wire.completed()])
-    stored, _ = await told(hub, await client.responses.create(**ASK, stream=True))
+    stored, _ = await pipe_all(hub, await client.responses.create(**ASK, stream=True))
     assert (stored.status, stored.text) == ("complete", TEXT)

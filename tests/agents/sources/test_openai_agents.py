@@ -11,8 +11,8 @@ from openai import AsyncOpenAI
 
 from holdfast import Hub
 from holdfast.core.errors import HoldfastError
+from tests.agents.sources.piping import SEEN_WITHIN_S, broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.telling import SEEN_WITHIN_S, broken, ended, failed, left, told
 from tests.agents.sources.wires import (
     INPUT,
     PARTS,
@@ -62,7 +62,7 @@ def answered(*pieces: str) -> list[bytes]:
 
 async def test_a_run_with_a_tool_becomes_parts_in_order(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
     provider.will_say(called(), answered())
-    stored, piped = await told(hub, Runner.run_streamed(agent, "Hi"))
+    stored, piped = await pipe_all(hub, Runner.run_streamed(agent, "Hi"))
     assert stored.status == "complete"
     assert stored.parts == [
         PARTS[0],
@@ -75,7 +75,7 @@ async def test_a_run_with_a_tool_becomes_parts_in_order(hub: Hub, provider: Prov
 
 async def test_events_of_a_run_become_the_same_parts(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
     provider.will_say(answered("Hello \ud83d", "\ude00, world"))
-    stored, _ = await told(hub, Runner.run_streamed(agent, "Hi").stream_events())
+    stored, _ = await pipe_all(hub, Runner.run_streamed(agent, "Hi").stream_events())
     assert stored.text == TEXT
 
 
@@ -87,7 +87,7 @@ async def test_a_run_over_chat_completions(hub: Hub, provider: Provider, client:
         tools=[weather],
     )
     provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("Rain in ", "Oslo"), *chat_end()])
-    stored, piped = await told(hub, Runner.run_streamed(agent, "Hi"))
+    stored, piped = await pipe_all(hub, Runner.run_streamed(agent, "Hi"))
     tool, text = stored.parts
     assert (tool["input"], tool["state"], tool["output"]) == (INPUT, "done", "rain in Oslo")
     assert (text["text"], piped.usage["output_tokens"]) == ("Rain in Oslo", 14)

@@ -24,7 +24,7 @@ from holdfast.agents.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
 from holdfast.agents.sources.errors import reported
 from holdfast.core.errors import Finished, HoldfastError, LocalError, TooLarge
 from holdfast.core.limits import Limits
-from tests.agents.sources.telling import PATIENCE_S, broken, told
+from tests.agents.sources.piping import PATIENCE_S, broken, pipe_all
 
 ROOT = Path(__file__).parents[3]
 MODULES = sorted(Path(sources.__file__).parent.glob("*.py"))
@@ -47,18 +47,18 @@ async def words(*pieces: str, error: Exception | None = None) -> AsyncIterator[s
 
 
 async def test_text_becomes_a_text_part(hub: Hub) -> None:
-    stored, piped = await told(hub, words("Hello \ud83d", "\ude00, ", "", "world"))
+    stored, piped = await pipe_all(hub, words("Hello \ud83d", "\ude00, ", "", "world"))
     assert (stored.parts, stored.meta) == ([{"type": "text", "text": "Hello 😀, world"}], {})
     assert (piped.text, piped.finish_reason, piped.tool_calls) == ("Hello 😀, world", None, [])
 
 
 async def test_empty_stream_becomes_an_empty_message(hub: Hub) -> None:
-    stored, piped = await told(hub, words())
+    stored, piped = await pipe_all(hub, words())
     assert (stored.status, stored.parts, piped.text) == ("complete", [], "")
 
 
 async def test_text_that_looks_like_an_event_stays_text(hub: Hub) -> None:
-    stored, _ = await told(hub, words('data: {"a": 1}\n', "data: more"))
+    stored, _ = await pipe_all(hub, words('data: {"a": 1}\n', "data: more"))
     assert stored.text == 'data: {"a": 1}\ndata: more'
 
 
@@ -119,7 +119,7 @@ async def test_a_blocking_iterator_runs_in_a_thread_with_our_context(hub: Hub) -
         yield "Hello"
 
     who.set("ada")
-    stored, _ = await told(hub, items())
+    stored, _ = await pipe_all(hub, items())
     assert (stored.text, seen) == ("Hello", [False, "ada"])
 
 
@@ -244,7 +244,7 @@ async def test_context_manager_is_entered_and_exited_with_the_outcome(
             raise
 
     stream = open_words_blocking() if is_blocking else open_words()
-    stored, _ = await (told(hub, stream) if error is None else broken(hub, stream, ZeroDivisionError))
+    stored, _ = await (pipe_all(hub, stream) if error is None else broken(hub, stream, ZeroDivisionError))
     assert (stored.text, seen) == ("Hello", [error])
 
 
@@ -342,7 +342,7 @@ def test_random_events_raise_only_our_errors(name: str, events: list[Any]) -> No
 async def test_huge_fields_are_cut_or_refused(hub: Hub) -> None:
     chunk: dict[str, Any] = {"model": "m" * 100_000, "choices": [{"index": 0, "delta": {"content": "x"}}]}
     end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "r" * 100_000}], "usage": {"prompt_tokens": 10**30}}
-    stored, _ = await told(hub, [chunk, end])
+    stored, _ = await pipe_all(hub, [chunk, end])
     assert stored.meta == {"model": "m" * 512, "finish_reason": "r" * 512}
 
 

@@ -13,8 +13,8 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 from holdfast import Hub
 from holdfast.core.errors import HoldfastError
+from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.telling import broken, ended, failed, left, told
 from tests.agents.sources.wires import (
     FIRST,
     INPUT,
@@ -71,7 +71,7 @@ async def test_a_run_with_a_tool_becomes_parts_in_order(
             *chat_end(),
         ],
     )
-    stored, piped = await told(hub, run(agent, way))
+    stored, piped = await pipe_all(hub, run(agent, way))
     tool, thought, text = stored.parts
     assert (tool["call"], tool["input"], tool["state"]) == ("call_1", INPUT, "done")
     assert (tool["output"], text["text"], stored.status) == ("rain in Oslo", "Rain in Oslo", "complete")
@@ -87,7 +87,7 @@ async def test_a_run_over_responses(hub: Hub, provider: Provider, openai: OpenAI
         [*first.begin(), *first.thought(), *first.called(1), *first.completed(output=[first.call(INPUT)])],
         [*second.begin(), *second.said(0, (FIRST, SECOND)), *second.completed()],
     )
-    stored, _ = await told(hub, run(agent, "events"))
+    stored, _ = await pipe_all(hub, run(agent, "events"))
     thought, tool, text = stored.parts
     assert (thought, tool["output"], text["text"]) == (PARTS[0], "rain in Oslo", TEXT)
 
@@ -102,7 +102,7 @@ async def test_a_tool_that_asks_to_be_called_again_is_in_error(
         raise ModelRetry("which Oslo?")
 
     provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("No"), *chat_end()])
-    stored, _ = await told(hub, run(agent, "events"))
+    stored, _ = await pipe_all(hub, run(agent, "events"))
     assert (stored.parts[0]["state"], stored.text) == ("error", "No")
 
 
@@ -121,7 +121,7 @@ async def test_the_apps_own_error_passes_unchanged(hub: Hub, provider: Provider,
 @ALL_WAYS
 async def test_a_model_without_a_provider_needs_no_finish_reason(hub: Hub, way: str) -> None:
     agent = Agent(TestModel(custom_output_text="Hello world"))
-    stored, _ = await told(hub, run(agent, way))
+    stored, _ = await pipe_all(hub, run(agent, way))
     assert (stored.status, stored.text) == ("complete", "Hello world")
 
 

@@ -19,7 +19,7 @@ from holdfast.agents.sources import UpstreamError, pipe
 from holdfast.agents.sources.sse_text import SSEText
 from holdfast.agents.sources.vocabulary import Text
 from holdfast.core.errors import LocalError
-from tests.agents.sources.telling import broken, told
+from tests.agents.sources.piping import broken, pipe_all
 
 TOKENS = ["You ", "asked:\n", '"why?" ', "🙂 "]
 WHOLE = "".join(TOKENS)
@@ -66,22 +66,22 @@ STREAMS: dict[str, list[Any]] = {
 @pytest.mark.parametrize("name", STREAMS)
 async def test_frames_of_text_are_unpacked(hub: Hub, name: str) -> None:
     source = "sse" if name == "bytes cut anywhere" else None
-    stored, piped = await told(hub, one_by_one(STREAMS[name]), source=source)
+    stored, piped = await pipe_all(hub, one_by_one(STREAMS[name]), source=source)
     assert (stored.status, stored.parts, piped.text) == ("complete", [{"type": "text", "text": WHOLE}], WHOLE)
 
 
 async def test_frames_of_raw_text_are_unpacked(hub: Hub) -> None:
-    stored, _ = await told(hub, ["data: You \n\n", "data: 42\n\n", "data: one\ndata: two\n\n", "data: [DONE]\n\n"])
+    stored, _ = await pipe_all(hub, ["data: You \n\n", "data: 42\n\n", "data: one\ndata: two\n\n", "data: [DONE]\n\n"])
     assert stored.text == "You 42one\ntwo"
 
 
 async def test_reasoning_events_become_reasoning(hub: Hub) -> None:
-    stored, _ = await told(hub, [*frames(["hm"], "thinking"), *frames(["yes"], "answer")])
+    stored, _ = await pipe_all(hub, [*frames(["hm"], "thinking"), *frames(["yes"], "answer")])
     assert stored.parts == [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "yes"}]
 
 
 async def test_frames_after_the_end_are_ignored(hub: Hub) -> None:
-    stored, _ = await told(hub, [*frames(["a"]), "data: [DONE]\n\n", *frames(["b"])])
+    stored, _ = await pipe_all(hub, [*frames(["a"]), "data: [DONE]\n\n", *frames(["b"])])
     assert stored.text == "a"
 
 
@@ -168,7 +168,7 @@ async def test_a_frame_unlike_the_first_is_malformed(hub: Hub, last: str) -> Non
     ],
 )
 async def test_text_that_begins_like_a_field_stays_text(hub: Hub, items: list[str]) -> None:
-    stored, _ = await told(hub, items)
+    stored, _ = await pipe_all(hub, items)
     assert stored.text == "".join(items)
 
 

@@ -18,7 +18,7 @@ PATIENCE_S = 5
 SEEN_WITHIN_S = 1.0  # a provider sees a stop
 
 
-async def told(hub: Hub, stream: object, *, source: str | None = None) -> tuple[Message, Piped]:
+async def pipe_all(hub: Hub, stream: object, *, source: str | None = None) -> tuple[Message, Piped]:
     """Return the stored message, and the result of `pipe`."""
     async with asyncio.timeout(PATIENCE_S):
         async with hub.message("chat:1") as message:
