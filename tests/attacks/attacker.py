@@ -124,9 +124,10 @@ def crowd(
 ) -> Report:
     """Open many connections and hold them, each with `begin`, `filler` more bytes and `end`, or as a WebSocket.
 
-    With `again_s` each connection sends the same once more, every so many seconds.
-    `socket_frames` are the bytes after the handshake, in hexadecimal. The connections come from as many loopback
-    addresses. The report has the number that is left at the end, and when the server ended the last one.
+    `{n}` stands for a number from 0 to 249, another one each time. With `again_s` each connection sends the same once
+    more, every so many seconds. `socket_frames` are the bytes after the handshake, in hexadecimal. The connections come
+    from as many loopback addresses. The report has the number that is left at the end, and when the server ended the
+    last one.
     """
     began_s = time.monotonic()
     head = begin.encode() + b"x" * filler + end.encode()
@@ -161,7 +162,7 @@ def crowd(
             address = f"127.0.{first_address}.{1 + opened % addresses}"
             try:
                 one = connect(port, address)
-                one.sendall(head)
+                one.sendall(head.replace(b"{n}", b"%d" % (opened % 250)))
             except OSError:
                 refused += 1
             else:
