@@ -77,7 +77,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is None:
             transport.abort()
         elif not connection.is_from_proxy:
-            connection.wait(HEAD_S)
+            connection.wait(HEAD_S, may_burst=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         connection, self._connection = self._connection, None
@@ -292,7 +292,14 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self.transport.get_write_buffer_size():
             self._wait_for_reader()
         elif not (self._is_known or connection.is_from_proxy) or self.cycle.more_body:
-            connection.wait(HEAD_S)
+            connection.wait(HEAD_S, may_burst=self._is_known)
+        if not (self.pipeline or self.is_in_head() or self.cycle.more_body):
+            self._forget_request()
+
+    def _forget_request(self) -> None:
+        """Give up the head of the answered request: it may be large, and the connection may be idle from here."""
+        self.url, self.headers = b"", []
+        self.scope = self._begun_scope = self.cycle.scope = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -309,7 +316,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _wait_for_head(self, connection: Connection) -> None:
         if not (connection.is_waiting or connection.is_from_proxy):
-            connection.wait(HEAD_S)
+            connection.wait(HEAD_S, may_burst=self._is_known or self.cycle is None)
         if self._stalled_bytes > LARGE_BYTES:
             connection.grow()
 
@@ -318,7 +325,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is None or connection.is_from_proxy:
             return
         self._unsent_bytes = self.transport.get_write_buffer_size()
-        connection.wait(UNREAD_S)
+        connection.wait(UNREAD_S, may_burst=self._is_known)
         if self._unsent_bytes > LARGE_BYTES:
             connection.grow()
 
@@ -364,7 +371,7 @@ def _too_large(what: str, limit: int, unit: str) -> TooLarge:
 
 def refusal(error: HoldfastError, status: int) -> bytes:
     """Return a whole response with `error`, for a connection that ends with it."""
-    headers = {**problem_headers(error), "connection": "close"}
+    headers = {**problem_headers(error), "x-content-type-options": "nosniff", "connection": "close"}
     body = msgspec.json.encode({**error.problem(), "status": status})
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return STATUS_LINE[status] + lines.encode() + b"content-length: %d\r\n\r\n" % len(body) + body

@@ -22,12 +22,20 @@ FORWARDED = "X-Forwarded-For: 203.0.113.7\r\n"
 BURST = 1_200  # at one moment, as `docs/security.md` has it
 SPARE = 200  # the clients of the test, and connections that begin or end at the moment
 GRACE_S = 3.0  # the sweep runs once a second, and the machine has other work
+OF_ADDRESS = 96  # waiting connections, once they had their chance
+SPARE_FILES = 20  # the clients of the test
 # Python's arguments in place of `-m holdfast`: a system that allows only 1,024 files.
 FEW_FILES = (
     "-c",
     "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024));"
     "runpy.run_module('holdfast', run_name='__main__')",
 )
+
+
+async def left(one: Scene) -> int:
+    """Return how many files the server has open when the crowd had its chance."""
+    await asyncio.sleep(GRACE_S + 1)  # the system gives no signal
+    return one.descriptors()
 
 
 @contextmanager
@@ -83,6 +91,30 @@ async def test_two_thousand_large_heads_take_little_memory(attacked: Scene) -> N
     assert outcome.descriptors < BURST + SPARE, outcome
     assert outcome.report["left"] == 0, outcome
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("GET /", " HTTP/1.1\r\nHost: localhost\r\n\r\n"), (HALF, "\r\n\r\n")],
+    ids=["path", "header"],
+)
+async def test_answered_requests_with_large_heads_leave_little_memory(attacked: Scene, begin: str, end: str) -> None:
+    options = {"total": 1_200, "addresses": 20, "begin": begin, "filler": 64_000, "end": end, "seconds": 12}
+    outcome = await run(attacked, "crowd", **options)
+    outcome.check(20 * MIB)
+    assert outcome.report["refused"] == 0, outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+async def test_connections_that_send_requests_count_between_them(attacked: Scene) -> None:
+    """Each of 1,100 connections of one address is answered every 1.5 s."""
+    begin = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    before = attacked.descriptors()
+    options = {"total": 1_100, "begin": begin, "again_s": 1.5, "seconds": 8}
+    outcome = await run(attacked, "crowd", beside=lambda: left(attacked), **options)
+    outcome.check(64 * MIB)
+    assert outcome.beside <= before + OF_ADDRESS + SPARE_FILES, outcome
+    assert outcome.report["left"] <= OF_ADDRESS, outcome
 
 
 async def test_soft_limit_of_open_files_is_raised_at_the_start(tmp_path: Path) -> None:

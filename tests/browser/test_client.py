@@ -190,6 +190,51 @@ async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(brows
         await window.evaluate("window.client.close()")
 
 
+async def test_unsent_messages_are_sent_after_a_reload_in_their_order(browser: Browser) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, token=token())
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        async with window.expect_navigation():
+            await window.evaluate("""() => {
+              client.suspend()
+              Date.now = () => 1_000_000 - performance.now() // a clock that goes back
+              for (const id of ["z", "a", "m"]) void channel.send({ id, text: id }).catch(() => {})
+              location.reload()
+            }""")
+        await follow(window, port, token=token())
+        await until_shown(window, "z|a|m")
+        await window.wait_for_function("() => window.channel.getSnapshot().messages.every(({ local }) => !local)")
+        assert [one.text for one in (await hub.history("chat:1")).messages] == ["m", "a", "z"]  # the newest first
+        await window.evaluate("window.client.close()")
+
+
+@pytest.mark.parametrize("kind", ["full", "damaged", "denied"])
+async def test_storage_that_fails_costs_no_message_and_one_warning(browser: Browser, kind: str) -> None:
+    fault = {
+        "full": "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }",
+        "damaged": """
+          const number = '{"id":"c","channel":"chat:1","draft":5,"at":1}'
+          for (const [id, value] of [["a", "{"], ["b", '"x"'], ["c", number]])
+            sessionStorage[`holdfast:${location.origin}/holdfast::${id}`] = value""",
+        "denied": "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('no') } })",
+    }[kind]
+    hub, warnings = verified(), list[str]()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        window.on("console", lambda line: warnings.append(line.text) if line.type == "warning" else None)
+        await window.evaluate(f"() => {{ {fault} }}")
+        await follow(window, port, token=token())
+        await window.evaluate("window.channel.send('hello')")
+        await until_shown(window, "hello")
+        assert [one.text for one in (await hub.history("chat:1")).messages] == ["hello"]
+        await window.evaluate("window.channel.send('again')")
+        assert [line for line in warnings if "unsent messages are not kept" in line] == warnings
+        assert len(warnings) == 1, warnings
+        await window.evaluate("window.client.close()")
+
+
 async def test_message_of_one_person_is_not_shown_to_the_next_in_the_same_tab(browser: Browser) -> None:
     hub = verified()
     async with app_with(hub) as port:
