@@ -27,7 +27,7 @@ import { isTemporary, refusal } from "./errors.js"
  */
 
 const MAX_MESSAGES = 200
-const MAX_UNITS = 1_048_576 // of UTF-16
+const MAX_UNITS = 1_048_576 // UTF-16 units
 const AGAIN_MS = 5_000 // the longest wait after a temporary refusal
 
 /** @internal */
@@ -80,9 +80,11 @@ export class Outbox {
         return message
       } catch (error) {
         const { code, message } = /** @type {HoldfastError} */ (error)
-        const isKept = code !== "closed" && this.entries.has(id)
-        if (isKept && !isTemporary({ code })) this.#put({ ...entry, error: { code, detail: message } })
-        if (!isKept || !isTemporary({ code })) throw error
+        if (code === "closed" || !this.entries.has(id)) throw error
+        if (!isTemporary({ code })) {
+          this.#put({ ...entry, error: { code, detail: message } })
+          throw error
+        }
         await new Promise((resolve) => setTimeout(resolve, this.client.random() * AGAIN_MS))
       }
     }
