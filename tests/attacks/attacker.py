@@ -119,13 +119,15 @@ def crowd(
     filler: int = 0,
     end: str = "",
     again_s: float = 0.0,
+    begun_at: int = 0,
     socket_frames: str = "",
     first_address: int = 2,
 ) -> Report:
     """Open many connections and hold them, each with `begin`, `filler` more bytes and `end`, or as a WebSocket.
 
     `{n}` stands for a number from 0 to 249, another one each time. With `again_s` each connection sends the same once
-    more, every so many seconds. `socket_frames` are the bytes after the handshake, in hexadecimal. The connections come
+    more, every so many seconds. With `begun_at` the attack is under way after so many connections, and goes on to
+    connect. `socket_frames` are the bytes after the handshake, in hexadecimal. The connections come
     from as many loopback addresses. The report has the number that is left at the end, and when the server ended the
     last one.
     """
@@ -170,7 +172,7 @@ def crowd(
                 waiting.register(one, selectors.EVENT_READ, {"handshake": bool(socket_frames)})
                 open_now += 1
             opened += 1
-            if opened == total:
+            if opened == (begun_at or total):
                 begun()
         look(0.0 if opened < total else 0.2)
         if again_s and opened >= total and time.monotonic() > due_s:

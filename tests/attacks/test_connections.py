@@ -24,6 +24,7 @@ SPARE = 200  # the clients of the test, and connections that begin or end at the
 GRACE_S = 3.0  # the sweep runs once a second, and the machine has other work
 OF_ADDRESS = 96  # waiting connections, once they had their chance
 WAITING = 144  # the same of all addresses
+LARGE = 50  # those that hold more than 8 KiB
 SPARE_FILES = 20  # the clients of the test
 # Python's arguments in place of `-m holdfast`: a system that allows only 1,024 files.
 FEW_FILES = (
@@ -89,8 +90,11 @@ async def test_silent_connections_of_one_address_end(attacked: Scene, begin: str
 
 
 async def test_two_thousand_large_heads_take_little_memory(attacked: Scene) -> None:
-    outcome = await run(attacked, "crowd", total=2_000, addresses=20, begin=HALF, filler=65_000, seconds=20)
+    before = attacked.descriptors()
+    options = {"total": 2_000, "addresses": 20, "begin": HALF, "filler": 65_000, "seconds": 20}
+    outcome = await run(attacked, "crowd", beside=lambda: left(attacked), **options)
     outcome.check(64 * MIB)
+    assert outcome.beside - before <= LARGE + SPARE_FILES, outcome
     assert outcome.descriptors < BURST + SPARE, outcome
     assert outcome.report["left"] == 0, outcome
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
@@ -118,6 +122,13 @@ async def test_connections_that_send_requests_count_between_them(attacked: Scene
     outcome.check(64 * MIB)
     assert outcome.beside <= before + OF_ADDRESS + SPARE_FILES, outcome
     assert outcome.report["left"] <= OF_ADDRESS, outcome
+
+
+async def test_known_clients_get_in_while_a_storm_goes_on_to_connect(attacked: Scene) -> None:
+    options = {"total": 1_000_000, "begun_at": 1_100, "begin": HALF, "seconds": 6}
+    outcome = await run(attacked, "crowd", beside=lambda: good_clients(attacked), **options)
+    assert outcome.growth_bytes <= 64 * MIB
+    assert outcome.beside == 20, outcome
 
 
 async def test_soft_limit_of_open_files_is_raised_at_the_start(tmp_path: Path) -> None:
