@@ -28,6 +28,8 @@ from holdfast.transports.server_connection import EXTENSION
 MAX_HEAD_BYTES = 64 * 1024  # the largest request line with headers, and the largest trailer
 MAX_HEADERS = 100
 HEAD_S = 10.0  # from the connection, or the end of the last response, to the end of a head that has begun
+BODY_S = 10.0  # time in which an unknown peer must send `BODY_BYTES` of a body, or the rest of it
+BODY_BYTES = 5_000
 UNREAD_S = 60.0  # in which a peer must read a byte of a response that waits for it
 LINGER_S = 1.0  # time in which a refused peer can read the reason; the server reads no more of it
 UNREAD_BYTES = 8 * 1024  # read beyond a waiting request
@@ -66,6 +68,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._is_refused = False
         self._is_last = False  # the running request: the input behind it was refused
         self._stalled_bytes = 0  # size of an unfinished head, or of later input that contained no body
+        self._is_in_body = False  # of an unknown peer, whose request runs
+        self._body_bytes = 0  # received since the deadline for the body was set
         self._unsent_bytes = 0  # when the deadline for the peer to read was set
 
     # The connection
@@ -77,7 +81,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is None:
             transport.abort()
         elif not connection.is_from_proxy:
-            connection.wait(HEAD_S)
+            connection.wait(HEAD_S, may_burst=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         connection, self._connection = self._connection, None
@@ -97,10 +101,20 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         unsent = self.transport.get_write_buffer_size()
         if unsent and unsent < self._unsent_bytes:
             self._wait_for_reader()
+        elif self._is_in_body and not unsent:
+            self._expire_body()
         elif unsent or not self.is_in_head():
             self.transport.abort()
         else:
             self._refuse(InvalidRequest(f"the head of a request must be complete within {HEAD_S:.0f} s"), 408)
+
+    def _expire_body(self) -> None:
+        is_held_here = self.flow.read_paused or self.cycle.waiting_for_100_continue  # the application takes none of it
+        if is_held_here or self._body_bytes >= BODY_BYTES:
+            self._wait_for_body()
+        else:
+            detail = f"the body of a request must be complete, or grow by {BODY_BYTES} bytes, within {BODY_S:.0f} s"
+            self._refuse(InvalidRequest(detail), 408)
 
     def evict(self) -> None:
         """End the connection, to make room for another one."""
@@ -109,6 +123,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def known(self) -> None:
         """Count the connection no longer: its peer is known (`transports.server_connection`)."""
         self._is_known = True
+        self._is_in_body = False
         if self._connection is not None:
             self._connection.proceed()
 
@@ -206,6 +221,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                     self._refuse(_too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes"), 431)
             else:
                 self._stalled_bytes = 0
+            if not self._is_known and self.cycle is not None and (self._is_in_body or self.cycle.more_body):
+                self._follow_body(len(data))
 
     # Callbacks of the parser
 
@@ -287,12 +304,21 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._unset_keepalive_if_required()
             self.loop.call_soon(self._go_on)
         connection = self._connection
+        if self.cycle.response_complete:
+            self._is_in_body = False
         if connection is None or not self.cycle.response_complete:
             return  # another request has begun
         if self.transport.get_write_buffer_size():
             self._wait_for_reader()
         elif not (self._is_known or connection.is_from_proxy) or self.cycle.more_body:
-            connection.wait(HEAD_S)
+            connection.wait(HEAD_S, may_burst=self._is_known)
+        if not (self.pipeline or self.is_in_head() or self.cycle.more_body):
+            self._forget_request()
+
+    def _forget_request(self) -> None:
+        """Give up the head of the answered request: it may be large, and the connection may be idle from here."""
+        self.url, self.headers = b"", []
+        self.scope = self._begun_scope = self.cycle.scope = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -305,11 +331,33 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection = self._connection
         if connection is not None and not self.cycle.response_complete:
             connection.proceed()
+            if self._is_in_body:
+                self._wait_for_body()
         self._go_on()
+
+    def _follow_body(self, size: int) -> None:
+        """Count the connection as waiting while more of its body is to come. `size` bytes have come."""
+        cycle, connection = self.cycle, self._connection
+        if connection is None or self._is_refused:
+            return
+        if not cycle.more_body:
+            self._is_in_body = False
+            connection.proceed()
+        elif self._is_in_body:
+            self._body_bytes += size
+        elif not cycle.response_complete:
+            self._is_in_body = True
+            self._wait_for_body()
+
+    def _wait_for_body(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            self._body_bytes = 0
+            connection.wait(BODY_S, may_burst=connection.may_burst)  # in its first request, as for its head
 
     def _wait_for_head(self, connection: Connection) -> None:
         if not (connection.is_waiting or connection.is_from_proxy):
-            connection.wait(HEAD_S)
+            connection.wait(HEAD_S, may_burst=self._is_known or self.cycle is None)
         if self._stalled_bytes > LARGE_BYTES:
             connection.grow()
 
@@ -318,7 +366,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is None or connection.is_from_proxy:
             return
         self._unsent_bytes = self.transport.get_write_buffer_size()
-        connection.wait(UNREAD_S)
+        connection.wait(UNREAD_S, may_burst=self._is_known)
         if self._unsent_bytes > LARGE_BYTES:
             connection.grow()
 
@@ -364,7 +412,7 @@ def _too_large(what: str, limit: int, unit: str) -> TooLarge:
 
 def refusal(error: HoldfastError, status: int) -> bytes:
     """Return a whole response with `error`, for a connection that ends with it."""
-    headers = {**problem_headers(error), "connection": "close"}
+    headers = {**problem_headers(error), "x-content-type-options": "nosniff", "connection": "close"}
     body = msgspec.json.encode({**error.problem(), "status": status})
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return STATUS_LINE[status] + lines.encode() + b"content-length: %d\r\n\r\n" % len(body) + body

@@ -84,13 +84,14 @@ class Connection:
         self.may_burst = True
         self.is_large = False
         self.is_evicted = False
-        self.since_s = 0.0
+        self.since_s = asyncio.get_running_loop().time()  # when its chance began
         self.deadline_s = 0.0
 
-    def wait(self, timeout_s: float, *, may_burst: bool = True) -> None:
+    def wait(self, timeout_s: float, *, may_burst: bool) -> None:
         """Count the connection as waiting, for at most `timeout_s` seconds. Call it again for a new deadline.
 
-        With `may_burst` it may exceed the limits for a moment, as one of many that reconnect at once.
+        With `may_burst` it may exceed the limits for `CHANCE_S`, as one of many that reconnect at once. Without, it
+        counts at once, and is as old as its connection: each answered request would else give a chance again.
         """
         self._book.wait(self, timeout_s, may_burst=may_burst)
 
@@ -107,6 +108,7 @@ class Connection:
         """Count the connection for `address` from now on: a trusted proxy has named its client."""
         self.proceed()
         self.address = address_group(address)
+        self.since_s = asyncio.get_running_loop().time()
 
     def close(self) -> None:
         """Remove the connection from the book: its transport is gone."""
@@ -161,7 +163,8 @@ class Connections:
             return
         one.proceed()
         one.may_burst = may_burst
-        one.since_s = now_s
+        if may_burst:
+            one.since_s = now_s
         of_address = self._by_address.get(one.address, {})
         oldest = next(iter(of_address), None)
         had_chance = oldest is not None and oldest.since_s <= now_s - CHANCE_S

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from holdfast.core import state as states
 from holdfast.hub import batches
 from holdfast.hub import channel as channels
-from holdfast.hub import presence_state as rosters
+from holdfast.hub import presence_state as presence_limits
 from holdfast.hub.channel import Channel
 from holdfast.hub.hub import HubCore
 from holdfast.hub.runtime import Runtime
@@ -94,7 +94,9 @@ class Bounds:
         kept = len(channel.batches.first) + len(channel.batches.live)
         self._at_most(f"encoded batches are kept for {name}", kept, batches.MAX_CACHED_BATCHES)
         self._at_most(f"bytes of part operations are kept of {name}", tail._bytes, states.TAIL_BYTES)
-        self._at_most(f"bytes of signals are kept of {name}", presence_state._signal_bytes, rosters.KEPT_SIGNAL_BYTES)
+        self._at_most(
+            f"bytes of signals are kept of {name}", presence_state._signal_bytes, presence_limits.KEPT_SIGNAL_BYTES
+        )
         if not self._has_too_much(channel):
             self._too_much_s.pop(name, None)
         else:
@@ -148,9 +150,9 @@ class Bounds:
         yield state.tail, SPARE, {"ops": states.TAIL_ENTRIES, "_sizes": len(state.tail.ops)}
         members = {
             "_members": self._hub.limits.members,
-            "_signals": rosters.KEPT_SIGNALS,
-            "_left": rosters.KEPT_LEFT,
-            "_stays": rosters.KEPT_LEFT,
+            "_signals": presence_limits.KEPT_SIGNALS,
+            "_left": presence_limits.KEPT_LEFT,
+            "_stays": presence_limits.KEPT_LEFT,
             "_changes": len(presence_state) + len(presence_state._left),
             "_owned": len(presence_state),
         }

@@ -35,7 +35,7 @@ def waiting(book: Connections, *addresses: str) -> list[Peer]:
     """Return waiting connections of `addresses`, the oldest first."""
     peers = [Peer(book, address) for address in addresses]
     for peer in peers:
-        peer.connection.wait(10)
+        peer.connection.wait(10, may_burst=True)
     return peers
 
 
@@ -54,6 +54,38 @@ async def test_clients_that_reconnect_in_one_moment_are_not_ended_for_their_numb
     assert not any(peer.is_evicted for peer in viewers)
     waiting(book, "192.0.2.2")
     assert [peer.is_evicted for peer in viewers[:2]] == [True, False]
+
+
+@virtually
+async def test_answered_requests_give_no_further_chance() -> None:
+    """Each connection of one address sends a request every 1.5 s, which is answered."""
+    book = Connections(max_open=5_000)
+    peers = waiting(book, *["192.0.2.2"] * 1_100)
+    for _ in range(5):
+        await asyncio.sleep(1.5)
+        for peer in peers:
+            if not peer.is_evicted:
+                peer.connection.proceed()
+                peer.connection.wait(10, may_burst=False)
+    assert (book.waiting, book.open) == (book.max_waiting_of_address,) * 2
+
+
+@virtually
+async def test_end_of_a_burst_bounds_each_address() -> None:
+    book = Connections(max_open=5_000, max_waiting=144, max_waiting_of_address=96)
+    peers = waiting(book, *["192.0.2.2"] * 120)  # fewer than may wait in total
+    await asyncio.sleep(CHANCE_S + 2 * SWEEP_S)
+    assert [peer.is_evicted for peer in peers] == [True] * 24 + [False] * 96
+
+
+async def test_connection_with_a_chance_is_not_ended_for_one_that_had_it() -> None:
+    book = Connections(max_open=5_000, max_waiting=3)
+    old, new, *_ = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.3")
+    old.connection.since_s -= 5
+    old.connection.proceed()
+    old.connection.wait(10, may_burst=False)
+    waiting(book, "192.0.2.4")
+    assert [old.is_evicted, new.is_evicted] == [True, False]
 
 
 async def test_listening_socket_keeps_room_for_a_thousand_viewers_while_a_server_starts() -> None:
@@ -118,7 +150,7 @@ async def test_connection_is_refused_when_known_clients_hold_all_descriptors() -
     book = Connections(max_open=2)
     waiting(book, "192.0.2.1")[0].connection.proceed()
     second = Peer(book, "192.0.2.2")
-    second.connection.wait(10)
+    second.connection.wait(10, may_burst=True)
     third = Peer(book, "192.0.2.3")  # replaces the second one, whose peer is unknown
     assert second.is_evicted
     assert book.opened("192.0.2.4", third) is None

@@ -20,8 +20,14 @@ from typing import NamedTuple
 
 import pytest
 
+from holdfast.core import errors
+
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("holdfast", "oracle", "simulation", "chaos", "fuzz", "wirecheck", "bench", "examples", "tests", "docs")
+FOLDERS = (
+    *("holdfast", "oracle", "simulation", "chaos", "fuzz", "wirecheck"),
+    *("bench", "examples", "scripts", "tests", "docs"),
+)
+SCRIPTS = ROOT / "scripts"  # also files without a suffix
 MAX_PRONOUNS = 1.5  # per 1,000 words; websockets, starlette, h11, anyio and trio have 0.0 to 1.1
 MAX_HEADLESS = 1.0  # per 1,000 words; the same packages have 0 to 0.5
 
@@ -38,9 +44,20 @@ HEADLESS = re.compile(
     r"|(?<!there )(?<!There )\b(?:is|are|was|were)\s+no\s+(?!longer\b|more\b|less\b|fewer\b|later\b|\w*er\b)[a-z]+",
     re.MULTILINE,
 )
-# Words of a private dialect. Each has a standard term in docs/glossary.md.
-PRIVATE_WORDS = {"asker", "desk", "door", "ears", "owed", "passport", "pen", "planted", "roster", "seat", "sink"}
-PRIVATE_WORDS.add("warden")
+# Words of a private dialect, also in the plural. Each has a standard term in docs/glossary.md. The other words of its
+# left column (such as `room`, `said` or `blob`) have a standard meaning somewhere in the code, too.
+_SINGULAR = {
+    *("asker", "desk", "door", "ear", "packet", "passport", "pen", "roster", "seat", "seq", "sink", "topic", "ttl"),
+    *("warden", "weather", "wheel"),
+}
+PRIVATE_WORDS = {"owed", "planted", "throttling"} | _SINGULAR | {f"{word}s" for word in _SINGULAR}
+# Folders where a private word has its standard meaning: a Python package, a mouse, and a tool in examples of SDKs.
+STANDARD_IN = {"wheel": ("scripts", "tests"), "weather": ("tests",)}
+STANDARD_IN_PROSE = {"wheel", "wheels", "weather", "seq", "packet"}  # Socket.IO has packets
+_LOGGED = {"debug", "info", "warning", "error", "exception", "critical"}
+_ERRORS = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}
+_JS_COMMENT = re.compile(r"(?:^\s*(?://|/?\*+)|\s//\s)(.*)")
+_JS_STRING = re.compile(r'"([^"]*)"|`([^`]*)`|(?<!\w)\'([^\']*)\'')
 
 
 class Line(NamedTuple):
@@ -58,12 +75,14 @@ def folder_of(path: Path) -> str:
 
 
 def prose_of(path: Path) -> Iterator[Line]:
-    """Yield the comments, docstrings and error texts of a Python or JavaScript file, or the text of a document."""
+    """Yield the comments, docstrings, errors and log texts of a file of code, or the text of a document."""
     text = path.read_text()
     if path.suffix == ".md":
         yield from _document(path, text)
-    elif path.suffix == ".js":
+    elif path.suffix == ".js" or text.startswith("#!/usr/bin/env node"):
         yield from _javascript(path, text)
+    elif not path.suffix:
+        yield from (Line(path, n, line.lstrip("#! ")) for n, line in enumerate(text.splitlines(), 1) if line[:1] == "#")
     else:
         yield from _python(path, text)
 
@@ -79,22 +98,43 @@ def _document(path: Path, text: str) -> Iterator[Line]:
 
 def _javascript(path: Path, text: str) -> Iterator[Line]:
     for number, line in enumerate(text.splitlines(), 1):
-        if comment := re.search(r"(?:^\s*(?://|/?\*+)|\s//\s)(.*)", line):
+        if comment := _JS_COMMENT.search(line):
             yield Line(path, number, comment[1].strip())
+        for string in _JS_STRING.findall(_JS_COMMENT.sub("", line)):
+            text = re.sub(r"\$\{[^}]*\}", "X", "".join(string))
+            if text.count(" ") > 1:
+                yield Line(path, number, text)
 
 
 def _python(path: Path, text: str) -> Iterator[Line]:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield Line(path, token.start[0], token.string.lstrip("#: "))
+    parts: set[ast.Constant] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             for offset, line in enumerate((ast.get_docstring(node, clean=False) or "").splitlines()):
                 yield Line(path, node.body[0].lineno + offset, line.strip())
-        elif isinstance(node, ast.Raise) and node.exc is not None:
-            for part in ast.walk(node.exc):
-                if isinstance(part, ast.Constant) and isinstance(part.value, str) and " " in part.value:
-                    yield Line(path, part.lineno, part.value)
+        elif isinstance(node, ast.Raise | ast.Call):
+            parts |= {part for text in _texts(node) for part in ast.walk(text) if isinstance(part, ast.Constant)}
+    for part in parts:
+        if isinstance(part.value, str) and " " in part.value:
+            yield Line(path, part.lineno, part.value)
+
+
+def _texts(node: ast.Raise | ast.Call) -> list[ast.expr]:
+    """Return the expressions of a raised exception, of an error that is made or returned, or of a line for the log."""
+    if isinstance(node, ast.Raise):
+        return [node.exc] if node.exc is not None else []
+    return node.args if _has_text(node) else []
+
+
+def _has_text(call: ast.Call) -> bool:
+    """Return whether `call` makes an error or writes to the log."""
+    if isinstance(call.func, ast.Attribute) and call.func.attr in _LOGGED:
+        return isinstance(call.func.value, ast.Name) and "log" in call.func.value.id.lower()
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    return name in _ERRORS or name.endswith("Error")
 
 
 def files(*folders: str) -> list[Path]:
@@ -103,7 +143,8 @@ def files(*folders: str) -> list[Path]:
         path
         for folder in folders or FOLDERS
         for path in ([ROOT / folder] if (ROOT / folder).is_file() else sorted((ROOT / folder).rglob("*")))
-        if path.suffix in (".py", ".js", ".md") and not {"node_modules", "decisions", "vendor"} & set(path.parts)
+        if (path.suffix in (".py", ".js", ".md") or path.parent == SCRIPTS)
+        and not {"node_modules", "decisions", "vendor"} & set(path.parts)
     ]
     return found if folders else [*found, *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
 
@@ -141,7 +182,12 @@ def shown(lines: list[Line], most: int = 15) -> str:
 
 
 def identifiers(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield each name that a Python file uses, with its line."""
+    """Yield each name in a Python file, or each name and word in the code of a JavaScript file, with its line."""
+    if path.suffix == ".js":
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            for name in re.findall(r"[A-Za-z_$][\w$]*", _JS_COMMENT.sub("", line)):
+                yield number, name
+        return
     for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
         if token.type == tokenize.NAME:
             yield token.start[0], token.string
@@ -171,11 +217,19 @@ def test_identifiers_hold_no_private_words() -> None:
     used = [
         f"{path.relative_to(ROOT)}:{number}: {name}"
         for path in files()
-        if path.suffix == ".py"
+        if path.suffix in (".py", ".js")
         for number, name in identifiers(path)
-        if PRIVATE_WORDS & words_of(name)
+        for word in PRIVATE_WORDS & words_of(name)
+        if path.relative_to(ROOT).parts[0] not in STANDARD_IN.get(word.removesuffix("s"), ())
     ]
     assert not used, "\n".join(used[:20])
+
+
+def test_prose_holds_no_private_words() -> None:
+    word = re.compile(rf"\b(?:{'|'.join(sorted(PRIVATE_WORDS - STANDARD_IN_PROSE))})\b", re.IGNORECASE)
+    own = (Path(__file__), ROOT / "docs" / "glossary.md")
+    used = [line for path in files() if path not in own for line in prose_of(path) if word.search(line.text)]
+    assert not used, shown(used)
 
 
 def main(paths: list[str]) -> None:

@@ -32,7 +32,7 @@ class Steer(NamedTuple):
     """Something that arrived while the turn ran: a `steer` command's data, or a further user message."""
 
     text: str
-    data: Json = None  # of the command
+    data: Json = None  # data of the command
     message: Message | None = None  # the user message
     by: str | None = None
 

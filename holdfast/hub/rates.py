@@ -27,7 +27,7 @@ HOUR_S = 3600.0
 REQUEST_COST_BYTES = 128 * KIB
 # A request pays for so many bytes of itself, of its response, and of its event for each viewer.
 FREE_BYTES = 4 * KIB
-OPEN_BODIES = 8  # of the largest size; in those bytes the bodies of a client that have not ended are counted
+OPEN_BODIES = 8  # unended bodies of one client may take as many bytes as this number of largest bodies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class _Client:
 
     def __init__(self, limits: ClientLimits, now_s: float) -> None:
         self.connections = 0
-        self.body_bytes = 0  # of the request bodies that have not ended
+        self.body_bytes = 0  # size of the request bodies that have not ended
         self.requests = _Bucket(2 * limits.client_requests, now_s)
         self.bytes = _Bucket(limits.client_bytes, now_s)
         self.signals: _Bucket | None = None  # most clients never need these two

@@ -51,11 +51,11 @@ class Tracked:
 
     def __init__(self, channel: str, key: int, message_id: str, version: int) -> None:
         self.channel = channel
-        self.key = key  # of its document
+        self.key = key  # key of its document
         self.id = message_id
-        self.version = version  # of its document
+        self.version = version  # version of its document
         self.is_deleted = False  # by an entry that the document does not cover
-        self.serials = array("Q")  # of its last entry in each of `slots`
+        self.serials = array("Q")  # serial of its last entry in each of `slots`
         self.slots = array("Q")
         self.since_ms: int | None = None  # when it began to pin slots, by the clock of `tidy`
 

@@ -34,7 +34,7 @@ import { WEBSOCKET } from "./websocket.js"
  * @property {string} url where the server is mounted; may be relative to the page
  * @property {import("./token.js").TokenSource} [token] a bearer token, or a callback that returns one; `why` is `start`,
  *   `expired` or `refused`
- * @property {string} [identity] whose page this is: the client id on the server, by default the `sub` of the token. Unsent
+ * @property {string} [identity] the client id of the page's user on the server, by default the `sub` of the token. Unsent
  *   messages survive the tab, and a reload begins with the last view
  * @property {boolean} [cache] `false`: keep no views in the browser
  * @property {boolean} [tabs] `false`: do not share the connection of another tab

@@ -44,8 +44,8 @@ export class Outbox {
     try {
       this.#storage = (identity === undefined ? globalThis.sessionStorage : globalThis.localStorage) ?? null
       this.#load()
-    } catch {
-      this.#storage = null // denied: the outbox works from memory
+    } catch (error) {
+      this.#storage = failed(error) // denied: the outbox works from memory
     }
   }
 
@@ -57,8 +57,10 @@ export class Outbox {
 
   /** Add a message before it is sent. Throws `too_many`. @param {string} channel @param {string} id @param {Draft} draft @param {Refusal} [error] why it is not sent */
   add(channel, id, draft, error) {
-    const entry = { id, channel, by: this.client.id, at: Date.now(), draft, error }
-    const units = JSON.stringify([...this.entries.values(), entry]).length
+    const entries = [...this.entries.values()]
+    const at = Math.max(Date.now(), (entries.at(-1)?.at ?? 0) + 1) // the order after a reload, also if the clock goes back
+    const entry = { id, channel, by: this.client.id, at, draft, error }
+    const units = JSON.stringify([...entries, entry]).length
     const { size } = this.entries
     if (size >= MAX_MESSAGES || units > MAX_UNITS) {
       throw refusal("too_many", `${size} messages wait to be sent, ${units} characters with this one: at most ${MAX_MESSAGES} and ${MAX_UNITS}`)
@@ -116,22 +118,32 @@ export class Outbox {
     this.entries.set(entry.id, entry)
     try {
       this.#storage?.setItem(this.prefix + entry.id, JSON.stringify(entry))
-    } catch {
-      this.#storage = null // full: the outbox works from memory
+    } catch (error) {
+      this.#storage = failed(error) // full: the outbox works from memory
     }
   }
 
   #load() {
     const found = []
+    let damage
     for (const key of Object.keys(this.#storage ?? {})) {
       if (!key.startsWith(this.prefix)) continue
       try {
         const entry = JSON.parse(this.#storage?.getItem(key) ?? "")
-        if (typeof entry.id === "string" && typeof entry.channel === "string" && entry.draft) found.push(entry)
-      } catch {
-        this.#storage?.removeItem(key) // not ours, or damaged
+        if (this.prefix + entry.id !== key || !(entry.at > 0 && Object.keys(entry.draft)[0])) throw key
+        found.push(entry)
+      } catch (error) {
+        this.#storage?.removeItem(key)
+        damage = error
       }
     }
+    if (damage) failed(damage)
     for (const entry of found.sort((a, b) => a.at - b.at)) this.entries.set(entry.id, entry)
   }
+}
+
+/** @param {unknown} why */
+function failed(why) {
+  console.warn("holdfast: unsent messages are not kept:", why)
+  return null
 }

@@ -117,20 +117,26 @@ def crowd(
     addresses: int = 1,
     begin: str = "",
     filler: int = 0,
+    end: str = "",
+    again_s: float = 0.0,
+    begun_at: int = 0,
     socket_frames: str = "",
     first_address: int = 2,
 ) -> Report:
-    """Open many connections and hold them, each with `begin` and `filler` more bytes, or as a WebSocket.
+    """Open many connections and hold them, each with `begin`, `filler` more bytes and `end`, or as a WebSocket.
 
-    `socket_frames` are the bytes after the handshake, in hexadecimal. The connections come from as many loopback
-    addresses. The report has the number that is left at the end, and when the server ended the last one.
+    `{n}` stands for a number from 0 to 249, another one each time. With `again_s` each connection sends the same once
+    more, every so many seconds. With `begun_at` the attack is under way after so many connections, and goes on to
+    connect. `socket_frames` are the bytes after the handshake, in hexadecimal. The connections come
+    from as many loopback addresses. The report has the number that is left at the end, and when the server ended the
+    last one.
     """
     began_s = time.monotonic()
-    head = begin.encode() + b"x" * filler
+    head = begin.encode() + b"x" * filler + end.encode()
     waiting = selectors.DefaultSelector()
     open_now, opened, refused = 0, 0, 0
     until_s = began_s + seconds
-    last_end_s = 0.0
+    last_end_s = due_s = 0.0
 
     def look(timeout_s: float) -> None:
         nonlocal open_now, last_end_s
@@ -158,7 +164,7 @@ def crowd(
             address = f"127.0.{first_address}.{1 + opened % addresses}"
             try:
                 one = connect(port, address)
-                one.sendall(head)
+                one.sendall(head.replace(b"{n}", b"%d" % (opened % 250)))
             except OSError:
                 refused += 1
             else:
@@ -166,9 +172,15 @@ def crowd(
                 waiting.register(one, selectors.EVENT_READ, {"handshake": bool(socket_frames)})
                 open_now += 1
             opened += 1
-            if opened == total:
+            if opened == (begun_at or total):
                 begun()
         look(0.0 if opened < total else 0.2)
+        if again_s and opened >= total and time.monotonic() > due_s:
+            due_s = time.monotonic() + again_s
+            for key in list(waiting.get_map().values()):
+                with contextlib.suppress(OSError):
+                    assert isinstance(key.fileobj, socket.socket)
+                    key.fileobj.send(head)
     return {"opened": opened, "refused": refused, "left": open_now, "last_end_s": round(last_end_s, 1)}
 
 

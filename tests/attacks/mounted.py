@@ -36,11 +36,21 @@ from holdfast.hub.tokens import jwt_verifier
 hub = Hub({store!r}, authenticate=jwt_verifier(secret={secret!r}, audience={audience!r}))
 app = Starlette(routes=[Mount("/", app=hub)])
 """
+
+
+def uvicorn_options_of_the_docs() -> list[str]:
+    """Return the options for sockets that `docs/deployment.md` gives uvicorn."""
+    found = re.search(r"^- uvicorn needs `([^`]+)`", DEPLOYMENT.read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1].split()
+
+
 _UVICORN = ["-m", "uvicorn", "--port", "{port}", "--no-access-log"]
 _GRANIAN = ["-m", "granian", "--interface", "asgi", "--http", "1"]
 SERVERS = {
     "uvicorn-httptools": [*_UVICORN, "--http", "httptools", "served:app"],
     "uvicorn-h11": [*_UVICORN, "--http", "h11", "served:app"],
+    "uvicorn-sockets": [*_UVICORN, *uvicorn_options_of_the_docs(), "served:app"],
     "granian": [
         *_GRANIAN,
         "--http1-header-read-timeout",

@@ -18,16 +18,26 @@ SOCKET = (
     "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
-FORWARDED = "X-Forwarded-For: 203.0.113.7\r\n"
+MANY_FORWARDED = {"total": 1_500, "begin": f"{SOCKET}X-Forwarded-For: 198.51.100.{{n}}\r\n\r\n", "seconds": 9}
 BURST = 1_200  # at one moment, as `docs/security.md` has it
 SPARE = 200  # the clients of the test, and connections that begin or end at the moment
 GRACE_S = 3.0  # the sweep runs once a second, and the machine has other work
+OF_ADDRESS = 96  # waiting connections, once they had their chance
+WAITING = 144  # the same of all addresses
+LARGE = 50  # those that hold more than 8 KiB
+SPARE_FILES = 20  # the clients of the test
 # Python's arguments in place of `-m holdfast`: a system that allows only 1,024 files.
 FEW_FILES = (
     "-c",
     "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024));"
     "runpy.run_module('holdfast', run_name='__main__')",
 )
+
+
+async def left(one: Scene) -> int:
+    """Return how many files the server has open when the crowd had its chance."""
+    await asyncio.sleep(GRACE_S + 1)  # the system gives no signal
+    return one.descriptors()
 
 
 @contextmanager
@@ -60,6 +70,7 @@ async def good_clients(one: Scene, count: int = 20) -> int:
 
 @pytest.mark.parametrize(("begin", "filler"), [("", 0), (HALF, 10)], ids=["nothing", "half a head"])
 async def test_silent_connections_of_one_address_end(attacked: Scene, begin: str, filler: int) -> None:
+    before = attacked.descriptors()
     outcome = await run(
         attacked,
         "crowd",
@@ -67,10 +78,11 @@ async def test_silent_connections_of_one_address_end(attacked: Scene, begin: str
         begin=begin,
         filler=filler,
         seconds=20,
-        beside=lambda: good_clients(attacked),
+        beside=lambda: asyncio.gather(good_clients(attacked), left(attacked)),
     )
     outcome.check(64 * MIB)
-    assert outcome.beside == 20
+    assert outcome.beside[0] == 20
+    assert outcome.beside[1] - before <= OF_ADDRESS + SPARE_FILES, outcome
     assert outcome.descriptors < BURST + SPARE, outcome
     assert outcome.report["left"] == 0, outcome
     assert outcome.report["last_end_s"] < 10 + 2 * GRACE_S, outcome
@@ -78,11 +90,45 @@ async def test_silent_connections_of_one_address_end(attacked: Scene, begin: str
 
 
 async def test_two_thousand_large_heads_take_little_memory(attacked: Scene) -> None:
-    outcome = await run(attacked, "crowd", total=2_000, addresses=20, begin=HALF, filler=65_000, seconds=20)
+    before = attacked.descriptors()
+    options = {"total": 2_000, "addresses": 20, "begin": HALF, "filler": 65_000, "seconds": 20}
+    outcome = await run(attacked, "crowd", beside=lambda: left(attacked), **options)
     outcome.check(64 * MIB)
+    assert outcome.beside - before <= LARGE + SPARE_FILES, outcome
     assert outcome.descriptors < BURST + SPARE, outcome
     assert outcome.report["left"] == 0, outcome
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("GET /", " HTTP/1.1\r\nHost: localhost\r\n\r\n"), (HALF, "\r\n\r\n")],
+    ids=["path", "header"],
+)
+async def test_answered_requests_with_large_heads_leave_little_memory(attacked: Scene, begin: str, end: str) -> None:
+    options = {"total": 1_200, "addresses": 20, "begin": begin, "filler": 64_000, "end": end, "seconds": 12}
+    outcome = await run(attacked, "crowd", **options)
+    outcome.check(14 * MIB)
+    assert outcome.report["refused"] == 0, outcome
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+async def test_connections_that_send_requests_count_between_them(attacked: Scene) -> None:
+    """Each of 1,100 connections of one address is answered every 1.5 s."""
+    begin = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    before = attacked.descriptors()
+    options = {"total": 1_100, "begin": begin, "again_s": 1.5, "seconds": 8}
+    outcome = await run(attacked, "crowd", beside=lambda: left(attacked), **options)
+    outcome.check(64 * MIB)
+    assert outcome.beside <= before + OF_ADDRESS + SPARE_FILES, outcome
+    assert outcome.report["left"] <= OF_ADDRESS, outcome
+
+
+async def test_known_clients_get_in_while_a_storm_goes_on_to_connect(attacked: Scene) -> None:
+    options = {"total": 1_000_000, "begun_at": 1_100, "begin": HALF, "seconds": 6}
+    outcome = await run(attacked, "crowd", beside=lambda: good_clients(attacked), **options)
+    assert outcome.growth_bytes <= 64 * MIB
+    assert outcome.beside == 20, outcome
 
 
 async def test_soft_limit_of_open_files_is_raised_at_the_start(tmp_path: Path) -> None:
@@ -130,7 +176,16 @@ async def test_address_behind_a_trusted_proxy_is_the_forwarded_one(tmp_path: Pat
         assert outcome.descriptors < BURST + SPARE, outcome
 
 
+async def test_addresses_behind_one_trusted_proxy_count_each(tmp_path: Path) -> None:
+    async with scene(tmp_path, "--trust-proxy", "127.0.3.0/24") as one:
+        before = one.descriptors()
+        outcome = await run(one, "crowd", first_address=3, beside=lambda: left(one), **MANY_FORWARDED)
+        assert OF_ADDRESS + SPARE_FILES < outcome.beside - before <= WAITING + SPARE_FILES, outcome
+
+
 async def test_forwarded_address_of_another_peer_does_not_count(attacked: Scene) -> None:
-    outcome = await run(attacked, "crowd", total=1_500, begin=f"{SOCKET}{FORWARDED}\r\n", seconds=4)
+    """The attacker names another address each time."""
+    before = attacked.descriptors()
+    outcome = await run(attacked, "crowd", beside=lambda: left(attacked), **MANY_FORWARDED)
     outcome.check(64 * MIB)
-    assert outcome.descriptors < BURST + SPARE, outcome
+    assert outcome.beside - before <= OF_ADDRESS + SPARE_FILES, outcome

@@ -5,6 +5,7 @@ Layer: tests.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -212,3 +213,21 @@ async def test_fifty_channels_are_kept_and_the_oldest_leaves(browser: Browser) -
         await window.evaluate(_HIDE)
         await window.wait_for_function(f"async () => JSON.parse(await ({_STORED})())[0].length === 100")
         assert "chat:1" not in await stored(window)
+
+
+async def test_five_mebibytes_are_kept_of_larger_views(browser: Browser) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        for number in range(8):
+            await hub.create(f"chat:more{number}", id="a", text="x" * 1_000_000)
+        window = await page_at(browser, port)
+        await follow(window, port, token=token())
+        for number in range(8):
+            await window.evaluate(f"""() => new Promise((resolve) => {{
+              const channel = window.client.channel("chat:more{number}")
+              channel.subscribe(() => channel.state === "live" && resolve())
+            }})""")
+            await window.evaluate(_HIDE)
+        await window.wait_for_function(f"async () => (await ({_STORED})()).includes('chat:more7')")
+        kept = json.loads(await stored(window))[0][1::2]
+        assert 4 * 1_048_576 < sum(map(len, kept)) <= 5 * 1_048_576

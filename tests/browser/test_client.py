@@ -36,6 +36,7 @@ from tests.transports.conftest import listening, new_hub, serving
 
 SECRET = "0123456789abcdef0123456789abcdef"
 FIRST_WORDS_S = 5.0  # within this time a mistake has a name
+BUFFERED_S = 12.0  # a proxy that holds streams back is noticed within 10 s; then comes the first poll
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
@@ -189,6 +190,51 @@ async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(brows
         await window.evaluate("window.client.close()")
 
 
+async def test_unsent_messages_are_sent_after_a_reload_in_their_order(browser: Browser) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        await follow(window, port, token=token())
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        async with window.expect_navigation():
+            await window.evaluate("""() => {
+              client.suspend()
+              Date.now = () => 1_000_000 - performance.now() // a clock that goes back
+              for (const id of ["z", "a", "m"]) void channel.send({ id, text: id }).catch(() => {})
+              location.reload()
+            }""")
+        await follow(window, port, token=token())
+        await until_shown(window, "z|a|m")
+        await window.wait_for_function("() => window.channel.getSnapshot().messages.every(({ local }) => !local)")
+        assert [one.text for one in (await hub.history("chat:1")).messages] == ["m", "a", "z"]  # the newest first
+        await window.evaluate("window.client.close()")
+
+
+@pytest.mark.parametrize("kind", ["full", "damaged", "denied"])
+async def test_storage_that_fails_costs_no_message_and_one_warning(browser: Browser, kind: str) -> None:
+    fault = {
+        "full": "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }",
+        "damaged": """
+          const number = '{"id":"c","channel":"chat:1","draft":5,"at":1}'
+          for (const [id, value] of [["a", "{"], ["b", '"x"'], ["c", number]])
+            sessionStorage[`holdfast:${location.origin}/holdfast::${id}`] = value""",
+        "denied": "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('no') } })",
+    }[kind]
+    hub, warnings = verified(), list[str]()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        window.on("console", lambda line: warnings.append(line.text) if line.type == "warning" else None)
+        await window.evaluate(f"() => {{ {fault} }}")
+        await follow(window, port, token=token())
+        await window.evaluate("window.channel.send('hello')")
+        await until_shown(window, "hello")
+        assert [one.text for one in (await hub.history("chat:1")).messages] == ["hello"]
+        await window.evaluate("window.channel.send('again')")
+        assert [line for line in warnings if "unsent messages are not kept" in line] == warnings
+        assert len(warnings) == 1, warnings
+        await window.evaluate("window.client.close()")
+
+
 async def test_message_of_one_person_is_not_shown_to_the_next_in_the_same_tab(browser: Browser) -> None:
     hub = verified()
     async with app_with(hub) as port:
@@ -222,8 +268,22 @@ async def test_port_without_a_server_is_unreachable_until_a_server_starts(browse
         window = await page_at(browser, port)
         await follow(window, port, url=f"http://localhost:{other_port}/holdfast")
         assert await error_code(window) == "unreachable"
-        assert await window.evaluate("window.client.status.retryAt") is not None
+        await window.wait_for_function("() => window.client.status.retryAt")
     await hub.close()
+
+
+async def test_each_tab_learns_why_the_tab_that_leads_does_not_connect(browser: Browser) -> None:
+    dead = free_port()
+    async with app_with(new_hub()) as port:
+        first = await page_at(browser, port)
+        second = await first.context.new_page()
+        await second.goto(first.url)
+        for window in (first, second):
+            await follow(window, port, url=f"http://localhost:{dead}/holdfast", identity="ada")
+        for window in (first, second):
+            assert await error_code(window) == "unreachable"
+        names = [await window.evaluate("window.client.status.transport") for window in (first, second)]
+        assert "tab" in names
 
 
 async def test_module_that_is_not_loaded_at_first_is_loaded_later(browser: Browser) -> None:
@@ -377,7 +437,7 @@ async def test_page_behind_a_proxy_uses_the_best_transport_that_the_proxy_lets_t
             async with hub.message("chat:1", id="a") as message:
                 await message.append("one ")
                 await follow(window, port, token=token())
-                await window.wait_for_function("() => window.shown.at(-1) === 'one '", timeout=20_000)
+                await window.wait_for_function("() => window.shown.at(-1) === 'one '", timeout=BUFFERED_S * 1000)
                 await message.append("two")
                 await until_shown(window, "one two")
             assert await window.evaluate("window.client.status.transport") == transport

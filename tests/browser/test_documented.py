@@ -57,7 +57,7 @@ async def test_plain_page_changes_only_the_element_of_the_changed_message(browse
     async with served_page(hub, block("frameworks.md", "Plain JavaScript")) as served:
         window = await page_at(browser, served.port)
         await window.fill("input", "Why?")
-        await window.click("button")
+        await window.dblclick("button")
         await expect(window.locator("p")).to_have_text(["Why?"])
         await window.evaluate("document.querySelector('p').firstChild.isKept = true")
         async with hub.message("chat:1") as message:

@@ -157,6 +157,23 @@ async def test_followers_lose_nothing_while_the_leader_reconnects(browser: Brows
         assert sorted([await transport(tab) for tab in tabs]) == sorted([name, "tab", "tab"])
 
 
+async def test_twenty_tabs_and_messages_above_the_bound_of_a_slow_tab_reach_every_tab(browser: Browser) -> None:
+    hub = verified()
+    async with app_with(hub) as port:
+        context = await window_of(browser)
+        tabs = [await open_tab(context, port) for _ in range(20)]
+        length = 0
+        for size in (1_000_000, 500_000, 1_000_000, 1_000_000):  # 1 MiB may be unconfirmed
+            await hub.create("chat:1", text="x" * size)
+            length += size
+        for tab in tabs:
+            await tab.wait_for_function(
+                "length => window.channel.getSnapshot().messages.map(({ text }) => text).join('').length === length",
+                arg=length,
+            )
+        assert [await transport(tab) for tab in tabs].count("tab") == 19
+
+
 async def test_two_people_on_one_browser_see_nothing_of_each_other(browser: Browser) -> None:
     hub = verified()
     async with app_with(hub) as port:

@@ -56,7 +56,7 @@ from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
-from holdfast.hub.turns import LEASE_S, Turn, TurnScheduler
+from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write
 from holdfast.transports import codec, framing
@@ -467,7 +467,7 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     """The claim will be stored, so the agent can begin."""
     claim = TurnScheduler._claim
 
-    def eager(self: TurnScheduler, channel: str, turn: Turn, worker: Worker) -> None:
+    def eager(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker) -> None:
         if not worker.is_local:
             worker.begin(AssignedTurn(channel, turn.message_id, turn.attempt + 1, LEASE_S))
         claim(self, channel, turn, worker)
@@ -736,7 +736,7 @@ def an_agent_has_more_turns_than_slots(patch: pytest.MonkeyPatch) -> None:
     """Slots count for remote agents only."""
     claim = TurnScheduler._claim
 
-    def uncounted(self: TurnScheduler, channel: str, turn: Turn, worker: Worker) -> None:
+    def uncounted(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker) -> None:
         worker.free += worker.is_local
         claim(self, channel, turn, worker)
 

@@ -34,7 +34,7 @@ describe("the path", () => {
     assert.equal(ids(one.branches("p")), "p")
   })
 
-  test("shows the newest edit of a question, with what follows it", () => {
+  test("shows the newest edit of a question, with the messages that follow it", () => {
     const one = edited()
     assert.equal(ids(one.messages), "q a r c")
     assert.equal(ids(one.all), "q a p b r c")
@@ -254,7 +254,7 @@ describe("a snapshot", () => {
     assert.deepEqual(replied.map(({ id, name, reply }) => [id, name, reply.ok, reply.from]), [["__proto__", "approve", true, "bob"]])
   })
 
-  test("keeps the messages of a channel whose right was withdrawn, and what was not sent", async (t) => {
+  test("keeps the messages of a channel whose right was withdrawn, and the unsent messages", async (t) => {
     const { w, channel } = live(t, question("q", 1))
     channel.send({ id: "p", text: "draft" }).catch(() => {})
     w.socket.drop(4003)

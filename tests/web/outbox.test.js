@@ -115,6 +115,18 @@ describe("a sent message", () => {
     assert.deepEqual(Object.keys(storage), [])
   })
 
+  test("is one message if two calls have one id", async (t) => {
+    const { w, channel } = live(t)
+    channel.send({ id: "q", text: "hi" }).catch(() => {})
+    const second = channel.send({ id: "q", text: "hi" })
+    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
+    await settled()
+    assert.equal(w.socket.sentOf("create").length, 1)
+    w.socket.ok("create", { message: message("q", 2, "hi") })
+    await second
+    assert.deepEqual(shown(channel), [["q", "hi", undefined]])
+  })
+
   test("is one message after a double click on retry", async (t) => {
     const { w, channel } = live(t)
     channel.send({ id: "q", text: "hi" }).catch(() => {})

@@ -1,4 +1,4 @@
-/** The choice of a transport, long poll, and what the client says when no connection opens. */
+/** The choice of a transport, long poll, and the client's error when no connection opens. */
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 

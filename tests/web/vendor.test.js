@@ -10,7 +10,7 @@ const SHA256 = {
 }
 
 for (const [file, expected] of Object.entries(SHA256)) {
-  test(`${file} is what its script wrote, and names its origin`, () => {
+  test(`${file} has the content that its script wrote, and names its origin`, () => {
     const module = readFileSync(new URL(`../../holdfast/web/vendor/${file}`, import.meta.url), "utf8")
     assert.equal(createHash("sha256").update(module).digest("hex"), expected)
     assert.match(module, /^\/\*! (markdown-it|@speed-highlight\/core) [\d.]+, (MIT|CC0-1\.0); sha512-\S+; made by scripts\/vendor_web;/)

@@ -1,6 +1,7 @@
 "use client"
 
 import { connect } from "holdfast"
+import type { FormEvent } from "react"
 import { HoldfastProvider, useChannel, useMessages, useStatus } from "holdfast/react"
 
 const SERVER = process.env["NEXT_PUBLIC_SERVER"] ?? "http://localhost:8000"
@@ -15,8 +16,15 @@ const client = connect({ url: `${SERVER}/holdfast`, token })
 function Messages() {
   const channel = useChannel("chat:1")
   const { state, error } = useStatus()
+
+  function ask(event: FormEvent<HTMLFormElement>) {
+    event.preventDefault()
+    channel.send(String(new FormData(event.currentTarget).get("text")))
+    event.currentTarget.reset() // a second click of a double click finds an empty input
+  }
+
   return (
-    <form action={(form: FormData) => void channel.send(String(form.get("text")))}>
+    <form onSubmit={ask}>
       {useMessages("chat:1").map(({ id, text }) => <p key={id}>{text}</p>)}
       <input name="text" aria-label="Message" required /> <button>Send</button>
       <p role="status">{error?.message ?? state}</p>

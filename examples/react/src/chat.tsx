@@ -1,4 +1,5 @@
 import type { Message } from "holdfast"
+import type { FormEvent } from "react"
 import { useChannel, useMessage, useSnapshot, useStatus } from "holdfast/react"
 
 export function Chat({ channel: name }: { channel: string }) {
@@ -6,8 +7,10 @@ export function Chat({ channel: name }: { channel: string }) {
   const { messages, streaming, hasOlder } = useSnapshot(name)
   const answer = streaming.at(-1)
 
-  function ask(form: FormData) {
-    const text = String(form.get("text")).trim()
+  function ask(event: FormEvent<HTMLFormElement>) {
+    event.preventDefault()
+    const text = String(new FormData(event.currentTarget).get("text")).trim()
+    event.currentTarget.reset() // a second click of a double click finds an empty input
     if (text) channel.send(text).catch(() => {}) // a refused message is shown with its error
   }
 
@@ -22,7 +25,7 @@ export function Chat({ channel: name }: { channel: string }) {
         {messages.length === 0 && <p className="empty">Ask a question, then reload this page while the answer comes.</p>}
         {messages.map(({ id }) => <Bubble key={id} channel={name} id={id} />)}
       </section>
-      <form action={ask}>
+      <form onSubmit={ask}>
         <input name="text" aria-label="Message" placeholder="Message" autoComplete="off" autoFocus />
         {answer
           ? <button type="button" onClick={() => channel.cancel(answer.id)}>Stop</button>
