@@ -138,7 +138,8 @@ async def test_the_transcript_follows_the_end_until_the_reader_scrolls_up_and_ag
     await page.locator("#question").press("Enter")
     await expect(page.locator(f"{ANSWER} .text")).to_contain_text("I am not a model.")
     left = "node => node.scrollHeight - node.clientHeight - node.scrollTop"
-    assert await transcript.evaluate(left) <= 1
+    # The answer grows: the page follows in the next frame.
+    await page.wait_for_function(f"() => ({left})(document.getElementById('transcript')) <= 1")
     await expect(newest).to_be_hidden()
     await transcript.hover()
     await page.mouse.wheel(0, -30)  # less than the distance that counts as near the end; it still stops the following
