@@ -4,7 +4,6 @@
 .PHONY: help demo test test-long lint format sim chaos fuzz attack bench clean
 
 PYTHON ?= python3
-SLOW_TESTS := tests/simulation tests/attacks tests/browser tests/examples # they begin first, so that none is left at the end
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -14,10 +13,10 @@ help: ## what there is
 demo: $(VENV)/.serve ## a chat that survives refresh, on this machine
 	@$(BIN)/holdfast demo
 
-test: $(VENV)/.dev node_modules/.installed ## all tests, the browser's too
+test: $(VENV)/.dev node_modules/.installed ## all tests but the long ones, the browser's too
 	@scripts/ensure_chromium
 	@npm test --silent
-	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(SLOW_TESTS) tests
+	@$(BIN)/pytest -n 3 --dist loadfile --ignore tests/simulation/test_mutants.py
 
 test-long: $(VENV)/.dev node_modules/.installed ## the built package, other releases of the dependencies, faults, seeds
 	@scripts/test_long
