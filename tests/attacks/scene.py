@@ -77,12 +77,9 @@ class Scene:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     async def until_memory_is_back(self, before_bytes: int) -> float:
-        """Return after how many seconds resident memory is within 15 % of `before_bytes`. Raises TimeoutError.
-
-        Of a small server 15 % is what its allocator keeps (8.0 of 7.6 MiB were seen), so 10 MiB are always allowed.
-        """
+        """Return after how many seconds resident memory is within 15 % of `before_bytes`. Raises TimeoutError."""
         began_s = time.monotonic()
-        while self.memory_bytes() > before_bytes + max(before_bytes * 0.15, 10 * MIB):
+        while self.memory_bytes() > before_bytes * 1.15:
             if time.monotonic() > began_s + PATIENCE_S:
                 raise TimeoutError(f"{self.memory_bytes() / MIB:.1f} MiB, {before_bytes / MIB:.1f} before")
             await asyncio.sleep(0.1)  # the system gives no signal
