@@ -8,7 +8,8 @@
  * @import { Environment, Token } from "./vendor/markdown.js"
  * @import { MarkdownOptions } from "./markdown_nodes.js"
  */
-import { appendBlocks, appendInline, codeBlock, element, loosen, MAX_INLINE, visible } from "./markdown_nodes.js"
+import { element } from "./chat_nodes.js"
+import { appendBlocks, appendInline, codeBlock, loosen, MAX_INLINE, visible } from "./markdown_nodes.js"
 import { parseBlocks } from "./markdown_parser.js"
 import { repaired } from "./markdown_repair.js"
 
@@ -23,7 +24,7 @@ const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
 /**
  * A fence without an end so far. `partial` is the end of its text that may still change.
  *
- * @typedef {{ code: HTMLElement, text: Text, language: string, indent: RegExp, end: RegExp, isEmpty: boolean, partial: string }} OpenFence
+ * @typedef {{ text: Text, indent: RegExp, end: RegExp, isEmpty: boolean, partial: string }} OpenFence
  */
 
 /**
@@ -37,8 +38,6 @@ export class GrowingMarkdown {
   constructor(root, options = {}) {
     this.root = root
     this.options = options
-    /** Where the blocks that are final, or have a final beginning, start in the text. @type {number[]} */
-    this.begins = []
     this.#restart(Object.create(null))
   }
 
@@ -47,6 +46,7 @@ export class GrowingMarkdown {
   #text = "" // … this, with line feeds alone
   #isOver = false
   #at = 0 // where the text that is not final begins
+  #count = 0 // of blocks that are final, or have a final beginning
   /** Definitions in final text. @type {NonNullable<Environment["references"]>} */
   #references = {}
   #isLate = false // a definition came after text that may use it
@@ -54,7 +54,7 @@ export class GrowingMarkdown {
   #fence = null
   /** @type {OpenBlock | null} */
   #open = null
-  #tail = element("div")
+  #tail = element("div", {})
 
   /** Show `text`, the whole answer so far. With `isOver` it is complete. @param {string} text @param {boolean} [isOver] */
   update(text, isOver = false) {
@@ -82,7 +82,7 @@ export class GrowingMarkdown {
   #restart(references) {
     this.root.replaceChildren(this.#tail)
     this.#tail.replaceChildren()
-    this.begins = []
+    this.#count = 0
     this.#at = 0
     this.#references = references
     this.#isLate = false
@@ -109,7 +109,7 @@ export class GrowingMarkdown {
       const { start, end } = blocks[n]
       if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + end, env)
       if (n >= count) break
-      this.#finish(blocks[n], shift + start, env)
+      this.#finish(blocks[n], env)
     }
     if (this.#isOver) return this.#moveTo(this.#text.length)
     if (count > 0) return this.#moveTo(shift + blocks[count].start)
@@ -144,19 +144,18 @@ export class GrowingMarkdown {
     return at < this.#text.length
   }
 
-  /** Draw a block for the last time. @param {Block} block @param {number} at @param {Environment} env */
-  #finish(block, at, env) {
+  /** Draw a block for the last time. @param {Block} block @param {Environment} env */
+  #finish(block, env) {
     const open = this.#open
     if (open) {
       this.#appendRest(open, block, env)
       this.#open = null
-    } else appendBlocks(block.tokens, this.#place(at), env, this.options)
+    } else appendBlocks(block.tokens, this.#place(), env, this.options)
   }
 
-  /** Return the parent of the next block, which begins `at`. @param {number} at */
-  #place(at) {
-    if (this.begins.length % BLOCKS_OF_CHUNK === 0) this.#tail.before(element("div", "chunk"))
-    this.begins.push(at)
+  /** Return the parent of the next block. */
+  #place() {
+    if (this.#count++ % BLOCKS_OF_CHUNK === 0) this.#tail.before(element("div", { class: "chunk" }))
     return /** @type {Element} */ (this.#tail.previousSibling)
   }
 
@@ -168,11 +167,9 @@ export class GrowingMarkdown {
     if (!match) return false
     const [line, indent, mark, info] = match
     const block = codeBlock(info, this.options)
-    this.#place(this.#at).appendChild(block.node)
+    this.#place().appendChild(block.node)
     this.#fence = {
-      code: block.code,
       text: block.code.appendChild(document.createTextNode("")),
-      language: block.language,
       indent: new RegExp(`^ {0,${indent.length}}`),
       end: new RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*$`),
       isEmpty: true,
@@ -207,7 +204,6 @@ export class GrowingMarkdown {
     replaceEnd(fence.text, fence.partial.length, drawn + partial)
     fence.partial = partial
     if (!isEnd && !this.#isOver) return false
-    this.options.onCode?.(fence.code, fence.language)
     this.#fence = null
     return this.#at < this.#text.length
   }
@@ -220,17 +216,11 @@ export class GrowingMarkdown {
     const space = text.search(/\s\S*$/)
     const half = /[\ud800-\udbff]$/.test(text) ? 1 : 0
     const shown = space > 0 ? text.slice(0, space + 1) : text.slice(0, text.length - half)
-    const open = (this.#open ??= { kind: "paragraph", node: this.#paragraph(), prefix: FILLER, count: 0, isLoose: false })
+    const open = (this.#open ??= { kind: "paragraph", node: this.#place().appendChild(element("p", { dir: "auto" })), prefix: FILLER, count: 0, isLoose: false })
     dropAfter(open.node, open.count)
     appendInline(shown, open.node, env, this.options)
     open.count = open.node.childNodes.length
     return this.#moveTo(this.#at + shown.length)
-  }
-
-  #paragraph() {
-    const node = this.#place(this.#at).appendChild(element("p"))
-    node.dir = "auto"
-    return node
   }
 
   /**
@@ -250,14 +240,14 @@ export class GrowingMarkdown {
     if (!next || next === begins[0]) return false
     const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
     if (this.#open) this.#appendRest(this.#open, done, env, block)
-    else this.#openBlock(done, block, text, shift, env)
+    else this.#openBlock(done, block, text, env)
     this.#moveTo(shift + next.at)
     return false
   }
 
-  /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {number} shift @param {Environment} env */
-  #openBlock(done, block, text, shift, env) {
-    const place = this.#place(shift + block.start)
+  /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {Environment} env */
+  #openBlock(done, block, text, env) {
+    const place = this.#place()
     appendBlocks(done.tokens, place, env, this.options)
     const node = /** @type {Element} */ (place.lastChild)
     if (node.nodeName === "TABLE") {
@@ -310,7 +300,7 @@ export class GrowingMarkdown {
     const inside = document.createDocumentFragment()
     const outside = document.createDocumentFragment()
     for (const [n, block] of blocks.entries()) {
-      if (n > 0 || !open) appendBlocks(block.tokens, outside, env, { ...this.options, onCode: undefined })
+      if (n > 0 || !open) appendBlocks(block.tokens, outside, env, this.options)
       else this.#appendInside(open, block, inside, env)
     }
     if (open) patch(open.node, open.count, inside)
@@ -326,7 +316,8 @@ function outermost(tokens, text) {
   let at = 0
   /** @param {number} wanted */
   const startOf = (wanted) => {
-    for (; line < wanted && at < text.length; line++) at = text.indexOf("\n", at) + 1 || text.length
+    at = lineStart(text, wanted - line, at)
+    line = Math.max(line, wanted)
     return at
   }
   for (const token of tokens) {
@@ -339,9 +330,8 @@ function outermost(tokens, text) {
   return blocks
 }
 
-/** Return where a line of `text` begins. @param {string} text @param {number} line */
-function lineStart(text, line) {
-  let at = 0
+/** Return where the line begins that is `line` lines behind `at`. @param {string} text @param {number} line @param {number} [at] */
+function lineStart(text, line, at = 0) {
   for (; line > 0 && at < text.length; line--) at = text.indexOf("\n", at) + 1 || text.length
   return at
 }

@@ -3,14 +3,14 @@
  *
  * @import { Environment, Token } from "./vendor/markdown.js"
  */
+import { element } from "./chat_nodes.js"
 import { parseInline } from "./markdown_parser.js"
 
 /**
  * @typedef {{
  *   images?: "link" | "same-origin",
- *   onCode?: (code: HTMLElement, language: string) => void,
  *   copyLabel?: string,
- * }} MarkdownOptions `onCode` is called with each code block that is complete
+ * }} MarkdownOptions
  */
 
 export const MAX_INLINE = 16_384 // characters of one paragraph; a longer one inside another block is shown as text
@@ -18,14 +18,6 @@ const ALIGNED = /text-align:\s*(left|center|right)/
 const SAFE = new Set(["http:", "https:", "mailto:"])
 const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g
 const TASK = /^\[([ xX])\]\s+/
-
-/** @param {string} name @param {string} [className] @param {...(Node | string)} children */
-export function element(name, className, ...children) {
-  const node = document.createElement(name)
-  if (className) node.className = className
-  node.append(...children)
-  return node
-}
 
 /**
  * Append the nodes of `tokens` to `parent`. With `isLoose`, the items of the outermost list have paragraphs.
@@ -46,8 +38,7 @@ export function appendBlocks(tokens, parent, env, options, isLoose = false) {
       const block = codeBlock(token.info, options)
       block.code.append(visible(token.content.replace(/\n$/, "")))
       top.appendChild(block.node)
-      options.onCode?.(block.code, block.language)
-    } else if (token.type === "hr") top.appendChild(element("hr"))
+    } else if (token.type === "hr") top.appendChild(document.createElement("hr"))
     else top.appendChild(document.createTextNode(token.content))
   }
 }
@@ -60,7 +51,7 @@ function isShown(token, isLoose) {
 /** @param {Token} token */
 function blockElement(token) {
   const tag = token.type === "heading_open" ? `h${Math.min(6, Number(token.tag[1]) + 2)}` : token.tag
-  const node = element(tag)
+  const node = document.createElement(tag)
   if (/^(p|h\d|li|t[hd]|blockquote)$/.test(tag)) node.dir = "auto"
   for (const [name, value] of token.attrs ?? []) {
     if (name === "start") node.setAttribute("start", value)
@@ -73,11 +64,10 @@ function blockElement(token) {
 /** Return a block for code in the language that `info` names. @param {string} info @param {MarkdownOptions} options */
 export function codeBlock(info, options) {
   const language = info.trim().split(/\s/, 1)[0]
-  const code = element("code")
-  const copy = element("button", "copy", options.copyLabel ?? "Copy")
-  copy.setAttribute("type", "button")
-  const node = element("div", "code", element("div", "code-head", element("span", "", language), copy), element("pre", "", code))
-  return { node, code, language }
+  const code = element("code", {})
+  const copy = element("button", { class: "copy", type: "button" }, options.copyLabel ?? "Copy")
+  const head = element("div", { class: "code-head" }, element("span", {}, language), copy)
+  return { node: element("div", { class: "code" }, head, element("pre", {}, code)), code }
 }
 
 /** Show characters that change the direction of code as their numbers. @param {string} text */
@@ -126,10 +116,10 @@ function appendInlineToken(token, stack, options) {
   const top = stack[stack.length - 1]
   if (token.type === "link_open") stack.push(top.appendChild(link(attribute(token, "href"))))
   else if (token.type === "link_close") sayHost(/** @type {HTMLElement} */ (stack.pop()))
-  else if (token.nesting > 0) stack.push(top.appendChild(element(token.tag)))
+  else if (token.nesting > 0) stack.push(top.appendChild(document.createElement(token.tag)))
   else if (token.nesting < 0) stack.pop()
-  else if (token.type === "code_inline") top.appendChild(element("code", "", visible(token.content)))
-  else if (token.type === "hardbreak") top.appendChild(element("br"))
+  else if (token.type === "code_inline") top.appendChild(element("code", {}, visible(token.content)))
+  else if (token.type === "hardbreak") top.appendChild(document.createElement("br"))
   else if (token.type === "image") top.appendChild(image(token, options))
   else appendText(top, token.type === "softbreak" ? "\n" : token.content)
 }
@@ -161,7 +151,7 @@ function safeAddress(address) {
 /** Return a link to `address`, or an element without an address if it is not safe. @param {string} address */
 function link(address) {
   const url = safeAddress(address)
-  if (url === null) return element("span")
+  if (url === null) return element("span", {})
   const node = document.createElement("a")
   node.href = url.href
   node.target = "_blank"
@@ -175,7 +165,7 @@ function sayHost(node) {
   const text = node.textContent ?? ""
   if (!/^\s*([a-z]+:\/\/)?[^\s/]+\.[^\s]/i.test(text)) return
   const shown = safeAddress(/^\s*[a-z]+:\/\//i.test(text) ? text.trim() : `https://${text.trim()}`)
-  if (shown?.host !== node.host) node.append(element("span", "host", ` (${node.host})`))
+  if (shown?.host !== node.host) node.append(element("span", { class: "host" }, ` (${node.host})`))
 }
 
 /** Return a link to an image with its description, or the image if the page allows it. @param {Token} token @param {MarkdownOptions} options */
@@ -218,8 +208,7 @@ export function loosen(list) {
       if (isBlock(child)) paragraph = null
       else if (paragraph) paragraph.append(child)
       else {
-        paragraph = element("p")
-        paragraph.dir = "auto"
+        paragraph = element("p", { dir: "auto" })
         child.replaceWith(paragraph)
         paragraph.append(child)
       }

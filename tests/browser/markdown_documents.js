@@ -1,22 +1,10 @@
 /** Markdown for tests: random documents of a seed, and long blocks of each kind. */
+import { randomOf } from "../web/random.js"
 
 const WORDS = (
   "the cursor server answer token `code` **bold** *em* ~~no~~ [link](https://a.example/x) foo_bar_baz 12 **a `b` c** wörld 漢字 " +
   "مرحبا a*b [ref] <b>x</b> &amp; &copy; \\* ![i](http://e.example/i.png) 1. - # | <https://x.example>"
 ).split(" ")
-
-/** Return random functions of a seed, the same on every machine. @param {number} seed */
-export function randomOf(seed) {
-  let state = (seed + 1) * 0x9e3779b9
-  const random = () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-  const upTo = (/** @type {number} */ limit) => Math.floor(random() * limit)
-  return { upTo, chance: (/** @type {number} */ share) => random() < share, of: (/** @type {any[]} */ list) => list[upTo(list.length)] }
-}
 
 /** Return a document of at most `most` blocks. @param {number} seed @param {number} most */
 export function randomDocument(seed, most) {

@@ -2,7 +2,8 @@
 import { GrowingMarkdown } from "/holdfast/web/markdown.js"
 import { appendBlocks } from "/holdfast/web/markdown_nodes.js"
 import { parseBlocks } from "/holdfast/web/markdown_parser.js"
-import { longBlocks, randomDocument, randomOf } from "/tests/markdown_documents.js"
+import { randomOf } from "/tests/web/random.js"
+import { longBlocks, randomDocument } from "/tests/browser/markdown_documents.js"
 
 /** Return the HTML of `text` that comes in pieces of `next()` characters. */
 function grown(text, next = () => text.length) {

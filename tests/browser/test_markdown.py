@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; require-trusted-types-for 'script'"
 )
-_PAGE = "<!doctype html><div id=root></div><script type=module src=/tests/markdown_page.js></script>"
+_PAGE = "<!doctype html><div id=root></div><script type=module src=/tests/browser/markdown_page.js></script>"
 _HOSTILE = [
     "<script>window.hit = 1</script>",
     "<img src=x onerror='window.hit = 1'>",
@@ -50,7 +50,7 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
         return HTMLResponse(_PAGE, headers={"content-security-policy": POLICY})
 
     hub = new_hub()
-    files = StaticFiles(directory=ROOT / "tests" / "browser")
+    files = StaticFiles(directory=ROOT / "tests")
     app = Starlette(routes=[Route("/", document), Mount("/tests", files), Mount("/holdfast", hub)])
     async with serving(hub, app) as served:
         page = await page_at(browser, served.port)

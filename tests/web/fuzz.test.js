@@ -12,7 +12,8 @@ import { test } from "node:test"
 import { countPoints, dropPoints, SurrogateJoiner } from "../../holdfast/web/text.js"
 import { View } from "../../holdfast/web/view.js"
 import { append, attached, message, settled, texts, update, world } from "./fakes.js"
-import { anything, changed, changedText, IDS, isUnpolluted, randomOf, SEED, seeds, TEXTS } from "./fuzzing.js"
+import { anything, changed, changedText, IDS, isUnpolluted, SEED, seeds, TEXTS } from "./fuzzing.js"
+import { randomOf } from "./random.js"
 
 const MAX_MS = 2_000 // for one input; normally a hundredth of it is sufficient
 const PARTS = [

@@ -1,24 +1,8 @@
 /**
- * Randomness from a seed, and inputs that it changes: JSON by its structure, text by characters that break parsers.
+ * Inputs that randomness from a seed changes: JSON by its structure, text by characters that break parsers.
  *
  * The same seed draws the same inputs, on every machine.
  */
-
-/** Return random functions of a seed, the same on every machine. */
-export function randomOf(seed) {
-  let state = Math.imul(seed + 1, 0x9e3779b9)
-  const random = () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-  return {
-    upTo: (limit) => Math.floor(random() * limit),
-    chance: (share) => random() < share,
-    of: (list) => list[Math.floor(random() * list.length)],
-  }
-}
 
 export const IDS = ["m", "m1", "__proto__", "constructor", "toString", "hasOwnProperty", "length", "-:0", "x".repeat(64)]
 export const TEXTS = ["", "a", "bc", "😀", "\ud83d", "\ude00", "e\u0301", "\u2028", "\0", "\r\n", "<b>", "x".repeat(3_000)]

@@ -9,26 +9,11 @@ import assert from "node:assert/strict"
 import { test } from "node:test"
 
 import { View } from "../../holdfast/web/view.js"
+import { randomOf } from "./random.js"
 
 const SEEDS = process.env.SEED ? [Number(process.env.SEED)] : Array.from({ length: 400 }, (_, seed) => seed)
 const STEPS = 250
 const PIECES = ["a", "bc", " ", "😀", "👍🏽", "e\u0301", "漢字", "\r\n", "👨‍👩‍👧", "x".repeat(30)]
-
-/** Return random functions of a seed, the same on every machine. */
-function randomOf(seed) {
-  let state = (seed + 1) * 0x9e3779b9
-  const random = () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-  return {
-    upTo: (limit) => Math.floor(random() * limit),
-    chance: (share) => random() < share,
-    of: (list) => list[Math.floor(random() * list.length)],
-  }
-}
 
 const length = (text) => [...text].length
 const from = (text, point) => [...text].slice(point).join("")
