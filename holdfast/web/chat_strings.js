@@ -1,12 +1,12 @@
-/** The words of the chat element. An app replaces some of them by the property `strings`. @module */
+/** The words of the chat element, in English. An app replaces some of them by the property `strings`. @module */
 
 export const STRINGS = {
   heading: "Chat",
   assistant: "Assistant",
   placeholder: "Message",
   placeholderRunning: "Ask the next question, or change this answer while it runs…",
-  open: "Open the chat",
-  close: "Close",
+  open: "Open chat",
+  close: "Close chat",
   send: "Send",
   stop: "Stop",
   next: "Next question",
@@ -38,13 +38,18 @@ export const STRINGS = {
   answeredBy: "Answered by",
   connecting: "Connecting…",
   reconnecting: "Reconnecting…",
-  offline: "You are offline. Your messages will be sent.",
-  fromCache: "Showing the last view while connecting…",
+  offline: "Offline. Your messages will be sent later.",
+  fromCache: "Your last view. Connecting…",
   closed: "Disconnected",
   typing: "is typing…",
   here: "here",
-  readonly: "You can read this chat.",
+  readonly: "This chat is read-only.",
   complete: "Answer complete",
 }
 
 /** @typedef {typeof STRINGS} Strings */
+
+/** Return the words of a language, or English. Other languages than English are loaded first. @param {string | null} lang @returns {Strings | Promise<Strings>} */
+export function stringsOf(lang) {
+  return /^de\b/i.test(lang ?? "") ? import("./chat_strings_de.js").then((module) => module.STRINGS, () => STRINGS) : STRINGS
+}

@@ -5,7 +5,7 @@
  * @module
  */
 import { element, report, SPARK, svg } from "./chat_nodes.js"
-import { STRINGS } from "./chat_strings.js"
+import { STRINGS, stringsOf } from "./chat_strings.js"
 import { LAUNCHER_STYLE, sheetOf } from "./chat_style.js"
 
 const THEMES = ["auto", "light", "dark"]
@@ -30,6 +30,7 @@ export class HoldfastChat extends Base {
   /** @type {import("./chat_panel.js").Panel | null} */
   #panel = null
   #isLoading = false
+  #strings = STRINGS
   /** @type {ShadowRoot | null} */
   #root = null
 
@@ -53,7 +54,7 @@ export class HoldfastChat extends Base {
   /** @param {string} name @param {string | null} before @param {string | null} now */
   attributeChangedCallback(name, before, now) {
     if (before === now || !this.isConnected || !this.#root) return
-    if (["url", "channel", "token", "identity"].includes(name)) {
+    if (["url", "channel", "token", "identity", "lang"].includes(name)) {
       this.#panel?.close()
       this.#panel = null
     }
@@ -62,7 +63,7 @@ export class HoldfastChat extends Base {
 
   /** Words with those of the app. */
   get words() {
-    return { ...STRINGS, ...this.strings }
+    return { ...this.#strings, ...this.strings }
   }
 
   get isFloating() {
@@ -81,9 +82,12 @@ export class HoldfastChat extends Base {
     this.removeAttribute("open")
   }
 
-  #draw() {
+  async #draw() {
+    const lang = this.getAttribute("lang")
+    const strings = await stringsOf(lang)
     const root = this.#root
-    if (!root || !this.isConnected) return
+    if (!root || !this.isConnected || lang !== this.getAttribute("lang")) return
+    this.#strings = strings
     const mistake = this.#mistake()
     if (mistake) {
       report(mistake)
@@ -122,6 +126,7 @@ export class HoldfastChat extends Base {
     if (!this.isFloating) known?.remove()
     if (!this.isFloating || known) {
       known?.setAttribute("aria-expanded", String(this.isOpen))
+      known?.setAttribute("aria-label", this.words.open)
       return
     }
     const badge = element("span", { class: "badge", part: "badge", hidden: true })

@@ -12,12 +12,14 @@ import { buildSync } from "esbuild"
 // Modules that the core imports later do not count as core.
 const LAZY = ["./fallback.js", "./probe.js", "./sharing.js"]
 const CORE = ["./errors.js", "./view.js"] // every page has them
+const GERMAN = "./chat_strings_de.js"
 const LIMITS = [
   ["client.js", LAZY, 11_100],
   ["fallback.js", ["./errors.js"], 2_100],
   ["cache.js", CORE, 1_500],
-  ["chat.js", ["./chat_panel.js", "./client.js"], 4_000], // the closed chat element
-  ["chat.js", [], 50_000], // the open one, with everything that it can load
+  ["chat.js", ["./chat_panel.js", "./client.js", GERMAN], 4_000], // the closed chat element
+  ["chat.js", [GERMAN], 50_000], // the open one, with everything that it can load in English
+  ["chat_strings_de.js", [], 1_500],
   ["tabs.js", [...CORE, "./dump.js"], 2_500],
   ["react.js", ["react"], 1_000],
 ]
