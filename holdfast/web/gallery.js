@@ -146,9 +146,9 @@ export class Scene {
   /** Resolve when the element shows the state. */
   async shown() {
     const { act, shows } = this.state
-    const isThere = { silent: "connecting", lost: "reconnecting" }[/** @type {string} */ (this.server)] ?? "live"
+    const end = this.server === "lost" ? "reconnecting" : "live"
     if (act) {
-      await until(() => this.channel.state === isThere && this.root.querySelector("textarea"))
+      await until(() => this.channel.state === end && this.root.querySelector("textarea"))
       await act(this)
     }
     await until(() => [...this.root.children].some((node) => node instanceof HTMLElement && node.innerText.includes(shows)))

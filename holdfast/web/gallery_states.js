@@ -155,8 +155,8 @@ const mirrored = thread(
   question("And in English?"), answer("תשובה בעברית עם `code` באמצע המשפט.", { status: "streaming" }),
 )
 
-/** @type {Map<string, State>} */
-export const STATES = new Map(Object.entries({
+/** @type {Record<string, State>} */
+const states = {
   empty: { title: "Empty", shows: "Ask something." },
   connecting: { title: "Connecting", shows: "Connecting…", server: "silent" },
   "from-cache": { title: "From cache", shows: "Your last view", server: "silent", isCached: true, messages: told },
@@ -209,4 +209,6 @@ export const STATES = new Map(Object.entries({
   branches: { title: "Branch 2 of 3", shows: "in one sentence", messages: versions, act: (here) => here.select(versions[2].id) },
   "deleted-while-edited": { title: "Deleted while it is edited", shows: "Save", messages: unsent, act: (here) => (here.click("Edit"), here.remove(unsent[0].id)) },
   mistake: { title: "A mistake in an attribute", shows: "theme must be", attributes: { theme: "blue" } },
-}))
+}
+
+export const STATES = new Map(Object.entries(states))
