@@ -75,6 +75,8 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .user .body { width: fit-content; max-width: 100%; margin-inline-start: auto; padding: 9px 16px; border-radius: calc(var(--radius) + 2px); background: var(--tint); }
 .user[data-status="sending"] .body { opacity: .75; }
 .user .markdown { white-space: pre-wrap; }
+.log > .approvals { max-width: 740px; margin: 0 auto; }
+.mute .row { display: none; }
 .approval { margin-top: 12px; padding: 14px 16px; border: 1px solid var(--warm-line); border-radius: calc(var(--radius) - 2px); background: var(--warm); }
 .approval .ask { margin: 0 0 4px; font-weight: 600; }
 .approval .state { margin-top: 8px; }
@@ -93,6 +95,8 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .place { color: var(--muted); font-size: .8125em; }
 .jump { position: absolute; z-index: 1; left: 50%; bottom: 9em; display: flex; align-items: center; gap: 6px; transform: translateX(-50%); padding: 6px 14px;
   border-radius: 20px; box-shadow: 0 4px 14px rgb(0 0 0 / 14%); white-space: nowrap; }
+.older { position: sticky; top: 0; z-index: 1; height: 0; margin: 0; text-align: center; color: var(--muted); font-size: .8125em; }
+.older span { padding: 4px 12px; border-radius: 12px; background: var(--surface); box-shadow: 0 1px 6px rgb(0 0 0 / 12%); }
 .panel > :is(.status, .note) { width: calc(100% - 32px); max-width: 740px; margin: 0 auto; padding: 4px 6px; overflow-wrap: anywhere; }
 .panel > .note { padding-bottom: 16px; text-align: center; }
 .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); margin: 0; }
@@ -144,8 +148,9 @@ code { font: .875em/1.5 var(--hf-mono, ui-monospace, monospace); }
 .t-cmnt { color: #93a8a2; } .t-kwd, .t-bool, .t-class, .t-type { color: #7edcc4; } .t-str, .t-insert { color: #a8d99a; } .t-num, .t-var { color: #f2d7a6; }
 .t-func { color: #b7d3ff; } .t-oper { color: #b9c9c4; } .t-section { color: #ffd27a; font-weight: 600; } .t-deleted { color: #ff9f95; }
 .markdown div.math { overflow-x: auto; margin: 0 0 .75em; text-align: center; }
-.hairline { display: flex; align-items: center; gap: 12px; margin: 0 0 1em; color: var(--accent); font-size: .8125em; text-align: center; }
+.hairline { display: flex; align-items: center; gap: 12px; margin: 1em 0; color: var(--accent); font-size: .8125em; text-align: center; }
 .hairline::before, .hairline::after { content: ""; flex: 1; min-width: 12px; border-top: 1px solid color-mix(in srgb, var(--accent) 40%, transparent); }
+.hairline span::before { content: "↻ "; }
 .code-head { display: flex; justify-content: space-between; align-items: center; gap: 8px; min-height: 34px; padding: 2px 14px; border-bottom: 1px solid rgb(255 255 255 / 12%); color: #9db3ad; font-size: .8125em; }
 .code-head span { font-family: var(--hf-mono, ui-monospace, monospace); }
 .copy { border: 0; margin-inline-end: -6px; padding: 2px 6px; border-radius: 6px; background: none; }
@@ -153,7 +158,7 @@ code { font: .875em/1.5 var(--hf-mono, ui-monospace, monospace); }
 .code :focus-visible { outline-color: #7fd8c0; outline-offset: -2px; }
 pre { margin: 0; }
 .code pre { padding: 12px 14px; overflow-x: auto; tab-size: 4; text-align: left; }
-[data-status="streaming"] .markdown > :last-child > :is(p, h3, h4, h5, h6):last-child::after { content: ""; display: inline-block; width: .5em; height: 1.1em;
+[data-status="streaming"] .markdown > :last-child > :is(p, h3, h4, h5, h6):nth-last-child(1 of :not(.hairline))::after { content: ""; display: inline-block; width: .5em; height: 1.1em;
   margin-inline-start: 3px; border-radius: 2px; background: var(--accent); vertical-align: -.2em; }
 @container (max-width: 27em) { .choices { flex: 1 0 100%; } .choice { flex: 1; } }
 @media (pointer: coarse) {

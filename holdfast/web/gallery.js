@@ -99,7 +99,7 @@ export class Scene {
       this.chat.setAttribute(key, value)
     }
     this.chat.client = this.client
-    Object.assign(this.chat, { marks: state.marks ?? [] })
+    this.chat.marks = state.marks ?? []
   }
 
   /** The first batch. @returns {WireEvent[]} */
@@ -141,6 +141,12 @@ export class Scene {
   /** Let the server send events. @param {...WireEvent} events */
   emit(...events) {
     this.socket?.receive({ type: "events", channel: this.name, cursor: CURSOR, events })
+  }
+
+  /** Let the server send events when the element has drawn a node. @param {string} selector @param {...WireEvent} events */
+  async later(selector, ...events) {
+    await until(() => this.root.querySelector(selector))
+    this.emit(...events)
   }
 
   /** Resolve when the element shows the state. */
@@ -204,9 +210,8 @@ export class Scene {
 
   // -- what others do
 
-  /** Messages arrive that the person does not see. @param {...Message} messages */
-  miss(...messages) {
-    this.channel.turned(true)
+  /** @param {...Message} messages */
+  create(...messages) {
     this.emit(...messages.map((message) => ({ type: /** @type {const} */ ("message.create"), serial: message.version, message })))
   }
 

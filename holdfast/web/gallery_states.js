@@ -182,8 +182,8 @@ const states = {
   "tool-running": { title: "Tool running", shows: "list_files", messages: searching },
   "tool-failed": { title: "Tool failed", shows: "read_file", messages: searched, act: (here) => here.unfold() },
   approval: { title: "Approval", shows: "Delete 3 files?", messages: asking, events: [approval(asking[1].id)] },
-  "approval-answered": { title: "Approval, answered", shows: "Answered by", messages: asked, events: [approval(asked[1].id), replyTo(asked[1].id, { ok: true, from: "Bea" })] },
-  "approval-expired": { title: "Approval, expired", shows: "Expired", messages: expired, events: [approval(expired[1].id), replyTo(expired[1].id, { ok: false, error: { code: "expired" } })] },
+  "approval-answered": { title: "Approval, answered", shows: "Answered by", messages: asked, events: [approval(asked[1].id)], act: (here) => here.later(".approval", replyTo(asked[1].id, { ok: true, from: "Bea" })) },
+  "approval-expired": { title: "Approval, expired", shows: "Expired", messages: expired, events: [approval(expired[1].id)], act: (here) => here.later(".approval", replyTo(expired[1].id, { ok: false, error: { code: "expired" } })) },
   stopped: { title: "Stopped", shows: "Stopped", messages: stopped },
   interrupted: { title: "Interrupted", shows: "Interrupted", messages: interrupted },
   "taken-over": {
@@ -192,7 +192,7 @@ const states = {
   },
   failed: { title: "Failed", shows: "Failed", messages: failed },
   "not-sent": { title: "Not sent", shows: "Not sent", messages: unsent, act: (here) => here.refuse("A message that is too long") },
-  "no-agent": { title: "No agent listening", shows: "Is an agent there?", messages: unheard, events: [{ type: "signal", name: "nobody_listening", data: { message: unheard[0].id } }] },
+  "no-agent": { title: "No agent listening", shows: "No agent is listening", messages: unheard, act: (here) => here.later("article", { type: "signal", name: "nobody_listening", data: { message: unheard[0].id } }) },
   "history-loading": { title: "Older messages load", shows: "Answer 15", messages: thread(...many), attached: { more: true, before: many[0].created }, act: (here) => (here.log.scrollTop = 0) },
   people: {
     title: "40 people", shows: "+37", messages: told, attached: { presence: { members: members(40), count: 40 } },
@@ -205,7 +205,7 @@ const states = {
   dark: { title: "Dark", shows: "A cursor says", messages: told, attributes: { theme: "dark" } },
   "forced-colours": { title: "Forced colours (a setting of the system)", shows: "Delete 3 files?", messages: asking, events: [approval(asking[1].id)] },
   floating: { title: "Floating, open", shows: "A cursor says", messages: streaming, attributes: { launcher: "", open: "" }, attached: { presence: { members: members(1), count: 1 } } },
-  launcher: { title: "Launcher, closed, with a badge", shows: "2", messages: told, attributes: { launcher: "", open: "" }, act: (here) => (here.hide(), here.miss(...news)) },
+  launcher: { title: "Launcher, closed, with a badge", shows: "2", messages: told, attributes: { launcher: "", open: "" }, act: (here) => (here.hide(), here.create(...news)) },
   branches: { title: "Branch 2 of 3", shows: "in one sentence", messages: versions, act: (here) => here.select(versions[2].id) },
   "deleted-while-edited": { title: "Deleted while it is edited", shows: "Save", messages: unsent, act: (here) => (here.click("Edit"), here.remove(unsent[0].id)) },
   mistake: { title: "A mistake in an attribute", shows: "theme must be", attributes: { theme: "blue" } },

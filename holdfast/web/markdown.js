@@ -46,7 +46,8 @@ export class GrowingMarkdown {
   #text = "" // … this, with line feeds alone
   #isOver = false
   #at = 0 // where the text that is not final begins
-  #count = 0 // of blocks that are final, or have a final beginning
+  #count = 0 // of blocks that are final, or have a final beginning …
+  #begun = -1 // … and where the last of them begins
   /** Definitions in final text. @type {NonNullable<Environment["references"]>} */
   #references = {}
   #isLate = false // a definition came after text that may use it
@@ -72,6 +73,15 @@ export class GrowingMarkdown {
     }
   }
 
+  /** Draw again what the option `between` returns for places from `at` on. @param {number} at */
+  redraw(at) {
+    const text = this.#given
+    const isOver = this.#isOver
+    if (at > this.#begun) return this.#draw()
+    this.#clear()
+    this.update(text, isOver)
+  }
+
   #clear() {
     this.#given = this.#text = ""
     this.#taken = 0
@@ -83,6 +93,7 @@ export class GrowingMarkdown {
     this.root.replaceChildren(this.#tail)
     this.#tail.replaceChildren()
     this.#count = 0
+    this.#begun = -1
     this.#at = 0
     this.#references = references
     this.#isLate = false
@@ -92,7 +103,8 @@ export class GrowingMarkdown {
   #draw() {
     while (this.#advance()) { /* each step makes some of the text final */ }
     this.#drawTail()
-    if (this.#isOver) this.#tail.remove()
+    if (this.#isOver && !this.#tail.hasChildNodes()) this.#tail.remove()
+    else if (!this.#tail.parentNode) this.root.append(this.#tail)
   }
 
   // -- final text
@@ -107,9 +119,9 @@ export class GrowingMarkdown {
     const count = this.#countFinal(blocks, text)
     for (let n = 0; n < blocks.length; n++) {
       const { start, end } = blocks[n]
-      if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + end, env)
+      if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + start, shift + end, env)
       if (n >= count) break
-      this.#finish(blocks[n], env)
+      this.#finish(blocks[n], shift, env)
     }
     if (this.#isOver) return this.#moveTo(this.#text.length)
     if (count > 0) return this.#moveTo(shift + blocks[count].start)
@@ -144,19 +156,27 @@ export class GrowingMarkdown {
     return at < this.#text.length
   }
 
-  /** Draw a block for the last time. @param {Block} block @param {Environment} env */
-  #finish(block, env) {
+  /** Draw a block for the last time. @param {Block} block @param {number} shift from the parsed text to the whole text @param {Environment} env */
+  #finish(block, shift, env) {
     const open = this.#open
     if (open) {
       this.#appendRest(open, block, env)
       this.#open = null
-    } else appendBlocks(block.tokens, this.#place(), env, this.options)
+    } else appendBlocks(block.tokens, this.#place(shift + block.start), env, this.options)
   }
 
-  /** Return the parent of the next block. */
-  #place() {
+  /** Return the parent of the next block, which begins at `at`. @param {number} at */
+  #place(at) {
     if (this.#count++ % BLOCKS_OF_CHUNK === 0) this.#tail.before(element("div", { class: "chunk" }))
-    return /** @type {Element} */ (this.#tail.previousSibling)
+    const chunk = /** @type {Element} */ (this.#tail.previousSibling)
+    this.#begun = this.#begin(chunk, this.#begun, at)
+    return chunk
+  }
+
+  /** Append to `parent` what the page shows before the block that begins at `to`. @param {ParentNode} parent @param {number} from where the block before it begins @param {number} to */
+  #begin(parent, from, to) {
+    parent.append(...(this.options.between?.(from, to) ?? []))
+    return to
   }
 
   // -- fences
@@ -167,7 +187,7 @@ export class GrowingMarkdown {
     if (!match) return false
     const [line, indent, mark, info] = match
     const block = codeBlock(info, this.options)
-    this.#place().appendChild(block.node)
+    this.#place(this.#at).appendChild(block.node)
     this.#fence = {
       text: block.code.appendChild(document.createTextNode("")),
       indent: new RegExp(`^ {0,${indent.length}}`),
@@ -210,13 +230,13 @@ export class GrowingMarkdown {
 
   // -- other long blocks
 
-  /** Draw the first 16,384 characters of a longer paragraph, which ends at `to`, for the last time. @param {number} to @param {Environment} env */
-  #cut(to, env) {
-    const text = this.#text.slice(this.#at, Math.min(to, this.#at + MAX_INLINE))
+  /** Draw the first 16,384 characters of a longer paragraph, from `start` to `end`, for the last time. @param {number} start @param {number} end @param {Environment} env */
+  #cut(start, end, env) {
+    const text = this.#text.slice(this.#at, Math.min(end, this.#at + MAX_INLINE))
     const space = text.search(/\s\S*$/)
     const half = /[\ud800-\udbff]$/.test(text) ? 1 : 0
     const shown = space > 0 ? text.slice(0, space + 1) : text.slice(0, text.length - half)
-    const open = (this.#open ??= { kind: "paragraph", node: this.#place().appendChild(element("p", { dir: "auto" })), prefix: FILLER, count: 0, isLoose: false })
+    const open = (this.#open ??= { kind: "paragraph", node: this.#place(start).appendChild(element("p", { dir: "auto" })), prefix: FILLER, count: 0, isLoose: false })
     dropAfter(open.node, open.count)
     appendInline(shown, open.node, env, this.options)
     open.count = open.node.childNodes.length
@@ -240,14 +260,14 @@ export class GrowingMarkdown {
     if (!next || next === begins[0]) return false
     const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
     if (this.#open) this.#appendRest(this.#open, done, env, block)
-    else this.#openBlock(done, block, text, env)
+    else this.#openBlock(done, block, text, shift, env)
     this.#moveTo(shift + next.at)
     return false
   }
 
-  /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {Environment} env */
-  #openBlock(done, block, text, env) {
-    const place = this.#place()
+  /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {number} shift @param {Environment} env */
+  #openBlock(done, block, text, shift, env) {
+    const place = this.#place(shift + block.start)
     appendBlocks(done.tokens, place, env, this.options)
     const node = /** @type {Element} */ (place.lastChild)
     if (node.nodeName === "TABLE") {
@@ -299,10 +319,15 @@ export class GrowingMarkdown {
     const { blocks, env } = this.#parse(this.#isOver ? text : repaired(text))
     const inside = document.createDocumentFragment()
     const outside = document.createDocumentFragment()
+    const shift = this.#at - (open?.prefix.length ?? 0)
+    let begun = this.#begun
     for (const [n, block] of blocks.entries()) {
-      if (n > 0 || !open) appendBlocks(block.tokens, outside, env, this.options)
-      else this.#appendInside(open, block, inside, env)
+      if (n > 0 || !open) {
+        begun = this.#begin(outside, begun, shift + block.start)
+        appendBlocks(block.tokens, outside, env, this.options)
+      } else this.#appendInside(open, block, inside, env)
     }
+    this.#begin(outside, begun, this.#given.length)
     if (open) patch(open.node, open.count, inside)
     patch(this.#tail, 0, outside)
   }

@@ -7,9 +7,13 @@ import { element } from "./chat_nodes.js"
 import { parseInline } from "./markdown_parser.js"
 
 /**
+ * `between` returns new nodes to show between two blocks of the outermost level that begin at `from` and at `to` of the text.
+ * `from` is -1 before the first block, and `to` the length of the text after the last one. It gives equal nodes each time.
+ *
  * @typedef {{
  *   images?: "link" | "same-origin",
  *   copyLabel?: string,
+ *   between?: (from: number, to: number) => Node[],
  * }} MarkdownOptions
  */
 
