@@ -48,7 +48,7 @@ export class Approvals {
       element("p", { class: "ask", dir: "auto" }, title), ...(code ? [element("code", {}, code)] : []), error, element("div", { class: "row" }, yes, no))
     this.#cards.set(command.id, card)
     this.node.append(card)
-    panel.speak(title)
+    panel.voice.speak(title)
     panel.tell("ask", { command })
   }
 

@@ -98,6 +98,7 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .older { position: sticky; top: 0; z-index: 1; height: 0; margin: 0; text-align: center; color: var(--muted); font-size: .8125em; }
 .older span { padding: 4px 12px; border-radius: 12px; background: var(--surface); box-shadow: 0 1px 6px rgb(0 0 0 / 12%); }
 .panel > :is(.status, .note) { width: calc(100% - 32px); max-width: 740px; margin: 0 auto; padding: 4px 6px; overflow-wrap: anywhere; }
+.panel > .error { color: var(--danger); }
 .panel > .note { padding-bottom: 16px; text-align: center; }
 .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); margin: 0; }
 .composer { flex: none; width: calc(100% - 32px); max-width: 740px; margin: 4px auto 16px; padding: 12px 14px 10px; border: 1px solid var(--border); border-radius: calc(var(--radius) + 4px);
