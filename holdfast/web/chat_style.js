@@ -55,16 +55,16 @@ export const PANEL_STYLE = `
 .names { flex: 1; min-width: 0; overflow-wrap: anywhere; }
 h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .people, .status, .note { margin: 0; color: var(--muted); font-size: .8125em; }
-.mark { flex: none; display: grid; place-items: center; width: 26px; height: 26px; border-radius: 8px; background: var(--accent); color: var(--on-accent); }
-.mark svg { width: 15px; height: 15px; fill: currentColor; stroke: none; }
+.mark { flex: none; display: grid; place-items: center; width: 1.625em; height: 1.625em; border-radius: .5em; background: var(--accent); color: var(--on-accent); }
+.mark svg { width: .9375em; height: .9375em; fill: currentColor; stroke: none; }
 .close { display: none; place-items: center; border: 0; background: none; padding: 6px; border-radius: 8px; color: var(--muted); }
 .floating .close { display: grid; }
 .log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: auto; padding: 20px 16px 12px; overscroll-behavior: contain; }
 .log:focus-visible { outline-offset: -2px; }
-.messages { display: grid; grid-template-columns: minmax(0, 1fr); gap: 18px; position: relative; width: 100%; max-width: 740px; margin: 0 auto; }
+.messages { display: grid; grid-template-columns: minmax(0, 1fr); gap: 8px; position: relative; width: 100%; max-width: 740px; margin: 0 auto; }
 .empty { display: grid; place-items: center; height: 100%; color: var(--muted); text-align: center; }
 .message { content-visibility: auto; contain-intrinsic-size: auto 200px; min-width: 0; margin: -4px; padding: 4px; overflow-wrap: anywhere; }
-.message > header { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; margin-bottom: 6px; }
+.message > header { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 8px; margin-bottom: 6px; }
 .author { font-weight: 600; font-size: .9375em; }
 .state { margin: 0; color: var(--muted); font-size: .875em; }
 .user header:has(.author:empty):has(.state:empty) { display: none; }
@@ -86,7 +86,7 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .primary, .secondary { padding: 6px 14px; }
 .primary { border-color: var(--accent); background: var(--accent); color: var(--on-accent); font-weight: 600; }
 :is(.primary, .secondary):disabled { opacity: .5; cursor: default; }
-.actions { display: flex; flex-wrap: wrap; align-items: center; gap: 2px; min-height: 28px; margin-top: 4px; opacity: 0; transition: opacity .12s; }
+.actions { display: flex; flex-wrap: wrap; align-items: center; gap: 2px; min-height: 26px; margin-top: 2px; opacity: 0; transition: opacity .12s; }
 .assistant .actions { margin-inline-start: -8px; }
 .user .actions { justify-content: flex-end; }
 :is(.message:hover, .message:focus-within, .message:last-child, [data-status="refused"]) > .actions, .actions:has(.place:not([hidden])) { opacity: 1; }
@@ -98,7 +98,7 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .older { position: sticky; top: 0; z-index: 1; height: 0; margin: 0; text-align: center; color: var(--muted); font-size: .8125em; }
 .older span { padding: 4px 12px; border-radius: 12px; background: var(--surface); box-shadow: 0 1px 6px rgb(0 0 0 / 12%); }
 .panel > :is(.status, .note) { width: calc(100% - 32px); max-width: 740px; margin: 0 auto; padding: 4px 6px; overflow-wrap: anywhere; }
-.panel > .error { color: var(--danger); }
+.panel > .error { margin-bottom: 14px; padding: 10px 14px; border: 1px solid var(--danger); border-radius: 12px; background: var(--surface); color: var(--danger); font-size: .875em; }
 .panel > .note { padding-bottom: 16px; text-align: center; }
 .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); margin: 0; }
 .composer { flex: none; width: calc(100% - 32px); max-width: 740px; margin: 4px auto 16px; padding: 12px 14px 10px; border: 1px solid var(--border); border-radius: calc(var(--radius) + 4px);
@@ -106,19 +106,20 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .composer:focus-within { border-color: var(--accent); }
 .composer:has(textarea:focus-visible) { outline: 1px solid var(--accent); }
 textarea, textarea:focus-visible { display: block; width: 100%; padding: 2px; border: 0; outline: 0; resize: none; background: none; color: inherit; font: inherit; }
-textarea::placeholder { color: var(--muted); opacity: 1; }
+textarea::placeholder { color: var(--muted); opacity: 1; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .editing { display: grid; gap: 8px; }
-.editor, .editor:focus-visible { min-width: min(28em, 70cqw); padding: 10px; border: 1px solid var(--accent); outline: 1px solid var(--accent); border-radius: 12px; background: var(--surface); }
+.editor { min-width: min(28em, 70cqw); padding: 10px; border: 1px solid var(--border); border-radius: 12px; background: var(--surface); }
+.editor:focus-visible { outline: 2px solid var(--accent); outline-offset: -1px; }
 .fill { flex: 1; }
-.composer .row { margin-top: 8px; }
+.composer .row { flex-wrap: nowrap; margin-top: 8px; }
 .choices { display: flex; border: 1px solid var(--border); border-radius: 20px; overflow: hidden; }
 .choice { padding: 4px 12px; border: 0; background: none; color: var(--muted); font-size: .8125em; }
 .choice[aria-pressed="true"] { background: var(--tint); color: var(--accent); font-weight: 600; }
 .choice:focus-visible { outline-offset: -3px; border-radius: 20px; }
-.send, .stop { flex: none; display: grid; place-items: center; width: 38px; height: 38px; padding: 0; border: 1px solid var(--accent); border-radius: 50%; background: var(--accent); color: var(--on-accent); }
+.send, .stop { flex: none; display: grid; place-items: center; width: 2.375em; height: 2.375em; padding: 0; border: 1px solid var(--accent); border-radius: 50%; background: var(--accent); color: var(--on-accent); }
 .send:disabled { opacity: .4; cursor: default; }
 .stop { border-color: var(--border); background: var(--surface); }
-.square { width: 13px; height: 13px; border-radius: 3px; background: var(--danger); }
+.square { width: .8em; height: .8em; border-radius: 3px; background: var(--danger); }
 details { margin: 0 0 8px; color: var(--muted); font-size: .875em; }
 summary { width: fit-content; cursor: pointer; border-radius: 6px; }
 details pre { margin: 6px 0; padding: 4px 12px; border-inline-start: 2px solid var(--border); white-space: pre-wrap; font: .95em/1.5 var(--hf-mono, ui-monospace, monospace); }
@@ -161,7 +162,7 @@ pre { margin: 0; }
 .code pre { padding: 12px 14px; overflow-x: auto; tab-size: 4; text-align: left; }
 [data-status="streaming"] .markdown > :last-child > :is(p, h3, h4, h5, h6):nth-last-child(1 of :not(.hairline))::after { content: ""; display: inline-block; width: .5em; height: 1.1em;
   margin-inline-start: 3px; border-radius: 2px; background: var(--accent); vertical-align: -.2em; }
-@container (max-width: 27em) { .choices { flex: 1 0 100%; } .choice { flex: 1; } }
+@container (max-width: 23.5em) { .composer .row { flex-wrap: wrap; } .choices { flex: 1 0 100%; } .choice { flex: 1; } }
 @media (pointer: coarse) {
   :is(.send, .stop, .close, .choice, .action, .branch, .primary, .secondary, .jump, .copy, .source, summary) { min-width: 44px; min-height: 44px; }
   .source, summary { align-content: center; }

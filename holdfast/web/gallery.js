@@ -30,7 +30,8 @@ figcaption { margin-bottom: 8px; }
 figcaption a { color: inherit; }
 .place { position: relative; contain: layout; height: 640px; border: 1px solid #8884; overflow: hidden; }
 .alone .place { height: 100vh; border: 0; }
-.place > holdfast-chat:not([launcher]) { height: 100%; }
+.place > holdfast-chat:not([launcher]) { height: 100%; --hf-width: none; }
+.all holdfast-chat { --hf-height: 520px; --hf-width: 360px; }
 .narrow { width: 320px; }
 .large { font-size: 200%; }`
 
@@ -48,7 +49,7 @@ class Socket {
   /** @param {Scene} scene */
   constructor(scene) {
     this.scene = scene
-    queueMicrotask(() => scene.opened(this))
+    queueMicrotask(() => void scene.opened(this))
   }
 
   /** @param {string} text */
@@ -81,6 +82,7 @@ export class Scene {
     this.client = connect({
       url: `/${name}`, // unsent messages belong to one state
       transport: "websocket",
+      client: "Ada",
       WebSocket: /** @type {any} */ (class extends Socket {
         constructor() {
           super(scene)
@@ -112,9 +114,10 @@ export class Scene {
   }
 
   /** The client has opened a socket. @param {Socket} socket */
-  opened(socket) {
+  async opened(socket) {
     if (this.server === "silent" || this.isLost) return
     if (this.server === "foreign") return socket.onerror?.({})
+    if (this.server === "unauthenticated") await until(() => this.root.querySelector(".panel")) // a closed client has no channels
     this.socket = socket
     socket.onopen?.({})
     if (this.server === "unauthenticated") socket.onclose?.({ code: 4201 })
@@ -157,7 +160,9 @@ export class Scene {
       await until(() => this.channel.state === end && this.root.querySelector("textarea"))
       await act(this)
     }
-    await until(() => [...this.root.children].some((node) => node instanceof HTMLElement && node.innerText.includes(shows)))
+    // Far from the view messages have text, but no layout.
+    const texts = () => [...this.root.querySelectorAll(".message, .panel, .launcher, .mistake")]
+    await until(() => texts().some((node) => node instanceof HTMLElement && (node.innerText.includes(shows) || (node.matches(".message") && node.textContent?.includes(shows)))))
   }
 
   // -- what a person does
@@ -246,5 +251,8 @@ const list = element("div", { class: one ? "alone" : "all" }, ...shown.map(({ fi
 document.adoptedStyleSheets = [sheetOf(STYLE)]
 document.body.classList.toggle("dark", theme === "dark" || one?.attributes?.theme === "dark")
 document.body.append(element("main", {}, ...(one ? [] : [element("h1", {}, "The states of <holdfast-chat>")]), list))
-await Promise.all(shown.map(({ scene }) => scene.shown()))
+await Promise.all(shown.map(async ({ scene, figure }) => {
+  await scene.shown()
+  figure.dataset.ready = "yes"
+}))
 document.body.dataset.ready = "yes" // for tests
