@@ -208,6 +208,7 @@ export class Panel {
     if (!badge) return
     badge.hidden = host.isOpen || unread === 0
     setText(badge, String(unread))
+    badge.parentElement?.setAttribute("aria-label", badge.hidden ? words.open : `${words.open}: ${unread}`)
   }
 
   /** The person is present while the chat is open. The app's own client enters as the app says. @param {Snapshot["you"]} you */

@@ -146,23 +146,23 @@ a.source:hover { color: var(--accent); border-color: var(--accent); }
 .markdown hr { margin: 1.2em 0; border: 0; border-top: 1px solid var(--border); }
 code { font: .875em/1.5 var(--hf-mono, ui-monospace, monospace); }
 .markdown :not(pre) > code, .approval code { padding: 1px 5px; border-radius: 5px; background: color-mix(in srgb, var(--muted) 16%, transparent); }
-.code { border-radius: 12px; overflow: hidden; background: var(--code); color: #e6efec; }
+.code { border-radius: 12px; overflow-x: auto; background: var(--code); color: #e6efec; }
 .t-cmnt { color: #93a8a2; } .t-kwd, .t-bool, .t-class, .t-type { color: #7edcc4; } .t-str, .t-insert { color: #a8d99a; } .t-num, .t-var { color: #f2d7a6; }
 .t-func { color: #b7d3ff; } .t-oper { color: #b9c9c4; } .t-section { color: #ffd27a; font-weight: 600; } .t-deleted { color: #ff9f95; }
 .markdown div.math { overflow-x: auto; margin: 0 0 .75em; text-align: center; }
 .hairline { display: flex; align-items: center; gap: 12px; margin: 1em 0; color: var(--accent); font-size: .8125em; text-align: center; }
 .hairline::before, .hairline::after { content: ""; flex: 1; min-width: 12px; border-top: 1px solid color-mix(in srgb, var(--accent) 40%, transparent); }
 .hairline span::before { content: "↻ "; }
-.code-head { display: flex; justify-content: space-between; align-items: center; gap: 8px; min-height: 34px; padding: 2px 14px; border-bottom: 1px solid rgb(255 255 255 / 12%); color: #9db3ad; font-size: .8125em; }
+.code-head { position: sticky; left: 0; display: flex; justify-content: space-between; align-items: center; gap: 8px; min-height: 34px; padding: 2px 14px; border-bottom: 1px solid rgb(255 255 255 / 12%); color: #9db3ad; font-size: .8125em; }
 .code-head span { font-family: var(--hf-mono, ui-monospace, monospace); }
 .copy { border: 0; margin-inline-end: -6px; padding: 2px 6px; border-radius: 6px; background: none; }
 .copy:hover { color: #fff; }
 .code :focus-visible { outline-color: #7fd8c0; outline-offset: -2px; }
 pre { margin: 0; }
-.code pre { padding: 12px 14px; overflow-x: auto; tab-size: 4; text-align: left; }
+.code pre { width: max-content; padding: 12px 14px; tab-size: 4; text-align: left; }
 [data-status="streaming"] .markdown > :last-child > :is(p, h3, h4, h5, h6):nth-last-child(1 of :not(.hairline))::after { content: ""; display: inline-block; width: .5em; height: 1.1em;
   margin-inline-start: 3px; border-radius: 2px; background: var(--accent); vertical-align: -.2em; }
-@container (max-width: 23.5em) { .composer .row { flex-wrap: wrap; } .choices { flex: 1 0 100%; } .choice { flex: 1; } }
+@container (max-width: 23.5em) { .composer .row { flex-wrap: wrap; } .choices { flex: 1 0 100%; flex-wrap: wrap; } .choice { flex: 1; } }
 @media (pointer: coarse) {
   :is(.send, .stop, .close, .choice, .action, .branch, .primary, .secondary, .jump, .copy, .source, summary) { min-width: 44px; min-height: 44px; }
   .source, summary { align-content: center; }

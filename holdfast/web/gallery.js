@@ -24,7 +24,7 @@ const STYLE = `
 body { margin: 0; background: #fff; color: #1b2322; font: 16px/1.5 system-ui, sans-serif; }
 body.dark { background: #0d1112; color: #e8eceb; }
 main > h1 { margin: 24px; }
-.all { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 32px 24px; padding: 0 24px 48px; }
+.all { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 32px 24px; padding: 0 24px 48px; }
 figure { min-width: 0; margin: 0; }
 figcaption { margin-bottom: 8px; }
 figcaption a { color: inherit; }

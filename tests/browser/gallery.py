@@ -20,7 +20,8 @@ from tests.browser.tab import TIMEOUT_MS
 from tests.transports.conftest import listening
 
 WEB = Path(__file__).parents[2] / "holdfast" / "web"
-STATES = re.findall(r'^  "?([\w-]+)"?: \{', (WEB / "gallery_states.js").read_text(), re.MULTILINE)
+_DEFINED = (WEB / "gallery_states.js").read_text().split("\nconst states = ")[1]
+STATES = re.findall(r'^  "?([\w-]+)"?: \{', _DEFINED, re.MULTILINE)
 
 
 @asynccontextmanager

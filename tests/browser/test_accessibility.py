@@ -20,8 +20,9 @@ _FLOATING = '<button>Before</button><holdfast-chat channel="chat:1" heading="Ask
 # Define `focused()`: what has the focus, and whether a person sees it.
 _FOCUSED = """() => { window.focused = () => {
   const node = document.activeElement.shadowRoot?.activeElement ?? document.activeElement
-  const ring = getComputedStyle(node.closest(".composer") && node.localName === "textarea" ? node.closest(".composer") : node)
-  const isSeen = ring.outlineStyle !== "none" && parseFloat(ring.outlineWidth) >= 1 && node.checkVisibility({ opacityProperty: true })
+  const ring = getComputedStyle((node.localName === "textarea" && node.closest(".composer")) || node)
+  const hasRing = ring.outlineStyle !== "none" && parseFloat(ring.outlineWidth) >= 1
+  const isSeen = hasRing && node.checkVisibility({ opacityProperty: true })
   return { name: node.ariaLabel ?? node.textContent.trim() ?? "", tag: node.localName, isSeen }
 } }"""
 _SMALL = """() => [...document.querySelector("holdfast-chat").shadowRoot.querySelectorAll("button, summary, a.source")]
@@ -52,9 +53,10 @@ async def _tab_until(page: Page, name: str, *, key: str = "Tab") -> None:
     seen: list[str] = []
     while not seen or seen[-1] != name:
         await page.keyboard.press(key)
-        focused = await page.evaluate("focused()")
-        assert focused["isSeen"], focused
-        seen.append(focused["name"])
+        seen.append((await page.evaluate("focused()"))["name"])
+        await page.wait_for_function(
+            "() => focused().isSeen", timeout=5_000
+        )  # buttons of messages appear within some frames
         assert len(seen) < 30, seen
 
 
@@ -114,13 +116,15 @@ async def test_one_live_region_speaks_a_finished_answer_once_and_no_piece_of_it(
         first, second = await here.page.evaluate("spoken")
         assert "one two three" in first["text"]
         assert "three" not in second["text"]
-        assert second["at"] - first["at"] >= 2_000
+        assert second["at"] - first["at"] > 1_990  # timers are rounded
 
 
 async def test_each_block_has_its_own_direction(browser: Browser, address: str) -> None:
     page = await open_gallery(browser, address, "state=right-to-left")
-    directions = await page.locator(".assistant").first.locator("p, li").evaluate_all(
-        "nodes => nodes.map((node) => getComputedStyle(node).direction)"
+    directions = (
+        await page.locator(".assistant")
+        .first.locator(".markdown :is(p, li)")
+        .evaluate_all("nodes => nodes.map((node) => getComputedStyle(node).direction)")
     )
     assert directions == ["rtl", "rtl", "rtl", "ltr"]
 
@@ -140,8 +144,9 @@ async def test_nothing_moves_where_the_person_wants_less_motion(browser: Browser
 
 
 async def test_text_grows_with_the_size_that_the_person_chose(browser: Browser, address: str) -> None:
-    sizes = """() => [...document.querySelector("holdfast-chat").shadowRoot.querySelectorAll("p, h2, h3, .author, .state, .choice, textarea, code")]
-      .filter((node) => node.getClientRects().length).map((node) => parseFloat(getComputedStyle(node).fontSize))"""
+    sizes = """() => [...document.querySelector("holdfast-chat").shadowRoot.querySelectorAll("*")]
+      .filter((node) => node.innerText && !node.matches(".code *"))
+      .map((node) => parseFloat(getComputedStyle(node).fontSize))"""
     page = await open_gallery(browser, address, "state=streaming")
     usual = await page.evaluate(sizes)
     await page.evaluate("document.querySelector('holdfast-chat').classList.add('large')")

@@ -20,7 +20,7 @@ _AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
 _FINDINGS = """async () => {
   const { violations } = await axe.run(document, { resultTypes: ["violations"] })
   const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical")
-  return serious.flatMap(({ id, nodes }) => nodes.map(({ target, failureSummary }) => `${id} ${target}: ${failureSummary}`))
+  return serious.flatMap(({ id, nodes }) => nodes.map((node) => `${id} ${node.target}: ${node.failureSummary}`))
 }"""
 # Elements that reach out of the panel, and parts of the panel that scroll sideways. Code and tables may.
 _CUT = """() => [...document.querySelectorAll("holdfast-chat")].flatMap((chat) => {
@@ -28,13 +28,15 @@ _CUT = """() => [...document.querySelectorAll("holdfast-chat")].flatMap((chat) =
   const panel = chat.shadowRoot.querySelector(".panel")
   if (!panel?.getClientRects().length) return []
   const { left, right } = panel.getBoundingClientRect()
-  const wide = [...panel.querySelectorAll(".panel, .log, .composer, .row, .choices, .approval, .body, .actions, header")]
+  const all = (selector) => [...panel.querySelectorAll(selector)]
+  const wide = all(".log, .composer, .row, .choices, .approval, .body, .actions, header")
     .filter((node) => node.scrollWidth > node.clientWidth + 1)
-  const out = [...panel.querySelectorAll("button, h2, p, .author, .state, textarea, summary, .source")].filter((node) => {
+  const out = all("button, h2, p, .author, .state, textarea, summary, .source").filter((node) => {
     const box = node.getBoundingClientRect()
     return box.width > 1 && !node.closest("table, pre, .math") && (box.left < left - 1 || box.right > right + 1)
   })
-  return [...new Set([...wide, ...out])].map((node) => `${name}: ${node.localName}.${node.className} ${node.textContent.slice(0, 40)}`)
+  const words = ({ localName, className, textContent }) => `${localName}.${className} ${textContent.slice(0, 30)}`
+  return [...wide, ...out].map((node) => `${name}: ${words(node)}`)
 })"""
 
 
