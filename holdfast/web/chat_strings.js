@@ -44,7 +44,7 @@ export const STRINGS = {
   live: "Live",
   closed: "Disconnected",
   typing: "is typing…",
-  here: "here",
+  here: "here too",
   readonly: "This chat is read-only.",
   complete: "Answer complete",
   online: "Online",

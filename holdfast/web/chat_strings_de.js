@@ -45,7 +45,7 @@ export const STRINGS = {
   live: "Verbunden",
   closed: "Getrennt",
   typing: "schreibt…",
-  here: "ist auch hier",
+  here: "auch hier",
   readonly: "Dieser Chat ist schreibgeschützt.",
   complete: "Antwort fertig",
   online: "Online",

@@ -61,7 +61,7 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .floating .close { display: grid; }
 .log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: auto; padding: 20px 16px 12px; overscroll-behavior: contain; }
 .log:focus-visible { outline-offset: -2px; }
-.messages { display: grid; grid-template-columns: minmax(0, 1fr); gap: 8px; position: relative; width: 100%; max-width: 740px; margin: 0 auto; }
+.messages { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px; position: relative; width: 100%; max-width: 740px; margin: 0 auto; }
 .empty { display: grid; place-items: center; height: 100%; color: var(--muted); text-align: center; }
 .message { content-visibility: auto; contain-intrinsic-size: auto 200px; min-width: 0; margin: -4px; padding: 4px; overflow-wrap: anywhere; }
 .message > header { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 8px; margin-bottom: 6px; }
@@ -86,14 +86,14 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .primary, .secondary { padding: 6px 14px; }
 .primary { border-color: var(--accent); background: var(--accent); color: var(--on-accent); font-weight: 600; }
 :is(.primary, .secondary):disabled { opacity: .5; cursor: default; }
-.actions { display: flex; flex-wrap: wrap; align-items: center; gap: 2px; min-height: 26px; margin-top: 2px; opacity: 0; transition: opacity .12s; }
+.actions { display: flex; flex-wrap: wrap; align-items: center; gap: 2px; min-height: 24px; margin-top: 2px; opacity: 0; transition: opacity .12s; }
 .assistant .actions { margin-inline-start: -8px; }
 .user .actions { justify-content: flex-end; }
 :is(.message:hover, .message:focus-within, .message:last-child, [data-status="refused"]) > .actions, .actions:has(.place:not([hidden])) { opacity: 1; }
-.action, .branch { padding: 2px 8px; border-color: transparent; background: none; color: var(--muted); font-size: .8125em; }
+.action, .branch { padding: 1px 8px; border-color: transparent; background: none; color: var(--muted); font-size: .8125em; }
 :is(.action, .branch):hover { color: var(--text); background: var(--tint); }
 .place { color: var(--muted); font-size: .8125em; }
-.jump { position: absolute; z-index: 1; left: 50%; bottom: 9em; display: flex; align-items: center; gap: 6px; transform: translateX(-50%); padding: 6px 14px;
+.jump { position: relative; z-index: 1; flex: none; align-self: center; display: flex; align-items: center; gap: 6px; height: 2.6em; margin: -3.2em 0 .6em; padding: 0 14px;
   border-radius: 20px; box-shadow: 0 4px 14px rgb(0 0 0 / 14%); white-space: nowrap; }
 .older { position: sticky; top: 0; z-index: 1; height: 0; margin: 0; text-align: center; color: var(--muted); font-size: .8125em; }
 .older span { padding: 4px 12px; border-radius: 12px; background: var(--surface); box-shadow: 0 1px 6px rgb(0 0 0 / 12%); }
@@ -162,12 +162,13 @@ pre { margin: 0; }
 .code pre { width: max-content; padding: 12px 14px; tab-size: 4; text-align: left; }
 [data-status="streaming"] .markdown > :last-child > :is(p, h3, h4, h5, h6):nth-last-child(1 of :not(.hairline))::after { content: ""; display: inline-block; width: .5em; height: 1.1em;
   margin-inline-start: 3px; border-radius: 2px; background: var(--accent); vertical-align: -.2em; }
-@container (max-width: 23.5em) { .composer .row { flex-wrap: wrap; } .choices { flex: 1 0 100%; flex-wrap: wrap; } .choice { flex: 1; } }
+@container (max-width: 27em) { .composer .row { flex-wrap: wrap; } .choices { flex: 1 0 100%; flex-wrap: wrap; } .choice { flex: 1; } }
 @media (pointer: coarse) {
   :is(.send, .stop, .close, .choice, .action, .branch, .primary, .secondary, .jump, .copy, .source, summary) { min-width: 44px; min-height: 44px; }
   .source, summary { align-content: center; }
   .choices { border-radius: 23px; }
   .actions { opacity: 1; }
+  .jump { margin-top: calc(-44px - .6em); }
 }
 @media (forced-colors: active) {
   .user .body, .code, .approval, .send, .mark { border: 1px solid; }
