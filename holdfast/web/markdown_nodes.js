@@ -111,6 +111,7 @@ function checkbox(isChecked) {
   const box = document.createElement("input")
   box.type = "checkbox"
   box.disabled = true
+  box.ariaLabel = "Task" // the text behind it is read by itself
   box.checked = box.defaultChecked = isChecked
   return box
 }
