@@ -63,7 +63,6 @@ export class Approvals {
     else if (code === "withdrawn") end = words.withdrawn
     else if (reply?.from && reply.from !== panel.me) end = `${words.answeredBy} ${panel.names.of(reply.from)}: ${end}`
     card.dataset.over = "yes"
-    if (card.contains(panel.root.activeElement)) panel.log.focus({ preventScroll: true })
     const row = card.querySelector(".row")
     row?.replaceWith(element("p", { class: "state", dir: "auto" }, end))
     setText(/** @type {Element} */ (card.querySelector(".mistake")), "")

@@ -259,7 +259,6 @@ export class Panel {
   // -- what a person does
 
   toEnd() {
-    if (this.root.activeElement === this.jump) this.log.focus({ preventScroll: true }) // the button vanishes
     this.scroller.toEnd(null)
     this.drawJump()
   }
