@@ -103,6 +103,22 @@ class TurnScheduler:
                 if not worker.is_local:
                     self._lapse_in(channel, turn, BROKEN_S)
 
+    def abandon(self, name: str) -> list[AssignedTurn]:
+        """Let the turns of the agent `name` in another process wait again now, since that process is known to be gone.
+
+        Return the lost attempts. Without this call the turns wait again at the end of their leases.
+        """
+        lost = [
+            (channel, turn)
+            for channel, turns in self._turns.items()
+            for turn in turns
+            if turn.phase is Phase.RUNNING and turn.claim is not None and (turn.claim.by, turn.claim.node) == (name, None)
+        ]
+        attempts = [AssignedTurn(channel, turn.message_id, turn.attempt, None) for channel, turn in lost]
+        for channel, turn in lost:
+            self._lose(channel, turn)
+        return attempts
+
     def hand_over(self, worker: Worker, heir: Worker) -> None:
         """Pass the turns of `worker` to `heir`, a new registration of the same agent."""
         for _, turn in self._turns_of(worker):
