@@ -160,10 +160,7 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
     from holdfast.demo.model import who_answers
     from holdfast.demo.supervisor import network_address, supervise
 
-    if is_lan:
-        host = host or network_address()
-    else:
-        host = check_loopback(host or "127.0.0.1")
+    host = (host or network_address()) if is_lan else check_loopback(host or "127.0.0.1")
     listening = _listen(host, port, tries=PORT_TRIES)
 
     def print_start(invite: str | None) -> None:
@@ -174,7 +171,9 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
         if invite is not None:
             click.echo("  The link works once, within ten minutes. The page makes links and QR codes for others.\n")
         click.echo(f"  {who_answers(os.environ)}")
-        click.echo("  The page has buttons that reload it, kill the server, and crash the agent. Ctrl-C ends the demo.\n")
+        click.echo(
+            "  The page has buttons that reload it, kill the server, and crash the agent. Ctrl-C ends the demo.\n"
+        )
 
     number = supervise(listening, store, is_lan=is_lan, started=print_start, echo=click.echo)
     if number == signal.SIGTERM:  # end as other programs do, so that the caller sees the signal

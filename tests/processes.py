@@ -118,7 +118,7 @@ class Server(Process):
         return request(self.port, "POST", path, body, host=self.host)
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, wait until the port is free, and return the exit code: children of the demo end a bit later."""
+        """Send a signal, wait until the port is free too, since the demo has children, and return the exit code."""
         code = super().end(number)
         deadline_s = time.monotonic() + PATIENCE_S
         with contextlib.suppress(ConnectionError):

@@ -48,7 +48,9 @@ def _likeness(one: frozenset[str], other: frozenset[str]) -> float:
 
 def _read(markdown: str, figures: dict[str, str]) -> ReadyAnswer:
     title, _, text = markdown.partition("\n")
-    return ReadyAnswer(title.removeprefix("# "), _FIGURE.sub(lambda found: figures.get(found[1], _NO_FIGURE), text.strip() + "\n"))
+    return ReadyAnswer(
+        title.removeprefix("# "), _FIGURE.sub(lambda found: figures.get(found[1], _NO_FIGURE), text.strip() + "\n")
+    )
 
 
 _FIGURE = re.compile(r"\[\[(.+?)\]\]")

@@ -162,7 +162,7 @@ _NO_LAN = _Refused(
 _NO_INVITE = _Refused(
     403,
     "no_invite",
-    f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for a new one: each lets one person in.",
+    f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for a new one.",
 )
 _NO_SUPERVISOR = _Refused(
     409, "no_supervisor", "No process would start this server again. Start the demo with: make demo (holdfast demo)"

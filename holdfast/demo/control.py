@@ -33,7 +33,10 @@ __all__ = [
 ]
 
 IN_SERVER = "guide"  # the agent in the server's process, which answers while no other agent does
-AGENTS = ("guide~1", "guide~2")  # those in processes of their own: under one client id, so their answers have one author
+AGENTS = (
+    "guide~1",
+    "guide~2",
+)  # those in processes of their own: under one client id, so their answers have one author
 UNAVAILABLE = 3  # exit status of an agent that cannot run in this installation
 
 _LONGEST_LINE = 65_536

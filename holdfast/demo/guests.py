@@ -77,9 +77,7 @@ class Guests:
         person = self.person(scope)
         if person is None:
             return None
-        return Identity(
-            client_id=person.id, grants={_CHANNELS: _RIGHTS}, expires_at_ms=int(person.until_s * 1000)
-        )
+        return Identity(client_id=person.id, grants={_CHANNELS: _RIGHTS}, expires_at_ms=int(person.until_s * 1000))
 
     def person(self, scope: Scope) -> Person | None:
         """Return the person that the cookie of a request names; None without a cookie that this demo has signed."""

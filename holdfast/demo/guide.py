@@ -107,9 +107,7 @@ class Guide:
             await message.update(meta=msgspec.to_builtins(settled))
             await self._delete(turn.channel, settled.decision)
 
-    async def _write(
-        self, turn: Turn, message: Writer, steps: list[Step], meta: dict[str, Json]
-    ) -> list[Steering]:
+    async def _write(self, turn: Turn, message: Writer, steps: list[Step], meta: dict[str, Json]) -> list[Steering]:
         """Write the rest of `steps` after the stored text. Return early with steering that arrives meanwhile."""
         restarts = self._restarts
         for number, (text, delay_s) in enumerate(continue_at(steps, message.length)):

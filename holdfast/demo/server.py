@@ -2,8 +2,8 @@
 
 Layer: demo.
 
-The supervisor passes on the listening socket, so the port stays the same after a crash. `python -m holdfast.demo.server`
-is the process; `Supervision` is the supervisor, as the routes see it.
+The supervisor passes on the listening socket, so the port stays the same after a crash. `python -m
+holdfast.demo.server` is the process; `Parent` is the supervisor, as this process sees it.
 """
 
 from __future__ import annotations

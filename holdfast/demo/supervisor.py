@@ -46,7 +46,9 @@ END_S = 1.5  # for the children to end; then they are killed
 Echo = Callable[[str], object]
 
 
-def supervise(listening: socket.socket, store: str, *, is_lan: bool, started: Callable[[str | None], object], echo: Echo) -> int:
+def supervise(
+    listening: socket.socket, store: str, *, is_lan: bool, started: Callable[[str | None], object], echo: Echo
+) -> int:
     """Serve the demo on `listening` until a signal ends it; return that signal, or 0 if the server ended by itself.
 
     `started` is called with the owner's link, if there is one, when the first server serves. `echo` gets a line for
@@ -189,12 +191,12 @@ class _Supervisor:
                 sys.stdout.flush()
                 continue
             match message:
-                case Ready(down_s=None):
+                case Ready(down_s=down_s, invite=invite):
                     is_ready = True
-                    self._started(message.invite)
-                case Ready():
-                    is_ready = True
-                    self._echo(f"Server restarted after {message.down_s:.1f} s ({cause}).")
+                    if down_s is None:
+                        self._started(invite)
+                        continue
+                    self._echo(f"Server restarted after {down_s:.1f} s ({cause}).")
                     for agent in self._agents.values():
                         await _send(agent, Restarted())
                 case Crash():
@@ -206,7 +208,9 @@ class _Supervisor:
     async def _keep_agent(self, name: str) -> None:
         restarts = _Restarts()
         while not self._ending.is_set():
-            start = AgentStart(url=f"{self._address}/holdfast", name=name, token=self._agent_token if self._guest_key else None)
+            start = AgentStart(
+                url=f"{self._address}/holdfast", name=name, token=self._agent_token if self._guest_key else None
+            )
             self._agents[name] = agent = await _begin("holdfast.demo.worker", start)
             status = await agent.wait()
             if self._ending.is_set() or status == UNAVAILABLE:
@@ -227,7 +231,7 @@ class _Supervisor:
         return agent.pid
 
 
-_from_server: msgspec.json.Decoder[Ready | Crash] = msgspec.json.Decoder(Ready | Crash)  # type: ignore[arg-type]
+_from_server: msgspec.json.Decoder[Ready | Crash] = msgspec.json.Decoder(Ready | Crash)
 
 
 async def _begin(module: str, start: Struct, *, pass_fds: tuple[int, ...] = ()) -> asyncio.subprocess.Process:

@@ -101,7 +101,9 @@ async def test_one_person_approves_the_request_of_another(browser: Browser, demo
     await send(ada, "Delete the messages")
     for tab in (ada, bob):
         await expect(tab.page.locator(".approval p")).to_have_text("Delete the message above?")
-        await expect(tab.page.locator('[data-member-id^="guide"] .work', has_text="waiting for approval")).to_have_count(1)
+        await expect(
+            tab.page.locator('[data-member-id^="guide"] .work', has_text="waiting for approval")
+        ).to_have_count(1)
     await ada.page.reload()  # an approval is stored like every command
     await expect(ada.page.locator(".approval p")).to_have_text("Delete the message above?")
     await bob.page.get_by_role("button", name="Yes").click()

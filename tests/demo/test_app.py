@@ -102,9 +102,14 @@ class Demo:
 
 @asynccontextmanager
 async def demo(
-    store: str, sleep: Sleep = at_once, *, supervision: Supervision | None = None, guests: Guests | None = None
+    store: str,
+    sleep: Sleep = at_once,
+    *,
+    supervision: Supervision | None = None,
+    guests: Guests | None = None,
+    **environ: str,
 ) -> AsyncIterator[Demo]:
-    app = build(store, sleep=sleep, environ={}, supervision=supervision, guests=guests)
+    app = build(store, sleep=sleep, environ=environ, supervision=supervision, guests=guests)
     transport = httpx2.ASGITransport(app=app, client=("127.0.0.1", 50_000))
     async with app.router.lifespan_context(app), httpx2.AsyncClient(transport=transport, base_url=BASE) as http:
         yield Demo(app.state.hub, http)
@@ -447,7 +452,9 @@ async def test_a_guest_trades_the_secret_for_a_cookie_once() -> None:
         assert asked.json()["message"]["author"] == person["id"]
         foreign = {"origin": "http://evil.example"}
         assert (await here.http.post("/demo/kill", json={}, headers=foreign)).status_code == 403
-        other = await here.http.post("/holdfast/v1/channels/chat:1/messages", json={"text": "?"}, headers={"origin": BASE})
+        other = await here.http.post(
+            "/holdfast/v1/channels/chat:1/messages", json={"text": "?"}, headers={"origin": BASE}
+        )
         assert other.status_code == 403  # a guest is let into the chats of the demo alone
 
         made = await here.http.post("/demo/invites", json={"channel": CHANNEL}, headers={"origin": BASE})

@@ -143,7 +143,7 @@ def test_agents_that_crash_in_mid_sentence_are_succeeded_and_no_text_is_doubled(
     assert "Traceback" not in demo.output
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_all_processes_end_with_the_supervisor_and_the_next_start_continues_the_answer(
     demo: Server, ending: signal.Signals
 ) -> None:
