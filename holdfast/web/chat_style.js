@@ -58,7 +58,7 @@ h2 { margin: 0; font-size: 16px; line-height: 1.3; }
 .log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: auto; padding: 20px 16px 8px; overscroll-behavior: contain; }
 .messages { display: grid; gap: 12px; position: relative; width: 100%; max-width: 760px; margin: 0 auto; }
 .empty { display: grid; place-items: center; height: 100%; color: var(--muted); text-align: center; }
-.message { content-visibility: auto; contain-intrinsic-size: auto 200px; min-width: 0; overflow-wrap: anywhere; }
+.message { content-visibility: auto; contain-intrinsic-height: auto 200px; min-width: 0; overflow-wrap: anywhere; }
 .message > header { display: flex; align-items: baseline; gap: 8px; margin-bottom: 4px; font-size: 14px; }
 .author { font-weight: 600; }
 .mark { display: grid; place-items: center; align-self: center; width: 24px; height: 24px; border-radius: 7px; background: var(--accent); color: var(--on-accent); }
@@ -114,7 +114,7 @@ details { margin: 6px 0; color: var(--muted); font-size: 14px; }
 details pre { margin: 6px 0; padding: 8px 12px; border-left: 2px solid var(--border); white-space: pre-wrap; font: inherit; }
 .source { display: inline-block; margin: 6px 6px 0 0; padding: 3px 10px; border: 1px solid var(--border); border-radius: 8px; background: var(--surface);
   color: var(--muted); font-size: 13px; text-decoration: none; }
-.chunk { content-visibility: auto; contain-intrinsic-size: auto 1000px; }
+.chunk:has(+ .chunk) { content-visibility: auto; contain-intrinsic-height: auto 2000px; }
 .markdown :is(p, ul, ol, table, blockquote, .code, h3, h4, h5, h6) { margin: 0 0 .7em; }
 .markdown :is(.chunk, div):last-child > :last-child { margin-bottom: 0; }
 .markdown :is(h3, h4, h5, h6) { margin-top: 1em; font-size: 1.1em; line-height: 1.3; }
