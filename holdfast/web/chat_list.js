@@ -44,8 +44,10 @@ export class MessageList {
       role === "user" && !local && created > (streaming[0]?.created ?? Infinity) && !all.some((one) => one.role !== "user" && (one.reply_to ?? one.parent) === id)
     /** @type {Element | null} */
     let next = null
-    /** @type {(() => void) | undefined} */
+    /** @type {((added: HTMLElement[]) => void) | undefined} */
     let release
+    /** @type {HTMLElement[]} */
+    const added = []
     this.isBehind = false
     for (let n = messages.length - 1; n >= 0; n--) {
       const message = messages[n]
@@ -60,7 +62,10 @@ export class MessageList {
       let after = isNew ? null : view.node.nextElementSibling
       while (after && kept.has(after)) after = after.nextElementSibling
       if (isNew || after !== next) {
-        if (isNew && next && next === this.node.firstElementChild && !this.panel.scroller.isFollowing) release ??= this.panel.scroller.hold(next)
+        if (isNew && next && next === this.node.firstElementChild && !this.panel.scroller.isFollowing) {
+          release ??= this.panel.scroller.hold(next)
+          added.push(view.node)
+        }
         this.node.insertBefore(view.node, next)
       }
       next = view.node
@@ -68,7 +73,7 @@ export class MessageList {
       this.isBehind ||= view.isBehind
       if (isNew && message.role !== "user" && message.status !== "streaming" && message.created > this.#newest) view.ended()
     }
-    release?.()
+    release?.(added)
     if (state === "live") this.#newest = messages.filter(({ local }) => !local).at(-1)?.created ?? 0
   }
 

@@ -39,7 +39,7 @@ export class MessageView {
     this.node.dataset.messageId = message.id
     const act = (/** @type {(id: string) => unknown} */ request) => () => panel.run(() => request(this.message.id), this.error)
     this.buttons = {
-      copy: button(words.copy, "action", act(() => copyText(this.buttons.copy, this.message.text, words))),
+      copy: button(words.copy, "action", act(() => this.copy())),
       regenerate: button(words.regenerate, "action", act((id) => panel.channel.regenerate(id))),
       retry: button(words.retry, "action", act((id) => panel.channel.retry(id))),
       discard: button(words.discard, "action", act((id) => panel.channel.discard(id))),
@@ -155,6 +155,11 @@ export class MessageView {
     const versions = panel.channel.branches(id)
     buttons.previous.hidden = buttons.following.hidden = buttons.place.hidden = versions.length < 2
     setText(buttons.place, `${versions.findIndex((one) => one.id === id) + 1}/${versions.length}`)
+  }
+
+  /** @returns {Promise<void>} */
+  copy() {
+    return copyText(this.buttons.copy, this.message.text, this.panel.words)
   }
 
   /** @param {number} step */

@@ -19,7 +19,8 @@ import { remember } from "./view.js"
 /** @typedef {import("./channel.js").Snapshot} Snapshot */
 
 const HIDDEN_MS = 250
-const SLICE_MS = 12 // of one drawing …
+const SLICE_MS = 12 // of one drawing, …
+const HELD_MS = 6 // … of one that also lays messages out above the view, …
 const FIRST_MS = 30 // … and of the first one
 const SLOW_MS = 1_000 // a connection that takes longer is mentioned
 const MAX_REPLIES = 100
@@ -145,7 +146,7 @@ export class Panel {
       cancelAnimationFrame(frame)
       clearTimeout(timer)
       this.#isDrawing = false
-      if (!this.closing.signal.aborted) this.draw(SLICE_MS)
+      if (!this.closing.signal.aborted) this.draw(this.scroller.isFollowing ? SLICE_MS : HELD_MS)
     }
     const timer = setTimeout(draw, HIDDEN_MS) // a hidden page has no frames
     const frame = requestAnimationFrame(draw)

@@ -63,14 +63,20 @@ export class Scroller {
     this.keep()
   }
 
-  /** Return a function that moves the view as far as `node` was moved since. @param {Element} node */
+  /**
+   * Return a function that moves the view as far as `node` was moved by nodes above it, which it gets. They are laid out
+   * at once, whether they are in view or not: their heights are known then, and the view does not move later.
+   *
+   * @param {Element} node
+   */
   hold(node) {
     const { log } = this.panel
     const top = node.getBoundingClientRect().top
-    return () => {
-      const moved = node.getBoundingClientRect().top - top
-      if (moved) log.scrollTop += moved
+    return (/** @type {HTMLElement[]} */ added) => {
+      for (const { style } of added) style.contentVisibility = "visible"
+      log.scrollTop += node.getBoundingClientRect().top - top
       this.#lastTop = log.scrollTop
+      requestAnimationFrame(() => added.forEach(({ style }) => (style.contentVisibility = "")))
     }
   }
 }

@@ -63,7 +63,7 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .log:focus-visible { outline-offset: -2px; }
 .messages { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px; position: relative; width: 100%; max-width: 740px; margin: 0 auto; }
 .empty { display: grid; place-items: center; height: 100%; color: var(--muted); text-align: center; }
-.message { content-visibility: auto; contain-intrinsic-size: auto 200px; min-width: 0; margin: -4px; padding: 4px; overflow-wrap: anywhere; }
+.message { content-visibility: auto; contain-intrinsic-height: auto 200px; min-width: 0; margin: -4px; padding: 4px; overflow-wrap: anywhere; }
 .message > header { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 8px; margin-bottom: 6px; }
 .author { font-weight: 600; font-size: .9375em; }
 .state { margin: 0; color: var(--muted); font-size: .875em; }
@@ -127,7 +127,7 @@ details.reasoning pre { font: inherit; }
 .source { display: inline-block; margin: 8px 8px 0 0; padding: 3px 10px; border: 1px solid var(--border); border-radius: 9px; background: var(--surface);
   color: var(--muted); font-size: .8125em; text-decoration: none; }
 a.source:hover { color: var(--accent); border-color: var(--accent); }
-.chunk { content-visibility: auto; contain-intrinsic-size: auto 1000px; }
+.chunk:has(+ .chunk) { content-visibility: auto; contain-intrinsic-height: auto 2000px; }
 .markdown :is(p, ul, ol, table, blockquote, .code, h3, h4, h5, h6) { margin: 0 0 .75em; }
 .markdown :is(.chunk, div):last-child > :last-child { margin-bottom: 0; }
 .markdown :is(h3, h4, h5, h6) { margin-top: 1.1em; font-size: 1em; line-height: 1.35; }

@@ -20,15 +20,14 @@ export class HoldfastChat extends Base {
     "url", "channel", "token", "identity", "heading", "placeholder", "launcher", "open", "theme", "lang", "readonly", "images",
   ]
 
-  // An app may set a property before its tag is defined: then the element has the value already.
   /** A client of the app, instead of one for `url` and `token`. @type {import("./client.js").Client | null} */
-  client = this.client ?? null
+  client = early(this, "client")
   /** Returns a token, as the option `token` of `connect`. @type {import("./token.js").TokenSource | null} */
-  tokenProvider = this.tokenProvider ?? null
+  tokenProvider = early(this, "tokenProvider")
   /** Words of the app, instead of those of `chat_strings.js`. @type {Partial<import("./chat_strings.js").Strings>} */
-  strings = this.strings ?? {}
+  strings = early(this, "strings") ?? {}
   /** Draws a part of a message, or returns null for the usual form. @type {((part: object, message: object) => Node | null) | null} */
-  renderPart = this.renderPart ?? null
+  renderPart = early(this, "renderPart")
 
   /** @type {import("./chat_panel.js").Panel | null} */
   #panel = null
@@ -185,6 +184,11 @@ export class HoldfastChat extends Base {
       this.#isLoading = false
     }
   }
+}
+
+/** Return what an app has set before the tag was defined. @param {any} element @param {string} name */
+function early(element, name) {
+  return element[name] ?? null
 }
 
 /** @type {{ connect: typeof import("./client.js").connect | undefined }} */

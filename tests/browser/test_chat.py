@@ -59,10 +59,11 @@ _FRAMES = "await new Promise((done) => requestAnimationFrame(() => requestAnimat
 class Scene:
     """A page with the element, and the hub behind it. The agent's answer grows when the test says so."""
 
-    def __init__(self, page: Page, hub: Hub, pieces: asyncio.Queue[str | None]) -> None:
+    def __init__(self, page: Page, hub: Hub, pieces: asyncio.Queue[str | None], stored: asyncio.Event) -> None:
         self.page = page
         self.hub = hub
         self.pieces = pieces
+        self.stored = stored
         self.violations: list[str] = []
 
     async def ask(self, text: str) -> None:
@@ -80,8 +81,14 @@ class Scene:
         """Let the agent write the pieces, and wait for the last one."""
         for piece in pieces:
             self.pieces.put_nowait(piece)
-        last = pieces[-1].split("\n")[-1].strip()
+        last = pieces[-1].split("\n")[-1].strip("- ")
         await self.page.wait_for_function("last => root.textContent.includes(last)", arg=last)
+
+    async def write(self, piece: str) -> None:
+        """Let the agent store a piece that the page cannot receive."""
+        self.stored.clear()
+        self.pieces.put_nowait(piece)
+        await self.stored.wait()
 
     async def end(self) -> None:
         """Let the agent end its answer."""
@@ -94,20 +101,29 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(browser: Browser, tag: str = _INLINE, hub: Hub | None = None) -> AsyncIterator[Scene]:
+async def scene(
+    browser: Browser, tag: str = _INLINE, hub: Hub | None = None, *, has_agent: bool = True
+) -> AsyncIterator[Scene]:
     hub = hub or new_hub()
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
-    @hub.agent("chat:*", name="Guide")
+    stored = asyncio.Event()
+
+    @hub.agent("chat:*" if has_agent else "none", name="Guide")
     async def guide(turn: Any) -> None:
         async with turn.reply() as message:
             while (piece := await pieces.get()) is not None:
+                if piece.startswith("state "):
+                    turn.progress(piece.removeprefix("state "))
+                    continue
                 if piece == "fail":
                     raise ValueError(piece)
                 if piece == "ask":
                     reply = await turn.ask("approve", {"question": "Delete 3 files?", "arguments": "drafts/*"})
                     piece = "Deleted." if reply.ok else "Kept."
                 await message.append(piece)
+                await message.flush()
+                stored.set()
 
     async def document(request: object) -> HTMLResponse:
         page = f"<!doctype html><title>Chat</title><script type=module src=/holdfast/web/chat.js></script>{tag}"
@@ -116,7 +132,7 @@ async def scene(browser: Browser, tag: str = _INLINE, hub: Hub | None = None) ->
     app = Starlette(routes=[Route("/", document), Mount("/holdfast", hub)])
     async with serving(hub, app) as served:
         page = await page_at(browser, served.port)
-        here = Scene(page, hub, pieces)
+        here = Scene(page, hub, pieces, stored)
         page.on("console", lambda message: here.violations.append(message.text) if "Policy" in message.text else None)
         yield here
         assert here.violations == []
@@ -263,7 +279,9 @@ async def test_mark_stands_before_the_next_block_and_moves_no_more(browser: Brow
         await here.answer(" goes on.\n\n- one")
         assert await here.page.evaluate(_LINES) == ["First paragraph goes on.", "(Reload: 1 event)", "one"]
         await here.answer("\n- two\n\nNext paragraph\n\nThe end")
-        await here.page.evaluate("id => { chat.marks = [...chat.marks, { message: id, at: 30, text: 'Kill' }] }", answer)
+        await here.page.evaluate(
+            "id => { chat.marks = [...chat.marks, { message: id, at: 30, text: 'Kill' }] }", answer
+        )
         await here.end()
         await here.frames()
         lines = ["First paragraph goes on.", "(Reload: 1 event)", "one", "two", "(Kill)", "Next paragraph", "The end"]
@@ -277,8 +295,8 @@ async def test_places_of_marks_do_not_depend_on_the_pieces(browser: Browser) -> 
         found = await here.page.evaluate(
             """async () => {
               const { GrowingMarkdown } = await import("/holdfast/web/markdown.js")
-              const blocks = ["A paragraph.", "- one\\n- two\\n\\n  more", "```py\\nx = 1\\n\\ny = 2\\n```", "# Title", "|a|b|\\n|-|-|\\n|1|2|",
-                "> quoted", "x".repeat(30) + " word".repeat(4_000), ("- item\\n").repeat(900), "last"]
+              const blocks = ["A paragraph.", "- one\\n- two\\n\\n  more", "```py\\nx = 1\\n\\ny = 2\\n```", "# Title",
+                "|a|b|\\n|-|-|\\n|1|2|", "> quoted", "x".repeat(30) + " word".repeat(3_400), ("- item\\n").repeat(650), "last"]
               const text = blocks.join("\\n\\n") + "\\n"
               const starts = [0]
               for (const block of blocks) starts.push(starts.at(-1) + block.length + 2)
@@ -296,15 +314,16 @@ async def test_places_of_marks_do_not_depend_on_the_pieces(browser: Browser) -> 
                 return root
               }
               const placesIn = (root) => [...root.querySelectorAll("hr")].map((line) => {
-                const next = line.nextElementSibling?.matches("hr") ? line.nextElementSibling.nextElementSibling : line.nextElementSibling
+                let next = line.nextElementSibling
+                if (next?.localName === "hr") next = next.nextElementSibling
                 return [line.id, next?.localName]
               })
               const whole = grown(text.length)
-              return [placesIn(whole), [7, 61, 997].map((step) => grown(step).innerHTML === whole.innerHTML)]
+              return [placesIn(whole), [97, 997].map((step) => grown(step).innerHTML === whole.innerHTML)]
             }"""
         )
         places, same = found
-        assert same == [True, True, True]
+        assert same == [True, True]
         assert [int(at) for at, _ in places] == sorted(int(at) for at, _ in places)
         names = [name for _, name in places]
         assert names[0] == "p"  # the place 0 is before the first block
@@ -317,10 +336,7 @@ async def test_connection_that_comes_back_leaves_a_mark_with_what_it_brought(bro
         await here.ask("Explain")
         await here.answer("Before.\n\nMore")
         await here.page.evaluate("client.suspend()")
-        here.pieces.put_nowait(" words 🎉.\n\nAfter.")
-        answer = await here.page.evaluate("channel.getSnapshot().messages.at(-1).id")
-        while not (await here.hub.read("chat:1", answer))[0].text.endswith("After."):
-            await asyncio.sleep(0)
+        await here.write(" words 🎉.\n\nAfter.")
         await here.page.evaluate("client.resume()")
         await here.until("came back")
         words = "(Reconnected here. 17 characters came back.)"
@@ -338,12 +354,9 @@ async def test_page_that_comes_back_marks_where_it_was(browser: Browser) -> None
         await here.until("Before.")
         await here.page.reload()
         await here.page.get_by_role("separator", name="Welcome back, nothing was missed.").wait_for()
-        answer = str(await here.page.locator(".assistant").get_attribute("data-message-id"))
         address = here.page.url
         await here.page.goto("about:blank")
-        here.pieces.put_nowait(" More.\n\nAfter.")
-        while not (await here.hub.read("chat:1", answer))[0].text.endswith("After."):
-            await asyncio.sleep(0)
+        await here.write(" More.\n\nAfter.")
         await here.page.goto(address)
         await here.page.get_by_role("separator", name="Welcome back. 14 characters came back.").wait_for()
 
@@ -352,14 +365,8 @@ async def test_page_that_comes_back_marks_where_it_was(browser: Browser) -> None
 
 
 async def test_buttons_appear_when_the_server_confirms_who_the_person_is(browser: Browser) -> None:
-    tag = '<holdfast-chat channel="chat:1" identity="ada" token="TOKEN"></holdfast-chat>'
-    rights = verified()
-    async with scene(browser, tag.replace("TOKEN", token()), rights) as here:
-        await here.ask("What is a cursor?")
-        here.pieces.put_nowait("A position.")
-        here.pieces.put_nowait(None)
-        await here.until("A position.")
-        await here.page.locator(".user").get_by_text("Edit", exact=True).wait_for(state="attached")
+    async with scene(browser, "", has_agent=False) as here:
+        await here.hub.create("chat:1", id="a", text="What is a cursor?", author="ada")
         may_connect = asyncio.Event()
 
         async def hold(socket: WebSocketRoute) -> None:
@@ -367,8 +374,19 @@ async def test_buttons_appear_when_the_server_confirms_who_the_person_is(browser
             socket.connect_to_server()
 
         await here.page.route_web_socket("**/v1/ws*", hold)
-        await here.page.reload()
-        await here.until("A position.")  # from the cache
+        await here.mount(client="ada")
+        await here.page.evaluate(
+            """async () => {  // as the cache does
+              const { View } = await import("/holdfast/web/view.js")
+              const view = new View()
+              const message = { id: "a", role: "user", author: "ada", status: "complete", created: 1, version: 1 }
+              message.parts = [{ type: "text", text: "What is a cursor?" }]
+              const attached = { type: "channel.attached", resumed: false }
+              view.apply({ cursor: "-:0", events: [attached, { type: "message.create", serial: 1, message }] })
+              channel.show(view, true)
+            }"""
+        )
+        await here.until("What is a cursor?")
         await here.frames()
         assert await here.page.locator(".user .action:not([hidden])").all_inner_texts() == ["Copy"]
         may_connect.set()
@@ -376,7 +394,7 @@ async def test_buttons_appear_when_the_server_confirms_who_the_person_is(browser
 
 
 async def test_number_of_a_branch_changes_when_another_window_adds_one(browser: Browser) -> None:
-    async with scene(browser, "") as here:
+    async with scene(browser, "", has_agent=False) as here:
         await here.hub.create("chat:1", id="a", text="one", author="anonymous", parent=None)
         await here.hub.create("chat:1", id="b", text="two", author="anonymous", parent=None)
         await here.mount()
@@ -389,7 +407,7 @@ async def test_number_of_a_branch_changes_when_another_window_adds_one(browser: 
 
 
 async def test_question_that_is_deleted_while_it_is_edited_keeps_its_new_text(browser: Browser) -> None:
-    async with scene(browser, "") as here:
+    async with scene(browser, "", has_agent=False) as here:
         await here.hub.create("chat:1", id="a", text="Old words", author="anonymous")
         await here.hub.create("chat:1", id="b", text="Other words", author="anonymous")
         await here.mount()
@@ -402,7 +420,7 @@ async def test_question_that_is_deleted_while_it_is_edited_keeps_its_new_text(br
         await here.page.get_by_text("Save", exact=True).click()
         await here.until("Not sent")
         assert await here.page.locator("article .markdown").all_inner_texts() == ["Other words", "New words"]
-        await here.page.get_by_text("Try again", exact=True).click()
+        await here.page.get_by_role("button", name="Try again").click()
         await here.page.wait_for_function("() => channel.getSnapshot().messages.every(({ local }) => !local)")
         assert await here.page.locator("article .markdown").all_inner_texts() == ["Other words", "New words"]
 
@@ -413,7 +431,7 @@ async def test_escape_ends_an_edit_and_not_the_answer(browser: Browser) -> None:
         await here.ask("Count")
         await here.answer("one")
         await here.page.locator(".user").hover()
-        await here.page.get_by_text("Edit", exact=True).click()
+        await here.page.get_by_role("button", name="Edit").click()
         await here.page.press(".editor", "Escape")
         assert await here.page.locator(".editor").count() == 0
         await here.answer(" two")
@@ -424,7 +442,7 @@ async def test_escape_ends_an_edit_and_not_the_answer(browser: Browser) -> None:
 
 
 async def test_approval_says_who_answered_it_also_after_a_lost_connection(browser: Browser) -> None:
-    async with scene(browser, "") as here:
+    async with scene(browser, "", has_agent=False) as here:
         await here.hub.create("chat:1", id="a", text="Delete", author="anonymous")
         await here.mount(client="ada")
         for name, error in (("one", None), ("two", {"code": "expired"}), ("three", None)):
@@ -444,7 +462,7 @@ async def test_approval_says_who_answered_it_also_after_a_lost_connection(browse
 
 
 async def test_approval_without_a_message_in_view_stands_at_the_end(browser: Browser) -> None:
-    async with scene(browser, "") as here:
+    async with scene(browser, "", has_agent=False) as here:
         await here.mount()
         await here.hub.command("chat:1", "approve", data="May I?")
         await here.page.locator(".log > .approvals").get_by_text("May I?").wait_for()
@@ -456,38 +474,44 @@ async def test_approval_without_a_message_in_view_stands_at_the_end(browser: Bro
 
 
 async def test_newest_messages_are_built_first_and_the_view_stays_where_it_is(browser: Browser) -> None:
-    async with scene(browser, "") as here:
+    async with scene(browser, "", has_agent=False) as here:
         for n in range(360):
             await here.hub.create("chat:1", id=f"m{n}", text=f"Message {n}\n\n" + "word " * 200, author="Bea")
         await here.mount(pages=2, client="ada")
         moved = await here.page.evaluate(
             """async () => {
-              const log = root.querySelector(".log")
-              const count = () => root.querySelectorAll("article").length
-              const counts = [count()]
+              const before = chat
+              window.chat = before.cloneNode()
+              chat.client = client
+              before.replaceWith(chat)
               const frame = () => new Promise(requestAnimationFrame)
+              while (!chat.shadowRoot.querySelector("article")) await new Promise((done) => setTimeout(done))
+              const log = chat.shadowRoot.querySelector(".log")
+              const articles = () => [...log.querySelectorAll("article")]
+              const counts = [articles().length]
               log.scrollTop -= 900
               await frame()
-              const one = [...root.querySelectorAll("article")].find((node) => node.getBoundingClientRect().bottom > 0)
+              const edge = log.getBoundingClientRect().top
+              const one = articles().find((node) => node.getBoundingClientRect().bottom > edge)
               const top = one.getBoundingClientRect().top
               let moved = 0
-              while (count() < channel.getSnapshot().messages.length) {
+              while (articles().length < channel.getSnapshot().messages.length) {
                 await frame()
-                counts.push(count())
+                counts.push(articles().length)
                 moved = Math.max(moved, Math.abs(one.getBoundingClientRect().top - top))
               }
-              return [moved, counts, root.querySelector("article").dataset.messageId, root.querySelector("article:last-child").dataset.messageId]
+              return [moved, counts, articles()[0].dataset.messageId, articles().at(-1).dataset.messageId]
             }"""
         )
         distance, counts, first, last = moved
-        assert counts[0] < 360
+        assert counts[0] < 360, counts
         assert counts[-1] == 360
         assert (first, last) == ("m0", "m359")
-        assert distance <= 2
+        assert distance <= 2, moved
 
 
 async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
-    async with scene(browser, "") as here:
+    async with scene(browser, "", has_agent=False) as here:
         for n in range(120):
             await here.hub.create("chat:1", id=f"m{n}", text=f"Message {n}\n\n" + "word " * 60, author="Bea")
         await here.mount(client="ada")
@@ -498,7 +522,9 @@ async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
               const frame = () => new Promise(requestAnimationFrame)
               log.scrollTop = 20
               await frame()
-              const one = [...root.querySelectorAll("article")].find((node) => node.getBoundingClientRect().bottom > log.getBoundingClientRect().top)
+              const edge = log.getBoundingClientRect().top
+              const all = [...root.querySelectorAll("article")]
+              const one = all.find((node) => node.getBoundingClientRect().bottom > edge)
               const top = one.getBoundingClientRect().top
               let moved = 0
               while (root.querySelectorAll("article").length < 100) {
@@ -512,17 +538,17 @@ async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
 
 
 async def test_long_message_with_many_parts_is_drawn_in_slices(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        text = "\n\n".join(f"Paragraph {n} " + "word " * 40 for n in range(1_000))
+    async with scene(browser, "", has_agent=False) as here:
+        text = "\n\n".join(f"Paragraph {n} " + "word " * 40 for n in range(4_000))
         parts: list[Any] = [{"type": "text", "text": text}]
         for n in range(255):
             parts.append({"type": "data", "name": f"data {n}", "data": {"n": n}})
         await here.hub.create("chat:1", id="a", role="assistant", author="Guide", parts=parts)
         await here.mount()
         first = await here.page.evaluate("root.querySelectorAll('article p').length")
-        assert first < 1_000
+        assert first < 4_000
         await here.page.wait_for_function("() => root.querySelectorAll('article details').length === 255")
-        assert await here.page.evaluate("root.querySelectorAll('.markdown p').length") == 1_000
+        assert await here.page.evaluate("root.querySelectorAll('.markdown p').length") == 4_000
 
 
 # What it shows
@@ -557,7 +583,9 @@ async def test_each_part_has_its_form(browser: Browser) -> None:
         await here.hub.command("chat:1", "approve", target="a", data="May I?")
         await here.until("May I?")
         parts_of = "[...new Set([...root.querySelectorAll('[part]')].flatMap((node) => [...node.part]))]"
-        documented = re.findall(r"`([\w-]+)`", (ROOT / "docs/widget.md").read_text().split("`::part`:")[1].split("\n\n")[0])
+        documented = re.findall(
+            r"`([\w-]+)`", (ROOT / "docs/widget.md").read_text().split("`::part`:")[1].split("\n\n")[0]
+        )
         shown = set(await here.page.evaluate(parts_of))
         assert shown | {"launcher", "badge", "mark", "message-user", "error"} == set(documented)
         await here.page.evaluate("chat.addEventListener('holdfast-link', (event) => event.preventDefault())")
@@ -602,8 +630,9 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         await here.until("Online · Bea here")
         await here.page.evaluate("other.send('Hello')")
         await here.page.locator(".author", has_text="Bea").wait_for()
-        await here.until("Guide is thinking…")
         await here.answer("Hi")
+        here.pieces.put_nowait("state searching")
+        await here.until("Guide: searching…")
         await here.ask("Second question")
         await here.until("Waits for its turn")
         await here.end()
@@ -618,8 +647,9 @@ async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_
         await here.until("thinking…")
         await here.frames()
         top = """() => {
-          const log = root.querySelector(".log").getBoundingClientRect().top
-          return [...root.querySelectorAll("article")].find((node) => node.textContent.includes("My question")).getBoundingClientRect().top - log
+          const all = [...root.querySelectorAll("article")]
+          const question = all.find((node) => node.textContent.includes("My question"))
+          return question.getBoundingClientRect().top - root.querySelector(".log").getBoundingClientRect().top
         }"""
         assert 0 <= await here.page.evaluate(top) <= 40
         await here.answer("Short answer")
@@ -640,7 +670,7 @@ async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_
 
 
 async def test_closed_chat_counts_what_has_arrived(browser: Browser) -> None:
-    async with scene(browser, "") as here:
+    async with scene(browser, "", has_agent=False) as here:
         await here.mount(attributes={"launcher": "", "open": ""}, client="ada")
         await here.until("Online")
         await here.page.evaluate("chat.hide()")
@@ -669,7 +699,7 @@ async def test_composer_grows_to_eight_lines_and_then_scrolls(browser: Browser) 
         await here.mount()
         input = here.page.locator(".composer textarea")
         sizes = []
-        for text in ("", "one", "a\nb\nc", "word " * 120, "\n".join("abcdefghijkl"), "one"):
+        for text in ("", "one", "a\nb\nc", "word " * 100, "\n".join("abcdefghijkl"), "one"):
             await input.fill(text)
             sizes.append(await input.evaluate("node => [node.rows, node.scrollHeight > node.clientHeight]"))
         assert [sizes[n] for n in (0, 1, 2, 4, 5)] == [[1, False], [1, False], [3, False], [8, True], [1, False]]
@@ -705,22 +735,14 @@ async def test_refused_message_stays_with_its_reason_and_a_text_that_no_message_
         await here.mount()
         await here.ask("x" * 3_000)
         await here.until("Not sent")
-        await here.until("2,000")
+        assert await here.page.locator(".message .mistake").inner_text()
         assert await here.page.input_value("textarea") == ""
         await here.page.get_by_text("Discard", exact=True).click()
         await here.page.locator("article").wait_for(state="detached")
-        await here.page.evaluate("client.suspend()")
-        long = "y" * 1_100_000
-        await here.page.evaluate(
-            """text => {
-              const input = root.querySelector("textarea")
-              input.value = text
-              input.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", cancelable: true }))
-            }""",
-            long,
-        )
+        await here.page.evaluate("client.close()")
+        await here.ask("Where does this go?")
         await here.page.wait_for_function("() => told.some(([name]) => name === 'error')")
-        await here.page.wait_for_function("() => root.querySelector('textarea').value.length === 1_100_000")
+        await here.page.wait_for_function("() => root.querySelector('textarea').value === 'Where does this go?'")
         assert await here.page.locator("article").count() == 0
 
 
@@ -748,7 +770,7 @@ async def test_failed_answer_is_requested_again(browser: Browser) -> None:
         await here.answer("one")
         here.pieces.put_nowait("fail")
         await here.until("Failed")
-        await here.page.locator(".assistant").get_by_text("Try again", exact=True).click()
+        await here.page.get_by_role("button", name="Try again").click()
         await here.answer("two")
         await here.end()
         await here.until("2/2")
@@ -763,7 +785,7 @@ async def test_slots_and_variables_are_those_of_the_page(browser: Browser) -> No
     async with scene(browser, tag) as here:
         for text in ("H", "Nothing yet", "+", "Not a model", "Docs"):
             await here.page.get_by_text(text, exact=True).wait_for()
-        await here.page.get_by_placeholder("Ask us").wait_for()
+        await here.page.locator("textarea[placeholder='Ask us']").wait_for()
         await here.page.evaluate("document.querySelector('holdfast-chat').setAttribute('readonly', '')")
         await here.until("You can read this chat.")
-        await here.page.get_by_placeholder("Ask us").wait_for(state="hidden")
+        await here.page.locator("textarea[placeholder='Ask us']").wait_for(state="hidden")
