@@ -30,8 +30,10 @@ export function focusKeeper(root, fallback) {
   let held = null
   const isLost = () => held !== null && (held.disabled || held.getClientRects().length === 0)
   root.addEventListener("focusin", ({ target }) => (held = /** @type {HTMLElement} */ (target)))
-  root.addEventListener("focusout", () => {
-    if (!isLost()) held = null // the person went elsewhere
+  root.addEventListener("focusout", ({ target }) => {
+    queueMicrotask(() => { // a node that is being removed still has its place
+      if (held === target && !isLost()) held = null // the person went elsewhere
+    })
   })
   return () => {
     if (isLost() && root.getClientRects().length) fallback().focus({ preventScroll: true })

@@ -63,7 +63,7 @@ h2 { margin: 0; font-size: 1em; line-height: 1.3; }
 .log:focus-visible { outline-offset: -2px; }
 .messages { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px; position: relative; width: 100%; max-width: 740px; margin: 0 auto; }
 .empty { display: grid; place-items: center; height: 100%; color: var(--muted); text-align: center; }
-.message { content-visibility: auto; contain-intrinsic-height: auto 200px; min-width: 0; margin: -4px; padding: 4px; overflow-wrap: anywhere; }
+.message { content-visibility: auto; contain-intrinsic-height: auto 200px; overflow-clip-margin: 6px; min-width: 0; overflow-wrap: anywhere; }
 .message > header { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 8px; margin-bottom: 6px; }
 .author { font-weight: 600; font-size: .9375em; }
 .state { margin: 0; color: var(--muted); font-size: .875em; }

@@ -787,5 +787,5 @@ async def test_slots_and_variables_are_those_of_the_page(browser: Browser) -> No
             await here.page.get_by_text(text, exact=True).wait_for()
         await here.page.locator("textarea[placeholder='Ask us']").wait_for()
         await here.page.evaluate("document.querySelector('holdfast-chat').setAttribute('readonly', '')")
-        await here.until("You can read this chat.")
+        await here.until("This chat is read-only.")
         await here.page.locator("textarea[placeholder='Ask us']").wait_for(state="hidden")
