@@ -36,6 +36,7 @@ from holdfast.demo.guide import LONGEST_QUESTION, Guide, Sleep
 from holdfast.demo.model import model_in
 from holdfast.demo.passages import library
 from holdfast.hub.patterns import matches
+from holdfast.hub.workers import AssignedTurn
 from holdfast.transports.access import identify
 from holdfast.transports.app import WEB
 from holdfast.transports.codec import decode
@@ -99,7 +100,9 @@ def build(
     on_crash: OnCrash = "continue" if model is None else "restart"
     hub.agent(CHANNELS, name=IN_SERVER, on_crash=on_crash, slots=SLOTS)(guide.answer)
     if supervision is None or supervision.starts == 1:
-        hub.on_start(lambda: _lose_agents(hub, *AGENTS))  # those of an earlier run ended with their supervisor
+        hub.on_start(
+            lambda: guide.ended_with_server(_lose_agents(hub, *AGENTS))
+        )  # those of an earlier run ended with their supervisor
     name = None if model is None else model.name or "the model of OPENAI_BASE_URL"
     routes = _Routes(hub, name, sleep, supervision, guests)
     app = Starlette(
@@ -122,12 +125,13 @@ def build(
     return app
 
 
-def _lose_agents(hub: Hub, *names: str) -> None:
+def _lose_agents(hub: Hub, *names: str) -> list[AssignedTurn]:
     """Give the turns of these agents, whose processes are gone, to others now, and end the leases of their answers."""
-    for name in names:
-        for turn in hub.runtime.scheduler.abandon(name):
-            for answer in reply_ids(turn.message_id, turn.generation):
-                hub.runtime.leases.end(turn.channel, answer)
+    turns = [turn for name in names for turn in hub.runtime.scheduler.abandon(name)]
+    for turn in turns:
+        for answer in reply_ids(turn.message_id, turn.generation):
+            hub.runtime.leases.end(turn.channel, answer)
+    return turns
 
 
 class _Files(StaticFiles):
