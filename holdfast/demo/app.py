@@ -30,7 +30,7 @@ from holdfast.core.errors import InvalidName, InvalidRequest, shown
 from holdfast.core.names import check_channel
 from holdfast.demo.agent import Settled, plan
 from holdfast.demo.answers import ready_answers
-from holdfast.demo.control import AGENTS, IN_SERVER
+from holdfast.demo.control import AGENTS, CHANNELS, IN_SERVER
 from holdfast.demo.guests import COOKIE, INVITE_S, STAY_S, Guests, NoInvite
 from holdfast.demo.guide import LONGEST_QUESTION, Guide, Sleep
 from holdfast.demo.model import model_in
@@ -45,9 +45,8 @@ from holdfast.transports.http import Endpoint, read_body
 from holdfast.transports.origin import check_peer
 from holdfast.transports.query import Query
 
-__all__ = ["CHANNELS", "Supervision", "build"]
+__all__ = ["Supervision", "build"]
 
-CHANNELS = "demo:*"
 SLOTS = 100  # far fewer than an agent in a process of its own has: the scheduler prefers the most free slots
 _BODY_BYTES = 1024
 _NO_STORE = {"cache-control": "no-store"}

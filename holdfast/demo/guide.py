@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from holdfast.agents.backend import Writer
 from holdfast.agents.turn import Steer, Turn
-from holdfast.app import Hub
-from holdfast.client import Client
 from holdfast.core.errors import Deleted
 from holdfast.core.model import Json
 from holdfast.demo.agent import (
@@ -35,7 +34,11 @@ from holdfast.demo.agent import (
 )
 from holdfast.demo.control import IN_SERVER
 from holdfast.demo.model import Model, talk
-from holdfast.hub.workers import AssignedTurn
+
+if TYPE_CHECKING:  # the server needs no client, and the agents need no server
+    from holdfast.app import Hub
+    from holdfast.client import Client
+    from holdfast.hub.workers import AssignedTurn
 
 __all__ = ["APPROVE_S", "LONGEST_QUESTION", "Guide", "Sleep", "continued"]
 
