@@ -6,9 +6,10 @@
  * is cut after 16,384 characters. The nodes of an answer do not depend on the pieces in which it came.
  *
  * @import { Environment, Token } from "./vendor/markdown.js"
- * @import { MarkdownOptions } from "./markdown_nodes.js"
+ * @import { DrawOptions, MarkdownOptions } from "./markdown_nodes.js"
  */
 import { element } from "./chat_nodes.js"
+import { highlight } from "./markdown_code.js"
 import { appendBlocks, appendInline, codeBlock, loosen, MAX_INLINE, visible } from "./markdown_nodes.js"
 import { parseBlocks } from "./markdown_parser.js"
 import { repaired } from "./markdown_repair.js"
@@ -17,6 +18,8 @@ const LONG = 4_096 // characters of a list or table whose finished items or rows
 const BLOCKS_OF_CHUNK = 50
 const MAX_INFO = 1_000 // characters of the first line of a fence that is drawn line by line
 const FILLER = "x" // before the rest of a paragraph, so that it begins no other block
+const ANY = "\n" // stands for labels over several lines
+const LABEL = /(^[ \t>]*)?\[((?:[^\[\]\\]|\\[^])+)\](:?)/gm
 const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
 
 /** @typedef {{ tokens: Token[], start: number, end: number }} Block a block of the outermost level, and its place in the parsed text */
@@ -24,7 +27,7 @@ const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
 /**
  * A fence without an end so far. `partial` is the end of its text that may still change.
  *
- * @typedef {{ text: Text, indent: RegExp, end: RegExp, isEmpty: boolean, partial: string }} OpenFence
+ * @typedef {{ code: Element, language: string, text: Text, indent: RegExp, end: RegExp, isEmpty: boolean, partial: string }} OpenFence
  */
 
 /**
@@ -38,6 +41,9 @@ export class GrowingMarkdown {
   constructor(root, options = {}) {
     this.root = root
     this.options = options
+    this.hasFormulas = Boolean(options.renderMath)
+    /** @type {DrawOptions} */
+    this.final = { ...options, isFinal: true }
     this.#restart(Object.create(null))
   }
 
@@ -49,6 +55,8 @@ export class GrowingMarkdown {
   #count = 0 // of blocks that are final, or have a final beginning
   /** Definitions in final text. @type {NonNullable<Environment["references"]>} */
   #references = {}
+  /** Labels in final text that may be links, once they are defined. @type {Set<string>} */
+  #labels = new Set()
   #isLate = false // a definition came after text that may use it
   /** @type {OpenFence | null} */
   #fence = null
@@ -85,6 +93,7 @@ export class GrowingMarkdown {
     this.#count = 0
     this.#at = 0
     this.#references = references
+    this.#labels = new Set()
     this.#isLate = false
     this.#fence = this.#open = null
   }
@@ -109,7 +118,7 @@ export class GrowingMarkdown {
       const { start, end } = blocks[n]
       if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + end, env)
       if (n >= count) break
-      this.#finish(blocks[n], env)
+      this.#finish(blocks[n], env, shift + start)
     }
     if (this.#isOver) return this.#moveTo(this.#text.length)
     if (count > 0) return this.#moveTo(shift + blocks[count].start)
@@ -120,7 +129,7 @@ export class GrowingMarkdown {
   #parse(tail) {
     const text = (this.#open?.prefix ?? "") + tail
     /** @type {Environment} */
-    const env = { references: Object.create(this.#references) }
+    const env = { references: Object.create(this.#references), hasFormulas: this.hasFormulas }
     return { text, env, blocks: outermost(parseBlocks(text, env), text) }
   }
 
@@ -134,29 +143,45 @@ export class GrowingMarkdown {
 
   /** Let the text that is not final begin at `at`, and keep the definitions before it. Return whether text is left. @param {number} at */
   #moveTo(at) {
-    const passed = this.#text.slice(this.#at, at)
+    this.#define(this.#text.slice(this.#at, at))
     this.#at = at
-    if (passed.includes("]:")) {
-      const before = Object.keys(this.#references).length
-      parseBlocks(passed, { references: this.#references })
-      this.#isLate ||= Object.keys(this.#references).length > before
-    }
     return at < this.#text.length
   }
 
-  /** Draw a block for the last time. @param {Block} block @param {Environment} env */
-  #finish(block, env) {
+  /** Keep the definitions in `passed`, and note whether text before them may use one. @param {string} passed */
+  #define(passed) {
+    /** @type {NonNullable<Environment["references"]>} */
+    const found = Object.create(null)
+    if (passed.includes("]:")) parseBlocks(passed, { references: found, hasFormulas: this.hasFormulas })
+    const defined = new Set()
+    for (const [, start, label, colon] of passed.matchAll(LABEL)) {
+      const name = label.includes("\n") ? ANY : normalized(label)
+      const isDefinition = start !== undefined && colon && name in found && !defined.has(name)
+      if (isDefinition) defined.add(name)
+      else this.#labels.add(name)
+    }
+    for (const [name, reference] of Object.entries(found)) {
+      if (name in this.#references) continue
+      this.#references[name] = reference
+      this.#isLate ||= this.#labels.has(name) || this.#labels.has(ANY)
+    }
+  }
+
+  /** Draw a block for the last time. @param {Block} block @param {Environment} env @param {number} start of the block in the text */
+  #finish(block, env, start) {
     const open = this.#open
     if (open) {
       this.#appendRest(open, block, env)
       this.#open = null
-    } else appendBlocks(block.tokens, this.#place(), env, this.options)
+    } else this.#place(drawn(block.tokens, env, this.final), start)
   }
 
-  /** Return the parent of the next block. */
-  #place() {
+  /** Give a block its place. @template {Node} N @param {N} node @param {number} start of the block in the text @returns {N} */
+  #place(node, start) {
     if (this.#count++ % BLOCKS_OF_CHUNK === 0) this.#tail.before(element("div", { class: "chunk" }))
-    return /** @type {Element} */ (this.#tail.previousSibling)
+    this.#tail.previousSibling?.appendChild(node)
+    this.options.onBlock?.(node, start)
+    return node
   }
 
   // -- fences
@@ -167,8 +192,10 @@ export class GrowingMarkdown {
     if (!match) return false
     const [line, indent, mark, info] = match
     const block = codeBlock(info, this.options)
-    this.#place().appendChild(block.node)
+    this.#place(block.node, this.#at)
     this.#fence = {
+      code: block.code,
+      language: block.language,
       text: block.code.appendChild(document.createTextNode("")),
       indent: new RegExp(`^ {0,${indent.length}}`),
       end: new RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*$`),
@@ -205,6 +232,7 @@ export class GrowingMarkdown {
     fence.partial = partial
     if (!isEnd && !this.#isOver) return false
     this.#fence = null
+    highlight(fence.code, fence.language)
     return this.#at < this.#text.length
   }
 
@@ -216,9 +244,9 @@ export class GrowingMarkdown {
     const space = text.search(/\s\S*$/)
     const half = /[\ud800-\udbff]$/.test(text) ? 1 : 0
     const shown = space > 0 ? text.slice(0, space + 1) : text.slice(0, text.length - half)
-    const open = (this.#open ??= { kind: "paragraph", node: this.#place().appendChild(element("p", { dir: "auto" })), prefix: FILLER, count: 0, isLoose: false })
+    const open = (this.#open ??= { kind: "paragraph", node: this.#place(element("p", { dir: "auto" }), this.#at), prefix: FILLER, count: 0, isLoose: false })
     dropAfter(open.node, open.count)
-    appendInline(shown, open.node, env, this.options)
+    appendInline(shown, open.node, env, this.final)
     open.count = open.node.childNodes.length
     return this.#moveTo(this.#at + shown.length)
   }
@@ -240,16 +268,14 @@ export class GrowingMarkdown {
     if (!next || next === begins[0]) return false
     const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
     if (this.#open) this.#appendRest(this.#open, done, env, block)
-    else this.#openBlock(done, block, text, env)
+    else this.#openBlock(done, block, text, shift, env)
     this.#moveTo(shift + next.at)
     return false
   }
 
-  /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {Environment} env */
-  #openBlock(done, block, text, env) {
-    const place = this.#place()
-    appendBlocks(done.tokens, place, env, this.options)
-    const node = /** @type {Element} */ (place.lastChild)
+  /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {number} shift @param {Environment} env */
+  #openBlock(done, block, text, shift, env) {
+    const node = /** @type {Element} */ (this.#place(drawn(done.tokens, env, this.final), shift + block.start))
     if (node.nodeName === "TABLE") {
       const prefix = text.slice(block.start, lineStart(text, (block.tokens[0].map?.[0] ?? 0) + 2))
       const body = /** @type {Element} */ (node.lastChild)
@@ -266,19 +292,19 @@ export class GrowingMarkdown {
    */
   #appendRest(open, block, env, whole = block) {
     dropAfter(open.node, open.count)
-    this.#appendInside(open, block, open.node, env, whole)
+    this.#appendInside(open, block, open.node, env, this.final, whole)
     open.count = open.node.childNodes.length
   }
 
-  /** Append to `parent` what continues the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {Block} whole */
-  #appendInside(open, block, parent, env, whole = block) {
+  /** Append to `parent` what continues the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {DrawOptions} options @param {Block} whole */
+  #appendInside(open, block, parent, env, options, whole = block) {
     if (open.kind === "paragraph") {
       const inline = block.tokens.find((token) => token.type === "inline")
-      appendInline(inline?.content.slice(FILLER.length) ?? "", parent, env, this.options)
+      appendInline(inline?.content.slice(FILLER.length) ?? "", parent, env, options)
     } else if (open.kind === "table") {
       const first = block.tokens.findIndex((token) => token.type === "tbody_open")
       const last = block.tokens.findIndex((token) => token.type === "tbody_close")
-      if (first >= 0) appendBlocks(block.tokens.slice(first + 1, last < 0 ? undefined : last), parent, env, this.options)
+      if (first >= 0) appendBlocks(block.tokens.slice(first + 1, last < 0 ? undefined : last), parent, env, options)
     } else {
       const isBlankBefore = /\n[ \t]*\n$/.test(this.#text.slice(0, this.#at).slice(-MAX_INFO))
       const hasParagraphs = open.isLoose || isBlankBefore || isLoose(whole)
@@ -287,7 +313,7 @@ export class GrowingMarkdown {
         open.isLoose = true
       }
       const items = block.tokens.slice(1, /_list_close$/.test(block.tokens[block.tokens.length - 1].type) ? -1 : undefined)
-      appendBlocks(items, parent, env, this.options, hasParagraphs)
+      appendBlocks(items, parent, env, options, hasParagraphs)
     }
   }
 
@@ -296,16 +322,28 @@ export class GrowingMarkdown {
   #drawTail() {
     const open = this.#open
     const text = this.#fence ? "" : this.#text.slice(this.#at) // an open fence draws its own lines
-    const { blocks, env } = this.#parse(this.#isOver ? text : repaired(text))
+    const { blocks, env } = this.#parse(this.#isOver ? text : repaired(text, this.hasFormulas))
     const inside = document.createDocumentFragment()
     const outside = document.createDocumentFragment()
     for (const [n, block] of blocks.entries()) {
       if (n > 0 || !open) appendBlocks(block.tokens, outside, env, this.options)
-      else this.#appendInside(open, block, inside, env)
+      else this.#appendInside(open, block, inside, env, this.options)
     }
     if (open) patch(open.node, open.count, inside)
     patch(this.#tail, 0, outside)
   }
+}
+
+/** Return the node of a block. @param {Token[]} tokens @param {Environment} env @param {DrawOptions} options @returns {Node} */
+function drawn(tokens, env, options) {
+  const nodes = document.createDocumentFragment()
+  appendBlocks(tokens, nodes, env, options)
+  return /** @type {Node} */ (nodes.firstChild)
+}
+
+/** Return the name under which markdown-it keeps the address of `label`. @param {string} label */
+function normalized(label) {
+  return label.trim().replace(/\s+/g, " ").toLowerCase().toUpperCase()
 }
 
 /** Group tokens by the blocks of the outermost level. @param {Token[]} tokens @param {string} text @returns {Block[]} */

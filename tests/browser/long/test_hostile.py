@@ -1,0 +1,53 @@
+"""Hostile Markdown and HTML in the chat element, cut at every position, under the policy that it is made for.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page
+
+from tests.browser.long.main_thread import MainThread
+from tests.browser.test_markdown import HOSTILE, markdown_page
+
+MAX_STEP_MS = 100.0
+LENGTH = 200_000
+STEPS = 20
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    async with markdown_page(browser) as page:
+        yield page
+
+
+async def test_hostile_text_cut_at_every_position_runs_and_fetches_nothing(page: Page) -> None:
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    for text in HOSTILE:
+        assert await page.evaluate("text => tests.forbiddenAtEachCut(text)", text) == [], text
+    together = "\n\n".join(HOSTILE)
+    assert await page.evaluate("text => tests.forbidden(text, 400)", together) == []
+    assert await page.evaluate("[window.hit, tests.violations, Object.prototype.href]") == [None, [], None]
+    assert requests == [one for one in requests if one.endswith("/web/vendor/highlight.js")]
+
+
+async def test_no_shape_of_text_takes_long(page: Page) -> None:
+    thread = await MainThread.of(page)
+    slow = {}
+    for name in await page.evaluate(f"Object.keys(tests.shapes({LENGTH}))"):
+        length = await page.evaluate(f"tests.stage(tests.shapes({LENGTH})[{name!r}]).then(tests.stagedTarget)")
+        longest_ms = 0.0
+        for n in range(1, STEPS + 1):
+            before = await thread.spent()
+            await page.evaluate("end => tests.step(end)", length * n // STEPS)
+            longest_ms = max(longest_ms, (await thread.spent() - before).thread_ms)
+        if longest_ms > MAX_STEP_MS:
+            slow[name] = round(longest_ms)
+    assert slow == {}
