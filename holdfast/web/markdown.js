@@ -16,6 +16,7 @@ import { repaired } from "./markdown_repair.js"
 
 const LONG = 4_096 // characters of a list or table whose finished items or rows become final
 const BLOCKS_OF_CHUNK = 50
+const MAX_BLOCK = 16_384 // characters of a list item, a quote or another block that is not cut elsewhere
 const MAX_INFO = 1_000 // characters of the first line of a fence that is drawn line by line
 const FILLER = "x" // before the rest of a paragraph, so that it begins no other block
 const ANY = "\n" // stands for labels over several lines
@@ -52,7 +53,8 @@ export class GrowingMarkdown {
   #text = "" // … this, with line feeds alone
   #isOver = false
   #at = 0 // where the text that is not final begins
-  #count = 0 // of blocks that are final, or have a final beginning
+  #count = 0 // of blocks that are final, or have a final beginning …
+  #begun = -1 // … and where the last of them begins
   /** Definitions in final text. @type {NonNullable<Environment["references"]>} */
   #references = {}
   /** Labels in final text that may be links, once they are defined. @type {Set<string>} */
@@ -80,6 +82,15 @@ export class GrowingMarkdown {
     }
   }
 
+  /** Draw again what the option `between` returns for places from `at` on. @param {number} at */
+  redraw(at) {
+    const text = this.#given
+    const isOver = this.#isOver
+    if (at > this.#begun) return this.#draw()
+    this.#clear()
+    this.update(text, isOver)
+  }
+
   #clear() {
     this.#given = this.#text = ""
     this.#taken = 0
@@ -91,6 +102,7 @@ export class GrowingMarkdown {
     this.root.replaceChildren(this.#tail)
     this.#tail.replaceChildren()
     this.#count = 0
+    this.#begun = -1
     this.#at = 0
     this.#references = references
     this.#labels = new Set()
@@ -101,7 +113,8 @@ export class GrowingMarkdown {
   #draw() {
     while (this.#advance()) { /* each step makes some of the text final */ }
     this.#drawTail()
-    if (this.#isOver) this.#tail.remove()
+    if (this.#isOver && !this.#tail.hasChildNodes()) this.#tail.remove()
+    else if (!this.#tail.parentNode) this.root.append(this.#tail)
   }
 
   // -- final text
@@ -114,11 +127,15 @@ export class GrowingMarkdown {
     const { text, blocks, env } = this.#parse(this.#text.slice(this.#at))
     const shift = this.#at - (text.length - (this.#text.length - this.#at))
     const count = this.#countFinal(blocks, text)
+    const tooFar = this.#open ? 0 : this.#cutAfter(text, 0, blocks[0]?.start ?? this.#stable(text))
+    if (tooFar) return this.#moveTo(shift + tooFar) // definitions and blank lines
     for (let n = 0; n < blocks.length; n++) {
       const { start, end } = blocks[n]
-      if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + end, env)
+      if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + start, shift + end, env)
+      const to = this.#cutWithin(blocks[n], text, blocks[n + 1]?.start ?? this.#stable(text))
+      if (to) return n > 0 ? this.#moveTo(shift + start) : this.#finishUntil(shift + to)
       if (n >= count) break
-      this.#finish(blocks[n], env, shift + start)
+      this.#finish(blocks[n], shift, env)
     }
     if (this.#isOver) return this.#moveTo(this.#text.length)
     if (count > 0) return this.#moveTo(shift + blocks[count].start)
@@ -131,6 +148,39 @@ export class GrowingMarkdown {
     /** @type {Environment} */
     const env = { references: Object.create(this.#references), hasFormulas: this.hasFormulas }
     return { text, env, blocks: outermost(parseBlocks(text, env), text) }
+  }
+
+  /** Return how much of `text` later text does not divide into other blocks. @param {string} text */
+  #stable(text) {
+    return this.#isOver ? text.length : text.lastIndexOf("\n", text.lastIndexOf("\n") - 1) + 1
+  }
+
+  /** Return where a line ends in time if `text` from `start` to `end` is too long for one step; or 0. @param {string} text @param {number} start @param {number} end */
+  #cutAfter(text, start, end) {
+    if (end - start <= MAX_BLOCK) return 0
+    const before = text.lastIndexOf("\n", start + MAX_BLOCK) + 1
+    const at = before > start ? before : text.indexOf("\n", start + MAX_BLOCK) + 1
+    return at < end ? at : 0
+  }
+
+  /** Return where a block that ends at `end`, or one of its items, is cut since it is too long; or 0. @param {Block} block @param {string} text @param {number} end */
+  #cutWithin(block, text, end) {
+    if (end - block.start <= MAX_BLOCK || block.tokens[0].type === "table_open") return 0
+    const begins = [...childrenOf(block, text).map(({ at }) => at), end]
+    if (begins.length === 1) begins.unshift(block.start)
+    for (let n = 1; n < begins.length; n++) {
+      const at = this.#cutAfter(text, begins[n - 1], begins[n])
+      if (at) return at
+    }
+    return 0
+  }
+
+  /** Draw all text before `to` for the last time; behind it begins another block. @param {number} to */
+  #finishUntil(to) {
+    const { text, blocks, env } = this.#parse(this.#text.slice(this.#at, to))
+    for (const block of blocks) this.#finish(block, to - text.length, env)
+    this.#open = null
+    return this.#moveTo(to)
   }
 
   /** Return how many blocks are final. @param {Block[]} blocks @param {string} text */
@@ -167,21 +217,27 @@ export class GrowingMarkdown {
     }
   }
 
-  /** Draw a block for the last time. @param {Block} block @param {Environment} env @param {number} start of the block in the text */
-  #finish(block, env, start) {
+  /** Draw a block for the last time. @param {Block} block @param {number} shift from the parsed text to the whole text @param {Environment} env */
+  #finish(block, shift, env) {
     const open = this.#open
     if (open) {
       this.#appendRest(open, block, env)
       this.#open = null
-    } else this.#place(drawn(block.tokens, env, this.final), start)
+    } else appendBlocks(block.tokens, this.#place(shift + block.start), env, this.final)
   }
 
-  /** Give a block its place. @template {Node} N @param {N} node @param {number} start of the block in the text @returns {N} */
-  #place(node, start) {
+  /** Return the parent of the next block, which begins at `at`. @param {number} at */
+  #place(at) {
     if (this.#count++ % BLOCKS_OF_CHUNK === 0) this.#tail.before(element("div", { class: "chunk" }))
-    this.#tail.previousSibling?.appendChild(node)
-    this.options.onBlock?.(node, start)
-    return node
+    const chunk = /** @type {Element} */ (this.#tail.previousSibling)
+    this.#begun = this.#begin(chunk, this.#begun, at)
+    return chunk
+  }
+
+  /** Append to `parent` what the page shows before the block that begins at `to`. @param {ParentNode} parent @param {number} from where the block before it begins @param {number} to */
+  #begin(parent, from, to) {
+    parent.append(...(this.options.between?.(from, to) ?? []))
+    return to
   }
 
   // -- fences
@@ -192,7 +248,7 @@ export class GrowingMarkdown {
     if (!match) return false
     const [line, indent, mark, info] = match
     const block = codeBlock(info, this.options)
-    this.#place(block.node, this.#at)
+    this.#place(this.#at).appendChild(block.node)
     this.#fence = {
       code: block.code,
       language: block.language,
@@ -238,13 +294,13 @@ export class GrowingMarkdown {
 
   // -- other long blocks
 
-  /** Draw the first 16,384 characters of a longer paragraph, which ends at `to`, for the last time. @param {number} to @param {Environment} env */
-  #cut(to, env) {
-    const text = this.#text.slice(this.#at, Math.min(to, this.#at + MAX_INLINE))
+  /** Draw the first 16,384 characters of a longer paragraph, from `start` to `end`, for the last time. @param {number} start @param {number} end @param {Environment} env */
+  #cut(start, end, env) {
+    const text = this.#text.slice(this.#at, Math.min(end, this.#at + MAX_INLINE))
     const space = text.search(/\s\S*$/)
     const half = /[\ud800-\udbff]$/.test(text) ? 1 : 0
     const shown = space > 0 ? text.slice(0, space + 1) : text.slice(0, text.length - half)
-    const open = (this.#open ??= { kind: "paragraph", node: this.#place(element("p", { dir: "auto" }), this.#at), prefix: FILLER, count: 0, isLoose: false })
+    const open = (this.#open ??= { kind: "paragraph", node: this.#place(start).appendChild(element("p", { dir: "auto" })), prefix: FILLER, count: 0, isLoose: false })
     dropAfter(open.node, open.count)
     appendInline(shown, open.node, env, this.final)
     open.count = open.node.childNodes.length
@@ -257,13 +313,9 @@ export class GrowingMarkdown {
    * @param {Block} block the first one @param {string} text the parsed text @param {number} shift from it to the whole text @param {Environment} env
    */
   #freeze(block, text, shift, env) {
-    const child = block.tokens[0].type === "table_open" ? "tr_open" : /_list_open$/.test(block.tokens[0].type) ? "list_item_open" : ""
-    if (!child || block.end - block.start < LONG) return false
-    const begins = []
-    for (const [index, token] of block.tokens.entries()) {
-      if (token.type === child && token.level === (child === "tr_open" ? 2 : 1)) begins.push({ index, at: lineStart(text, token.map?.[0] ?? 0) })
-    }
-    if (child === "tr_open") begins.shift() // the header
+    if (block.end - block.start < LONG) return false
+    const begins = childrenOf(block, text)
+    if (block.tokens[0].type === "table_open") begins.shift() // the header
     const next = begins[begins.length - 1] // an item or row is final when the next one has begun
     if (!next || next === begins[0]) return false
     const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
@@ -275,7 +327,9 @@ export class GrowingMarkdown {
 
   /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {number} shift @param {Environment} env */
   #openBlock(done, block, text, shift, env) {
-    const node = /** @type {Element} */ (this.#place(drawn(done.tokens, env, this.final), shift + block.start))
+    const place = this.#place(shift + block.start)
+    appendBlocks(done.tokens, place, env, this.final)
+    const node = /** @type {Element} */ (place.lastChild)
     if (node.nodeName === "TABLE") {
       const prefix = text.slice(block.start, lineStart(text, (block.tokens[0].map?.[0] ?? 0) + 2))
       const body = /** @type {Element} */ (node.lastChild)
@@ -325,20 +379,18 @@ export class GrowingMarkdown {
     const { blocks, env } = this.#parse(this.#isOver ? text : repaired(text, this.hasFormulas))
     const inside = document.createDocumentFragment()
     const outside = document.createDocumentFragment()
+    const shift = this.#at - (open?.prefix.length ?? 0)
+    let begun = this.#begun
     for (const [n, block] of blocks.entries()) {
-      if (n > 0 || !open) appendBlocks(block.tokens, outside, env, this.options)
-      else this.#appendInside(open, block, inside, env, this.options)
+      if (n > 0 || !open) {
+        begun = this.#begin(outside, begun, shift + block.start)
+        appendBlocks(block.tokens, outside, env, this.options)
+      } else this.#appendInside(open, block, inside, env, this.options)
     }
+    this.#begin(outside, begun, this.#given.length)
     if (open) patch(open.node, open.count, inside)
     patch(this.#tail, 0, outside)
   }
-}
-
-/** Return the node of a block. @param {Token[]} tokens @param {Environment} env @param {DrawOptions} options @returns {Node} */
-function drawn(tokens, env, options) {
-  const nodes = document.createDocumentFragment()
-  appendBlocks(tokens, nodes, env, options)
-  return /** @type {Node} */ (nodes.firstChild)
 }
 
 /** Return the name under which markdown-it keeps the address of `label`. @param {string} label */
@@ -377,6 +429,23 @@ function lineStart(text, line, at = 0) {
 /** @param {Block} block */
 function isLongParagraph({ tokens: [first], start, end }) {
   return end - start > MAX_INLINE && (first.type === "paragraph_open" || (first.type === "heading_open" && first.markup !== "#".repeat(first.markup.length)))
+}
+
+/** Return the items of a list or the rows of a table: the number of their first token, and where they begin. @param {Block} block @param {string} text */
+function childrenOf(block, text) {
+  const isTable = block.tokens[0].type === "table_open"
+  const [type, level] = isTable ? ["tr_open", 2] : ["list_item_open", 1]
+  const begins = []
+  let at = 0
+  let line = 0
+  for (const [index, token] of block.tokens.entries()) {
+    if (token.type !== type || token.level !== level) continue
+    const first = token.map?.[0] ?? 0
+    at = lineStart(text, first - line, at)
+    line = first
+    begins.push({ index, at })
+  }
+  return begins
 }
 
 /** @param {Block} list */

@@ -8,14 +8,15 @@ import { highlight } from "./markdown_code.js"
 import { parseInline } from "./markdown_parser.js"
 
 /**
- * `renderMath` returns a new node for a formula, or null to show its source. `onBlock` gets each block of the outermost
- * level when its node has its final place, and the offset in the text at which the block begins.
+ * `between` returns new nodes to show between two blocks of the outermost level that begin at `from` and at `to` of the text.
+ * `from` is -1 before the first block, and `to` the length of the text after the last one. It gives equal nodes each time.
+ * `renderMath` returns a new node for a formula, or null to show its source.
  *
  * @typedef {{
  *   images?: "link" | "same-origin",
  *   copyLabel?: string,
+ *   between?: (from: number, to: number) => Node[],
  *   renderMath?: ((tex: string, isBlock: boolean) => Node | null) | null,
- *   onBlock?: (node: Node, start: number) => void,
  * }} MarkdownOptions
  */
 

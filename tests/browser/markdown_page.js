@@ -155,12 +155,6 @@ window.tests = {
     })
     return [root.innerHTML, seen]
   },
-  /** Return the names of the blocks, and where they begin in `text`. */
-  blocks(text, step) {
-    const blocks = []
-    grow(text, () => step, { onBlock: (node, start) => blocks.push([node.localName, start]) })
-    return blocks
-  },
   /** Return the examples that are not as their HTML says, with both forms. @param {{ markdown: string, html: string }[]} examples */
   different(examples) {
     return examples.flatMap(({ markdown, html }, n) => {

@@ -162,10 +162,3 @@ async def test_formula_that_the_app_does_not_draw_is_shown_as_it_is_written(page
     for result in ("null", "(() => { throw new Error('no') })()"):
         html = await page.evaluate(f"text => tests.grown(text, undefined, {{ renderMath: () => {result} }})", "a $x$ b")
         assert '<span class="math">$x$</span>' in html
-
-
-async def test_app_learns_where_each_block_begins(page: Page) -> None:
-    text = "# One\n\npara\n\n```\ncode\n```\n- a\n- b\n\nend"
-    for step in (1, 3, 1_000):
-        blocks = await page.evaluate("([text, step]) => tests.blocks(text, step)", [text, step])
-        assert blocks == [["h3", 0], ["p", 7], ["div", 13], ["ul", 26], ["p", 35]]
