@@ -28,7 +28,7 @@ export function repaired(text, hasFormulas) {
   return text.slice(0, start) + closed(text.slice(start))
 }
 
-/** Show nothing of a formula that may still end. @param {string} text */
+/** Leave out a formula that may still end. @param {string} text */
 function withoutOpenFormula(text) {
   const skipped = Math.max(0, text.length - MAX_FORMULA)
   const end = text.slice(skipped)
