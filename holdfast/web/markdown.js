@@ -187,8 +187,11 @@ export class GrowingMarkdown {
   #countFinal(blocks, text) {
     const count = blocks.length
     if (this.#isOver || count === 0) return count
-    const isLineComplete = text.indexOf("\n", blocks[count - 1].start) >= 0
-    return Math.max(0, count - (isLineComplete ? 1 : 2))
+    const { start, tokens } = blocks[count - 1]
+    const lineEnd = text.indexOf("\n", start)
+    // A row below a header may still turn out not to belong to a table.
+    const isCertain = lineEnd >= 0 && (tokens[0].type !== "table_open" || text.includes("\n", lineEnd + 1))
+    return Math.max(0, count - (isCertain ? 1 : 2))
   }
 
   /** Let the text that is not final begin at `at`, and keep the definitions before it. Return whether text is left. @param {number} at */

@@ -55,20 +55,19 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
 
 
 async def test_nodes_do_not_depend_on_the_pieces(page: Page) -> None:
-    assert await page.evaluate("tests.random(0, 60)") == []
+    assert await page.evaluate("tests.random(0, 40)") == []
 
 
 async def test_long_blocks_lose_no_row_and_do_not_depend_on_the_pieces(page: Page) -> None:
-    for name in await page.evaluate("tests.names"):
+    for name in ("a list that becomes loose", "a table", "a fence", "a paragraph"):  # all: test_right_markdown.py
         assert await page.evaluate("name => tests.long(name, 20_000, 97)", name) == [], name
-        assert await page.evaluate("name => tests.long(name, 4_600, 1, 4_300)", name) == [], name
 
 
 async def test_little_visible_text_vanishes_again(page: Page) -> None:
     documents = ("README.md", "docs/protocol.md", "docs/security.md", "docs/architecture.md")
     counts = [await page.evaluate("tests.vanishing", (ROOT / name).read_text()[2_000:4_000]) for name in documents]
     vanishing, steps = (sum(column) for column in zip(*counts, strict=True))
-    assert vanishing <= steps * 0.07, f"{vanishing} of {steps}"
+    assert vanishing <= steps * 0.005, f"{vanishing} of {steps}"
 
 
 async def test_hostile_text_runs_and_fetches_nothing(page: Page) -> None:
@@ -102,10 +101,13 @@ async def test_task_lists_headings_and_tables_are_elements(page: Page) -> None:
 
 
 async def test_text_that_is_nested_too_deep_is_shown_and_the_blocks_behind_it_are_blocks(page: Page) -> None:
+    end = (
+        '<h3 dir="auto">After</h3><ul><li dir="auto"><input type="checkbox" disabled="" checked=""> end</li></ul></div>'
+    )
     for mark in ("> ", "- "):
         html = await page.evaluate("text => tests.grown(text)", mark * 40 + "deep *text*\n\n# After\n\n- [x] end")
         assert "deep *text*" in html
-        assert html.endswith('<h3 dir="auto">After</h3><ul><li dir="auto"><input type="checkbox" disabled="" checked=""> end</li></ul></div>')
+        assert html.endswith(end)
 
 
 async def test_finished_code_gets_colours_and_code_that_is_too_long_or_unknown_does_not(page: Page) -> None:
@@ -155,7 +157,7 @@ async def test_formulas_are_those_of_the_app_and_prices_stay_text(page: Page) ->
             assert seen == expected, (text, html)
         plain = await page.evaluate("text => tests.grown(text)", text)
         assert 'class="math"' not in plain
-    assert await page.evaluate("tests.randomFormulas(0, 40)") == []
+    assert await page.evaluate("tests.randomFormulas(0, 20)") == []
 
 
 async def test_formula_that_the_app_does_not_draw_is_shown_as_it_is_written(page: Page) -> None:

@@ -13,11 +13,13 @@ const answers = text.split(/^%% /m).slice(1).map((one) => {
   const markdown = one.slice(end + 1)
   return { name: one.slice(0, end), markdown, html: marked.parse(markdown) }
 })
-const examples = tests.map((one) => {
-  let hasHtml = false
-  marked.walkTokens(marked.lexer(one.markdown), ({ type }) => {
-    hasHtml ||= type === "html"
-  })
-  return { ...one, hasHtml }
-})
+const TAG = /<(?![a-z][a-z0-9+.-]+:|[^\s<>]+@)[a-z/!?]/i // of an element, a comment or a declaration, not an address in <>
+const examples = tests.map(({ number, markdown, html }) => ({
+  number, markdown: tabs(markdown), html: tabs(html), hasHtml: TAG.test(markdown),
+}))
 console.log(JSON.stringify({ examples, answers }))
+
+/** The specification writes tabs as arrows. @param {string} text */
+function tabs(text) {
+  return text.replaceAll("→", "\t")
+}

