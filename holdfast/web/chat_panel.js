@@ -169,7 +169,7 @@ export class Panel {
     const words = statusWords(this, snapshot, performance.now() - this.#startedMs > SLOW_MS)
     if (words && words !== this.status.textContent && !snapshot.typing.length) this.voice.speak(words)
     setText(this.status, words)
-    this.status.classList.toggle("error", Boolean(snapshot.error ?? status.error))
+    this.status.classList.toggle("mistake", Boolean(snapshot.error ?? status.error))
     this.status.hidden = !this.status.textContent
     this.empty.hidden = messages.length > 0 || status.state !== "live"
     this.older.hidden = !this.isBusy
