@@ -19,6 +19,7 @@ export class MessageList {
   views = new Map()
   round = 0 // rises when the buttons and names of all messages must be drawn again
   isBehind = false // a message is not drawn yet, or a part of it only
+  isPaused = false // older messages are built when the reader comes near them
   /** Those that wait for a reply. @type {readonly Command[]} */
   commands = NONE
   #newest = Infinity // the serial of the newest message that was drawn
@@ -48,15 +49,19 @@ export class MessageList {
     let release
     /** @type {HTMLElement[]} */
     const added = []
-    this.isBehind = false
+    this.isBehind = this.isPaused = false
+    let hasBuilt = false // at least one, however slow the machine is
+    const isFar = this.panel.scroller.isFar
     for (let n = messages.length - 1; n >= 0; n--) {
       const message = messages[n]
       let view = this.views.get(message.id)
-      if (!view && next && this.panel.isLate) {
-        this.isBehind = true
+      if (!view && next && (isFar || (hasBuilt && this.panel.isLate))) {
+        if (isFar) this.isPaused = true
+        else this.isBehind = true
         continue
       }
       const isNew = !view
+      hasBuilt ||= isNew
       view ??= new MessageView(this.panel, message)
       this.views.set(message.id, view)
       let after = isNew ? null : view.node.nextElementSibling

@@ -106,12 +106,13 @@ export class MessageView {
   /** @param {Message} message @param {boolean} isOver */
   #drawParts(message, isOver) {
     let start = 0
+    let hasDrawn = false
     this.isBehind = false
     for (const [index, part] of message.parts.entries()) {
       const at = start
       if (part.type === "text") start += part.text?.length ?? 0
       let known = this.#parts[index]
-      if (this.isBehind || (!known && index > 0 && this.panel.isLate)) {
+      if (this.isBehind || (!known && hasDrawn && this.panel.isLate)) {
         this.isBehind = true
         break
       }
@@ -125,6 +126,7 @@ export class MessageView {
         known = this.#parts[index] = { type, view }
       }
       if (own) known.view.node.replaceChildren(own)
+      hasDrawn = true
       known.isBehind = Boolean(known.view.update(part, isOver, at))
       this.isBehind ||= known.isBehind
       known.part = part

@@ -245,7 +245,7 @@ export class Panel {
 
   async loadOlder() {
     const { hasOlder } = this.channel.getSnapshot()
-    if (this.isBusy || !hasOlder || this.list.isBehind || !this.host.isOpen) return
+    if (this.isBusy || !hasOlder || this.list.isBehind || this.list.isPaused || !this.host.isOpen) return
     this.isBusy = true
     this.older.hidden = false
     try {

@@ -6,6 +6,7 @@
 
 const NEAR_END = 40 // pixels from the end that count as the end
 const NEAR_START = 200 // pixels from the start at which older messages are loaded
+const NEAR_SCREENS = 2 // at this distance from the start the rest is built
 const GAP = 28 // pixels below the last message
 
 export class Scroller {
@@ -26,7 +27,14 @@ export class Scroller {
   scrolled() {
     this.notice()
     this.panel.drawJump()
+    if (this.panel.list.isPaused && !this.isFar) this.panel.schedule()
     if (this.panel.log.scrollTop < NEAR_START) void this.panel.loadOlder()
+  }
+
+  /** Whether the reader is somewhere between the start and the end: no message is added above. */
+  get isFar() {
+    const { scrollTop, clientHeight } = this.panel.log
+    return !this.isFollowing && scrollTop > NEAR_SCREENS * clientHeight
   }
 
   /** Only the reader's own moves count: new text alone can increase the distance from the end. */
