@@ -29,12 +29,12 @@ export const LAUNCHER_STYLE = `
 button{font:inherit;color:inherit;cursor:pointer}
 svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-left:auto;border:0;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
+.launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-left:auto;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
 .launcher svg{width:26px;height:26px;fill:currentColor;stroke:none}
 .badge{position:absolute;inset:-4px -4px auto auto;min-width:22px;padding:0 6px;border-radius:11px;background:#a8261d;color:#fff;font-size:.8125em;line-height:22px}
-.mistake{margin:8px 0;padding:10px 14px;border:1px solid var(--danger);border-radius:10px;color:var(--danger);background:var(--surface);overflow-wrap:anywhere}
-@media (forced-colors:active){.launcher,.badge{border:1px solid}}`
+.mistake{margin:8px 0;padding:10px 14px;border:1px solid var(--danger);border-radius:10px;color:var(--danger);background:var(--surface);overflow-wrap:anywhere}`
 
+// Transparent borders are visible where the system forces its own colours.
 export const PANEL_STYLE = `
 .panel{position:relative;container-type:inline-size;display:flex;flex-direction:column;width:100%;max-width:var(--hf-width,none);height:100%;min-height:300px;margin:0 auto;background:var(--bg)}
 .panel.floating{position:absolute;inset:auto 0 72px auto;width:min(var(--hf-width,400px),calc(100vw - 24px));height:min(var(--hf-height,620px),calc(100vh - 110px));border:1px solid var(--border);border-radius:var(--radius);overflow:hidden;box-shadow:0 16px 48px rgb(0 0 0 / 22%)}
@@ -79,18 +79,18 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .action,.branch{padding:1px 8px;border-color:transparent;background:none;color:var(--muted);font-size:.8125em}
 :is(.action,.branch):hover{color:var(--text);background:var(--tint)}
 .place{color:var(--muted);font-size:.8125em}
-.jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 4px 14px rgb(0 0 0 / 14%);white-space:nowrap}
+.jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px rgb(0 0 0 / 12%);white-space:nowrap}
 .older{position:sticky;top:0;z-index:1;height:0;margin:0;text-align:center;color:var(--muted);font-size:.8125em}
-.older span{padding:4px 12px;border-radius:12px;background:var(--surface);box-shadow:0 1px 6px rgb(0 0 0 / 12%)}
+.older span{padding:4px 12px;border-radius:12px;background:var(--surface);box-shadow:0 2px 12px rgb(0 0 0 / 12%)}
 .panel > :is(.status,.note){width:calc(100% - 32px);max-width:740px;margin:0 auto;padding:4px 6px;overflow-wrap:anywhere}
 .panel > .mistake{margin-bottom:14px;padding:10px 14px;color:var(--danger)}
 .panel > .note{padding-bottom:16px;text-align:center}
 .spoken{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);margin:0}
-.composer{flex:none;width:calc(100% - 32px);max-width:740px;margin:4px auto 16px;padding:12px 14px 10px;border:1px solid var(--border);border-radius:calc(var(--radius) + 4px);background:var(--surface);box-shadow:0 2px 12px rgb(0 0 0 / 6%)}
+.composer{flex:none;width:calc(100% - 32px);max-width:740px;margin:4px auto 16px;padding:12px 14px 10px;border:1px solid var(--border);border-radius:calc(var(--radius) + 4px);background:var(--surface);box-shadow:0 2px 12px rgb(0 0 0 / 12%)}
 .composer:focus-within{border-color:var(--accent)}
 .composer:has(textarea:focus-visible){outline:1px solid var(--accent)}
 textarea,textarea:focus-visible{display:block;width:100%;padding:2px;border:0;outline:0;resize:none;background:none;color:inherit;font:inherit}
-textarea::placeholder{color:var(--muted);opacity:1;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+textarea::placeholder{color:var(--muted);opacity:1;white-space:nowrap}
 .editing{display:grid;gap:8px}
 .editor{min-width:min(28em,70cqw);padding:10px;border:1px solid var(--border);border-radius:12px;background:var(--surface)}
 .editor:focus-visible{outline:2px solid var(--accent);outline-offset:-1px}
@@ -106,8 +106,7 @@ button:disabled{opacity:.4;cursor:default}
 .square{border:.4em solid var(--danger);border-radius:3px}
 details{margin:0 0 8px;color:var(--muted);font-size:.875em}
 summary{width:fit-content;cursor:pointer;border-radius:6px}
-details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--border);white-space:pre-wrap;font:.95em/1.5 var(--hf-mono,ui-monospace,monospace)}
-details.reasoning pre{font:inherit}
+details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--border);white-space:pre-wrap;font:inherit}
 .source{display:inline-block;margin:8px 8px 0 0;padding:3px 10px;border:1px solid var(--border);border-radius:9px;background:var(--surface);color:var(--muted);font-size:.8125em;text-decoration:none}
 .chunk:has(+ .chunk){content-visibility:auto;contain-intrinsic-height:auto 2000px}
 .markdown :is(p,ul,ol,table,blockquote,.code,h3,h4,h5,h6){margin:0 0 .75em}
@@ -120,7 +119,7 @@ details.reasoning pre{font:inherit}
 .markdown li:has(> input,> p > input){list-style:none;margin-inline-start:-1.5em}
 .markdown input{margin:0 .4em 0 0;accent-color:var(--accent);vertical-align:-.1em}
 .markdown a{color:var(--accent)}
-.markdown .host{color:var(--muted);font-size:.85em}
+.host{color:var(--muted);font-size:.85em}
 .markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
 .markdown table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.9375em}
 .markdown :is(th,td){padding:5px 18px 5px 0;border-bottom:1px solid var(--border);text-align:start;vertical-align:top;overflow-wrap:normal}
@@ -131,10 +130,9 @@ code{font:.875em/1.5 var(--hf-mono,ui-monospace,monospace)}
 .t-cmnt{color:#93a8a2}:is(.t-kwd,.t-bool,.t-class,.t-type){color:#7edcc4}:is(.t-str,.t-insert){color:#a8d99a}:is(.t-num,.t-var,.t-section){color:#f2d7a6}.t-func{color:#b7d3ff}.t-deleted{color:#ff9f95}
 .markdown div.math{overflow-x:auto;margin:0 0 .75em;text-align:center}
 .hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center}
-.hairline::before,.hairline::after{content:"";flex:1;min-width:12px;border-top:1px solid color-mix(in srgb,var(--accent) 40%,transparent)}
+.hairline::before,.hairline::after{content:"";flex:1;min-width:12px;border-top:1px solid;opacity:.4}
 .hairline span::before{content:"↻ "}
 .code-head{position:sticky;left:0;display:flex;justify-content:space-between;align-items:center;gap:8px;min-height:34px;padding:2px 14px;border-bottom:1px solid rgb(255 255 255 / 12%);color:#9db3ad;font-size:.8125em}
-.code-head span{font-family:var(--hf-mono,ui-monospace,monospace)}
 .copy{border:0;margin-inline-end:-6px;padding:2px 6px;border-radius:6px;background:none}
 .code :focus-visible{outline-color:#7fd8c0;outline-offset:-2px}
 pre{margin:0}
@@ -143,7 +141,6 @@ pre{margin:0}
 @container (max-width:27em){.composer .row{flex-wrap:wrap}.choices{flex:1 0 100%;flex-wrap:wrap}.choice{flex:1}}
 @media (pointer:coarse){:is(.send,.stop,.close,.choice,.action,.branch,.primary,.secondary,.jump,.copy,.source,summary){min-width:44px;min-height:44px}.source,summary{align-content:center}.choices{border-radius:23px}.actions{opacity:1}.jump{margin-top:calc(-44px - .6em)}
 }
-@media (forced-colors:active){.user .body,.code,.approval,.send,.mark{border:1px solid}.choice[aria-pressed="true"]{text-decoration:underline}
-}
+.user .body,.code,.mark,.badge{border:1px solid transparent}
 @media (prefers-reduced-motion:reduce){*{transition:none !important}}
-@media (max-width:420px),(max-height:420px){.panel.floating{position:fixed;inset:0;width:100vw;height:100vh;height:100dvh;max-width:none;border:0;border-radius:0}}`
+@media (max-width:420px),(max-height:420px){.panel.floating{position:fixed;inset:0;width:100vw;height:100dvh;max-width:none;border:0;border-radius:0}}`

@@ -639,7 +639,7 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         here.pieces.put_nowait("state searching")
         await here.until("Guide: searching…")
         await here.ask("Second question")
-        await here.until("Waits for its turn")
+        await here.until("Waiting")
         await here.end()
 
 
