@@ -31,6 +31,7 @@ function textPart(message) {
   let start = 0
   const markdown = new GrowingMarkdown(node, {
     copyLabel: panel.words.copy,
+    renderMath: panel.host.renderMath,
     images: panel.host.getAttribute("images") === "same-origin" ? "same-origin" : "link",
     between(from, to) {
       const after = from < 0 && start ? 0 : from // a place between two parts belongs to the first one

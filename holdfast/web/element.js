@@ -28,6 +28,8 @@ export class HoldfastChat extends Base {
   strings = early(this, "strings") ?? {}
   /** Draws a part of a message, or returns null for the usual form. @type {((part: object, message: object) => Node | null) | null} */
   renderPart = early(this, "renderPart")
+  /** Draws a formula, or returns null for its source. @type {((tex: string, isBlock: boolean) => Node | null) | null} */
+  renderMath = early(this, "renderMath")
 
   /** @type {import("./chat_panel.js").Panel | null} */
   #panel = null

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
 const SHA256 = {
-  "markdown.js": "f65d3f1f8d4e0f12c5384fbca672f6614645202f449ca70a88f608584c00b404",
+  "markdown.js": "edd59044e8e00717cadb4912097cfbb974b0ca8df399988f1b5ec0527d4dc90c",
   "highlight.js": "c9f2cfab435d533aad5d34e128968d1baafdbe2ee0a08dd69a0f1f7d61952149",
 }
 
