@@ -17,7 +17,7 @@ from tests.browser.test_chat import scene
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
 _FLOATING = '<button>Before</button><holdfast-chat channel="chat:1" heading="Ask the docs" launcher></holdfast-chat>'
-# Define `focused()`: what has the focus, and whether a person sees it.
+# Define `focused()`: the focused element, and whether a person sees it.
 _FOCUSED = """() => { window.focused = () => {
   const node = document.activeElement.shadowRoot?.activeElement ?? document.activeElement
   const ring = getComputedStyle((node.localName === "textarea" && node.closest(".composer")) || node)

@@ -696,7 +696,7 @@ async def test_closed_chat_counts_what_has_arrived(browser: Browser) -> None:
         ]
 
 
-# The composer, and what fails
+# The composer, and failures
 
 
 async def test_composer_grows_to_eight_lines_and_then_scrolls(browser: Browser) -> None:
