@@ -99,9 +99,9 @@ textarea::placeholder{color:var(--muted);opacity:1;white-space:nowrap}
 .choices{display:flex;border:1px solid var(--border);border-radius:20px;overflow:hidden}
 .choice{padding:4px 12px;border:0;background:none;color:var(--muted);font-size:.8125em}
 .choice[aria-pressed="true"]{background:var(--tint);color:var(--accent);font-weight:600}
-.choice:focus-visible{outline-offset:-3px;border-radius:20px}
+.choice:focus-visible{outline-offset:-3px}
 .send,.stop{flex:none;display:grid;place-items:center;width:2.375em;height:2.375em;padding:0;border:1px solid var(--accent);border-radius:50%;background:var(--accent);color:var(--on-accent)}
-button:disabled{opacity:.4;cursor:default}
+button:disabled{opacity:.4}
 .stop{border-color:var(--border);background:var(--surface)}
 .square{border:.4em solid var(--danger);border-radius:3px}
 details{margin:0 0 8px;color:var(--muted);font-size:.875em}
@@ -117,7 +117,7 @@ details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--bo
 .markdown :is(ul,ol){padding-inline-start:1.6em}
 .markdown li > :is(ul,ol,p){margin-bottom:.2em}
 .markdown li:has(> input,> p > input){list-style:none;margin-inline-start:-1.5em}
-.markdown input{margin:0 .4em 0 0;accent-color:var(--accent);vertical-align:-.1em}
+.markdown input{margin:0 .4em 0 0}
 .markdown a{color:var(--accent)}
 .host{color:var(--muted);font-size:.85em}
 .markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
