@@ -105,7 +105,7 @@ button:disabled{opacity:.4}
 .stop{border-color:var(--border);background:var(--surface)}
 .square{border:.4em solid var(--danger);border-radius:3px}
 details{margin:0 0 8px;color:var(--muted);font-size:.875em}
-summary{width:fit-content;cursor:pointer;border-radius:6px}
+summary{width:fit-content;cursor:pointer}
 details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--border);white-space:pre-wrap;font:inherit}
 .source{display:inline-block;margin:8px 8px 0 0;padding:3px 10px;border:1px solid var(--border);border-radius:9px;background:var(--surface);color:var(--muted);font-size:.8125em;text-decoration:none}
 .chunk:has(+ .chunk){content-visibility:auto;contain-intrinsic-height:auto 2000px}
@@ -123,7 +123,7 @@ details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--bo
 .markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
 .markdown table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.9375em}
 .markdown :is(th,td){padding:5px 18px 5px 0;border-bottom:1px solid var(--border);text-align:start;vertical-align:top;overflow-wrap:normal}
-.markdown hr{margin:1.2em 0;border:0;border-top:1px solid var(--border)}
+.markdown hr{border:0;border-top:1px solid var(--border)}
 code{font:.875em/1.5 var(--hf-mono,ui-monospace,monospace)}
 .markdown :not(pre) > code,.approval code{padding:1px 5px;border-radius:5px;background:color-mix(in srgb,var(--muted) 16%,transparent)}
 .code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e6efec}
