@@ -182,7 +182,7 @@ export class Panel {
     if (this.list.isBehind) this.schedule()
     else if (this.log.scrollHeight <= this.log.clientHeight && status.state === "live") void this.loadOlder()
     if (status.state !== this.#shownState) {
-      if (this.#shownState === "reconnecting" && status.state === "live") this.voice.speak(this.words.live)
+      if (this.#shownState === "reconnecting" && status.state === "live") this.voice.speak(this.words.online)
       this.#shownState = status.state
       this.tell("status", { status })
     }

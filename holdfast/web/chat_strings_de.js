@@ -42,7 +42,6 @@ export const STRINGS = {
   reconnecting: "Verbindung wird wiederhergestellt…",
   offline: "Offline. Ihre Nachrichten werden später gesendet.",
   fromCache: "Die letzte Ansicht. Verbindung wird aufgebaut…",
-  live: "Verbunden",
   closed: "Getrennt",
   typing: "schreibt…",
   here: "auch hier",

@@ -29,9 +29,9 @@ export const LAUNCHER_STYLE = `
 button{font:inherit;color:inherit;cursor:pointer}
 svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-left:auto;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
-.launcher svg{width:26px;height:26px;fill:currentColor;stroke:none}
-.badge{position:absolute;inset:-4px -4px auto auto;min-width:22px;padding:0 6px;border-radius:11px;background:#a8261d;color:#fff;font-size:.8125em;line-height:22px}
+.launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-left:auto;font-size:20px;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
+.launcher svg,.mark svg{fill:currentColor;stroke:none}
+.badge{position:absolute;top:-4px;right:-4px;padding:0 7px;border-radius:20px;background:#a8261d;color:#fff;font-size:.8125em}
 .mistake{margin:8px 0;padding:10px 14px;border:1px solid var(--danger);border-radius:10px;color:var(--danger);background:var(--surface);overflow-wrap:anywhere}`
 
 // Transparent borders are visible where the system forces its own colours.
@@ -41,15 +41,14 @@ export const PANEL_STYLE = `
 .panel > header{display:flex;align-items:center;gap:10px;padding:12px 16px;border-bottom:1px solid var(--border);background:var(--surface)}
 .names{flex:1;min-width:0;overflow-wrap:anywhere}
 h2{margin:0;font-size:1em;line-height:1.3}
-.people,.status,.note{margin:0;color:var(--muted);font-size:.8125em}
-.mark{flex:none;display:grid;place-items:center;width:1.625em;height:1.625em;border-radius:.5em;background:var(--accent);color:var(--on-accent)}
-.mark svg{width:.9375em;height:.9375em;fill:currentColor;stroke:none}
+.people,.status,.note,.place,.older,.source,.host,.choice,.action,.branch{margin:0;color:var(--muted);font-size:.8125em}
+.mark{flex:none;display:grid;place-items:center;width:2em;height:2em;border-radius:8px;font-size:.8125em;background:var(--accent);color:var(--on-accent)}
 .close{display:none;place-items:center;border:0;background:none;padding:6px;border-radius:8px;color:var(--muted)}
 .floating .close{display:grid}
-.log{flex:1;min-height:0;overflow-y:auto;overflow-anchor:auto;padding:20px 16px 12px;overscroll-behavior:contain}
+.log{flex:1;min-height:0;overflow-y:auto;padding:20px 16px 12px;overscroll-behavior:contain}
 .log:focus-visible{outline-offset:-2px}
 .messages{display:grid;grid-template-columns:minmax(0,1fr);gap:4px;position:relative;width:100%;max-width:740px;margin:0 auto}
-.empty{display:grid;place-items:center;height:100%;color:var(--muted);text-align:center}
+.empty{display:grid;place-items:center;height:100%;color:var(--muted)}
 .message{content-visibility:auto;contain-intrinsic-height:auto 200px;overflow-clip-margin:6px;min-width:0;overflow-wrap:anywhere}
 .message > header{display:flex;flex-wrap:wrap;align-items:center;gap:2px 8px;margin-bottom:6px}
 .author{font-weight:600;font-size:.9375em}
@@ -66,22 +65,19 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .mute .row{display:none}
 .approval{margin-top:12px;padding:14px 16px;border:1px solid var(--warm-line);border-radius:calc(var(--radius) - 2px);background:var(--warm)}
 .approval .ask{margin:0 0 4px;font-weight:600}
-.approval .state{margin-top:8px}
 .row{display:flex;flex-wrap:wrap;align-items:center;gap:8px}
 .approval .row{margin-top:12px}
-.primary,.secondary,.action,.branch,.jump{border:1px solid var(--border);border-radius:10px;background:var(--surface);font-size:.875em}
+.primary,.secondary,.action,.branch,.jump{border:1px solid var(--border);border-radius:10px;background:var(--surface)}
 .primary,.secondary{padding:6px 14px}
 .primary{border-color:var(--accent);background:var(--accent);color:var(--on-accent);font-weight:600}
-.actions{display:flex;flex-wrap:wrap;align-items:center;gap:2px;min-height:24px;margin-top:2px;opacity:0;transition:opacity .12s}
+.actions{display:flex;flex-wrap:wrap;align-items:center;gap:2px;min-height:24px;margin-top:2px;opacity:0}
 .assistant .actions{margin-inline-start:-8px}
 .user .actions{justify-content:flex-end}
 :is(.message:hover,.message:focus-within,.message:last-child,[data-status="refused"]) > .actions,.actions:has(.place:not([hidden])){opacity:1}
-.action,.branch{padding:1px 8px;border-color:transparent;background:none;color:var(--muted);font-size:.8125em}
-:is(.action,.branch):hover{color:var(--text);background:var(--tint)}
-.place{color:var(--muted);font-size:.8125em}
+.action,.branch{padding:1px 8px;border-color:transparent;background:none}
 .jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px rgb(0 0 0 / 12%);white-space:nowrap}
-.older{position:sticky;top:0;z-index:1;height:0;margin:0;text-align:center;color:var(--muted);font-size:.8125em}
-.older span{padding:4px 12px;border-radius:12px;background:var(--surface);box-shadow:0 2px 12px rgb(0 0 0 / 12%)}
+.older{position:sticky;top:0;z-index:1;height:0;text-align:center}
+.older span{padding:4px 12px;border-radius:12px;background:var(--surface)}
 .panel > :is(.status,.note){width:calc(100% - 32px);max-width:740px;margin:0 auto;padding:4px 6px;overflow-wrap:anywhere}
 .panel > .mistake{margin-bottom:14px;padding:10px 14px;color:var(--danger)}
 .panel > .note{padding-bottom:16px;text-align:center}
@@ -92,14 +88,13 @@ h2{margin:0;font-size:1em;line-height:1.3}
 textarea,textarea:focus-visible{display:block;width:100%;padding:2px;border:0;outline:0;resize:none;background:none;color:inherit;font:inherit}
 textarea::placeholder{color:var(--muted);opacity:1;white-space:nowrap}
 .editing{display:grid;gap:8px}
-.editor{min-width:min(28em,70cqw);padding:10px;border:1px solid var(--border);border-radius:12px;background:var(--surface)}
+.editor{padding:10px;border:1px solid var(--border);border-radius:12px;background:var(--surface)}
 .editor:focus-visible{outline:2px solid var(--accent);outline-offset:-1px}
 .fill{flex:1}
 .composer .row{flex-wrap:nowrap;margin-top:8px}
-.choices{display:flex;border:1px solid var(--border);border-radius:20px;overflow:hidden}
-.choice{padding:4px 12px;border:0;background:none;color:var(--muted);font-size:.8125em}
+.choices{display:flex;border:1px solid var(--border);border-radius:20px}
+.choice{padding:4px 12px;border:0;border-radius:20px;background:none}
 .choice[aria-pressed="true"]{background:var(--tint);color:var(--accent);font-weight:600}
-.choice:focus-visible{outline-offset:-3px}
 .send,.stop{flex:none;display:grid;place-items:center;width:2.375em;height:2.375em;padding:0;border:1px solid var(--accent);border-radius:50%;background:var(--accent);color:var(--on-accent)}
 button:disabled{opacity:.4}
 .stop{border-color:var(--border);background:var(--surface)}
@@ -107,7 +102,7 @@ button:disabled{opacity:.4}
 details{margin:0 0 8px;color:var(--muted);font-size:.875em}
 summary{width:fit-content;cursor:pointer}
 details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--border);white-space:pre-wrap;font:inherit}
-.source{display:inline-block;margin:8px 8px 0 0;padding:3px 10px;border:1px solid var(--border);border-radius:9px;background:var(--surface);color:var(--muted);font-size:.8125em;text-decoration:none}
+.source{display:inline-block;margin:8px 8px 0 0;padding:3px 10px;border:1px solid var(--border);border-radius:9px;background:var(--surface);text-decoration:none}
 .chunk:has(+ .chunk){content-visibility:auto;contain-intrinsic-height:auto 2000px}
 .markdown :is(p,ul,ol,table,blockquote,.code,h3,h4,h5,h6){margin:0 0 .75em}
 .markdown :is(.chunk,div):last-child > :last-child{margin-bottom:0}
@@ -116,18 +111,16 @@ details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--bo
 .markdown > :first-child > :first-child{margin-top:0}
 .markdown :is(ul,ol){padding-inline-start:1.6em}
 .markdown li > :is(ul,ol,p){margin-bottom:.2em}
-.markdown li:has(> input,> p > input){list-style:none;margin-inline-start:-1.5em}
+.markdown li:has(> input){list-style:none}
 .markdown input{margin:0 .4em 0 0}
 .markdown a{color:var(--accent)}
-.host{color:var(--muted);font-size:.85em}
 .markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
 .markdown table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.9375em}
 .markdown :is(th,td){padding:5px 18px 5px 0;border-bottom:1px solid var(--border);text-align:start;vertical-align:top;overflow-wrap:normal}
-.markdown hr{border:0;border-top:1px solid var(--border)}
 code{font:.875em/1.5 var(--hf-mono,ui-monospace,monospace)}
 .markdown :not(pre) > code,.approval code{padding:1px 5px;border-radius:5px;background:color-mix(in srgb,var(--muted) 16%,transparent)}
 .code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e6efec}
-.t-cmnt{color:#93a8a2}:is(.t-kwd,.t-bool,.t-class,.t-type){color:#7edcc4}:is(.t-str,.t-insert){color:#a8d99a}:is(.t-num,.t-var,.t-section){color:#f2d7a6}.t-func{color:#b7d3ff}.t-deleted{color:#ff9f95}
+.t-cmnt{color:#93a8a2}.t-kwd,.t-func{color:#7edcc4}.t-str{color:#a8d99a}
 .markdown div.math{overflow-x:auto;margin:0 0 .75em;text-align:center}
 .hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center}
 .hairline::before,.hairline::after{content:"";flex:1;min-width:12px;border-top:1px solid;opacity:.4}
@@ -136,11 +129,12 @@ code{font:.875em/1.5 var(--hf-mono,ui-monospace,monospace)}
 .copy{border:0;margin-inline-end:-6px;padding:2px 6px;border-radius:6px;background:none}
 .code :focus-visible{outline-color:#7fd8c0;outline-offset:-2px}
 pre{margin:0}
-.code pre{width:max-content;padding:12px 14px;tab-size:4;text-align:left}
+.code code,.lines{display:block}
+.markdown p:empty{display:none}
+.code pre{width:max-content;padding:12px 14px;text-align:left}
 [data-status="streaming"] .markdown > :last-child > :is(p,h3,h4,h5,h6):nth-last-child(1 of :not(.hairline))::after{content:"";display:inline-block;width:.5em;height:1.1em;margin-inline-start:3px;border-radius:2px;background:var(--accent);vertical-align:-.2em}
 @container (max-width:27em){.composer .row{flex-wrap:wrap}.choices{flex:1 0 100%;flex-wrap:wrap}.choice{flex:1}}
 @media (pointer:coarse){:is(.send,.stop,.close,.choice,.action,.branch,.primary,.secondary,.jump,.copy,.source,summary){min-width:44px;min-height:44px}.source,summary{align-content:center}.choices{border-radius:23px}.actions{opacity:1}.jump{margin-top:calc(-44px - .6em)}
 }
 .user .body,.code,.mark,.badge{border:1px solid transparent}
-@media (prefers-reduced-motion:reduce){*{transition:none !important}}
-@media (max-width:420px),(max-height:420px){.panel.floating{position:fixed;inset:0;width:100vw;height:100dvh;max-width:none;border:0;border-radius:0}}`
+@media (max-width:420px){.panel.floating{position:fixed;inset:0;width:100vw;height:100dvh;max-width:none;border:0;border-radius:0}}`
