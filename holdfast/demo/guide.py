@@ -2,23 +2,22 @@
 
 Layer: demo.
 
-This is the handler for `hub.agent`. With the key of a model it passes the model's stream on; without one it quotes the
-documentation (`agent`). It continues answers of an earlier process, asks people before it deletes, and takes up their
-steering. Wording may change freely.
+This is the handler for `hub.agent` and `client.agent`. With the key of a model it passes the model's stream on; without
+one it writes a ready answer or quotes the documentation (`agent`). It continues answers of an earlier process, asks
+people before it deletes, and takes up their steering. Wording may change freely.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from holdfast.agents.backend import Writer
 from holdfast.agents.turn import Steer, Turn
-from holdfast.app import Hub
-from holdfast.client import Client
 from holdfast.core.errors import Deleted
 from holdfast.core.model import Json
 from holdfast.demo.agent import (
@@ -33,7 +32,13 @@ from holdfast.demo.agent import (
     is_as_begun,
     plan,
 )
+from holdfast.demo.control import IN_SERVER
 from holdfast.demo.model import Model, talk
+
+if TYPE_CHECKING:  # the server needs no client, and the agents need no server
+    from holdfast.app import Hub
+    from holdfast.client import Client
+    from holdfast.hub.workers import AssignedTurn
 
 __all__ = ["APPROVE_S", "LONGEST_QUESTION", "Guide", "Sleep", "continued"]
 
@@ -63,6 +68,16 @@ class Guide:
         self._model = model
         self._sleep = sleep
         self._details = details or {}
+        self._restarts = 0  # of the server, while this process ran
+        self._ended_with_server: set[tuple[str, str]] = set()  # channels and questions
+
+    def server_restarted(self) -> None:
+        """Note that the server was killed and runs again; running answers record where that was."""
+        self._restarts += 1
+
+    def ended_with_server(self, turns: Iterable[AssignedTurn]) -> None:
+        """Note turns whose agents ended because the whole demo did, and not by a crash of their own."""
+        self._ended_with_server = {(turn.channel, turn.message_id) for turn in turns}
 
     async def answer(self, turn: Turn) -> None:
         """Answer one message."""
@@ -73,22 +88,25 @@ class Guide:
             return
         question = turn.text[:LONGEST_QUESTION]
         settled = Settled.of(turn.message.id, question)
-        async with turn.reply(meta=msgspec.to_builtins(settled)) as message:
+        meta: dict[str, Json] = {**msgspec.to_builtins(settled), "agent": turn.name}
+        async with turn.reply(meta=meta) as message:
             turn.progress("using a tool", tool="documentation", **self._details)
             before = turn.previous
             if before is not None and before.id == message.id:
-                settled = msgspec.convert(before.meta, Settled)
-                await message.update(meta=continued(before.meta, message.length, before.author, turn.name))
-            await self._write_rest(turn, message, question, settled)
+                is_restart = (turn.channel, turn.message.id) in self._ended_with_server
+                meta = before.meta | continued(before.meta, message.length, turn.name, is_restart=is_restart)
+                await message.update(meta=meta)
+            await self._write_rest(turn, message, question, meta)
 
-    async def _write_rest(self, turn: Turn, message: Writer, question: str, settled: Settled) -> None:
-        """Write the missing text, and the text that steering and decisions add."""
+    async def _write_rest(self, turn: Turn, message: Writer, question: str, meta: dict[str, Json]) -> None:
+        """Write the missing text, and the text that steering and decisions add. `meta` is that of the answer."""
+        settled = msgspec.convert(meta, Settled)
         if not is_as_begun(question, settled):
             await message.append(OTHER_TEXT)
             return
         await self._delete(turn.channel, settled.decision)
         while True:
-            steering = await self._write(turn, message, plan(question, settled))
+            steering = await self._write(turn, message, plan(question, settled), meta)
             if steering:
                 settled = settled.with_steering(steering)
             elif asks_to_delete(question) and settled.decision is None:
@@ -99,13 +117,18 @@ class Guide:
             await message.update(meta=msgspec.to_builtins(settled))
             await self._delete(turn.channel, settled.decision)
 
-    async def _write(self, turn: Turn, message: Writer, steps: list[Step]) -> list[Steering]:
+    async def _write(self, turn: Turn, message: Writer, steps: list[Step], meta: dict[str, Json]) -> list[Steering]:
         """Write the rest of `steps` after the stored text. Return early with steering that arrives meanwhile."""
+        restarts = self._restarts
         for number, (text, delay_s) in enumerate(continue_at(steps, message.length)):
             await self._sleep(delay_s)
             if number == 0:
                 turn.progress("answering", **self._details)
-            steered = await turn.steered()
+            if restarts != self._restarts:
+                restarts = self._restarts
+                meta |= continued(meta, message.length, turn.name, is_restart=True)
+                await message.update(meta={"continued": meta["continued"]})
+            steered = await turn.steered(messages=False)  # another question waits for a turn of its own
             if steered:
                 return [_steering(steer, message.length) for steer in steered]
             await message.append(text)
@@ -128,13 +151,17 @@ class Guide:
                 await self._hub.delete(channel, message_id)
 
 
-def continued(meta: dict[str, Json], at: int, by: Json, successor: str) -> dict[str, Json]:
-    """Return the meta that records, for the page, at which offset one writer ended and another continued."""
+def continued(meta: dict[str, Json], at: int, successor: str, *, is_restart: bool) -> dict[str, Json]:
+    """Return the meta that records, for the page, at which offset one writer ended and another continued.
+
+    With `is_restart` the server was restarted, and the record has the writer as its own successor. The agent in the
+    server ends only with it.
+    """
     known = meta.get("continued")
     breaks = known if isinstance(known, list) else []
-    if breaks and isinstance(breaks[-1], dict):
-        by = breaks[-1]["successor"]  # the author wrote the beginning; the last successor ended this time
-    return {"continued": [*breaks, {"at": at, "by": by, "successor": successor}][-MOST_BREAKS:]}
+    by = meta.get("agent", IN_SERVER)
+    one: Json = {"at": at, "by": by, "successor": by if is_restart or by == IN_SERVER else successor}
+    return {"agent": successor, "continued": [*breaks, one][-MOST_BREAKS:]}
 
 
 def _steering(steer: Steer, at: int) -> Steering:

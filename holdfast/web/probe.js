@@ -8,6 +8,7 @@
 
 import { HoldfastError, refusal } from "./errors.js"
 
+const PROTOCOL = 1
 const PROBE_MS = 3_000
 const REPORT_MS = 50 // the browser reports a violation in a later task
 
@@ -17,7 +18,8 @@ const REPORT_MS = 50 // the browser reports a violation in a later task
  */
 export async function diagnose(base, fetch) {
   const page = globalThis.location
-  if (page?.protocol === "https:" && base.startsWith("http:") && !/^http:\/\/(localhost|127\.|\[::1\])/.test(base)) {
+  const { protocol, hostname } = new URL(base)
+  if (page?.protocol === "https:" && protocol === "http:" && !/^((.+\.)?localhost|127\.[\d.]+|\[::1\])$/.test(hostname)) {
     return refusal("mixed_content", `the page is loaded over https, so the browser blocks ${base}: serve Holdfast over https`)
   }
   const address = `${base}/v1`
@@ -31,6 +33,9 @@ export async function diagnose(base, fetch) {
   try {
     const response = await fetch(address, { signal: AbortSignal.timeout(PROBE_MS), cache: "no-store" })
     const body = await response.json().catch(() => ({}))
+    if (body?.server === "holdfast" && body.protocol !== PROTOCOL) {
+      return refusal("unsupported_protocol", `${base} speaks protocol ${body.protocol}, this client ${PROTOCOL}: use the client of the server's release, for example ${base}/web/client.js`)
+    }
     if (body?.server === "holdfast") return body.problem ? new HoldfastError(body.problem.code, body.problem) : null
     if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} got status ${response.status}`, body)
     return refusal("not_holdfast", `${base} responds (status ${response.status}), but not as a Holdfast server: is it mounted at another path?`)

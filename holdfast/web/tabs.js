@@ -10,7 +10,7 @@
 import { dump } from "./dump.js"
 
 /** @typedef {import("./client.js").Client} Client */
-/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {{ stop(): void, hear?(isUp?: boolean): void, welcome?(message: any): void }} Role */
 /**
  * @typedef {object} Guest a follower, as the leader knows it
@@ -293,7 +293,8 @@ class Leader {
 
   get #isUp() {
     const { state, status, isHttp, channels } = this.client
-    return state === "live" || (isHttp && !(status.error && channels.size))
+    // Over HTTP each channel has a connection, and some may be opening; before the first one none may ever open.
+    return state === "live" || (isHttp && (!channels.size || (state === "reconnecting" && !status.error)))
   }
 
   /** Pass on a frame that a channel has applied. @param {Channel} channel @param {import("./view.js").Batch} batch */
@@ -343,7 +344,7 @@ class Leader {
       const channel = client.channels.get(name)
       const isPresence = type === "presence" && channel
       if (isPresence) guest.present.add(name)
-      const done = isPresence ? channel.present(tab, fields.leave ? undefined : fields) : client.request(type, name, fields)
+      const done = isPresence ? channel.presence.set(tab, fields.leave ? undefined : fields) : client.request(type, name, fields)
       const isCurrent = () => n === guest.n && !this.#ended.signal.aborted // else the follower sends it to the next leader
       done.then(
         (response) => isCurrent() && this.#send(guest, { ...response, type: "ok", ref }),
@@ -404,7 +405,7 @@ class Leader {
     guest.n = null
     guest.pipe.close()
     this.#guests.delete(tab)
-    for (const name of guest.present) this.client.channels.get(name)?.present(tab).catch(() => {})
+    for (const name of guest.present) this.client.channels.get(name)?.presence.set(tab).catch(() => {})
   }
 
   /** @param {Guest} guest @param {object} frame */

@@ -6,7 +6,7 @@
  * @module
  */
 
-/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {import("./view.js").WireEvent} WireEvent */
 
 const AGAIN_MS = 2_000 // between two signals of a person that types on

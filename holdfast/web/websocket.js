@@ -7,7 +7,7 @@ import { HoldfastError, refusal } from "./errors.js"
 
 /** @typedef {import("./connection.js").Connection} Connection */
 /** @typedef {import("./connection.js").Transport} Transport */
-/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
 
 const RENEW_MS = 30_000 // before the identity ends
 const EXPIRED = 4200
@@ -87,7 +87,7 @@ function dial(connection, token) {
       client.requests.settle(ref, rest)
     } else if (type === "error") {
       const error = new HoldfastError(rest.code, rest)
-      if (ref === auth && auth !== undefined) auth = undefined // if it was the first token, a close follows
+      if (ref === auth) auth = undefined // if it was the first token, a close follows
       // The response to a closed channel is not about the channel that was opened under its name since.
       if (channel?.state !== "closed") channel?.refused(error, connection)
       client.requests.settle(ref, error)

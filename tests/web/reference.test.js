@@ -7,7 +7,7 @@ import { settled, world } from "./fakes.js"
 
 const read = (path) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8")
 const PAGE = read("docs/browser.md")
-const FOLDER = ["cache", "channel", "client", "connection", "errors", "outbox", "poll", "probe", "requests", "stream", "tabs", "token", "websocket"]
+const FOLDER = ["cache", "channel", "client", "connection", "errors", "http", "outbox", "poll", "probe", "requests", "sharing", "stream", "tabs", "token", "websocket"]
 
 /** Assert that the page has each name as code, alone or with arguments. */
 function checkNamed(names, what) {
@@ -26,6 +26,11 @@ test("the page names every field of a snapshot and of the status", async (t) => 
   await settled()
   checkNamed(Object.keys(snapshot), "fields of a snapshot")
   for (const name of Object.keys(w.client.status)) assert.match(PAGE, new RegExp(`\\b${name}\\b`))
+})
+
+test("the page names every state, transport and reason for a token", () => {
+  const types = [["client", "State"], ["client", "TransportName"], ["token", "Why"]].map(([module, name]) => read(`holdfast/web/${module}.js`).match(new RegExp(`@typedef \\{(.*)\\} ${name}\\b`))[1])
+  checkNamed([...types.join().matchAll(/"(\w+)"/g)].map(([, value]) => value), "values")
 })
 
 test("the page names every error code of the client's own that a status can have", () => {

@@ -229,12 +229,33 @@ describe("the diagnosis", () => {
     const { w } = await failed(t)
     w.client.close()
     globalThis.location = { ...PAGE, protocol: "https:" }
-    const secure = world(t, { transport: "websocket" })
-    secure.client.channel("c")
-    secure.socket.drop()
-    await settled()
-    assert.equal(secure.client.status.error.code, "mixed_content")
-    assert.equal(secure.http.probes.length, 0)
+    for (const [host, isBlocked] of [["server.test", true], ["localhost.test", true], ["127.test", true], ["localhost", false], ["127.0.0.1:80", false], ["[::1]:8000", false]]) {
+      const secure = world(t, { transport: "websocket", url: `http://${host}/holdfast` })
+      secure.client.channel("c")
+      secure.socket.drop()
+      await settled()
+      assert.equal(secure.client.status.error?.code, isBlocked ? "mixed_content" : undefined, host)
+      assert.equal(secure.http.probes.length, isBlocked ? 0 : 1, host) // a browser trusts its own machine
+    }
+  })
+
+  test("of a server of a newer protocol names both versions and the remedy", async (t) => {
+    const { w } = await failed(t)
+    await w.http.probed(200, { server: "holdfast", protocol: 2 })
+    assert.equal(w.client.status.error.code, "unsupported_protocol")
+    assert.equal(
+      w.client.status.error.message,
+      "http://server.test/base speaks protocol 2, this client 1: use the client of the server's release, for example http://server.test/base/web/client.js",
+    )
+    assert.equal(w.client.status.state, "connecting") // the server may be changed again
+  })
+
+  test("of a stream under an unknown path is left to the probe", async (t) => {
+    const { w } = await failed(t, { transport: "auto" })
+    await w.source.refuse(404, { code: "not_found", detail: "no such path" })
+    await w.http.probed(200, { server: "holdfast", protocol: 2 })
+    assert.equal(w.client.status.error.code, "unsupported_protocol")
+    assert.equal(w.client.channels.size, 1)
   })
 
   test("finds no error if the server responds as it should, and is made once", async (t) => {
