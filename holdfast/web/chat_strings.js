@@ -52,7 +52,7 @@ export const STRINGS = {
   nobody: "No agent is listening. Your question waits.",
   waiting: "Waiting",
   steering: "Steering…",
-  notSteered: "Too late to steer: it has ended.",
+  notSteered: "Too late to steer.",
   older: "Loading older messages…",
   deleted: "This question was deleted. Save it as a new one.",
   allowed: "Allowed",

@@ -53,7 +53,7 @@ export const STRINGS = {
   nobody: "Kein Agent ist verbunden. Ihre Frage wartet auf einen.",
   waiting: "Wartet",
   steering: "Wird an die Antwort weitergegeben…",
-  notSteered: "Die Antwort endete, bevor sie Ihren Text gelesen hat.",
+  notSteered: "Zum Lenken ist es zu spät.",
   older: "Ältere Nachrichten werden geladen…",
   deleted: "Diese Frage wurde gelöscht. Wenn Sie speichern, wird sie eine neue.",
   allowed: "Erlaubt",
