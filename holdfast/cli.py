@@ -135,11 +135,11 @@ def serve(
     if allow_everyone and not is_loopback(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
     elif allow_everyone:
-        for one in hubs_in(app):  # else any web page could let a name of its own point at this machine
+        for one in hubs_in(app):  # otherwise the DNS name of any web page could point at this machine
             one.requires_own_host = True
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
-        hub.drive_by_hand = True  # no middleware stands between the hub and the server
+        hub.drive_by_hand = True  # safe, because no middleware stands between the hub and the server
     listening = _listen(host, port)
     addresses = [one for text in proxies for one in text.split(",")]
 
@@ -216,7 +216,7 @@ def _verifier(
         return None
     if not audiences:
         raise LocalError("verifying tokens needs an audience: name it with --jwt-audience")
-    from holdfast.hub.tokens import jwt_verifier  # slow to import
+    from holdfast.hub.tokens import jwt_verifier  # imported here, because the import is slow
 
     secrets = [_secret(path) for path in secret_files]
     return jwt_verifier(secret=secrets, jwks_url=jwks, audience=audiences, issuer=issuers or None)
@@ -238,7 +238,7 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
 
 
 def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> None:
-    with contextlib.suppress(KeyboardInterrupt):  # the server has handled the signal
+    with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
         if not run(app, hub, listening, started=started, **options):
             sys.exit(1)
 

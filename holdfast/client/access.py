@@ -24,7 +24,7 @@ logger = logging.getLogger("holdfast.client")
 
 TokenProvider = Callable[[], Awaitable[str]]
 
-PROVIDER_S = 30.0  # time in which the app must return a token
+PROVIDER_S = 30.0  # time in which the app's token provider must return a token
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
@@ -59,7 +59,7 @@ class ServerAccess:
 
     @property
     def address(self) -> str:
-        """Return the hub's address as it was given, for messages. It contains no secret."""
+        """Return the hub's address as it was given, for error messages. It contains no secret."""
         return f"{'https' if self._scheme == 'wss' else 'http'}://{self._place}"
 
     @property
@@ -98,7 +98,7 @@ class ServerAccess:
             except HoldfastError:
                 raise
             except Exception as error:
-                # Log its class alone: the text of an app's exception may contain a secret.
+                # Log only the class: the text of an app's exception may contain a secret.
                 logger.warning("the token provider failed: %s", type(error).__name__)
                 raise Unreachable(
                     f"token_provider failed with {type(error).__name__}; see the log of the app"

@@ -80,7 +80,8 @@ from holdfast.core.state import ChannelState
 def needs(key: str, request: Request) -> tuple[str, ...]:
     """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
     target = request.target if isinstance(request, SendCommand) else None
-    return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id
+    # no lookup for an invalid id: `decide` refuses the request
+    return (key, target) if target is not None and is_id(target) else (key,)
 
 
 def decide(
@@ -97,7 +98,7 @@ def decide(
 
     `is_served`: agents serve this channel, so a new user message, or one to be answered again, waits for an agent.
     """
-    if not isinstance(request, AppendText):  # hot path: nearly all requests are appends
+    if not isinstance(request, AppendText):  # hot path first: nearly all requests are appends
         match request:
             case CreateMessage():
                 return _create(state, key, request, caller, now_ms, limits, is_served)
@@ -232,8 +233,8 @@ def _writer(caller: Caller, lease_s: float) -> Writer:
 def plain_append(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
     """Return the operation for text that a writer of this process appends at the end of its part, else None.
 
-    Nearly all text arrives so. This is a fast path: it must return exactly what `decide` would store, or None, and
-    then the caller asks `decide`, which may also refuse.
+    Nearly all text arrives in this way. This is a fast path: it must return exactly what `decide` would store, or None,
+    and then the caller asks `decide`, which may also refuse.
     """
     message, index, text = state.messages.get(key), request.part, request.text
     if message is None or message.status != "streaming" or message.deleted:
@@ -253,7 +254,7 @@ def plain_append(state: ChannelState, key: str, request: AppendText, limits: Lim
 
 
 def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
-    """Decide an append. Hot path: each token of each answer comes here, so the common case is checked inline."""
+    """Decide an append. Hot path: each piece of a model's output comes here, so the common case is checked inline."""
     at, index, text = request.at, request.part, request.text
     _check_count(at, "at")
     _check_count(index, "part")
@@ -436,7 +437,8 @@ def _earlier_decision(message: MessageState, request: str | None) -> Decision | 
     """Return the decision of the request with id `request` if it was carried out already, else None."""
     if request is None:
         return None
-    for known, serial, generation in reversed(message.requests):  # if two writers chose one id, the later one writes
+    # latest request first: if two writers used the same request id, the later writer is still writing
+    for known, serial, generation in reversed(message.requests):
         if known == request:
             lengths = [part.length for part in message.parts]
             return Decision(serial=serial, generation=generation, lengths=lengths)
@@ -453,7 +455,7 @@ def _check_streaming(message: MessageState) -> None:
 
 
 def _check_count(number: int | None, what: str) -> None:
-    """Raise InvalidRequest for a negative `number` of a request made in process; transports refuse it by type."""
+    """Raise InvalidRequest for a negative `number` in a request made in process; transports check it while decoding."""
     if number is not None and number < 0:
         raise InvalidRequest(f"{what} must be 0 or more, got {number}")
 
@@ -473,7 +475,7 @@ def _check_part_count(count: int, limits: Limits) -> None:
 
 
 def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[Part] | None:
-    """Return the parts that a create or update names, checked; None if it names neither text nor parts."""
+    """Return the checked parts of a create or update; None if the request has neither `text` nor `parts`."""
     if text is not None and parts is not None:
         raise InvalidRequest(f"the request has both the text {shown(text)} and {len(parts)} parts; send one of them")
     if text is not None:

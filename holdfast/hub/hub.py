@@ -58,11 +58,11 @@ from holdfast.hub.writers import Writers
 from holdfast.hub.wsgi import warn_of_runserver
 from holdfast.stores.base import Store
 
-USED_UP_MS = 24 * 3600 * 1000  # how long ids of messages that streamed in a deleted channel stay used up
+USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
 
 
 class ChannelInfo(Struct, frozen=True, kw_only=True):
-    """The head of a channel."""
+    """The head of a channel: its epoch and last serial."""
 
     channel: str
     epoch: str
@@ -80,7 +80,8 @@ class HubCore:
     exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
     """
 
-    writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one with more methods
+    # class of the writers; `holdfast.agents` replaces it by one with more methods
+    writer_class: type[MessageWriter] = MessageWriter
 
     def __init__(
         self,
@@ -118,9 +119,10 @@ class HubCore:
         self.clock = clock or Clock()
         self.rates = Rates(client_limits)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
-        self.requires_own_host = False  # with a verifier too; `serve --allow-everyone` sets it on loopback
-        self.drive_by_hand = False  # streaming responses may drive `send` themselves; `serve` sets it
-        self.sync = SyncHub(self)  # the blocking twin of the main calls, for threads
+        # check the `Host` header even if the hub has a verifier; `serve --allow-everyone` sets this on loopback
+        self.requires_own_host = False
+        self.drive_by_hand = False  # streaming responses may call `send` by themselves; `serve` sets this
+        self.sync = SyncHub(self)  # blocking versions of the main calls, for threads
         self._adopters: list[tuple[str, Adopter]] = []
         names = names_of_cell()
         self._life = Lifecycle(
@@ -138,13 +140,16 @@ class HubCore:
     # -- life --------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the store and serve; called on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
+        """Open the store and serve; the hub calls this on its first use.
+
+        Raises StoreInUse, StoreUnusable, StoreUnavailable.
+        """
         await self._life.start()
 
     async def drain(self) -> None:
         """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
 
-        Messages that are cancelled so stay `streaming` in the store; the next start adopts or interrupts them.
+        Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them.
         """
         await self._life.drain(self.drain_s)
 
@@ -154,27 +159,27 @@ class HubCore:
 
     @property
     def node(self) -> str:
-        """Return the name of this run of the hub in writers' leases; new at each start."""
+        """Return the random name of this run of the hub, by which leases name it; new at each start."""
         return self._life.node
 
     @property
     def is_running(self) -> bool:
-        """Return whether the hub has started and not ended."""
+        """Return whether the hub has started and has not ended."""
         return self._life.is_running
 
     @property
     def is_draining(self) -> bool:
-        """Return whether the hub is shutting down, or has shut down."""
+        """Return whether the hub is shutting down or has shut down."""
         return self._life.is_draining
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """Return the event loop on which the hub runs, or None."""
+        """Return the event loop on which the hub runs; None if it does not run."""
         return self._life.loop
 
     @property
     def runtime(self) -> Runtime:
-        """Return the services of the running hub. Raises Busy, Draining, LocalError if it does not run."""
+        """Return the services of the running hub. Raises Busy, Draining or LocalError if it does not run."""
         return self._life.runtime
 
     def hook_signals(self) -> None:
@@ -190,11 +195,14 @@ class HubCore:
         return lambda: self._life.drain_callbacks.pop(callback, None)
 
     def on_start(self, callback: Callable[[], None]) -> None:
-        """Call `callback` at each start, after recovery and before anyone is served; now, if the hub serves."""
+        """Call `callback` at each start, after recovery and before any request is served; at once if the hub serves."""
         self._life.on_start(callback)
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `job` as a task of the hub: it outlives the request that started it; a drain gives it time to finish."""
+        """Run `job` as a task of the hub.
+
+        It may outlive the request that started it; a drain gives it time to finish.
+        """
         check_job(job)
         return self.runtime.tasks.start_job(job)
 
@@ -446,9 +454,9 @@ class HubCore:
         wake: Callable[[], None],
         has_ephemeral: bool = False,
     ) -> Feed:
-        """Return a feed that resumes after `since`, or makes a new start. Raises Draining, StoreUnavailable.
+        """Return a feed that resumes after the cursor `since`, or begins with a new start.
 
-        With `has_ephemeral` it also takes presence and signals.
+        With `has_ephemeral` it also takes presence and signals. Raises Draining, StoreUnavailable.
         """
         await self.start()
         if self.is_draining:
@@ -466,7 +474,7 @@ class HubCore:
         return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=cursor)
 
     def channel(self, name: str) -> Channel:
-        """Return the live channel `name`, which may not be loaded."""
+        """Return the live channel `name`; it may not be loaded yet."""
         return self.runtime.channel(check_channel(name))
 
     def stats(self) -> dict[str, int]:
@@ -475,11 +483,11 @@ class HubCore:
         return counts | self.runtime.stats() if self.is_running else counts
 
     def caller(self, author: str | None) -> Caller:
-        """Return a caller in this process."""
+        """Return the caller for requests of code in this process."""
         return self._writers.caller(author)
 
     def reason_of(self, error: BaseException) -> str | None:
-        """Return the reason of a message that `error` ended: the exception's name in development, else None."""
+        """Return the reason for a message that `error` ended: in development the exception's name, else None."""
         return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)
 
     # -- inside ------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 Layer: hub.
 
-`Writers` is the hub as its message writers see it. It registers them while they write, and ends a message whose writer
-has gone without storing an end: no other component would.
+`Writers` is the interface of the hub that message writers use. It registers them while they write, and ends a message
+whose writer has gone without storing an end, because no other component would.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from holdfast.hub.results import Done, Result, own_copy
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writer_hub import OpenWriter
 
-ABANDONED_S = 1.0  # before checking that the end of an abandoned message is stored, and between two tries
+ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, and between two tries to end it
 
 
 class Writers:
@@ -39,12 +39,12 @@ class Writers:
         reason_of: Callable[[BaseException], str | None],
     ) -> None:
         self.limits = limits
-        self.reason_of = reason_of  # returns the reason of a message that an exception ended
+        self.reason_of = reason_of  # returns the reason to store for a message that an exception ended
         self._life = life
         self._writer_class = writer_class
 
     def new(self, channel: str, message_id: str, author: str | None, create: CreateMessage | None) -> MessageWriter:
-        """Return a writer that creates its message with `create`, or with None continues a stored one."""
+        """Return a writer that creates its message by the request `create`; with None it continues a stored message."""
         return self._writer_class(self, channel, message_id, create=create, author=author)
 
     async def take_over(self, channel: str, message_id: str, author: str | None) -> MessageWriter:
@@ -57,7 +57,8 @@ class Writers:
         try:
             taken = await self.ask(channel, check_key(message_id), request, self.caller(author))
         except (StoreUnavailable, asyncio.CancelledError):
-            # The takeover may have been stored, and the message would have no writer. The state does not show it yet.
+            # The takeover may have been stored, which the state does not show yet; the message would then have no
+            # writer.
             self.interrupt_later(channel, message_id, next_generation)
             raise
         writer = self.new(channel, message_id, author, None)
@@ -99,7 +100,7 @@ class Writers:
     def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> bool:
         try:
             return self._life.runtime.pace.call_in_time(channel, callback)
-        except HoldfastError:  # the hub has ended
+        except HoldfastError:  # the hub has ended meanwhile
             return False
 
     def register_writer(self, writer: OpenWriter) -> None:
@@ -112,7 +113,7 @@ class Writers:
             return
         runtime = self._life.runtime
         key = (writer.channel, writer.id)
-        if runtime.writers.get(key) is writer:  # after a restart of the hub it may be another one
+        if runtime.writers.get(key) is writer:  # after a restart of the hub, another writer may have the key
             del runtime.writers[key]
             runtime.tasks.quieter.set()
         self.left(writer.channel, writer.id, writer.generation)
@@ -120,7 +121,7 @@ class Writers:
     # -- abandoned messages ------------------------------------------------------------------------------------
 
     def left(self, channel: str, message_id: str, generation: int) -> None:
-        """Note that the message has no writer here any more, and interrupt it unless it has an end."""
+        """Note that the message has no writer here any more, and interrupt it later unless it has an end."""
         if not self._life.is_running:
             return
         live = self._life.runtime.channels.get(channel)
@@ -129,9 +130,9 @@ class Writers:
             self.interrupt_later(channel, message_id, generation)
 
     def interrupt_later(self, channel: str, message_id: str, generation: int) -> None:
-        """Interrupt the message in a while, unless it has an end or another writer by then."""
-        if self._life.is_running and not self._life.is_draining:  # else the next start recovers the message
-            with contextlib.suppress(RuntimeError):  # the hub is ending
+        """Interrupt the message after a while, unless it has an end or another writer by then."""
+        if self._life.is_running and not self._life.is_draining:  # otherwise the next start recovers the message
+            with contextlib.suppress(RuntimeError):  # raised if the hub is ending
                 self._life.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
 
     def _is_abandoned(self, message: MessageState, channel: str, generation: int) -> bool:

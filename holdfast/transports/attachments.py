@@ -1,4 +1,4 @@
-"""The channels that one socket is attached to, and the frames of events that it is to be sent next.
+"""The channels that one socket is attached to, and the next frames of events to send to it.
 
 Layer: transports.
 
@@ -41,24 +41,27 @@ class Attachment:
         self.channel = channel
         self.feed: Feed | None = None  # None until the hub has attached it, and after `close`
         self.is_catching_up = False
-        self.resume_limits: ResumeLimits | None = None  # set for a viewer without the capability `history`
-        self.is_replied = False  # whether the `attach` has its reply
+        self.resume_limits: ResumeLimits | None = None  # only for a viewer without the capability `history`
+        self.is_replied = False  # True: the `attach` frame has its response
         self._replied: asyncio.Future[None] | None = None
 
     async def wait_for_reply(self) -> None:
-        """Return when the `attach` has its reply. At most one caller waits: the next `attach` of the channel."""
+        """Wait until the `attach` frame has its response.
+
+        Only the channel's next `attach` waits.
+        """
         if not self.is_replied:
             self._replied = asyncio.get_running_loop().create_future()
             await self._replied
 
     def replied(self) -> None:
-        """Note that the `attach` has its reply."""
+        """Note that the `attach` frame has its response."""
         self.is_replied = True
         if self._replied is not None and not self._replied.done():
             self._replied.set_result(None)
 
     def wake(self) -> None:
-        """Queue this attachment: its channel has new events, or the hub drains."""
+        """Queue this attachment, because its channel has new events or the hub drains."""
         self._attachments.feed_woken(self)
 
     def close(self) -> None:
@@ -69,7 +72,7 @@ class Attachment:
 
 
 class Attachments:
-    """All attachments of one session. Every method is called from the hub's event loop."""
+    """All attachments of one session. Every method is called on the hub's event loop."""
 
     __slots__ = ("_attaching", "_by_channel", "_hub", "_ready", "_rest", "_session")
 
@@ -77,9 +80,11 @@ class Attachments:
         self._hub = hub
         self._session = session
         self._by_channel: dict[str, Attachment] = {}
-        self._attaching: dict[str, Attachment] = {}  # the newest `attach` of each channel, until it has its reply
-        self._ready: dict[Attachment, None] = {}  # attachments with missed events, in the order they were woken
-        self._rest: tuple[Attachment, Iterator[str]] | None = None  # the rest of a batch that takes several frames
+        self._attaching: dict[str, Attachment] = {}  # for each channel the newest `attach` that has no response yet
+        # attachments with missed events, in the order in which they were woken (a dict as an ordered set)
+        self._ready: dict[Attachment, None] = {}
+        # an attachment and the remaining frames of its batch, if a batch takes several frames
+        self._rest: tuple[Attachment, Iterator[str]] | None = None
 
     def __len__(self) -> int:
         return len(self._by_channel)
@@ -102,7 +107,7 @@ class Attachments:
         return attachment
 
     async def attach(self, frame: AttachFrame, attachment: Attachment) -> None:
-        """Attach to the hub's channel and reply: after the reply to an earlier `attach` of the channel."""
+        """Attach to the hub's channel and send the response, after those to earlier `attach` frames of the channel."""
         channel = attachment.channel
         earlier, self._attaching[channel] = self._attaching.get(channel), attachment
         try:
@@ -139,7 +144,7 @@ class Attachments:
             if session.charge is not None:
                 feed.on_first = self._charge
             self.feed_woken(attachment)
-        elif feed is not None:  # the client has attached anew, or detached, meanwhile
+        elif feed is not None:  # otherwise the client has attached again or detached meanwhile
             feed.close()
 
     def _charge(self, batch: EncodedBatch) -> None:
@@ -147,7 +152,7 @@ class Attachments:
             self._session.charge(batch.encoded_bytes)
 
     def detach(self, frame: DetachFrame) -> None:
-        """Detach and reply."""
+        """Detach from the channel and send the response."""
         self.leave(frame.channel)
         self._session.reply({"type": "ok", "ref": frame.ref})
 
@@ -195,7 +200,8 @@ class Attachments:
     def _take(self, attachment: Attachment) -> str | None:
         """Return the first frame of all events that a feed has missed.
 
-        A feed stands behind the taken events. So if they cannot be framed the session ends: going on would skip them.
+        The feed has moved behind the taken events. If they cannot be framed, the session must end, since it would skip
+        them.
         """
         feed = attachment.feed
         if feed is None:
@@ -214,7 +220,7 @@ class Attachments:
         batch = feed.take()
         if batch is None:
             return None
-        if feed.is_behind:  # ephemeral events come after those of the log
+        if feed.is_behind:  # ephemeral events come after those of the log, so take again
             self._ready[attachment] = None
         resume_limits = attachment.resume_limits
         frames = (

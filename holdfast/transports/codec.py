@@ -1,4 +1,4 @@
-"""JSON in and out: a peer's bytes become requests, and results become fields.
+"""The codec for JSON: it decodes a peer's bytes into requests, and turns results into fields.
 
 Layer: transports.
 
@@ -66,7 +66,7 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _refuse(data: bytes, error: Exception) -> NoReturn:
-    """Raise the reason why `data` is not accepted. The decoder's own error hides half a surrogate pair."""
+    """Raise the error that names why `data` is not accepted. The decoder's own error hides half a surrogate pair."""
     if not data.strip():
         raise InvalidRequest("the body is empty: send {} for a request without fields") from None
     try:
@@ -79,7 +79,7 @@ def _refuse(data: bytes, error: Exception) -> NoReturn:
 
 
 def _holds_lone_surrogates(text: str) -> bool:
-    """Return whether a lone surrogate is all that is wrong with `text`. The standard library's decoder accepts it."""
+    """Return whether `text` is valid but for lone surrogates, which the standard library's decoder accepts."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False).encode()
@@ -95,7 +95,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def result_fields(request: Request, result: Result) -> dict[str, Any]:
-    """Return the fields of the response to `request`, the same on HTTP and WebSocket. Raises Deleted."""
+    """Return the fields of the response to `request`; they are the same on HTTP and WebSocket. Raises Deleted."""
     fields = _fields(request, result)
     return _hide_channel(request, fields) if result.is_blind else fields
 
@@ -131,7 +131,7 @@ def _fields(request: Request, result: Result) -> dict[str, Any]:
 
 
 def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return `fields` for a caller that may not read the channel: without a hint at its other content.
+    """Return `fields` for a caller that may not read the channel: nothing in them depends on its other content.
 
     Serials are 0. A `version` beside a `created` still shows whether the message has changed, and a cursor still shows
     its epoch: a caller that writes without reading needs both.
@@ -144,7 +144,7 @@ def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
             message,
             parent=message.reply_to
             if parent is UNSET
-            else parent,  # as the caller sent it, or as it follows from `reply_to`
+            else parent,  # the parent that the caller sent, or that follows from `reply_to`
             created=0,
             version=int(message.version != message.created),
         )
@@ -163,12 +163,12 @@ def _message(result: Result) -> object:
 
 
 def unexpected() -> HoldfastError:
-    """Return the error that a peer gets for a bug of the server; the log has the rest."""
+    """Return the error that a peer gets for a bug of the server; the log has the details."""
     return HoldfastError("the server failed to carry out the request; its log has the reason")
 
 
 def for_peers(error: HoldfastError) -> HoldfastError:
-    """Return `error` in the form that a peer may see; the log has the rest.
+    """Return `error` in the form that a peer may see; the log has the details.
 
     A mistake of the app in this process is an internal error to peers. Store paths are not exposed to clients.
     """

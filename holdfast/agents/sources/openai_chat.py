@@ -1,15 +1,10 @@
 """OpenAI Chat Completions (`openai`, and every server that speaks the same): chunks, and the helper's events.
 
-| event | becomes |
-|---|---|
-| `choices[0].delta.content`, `.refusal` | text |
-| `.reasoning_content`, `.reasoning` (of compatible servers) | reasoning |
-| `.tool_calls[]` | tool: call, name, streaming input |
-| `.annotations[].url_citation` | source |
-| `choices[0].finish_reason` | `meta.finish_reason`; tools are `called`; the end |
-| `usage`, `model` | `meta.usage`, `meta.model` |
-| helper event `chunk` | as for its chunk; the other helper events repeat it |
-| an `error` in position of a chunk | UpstreamError |
+| event | becomes | |---|---| | `choices[0].delta.content`, `.refusal` | text | | `.reasoning_content`, `.reasoning` (of
+compatible servers) | reasoning | | `.tool_calls[]` | tool: call, name, streaming input | |
+`.annotations[].url_citation` | source | | `choices[0].finish_reason` | `meta.finish_reason`; tools are `called`; the
+end | | `usage`, `model` | `meta.usage`, `meta.model` | | helper event `chunk` | as for its chunk; the other helper
+events repeat it | | an `error` in place of a chunk | UpstreamError |
 """
 
 from __future__ import annotations
@@ -34,7 +29,7 @@ class OpenAIChat(Source):
 
     def __init__(self) -> None:
         self._is_ended = False
-        self._calls: dict[Hashable, str] = {}  # by the provider's index: the newest call there
+        self._calls: dict[Hashable, str] = {}  # id of the newest tool call at each index that the provider uses
 
     def take(self, event: object) -> Iterator[Edit]:
         if get(event, "type") == "chunk":
@@ -75,7 +70,7 @@ class OpenAIChat(Source):
         position = index(call, "index")
         called = get(call, "function") or get(call, "custom")
         given = word(call, "id")
-        # Some servers give every call the index 0 and distinguish calls by id only.
+        # Some servers give every call the index 0, so that only the ids distinguish calls.
         if position not in self._calls or (given is not None and given != self._calls[position]):
             if position in self._calls:
                 yield Change(("call", self._calls[position]), {"state": CALLED})
