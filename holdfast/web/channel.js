@@ -39,9 +39,9 @@ import { remember, View } from "./view.js"
  */
 
 const NOTIFY_MS = 20 // delay before an unfinished batch is shown, so that many small frames cost one rendering
-const JOINERS = 1_000 // parts that one page writes at once
+const JOINERS = 1_000 // limit of parts that one page writes at the same time
 const PAGE_TRIES = 3
-const PRESENCE_MS = 30_000 // over HTTP: a third of the lease
+const PRESENCE_MS = 30_000 // interval of renewals of presence over HTTP: a third of its lease
 
 const utf8 = new TextEncoder()
 
@@ -50,17 +50,17 @@ export class Channel extends Observable {
   view = new View()
   /** @type {Stats} */
   stats = { events: 0, batches: 0, bytes: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0 } }
-  /** @type {State} `live` when the first batch is complete */
+  /** @type {State} becomes `live` when the first batch is complete */
   state = "connecting"
-  /** @type {HoldfastError | null} the reason why it is closed */
+  /** @type {HoldfastError | null} the reason why the channel is closed */
   error = null
-  /** @type {You | null} as the server says */
+  /** @type {You | null} this client according to the server */
   you = null
   /** @type {Stats["catchUp"] | null} */
   #arriving = null
-  /** @internal Whether the view is that of an earlier page: the server has not completed it yet. */
+  /** @internal True: the view comes from the cache of an earlier page, and the server has not completed it yet. */
   isFromCache = false
-  /** @internal Whether this page has opened it, and not another tab alone. */
+  /** @internal True: this page has opened the channel; false: only another tab has. */
   isOwn = false
   /** @type {Set<(event: WireEvent) => void>} */
   #listeners = new Set()
@@ -75,14 +75,14 @@ export class Channel extends Observable {
   /** @type {Map<string, Promise<Message>>} of the messages that are being sent */
   #deliveries = new Map()
   #hasSentOld = false
-  #presenceRequests = 0 // presence requests that wait for a response
-  /** @type {ReturnType<typeof setTimeout> | undefined} of the lease */
+  #presenceRequests = 0 // number of presence requests without a response
+  /** @type {ReturnType<typeof setTimeout> | undefined} timer that renews the lease of presence */
   #renewal
   /** @type {Snapshot | undefined} */
   #shown
   #conversation = new Conversation()
   #typing = new Typing(this)
-  #seen = Infinity // the serial of the last message before the page was hidden
+  #seen = Infinity // serial of the last message that was shown before the page was hidden
 
   /** @internal @param {import("./client.js").Client} client @param {string} name @param {number} [limit] */
   constructor(client, name, limit) {
@@ -122,7 +122,7 @@ export class Channel extends Observable {
   async send(message) {
     const { id = this.client.newId(), ...draft } = fieldsOf(message)
     this.client.check()
-    this.getSnapshot() // `end` is that of the newest state
+    this.getSnapshot() // brings `end` up to date
     this.client.outbox.add(this.name, id, { ...(!draft.reply_to && { parent: this.#conversation.end }), ...draft })
     this.#typing.send(false)
     this.notify()
@@ -204,7 +204,7 @@ export class Channel extends Observable {
     return this.command("steer", { target, data: typeof data === "string" ? { text: data } : data })
   }
 
-  /** Tell the others that this person types; call it for each key. It ends after some seconds, or with a sent message. @param {boolean} [isTyping] */
+  /** Signal to the other clients that this person types; call it for each key. It ends after some seconds, or with a sent message. @param {boolean} [isTyping] */
   typing(isTyping = true) {
     this.#typing.send(isTyping)
   }
@@ -320,12 +320,12 @@ export class Channel extends Observable {
       this.you = { id: you.id, can: you.can }
       this.client.identified(you.id)
     }
-    // What an earlier page of this person has not sent. Before this the owner of the entries could be another person.
+    // Send the messages that an earlier page of this person has not sent. Until now the identity was unknown.
     if (!this.#hasSentOld) for (const { id, error } of this.client.outbox.of(this.name)) if (!error) this.#deliver(id).catch(() => {})
     this.#hasSentOld = true
   }
 
-  /** @internal The connection has ended; its incomplete batch is void. */
+  /** @internal Note that the connection has ended, and drop its incomplete batch. */
   disconnected() {
     this.view.disconnect()
     if (this.state === "live") this.#become("reconnecting")
@@ -337,7 +337,7 @@ export class Channel extends Observable {
     else this.close(error)
   }
 
-  /** @internal The client is present while one of its pages is. @param {string} page @param {{ data?: object }} [presence] */
+  /** @internal Note the presence of one page of this client; the client is present as long as one page is. @param {string} page @param {{ data?: object }} [presence] */
   present(page, presence) {
     this.#presence.delete(page)
     if (presence) this.#presence.set(page, presence)
@@ -362,7 +362,7 @@ export class Channel extends Observable {
     if (cursor) this.isFromCache = false
     if (isGap) {
       stats.gaps++
-      connection.fail() // the whole connection: a gap is always a bug, and the other channels resume at little cost
+      connection.fail() // end the whole connection: a gap is always a bug, and the other channels resume at little cost
     } else if (cursor && cursor === this.cursor) {
       stats.batches++
       this.#goLive()
@@ -447,7 +447,7 @@ export class Channel extends Observable {
   /** Send the messages of the outbox one after another, so that they keep their order. @param {string} id */
   #deliver(id) {
     const running = this.#deliveries.get(id)
-    if (running) return running // two calls for one message
+    if (running) return running // an earlier call is already sending this message
     const earlier = [...this.#deliveries.values()].at(-1)?.catch(() => {})
     const delivery = Promise.resolve(earlier)
       .then(() => this.client.outbox.deliver(this, id))
@@ -482,7 +482,8 @@ export class Channel extends Observable {
         throw refusal("stale", `channel ${this.name} changed during ${tries} requests for its page before ${before}: call history() again`)
       }
       const page = await this.#request("history", { before, limit })
-      const isMerged = starts === view.starts && view.merge(page) // else the page belongs to a replaced view
+      // otherwise the page was requested for a view that has been replaced
+      const isMerged = starts === view.starts && view.merge(page)
       this.notify()
       if (isMerged) break
     }

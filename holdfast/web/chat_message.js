@@ -187,7 +187,7 @@ export class MessageView {
     if (next) this.panel.channel.select(next.id)
   }
 
-  /** Replace the question by a field with its text until it is saved or given up. */
+  /** Replace the question by a field with its text until the person saves or cancels the edit. */
   edit() {
     const { words, channel } = this.panel
     const input = element("textarea", { class: "editor", rows: "3" })

@@ -13,10 +13,10 @@ import { PANEL_STYLE, sheetOf } from "./chat_style.js"
 /** @typedef {import("./snapshot.js").Message} Message */
 
 const HIDDEN_MS = 250
-const NEAR_END = 40 // pixels from the end that count as the end
-const NEAR_START = 200 // pixels from the start at which older messages are loaded
-const SPOKEN_MS = 2_000 // between two changes of what a screen reader is told
-const SLOW_MS = 1_000 // a connection that takes longer is mentioned
+const NEAR_END = 40 // distance from the end, in pixels, that still counts as the end
+const NEAR_START = 200 // distance from the start, in pixels, at which older messages are loaded
+const SPOKEN_MS = 2_000 // least time between two announcements to a screen reader
+const SLOW_MS = 1_000 // time to connect after which the status line mentions it
 const CLOSE = "M6 6l12 12M18 6L6 18"
 const DOWN = "M12 5v14M6 13l6 6 6-6"
 
@@ -29,8 +29,8 @@ export class Panel {
     this.ownsClient = ownsClient
     this.words = host.words
     this.channel = client.channel(host.getAttribute("channel") ?? "")
-    this.isBusy = false // a request for older messages runs
-    this.isFollowing = true // the reader is at the end
+    this.isBusy = false // True while a request for older messages runs
+    this.isFollowing = true // True while the reader is at the end
     this.isDrawing = false
     /** The question that was sent last in this page stands at the top. @type {string | null} */
     this.pinned = null
@@ -49,7 +49,7 @@ export class Panel {
     this.spoken = element("p", { class: "spoken", role: "status" })
     this.composer = new Composer(this)
     this.node = this.panel()
-    this.node.hidden = true // until `update`
+    this.node.hidden = true // hidden until the first `update`
     this.startedMs = performance.now()
     this.spokenMs = -SPOKEN_MS
     this.speaking = 0
@@ -74,7 +74,7 @@ export class Panel {
     return node
   }
 
-  /** Draw what the attributes of the element say. */
+  /** Draw the panel according to the attributes of the element. */
   update() {
     const { host, node } = this
     const wasOpen = !node.hidden
@@ -169,12 +169,12 @@ export class Panel {
     return others.length ? `${others.slice(0, 2).join(", ")} ${words.typing}` : ""
   }
 
-  /** Send an event to the app. Return whether it lets the element go on. @param {string} name @param {object} detail */
+  /** Dispatch an event to the app. Return whether the app has not prevented the default action. @param {string} name @param {object} detail */
   tell(name, detail) {
     return this.host.dispatchEvent(new CustomEvent(`holdfast-${name}`, { bubbles: true, composed: true, cancelable: true, detail }))
   }
 
-  /** Tell a screen reader, at most every two seconds. @param {string} text */
+  /** Announce `text` to a screen reader, at most every two seconds. @param {string} text */
   speak(text) {
     const wait_ms = Math.max(0, this.spokenMs + SPOKEN_MS - performance.now())
     clearTimeout(this.speaking)
@@ -209,7 +209,7 @@ export class Panel {
     try {
       await this.channel.loadOlder()
       this.draw()
-      this.log.scrollTop = this.log.scrollHeight - fromEnd // what the reader sees stays where it is
+      this.log.scrollTop = this.log.scrollHeight - fromEnd // the visible messages stay where they are
     } catch { /* the status line says why the connection is lost */ } finally {
       this.isBusy = false
     }
@@ -233,7 +233,7 @@ export class Panel {
     this.jump.hidden = this.isFollowing
   }
 
-  // -- what a person does
+  // -- actions of the person
 
   /** @param {string} text @param {boolean} isSteering */
   async send(text, isSteering) {

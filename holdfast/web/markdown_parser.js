@@ -8,13 +8,13 @@
 import MarkdownIt from "./vendor/markdown.js"
 
 const MAX_NESTING = 20
-const MAX_COLUMNS = 30 // 200 columns in 2,000 rows take 0.7 s
+const MAX_COLUMNS = 30 // limit of columns in a table, since 200 columns in 2,000 rows take 0.7 s
 
 const parser = new MarkdownIt({ html: false, maxNesting: MAX_NESTING })
 parser.validateLink = () => true // markdown_nodes.js decides about addresses, and shows the text of refused ones
 limitColumns()
 
-/** A table with more columns is a paragraph. */
+/** Make the parser treat a table with more columns as a paragraph. */
 function limitColumns() {
   const ruler = parser.block.ruler
   const table = ruler.getRules("")[0]

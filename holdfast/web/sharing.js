@@ -1,5 +1,5 @@
 /**
- * What the pages of one identity share: the cache of views, and one connection.
+ * The data that the pages of one identity share: the cache of views, and one connection.
  *
  * Loaded only where an identity is known. The app vouches for it; the server's `you` decides.
  * @module
@@ -63,7 +63,7 @@ export class Sharing {
   /** A channel has applied a frame. @param {Channel} channel @param {import("./view.js").Batch} batch */
   received(channel, batch) {
     const leader = this.#tabs?.leader
-    if (!this.#tabs?.role || leader) this.#cache?.changed(channel) // the leader writes the views of all tabs
+    if (!this.#tabs?.role || leader) this.#cache?.changed(channel) // of several tabs only the leader writes the views
     leader?.received(channel, batch)
   }
 
