@@ -113,7 +113,12 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         elif unsent or not self.is_in_head():
             self.transport.abort()
         else:
-            self._refuse(InvalidRequest(f"the head of a request must be complete within {HEAD_S:.0f} s"), 408)
+            self._refuse(
+                InvalidRequest(
+                    f"the head of the request was not complete within {HEAD_S:.0f} s; send it without pauses"
+                ),
+                408,
+            )
 
     def _expire_body(self) -> None:
         # True: the application does not read the body now
@@ -274,18 +279,31 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         The parser takes the message for complete, although a body may follow; that body is not another request.
         """
         if self.parser.get_method() == b"CONNECT":
-            self._refuse(InvalidRequest("the method CONNECT is for proxies, and this server is none"), 400)
+            self._refuse(
+                InvalidRequest(
+                    "method CONNECT is not supported, because this server is not a proxy; request a path of the server"
+                ),
+                400,
+            )
         elif not self._should_upgrade():
             self._parse(self._head_without_upgrade())
             if rest and not self._is_refused:
                 self._parse(rest)
         elif self.cycle is not None and not self.cycle.response_complete:
-            self._refuse(InvalidRequest("a WebSocket cannot begin behind a running request"), 400)
+            self._refuse(
+                InvalidRequest(
+                    "a WebSocket handshake arrived while a request was running on the connection; open another one "
+                    "for it"
+                ),
+                400,
+            )
         elif any(
             name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))
             for name, value in self.headers
         ):
-            self._refuse(InvalidRequest("the handshake of a WebSocket has no body"), 400)
+            self._refuse(
+                InvalidRequest("the handshake of a WebSocket must have no body; send the request without one"), 400
+            )
         else:
             self.handle_websocket_upgrade()
 
@@ -418,7 +436,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
 
 def _too_large(what: str, limit: int, unit: str) -> TooLarge:
-    return TooLarge(f"{what} has at most {limit} {unit}", limit=limit)
+    return TooLarge(f"{what} exceeds the limit of {limit} {unit}; send fewer", limit=limit)
 
 
 def refusal(error: HoldfastError, status: int) -> bytes:

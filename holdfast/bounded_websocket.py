@@ -216,7 +216,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         elif not self.close_sent:
             self._book.note(f"a message had more than {MAX_FRAGMENTS} fragments")
             self.frames = []
-            self.conn.fail(1009, f"a message has at most {MAX_FRAGMENTS} fragments")
+            self.conn.fail(1009, f"the message has more than {MAX_FRAGMENTS} fragments, which is the limit")
             self.handle_parser_exception()
 
     def handle_ping(self) -> None:

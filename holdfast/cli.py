@@ -227,14 +227,14 @@ def _secret(path: Path) -> bytes:
     try:
         return path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
-        raise LocalError(f"--jwt-secret-file {path}: {error.strerror}") from None
+        raise LocalError(f"--jwt-secret-file {path} cannot be read: {error.strerror}") from None
 
 
 def _listen(host: str, port: int, *, tries: int = 1) -> Any:
     try:
         return listen(host, port, tries=tries)
     except OSError as error:
-        raise LocalError(f"cannot listen on {host} port {port}: {error.strerror}; try --port") from None
+        raise LocalError(f"server cannot listen on {host} port {port}: {error.strerror}; try another --port") from None
 
 
 def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> None:
@@ -252,7 +252,7 @@ def _load(target: str) -> Any:
     try:
         app = getattr(importlib.import_module(module), name or "hub")
     except Exception as error:
-        raise LocalError(f"--app {target}: {type(error).__name__}: {error}") from error
+        raise LocalError(f"--app {target} could not be imported: {type(error).__name__}: {error}") from error
     if not callable(app):
         raise LocalError(f"--app {target} must name an ASGI app, got an object of type {type(app).__name__}")
     return app

@@ -56,7 +56,9 @@ class Http:
                     why = result.detail or result.code
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
         except TimeoutError:
-            raise Unreachable(f"{self._access.address} did not respond within {wait_s:g} s ({why})") from None
+            raise Unreachable(
+                f"{self._access.address} did not respond within {wait_s:g} s ({why}); check that the server runs"
+            ) from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -92,4 +94,6 @@ def _decoded(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise HoldfastError(f"the server's response is not valid: {error}") from None
+        raise HoldfastError(
+            f"the server's response is not valid: {error}; check that client and server are of compatible versions"
+        ) from None

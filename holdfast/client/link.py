@@ -154,7 +154,7 @@ class Link:
             return Pending(self._refs, "", on_result, is_repeatable)
         request = Pending(self._refs, text, on_result, is_repeatable)
         if self.state is LinkState.STOPPED or not (is_repeatable or self.is_live):
-            on_result(self.error or Unreachable("the client is not connected"))
+            on_result(self.error or self.unreachable(f"request {kind!r} was not sent"))
             return request
         self._pending.add(request)
         if self.is_live:
@@ -174,15 +174,18 @@ class Link:
             first.cancel()
         if not done:
             raise Unreachable(
-                f"no connection to {self._access.address} within {connect_s:g} s ({self._why or 'no response'}): "
-                "is the server running there, and is the port right?"
+                f"Client could not connect to {self._access.address} within {connect_s:g} s "
+                f"({self._why or 'no response'}); check that the server runs there, and that port and path are right"
             )
 
     def unreachable(self, what: str) -> Unreachable:
         """Return the error whose text is `what`, with the reason for the missing connection."""
         if self.is_live:
             return Unreachable(what)
-        return Unreachable(f"{what}; there is no connection to {self._access.address} ({self._why or 'none yet'})")
+        why = self._why or "none was opened yet"
+        return Unreachable(
+            f"{what}; there is no connection to {self._access.address} ({why}), check that the server runs there"
+        )
 
     # -- listeners ---------------------------------------------------------------------------------------------
 
@@ -219,7 +222,7 @@ class Link:
                 logger.log(level, "no connection to %s (%s); trying again", self._access.address, over)
                 await asyncio.sleep(delay_s)
         finally:
-            self._stop(LocalError("the client is closed"))
+            self._stop(LocalError(f"the client of {self._access.address} is closed; open another one"))
 
     async def _one_socket(self) -> _Broken:
         """Open a socket and use it until it ends. Return how it ended."""
@@ -332,7 +335,8 @@ class Link:
         for request in self._pending.all():
             request.sent_at_s = None
             if not request.is_repeatable:
-                self._pending.settle(request, Unreachable("the connection broke before the response arrived"))
+                broken = f"the connection to {self._access.address} broke before the response arrived; send it again"
+                self._pending.settle(request, Unreachable(broken))
         for one in tuple(self._listeners):
             one.broken()
 
@@ -392,10 +396,15 @@ class Link:
         code = closed.code or 1006
         why = f"{code} {closed.reason or self._bye.get('reason', '')}".strip()
         if code == 1009:
-            return _Broken(why, error=TooLarge("a frame exceeded the size that the other side accepts"))
+            return _Broken(
+                why,
+                error=TooLarge(f"a frame exceeded the size that its receiver accepts ({why}); send smaller requests"),
+            )
         if code >= 4300:
             reason = str(self._bye.get("reason") or closed.reason or "refused")
-            return _Broken(why, error=error_of({"code": reason, "detail": f"the server ended it: {why}"}))
+            return _Broken(
+                why, error=error_of({"code": reason, "detail": f"the server has closed the connection for good: {why}"})
+            )
         if 4200 <= code < 4300 and not self._access.forget_token():
             return _Broken(why, error=self._unknown())
         if 4100 <= code < 4200:

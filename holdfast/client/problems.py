@@ -62,7 +62,9 @@ def decode_response(response: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(response, kind)
     except msgspec.ValidationError as error:
-        raise HoldfastError(f"the server's response is not valid: {error}") from None
+        raise HoldfastError(
+            f"the server's response is not valid: {error}; check that client and server are of compatible versions"
+        ) from None
 
 
 def _classes(base: type[HoldfastError]) -> Iterator[type[HoldfastError]]:

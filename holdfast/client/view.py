@@ -134,7 +134,7 @@ class ChannelView:
                         )
                     await watcher.next_change()
         except TimeoutError:
-            raise link.unreachable(f"channel {self.channel!r} was not complete in time") from None
+            raise link.unreachable(f"the view of channel {self.channel!r} was not complete in time") from None
         finally:
             self._watchers.discard(watcher)
 

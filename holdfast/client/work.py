@@ -29,10 +29,9 @@ from holdfast.core.errors import (
     LocalError,
     NotFound,
     TooLarge,
-    shown,
 )
 from holdfast.core.model import Json, Message, check_json, plain
-from holdfast.core.patterns import RULE, is_pattern, matches
+from holdfast.core.patterns import invalid_pattern, is_pattern, matches
 
 logger = logging.getLogger("holdfast.client")
 
@@ -325,7 +324,7 @@ class Workers:
 def check_pattern(pattern: str) -> str:
     """Return `pattern`. Raises InvalidRequest if it is not a channel pattern."""
     if not is_pattern(pattern):
-        raise InvalidRequest(f"pattern {shown(pattern)} is not valid: {RULE}")
+        raise InvalidRequest(invalid_pattern(pattern))
     return pattern
 
 

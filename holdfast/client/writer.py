@@ -264,7 +264,7 @@ class RemoteWriter(OutgoingProperties):
         """Renew the lease, which the end of the old connection has shortened, and read the message before writing."""
         if self._outgoing.is_settled:
             return
-        self._outgoing.disconnected(Unreachable("the connection broke"))
+        self._outgoing.disconnected(Unreachable(f"the connection broke before message {self.id!r} was stored whole"))
         self._lease.renew()
         self._read_message()
 
@@ -365,7 +365,7 @@ class RemoteWriter(OutgoingProperties):
             return created.message, _epoch_of(created.cursor)
         page = decode_response(response, Page)
         if not page.messages or page.messages[0].id != self.id:
-            raise NotFound(f"message {self.id!r} is not in channel {self.channel!r} any more")
+            raise NotFound(f"message {self.id!r} is not in channel {self.channel!r} any more; write another message")
         return page.messages[0], _epoch_of(page.cursor)
 
     def _lease_lost(self, error: HoldfastError) -> None:

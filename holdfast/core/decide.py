@@ -110,11 +110,11 @@ def decide(
                 return settle_command(state, key, request, now_ms)
     message = state.message(key)
     if message is None or (not caller.may_read and not is_author_or_writer(message, caller)):
-        raise NotFound(f"message {shown(key)} does not exist")
+        raise NotFound(f"message {shown(key)} does not exist in this channel; check the id")
     if message.deleted:
         if isinstance(request, DeleteMessage):
             return Decision(serial=message.version)
-        raise Deleted(f"message {shown(key)} was deleted")
+        raise Deleted(f"message {shown(key)} was deleted; create another one")
     return _decide_existing(message, request, caller, now_ms, limits)
 
 
@@ -262,7 +262,8 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     size = len(text) if text.isascii() else utf8_len(check_text(text))
     if size > limits.append_bytes:
         raise TooLarge(
-            f"the text has {size} bytes, the limit is {limits.append_bytes}; append it in several pieces",
+            f"the text has {size} bytes, the limit is {limits.append_bytes} (Limits.append_bytes); append it in "
+            "several pieces",
             limit=limits.append_bytes,
         )
     if index is None:
@@ -272,7 +273,8 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     if index >= len(message.parts):
         _check_streaming(message)
         raise NoPart(
-            f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}",
+            f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}; name an "
+            "existing part",
             parts=len(message.parts),
         )
     part = message.parts[index]
@@ -299,7 +301,8 @@ def _text_after_overlap(message: MessageState, part: PartState, index: int, at: 
     if at > length:
         _check_streaming(message)
         raise Gap(
-            f"part {index} of message {message.id!r} has {length} characters, the append was for offset {at}",
+            f"part {index} of message {message.id!r} has {length} characters, the append was for offset {at}; "
+            f"continue at offset {length}",
             length=length,
         )
     overlap = min(length - at, len(text))
@@ -307,7 +310,7 @@ def _text_after_overlap(message: MessageState, part: PartState, index: int, at: 
         _check_streaming(message)
         raise Mismatch(
             f"part {index} of message {message.id!r} has {length} characters, "
-            f"and those at offset {at} differ from the append",
+            f"and those at offset {at} differ from the append; read the message and continue from its text",
             length=length,
         )
     return text[overlap:]
@@ -319,7 +322,10 @@ def _open_text_part(
     """Decide an append to a message without a text part: it opens one, as an entry of its own."""
     _check_streaming(message)
     if request.at:
-        raise Gap(f"message {message.id!r} has no text yet, the append was for offset {request.at}", length=0)
+        raise Gap(
+            f"message {message.id!r} has no text yet, the append was for offset {request.at}; begin at offset 0",
+            length=0,
+        )
     index = len(message.parts)
     if not text:
         return Decision(serial=message.version, part=index, length=0)
@@ -464,14 +470,16 @@ def _check_size(message: MessageState, more_bytes: int, limits: Limits) -> None:
     size = message.size_bytes + more_bytes
     if size > limits.message_bytes:
         raise TooLarge(
-            f"message {message.id!r} would have {size} bytes, the limit is {limits.message_bytes}",
+            f"message {message.id!r} would have {size} bytes, the limit is {limits.message_bytes} "
+            "(Limits.message_bytes); continue in another message",
             limit=limits.message_bytes,
         )
 
 
 def _check_part_count(count: int, limits: Limits) -> None:
     if count > limits.parts:
-        raise TooLarge(f"the message would have {count} parts, the limit is {limits.parts}", limit=limits.parts)
+        text = f"the message would have {count} parts, the limit is {limits.parts} (Limits.parts); send fewer"
+        raise TooLarge(text, limit=limits.parts)
 
 
 def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[Part] | None:

@@ -171,7 +171,7 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Cal
     if rules_of(command.name).replier is Replier.WORKER and not is_trusted:
         _check_may_reply(command, caller)
     if command.reply is not None:
-        raise AlreadyAnswered(f"command {command_id(key)!r} has a reply; the first reply counts")
+        raise AlreadyAnswered(f"command {command_id(key)!r} already has a reply; only the first one counts")
     reply = Reply(
         id=key,
         ok=request.ok,
@@ -281,9 +281,9 @@ def _target(state: Decidable, request: SendCommand, caller: Caller) -> MessageSt
     if target is None or not (
         caller.may_read or _is_of(target, caller)
     ):  # a caller without the right to read must not learn which messages exist
-        raise NotFound(f"there is no message {request.target!r}")
+        raise NotFound(f"message {request.target!r} does not exist in this channel; check the target")
     if target.deleted:
-        raise Deleted(f"message {request.target!r} was deleted")
+        raise Deleted(f"message {request.target!r} was deleted; check the target")
     if rules_of(request.name).stops and not _is_at_work(state, target):
         raise Finished(f"message {request.target!r} has no running answer to cancel")
     return target
@@ -316,7 +316,7 @@ def _command(state: Decidable, key: str) -> CommandState:
 
 
 def _unknown(key: str) -> NotFound:
-    return NotFound(f"there is no command {command_id(key)!r}")
+    return NotFound(f"command {command_id(key)!r} does not exist in this channel; check the id")
 
 
 def _reply(key: str, *, ok: bool, error: Json = None) -> Reply:
@@ -338,9 +338,9 @@ def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
     try:
         return digest(caller.id, request.name, request.target, request.data)
     except UnicodeEncodeError:
-        raise InvalidText("the command holds a lone surrogate") from None
+        raise InvalidText("the command holds a lone surrogate; send whole characters") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the command is not JSON: {error}") from None
+        raise InvalidRequest(f"the command is not JSON-serialisable: {error}") from None
 
 
 # -- turns -----------------------------------------------------------------------------------------------------
@@ -355,7 +355,8 @@ def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms
                 serial=message.last, generation=claim.generation
             )  # an earlier claim by this caller was stored, but its result was lost on the way
         raise Fenced(
-            f"stale attempt {request.generation} of the turn of message {message.id!r}, current is {claim.generation}",
+            f"attempt {request.generation} of the turn of message {message.id!r} is stale, the current one is "
+            f"{claim.generation}; stop working on it",
             generation=claim.generation,
         )
     taken = _claim_of(caller, request)
@@ -382,11 +383,12 @@ def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: in
     claim = _open_claim(message)
     if claim.generation != request.generation:
         raise Fenced(
-            f"stale attempt {request.generation} of the turn of message {message.id!r}, current is {claim.generation}",
+            f"attempt {request.generation} of the turn of message {message.id!r} is stale, the current one is "
+            f"{claim.generation}; stop working on it",
             generation=claim.generation,
         )
     if not is_ours:
-        raise NotWriter(f"another worker has the turn of message {message.id!r}")
+        raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
     failed = _failed(message, claim, request.failure, now_ms) if request.failure is not None else ()
     op = Claim(id=message.id, state=request.state, generation=claim.generation, by=claim.by, at_ms=now_ms)
     return Decision(ops=(*failed, op), generation=claim.generation)
@@ -422,7 +424,7 @@ def _open_claim(message: MessageState) -> ClaimState:
     if message.claim is None:
         raise Finished(f"message {message.id!r} has no turn: no agent serves its channel")
     if not message.claim.is_open:
-        raise Finished(f"the turn of message {message.id!r} is {message.claim.state}")
+        raise Finished(f"the turn of message {message.id!r} has ended ({message.claim.state!r})")
     return message.claim
 
 

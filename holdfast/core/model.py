@@ -153,7 +153,7 @@ def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     try:
         _check_shape(value, what, depth)
     except _NestedTooDeep:
-        raise InvalidRequest(f"{what} is nested deeper than {depth} levels, which is the limit") from None
+        raise InvalidRequest(f"{what} is nested deeper than {depth} levels, which is the limit; flatten it") from None
     try:
         size = len(msgspec.json.encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -160,7 +160,7 @@ class Outgoing:
         if self.state is NEW:
             raise LocalError(f"message {self.id!r} is not open; enter `async with` before you write")
         if self.state is not OPEN:
-            raise LocalError(f"message {self.id!r} has ended; text cannot be added to it")
+            raise LocalError(f"message {self.id!r} has ended; write another message")
 
     def raise_error(self) -> None:
         """Raise the refusal if there is one."""

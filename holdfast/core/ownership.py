@@ -82,7 +82,8 @@ def fenced(message: MessageState, generation: int | None) -> Fenced:
     given = "1 (the default)" if generation is None else str(generation)
     problem = "stale" if (generation or 1) < message.generation else "unknown"
     return Fenced(
-        f"generation {given} of message {message.id!r} is {problem}, the current one is {message.generation}",
+        f"generation {given} of message {message.id!r} is {problem}, the current one is {message.generation}; "
+        "only the latest writer may write",
         generation=message.generation,
     )
 

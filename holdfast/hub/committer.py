@@ -156,7 +156,9 @@ class Committer:
         items += [*self._queue, *self._loader.drain()]
         self._queue.clear()
         for item in items:
-            item.failed(Draining("the hub has stopped; it is not known whether this was stored"))
+            item.failed(
+                Draining("the hub stopped while the request was stored, so its outcome is unknown; send it again later")
+            )
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
@@ -203,7 +205,10 @@ class Committer:
             return item.asks()
         except Exception:  # an exception from one writer must not fail the items of others
             logger.exception("requests for channel %s could not be read", item.channel)
-            self._fail(item, HoldfastError("the request could not be made"))
+            self._fail(
+                item,
+                HoldfastError("the writer's requests could not be made because of a bug; the hub's log has the reason"),
+            )
             return None
 
     def _grow(self, channel: Channel, asks: Sequence[Ask]) -> Entry | None:
@@ -239,7 +244,7 @@ class Committer:
             return error
         except Exception:  # an unexpected exception in a decision must not fail the requests of others
             logger.exception("a request about %r could not be decided", ask.key)
-            return HoldfastError("the request could not be decided")
+            return HoldfastError("the request could not be decided because of a bug; the hub's log has the reason")
         serials = [draft.add(op) for op in decision.ops]
         serial = serials[decision.result_op] if serials else decision.serial
         if isinstance(request, AppendText) and request.at is None and decision.length is not None:
@@ -305,10 +310,14 @@ class Committer:
         except StoreUnavailable:
             raise
         except TimeoutError:
-            raise CommitUnknown(f"store did not respond within {STORE_TIMEOUT_S:g} s") from None
+            raise CommitUnknown(
+                f"store {self._store.name!r} did not respond within {STORE_TIMEOUT_S:g} s; check its disk"
+            ) from None
         except Exception as error:
             logger.exception("the store failed in a way it should not")
-            raise CommitUnknown(f"store failed with {type(error).__name__}") from error
+            raise CommitUnknown(
+                f"store {self._store.name!r} failed with {type(error).__name__}; the hub's log has the reason"
+            ) from error
 
     def _writes(self, batch: _Batch) -> list[tuple[Channel, Write]]:
         writes = [

@@ -124,7 +124,7 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     @property
     def is_trusted(self) -> bool:
-        """Return whether the client serves others (`append`, `agent` or `admin` on any channel): it has no rate limits."""
+        """Return whether the client serves others (`append`, `agent` or `admin` on a channel), without rate limits."""
         if not self.capabilities.isdisjoint(TRUSTED):
             return True
         return self.grants is not None and not all(map(TRUSTED.isdisjoint, self.grants.values()))
@@ -147,7 +147,7 @@ def check_capabilities(names: Iterable[str], pattern: str) -> frozenset[str]:
     unknown = sorted(str(name)[:50] for name in granted - CAPABILITIES)
     if unknown:
         raise LocalError(
-            f"grant of {', '.join(map(repr, unknown))} on {pattern!r}: no such capability; there are "
+            f"grant on {pattern!r} names the unknown capabilities {', '.join(map(repr, unknown))}; there are "
             f"{', '.join(sorted(CAPABILITIES))}"
         )
     return granted

@@ -88,7 +88,7 @@ def keys_of_set(given: Any) -> list[Key]:
     """Return the usable keys of a JWK set and ignore the others (RFC 7517, 5). Raises LocalError for another object."""
     listed = given.get("keys") if isinstance(given, dict) else None
     if not isinstance(listed, list) or len(listed) > MAX_KEYS:
-        raise LocalError(f"JWK set must be an object with a list of at most {MAX_KEYS} keys")
+        raise LocalError(f"JWK set must be an object with a list of at most {MAX_KEYS} keys, got {shown(given)}")
     return [key for one in listed if (key := _jwk_key(one)) is not None]
 
 
@@ -247,13 +247,13 @@ def fetch_set(url: str) -> list[Key]:
             body = _read(response, deadline_s)
     except urllib.error.HTTPError as error:
         error.close()
-        raise LocalError(f"JWKS endpoint responded with status {error.code}") from None
+        raise LocalError(f"JWKS endpoint {shown_url(url)} responded with status {error.code}; check jwks_url") from None
     except HTTPException:
-        raise LocalError("JWKS endpoint returned no HTTP") from None
+        raise LocalError(f"JWKS endpoint {shown_url(url)} did not respond with HTTP; check jwks_url") from None
     try:
         return keys_of_set(json.loads(body))
     except (ValueError, RecursionError):
-        raise LocalError("JWKS endpoint returned no JSON") from None
+        raise LocalError(f"JWKS endpoint {shown_url(url)} did not respond with JSON; check jwks_url") from None
 
 
 def _read(response: Any, deadline_s: float) -> bytes:
@@ -262,7 +262,7 @@ def _read(response: Any, deadline_s: float) -> bytes:
     while piece := response.read1(64 * 1024):
         body += piece
         if len(body) > MAX_SET_BYTES:
-            raise LocalError(f"JWK set is larger than expected: it may have at most {MAX_SET_BYTES} bytes")
+            raise LocalError(f"JWK set has more than {MAX_SET_BYTES} bytes, which is the limit; check jwks_url")
         if time.monotonic() > deadline_s:
             raise TimeoutError
     return body
@@ -276,7 +276,9 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """Return the request to the new address. Raises LocalError for another origin."""
         if _origin(urljoin(req.full_url, newurl)) != _origin(req.full_url):
-            raise LocalError(f"JWKS endpoint redirected to another origin, {shown_url(newurl)}")
+            raise LocalError(
+                f"JWKS endpoint redirected to another origin, {shown_url(newurl)}; set jwks_url to that address"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

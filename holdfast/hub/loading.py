@@ -96,9 +96,15 @@ class Loader:
                 self._resolve_unclear(channel)  # only now, with the messages in memory: a result may contain one
         except Exception as error:  # catch any error: no other component would fail the parked items
             logger.warning("channel %s could not be read: %r", channel.name, error)
-            refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not respond")
+            refused = (
+                error
+                if isinstance(error, HoldfastError)
+                else StoreUnavailable(f"channel {channel.name!r} could not be read from the store; try again")
+            )
             if self._unclear.pop(channel, None) is not None:
-                refused = CommitUnknown("it is not known whether this was stored")
+                refused = CommitUnknown(
+                    "the store did not confirm whether the request was stored; send it again to find out"
+                )
             for item in self.parked.pop(channel, ()):
                 self._fail(item, refused)
             return

@@ -219,7 +219,8 @@ class Rates:
             client.signals = _Bucket(limit, now_s)
         if client.signals.level(limit, limit, now_s) < 1:
             raise TooMany(
-                f"client {_name(identity, peer)} has sent {limit} signals in a second, which is the limit", limit=limit
+                f"client {_name(identity, peer)} has sent {limit} signals in a second, which is the limit; send fewer",
+                limit=limit,
             )
         client.signals.take()
 
@@ -253,7 +254,8 @@ class Rates:
         limit = self.limits.client_connections
         if client.connections >= limit:
             raise TooMany(
-                f"client {_name(identity, peer)} has {limit} open connections, which is the limit", limit=limit
+                f"client {_name(identity, peer)} has {limit} open connections, which is the limit; close one of them",
+                limit=limit,
             )
         client.connections += 1
         return ConnectionSlot(client)

@@ -107,7 +107,7 @@ class SyncHub:
         try:
             return run_on(loop, call, remedy="await the methods of the hub itself there", timeout_s=TIMEOUT_S)
         except NoResponse:
-            raise StoreUnavailable(f"hub did not respond within {TIMEOUT_S:.0f} s") from None
+            raise StoreUnavailable(f"hub did not respond within {TIMEOUT_S:.0f} s; try again") from None
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         running = self._hub.loop

@@ -113,7 +113,7 @@ class Tickets:
         if now_ms >= ticket.expires_at_ms:
             raise Expired("identity behind the ticket has expired; request another ticket with a new token")
         if ticket.channel != channel:
-            raise Forbidden(f"ticket is for another channel than {shown(channel)}")
+            raise Forbidden(f"ticket is for another channel than {shown(channel)}; request one for this channel")
         if now_ms >= ticket.start_by_ms and not self._is_sealed(ticket, last):
             raise Expired(f"ticket was issued more than {START_S} s ago; request another one")
         return ticket

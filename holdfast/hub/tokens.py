@@ -177,7 +177,9 @@ class JwtVerifier:
                 f"token must have no header crit, got {shown(header['crit'])}: this server knows no critical extension"
             )
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
-            raise Unauthenticated(f"token algorithm {shown(algorithm)} is not accepted")
+            raise Unauthenticated(
+                f"token algorithm {shown(algorithm)} is not accepted, expected {_names(self._algorithms)}"
+            )
         # A configured key may lack the `kid` that the token names; a key in a published set always has it.
         candidates = [key for key in self._keys if key.kid is None or kid is None or key.kid == kid]
         claims = _claims_by(candidates, algorithm, token)

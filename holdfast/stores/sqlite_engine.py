@@ -185,7 +185,7 @@ class Engine:
             if tracked is None and plan is not None:
                 tracked = plan.new.get(op.id)
             if tracked is None:
-                raise ValueError(f"the first entry of message {op.id!r} came without a document")
+                raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
             entries.append((tracked, entry.serial, op))
 
     def _tracked(self, channel: Channel, message_id: str) -> Tracked | None:

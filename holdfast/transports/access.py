@@ -30,6 +30,7 @@ from holdfast.core.errors import (
     HoldfastError,
     InvalidName,
     Unauthenticated,
+    shown,
 )
 from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id
@@ -66,7 +67,7 @@ async def identify(hub: HubCore, scope: Scope) -> Identity:
     identity = await known_identity(hub, scope)
     if identity is None:
         with logged_refusals(scope):
-            raise Unauthenticated("the request carries no credentials that this hub accepts")
+            raise Unauthenticated("the request carries no credentials that this hub accepts; send a valid token")
     return identity
 
 
@@ -115,9 +116,11 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
 async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
     verify = hub.authenticate
     if verify is None:
-        raise Unauthenticated("this hub has no verifier and accepts no tokens")
+        raise Unauthenticated("this hub has no verifier, so it accepts no token; connect without one")
     if not token.isascii() or not token.isprintable() or len(token) > MAX_TOKEN_BYTES:
-        raise Unauthenticated(f"a token is printable ASCII text of at most {MAX_TOKEN_BYTES} characters")
+        raise Unauthenticated(
+            f"token must be printable ASCII text of at most {MAX_TOKEN_BYTES} characters, got {len(token)} characters"
+        )
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
         identity = await _verified(scope, partial(by_token, token))
@@ -126,7 +129,7 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         headers = [*others, (b"authorization", b"Bearer " + token.encode())]
         identity = await _verified(scope, partial(verify, {**scope, "headers": headers}))
     if identity is None:
-        raise Unauthenticated("the hub's verifier does not accept this token")
+        raise Unauthenticated("the hub's verifier does not accept this token; send another one")
     return identity
 
 
@@ -137,7 +140,8 @@ def check_identity(hub: HubCore, identity: Identity) -> None:
             f"client id {identity.client_id!r} contains ~, which separates a client id from the suffix of a member"
         )
     if identity.is_expired(hub.clock.now_ms()):
-        raise Expired("the identity behind this request has expired")
+        client = "this client" if identity.client_id is None else f"client {shown(identity.client_id)}"
+        raise Expired(f"the identity of {client} has expired; send a new token")
 
 
 async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
@@ -151,7 +155,7 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
     except HoldfastError:
         raise
     except TimeoutError:
-        raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s") from None
+        raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s; try again") from None
     except Exception as error:
         refusals.log_failure(peer_of(scope), error)
         raise unexpected() from None

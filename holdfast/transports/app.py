@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Receive, Send
 
-from holdfast.core.errors import HoldfastError, MethodNotAllowed
+from holdfast.core.errors import HoldfastError
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports.chunks import Chunks, cycle_of, end_refusal, socket_of
@@ -31,7 +31,7 @@ from holdfast.transports.close_codes import MISUSED
 from holdfast.transports.codec import unexpected
 from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
-from holdfast.transports.http import no_such_path, problem_response, routes
+from holdfast.transports.http import no_such_method, no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.message_stream import message_events
 from holdfast.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
@@ -148,7 +148,7 @@ class App:
         try:
             await check_peer(self.hub, scope)
             if path_below(scope) != SOCKET_PATH:
-                raise no_such_path()
+                raise no_such_path(path_below(scope))
             credentials = await self._sockets.admit(scope)
         except HoldfastError as error:
             await _refuse(scope, error, receive, send)
@@ -250,7 +250,7 @@ def _abort_unread(transport: asyncio.WriteTransport) -> None:
 
 
 async def _not_found(scope: Any, receive: Any, send: Any) -> None:
-    await problem_response(no_such_path())(scope, receive, send)
+    await problem_response(no_such_path(scope["path"]))(scope, receive, send)
 
 
 def _problems(app: ASGIApp) -> ASGIApp:
@@ -260,9 +260,9 @@ def _problems(app: ASGIApp) -> ASGIApp:
         try:
             await app(scope, receive, send)
         except HTTPException as error:
-            known: HoldfastError = no_such_path()
+            known: HoldfastError = no_such_path(scope["path"])
             if error.status_code == 405:
-                known = MethodNotAllowed("a file has only GET and HEAD", allow=["GET", "HEAD"])
+                known = no_such_method(scope["method"], ["GET", "HEAD"])
             elif error.status_code != 404:
                 logger.warning("a file could not be served: %s", error)
             await problem_response(known)(scope, receive, send)

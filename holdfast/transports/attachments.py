@@ -101,7 +101,11 @@ class Attachments:
             raise InvalidRequest(f"history must be a whole number from 0 to {limits.history}, got {frame.history}")
         if channel not in self._by_channel and len(self._by_channel) >= limits.socket_channels:
             limit = limits.socket_channels
-            raise TooMany(f"a socket is attached to at most {limit} channels", limit=limit)
+            raise TooMany(
+                f"this socket is attached to {limit} channels, which is the limit (Limits.socket_channels); open "
+                "another one",
+                limit=limit,
+            )
         self.leave(channel)
         attachment = self._by_channel[channel] = Attachment(self, channel)
         return attachment

@@ -60,7 +60,7 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except msgspec.ValidationError as error:
         raise InvalidRequest(str(error)) from None
     except RecursionError:
-        raise InvalidRequest("the JSON is nested too deeply to be decoded") from None
+        raise InvalidRequest("the JSON is nested too deeply to be decoded; send fewer levels") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _refuse(data, error)
 
@@ -72,7 +72,7 @@ def _refuse(data: bytes, error: Exception) -> NoReturn:
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise InvalidText("the JSON is not encoded in UTF-8") from None
+        raise InvalidText("the JSON is not encoded in UTF-8; send UTF-8") from None
     if "\\ud" in text.lower() and _holds_lone_surrogates(text):
         raise InvalidText("the text contains a lone surrogate: hold it back and join it to the next piece") from None
     raise InvalidRequest(str(error)) from None

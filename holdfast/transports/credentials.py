@@ -28,6 +28,11 @@ from holdfast.transports.traffic import charge
 _MAX_TIMER_S = 12 * 3600.0
 
 
+def not_authenticated() -> Unauthenticated:
+    """Return the error for a socket that has not sent its `auth` frame."""
+    return Unauthenticated("this socket is not authenticated: its first frame must be `auth`, with a token")
+
+
 class Credentials:
     """The identity behind one connection; None until an `auth` frame.
 
@@ -52,7 +57,7 @@ class Credentials:
     def identity(self) -> Identity:
         """Return the identity. Raises Unauthenticated before it is known."""
         if self._identity is None:
-            raise Unauthenticated("this socket is not authenticated: its first frame must be `auth`, with a token")
+            raise not_authenticated()
         return self._identity
 
     @property

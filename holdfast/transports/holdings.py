@@ -53,7 +53,11 @@ class Holdings:
             self._present = set()
         limit = self._hub.limits.socket_channels
         if key not in self._present and len(self._present) >= limit:
-            raise TooMany(f"a socket is present as at most {limit} members", limit=limit)
+            raise TooMany(
+                f"this socket is present as {limit} members, which is the limit (Limits.socket_channels); leave one "
+                "first",
+                limit=limit,
+            )
         self._hub.runtime.presence.enter(channel, member, self._socket, data)
         self._present.add(key)
 

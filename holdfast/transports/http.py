@@ -32,6 +32,7 @@ from holdfast.core.errors import (
     StoreUnavailable,
     TooLarge,
     UnsupportedMediaType,
+    shown,
 )
 from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id, command_key
@@ -254,7 +255,7 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
             f"the body must be JSON, with Content-Type: application/json, not {media_type[:100]!r}"
         )
     if int(_digits(request.headers.get("content-length"))) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise _too_large(int(_digits(request.headers.get("content-length"))), limit_bytes)
     pieces: list[bytes] = []
     size = 0
     try:
@@ -264,10 +265,12 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
                 if arrived is not None:
                     arrived(len(piece))
                 if size > limit_bytes:
-                    raise _too_large(limit_bytes)
+                    raise _too_large(size, limit_bytes)
                 pieces.append(piece)
     except TimeoutError:
-        raise InvalidRequest(f"the body did not end within {BODY_TIMEOUT_S:.0f} s") from None
+        raise InvalidRequest(
+            f"the body of the request did not end within {BODY_TIMEOUT_S:.0f} s; send it without pauses"
+        ) from None
     return b"".join(pieces)
 
 
@@ -275,8 +278,9 @@ def _digits(text: str | None) -> str:
     return text[:18] if text is not None and text.isascii() and text.isdigit() else "0"
 
 
-def _too_large(limit_bytes: int) -> TooLarge:
-    return TooLarge(f"a request has at most {limit_bytes} bytes", limit=limit_bytes)
+def _too_large(size: int, limit_bytes: int) -> TooLarge:
+    text = f"the body of the request has {size} bytes or more, the limit is {limit_bytes} (Limits.request_bytes)"
+    return TooLarge(f"{text}; send it in several requests", limit=limit_bytes)
 
 
 def _json(value: object, *, status: int = 200) -> Response:
@@ -314,12 +318,12 @@ async def ready(hub: HubCore, request: Request) -> Response:
     """Respond that the store works and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
     await hub.start()
     if hub.is_draining:
-        raise Draining("this server is shutting down")
+        raise Draining("this server is shutting down; connect to another server, or to this one after its restart")
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             await hub.info("readyz")  # any channel name will do; the channel need not exist
     except TimeoutError:
-        raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s") from None
+        raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s; check its disk") from None
     return _json({"status": "ready"})
 
 
@@ -393,7 +397,7 @@ class Endpoint:
         method = request.method
         if method not in self._methods:
             allow = self._methods
-            raise MethodNotAllowed(f"this path has no {method[:20]}, only {', '.join(allow)}", allow=allow)
+            raise no_such_method(method, allow)
         if method == "OPTIONS":
             return Response(status_code=204, headers={**_NO_STORE, "allow": ", ".join(self._methods)})
         return await self._respond(request)
@@ -454,6 +458,11 @@ async def _not_here(request: Request) -> Response:
     raise AssertionError("transports.app serves streams")
 
 
-def no_such_path() -> NotFound:
+def no_such_path(path: str) -> NotFound:
     """Return the error for an unknown path."""
-    return NotFound("the server has no such path")
+    return NotFound(f"path {shown(path)} does not exist on this server; check where the hub is mounted")
+
+
+def no_such_method(method: str, allow: list[str]) -> MethodNotAllowed:
+    """Return the error for a method that a path does not support."""
+    return MethodNotAllowed(f"method {method[:20]} is not supported at this path; use {', '.join(allow)}", allow=allow)

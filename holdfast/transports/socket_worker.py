@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, TooMany
+from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, TooMany, shown
 from holdfast.core.model import Json, check_json
 from holdfast.core.names import check_channel, check_id
-from holdfast.core.patterns import RULE, is_pattern, matches
+from holdfast.core.patterns import invalid_pattern, is_pattern, matches
 from holdfast.hub.hub import HubCore
 from holdfast.hub.results import Done, Result
 from holdfast.hub.turns import LEASE_S
@@ -74,7 +74,7 @@ class SocketWorker:
         """Renew the lease of a turn. Raises Fenced if the turn is over or another worker has it."""
         turn = self._turn(frame)
         if not self._hub.runtime.scheduler.renew(self, turn):
-            raise _not_its_turn()
+            raise _not_its_turn(turn.message_id)
         if not self.has(turn.channel, turn.message_id):  # a turn of the previous socket takes a slot here
             self.turns.add(turn)
             self.free -= 1
@@ -88,7 +88,7 @@ class SocketWorker:
 
         def ended(result: Result | HoldfastError) -> None:
             if isinstance(result, HoldfastError) and not result.retry:
-                result = _not_its_turn()  # the response must not show which turns other workers have
+                result = _not_its_turn(turn.message_id)  # the response must not show which turns other workers have
             done(result)
 
         self._hub.runtime.scheduler.end(self, turn, frame.state, ended)
@@ -110,8 +110,8 @@ class SocketWorker:
                 self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
 
 
-def _not_its_turn() -> Fenced:
-    return Fenced("the turn of this message is over, or another worker has it")
+def _not_its_turn(message_id: str) -> Fenced:
+    return Fenced(f"the turn of message {shown(message_id)} is over or another worker has it; stop working on it")
 
 
 class SocketWorkers:
@@ -149,10 +149,13 @@ class SocketWorkers:
                     del self._workers[pattern, name]
             return
         if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
-            raise InvalidRequest(f"pattern {pattern[:MAX_PATTERN_CHARACTERS]!r} is invalid: {RULE}")
+            raise InvalidRequest(invalid_pattern(pattern))
         check_work(identity, pattern)
         if known is None and len(self._workers) >= MAX_PATTERNS:
-            raise TooMany(f"a socket works on at most {MAX_PATTERNS} patterns", limit=MAX_PATTERNS)
+            raise TooMany(
+                f"this socket works on {MAX_PATTERNS} patterns, which is the limit; open another one",
+                limit=MAX_PATTERNS,
+            )
         worker = SocketWorker(self._give, self._hub, name, pattern, frame.slots, frame.when_busy)
         if known is not None:
             worker.take_over(known)

@@ -36,7 +36,7 @@ from holdfast.transports.close_codes import (
     UNAUTHENTICATED,
 )
 from holdfast.transports.codec import for_peers
-from holdfast.transports.credentials import Credentials
+from holdfast.transports.credentials import Credentials, not_authenticated
 from holdfast.transports.frames import AuthFrame, ref_in
 from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
@@ -84,9 +84,14 @@ class Sockets:
             credentials.take_slot()
         elif header(scope, b"authorization") is not None:
             with logged_refusals(scope):
-                raise Unauthenticated("the hub's verifier does not accept the credentials of this request")
+                raise Unauthenticated(
+                    "the hub's verifier does not accept the credentials of this request; send a valid token"
+                )
         elif not expect_introduction(scope, 2 * AUTH_TIMEOUT_S) and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
-            raise Busy(f"too many unauthenticated connections (limit {MAX_UNAUTHENTICATED})")
+            raise Busy(
+                f"server has {MAX_UNAUTHENTICATED} sockets that are not authenticated yet, which is the limit; try "
+                "again"
+            )
         return credentials
 
     async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
@@ -169,7 +174,7 @@ class Authentication:
         auth = _auth_in(text)
         try:
             if auth is None:
-                raise Unauthenticated("this socket is not authenticated: its first frame must be `auth`, with a token")
+                raise not_authenticated()
             await self._credentials.renew(auth.token)
         except HoldfastError as error:
             refusal = {**for_peers(error).problem(), "type": "error", "ref": ref_in(text.encode(errors="replace"))}
@@ -296,7 +301,7 @@ class Socket:
             if credentials.is_counted:
                 credentials.count_request(len(text) if text.isascii() else len(text.encode(errors="surrogatepass")))
             if auth is not None and self._is_renewing:
-                raise TooMany("the previous `auth` frame of this socket is still being verified")
+                raise TooMany("the previous `auth` frame of this socket is still being verified; wait for its response")
         except TooMany as error:
             session.refuse(auth.ref if auth is not None else ref_in(text.encode(errors="replace")), error)
             return False

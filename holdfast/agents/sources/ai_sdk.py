@@ -90,7 +90,7 @@ class AISDK(Source):
         if self._line and (chunk := chunk_of(self._line)) is not None:
             yield from self._edits(chunk)
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without a finish chunk")
+            raise UpstreamEnded("the model's stream ended without a finish chunk, so the answer may be incomplete")
 
     def _lines(self, piece: str) -> Iterator[str]:
         """Yield whole lines.
@@ -150,7 +150,7 @@ class AISDK(Source):
             case "reset-step":
                 yield from self._reset()
             case "abort":
-                raise UpstreamEnded("the stream was aborted upstream")
+                raise UpstreamEnded("the model's stream was aborted by its sender (chunk `abort`)")
             case "error":
                 raise reported(get(chunk, "code"))
             case _ if kind.startswith("tool-"):

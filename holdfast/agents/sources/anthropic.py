@@ -73,7 +73,9 @@ class Anthropic(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without message_stop")
+            raise UpstreamEnded(
+                "the model's stream ended without the event message_stop, so the answer may be incomplete"
+            )
         return iter(())
 
     def _start(self, position: int, block: object) -> Iterator[Edit]:

@@ -63,7 +63,7 @@ def reported(*codes: object) -> UpstreamError:
     for code in codes:
         if isinstance(code, str) and len(code) <= _CODE_CHARACTERS and _CODE.fullmatch(code):
             return UpstreamError(f"the model's provider reported an error: {code}", reason=code)
-    return UpstreamError("the model's provider reported an error")
+    return UpstreamError("the model's provider reported an error; the log has its message")
 
 
 def translated(error: BaseException, *, is_of_sdk: bool) -> HoldfastError | None:
@@ -78,7 +78,9 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> HoldfastError | None
         return None
     causes = list(_causes(error))
     if any(_is_lost(cause) for cause in causes):
-        return UpstreamEnded("the connection to the model's provider broke")
+        return UpstreamEnded(
+            "the connection to the model's provider broke before the stream ended; the log has the reason"
+        )
     return reported(*(code for cause in causes for code in _codes(cause)))
 
 

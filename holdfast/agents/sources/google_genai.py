@@ -64,7 +64,7 @@ class GoogleGenAI(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without a finish reason")
+            raise UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
         return iter(())
 
     def _end(self, reason: str) -> Iterator[Edit]:

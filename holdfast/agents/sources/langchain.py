@@ -77,7 +77,7 @@ class LangChain(Source):
 
     def end(self) -> Iterator[Edit]:
         if self._open or not self._has_ended:
-            raise UpstreamEnded("the stream ended without a finish reason")
+            raise UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
         return iter(())
 
     def message(self, message: object, where: Hashable) -> Iterator[Edit]:

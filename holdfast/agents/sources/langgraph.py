@@ -30,7 +30,7 @@ class LangGraph(LangChain):
 
     def end(self) -> Iterator[Edit]:
         if self._open:
-            raise UpstreamEnded("a model's message ended without a finish reason")
+            raise UpstreamEnded("the model's message ended without a finish reason, so it may be incomplete")
         return iter(())
 
 

@@ -45,7 +45,7 @@ class OpenAIChat(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without a finish reason")
+            raise UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
         return iter(())
 
     def _choice(self, choice: object) -> Iterator[Edit]:

@@ -98,7 +98,9 @@ class OpenAIResponses(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without response.completed")
+            raise UpstreamEnded(
+                "the model's stream ended without the event response.completed, so the answer may be incomplete"
+            )
         return iter(())
 
     def _begin(self, response: object) -> Iterator[Edit]:

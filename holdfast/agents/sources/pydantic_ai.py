@@ -95,7 +95,7 @@ class PydanticAI(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the run ended without its result")
+            raise UpstreamEnded("the agent's run ended without its result, so the answer may be incomplete")
         return iter(())
 
     def _start(self, position: int, part: object) -> Iterator[Edit]:
@@ -180,7 +180,7 @@ class PydanticAI(Source):
     def _finish(self, response: object, usage: dict[str, int] | None) -> Iterator[Edit]:
         reason = word(response, "finish_reason")
         if get(response, "state") == "interrupted" or _has_broken_off(response, reason):
-            raise UpstreamEnded("the model's response ended without a finish reason")
+            raise UpstreamEnded("the model's response ended without a finish reason, so it may be incomplete")
         self._is_ended = True
         reason = _FINISH.get(reason, reason) if reason else None
         yield Meta(
