@@ -21,7 +21,7 @@ from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.hub import identity
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
-from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_loopback, listen, run
+from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_local, listen, run
 
 DEFAULT_PORT = 8000
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
@@ -132,7 +132,7 @@ def serve(
         known = {name: value for name, value in settings.items() if value is not None}
         app = Hub(store or "sqlite:///holdfast.db", **known)
         check_guarded(host, app)
-    if allow_everyone and not is_loopback(host):
+    if allow_everyone and not is_local(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
     elif allow_everyone:
         for one in hubs_in(app):  # otherwise the DNS name of any web page could point at this machine

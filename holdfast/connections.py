@@ -53,7 +53,7 @@ MAX_COLLECTED = 1_000  # with more open connections, a garbage collection would 
 READ_BYTES = 16 * 1024  # limit of bytes read from one connection at once, after which the loop serves the others
 
 
-class Owner(Protocol):
+class ConnectionOwner(Protocol):
     """The protocol object of a connection."""
 
     def expire(self) -> None:
@@ -79,10 +79,10 @@ class Connection:
         "since_s",
     )
 
-    def __init__(self, book: Connections, address: str, owner: Owner, *, is_from_proxy: bool) -> None:
+    def __init__(self, book: Connections, address: str, owner: ConnectionOwner, *, is_from_proxy: bool) -> None:
         self._book = book
         self.address = address
-        self.owner: Owner | None = owner  # None after `close`, because the two objects refer to each other
+        self.owner: ConnectionOwner | None = owner  # None after `close`, because the two objects refer to each other
         self.is_from_proxy = is_from_proxy
         self.is_waiting = False
         self.may_burst = True
@@ -149,7 +149,7 @@ class Connections:
         self._is_after_wave = False
         self._trim_due_s = 0.0
 
-    def opened(self, peer: str, owner: Owner) -> Connection | None:
+    def opened(self, peer: str, owner: ConnectionOwner) -> Connection | None:
         """Return the entry for a new connection of `peer`; None if no descriptor is left for it."""
         if self.open >= self.max_open:
             if not self.waiting:

@@ -1,6 +1,6 @@
 """Blocking calls for threads: an event loop in its own thread, and the blocking version of both message writers.
 
-Layer: portal, directly above `core`. `Hub.sync` and `SyncClient` use it.
+Layer: portal, directly above `core`. `Hub.sync`, `SyncClient` and the message writers use it.
 """
 
 from __future__ import annotations
@@ -83,6 +83,12 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def retrieve_exception(ending: asyncio.Future[None]) -> None:
+    """Mark the exception of `ending` as retrieved, so that asyncio does not log it if its waiter gave up."""
+    if not ending.cancelled():
+        ending.exception()
 
 
 class AsyncWriter(Protocol):

@@ -29,7 +29,7 @@ from holdfast.transports.credentials import Credentials
 from holdfast.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, sent_by
 from holdfast.transports.message_stream import MessageStream, resume_point
 from holdfast.transports.sender import TaskSender
-from holdfast.transports.sse import Open
+from holdfast.transports.sse import StreamApp
 
 logger = logging.getLogger("holdfast.agents")
 
@@ -132,7 +132,7 @@ class StreamResponse(Response):
         self,
         begin: Callable[[str], Coroutine[Any, Any, Answering | None]],
         join: Callable[[str], Coroutine[Any, Any, bool]],
-        app: Open,
+        app: StreamApp,
         channel: str,
         message_id: str,
         *,

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import faulthandler
 import gc
-import ipaddress
 import logging
 import signal
 import socket
@@ -27,6 +26,7 @@ from holdfast.core.errors import LocalError
 from holdfast.core.limits import Limits
 from holdfast.hub import HubCore
 from holdfast.hub.drain import SIGNALS
+from holdfast.hub.hosts import is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
@@ -48,24 +48,21 @@ DRAIN_S = 5.0  # the default of `Hub`, for an app whose hubs cannot be found
 FORCE_S = 10.0  # time beyond the hub's `drain_s` after which the process ends even if code in it blocks
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether `host` is a loopback address of this machine."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def is_local(host: str) -> bool:
+    """Return whether a server that listens on `host`, a name or an address, can be reached from this machine only."""
+    return host == "localhost" or is_loopback(host)
 
 
 def check_loopback(host: str) -> str:
     """Return `host`. Raises LocalError unless it is a loopback address, so that no other machine can connect."""
-    if not is_loopback(host):
+    if not is_local(host):
         raise LocalError(f"{host} is not a loopback address: use --host 127.0.0.1, ::1 or localhost")
     return host
 
 
 def check_guarded(host: str, app: Any) -> str:
     """Return `host`. Raises LocalError if other machines could reach a hub that has no verifier."""
-    if is_loopback(host):
+    if is_local(host):
         return host
     hubs = hubs_in(app)
     if hubs and all(hub.authenticate is not None for hub in hubs):

@@ -33,7 +33,7 @@ from holdfast.core.ops import (
     SetPart,
     Takeover,
     Update,
-    Writer,
+    WriterIdentity,
 )
 from holdfast.stores.base import Head, Write
 from oracle.violation import Violation
@@ -61,7 +61,9 @@ class EpochLog:
         self.versions: dict[str, list[Version]] = {}
         self.takeovers: dict[str, list[int]] = {}  # serials, by message
         self.requests: dict[tuple[str, str], int] = {}  # by message and request id, the serial of its entry
-        self.writers: dict[str, list[tuple[int, Writer | None]]] = {}  # by message, with the first serial of each
+        self.writers: dict[
+            str, list[tuple[int, WriterIdentity | None]]
+        ] = {}  # by message, with the first serial of each
         self.turns: dict[str, list[tuple[int, str, int]]] = {}  # by message: serial, state and generation
         self.claims: dict[tuple[str, int], Claim] = {}  # by message and generation
         self.commands: dict[str, tuple[int, Command]] = {}  # with their serials

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Reply, Takeover, Writer
+from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Reply, Takeover, WriterIdentity
 from holdfast.core.turns import CANCEL_S
 from holdfast.hub.leases import BROKEN_S
 from holdfast.hub.presence import GRACE_S
@@ -309,7 +309,7 @@ class Promises:
             case _:
                 self._note_stored(place)
 
-    def _begin_lease(self, place: Place, generation: int, writer: Writer | None) -> None:
+    def _begin_lease(self, place: Place, generation: int, writer: WriterIdentity | None) -> None:
         if writer is None or writer.node is not None or not writer.lease_ms:
             self._leases.pop(place, None)
             return

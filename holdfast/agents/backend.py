@@ -121,7 +121,7 @@ class Backend(Protocol):
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
         """Take a waiting user message into the turn of message `turn`. Return False if another turn has it."""
 
-    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
+    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
         """Show people the state of the agent, which is never stored."""
 
 

@@ -13,7 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.agents.backend import Watch, Writer, find
-from holdfast.agents.running import Agent, Running, check_work, patiently
+from holdfast.agents.running import Agent, Running, check_worker_settings, patiently
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.catch_up import reply_to
 from holdfast.core.errors import Deleted, Fenced, Finished
@@ -35,7 +35,7 @@ class LocalAgent:
     is_local = True
 
     def __init__(self, hub: HubCore, agent: Agent, pattern: str, *, when_busy: WhenBusy, slots: int) -> None:
-        check_work(when_busy, slots)
+        check_worker_settings(when_busy, slots)
         self.name = agent.name
         self.pattern = pattern
         self.when_busy = when_busy
@@ -153,8 +153,8 @@ class LocalBackend:
         """Take a waiting user message into a turn (`Backend.take_waiting`)."""
         return await self._hub.take_waiting(channel, message_id, by, turn=turn)
 
-    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
-        """Show people the state of the agent (`Backend.show_state`)."""
+    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Show people the state of the agent (`Backend.progress`)."""
         limits = self._hub.limits
         # bounded, because the state is sent to all viewers
         check_json(data, limits.data_bytes, "an agent's state", depth=limits.depth)

@@ -86,7 +86,7 @@ def check_agent(agent: Agent) -> Agent:
     return agent
 
 
-def check_work(when_busy: str, slots: int) -> None:
+def check_worker_settings(when_busy: str, slots: int) -> None:
     """Raise LocalError for settings that are not valid."""
     if when_busy not in ("queue", "interrupt", "parallel"):
         raise LocalError(f"when_busy must be 'queue', 'interrupt' or 'parallel', got {when_busy!r}")

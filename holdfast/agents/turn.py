@@ -124,7 +124,7 @@ class Turn:
 
     def progress(self, state: str, **data: Json) -> None:
         """Show people the state of the agent, such as `thinking`, `answering` or `using a tool`. It is never stored."""
-        self._backend.show_state(self.channel, self.name, {"state": state, "message": self.message.id, **data})
+        self._backend.progress(self.channel, self.name, {"state": state, "message": self.message.id, **data})
 
     async def steered(self) -> list[Steer]:
         """Return the input that arrived for this turn since the last call. Its messages get no turns of their own.

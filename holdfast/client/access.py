@@ -51,7 +51,7 @@ class ServerAccess:
                 "give credentials as token=..."
             )
         self._scheme = _SCHEMES[parts.scheme]
-        self._place = parts.netloc + parts.path.rstrip("/")
+        self._mount = parts.netloc + parts.path.rstrip("/")
         self._query = {"client": check_id(client_id, "a client id")} if client_id is not None else {}
         self._token = _checked(token) if token is not None else None
         self._provider = token_provider
@@ -60,7 +60,7 @@ class ServerAccess:
     @property
     def address(self) -> str:
         """Return the hub's address as it was given, for error messages. It contains no secret."""
-        return f"{'https' if self._scheme == 'wss' else 'http'}://{self._place}"
+        return f"{'https' if self._scheme == 'wss' else 'http'}://{self._mount}"
 
     @property
     def has_token(self) -> bool:
@@ -117,7 +117,7 @@ class ServerAccess:
         return None if expires is None else max(0.0, expires - self._now())
 
     def _address(self, scheme: str, path: str, query: dict[str, str]) -> str:
-        return f"{scheme}://{self._place}{path}" + (f"?{urlencode(query)}" if query else "")
+        return f"{scheme}://{self._mount}{path}" + (f"?{urlencode(query)}" if query else "")
 
 
 def _checked(token: str) -> str:

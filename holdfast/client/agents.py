@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.agents.backend import Watch, Writer
-from holdfast.agents.running import Agent, Handler, Running, check_agent, check_work
+from holdfast.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
 from holdfast.agents.turn import OnCrash
 from holdfast.client.view import ChannelView
 from holdfast.client.work import ClaimedTurn, check_pattern
@@ -55,7 +55,7 @@ class Agents:
     ) -> Callable[[Handler], Handler]:
         """Register an agent (`Client.agent`)."""
         check_pattern(pattern)
-        check_work(when_busy, slots)
+        check_worker_settings(when_busy, slots)
         if debug is not None and not isinstance(debug, bool):
             raise LocalError(f"debug must be True, False or None, got {shown(debug)}")
 
@@ -208,9 +208,9 @@ class RemoteBackend:
         """Take a waiting user message into a turn (`Backend.take_waiting`)."""
         return await self._client.take_waiting(channel, message_id, turn=turn)
 
-    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
-        """Show people the state of the agent (`Backend.show_state`)."""
-        self._turn.tell(data)
+    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Show people the state of the agent (`Backend.progress`)."""
+        self._turn.progress(data)
 
 
 class RemoteWatch:

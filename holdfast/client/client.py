@@ -30,7 +30,7 @@ from holdfast.client.shutdown import Signals
 from holdfast.client.subscription import Subscription
 from holdfast.client.timing import Timing
 from holdfast.client.view import ChannelView
-from holdfast.client.work import OnTurn, Worker, Workers
+from holdfast.client.work import OnTurn, RemoteWorker, Workers
 from holdfast.client.writer import RemoteWriter
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.events import CommandReply, Page
@@ -112,7 +112,7 @@ class Client:
         self._is_draining = False
         self._agents: Agents | None = None
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- opening and closing ---------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin to connect; entering the block calls this. It does not wait for a connection, but calls do."""
@@ -330,7 +330,7 @@ class Client:
             return
         if self._workers is None:
             self._workers = Workers(link)
-        worker = Worker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
+        worker = RemoteWorker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
         await self._workers.run(worker)
 
     async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:

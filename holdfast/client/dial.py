@@ -40,7 +40,7 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Socket(Protocol):
+class FrameSocket(Protocol):
     """A connection that carries text frames."""
 
     async def send(self, text: str) -> None:
@@ -53,7 +53,7 @@ class Socket(Protocol):
         """End the connection, also while another task reads or writes."""
 
 
-Dial = Callable[[str, dict[str, str]], Awaitable[Socket]]
+Dial = Callable[[str, dict[str, str]], Awaitable[FrameSocket]]
 
 
 class _WebSocket:
@@ -94,7 +94,7 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
     except ImportError:
         raise LocalError("Client needs the package websockets: pip install 'holdfast[client]'") from None
 
-    async def dial(url: str, headers: dict[str, str]) -> Socket:
+    async def dial(url: str, headers: dict[str, str]) -> FrameSocket:
         try:
             connection = await connect(
                 url,

@@ -58,7 +58,7 @@ class Feed:
         self._is_attached = False  # True: the batches that arrive belong to the newest attach
         self._is_requested = False  # True: this connection has sent an attach, and no detach since
         self._is_paused = False
-        self._life = 0  # number of attaches, so that responses to earlier ones are ignored
+        self._attaches = 0  # number of attaches, so that responses to earlier ones are ignored
         self._failures = 0
         self._again: asyncio.TimerHandle | None = None
 
@@ -101,7 +101,7 @@ class Feed:
 
     def broken(self) -> None:
         self._is_attached = self._is_requested = False
-        self._life += 1
+        self._attaches += 1
         self._cancel_again()
         self._consumer.cut()
 
@@ -123,21 +123,21 @@ class Feed:
 
     def _attach(self) -> None:
         self._cancel_again()
-        self._life += 1
+        self._attaches += 1
         self._is_attached, self._is_requested = False, True
-        life = self._life
+        attach = self._attaches
         fields: dict[str, Any] = {name: value for name, value in self._fields.items() if value is not None}
         if self._consumer.cursor is not None:
             fields["since"] = self._consumer.cursor
         self.link.begin(
             "attach",
             {"channel": self.channel, **fields},
-            lambda result: self._on_result(life, result),
+            lambda result: self._on_result(attach, result),
             is_repeatable=False,  # not repeated by the link, because `opened` sends it again
         )
 
-    def _on_result(self, life: int, result: Outcome) -> None:
-        if life != self._life or isinstance(result, Unreachable):
+    def _on_result(self, attach: int, result: Outcome) -> None:
+        if attach != self._attaches or isinstance(result, Unreachable):
             return
         self._is_requested = not isinstance(result, HoldfastError)
         if not isinstance(result, HoldfastError):
@@ -162,7 +162,7 @@ class Feed:
 
     def _leave(self) -> None:
         self._cancel_again()
-        self._life += 1
+        self._attaches += 1
         if self._is_requested:
             self._is_attached = self._is_requested = False
             self.link.begin("detach", {"channel": self.channel}, _take, is_repeatable=False)

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import msgspec
 
 from holdfast.client.access import ServerAccess
-from holdfast.client.dial import Closed, Dial, Refusal, Socket
+from holdfast.client.dial import Closed, Dial, FrameSocket, Refusal
 from holdfast.client.pending import OnResult, Outcome, Pending, PendingRequests
 from holdfast.client.problems import NotHoldfast, Unreachable, error_of
 from holdfast.client.timing import Timing
@@ -201,7 +201,7 @@ class Link:
         """Stop notifying `one`."""
         self._listeners.pop(one, None)
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- opening and closing ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Keep a socket open until the link is stopped or the server refuses the client for good."""
@@ -243,7 +243,7 @@ class Link:
         finally:
             await socket.close()
 
-    async def _carry(self, socket: Socket) -> _Broken:
+    async def _carry(self, socket: FrameSocket) -> _Broken:
         over: _Broken | None = None
         try:
             self._opened()
@@ -260,7 +260,7 @@ class Link:
         assert over is not None
         return over
 
-    async def _read(self, socket: Socket) -> None:
+    async def _read(self, socket: FrameSocket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -273,7 +273,7 @@ class Link:
             except (msgspec.DecodeError, TypeError, KeyError, AttributeError) as error:
                 raise _Broken(f"the server sent an invalid frame: {type(error).__name__}") from None
 
-    async def _write(self, socket: Socket) -> None:
+    async def _write(self, socket: FrameSocket) -> None:
         try:
             while True:
                 await self._has_out.wait()

@@ -56,7 +56,7 @@ class TurnOffer(Struct, frozen=True, kw_only=True):
 OnTurn = Callable[["ClaimedTurn"], Awaitable[None]]
 
 
-class Worker:
+class RemoteWorker:
     """Serves one channel pattern on one link."""
 
     def __init__(
@@ -234,7 +234,7 @@ class ClaimedTurn:
         self._state: dict[str, Json] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def tell(self, state: dict[str, Json]) -> None:
+    def progress(self, state: dict[str, Json]) -> None:
         """Show people the state of the agent, which is never stored. Raises InvalidRequest, InvalidText or TooLarge."""
         limits = self._link.limits
         check_json(state, limits.data_bytes, "an agent's state", depth=limits.depth)
@@ -294,7 +294,7 @@ class Workers:
     """The workers of a client. Each turn that arrives is passed to one of them."""
 
     def __init__(self, link: Link) -> None:
-        self._workers: list[Worker] = []
+        self._workers: list[RemoteWorker] = []
         link.when_turn = self._take
 
     def drain(self) -> None:
@@ -302,7 +302,7 @@ class Workers:
         for worker in self._workers:
             worker.drain()
 
-    async def run(self, worker: Worker) -> None:
+    async def run(self, worker: RemoteWorker) -> None:
         """Run `worker` with the turns of its pattern."""
         self._workers.append(worker)
         try:

@@ -40,6 +40,7 @@ from holdfast.core.model import Json, Message, Part
 from holdfast.core.outgoing import ENDED, NEW, OPEN, OutgoingProperties, OutgoingRequest, WriterRequest, end_for
 from holdfast.core.outgoing_remote import RemoteOutgoing
 from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
+from holdfast.portal import retrieve_exception
 
 if TYPE_CHECKING:
     from holdfast.agents.sources import Piped
@@ -417,7 +418,7 @@ class RemoteWriter(OutgoingProperties):
         if self._outgoing.is_settled:
             return
         ending = asyncio.ensure_future(self._end_as(status, reason))
-        ending.add_done_callback(_retrieve_exception)
+        ending.add_done_callback(retrieve_exception)
         try:
             async with asyncio.timeout(self._link.timing.leave_s):
                 await asyncio.shield(ending)
@@ -492,9 +493,3 @@ def _epoch_of(cursor: str) -> str:
 
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _retrieve_exception(ending: asyncio.Future[None]) -> None:
-    """Mark the exception of `ending` as retrieved, so that asyncio does not log it if its waiter gave up."""
-    if not ending.cancelled():
-        ending.exception()

@@ -45,7 +45,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState, PartState, part_bytes, utf8_len
 from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, lone_surrogate, plain
 from holdfast.core.names import check_id, is_id
-from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Takeover, Update, Writer, digest
+from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Takeover, Update, WriterIdentity, digest
 from holdfast.core.ownership import (
     check_generation,
     check_may_change,
@@ -80,8 +80,7 @@ from holdfast.core.state import ChannelState
 def needs(key: str, request: Request) -> tuple[str, ...]:
     """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
     target = request.target if isinstance(request, SendCommand) else None
-    # no lookup for an invalid id: `decide` refuses the request
-    return (key, target) if target is not None and is_id(target) else (key,)
+    return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id later
 
 
 def decide(
@@ -226,8 +225,8 @@ def _parent(state: Decidable, request: CreateMessage) -> str | None:
     return check_id(request.parent, "parent") if request.parent is not None else None
 
 
-def _writer(caller: Caller, lease_s: float) -> Writer:
-    return caller.writer or Writer(by=caller.id, lease_ms=int(lease_s * 1000))
+def _writer(caller: Caller, lease_s: float) -> WriterIdentity:
+    return caller.writer or WriterIdentity(by=caller.id, lease_ms=int(lease_s * 1000))
 
 
 def plain_append(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
@@ -261,11 +260,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     check_generation(message, request.generation)
     size = len(text) if text.isascii() else utf8_len(check_text(text))
     if size > limits.append_bytes:
-        raise TooLarge(
-            f"the text has {size} bytes, the limit is {limits.append_bytes} (Limits.append_bytes); append it in "
-            "several pieces",
-            limit=limits.append_bytes,
-        )
+        raise _too_large(f"the text has {size} bytes", limits.append_bytes, "append_bytes", "append it in pieces")
     if index is None:
         index = message.last_text_part
         if index is None:
@@ -273,8 +268,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     if index >= len(message.parts):
         _check_streaming(message)
         raise NoPart(
-            f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}; name an "
-            "existing part",
+            f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}; name one of them",
             parts=len(message.parts),
         )
     part = message.parts[index]
@@ -322,10 +316,7 @@ def _open_text_part(
     """Decide an append to a message without a text part: it opens one, as an entry of its own."""
     _check_streaming(message)
     if request.at:
-        raise Gap(
-            f"message {message.id!r} has no text yet, the append was for offset {request.at}; begin at offset 0",
-            length=0,
-        )
+        raise Gap(f"message {message.id!r} has no text, the append was for offset {request.at}; begin at 0", length=0)
     index = len(message.parts)
     if not text:
         return Decision(serial=message.version, part=index, length=0)
@@ -466,20 +457,20 @@ def _check_count(number: int | None, what: str) -> None:
         raise InvalidRequest(f"{what} must be 0 or more, got {number}")
 
 
+def _too_large(what: str, limit: int, name: str, remedy: str) -> TooLarge:
+    return TooLarge(f"{what}, the limit is {limit} (Limits.{name}); {remedy}", limit=limit)
+
+
 def _check_size(message: MessageState, more_bytes: int, limits: Limits) -> None:
     size = message.size_bytes + more_bytes
     if size > limits.message_bytes:
-        raise TooLarge(
-            f"message {message.id!r} would have {size} bytes, the limit is {limits.message_bytes} "
-            "(Limits.message_bytes); continue in another message",
-            limit=limits.message_bytes,
-        )
+        what = f"message {message.id!r} would have {size} bytes"
+        raise _too_large(what, limits.message_bytes, "message_bytes", "continue in another message")
 
 
 def _check_part_count(count: int, limits: Limits) -> None:
     if count > limits.parts:
-        text = f"the message would have {count} parts, the limit is {limits.parts} (Limits.parts); send fewer"
-        raise TooLarge(text, limit=limits.parts)
+        raise _too_large(f"the message would have {count} parts", limits.parts, "parts", "send fewer")
 
 
 def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[Part] | None:

@@ -28,7 +28,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState, CommandState, MessageState
 from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
-from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
+from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.turns import Replier, next_round, rules_of
 
@@ -407,7 +407,7 @@ def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: in
         reply_to=message.id,
         at_ms=now_ms,
         digest=digest(answer_id),
-        writer=Writer(by=claim.by),
+        writer=WriterIdentity(by=claim.by),
     )
     return answer, Finish(id=answer_id, status="failed", reason=CRASHED, meta={}, at_ms=now_ms)
 

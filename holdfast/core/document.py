@@ -24,7 +24,7 @@ from holdfast.core.errors import StoreUnusable
 from holdfast.core.message_state import ClaimState, CommandState, MessageState, PartState, utf8_len
 from holdfast.core.model import Json, Part
 from holdfast.core.names import COMMAND_MARK, is_id
-from holdfast.core.ops import Append, Command, Create, Entry, Reply, Writer
+from holdfast.core.ops import Append, Command, Create, Entry, Reply, WriterIdentity
 from holdfast.core.state import apply_op, apply_to_command
 from holdfast.core.text import MARK_BYTES, Text, TextFork
 
@@ -61,7 +61,7 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
     created_at: int
     updated_at: int
     digest: bytes
-    writer: Writer | None
+    writer: WriterIdentity | None
     generation: int
     deleted: bool
     edited: int

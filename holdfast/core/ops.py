@@ -21,7 +21,7 @@ from msgspec import Struct
 from holdfast.core.model import Json, Part
 
 
-class Writer(Struct, frozen=True, array_like=True):
+class WriterIdentity(Struct, frozen=True, array_like=True):
     """The identity that may append to a streaming message."""
 
     by: str | None = None  # client id of the writer; None: anonymous
@@ -48,7 +48,7 @@ class Create(BaseOp, frozen=True, kw_only=True, array_like=True, tag=1):
     reply_to: str | None
     at_ms: int
     digest: bytes
-    writer: Writer | None = None
+    writer: WriterIdentity | None = None
     is_pending: bool = False  # the message waits for an agent
 
 
@@ -92,7 +92,7 @@ class Takeover(BaseOp, frozen=True, kw_only=True, array_like=True, tag=6):
     """Another writer continues the message; the earlier writer is fenced off."""
 
     generation: int
-    writer: Writer
+    writer: WriterIdentity
     request: str | None = None
 
 
@@ -109,8 +109,8 @@ class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
     state: str  # taken, done or cancelled; pending after a `regenerate`
     generation: int  # number of the attempt; an attempt with a lower number is over
     by: str | None = None
-    node: str | None = None  # see `Writer.node`
-    lease_ms: int = 0  # see `Writer.lease_ms`
+    node: str | None = None  # see `WriterIdentity.node`
+    lease_ms: int = 0  # see `WriterIdentity.lease_ms`
     at_ms: int = 0
     within: str | None = None  # id of the message whose turn has taken this message in …
     within_generation: int = 0  # … and the attempt of that turn

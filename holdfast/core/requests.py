@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from holdfast.core.model import Json, Part, Role, Status
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 
 # Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -168,7 +168,7 @@ class Caller(Struct, frozen=True, kw_only=True):
     """The identity behind a request, as the server knows it; never taken from the request."""
 
     id: str | None = None  # client id; becomes the author and the writer of messages
-    writer: Writer | None = None  # the writer that this caller becomes by creating or taking over a message
+    writer: WriterIdentity | None = None  # the writer that this caller becomes by creating or taking over a message
     is_admin: bool = False  # may change and delete messages of other authors
     may_read: bool = True  # may learn which messages exist
     may_begin: bool = True  # may create a channel by its first entry; clients may create a limited number per hour

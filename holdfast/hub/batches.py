@@ -87,9 +87,9 @@ class EncodedBatch:
             last, is_cursor_due = len(groups) - 1, bool(self.cursor)
             self._frames = tuple(
                 opening
-                + (f'"cursor":"{self.cursor}",' if is_cursor_due and place == last else "")
+                + (f'"cursor":"{self.cursor}",' if is_cursor_due and number == last else "")
                 + f'"events":[{group}]}}'
-                for place, group in enumerate(groups)
+                for number, group in enumerate(groups)
             )
         return self._frames
 

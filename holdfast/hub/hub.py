@@ -39,9 +39,9 @@ from holdfast.hub.clock import Clock
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind
+from holdfast.hub.hosts import check_allowed_origins, check_public_origin
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.lifecycle import Lifecycle
-from holdfast.hub.origins import check_allowed_origins, check_public_origin
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
@@ -125,7 +125,7 @@ class HubCore:
         self.sync = SyncHub(self)  # blocking versions of the main calls, for threads
         self._adopters: list[tuple[str, Adopter]] = []
         names = names_of_cell()
-        self._life = Lifecycle(
+        self._lifecycle = Lifecycle(
             self.store,
             self.limits,
             self.clock,
@@ -135,74 +135,68 @@ class HubCore:
             is_named=lambda: names is None or any(value is self for value in list(names.values())),
             signals=SignalHook(self.drain) if hooks_signals else None,
         )
-        self._writers = Writers(self._life, self.limits, self.writer_class, self.reason_of)
+        self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- lifecycle ---------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the store and serve; the hub calls this on its first use.
-
-        Raises StoreInUse, StoreUnusable, StoreUnavailable.
-        """
-        await self._life.start()
+        """Open the store and serve, as happens on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
+        await self._lifecycle.start()
 
     async def drain(self) -> None:
         """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
 
         Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them.
         """
-        await self._life.drain(self.drain_s)
+        await self._lifecycle.drain(self.drain_s)
 
     async def close(self) -> None:
         """Drain, store all accepted requests, and close the store. A second call has no effect."""
-        await self._life.close(self.drain_s)
+        await self._lifecycle.close(self.drain_s)
 
     @property
     def node(self) -> str:
         """Return the random name of this run of the hub, by which leases name it; new at each start."""
-        return self._life.node
+        return self._lifecycle.node
 
     @property
     def is_running(self) -> bool:
         """Return whether the hub has started and has not ended."""
-        return self._life.is_running
+        return self._lifecycle.is_running
 
     @property
     def is_draining(self) -> bool:
         """Return whether the hub is shutting down or has shut down."""
-        return self._life.is_draining
+        return self._lifecycle.is_draining
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """Return the event loop on which the hub runs; None if it does not run."""
-        return self._life.loop
+        return self._lifecycle.loop
 
     @property
     def runtime(self) -> Runtime:
         """Return the services of the running hub. Raises Busy, Draining or LocalError if it does not run."""
-        return self._life.runtime
+        return self._lifecycle.runtime
 
     def hook_signals(self) -> None:
         """Drain at SIGTERM and SIGINT, then call the previous handlers.
 
         The hub calls this at its start; a server that installs its own handlers later must call it again.
         """
-        self._life.hook_signals()
+        self._lifecycle.hook_signals()
 
     def on_drain(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` when draining begins. Return a function that removes it."""
-        self._life.drain_callbacks[callback] = None
-        return lambda: self._life.drain_callbacks.pop(callback, None)
+        self._lifecycle.drain_callbacks[callback] = None
+        return lambda: self._lifecycle.drain_callbacks.pop(callback, None)
 
     def on_start(self, callback: Callable[[], None]) -> None:
         """Call `callback` at each start, after recovery and before any request is served; at once if the hub serves."""
-        self._life.on_start(callback)
+        self._lifecycle.on_start(callback)
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `job` as a task of the hub.
-
-        It may outlive the request that started it; a drain gives it time to finish.
-        """
+        """Run `job` as a task of the hub, which may outlive its request; a drain gives it time to finish."""
         check_job(job)
         return self.runtime.tasks.start_job(job)
 
@@ -221,7 +215,7 @@ class HubCore:
         """
 
         def register(handler: HookHandler) -> HookHandler:
-            self._life.add_hook(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
+            self._lifecycle.add_hook(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
             return handler
 
         return register
@@ -432,7 +426,7 @@ class HubCore:
         Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
         """
         key = check_key(message_id)
-        self._life.runtime.submit(check_channel(channel), key, request, caller, done)
+        self._lifecycle.runtime.submit(check_channel(channel), key, request, caller, done)
 
     async def take_waiting(self, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
         """Take a waiting user message into a running turn of agent `by`, so that it gets no turn of its own.

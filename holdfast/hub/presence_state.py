@@ -72,7 +72,7 @@ class PresenceState:
         self.position = 0
         # Random id of this instance; positions of another instance are not comparable. Assigned when a long poll first
         # needs it. An instance ends with its hub, or when its channel leaves memory.
-        self.life = ""
+        self.epoch = ""
         self._limits = limits
         self._changed = changed
         self._later = later or _call_later

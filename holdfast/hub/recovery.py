@@ -17,7 +17,7 @@ from holdfast.core.document import restore, restore_command
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import COMMAND_MARK
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import Caller, FinishMessage, TakeOver
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
@@ -50,12 +50,12 @@ async def _end_or_adopt(
     runtime: Runtime,
     channel: str,
     message: MessageState,
-    writer: Writer,
+    writer: WriterIdentity,
     adopter: Adopter | None,
     new_writer: NewWriter,
 ) -> None:
     """Interrupt the message of `writer`, whose process has died, or let an adopter continue it."""
-    server = Caller(id=writer.by, writer=Writer(by=writer.by, node=runtime.node), is_server=True)
+    server = Caller(id=writer.by, writer=WriterIdentity(by=writer.by, node=runtime.node), is_server=True)
     if adopter is None:
         end = FinishMessage(status="interrupted", generation=message.generation)
         # these are expected: an overdue `cancel` may have ended the message

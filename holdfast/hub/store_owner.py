@@ -41,21 +41,21 @@ class StoreOwner:
 
     async def open_store(self) -> None:
         """Open the store, after closing a finished hub on the same file. Raises as `Store.open`."""
-        place = _place_of(self._store)
-        before = _owners.get(place) if place is not None else None
+        path = _path_of(self._store)
+        before = _owners.get(path) if path is not None else None
         if before is not None and before._store is not self._store:
             await before._close_if_finished()
         await self._store.open()
         self._loop = asyncio.get_running_loop()
-        if place is not None:
-            _owners[place] = self
+        if path is not None:
+            _owners[path] = self
 
     async def close_store(self) -> None:
         """Close the store."""
         await self._store.close()
-        place = _place_of(self._store)
-        if place is not None and (known := _owners.get(place)) is not None and known._store is self._store:
-            del _owners[place]
+        path = _path_of(self._store)
+        if path is not None and (known := _owners.get(path)) is not None and known._store is self._store:
+            del _owners[path]
 
     async def _close_if_finished(self) -> None:
         if self._loop is not None and self._loop.is_closed():
@@ -78,6 +78,6 @@ def names_of_cell() -> dict[str, Any] | None:
     return names if is_interactive and frame.f_code.co_name == "<module>" else None
 
 
-def _place_of(store: Store) -> str | None:
+def _path_of(store: Store) -> str | None:
     path = getattr(store, "path", None)
     return os.path.realpath(path) if isinstance(path, Path) and store.is_exclusive else None

@@ -26,7 +26,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Signal
 from holdfast.core.message_state import ClaimState, MessageState
 from holdfast.core.names import COMMAND_MARK, command_key
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, SendCommand
 from holdfast.core.turns import (
     CANCEL,
@@ -335,7 +335,7 @@ class TurnScheduler:
             self._offer(channel)  # offer messages that waited behind this one, in case the turn ended meanwhile
 
     def _claim(self, channel: str, turn: OpenTurn, worker: Worker) -> None:
-        writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
+        writer = WriterIdentity(by=worker.name, node=self._node) if worker.is_local else None
         caller = Caller(id=worker.name, writer=writer, is_server=True)
         lease_s = 0.0 if worker.is_local else LEASE_S
 

@@ -35,6 +35,7 @@ from holdfast.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, Writ
 from holdfast.core.requests import Caller, CreateMessage, FinishMessage
 from holdfast.hub.pending import Ask, Decided
 from holdfast.hub.results import Result, result_later
+from holdfast.portal import retrieve_exception
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
@@ -385,14 +386,8 @@ class MessageWriter(OutgoingProperties):
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
                 self._submit()
             ending = asyncio.ensure_future(self.flush())
-            ending.add_done_callback(_retrieve_exception)
+            ending.add_done_callback(retrieve_exception)
             async with asyncio.timeout(PATIENCE_S):
                 await asyncio.shield(ending)
         except (HoldfastError, TimeoutError) as trouble:
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, trouble)
-
-
-def _retrieve_exception(ending: asyncio.Future[None]) -> None:
-    """Mark the exception of `ending` as retrieved, so that asyncio does not log it if its waiter gave up."""
-    if not ending.cancelled():
-        ending.exception()

@@ -16,7 +16,7 @@ from holdfast.core.errors import Draining, HoldfastError, IdConflict, StoreUnava
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import check_key
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request, TakeOver
 from holdfast.hub.channel import Channel
 from holdfast.hub.lifecycle import Lifecycle
@@ -33,14 +33,14 @@ class Writers:
 
     def __init__(
         self,
-        life: Lifecycle,
+        lifecycle: Lifecycle,
         limits: Limits,
         writer_class: type[MessageWriter],
         reason_of: Callable[[BaseException], str | None],
     ) -> None:
         self.limits = limits
         self.reason_of = reason_of  # returns the reason to store for a message that an exception ended
-        self._life = life
+        self._lifecycle = lifecycle
         self._writer_class = writer_class
 
     def new(self, channel: str, message_id: str, author: str | None, create: CreateMessage | None) -> MessageWriter:
@@ -50,7 +50,7 @@ class Writers:
     async def take_over(self, channel: str, message_id: str, author: str | None) -> MessageWriter:
         """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
         await self.start()
-        runtime = self._life.runtime
+        runtime = self._lifecycle.runtime
         known = await runtime.message(channel, message_id)
         next_generation = known.generation + 1
         request = TakeOver(generation=known.generation, request=runtime.clock.new_id())
@@ -75,43 +75,43 @@ class Writers:
 
     @property
     def node(self) -> str:
-        return self._life.node
+        return self._lifecycle.node
 
     @property
     def is_draining(self) -> bool:
-        return self._life.is_draining
+        return self._lifecycle.is_draining
 
     async def start(self) -> None:
-        await self._life.start()
+        await self._lifecycle.start()
 
     def caller(self, author: str | None) -> Caller:
-        return Caller(id=author, writer=Writer(by=author, node=self._life.node), is_app=True)
+        return Caller(id=author, writer=WriterIdentity(by=author, node=self._lifecycle.node), is_app=True)
 
     def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
-        self._life.runtime.submit(channel, key, request, caller, done)
+        self._lifecycle.runtime.submit(channel, key, request, caller, done)
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
-        await self._life.start()
-        return await self._life.runtime.ask(channel, key, request, caller)
+        await self._lifecycle.start()
+        return await self._lifecycle.runtime.ask(channel, key, request, caller)
 
     def queue(self, item: Item) -> None:
-        self._life.runtime.committer.submit(item)
+        self._lifecycle.runtime.committer.submit(item)
 
     def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> bool:
         try:
-            return self._life.runtime.pace.call_in_time(channel, callback)
+            return self._lifecycle.runtime.pace.call_in_time(channel, callback)
         except HoldfastError:  # the hub has ended meanwhile
             return False
 
     def register_writer(self, writer: OpenWriter) -> None:
-        known = self._life.runtime.writers.setdefault((writer.channel, writer.id), writer)
+        known = self._lifecycle.runtime.writers.setdefault((writer.channel, writer.id), writer)
         if known is not writer:
             raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
 
     def unregister_writer(self, writer: OpenWriter) -> None:
-        if not self._life.is_running:
+        if not self._lifecycle.is_running:
             return
-        runtime = self._life.runtime
+        runtime = self._lifecycle.runtime
         key = (writer.channel, writer.id)
         if runtime.writers.get(key) is writer:  # after a restart of the hub, another writer may have the key
             del runtime.writers[key]
@@ -122,22 +122,24 @@ class Writers:
 
     def left(self, channel: str, message_id: str, generation: int) -> None:
         """Note that the message has no writer here any more, and interrupt it later unless it has an end."""
-        if not self._life.is_running:
+        if not self._lifecycle.is_running:
             return
-        live = self._life.runtime.channels.get(channel)
+        live = self._lifecycle.runtime.channels.get(channel)
         known = live.state.message(message_id) if live is not None else None
         if known is None or self._is_abandoned(known, channel, generation):
             self.interrupt_later(channel, message_id, generation)
 
     def interrupt_later(self, channel: str, message_id: str, generation: int) -> None:
         """Interrupt the message after a while, unless it has an end or another writer by then."""
-        if self._life.is_running and not self._life.is_draining:  # otherwise the next start recovers the message
+        if (
+            self._lifecycle.is_running and not self._lifecycle.is_draining
+        ):  # otherwise the next start recovers the message
             with contextlib.suppress(RuntimeError):  # raised if the hub is ending
-                self._life.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
+                self._lifecycle.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
 
     def _is_abandoned(self, message: MessageState, channel: str, generation: int) -> bool:
         """Return whether the message still streams although its writer in this process has gone."""
-        runtime = self._life.runtime
+        runtime = self._lifecycle.runtime
         is_ours = message.writer is not None and message.writer.node == runtime.node
         is_written = (channel, message.id) in runtime.writers
         return message.is_streaming and is_ours and message.generation == generation and not is_written
@@ -148,7 +150,7 @@ class Writers:
         while True:
             await asyncio.sleep(ABANDONED_S)
             try:
-                runtime = self._life.runtime
+                runtime = self._lifecycle.runtime
                 if self._is_abandoned(await runtime.message(channel, message_id), channel, generation):
                     await runtime.ask(channel, message_id, end, SERVER)
                 return

@@ -101,7 +101,7 @@ class MemoryStore:
         # for ids of deleted channels (channel, message id): the time in ms until which they cannot be used
         self._used_up: dict[tuple[str, str], int] = {}
         self._moves: dict[str, int] = {}  # for each channel the number of the change that moved it last
-        self._life = secrets.token_hex(4)
+        self._opening = secrets.token_hex(4)
         self._count = 0
         self._now_ms: int | None = None
         self._commits = 0
@@ -175,9 +175,9 @@ class MemoryStore:
 
     async def moved(self, token: str | None) -> Moved:
         """Return the channels that moved since `token` (`Store.moved`)."""
-        now = f"{self._life}:{self._count}"
-        life, _, seen = (token or "").partition(":")
-        if life != self._life:
+        now = f"{self._opening}:{self._count}"
+        opening, _, seen = (token or "").partition(":")
+        if opening != self._opening:
             return Moved(now, None)
         return Moved(now, {channel: self._head(channel) for channel, at in self._moves.items() if at > int(seen)})
 

@@ -31,8 +31,8 @@ logger = logging.getLogger("holdfast.stores")
 OLD_MS = 45_000
 MAX_LOG_BYTES = 64 * 1024 * 1024
 IDLE_LOG_BYTES = 1024 * 1024  # space that the log keeps for the next entries when none of its rows is needed
-# Beyond about this many pages (4 MiB) the WAL is moved into the file. A higher limit did not help (disk bytes within 3
-# % at four times that), and a start has to read the whole WAL.
+# Beyond about this many pages (4 MiB) the WAL is moved into the file. A higher limit did not help (at four times that,
+# disk bytes within 3 %), and a start has to read the whole WAL.
 CHECKPOINT_PAGES = 1_024
 COMMIT_PAGES = 3  # estimated WAL pages of a commit, in addition to those for its bytes
 DOCUMENT_PAGES = 8
@@ -49,11 +49,10 @@ class Engine:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        # random id of this opening of the store; tokens of earlier openings are invalid
-        self._life = secrets.token_hex(4)
+        self._opening = secrets.token_hex(4)  # random id of this opening: tokens of earlier ones are invalid
         self._is_open = False
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- opening and closing ---------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Open the file and read its state. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
@@ -354,9 +353,9 @@ class Engine:
 
     def moved(self, token: str | None) -> Moved:
         """Return the channels that moved since `token` (`Store.moved`)."""
-        now = f"{self._life}:{self._commits}"
-        life, _, since = (token or "").partition(":")
-        return Moved(now, self._channels.moved(int(since)) if life == self._life else None)
+        now = f"{self._opening}:{self._commits}"
+        opening, _, since = (token or "").partition(":")
+        return Moved(now, self._channels.moved(int(since)) if opening == self._opening else None)
 
     def _stored(self, documents: dict[int, str]) -> list[Stored]:
         """Return the stored form of documents, given by key and id, each with its entries, in the same order."""

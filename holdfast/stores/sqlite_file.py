@@ -155,7 +155,7 @@ class SqliteFile:
         """Close the file cleanly, and record in it that it was closed."""
         try:
             if hasattr(self, "db"):
-                self._end_life()
+                self._record_end()
                 self.checkpoint("TRUNCATE")
         except (sqlite3.Error, StoreUnavailable) as error:
             logger.warning(
@@ -221,7 +221,7 @@ class SqliteFile:
             # keeps its mode.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
-        is_new = self._check_ours(db)
+        is_new = self._is_empty(db)
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = NONE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
@@ -242,7 +242,7 @@ class SqliteFile:
                 db.execute(statement)
             if not is_new and schema < DATA_IN_SEGMENTS:
                 Documents(db).upgrade_commands()
-            nonce = self._begin_life()
+            nonce = self._record_start()
         self._lock.keep_nonces(nonce)
         self.checkpoint("TRUNCATE")
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
@@ -251,20 +251,20 @@ class SqliteFile:
         """Raise StoreUnusable for a file that Holdfast cannot use, before a lock file is made beside it.
 
         An existing lock file is the sign of a store. This reads the file itself, without its WAL, and creates no file.
-        `_check_ours` is called again when the lock is held.
+        `_is_empty` is called again when the lock is held.
         """
         if not self.path.exists() or not self.path.stat().st_size:
             return
         uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
         try:
             with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-                self._check_ours(db)
+                self._is_empty(db)
         except sqlite3.Error as error:
             refusal = self.refusal(error)
             if isinstance(refusal, StoreUnusable):  # other problems are reported once the lock is held
                 raise refusal from error
 
-    def _check_ours(self, db: sqlite3.Connection) -> bool:
+    def _is_empty(self, db: sqlite3.Connection) -> bool:
         """Return whether the file is empty. Raises StoreUnusable if another program made it, or if it is too new."""
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (schema,) = db.execute("PRAGMA user_version").fetchone()
@@ -281,7 +281,7 @@ class SqliteFile:
             )
         return bool(application != APPLICATION_ID)
 
-    def _begin_life(self) -> str:
+    def _record_start(self) -> str:
         """Begin new epochs if the history behind a serial may have changed. Returns the database's new nonce.
 
         The caller is in a transaction; once that is committed, it makes the lock file keep this nonce alone.
@@ -313,7 +313,7 @@ class SqliteFile:
         self.db.execute("REPLACE INTO life VALUES (1, ?, ?, ?, 0)", (boot, f"{inode} {nonce}", self._synchronous))
         return nonce
 
-    def _end_life(self) -> None:
+    def _record_end(self) -> None:
         """Record a clean close, under a new nonce, so that a backup of the open file has an outdated one."""
         nonce = _new_nonce()
         self.db.execute("PRAGMA synchronous = FULL")

@@ -34,7 +34,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.model import Json
-from holdfast.core.ops import Command, Create, Writer
+from holdfast.core.ops import Command, Create, WriterIdentity
 from holdfast.core.requests import (
     AppendText,
     Caller,
@@ -57,7 +57,7 @@ from holdfast.core.text import Text
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Write
 
 LIMITS = Limits()
-SERVER = Caller(id="server", writer=Writer(by="server", node="n1"), is_server=True)
+SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
 MINUTE_MS = 60_000
 PAGE = 1_000_000  # page size in bytes: more than the messages of a test have
 

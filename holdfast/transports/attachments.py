@@ -34,7 +34,7 @@ logger = logging.getLogger("holdfast.transports")
 class Attachment:
     """A channel that a socket is attached to, or is attaching to."""
 
-    __slots__ = ("_attachments", "_replied", "channel", "feed", "is_catching_up", "is_replied", "resume_limits")
+    __slots__ = ("_attachments", "_responded", "channel", "feed", "has_response", "is_catching_up", "resume_limits")
 
     def __init__(self, attachments: Attachments, channel: str) -> None:
         self._attachments = attachments
@@ -42,23 +42,23 @@ class Attachment:
         self.feed: Feed | None = None  # None until the hub has attached it, and after `close`
         self.is_catching_up = False
         self.resume_limits: ResumeLimits | None = None  # only for a viewer without the capability `history`
-        self.is_replied = False  # True: the `attach` frame has its response
-        self._replied: asyncio.Future[None] | None = None
+        self.has_response = False  # True: the `attach` frame has its response
+        self._responded: asyncio.Future[None] | None = None
 
-    async def wait_for_reply(self) -> None:
+    async def wait_for_response(self) -> None:
         """Wait until the `attach` frame has its response.
 
         Only the channel's next `attach` waits.
         """
-        if not self.is_replied:
-            self._replied = asyncio.get_running_loop().create_future()
-            await self._replied
+        if not self.has_response:
+            self._responded = asyncio.get_running_loop().create_future()
+            await self._responded
 
-    def replied(self) -> None:
+    def responded(self) -> None:
         """Note that the `attach` frame has its response."""
-        self.is_replied = True
-        if self._replied is not None and not self._replied.done():
-            self._replied.set_result(None)
+        self.has_response = True
+        if self._responded is not None and not self._responded.done():
+            self._responded.set_result(None)
 
     def wake(self) -> None:
         """Queue this attachment, because its channel has new events or the hub drains."""
@@ -116,10 +116,10 @@ class Attachments:
         earlier, self._attaching[channel] = self._attaching.get(channel), attachment
         try:
             if earlier is not None:
-                await earlier.wait_for_reply()
+                await earlier.wait_for_response()
             await self._attach(frame, attachment)
         finally:
-            attachment.replied()
+            attachment.responded()
             if self._attaching.get(channel) is attachment:
                 del self._attaching[channel]
 
@@ -140,9 +140,9 @@ class Attachments:
         except Exception as error:
             if self._by_channel.get(channel) is attachment:
                 del self._by_channel[channel]
-            session.reply_failed(frame.ref, error)
+            session.respond_error(frame.ref, error)
             return
-        session.reply({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
+        session.respond({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
         if feed is not None and self._by_channel.get(channel) is attachment:
             attachment.feed = feed
             if session.charge is not None:
@@ -158,7 +158,7 @@ class Attachments:
     def detach(self, frame: DetachFrame) -> None:
         """Detach from the channel and send the response."""
         self.leave(frame.channel)
-        self._session.reply({"type": "ok", "ref": frame.ref})
+        self._session.respond({"type": "ok", "ref": frame.ref})
 
     def leave(self, channel: str) -> None:
         """Detach from a channel, if the socket is attached to it."""

@@ -25,13 +25,13 @@ from holdfast.transports.credentials import Credentials
 from holdfast.transports.problem import NOSNIFF
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
-from holdfast.transports.sse import Open, is_own_client, since_of
+from holdfast.transports.sse import StreamApp, is_own_client, since_of
 
 MAX_WAIT_S = 60  # longest wait of a poll; many networks cut connections that are silent for longer
 DEFAULT_WAIT_S = 25
 
 
-async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
+async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
     """Serve `GET /v1/channels/{channel}/poll`. Raises the error of the response, before the response has started."""
     hub = app.hub
     query = Query(scope)
@@ -73,7 +73,7 @@ class _Poll:
         self._since = since
         self._resume_limits = resume_limits
         self._presence_state = feed.channel.presence_state
-        self._epoch = self._presence_state.life = self._presence_state.life or hub.clock.new_epoch()
+        self._epoch = self._presence_state.epoch = self._presence_state.epoch or hub.clock.new_epoch()
         self._known = self._known_position(since)  # position in the presence state; None if the cursor has no valid one
 
     async def begin(self) -> list[bytes]:
@@ -180,7 +180,7 @@ async def _until_disconnected(receive: Receive) -> None:
 
 
 async def _send_response(
-    app: Open, scope: Scope, send: Send, cursor: str, events: list[bytes], about: dict[str, Any] | None
+    app: StreamApp, scope: Scope, send: Send, cursor: str, events: list[bytes], about: dict[str, Any] | None
 ) -> None:
     you = b"" if about is None else b'"you":%b,' % encode_json(about)
     body = b'{%b"cursor":%b,"events":[%b]}' % (you, encode_json(cursor), b",".join(events))

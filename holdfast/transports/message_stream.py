@@ -33,7 +33,7 @@ from holdfast.transports.sender import SEND_TIMEOUT_S, Sender
 from holdfast.transports.sse import (
     HEARTBEAT_S,
     EventStream,
-    Open,
+    StreamApp,
     farewell,
     is_own_client,
     may_come_back,
@@ -50,7 +50,7 @@ class MessageStream(EventStream):
 
     def __init__(
         self,
-        app: Open,
+        app: StreamApp,
         send: Send,
         credentials: Credentials,
         message_id: str,
@@ -129,7 +129,9 @@ def _is_of(since: Cursor | None, known: Cursor | None) -> bool:
     return since is not None and known is not None and since.epoch == known.epoch and since.serial <= known.serial
 
 
-async def message_events(app: Open, scope: Scope, receive: Receive, send: Send, channel: str, message_id: str) -> None:
+async def message_events(
+    app: StreamApp, scope: Scope, receive: Receive, send: Send, channel: str, message_id: str
+) -> None:
     """Serve `GET …/messages/{id}/events`. Raises the error of the HTTP response, before the response has started."""
     stream = await _message_stream(app, scope, send, channel, message_id)
     if stream is None:
@@ -141,7 +143,9 @@ async def message_events(app: Open, scope: Scope, receive: Receive, send: Send, 
         stream.close()
 
 
-async def _message_stream(app: Open, scope: Scope, send: Send, channel: str, message_id: str) -> MessageStream | None:
+async def _message_stream(
+    app: StreamApp, scope: Scope, send: Send, channel: str, message_id: str
+) -> MessageStream | None:
     """Return an attached stream; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
@@ -181,7 +185,7 @@ async def _message_stream(app: Open, scope: Scope, send: Send, channel: str, mes
     return stream
 
 
-async def send_no_content(app: Open, scope: Scope, send: Send) -> None:
+async def send_no_content(app: StreamApp, scope: Scope, send: Send) -> None:
     """Send status 204, which stops an EventSource that reconnects after `done` for good."""
     headers: problem.Headers = [(b"cache-control", b"no-store"), problem.NOSNIFF, *app.cors(scope)]
     await send({"type": "http.response.start", "status": 204, "headers": headers})

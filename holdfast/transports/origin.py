@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from holdfast.core.errors import Forbidden, NoVerifier, shown
+from holdfast.hub.hosts import is_loopback, parse_host, parse_origin
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.hub.origins import is_loopback, parse_host, parse_origin
 from holdfast.transports.headers import header, headers_of, peer_of
 from holdfast.transports.refusals import refusals
 from holdfast.transports.socket_owner import foreign_owner

@@ -20,7 +20,7 @@ Headers = list[tuple[bytes, bytes]]
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
-def retry_after_s() -> int:
+def random_retry_s() -> int:
     """Return a random delay in seconds, so that clients that were refused together do not all return together."""
     return random.randint(1, 3)
 
@@ -29,7 +29,7 @@ def problem_headers(error: HoldfastError) -> dict[str, str]:
     """Return the headers of a response that carries `error`."""
     headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
     if error.status in (429, 503):
-        headers["retry-after"] = str(error.details.get("retry_after_s", 1) - 1 + retry_after_s())
+        headers["retry-after"] = str(error.details.get("retry_after_s", 1) - 1 + random_retry_s())
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed) and "allow" in error.details:

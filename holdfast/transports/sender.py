@@ -33,7 +33,7 @@ SEND_TIMEOUT_S = 300.0
 FAREWELL_S = 0.5
 
 
-class Owner(Protocol):
+class SenderOwner(Protocol):
     """The object that writes to a sender."""
 
     def freed(self) -> None:
@@ -51,7 +51,7 @@ class Sender:
 
     __slots__ = ("_cycle", "_owner", "_send", "error", "is_busy", "is_over")
 
-    def __init__(self, send: Send, owner: Owner) -> None:
+    def __init__(self, send: Send, owner: SenderOwner) -> None:
         self._send = send
         self._owner = owner
         self._cycle = cycle_of(send)
@@ -112,7 +112,7 @@ class TaskSender(Sender):
 
     __slots__ = ("_changed", "_message", "_timeout", "_timeout_s")
 
-    def __init__(self, send: Send, owner: Owner) -> None:
+    def __init__(self, send: Send, owner: SenderOwner) -> None:
         super().__init__(send, owner)
         self._message: Message | None = None
         self._changed: asyncio.Future[None] | None = None
@@ -196,7 +196,7 @@ class DirectSender(Sender):
 
     __slots__ = ("_call", "_finishing", "_is_aborted", "_socket")
 
-    def __init__(self, send: Send, owner: Owner) -> None:
+    def __init__(self, send: Send, owner: SenderOwner) -> None:
         super().__init__(send, owner)
         self._send: Callable[[Message], Coroutine[Any, None, None]] = send  # type: ignore[assignment]  # uvicorn's is
         self._call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`

@@ -210,7 +210,7 @@ class Session:
         if self.closing is not None:
             return None
         if now_s >= self._ping_at_s - PING_EARLY_S:
-            if self.check_silence(now_s=now_s):
+            if self.close_if_silent(now_s=now_s):
                 return self.frame_to_send(now_s=now_s)
             self._ping_at_s = now_s + PING_S
             self._pings += 1
@@ -219,7 +219,7 @@ class Session:
         # The session may have ended because the events could not be framed: then `bye` is the only frame left.
         return frame if frame is not None or self.closing is None else self.frame_to_send(now_s=now_s)
 
-    def check_silence(self, *, now_s: float) -> bool:
+    def close_if_silent(self, *, now_s: float) -> bool:
         """Close the session of a silent peer that holds a lease, presence or a turn; return True if so.
 
         It works even if the peer does not read.
@@ -270,7 +270,7 @@ class Session:
         try:
             if isinstance(result, HoldfastError):
                 raise result
-            size = self.reply({"type": "ok", "ref": ref, **result_fields(request, result)})
+            size = self.respond({"type": "ok", "ref": ref, **result_fields(request, result)})
         except HoldfastError as error:
             size = self.refuse(ref, error)
         if self.charge is not None:
@@ -336,7 +336,7 @@ class Session:
             if isinstance(result, HoldfastError):
                 self.refuse(frame.ref, result)
             else:
-                self.reply({"type": "ok", "ref": frame.ref, "serial": result.serial})
+                self.respond({"type": "ok", "ref": frame.ref, "serial": result.serial})
 
         try:
             self._agents().find(frame).end(frame, done)
@@ -344,14 +344,14 @@ class Session:
             done(error)
         except Exception as error:
             self._pending -= 1
-            self.reply_failed(frame.ref, error)
+            self.respond_error(frame.ref, error)
 
     def _take_turn(self, frame: TurnTakeFrame) -> None:
         self._begin(frame.ref, partial(self._take_waiting, frame), 0)
 
     async def _take_waiting(self, frame: TurnTakeFrame) -> None:
         is_taken = await self._agents().take(frame)
-        self.reply({"type": "ok", "ref": frame.ref, "taken": is_taken})
+        self.respond({"type": "ok", "ref": frame.ref, "taken": is_taken})
 
     def _attach(self, frame: AttachFrame) -> None:
         try:
@@ -381,7 +381,7 @@ class Session:
         finally:
             charge(-EXPECTED_BYTES)
         fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
-        self.reply({"type": "ok", "ref": frame.ref, **fields})
+        self.respond({"type": "ok", "ref": frame.ref, **fields})
 
     def _begin(self, ref: Ref, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
         """Run a request that reads the store; it counts as pending until it has ended."""
@@ -393,7 +393,7 @@ class Session:
         try:
             await job()
         except Exception as error:
-            self.reply_failed(ref, error)
+            self.respond_error(ref, error)
         finally:
             self._pending -= 1
             self._pending_bytes -= weight
@@ -417,20 +417,20 @@ class Session:
         }
         if names_exceptions(self._hub.debug, self._hub.authenticate is None):
             frame["debug"] = True
-        self.reply(frame)
+        self.respond(frame)
 
     def refuse(self, ref: Json, error: HoldfastError) -> int:
         """Respond to the request `ref` with an error, in the form that peers may see. Return the response's size."""
-        return self.reply({**for_peers(error).problem(), "type": "error", "ref": ref})
+        return self.respond({**for_peers(error).problem(), "type": "error", "ref": ref})
 
-    def reply_failed(self, ref: Ref, error: Exception) -> None:
+    def respond_error(self, ref: Ref, error: Exception) -> None:
         """Send the response to a request that raised; log an exception that peers must not see."""
         if not isinstance(error, HoldfastError):
             logger.error("a request of a socket failed", exc_info=error)
             error = unexpected()
         self.refuse(ref, error)
 
-    def reply(self, frame: dict[str, Any]) -> int:
+    def respond(self, frame: dict[str, Any]) -> int:
         """Send a response frame and return its size. It goes before the missed events of channels."""
         data = encode_json(frame)
         text = data.decode()
@@ -443,7 +443,7 @@ class Session:
 
     def end(self, code: int, reason: str, **details: int) -> None:
         """Send `bye` and close. Events that were not sent are dropped here; the client's cursor brings them back."""
-        self.reply({"type": "bye", "reason": reason, **details})
+        self.respond({"type": "bye", "reason": reason, **details})
         self.closing = Closing(code, reason)
         self.close()
         self.wake()
@@ -456,9 +456,9 @@ def _at_once(handle: Callable[[Session, Any], dict[str, Json]]) -> Callable[[Ses
         try:
             fields = handle(session, frame)
         except Exception as error:
-            session.reply_failed(frame.ref, error)
+            session.respond_error(frame.ref, error)
             return
-        session.reply({"type": "ok", "ref": frame.ref, **fields})
+        session.respond({"type": "ok", "ref": frame.ref, **fields})
 
     return handler
 

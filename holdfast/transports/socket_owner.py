@@ -48,7 +48,7 @@ _SCANS = 3  # times to read /proc/net/tcp, which may leave out a row while other
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
-class Owner(NamedTuple):
+class SocketOwner(NamedTuple):
     """The user that owns a socket, and its inode. The inode is 0 once no process has the socket open."""
 
     uid: int
@@ -64,7 +64,7 @@ class Pair(NamedTuple):
     remote_port: int
 
 
-Source = Callable[[Pair], Owner | None]
+Source = Callable[[Pair], SocketOwner | None]
 
 
 async def foreign_owner(scope: Scope) -> str | None:
@@ -105,7 +105,7 @@ async def _look_up(scope: Scope) -> str | None:
     return objection(owner, os.geteuid())
 
 
-def objection(owner: Owner | None, uid: int) -> str | None:
+def objection(owner: SocketOwner | None, uid: int) -> str | None:
     """Return why a socket of `owner` does not belong to the user `uid` or to root; None if it does."""
     if owner is None or (owner.uid == _ROOT and not owner.inode):
         return "the peer's socket is closed already, or not of this machine, so its user is unknown"
@@ -163,7 +163,7 @@ def _is_usable(source: Source) -> bool:
     return _sources[source]
 
 
-def by_netlink(pair: Pair) -> Owner | None:
+def by_netlink(pair: Pair) -> SocketOwner | None:
     """Return the owner of the socket with these ends, from sock_diag. Raises OSError."""
     family = socket.AF_INET if pair.address.version == 4 else socket.AF_INET6
     ends = _ends(pair, pair.address.version)
@@ -182,7 +182,7 @@ def by_netlink(pair: Pair) -> Owner | None:
     if kind != _BY_FAMILY or reply[_HEADER.size + _STATE.size :][: _PAIR.size] not in (ends, _ends(pair, 6)):
         return None
     *_, uid, inode = _OWNER.unpack_from(reply, _OWNER_AT)
-    return Owner(uid, inode)
+    return SocketOwner(uid, inode)
 
 
 def _ends(pair: Pair, version: int) -> bytes:
@@ -190,7 +190,7 @@ def _ends(pair: Pair, version: int) -> bytes:
     return _PAIR.pack(pair.port, pair.remote_port, _packed(pair.address, version), _packed(pair.remote, version))
 
 
-def by_table(pair: Pair) -> Owner | None:
+def by_table(pair: Pair) -> SocketOwner | None:
     """Return the owner of the socket with these ends, from `/proc/net/tcp` and `tcp6`. Raises OSError. May block."""
     for _ in range(_SCANS):
         for path, row in _rows(pair):
@@ -199,7 +199,7 @@ def by_table(pair: Pair) -> Owner | None:
                     if row in line:
                         fields = line.split()
                         if " ".join(fields[1:3]) == row:
-                            return Owner(int(fields[7]), int(fields[9]))
+                            return SocketOwner(int(fields[7]), int(fields[9]))
     return None
 
 

@@ -47,7 +47,7 @@ _COMMENT: Message = {"type": "http.response.body", "body": b":\n\n", "more_body"
 _PING: Message = {"type": "http.response.body", "body": b"event: ping\ndata: {}\n\n", "more_body": True}
 
 
-class Open(Protocol):
+class StreamApp(Protocol):
     """The parts of the app (`transports.app.App`) that a streaming endpoint needs."""
 
     hub: HubCore
@@ -76,7 +76,7 @@ class EventStream:
 
     def __init__(
         self,
-        app: Open,
+        app: StreamApp,
         send: Send,
         credentials: Credentials,
         *,
@@ -210,7 +210,7 @@ class EventStream:
         self.sender.end(last)
 
 
-async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
+async def channel_events(app: StreamApp, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
     """Serve `GET /v1/channels/{channel}/events`. Raises the error of the response, before the response has started."""
     stream = await _channel_stream(app, scope, send, channel)
     if stream is None:
@@ -226,7 +226,7 @@ async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, 
         stream.close()
 
 
-async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> EventStream | None:
+async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str) -> EventStream | None:
     """Return a stream with its feed; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
@@ -283,7 +283,7 @@ def sealed(batch: EncodedBatch, extra: str) -> bytes:
     return b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), extra.encode())
 
 
-async def start_stream(app: Open, scope: Scope, send: Send, first: bytes = b"") -> None:
+async def start_stream(app: StreamApp, scope: Scope, send: Send, first: bytes = b"") -> None:
     """Send the head of a stream, the reconnect delay of an EventSource, and `first`."""
     scope[_STARTED] = True
     await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
@@ -295,7 +295,7 @@ def is_started(scope: Scope) -> bool:
     return _STARTED in scope
 
 
-async def send_empty_stream(app: Open, scope: Scope, send: Send, body: bytes = b"") -> None:
+async def send_empty_stream(app: StreamApp, scope: Scope, send: Send, body: bytes = b"") -> None:
     """Send a stream that ends immediately: for HEAD, or with a farewell.
 
     Its status is 200, because any other status stops an EventSource for good.

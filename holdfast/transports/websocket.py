@@ -280,7 +280,7 @@ class Socket:
 
     def send_heartbeat(self) -> None:
         """Send a ping if one is due, and close the socket of a peer that has been silent for too long."""
-        self.session.check_silence(now_s=self._loop.time())
+        self.session.close_if_silent(now_s=self._loop.time())
         if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self._expire()
         self._pump()
@@ -323,7 +323,7 @@ class Socket:
             self._is_renewing = False
         session.identity = identity
         session.charge = self.credentials.charge if self.credentials.is_counted else None
-        session.reply({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
+        session.respond({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
         if session.closing is None and not identity.includes(before):
             # With the new identity the client requests each attachment, presence and work again, because it may have
             # lost the capability.

@@ -684,7 +684,7 @@ def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
 
 def a_detach_has_no_effect(patch: pytest.MonkeyPatch) -> None:
     """The client will attach again."""
-    patch.setattr(Session, "_detach", lambda self, frame: self.reply({"type": "ok", "ref": frame.ref}))
+    patch.setattr(Session, "_detach", lambda self, frame: self.respond({"type": "ok", "ref": frame.ref}))
 
 
 def a_page_over_a_socket_is_the_last(patch: pytest.MonkeyPatch) -> None:
@@ -705,7 +705,7 @@ def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
         if isinstance(frame, DeleteFrame):
             caller = caller_of(self._hub, self.identity, frame.channel)
             self._hub.submit(frame.channel, frame.id, frame, caller, lambda result: None)
-            self.reply({"type": "ok", "ref": frame.ref})
+            self.respond({"type": "ok", "ref": frame.ref})
         else:
             request(self, frame, size)
 
