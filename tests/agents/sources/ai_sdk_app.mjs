@@ -136,9 +136,9 @@ const CASES = {
     const soon = () => new Promise(() => setTimeout(() => stop.abort('enough'), 50))
     return ui({ model: model([...said('0', 'Half.'), soon]), abortSignal: stop.signal })
   },
-  // The process goes away in mid-stream.
+  // The connection breaks in the middle of the stream.
   cut: response => ui({ model: model([...said('0', 'Half.'), () => new Promise(() => setTimeout(() => response.destroy(), 50))]) }),
-  // A model that says nothing more, until whoever reads has left.
+  // A model that sends no more text until its reader has disconnected.
   hold: response =>
     ui({ model: model([...said('0', 'Half.'), () => new Promise(() => response.on('close', () => console.log('left')))]) }),
 }
