@@ -65,10 +65,7 @@ Step = tuple[str, Request]
 
 
 def create(message_id: str, text: str | None = None, *, streaming: bool = False, **meta: Json) -> Step:
-    """Return the id and request that create a message, for `Chat`.
-
-    A streaming message has no text unless `text` is given.
-    """
+    """Return the id and request that create a message, for `Chat`. `text` defaults to none while streaming."""
     status = "streaming" if streaming else "complete"
     return message_id, CreateMessage(text=text, status=status, meta=meta)  # type: ignore[arg-type]
 
@@ -1013,10 +1010,7 @@ _update = st.builds(UpdateMessage, text=st.one_of(st.none(), _texts), meta=st.ju
 
 
 def _weighted(*choices: tuple[int, st.SearchStrategy[Json]]) -> st.SearchStrategy[Json]:
-    """Return a strategy that draws each of the given ones as often as its weight says.
-
-    `one_of` ignores a strategy that is listed twice.
-    """
+    """Draw each strategy as often as its weight says; `one_of` ignores one that is listed twice."""
     which = [strategy for weight, strategy in choices for _ in range(weight)]
     return st.integers(0, len(which) - 1).flatmap(which.__getitem__)
 
@@ -1133,10 +1127,7 @@ async def _check(chat: Chat) -> None:
 
 
 def _check_command(read: CommandState, true: CommandState, target: MessageState | None) -> None:
-    """Check a command that was read.
-
-    Its data may be missing if it has a reply and its target is deleted.
-    """
+    """Check a command from the store. Data may be missing if it has a reply and its target is deleted."""
     has_left = true.reply is not None and target is not None and target.deleted and read.data != true.data
     facts, truth = known_command(read), known_command(true)
     if has_left:
@@ -1146,10 +1137,7 @@ def _check_command(read: CommandState, true: CommandState, target: MessageState 
 
 
 def _check_marks(read: MessageState, true: MessageState, serial: int) -> None:
-    """Check that a viewer at no mark is credited with text that it has not seen.
-
-    Marks may be fewer than before.
-    """
+    """Check that no mark claims text that its viewers may not have. Marks may be fewer than before."""
     for part, truth in zip(read.parts, true.parts, strict=True):
         if isinstance(part.text, Text) and isinstance(truth.text, Text):
             for seen in range(serial + 1):
