@@ -65,5 +65,5 @@ node_modules/.installed: package.json
 	@npm install --no-package-lock --no-fund --no-audit --silent
 	@touch $@
 
-clean: ## forget what was set up
+clean: ## remove all installed dependencies
 	rm -rf $(VENV) node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,8 +3,8 @@
 Layer: serving, beside `bounded_http`, which hands connections over.
 
 Until its peer is known, a socket accepts messages of at most `INTRODUCTION_BYTES` and is counted (`connections`). Input
-is parsed in slices. Reading stops while the application has a message to take, while the peer does not read what the
-server writes, pongs included, and after a burst of control frames.
+is parsed in slices. Reading stops while the application has a message to take, while the peer does not read the
+server's output, pongs included, and after a burst of control frames.
 
 Safe to change: the constants, which `docs/security.md` names. Not safe: one more `await` or copy for each frame.
 """

@@ -223,7 +223,7 @@ class Connections:
         """End the oldest waiting connection of the address that has most of them. Return whether it found one.
 
         Many clients of one address may connect in one moment. Therefore only addresses count whose oldest connection is
-        older than `CHANCE_S`. If there is none, the oldest connection of all is ended if `is_forced`, else none. With a
+        older than `CHANCE_S`. Without such an address, the oldest connection of all is ended if `is_forced`. With a
         thousand addresses the search takes 50 µs, less than accepting a connection.
         """
         chance_s = asyncio.get_running_loop().time() - CHANCE_S
@@ -295,7 +295,7 @@ class TrustedProxies:
         return bool(self._networks)
 
     def client_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Return the address of the client behind the trusted proxy `peer`: the last one that is no trusted proxy's.
+        """Return the address of the client behind the trusted proxy `peer`: the last one that no trusted proxy has.
 
         A client can write any header, but only in front of the addresses that the proxies append.
         """

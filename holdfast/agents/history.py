@@ -59,7 +59,7 @@ def _parent(message: Message, known: dict[str, Message], newest_first: Sequence[
 def _has_branches(messages: Iterable[Message]) -> bool:
     """Return whether a question was asked twice, or two answers were continued.
 
-    Several answers to the last question are no branches.
+    Several answers to the last question do not count.
     """
     messages = list(messages)
     parents = {one.parent for one in messages}

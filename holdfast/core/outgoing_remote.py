@@ -1,4 +1,4 @@
-"""A message that is written over a network: what a connection adds to `Outgoing`.
+"""A message that is written over a network: the rules that a connection adds to `Outgoing`.
 
 Layer: core.
 

@@ -324,7 +324,7 @@ class ChannelTurns(Generic[W]):
 
 
 class HeldFate(Enum):
-    """What a held turn has to do because of the turn that has taken it in."""
+    """The transition that a held turn makes because of the turn that has taken it in."""
 
     HELD = "that attempt runs"
     LOST = "that attempt is lost, or had ended before"
@@ -379,7 +379,7 @@ class Replier(Enum):
 
 
 class ServerAction(Enum):
-    """What the server does for a command that no client has replied to."""
+    """The server's action on a command that no client has replied to."""
 
     STOP = "ends the answers and the turn as `cancelled`, and replies `ok: true`"
     RESTART = "makes the message wait for a turn again, and replies `ok: true`"

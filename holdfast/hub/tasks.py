@@ -25,7 +25,7 @@ class Tasks:
         self._group = group
         self.jobs: set[asyncio.Task[Any]] = set()  # the app's own tasks
         self._background: set[asyncio.Task[Any]] = set()
-        self.quieter = asyncio.Event()  # set when a job or a writer ends, so that a drain can check what still runs
+        self.quieter = asyncio.Event()  # set when a job or a writer ends, so that a drain checks again for running work
 
     def spawn(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job`, which is expected to end by itself."""

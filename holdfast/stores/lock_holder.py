@@ -3,7 +3,7 @@
 Layer: stores.
 
 The lock file's first line names a process, but process ids are not enough: containers that share a file may have the
-same ones. So a set of the paths that this process holds decides what is "this process".
+same ones. Therefore a set of the paths that this process holds decides whether the holder is "this process".
 """
 
 from __future__ import annotations

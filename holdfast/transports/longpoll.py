@@ -4,7 +4,7 @@ Layer: transports.
 
 Each request gets one response: the missed events at once, or the next batch when it comes. A feed lives only as long as
 the request. The cursor is the same as on every other transport, with one more field: a position in the channel's
-presence, which is not in the log. Between two polls the server does not remember what it sent to the client.
+presence, which is not in the log. Between two polls the server does not remember the events that it sent to the client.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, TooMany, shown
+from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, TooMany
 from holdfast.core.model import Json, check_json
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.patterns import invalid_pattern, is_pattern, matches
@@ -74,7 +74,7 @@ class SocketWorker:
         """Renew the lease of a turn. Raises Fenced if the turn is over or another worker has it."""
         turn = self._turn(frame)
         if not self._hub.runtime.scheduler.renew(self, turn):
-            raise _not_its_turn(turn.message_id)
+            raise _not_its_turn()
         if not self.has(turn.channel, turn.message_id):  # a turn of the previous socket takes a slot here
             self.turns.add(turn)
             self.free -= 1
@@ -88,7 +88,7 @@ class SocketWorker:
 
         def ended(result: Result | HoldfastError) -> None:
             if isinstance(result, HoldfastError) and not result.retry:
-                result = _not_its_turn(turn.message_id)  # the response must not show which turns other workers have
+                result = _not_its_turn()  # the response must not show which turns other workers have
             done(result)
 
         self._hub.runtime.scheduler.end(self, turn, frame.state, ended)
@@ -110,8 +110,8 @@ class SocketWorker:
                 self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
 
 
-def _not_its_turn(message_id: str) -> Fenced:
-    return Fenced(f"the turn of message {shown(message_id)} is over or another worker has it; stop working on it")
+def _not_its_turn() -> Fenced:
+    return Fenced("the turn of this message is over or another worker has it; stop working on it")
 
 
 class SocketWorkers:

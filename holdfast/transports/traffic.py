@@ -1,4 +1,4 @@
-"""The bytes that a client's requests cause: what counts, and when (decision 0037).
+"""The bytes that a client's requests cause: which bytes count, and when (decision 0037).
 
 Layer: transports.
 

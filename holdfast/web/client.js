@@ -195,7 +195,7 @@ export class Client extends Observable {
     this.notify()
   }
 
-  /** End the session of this person: close the client, and remove from the browser what it holds of this person. */
+  /** End the session of this person: close the client, and remove the data of this person from the browser. */
   async signOut() {
     this.close()
     this.outbox.forget()

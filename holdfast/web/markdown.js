@@ -271,7 +271,7 @@ export class GrowingMarkdown {
     open.count = open.node.childNodes.length
   }
 
-  /** Append to `parent` what continues the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {Block} whole */
+  /** Append to `parent` the nodes that continue the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {Block} whole */
   #appendInside(open, block, parent, env, whole = block) {
     if (open.kind === "paragraph") {
       const inline = block.tokens.find((token) => token.type === "inline")

@@ -103,7 +103,7 @@ export class Outbox {
     this.#storage?.removeItem(this.prefix + id)
   }
 
-  /** Remove the messages of this person, who signs out. */
+  /** Remove the messages of this person, because the person signs out. */
   forget() {
     const { id, options } = this.client
     for (const entry of this.entries.values()) if (options.identity !== undefined || (entry.by ?? id) === id) this.remove(entry.id)

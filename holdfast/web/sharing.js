@@ -79,7 +79,7 @@ export class Sharing {
     else client.use()
   }
 
-  /** Delete what the browser keeps under the identity. */
+  /** Delete the data that the browser keeps under the identity. */
   async signOut() {
     if (globalThis.BroadcastChannel) this.#tabs?.signOut()
     await this.#cache?.clear()

@@ -352,7 +352,8 @@ def test_caller_without_read_access_cannot_tell_existing_deleted_and_absent_mess
         for request in (AppendText(text="x"), UpdateMessage(), FinishMessage(), TakeOver(), DeleteMessage()):
             with pytest.raises(NotFound) as refusal:
                 harness.ask(message_id, request, EVE)
-            assert refusal.value.problem() == NotFound(f"message {message_id!r} does not exist in this channel; check the id").problem()
+            expected = NotFound(f"message {message_id!r} does not exist in this channel; check the id")
+            assert refusal.value.problem() == expected.problem()
 
 
 def test_caller_without_read_access_learns_that_its_own_message_was_deleted() -> None:

@@ -1,10 +1,15 @@
 """OpenAI Chat Completions (`openai`, and every server that speaks the same): chunks, and the helper's events.
 
-| event | becomes | |---|---| | `choices[0].delta.content`, `.refusal` | text | | `.reasoning_content`, `.reasoning` (of
-compatible servers) | reasoning | | `.tool_calls[]` | tool: call, name, streaming input | |
-`.annotations[].url_citation` | source | | `choices[0].finish_reason` | `meta.finish_reason`; tools are `called`; the
-end | | `usage`, `model` | `meta.usage`, `meta.model` | | helper event `chunk` | as for its chunk; the other helper
-events repeat it | | an `error` in place of a chunk | UpstreamError |
+| event | becomes |
+|---|---|
+| `choices[0].delta.content`, `.refusal` | text |
+| `.reasoning_content`, `.reasoning` (of compatible servers) | reasoning |
+| `.tool_calls[]` | tool: call, name, streaming input |
+| `.annotations[].url_citation` | source |
+| `choices[0].finish_reason` | `meta.finish_reason`; tools are `called`; the end |
+| `usage`, `model` | `meta.usage`, `meta.model` |
+| helper event `chunk` | as for its chunk; the other helper events repeat it |
+| an `error` in place of a chunk | UpstreamError |
 """
 
 from __future__ import annotations
