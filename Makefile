@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
-demo: $(VENV)/.serve ## a chat that survives refresh, on this machine
-	@$(BIN)/holdfast demo
+demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also lets phones in, by invitation
+	@echo 'Starting the demo …'
+	@$(BIN)/holdfast demo $(if $(LAN),--lan)
 
 test: $(VENV)/.dev node_modules/.installed ## all tests but the long ones, the browser's too
 	@scripts/ensure_chromium
@@ -52,13 +53,15 @@ attack: $(VENV)/.dev ## unknown peers against a real server, in the long form
 $(VENV)/bin/python:
 	@scripts/make_venv $(PYTHON) $(VENV)
 
-$(VENV)/.serve: $(VENV)/bin/python pyproject.toml
-	@$(BIN)/pip install --quiet --editable '.[serve]'
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	@echo 'Installing Holdfast and its dependencies in $(VENV) …'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	@$(BIN)/pip install --quiet --editable '.[serve]' --group dev
-	@touch $@ $(VENV)/.serve
+	@echo 'Installing Holdfast and the tools for its tests in $(VENV) …'
+	@$(BIN)/pip install --quiet --editable '.[demo]' --group dev
+	@touch $@ $(VENV)/.demo
 
 node_modules/.installed: package.json
 	@command -v npm >/dev/null || { echo 'Node.js 20 or newer with npm is needed for the browser client (Debian: apt-get install nodejs npm)'; exit 1; }

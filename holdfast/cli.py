@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,33 +151,34 @@ def serve(
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address to listen on.")
+@click.option("--host", default=None, help="Address to listen on.  [default: 127.0.0.1, or with --lan the network's]")
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--store", default="sqlite:///holdfast-demo.db", show_default=True, help="Where the chat is kept.")
-def demo(host: str, port: int, store: str) -> None:
+@click.option("--lan", "is_lan", is_flag=True, help="Let people in the local network in, by invitation.")
+def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
     """A chat page that survives reloads, crashes and a killed server."""
-    from holdfast.demo.app import build
     from holdfast.demo.model import who_answers
+    from holdfast.demo.supervisor import network_address, supervise
 
-    check_loopback(host)
+    host = (host or network_address()) if is_lan else check_loopback(host or "127.0.0.1")
     listening = _listen(host, port, tries=PORT_TRIES)
 
-    def print_start() -> None:
+    def print_start(invite: str | None) -> None:
         address = address_of(listening)
-        if listening.getsockname()[1] != port:
+        if port and listening.getsockname()[1] != port:
             click.echo(f"Port {port} is taken; this is the next free one.")
-        click.echo(f"\n  Open  {click.style(address, bold=True)}  and ask something.")
-        click.echo(f"  A second person:  {address}/?as=Bea  (any name; a private window is not needed)\n")
-        click.echo(f"  {who_answers(os.environ)}\n")
+        click.echo(f"\n  Open  {click.style(invite or address, bold=True)}  and ask something.\n")
+        if invite is not None:
+            click.echo("  The link works once, within ten minutes. The page makes links and QR codes for others.\n")
+        click.echo(f"  {who_answers(os.environ)}")
         click.echo(
-            "  While it answers: press F5, or stop it from the other window. A message with /crash in it goes to an"
+            "  The page has buttons that reload it, kill the server, and crash the agent. Ctrl-C ends the demo.\n"
         )
-        click.echo("  agent in a process of its own, which dies in mid-answer. Or end the server the hard way:\n")
-        click.echo(f"      kill -9 {os.getpid()}\n")
-        click.echo("  Then run the same command again. (Ctrl-C does as well.)\n")
 
-    app = build(store)
-    _run(app, app.state.hub, listening, print_start, log_level="warning")
+    number = supervise(listening, store, is_lan=is_lan, started=print_start, echo=click.echo)
+    if number == signal.SIGTERM:  # end as other programs do, so that the caller sees the signal
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
 
 @main.command()

@@ -13,6 +13,7 @@ import errno
 import faulthandler
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -116,6 +117,13 @@ def listen(host: str, port: int, *, tries: int = 1) -> socket.socket:
         else:
             return listening
     raise LocalError(f"tries must be at least 1, got {tries}")
+
+
+def adopt(descriptor: int) -> socket.socket:
+    """Return the socket of `listen` that the parent process has opened and passed on."""
+    with socket.socket(fileno=os.dup(descriptor)) as same:
+        family = same.family
+    return _Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)  # as in `listen`
 
 
 def address_of(listening: socket.socket) -> str:

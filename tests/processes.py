@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -74,13 +75,22 @@ class Process:
 class Server(Process):
     """`holdfast demo` or `holdfast serve`, on the same port after each start."""
 
-    def __init__(self, command: str, folder: Path, *options: str, by: tuple[str, ...] = ("-m", "holdfast")) -> None:
+    def __init__(
+        self,
+        command: str,
+        folder: Path,
+        *options: str,
+        by: tuple[str, ...] = ("-m", "holdfast"),
+        host: str = "127.0.0.1",
+    ) -> None:
         """Prepare the command. `by` are the arguments of Python that run `holdfast`."""
         self.port = free_port()
+        self.host = host
         self.store = folder / "test.db"
         arguments = [
             *by,
             command,
+            *(("--host", host) if host != "127.0.0.1" else ()),
             "--port",
             str(self.port),
             "--store",
@@ -101,11 +111,21 @@ class Server(Process):
 
     def get(self, path: str) -> tuple[int, Any]:
         """Return status and JSON of a GET."""
-        return request(self.port, "GET", path)
+        return request(self.port, "GET", path, host=self.host)
 
     def post(self, path: str, body: object) -> tuple[int, Any]:
         """Return status and JSON of a POST."""
-        return request(self.port, "POST", path, body)
+        return request(self.port, "POST", path, body, host=self.host)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait until the port is free too, since the demo has children, and return the exit code."""
+        code = super().end(number)
+        deadline_s = time.monotonic() + PATIENCE_S
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < deadline_s:
+                socket.create_connection((self.host, self.port), PATIENCE_S).close()
+                time.sleep(0.01)  # between two attempts to connect to a process that is ending
+        return code
 
     def message(self, channel: str, message_id: str) -> dict[str, Any]:
         """Return the stored message."""
@@ -115,11 +135,19 @@ class Server(Process):
         return found
 
 
-def request(port: int, method: str, path: str, body: object | None = None) -> tuple[int, Any]:
+def request(
+    port: int,
+    method: str,
+    path: str,
+    body: object | None = None,
+    *,
+    host: str = "127.0.0.1",
+    headers: dict[str, str] | None = None,
+) -> tuple[int, Any]:
     """Send a request to a server on this machine; return status and decoded body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
     try:
-        headers = {"content-type": "application/json"} if body is not None else {}
+        headers = {**({"content-type": "application/json"} if body is not None else {}), **(headers or {})}
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         response = connection.getresponse()
         data = response.read()
@@ -130,9 +158,9 @@ def request(port: int, method: str, path: str, body: object | None = None) -> tu
 
 
 @contextlib.contextmanager
-def serving(command: str, folder: Path, *options: str) -> Iterator[Server]:
+def serving(command: str, folder: Path, *options: str, host: str = "127.0.0.1") -> Iterator[Server]:
     """Run a server until the block ends."""
-    server = Server(command, folder, *options)
+    server = Server(command, folder, *options, host=host)
     try:
         server.start()
         yield server

@@ -31,10 +31,11 @@ LAYERS = (
     ("response",),
     ("app",),
     ("__init__",),
-    ("demo", "connections", "tail"),
+    ("connections", "tail"),
     ("bounded_http",),
     ("bounded_websocket",),
     ("serving",),
+    ("demo",),
     ("cli",),
     ("__main__",),
 )

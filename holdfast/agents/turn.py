@@ -126,18 +126,18 @@ class Turn:
         """Show people the state of the agent, such as `thinking`, `answering` or `using a tool`. It is never stored."""
         self._backend.progress(self.channel, self.name, {"state": state, "message": self.message.id, **data})
 
-    async def steered(self) -> list[Steer]:
+    async def steered(self, *, messages: bool = True) -> list[Steer]:
         """Return the input that arrived for this turn since the last call. Its messages get no turns of their own.
 
         First come the `steer` commands that name this message or its answer (this call replies to them), then further
-        user messages; both are sorted, oldest first.
+        user messages; both are sorted, oldest first. With `messages=False` further user messages wait for their turns.
         """
         arrived: list[Steer] = []
         for command in self._watch.commands():
             is_ours = command.name == STEER.name and command.target in self.targets
             if is_ours and command.id not in self._accepted and await self._accept(command):
                 arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
-        for message in self._watch.waiting():
+        for message in self._watch.waiting() if messages else ():
             if message.id == self.message.id or message.id in self._others:
                 continue
             self._others.add(message.id)  # try each message once, because in another process a try costs a request

@@ -1,4 +1,4 @@
-"""The text of the demo's answers: quotations from the documentation, at the pace of a model, without one.
+"""The text of the demo's answers, at the pace of a model: ready answers, or quotations from the documentation.
 
 Layer: demo.
 
@@ -19,6 +19,7 @@ from typing import NamedTuple, Self
 from msgspec import Struct
 from msgspec.structs import replace
 
+from holdfast.demo.answers import ready_answer
 from holdfast.demo.passages import Library, Passage, library
 
 __all__ = [
@@ -44,17 +45,13 @@ _THINKING_S = (0.6, 1.2)
 _PAUSE_S = (0.3, 1.5)
 _PAUSES_PER_SENTENCE = 0.1
 
-_OPENING = (
-    "I am not a model. I am a small program that looks for the words of your question in this project's own "
-    "documentation and quotes the passages that it finds, at the pace at which a model would write them 🌊\n\n"
-)
-_FOUND = "These passages fit best:\n\n"
+_FOUND = "These passages of the documentation fit your question best.\n\n"
 _FOUND_NOTHING = (
     "The documentation does not contain those words, so I have no answer. To give you an answer to break, here is "
-    "its beginning:\n\n"
+    "its beginning.\n\n"
 )
-_READING_ON = "No other passage shares a word with your question. I continue after the first of these:\n\n"
-_EMPTY = "But this installation has no documentation yet, so I have no passage to quote, and I shall take my time.\n\n"
+_READING_ON = "No other passage shares a word with your question. I continue after the first of these.\n\n"
+_EMPTY = "This installation has no documentation yet, so I have no passage to quote, and I shall take my time.\n\n"
 # Several scripts, one of them with combining marks: naive transports break when they split such text.
 _CLOSING = (
     "That was all from me. (A holdfast is the root that keeps kelp in its place while the water moves around "
@@ -135,7 +132,8 @@ def plan(question: str, settled: Settled, source: Library | None = None) -> list
         steps += _paced(_outcome(settled.decision), random.Random(settled.seed + 1))
     for number, steering in enumerate(settled.steering):
         chance = random.Random(settled.seed + 2 + number)
-        steps = _first(steps, steering.at) + _steered(steering, chance, source or library())
+        before = _first(steps, steering.at)
+        steps = before + _steered(steering, _is_in_code(before), chance, source or library())
     return steps
 
 
@@ -165,9 +163,15 @@ def _outcome(decision: Decision) -> str:
     return f"{who}, so all messages stay."
 
 
-def _steered(steering: Steering, chance: random.Random, source: Library) -> list[Step]:
-    """Return the steps with which the answer continues after a steering text."""
-    opening = f"\n\n{steering.by} says: {steering.text}\n\n"
+def _is_in_code(steps: Iterable[Step]) -> bool:
+    """Return whether the text of `steps` ends within a fenced block of code."""
+    return len(_FENCE.findall("".join(step.text for step in steps))) % 2 == 1
+
+
+def _steered(steering: Steering, is_in_code: bool, chance: random.Random, source: Library) -> list[Step]:
+    """Return the steps with which the answer continues after a steering text; a block of code ends first."""
+    end = f"\n{_MARK}" if is_in_code else ""
+    opening = f"{end}\n\n{steering.by} says: {steering.text}\n\n"
     if _ENOUGH.search(steering.text):
         return [*_paced(opening, chance), *_paced(_CLOSING, chance)]
     found = source.search(steering.text)
@@ -194,10 +198,17 @@ def _first(steps: Iterable[Step], length: int) -> list[Step]:
 def script(question: str, seed: int, source: Library | None = None) -> list[Step]:
     """Return the whole answer to `question`, between SHORTEST_S and LONGEST_S long; each call returns the same.
 
-    `source` has the passages, by default those of the project's documentation.
+    It is a ready answer, or else the passages of `source`, by default those of the project's documentation.
     """
-    source = source or library()
     chance = random.Random(seed)
+    ready = ready_answer(question)
+    steps = list(_paced(ready, chance)) if ready is not None else _quotations(question, chance, source or library())
+    steps[0] = steps[0]._replace(delay_s=chance.uniform(*_THINKING_S))
+    return _stretched(steps)
+
+
+def _quotations(question: str, chance: random.Random, source: Library) -> list[Step]:
+    """Return the passages that fit `question`, with words around them."""
     enough_s = chance.uniform(*_ENOUGH_S)
     steps: list[Step] = []
     spent_s = 0.0
@@ -207,9 +218,7 @@ def script(question: str, seed: int, source: Library | None = None) -> list[Step
         added = list(_paced(text, chance))
         steps += added
         spent_s += sum(step.delay_s for step in added)
-    steps += _paced(_CLOSING, chance)
-    steps[0] = steps[0]._replace(delay_s=chance.uniform(*_THINKING_S))
-    return _stretched(steps)
+    return [*steps, *_paced(_CLOSING, chance)]
 
 
 def continue_at(steps: Iterable[Step], length: int) -> list[Step]:
@@ -229,7 +238,6 @@ def _fingerprint(steps: Iterable[Step]) -> str:
 
 def _texts(question: str, source: Library) -> Iterator[str]:
     """Yield the texts of an answer, best first; the caller stops when the answer is long enough."""
-    yield _OPENING
     if not source.passages:
         yield _EMPTY
         return
@@ -247,23 +255,24 @@ def _texts(question: str, source: Library) -> Iterator[str]:
 def _with_headings(passages: Sequence[Passage]) -> Iterator[str]:
     for (source, headings), group in itertools.groupby(passages, key=lambda found: (found.source, found.headings)):
         title = " › ".join(headings)
-        yield f"{plain(title)}\n({source})\n\n" if title else f"{source}\n\n"
-        yield from (f"{plain(passage.text)}\n\n" for passage in group)
+        yield f"**{quotable(title)}** · `{source}`\n\n" if title else f"`{source}`\n\n"
+        yield from (f"{quotable(passage.text)}\n\n" for passage in group)
 
 
-_RULE_OF_TABLE = re.compile(r"^\|[\s|:-]+\|$\n?", re.MULTILINE)
-_ROW_OF_TABLE = re.compile(r"^\| *(.*?) *\|$", re.MULTILINE)
-_FENCE = re.compile(r"^```.*$\n?", re.MULTILINE)
+_MARK = "```"
+_FENCE = re.compile(rf"^{_MARK}.*$", re.MULTILINE)
 _IMAGE_OR_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
-_EMPHASIS = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`")
 
 
-def plain(markdown: str) -> str:
-    """Return `markdown` as plain text, because the page shows text without rendering it."""
-    text = _FENCE.sub("", _RULE_OF_TABLE.sub("", markdown))
-    text = _ROW_OF_TABLE.sub(lambda row: row[1].replace(" | ", " · "), text)
-    text = _IMAGE_OR_LINK.sub(r"\1", text)
-    return _EMPHASIS.sub(lambda found: found[1] or found[2], text).strip()
+def quotable(markdown: str) -> str:
+    """Return `markdown` as it can stand in an answer: without relative links, and with its blocks of code closed."""
+    text = _IMAGE_OR_LINK.sub(r"\1", markdown).strip()
+    fences = _FENCE.findall(text)
+    if len(fences) % 2 == 0:
+        return text
+    # A long block of code was cut: the piece has its first line, or its last one.
+    is_end = fences[0].strip() == _MARK and text.endswith(_MARK)
+    return f"{_MARK}\n{text}" if is_end else f"{text}\n{_MARK}"
 
 
 # The tokens of a typical tokenizer: a word with the space before it, a run of other marks, or white space.

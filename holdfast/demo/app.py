@@ -1,45 +1,55 @@
-"""The demo's application: a chat page, the hub behind it with an agent, and two routes of its own.
+"""The demo's application: its pages, the hub behind them with an agent, and a few routes of its own.
 
 Layer: demo.
 
-This module connects the guide to a hub. Only the page calls `/demo/info` and `/demo/diver`, so they may change together
-with it. The hub's own `/web` serves the page's files, and the page sends messages to the hub like any client.
+This module connects the guide to a hub. Only the page calls the routes below `/demo`, so they may change together with
+it. The hub's own `/web` serves the page's files, and the page sends messages to the hub like any client.
 
 The guide continues answers of an earlier process: `on_crash="continue"`. A model cannot continue in the middle of a
 sentence, so with a model the interrupted answer stays and another answer follows.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from holdfast.agents.ids import reply_ids
 from holdfast.agents.turn import OnCrash
 from holdfast.app import Hub
-from holdfast.core.errors import InvalidName
+from holdfast.core.errors import InvalidName, InvalidRequest, shown
 from holdfast.core.names import check_channel
-from holdfast.demo.diver import Divers
-from holdfast.demo.guide import Guide, Sleep
+from holdfast.demo.agent import Settled, plan
+from holdfast.demo.answers import ready_answers
+from holdfast.demo.control import AGENTS, IN_SERVER
+from holdfast.demo.guests import COOKIE, INVITE_S, STAY_S, Guests, NoInvite
+from holdfast.demo.guide import LONGEST_QUESTION, Guide, Sleep
 from holdfast.demo.model import model_in
 from holdfast.demo.passages import library
 from holdfast.hub.patterns import matches
+from holdfast.transports.access import identify
 from holdfast.transports.app import WEB
 from holdfast.transports.codec import decode
+from holdfast.transports.headers import peer_of
 from holdfast.transports.http import Endpoint, read_body
 from holdfast.transports.origin import check_peer
+from holdfast.transports.query import Query
 
-__all__ = ["CHANNELS", "build"]
+__all__ = ["CHANNELS", "Supervision", "build"]
 
 CHANNELS = "demo:*"
-SLOTS = 100  # far fewer than a diver has: the scheduler prefers the agent with the most free slots
+SLOTS = 100  # far fewer than an agent in a process of its own has: the scheduler prefers the most free slots
 _BODY_BYTES = 1024
+_NO_STORE = {"cache-control": "no-store"}
 
 # The page loads no file of another site and runs no code of a message; this header makes browsers enforce both.
 _PAGE_HEADERS = {
@@ -50,31 +60,58 @@ _PAGE_HEADERS = {
 }
 
 
+class Supervision(Protocol):
+    """The process that starts this server again after a crash, and runs the agents."""
+
+    starts: int  # how many servers it has started, with this one
+
+    @property
+    def down_s(self) -> float | None:
+        """Return how long no server served before this one; None for the first."""
+
+    def kill_server(self) -> None:
+        """Kill this process with SIGKILL, once its response has left."""
+
+    async def kill_agent(self, agent: str) -> int | None:
+        """Kill an agent with SIGKILL; return its process id when it is dead, or None if it does not run."""
+
+
 def build(
     store_url: str,
     *,
     flush_ms: int = 40,
     sleep: Sleep = asyncio.sleep,
     environ: Mapping[str, str] = os.environ,
+    supervision: Supervision | None = None,
+    guests: Guests | None = None,
 ) -> Starlette:
     """Return the demo on the store at `store_url`; its hub starts and ends with the app's lifespan. Raises LocalError.
 
     `sleep` waits between the tokens of an answer. If `environ` has the key of a model, the model answers instead of the
-    documentation.
+    documentation. With `guests` other machines reach the demo, and a verifier decides who may do anything.
     """
     # Shutdown gives answers no time to finish: the next start continues them, which the demo exists to show.
-    hub = Hub(store_url, flush_ms=flush_ms, drain_s=0.0)
+    address = guests.address if guests is not None else None
+    hub = Hub(store_url, flush_ms=flush_ms, drain_s=0.0, authenticate=guests, public_origin=address)
     model = model_in(environ)
     library()  # read at start-up; an installation without its documentation fails here
     guide = Guide(hub, model, sleep)
     on_crash: OnCrash = "continue" if model is None else "restart"
-    hub.agent(CHANNELS, name="guide", when_busy="parallel", on_crash=on_crash, slots=SLOTS)(guide.answer)
-    routes = _Routes(Divers(hub), None if model is None else model.name or "the model of OPENAI_BASE_URL")
+    hub.agent(CHANNELS, name=IN_SERVER, on_crash=on_crash, slots=SLOTS)(guide.answer)
+    if supervision is None or supervision.starts == 1:
+        hub.on_start(lambda: _lose_agents(hub, *AGENTS))  # those of an earlier run ended with their supervisor
+    name = None if model is None else model.name or "the model of OPENAI_BASE_URL"
+    routes = _Routes(hub, name, sleep, supervision, guests)
     app = Starlette(
         routes=[
-            Route("/", _endpoint(hub, "GET", _page)),
-            Route("/demo/info", _endpoint(hub, "GET", routes.info)),
-            Route("/demo/diver", _endpoint(hub, "POST", routes.call_diver)),
+            Route("/", _endpoint(hub, "GET", _page("index.html"), is_public=True)),
+            Route("/one-tag", _endpoint(hub, "GET", _page("one_tag.html"), is_public=True)),
+            Route("/demo/info", _endpoint(hub, "GET", routes.info, is_public=True)),
+            Route("/demo/join", _endpoint(hub, "POST", routes.join, is_public=True)),
+            Route("/demo/kill", _endpoint(hub, "POST", routes.kill)),
+            Route("/demo/crash", _endpoint(hub, "POST", routes.crash)),
+            Route("/demo/plain", _endpoint(hub, "GET", routes.plain)),
+            Route("/demo/invites", _endpoint(hub, "POST", routes.invite)),
         ]
     )
     app.state.hub = hub  # `holdfast demo` starts it first, to report errors of the store plainly
@@ -83,6 +120,14 @@ def build(
         0, Mount("/holdfast/web/demo", _Files(directory=WEB / "demo"))
     )  # beside the client's modules
     return app
+
+
+def _lose_agents(hub: Hub, *names: str) -> None:
+    """Give the turns of these agents, whose processes are gone, to others now, and end the leases of their answers."""
+    for name in names:
+        for turn in hub.runtime.scheduler.abandon(name):
+            for answer in reply_ids(turn.message_id, turn.generation):
+                hub.runtime.leases.end(turn.channel, answer)
 
 
 class _Files(StaticFiles):
@@ -94,51 +139,201 @@ class _Files(StaticFiles):
         return response
 
 
-class _CallDiver(msgspec.Struct):
-    channel: str
+class _Refused(Exception):
+    """The request cannot be carried out here: the page shows why."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+
+    def response(self) -> Response:
+        """Return the problem as a response, in the form of the hub's problems."""
+        body = {"type": f"urn:holdfast:demo:{self.code}", "status": self.status, "code": self.code, "detail": str(self)}
+        return JSONResponse(body, self.status, _NO_STORE, "application/problem+json")
 
 
-_call_diver = msgspec.json.Decoder(_CallDiver)
+_NO_LAN = _Refused(
+    409,
+    "no_lan",
+    "This demo listens on this machine only. To let other people in, end it and start it with: make demo LAN=1 "
+    "(holdfast demo --lan)",
+)
+_NO_INVITE = _Refused(
+    403,
+    "no_invite",
+    f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for a new one.",
+)
+_NO_SUPERVISOR = _Refused(
+    409, "no_supervisor", "No process would start this server again. Start the demo with: make demo (holdfast demo)"
+)
+
+
+class _InChannel(msgspec.Struct):
+    channel: str | None = None
+
+
+class _Join(msgspec.Struct):
+    secret: str
+
+
+_in_channel = msgspec.json.Decoder(_InChannel)
+_join = msgspec.json.Decoder(_Join)
 
 
 class _Routes:
-    """The two routes that the page calls beside those of the hub."""
+    """The routes that the page calls beside those of the hub."""
 
-    def __init__(self, divers: Divers, model: str | None) -> None:
-        self._divers = divers
+    def __init__(
+        self, hub: Hub, model: str | None, sleep: Sleep, supervision: Supervision | None, guests: Guests | None
+    ) -> None:
+        self._hub = hub
         self._model = model
+        self._sleep = sleep
+        self._supervision = supervision
+        self._guests = guests
 
     async def info(self, request: Request) -> Response:
-        """Handle `GET /demo/info`: return the command that kills this server, and the model behind the guide."""
+        """Handle `GET /demo/info`: return what the page shows about this server, and who the caller is."""
         pid = os.getpid()
-        body = {"pid": pid, "kill": f"kill -9 {pid}", "model": self._model}
-        return JSONResponse(body, headers={"cache-control": "no-store"})
+        person = self._guests.person(dict(request.scope)) if self._guests is not None else None
+        body = {
+            "pid": pid,
+            "kill": f"kill -9 {pid}",
+            "model": self._model,
+            "questions": [one.question for one in ready_answers()],
+            "canKill": self._supervision is not None,
+            "starts": self._supervision.starts if self._supervision is not None else 1,
+            "downSeconds": self._supervision.down_s if self._supervision is not None else None,
+            "lan": self._guests is not None,
+            "person": {"id": person.id, "name": person.name} if person is not None else None,
+        }
+        return JSONResponse(body, headers=_NO_STORE)
 
-    async def call_diver(self, request: Request) -> Response:
-        """Handle `POST /demo/diver {channel}`: respond when an agent in its own process listens in the channel."""
-        channel = check_channel(decode(await read_body(request, _BODY_BYTES), _call_diver).channel)
-        if not matches(CHANNELS, channel):
-            raise InvalidName(f"the channel of a diver must match {CHANNELS}, got {channel!r}")
-        # The server's own address: the client controls the Host header.
-        host, port = request.scope["server"]
-        address = f"[{host}]" if ":" in host else host
-        pid = await self._divers.start(f"http://{address}:{port}/holdfast", channel)
-        return JSONResponse({"pid": pid, "kill": f"kill -9 {pid}"}, headers={"cache-control": "no-store"})
+    async def kill(self, request: Request) -> Response:
+        """Handle `POST /demo/kill`: kill this process after the response."""
+        if self._supervision is None:
+            raise _NO_SUPERVISOR
+        self._supervision.kill_server()
+        return JSONResponse({"pid": os.getpid()}, 202, _NO_STORE)
+
+    async def crash(self, request: Request) -> Response:
+        """Handle `POST /demo/crash {channel}`: kill the agent that answers there; another one continues the answer."""
+        if self._supervision is None:
+            raise _NO_SUPERVISOR
+        channel = _checked((await _body(request)).channel)
+        agent = await self._answering(channel)
+        if agent is None:
+            raise _Refused(409, "no_answer", f"No answer is running in {channel}. Ask a question, and try again.")
+        if agent == IN_SERVER:
+            raise _Refused(
+                409,
+                "not_an_agent",
+                "The server itself writes this answer, since its agents were not ready. Kill the server, or ask again.",
+            )
+        pid = await self._supervision.kill_agent(agent)
+        if pid is None:
+            raise _Refused(409, "no_answer", f"The agent {agent} is dead already; another one goes on.")
+        _lose_agents(self._hub, agent)
+        return JSONResponse({"pid": pid, "agent": agent}, headers=_NO_STORE)
+
+    async def plain(self, request: Request) -> Response:
+        """Handle `GET /demo/plain?question=`: the same answer at the same pace, as an endpoint without a hub has it."""
+        question = Query(request.scope).text("question")
+        if not question:
+            raise InvalidRequest("the query needs a question, as in ?question=What+is+a+cursor")
+        question = question[:LONGEST_QUESTION]
+        steps = plan(question, Settled.of(question, question))
+
+        async def stream() -> AsyncIterator[str]:
+            for text, delay_s in steps:
+                await self._sleep(delay_s)
+                yield text
+
+        return StreamingResponse(stream(), headers=_NO_STORE, media_type="text/plain; charset=utf-8")
+
+    async def invite(self, request: Request) -> Response:
+        """Handle `POST /demo/invites {channel}`: return a link that lets one person in, and its QR code."""
+        if self._guests is None:
+            raise _NO_LAN
+        channel = (await _body(request)).channel
+        url = self._guests.invite(_checked(channel) if channel is not None else None)
+        return JSONResponse({"url": url, "expiresInSeconds": int(INVITE_S), "qr": qr_rows(url)}, 201, _NO_STORE)
+
+    async def join(self, request: Request) -> Response:
+        """Handle `POST /demo/join {secret}`: let a person in who has an invitation, and set their cookie."""
+        if self._guests is None:
+            raise _NO_LAN
+        secret = decode(await read_body(request, _BODY_BYTES), _join).secret
+        person = self._guests.person(dict(request.scope))
+        if person is None:
+            try:
+                person = self._guests.join(secret, peer_of(dict(request.scope)))
+            except NoInvite:
+                raise _NO_INVITE from None
+        response = JSONResponse({"person": {"id": person.id, "name": person.name}}, headers=_NO_STORE)
+        cookie = self._guests.cookie_of(person)
+        response.set_cookie(COOKIE, cookie, max_age=int(STAY_S), path="/", httponly=True, samesite="strict")
+        return response
+
+    async def _answering(self, channel: str) -> str | None:
+        """Return the agent that writes an answer in `channel` now."""
+        page = await self._hub.history(channel)
+        for message in page.messages:
+            if message.status == "streaming" and message.reply_to is not None:
+                return self._hub.runtime.scheduler.claimed_by(channel, message.reply_to)
+        return None
 
 
-# The page
+async def _body(request: Request) -> _InChannel:
+    """Return the body of a request; without one, that of an empty object."""
+    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
+        return _InChannel()
+    return decode(await read_body(request, _BODY_BYTES), _in_channel)
 
 
-async def _page(request: Request) -> Response:
-    return FileResponse(WEB / "demo" / "index.html", headers=_PAGE_HEADERS)
+def _checked(channel: str | None) -> str:
+    if channel is None or not matches(CHANNELS, check_channel(channel)):
+        raise InvalidName(f"the channel must match {CHANNELS}, got {shown(channel)}")
+    return channel
 
 
-def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Response]]) -> Endpoint:
-    """Return `handler` behind the hub's access control: any web page can reach a loopback port."""
+def qr_rows(text: str) -> list[str] | None:
+    """Return the QR code of `text` as rows of 0 and 1, without its quiet zone; None if the package is missing."""
+    try:
+        import segno
+    except ImportError:
+        return None
+    return ["".join(map(str, row)) for row in segno.make_qr(text, error="m").matrix]
+
+
+# The pages
+
+
+def _page(file: str) -> Callable[[Request], Awaitable[Response]]:
+    async def page(request: Request) -> Response:
+        return FileResponse(WEB / "demo" / file, headers=_PAGE_HEADERS)
+
+    return page
+
+
+def _endpoint(
+    hub: Hub, method: str, handler: Callable[[Request], Awaitable[Response]], *, is_public: bool = False
+) -> Endpoint:
+    """Return `handler` behind the hub's access control: any web page can reach a loopback port.
+
+    Where other machines are let in, a stranger gets the page with `is_public`, and the reason instead of a chat.
+    """
 
     async def guarded(request: Request) -> Response:
-        await check_peer(hub, dict(request.scope))
-        response = await handler(request)
+        scope = dict(request.scope)
+        await check_peer(hub, scope)
+        try:
+            if not is_public:
+                await identify(hub, scope)
+            response = await handler(request)
+        except _Refused as error:
+            response = error.response()
         response.headers["x-content-type-options"] = "nosniff"
         return response
 

@@ -2,9 +2,9 @@
 
 Layer: demo.
 
-This is the handler for `hub.agent`. With the key of a model it passes the model's stream on; without one it quotes the
-documentation (`agent`). It continues answers of an earlier process, asks people before it deletes, and takes up their
-steering. Wording may change freely.
+This is the handler for `hub.agent` and `client.agent`. With the key of a model it passes the model's stream on; without
+one it writes a ready answer or quotes the documentation (`agent`). It continues answers of an earlier process, asks
+people before it deletes, and takes up their steering. Wording may change freely.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from holdfast.demo.agent import (
     is_as_begun,
     plan,
 )
+from holdfast.demo.control import IN_SERVER
 from holdfast.demo.model import Model, talk
 
 __all__ = ["APPROVE_S", "LONGEST_QUESTION", "Guide", "Sleep", "continued"]
@@ -63,6 +64,11 @@ class Guide:
         self._model = model
         self._sleep = sleep
         self._details = details or {}
+        self._restarts = 0  # of the server, while this process ran
+
+    def server_restarted(self) -> None:
+        """Note that the server was killed and runs again; running answers record where that was."""
+        self._restarts += 1
 
     async def answer(self, turn: Turn) -> None:
         """Answer one message."""
@@ -73,22 +79,24 @@ class Guide:
             return
         question = turn.text[:LONGEST_QUESTION]
         settled = Settled.of(turn.message.id, question)
-        async with turn.reply(meta=msgspec.to_builtins(settled)) as message:
+        meta: dict[str, Json] = {**msgspec.to_builtins(settled), "agent": turn.name}
+        async with turn.reply(meta=meta) as message:
             turn.progress("using a tool", tool="documentation", **self._details)
             before = turn.previous
             if before is not None and before.id == message.id:
-                settled = msgspec.convert(before.meta, Settled)
-                await message.update(meta=continued(before.meta, message.length, before.author, turn.name))
-            await self._write_rest(turn, message, question, settled)
+                meta = before.meta | continued(before.meta, message.length, turn.name)
+                await message.update(meta=meta)
+            await self._write_rest(turn, message, question, meta)
 
-    async def _write_rest(self, turn: Turn, message: Writer, question: str, settled: Settled) -> None:
-        """Write the missing text, and the text that steering and decisions add."""
+    async def _write_rest(self, turn: Turn, message: Writer, question: str, meta: dict[str, Json]) -> None:
+        """Write the missing text, and the text that steering and decisions add. `meta` is that of the answer."""
+        settled = msgspec.convert(meta, Settled)
         if not is_as_begun(question, settled):
             await message.append(OTHER_TEXT)
             return
         await self._delete(turn.channel, settled.decision)
         while True:
-            steering = await self._write(turn, message, plan(question, settled))
+            steering = await self._write(turn, message, plan(question, settled), meta)
             if steering:
                 settled = settled.with_steering(steering)
             elif asks_to_delete(question) and settled.decision is None:
@@ -99,13 +107,18 @@ class Guide:
             await message.update(meta=msgspec.to_builtins(settled))
             await self._delete(turn.channel, settled.decision)
 
-    async def _write(self, turn: Turn, message: Writer, steps: list[Step]) -> list[Steering]:
+    async def _write(self, turn: Turn, message: Writer, steps: list[Step], meta: dict[str, Json]) -> list[Steering]:
         """Write the rest of `steps` after the stored text. Return early with steering that arrives meanwhile."""
+        restarts = self._restarts
         for number, (text, delay_s) in enumerate(continue_at(steps, message.length)):
             await self._sleep(delay_s)
             if number == 0:
                 turn.progress("answering", **self._details)
-            steered = await turn.steered()
+            if restarts != self._restarts:
+                restarts = self._restarts
+                meta |= continued(meta, message.length, turn.name)
+                await message.update(meta={"continued": meta["continued"]})
+            steered = await turn.steered(messages=False)  # another question waits for a turn of its own
             if steered:
                 return [_steering(steer, message.length) for steer in steered]
             await message.append(text)
@@ -128,13 +141,17 @@ class Guide:
                 await self._hub.delete(channel, message_id)
 
 
-def continued(meta: dict[str, Json], at: int, by: Json, successor: str) -> dict[str, Json]:
-    """Return the meta that records, for the page, at which offset one writer ended and another continued."""
+def continued(meta: dict[str, Json], at: int, successor: str) -> dict[str, Json]:
+    """Return the meta that records, for the page, at which offset one writer ended and another continued.
+
+    A writer that is its own successor tells the page that the server restarted: an agent that outlived the server. The
+    agent in the server begins and ends with it, so where that one is involved it is the server, too.
+    """
     known = meta.get("continued")
     breaks = known if isinstance(known, list) else []
-    if breaks and isinstance(breaks[-1], dict):
-        by = breaks[-1]["successor"]  # the author wrote the beginning; the last successor ended this time
-    return {"continued": [*breaks, {"at": at, "by": by, "successor": successor}][-MOST_BREAKS:]}
+    by = meta.get("agent", IN_SERVER)
+    one: Json = {"at": at, "by": by, "successor": by if IN_SERVER in (by, successor) else successor}
+    return {"agent": successor, "continued": [*breaks, one][-MOST_BREAKS:]}
 
 
 def _steering(steer: Steer, at: int) -> Steering:

@@ -21,7 +21,7 @@ from holdfast.core.model import Json
 
 __all__ = ["Model", "model_in", "talk", "who_answers"]
 
-_INSTRUCTIONS = "You are the guide in a small demo chat with several people. Answer briefly, in plain text."
+_INSTRUCTIONS = "You are the guide in a small demo chat with several people. Answer briefly, in Markdown."
 _MAX_TOKENS = 2_000
 _CLAUDE = "claude-haiku-4-5"
 
@@ -79,7 +79,7 @@ async def talk(turn: Turn, model: Model) -> None:
             except Exception as error:
                 raise ModelFailed(error) from error
             piped = await message.pipe(stream)
-        steered = await turn.steered()
+        steered = await turn.steered(messages=False)
         if not steered:
             return
         conversation += [

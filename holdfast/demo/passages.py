@@ -2,7 +2,7 @@
 
 Layer: demo.
 
-Only `library()` does I/O. It reads the Markdown files: the copy that the installed package has under
+Only `documents()` does I/O. It reads the Markdown files: the copy that the installed package has under
 `holdfast/demo/text`, or else the files of the checkout. Ranking and cutting may change freely; a running answer detects
 the change by its text, and reports it (see `agent`).
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from holdfast.core.errors import LocalError
 
-__all__ = ["LONGEST_PASSAGE", "Library", "Passage", "cut_into_passages", "library", "terms"]
+__all__ = ["LONGEST_PASSAGE", "Library", "Passage", "cut_into_passages", "documents", "library", "same_terms", "terms"]
 
 LONGEST_PASSAGE = 900  # code points; some 200 tokens, four seconds of an answer
 
@@ -100,12 +100,19 @@ class Library:
 
 @functools.cache
 def library() -> Library:
-    """Return the project's documentation, read once. Raises LocalError if this installation has none."""
+    """Return the passages of the project's documentation. Raises LocalError if this installation has none."""
+    # The printed figures of benchmarks are a thousand lines that match every question and answer none.
+    return Library({name: _FIGURES.sub("", text) for name, text in documents().items()})
+
+
+@functools.cache
+def documents() -> dict[str, str]:
+    """Return the project's documentation by file name, read once. Raises LocalError if this installation has none."""
     package = Path(__file__).parent
     for root in (package / "text", package.parent.parent):
         # A stray README.md beside an installed package is not this project's: only a tree with `docs` counts.
         if (root / "docs").is_dir():
-            return Library(_read_documents(root))
+            return _read_documents(root)
     raise LocalError(
         f"the demo needs the documentation, and {package / 'text'} has no folder docs: "
         "install holdfast again, or run it from a clone"
@@ -117,12 +124,7 @@ _FIGURES = re.compile(r"<!-- figures: begin -->.*?<!-- figures: end -->", re.DOT
 
 def _read_documents(root: Path) -> dict[str, str]:
     files = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    # The printed figures of benchmarks are a thousand lines that match every question and answer none.
-    return {
-        file.relative_to(root).as_posix(): _FIGURES.sub("", file.read_text(encoding="utf-8"))
-        for file in files
-        if file.is_file()
-    }
+    return {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
 
 # Cutting ----------------------------------------------------------------------------------------------------
@@ -260,6 +262,11 @@ def terms(text: str) -> list[str]:
     """Return the words of `text` in the form for comparison: case-folded stems without stop words."""
     words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return [_stem(word) for word in words if word not in _STOP_WORDS]
+
+
+def same_terms(text: str) -> frozenset[str]:
+    """Return the terms of `text`, with one term for all synonyms: a set for the comparison of two questions."""
+    return frozenset(min(_SYNONYM_STEMS.get(term, (term,))) for term in terms(text))
 
 
 def _stem(word: str) -> str:

@@ -108,6 +108,10 @@ class LeaseMonitor:
         if holder is None or (holder.connection is connection and (holder.is_last or is_late)):
             self._end_lease_in(channel, key, min(lease[1], BROKEN_S))
 
+    def end(self, channel: str, key: str) -> None:
+        """End the lease of the message `key` now, if it has one: its writer is known to be gone."""
+        self._lapse(channel, key)
+
     def _end_lease_in(self, channel: str, key: str, term_s: float) -> None:
         self._deadlines.set(("lease", channel, key), self._loop.time() + term_s, partial(self._lapse, channel, key))
 

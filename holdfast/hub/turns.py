@@ -98,14 +98,32 @@ class TurnScheduler:
             return
         self.workers.hide(worker, is_broken=is_broken)
         if is_broken:  # a worker that only takes no more turns keeps those that it has
-            for channel, turn in self._turns_of(worker):
+            for channel, turn in _turns_where(self._turns, lambda turn: turn.worker is worker):
                 turn.worker = None
                 if not worker.is_local:
                     self._lapse_in(channel, turn, BROKEN_S)
 
+    def abandon(self, name: str) -> list[AssignedTurn]:
+        """Let the turns of the agent `name` in another process wait again now, since that process is known to be gone.
+
+        Return the lost attempts. Without this call the turns wait again at the end of their leases.
+        """
+        lost = _turns_where(
+            self._turns,
+            lambda turn: (
+                turn.phase is Phase.RUNNING
+                and turn.claim is not None
+                and (turn.claim.by, turn.claim.node) == (name, None)
+            ),
+        )
+        attempts = [AssignedTurn(channel, turn.message_id, turn.attempt, None) for channel, turn in lost]
+        for channel, turn in lost:
+            self._lose(channel, turn)
+        return attempts
+
     def hand_over(self, worker: Worker, heir: Worker) -> None:
         """Pass the turns of `worker` on to `heir`, a new registration of the same agent."""
-        for _, turn in self._turns_of(worker):
+        for _, turn in _turns_where(self._turns, lambda turn: turn.worker is worker):
             turn.begin(heir)
 
     def freed(self, worker: Worker) -> None:
@@ -165,9 +183,6 @@ class TurnScheduler:
     def close(self) -> None:
         """Assign no more turns, because the hub is shutting down."""
         self._is_over = True
-
-    def _turns_of(self, worker: Worker) -> list[tuple[str, OpenTurn]]:
-        return [(name, turn) for name, turns in self._turns.items() for turn in turns if turn.worker is worker]
 
     # -- the log -----------------------------------------------------------------------------------------------
 
@@ -474,3 +489,8 @@ class TurnScheduler:
 
         command = SendCommand(name=CANCEL.name, target=message_id, data={"reason": "interrupted"})
         self._request(channel, key, command, SERVER, done)
+
+
+def _turns_where(channels: dict[str, OpenTurns], is_wanted: Callable[[OpenTurn], bool]) -> list[tuple[str, OpenTurn]]:
+    """Return the turns that are wanted, each with its channel."""
+    return [(name, turn) for name, turns in channels.items() for turn in turns if is_wanted(turn)]

@@ -9,7 +9,7 @@
 import { dump } from "./dump.js"
 import { View } from "./view.js"
 
-/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {{ identity: string, channel: string, at: number, bytes: number, data: Uint8Array }} Stored */
 
 const VERSION = 1 // version of the IndexedDB database

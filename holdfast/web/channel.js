@@ -1,32 +1,38 @@
 /**
- * A channel of the client: its view, its requests, and the presence of this client.
+ * A channel of the client: its view and its requests.
  * @module
  */
 
 import { Conversation } from "./conversation.js"
 import { HoldfastError, callAll, isTemporary, Observable, refusal } from "./errors.js"
+import { OwnPresence } from "./presence.js"
 import { shownMessage, unsentMessage } from "./snapshot.js"
 import { countPoints, SurrogateJoiner } from "./text.js"
 import { Typing } from "./typing.js"
 import { remember, View } from "./view.js"
 
 /** @typedef {import("./view.js").Batch} Batch */
-/** @typedef {import("./view.js").WireEvent} WireEvent */
-/** @typedef {import("./view.js").Snapshot} ViewSnapshot */
 /** @typedef {import("./connection.js").Connection} Connection */
 /** @typedef {import("./requests.js").Fields} Fields */
 /** @typedef {import("./client.js").State} State */
 /** @typedef {{ id?: string, can: readonly string[] }} You the id of this client, and its capabilities on the channel */
-/** @typedef {import("./snapshot.js").Message} Message */
 /**
- * @typedef {Omit<ViewSnapshot, "messages"> & { readonly messages: readonly Message[], readonly all: readonly Message[],
- *   readonly streaming: readonly Message[], readonly hasOlder: boolean, readonly state: State,
- *   readonly error: HoldfastError | null, readonly you: You | null, readonly typing: readonly string[],
- *   readonly unread: number, readonly isFromCache: boolean, readonly status: import("./client.js").Status,
- *   readonly lastCatchUp: Stats["catchUp"] | null }} Snapshot
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {import("./snapshot.js").Message<Meta, Data>} Message
+ */
+/**
+ * @template {object} [Meta=Record<string, unknown>] of messages
+ * @template [Data=unknown] of data parts, commands and signals
+ * @typedef {Omit<import("./view.js").Snapshot<Data>, "messages"> & { readonly messages: readonly Message<Meta, Data>[],
+ *   readonly all: readonly Message<Meta, Data>[], readonly streaming: readonly Message<Meta, Data>[],
+ *   readonly hasOlder: boolean, readonly state: State, readonly error: HoldfastError | null, readonly you: You | null,
+ *   readonly typing: readonly string[], readonly unread: number, readonly isFromCache: boolean,
+ *   readonly status: import("./client.js").Status, readonly lastCatchUp: CatchUp | null }} Snapshot
  *   `messages` are those of the selected path, `all` those of all branches; both end with the messages that are being
  *   sent. `streaming` are those that are being written; `typing` are client ids
  */
+/** @typedef {{ events: number, points: number, ms: number }} CatchUp the first batch of a connection: events about messages, code points of text, and the time from the request to its end */
 /**
  * @typedef {object} Stats the input of one channel
  * @property {number} events
@@ -34,35 +40,38 @@ import { remember, View } from "./view.js"
  * @property {number} bytes of the frames (WebSocket, long poll) or event objects (SSE), in UTF-8
  * @property {number} reconnects how often it became live again
  * @property {number} gaps how often text was lost; each is a bug
- * @property {{ events: number, points: number }} catchUp the latest first batch: events about messages, and code
- *   points of text
+ * @property {CatchUp} catchUp the latest one
  */
 
 const NOTIFY_MS = 20 // delay before an unfinished batch is shown, so that many small frames cost one rendering
 const JOINERS = 1_000 // limit of parts that one page writes at the same time
 const PAGE_TRIES = 3
-const PRESENCE_MS = 30_000 // interval of renewals of presence over HTTP: a third of its lease
 
 const utf8 = new TextEncoder()
 
+/**
+ * The types of an app's own data are those that the app declares: neither the client nor the server checks them.
+ * @template {object} [Meta=Record<string, unknown>] of messages
+ * @template [Data=unknown] of data parts, commands and signals
+ */
 export class Channel extends Observable {
   /** @internal */
   view = new View()
   /** @type {Stats} */
-  stats = { events: 0, batches: 0, bytes: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0 } }
+  stats = { events: 0, batches: 0, bytes: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0, ms: 0 } }
   /** @type {State} becomes `live` when the first batch is complete */
   state = "connecting"
   /** @type {HoldfastError | null} the reason why the channel is closed */
   error = null
   /** @type {You | null} this client according to the server */
   you = null
-  /** @type {Stats["catchUp"] | null} */
+  /** @type {CatchUp | null} */
   #arriving = null
   /** @internal True: the view comes from the cache of an earlier page, and the server has not completed it yet. */
   isFromCache = false
   /** @internal True: this page has opened the channel; false: only another tab has. */
   isOwn = false
-  /** @type {Set<(event: WireEvent) => void>} */
+  /** @type {Set<(event: any) => void>} */
   #listeners = new Set()
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #notifyTimer
@@ -70,15 +79,11 @@ export class Channel extends Observable {
   #paging = null
   /** @type {Map<string, SurrogateJoiner>} by message and part */
   #joiners = new Map()
-  /** @type {Map<string, { data?: object }>} the presence of each page of this client; "" is this page */
-  #presence = new Map()
-  /** @type {Map<string, Promise<Message>>} of the messages that are being sent */
+  /** @internal */
+  presence = new OwnPresence(this)
+  /** @type {Map<string, Promise<Message<any, any>>>} of the messages that are being sent */
   #deliveries = new Map()
-  #hasSentOld = false
-  #presenceRequests = 0 // number of presence requests without a response
-  /** @type {ReturnType<typeof setTimeout> | undefined} timer that renews the lease of presence */
-  #renewal
-  /** @type {Snapshot | undefined} */
+  /** @type {Snapshot<Meta, Data> | undefined} */
   #shown
   #conversation = new Conversation()
   #typing = new Typing(this)
@@ -96,10 +101,10 @@ export class Channel extends Observable {
     return this.view.cursor
   }
 
-  /** Return the state to show: the same object until the subscribers are notified. @type {() => Snapshot} */
+  /** Return the state to show: the same object until the subscribers are notified. @type {() => Snapshot<Meta, Data>} */
   getSnapshot = () => (this.#shown ??= this.#snapshot())
 
-  /** Receive the events that no snapshot keeps: signals, and replies to commands. @param {(event: WireEvent) => void} listener @returns {() => void} removes it */
+  /** Receive the events that no snapshot keeps: signals, and replies to commands. @param {(event: import("./view.js").WireEvent<Meta, Data>) => void} listener @returns {() => void} removes it */
   listen(listener) {
     this.#listeners.add(listener)
     return () => void this.#listeners.delete(listener)
@@ -107,8 +112,7 @@ export class Channel extends Observable {
 
   /** Stop watching the channel. @param {HoldfastError} [error] the reason */
   close(error) {
-    if (this.#presence.size) this.#request("presence", { leave: true }).catch(() => {})
-    this.#presence.clear()
+    this.presence.leave()
     this.client.leave(this)
     this.end(error)
   }
@@ -117,7 +121,7 @@ export class Channel extends Observable {
    * Send a person's message. It is in the snapshot at once, with `local.state` `sending`, and in the browser's storage, so
    * that it is sent once, also after a reload. Resolves when the server has stored it. Rejects when the server refuses
    * it: then it stays, with `local.state` `refused` and its error, until `retry` or `discard`.
-   * @param {string | (import("./outbox.js").Draft & { id?: string })} message @returns {Promise<Message>}
+   * @param {string | (import("./outbox.js").Draft<Meta, Data> & { id?: string })} message @returns {Promise<Message<Meta, Data>>}
    */
   async send(message) {
     const { id = this.client.newId(), ...draft } = fieldsOf(message)
@@ -129,7 +133,7 @@ export class Channel extends Observable {
     return this.#deliver(id)
   }
 
-  /** Send a refused message again. @param {string} id @returns {Promise<Message>} */
+  /** Send a refused message again. @param {string} id @returns {Promise<Message<Meta, Data>>} */
   retry(id) {
     this.client.outbox.clear(id)
     this.notify()
@@ -145,7 +149,7 @@ export class Channel extends Observable {
   /**
    * Send another version of a question, as a branch: it has the same parent, and is shown in place of the first version.
    * If that was deleted, the new version stays unsent with the error `deleted`, until `retry` or `discard`.
-   * @param {string} id of the question @param {string | import("./outbox.js").Draft} message @returns {Promise<Message>}
+   * @param {string} id of the question @param {string | (import("./outbox.js").Draft<Meta, Data> & { id?: string })} message @returns {Promise<Message<Meta, Data>>}
    */
   async edit(id, message) {
     this.getSnapshot()
@@ -179,7 +183,7 @@ export class Channel extends Observable {
     return response
   }
 
-  /** Return the versions of a question, or the attempts at an answer, in order, the given one among them. @param {string} id @returns {readonly Message[]} */
+  /** Return the versions of a question, or the attempts at an answer, in order, the given one among them. @param {string} id @returns {readonly Message<Meta, Data>[]} */
   branches(id) {
     this.getSnapshot()
     return this.#conversation.branches(id)
@@ -201,7 +205,7 @@ export class Channel extends Observable {
 
   /** Send further input to a running answer. @param {unknown} data text, or data of the app @param {string} [target] the answer or its question; by default the newest */
   async steer(data, target = this.#running()) {
-    return this.command("steer", { target, data: typeof data === "string" ? { text: data } : data })
+    return this.command("steer", { target, data: /** @type {any} */ (typeof data === "string" ? { text: data } : data) })
   }
 
   /** Signal to the other clients that this person types; call it for each key. It ends after some seconds, or with a sent message. @param {boolean} [isTyping] */
@@ -211,8 +215,8 @@ export class Channel extends Observable {
 
   /**
    * Store a message: `{role, text or parts, status, meta, parent, reply_to}`; omitted fields have the defaults of the wire.
-   * @param {Fields & { text?: string, parts?: unknown[], status?: string }} fields
-   * @returns {Promise<{ message: import("./view.js").Message, serial: number, generation: number, cursor: string }>}
+   * @param {Fields & { text?: string, parts?: readonly unknown[], status?: string }} fields
+   * @returns {Promise<{ message: import("./view.js").Message<Meta, Data>, serial: number, generation: number, cursor: string }>}
    */
   async create({ id = this.client.newId(), text, ...fields }) {
     this.client.check()
@@ -270,8 +274,8 @@ export class Channel extends Observable {
 
   /**
    * Send a command (`cancel`, `steer`, or a name of the app) to the clients that can carry it out. All viewers see it and its reply.
-   * @param {string} name @param {{ target?: string, data?: unknown, expires_s?: number, id?: string }} [fields]
-   * @returns {Promise<{ command: import("./view.js").Command, serial: number }>}
+   * @param {string} name @param {{ target?: string, data?: Data, expires_s?: number, id?: string }} [fields]
+   * @returns {Promise<{ command: import("./view.js").Command<Data>, serial: number }>}
    */
   command(name, fields) {
     return this.#request("command", { id: this.client.newId(), ...fields, name })
@@ -284,14 +288,14 @@ export class Channel extends Observable {
 
   /** Become present, with a little data, until `leave`, also after each reconnect. A further call replaces the data. @param {object} [data] */
   enter(data) {
-    return this.present("", { data })
+    return this.presence.set("", { data })
   }
 
   leave() {
-    return this.present("")
+    return this.presence.set("")
   }
 
-  /** Send a signal to the clients that are connected now. Never stored, and lost without a connection. @param {string} name @param {unknown} [data] */
+  /** Send a signal to the clients that are connected now. Never stored, and lost without a connection. @param {string} name @param {Data} [data] */
   signal(name, data) {
     this.client.sendOnce("signal", this.name, { name, data })
   }
@@ -310,7 +314,7 @@ export class Channel extends Observable {
 
   /** @internal */
   attaching() {
-    this.#arriving = { events: 0, points: 0 }
+    this.#arriving = { events: 0, points: 0, ms: -this.client.now() }
   }
 
   /** @internal The server has attached this client. @param {(You & { expires_s?: number }) | undefined} you */
@@ -321,8 +325,7 @@ export class Channel extends Observable {
       this.client.identified(you.id)
     }
     // Send the messages that an earlier page of this person has not sent. Until now the identity was unknown.
-    if (!this.#hasSentOld) for (const { id, error } of this.client.outbox.of(this.name)) if (!error) this.#deliver(id).catch(() => {})
-    this.#hasSentOld = true
+    for (const { id, error, stored } of this.client.outbox.of(this.name)) if (!error && !stored) this.#deliver(id).catch(() => {})
   }
 
   /** @internal Note that the connection has ended, and drop its incomplete batch. */
@@ -335,18 +338,6 @@ export class Channel extends Observable {
   refused(error, connection) {
     if (isTemporary(error)) connection.fail(0, error)
     else this.close(error)
-  }
-
-  /** @internal Note the presence of one page of this client; the client is present as long as one page is. @param {string} page @param {{ data?: object }} [presence] */
-  present(page, presence) {
-    this.#presence.delete(page)
-    if (presence) this.#presence.set(page, presence)
-    return this.#sendPresence()
-  }
-
-  /** @internal Presence ends with its connection or its lease: send it again, unless a request is pending. */
-  renewPresence() {
-    if (this.#presence.size && !this.#presenceRequests) this.#sendPresence().catch(() => {})
   }
 
   /** @internal @param {Batch} batch @param {string} text its frame @param {Connection} connection */
@@ -369,7 +360,7 @@ export class Channel extends Observable {
     } else this.#notifyTimer ??= setTimeout(() => this.notify(), NOTIFY_MS)
     this.client.sharing?.received(this, { cursor, events })
     for (const event of passed) callAll(this.#listeners, event)
-    for (const { id, stored } of this.client.outbox.of(this.name)) if (stored && this.view.knows(id)) this.client.outbox.remove(id)
+    for (const { id, stored } of this.client.outbox.of(this.name)) if (stored && this.view.knows(id)) this.client.outbox.entries.delete(id)
   }
 
   /** @internal Show `view` instead of the present one. */
@@ -381,7 +372,7 @@ export class Channel extends Observable {
 
   /** @internal @param {HoldfastError} [error] */
   end(error) {
-    clearTimeout(this.#renewal)
+    this.presence.stop()
     this.#typing.stop()
     this.error = error ?? null
     this.#become("closed")
@@ -409,13 +400,16 @@ export class Channel extends Observable {
 
   #goLive() {
     if (this.state === "reconnecting") this.stats.reconnects++
-    this.stats.catchUp = this.#arriving ?? this.stats.catchUp
-    this.#arriving = null
+    if (this.#arriving) {
+      this.#arriving.ms += this.client.now()
+      this.stats.catchUp = this.#arriving
+      this.#arriving = null
+    }
     if (this.#seen === Infinity && globalThis.document?.hidden) this.turned(true)
     this.#become("live")
   }
 
-  /** @returns {Snapshot} */
+  /** @returns {Snapshot<any, any>} */
   #snapshot() {
     const { view, client, state, error, you, stats } = this
     const known = view.getSnapshot()
@@ -465,14 +459,6 @@ export class Channel extends Observable {
     return this.client.request(type, this.name, fields)
   }
 
-  async #sendPresence() {
-    clearTimeout(this.#renewal)
-    this.#presenceRequests++
-    await this.#request("presence", [...this.#presence.values()].at(-1) ?? { leave: true }).finally(() => this.#presenceRequests--)
-    clearTimeout(this.#renewal)
-    if (this.client.isHttp && this.state !== "closed") this.#renewal = setTimeout(() => this.renewPresence(), PRESENCE_MS)
-  }
-
   /** @param {number} [limit] */
   async #page(limit) {
     const { view } = this
@@ -500,10 +486,10 @@ export class Channel extends Observable {
   }
 }
 
-/** @param {string | (import("./outbox.js").Draft & { id?: string })} message */
+/** @param {string | (import("./outbox.js").Draft<any, any> & { id?: string })} message */
 const fieldsOf = (message) => (typeof message === "string" ? { text: message } : message)
 
-/** @param {Stats["catchUp"]} sum @param {any} event */
+/** @param {CatchUp} sum @param {any} event */
 function countIn(sum, { type, text = "", message }) {
   if (!type.startsWith("message.")) return
   sum.events++

@@ -213,7 +213,7 @@ function textPart(panel) {
   const { host, words } = panel
   const node = element("div", { class: "markdown", part: "markdown" })
   const images = host.getAttribute("images") === "same-origin" ? /** @type {const} */ ("same-origin") : undefined
-  const markdown = new GrowingMarkdown(node, { copyLabel: words.copy, images })
+  const markdown = new GrowingMarkdown(node, { copyLabel: words.copy, images, renderMath: host.renderMath })
   node.addEventListener("click", (event) => {
     const target = event.target instanceof Element ? event.target.closest("button.copy, a") : null
     if (target instanceof HTMLAnchorElement) {

@@ -123,6 +123,9 @@ details pre { margin: 6px 0; padding: 8px 12px; border-left: 2px solid var(--bor
 code { font: .88em/1.5 var(--hf-mono, ui-monospace, monospace); }
 .markdown :not(pre) > code, .approval code { padding: 1px 5px; border-radius: 5px; background: color-mix(in srgb, var(--muted) 16%, transparent); }
 .code { border-radius: 10px; overflow: hidden; background: var(--code); color: #e6efec; }
+.t-cmnt { color: #93a8a2; } .t-kwd, .t-bool { color: #8ab8ff; } .t-str, .t-insert { color: #a8d99a; } .t-num { color: #f0b878; }
+.t-func { color: #d9c2ff; } .t-class, .t-type { color: #7edcc4; } .t-oper { color: #b9c9c4; } .t-var { color: #f2d7a6; } .t-section { color: #ffd27a; font-weight: 600; } .t-deleted { color: #ff9f95; }
+.markdown div.math { overflow-x: auto; margin: 0 0 .7em; text-align: center; }
 .code-head { display: flex; justify-content: space-between; align-items: center; padding: 4px 14px; border-bottom: 1px solid rgb(255 255 255 / 10%); color: #9db3ad; font-size: 13px; }
 .code-head .copy { border: 0; padding: 3px 6px; background: none; color: inherit; }
 pre { margin: 0; }

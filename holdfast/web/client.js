@@ -15,12 +15,30 @@ import { WEBSOCKET } from "./websocket.js"
 
 /** @typedef {"websocket" | "sse" | "poll"} TransportName */
 /** @typedef {import("./requests.js").Fields} Fields */
-/** @typedef {import("./channel.js").Snapshot} Snapshot */
-/** @typedef {import("./snapshot.js").Message} Message */
-/** @typedef {import("./view.js").Part} Part */
-/** @typedef {import("./view.js").Command} Command */
 /** @typedef {import("./view.js").Member} Member */
-/** @typedef {import("./view.js").WireEvent} WireEvent */
+/**
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {import("./channel.js").Snapshot<Meta, Data>} Snapshot
+ */
+/**
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {import("./snapshot.js").Message<Meta, Data>} Message
+ */
+/**
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {import("./view.js").WireEvent<Meta, Data>} WireEvent
+ */
+/**
+ * @template [Data=unknown]
+ * @typedef {import("./view.js").Part<Data>} Part
+ */
+/**
+ * @template [Data=unknown]
+ * @typedef {import("./view.js").Command<Data>} Command
+ */
 /** @typedef {"connecting" | "live" | "reconnecting" | "suspended" | "closed"} State */
 /**
  * @typedef {object} Status
@@ -63,10 +81,8 @@ export function connect(options) {
 }
 
 export class Client extends Observable {
-  /** @internal @type {Map<string, Channel>} */
+  /** @internal @type {Map<string, Channel<any, any>>} */
   channels = new Map()
-  /** @internal Called by `signOut`: each removes data of this person from the browser. @type {Set<() => unknown>} */
-  signingOut = new Set()
   /** @internal */
   requests = new Requests(this)
   /** @internal @type {import("./sharing.js").Sharing | undefined} cache and connection that the pages of one identity share */
@@ -86,6 +102,8 @@ export class Client extends Observable {
   #warned = new Set()
   #refs = 0
   #closed = new AbortController()
+  /** @type {Promise<unknown> | undefined} of `sharing`, where an identity may be known */
+  #starts
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #upgrade
   /** @type {string | undefined} the client id that the server has confirmed */
@@ -111,10 +129,7 @@ export class Client extends Observable {
     options.signal?.addEventListener("abort", () => this.close(), { signal })
     if (options.signal?.aborted) this.close()
     else if (!globalThis.document || (options.identity ?? options.token) === undefined) this.use()
-    else {
-      const starts = import("./sharing.js").then(({ share }) => share(this, WEBSOCKET)).catch(() => this.use())
-      this.signingOut.add(() => starts.then(() => this.sharing?.signOut()))
-    }
+    else this.#starts = import("./sharing.js").then(({ share }) => share(this, WEBSOCKET)).catch(() => this.use())
   }
 
   /** @returns {State} the state of the connection; a channel has its own */
@@ -138,7 +153,10 @@ export class Client extends Observable {
 
   /**
    * Watch a channel; each call returns the same object until it is closed.
-   * @param {string} name @param {{ history?: number }} [options] the number of messages of a new start @returns {import("./channel.js").Channel}
+   * @template {object} [Meta=Record<string, unknown>] of messages
+   * @template [Data=unknown] of data parts, commands and signals
+   * @param {string} name @param {{ history?: number }} [options] the number of messages of a new start
+   * @returns {import("./channel.js").Channel<Meta, Data>}
    */
   channel(name, options) {
     const channel = this.follow(name, options)
@@ -151,12 +169,11 @@ export class Client extends Observable {
     this.#checkOpen()
     let channel = this.channels.get(name)
     if (!channel) {
-      channel = new Channel(this, name, history)
+      channel = /** @type {Channel<any, any>} */ (new Channel(this, name, history))
       this.channels.set(name, channel)
       this.sharing?.opened(channel)
-      if (this.#isSuspended) return channel
-      if (this.isHttp) this.#stream(channel).start()
-      else this.#connections[0]?.attach?.(channel)
+      if (!this.isHttp) this.#connections[0]?.attach?.(channel)
+      else if (!this.#isSuspended) this.#stream(channel).start()
     }
     return channel
   }
@@ -199,7 +216,8 @@ export class Client extends Observable {
   async signOut() {
     this.close()
     this.outbox.forget()
-    await Promise.all([...this.signingOut].map((forget) => forget()))
+    await this.#starts
+    await this.sharing?.signOut()
   }
 
   /** @internal True: each channel has its own connection, and requests go over HTTP. */
@@ -246,7 +264,7 @@ export class Client extends Observable {
     return this.requests.add({ ...fields, type, ref: this.nextRef(), channel })
   }
 
-  /** @internal Send a request once; without a connection it is lost. @param {string} type @param {string} channel @param {Fields} fields */
+  /** @internal Send a request once; without a connection it is lost. @param {string} type @param {string} channel @param {Fields} [fields] */
   sendOnce(type, channel, fields) {
     const frame = { ...fields, type, ref: this.nextRef(), channel }
     if (this.isHttp) withFallback((fallback) => fallback.sendOne(this, frame))
@@ -257,7 +275,7 @@ export class Client extends Observable {
   opened(connection) {
     this.#worked.add(connection.transport)
     this.#error = null
-    for (const channel of connection.channels) channel.renewPresence()
+    for (const channel of connection.channels) channel.presence.renew()
     this.requests.sendAll()
     this.notify()
     // Load it now, while the server can be reached: another network may block WebSockets, and a later release may not
@@ -286,13 +304,14 @@ export class Client extends Observable {
    * @internal
    */
   retryOf(connection, error) {
-    if (error instanceof HoldfastError && !isTemporary(error)) this.explain(error)
+    const isExplained = error instanceof HoldfastError && !isTemporary(error)
+    if (isExplained) this.explain(error)
     else if (!connection.isReached) void this.#probe()
     const { transport } = connection
     const retry = () => connection.start()
     if (!this.#isFree || !this.channels.size || transport.Socket) return retry
     if (transport === WEBSOCKET) {
-      const isBlocked = !connection.isReached && (!this.#worked.has(WEBSOCKET) || connection.attempt >= SOCKET_TRIES)
+      const isBlocked = !isExplained && !connection.isReached && (!this.#worked.has(WEBSOCKET) || connection.attempt >= SOCKET_TRIES)
       return isBlocked ? void this.use(STREAM, connection.attempt) : retry
     }
     if (connection.isBuffered && transport === STREAM) return void this.use(POLL)
@@ -301,10 +320,10 @@ export class Client extends Observable {
     return isBest ? retry : () => this.use(WEBSOCKET, connection.attempt)
   }
 
-  /** @internal @param {Channel} channel */
+  /** @internal @param {Channel<any, any>} channel */
   leave(channel) {
     this.channels.delete(channel.name)
-    this.send(JSON.stringify({ type: "detach", ref: this.nextRef(), channel: channel.name }))
+    if (!this.isHttp) this.sendOnce("detach", channel.name)
     for (const connection of this.#connections) if (connection.channel === channel) connection.stop()
     this.#connections = this.#connections.filter((connection) => connection.channel !== channel)
   }
@@ -332,8 +351,7 @@ export class Client extends Observable {
   /** Use a better transport if it works now. The present one stays in use until a WebSocket has opened. */
   #climb() {
     const before = this.#transport
-    const isCurrent = () => this.#transport === before && this.state !== "closed" && this.state !== "suspended"
-    const next = (/** @type {boolean} */ isOpen) => isCurrent() && this.use(isOpen ? WEBSOCKET : before === POLL ? STREAM : before)
+    const next = (/** @type {boolean} */ isOpen) => this.#transport === before && this.use(isOpen ? WEBSOCKET : before === POLL ? STREAM : before)
     withFallback((fallback) => fallback.tryWebSocket(this, next))
   }
 
@@ -343,7 +361,7 @@ export class Client extends Observable {
     else for (const connection of this.#connections) connection.wake()
   }
 
-  /** @param {Channel} channel */
+  /** @param {Channel<any, any>} channel */
   #stream(channel) {
     const connection = new Connection(this, channel, this.#transport)
     this.#connections.push(connection)
@@ -366,11 +384,12 @@ export class Client extends Observable {
     // Loaded on demand, because few pages ever need it. If loading fails, the next failure tries again.
     const error = await import("./probe.js").then(({ diagnose }) => diagnose(this.base, this.fetch)).catch(() => null)
     this.#isProbing = false
-    if (error && !this.#worked.size && this.state !== "closed") this.explain(error)
+    if (error && !this.#worked.size) this.explain(error)
   }
 
-  /** @internal @param {HoldfastError} error */
+  /** @internal Say why the client is not live. @param {HoldfastError} error */
   explain(error) {
+    if (this.state === "closed") return
     this.#error = error
     this.#warn(error)
     this.notify()

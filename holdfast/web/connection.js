@@ -9,7 +9,7 @@
 import { refusal } from "./errors.js"
 
 /** @typedef {import("./client.js").Client} Client */
-/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /**
  * @typedef {object} Transport
  * @property {import("./client.js").TransportName | "tab"} name
@@ -93,8 +93,6 @@ export class Connection {
     this.#retry = undefined
     this.retryAt = null
     this.isReached = false
-    this.received()
-    this.#watch()
     const token = this.transport.Socket ? undefined : this.client.token.get()
     if (!(token instanceof Promise)) return this.#dial(token)
     const dial = this.#dials
@@ -164,6 +162,8 @@ export class Connection {
 
   /** @param {string | undefined} token */
   #dial(token) {
+    this.received()
+    this.#watch()
     try {
       this.#release = this.transport.dial(this, token)
     } catch (error) {

@@ -12,7 +12,7 @@
 
 import { shownMessage } from "./snapshot.js"
 
-/** @typedef {import("./snapshot.js").Message} Message */
+/** @typedef {import("./snapshot.js").Message<any, any>} Message */
 
 export class Conversation {
   /** All messages in order, the unsent ones at the end. @type {readonly Message[]} */

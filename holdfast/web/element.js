@@ -26,6 +26,8 @@ export class HoldfastChat extends Base {
   strings = {}
   /** Draws a part of a message, or returns null for the usual form. @type {((part: object, message: object) => Node | null) | null} */
   renderPart = null
+  /** Draws a formula, or returns null for its source. @type {((tex: string, isBlock: boolean) => Node | null) | null} */
+  renderMath = null
 
   /** @type {import("./chat_panel.js").Panel | null} */
   #panel = null

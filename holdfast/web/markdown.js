@@ -6,17 +6,21 @@
  * is cut after 16,384 characters. The nodes of an answer do not depend on the pieces in which it came.
  *
  * @import { Environment, Token } from "./vendor/markdown.js"
- * @import { MarkdownOptions } from "./markdown_nodes.js"
+ * @import { DrawOptions, MarkdownOptions } from "./markdown_nodes.js"
  */
 import { element } from "./chat_nodes.js"
+import { highlight } from "./markdown_code.js"
 import { appendBlocks, appendInline, codeBlock, loosen, MAX_INLINE, visible } from "./markdown_nodes.js"
 import { parseBlocks } from "./markdown_parser.js"
 import { repaired } from "./markdown_repair.js"
 
 const LONG = 4_096 // length of a list or table, in characters, from which its finished items or rows become final
 const BLOCKS_OF_CHUNK = 50
+const MAX_BLOCK = 16_384 // characters of a list item, a quote or another block that is not cut elsewhere
 const MAX_INFO = 1_000 // longest first line of a code fence that is drawn line by line, in characters
 const FILLER = "x" // put before the rest of a long paragraph, so that the rest does not look like another kind of block
+const ANY = "\n" // stands for labels over several lines
+const LABEL = /(^[ \t>]*)?\[((?:[^\[\]\\]|\\[^])+)\](:?)/gm
 const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
 
 /** @typedef {{ tokens: Token[], start: number, end: number }} Block a block of the outermost level, and its place in the parsed text */
@@ -24,7 +28,7 @@ const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
 /**
  * A fence without an end so far. `partial` is the end of its text that may still change.
  *
- * @typedef {{ text: Text, indent: RegExp, end: RegExp, isEmpty: boolean, partial: string }} OpenFence
+ * @typedef {{ code: Element, language: string, text: Text, indent: RegExp, end: RegExp, isEmpty: boolean, partial: string }} OpenFence
  */
 
 /**
@@ -38,6 +42,9 @@ export class GrowingMarkdown {
   constructor(root, options = {}) {
     this.root = root
     this.options = options
+    this.hasFormulas = Boolean(options.renderMath)
+    /** @type {DrawOptions} */
+    this.final = { ...options, isFinal: true }
     this.#restart(Object.create(null))
   }
 
@@ -46,9 +53,12 @@ export class GrowingMarkdown {
   #text = "" // … this text, whose line breaks are all line feeds
   #isOver = false
   #at = 0 // offset from which the text is not final
-  #count = 0 // number of child nodes of blocks that are final or begin with final text
+  #count = 0 // number of child nodes of blocks that are final or begin with final text …
+  #begun = -1 // … and where the last of them begins
   /** Definitions in final text. @type {NonNullable<Environment["references"]>} */
   #references = {}
+  /** Labels in final text that may be links, once they are defined. @type {Set<string>} */
+  #labels = new Set()
   #isLate = false // True: a link definition came after text that may use it
   /** @type {OpenFence | null} */
   #fence = null
@@ -73,6 +83,15 @@ export class GrowingMarkdown {
     }
   }
 
+  /** Draw again what the option `between` returns for places from `at` on. @param {number} at */
+  redraw(at) {
+    const text = this.#given
+    const isOver = this.#isOver
+    if (at > this.#begun) return this.#draw()
+    this.#clear()
+    this.update(text, isOver)
+  }
+
   #clear() {
     this.#given = this.#text = ""
     this.#taken = 0
@@ -84,8 +103,10 @@ export class GrowingMarkdown {
     this.root.replaceChildren(this.#tail)
     this.#tail.replaceChildren()
     this.#count = 0
+    this.#begun = -1
     this.#at = 0
     this.#references = references
+    this.#labels = new Set()
     this.#isLate = false
     this.#fence = this.#open = null
   }
@@ -93,7 +114,8 @@ export class GrowingMarkdown {
   #draw() {
     while (this.#advance()) { /* each step makes some of the text final */ }
     this.#drawTail()
-    if (this.#isOver) this.#tail.remove()
+    if (this.#isOver && !this.#tail.hasChildNodes()) this.#tail.remove()
+    else if (!this.#tail.parentNode) this.root.append(this.#tail)
   }
 
   // -- final text
@@ -106,11 +128,15 @@ export class GrowingMarkdown {
     const { text, blocks, env } = this.#parse(this.#text.slice(this.#at))
     const shift = this.#at - (text.length - (this.#text.length - this.#at))
     const count = this.#countFinal(blocks, text)
+    const tooFar = this.#open ? 0 : this.#cutAfter(text, 0, blocks[0]?.start ?? this.#stable(text))
+    if (tooFar) return this.#moveTo(shift + tooFar) // definitions and blank lines
     for (let n = 0; n < blocks.length; n++) {
       const { start, end } = blocks[n]
-      if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + end, env)
+      if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + start, shift + end, env)
+      const to = this.#cutWithin(blocks[n], text, blocks[n + 1]?.start ?? this.#stable(text))
+      if (to) return n > 0 ? this.#moveTo(shift + start) : this.#finishUntil(shift + to)
       if (n >= count) break
-      this.#finish(blocks[n], env)
+      this.#finish(blocks[n], shift, env)
     }
     if (this.#isOver) return this.#moveTo(this.#text.length)
     if (count > 0) return this.#moveTo(shift + blocks[count].start)
@@ -121,43 +147,101 @@ export class GrowingMarkdown {
   #parse(tail) {
     const text = (this.#open?.prefix ?? "") + tail
     /** @type {Environment} */
-    const env = { references: Object.create(this.#references) }
+    const env = { references: Object.create(this.#references), hasFormulas: this.hasFormulas }
     return { text, env, blocks: outermost(parseBlocks(text, env), text) }
+  }
+
+  /** Return how much of `text` later text does not divide into other blocks. @param {string} text */
+  #stable(text) {
+    return this.#isOver ? text.length : text.lastIndexOf("\n", text.lastIndexOf("\n") - 1) + 1
+  }
+
+  /** Return where a line ends in time if `text` from `start` to `end` is too long for one step; or 0. @param {string} text @param {number} start @param {number} end */
+  #cutAfter(text, start, end) {
+    if (end - start <= MAX_BLOCK) return 0
+    const before = text.lastIndexOf("\n", start + MAX_BLOCK) + 1
+    const at = before > start ? before : text.indexOf("\n", start + MAX_BLOCK) + 1
+    return at < end ? at : 0
+  }
+
+  /** Return where a block that ends at `end`, or one of its items, is cut since it is too long; or 0. @param {Block} block @param {string} text @param {number} end */
+  #cutWithin(block, text, end) {
+    if (end - block.start <= MAX_BLOCK || block.tokens[0].type === "table_open") return 0
+    const begins = [...childrenOf(block, text).map(({ at }) => at), end]
+    if (begins.length === 1) begins.unshift(block.start)
+    for (let n = 1; n < begins.length; n++) {
+      const at = this.#cutAfter(text, begins[n - 1], begins[n])
+      if (at) return at
+    }
+    return 0
+  }
+
+  /** Draw all text before `to` for the last time; behind it begins another block. @param {number} to */
+  #finishUntil(to) {
+    const { text, blocks, env } = this.#parse(this.#text.slice(this.#at, to))
+    for (const block of blocks) this.#finish(block, to - text.length, env)
+    this.#open = null
+    return this.#moveTo(to)
   }
 
   /** Return how many blocks are final. @param {Block[]} blocks @param {string} text */
   #countFinal(blocks, text) {
     const count = blocks.length
     if (this.#isOver || count === 0) return count
-    const isLineComplete = text.indexOf("\n", blocks[count - 1].start) >= 0
-    return Math.max(0, count - (isLineComplete ? 1 : 2))
+    const { start, tokens } = blocks[count - 1]
+    const lineEnd = text.indexOf("\n", start)
+    // A row below a header may still turn out not to belong to a table.
+    const isCertain = lineEnd >= 0 && (tokens[0].type !== "table_open" || text.includes("\n", lineEnd + 1))
+    return Math.max(0, count - (isCertain ? 1 : 2))
   }
 
   /** Let the text that is not final begin at `at`, and keep the definitions before it. Return whether text is left. @param {number} at */
   #moveTo(at) {
-    const passed = this.#text.slice(this.#at, at)
+    this.#define(this.#text.slice(this.#at, at))
     this.#at = at
-    if (passed.includes("]:")) {
-      const before = Object.keys(this.#references).length
-      parseBlocks(passed, { references: this.#references })
-      this.#isLate ||= Object.keys(this.#references).length > before
-    }
     return at < this.#text.length
   }
 
-  /** Draw a block for the last time. @param {Block} block @param {Environment} env */
-  #finish(block, env) {
+  /** Keep the definitions in `passed`, and note whether text before them may use one. @param {string} passed */
+  #define(passed) {
+    /** @type {NonNullable<Environment["references"]>} */
+    const found = Object.create(null)
+    if (passed.includes("]:")) parseBlocks(passed, { references: found, hasFormulas: this.hasFormulas })
+    const defined = new Set()
+    for (const [, start, label, colon] of passed.matchAll(LABEL)) {
+      const name = label.includes("\n") ? ANY : normalized(label)
+      const isDefinition = start !== undefined && colon && name in found && !defined.has(name)
+      if (isDefinition) defined.add(name)
+      else this.#labels.add(name)
+    }
+    for (const [name, reference] of Object.entries(found)) {
+      if (name in this.#references) continue
+      this.#references[name] = reference
+      this.#isLate ||= this.#labels.has(name) || this.#labels.has(ANY)
+    }
+  }
+
+  /** Draw a block for the last time. @param {Block} block @param {number} shift from the parsed text to the whole text @param {Environment} env */
+  #finish(block, shift, env) {
     const open = this.#open
     if (open) {
       this.#appendRest(open, block, env)
       this.#open = null
-    } else appendBlocks(block.tokens, this.#place(), env, this.options)
+    } else appendBlocks(block.tokens, this.#place(shift + block.start), env, this.final)
   }
 
-  /** Return the parent of the next block. */
-  #place() {
+  /** Return the parent of the next block, which begins at `at`. @param {number} at */
+  #place(at) {
     if (this.#count++ % BLOCKS_OF_CHUNK === 0) this.#tail.before(element("div", { class: "chunk" }))
-    return /** @type {Element} */ (this.#tail.previousSibling)
+    const chunk = /** @type {Element} */ (this.#tail.previousSibling)
+    this.#begun = this.#begin(chunk, this.#begun, at)
+    return chunk
+  }
+
+  /** Append to `parent` what the page shows before the block that begins at `to`. @param {ParentNode} parent @param {number} from where the block before it begins @param {number} to */
+  #begin(parent, from, to) {
+    parent.append(...(this.options.between?.(from, to) ?? []))
+    return to
   }
 
   // -- fences
@@ -168,8 +252,10 @@ export class GrowingMarkdown {
     if (!match) return false
     const [line, indent, mark, info] = match
     const block = codeBlock(info, this.options)
-    this.#place().appendChild(block.node)
+    this.#place(this.#at).appendChild(block.node)
     this.#fence = {
+      code: block.code,
+      language: block.language,
       text: block.code.appendChild(document.createTextNode("")),
       indent: new RegExp(`^ {0,${indent.length}}`),
       end: new RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*$`),
@@ -206,20 +292,21 @@ export class GrowingMarkdown {
     fence.partial = partial
     if (!isEnd && !this.#isOver) return false
     this.#fence = null
+    highlight(fence.code, fence.language)
     return this.#at < this.#text.length
   }
 
   // -- other long blocks
 
-  /** Draw the first 16,384 characters of a longer paragraph, which ends at `to`, for the last time. @param {number} to @param {Environment} env */
-  #cut(to, env) {
-    const text = this.#text.slice(this.#at, Math.min(to, this.#at + MAX_INLINE))
+  /** Draw the first 16,384 characters of a longer paragraph, from `start` to `end`, for the last time. @param {number} start @param {number} end @param {Environment} env */
+  #cut(start, end, env) {
+    const text = this.#text.slice(this.#at, Math.min(end, this.#at + MAX_INLINE))
     const space = text.search(/\s\S*$/)
     const half = /[\ud800-\udbff]$/.test(text) ? 1 : 0
     const shown = space > 0 ? text.slice(0, space + 1) : text.slice(0, text.length - half)
-    const open = (this.#open ??= { kind: "paragraph", node: this.#place().appendChild(element("p", { dir: "auto" })), prefix: FILLER, count: 0, isLoose: false })
+    const open = (this.#open ??= { kind: "paragraph", node: this.#place(start).appendChild(element("p", { dir: "auto" })), prefix: FILLER, count: 0, isLoose: false })
     dropAfter(open.node, open.count)
-    appendInline(shown, open.node, env, this.options)
+    appendInline(shown, open.node, env, this.final)
     open.count = open.node.childNodes.length
     return this.#moveTo(this.#at + shown.length)
   }
@@ -230,26 +317,22 @@ export class GrowingMarkdown {
    * @param {Block} block the first one @param {string} text the parsed text @param {number} shift from it to the whole text @param {Environment} env
    */
   #freeze(block, text, shift, env) {
-    const child = block.tokens[0].type === "table_open" ? "tr_open" : /_list_open$/.test(block.tokens[0].type) ? "list_item_open" : ""
-    if (!child || block.end - block.start < LONG) return false
-    const begins = []
-    for (const [index, token] of block.tokens.entries()) {
-      if (token.type === child && token.level === (child === "tr_open" ? 2 : 1)) begins.push({ index, at: lineStart(text, token.map?.[0] ?? 0) })
-    }
-    if (child === "tr_open") begins.shift() // leave out the row of the header
+    if (block.end - block.start < LONG) return false
+    const begins = childrenOf(block, text)
+    if (block.tokens[0].type === "table_open") begins.shift() // leave out the row of the header
     const next = begins[begins.length - 1] // an item or row is final when the next one has begun
     if (!next || next === begins[0]) return false
     const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
     if (this.#open) this.#appendRest(this.#open, done, env, block)
-    else this.#openBlock(done, block, text, env)
+    else this.#openBlock(done, block, text, shift, env)
     this.#moveTo(shift + next.at)
     return false
   }
 
-  /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {Environment} env */
-  #openBlock(done, block, text, env) {
-    const place = this.#place()
-    appendBlocks(done.tokens, place, env, this.options)
+  /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {number} shift @param {Environment} env */
+  #openBlock(done, block, text, shift, env) {
+    const place = this.#place(shift + block.start)
+    appendBlocks(done.tokens, place, env, this.final)
     const node = /** @type {Element} */ (place.lastChild)
     if (node.nodeName === "TABLE") {
       const prefix = text.slice(block.start, lineStart(text, (block.tokens[0].map?.[0] ?? 0) + 2))
@@ -267,19 +350,19 @@ export class GrowingMarkdown {
    */
   #appendRest(open, block, env, whole = block) {
     dropAfter(open.node, open.count)
-    this.#appendInside(open, block, open.node, env, whole)
+    this.#appendInside(open, block, open.node, env, this.final, whole)
     open.count = open.node.childNodes.length
   }
 
-  /** Append to `parent` the nodes that continue the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {Block} whole */
-  #appendInside(open, block, parent, env, whole = block) {
+  /** Append to `parent` the nodes that continue the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {DrawOptions} options @param {Block} whole */
+  #appendInside(open, block, parent, env, options, whole = block) {
     if (open.kind === "paragraph") {
       const inline = block.tokens.find((token) => token.type === "inline")
-      appendInline(inline?.content.slice(FILLER.length) ?? "", parent, env, this.options)
+      appendInline(inline?.content.slice(FILLER.length) ?? "", parent, env, options)
     } else if (open.kind === "table") {
       const first = block.tokens.findIndex((token) => token.type === "tbody_open")
       const last = block.tokens.findIndex((token) => token.type === "tbody_close")
-      if (first >= 0) appendBlocks(block.tokens.slice(first + 1, last < 0 ? undefined : last), parent, env, this.options)
+      if (first >= 0) appendBlocks(block.tokens.slice(first + 1, last < 0 ? undefined : last), parent, env, options)
     } else {
       const isBlankBefore = /\n[ \t]*\n$/.test(this.#text.slice(0, this.#at).slice(-MAX_INFO))
       const hasParagraphs = open.isLoose || isBlankBefore || isLoose(whole)
@@ -288,7 +371,7 @@ export class GrowingMarkdown {
         open.isLoose = true
       }
       const items = block.tokens.slice(1, /_list_close$/.test(block.tokens[block.tokens.length - 1].type) ? -1 : undefined)
-      appendBlocks(items, parent, env, this.options, hasParagraphs)
+      appendBlocks(items, parent, env, options, hasParagraphs)
     }
   }
 
@@ -297,16 +380,26 @@ export class GrowingMarkdown {
   #drawTail() {
     const open = this.#open
     const text = this.#fence ? "" : this.#text.slice(this.#at) // an open fence draws its own lines
-    const { blocks, env } = this.#parse(this.#isOver ? text : repaired(text))
+    const { blocks, env } = this.#parse(this.#isOver ? text : repaired(text, this.hasFormulas))
     const inside = document.createDocumentFragment()
     const outside = document.createDocumentFragment()
+    const shift = this.#at - (open?.prefix.length ?? 0)
+    let begun = this.#begun
     for (const [n, block] of blocks.entries()) {
-      if (n > 0 || !open) appendBlocks(block.tokens, outside, env, this.options)
-      else this.#appendInside(open, block, inside, env)
+      if (n > 0 || !open) {
+        begun = this.#begin(outside, begun, shift + block.start)
+        appendBlocks(block.tokens, outside, env, this.options)
+      } else this.#appendInside(open, block, inside, env, this.options)
     }
+    this.#begin(outside, begun, this.#given.length)
     if (open) patch(open.node, open.count, inside)
     patch(this.#tail, 0, outside)
   }
+}
+
+/** Return the name under which markdown-it keeps the address of `label`. @param {string} label */
+function normalized(label) {
+  return label.trim().replace(/\s+/g, " ").toLowerCase().toUpperCase()
 }
 
 /** Group tokens by the blocks of the outermost level. @param {Token[]} tokens @param {string} text @returns {Block[]} */
@@ -340,6 +433,23 @@ function lineStart(text, line, at = 0) {
 /** @param {Block} block */
 function isLongParagraph({ tokens: [first], start, end }) {
   return end - start > MAX_INLINE && (first.type === "paragraph_open" || (first.type === "heading_open" && first.markup !== "#".repeat(first.markup.length)))
+}
+
+/** Return the items of a list or the rows of a table: the number of their first token, and where they begin. @param {Block} block @param {string} text */
+function childrenOf(block, text) {
+  const isTable = block.tokens[0].type === "table_open"
+  const [type, level] = isTable ? ["tr_open", 2] : ["list_item_open", 1]
+  const begins = []
+  let at = 0
+  let line = 0
+  for (const [index, token] of block.tokens.entries()) {
+    if (token.type !== type || token.level !== level) continue
+    const first = token.map?.[0] ?? 0
+    at = lineStart(text, first - line, at)
+    line = first
+    begins.push({ index, at })
+  }
+  return begins
 }
 
 /** @param {Block} list */

@@ -3,15 +3,24 @@
  *
  * @import { Environment, Token } from "./vendor/markdown.js"
  */
-import { element } from "./chat_nodes.js"
+import { element, report } from "./chat_nodes.js"
+import { highlight } from "./markdown_code.js"
 import { parseInline } from "./markdown_parser.js"
 
 /**
+ * `between` returns new nodes to show between two blocks of the outermost level that begin at `from` and at `to` of the text.
+ * `from` is -1 before the first block, and `to` the length of the text after the last one. It gives equal nodes each time.
+ * `renderMath` returns a new node for a formula, or null to show its source.
+ *
  * @typedef {{
  *   images?: "link" | "same-origin",
  *   copyLabel?: string,
+ *   between?: (from: number, to: number) => Node[],
+ *   renderMath?: ((tex: string, isBlock: boolean) => Node | null) | null,
  * }} MarkdownOptions
  */
+
+/** Options for one drawing: `isFinal` if it is the last one of its nodes. @typedef {MarkdownOptions & { isFinal?: boolean }} DrawOptions */
 
 // longest paragraph, in characters, whose inline Markdown is parsed; inside another block a longer one is shown as text
 export const MAX_INLINE = 16_384
@@ -23,7 +32,7 @@ const TASK = /^\[([ xX])\]\s+/
 /**
  * Append the nodes of `tokens` to `parent`. With `isLoose`, the items of the outermost list have paragraphs.
  *
- * @param {Token[]} tokens @param {Node} parent @param {Environment} env @param {MarkdownOptions} options @param {boolean} [isLoose]
+ * @param {Token[]} tokens @param {Node} parent @param {Environment} env @param {DrawOptions} options @param {boolean} [isLoose]
  */
 export function appendBlocks(tokens, parent, env, options, isLoose = false) {
   /** @type {Node[]} */
@@ -39,7 +48,9 @@ export function appendBlocks(tokens, parent, env, options, isLoose = false) {
       const block = codeBlock(token.info, options)
       block.code.append(visible(token.content.replace(/\n$/, "")))
       top.appendChild(block.node)
+      if (options.isFinal) highlight(block.code, block.language)
     } else if (token.type === "hr") top.appendChild(document.createElement("hr"))
+    else if (token.type === "formula") top.appendChild(formula(token.content, "div", options))
     else top.appendChild(document.createTextNode(token.content))
   }
 }
@@ -68,7 +79,7 @@ export function codeBlock(info, options) {
   const code = element("code", {})
   const copy = element("button", { class: "copy", type: "button" }, options.copyLabel ?? "Copy")
   const head = element("div", { class: "code-head" }, element("span", {}, language), copy)
-  return { node: element("div", { class: "code" }, head, element("pre", {}, code)), code }
+  return { node: element("div", { class: "code" }, head, element("pre", {}, code)), code, language }
 }
 
 /** Show characters that change the direction of code as their numbers. @param {string} text */
@@ -122,7 +133,21 @@ function appendInlineToken(token, stack, options) {
   else if (token.type === "code_inline") top.appendChild(element("code", {}, visible(token.content)))
   else if (token.type === "hardbreak") top.appendChild(document.createElement("br"))
   else if (token.type === "image") top.appendChild(image(token, options))
+  else if (token.type === "formula") top.appendChild(formula(token.content, "span", options))
   else appendText(top, token.type === "softbreak" ? "\n" : token.content)
+}
+
+/** Return the app's node for a formula, or the formula as it is written. @param {string} source @param {"div" | "span"} name @param {MarkdownOptions} options */
+function formula(source, name, { renderMath }) {
+  const [start, end] = source.startsWith("$") && !source.startsWith("$$") ? [1, -1] : [2, -2]
+  /** @type {Node | null | undefined} */
+  let own
+  try {
+    own = renderMath?.(source.slice(start, end).trim(), source.startsWith("$$") || source.startsWith("\\["))
+  } catch (error) {
+    report(`<holdfast-chat> renderMath failed for ${source}: ${error}`)
+  }
+  return element(name, { class: "math" }, own ?? source)
 }
 
 /** @param {Node} parent @param {string} text */

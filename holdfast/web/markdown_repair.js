@@ -8,19 +8,41 @@ const FENCE_LINE = /^[ \t>]*(`{3,}|~{3,})/
 const OPENER = /^[ \t>]*([-+*]|\d{1,9}[.)]?|#{1,6}|[-+*][ \t]+\[[ xX]?\]?|[-=*_]{2,}|[`~]{1,}[^`\n]*|\[[^\]]*\]:.*)[ \t]*$/
 const ROWS = /(^|\n)([ \t>]*\|.*\n)*[ \t>]*\|.*$/
 const DELIMITER = /^[ \t>]*\|[-: |]*$/
+const FORMULA = /(^|\n)[ \t>]*(\$\$|\\\[)/g
+const MAX_FORMULA = 4_000 // characters
+const MAX_REPAIRED = 16_384 // characters: a longer paragraph is text
+const MAX_OPEN = 20 // marks; more are not nested
 const BREAK = /\n[ \t>]*(?=\n)|\n(?=[ \t>]*([-+*]|\d{1,9}[.)]|#{1,6})[ \t])/g
 
-/** Return `text` as it is shown while more of it may come. @param {string} text */
-export function repaired(text) {
+/** Return `text` as it is shown while more of it may come. @param {string} text @param {boolean} hasFormulas */
+export function repaired(text, hasFormulas) {
   const at = text.lastIndexOf("\n") + 1
   const line = text.slice(at)
   if (isInFence(text.slice(0, at))) return /^[ \t>]*[`~]+[ \t]*$/.test(line) ? text.slice(0, at) : text
+  if (hasFormulas) text = withoutOpenFormula(text)
   if (OPENER.test(line)) return text.slice(0, at)
   const rows = ROWS.exec(text)
   if (rows && !isTable(rows[0].trimStart().split("\n"))) return text.slice(0, rows.index + rows[1].length)
   let start = 0
   for (const { index } of text.matchAll(BREAK)) start = index + 1
   return text.slice(0, start) + closed(text.slice(start))
+}
+
+/** Leave out a formula that may still end. @param {string} text */
+function withoutOpenFormula(text) {
+  const skipped = Math.max(0, text.length - MAX_FORMULA)
+  const end = text.slice(skipped)
+  const inline = end.lastIndexOf("\\(")
+  if (inline >= 0 && !end.includes("\\)", inline)) return text.slice(0, skipped + inline)
+  let at = -1
+  for (const { index, 0: found, 2: mark } of end.matchAll(FORMULA)) {
+    if (at >= 0 && index < at) continue // the end of the one before
+    const rest = end.slice(index + found.length)
+    const close = rest.indexOf(mark === "$$" ? mark : "\\]")
+    if (close < 0 && !/\n[ \t>]*\n/.test(rest)) return text.slice(0, skipped + index)
+    at = index + found.length + close + 2
+  }
+  return text
 }
 
 /** @param {string} text complete lines */
@@ -42,6 +64,7 @@ function isTable(rows) {
 
 /** Close the inline marks that are open in `text`, the last paragraph. @param {string} text */
 function closed(text) {
+  if (text.length > MAX_REPAIRED) return text
   text = text.replace(/(\\|&[a-z\d#]*)$/i, "") // remove half of an escape, or of a character reference such as `&amp;`
   const { code } = openMarks(text)
   if (code) return text.endsWith(code) ? text.slice(0, -code.length) : text + code
@@ -96,5 +119,5 @@ function toggle(open, mark, before, after) {
     toggle(open, mark[0], before, after)
   } else if (closes && open[open.length - 1] === mark) open.pop()
   else if (closes && open.includes(mark)) open.splice(open.indexOf(mark))
-  else if (opens || after === "") open.push(mark)
+  else if ((opens || after === "") && open.length < MAX_OPEN) open.push(mark)
 }

@@ -4,7 +4,7 @@
  * Each is in the browser's storage before `send` returns, so that a reload sends it again, under the same id. A refused
  * message stays, with its error, until the app retries or discards it. With an `identity` the storage is shared by all
  * tabs (`localStorage`), else it is the tab's own (`sessionStorage`). An entry belongs to the client id that the server
- * confirms: the messages of another person are neither shown nor sent.
+ * confirms: the messages of another person are neither shown nor sent. A message that one tab discards leaves all tabs.
  * @module
  */
 
@@ -12,8 +12,13 @@ import { isTemporary, refusal } from "./errors.js"
 
 /** @typedef {import("./view.js").Message} Message */
 /** @typedef {import("./errors.js").HoldfastError} HoldfastError */
-/** @typedef {import("./channel.js").Channel} Channel */
-/** @typedef {{ text?: string, parts?: import("./view.js").Part[], meta?: Readonly<Record<string, unknown>>, parent?: string | null, reply_to?: string }} Draft */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
+/**
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {{ text?: string, parts?: readonly import("./view.js").Part<Data>[], meta?: Readonly<Partial<Meta>>,
+ *   parent?: string | null, reply_to?: string }} Draft
+ */
 /** @typedef {{ code: string, detail: string }} Refusal */
 /**
  * @typedef {object} Entry
@@ -73,7 +78,7 @@ export class Outbox {
   async deliver(channel, id) {
     for (;;) {
       const entry = this.entries.get(id)
-      if (!entry) throw refusal("discarded", `message ${id} was discarded before it was sent`)
+      if (!entry) throw discarded(id)
       try {
         const { message } = await channel.create({ ...entry.draft, id, role: "user" })
         this.#storage?.removeItem(this.prefix + id)
@@ -82,7 +87,7 @@ export class Outbox {
       } catch (error) {
         const { code, message } = /** @type {HoldfastError} */ (error)
         if (code === "closed" || !this.entries.has(id)) throw error
-        if (!isTemporary({ code })) {
+        if (!isTemporary(/** @type {HoldfastError} */ (error))) {
           this.#put({ ...entry, error: { code, detail: message } })
           throw error
         }
@@ -97,10 +102,10 @@ export class Outbox {
     if (entry) this.#put({ ...entry, error: undefined })
   }
 
-  /** @param {string} id */
+  /** Remove a message that is not stored yet, from all tabs. @param {string} id */
   remove(id) {
-    this.entries.delete(id)
-    this.#storage?.removeItem(this.prefix + id)
+    this.drop(id)
+    this.client.sharing?.discarded(id)
   }
 
   /** Remove the messages of this person, because the person signs out. */
@@ -112,6 +117,13 @@ export class Outbox {
   /** Make this client the owner of the entries without one, because the server has confirmed its id. */
   claim() {
     for (const entry of this.entries.values()) if (entry.by === undefined && !entry.stored) this.#put({ ...entry, by: this.client.id })
+  }
+
+  /** Remove a message from this tab, and do not send a request that waits. @param {string} id */
+  drop(id) {
+    const { requests } = this.client
+    if (this.entries.delete(id)) this.#storage?.removeItem(this.prefix + id)
+    for (const [ref, { frame }] of requests.pending) if (frame.id === id && frame.type === "create") requests.settle(ref, discarded(id))
   }
 
   /** @param {Entry} entry */
@@ -128,9 +140,10 @@ export class Outbox {
     const found = []
     let damage
     for (const key of Object.keys(this.#storage ?? {})) {
-      if (!key.startsWith(this.prefix)) continue
+      const text = key.startsWith(this.prefix) && this.#storage?.getItem(key)
+      if (!text) continue // empty: another tab removes it now
       try {
-        const entry = JSON.parse(this.#storage?.getItem(key) ?? "")
+        const entry = JSON.parse(text)
         if (this.prefix + entry.id !== key || !(entry.at > 0 && Object.keys(entry.draft)[0])) throw key
         found.push(entry)
       } catch (error) {
@@ -142,6 +155,9 @@ export class Outbox {
     for (const entry of found.sort((a, b) => a.at - b.at)) this.entries.set(entry.id, entry)
   }
 }
+
+/** @param {string} id */
+const discarded = (id) => refusal("discarded", `message ${id} was discarded before it was sent`)
 
 /** @param {unknown} why */
 function failed(why) {

@@ -10,7 +10,7 @@ const WAIT_S = 25 // time that a poll waits at the server; the client gives up 1
 /** @param {import("./connection.js").Connection} connection @param {string | undefined} token @param {AbortController} stop */
 export function dial(connection, token, stop) {
   const { client } = connection
-  const channel = /** @type {import("./channel.js").Channel} */ (connection.channel)
+  const channel = /** @type {import("./channel.js").Channel<any, any>} */ (connection.channel)
   channel.attaching()
 
   const read = async () => {

@@ -8,6 +8,7 @@
 
 import { HoldfastError, refusal } from "./errors.js"
 
+const PROTOCOL = 1
 const PROBE_MS = 3_000
 const REPORT_MS = 50 // time to wait for the report of a policy violation, which the browser sends in a later task
 
@@ -31,6 +32,9 @@ export async function diagnose(base, fetch) {
   try {
     const response = await fetch(address, { signal: AbortSignal.timeout(PROBE_MS), cache: "no-store" })
     const body = await response.json().catch(() => ({}))
+    if (body?.server === "holdfast" && body.protocol !== PROTOCOL) {
+      return refusal("unsupported_protocol", `${base} speaks protocol ${body.protocol}, this client ${PROTOCOL}: use the client of the server's release, for example ${base}/web/client.js`)
+    }
     if (body?.server === "holdfast") return body.problem ? new HoldfastError(body.problem.code, body.problem) : null
     if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} got status ${response.status}`, body)
     return refusal("not_holdfast", `${base} responds (status ${response.status}), but not as a Holdfast server: is it mounted at another path?`)

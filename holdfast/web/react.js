@@ -11,15 +11,27 @@ import { createContext, createElement, useContext, useEffect, useSyncExternalSto
 
 /** @typedef {import("./client.js").Client} Client */
 /** @typedef {import("./client.js").Status} Status */
-/** @typedef {import("./channel.js").Channel} Channel */
-/** @typedef {import("./channel.js").Snapshot} Snapshot */
-/** @typedef {import("./snapshot.js").Message} Message */
+/**
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {import("./channel.js").Channel<Meta, Data>} Channel
+ */
+/**
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {import("./channel.js").Snapshot<Meta, Data>} Snapshot
+ */
+/**
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {import("./snapshot.js").Message<Meta, Data>} Message
+ */
 
 const CLOSE_MS = 1_000
 const Context = createContext(/** @type {Client | null} */ (null))
-/** @type {readonly Message[]} */
+/** @type {readonly Message<any, any>[]} */
 const NO_MESSAGES = []
-/** @type {Snapshot} */
+/** @type {Snapshot<any, any>} */
 const EMPTY = {
   messages: NO_MESSAGES, all: NO_MESSAGES, streaming: NO_MESSAGES, hasOlder: false, more: false,
   presence: { members: [], count: 0 }, commands: [], replied: [], typing: [], unread: 0, isFromCache: false, you: null, state: "connecting", error: null, lastCatchUp: null,
@@ -27,7 +39,7 @@ const EMPTY = {
 }
 
 /** @typedef {{ count: number, timer?: ReturnType<typeof setTimeout> }} Use */
-/** @type {WeakMap<Channel, Use>} number of mounted components that use a channel */
+/** @type {WeakMap<Channel<any, any>, Use>} number of mounted components that use a channel */
 const uses = new WeakMap()
 
 /** Give all hooks below it a client. @param {{ client: Client, children?: import("react").ReactNode }} props */
@@ -44,10 +56,13 @@ export function useClient() {
 
 /**
  * Return a channel, for its verbs, and follow it while the component is mounted.
- * @param {string} name @param {{ history?: number }} [options] @returns {Channel}
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @param {string} name @param {{ history?: number }} [options] @returns {Channel<Meta, Data>}
  */
 export function useChannel(name, options) {
   const client = useClient()
+  /** @type {Channel<Meta, Data>} */
   const channel = client.channel(name, options)
   const use = useOf(channel)
   useEffect(() => {
@@ -61,20 +76,38 @@ export function useChannel(name, options) {
   return channel
 }
 
-/** Return the snapshot of a channel. @param {string} name @param {{ history?: number }} [options] @returns {Snapshot} */
+/**
+ * Return the snapshot of a channel.
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @param {string} name @param {{ history?: number }} [options] @returns {Snapshot<Meta, Data>}
+ */
 export function useSnapshot(name, options) {
+  /** @type {Channel<Meta, Data>} */
   const channel = useChannel(name, options)
   return useSyncExternalStore(channel.subscribe, channel.getSnapshot, () => EMPTY)
 }
 
-/** Return the messages of a channel; renders only when one of them has changed. @param {string} name @param {{ history?: number }} [options] */
+/**
+ * Return the messages of a channel; renders only when one of them has changed.
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @param {string} name @param {{ history?: number }} [options] @returns {readonly Message<Meta, Data>[]}
+ */
 export function useMessages(name, options) {
+  /** @type {Channel<Meta, Data>} */
   const channel = useChannel(name, options)
   return useSyncExternalStore(channel.subscribe, () => channel.getSnapshot().messages, () => NO_MESSAGES)
 }
 
-/** Return one message; renders only when this message has changed. @param {string} name @param {string} id @returns {Message | undefined} */
+/**
+ * Return one message; renders only when this message has changed.
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @param {string} name @param {string} id @returns {Message<Meta, Data> | undefined}
+ */
 export function useMessage(name, id) {
+  /** @type {Channel<Meta, Data>} */
   const channel = useChannel(name)
   const find = () => channel.getSnapshot().messages.find((message) => message.id === id)
   return useSyncExternalStore(channel.subscribe, find, () => undefined)
@@ -86,7 +119,7 @@ export function useStatus() {
   return useSyncExternalStore(client.subscribe, () => client.status, () => EMPTY.status)
 }
 
-/** @param {Channel} channel @returns {Use} */
+/** @param {Channel<any, any>} channel @returns {Use} */
 function useOf(channel) {
   let use = uses.get(channel)
   if (!use) {
@@ -97,7 +130,7 @@ function useOf(channel) {
   return use
 }
 
-/** @param {Channel} channel @param {Use} use */
+/** @param {Channel<any, any>} channel @param {Use} use */
 function closeLater(channel, use) {
   clearTimeout(use.timer)
   use.timer = setTimeout(() => use.count === 0 && channel.close(), CLOSE_MS)

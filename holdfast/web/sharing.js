@@ -1,5 +1,5 @@
 /**
- * The data that the pages of one identity share: the cache of views, and one connection.
+ * What the pages of one identity share: the cache of views, one connection, and the end of a message that one discards.
  *
  * Loaded only where an identity is known. The app vouches for it; the server's `you` decides.
  * @module
@@ -9,12 +9,12 @@ import { Cache } from "./cache.js"
 import { Tabs } from "./tabs.js"
 
 /** @typedef {import("./client.js").Client} Client */
-/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {import("./connection.js").Transport} Transport */
 
 /** Find the identity, show the cached views, and connect. @param {Client} client @param {Transport} socket the transport whose frames tabs exchange */
 export async function share(client, socket) {
-  const token = client.options.identity === undefined ? await Promise.resolve(client.token.get()).catch(() => undefined) : undefined
+  const token = client.options.identity === undefined ? await Promise.resolve(client.token.get()).catch((error) => void client.explain(error)) : undefined
   const identity = client.options.identity ?? subjectOf(token)
   if (identity !== undefined) {
     client.sharing = new Sharing(client, identity, socket)
@@ -46,6 +46,21 @@ export class Sharing {
     this.identity = identity
     if (client.options.cache !== false) this.#cache = new Cache(client, identity)
     if (client.options.tabs !== false) this.#tabs = new Tabs(client, identity, socket)
+    const { outbox, closing: signal } = client
+    addEventListener("storage", ({ key, newValue }) => {
+      if (newValue !== "" || !key?.startsWith(outbox.prefix)) return
+      outbox.drop(key.slice(outbox.prefix.length))
+      for (const channel of client.channels.values()) channel.notify()
+    }, { signal })
+  }
+
+  /** Tell the other tabs that an unsent message was discarded: they hold it too, and the leader may be sending it. @param {string} id */
+  discarded(id) {
+    const key = this.client.outbox.prefix + id
+    try {
+      localStorage.setItem(key, "") // an event in each other tab
+      localStorage.removeItem(key)
+    } catch {} // the storage is denied or full
   }
 
   async start() {
@@ -81,7 +96,9 @@ export class Sharing {
 
   /** Delete the data that the browser keeps under the identity. */
   async signOut() {
-    if (globalThis.BroadcastChannel) this.#tabs?.signOut()
+    try {
+      this.#tabs?.signOut()
+    } catch {} // without channels each tab is alone
     await this.#cache?.clear()
   }
 }

@@ -3,21 +3,25 @@
  * @module
  */
 
-/** @typedef {import("./view.js").Message} Stored */
-/** @typedef {import("./view.js").Part} Part */
+/** @typedef {import("./view.js").Message<any, any>} Stored */
 /** @typedef {{ readonly state: "sending" | "refused", readonly error?: import("./outbox.js").Refusal }} Local */
-/** @typedef {Stored & { readonly parts: readonly Part[], readonly meta: Readonly<Record<string, unknown>>, readonly text: string,
- *   readonly local?: Local }} Message `local` is set while the server has not stored the message */
+/**
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {import("./view.js").Message<Meta, Data> & { readonly parts: readonly import("./view.js").Part<Data>[],
+ *   readonly meta: Readonly<Partial<Meta>>, readonly text: string, readonly local?: Local }} Message
+ *   `local` is set while the server has not stored the message
+ */
 
-/** @type {WeakMap<object, Message>} so that an unchanged message keeps its identity */
+/** @type {WeakMap<object, Message<any, any>>} so that an unchanged message keeps its identity */
 const shown = new WeakMap()
 
-/** @param {Stored} stored @returns {Message} */
+/** @param {Stored} stored @returns {Message<any, any>} */
 export function shownMessage(stored) {
   return keep(stored, ({ parts = [], meta = {} }) => ({ ...stored, parts, meta, text: textOf(parts) }))
 }
 
-/** @param {import("./outbox.js").Entry} entry @returns {Message} */
+/** @param {import("./outbox.js").Entry} entry @returns {Message<any, any>} */
 export function unsentMessage(entry) {
   if (entry.stored) return shownMessage(entry.stored)
   return keep(entry, ({ id, by, at, draft, error }) => {
@@ -29,14 +33,14 @@ export function unsentMessage(entry) {
   })
 }
 
-/** @template {object} T @param {T} key @param {(key: T) => Message} make */
+/** @template {object} T @param {T} key @param {(key: T) => Message<any, any>} make */
 function keep(key, make) {
   let message = shown.get(key)
   if (!message) shown.set(key, (message = make(key)))
   return message
 }
 
-/** @param {readonly Part[]} parts */
+/** @param {readonly import("./view.js").Part[]} parts */
 function textOf(parts) {
   const texts = parts.flatMap(({ type, text }) => (type === "text" && typeof text === "string" ? [text] : []))
   return texts.length === 1 ? texts[0] : texts.join("")

@@ -16,7 +16,7 @@ const FIRST_BATCH_MS = 5_000
 /** @param {import("./connection.js").Connection} connection @param {string | undefined} token @param {AbortController} stop */
 export function dial(connection, token, stop) {
   const { client } = connection
-  const channel = /** @type {import("./channel.js").Channel} */ (connection.channel)
+  const channel = /** @type {import("./channel.js").Channel<any, any>} */ (connection.channel)
   const { limit, cursor } = channel
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let buffered

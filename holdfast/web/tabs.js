@@ -10,7 +10,7 @@
 import { dump } from "./dump.js"
 
 /** @typedef {import("./client.js").Client} Client */
-/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {{ stop(): void, hear?(isUp?: boolean): void, welcome?(message: any): void }} Role */
 /**
  * @typedef {object} Guest the leader's data about a follower
@@ -345,7 +345,7 @@ class Leader {
       const channel = client.channels.get(name)
       const isPresence = type === "presence" && channel
       if (isPresence) guest.present.add(name)
-      const done = isPresence ? channel.present(tab, fields.leave ? undefined : fields) : client.request(type, name, fields)
+      const done = isPresence ? channel.presence.set(tab, fields.leave ? undefined : fields) : client.request(type, name, fields)
       // otherwise the follower sends the request to the next leader
       const isCurrent = () => n === guest.n && !this.#ended.signal.aborted
       done.then(
@@ -408,7 +408,7 @@ class Leader {
     guest.n = null
     guest.pipe.close()
     this.#guests.delete(tab)
-    for (const name of guest.present) this.client.channels.get(name)?.present(tab).catch(() => {})
+    for (const name of guest.present) this.client.channels.get(name)?.presence.set(tab).catch(() => {})
   }
 
   /** @param {Guest} guest @param {object} frame */

@@ -64,14 +64,14 @@ export class Token {
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let timer
     const late = new Promise((_, reject) => {
-      timer = setTimeout(() => reject(refusal("token_unavailable", `the token callback did not return within ${CALLBACK_MS / 1000} s`)), CALLBACK_MS)
+      timer = setTimeout(reject, CALLBACK_MS, `no response within ${CALLBACK_MS / 1000} s`)
     })
     try {
       const token = await Promise.race([callback(this.#why), late])
-      if (typeof token !== "string" || !token) {
-        throw refusal("token_unavailable", `the token callback must return a non-empty string, got ${token === "" ? '""' : typeof token}`)
-      }
-      return (this.#current = token)
+      if (token && typeof token === "string") return (this.#current = token)
+      throw `it must return a non-empty string, got "${token && typeof token}"`
+    } catch (error) {
+      throw refusal("token_unavailable", `the token callback failed: ${error}`)
     } finally {
       clearTimeout(timer)
     }

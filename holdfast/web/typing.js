@@ -5,7 +5,7 @@
  * @module
  */
 
-/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {import("./view.js").WireEvent} WireEvent */
 
 const AGAIN_MS = 2_000 // time between two signals while a person continues to type

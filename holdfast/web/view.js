@@ -12,17 +12,32 @@ import { countPoints, dropPoints } from "./text.js"
 
 export { countPoints }
 
-/** @typedef {{ type: string, text?: string, input?: unknown, [field: string]: unknown }} Part */
 /**
+ * @template [Data=unknown] of data parts
+ * @typedef {{ type: string, text?: string, input?: unknown, data?: Data, [field: string]: unknown }} Part
+ */
+/**
+ * @template {object} [Meta=Record<string, unknown>] a message may lack fields of it: other clients write messages too
+ * @template [Data=unknown]
  * @typedef {{ readonly id: string, readonly role: string, readonly author?: string, readonly status: string,
- *   readonly reason?: string, readonly parts?: readonly Part[], readonly meta?: Readonly<Record<string, unknown>>,
+ *   readonly reason?: string, readonly parts?: readonly Part<Data>[], readonly meta?: Readonly<Partial<Meta>>,
  *   readonly parent?: string | null, readonly reply_to?: string, readonly created: number, readonly version: number,
  *   readonly created_at: number, readonly updated_at: number }} Message
  */
 /** @typedef {{ id: string, kind: string, data?: Record<string, unknown>, connections: number }} Member */
-/** @typedef {{ id: string, name: string, target?: string, data?: unknown, from?: string, expires_at: number }} Command */
-/** @typedef {Command & { reply: Reply }} Replied */
+/**
+ * @template [Data=unknown]
+ * @typedef {{ id: string, name: string, target?: string, data?: Data, from?: string, expires_at: number }} Command
+ */
+/**
+ * @template [Data=unknown]
+ * @typedef {Command<Data> & { reply: Reply }} Replied
+ */
 /** @typedef {{ members: readonly Member[], count: number }} Presence a new start lists at most 100 members */
+/**
+ * @template [Data=unknown]
+ * @typedef {{ type: "signal", name: string, data?: Data, from?: string }} Signal
+ */
 /**
  * @typedef {{ type: "channel.attached", channel: string, epoch: string, serial: number, resumed: boolean,
  *   more?: boolean, before?: number, presence?: Presence, commands?: Command[] }} Attached
@@ -30,14 +45,17 @@ export { countPoints }
  * @typedef {{ type: "message.part", serial: number, id: string, index: number, updated_at: number, part: Part }} SetPart
  * @typedef {{ type: "message.finish", serial: number, id: string, status: string, reason?: string,
  *   meta?: Record<string, unknown>, updated_at: number }} Finish
- * @typedef {{ type: "signal", name: string, data?: unknown, from?: string }} Signal
  * @typedef {{ type: "command.reply", serial: number, id: string, ok: boolean, data?: unknown, error?: unknown,
  *   from?: string }} Reply
- * @typedef {Attached | Append | SetPart | Finish | Signal | Reply
- *   | { type: "message.create" | "message.update", serial: number, message: Message }
+ */
+/**
+ * @template {object} [Meta=Record<string, unknown>]
+ * @template [Data=unknown]
+ * @typedef {Attached | Append | SetPart | Finish | Signal<Data> | Reply
+ *   | { type: "message.create" | "message.update", serial: number, message: Message<Meta, Data> }
  *   | { type: "message.takeover", serial: number, id: string }
  *   | { type: "message.delete", serial: number, id: string }
- *   | { type: "command", serial: number, command: Command }
+ *   | { type: "command", serial: number, command: Command<Data> }
  *   | { type: "presence.enter" | "presence.update", member: Member }
  *   | { type: "presence.leave", id: string }
  *   | { type: "presence.sync", members: Member[], count?: number }} WireEvent
@@ -45,8 +63,9 @@ export { countPoints }
 /** @typedef {{ cursor?: string | null, events: WireEvent[] }} Batch one frame; `cursor` is set only in the last frame of a batch */
 /** @typedef {{ messages: Message[], more: boolean, cursor?: string }} Page */
 /**
+ * @template [Data=unknown]
  * @typedef {{ readonly messages: readonly Message[], readonly more: boolean, readonly presence: Presence,
- *   readonly commands: readonly Command[], readonly replied: readonly Replied[] }} Snapshot
+ *   readonly commands: readonly Command<Data>[], readonly replied: readonly Replied<Data>[] }} Snapshot
  *   `more`: whether older messages exist; `commands`: the pending ones; `replied`: the last ones that got a reply
  */
 

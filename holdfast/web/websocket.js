@@ -7,7 +7,7 @@ import { HoldfastError, refusal } from "./errors.js"
 
 /** @typedef {import("./connection.js").Connection} Connection */
 /** @typedef {import("./connection.js").Transport} Transport */
-/** @typedef {import("./channel.js").Channel} Channel */
+/** @typedef {import("./channel.js").Channel<any, any>} Channel */
 
 const RENEW_MS = 30_000 // time before the identity expires at which a new token is sent
 const EXPIRED = 4200
@@ -87,8 +87,7 @@ function dial(connection, token) {
       client.requests.settle(ref, rest)
     } else if (type === "error") {
       const error = new HoldfastError(rest.code, rest)
-      // if this was the first token, the server closes the socket next
-      if (ref === auth && auth !== undefined) auth = undefined
+      if (ref === auth) auth = undefined // if this was the first token, the server closes the socket next
       // Ignore a response for a closed channel: another channel may have been opened under its name since.
       if (channel?.state !== "closed") channel?.refused(error, connection)
       client.requests.settle(ref, error)

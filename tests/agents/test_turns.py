@@ -688,6 +688,27 @@ async def test_end_of_a_turn_is_stored_when_the_store_recovers_and_delays_no_oth
 
 
 @virtually
+async def test_later_messages_wait_for_turns_of_their_own_if_the_handler_asks_only_for_commands() -> None:
+    hub = new_hub()
+    got: list[tuple[str, list[str]]] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("…")
+            await asyncio.sleep(2)
+            got.append((turn.text, [steer.text for steer in await turn.steered(messages=False)]))
+
+    asked = await hub.create("chat:1", text="first")
+    await asyncio.sleep(1)
+    await hub.create("chat:1", text="second")
+    await hub.command("chat:1", "steer", target=asked.id, data={"text": "shorter"})
+    await until_over(hub, 2)
+    assert got == [("first", ["shorter"]), ("second", [])]
+    await hub.close()
+
+
+@virtually
 async def test_a_message_that_a_running_turn_could_not_take_in_gets_a_turn_of_its_own() -> None:
     store = Failing()
     hub = new_hub(store)

@@ -187,6 +187,40 @@ async def test_page_shows_who_types_and_who_replied_to_an_approval(browser: Brow
             await window.evaluate("client.close()")
 
 
+async def show(window: Page, is_hidden: bool) -> None:
+    """Hide the page or show it again. Headless Chromium keeps every page visible, so the page is told."""
+    await window.evaluate(
+        """hidden => {
+          Object.defineProperty(document, "hidden", { configurable: true, value: hidden })
+          document.dispatchEvent(new Event("visibilitychange", { bubbles: true }))
+        }""",
+        is_hidden,
+    )
+
+
+async def test_messages_of_others_are_unread_while_the_page_is_hidden(browser: Browser) -> None:
+    hub = verified()
+    count = "count => channel.getSnapshot().unread === count"
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        await follow(window)
+        await hub.create("chat:1", id="one", text="one")
+        await until_path(window, "one")
+        assert await window.evaluate("channel.getSnapshot().unread") == 0
+        await show(window, is_hidden=True)
+        await hub.create("chat:1", id="two", text="two")
+        await hub.create("chat:1", id="own", text="from another device", author="ada")
+        async with hub.message("chat:1", id="three") as message:
+            await window.wait_for_function(count, arg=2)
+            await message.append("three")
+        await show(window, is_hidden=False)
+        await window.wait_for_function(count, arg=0)
+        await hub.create("chat:1", id="four", text="four")
+        await until_path(window, "one", "two", "from another device", "three", "four")
+        assert await window.evaluate("channel.getSnapshot().unread") == 0
+        await window.evaluate("client.close()")
+
+
 async def test_sign_out_leaves_no_unsent_text_of_this_person_in_the_browser(browser: Browser) -> None:
     hub = verified()
     async with app_with(hub) as port:

@@ -279,3 +279,47 @@ async def test_wrong_clock_of_the_device_changes_nothing(browser: Browser, years
             await tabs[1].wait_for_function("() => client.status.transport === 'websocket'")
             await message.append("three")
             await check_shown(tabs[1:], "one two three")
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+async def test_message_that_one_tab_discards_is_sent_by_no_tab(browser: Browser, is_shown: bool) -> None:
+    """Another tab has the message from the storage, or the leader has taken it over and waits for the hub."""
+    hub = verified(allowed_origins=["*"])
+    own = {"identity": "ada"} if is_shown else {}
+    async with app_with(hub) as port, FaultProxy("127.0.0.1", port) as proxy:
+        url = f"http://localhost:{proxy.port}/holdfast"  # only the connection can be cut, not the pages
+        context = await window_of(browser)
+        await context.clock.install()
+        tabs = [await open_tab(context, port, url=url, **own) for _ in range(2)]
+        leader, follower = tabs
+        assert await transport(follower) == "tab"
+        proxy.black_hole()
+        code = "void (window.sent = channel.send({ id: 'q', text: 'secret' }).catch((error) => error.code))"
+        await follower.evaluate(code)
+        await leader.wait_for_function(
+            "() => [...client.requests.pending.values()].some(({ frame }) => frame.id === 'q')"
+        )
+        if is_shown:
+            tabs.append(await context.new_page())
+            await tabs[-1].goto(f"http://localhost:{port}/")
+            await follow(tabs[-1], url=url, **own)
+            await tabs[-1].wait_for_function("() => text('q') === 'secret'")
+        await follower.evaluate("channel.discard('q')")
+        assert await follower.evaluate("sent") == "discarded"
+        await leader.wait_for_function("() => client.requests.pending.size === 0")
+        for tab in tabs:
+            await tab.wait_for_function("() => text('q') === ''")
+        proxy.resume()
+        await proxy.cut()
+        await follower.evaluate("void channel.send({ id: 'p', text: 'sent' })")
+        await context.clock.fast_forward(15_000)  # the longest back-off
+        for number, tab in enumerate(tabs):
+            await tab.wait_for_function("() => text('p') === 'sent'")
+            await tab.wait_for_function(_IS_SENT)
+            if number:
+                await tab.reload()
+                await follow(tab, url=url, **own)
+                await tab.wait_for_function("() => text('p') === 'sent'")
+                assert await tab.evaluate("text('q')") == ""
+        assert [one.text for one in (await hub.history("chat:1")).messages] == ["sent"]
+        await context.close()

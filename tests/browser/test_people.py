@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -51,8 +52,8 @@ async def test_people_see_each_other_and_the_agent_and_each_may_stop_it(browser:
     await send(ada, "What is a cursor?")
     question = bob.page.locator('[data-role="user"]')
     await expect(question.locator(".author")).to_have_text("Ada")
-    await expect(bob.page.locator(f"{ANSWER} .text")).to_contain_text("I am not a model.")
-    await expect(bob.page.locator(guide)).to_have_attribute("data-state", "answering")
+    await expect(bob.page.locator(f"{ANSWER} .text")).not_to_be_empty()
+    await expect(bob.page.locator('[data-member-id^="guide"][data-state="answering"]')).to_have_count(1)
 
     await bob.page.fill("#question", "And what is an epoch?")
     await bob.page.click("#steer")
@@ -100,7 +101,9 @@ async def test_one_person_approves_the_request_of_another(browser: Browser, demo
     await send(ada, "Delete the messages")
     for tab in (ada, bob):
         await expect(tab.page.locator(".approval p")).to_have_text("Delete the message above?")
-        await expect(tab.page.locator('[data-member-id="guide"] .work')).to_have_text("waiting for approval")
+        await expect(
+            tab.page.locator('[data-member-id^="guide"] .work', has_text="waiting for approval")
+        ).to_have_count(1)
     await ada.page.reload()  # an approval is stored like every command
     await expect(ada.page.locator(".approval p")).to_have_text("Delete the message above?")
     await bob.page.get_by_role("button", name="Yes").click()
@@ -114,23 +117,23 @@ async def test_one_person_approves_the_request_of_another(browser: Browser, demo
 
 async def test_another_agent_continues_visibly_after_a_crash(browser: Browser, demo: Server) -> None:
     ada, bob = await two_people(browser, demo)
-    await send(ada, "/crash What is a lease?")
+    for number in (1, 2):
+        await expect(ada.page.locator(f'[data-member-id="guide~{number}"]')).to_be_visible()
+    await send(ada, "What is a lease?")
+    await expect(ada.page.locator(f"{ANSWER} .text")).not_to_be_empty()
+    await ada.page.click("#crash")
     for tab in (ada, bob):
-        await expect(tab.page.locator("#journal")).to_contain_text("interrupted here: diver crashed. guide continues")
-        broken = tab.page.locator(f"{ANSWER} .break")
-        await expect(broken).to_have_attribute("data-words", "interrupted here: diver crashed. guide continues")
-        await expect(tab.page.locator('[data-member-id="diver"]')).to_have_count(0)
+        await expect(tab.page.locator("#journal")).to_contain_text(re.compile(r"interrupted here: guide~\d crashed"))
+        await expect(tab.page.locator(f"{ANSWER} .break")).to_be_attached()
     answer = await ada.page.get_attribute(ANSWER, "data-message-id")
     assert answer is not None
     at = demo.message("demo:test", answer)["meta"]["continued"][0]["at"]
-    assert at >= 60
     await bob.until_length(answer, at + 40)
     await bob.page.click("#stop")
     for tab in (ada, bob):
         await tab.until_status(answer, "cancelled")
         stored = text_of(demo.message("demo:test", answer))
         assert await tab.text(answer) == stored
-        assert stored.startswith("I am not a model. I am a small program that looks for the words of your question")
     await expect(ada.page.locator(ANSWER)).to_have_count(1)
     await ada.reload()
     await expect(ada.page.locator(f"{ANSWER} .break")).to_be_visible()

@@ -205,14 +205,30 @@ async def test_tab_with_rights_that_the_leader_lacks_connects_alone(browser: Bro
         assert [await transport(tab) for tab in (first, second)] == ["websocket", "websocket"]
 
 
-@pytest.mark.parametrize("missing", ["delete Navigator.prototype.locks", "delete window.BroadcastChannel"])
-async def test_browser_without_locks_or_channels_connects_each_tab_alone(browser: Browser, missing: str) -> None:
+_DENY = "throw new DOMException('denied', 'SecurityError')"
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "delete Navigator.prototype.locks",
+        "delete window.BroadcastChannel",
+        f"LockManager.prototype.request = async () => {{ {_DENY} }}",
+        f"window.BroadcastChannel = class {{ constructor() {{ {_DENY} }} }}",
+    ],
+)
+async def test_browser_that_lacks_or_refuses_locks_or_channels_connects_each_tab_alone(
+    browser: Browser, missing: str
+) -> None:
     hub = verified()
     async with app_with(hub) as port:
         context = await window_of(browser)
         await context.add_init_script(missing)
         tabs = [await open_tab(context, port) for _ in range(2)]
         assert [await transport(tab) for tab in tabs] == ["websocket", "websocket"]
+        await tabs[0].evaluate("window.channel.send('canary of ada')")
+        await tabs[0].evaluate("window.client.signOut()")
+        assert "canary of ada" not in await stored(tabs[0])
 
 
 async def test_member_is_present_while_any_of_its_tabs_is(browser: Browser) -> None:

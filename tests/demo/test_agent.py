@@ -24,10 +24,11 @@ from holdfast.demo.agent import (
     asks_to_delete,
     continue_at,
     is_as_begun,
-    plain,
     plan,
+    quotable,
     script,
 )
+from holdfast.demo.answers import ready_answers
 from holdfast.demo.passages import Library
 
 WORDS = "A lease ends unless its writer renews it. Then the message becomes interrupted, and every viewer sees it."
@@ -112,14 +113,9 @@ def test_a_fully_stored_answer_has_no_steps_left() -> None:
     assert continue_at(steps, len(text_of(steps)) + 1) == []
 
 
-def test_an_answer_begins_with_the_statement_that_it_is_not_from_a_model() -> None:
-    for source in (GUIDE, SHORT, EMPTY):
-        assert text_of(script("lease", 1, source)).startswith("I am not a model.")
-
-
 def test_an_answer_quotes_the_documents_with_their_names() -> None:
     text = text_of(script("How does a lease end?", 3, GUIDE))
-    assert "(docs/guide.md)" in text
+    assert "`docs/guide.md`" in text
     assert WORDS in text
 
 
@@ -139,10 +135,26 @@ def test_the_pace_is_that_of_a_model_with_pauses() -> None:
     assert 0.3 <= delays_s[-1] <= 1.6
 
 
-def test_markdown_becomes_plain_text() -> None:
-    table = "| killed | stored |\n|---|---|\n| in 9 | `all` of **it** |"
-    assert plain(table) == "killed · stored\nin 9 · all of it"
-    assert plain("See [the protocol](protocol.md).\n\n```sh\nmake demo\n```") == "See the protocol.\n\nmake demo"
+def test_a_quotation_has_no_relative_link_and_no_open_code() -> None:
+    assert quotable("See [the protocol](protocol.md) and ![a picture](a.svg).") == "See the protocol and a picture."
+    block = "```sh\nmake demo\n```"
+    assert quotable(block) == block
+    assert quotable("```sh\nmake demo") == block
+    assert quotable("make demo\n```") == "```\nmake demo\n```"
+
+
+def test_a_ready_answer_is_at_the_pace_of_the_guide_and_ends_with_its_own_text() -> None:
+    one = ready_answers()[0]
+    steps = script(one.question, 1)
+    assert text_of(steps) == one.text
+    assert SHORTEST_S - 0.001 <= duration_s(steps) <= LONGEST_S
+
+
+def test_steering_ends_an_open_block_of_code() -> None:
+    one = ready_answers()[0]
+    within = one.text.index("```html") + 40
+    settled = Settled.of("q1", one.question).with_steering([Steering(at=within, text="shorter", by="Ada")])
+    assert f"{one.text[:within]}\n```\n\nAda says: shorter\n\n" in text_of(plan(one.question, settled))
 
 
 # Steering and decisions ----------------------------------------------------------------------------------------

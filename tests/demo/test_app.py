@@ -20,7 +20,10 @@ import pytest
 
 from holdfast import Hub
 from holdfast.demo.agent import OTHER_TEXT, Settled, plan
-from holdfast.demo.app import build
+from holdfast.demo.answers import ready_answers
+from holdfast.demo.app import Supervision, build, qr_rows
+from holdfast.demo.control import IN_SERVER
+from holdfast.demo.guests import Guests
 from holdfast.demo.guide import Sleep, continued
 
 CHANNEL = "demo:test"
@@ -98,8 +101,15 @@ class Demo:
 
 
 @asynccontextmanager
-async def demo(store: str, sleep: Sleep = at_once, **environ: str) -> AsyncIterator[Demo]:
-    app = build(store, sleep=sleep, environ=environ)
+async def demo(
+    store: str,
+    sleep: Sleep = at_once,
+    *,
+    supervision: Supervision | None = None,
+    guests: Guests | None = None,
+    **environ: str,
+) -> AsyncIterator[Demo]:
+    app = build(store, sleep=sleep, environ=environ, supervision=supervision, guests=guests)
     transport = httpx2.ASGITransport(app=app, client=("127.0.0.1", 50_000))
     async with app.router.lifespan_context(app), httpx2.AsyncClient(transport=transport, base_url=BASE) as http:
         yield Demo(app.state.hub, http)
@@ -127,12 +137,18 @@ async def test_a_message_is_answered_once() -> None:
         assert [message["role"] for message in await here.messages()] == ["user", "assistant"]
 
 
-async def test_messages_are_answered_in_parallel() -> None:
-    async with demo("memory://", Pace(10).sleep) as here:
+async def test_a_second_question_waits_for_its_turn() -> None:
+    pace = Pace(10)
+    async with demo("memory://", pace.sleep) as here:
         await here.ask("q1")
+        await pace.is_waiting.wait()
         await here.ask("q2")
-        for question in ("q1", "q2"):
-            assert (await here.answer(question, status="streaming"))["status"] == "streaming"
+        pace.resume()
+        first, second = await here.answer("q1"), await here.answer("q2")
+        assert text_of(first) == whole(first)  # the second question is no steering of the first answer
+        assert text_of(second) == whole(second)
+        ids = [message["id"] for message in await here.messages()]
+        assert ids == ["q1", first["id"], "q2", second["id"]]
 
 
 async def test_a_stopped_answer_keeps_its_text_and_the_next_message_is_answered() -> None:
@@ -164,14 +180,19 @@ async def test_an_answer_takes_up_steering() -> None:
         assert len(text_of(answer)) < 1_000
 
 
-def test_a_break_names_the_last_writer() -> None:
-    once = continued({}, 60, "diver", "guide")
-    assert once == {"continued": [{"at": 60, "by": "diver", "successor": "guide"}]}
-    twice = continued(once, 90, "diver", "other")["continued"]
-    assert twice == [*once["continued"], {"at": 90, "by": "guide", "successor": "other"}]
+def test_a_break_names_its_cause() -> None:
+    crashed = continued({"agent": "guide~1"}, 60, "guide~2")
+    assert crashed == {"agent": "guide~2", "continued": [{"at": 60, "by": "guide~1", "successor": "guide~2"}]}
+    restarted = continued(crashed, 90, "guide~2")["continued"]
+    assert restarted == [*crashed["continued"], {"at": 90, "by": "guide~2", "successor": "guide~2"}]
+    # The agent in the server begins and ends with it.
+    by_server = continued({"agent": IN_SERVER}, 60, "guide~1")
+    assert by_server == {"agent": "guide~1", "continued": [{"at": 60, "by": IN_SERVER, "successor": IN_SERVER}]}
+    to_server = continued({"agent": "guide~1"}, 60, IN_SERVER)
+    assert to_server == {"agent": IN_SERVER, "continued": [{"at": 60, "by": "guide~1", "successor": "guide~1"}]}
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 40, 700])
+@pytest.mark.parametrize("tokens", [1, 2, 40, 200])
 async def test_an_answer_continues_at_its_offset_after_a_restart(store: str, tokens: int) -> None:
     pace = Pace(tokens)
     async with demo(store, pace.sleep) as here:
@@ -264,42 +285,196 @@ async def test_a_long_message_is_answered() -> None:
         assert (await here.answer())["status"] == "complete"
 
 
-@pytest.mark.parametrize("path", ["/demo/diver", "/", "/demo/info"])
+PATHS = [
+    ("GET", "/", None),
+    ("GET", "/demo/info", None),
+    ("GET", "/demo/plain?question=x", None),
+    ("POST", "/demo/kill", {}),
+    ("POST", "/demo/crash", {"channel": CHANNEL}),
+    ("POST", "/demo/invites", {}),
+    ("POST", "/demo/join", {"secret": "x"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), PATHS)
 @pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "http://evil.example"}])
-async def test_foreign_origins_and_hosts_are_refused(path: str, headers: dict[str, str]) -> None:
+async def test_foreign_origins_and_hosts_are_refused(
+    method: str, path: str, body: object, headers: dict[str, str]
+) -> None:
     async with demo("memory://") as here:
-        method = "POST" if path == "/demo/diver" else "GET"
-        body = b'{"channel": "demo:test"}' if method == "POST" else None
-        sent = headers | {"content-type": "application/json"}
-        response = await here.http.request(method, path, content=body, headers=sent)
+        response = await here.http.request(method, path, json=body, headers=headers)
         assert (response.status_code, response.json()["code"]) == (403, "no_verifier")
+
+
+async def test_without_a_supervisor_the_routes_name_the_command() -> None:
+    async with demo("memory://") as here:
+        for path, code, remedy in (
+            ("/demo/kill", "no_supervisor", "make demo"),
+            ("/demo/crash", "no_supervisor", "make demo"),
+            ("/demo/invites", "no_lan", "make demo LAN=1"),
+            ("/demo/join", "no_lan", "make demo LAN=1"),
+        ):
+            response = await here.http.post(path, json={"channel": CHANNEL, "secret": "x"})
+            assert (response.status_code, response.json()["code"]) == (409, code)
+            assert response.headers["content-type"] == "application/problem+json"
+            assert remedy in response.json()["detail"]
+
+
+class NoParent:
+    """A supervisor without agents."""
+
+    starts = 2
+    down_s = 0.5
+
+    def kill_server(self) -> None:
+        raise AssertionError
+
+    async def kill_agent(self, agent: str) -> int | None:
+        raise AssertionError
 
 
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        ({}, 400, "invalid_request"),
-        ({"channel": "chat:1"}, 400, "invalid_name"),
-        ({"channel": "demo:a/b"}, 400, "invalid_name"),
-        ({"channel": "demo:" + "a" * 2_000}, 413, "too_large"),
+        (b"{}", 400, "invalid_name"),
+        (b'{"channel": 1}', 400, "invalid_request"),
+        (b'{"channel": "chat:1"}', 400, "invalid_name"),
+        (b'{"channel": "demo:a/b"}', 400, "invalid_name"),
+        (b'{"channel": "demo:' + b"a" * 2_000 + b'"}', 413, "too_large"),
+        (b'{"channel": "demo:test"}', 409, "no_answer"),
     ],
 )
-async def test_a_diver_is_refused_outside_the_demo_s_channels(body: dict[str, str], status: int, code: str) -> None:
-    async with demo("memory://") as here:
-        response = await here.http.post("/demo/diver", json=body)
+async def test_a_crash_needs_a_channel_with_a_running_answer(body: bytes, status: int, code: str) -> None:
+    async with demo("memory://", supervision=NoParent()) as here:
+        response = await here.http.post("/demo/crash", content=body, headers={"content-type": "application/json"})
         assert (response.status_code, response.json()["code"]) == (status, code)
 
 
-async def test_a_form_cannot_start_a_diver() -> None:
-    async with demo("memory://") as here:
-        response = await here.http.post("/demo/diver", content=b"{}", headers={"content-type": "text/plain"})
+async def test_the_agent_in_the_server_cannot_crash_alone() -> None:
+    pace = Pace(10)
+    async with demo("memory://", pace.sleep, supervision=NoParent()) as here:
+        await here.ask()
+        await pace.is_waiting.wait()
+        response = await here.http.post("/demo/crash", json={"channel": CHANNEL})
+        assert (response.status_code, response.json()["code"]) == (409, "not_an_agent")
+
+
+async def test_a_form_cannot_crash_the_agent() -> None:
+    async with demo("memory://", supervision=NoParent()) as here:
+        response = await here.http.post("/demo/crash", content=b"{}", headers={"content-type": "text/plain"})
         assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
 
 
-async def test_info_returns_the_kill_command_and_the_model() -> None:
+async def test_info_returns_the_questions_and_the_kill_command() -> None:
     async with demo("memory://") as here:
-        info = await here.http.get("/demo/info")
-        assert info.json() == {"pid": os.getpid(), "kill": f"kill -9 {os.getpid()}", "model": None}
+        info = (await here.http.get("/demo/info")).json()
+    questions = [one.question for one in ready_answers()]
+    assert info == {
+        "pid": os.getpid(),
+        "kill": f"kill -9 {os.getpid()}",
+        "model": None,
+        "questions": questions,
+        "canKill": False,
+        "starts": 1,
+        "downSeconds": None,
+        "lan": False,
+        "person": None,
+    }
+    async with demo("memory://", supervision=NoParent()) as here:
+        info = (await here.http.get("/demo/info")).json()
+    assert (info["canKill"], info["starts"], info["downSeconds"]) == (True, 2, 0.5)
+
+
+# The plain endpoint ----------------------------------------------------------------------------------------------
+
+
+async def test_the_plain_stream_has_the_text_and_the_pace_of_the_answer() -> None:
+    delays_s: list[float] = []
+
+    async def note(delay_s: float) -> None:
+        delays_s.append(delay_s)
+
+    question = ready_answers()[1].question
+    async with demo("memory://", note) as here:
+        response = await here.http.get("/demo/plain", params={"question": question})
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
+        assert delays_s == [step.delay_s for step in plan(question, Settled.of(question, question))]
+        assert await here.messages() == []  # it stores no message
+        await here.ask(text=question)
+        assert text_of(await here.answer()) == response.text
+
+
+async def test_the_plain_stream_needs_a_question() -> None:
+    async with demo("memory://") as here:
+        response = await here.http.get("/demo/plain")
+        assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+
+
+# Guests ----------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def lan() -> AsyncIterator[tuple[Demo, Guests]]:
+    """A demo that other machines reach."""
+    guests = Guests(BASE, key="key", agent_token="token")
+    async with demo("memory://", guests=guests) as here:
+        yield here, guests
+
+
+def secret_in(url: str) -> str:
+    return url.partition("#join=")[2]
+
+
+async def test_a_stranger_gets_the_page_and_no_chat() -> None:
+    async with lan() as (here, _):
+        assert (await here.http.get("/")).status_code == 200
+        info = (await here.http.get("/demo/info")).json()
+        assert (info["lan"], info["person"]) == (True, None)
+        for method, path, body in PATHS[2:-1]:
+            response = await here.http.request(method, path, json=body)
+            assert (response.status_code, response.json()["code"]) == (401, "unauthenticated"), path
+        assert (await here.ask()).status_code == 401
+        assert (await here.http.get(f"/holdfast/v1/channels/{CHANNEL}/messages")).status_code == 401
+
+
+async def test_a_guest_trades_the_secret_for_a_cookie_once() -> None:
+    async with lan() as (here, guests):
+        secret = secret_in(guests.invite())
+        joined = await here.http.post("/demo/join", json={"secret": secret}, headers={"origin": BASE})
+        assert joined.status_code == 200
+        attributes = {one.strip().lower() for one in joined.headers["set-cookie"].split(";")[1:]}
+        assert attributes >= {"httponly", "samesite=strict", "path=/"}
+        person = (await here.http.get("/demo/info")).json()["person"]
+        assert person == joined.json()["person"]
+        asked = await here.http.post(
+            f"/holdfast/v1/channels/{CHANNEL}/messages", json={"id": "q1", "text": "?"}, headers={"origin": BASE}
+        )
+        assert asked.json()["message"]["author"] == person["id"]
+        foreign = {"origin": "http://evil.example"}
+        assert (await here.http.post("/demo/kill", json={}, headers=foreign)).status_code == 403
+        other = await here.http.post(
+            "/holdfast/v1/channels/chat:1/messages", json={"text": "?"}, headers={"origin": BASE}
+        )
+        assert other.status_code == 403  # a guest is let into the chats of the demo alone
+
+        made = await here.http.post("/demo/invites", json={"channel": CHANNEL}, headers={"origin": BASE})
+        assert made.status_code == 201
+        assert made.json()["expiresInSeconds"] == 600
+        assert made.json()["url"].startswith(f"{BASE}/?channel={CHANNEL}#join=")
+        assert made.json()["qr"] == qr_rows(made.json()["url"])
+        here.http.cookies.clear()
+        again = await here.http.post("/demo/join", json={"secret": secret})
+        assert (again.status_code, again.json()["code"]) == (403, "no_invite")
+        second = await here.http.post("/demo/join", json={"secret": secret_in(made.json()["url"])})
+        assert second.json()["person"]["id"] != person["id"]
+
+
+def test_a_qr_code_is_a_square_of_modules() -> None:
+    rows = qr_rows("http://127.0.0.2:8000/#join=secret")
+    assert rows is not None
+    assert {len(row) for row in rows} == {len(rows)}
+    assert set("".join(rows)) == {"0", "1"}
+    assert [row[:7] for row in rows[:7]] == ["1111111", "1000001", *["1011101"] * 3, "1000001", "1111111"]
 
 
 async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None:

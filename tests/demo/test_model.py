@@ -220,9 +220,8 @@ async def test_the_command_prints_the_address_the_model_and_what_to_try(tmp_path
             while "Ctrl-C" not in server.output:  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.02)
         address = f"http://127.0.0.1:{server.port}"
-        for text in (f"Open  {address}  and", f"{address}/?as=", "no model answers", "/crash"):
+        for text in (f"Open  {address}  and", "no model answers", "kill the server, and crash the agent"):
             assert text in server.output
-        assert f"kill -9 {server.running.pid}" in server.output
 
 
 @pytest.mark.parametrize(

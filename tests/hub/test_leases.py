@@ -170,6 +170,17 @@ async def test_broken_socket_cuts_the_lease_to_three_seconds_and_a_reconnect_res
 
 
 @virtually
+async def test_lease_of_a_writer_that_is_known_to_be_gone_ends_at_once() -> None:
+    hub = new_hub()
+    await begin(hub)
+    hub.runtime.leases.end("c", "other")  # has no lease
+    hub.runtime.leases.end("c", "m")
+    await asyncio.sleep(0.1)
+    assert await status(hub) == INTERRUPTED
+    await hub.close()
+
+
+@virtually
 async def test_takeover_fences_the_old_writer_and_has_its_own_lease() -> None:
     hub = new_hub()
     await begin(hub, 5.0)

@@ -665,6 +665,31 @@ async def test_message_behind_one_that_is_given_up_is_next() -> None:
     await hub.close()
 
 
+# -- agents whose process is known to be gone ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_after_restart", [False, True], ids=["at once", "after a restart of the hub"])
+@virtually
+async def test_abandoned_turn_goes_to_another_agent_without_waiting_for_its_lease(is_after_restart: bool) -> None:
+    store = MemoryStore()
+    hub, dead, other = new_hub(store), Worker("dead"), Worker("other")
+    await start_with_messages(hub, dead, "m1")
+    assert len(dead.begun) == 1
+    if is_after_restart:
+        await hub.close()
+        hub = new_hub(store)
+        await hub.start()
+    hub.runtime.scheduler.register(other)
+    assert hub.runtime.scheduler.abandon("other") == []
+    assert [turn[:3] for turn in hub.runtime.scheduler.abandon("dead")] == [(CHANNEL, "m1", 1)]
+    assert hub.runtime.scheduler.abandon("dead") == []
+    await asyncio.sleep(1)
+    assert [(turn.message_id, turn.generation) for turn in other.begun] == [("m1", 2)]
+    assert len(dead.begun) == 1  # although its broken socket may not be known yet
+    assert await claim_of(hub, "m1") == ("taken", 2)
+    await hub.close()
+
+
 # -- presence of agents --------------------------------------------------------------------------------------------
 
 

@@ -1273,25 +1273,27 @@ describe("statistics", () => {
     const first = { type: "events", channel: "c", cursor: "e:2", events: [attached(2), update(message("m", 1, "añ漢😀")), update(message("n", 2, "xy"))] }
     const second = { type: "events", channel: "c", cursor: "e:3", events: [append(3, "m", 4, "…")] }
     w.socket.receive(first)
-    assert.deepEqual(channel.stats.catchUp, { events: 2, points: 6 })
+    assert.deepEqual(channel.stats.catchUp, { events: 2, points: 6, ms: 0 })
     w.socket.receive(second)
-    assert.deepEqual(channel.stats.catchUp, { events: 2, points: 6 })
+    assert.deepEqual(channel.stats.catchUp, { events: 2, points: 6, ms: 0 })
     const bytes = Buffer.byteLength(JSON.stringify(first)) + Buffer.byteLength(JSON.stringify(second))
     const { events, batches, reconnects, gaps } = channel.stats
     assert.deepEqual({ events, batches, reconnects, gaps }, { events: 4, batches: 2, reconnects: 0, gaps: 0 })
     assert.equal(channel.stats.bytes, bytes)
   })
 
-  test("report the size of a resume over all its frames", (t) => {
+  test("report the size and the time of a resume over all its frames", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
     w.socket.drop()
     w.pass(250)
     w.socket.open()
+    w.pass(30)
     w.socket.events("c", null, attached(9, { resumed: true }), append(8, "m", 1, "b".repeat(400)))
+    w.pass(20)
     w.socket.events("c", "e:9", append(9, "m", 401, "😀".repeat(12)))
-    assert.deepEqual(channel.stats.catchUp, { events: 2, points: 412 })
+    assert.deepEqual(channel.getSnapshot().lastCatchUp, { events: 2, points: 412, ms: 50 })
   })
 })
 

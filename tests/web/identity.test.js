@@ -130,8 +130,25 @@ describe("a token over WebSocket", () => {
       assert.equal(w.sockets.length, 0)
       assert.equal(calls, 2)
       assert.equal(w.client.state, "connecting")
+      assert.equal(w.client.status.error.code, "token_unavailable")
+      assert.match(w.client.status.error.message, /^the token callback failed: (Error: no network|it must return a non-empty string, got "undefined"|no response within 10 s)$/)
     })
   }
+
+  test("from a callback that fails once changes no transport", async (t) => {
+    quiet(t)
+    let calls = 0
+    const w = world(t, { token: async () => (++calls === 1 ? Promise.reject(new Error("no network")) : "one") })
+    w.client.channel("c")
+    await settled()
+    assert.equal(w.client.status.error.code, "token_unavailable")
+    w.pass(250)
+    await settled()
+    w.socket.open()
+    w.socket.ok("auth")
+    assert.deepEqual([w.sockets.length, w.sources.length, calls], [1, 0, 2])
+    assert.equal(w.client.status.error, null)
+  })
 })
 
 describe("a token over HTTP", () => {

@@ -2,6 +2,8 @@
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
+import { Sharing } from "../../holdfast/web/sharing.js"
+import { WEBSOCKET } from "../../holdfast/web/websocket.js"
 import { attached, message, settled, texts, update, world } from "./fakes.js"
 
 /** A browser's storage; `limit` characters fit. */
@@ -113,6 +115,55 @@ describe("a sent message", () => {
     channel.discard("q")
     assert.deepEqual(shown(channel), [])
     assert.deepEqual(Object.keys(storage), [])
+  })
+
+  test("that waits for a connection and is discarded is not sent", async (t) => {
+    const storage = withStorage(t)
+    const { w, channel } = live(t)
+    w.socket.drop()
+    const sent = ["p", "q"].map((id) => channel.send({ id, text: id }))
+    await settled()
+    channel.discard("p")
+    await assert.rejects(sent[0], { code: "discarded", message: "message p was discarded before it was sent" })
+    assert.deepEqual(shown(channel), [["q", "q", "sending"]])
+    assert.equal(Object.keys(storage).length, 1)
+    w.pass(250)
+    w.socket.open()
+    await settled()
+    assert.deepEqual(w.socket.sentOf("create").map(({ id }) => id), ["q"])
+    w.socket.ok("create", { message: message("q", 2, "q") })
+    await sent[1]
+  })
+
+  test("that another tab discards is neither shown nor sent, nor stored again", async (t) => {
+    withStorage(t)
+    const options = { identity: "ann", cache: false, tabs: false }
+    const { w, channel } = live(t, "ann", options)
+    w.client.sharing = new Sharing(w.client, "ann", WEBSOCKET) // as a page with a document does
+    w.socket.drop()
+    const sent = channel.send({ id: "q", text: "hi" })
+    await settled()
+    const key = "holdfast:http://server.test/base:ann:q"
+    const changed = (newValue) => w.page.dispatchEvent(Object.assign(new Event("storage"), { key, newValue }))
+    changed(null) // another tab has sent it: this tab finds out by the server's response
+    changed("{}")
+    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
+    changed("")
+    await assert.rejects(sent, { code: "discarded" })
+    assert.deepEqual(shown(channel), [])
+    w.pass(250)
+    w.socket.open()
+    w.socket.ok("attach", you("ann"))
+    await settled()
+    assert.deepEqual(w.socket.sentOf("create"), [])
+    assert.deepEqual(Object.keys(globalThis.localStorage), [])
+  })
+
+  test("that another tab discards at this moment is not loaded", (t) => {
+    const warned = t.mock.method(console, "warn", () => {})
+    withStorage(t, Object.assign(new FakeStorage(), { "holdfast:http://server.test/base::q": "" }))
+    assert.deepEqual(shown(world(t).client.channel("c")), [])
+    assert.equal(warned.mock.callCount(), 0)
   })
 
   test("is one message if two calls have one id", async (t) => {

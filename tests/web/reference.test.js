@@ -7,7 +7,7 @@ import { settled, world } from "./fakes.js"
 
 const read = (path) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8")
 const PAGE = read("docs/browser.md")
-const FOLDER = ["cache", "channel", "client", "connection", "errors", "outbox", "poll", "probe", "requests", "stream", "tabs", "token", "websocket"]
+const FOLDER = ["cache", "channel", "client", "connection", "errors", "http", "outbox", "poll", "probe", "requests", "sharing", "stream", "tabs", "token", "websocket"]
 
 /** Assert that the page has each name as code, alone or with arguments. */
 function checkNamed(names, what) {

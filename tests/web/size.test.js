@@ -1,8 +1,9 @@
 /**
  * Limits for the size of the client as a page with a bundler gets it: minified and gzipped (`docs/decisions/0046`, `0047`).
- * Do not raise a limit without a decision.
+ * Do not raise a limit without a decision. `docs/browser.md` has the limits and the sizes.
  */
 import assert from "node:assert/strict"
+import { readFileSync } from "node:fs"
 import { test } from "node:test"
 import { fileURLToPath } from "node:url"
 import { gzipSync } from "node:zlib"
@@ -13,21 +14,33 @@ import { buildSync } from "esbuild"
 const LAZY = ["./fallback.js", "./probe.js", "./sharing.js"]
 const CORE = ["./errors.js", "./view.js"] // every page has them
 const LIMITS = [
-  ["client.js", LAZY, 11_100],
-  ["fallback.js", ["./errors.js"], 2_100],
-  ["cache.js", CORE, 1_500],
+  ["client.js", LAZY, 11_100, "core"],
+  ["fallback.js", ["./errors.js"], 2_100, "SSE, long poll and requests over HTTP"],
+  ["cache.js", CORE, 1_500, "cache"],
   ["chat.js", ["./chat_panel.js", "./client.js"], 4_000], // the closed chat element
   ["chat.js", [], 50_000], // the open one, with everything that it can load
-  ["tabs.js", [...CORE, "./dump.js"], 2_500],
-  ["react.js", ["react"], 1_000],
+  ["tabs.js", [...CORE, "./dump.js"], 2_500, "tabs"],
+  ["react.js", ["react"], 1_000, "React hooks"],
 ]
+const ROWS = readFileSync(new URL("../../docs/browser.md", import.meta.url), "utf8").split("\n## Size\n")[1].split("\n## ")[0]
+const TOLERANCE = 0.02 // of a documented size, so that not every change of a line changes the page
 
-for (const [file, external, limit_bytes] of LIMITS) {
+/** Assert that a row of the page has the limit, and nearly the size. @param {string} row @param {number} bytes @param {number} limit_bytes */
+function checkDocumented(row, bytes, limit_bytes) {
+  const [, size, limit] = ROWS.split("\n").find((line) => line.startsWith(`| ${row} |`))?.match(/\| ([\d,]+) \| ([\d,]+)\b/) ?? []
+  const [written_bytes, written_limit_bytes] = [size, limit].map((text) => Number(text?.replace(",", "")))
+  assert.equal(written_limit_bytes, limit_bytes, `docs/browser.md has the limit ${limit} for "${row}"`)
+  const isNear = Math.abs(written_bytes - bytes) <= bytes * TOLERANCE
+  assert.ok(isNear, `docs/browser.md has ${size} bytes for "${row}", and it has ${bytes}: write the measured size`)
+}
+
+for (const [file, external, limit_bytes, row] of LIMITS) {
   test(`${file}, minified and gzipped, has at most ${limit_bytes} bytes`, (t) => {
     const entry = fileURLToPath(new URL(`../../holdfast/web/${file}`, import.meta.url))
     const built = buildSync({ entryPoints: [entry], bundle: true, external, format: "esm", minify: true, target: "es2022", write: false })
     const bytes = gzipSync(built.outputFiles[0].contents, { level: 9 }).length
     t.diagnostic(`${bytes} bytes`)
     assert.ok(bytes <= limit_bytes, `${bytes} bytes`)
+    if (row) checkDocumented(row, bytes, limit_bytes)
   })
 }

@@ -237,6 +237,25 @@ describe("the diagnosis", () => {
     assert.equal(secure.http.probes.length, 0)
   })
 
+  test("of a server of a newer protocol names both versions and the remedy", async (t) => {
+    const { w } = await failed(t)
+    await w.http.probed(200, { server: "holdfast", protocol: 2 })
+    assert.equal(w.client.status.error.code, "unsupported_protocol")
+    assert.equal(
+      w.client.status.error.message,
+      "http://server.test/base speaks protocol 2, this client 1: use the client of the server's release, for example http://server.test/base/web/client.js",
+    )
+    assert.equal(w.client.status.state, "connecting") // the server may be changed again
+  })
+
+  test("of a stream under an unknown path is left to the probe", async (t) => {
+    const { w } = await failed(t, { transport: "auto" })
+    await w.source.refuse(404, { code: "not_found", detail: "no such path" })
+    await w.http.probed(200, { server: "holdfast", protocol: 2 })
+    assert.equal(w.client.status.error.code, "unsupported_protocol")
+    assert.equal(w.client.channels.size, 1)
+  })
+
   test("finds no error if the server responds as it should, and is made once", async (t) => {
     const { w, warnings } = await failed(t)
     await w.http.probed(200, { server: "holdfast", protocol: 1 })

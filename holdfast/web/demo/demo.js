@@ -29,7 +29,6 @@ const channelName = parameters.get("channel") || "demo:main"
 const transportName = parameters.get("transport") ?? ""
 /** @type {"auto" | "websocket" | "sse" | "poll"} */
 const transport = transportName === "sse" || transportName === "poll" ? transportName : transportName === "ws" ? "websocket" : "auto"
-const CRASH = /(^|\s)\/crash\b/
 const KNOWN_COMMANDS = 100
 
 let me = whoAmI(parameters.get("as"), sessionStorage)
@@ -255,22 +254,20 @@ function ask(text) {
   transcript.follow()
 }
 
-/** Store a question; one with `/crash` needs a diver first. @param {{ id: string, text: string }} question */
+/** Store a question. @param {{ id: string, text: string }} question */
 async function store({ id, text }) {
-  if (CRASH.test(text)) await callDiver()
   return channel.create({ id, text, meta: { name: me.name } })
 }
 
-/** Start an agent in a process of its own, before the question that will kill it is stored. */
-async function callDiver() {
-  journal.announce("starting a diver, an agent in a process of its own…")
+/** Kill the process of the agent that answers now. */
+async function crash() {
   try {
     const body = JSON.stringify({ channel: channelName })
-    const response = await fetch("/demo/diver", { method: "POST", headers: { "Content-Type": "application/json" }, body })
-    if (response.ok) journal.record(`a diver has started, process ${(await response.json()).pid}`)
-    else journal.record(`the diver did not start: ${(await response.json()).detail}`)
+    const response = await fetch("/demo/crash", { method: "POST", headers: { "Content-Type": "application/json" }, body })
+    const { pid, agent, detail } = await response.json()
+    journal.record(response.ok ? `${agent} was killed, process ${pid}` : detail)
   } catch {
-    journal.record("the diver did not start: the server does not respond")
+    journal.record("the agent was not killed: the server does not respond")
   }
 }
 
@@ -409,7 +406,7 @@ at("question").addEventListener("keydown", sendOnEnter)
 at("question").addEventListener("input", noticeTyping)
 at("stop").addEventListener("click", stopAnswers)
 at("steer").addEventListener("click", steer)
-at("crash").addEventListener("click", () => ask("/crash What happens to an answer when its agent dies?"))
+at("crash").addEventListener("click", () => void crash())
 at("newest").addEventListener("click", () => transcript.follow())
 at("earlier").addEventListener("click", () => channel.history().catch((error) => journal.record(error.message)))
 at("copy-kill").addEventListener("click", () => copy(at("kill")))

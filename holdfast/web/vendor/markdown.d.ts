@@ -12,21 +12,49 @@ export interface Token {
   info: string
   hidden: boolean
 }
-/** Filled by definitions of links, `[label]: address`. */
-export interface Environment { references?: Record<string, { title: string; href: string }> }
-interface BlockState { src: string; bMarks: number[]; eMarks: number[] }
+export interface Environment {
+  /** Filled by definitions of links, `[label]: address`. */
+  references?: Record<string, { title: string; href: string }>
+  /** Formulas are tokens, and not text. */
+  hasFormulas?: boolean
+}
+interface State {
+  src: string
+  env: Environment
+  level: number
+  push(type: string, tag: string, nesting: 1 | 0 | -1): Token
+}
+export interface BlockState extends State {
+  bMarks: number[]
+  eMarks: number[]
+  tShift: number[]
+  sCount: number[]
+  blkIndent: number
+  line: number
+  isEmpty(line: number): boolean
+  getLines(begin: number, end: number, indent: number, keepsLast: boolean): string
+}
+export interface InlineState extends State {
+  pos: number
+  posMax: number
+}
 type BlockRule = (state: BlockState, start: number, end: number, isSilent: boolean) => boolean
-interface Parser<Ruler> {
-  ruler: Ruler
+type InlineRule = (state: InlineState, isSilent: boolean) => boolean
+interface Parser<Rule> {
+  ruler: Ruler<Rule>
   parse(text: string, parser: MarkdownIt, env: Environment, tokens: Token[]): void
 }
-interface BlockRuler {
-  getRules(chain: string): BlockRule[]
-  at(name: string, rule: BlockRule, options: { alt: string[] }): void
+interface BlockParser extends Parser<BlockRule> {
+  tokenize(state: BlockState, start: number, end: number): void
+}
+interface Ruler<Rule> {
+  getRules(chain: string): Rule[]
+  at(name: string, rule: Rule, options: { alt: string[] }): void
+  before(next: string, name: string, rule: Rule, options?: { alt: string[] }): void
 }
 export default class MarkdownIt {
   constructor(options?: { html?: boolean; maxNesting?: number })
-  block: Parser<BlockRuler>
-  inline: Parser<object>
+  block: BlockParser
+  inline: Parser<InlineRule>
   validateLink: (address: string) => boolean
 }

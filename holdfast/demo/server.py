@@ -1,0 +1,94 @@
+"""The demo's server, as a child of the supervisor.
+
+Layer: demo.
+
+The supervisor passes on the listening socket, so the port stays the same after a crash. `python -m
+holdfast.demo.server` is the process; `Parent` is the supervisor, as this process sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+
+from holdfast.app import Hub
+from holdfast.core.errors import HoldfastError
+from holdfast.demo.app import build
+from holdfast.demo.control import Crash, Crashed, Ready, ServerStart, encode, read_start, until_parent_ends
+from holdfast.demo.guests import Guests
+from holdfast.serving import adopt, run
+
+__all__ = ["Parent"]
+
+KILL_S = 0.05  # between the response and the end of the process: the response must have left
+
+
+class Parent:
+    """The supervisor of this process. See `holdfast.demo.app.Supervision`."""
+
+    def __init__(self, start: ServerStart) -> None:
+        self.starts = start.starts
+        self._died_at_s = start.died_at_s
+        self._down_s: float | None = None
+        self._waiting: dict[str, asyncio.Future[int | None]] = {}  # agents that are being killed
+
+    @property
+    def down_s(self) -> float | None:
+        """Return how long no server served before this one; None for the first."""
+        if self._down_s is None and self._died_at_s is not None:
+            self._down_s = time.monotonic() - self._died_at_s
+        return self._down_s
+
+    def begin(self, hub: Hub, invite: str | None) -> None:
+        """Report that this process serves, and follow the supervisor."""
+        _write(Ready(self.down_s, invite))
+        hub.start_background(until_parent_ends(Crashed, self._receive))
+
+    def kill_server(self) -> None:
+        """Kill this process with SIGKILL, as `kill -9` would."""
+        asyncio.get_running_loop().call_later(KILL_S, os.kill, os.getpid(), signal.SIGKILL)
+
+    async def kill_agent(self, agent: str) -> int | None:
+        """Kill an agent with SIGKILL; return its process id when it is dead, or None if it does not run."""
+        waiting = self._waiting.get(agent)
+        if waiting is None:
+            waiting = self._waiting[agent] = asyncio.get_running_loop().create_future()
+            _write(Crash(agent))
+        return await asyncio.shield(waiting)
+
+    def _receive(self, crashed: Crashed) -> None:
+        waiting = self._waiting.pop(crashed.agent, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(crashed.pid)
+
+
+def _write(line: Ready | Crash) -> None:
+    os.write(sys.stdout.fileno(), encode(line))  # shorter than what a pipe takes at once
+
+
+def main() -> None:
+    """Serve as the supervisor has asked for."""
+    start = read_start(ServerStart)
+    parent = Parent(start)
+    guests = None
+    if start.guest_key is not None:
+        guests = Guests(start.address, key=start.guest_key, agent_token=start.agent_token)
+    try:
+        app = build(start.store, supervision=parent, guests=guests)
+        hub: Hub = app.state.hub
+        invite = guests.invite() if guests is not None and start.starts == 1 else None
+        is_started = run(
+            app, hub, adopt(start.descriptor), started=lambda: parent.begin(hub, invite), log_level="warning"
+        )
+    except HoldfastError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+    if not is_started:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""An agent in a process of its own: it answers over the network, and may be killed at any moment.
+
+Layer: demo.
+
+The supervisor starts two of these. Each takes questions like an agent on another machine, with the guide's handler. If
+one dies in mid-answer, the other continues at the end of the stored text. They outlive the server: their text waits
+until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from holdfast.agents.turn import OnCrash
+from holdfast.client import Client
+from holdfast.core.errors import HoldfastError
+from holdfast.demo.answers import ready_answers
+from holdfast.demo.app import CHANNELS
+from holdfast.demo.control import IN_SERVER, UNAVAILABLE, AgentStart, Restarted, read_start, until_parent_ends
+from holdfast.demo.guide import Guide
+from holdfast.demo.model import model_in
+from holdfast.demo.passages import library
+
+SLOTS = 1_000  # far more than the agent in the server has: the scheduler prefers the most free slots
+CONNECT_S = 60.0  # the server may start later than its agents
+
+
+async def work(start: AgentStart) -> None:
+    """Answer questions until the supervisor ends this process."""
+    model = model_in(os.environ)
+    client = Client(start.url, token=start.token, client_id=IN_SERVER, connect_s=CONNECT_S)
+    guide = Guide(client, model, details={"pid": os.getpid()})
+    on_crash: OnCrash = "continue" if model is None else "restart"
+    client.agent(CHANNELS, name=start.name, on_crash=on_crash, slots=SLOTS)(guide.answer)
+    listening = asyncio.ensure_future(until_parent_ends(Restarted, lambda _: guide.server_restarted()))
+    try:
+        library()
+        ready_answers()
+        await client.run(drain_s=None)
+    finally:
+        listening.cancel()
+
+
+def main() -> None:
+    """Run the agent that the supervisor has asked for."""
+    start = read_start(AgentStart)
+    try:
+        import httpx2  # noqa: F401  # the client needs both
+        import websockets  # noqa: F401
+    except ImportError as error:
+        if start.name.endswith("~1"):
+            print(
+                f"No agent runs in a process of its own, since {error.name} is missing: pip install 'holdfast[demo]'. "
+                "The server answers itself.",
+                file=sys.stderr,
+            )
+        sys.exit(UNAVAILABLE)
+    try:
+        asyncio.run(work(start))
+    except HoldfastError as error:
+        print(f"The agent {start.name} has ended: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

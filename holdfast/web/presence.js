@@ -1,0 +1,54 @@
+/**
+ * The presence of this client in one channel. It is present while one of its pages is, also after each reconnect.
+ * @module
+ */
+
+/** @typedef {{ data?: object }} Presence */
+
+const RENEW_MS = 30_000 // over HTTP: a third of the lease
+
+/** @internal */
+export class OwnPresence {
+  /** @type {Map<string, Presence>} by page; "" is this page. The latest one counts */
+  #pages = new Map()
+  #pending = 0 // requests that wait for a response
+  /** @type {ReturnType<typeof setTimeout> | undefined} of the lease */
+  #renewal
+
+  /** @param {import("./channel.js").Channel<any, any>} channel */
+  constructor(channel) {
+    this.channel = channel
+  }
+
+  /** Let a page enter; without `presence` it leaves. @param {string} page @param {Presence} [presence] */
+  set(page, presence) {
+    this.#pages.delete(page)
+    if (presence) this.#pages.set(page, presence)
+    return this.#send()
+  }
+
+  /** Presence ends with its connection or its lease: send it again, unless a request is pending. */
+  renew() {
+    if (this.#pages.size && !this.#pending) this.#send().catch(() => {})
+  }
+
+  /** Let all pages leave. */
+  leave() {
+    const wasPresent = this.#pages.size
+    this.#pages.clear()
+    if (wasPresent) this.#send().catch(() => {})
+  }
+
+  async #send() {
+    const { client, name } = this.channel
+    this.#pending++
+    await client.request("presence", name, [...this.#pages.values()].at(-1) ?? { leave: true }).finally(() => this.#pending--)
+    this.stop()
+    if (client.isHttp && this.channel.state !== "closed") this.#renewal = setTimeout(() => this.renew(), RENEW_MS)
+  }
+
+  /** Renew no lease any more. */
+  stop() {
+    clearTimeout(this.#renewal)
+  }
+}

@@ -1,0 +1,154 @@
+"""Guests: an invitation works once and for ten minutes, guesses are bounded, and a cookie cannot be made up.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import base64
+
+import msgspec
+import pytest
+
+from holdfast.core.errors import TooMany
+from holdfast.demo.control import IN_SERVER
+from holdfast.demo.guests import (
+    COOKIE,
+    GUESSES_S,
+    INVITE_S,
+    MOST_GUESSERS,
+    MOST_GUESSES,
+    MOST_INVITES,
+    STAY_S,
+    Guests,
+    NoInvite,
+    Person,
+)
+from holdfast.hub.identity import Scope
+
+PEER = "127.0.0.3"
+
+
+class Clock:
+    """A clock that only the test moves."""
+
+    now_s = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def guests(clock: Clock) -> Guests:
+    return Guests("http://127.0.0.2:8000", key="key", agent_token="token", now_s=clock)
+
+
+def invited(guests: Guests) -> str:
+    """Return the secret of a new invitation."""
+    return guests.invite().partition("#join=")[2]
+
+
+def scope(**headers: str) -> Scope:
+    return {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+
+
+def with_cookie(value: str) -> Scope:
+    return scope(cookie=f"other=1; {COOKIE}={value}")
+
+
+def test_an_invitation_names_the_channel_and_hides_its_secret_in_the_fragment(guests: Guests) -> None:
+    assert guests.invite().startswith("http://127.0.0.2:8000/#join=")
+    assert guests.invite("demo:1").startswith("http://127.0.0.2:8000/?channel=demo:1#join=")
+    assert len(invited(guests)) >= 24
+
+
+def test_an_invitation_works_once(guests: Guests) -> None:
+    secret = invited(guests)
+    person = guests.join(secret, PEER)
+    assert person.name.istitle()
+    with pytest.raises(NoInvite):
+        guests.join(secret, PEER)
+
+
+@pytest.mark.parametrize(("after_s", "is_open"), [(INVITE_S - 1, True), (INVITE_S, False), (INVITE_S + 1, False)])
+def test_an_invitation_is_open_for_ten_minutes(guests: Guests, clock: Clock, after_s: float, is_open: bool) -> None:
+    secret = invited(guests)
+    clock.now_s += after_s
+    if is_open:
+        assert guests.join(secret, PEER)
+    else:
+        with pytest.raises(NoInvite):
+            guests.join(secret, PEER)
+
+
+@pytest.mark.parametrize("secret", ["", "x", "ü🌊", "x" * 500])
+def test_a_wrong_secret_is_refused(guests: Guests, secret: str) -> None:
+    guests.invite()
+    with pytest.raises(NoInvite):
+        guests.join(secret, PEER)
+
+
+def test_the_number_of_open_invitations_is_bounded(guests: Guests) -> None:
+    secrets = [invited(guests) for _ in range(MOST_INVITES + 1)]
+    with pytest.raises(NoInvite):
+        guests.join(secrets[0], PEER)
+    for secret in secrets[1:]:
+        guests.join(secret, PEER)
+
+
+def test_guesses_of_one_address_are_bounded_and_others_get_in(guests: Guests, clock: Clock) -> None:
+    for _ in range(MOST_GUESSES):
+        with pytest.raises(NoInvite):
+            guests.join("wrong", PEER)
+    secret = invited(guests)
+    with pytest.raises(TooMany):
+        guests.join(secret, PEER)
+    assert guests.join(invited(guests), "127.0.0.4")
+    clock.now_s += GUESSES_S
+    assert guests.join(secret, PEER)
+
+
+def test_the_number_of_counted_addresses_is_bounded(guests: Guests) -> None:
+    for number in range(MOST_GUESSERS + 10):
+        with pytest.raises(NoInvite):
+            guests.join("wrong", f"peer {number}")
+    assert len(guests._guesses) <= MOST_GUESSERS + 1
+
+
+async def test_a_cookie_names_its_person_until_it_ends(guests: Guests, clock: Clock) -> None:
+    person = guests.join(invited(guests), PEER)
+    cookie = guests.cookie_of(person)
+    identity = await guests(with_cookie(cookie))
+    assert identity is not None
+    assert (identity.client_id, identity.expires_at_ms) == (person.id, int((clock.now_s + STAY_S) * 1000))
+    assert not identity.is_trusted
+    assert identity.capabilities_on("demo:1") == ["command", "history", "presence", "publish", "subscribe"]
+    assert identity.capabilities_on("chat:1") == []
+    # The server that follows a killed one has the same key.
+    assert await Guests("http://x", key="key", agent_token="t", now_s=clock)(with_cookie(cookie)) == identity
+    assert await Guests("http://x", key="other", agent_token="t", now_s=clock)(with_cookie(cookie)) is None
+    clock.now_s += STAY_S
+    assert await guests(with_cookie(cookie)) is None
+
+
+async def test_a_changed_cookie_is_refused(guests: Guests) -> None:
+    body, _, signature = guests.cookie_of(guests.join(invited(guests), PEER)).partition(".")
+    other = Person(id="ada", name="Ada", until_s=9e9)
+    forged = base64.urlsafe_b64encode(msgspec.json.encode(other)).decode()
+    for value in (f"{forged}.{signature}", f"{body}.{signature[:-1]}", f"{body}.", body, f".{signature}", "", "é.é"):
+        assert await guests(with_cookie(value)) is None
+    assert await guests(scope()) is None
+
+
+async def test_an_agent_is_known_by_its_token(guests: Guests) -> None:
+    identity = await guests(scope(authorization="Bearer token"))
+    assert identity is not None
+    assert (identity.client_id, identity.is_trusted) == (IN_SERVER, True)
+    cookie = guests.cookie_of(guests.join(invited(guests), PEER))
+    for given in ("Bearer other", "Bearer ", "", "token", "Bearer é"):
+        assert await guests(scope(authorization=given, cookie=f"{COOKIE}={cookie}")) is None

@@ -1,0 +1,250 @@
+"""The supervisor: real processes that are killed. The answer goes on word for word, and no process is left over.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from holdfast.demo.agent import Settled, plan
+from holdfast.demo.answers import ready_answers
+from holdfast.demo.control import AGENTS
+from holdfast.demo.supervisor import MOST_RESTARTS, RESTARTS_S, _Restarts
+from tests.processes import PATIENCE_S, Process, Server, request, serving, text_of
+
+CHANNEL = "demo:test"
+QUESTION = ready_answers()[0].question
+LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
+
+
+def has_ended(pid: int, *, within_s: float = PATIENCE_S) -> bool:
+    """Wait until a process has ended, also one that is not a child of this process."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return bool(poll.poll(within_s * 1000))
+    finally:
+        os.close(handle)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the process ids of the children of a process."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def info(demo: Server) -> dict[str, Any]:
+    status, found = demo.get("/demo/info")
+    assert status == 200
+    described: dict[str, Any] = found
+    return described
+
+
+def wait_for_agents(demo: Server) -> None:
+    """Wait until all agents are members of CHANNEL."""
+
+    def are_there() -> bool:
+        _, present = demo.get(f"{demo.hub}/v1/channels/{CHANNEL}/presence")
+        return {one["id"] for one in present["members"]} >= set(AGENTS)
+
+    demo.until(are_there)
+
+
+def ask(demo: Server, question: str = QUESTION) -> None:
+    status, _ = demo.post(f"{demo.hub}/v1/channels/{CHANNEL}/messages", {"id": "q1", "text": question})
+    assert status == 201
+
+
+def follow(demo: Server, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Wait like a viewer until the answer in CHANNEL `is_wanted`, through restarts of the server, and return it."""
+    found: list[dict[str, Any]] = []
+
+    def is_found() -> bool:
+        _, page = demo.get(f"{demo.hub}/v1/channels/{CHANNEL}/messages")
+        found[:] = [one for one in page["messages"] if one["role"] == "assistant" and is_wanted(one)]
+        return bool(found)
+
+    demo.until(is_found)
+    return found[0]
+
+
+def longer_than(length: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda message: bool(message.get("parts")) and len(text_of(message)) > length
+
+
+def finish(demo: Server, answer: dict[str, Any]) -> dict[str, Any]:
+    """Steer the answer to its end, and return it, after a comparison with the text that was planned."""
+    command = {"name": "steer", "target": answer["id"], "data": {"text": "shorter", "name": "Ada"}}
+    assert demo.post(f"{demo.hub}/v1/channels/{CHANNEL}/commands", command)[0] == 201
+    ended = follow(demo, lambda message: message["status"] == "complete")
+    planned = plan(QUESTION, msgspec.convert(ended["meta"], Settled))
+    assert text_of(ended) == "".join(step.text for step in planned)
+    return ended
+
+
+def test_a_killed_server_is_started_again_and_the_answer_goes_on_word_for_word(demo: Server) -> None:
+    wait_for_agents(demo)
+    ask(demo)
+    begun = follow(demo, longer_than(60))
+    before = info(demo)
+    assert (before["canKill"], before["starts"], before["downSeconds"]) == (True, 1, None)
+    status, killed = demo.post("/demo/kill", {})
+    assert (status, killed) == (202, {"pid": before["pid"]})
+    assert has_ended(before["pid"])
+    after = info(demo)  # it waits for the next server, and is not refused
+    assert after["pid"] != before["pid"]
+    assert after["starts"] == 2
+    assert 0 < after["downSeconds"] < PATIENCE_S
+    later = follow(demo, longer_than(len(text_of(begun)) + 100))
+    assert later["id"] == begun["id"]
+    ended = finish(demo, later)
+    assert text_of(ended).startswith(text_of(begun))
+    (one,) = ended["meta"]["continued"]
+    assert one["by"] == one["successor"]
+    assert re.search(r"^Server restarted after \d+\.\d s \(killed\)\.$", demo.output, re.MULTILINE)
+    assert "Traceback" not in demo.output
+
+
+def test_agents_that_crash_in_mid_sentence_are_succeeded_and_no_text_is_doubled(demo: Server) -> None:
+    wait_for_agents(demo)
+    assert demo.post("/demo/crash", {"channel": CHANNEL})[1]["code"] == "no_answer"
+    ask(demo)
+    length = 0
+    crashed = []
+    for _ in range(2):
+        wait_for_agents(demo)
+        begun = follow(demo, longer_than(length + 60))
+        status, crash = demo.post("/demo/crash", {"channel": CHANNEL})
+        assert status == 200, crash
+        assert has_ended(crash["pid"])
+        crashed.append(crash["agent"])
+        length = len(text_of(begun))
+    answer = follow(demo, lambda message: len(message["meta"].get("continued", [])) == 2)
+    ended = finish(demo, answer)
+    assert [one["by"] for one in ended["meta"]["continued"]] == crashed
+    assert ended["meta"]["continued"][0]["successor"] == crashed[1]
+    assert set(crashed) == set(AGENTS)
+    assert "Traceback" not in demo.output
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_all_processes_end_with_the_supervisor_and_the_next_start_continues_the_answer(
+    demo: Server, ending: signal.Signals
+) -> None:
+    wait_for_agents(demo)
+    ask(demo)
+    begun = follow(demo, longer_than(30))
+    children = children_of(demo.running.pid)
+    assert info(demo)["pid"] in children
+    assert len(children) == 1 + len(AGENTS)
+    start_s = time.monotonic()
+    status = demo.end(ending)
+    assert all(has_ended(pid) for pid in children)
+    assert time.monotonic() - start_s < 5.0  # it takes half a second, on a machine with other work a bit more
+    assert status == (0 if ending is signal.SIGINT else -ending)
+    demo.start()
+    later = follow(demo, longer_than(len(text_of(begun)) + 30))
+    assert text_of(later).startswith(text_of(begun))
+    assert "Traceback" not in demo.output
+
+
+def test_a_server_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
+    process = Process(["-m", "holdfast", "demo", "--port", "0", "--store", "nonsense://"], tmp_path / "log")
+    process.start()
+    try:
+        assert process.wait() == 1
+        assert "nonsense" in process.output
+        assert "Traceback" not in process.output
+    finally:
+        process.clean_up()
+
+
+def test_restarts_are_bounded_within_a_minute() -> None:
+    now_s = 0.0
+    restarts = _Restarts(lambda: now_s)
+    assert not any(restarts.count() for _ in range(MOST_RESTARTS))
+    assert restarts.count()
+    now_s = RESTARTS_S
+    assert not restarts.count()
+
+
+# Other machines --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lan(tmp_path: Path) -> Iterator[Server]:
+    with serving("demo", tmp_path, "--lan", host=LAN) as server:
+        yield server
+
+
+def test_guests_of_the_network_are_let_in_by_invitation_and_stay_through_a_killed_server(lan: Server) -> None:
+    def send(method: str, path: str, body: object = None, cookie: str = "") -> tuple[int, Any]:
+        headers = {"origin": f"http://{LAN}:{lan.port}", **({"cookie": cookie} if cookie else {})}
+        return request(lan.port, method, path, body, host=LAN, headers=headers)
+
+    messages = f"{lan.hub}/v1/channels/{CHANNEL}/messages"
+    assert "<html" in send("GET", "/")[1]
+    assert send("GET", "/demo/info")[1]["person"] is None
+    assert send("POST", "/demo/kill", {})[0] == 401
+    assert send("POST", messages, {"text": "?"})[0] == 401
+
+    lan.until(lambda: "#join=" in lan.output)
+    (secret,) = re.findall(rf"http://{re.escape(LAN)}:{lan.port}/#join=([\w-]+)", lan.output)
+    cookie = join(lan, secret)
+    assert send("POST", "/demo/join", {"secret": secret})[1]["code"] == "no_invite"
+    owner = send("GET", "/demo/info", cookie=cookie)[1]["person"]
+
+    def agents_are_there() -> bool:
+        _, present = send("GET", f"{lan.hub}/v1/channels/{CHANNEL}/presence", cookie=cookie)
+        return {one["id"] for one in present["members"]} >= set(AGENTS)
+
+    lan.until(agents_are_there)  # they have a token
+    status, invite = send("POST", "/demo/invites", {"channel": CHANNEL}, cookie)
+    assert status == 201
+    guest = join(lan, invite["url"].partition("#join=")[2])
+    assert send("POST", messages, {"id": "q1", "text": QUESTION}, guest)[0] == 201
+
+    pid = send("GET", "/demo/info")[1]["pid"]
+    assert send("POST", "/demo/kill", {}, guest)[0] == 202
+    assert has_ended(pid)
+    assert send("GET", "/demo/info", cookie=cookie)[1]["person"] == owner
+    status, page = send("GET", messages, cookie=guest)
+    assert status == 200
+    assert page["messages"][-1]["id"] == "q1"
+
+
+def join(lan: Server, secret: str) -> str:
+    """Return the cookie that the secret is traded for."""
+    connection = http.client.HTTPConnection(LAN, lan.port, timeout=PATIENCE_S)
+    with contextlib.closing(connection):
+        body = msgspec.json.encode({"secret": secret})
+        connection.request("POST", "/demo/join", body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        return (response.getheader("set-cookie") or "").partition(";")[0]
+
+
+def test_without_the_option_for_the_network_other_addresses_are_refused(tmp_path: Path) -> None:
+    process = Process(["-m", "holdfast", "demo", "--host", "192.0.2.1"], tmp_path / "log")
+    process.start()
+    try:
+        assert process.wait() == 1
+        assert "192.0.2.1 is not a loopback address" in process.output
+    finally:
+        process.clean_up()
