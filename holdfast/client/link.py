@@ -438,9 +438,9 @@ class Link:
 
     def _plain_refusal(self, status: int) -> HoldfastError:
         detail = (
-            f"{self._access.address} responded {status} to a WebSocket, unlike a Holdfast server; is the hub at "
+            f"{self._access.address} responded {status} to a WebSocket, unlike a Holdfast server; the hub may be at "
             "another port or path, such as /holdfast, or served without WebSockets (uvicorn needs the package "
-            "websockets)?"
+            "websockets)"
         )
         return Unauthenticated(detail) if status == 401 else NotHoldfast(detail)
 

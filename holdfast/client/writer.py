@@ -265,7 +265,11 @@ class RemoteWriter(OutgoingProperties):
         """Renew the lease, which the end of the old connection has shortened, and read the message before writing."""
         if self._outgoing.is_settled:
             return
-        self._outgoing.disconnected(Unreachable(f"the connection broke before message {self.id!r} was stored whole"))
+        self._outgoing.disconnected(
+            Unreachable(
+                f"the connection broke before message {self.id!r} was stored whole; the client repeats its requests"
+            )
+        )
         self._lease.renew()
         self._read_message()
 

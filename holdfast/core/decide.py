@@ -276,7 +276,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
         _check_streaming(message)
         raise NotText(
             f"part {index} of message {message.id!r} is of type {shown(part.fields['type'])}, "
-            "text can be appended to 'text', 'reasoning' and 'tool' only"
+            "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
         )
     length = part.text.length
     new = text if at is None or at == length else _text_after_overlap(message, part, index, at, text)
@@ -354,13 +354,14 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
         check_writer(message, caller, request.generation)
         if not (caller.may_write or caller.is_app or caller.is_server):
             raise Forbidden(
-                f"message {message.id!r} is streaming, and {name_of(caller)} lacks the capability 'append' to update it"
+                f"message {message.id!r} is streaming, and {name_of(caller)} lacks the capability 'append' to "
+                "update it; wait for its end"
             )
     if request.generation is not None:
         check_generation(message, request.generation)
     if request.if_version is not None and request.if_version != message.version:
         raise VersionConflict(
-            f"message {message.id!r} is at version {message.version}, the request was for version {request.if_version}",
+            f"message {message.id!r} has version {message.version}, not {request.if_version}; read it again",
             version=message.version,
         )
     parts = _parts(request.text, request.parts, limits)

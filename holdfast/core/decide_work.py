@@ -195,7 +195,10 @@ def _check_may_reply(command: CommandState, caller: Caller) -> None:
     running. Any client that may write replies to a command without a target.
     """
     if command.target is not None:
-        raise Forbidden(f"only the agent that works on message {command.target!r} may reply to this {command.name}")
+        raise Forbidden(
+            f"only the agent that works on message {command.target!r} may reply to this "
+            f"{command.name}; wait for its reply"
+        )
     if not caller.may_write:
         raise Forbidden(f"a reply to command {command.name!r} without a target needs the capability 'append'")
 
@@ -240,7 +243,15 @@ def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: i
         if ops:
             return Decision(ops=(*ops, _reply(key, ok=True)))
         return Decision(
-            ops=(_reply(key, ok=False, error=_error(Finished("the answer ended before the cancel was carried out"))),)
+            ops=(
+                _reply(
+                    key,
+                    ok=False,
+                    error=_error(
+                        Finished("the answer ended before the cancel was carried out; no other cancel is needed")
+                    ),
+                ),
+            )
         )
     if request.is_expired:
         return Decision(ops=(_reply(key, ok=False, error={"code": "expired", "detail": "no reply arrived in time"}),))
@@ -285,7 +296,7 @@ def _target(state: Decidable, request: SendCommand, caller: Caller) -> MessageSt
     if target.deleted:
         raise Deleted(f"message {request.target!r} was deleted; check the target")
     if rules_of(request.name).stops and not _is_at_work(state, target):
-        raise Finished(f"message {request.target!r} has no running answer to cancel")
+        raise Finished(f"message {request.target!r} has no running answer to cancel; it may have ended already")
     return target
 
 
@@ -424,7 +435,7 @@ def _open_claim(message: MessageState) -> ClaimState:
     if message.claim is None:
         raise Finished(f"message {message.id!r} has no turn: no agent serves its channel")
     if not message.claim.is_open:
-        raise Finished(f"the turn of message {message.id!r} has ended ({message.claim.state!r})")
+        raise Finished(f"the turn of message {message.id!r} has ended ({message.claim.state!r}); stop working on it")
     return message.claim
 
 

@@ -331,7 +331,7 @@ class Outgoing:
         if self._parts[index].type not in APPENDABLE:
             raise NotText(
                 f"part {index} of message {self.id!r} is of type {shown(self._parts[index].type)}, "
-                "text can be appended to 'text', 'reasoning' and 'tool' only"
+                "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
             )
         return index
 
@@ -476,7 +476,7 @@ class OutgoingProperties:
         self._awaited = self._called
         times = "once" if missing == 1 else f"{missing} times"
         return LocalError(
-            f"append to message {self.id!r} was called {times} without await, so its text is missing; "
+            f"the append to message {self.id!r} was called {times} without await, so its text is missing; "
             "write `await message.append(text)`"
         )
 

@@ -492,5 +492,5 @@ class HubCore:
 
 def _present(result: Result, message_id: str) -> Message:
     if result.message is None:
-        raise Deleted(f"message {message_id!r} was deleted before the hub could return it")
+        raise Deleted(f"message {message_id!r} was deleted before the hub could return it; create another one")
     return own_copy(result.message)

@@ -102,7 +102,7 @@ def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise LocalError("public_key begins like a JWK but is not valid JSON") from None
+        raise LocalError("public_key begins like a JWK but is not valid JSON; give PEM, a JWK or a JWK set") from None
     if not isinstance(value, dict):
         raise LocalError(f"public_key must be a JWK object, got {shown(value)}")
     return value
@@ -119,7 +119,9 @@ def _pem_key(text: str) -> Key:
     try:
         material = load_pem_public_key(text.encode())
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise LocalError("public_key is not in PEM form (-----BEGIN PUBLIC KEY-----)") from None
+        raise LocalError(
+            "public_key is not in PEM form (-----BEGIN PUBLIC KEY-----); give PEM, a JWK or a JWK set"
+        ) from None
     algorithms = _algorithms_of(material)
     if not algorithms:
         raise LocalError(

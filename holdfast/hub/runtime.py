@@ -108,9 +108,9 @@ class Runtime:
         await live.load_messages([check_id(message_id)])
         known = live.state.message(message_id)
         if known is None:
-            raise NotFound(f"message {message_id!r} does not exist")
+            raise NotFound(f"message {message_id!r} does not exist in this channel; check the id")
         if known.deleted:
-            raise Deleted(f"message {message_id!r} was deleted")
+            raise Deleted(f"message {message_id!r} was deleted; create another one")
         return known
 
     def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:

@@ -186,7 +186,7 @@ class JwtVerifier:
         if claims is None and self._key_set is not None:
             claims = _claims_by(await self._key_set.keys(kid), algorithm, token)
         if claims is None:
-            raise Unauthenticated("token signature matches no key of this server")
+            raise Unauthenticated("token signature matches no key of this server; check the keys of its verifier")
         return claims
 
     def _identity_of(self, claims: dict[str, Any]) -> Identity:

@@ -168,9 +168,9 @@ class MessageWriter(OutgoingProperties):
             try:
                 result = await self._created(self._create)
                 if not result.created:
-                    raise IdConflict(f"message {self.id!r} exists already")
+                    raise IdConflict(f"message {self.id!r} exists already; use another id")
                 if result.message is None:  # the message was created, and deleted before the result arrived
-                    raise Deleted(f"message {self.id!r} was deleted")
+                    raise Deleted(f"message {self.id!r} was deleted; create another one")
             except BaseException:
                 self._hub.unregister_writer(self)
                 raise

@@ -137,7 +137,8 @@ def check_identity(hub: HubCore, identity: Identity) -> None:
     """Raise InvalidName for an invalid client id, and Expired for an identity that has expired already."""
     if identity.client_id is not None and "~" in check_id(identity.client_id, "a client id"):
         raise InvalidName(
-            f"client id {identity.client_id!r} contains ~, which separates a client id from the suffix of a member"
+            f"client id {identity.client_id!r} contains ~, which separates a client id from the suffix of a member; "
+            "choose another id"
         )
     if identity.is_expired(hub.clock.now_ms()):
         client = "this client" if identity.client_id is None else f"client {shown(identity.client_id)}"

@@ -158,7 +158,7 @@ def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _message(result: Result) -> object:
     if result.message is None:
-        raise Deleted("the message was deleted while the request was carried out")
+        raise Deleted("the message was deleted while the request was carried out; create another one")
     return result.message
 
 

@@ -166,7 +166,7 @@ async def _await_events(
                     hub.flush_ms / 1000
                 )  # wait one flush window, so that the response contains more than the first piece of text
             if credentials.is_expired:
-                raise Expired("the identity expired while the poll waited for events")
+                raise Expired("the identity expired while the poll waited for events; send a new token")
             events = await this_poll.more()
     finally:
         disconnected.cancel()
