@@ -259,7 +259,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.headers = []  # the headers of a trailer are not those of the request
 
     def on_message_complete(self) -> None:
-        if not self.is_in_head():  # no request has begun if the head requests an upgrade
+        if not self.is_in_head():  # a head that requests an upgrade is not yet a request
             super().on_message_complete()
 
     def _take_forwarded(self, connection: Connection) -> None:

@@ -94,7 +94,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
     def expect_introduction(self, timeout_s: float) -> None:
         """Keep the bounds for unknown peers until the peer authenticates, at most `timeout_s` seconds."""
         self._is_expected = True
-        # no burst: the buffers of a WebSocket take more memory than a head
+        # a WebSocket's buffers take more memory than a head, so it may not exceed the limits as part of a burst
         self._connection.wait(timeout_s, may_burst=False)
         if self._is_head_large:
             self._connection.grow()

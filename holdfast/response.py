@@ -196,7 +196,7 @@ class StreamResponse(Response):
             return
         answering = await self._begin_or_join(since)  # None: the answer exists already, and this is one more reader
         message, cursor = await hub.read(self._channel, self._message_id)
-        # no reader has received any text of a new answer
+        # of a new answer no reader has received any text
         sent = resume_point(since if answering is None else None, cursor)
         if sent.is_finished and message.status != "streaming":
             await Response(status_code=204)(scope, receive, send)  # status 204 stops an EventSource
@@ -211,7 +211,8 @@ class StreamResponse(Response):
             sent,
             self._framer(requested),
             is_own_client=True,
-            sender_class=TaskSender,  # not `DirectSender`, because middleware of the app may need a current task
+            # `DirectSender` would not do, because middleware of the app may need a current task
+            sender_class=TaskSender,
             name="" if self._is_repeatable else hub.tickets.name(self._channel, self._message_id),
         )
         if answering is not None:

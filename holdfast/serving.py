@@ -123,7 +123,8 @@ def adopt(descriptor: int) -> socket.socket:
     """Return the socket of `listen` that the parent process has opened and passed on."""
     with socket.socket(fileno=os.dup(descriptor)) as same:
         family = same.family
-    return _Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)  # as in `listen`
+    # same family and protocol as the sockets of `listen`
+    return _Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)
 
 
 def address_of(listening: socket.socket) -> str:
@@ -177,7 +178,8 @@ def server(
     logging.getLogger("uvicorn.error").addFilter(_LogFilter())
     config = uvicorn.Config(
         app,
-        loop="asyncio",  # not uvloop: the time is spent in the kernel, and uvloop was not faster (measured)
+        # asyncio instead of uvloop: the time is spent in the kernel, and uvloop was not faster (measured)
+        loop="asyncio",
         http=cast("Any", partial(BoundedHttpProtocol, book)),
         ws=BoundedWebSocketProtocol,
         backlog=ACCEPTED_AT_ONCE,

@@ -62,7 +62,7 @@ class Turn:
         taken_up: Writer | None,
     ) -> None:
         self.channel = channel
-        self.message = message  # the user message
+        self.message = message  # the user message that the turn answers
         self.attempt = attempt_of(generation)  # number of the attempt: 1, or higher after a crash
         self.previous = previous  # the unfinished answer of an attempt that crashed
         self.name = name  # the agent's name: author of the answers, and member that people see

@@ -54,7 +54,7 @@ class LinkState(Enum):
     CONNECTING = auto()
     LIVE = auto()
     AWAY = auto()  # waiting between two sockets
-    STOPPED = auto()  # stopped for good
+    STOPPED = auto()  # the link has stopped for good
 
 
 class Listener(Protocol):

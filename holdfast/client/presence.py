@@ -58,7 +58,7 @@ class Presence:
         self._is_here = False
         self._link.remove_listener(self)
         self.broken()
-        # only on an open connection, since members leave with their socket
+        # withdraw presence only on an open connection, since members leave with their socket
         if self._link.is_live and self.error is None:
             with contextlib.suppress(Unreachable):
                 await self._link.request("presence", {**self._frame(), "leave": True}, is_repeatable=False)
@@ -88,7 +88,7 @@ class Presence:
         if not isinstance(result, HoldfastError):
             self._failures = 0
         elif isinstance(result, Unreachable):
-            pass  # nothing to do: `opened` will enter again
+            pass  # `opened` will enter the channel again
         elif result.retry and self._is_here:
             self._failures += 1
             delay_s = self._link.timing.retry(self._failures, self._link.random)

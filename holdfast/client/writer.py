@@ -222,7 +222,7 @@ class RemoteWriter(OutgoingProperties):
         except asyncio.CancelledError:
             status, reason = self.cancelled_as
             kind, fields = "finish", {"generation": 1, "status": status, "reason": reason}
-            if status == "interrupted":  # only the server sets this status, and does so when the lease ends
+            if status == "interrupted":  # the server alone sets `interrupted`, when the lease ends
                 kind, fields = "lease", {"generation": 1, "lease_s": SHORTEST_LEASE_S}
             # the message was not created, or there is no connection, in which case its lease will end
             with contextlib.suppress(HoldfastError):
@@ -243,7 +243,7 @@ class RemoteWriter(OutgoingProperties):
             elif error is None and outgoing.error is None:
                 await self._end_as("complete", None)
         except Unreachable:
-            raise  # no retry: the writer has already waited for a connection
+            raise  # the writer has already waited for a connection, so it does not retry
         except BaseException:
             await self._end_early(*self.cancelled_as)
             raise
@@ -441,7 +441,7 @@ class RemoteWriter(OutgoingProperties):
 
     async def _end_as(self, status: str, reason: str | None) -> None:
         if self._outgoing.state is OPEN:
-            # only the server sets this status, and does so when the lease ends, which is soon
+            # the server alone sets `interrupted`, when the lease ends, which is soon
             if status == "interrupted":
                 await self.flush()
                 await self._lease.let_end()

@@ -97,9 +97,9 @@ class Document(Struct, frozen=True, kw_only=True):
     head: bytes
     fresh: bool  # True: these segments replace all stored ones; False: they are added to them
     segments: list[Segment]
-    # id of a message: if it is deleted and this document is no longer open, the store removes the segments …
+    # id of a message: if it is deleted and this document is no longer open, the store removes the segments
     target: str | None = None
-    until_ms: int | None = None  # … and at this time (ms since 1970) it removes them in any case
+    until_ms: int | None = None  # time in ms since 1970 at which the store removes this document's segments in any case
 
 
 class Stored(Struct, frozen=True, kw_only=True):

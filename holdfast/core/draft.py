@@ -135,7 +135,7 @@ class Draft:
         elif type(op) is Claim or type(op) is Lease:
             self.reshaped[op.id] = None
         else:
-            joinable.clear()  # nor across an update, finish, takeover or delete of the message
+            joinable.clear()  # text must not move across an update, finish, takeover or delete of the message either
             self.reshaped[op.id] = None
         self.ops.append(op)
         return len(self.ops) - 1

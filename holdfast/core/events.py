@@ -155,7 +155,7 @@ MessageEvent = (
 CommandEvent = CommandSent | CommandReply
 PresenceEvent = PresenceEnter | PresenceUpdate | PresenceLeave | PresenceSync
 StoredEvent = MessageEvent | CommandEvent
-EphemeralEvent = PresenceEvent | Signal  # not stored in the log, so batches of these carry no cursor
+EphemeralEvent = PresenceEvent | Signal  # these events are not stored in the log, so their batches carry no cursor
 ServerEvent = ChannelAttached | StoredEvent | EphemeralEvent
 
 

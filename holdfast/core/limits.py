@@ -27,7 +27,7 @@ class Limits:
     pending_messages: int = 1_000  # messages that wait for an agent, per channel
     pending_bytes: int = 8 * MIB  # size of the messages that wait for an agent; further ones are refused
     members: int = 10_000  # members of a channel at the same time
-    depth: int = 64  # levels of nested JSON
+    depth: int = 64  # limit of nested levels in JSON
     socket_channels: int = 100
     socket_requests: int = 1_000  # requests without a response, per WebSocket
     socket_request_bytes: int = 4 * MIB

@@ -67,8 +67,8 @@ class ClaimState(NamedTuple):
     by: str | None = None
     node: str | None = None
     lease_ms: int = 0
-    within: str | None = None  # id of the message whose turn has taken this message in: both turns end together …
-    within_generation: int = 0  # … and the attempt of that turn; if the attempt is lost, this message waits again
+    within: str | None = None  # id of the message whose turn has taken this message in: both turns end together
+    within_generation: int = 0  # the attempt that has taken this message in; if it is lost, this message waits again
 
     @property
     def is_open(self) -> bool:
@@ -129,8 +129,8 @@ class MessageState:
         self.edited = serial  # serial of the last create or update operation
         # serial of the last create, update or part; a viewer older than it needs more than the missing text
         self.shaped = serial
-        self.finished = 0  # serial of the last finish operation …
-        self.finished_as: tuple[str, str | None] = ("", None)  # … and its status and reason
+        self.finished = 0  # serial of the last finish operation
+        self.finished_as: tuple[str, str | None] = ("", None)  # status and reason of the last finish
         self.taken_over = 0  # serial of the last takeover
         # recent requests: id, serial, generation
         self.requests: deque[tuple[str, int, int]] = deque(maxlen=KEPT_REQUESTS)

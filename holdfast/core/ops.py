@@ -109,11 +109,11 @@ class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
     state: str  # taken, done or cancelled; pending after a `regenerate`
     generation: int  # number of the attempt; an attempt with a lower number is over
     by: str | None = None
-    node: str | None = None  # see `WriterIdentity.node`
-    lease_ms: int = 0  # see `WriterIdentity.lease_ms`
+    node: str | None = None  # random id of the hub's process if the worker lives there
+    lease_ms: int = 0  # length of a remote worker's lease; 0 for a worker in a hub's process
     at_ms: int = 0
-    within: str | None = None  # id of the message whose turn has taken this message in …
-    within_generation: int = 0  # … and the attempt of that turn
+    within: str | None = None  # id of the message whose turn has taken this message in
+    within_generation: int = 0  # the attempt of that turn
 
 
 class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):

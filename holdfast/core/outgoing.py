@@ -108,8 +108,8 @@ class Outgoing:
         self._parts: list[OutgoingPart] = []
         self._text_part = -1  # index of the part that receives text without an index; -1: there is no text part
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
-        self._texts: list[str] = []  # text that gathers for the next append …
-        self._texts_part = 0  # … and the part that it belongs to
+        self._texts: list[str] = []  # text that gathers for the next append
+        self._texts_part = 0  # index of the part that the gathered text belongs to
         self._halves: dict[int, str] = {}  # for each part that ends in half a surrogate pair: that half
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class Outgoing:
     def stored(self, count: int) -> None:
         """Forget the first `count` requests in flight, which are stored."""
         in_flight = self.in_flight
-        if count == 1:  # the common case
+        if count == 1:  # the common case: one request was stored
             self.unstored_bytes -= in_flight.pop(0).size_bytes
         else:
             self.unstored_bytes -= sum([one.size_bytes for one in in_flight[:count]])
@@ -373,7 +373,8 @@ class Outgoing:
         index = self._texts_part
         part = self._parts[index]
         length = len(text)
-        if part.is_open and length <= self._piece and text.isascii():  # the common case
+        # the common case: one piece of ASCII text for an open part
+        if part.is_open and length <= self._piece and text.isascii():
             request = AppendText(text=text, at=part.length, part=index, generation=self.generation)
             self._queue.append(OutgoingRequest(request, length))
             part.length += length
@@ -430,8 +431,8 @@ class OutgoingProperties:
     __slots__ = ("_awaited", "_called", "_outgoing")
 
     _outgoing: Outgoing
-    _called: int  # number of calls of `append` …
-    _awaited: int  # … and number of these that were awaited
+    _called: int  # number of calls of `append`
+    _awaited: int  # number of awaited calls of `append`
 
     @property
     def id(self) -> str:

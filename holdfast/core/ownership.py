@@ -72,7 +72,7 @@ def is_author_or_writer(message: MessageState, caller: Caller) -> bool:
 
 def check_generation(message: MessageState, generation: int | None) -> None:
     """Raise Fenced unless `generation` (by default 1) may write the message now."""
-    if message.generation == (1 if generation is None else generation):  # the same test as `is_current`, inline
+    if message.generation == (1 if generation is None else generation):  # inlined copy of `is_current`
         return
     raise fenced(message, generation)
 

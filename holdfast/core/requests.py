@@ -123,8 +123,8 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
         0
     )
     lease_s: float = 0.0
-    within: str | None = None  # id of the message whose running turn takes this message in …
-    within_generation: int = 0  # … and the attempt of that turn
+    within: str | None = None  # id of the message whose running turn takes this message in
+    within_generation: int = 0  # the attempt of the turn that takes this message in
 
 
 class EndTurn(Struct, frozen=True, kw_only=True):

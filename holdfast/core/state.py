@@ -88,9 +88,10 @@ class ChannelState:
         self.floor = floor  # cursors below this serial belong to a history that is no longer kept
         self.newest: str | None = None  # id of the message that was created last, even if it is deleted
         self.complete_since = serial  # `messages` holds every message that changed after this serial
-        self.history_from = serial + 1  # `messages` holds every message that was created at or after this serial …
-        self.has_older = serial > 0  # … while the store may have older ones …
-        self.is_history_cut = False  # … which were not loaded because the page had reached its limit in bytes
+        self.history_from = serial + 1  # `messages` holds every message that was created at or after this serial
+        self.has_older = serial > 0  # the store may have messages that are older than `history_from`
+        # True: older messages were not loaded because the page had reached its limit in bytes
+        self.is_history_cut = False
         self.messages: OrderedDict[str, MessageState] = OrderedDict()
         # ids of all messages of the channel that wait for an agent, also of those outside memory
         self.pending: dict[str, None] = {}

@@ -97,7 +97,7 @@ class EncodedBatch:
         """Return `frames` with `extra` in the cursor, made for one viewer and therefore not kept."""
         cursor = f'"cursor":"{self.cursor}'
         *first, last = self.frames
-        # safe: only the channel's name stands before the cursor in the frame
+        # the replacement is unambiguous, since only the channel's name stands before the cursor in the frame
         return (*first, last.replace(cursor, f"{cursor}:{extra}", 1))
 
 
@@ -135,7 +135,8 @@ class BatchCache:
     def __init__(self) -> None:
         # batches by the serial that they follow; dropped as soon as the channel's serial moves
         self.live: dict[int, EncodedBatch] = {}
-        self.first: dict[tuple[str, int], EncodedBatch] = {}  # the same for batches that begin with `channel.attached`
+        # batches that begin with `channel.attached`, by the kind of attach and the serial
+        self.first: dict[tuple[str, int], EncodedBatch] = {}
         # ephemeral batches, by the position in the presence state that they follow
         self.ephemeral: dict[int, EncodedBatch] = {}
         self.text_bytes = 0  # total size of the text in `live` and `first`

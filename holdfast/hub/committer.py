@@ -46,7 +46,7 @@ MAX_ITEMS = 1_024
 # Limit of a message's text since its last document. Beyond it the message gets a new document, so that a restart reads
 # little.
 DOCUMENT_BYTES = 64 * 1024
-STORE_TIMEOUT_S = 30.0  # after this time without a response the outcome of a commit counts as unknown
+STORE_TIMEOUT_S = 30.0  # time without a response after which the outcome of a commit counts as unknown
 MAX_CONFLICTS = 100
 
 

@@ -86,7 +86,7 @@ class Feed:
                 return known if known.events else self._take_ephemeral()
         is_start = not self._attached or self._epoch == NO_EPOCH  # True: the batch begins with `channel.attached`
         batch = channel.batch_since(self._serial, attach=is_start) if self._is_continued() else None
-        if batch is None:  # or more messages have changed than one catch-up may hold
+        if batch is None:  # None also means that more messages have changed than one catch-up may hold
             is_start = True
             # set it first: if `new_start` raises Behind, `catch_up` must load the messages of a new start
             self._epoch = None

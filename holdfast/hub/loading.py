@@ -22,7 +22,7 @@ from holdfast.stores.base import CommitUnknown
 
 logger = logging.getLogger("holdfast.hub")
 
-READ_TIMEOUT_S = 30.0  # after this time the parked items fail
+READ_TIMEOUT_S = 30.0  # time after which the parked items fail if the store was not read
 
 
 class Unclear(NamedTuple):
@@ -52,7 +52,7 @@ class Loader:
         self._queue_first = queue_first
         self._stored = stored
         self._fail = fail
-        self.parked: dict[Channel, deque[Item]] = {}  # only the loader changes this
+        self.parked: dict[Channel, deque[Item]] = {}  # parked items by channel; other components must not change this
         self._unclear: dict[Channel, Unclear] = {}
 
     def park(self, channel: Channel, item: Item) -> None:
@@ -93,7 +93,8 @@ class Loader:
                     # A commit with an unknown outcome may have parked more items meanwhile; `_resolve_unclear` handles
                     # those.
                     is_read = not channel.is_stale and not channel.missing(self._ids(channel))
-                self._resolve_unclear(channel)  # only now, with the messages in memory: a result may contain one
+                # resolved here, with the messages in memory, because a result may contain one
+                self._resolve_unclear(channel)
         except Exception as error:  # catch any error: no other component would fail the parked items
             logger.warning("channel %s could not be read: %r", channel.name, error)
             refused = (

@@ -39,8 +39,8 @@ from holdfast.core.names import client_of
 Kind = Literal["user", "agent"]
 NAMED = 100  # number of members that are listed by name; the others are only counted
 CROWD_S = 1.0  # least time between two `presence.sync` events of a crowd
-CROWD_MOVES = 4  # a channel is a crowd if more people than this enter or leave within that time …
-CROWD_MEMBERS = 20  # … and it has more members than this
+CROWD_MOVES = 4  # a channel is a crowd if more people than this enter or leave within that time
+CROWD_MEMBERS = 20  # a crowd has more members than this
 OWN_MEMBERS = 100  # limit of members of one client in one channel: its id, and its id with `~` and suffixes
 KEPT_LEFT = 1_000  # number of departed members for which feeds can still get single `presence.leave` events
 KEPT_SIGNALS = 256
@@ -123,7 +123,7 @@ class PresenceState:
         if here.kind != kind:
             if kind == "user":  # a person must not change the state that an agent shows
                 raise Forbidden(f"member id {shown(member_id)} is an agent's in this channel; enter under another id")
-            here.kind, here.connections = kind, {}  # and a connection of the person must not keep the agent present
+            here.kind, here.connections = kind, {}  # connections of the person must not keep the agent present
             self._forget_person(member_id)
         is_new = connection not in here.connections
         if is_new and kind == "user" and len(here.connections) >= MAX_CONNECTIONS:

@@ -23,7 +23,7 @@ class Tasks:
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
-        self.jobs: set[asyncio.Task[Any]] = set()  # the app's own tasks
+        self.jobs: set[asyncio.Task[Any]] = set()  # running tasks of the app
         self._background: set[asyncio.Task[Any]] = set()
         self.quieter = asyncio.Event()  # set when a job or a writer ends, so that a drain checks again for running work
 
@@ -36,7 +36,8 @@ class Tasks:
             guarded.close()
             job.close()
             raise
-        task.add_done_callback(lambda _: job.close())  # also close it if the task is cancelled before its first step
+        # close the coroutine also if the task is cancelled before its first step
+        task.add_done_callback(lambda _: job.close())
         return task
 
     def start_job(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -234,7 +234,7 @@ class MessageWriter(OutgoingProperties):
         """Put all requests in flight that can be sent now, and return all that are in flight."""
         outgoing = self._outgoing
         sent = outgoing.requests_to_send(self._max_bytes)
-        if len(sent) == 1 and outgoing.state is OPEN:  # the common case
+        if len(sent) == 1 and outgoing.state is OPEN:  # the common case: one request was in flight
             return (Ask(outgoing.id, sent[0].request, self._caller),)
         return [self._ask(one.request) for one in sent]
 
@@ -339,7 +339,7 @@ class MessageWriter(OutgoingProperties):
 
         Return the deadline for further waits while the store fails.
         """
-        if self._trouble is None:  # no timeout here: it would cost more than the rest of a flush
+        if self._trouble is None:  # a timeout would cost more than the rest of a flush
             await waiter
             return None
         until_s = until_s or asyncio.get_running_loop().time() + PATIENCE_S

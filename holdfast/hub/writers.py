@@ -134,7 +134,7 @@ class Writers:
         if (
             self._lifecycle.is_running and not self._lifecycle.is_draining
         ):  # otherwise the next start recovers the message
-            with contextlib.suppress(RuntimeError):  # raised if the hub is ending
+            with contextlib.suppress(RuntimeError):  # RuntimeError: the hub is ending
                 self._lifecycle.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
 
     def _is_abandoned(self, message: MessageState, channel: str, generation: int) -> bool:

@@ -150,7 +150,7 @@ class MemoryStore:
         page: list[Stored] = []
         size_bytes = 0
         for message in known.newest_first() if known is not None else ():
-            created = message.document.created  # 0 for a command
+            created = message.document.created  # serial of the message's create; 0 for a command
             if not created or message.is_deleted or (before is not None and created >= before):
                 continue
             size_bytes += message.document.size_bytes

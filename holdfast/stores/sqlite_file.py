@@ -49,7 +49,7 @@ logger = logging.getLogger("holdfast.stores")
 
 Synchronous = Literal["normal", "full", "extra"]
 
-APPLICATION_ID = 0x486F6C64  # the letters "Hold"
+APPLICATION_ID = 0x486F6C64  # the letters "Hold" as a number, by which SQLite files show their application
 SCHEMA = 3
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 FILE_MODE = 0o600  # mode of new files: only the user who runs the server may read conversations
@@ -228,7 +228,7 @@ class SqliteFile:
             raise StoreUnusable(
                 f"store file {self.path} is on a file system that does not support a WAL database; use a local disk"
             )
-        # no automatic checkpoints: inside COMMIT one would cost up to 20 ms (see `checkpoint`)
+        # automatic checkpoints are switched off: inside COMMIT one would cost up to 20 ms (see `checkpoint`)
         db.execute("PRAGMA wal_autocheckpoint = 0")
         # writes of this method are always synced; the configured value is set afterwards
         db.execute("PRAGMA synchronous = FULL")

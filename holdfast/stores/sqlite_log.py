@@ -112,7 +112,8 @@ class CommitLog:
         size = 0
         for entry in entries:
             tracked, serial, op = entry
-            if type(op) is Append and not op.part and len(op.text) <= PIECE_CHARACTERS:  # the common case
+            # the common case: one item for an append to part 0
+            if type(op) is Append and not op.part and len(op.text) <= PIECE_CHARACTERS:
                 pieces: Iterable[bytes] = (_encode((tracked.key, serial, op.at, op.text)),)
             else:
                 pieces = _items(tracked, serial, op)

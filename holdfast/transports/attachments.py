@@ -41,7 +41,8 @@ class Attachment:
         self.channel = channel
         self.feed: Feed | None = None  # None until the hub has attached it, and after `close`
         self.is_catching_up = False
-        self.resume_limits: ResumeLimits | None = None  # only for a viewer without the capability `history`
+        # resume limits of a viewer without the capability `history`; else None
+        self.resume_limits: ResumeLimits | None = None
         self.has_response = False  # True: the `attach` frame has its response
         self._responded: asyncio.Future[None] | None = None
 

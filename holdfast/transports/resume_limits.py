@@ -34,7 +34,7 @@ class ResumeLimits:
     def mark(self, text: str) -> str:
         """Return the signature to add to the cursor `text` before it is sent to the client."""
         cursor = parse_cursor(text)
-        assert cursor is not None  # true, because the server itself wrote the cursor
+        assert cursor is not None  # cannot be None, because the server itself wrote the cursor
         return self._tickets.mark(cursor, self._client_id, self._channel)
 
 

@@ -92,7 +92,8 @@ class EventStream:
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
-        self.resume_limits: ResumeLimits | None = None  # only for a viewer without the capability `history`
+        # resume limits of a viewer without the capability `history`; else None
+        self.resume_limits: ResumeLimits | None = None
         if sender_class is None:
             sender_class = DirectSender if app.hub.drive_by_hand else TaskSender
         self.sender: Sender = sender_class(send, self)

@@ -53,7 +53,7 @@ class _Open:
         self.number = number  # counts the messages that follow each other under the same name
         self.has_provider = False
         self.kind = ""  # kind of the text that is streaming, for blocks without an index
-        self.run = 0  # number of that text
+        self.run = 0  # number of the text that is streaming
         self.calls: dict[Hashable, str] = {}
         self.usage: dict[str, int] = {}
 
