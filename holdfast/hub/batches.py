@@ -135,7 +135,7 @@ class BatchCache:
     def __init__(self) -> None:
         # batches by the serial that they follow; dropped as soon as the channel's serial moves
         self.live: dict[int, EncodedBatch] = {}
-        # batches that begin with `channel.attached`, by the kind of attach and the serial
+        # batches that begin with `channel.attached`, by kind of attach, and serial or length of history
         self.first: dict[tuple[str, int], EncodedBatch] = {}
         # ephemeral batches, by the position in the presence state that they follow
         self.ephemeral: dict[int, EncodedBatch] = {}
