@@ -180,7 +180,7 @@ class HookRunner:
                 self._again.discard(channel)
                 try:
                     async with self._room:
-                        await self._tell(channel)
+                        await self._deliver(channel)
                 except Exception as error:
                     self._log(channel, error, wait_s)
                     await asyncio.sleep(wait_s)
@@ -199,7 +199,7 @@ class HookRunner:
         message = "hook %r failed for %s (%s); it is tried again in %.0f s"
         logger.error(message, self._hook.name, channel, kind, wait_s, exc_info=trace)
 
-    async def _tell(self, channel: str) -> None:
+    async def _deliver(self, channel: str) -> None:
         store = self._store
         epoch, serial = self._positions.get(channel, ("", 0))
         head = await store.head(channel)
