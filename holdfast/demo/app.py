@@ -30,12 +30,13 @@ from holdfast.core.errors import InvalidName, InvalidRequest, shown
 from holdfast.core.names import check_channel
 from holdfast.demo.agent import Settled, plan
 from holdfast.demo.answers import ready_answers
-from holdfast.demo.control import AGENTS, IN_SERVER
+from holdfast.demo.control import AGENTS, CHANNELS, IN_SERVER
 from holdfast.demo.guests import COOKIE, INVITE_S, STAY_S, Guests, NoInvite
 from holdfast.demo.guide import LONGEST_QUESTION, Guide, Sleep
 from holdfast.demo.model import model_in
 from holdfast.demo.passages import library
 from holdfast.hub.patterns import matches
+from holdfast.hub.workers import AssignedTurn
 from holdfast.transports.access import identify
 from holdfast.transports.app import WEB
 from holdfast.transports.codec import decode
@@ -44,9 +45,8 @@ from holdfast.transports.http import Endpoint, read_body
 from holdfast.transports.origin import check_peer
 from holdfast.transports.query import Query
 
-__all__ = ["CHANNELS", "Supervision", "build"]
+__all__ = ["Supervision", "build"]
 
-CHANNELS = "demo:*"
 SLOTS = 100  # far fewer than an agent in a process of its own has: the scheduler prefers the most free slots
 _BODY_BYTES = 1024
 _NO_STORE = {"cache-control": "no-store"}
@@ -99,7 +99,9 @@ def build(
     on_crash: OnCrash = "continue" if model is None else "restart"
     hub.agent(CHANNELS, name=IN_SERVER, on_crash=on_crash, slots=SLOTS)(guide.answer)
     if supervision is None or supervision.starts == 1:
-        hub.on_start(lambda: _lose_agents(hub, *AGENTS))  # those of an earlier run ended with their supervisor
+        hub.on_start(
+            lambda: guide.ended_with_server(_lose_agents(hub, *AGENTS))
+        )  # those of an earlier run ended with their supervisor
     name = None if model is None else model.name or "the model of OPENAI_BASE_URL"
     routes = _Routes(hub, name, sleep, supervision, guests)
     app = Starlette(
@@ -122,12 +124,13 @@ def build(
     return app
 
 
-def _lose_agents(hub: Hub, *names: str) -> None:
+def _lose_agents(hub: Hub, *names: str) -> list[AssignedTurn]:
     """Give the turns of these agents, whose processes are gone, to others now, and end the leases of their answers."""
-    for name in names:
-        for turn in hub.runtime.scheduler.abandon(name):
-            for answer in reply_ids(turn.message_id, turn.generation):
-                hub.runtime.leases.end(turn.channel, answer)
+    turns = [turn for name in names for turn in hub.runtime.scheduler.abandon(name)]
+    for turn in turns:
+        for answer in reply_ids(turn.message_id, turn.generation):
+            hub.runtime.leases.end(turn.channel, answer)
+    return turns
 
 
 class _Files(StaticFiles):

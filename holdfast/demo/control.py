@@ -19,6 +19,7 @@ from msgspec import Struct
 
 __all__ = [
     "AGENTS",
+    "CHANNELS",
     "IN_SERVER",
     "UNAVAILABLE",
     "AgentStart",
@@ -32,6 +33,7 @@ __all__ = [
     "until_parent_ends",
 ]
 
+CHANNELS = "demo:*"  # those that the agents serve
 IN_SERVER = "guide"  # the agent in the server's process, which answers while no other agent does
 AGENTS = (
     "guide~1",

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from holdfast.core.errors import TooMany
-from holdfast.demo.control import IN_SERVER
+from holdfast.demo.control import CHANNELS, IN_SERVER
 from holdfast.hub.identity import Identity, Scope
 from holdfast.transports.headers import header
 
@@ -37,7 +37,6 @@ GUESSES_S = 60.0
 MOST_GUESSERS = 1_000  # addresses that are counted
 COOKIE = "holdfast_demo"
 
-_CHANNELS = "demo:*"
 _RIGHTS = frozenset({"subscribe", "history", "publish", "presence", "command"})
 _HOW = ("Calm", "Quick", "Kind", "Bold", "Quiet", "Bright", "Lucky", "Gentle", "Merry", "Clever", "Sunny", "Brave")
 _WHO = ("Otter", "Seal", "Heron", "Whale", "Crab", "Puffin", "Urchin", "Limpet", "Dolphin", "Turtle", "Gull", "Squid")
@@ -77,7 +76,7 @@ class Guests:
         person = self.person(scope)
         if person is None:
             return None
-        return Identity(client_id=person.id, grants={_CHANNELS: _RIGHTS}, expires_at_ms=int(person.until_s * 1000))
+        return Identity(client_id=person.id, grants={CHANNELS: _RIGHTS}, expires_at_ms=int(person.until_s * 1000))
 
     def person(self, scope: Scope) -> Person | None:
         """Return the person that the cookie of a request names; None without a cookie that this demo has signed."""

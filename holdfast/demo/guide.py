@@ -10,15 +10,14 @@ people before it deletes, and takes up their steering. Wording may change freely
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from holdfast.agents.backend import Writer
 from holdfast.agents.turn import Steer, Turn
-from holdfast.app import Hub
-from holdfast.client import Client
 from holdfast.core.errors import Deleted
 from holdfast.core.model import Json
 from holdfast.demo.agent import (
@@ -35,6 +34,11 @@ from holdfast.demo.agent import (
 )
 from holdfast.demo.control import IN_SERVER
 from holdfast.demo.model import Model, talk
+
+if TYPE_CHECKING:  # the server needs no client, and the agents need no server
+    from holdfast.app import Hub
+    from holdfast.client import Client
+    from holdfast.hub.workers import AssignedTurn
 
 __all__ = ["APPROVE_S", "LONGEST_QUESTION", "Guide", "Sleep", "continued"]
 
@@ -65,10 +69,15 @@ class Guide:
         self._sleep = sleep
         self._details = details or {}
         self._restarts = 0  # of the server, while this process ran
+        self._ended_with_server: set[tuple[str, str]] = set()  # channels and questions
 
     def server_restarted(self) -> None:
         """Note that the server was killed and runs again; running answers record where that was."""
         self._restarts += 1
+
+    def ended_with_server(self, turns: Iterable[AssignedTurn]) -> None:
+        """Note turns whose agents ended because the whole demo did, and not by a crash of their own."""
+        self._ended_with_server = {(turn.channel, turn.message_id) for turn in turns}
 
     async def answer(self, turn: Turn) -> None:
         """Answer one message."""
@@ -84,7 +93,8 @@ class Guide:
             turn.progress("using a tool", tool="documentation", **self._details)
             before = turn.previous
             if before is not None and before.id == message.id:
-                meta = before.meta | continued(before.meta, message.length, turn.name)
+                is_restart = (turn.channel, turn.message.id) in self._ended_with_server
+                meta = before.meta | continued(before.meta, message.length, turn.name, is_restart=is_restart)
                 await message.update(meta=meta)
             await self._write_rest(turn, message, question, meta)
 
@@ -116,7 +126,7 @@ class Guide:
                 turn.progress("answering", **self._details)
             if restarts != self._restarts:
                 restarts = self._restarts
-                meta |= continued(meta, message.length, turn.name)
+                meta |= continued(meta, message.length, turn.name, is_restart=True)
                 await message.update(meta={"continued": meta["continued"]})
             steered = await turn.steered(messages=False)  # another question waits for a turn of its own
             if steered:
@@ -141,16 +151,16 @@ class Guide:
                 await self._hub.delete(channel, message_id)
 
 
-def continued(meta: dict[str, Json], at: int, successor: str) -> dict[str, Json]:
+def continued(meta: dict[str, Json], at: int, successor: str, *, is_restart: bool) -> dict[str, Json]:
     """Return the meta that records, for the page, at which offset one writer ended and another continued.
 
-    A writer that is its own successor tells the page that the server restarted: an agent that outlived the server. The
-    agent in the server begins and ends with it, so where that one is involved it is the server, too.
+    With `is_restart` the server was restarted, and the record has the writer as its own successor. The agent in the
+    server ends only with it.
     """
     known = meta.get("continued")
     breaks = known if isinstance(known, list) else []
     by = meta.get("agent", IN_SERVER)
-    one: Json = {"at": at, "by": by, "successor": by if IN_SERVER in (by, successor) else successor}
+    one: Json = {"at": at, "by": by, "successor": by if is_restart or by == IN_SERVER else successor}
     return {"agent": successor, "continued": [*breaks, one][-MOST_BREAKS:]}
 
 

@@ -12,16 +12,23 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from importlib.util import find_spec
 
 from holdfast.agents.turn import OnCrash
 from holdfast.client import Client
 from holdfast.core.errors import HoldfastError
-from holdfast.demo.answers import ready_answers
-from holdfast.demo.app import CHANNELS
-from holdfast.demo.control import IN_SERVER, UNAVAILABLE, AgentStart, Restarted, read_start, until_parent_ends
+from holdfast.demo.control import (
+    AGENTS,
+    CHANNELS,
+    IN_SERVER,
+    UNAVAILABLE,
+    AgentStart,
+    Restarted,
+    read_start,
+    until_parent_ends,
+)
 from holdfast.demo.guide import Guide
 from holdfast.demo.model import model_in
-from holdfast.demo.passages import library
 
 SLOTS = 1_000  # far more than the agent in the server has: the scheduler prefers the most free slots
 CONNECT_S = 60.0  # the server may start later than its agents
@@ -36,8 +43,6 @@ async def work(start: AgentStart) -> None:
     client.agent(CHANNELS, name=start.name, on_crash=on_crash, slots=SLOTS)(guide.answer)
     listening = asyncio.ensure_future(until_parent_ends(Restarted, lambda _: guide.server_restarted()))
     try:
-        library()
-        ready_answers()
         await client.run(drain_s=None)
     finally:
         listening.cancel()
@@ -46,13 +51,11 @@ async def work(start: AgentStart) -> None:
 def main() -> None:
     """Run the agent that the supervisor has asked for."""
     start = read_start(AgentStart)
-    try:
-        import httpx2  # noqa: F401  # the client needs both
-        import websockets  # noqa: F401
-    except ImportError as error:
-        if start.name.endswith("~1"):
+    missing = [package for package in ("httpx2", "websockets") if find_spec(package) is None]  # the client needs both
+    if missing:
+        if start.name == AGENTS[0]:
             print(
-                f"No agent runs in a process of its own, since {error.name} is missing: pip install 'holdfast[demo]'. "
+                f"No agent runs in a process of its own, since {missing[0]} is missing: pip install 'holdfast[demo]'. "
                 "The server answers itself.",
                 file=sys.stderr,
             )

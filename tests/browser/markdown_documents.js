@@ -6,11 +6,12 @@ const WORDS = (
   "مرحبا a*b [ref] <b>x</b> &amp; &copy; \\* ![i](http://e.example/i.png) 1. - # | <https://x.example>"
 ).split(" ")
 
-/** Return a document of at most `most` blocks. @param {number} seed @param {number} most */
-export function randomDocument(seed, most) {
+/** Return a document of at most `most` blocks, which often has the words `more`. @param {number} seed @param {number} most @param {string[]} more */
+export function randomDocument(seed, most, more = []) {
   const { upTo, chance, of } = randomOf(seed)
+  const all = [...WORDS, ...more, ...more, ...more]
   const times = (count, make) => Array.from({ length: count }, (_, n) => make(n))
-  const words = (count) => times(1 + upTo(count), () => of(WORDS)).join(" ")
+  const words = (count) => times(1 + upTo(count), () => of(all)).join(" ")
   const paragraph = () => times(1 + upTo(3), () => words(8)).join("\n")
   const list = (depth = 0, indent = "") => {
     const [isOrdered, isLoose] = [chance(0.4), chance(0.3)]
@@ -40,6 +41,33 @@ export function randomDocument(seed, most) {
     () => `[ref]: https://r.example/${upTo(9)}`, () => "***",
   ]
   return times(1 + upTo(most), () => of(blocks)()).join(of(["\n\n", "\n\n", "\n"])) + of(["", "\n"])
+}
+
+/** Return text that takes careless parsers long, of about `length` characters each, by name. @param {number} length */
+export function hostileShapes(length) {
+  const repeated = {
+    "quotes": "> ", "lists": "- ", "numbers": "1. ", "quotes and lists": "> - ", "stars and underscores": "*a_", "stars": "*",
+    "open strong": "**a ", "open marks": "~~a *b __c ", "closed marks": "*a **b~~ ", "backticks": "`", "open brackets": "[", "images": "![",
+    "closed brackets": "]", "links": "[a](", "link ends": "](x", "nested links": "[a](b ", "angles": "<", "entities": "&", "numbered entities": "&#1",
+    "backslashes": "\\", "formulas": "\\(", "dollars": "$a", "double dollars": "$$", "formula blocks": "\\[\n", "dollar lines": "$$\n", "fences": "~~~\n",
+    "backtick fences": "```\n", "headings": "# ", "rules": "***\n", "underlines": "a\n=\n", "definitions": "[x]: y\n", "open definitions": "[x", "addresses": "<a@",
+    "schemes": "<http://", "spaces": " ", "tabs": "\t", "line feeds": "\n", "returns": "\r", "letters": "a", "han": "漢", "emoji": "👩‍👩‍👧", "combining": "a\u0301\u0323",
+    "overrides": "\u202e\u2066", "zeroes": "\0", "pipes": "|", "rows": "|a", "quoted lines": "> a\n", "one item": "  a\n\n", "tasks": "- [x] ", "surrogates": "\ud83d",
+  }
+  const texts = Object.fromEntries(Object.entries(repeated).map(([name, one]) => [name, one.repeat(length / one.length)]))
+  const row = (cell) => `|${` ${cell} |`.repeat(200)}\n`
+  return {
+    ...texts,
+    "200 columns": (row("a") + row("-") + row("b").repeat(length / 800)).slice(0, length),
+    "runs of backticks": Array.from({ length: Math.sqrt(length * 2) }, (_, n) => "`".repeat(n)).join("a"),
+    "one item": `- ${texts["one item"]}`,
+    "a line in a quote": `> ${texts.letters}`,
+    "a line in an item": `- ${texts["stars and underscores"]}`,
+    "a heading": `# ${texts["open marks"]}`,
+    "definitions with names": Array.from({ length: length / 12 }, (_, n) => `[x${n}]: y${n}\n`).join(""),
+    "a wide fence": `\`\`\`js\n${texts.letters}\n\`\`\`\n`,
+    "a full fence": `\`\`\`js\n${"let a = `b${c}` // d\n".repeat(19_000 / 21)}\`\`\`\n`,
+  }
 }
 
 /** Return blocks of about `length` characters by name. @param {number} length */

@@ -1,18 +1,29 @@
 /** Functions for the tests of Markdown, which call them in the page. */
+import { element } from "/holdfast/web/chat_nodes.js"
+import { LAUNCHER_STYLE, PANEL_STYLE, sheetOf } from "/holdfast/web/chat_style.js"
 import { GrowingMarkdown } from "/holdfast/web/markdown.js"
 import { appendBlocks } from "/holdfast/web/markdown_nodes.js"
 import { parseBlocks } from "/holdfast/web/markdown_parser.js"
 import { randomOf } from "/tests/web/random.js"
-import { longBlocks, randomDocument } from "/tests/browser/markdown_documents.js"
+import { hostileShapes, longBlocks, randomDocument } from "/tests/browser/markdown_documents.js"
+import { reference, shown } from "/tests/browser/markdown_reference.js"
 
-/** Return the HTML of `text` that comes in pieces of `next()` characters. */
-function grown(text, next = () => text.length) {
+/** Elements of answers, with those of a block of code, and their attributes. */
+const ELEMENTS = new Set(
+  "p h3 h4 h5 h6 ul ol li blockquote pre code strong em s br hr table thead tbody tr th td a input span div button".split(" "),
+)
+const ATTRIBUTES = new Set("dir class type disabled checked start style href target rel".split(" "))
+
+/** Let `text` come in pieces of `next()` characters. Return its element. */
+function grow(text, next = () => text.length, options = {}) {
   const root = document.createElement("div")
-  const markdown = new GrowingMarkdown(root)
+  const markdown = new GrowingMarkdown(root, options)
   for (let at = 0; at < text.length; ) markdown.update(text.slice(0, (at = Math.min(text.length, at + next()))))
   markdown.update(text, true)
-  return root.innerHTML
+  return root
 }
+
+const grown = (text, next, options) => grow(text, next, options).innerHTML
 
 /** Return the HTML that the parser gives for the whole text at once. */
 function direct(text) {
@@ -32,17 +43,43 @@ function difference(name, one, other) {
   return [[name, one.slice(Math.max(0, at - 60), at + 60), other.slice(Math.max(0, at - 60), at + 60)]]
 }
 
+/** Return where the nodes of `text` depend on its pieces. */
+function dependence(name, text, options) {
+  const whole = grown(text, undefined, options)
+  const { upTo } = randomOf(text.length)
+  return [
+    ...difference(`${name}: 1`, whole, grown(text, () => 1, options)),
+    ...difference(`${name}: 3`, whole, grown(text, () => 3, options)),
+    ...difference(`${name}: random`, whole, grown(text, () => 1 + upTo(20), options)),
+  ]
+}
+
+/** Draw a formula as its source in marks of its own. */
+function formula(tex, isBlock) {
+  const node = document.createElement("var")
+  node.append(`${isBlock}:${tex}`)
+  return node
+}
+
+/** Return when the next frame has been drawn. */
+const drawn = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)))
+
+/** A message as in the panel, with its style; `step` lets its text grow. */
+let stage = { text: "", markdown: null, log: null, node: null }
+
+const violations = []
+document.addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective))
+
 window.tests = {
   random(from, count) {
     return Array.from({ length: count }, (_, n) => from + n).flatMap((seed) => {
       const text = randomDocument(seed, 8)
-      const whole = grown(text)
-      const { upTo } = randomOf(seed)
-      return [
-        ...difference(`${seed}: parser`, withoutChunks(whole), direct(text)),
-        ...difference(`${seed}: 1`, whole, grown(text, () => 1)),
-        ...difference(`${seed}: random`, whole, grown(text, () => 1 + upTo(20))),
-      ]
+      return [...difference(`${seed}: parser`, withoutChunks(grown(text)), direct(text)), ...dependence(seed, text)]
+    })
+  },
+  randomFormulas(from, count) {
+    return Array.from({ length: count }, (_, n) => from + n).flatMap((seed) => {
+      return dependence(seed, randomDocument(seed, 8, ["$x$", "$$", "\n$$", "\n\\[", "\\]", "\\(y", "\\)", "$5", "\n", "\n- "]), { renderMath: formula })
     })
   },
   long(name, length, step, first = step) {
@@ -64,7 +101,93 @@ window.tests = {
     const steps = Array.from(text, (_, n) => n + 1)
     return [steps.filter((at) => (markdown.update(text.slice(0, at)), !words(end).startsWith(words(root)))).length, steps.length]
   },
+  /** Put `text`, in at most `cuts` pieces, into the page. Return what may not be there. */
+  forbidden(text, cuts) {
+    const node = document.createElement("div")
+    document.getElementById("root").replaceChildren(node)
+    const markdown = new GrowingMarkdown(node, { renderMath: () => null })
+    for (let n = 1; n <= cuts; n++) {
+      markdown.update(text.slice(0, Math.ceil((text.length * n) / cuts)))
+    }
+    markdown.update(text, true)
+    return [...node.querySelectorAll("*")].flatMap((one) => [
+      ...(ELEMENTS.has(one.localName) ? [] : [one.localName]),
+      ...[...one.attributes].filter(({ name }) => !ATTRIBUTES.has(name)).map(({ name }) => `${one.localName} ${name}`),
+      ...(one.localName === "a" && !["http:", "https:", "mailto:"].includes(one.protocol) ? [one.href] : []),
+      ...(one.style.length > (one.style.textAlign ? 1 : 0) ? [one.style.cssText] : []),
+    ])
+  },
+  /** Return the forbidden members of each beginning of `text`, and of `text` in two pieces. */
+  forbiddenAtEachCut(text) {
+    const wrong = []
+    for (let at = 1; at <= text.length; at++) {
+      wrong.push(...this.forbidden(text.slice(0, at), 1))
+      const node = document.createElement("div")
+      const markdown = new GrowingMarkdown(node)
+      markdown.update(text.slice(0, at))
+      markdown.update(text, true)
+      wrong.push(...difference(`cut at ${at}`, grown(text), node.innerHTML))
+    }
+    return wrong
+  },
+  /** Put an answer into the page. */
+  grow(text) {
+    document.getElementById("root").replaceChildren(grow(text))
+  },
+  /** Return the kinds of the tokens of `text` once that of a later fence is coloured; they do not depend on the pieces. */
+  async coloured(text) {
+    const marker = "\n\n```js\nlet last = 1\n```\n"
+    const roots = [undefined, () => 1, () => 3].map((next) => grow(text, next))
+    const last = grow(marker).querySelector("code")
+    if (!last.firstElementChild) {
+      await new Promise((resolve) => new MutationObserver(resolve).observe(last, { childList: true }))
+    }
+    const [whole, ...others] = roots.map((root) => root.innerHTML)
+    if (others.some((one) => one !== whole)) throw new Error(`${whole} is not ${others.join(" and ")}`)
+    return [...new Set([...roots[0].querySelectorAll("code span")].map((node) => node.className))]
+  },
+  /** Return the HTML of `text` with formulas, and the formulas. */
+  formulas(text, step) {
+    const root = grow(text, () => step, { renderMath: formula })
+    const seen = [...root.querySelectorAll(".math > var")].map((node) => {
+      const [isBlock, ...tex] = node.textContent.split(":")
+      return [tex.join(":"), isBlock === "true"]
+    })
+    return [root.innerHTML, seen]
+  },
+  /** Return the examples that are not as their HTML says, with both forms. @param {{ markdown: string, html: string }[]} examples */
+  different(examples) {
+    return examples.flatMap(({ markdown, html }, n) => {
+      const [one, other] = [shown(grow(markdown)), reference(html)]
+      return one === other ? [] : [[n, one, other]]
+    })
+  },
+  /** Make an empty message, whose text will grow to `text`. */
+  async stage(text) {
+    const host = document.createElement("holdfast-stage")
+    const shadow = host.attachShadow({ mode: "open" })
+    shadow.adoptedStyleSheets = [sheetOf(LAUNCHER_STYLE), sheetOf(PANEL_STYLE)]
+    const node = element("div", { class: "markdown" })
+    const message = element("article", { class: "message assistant", "data-status": "streaming" }, element("div", { class: "body" }, node))
+    const log = element("div", { class: "log" }, element("div", { class: "messages" }, message))
+    shadow.append(element("section", { class: "panel" }, log))
+    document.getElementById("root").replaceChildren(host)
+    stage = { text, log, node, markdown: new GrowingMarkdown(node) }
+    await drawn()
+  },
+  /** Show the text up to `end`, and its end. */
+  async step(end) {
+    stage.markdown.update(stage.text.slice(0, end), end >= stage.text.length)
+    stage.log.scrollTop = stage.log.scrollHeight
+    await drawn()
+  },
+  stagedTarget: () => stage.text.length,
+  stagedLength: () => stage.node.textContent.length,
+  longBlock: (name, length) => longBlocks(length)[name].slice(0, length),
+  dependence,
   grown,
   direct,
+  violations,
+  shapes: hostileShapes,
   names: Object.keys(longBlocks(10)),
 }

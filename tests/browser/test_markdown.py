@@ -5,7 +5,9 @@ Layer: tests.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -24,30 +26,16 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; require-trusted-types-for 'script'"
 )
 _PAGE = "<!doctype html><div id=root></div><script type=module src=/tests/browser/markdown_page.js></script>"
-_HOSTILE = [
-    "<script>window.hit = 1</script>",
-    "<img src=x onerror='window.hit = 1'>",
-    "[a](javascript:window.hit=1) [b](data:text/html,x) [c](vbscript:x) [d](/relative) <javascript:window.hit=1>",
-    "![i](https://leak.example/?q=1) ![j](javascript:1)",
-    "[__proto__]: https://p.example/\n\n[__proto__] [constructor] [toString][]",
-    "> " * 2_000 + "deep",
-    "- " * 2_000 + "deep",
-    "*a_" * 7_000,
-    "|" + " a |" * 200 + "\n|" + "-|" * 200 + "\n" + ("|" + " b |" * 200 + "\n") * 40,
-    "`" * 5_000 + "x",
-    "[" * 5_000,
-    "https://a.example](https://b.example) [https://a.example](https://b.example)",
-]
-
+HOSTILE = json.loads((Path(__file__).parent / "hostile.json").read_text())
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    """A page with the functions of `markdown_page.js`, under the policy that the chat element is made for."""
+@asynccontextmanager
+async def markdown_page(browser: Browser, policy: str = POLICY) -> AsyncIterator[Page]:
+    """Open a page with the functions of `markdown_page.js`."""
 
     async def document(request: object) -> HTMLResponse:
-        return HTMLResponse(_PAGE, headers={"content-security-policy": POLICY})
+        return HTMLResponse(_PAGE, headers={"content-security-policy": policy})
 
     hub = new_hub()
     files = StaticFiles(directory=ROOT / "tests")
@@ -59,56 +47,36 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
         await page.goto("about:blank")
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """A page under the policy that the chat element is made for."""
+    async with markdown_page(browser) as page:
+        yield page
+
+
 async def test_nodes_do_not_depend_on_the_pieces(page: Page) -> None:
-    assert await page.evaluate("tests.random(0, 60)") == []
+    assert await page.evaluate("tests.random(0, 40)") == []
 
 
 async def test_long_blocks_lose_no_row_and_do_not_depend_on_the_pieces(page: Page) -> None:
-    for name in await page.evaluate("tests.names"):
+    for name in ("a list that becomes loose", "a table", "a fence", "a paragraph"):  # all: test_right_markdown.py
         assert await page.evaluate("name => tests.long(name, 20_000, 97)", name) == [], name
-        assert await page.evaluate("name => tests.long(name, 4_600, 1, 4_300)", name) == [], name
 
 
 async def test_little_visible_text_vanishes_again(page: Page) -> None:
     documents = ("README.md", "docs/protocol.md", "docs/security.md", "docs/architecture.md")
     counts = [await page.evaluate("tests.vanishing", (ROOT / name).read_text()[2_000:4_000]) for name in documents]
     vanishing, steps = (sum(column) for column in zip(*counts, strict=True))
-    assert vanishing <= steps * 0.07, f"{vanishing} of {steps}"
+    assert vanishing <= steps * 0.005, f"{vanishing} of {steps}"
 
 
 async def test_hostile_text_runs_and_fetches_nothing(page: Page) -> None:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    await page.evaluate(
-        """() => {
-          window.violations = []
-          document.addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective))
-        }"""
-    )
-    for text in _HOSTILE:
-        found = await page.evaluate(
-            """text => {
-              const root = document.getElementById("root")
-              root.replaceChildren()
-              const node = document.createElement("div")
-              root.append(node)
-              return import("/holdfast/web/markdown.js").then(({ GrowingMarkdown }) => {
-                const markdown = new GrowingMarkdown(node)
-                const cuts = text.length < 200 ? text.length : 7
-                for (let n = 1; n <= cuts; n++) markdown.update(text.slice(0, Math.ceil((text.length * n) / cuts)))
-                markdown.update(text, true)
-                const names = [...node.querySelectorAll("*")].map((one) => one.localName)
-                const links = [...node.querySelectorAll("a")].map((one) => one.protocol)
-                return [names, links]
-              })
-            }""",
-            text,
-        )
-        names, links = found
-        assert not {"script", "img", "iframe", "object", "style", "form"} & set(names), text[:80]
-        assert set(links) <= {"http:", "https:", "mailto:"}, text[:80]
-    assert await page.evaluate("[window.hit, violations, Object.prototype.href]") == [None, [], None]
-    assert requests == [one for one in requests if one.endswith(".js")]
+    for text in HOSTILE:
+        assert await page.evaluate("text => tests.forbidden(text, 7)", text) == [], text[:80]
+    assert await page.evaluate("[window.hit, tests.violations, Object.prototype.href]") == [None, [], None]
+    assert requests == [one for one in requests if one.endswith("/web/vendor/highlight.js")]
 
 
 async def test_link_whose_text_is_another_address_names_its_host(page: Page) -> None:
@@ -130,3 +98,69 @@ async def test_task_lists_headings_and_tables_are_elements(page: Page) -> None:
     assert html.count("<li") == 2
     assert html.count('checked=""') == 1
     assert '<td dir="auto" style="text-align: center;">2</td>' in html
+
+
+async def test_text_that_is_nested_too_deep_is_shown_and_the_blocks_behind_it_are_blocks(page: Page) -> None:
+    end = (
+        '<h3 dir="auto">After</h3><ul><li dir="auto"><input type="checkbox" disabled="" checked=""> end</li></ul></div>'
+    )
+    for mark in ("> ", "- "):
+        html = await page.evaluate("text => tests.grown(text)", mark * 40 + "deep *text*\n\n# After\n\n- [x] end")
+        assert "deep *text*" in html
+        assert html.endswith(end)
+
+
+async def test_finished_code_gets_colours_and_code_that_is_too_long_or_unknown_does_not(page: Page) -> None:
+    line = 'def add(a: int) -> str:  # note\n    return "x" + str(1)\n'
+    documents = {
+        "known": f"```py\n{line}```\n",
+        "alias": f"~~~Python3 title=x\n{line}~~~\nend",
+        "nested": "- a\n\n  ```js\n  let a = 1\n  ```\n- b\n\nend",
+        "open": f"```py\n{line}",
+        "unknown": f"```brainfuck\n{line}```\n",
+        "long": f"```py\n{line * 400}```\n",
+        "wide": "```py\nx = '" + "y" * 1_000 + "'\n```\n",
+    }
+    kinds = {name: await page.evaluate("text => tests.coloured(text)", text) for name, text in documents.items()}
+    assert set(kinds["known"]) >= {"t-kwd", "t-str", "t-cmnt", "t-num"}
+    assert kinds["alias"] == kinds["open"] == kinds["known"]
+    assert "t-kwd" in kinds["nested"]
+    assert kinds["unknown"] == kinds["long"] == kinds["wide"] == []
+
+
+async def test_code_stays_plain_when_the_highlighter_cannot_be_fetched(page: Page) -> None:
+    await page.route("**/vendor/highlight.js", lambda route: route.abort())
+    async with page.expect_event("requestfailed"):
+        await page.evaluate("text => tests.grow(text)", "```py\nx = 1\n```\n\nend")
+    assert await page.locator("code").inner_text() == "x = 1"
+    assert await page.locator("code span").count() == 0
+
+
+async def test_formulas_are_those_of_the_app_and_prices_stay_text(page: Page) -> None:
+    formulas = {
+        "a $x_1$ b": [["x_1", False]],
+        "a \\(x *y* z\\) b": [["x *y* z", False]],
+        "a $$x$$ b": [["x", True]],
+        "$$\na\n- b\n= c\n$$\n\nend": [["a\n- b\n= c", True]],
+        "text\n\\[ a \\]\nmore": [["a", True]],
+        "- item\n\n  $$\n  a\n  $$\n- next": [["a", True]],
+        "$5 and $6": [],
+        "$5-$6, US$5 or 6$, $ x$, $x $, \\$x$": [],
+        "`$x$` and `\\(y\\)`": [],
+        "```\n$$\nx\n$$\n```": [],
+        "$$\nnot ended\n\nend": [],
+        "$$ a $$ and \\[x\\] text": [["a", True]],
+    }
+    for text, expected in formulas.items():
+        for step in (1, 3, 1_000):
+            html, seen = await page.evaluate("([text, step]) => tests.formulas(text, step)", [text, step])
+            assert seen == expected, (text, html)
+        plain = await page.evaluate("text => tests.grown(text)", text)
+        assert 'class="math"' not in plain
+    assert await page.evaluate("tests.randomFormulas(0, 20)") == []
+
+
+async def test_formula_that_the_app_does_not_draw_is_shown_as_it_is_written(page: Page) -> None:
+    for result in ("null", "(() => { throw new Error('no') })()"):
+        html = await page.evaluate(f"text => tests.grown(text, undefined, {{ renderMath: () => {result} }})", "a $x$ b")
+        assert '<span class="math">$x$</span>' in html

@@ -181,15 +181,14 @@ async def test_an_answer_takes_up_steering() -> None:
 
 
 def test_a_break_names_its_cause() -> None:
-    crashed = continued({"agent": "guide~1"}, 60, "guide~2")
+    crashed = continued({"agent": "guide~1"}, 60, "guide~2", is_restart=False)
     assert crashed == {"agent": "guide~2", "continued": [{"at": 60, "by": "guide~1", "successor": "guide~2"}]}
-    restarted = continued(crashed, 90, "guide~2")["continued"]
-    assert restarted == [*crashed["continued"], {"at": 90, "by": "guide~2", "successor": "guide~2"}]
-    # The agent in the server begins and ends with it.
-    by_server = continued({"agent": IN_SERVER}, 60, "guide~1")
-    assert by_server == {"agent": "guide~1", "continued": [{"at": 60, "by": IN_SERVER, "successor": IN_SERVER}]}
-    to_server = continued({"agent": "guide~1"}, 60, IN_SERVER)
-    assert to_server == {"agent": IN_SERVER, "continued": [{"at": 60, "by": "guide~1", "successor": "guide~1"}]}
+    restarted = continued(crashed, 90, IN_SERVER, is_restart=True)
+    assert restarted["continued"] == [*crashed["continued"], {"at": 90, "by": "guide~2", "successor": "guide~2"}]
+    # The agent in the server ends only with it.
+    again = continued(restarted, 99, "guide~1", is_restart=False)
+    assert again["continued"][2:] == [{"at": 99, "by": IN_SERVER, "successor": IN_SERVER}]
+    assert again["agent"] == "guide~1"
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 40, 200])

@@ -161,6 +161,8 @@ def test_all_processes_end_with_the_supervisor_and_the_next_start_continues_the_
     demo.start()
     later = follow(demo, longer_than(len(text_of(begun)) + 30))
     assert text_of(later).startswith(text_of(begun))
+    (one,) = later["meta"]["continued"]
+    assert one["by"] == one["successor"]  # the page shows a restart, and no crash of the agent
     assert "Traceback" not in demo.output
 
 

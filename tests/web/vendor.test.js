@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
 const SHA256 = {
-  "markdown.js": "4a3d22c93090d45656b9759ff187bf9d5cc2c0be887bee66cb80dd5fa535fd26",
+  "markdown.js": "edd59044e8e00717cadb4912097cfbb974b0ca8df399988f1b5ec0527d4dc90c",
   "highlight.js": "c9f2cfab435d533aad5d34e128968d1baafdbe2ee0a08dd69a0f1f7d61952149",
 }
 
