@@ -163,6 +163,7 @@ def files(*folders: str) -> list[Path]:
         for path in ([ROOT / folder] if (ROOT / folder).is_file() else sorted((ROOT / folder).rglob("*")))
         if (path.suffix in (".py", ".md", ".html", *WEB) or (path.parent in SCRIPTS and path.is_file()))
         and not {"node_modules", "decisions", "vendor", "__pycache__"} & set(path.parts)
+        and path != Path(__file__)  # it quotes the habits
     ]
     return found if folders else [*found, *(ROOT / name for name in TEXTS)]
 

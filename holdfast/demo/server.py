@@ -66,7 +66,7 @@ class Parent:
 
 
 def _write(line: Ready | Crash) -> None:
-    os.write(sys.stdout.fileno(), encode(line))  # shorter than what a pipe takes at once
+    os.write(sys.stdout.fileno(), encode(line))  # short enough for one write to a pipe
 
 
 def main() -> None:
