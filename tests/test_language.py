@@ -164,6 +164,7 @@ def files(*folders: str) -> list[Path]:
         if (path.suffix in (".py", ".md", ".html", *WEB) or (path.parent in SCRIPTS and path.is_file()))
         and not {"node_modules", "decisions", "vendor", "__pycache__"} & set(path.parts)
         and path != Path(__file__)  # it quotes the habits
+        and path != ROOT / "tests" / "browser" / "long" / "answers.md"  # answers of models
     ]
     return found if folders else [*found, *(ROOT / name for name in TEXTS)]
 
