@@ -34,7 +34,6 @@ UNREAD_S = 60.0  # time in which a peer must read at least a byte of a response 
 LINGER_S = 1.0  # time in which a refused peer can read the reason, while the server reads no more from it
 UNREAD_BYTES = 8 * 1024  # bytes that are still read while a request waits
 SLICE_BYTES = 4 * 1024
-SLICE_S = 0.002  # time after which the parser lets the loop serve other connections
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -60,6 +59,23 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     It reads into a buffer that all connections share, and parses no more requests than it can begin.
     """
 
+    # Beside uvicorn's own attributes: with more than 30, Python stores the names anew for each connection (2.3 KB).
+    __slots__ = (
+        "_begun_scope",
+        "_body_bytes",
+        "_book",
+        "_connection",
+        "_extensions",
+        "_has_body_grown",
+        "_is_in_body",
+        "_is_known",
+        "_is_last",
+        "_is_refused",
+        "_stalled_bytes",
+        "_unread",
+        "_unsent_bytes",
+    )
+
     def __init__(self, book: Connections, **options: Any) -> None:
         super().__init__(**options)
         self._book = book
@@ -72,6 +88,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._is_refused = False
         self._is_last = False  # the running request is the last one, because the input behind it was refused
         self._stalled_bytes = 0  # size of an incomplete head, or of later input that contained no body
+        self._has_body_grown = False  # True: the last input contained bytes of the body
         self._is_in_body = False  # True while an unknown peer's request runs and more of its body is expected
         self._body_bytes = 0  # bytes of the body received since its deadline was set
         self._unsent_bytes = 0  # bytes that the peer had not read when the deadline for reading was set
@@ -105,6 +122,9 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
         A peer that reads its response gets more time.
         """
+        if self._is_refused:
+            self.transport.abort()
+            return
         unsent = self.transport.get_write_buffer_size()
         if unsent and unsent < self._unsent_bytes:
             self._wait_for_reader()
@@ -137,8 +157,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         """Stop counting the connection, because its peer is known (`transports.server_connection`)."""
         self._is_known = True
         self._is_in_body = False
-        if self._connection is not None:
-            self._connection.proceed()
+        connection = self._connection
+        if connection is not None:
+            connection.proceed()
+            if self.cycle.more_body and not connection.is_from_proxy:
+                connection.rest()
 
     # Reading
 
@@ -149,6 +172,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.data_received(bytes(self._book.input_view[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         if self._unread or self.pipeline or self._is_last:
@@ -182,15 +207,15 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         )
 
     def _parse_in_slices(self, data: bytes) -> None:
-        """Parse `data` up to the end of the head behind the running request, for `SLICE_S` at most."""
-        at, until_s = 0, self.loop.time() + SLICE_S
+        """Parse `data` up to the end of the head behind the running request, and to the end of the turn."""
+        at, until_s = 0, self._book.turns.end_s()
         while at < len(data) and not (self._is_refused or self._is_last):
             is_held = self.pipeline or self.flow.write_paused
             if is_held or self.loop.time() > until_s:
                 self._unread = data[at:]
                 self.flow.pause_reading()
                 if not is_held:
-                    self.loop.call_soon(self._go_on)
+                    self._book.turns.add(self._go_on)
                 return
             most = at + SLICE_BYTES
             if self.is_in_head():
@@ -211,7 +236,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         cycle = self.cycle
         was_in_head = self.scope is not self._begun_scope
         was_in_body = cycle is not None and cycle.more_body
-        before = len(cycle.body) if was_in_body else 0
+        self._has_body_grown = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -228,18 +253,38 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 self._stalled_bytes = 0 if was_in_body and not was_in_head else self._stalled_bytes + len(data)
                 if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
                     self._refuse_head()
-            elif was_in_body and cycle is self.cycle and cycle.more_body and len(cycle.body) == before:
-                # This input is a trailer, an extension of a chunk, or the body of a request that already has its
-                # response.
+            elif was_in_body and cycle is self.cycle and cycle.more_body and not self._has_body_grown:
                 self._stalled_bytes += len(data)
-                if self._stalled_bytes > MAX_HEAD_BYTES and not cycle.response_complete:
-                    self._refuse(_too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes"), 431)
+                self._bound_trailer(cycle)
             else:
                 self._stalled_bytes = 0
             if not self._is_known and self.cycle is not None and (self._is_in_body or self.cycle.more_body):
                 self._follow_body(len(data))
 
+    def _bound_trailer(self, cycle: RequestResponseCycle) -> None:
+        """Bound the input behind a body: a trailer, or an extension of a chunk. The parser keeps its last line."""
+        if self._stalled_bytes > LARGE_BYTES and self._connection is not None:
+            self._connection.grow()
+        if self._stalled_bytes <= MAX_HEAD_BYTES:
+            return
+        error = _too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes")
+        if cycle.response_complete:
+            self._is_refused = True
+            self._book.note(error.detail)
+            self.transport.abort()
+        else:
+            self._refuse(error, 431)
+
     # Callbacks of the parser
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.scope is not self._begun_scope:
+            super().on_header(name, value)
+        # A line of a trailer is thrown away.
+
+    def on_body(self, body: bytes) -> None:
+        self._has_body_grown = True
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         if len(self.headers) > MAX_HEADERS:
@@ -250,17 +295,19 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is not None:
             if connection.is_from_proxy:
                 self._take_forwarded(connection)
-            elif connection.is_waiting:
+            else:
                 connection.proceed()
         self.scope["extensions"] = self._extensions
         self._begun_scope = self.scope
         super().on_headers_complete()
-        if not self.parser.should_upgrade():
-            self.headers = []  # the headers of a trailer are not those of the request
 
     def on_message_complete(self) -> None:
-        if not self.is_in_head():  # a head that requests an upgrade is not yet a request
-            super().on_message_complete()
+        if self.is_in_head():
+            return  # a head that requests an upgrade is not yet a request
+        super().on_message_complete()
+        connection = self._connection
+        if connection is not None and connection.is_idle:
+            connection.proceed()
 
     def _take_forwarded(self, connection: Connection) -> None:
         """Replace the proxy's address by the client's, which a trusted proxy has named."""
@@ -290,13 +337,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             if rest and not self._is_refused:
                 self._parse(rest)
         elif self.cycle is not None and not self.cycle.response_complete:
-            self._refuse(
-                InvalidRequest(
-                    "a WebSocket handshake arrived while a request was running on the connection; open another one "
-                    "for it"
-                ),
-                400,
-            )
+            detail = "a WebSocket handshake arrived while a request was running; open another connection for it"
+            self._refuse(InvalidRequest(detail), 400)
+        elif self.parser.get_http_version() != "1.1":
+            detail = "the handshake of a WebSocket needs HTTP/1.1, got 1.0; nginx needs proxy_http_version 1.1"
+            self._refuse(InvalidRequest(detail), 400)
         elif any(
             name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))
             for name, value in self.headers
@@ -330,7 +375,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().on_response_complete()
         if self._unread:
             self._unset_keepalive_if_required()
-            self.loop.call_soon(self._go_on)
+            self._book.turns.add(self._go_on)
         connection = self._connection
         if self.cycle.response_complete:
             self._is_in_body = False
@@ -340,13 +385,19 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._wait_for_reader()
         elif not (self._is_known or connection.is_from_proxy) or self.cycle.more_body:
             connection.wait(HEAD_S, may_burst=self._is_known)
+        elif not connection.is_from_proxy:
+            connection.rest()
         if not (self.pipeline or self.is_in_head() or self.cycle.more_body):
             self._forget_request()
 
     def _forget_request(self) -> None:
         """Drop the head of the completed request: it may be large, and the connection may now be idle."""
+        self._forget_head()
+        self.cycle.scope = None  # type: ignore[assignment]
+
+    def _forget_head(self) -> None:
         self.url, self.headers = b"", []
-        self.scope = self._begun_scope = self.cycle.scope = None  # type: ignore[assignment]
+        self.scope = self._begun_scope = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -432,7 +483,12 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.transport.write(refusal(error, status))
         # Close only later: a close with unread input would reset the connection, and the peer would not see the reason.
         self.transport.write_eof()
-        self.loop.call_later(LINGER_S, self.transport.abort)
+        self._forget_head()
+        self.parser = None  # type: ignore[assignment]  # it keeps the last line of the head
+        if self._connection is None or self._connection.is_from_proxy:
+            self.loop.call_later(LINGER_S, self.transport.abort)
+        else:
+            self._connection.wait(LINGER_S, may_burst=False)
 
 
 def _too_large(what: str, limit: int, unit: str) -> TooLarge:
@@ -441,7 +497,11 @@ def _too_large(what: str, limit: int, unit: str) -> TooLarge:
 
 def refusal(error: HoldfastError, status: int) -> bytes:
     """Return a complete HTTP response with `error`, for a connection that ends with it."""
-    headers = {**problem_headers(error), "x-content-type-options": "nosniff", "connection": "close"}
     body = msgspec.json.encode({**error.problem(), "status": status})
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    lines = "".join(f"{name}: {value}\r\n" for name, value in refusal_headers(error).items())
     return STATUS_LINE[status] + lines.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+def refusal_headers(error: HoldfastError) -> dict[str, str]:
+    """Return the headers of a response with `error`, but for its length, on a connection that ends with it."""
+    return {**problem_headers(error), "connection": "close"}

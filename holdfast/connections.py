@@ -7,6 +7,9 @@ is complete, until a socket is authenticated, between two requests of a client t
 while a peer does not read its response. Only waiting connections are bounded, first by address, then in total. If there
 is no room, the book ends the oldest waiting connection, so that a new one gets its chance: its peer may be known.
 
+A connection is *idle* while a known peer has to act: between two of its requests, and while its body is to come. Idle
+connections are not bounded, and the book ends the oldest one only if no descriptor is left and no connection waits.
+
 The protocols of those modules call the book, and every method runs on the server's event loop. The constants may
 be changed freely; `docs/security.md` and `docs/python.md` name them.
 """
@@ -18,12 +21,14 @@ import contextlib
 import ctypes
 import gc
 import logging
+import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Protocol
 
 from holdfast.core.errors import LocalError
+from holdfast.parse_turns import ParseTurns
 
 logger = logging.getLogger("holdfast.serving")
 
@@ -49,6 +54,7 @@ NOTICE_S = 10.0  # least time between two log lines about connections that were 
 # seconds.
 TRIM_AFTER = 200
 TRIM_S = 5.0
+TRIM_PAUSE = 50  # pause after it, as a multiple of its duration, which grows with the objects in memory
 MAX_COLLECTED = 1_000  # with more open connections, a garbage collection would hold the event loop for too long
 READ_BYTES = 16 * 1024  # limit of bytes read from one connection at once, after which the loop serves the others
 
@@ -72,6 +78,7 @@ class Connection:
         "deadline_s",
         "is_evicted",
         "is_from_proxy",
+        "is_idle",
         "is_large",
         "is_waiting",
         "may_burst",
@@ -85,6 +92,7 @@ class Connection:
         self.owner: ConnectionOwner | None = owner  # None after `close`, because the two objects refer to each other
         self.is_from_proxy = is_from_proxy
         self.is_waiting = False
+        self.is_idle = False
         self.may_burst = True
         self.is_large = False
         self.is_evicted = False
@@ -104,9 +112,13 @@ class Connection:
         """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
         self._book.grow(self)
 
+    def rest(self) -> None:
+        """Count the connection as idle: its peer is known, and has to act."""
+        self._book.rest(self)
+
     def proceed(self) -> None:
-        """Stop counting the connection as waiting."""
-        if self.is_waiting:
+        """Stop counting the connection as waiting or idle."""
+        if self.is_waiting or self.is_idle:
             self._book.proceed(self)
 
     def move(self, address: str) -> None:
@@ -137,10 +149,12 @@ class Connections:
         self.max_waiting_of_address = max(1, min(max_waiting_of_address, self.max_waiting))
         self.proxies = proxies or TrustedProxies(())
         self.input_view = memoryview(bytearray(READ_BYTES))
+        self.turns = ParseTurns()
         self.open = 0
         self.waiting = 0
         self._by_address: dict[str, dict[Connection, None]] = {}  # waiting connections by address, the oldest first
         self._large: dict[Connection, None] = {}
+        self._idle: dict[Connection, None] = {}  # idle connections, the oldest first
         self._timer: asyncio.TimerHandle | None = None
         self._ended = 0  # connections ended since the last log line
         self._reason = ""
@@ -152,10 +166,13 @@ class Connections:
     def opened(self, peer: str, owner: ConnectionOwner) -> Connection | None:
         """Return the entry for a new connection of `peer`; None if no descriptor is left for it."""
         if self.open >= self.max_open:
-            if not self.waiting:
-                self._note_end("every descriptor belongs to a connection of a known client")
+            if self.waiting:
+                self._evict_oldest("no descriptor was left")
+            elif self._idle:
+                self._evict(next(iter(self._idle)), "no descriptor was left, and a known client did not use this one")
+            else:
+                self._note_end("a known client uses each descriptor")
                 return None
-            self._evict_oldest("no descriptor was left")
         self.open += 1
         return Connection(self, address_group(peer), owner, is_from_proxy=self.proxies.includes(peer))
 
@@ -193,8 +210,18 @@ class Connections:
         one.is_large = True
         self._large[one] = None
 
+    def rest(self, one: Connection) -> None:
+        """Count a connection as idle (`Connection.rest`)."""
+        one.proceed()
+        one.is_idle = True
+        self._idle[one] = None
+
     def proceed(self, one: Connection) -> None:
-        """Stop counting a connection as waiting (`Connection.proceed`)."""
+        """Stop counting a connection as waiting or idle (`Connection.proceed`)."""
+        if one.is_idle:
+            one.is_idle = False
+            del self._idle[one]
+            return
         one.is_waiting = False
         self.waiting -= 1
         of_address = self._by_address[one.address]
@@ -271,14 +298,14 @@ class Connections:
                 one.owner.expire()
         self._end_burst(now_s - CHANCE_S)
         if self._ended and now_s >= self._notice_due_s:
-            logger.warning("ended %d connections of unknown peers; the last one because %s", self._ended, self._reason)
+            logger.warning("ended %d connections; the last one because %s", self._ended, self._reason)
             self._ended, self._notice_due_s = 0, now_s + NOTICE_S
         # Also after the end of a wave of connections, however few the last ones are.
         is_trim_due = self._closed >= (1 if self._is_after_wave else TRIM_AFTER)
         if is_trim_due and now_s >= self._trim_due_s:
             self._is_after_wave = self._closed >= TRIM_AFTER
-            self._closed, self._trim_due_s, is_trim_due = 0, now_s + TRIM_S, False
-            give_memory_back(collects=self.open <= MAX_COLLECTED)
+            took_s = give_memory_back(collects=self.open <= MAX_COLLECTED)
+            self._closed, self._trim_due_s, is_trim_due = 0, now_s + max(TRIM_S, TRIM_PAUSE * took_s), False
         is_needed = self.waiting or self._ended or is_trim_due
         self._timer = loop.call_later(SWEEP_S, self._sweep) if is_needed else None
 
@@ -341,7 +368,7 @@ def _host_of(hop: str) -> str | None:
     elif hop.count(":") == 1:
         host = hop.partition(":")[0]
     with contextlib.suppress(ValueError):
-        return str(ip_address(host))
+        return str(ip_address(host.partition("%")[0]))  # a zone is of no use here, and could have control characters
     return None
 
 
@@ -371,13 +398,18 @@ def raise_descriptor_limit() -> int:
     return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MAX_DESCRIPTORS)
 
 
-def give_memory_back(*, collects: bool) -> None:
-    """Free the remains of closed connections, and return free memory to the system if the C library can do so."""
+def give_memory_back(*, collects: bool) -> float:
+    """Free the remains of closed connections, and return free memory to the system if the C library can do so.
+
+    Return the seconds that it took.
+    """
+    began_s = time.perf_counter()
     if collects:
         gc.collect()
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
+    return time.perf_counter() - began_s
 
 
 @lru_cache(maxsize=1)

@@ -87,15 +87,19 @@ async def check_peer(hub: HubCore, scope: Scope) -> None:
 
 
 def is_by_cookie(hub: HubCore, scope: Scope) -> bool:
-    """Return whether a cookie may identify the caller, since a browser adds cookies to the requests of any page.
+    """Return whether credentials that a browser adds by itself, for any page, may identify the caller.
 
-    A request with an `Authorization` header is not identified by a cookie: a foreign page can add that header only with
-    permission. Neither is one to a verifier that reads no cookies (`reads_cookies`); an app's own verifier is assumed
-    to read them.
+    These are cookies, and `Authorization` of other schemes than `Bearer`, which counts in the request of a page. A
+    request with a bearer token is not identified by them: a foreign page can add one only with permission. Neither is
+    one to a verifier that reads no cookies (`reads_cookies`); an app's own verifier is assumed to read them.
     """
     if not getattr(hub.authenticate, "reads_cookies", True):
         return False
-    return header(scope, b"cookie") is not None and header(scope, b"authorization") is None
+    authorization = header(scope, b"authorization")
+    if authorization is None:
+        return header(scope, b"cookie") is not None
+    is_token = authorization[:7].lower() == "bearer "
+    return not is_token and (header(scope, b"cookie") is not None or header(scope, b"origin") is not None)
 
 
 def check_origin(hub: HubCore, scope: Scope) -> None:
