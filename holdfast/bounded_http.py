@@ -133,12 +133,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         elif unsent or not self.is_in_head():
             self.transport.abort()
         else:
-            self._refuse(
-                InvalidRequest(
-                    f"the head of the request was not complete within {HEAD_S:.0f} s; send it without pauses"
-                ),
-                408,
-            )
+            detail = f"the head of the request was not complete within {HEAD_S:.0f} s; send it without pauses"
+            self._refuse(InvalidRequest(detail), 408)
 
     def _expire_body(self) -> None:
         # True: the application does not read the body now
@@ -326,12 +322,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         The parser takes the message for complete, although a body may follow; that body is not another request.
         """
         if self.parser.get_method() == b"CONNECT":
-            self._refuse(
-                InvalidRequest(
-                    "method CONNECT is not supported, because this server is not a proxy; request a path of the server"
-                ),
-                400,
-            )
+            detail = "method CONNECT is not supported: this server is not a proxy; request a path of the server"
+            self._refuse(InvalidRequest(detail), 400)
         elif not self._should_upgrade():
             self._parse(self._head_without_upgrade())
             if rest and not self._is_refused:
@@ -346,9 +338,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))
             for name, value in self.headers
         ):
-            self._refuse(
-                InvalidRequest("the handshake of a WebSocket must have no body; send the request without one"), 400
-            )
+            detail = "the handshake of a WebSocket must have no body; send the request without one"
+            self._refuse(InvalidRequest(detail), 400)
         else:
             self.handle_websocket_upgrade()
 
