@@ -481,7 +481,7 @@ async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None
         page = await here.http.get("/")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert page.headers["content-security-policy"].startswith("default-src 'self';")
-        for name in ("demo/demo.js", "demo/demo.css", "demo/icon.svg"):
+        for name in ("demo/page.js", "demo/demo.css", "demo/icon.svg"):
             assert f"/holdfast/web/{name}" in page.text
             assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
         for name in ("demo/unsent.js", "demo/people.js", "demo/approvals.js", "demo/me.js", "client.js", "view.js"):

@@ -59,7 +59,7 @@ def channel(request: pytest.FixtureRequest) -> str:
 
 @asynccontextmanager
 async def visiting(browser: Browser, **options: Any) -> AsyncIterator[BrowserContext]:
-    """Open a browser profile. A script error, or a violation of the page's policy, in one of its pages fails the test."""
+    """Open a browser profile. A script error, or a violation of the policy, in one of its pages fails the test."""
     context = await browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
     context.set_default_timeout(TIMEOUT_MS)
     errors: list[str] = []
