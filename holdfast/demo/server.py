@@ -9,6 +9,7 @@ holdfast.demo.server` is the process; `Parent` is the supervisor, as this proces
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from holdfast.demo.control import Crash, Crashed, Ready, ServerStart, encode, re
 from holdfast.demo.guests import Guests
 from holdfast.serving import adopt, run
 
-__all__ = ["Parent"]
+__all__ = ["Parent", "is_of_interest"]
 
 KILL_S = 0.05  # between the response and the end of the process: the response must have left
 
@@ -65,6 +66,15 @@ class Parent:
             waiting.set_result(crashed.pid)
 
 
+def is_of_interest(record: logging.LogRecord) -> bool:
+    """Return whether a log line is of interest to the person at the terminal.
+
+    While no server serves, connections wait, and browsers give some of them up. The next server refuses those, since
+    it cannot see their user any more; no peer is left to be refused.
+    """
+    return "socket is closed already" not in record.getMessage()
+
+
 def _write(line: Ready | Crash) -> None:
     os.write(sys.stdout.fileno(), encode(line))  # shorter than what a pipe takes at once
 
@@ -73,6 +83,7 @@ def main() -> None:
     """Serve as the supervisor has asked for."""
     start = read_start(ServerStart)
     parent = Parent(start)
+    logging.getLogger("holdfast.transports").addFilter(is_of_interest)
     guests = None
     if start.guest_key is not None:
         guests = Guests(start.address, key=start.guest_key, agent_token=start.agent_token)

@@ -10,6 +10,7 @@ until it is back.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from importlib.util import find_spec
@@ -51,6 +52,7 @@ async def work(start: AgentStart) -> None:
 def main() -> None:
     """Run the agent that the supervisor has asked for."""
     start = read_start(AgentStart)
+    logging.getLogger("holdfast.client").setLevel(logging.ERROR)  # the supervisor reports each restart of the server
     missing = [package for package in ("httpx2", "websockets") if find_spec(package) is None]  # the client needs both
     if missing:
         if start.name == AGENTS[0]:

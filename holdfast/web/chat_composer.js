@@ -10,8 +10,8 @@ export class Composer {
     const { words, host } = panel
     this.panel = panel
     this.isSteering = false
-    this.key = `holdfast-draft ${host.url} ${host.getAttribute("channel")}`
-    this.input = element("textarea", { part: "input", rows: "1", "aria-label": words.placeholder })
+    this.key = `holdfast-draft ${host.url} ${panel.channel.name} ${host.getAttribute("identity") ?? ""}`
+    this.input = element("textarea", { part: "input", rows: "1", "aria-label": words.placeholder, dir: "auto" })
     this.next = button(words.next, "choice", () => this.choose(false))
     this.steer = button(words.steer, "choice", () => this.choose(true))
     this.choices = element("div", { class: "choices", role: "group", hidden: true }, this.next, this.steer)
@@ -22,7 +22,11 @@ export class Composer {
     this.note = element("p", { class: "note", hidden: true }, words.readonly)
     this.input.value = this.draft
     this.input.addEventListener("input", () => this.changed())
-    this.input.addEventListener("keydown", (event) => this.pressed(event))
+    this.input.addEventListener("keydown", (event) => {
+      if (!isSend(event)) return
+      event.preventDefault()
+      this.submit()
+    })
     this.choose(false)
   }
 
@@ -41,18 +45,21 @@ export class Composer {
     } catch { /* without storage the draft ends with the page */ }
   }
 
-  /** @param {import("./channel.js").Snapshot} snapshot */
-  update({ streaming, you, error }) {
-    const { panel } = this
-    const isRunning = streaming.length > 0
-    const isReadonly = panel.host.hasAttribute("readonly") || Boolean(error) || (you !== null && !you.can.includes("publish"))
-    this.node.hidden = isReadonly
-    this.note.hidden = !isReadonly || Boolean(error)
-    this.stop.hidden = this.choices.hidden = !isRunning
-    if (!isRunning && this.isSteering) this.choose(false)
-    const placeholder = isRunning ? panel.words.placeholderRunning : panel.host.getAttribute("placeholder") ?? panel.words.placeholder
-    if (this.input.placeholder !== placeholder) this.input.placeholder = placeholder
-    this.fit()
+  /** @param {import("./channel.js").Snapshot} snapshot @param {boolean} isRunning */
+  update({ you, error }, isRunning) {
+    const { panel, input, node } = this
+    const { words, host } = panel
+    const isShut = Boolean(error) || (you !== null && !you.can.includes("publish")) // then a draft stays, to be copied
+    const wasHidden = node.hidden
+    node.hidden = host.hasAttribute("readonly") || (isShut && !input.value)
+    this.note.hidden = Boolean(error) || !(isShut || node.hidden)
+    input.readOnly = isShut
+    this.stop.hidden = this.choices.hidden = !isRunning || !panel.may("command")
+    if (this.choices.hidden && this.isSteering) this.choose(false)
+    const placeholder = isRunning ? words.placeholderRunning : host.getAttribute("placeholder") ?? words.placeholder
+    if (input.placeholder !== placeholder) input.placeholder = placeholder
+    if (wasHidden !== node.hidden || !this.height) this.fit()
+    this.send.disabled = isShut || !input.value.trim()
   }
 
   /** @param {boolean} isSteering */
@@ -63,36 +70,43 @@ export class Composer {
   }
 
   changed() {
-    this.draft = this.input.value
-    this.panel.channel.typing(this.input.value !== "")
+    const { input, panel } = this
+    this.draft = input.value
+    if (panel.may("presence")) panel.channel.typing(input.value !== "")
+    this.send.disabled = input.readOnly || !input.value.trim()
     this.fit()
   }
 
   /** Grow with the text, up to eight lines. */
   fit() {
-    const { input } = this
-    this.send.disabled = !input.value.trim()
-    const lines = Math.min(MAX_LINES, input.value.split("\n").length)
-    if (input.rows !== lines) input.rows = lines
-    if (input.scrollHeight > input.clientHeight && input.rows < MAX_LINES) {
-      const line = input.clientHeight / input.rows
-      input.rows = Math.min(MAX_LINES, Math.ceil(input.scrollHeight / line))
-    }
-  }
-
-  /** @param {KeyboardEvent} event */
-  pressed(event) {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return
-    event.preventDefault()
-    this.submit()
+    const { input, panel } = this
+    input.rows = 1
+    this.height = parseFloat(getComputedStyle(input).lineHeight)
+    if (input.value) input.rows = Math.min(MAX_LINES, Math.max(1, Math.floor(input.scrollHeight / this.height)))
+    panel.scroller.stick()
   }
 
   submit() {
-    const text = this.input.value.trim()
-    if (!text) return
-    this.input.value = ""
+    const { input, panel } = this
+    const text = input.value.trim()
+    if (!text || input.readOnly) return
+    const sent = panel.send(text, this.isSteering)
+    if (!sent) return // the app keeps it
+    input.value = ""
     this.changed()
-    void this.panel.send(text, this.isSteering)
-    this.input.focus()
+    input.focus()
+    void sent.then((isKept) => isKept || this.restore(text))
   }
+
+  /** Put a text back that no message keeps. @param {string} text */
+  restore(text) {
+    if (this.input.value) return
+    this.input.value = text
+    this.changed()
+  }
+}
+
+/** Return whether a key press sends: Enter alone, that does not end the composition of an input method. @param {KeyboardEvent} event */
+export function isSend(event) {
+  return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229
 }

@@ -1,41 +1,46 @@
 /** One message of the chat element, with its parts, its state and its buttons. @module */
-import { button, element, setText, SPARK, svg } from "./chat_nodes.js"
-import { GrowingMarkdown } from "./markdown.js"
+import { Approvals } from "./chat_approvals.js"
+import { isSend } from "./chat_composer.js"
+import { button, copyText, element, report, setText, SPARK, svg } from "./chat_nodes.js"
+import { partView } from "./chat_parts.js"
 
 /** @typedef {import("./snapshot.js").Message} Message */
 /** @typedef {import("./view.js").Part} Part */
 /** @typedef {import("./view.js").Command} Command */
-/** @typedef {import("./view.js").Replied} Replied */
-/** @typedef {{ node: HTMLElement, update: (part: Part, isOver: boolean) => void }} PartView */
 
 export class MessageView {
+  /** Whether it has drawn its message, or a part of it only. */
+  isBehind = true
+  /** The field of a question that is being edited. @type {HTMLElement | null} */
+  form = null
+  /** @type {{ type: string, view: import("./chat_parts.js").PartView, part?: Part, isOver?: boolean, isBehind?: boolean }[]} */
+  #parts = []
+  #round = -1
+
   /** @param {import("./chat_panel.js").Panel} panel @param {Message} message */
   constructor(panel, message) {
     const { words } = panel
+    const kind = message.role === "user" ? "user" : "assistant"
     this.panel = panel
-    /** @type {Message | null} */
-    this.message = null
-    /** @type {{ type: string, view: PartView }[]} */
-    this.parts = []
-    /** @type {Map<string, HTMLElement>} */
-    this.cards = new Map()
-    const isUser = message.role === "user"
+    this.message = message
+    this.marks = panel.marks.of(message.id)
+    this.approvals = new Approvals(panel)
     this.author = element("span", { class: "author", part: "author", dir: "auto" })
     this.state = element("span", { class: "state" })
     this.body = element("div", { class: "body", part: "bubble" })
-    this.approvals = element("div", { class: "approvals" })
     this.error = element("p", { class: "mistake", hidden: true })
     this.actions = element("div", { class: "actions", part: "actions" })
     this.node = element(
-      "article", { class: `message ${isUser ? "user" : "assistant"}`, part: `message message-${isUser ? "user" : "assistant"}` },
-      element("header", {}, ...(isUser ? [] : [element("span", { class: "mark" }, svg(SPARK))]), this.author, this.state), this.body, this.approvals, this.error, this.actions,
+      "article", { class: `message ${kind}`, part: `message message-${kind}` },
+      element("header", {}, ...(kind === "user" ? [] : [element("span", { class: "mark" }, svg(SPARK))]), this.author, this.state), this.body, this.approvals.node, this.error, this.actions,
     )
     this.node.dataset.messageId = message.id
+    const act = (/** @type {(id: string) => unknown} */ request) => () => panel.run(() => request(this.message.id), this.error)
     this.buttons = {
-      copy: button(words.copy, "action", () => this.copy()),
-      regenerate: button(words.regenerate, "action", () => this.run(() => panel.channel.regenerate(this.id))),
-      retry: button(words.retry, "action", () => this.run(() => panel.channel.retry(this.id))),
-      discard: button(words.discard, "action", () => this.run(() => panel.channel.discard(this.id))),
+      copy: button(words.copy, "action", act(() => this.copy())),
+      regenerate: button(words.regenerate, "action", act((id) => panel.channel.regenerate(id))),
+      retry: button(words.retry, "action", act((id) => panel.channel.retry(id))),
+      discard: button(words.discard, "action", act((id) => panel.channel.discard(id))),
       edit: button(words.edit, "action", () => this.edit()),
       previous: button(words.previous, "branch", () => this.turn(-1), "‹"),
       place: element("span", { class: "place" }),
@@ -44,228 +49,159 @@ export class MessageView {
     this.actions.append(...Object.values(this.buttons))
   }
 
-  get id() {
-    return this.message?.id ?? ""
-  }
-
-  /** @param {Message} message @param {readonly Command[]} commands @param {readonly Replied[]} replied */
-  update(message, commands, replied) {
-    this.drawApprovals(commands, replied)
-    if (message === this.message) return
-    const wasStreaming = this.message?.status === "streaming"
+  /** @param {Message} message @param {readonly Command[]} commands that wait for a reply @param {boolean} isWaiting for its turn */
+  update(message, commands, isWaiting) {
+    const { panel } = this
+    const isNew = this.#round !== panel.list.round // other rights, or other branches
+    this.#round = panel.list.round
+    this.approvals.update(commands)
+    if (message === this.message && !isNew && !this.isBehind) return
+    const wasStreaming = this.message.status === "streaming"
     this.message = message
     const isOver = message.status !== "streaming"
-    const me = this.panel.channel.getSnapshot().you?.id
-    const isMine = message.role === "user" && (!message.author || message.author === me || message.author === "anonymous")
-    setText(this.author, isMine ? "" : message.author ?? this.panel.words.assistant)
-    this.drawState(message)
-    this.drawParts(message, isOver)
-    this.drawActions(message, isOver)
-    if (wasStreaming && isOver) {
-      const count = (message.text.match(/\S+/g) ?? []).length
-      this.panel.speak(`${this.panel.words.complete}, ${count}: ${message.text.slice(0, 500)}`)
-      this.panel.tell("answer", { message })
-    }
+    const isMine = message.role === "user" && (!message.author || message.author === panel.me || message.author === "anonymous")
+    setText(this.author, isMine ? "" : message.author ? panel.names.of(message.author) : panel.words.assistant)
+    this.#drawState(message, isWaiting)
+    this.#drawParts(message, isOver)
+    this.#drawActions(message, isOver)
+    if (wasStreaming && isOver) this.ended()
   }
 
-  /** @param {Message} message */
-  drawState({ status, reason, text, local, role }) {
+  /** The answer has ended in view of this page. */
+  ended() {
+    const { panel, message } = this
+    const count = (message.text.match(/\S+/g) ?? []).length
+    panel.speak(`${panel.words.complete}, ${count}: ${message.text.slice(0, 500)}`)
+    panel.tell("answer", { message })
+  }
+
+  /** Draw other marks. */
+  remark() {
+    const before = this.marks
+    const now = (this.marks = this.panel.marks.of(this.message.id))
+    const longer = now.length > before.length ? now : before
+    const n = longer.findIndex((_, n) => now[n]?.at !== before[n]?.at || now[n]?.text !== before[n]?.text)
+    if (n >= 0) for (const { view } of this.#parts) view.remark?.(Math.min(now[n]?.at ?? Infinity, before[n]?.at ?? Infinity))
+  }
+
+  /** @param {Message} message @param {boolean} isWaiting */
+  #drawState({ status, reason, text, local, role }, isWaiting) {
     const { words } = this.panel
-    const names = { cancelled: words.stopped, interrupted: words.interrupted, failed: words.failed }
+    const names = { cancelled: words.stopped, interrupted: words.interrupted, failed: words.failed, streaming: text ? words.answering : words.thinking }
     let state = names[/** @type {keyof typeof names} */ (status)] ?? ""
-    if (status === "streaming") state = text ? words.answering : words.thinking
     if (local) state = local.state === "sending" ? words.sending : words.refused
-    setText(this.state, role === "user" && status === "complete" && !local ? "" : state)
-    this.node.dataset.status = local ? local.state : status
-    setText(this.error, local?.error?.detail ?? (status === "failed" && reason ? reason : ""))
-    this.error.hidden = !this.error.textContent
+    else if (role === "user") state = isWaiting ? words.waiting : ""
+    setText(this.state, state)
+    this.node.dataset.status = local?.state ?? status
+    this.fail(local?.error?.detail ?? (status === "failed" && reason ? reason : ""))
+  }
+
+  /** Show why a request failed, or hide it. @param {string} words */
+  fail(words) {
+    setText(this.error, words)
+    this.error.hidden = !words
   }
 
   /** @param {Message} message @param {boolean} isOver */
-  drawParts({ parts }, isOver) {
-    for (const [index, part] of parts.entries()) {
-      const known = this.parts[index]
-      if (known?.type !== part.type) {
-        const view = this.partView(part)
-        known?.view.node.remove()
-        this.body.insertBefore(view.node, this.body.children[index] ?? null)
-        this.parts[index] = { type: part.type, view }
+  #drawParts(message, isOver) {
+    let start = 0
+    let hasDrawn = false
+    this.isBehind = false
+    for (const [index, part] of message.parts.entries()) {
+      const at = start
+      if (part.type === "text") start += part.text?.length ?? 0
+      let known = this.#parts[index]
+      if (this.isBehind || (!known && hasDrawn && this.panel.isLate)) {
+        this.isBehind = true
+        break
       }
-      this.parts[index].view.update(part, isOver)
-    }
-    for (const { view } of this.parts.splice(parts.length)) view.node.remove()
-  }
-
-  /** @param {Part} part @returns {PartView} */
-  partView(part) {
-    const { host, words } = this.panel
-    const own = host.renderPart?.(part, /** @type {Message} */ (this.message))
-    if (own) return ownPart(own, (now) => host.renderPart?.(now, /** @type {Message} */ (this.message)) ?? null)
-    if (part.type === "text") return textPart(this.panel)
-    if (part.type === "reasoning") return foldedPart("reasoning", () => words.reasoning, ({ text }) => text ?? "")
-    if (part.type === "tool") {
-      return foldedPart("tool", (now) => `${now.name}${now.output === undefined ? ` · ${words.running}` : ""}`, toolWords)
-    }
-    if (part.type === "source") return sourcePart()
-    return foldedPart("data", (now) => String(now.name ?? now.type), (now) => JSON.stringify(now.data ?? now, null, 2))
-  }
-
-  /** @param {Message} message @param {boolean} isOver */
-  drawActions(message, isOver) {
-    const { buttons } = this
-    const isUser = message.role === "user"
-    const can = this.panel.channel.getSnapshot().you?.can ?? []
-    const mayWrite = can.includes("publish") && !this.panel.host.hasAttribute("readonly")
-    const refused = message.local?.state === "refused"
-    buttons.copy.hidden = !isOver || !message.text
-    buttons.regenerate.hidden = isUser || !isOver || !mayWrite
-    buttons.edit.hidden = !isUser || Boolean(message.local) || !mayWrite || message.author !== this.panel.channel.getSnapshot().you?.id
-    buttons.retry.hidden = buttons.discard.hidden = !refused
-    const versions = this.panel.channel.branches(message.id)
-    const hasVersions = versions.length > 1
-    buttons.previous.hidden = buttons.following.hidden = buttons.place.hidden = !hasVersions
-    if (hasVersions) setText(buttons.place, `${versions.findIndex(({ id }) => id === message.id) + 1}/${versions.length}`)
-  }
-
-  /** @param {readonly Command[]} commands @param {readonly Replied[]} replied */
-  drawApprovals(commands, replied) {
-    const { words } = this.panel
-    for (const command of commands) {
-      if (command.name !== "approve" || this.cards.has(command.id)) continue
-      const data = /** @type {Record<string, unknown>} */ (typeof command.data === "object" && command.data ? command.data : {})
-      const title = String(data.question ?? data.title ?? (data.name || data.tool ? `${data.name ?? data.tool}` : words.approve))
-      const args = data.arguments ?? data.input ?? data.args
-      const card = element("div", { class: "approval", part: "approval", role: "group", "aria-label": title }, element("p", { class: "ask" }, title))
-      if (args !== undefined) card.append(element("code", {}, typeof args === "string" ? args : JSON.stringify(args)))
-      const yes = button(words.allow, "primary", () => reply(true))
-      const no = button(words.deny, "secondary", () => reply(false))
-      const reply = (/** @type {boolean} */ ok) => {
-        yes.disabled = no.disabled = true
-        this.run(() => this.panel.channel.reply(command.id, { ok })).then((isDone) => {
-          if (!isDone) yes.disabled = no.disabled = false
-        })
+      if (known && known.part === part && known.isOver === isOver && !known.isBehind) continue
+      const own = known?.part === part && known.type !== "own" ? null : this.#ownNode(part, message)
+      const type = own ? "own" : part.type
+      if (known?.type !== type) {
+        const view = own ? { node: element("div", { class: "own" }), update() {} } : partView(this, type)
+        if (known) known.view.node.replaceWith(view.node)
+        else this.body.append(view.node)
+        known = this.#parts[index] = { type, view }
       }
-      card.append(element("div", { class: "row" }, yes, no))
-      this.cards.set(command.id, card)
-      this.approvals.append(card)
-      this.panel.tell("ask", { command })
+      if (own) known.view.node.replaceChildren(own)
+      hasDrawn = true
+      known.isBehind = Boolean(known.view.update(part, isOver, at))
+      this.isBehind ||= known.isBehind
+      known.part = part
+      known.isOver = isOver
     }
-    for (const [id, card] of this.cards) {
-      if (commands.some((one) => one.id === id) || card.dataset.over) continue
-      const reply = replied.find((one) => one.id === id)?.reply
-      card.dataset.over = "yes"
-      const mine = this.panel.channel.getSnapshot().you?.id
-      card.querySelector(".row")?.replaceWith(
-        element("p", { class: "state" }, reply?.from && reply.from !== mine ? `${words.answeredBy} ${reply.from}` : reply ? (reply.ok ? words.allow : words.deny) : ""),
-      )
-    }
+    for (const { view } of this.#parts.splice(message.parts.length)) view.node.remove()
   }
 
-  /** @param {() => unknown} request */
-  async run(request) {
+  /** Return the app's node for a part, or null for the usual form. @param {Part} part @param {Message} message */
+  #ownNode(part, message) {
     try {
-      await request()
-      return true
+      return this.panel.host.renderPart?.(part, message) ?? null
     } catch (error) {
-      this.panel.failed(error)
-      setText(this.error, error instanceof Error ? error.message : String(error))
-      this.error.hidden = false
-      return false
+      report(`<holdfast-chat> renderPart failed for a part of type ${part.type} in message ${message.id}: ${error}`)
+      return null
     }
   }
 
-  async copy() {
-    await this.run(() => navigator.clipboard.writeText(this.message?.text ?? ""))
-    setText(this.buttons.copy, this.panel.words.copied)
-    setTimeout(() => setText(this.buttons.copy, this.panel.words.copy), 1_500)
+  /** @param {Message} message @param {boolean} isOver */
+  #drawActions({ id, role, status, text, local, author }, isOver) {
+    const { buttons, panel } = this
+    const isUser = role === "user"
+    buttons.copy.hidden = !isOver || !text
+    buttons.regenerate.hidden = isUser || !isOver || !panel.may("command")
+    setText(buttons.regenerate, status === "failed" || status === "interrupted" ? panel.words.retry : panel.words.regenerate)
+    buttons.edit.hidden = !isUser || Boolean(local) || !panel.may("publish") || author !== panel.me
+    buttons.retry.hidden = buttons.discard.hidden = local?.state !== "refused"
+    const versions = panel.channel.branches(id)
+    buttons.previous.hidden = buttons.following.hidden = buttons.place.hidden = versions.length < 2
+    setText(buttons.place, `${versions.findIndex((one) => one.id === id) + 1}/${versions.length}`)
+  }
+
+  /** @returns {Promise<void>} */
+  copy() {
+    return copyText(this.buttons.copy, this.message.text, this.panel.words)
   }
 
   /** @param {number} step */
   turn(step) {
-    const versions = this.panel.channel.branches(this.id)
-    const next = versions[versions.findIndex(({ id }) => id === this.id) + step]
-    if (next) this.panel.channel.select(next.id)
+    const { channel } = this.panel
+    const versions = channel.branches(this.message.id)
+    const next = versions[versions.findIndex(({ id }) => id === this.message.id) + step]
+    if (next) channel.select(next.id)
   }
 
-  /** Replace the question by a field with its text until it is saved or given up. */
+  /** Replace the question by a field with its text, until it is saved or given up. */
   edit() {
-    const { words, channel } = this.panel
-    const input = element("textarea", { class: "editor", rows: "3" })
-    input.value = this.message?.text ?? ""
+    if (this.form) return
+    const { panel, message } = this
+    const { words, channel } = panel
+    const input = element("textarea", { class: "editor", rows: "3", "aria-label": words.edit })
+    input.value = message.text
     const end = () => {
-      form.remove()
+      this.form?.remove()
+      this.form = null
       this.body.hidden = false
+      this.buttons.edit.focus()
+      panel.schedule() // the question may be gone
     }
     const save = () => {
       const text = input.value.trim()
       end()
-      if (text && text !== this.message?.text) void this.run(() => channel.edit(this.id, text))
+      if (text && text !== message.text) void panel.run(() => channel.edit(message.id, text), this.error)
     }
-    const form = element("div", { class: "editing" }, input, element("div", { class: "row" }, button(words.save, "primary", save), button(words.cancel, "secondary", end)))
+    input.addEventListener("keydown", (event) => {
+      if (isSend(event)) {
+        event.preventDefault()
+        save()
+      } else if (event.key === "Escape" && !event.isComposing) {
+        event.stopPropagation() // it does not stop the answer
+        end()
+      }
+    })
+    this.form = element("div", { class: "editing" }, input, element("div", { class: "row" }, button(words.save, "primary", save), button(words.cancel, "secondary", end)))
     this.body.hidden = true
-    this.body.after(form)
+    this.body.after(this.form)
     input.focus()
-  }
-}
-
-/** @param {import("./chat_panel.js").Panel} panel @returns {PartView} */
-function textPart(panel) {
-  const { host, words } = panel
-  const node = element("div", { class: "markdown", part: "markdown" })
-  const images = host.getAttribute("images") === "same-origin" ? /** @type {const} */ ("same-origin") : undefined
-  const markdown = new GrowingMarkdown(node, { copyLabel: words.copy, images, renderMath: host.renderMath })
-  node.addEventListener("click", (event) => {
-    const target = event.target instanceof Element ? event.target.closest("button.copy, a") : null
-    if (target instanceof HTMLAnchorElement) {
-      if (!panel.tell("link", { href: target.href })) event.preventDefault()
-    } else if (target) {
-      void navigator.clipboard.writeText(target.closest(".code")?.querySelector("code")?.textContent ?? "").catch(() => {})
-    }
-  })
-  return { node, update: ({ text }, isOver) => markdown.update(text ?? "", isOver) }
-}
-
-/** @param {string} name @param {(part: Part) => string} title @param {(part: Part) => string} words @returns {PartView} */
-function foldedPart(name, title, words) {
-  const [summary, text] = [element("summary", {}), element("pre", {})]
-  const node = element("details", { class: name, part: name }, summary, text)
-  return {
-    node,
-    update: (part) => {
-      setText(summary, title(part))
-      setText(text, words(part))
-    },
-  }
-}
-
-/** @param {Part} part */
-function toolWords({ input, output }) {
-  const shown = output === undefined ? "" : `\n\n${typeof output === "string" ? output : JSON.stringify(output, null, 2)}`
-  return `${typeof input === "string" ? input : JSON.stringify(input)}${shown}`
-}
-
-/** @returns {PartView} */
-function sourcePart() {
-  const node = element("a", { class: "source", part: "source", target: "_blank", rel: "noopener noreferrer nofollow" })
-  return {
-    node,
-    update: (part) => {
-      setText(node, String(part.title ?? part.name ?? part.url ?? "source"))
-      const url = typeof part.url === "string" && /^https?:\/\//i.test(part.url) ? part.url : null
-      if (url) node.href = url
-    },
-  }
-}
-
-/** @param {Node} first @param {(part: Part) => Node | null} draw @returns {PartView} */
-function ownPart(first, draw) {
-  const node = element("div", { class: "own" }, first)
-  let isFirst = true
-  return {
-    node,
-    update: (part) => {
-      if (!isFirst) node.replaceChildren(draw(part) ?? "")
-      isFirst = false
-    },
   }
 }

@@ -1,6 +1,7 @@
 /** DOM calls of the chat element. @module */
 
 export const SPARK = "M12 2l2.2 7.8L22 12l-7.8 2.2L12 22l-2.2-7.8L2 12l7.8-2.2z"
+const COPIED_MS = 1_500
 const SVG = "http://www.w3.org/2000/svg"
 
 /**
@@ -38,6 +39,33 @@ export function button(label, className, onClick, ...children) {
 /** Set the text of `node` if it differs. @param {Node} node @param {string} text */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text
+}
+
+/** Let `node` have `text`, and keep its text node if the text only grows. @param {Node} node @param {string} text */
+export function growText(node, text) {
+  const last = node.firstChild
+  if (last instanceof Text && text.startsWith(last.data)) last.appendData(text.slice(last.length))
+  else setText(node, text)
+}
+
+/**
+ * Copy `text`, and say so on `node` for a moment. Without https a browser has no clipboard but that of a selection.
+ *
+ * @param {HTMLElement} node a button @param {string} text @param {import("./chat_strings.js").Strings} words
+ */
+export async function copyText(node, text, words) {
+  if (navigator.clipboard) await navigator.clipboard.writeText(text)
+  else {
+    const field = element("textarea", { readonly: true })
+    field.value = text
+    node.after(field)
+    field.select()
+    document.execCommand("copy")
+    field.remove()
+    node.focus()
+  }
+  setText(node, words.copied)
+  setTimeout(() => setText(node, words.copy), COPIED_MS)
 }
 
 /** Name a mistake of the page in the console. @param {string} words */

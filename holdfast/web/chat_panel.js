@@ -1,75 +1,99 @@
 /**
  * The open chat element: header, messages, one status line, composer.
  *
- * It draws at most once a frame, and four times a second while the page is hidden.
+ * It draws at most once a frame, and four times a second while the page is hidden. A drawing that takes longer than its
+ * time goes on in the next frame: the newest messages come first.
  * @module
  */
 import { Composer } from "./chat_composer.js"
-import { MessageView } from "./chat_message.js"
-import { button, element, setText, svg } from "./chat_nodes.js"
+import { Marks } from "./chat_marks.js"
+import { MessageList } from "./chat_list.js"
+import { button, copyText, element, setText, svg } from "./chat_nodes.js"
+import { Names, peopleWords, statusWords } from "./chat_people.js"
+import { Scroller } from "./chat_scroll.js"
 import { PANEL_STYLE, sheetOf } from "./chat_style.js"
+import { remember } from "./view.js"
 
 /** @typedef {import("./client.js").Client} Client */
-/** @typedef {import("./snapshot.js").Message} Message */
+/** @typedef {import("./channel.js").Snapshot} Snapshot */
 
 const HIDDEN_MS = 250
-const NEAR_END = 40 // pixels from the end that count as the end
-const NEAR_START = 200 // pixels from the start at which older messages are loaded
+const SLICE_MS = 12 // of one drawing, …
+const HELD_MS = 6 // … of one that also lays messages out above the view, …
+const FIRST_MS = 30 // … and of the first one
 const SPOKEN_MS = 2_000 // between two changes of what a screen reader is told
 const SLOW_MS = 1_000 // a connection that takes longer is mentioned
+const MAX_REPLIES = 100
 const CLOSE = "M6 6l12 12M18 6L6 18"
 const DOWN = "M12 5v14M6 13l6 6 6-6"
 
 export class Panel {
+  isBusy = false // a request for older messages runs
+  unheard = false // the server has said that no agent listens
+  trouble = "" // why a request has failed that has no place of its own
+  /** @type {Map<string, import("./view.js").Reply>} */
+  replies = new Map()
+  closing = new AbortController()
+  #isDrawing = false
+  #deadline = 0
+  #startedMs = performance.now()
+  #spokenMs = -SPOKEN_MS
+  #speaking = 0
+  #shownState = ""
+  #isPresent = false
+  #seen = 0 // the newest version that the person has seen
+
   /** @param {import("./element.js").HoldfastChat} host @param {ShadowRoot} root @param {Client} client @param {boolean} ownsClient */
   constructor(host, root, client, ownsClient) {
     this.host = host
     this.root = root
     this.client = client
     this.ownsClient = ownsClient
-    this.words = host.words
-    this.channel = client.channel(host.getAttribute("channel") ?? "")
-    this.isBusy = false // a request for older messages runs
-    this.isFollowing = true // the reader is at the end
-    this.isDrawing = false
-    /** The question that was sent last in this page stands at the top. @type {string | null} */
-    this.pinned = null
-    /** @type {Map<string, MessageView>} */
-    this.views = new Map()
-    root.adoptedStyleSheets = [...root.adoptedStyleSheets, sheetOf(PANEL_STYLE)]
-    const { words } = this
+    const words = (this.words = host.words)
+    const name = host.getAttribute("channel") ?? ""
+    this.ownsChannel = !client.channels.has(name)
+    this.channel = client.channel(name)
+    this.marks = new Marks(this)
+    const sheet = sheetOf(PANEL_STYLE)
+    if (!root.adoptedStyleSheets.includes(sheet)) root.adoptedStyleSheets = [...root.adoptedStyleSheets, sheet]
     this.title = element("h2", { part: "title" })
     this.people = element("p", { class: "people" })
-    this.messages = element("div", { class: "messages" })
+    this.older = element("p", { class: "older", hidden: true }, element("span", {}, words.older))
+    this.names = new Names()
+    this.list = new MessageList(this)
     this.spacer = element("div", { class: "spacer" })
-    this.empty = element("div", { class: "empty" }, element("slot", { name: "empty" }, words.empty))
-    this.log = element("div", { class: "log", part: "log", role: "log", "aria-live": "off", tabindex: "0" }, this.empty, this.messages, this.spacer)
-    this.jump = button(words.jump, "jump", () => this.toEnd(), svg(DOWN), words.jump)
+    this.empty = element("div", { class: "empty", hidden: true }, element("slot", { name: "empty" }, words.empty))
+    this.log = element("div", { class: "log", part: "log", role: "log", "aria-live": "off", tabindex: "0" }, this.empty, this.older, this.list.node, this.list.approvals.node, this.spacer)
+    this.jumpWords = element("span", {}, words.jump)
+    this.jump = button(words.jump, "jump", () => this.toEnd(), svg(DOWN), this.jumpWords)
     this.status = element("p", { class: "status", part: "status" })
     this.spoken = element("p", { class: "spoken", role: "status" })
+    this.scroller = new Scroller(this)
     this.composer = new Composer(this)
-    this.node = this.panel()
+    this.node = this.#panel()
     this.node.hidden = true // until `update`
-    this.startedMs = performance.now()
-    this.spokenMs = -SPOKEN_MS
-    this.speaking = 0
-    this.shownState = ""
-    this.unsubscribe = this.channel.subscribe(() => this.schedule())
+    const stops = [
+      this.channel.subscribe(() => {
+        if (this.marks.changed()) this.remark()
+        this.schedule()
+      }),
+      this.channel.listen((event) => this.#receive(event)),
+    ]
+    this.closing.signal.addEventListener("abort", () => stops.forEach((stop) => stop()))
     this.slow = setTimeout(() => this.schedule(), SLOW_MS)
     this.root.append(this.node)
-    this.draw()
   }
 
-  panel() {
+  #panel() {
     const { host, words } = this
     const close = button(words.close, "close", () => host.hide(), svg(CLOSE))
     const names = element("div", { class: "names" }, this.title, this.people)
     const header = element("header", { part: "header" }, element("slot", { name: "header" }), names, close)
     const footer = element("slot", { name: "footer" })
     const node = element("section", { class: "panel", part: "panel" }, header, this.log, this.jump, this.status, this.composer.node, this.composer.note, footer, this.spoken)
-    this.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
+    this.log.addEventListener("click", (event) => this.#clicked(event))
     node.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && !event.isComposing) this.escape()
+      if (event.key === "Escape" && !event.isComposing) this.#escape()
     })
     return node
   }
@@ -90,84 +114,108 @@ export class Panel {
       else /** @type {HTMLElement | null} */ (this.root.querySelector(".launcher"))?.focus()
       this.tell(host.isOpen ? "open" : "close", {})
     }
-    this.schedule()
+    if (this.#shownState) this.schedule()
+    else this.draw(FIRST_MS)
   }
 
   close() {
     clearTimeout(this.slow)
-    this.unsubscribe()
-    this.channel.close()
+    this.closing.abort()
+    this.scroller.observer.disconnect()
+    if (this.ownsChannel) this.channel.close() // else the app uses it too
     if (this.ownsClient) this.client.close()
     this.node.remove()
   }
 
+  /** The client id of this person. */
+  get me() {
+    return this.channel.getSnapshot().you?.id ?? this.client.id
+  }
+
+  /** Return whether this person may do something here. @param {string} capability */
+  may(capability) {
+    return !this.host.hasAttribute("readonly") && (this.channel.getSnapshot().you?.can ?? []).includes(capability)
+  }
+
+  // -- drawing
+
   schedule() {
-    if (this.isDrawing) return
-    this.isDrawing = true
+    if (this.#isDrawing) return
+    this.#isDrawing = true
     const draw = () => {
-      this.isDrawing = false
-      this.draw()
+      cancelAnimationFrame(frame)
+      clearTimeout(timer)
+      this.#isDrawing = false
+      if (!this.closing.signal.aborted) this.draw(this.scroller.isFollowing ? SLICE_MS : HELD_MS)
     }
-    if (document.hidden) setTimeout(draw, HIDDEN_MS)
-    else requestAnimationFrame(draw)
+    const timer = setTimeout(draw, HIDDEN_MS) // a hidden page has no frames
+    const frame = requestAnimationFrame(draw)
   }
 
-  draw() {
+  /** Whether the rest waits for the next frame. */
+  get isLate() {
+    return performance.now() > this.#deadline
+  }
+
+  /** @param {number} most_ms */
+  draw(most_ms) {
+    this.#deadline = performance.now() + most_ms
     const snapshot = this.channel.getSnapshot()
-    this.drawMessages(snapshot)
-    const { presence, typing, you } = snapshot
-    const others = presence.members.filter(({ id, kind }) => kind === "user" && id !== you?.id).map(({ id }) => id)
-    setText(this.people, others.length ? `${others.slice(0, 3).join(", ")}${others.length > 3 ? ` +${others.length - 3}` : ""} ${this.words.here}` : "")
-    setText(this.status, this.statusWords(snapshot, typing))
+    const { messages, presence, streaming, status, you } = snapshot
+    if (streaming.length) this.unheard = false
+    if (this.names.update(presence)) this.list.round++
+    this.list.draw(snapshot)
+    setText(this.people, peopleWords(this, snapshot))
+    setText(this.status, statusWords(this, snapshot, performance.now() - this.#startedMs > SLOW_MS))
     this.status.hidden = !this.status.textContent
-    this.empty.hidden = snapshot.messages.length > 0
-    this.composer.update(snapshot)
-    this.drawBadge(snapshot.unread)
-    this.keepPlace()
-    if (snapshot.status.state !== this.shownState) {
-      this.shownState = snapshot.status.state
-      this.tell("status", { status: snapshot.status })
+    this.empty.hidden = messages.length > 0 || status.state !== "live"
+    this.older.hidden = !this.isBusy
+    const isWorking = presence.members.some(({ kind, data }) => kind === "agent" && data?.message && data.state !== "listening")
+    this.composer.update(snapshot, streaming.length > 0 || isWorking)
+    this.scroller.keep()
+    this.drawJump()
+    this.#enter(you)
+    if (this.list.isBehind) this.schedule()
+    else if (this.log.scrollHeight <= this.log.clientHeight && status.state === "live") void this.loadOlder()
+    if (status.state !== this.#shownState) {
+      this.#shownState = status.state
+      this.tell("status", { status })
     }
   }
 
-  /** @param {import("./channel.js").Snapshot} snapshot */
-  drawMessages({ messages, commands, replied }) {
-    /** @type {Set<string>} */
-    const ids = new Set()
-    let place = /** @type {Element | null} */ (this.messages.firstElementChild)
-    for (const message of messages) {
-      ids.add(message.id)
-      let view = this.views.get(message.id)
-      if (!view) {
-        view = new MessageView(this, message)
-        this.views.set(message.id, view)
-      }
-      if (view.node === place) place = place.nextElementSibling
-      else this.messages.insertBefore(view.node, place)
-      view.update(message, commands.filter((one) => one.target === message.id), replied.filter((one) => one.target === message.id))
-    }
-    for (const [id, view] of this.views) {
-      if (ids.has(id)) continue
-      view.node.remove()
-      this.views.delete(id)
-    }
+  /** Draw other marks. */
+  remark() {
+    this.marks.choose()
+    for (const view of this.list.views.values()) view.remark()
   }
 
-  /** @param {import("./channel.js").Snapshot} snapshot @param {readonly string[]} typing */
-  statusWords({ status, isFromCache, you, error }, typing) {
-    const { words } = this
-    if (error) return error.message
-    if (status.state === "closed") return status.error?.message ?? words.closed
-    if (status.state !== "live") {
-      if (!navigator.onLine) return words.offline
-      if (status.error) return status.error.message
-      if (isFromCache) return words.fromCache
-      if (performance.now() - this.startedMs < SLOW_MS) return ""
-      return status.state === "connecting" ? words.connecting : words.reconnecting
-    }
-    const others = typing.filter((one) => one !== you?.id)
-    return others.length ? `${others.slice(0, 2).join(", ")} ${words.typing}` : ""
+  /** Draw the button that leads to the end, and the badge. What the person sees at the end is not unread. */
+  drawJump() {
+    const { host, jump, words, me } = this
+    const { messages } = this.channel.getSnapshot()
+    const { isFollowing } = this.scroller
+    if (host.isOpen && isFollowing && !document.hidden) this.#seen = messages.reduce((most, { version }) => Math.max(most, version), 0)
+    const unread = messages.filter(({ version, author, local }) => version > this.#seen && author !== me && !local).length
+    const label = unread ? `${words.jump} (${unread})` : words.jump
+    jump.hidden = isFollowing
+    setText(this.jumpWords, label)
+    jump.setAttribute("aria-label", label)
+    const badge = /** @type {HTMLElement | null} */ (this.root.querySelector(".badge"))
+    if (!badge) return
+    badge.hidden = host.isOpen || unread === 0
+    setText(badge, String(unread))
   }
+
+  /** The person is present while the chat is open. The app's own client enters as the app says. @param {Snapshot["you"]} you */
+  #enter(you) {
+    const isHere = this.ownsClient && this.host.isOpen && Boolean(you?.can.includes("presence"))
+    if (isHere === this.#isPresent) return
+    this.#isPresent = isHere
+    const request = isHere ? this.channel.enter() : this.channel.leave()
+    request.catch(() => {}) // others do not see this person then
+  }
+
+  // -- what the element tells
 
   /** Send an event to the app. Return whether it lets the element go on. @param {string} name @param {object} detail */
   tell(name, detail) {
@@ -176,98 +224,118 @@ export class Panel {
 
   /** Tell a screen reader, at most every two seconds. @param {string} text */
   speak(text) {
-    const wait_ms = Math.max(0, this.spokenMs + SPOKEN_MS - performance.now())
-    clearTimeout(this.speaking)
-    this.speaking = window.setTimeout(() => {
-      this.spokenMs = performance.now()
+    const wait_ms = Math.max(0, this.#spokenMs + SPOKEN_MS - performance.now())
+    clearTimeout(this.#speaking)
+    this.#speaking = window.setTimeout(() => {
+      this.#spokenMs = performance.now()
       setText(this.spoken, text)
     }, wait_ms)
   }
 
-  /** @param {number} unread */
-  drawBadge(unread) {
-    const badge = /** @type {HTMLElement | null} */ (this.root.querySelector(".badge"))
-    if (!badge) return
-    badge.hidden = this.host.isOpen || unread === 0
-    setText(badge, String(unread))
-  }
+  // -- what others do
 
-  // -- scrolling
-
-  scrolled() {
-    const { log } = this
-    this.isFollowing = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END
-    this.jump.hidden = this.isFollowing
-    if (log.scrollTop < NEAR_START) void this.loadOlder()
+  /** @param {import("./view.js").WireEvent} event */
+  #receive(event) {
+    if (event.type === "command.reply") {
+      remember(this.replies, event.id, event, MAX_REPLIES)
+      const command = this.list.commands.find(({ id }) => id === event.id)
+      if (command?.name === "steer" && command.from === this.me && !event.ok) {
+        this.trouble = this.words.notSteered
+        this.composer.restore(/** @type {{ text?: string } | undefined} */ (command.data)?.text ?? "")
+      }
+    } else if (event.type === "signal" && event.name === "nobody_listening") this.unheard = true
+    this.schedule()
   }
 
   async loadOlder() {
-    const { hasOlder, messages } = this.channel.getSnapshot()
-    if (this.isBusy || !hasOlder || messages.length === 0) return
+    const { hasOlder } = this.channel.getSnapshot()
+    if (this.isBusy || !hasOlder || this.list.isBehind || this.list.isPaused || !this.host.isOpen) return
     this.isBusy = true
-    const fromEnd = this.log.scrollHeight - this.log.scrollTop
+    this.older.hidden = false
     try {
       await this.channel.loadOlder()
-      this.draw()
-      this.log.scrollTop = this.log.scrollHeight - fromEnd // what the reader sees stays where it is
+      this.schedule()
     } catch { /* the status line says why the connection is lost */ } finally {
       this.isBusy = false
+      this.older.hidden = true
     }
-  }
-
-  toEnd() {
-    this.pinned = null
-    this.isFollowing = true
-    this.keepPlace()
-  }
-
-  /** Keep the end in view while the reader is there, and the question that was sent last at the top. */
-  keepPlace() {
-    const { log, spacer } = this
-    const question = this.pinned ? this.views.get(this.pinned)?.node : undefined
-    if (question) {
-      const below = this.messages.offsetTop + this.messages.offsetHeight - question.offsetTop
-      spacer.style.height = `${Math.max(0, log.clientHeight - below - 28)}px`
-    } else spacer.style.height = "0"
-    if (this.isFollowing) log.scrollTop = log.scrollHeight
-    this.jump.hidden = this.isFollowing
   }
 
   // -- what a person does
 
-  /** @param {string} text @param {boolean} isSteering */
-  async send(text, isSteering) {
-    const parts = [{ type: "text", text }]
-    const detail = { parts, isSteering }
-    if (!this.tell("send", detail)) return
+  toEnd() {
+    if (this.root.activeElement === this.jump) this.log.focus({ preventScroll: true }) // the button vanishes
+    this.scroller.toEnd(null)
+    this.drawJump()
+  }
+
+  /** Send a message, unless the app keeps it. The promise is whether the element keeps the text. @param {string} text @param {boolean} isSteering */
+  send(text, isSteering) {
+    const detail = { parts: [{ type: "text", text }], isSteering }
+    return this.tell("send", detail) ? this.#deliver(detail) : null
+  }
+
+  /** @param {{ parts: import("./view.js").Part[], isSteering: boolean }} detail */
+  async #deliver({ parts, isSteering }) {
+    const id = this.client.newId()
+    this.trouble = ""
     try {
-      if (isSteering) await this.channel.steer(text)
+      if (isSteering) await this.channel.steer(parts.map(({ text }) => text ?? "").join(""))
       else {
-        const id = this.client.newId()
-        const stored = this.channel.send({ id, parts: detail.parts })
-        this.pinned = id
-        this.isFollowing = true
-        this.draw()
+        const stored = this.channel.send({ id, parts })
+        this.draw(SLICE_MS)
+        this.scroller.toEnd(id)
         await stored
       }
+      return true
     } catch (error) {
-      this.failed(error)
+      const isShown = this.channel.getSnapshot().all.some((one) => one.id === id) // with the reason
+      this.failed(error, !isShown)
+      return isShown
     }
   }
 
   stop() {
-    this.channel.cancel().catch((/** @type {unknown} */ error) => this.failed(error))
+    this.trouble = ""
+    this.channel.cancel().catch((/** @type {unknown} */ error) => this.failed(error, true))
   }
 
-  escape() {
-    if (this.channel.getSnapshot().streaming.length) this.stop()
+  #escape() {
+    if (!this.composer.stop.hidden) this.stop()
     else if (this.host.isFloating) this.host.hide()
   }
 
-  /** @param {unknown} error */
-  failed(error) {
+  /** @param {MouseEvent} event */
+  #clicked(event) {
+    const target = event.target instanceof Element ? event.target.closest("button.copy, a") : null
+    if (target instanceof HTMLAnchorElement) {
+      if (target.href && !this.tell("link", { href: target.href })) event.preventDefault()
+    } else if (target instanceof HTMLElement) {
+      void this.run(() => copyText(target, target.closest(".code")?.querySelector("code")?.textContent ?? "", this.words))
+    }
+  }
+
+  /** Carry out what the person asks for, and show in `place` why it fails. @param {() => unknown} request @param {HTMLElement} [place] @param {string} [expected] the code of an error that another event explains */
+  async run(request, place, expected) {
+    let words = ""
+    try {
+      await request()
+    } catch (error) {
+      if (/** @type {{ code?: string }} */ (error).code === expected) return
+      words = this.failed(error, !place)
+    }
+    if (!place) return
+    setText(place, words)
+    place.hidden = !words
+  }
+
+  /** @param {unknown} error @param {boolean} isShown in the status line */
+  failed(error, isShown) {
     const words = error instanceof Error ? error.message : String(error)
+    if (isShown) this.trouble = words
     this.speak(words)
     this.tell("error", { error })
+    this.schedule()
+    return words
   }
 }

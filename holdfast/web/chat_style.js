@@ -58,7 +58,7 @@ h2 { margin: 0; font-size: 16px; line-height: 1.3; }
 .log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: auto; padding: 20px 16px 8px; overscroll-behavior: contain; }
 .messages { display: grid; gap: 12px; position: relative; width: 100%; max-width: 760px; margin: 0 auto; }
 .empty { display: grid; place-items: center; height: 100%; color: var(--muted); text-align: center; }
-.message { content-visibility: auto; contain-intrinsic-size: auto 200px; min-width: 0; overflow-wrap: anywhere; }
+.message { content-visibility: auto; contain-intrinsic-height: auto 200px; min-width: 0; overflow-wrap: anywhere; }
 .message > header { display: flex; align-items: baseline; gap: 8px; margin-bottom: 4px; font-size: 14px; }
 .author { font-weight: 600; }
 .mark { display: grid; place-items: center; align-self: center; width: 24px; height: 24px; border-radius: 7px; background: var(--accent); color: var(--on-accent); }
@@ -72,8 +72,10 @@ h2 { margin: 0; font-size: 16px; line-height: 1.3; }
 .user .body { padding: 8px 14px; border-radius: var(--radius); background: var(--tint); }
 .user[data-status="sending"] .body { opacity: .65; }
 .approvals { display: grid; gap: 10px; }
+.log > .approvals { max-width: 760px; margin: 0 auto; }
 .approval { margin-top: 10px; padding: 14px 16px; border: 1px solid #cfae62; border-radius: var(--radius); background: var(--warm); }
 .approval .ask { margin: 0 0 6px; font-weight: 600; }
+.mute .row { display: none; }
 .row { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; }
 .approval .row { margin-top: 10px; }
 .primary, .secondary, .choice, .action, .branch, .copy { padding: 5px 12px; border: 1px solid var(--border); border-radius: 9px; background: var(--surface); font-size: 14px; }
@@ -86,6 +88,11 @@ h2 { margin: 0; font-size: 16px; line-height: 1.3; }
 .place { color: var(--muted); font-size: 13px; }
 .jump { position: absolute; left: 50%; bottom: 130px; display: flex; align-items: center; gap: 6px; transform: translateX(-50%); padding: 6px 14px;
   border: 1px solid var(--border); border-radius: 20px; background: var(--surface); box-shadow: 0 4px 14px rgb(0 0 0 / 14%); font-size: 14px; }
+.older { position: sticky; top: 0; z-index: 1; height: 0; margin: 0; text-align: center; color: var(--muted); font-size: 13px; }
+.older span { padding: 4px 12px; border-radius: 12px; background: var(--surface); box-shadow: 0 1px 6px rgb(0 0 0 / 12%); }
+.hairline { display: flex; align-items: center; gap: 12px; margin: 12px 0; color: var(--accent); font-size: 13px; text-align: center; }
+.hairline::before, .hairline::after { content: ""; flex: 1; min-width: 12px; border-top: 1px solid color-mix(in srgb, var(--accent) 40%, transparent); }
+.hairline span::before { content: "↻ "; }
 .panel > .status { padding: 4px 18px; }
 .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); margin: 0; }
 .composer { width: calc(100% - 32px); max-width: 760px; margin: 8px auto 16px; padding: 10px 12px; border: 1px solid var(--border); border-radius: var(--radius); background: var(--surface); }
@@ -107,7 +114,7 @@ details { margin: 6px 0; color: var(--muted); font-size: 14px; }
 details pre { margin: 6px 0; padding: 8px 12px; border-left: 2px solid var(--border); white-space: pre-wrap; font: inherit; }
 .source { display: inline-block; margin: 6px 6px 0 0; padding: 3px 10px; border: 1px solid var(--border); border-radius: 8px; background: var(--surface);
   color: var(--muted); font-size: 13px; text-decoration: none; }
-.chunk { content-visibility: auto; contain-intrinsic-size: auto 1000px; }
+.chunk:has(+ .chunk) { content-visibility: auto; contain-intrinsic-height: auto 2000px; }
 .markdown :is(p, ul, ol, table, blockquote, .code, h3, h4, h5, h6) { margin: 0 0 .7em; }
 .markdown :is(.chunk, div):last-child > :last-child { margin-bottom: 0; }
 .markdown :is(h3, h4, h5, h6) { margin-top: 1em; font-size: 1.1em; line-height: 1.3; }
@@ -130,7 +137,7 @@ code { font: .88em/1.5 var(--hf-mono, ui-monospace, monospace); }
 .code-head .copy { border: 0; padding: 3px 6px; background: none; color: inherit; }
 pre { margin: 0; }
 .code pre { padding: 12px 14px; overflow-x: auto; tab-size: 4; }
-[data-status="streaming"] .markdown > :last-child > :is(p, h3, h4, h5, h6):last-child::after { content: ""; display: inline-block; width: .5em; height: 1.05em;
+[data-status="streaming"] .markdown > :last-child > :is(p, h3, h4, h5, h6):nth-last-child(1 of :not(.hairline))::after { content: ""; display: inline-block; width: .5em; height: 1.05em;
   margin-inline-start: 2px; border-radius: 2px; background: var(--accent); vertical-align: -.15em; }
 .user .markdown { white-space: pre-wrap; }
 @media (forced-colors: active) { .user .body, .code, .approval, .send, .launcher { border: 1px solid; } }

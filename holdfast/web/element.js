@@ -8,6 +8,8 @@ import { element, report, SPARK, svg } from "./chat_nodes.js"
 import { STRINGS } from "./chat_strings.js"
 import { LAUNCHER_STYLE, sheetOf } from "./chat_style.js"
 
+/** @typedef {import("./chat_marks.js").Mark} Mark */
+
 const THEMES = ["auto", "light", "dark"]
 
 /** Importing on a server defines a class that nothing can make. @type {typeof HTMLElement} */
@@ -19,21 +21,41 @@ export class HoldfastChat extends Base {
   ]
 
   /** A client of the app, instead of one for `url` and `token`. @type {import("./client.js").Client | null} */
-  client = null
+  client = early(this, "client")
   /** Returns a token, as the option `token` of `connect`. @type {import("./token.js").TokenSource | null} */
-  tokenProvider = null
+  tokenProvider = early(this, "tokenProvider")
   /** Words of the app, instead of those of `chat_strings.js`. @type {Partial<import("./chat_strings.js").Strings>} */
-  strings = {}
+  strings = early(this, "strings") ?? {}
   /** Draws a part of a message, or returns null for the usual form. @type {((part: object, message: object) => Node | null) | null} */
-  renderPart = null
+  renderPart = early(this, "renderPart")
   /** Draws a formula, or returns null for its source. @type {((tex: string, isBlock: boolean) => Node | null) | null} */
-  renderMath = null
+  renderMath = early(this, "renderMath")
 
   /** @type {import("./chat_panel.js").Panel | null} */
   #panel = null
   #isLoading = false
   /** @type {ShadowRoot | null} */
   #root = null
+  /** @type {Mark[] | null} */
+  #marks = null
+
+  constructor() {
+    super()
+    const early = Object.getOwnPropertyDescriptor(this, "marks")?.value
+    if (early === undefined) return
+    delete (/** @type {{ marks?: Mark[] | null }} */ (this).marks)
+    this.marks = early
+  }
+
+  /** The marks of the app in the answers; null for the element's own. @type {Mark[] | null} */
+  get marks() {
+    return this.#marks
+  }
+
+  set marks(marks) {
+    this.#marks = Array.isArray(marks) ? marks : null
+    this.#panel?.remark()
+  }
 
   connectedCallback() {
     if (!this.#root) {
@@ -46,8 +68,7 @@ export class HoldfastChat extends Base {
   disconnectedCallback() {
     queueMicrotask(() => {
       if (this.isConnected) return // moved within the page
-      this.#panel?.close()
-      this.#panel = null
+      this.#closePanel()
       this.#root?.replaceChildren()
     })
   }
@@ -55,11 +76,13 @@ export class HoldfastChat extends Base {
   /** @param {string} name @param {string | null} before @param {string | null} now */
   attributeChangedCallback(name, before, now) {
     if (before === now || !this.isConnected || !this.#root) return
-    if (["url", "channel", "token", "identity"].includes(name)) {
-      this.#panel?.close()
-      this.#panel = null
-    }
+    if (["url", "channel", "token", "identity"].includes(name)) this.#closePanel()
     queueMicrotask(() => this.#draw())
+  }
+
+  #closePanel() {
+    this.#panel?.close()
+    this.#panel = null
   }
 
   /** Words with those of the app. */
@@ -89,6 +112,7 @@ export class HoldfastChat extends Base {
     const mistake = this.#mistake()
     if (mistake) {
       report(mistake)
+      this.#closePanel()
       root.replaceChildren(element("p", { class: "mistake", part: "error", role: "alert" }, mistake))
       return
     }
@@ -105,9 +129,9 @@ export class HoldfastChat extends Base {
     const images = this.getAttribute("images")
     if (images !== null && images !== "same-origin") return `<holdfast-chat> images must be same-origin or absent, got "${images}"`
     try {
-      new URL(this.url, document.baseURI)
+      if (!/^https?:/.test(new URL(this.url, document.baseURI).protocol)) throw this.url
     } catch {
-      return `<holdfast-chat> url must be an address, got "${this.url}"`
+      return `<holdfast-chat> url must be an address of http or https, got "${this.url}"`
     }
     return ""
   }
@@ -157,6 +181,11 @@ export class HoldfastChat extends Base {
       this.#isLoading = false
     }
   }
+}
+
+/** Return what an app has set before the tag was defined. @param {any} element @param {string} name */
+function early(element, name) {
+  return element[name] ?? null
 }
 
 /** @type {{ connect: typeof import("./client.js").connect | undefined }} */

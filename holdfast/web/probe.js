@@ -18,7 +18,8 @@ const REPORT_MS = 50 // the browser reports a violation in a later task
  */
 export async function diagnose(base, fetch) {
   const page = globalThis.location
-  if (page?.protocol === "https:" && base.startsWith("http:") && !/^http:\/\/(localhost|127\.|\[::1\])/.test(base)) {
+  const { protocol, hostname } = new URL(base)
+  if (page?.protocol === "https:" && protocol === "http:" && !/^((.+\.)?localhost|127\.[\d.]+|\[::1\])$/.test(hostname)) {
     return refusal("mixed_content", `the page is loaded over https, so the browser blocks ${base}: serve Holdfast over https`)
   }
   const address = `${base}/v1`

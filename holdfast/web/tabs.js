@@ -293,7 +293,8 @@ class Leader {
 
   get #isUp() {
     const { state, status, isHttp, channels } = this.client
-    return state === "live" || (isHttp && !(status.error && channels.size))
+    // Over HTTP each channel has a connection, and some may be opening; before the first one none may ever open.
+    return state === "live" || (isHttp && (!channels.size || (state === "reconnecting" && !status.error)))
   }
 
   /** Pass on a frame that a channel has applied. @param {Channel} channel @param {import("./view.js").Batch} batch */

@@ -6,19 +6,22 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import jwt
 import pytest
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, WebSocketRoute
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
-from holdfast import Hub
-from tests.browser.test_client import page_at
-from tests.browser.test_markdown import POLICY
+from holdfast import Hub, Limits
+from tests.browser.test_client import SECRET, page_at, token, verified
+from tests.browser.test_markdown import POLICY, ROOT
 from tests.transports.conftest import new_hub, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
@@ -27,13 +30,40 @@ _INLINE = '<holdfast-chat channel="chat:1" heading="Ask the docs"></holdfast-cha
 _FLOATING = '<holdfast-chat channel="chat:1" heading="Ask the docs" launcher></holdfast-chat>'
 
 
+# The page makes the client itself, so that a test can disconnect it, and keeps the events of the element.
+_MOUNT = """async ([options, attributes, pages]) => {
+  const { connect } = await import("/holdfast/web/client.js")
+  window.client = connect({ url: "/holdfast", ...options })
+  window.channel = client.channel("chat:1")
+  if (pages) {
+    const isLive = () => channel.state === "live"
+    await new Promise((resolve) => channel.subscribe(() => isLive() && resolve()))
+    for (let n = 0; n < pages; n++) await channel.loadOlder(200)
+  }
+  window.told = []
+  window.chat = document.createElement("holdfast-chat")
+  for (const [name, value] of Object.entries({ channel: "chat:1", ...attributes })) chat.setAttribute(name, value)
+  for (const name of ["send", "answer", "ask", "status", "open", "close", "error", "link"]) {
+    chat.addEventListener(`holdfast-${name}`, (event) => told.push([name, event.detail]))
+  }
+  chat.client = client
+  document.querySelector("holdfast-chat")?.remove()
+  document.body.append(chat)
+  window.root = chat.shadowRoot
+  window.shown = (selector) => [...root.querySelectorAll(selector)].filter((node) => node.getClientRects().length)
+  if (!("launcher" in attributes)) while (!root.querySelector("textarea")) await new Promise(requestAnimationFrame)
+}"""
+_FRAMES = "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
 class Scene:
     """A page with the element, and the hub behind it. The agent's answer grows when the test says so."""
 
-    def __init__(self, page: Page, hub: Hub, pieces: asyncio.Queue[str | None]) -> None:
+    def __init__(self, page: Page, hub: Hub, pieces: asyncio.Queue[str | None], stored: asyncio.Event) -> None:
         self.page = page
         self.hub = hub
         self.pieces = pieces
+        self.stored = stored
         self.violations: list[str] = []
 
     async def ask(self, text: str) -> None:
@@ -43,20 +73,57 @@ class Scene:
     async def until(self, text: str) -> None:
         await self.page.get_by_text(text).first.wait_for()
 
+    async def mount(self, pages: int = 0, attributes: dict[str, str] | None = None, **options: Any) -> None:
+        """Put an element with a client of the page's own into the page, perhaps after older messages were loaded."""
+        await self.page.evaluate(_MOUNT, [options, attributes or {}, pages])
+
+    async def answer(self, *pieces: str) -> None:
+        """Let the agent write the pieces, and wait for the last one."""
+        for piece in pieces:
+            self.pieces.put_nowait(piece)
+        last = pieces[-1].split("\n")[-1].strip("- ")
+        await self.page.wait_for_function("last => root.textContent.includes(last)", arg=last)
+
+    async def write(self, piece: str) -> None:
+        """Let the agent store a piece that the page cannot receive."""
+        self.stored.clear()
+        self.pieces.put_nowait(piece)
+        await self.stored.wait()
+
+    async def end(self) -> None:
+        """Let the agent end its answer."""
+        self.pieces.put_nowait(None)
+        await self.page.wait_for_function("() => channel.getSnapshot().messages.at(-1).status === 'complete'")
+
+    async def frames(self) -> None:
+        """Wait until the element has drawn."""
+        await self.page.evaluate(f"async () => {{ {_FRAMES} }}")
+
 
 @asynccontextmanager
-async def scene(browser: Browser, tag: str = _INLINE) -> AsyncIterator[Scene]:
-    hub = new_hub()
+async def scene(
+    browser: Browser, tag: str = _INLINE, hub: Hub | None = None, *, has_agent: bool = True
+) -> AsyncIterator[Scene]:
+    hub = hub or new_hub()
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
-    @hub.agent("chat:*", name="Guide")
+    stored = asyncio.Event()
+
+    @hub.agent("chat:*" if has_agent else "none", name="Guide")
     async def guide(turn: Any) -> None:
         async with turn.reply() as message:
             while (piece := await pieces.get()) is not None:
+                if piece.startswith("state "):
+                    turn.progress(piece.removeprefix("state "))
+                    continue
+                if piece == "fail":
+                    raise ValueError(piece)
                 if piece == "ask":
                     reply = await turn.ask("approve", {"question": "Delete 3 files?", "arguments": "drafts/*"})
                     piece = "Deleted." if reply.ok else "Kept."
                 await message.append(piece)
+                await message.flush()
+                stored.set()
 
     async def document(request: object) -> HTMLResponse:
         page = f"<!doctype html><title>Chat</title><script type=module src=/holdfast/web/chat.js></script>{tag}"
@@ -65,7 +132,7 @@ async def scene(browser: Browser, tag: str = _INLINE) -> AsyncIterator[Scene]:
     app = Starlette(routes=[Route("/", document), Mount("/holdfast", hub)])
     async with serving(hub, app) as served:
         page = await page_at(browser, served.port)
-        here = Scene(page, hub, pieces)
+        here = Scene(page, hub, pieces, stored)
         page.on("console", lambda message: here.violations.append(message.text) if "Policy" in message.text else None)
         yield here
         assert here.violations == []
@@ -191,3 +258,539 @@ async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) 
         await here.page.locator(".user").get_by_label("Previous version").click()
         await here.until("First version")
         await here.until("One.")
+
+
+# Marks
+
+_LINES = """[...root.querySelectorAll(".assistant .markdown :is(p, li, h3, pre, .hairline)")]
+  .map((node) => (node.matches(".hairline") ? `(${node.ariaLabel})` : node.textContent))"""
+
+
+async def test_mark_stands_before_the_next_block_and_moves_no_more(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        await here.mount()
+        await here.ask("Explain")
+        await here.answer("First paragraph")
+        answer = await here.page.evaluate("channel.getSnapshot().messages.at(-1).id")
+        await here.page.evaluate("id => { chat.marks = [{ message: id, at: 5, text: 'Reload: **1** event' }] }", answer)
+        assert await here.page.evaluate(_LINES) == ["First paragraph", "(Reload: 1 event)"]
+        line = here.page.get_by_role("separator", name="Reload: 1 event")
+        assert await line.locator("strong").all_inner_texts() == ["1"]
+        await here.answer(" goes on.\n\n- one")
+        assert await here.page.evaluate(_LINES) == ["First paragraph goes on.", "(Reload: 1 event)", "one"]
+        await here.answer("\n- two\n\nNext paragraph\n\nThe end")
+        await here.page.evaluate(
+            "id => { chat.marks = [...chat.marks, { message: id, at: 30, text: 'Kill' }] }", answer
+        )
+        await here.end()
+        await here.frames()
+        lines = ["First paragraph goes on.", "(Reload: 1 event)", "one", "two", "(Kill)", "Next paragraph", "The end"]
+        assert await here.page.evaluate(_LINES) == lines
+        await here.page.evaluate("chat.marks = []")
+        assert "(Kill)" not in await here.page.evaluate(_LINES)
+
+
+async def test_places_of_marks_do_not_depend_on_the_pieces(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        found = await here.page.evaluate(
+            """async () => {
+              const { GrowingMarkdown } = await import("/holdfast/web/markdown.js")
+              const blocks = ["A paragraph.", "- one\\n- two\\n\\n  more", "```py\\nx = 1\\n\\ny = 2\\n```", "# Title",
+                "|a|b|\\n|-|-|\\n|1|2|", "> quoted",
+                "x".repeat(30) + " word".repeat(3_400), ("- item\\n").repeat(650), "last"]
+              const text = blocks.join("\\n\\n") + "\\n"
+              const starts = [0]
+              for (const block of blocks) starts.push(starts.at(-1) + block.length + 2)
+              const places = starts.slice(0, -1).flatMap((start) => [start, start + 1])
+              const grown = (step) => {
+                const root = document.createElement("div")
+                const between = (from, to) => places.filter((at) => at > from && at <= to).map((at) => {
+                  const line = document.createElement("hr")
+                  line.id = at
+                  return line
+                })
+                const markdown = new GrowingMarkdown(root, { between })
+                for (let at = step; at < text.length; at += step) markdown.update(text.slice(0, at))
+                markdown.update(text, true)
+                return root
+              }
+              const placesIn = (root) => [...root.querySelectorAll("hr")].map((line) => {
+                let next = line.nextElementSibling
+                if (next?.localName === "hr") next = next.nextElementSibling
+                return [line.id, next?.localName]
+              })
+              const whole = grown(text.length)
+              return [placesIn(whole), [97, 997].map((step) => grown(step).innerHTML === whole.innerHTML)]
+            }"""
+        )
+        places, same = found
+        assert same == [True, True]
+        assert [int(at) for at, _ in places] == sorted(int(at) for at, _ in places)
+        names = [name for _, name in places]
+        assert names[0] == "p"  # the place 0 is before the first block
+        assert {"ul", "div", "h3", "table", "blockquote", "p"} <= set(names)
+
+
+async def test_connection_that_comes_back_leaves_a_mark_with_what_it_brought(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        await here.mount()
+        await here.ask("Explain")
+        await here.answer("Before.\n\nMore")
+        await here.page.evaluate("client.suspend()")
+        await here.write(" words 🎉.\n\nAfter.")
+        await here.page.evaluate("client.resume()")
+        await here.until("came back")
+        words = "(Reconnected here. 17 characters came back.)"
+        assert await here.page.evaluate(_LINES) == ["Before.", "More words 🎉.", words, "After."]
+        await here.page.evaluate("client.suspend()")
+        await here.page.evaluate("client.resume()")
+        await here.until("nothing was missed")
+        assert (await here.page.evaluate(_LINES))[-1] == "(Reconnected here, nothing was missed.)"
+
+
+async def test_page_that_comes_back_marks_where_it_was(browser: Browser) -> None:
+    async with scene(browser) as here:
+        await here.ask("Explain")
+        here.pieces.put_nowait("Before.")
+        await here.until("Before.")
+        await here.page.reload()
+        await here.page.get_by_role("separator", name="Welcome back, nothing was missed.").wait_for()
+        address = here.page.url
+        await here.page.goto("about:blank")
+        await here.write(" More.\n\nAfter.")
+        await here.page.goto(address)
+        await here.page.get_by_role("separator", name="Welcome back. 14 characters came back.").wait_for()
+
+
+# Buttons, branches, and edits
+
+
+async def test_buttons_appear_when_the_server_confirms_who_the_person_is(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        await here.hub.create("chat:1", id="a", text="What is a cursor?", author="ada")
+        may_connect = asyncio.Event()
+
+        async def hold(socket: WebSocketRoute) -> None:
+            await may_connect.wait()
+            socket.connect_to_server()
+
+        await here.page.route_web_socket("**/v1/ws*", hold)
+        await here.mount(client="ada")
+        await here.page.evaluate(
+            """async () => {  // as the cache does
+              const { View } = await import("/holdfast/web/view.js")
+              const view = new View()
+              const message = { id: "a", role: "user", author: "ada", status: "complete", created: 1, version: 1 }
+              message.parts = [{ type: "text", text: "What is a cursor?" }]
+              const attached = { type: "channel.attached", resumed: false }
+              view.apply({ cursor: "-:0", events: [attached, { type: "message.create", serial: 1, message }] })
+              channel.show(view, true)
+            }"""
+        )
+        await here.until("What is a cursor?")
+        await here.frames()
+        assert await here.page.locator(".user .action:not([hidden])").all_inner_texts() == ["Copy"]
+        may_connect.set()
+        await here.page.locator(".user .action:not([hidden])", has_text="Edit").wait_for(state="attached")
+
+
+async def test_number_of_a_branch_changes_when_another_window_adds_one(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        await here.hub.create("chat:1", id="a", text="one", author="anonymous", parent=None)
+        await here.hub.create("chat:1", id="b", text="two", author="anonymous", parent=None)
+        await here.mount()
+        await here.until("2/2")
+        await here.page.get_by_label("Previous version").click()
+        await here.until("1/2")
+        await here.hub.create("chat:1", id="c", text="three", author="anonymous", parent=None)
+        await here.until("1/3")
+        assert await here.page.locator("article").count() == 1
+
+
+async def test_question_that_is_deleted_while_it_is_edited_keeps_its_new_text(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        await here.hub.create("chat:1", id="a", text="Old words", author="anonymous")
+        await here.hub.create("chat:1", id="b", text="Other words", author="anonymous")
+        await here.mount()
+        await here.page.locator(".user").first.hover()
+        await here.page.get_by_text("Edit", exact=True).first.click()
+        await here.page.fill(".editor", "New words")
+        await here.hub.delete("chat:1", "a")
+        await here.until("This question was deleted")
+        assert await here.page.input_value(".editor") == "New words"
+        await here.page.get_by_text("Save", exact=True).click()
+        await here.until("Not sent")
+        assert await here.page.locator("article .markdown").all_inner_texts() == ["Other words", "New words"]
+        await here.page.get_by_role("button", name="Try again").click()
+        await here.page.wait_for_function("() => channel.getSnapshot().messages.every(({ local }) => !local)")
+        assert await here.page.locator("article .markdown").all_inner_texts() == ["Other words", "New words"]
+
+
+async def test_escape_ends_an_edit_and_not_the_answer(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        await here.mount()
+        await here.ask("Count")
+        await here.answer("one")
+        await here.page.locator(".user").hover()
+        await here.page.get_by_role("button", name="Edit").click()
+        await here.page.press(".editor", "Escape")
+        assert await here.page.locator(".editor").count() == 0
+        await here.answer(" two")
+        await here.end()
+
+
+# Approvals
+
+
+async def test_approval_says_who_answered_it_also_after_a_lost_connection(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        await here.hub.create("chat:1", id="a", text="Delete", author="anonymous")
+        await here.mount(client="ada")
+        for name, error in (("one", None), ("two", {"code": "expired"}), ("three", None)):
+            data = {"question": f"Delete {name}?", "tool": "delete_files", "arguments": {"path": name}}
+            command = await here.hub.command("chat:1", "approve", target="a", data=data)
+            card = here.page.locator(".approval", has_text=f"Delete {name}?")
+            await card.get_by_text("Allow", exact=True).wait_for()
+            assert await card.locator("code").inner_text() == f'delete_files({{"path":"{name}"}})'
+            if name == "three":
+                await here.page.evaluate("client.suspend()")
+            await here.hub.reply("chat:1", command.id, ok=error is None, error=error, by="Bea")
+            if name == "three":
+                await here.page.evaluate("client.resume()")
+            await card.get_by_text("Expired" if error else "Answered by Bea: Allowed").wait_for()
+            assert await card.locator("button").count() == 0
+        assert [name for name, _ in await here.page.evaluate("told")].count("ask") == 3
+
+
+async def test_approval_without_a_message_in_view_stands_at_the_end(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        await here.mount()
+        await here.hub.command("chat:1", "approve", data="May I?")
+        await here.page.locator(".log > .approvals").get_by_text("May I?").wait_for()
+        await here.page.locator(".log > .approvals").get_by_text("Allow", exact=True).click()
+        await here.until("Allowed")
+
+
+# Long conversations
+
+
+async def test_newest_messages_are_built_first_and_the_view_stays_where_it_is(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        for n in range(360):
+            await here.hub.create("chat:1", id=f"m{n}", text=f"Message {n}\n\n" + "word " * 200, author="Bea")
+        await here.mount(pages=2, client="ada")
+        moved = await here.page.evaluate(
+            """async () => {
+              const before = chat
+              window.chat = before.cloneNode()
+              chat.client = client
+              before.replaceWith(chat)
+              const frame = () => new Promise(requestAnimationFrame)
+              while (!chat.shadowRoot.querySelector("article")) await new Promise((done) => setTimeout(done))
+              const log = chat.shadowRoot.querySelector(".log")
+              const articles = () => [...log.querySelectorAll("article")]
+              const counts = [articles().length]
+              let moved = 0
+              log.scrollTop -= 900
+              while (counts.at(-1) < channel.getSnapshot().messages.length) {
+                await frame()
+                const edge = log.getBoundingClientRect().top
+                const one = articles().find((node) => node.getBoundingClientRect().bottom > edge)
+                const top = one.getBoundingClientRect().top
+                for (let n = 0; n < 4; n++) {
+                  await frame()
+                  moved = Math.max(moved, Math.abs(one.getBoundingClientRect().top - top))
+                }
+                counts.push(articles().length)
+                log.scrollTop = 10
+              }
+              return [moved, counts, articles()[0].dataset.messageId, articles().at(-1).dataset.messageId]
+            }"""
+        )
+        distance, counts, first, last = moved
+        assert counts[0] < 360, counts
+        assert counts[-1] == 360
+        assert (first, last) == ("m0", "m359")
+        assert distance <= 2, moved
+
+
+async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        for n in range(120):
+            await here.hub.create("chat:1", id=f"m{n}", text=f"Message {n}\n\n" + "word " * 60, author="Bea")
+        await here.mount(client="ada")
+        await here.page.wait_for_function("() => root.querySelectorAll('article').length === 50")
+        distance = await here.page.evaluate(
+            """async () => {
+              const log = root.querySelector(".log")
+              const frame = () => new Promise(requestAnimationFrame)
+              log.scrollTop = 20
+              await frame()
+              const edge = log.getBoundingClientRect().top
+              const all = [...root.querySelectorAll("article")]
+              const one = all.find((node) => node.getBoundingClientRect().bottom > edge)
+              const top = one.getBoundingClientRect().top
+              let moved = 0
+              for (let left = 10; left > 0; ) {
+                await frame()
+                if (root.querySelectorAll("article").length > 50) left--
+                moved = Math.max(moved, Math.abs(one.getBoundingClientRect().top - top))
+              }
+              return moved
+            }"""
+        )
+        assert distance <= 2
+
+
+async def test_long_message_with_many_parts_is_drawn_in_slices(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        text = "\n\n".join(f"Paragraph {n} " + "word " * 40 for n in range(4_000))
+        parts: list[Any] = [{"type": "text", "text": text}]
+        for n in range(255):
+            parts.append({"type": "data", "name": f"data {n}", "data": {"n": n}})
+        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", parts=parts)
+        await here.mount()
+        first = await here.page.evaluate("root.querySelectorAll('article p').length")
+        assert first < 4_000
+        await here.page.wait_for_function("() => root.querySelectorAll('article details').length === 255")
+        assert await here.page.evaluate("root.querySelectorAll('.markdown p').length") == 4_000
+
+
+# What it shows
+
+
+async def test_each_part_has_its_form(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        parts: list[Any] = [
+            {"type": "reasoning", "text": "I think."},
+            {"type": "tool", "call": "1", "name": "search", "input": "{}", "state": "called"},
+            {"type": "tool", "call": "2", "name": "read", "input": "{}", "state": "error", "output": "denied"},
+            {"type": "text", "text": "Words"},
+            {"type": "source", "title": "Protocol", "url": "https://docs.example/protocol"},
+            {"type": "source", "title": "Bad", "url": "javascript:alert(1)"},
+            {"type": "file", "url": "https://files.example/a/plan.pdf?x=1", "media_type": "application/pdf"},
+            {"type": "file", "url": "data:image/png;base64,AAAA", "media_type": "image/png"},
+            {"type": "data", "name": "progress", "data": {"done": 3}},
+        ]
+        async with here.hub.message("chat:1", id="a", author="Guide", parts=parts):
+            await here.mount()
+            await here.until("Words")
+            titles = await here.page.locator("summary").all_inner_texts()
+            assert titles == ["Reasoning", "search · running…", "read · Failed", "progress"]
+        await here.page.wait_for_function("() => root.querySelectorAll('summary')[1].textContent === 'search'")
+        links = await here.page.evaluate("[...root.querySelectorAll('a')].map((node) => [node.textContent, node.href])")
+        assert links == [
+            ["Protocol", "https://docs.example/protocol"],
+            ["Bad", ""],
+            ["plan.pdf", "https://files.example/a/plan.pdf?x=1"],
+            ["image/png", ""],
+        ]
+        await here.hub.command("chat:1", "approve", target="a", data="May I?")
+        await here.until("May I?")
+        parts_of = "[...new Set([...root.querySelectorAll('[part]')].flatMap((node) => [...node.part]))]"
+        documented = re.findall(
+            r"`([\w-]+)`", (ROOT / "docs/widget.md").read_text().split("`::part`:")[1].split("\n\n")[0]
+        )
+        shown = set(await here.page.evaluate(parts_of))
+        assert shown | {"launcher", "badge", "mark", "message-user", "error"} == set(documented)
+        await here.page.evaluate("chat.addEventListener('holdfast-link', (event) => event.preventDefault())")
+        await here.page.get_by_text("Protocol").click()
+        assert await here.page.evaluate("told.at(-1)") == ["link", {"href": "https://docs.example/protocol"}]
+
+
+async def test_app_draws_parts_of_its_own_and_its_mistake_harms_no_other(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        parts: list[Any] = [{"type": "data", "name": name, "data": 1} for name in ("chart", "table", "broken")]
+        await here.hub.create("chat:1", id="a", role="assistant", parts=parts)
+        await here.page.evaluate(
+            """async () => {
+              const chat = document.createElement("holdfast-chat") // before its tag is defined
+              chat.setAttribute("channel", "chat:1")
+              chat.renderPart = ({ name }) => {
+                if (name === "broken") throw new Error("no such chart")
+                return name === "chart" ? Object.assign(document.createElement("b"), { textContent: "a chart" }) : null
+              }
+              document.body.append(chat)
+              await import("/holdfast/web/chat.js")
+              window.root = chat.shadowRoot
+            }"""
+        )
+        await here.until("a chart")
+        assert await here.page.locator("summary").all_inner_texts() == ["table", "broken"]
+
+
+async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        await here.mount(client="ada")
+        await here.until("Online")
+        await here.page.evaluate(
+            """async () => {
+              const { connect } = await import("/holdfast/web/client.js")
+              window.other = connect({ url: "/holdfast", client: "u-17" }).channel("chat:1")
+              await other.enter({ name: "Bea" })
+              other.typing()
+            }"""
+        )
+        await here.until("Bea is typing…")
+        await here.until("Online · Bea here")
+        await here.page.evaluate("other.send('Hello')")
+        await here.page.locator(".author", has_text="Bea").wait_for()
+        await here.answer("Hi")
+        here.pieces.put_nowait("state searching")
+        await here.until("Guide: searching…")
+        await here.ask("Second question")
+        await here.until("Waits for its turn")
+        await here.end()
+
+
+async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_end(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        for n in range(10):
+            await here.hub.create("chat:1", text=f"Message {n}\n\n" + "word " * 100, author="Bea")
+        await here.mount(client="ada")
+        await here.ask("My question")
+        await here.until("thinking…")
+        await here.frames()
+        top = """() => {
+          const all = [...root.querySelectorAll("article")]
+          const question = all.find((node) => node.textContent.includes("My question"))
+          return question.getBoundingClientRect().top - root.querySelector(".log").getBoundingClientRect().top
+        }"""
+        assert 0 <= await here.page.evaluate(top) <= 40
+        await here.answer("Short answer")
+        assert 0 <= await here.page.evaluate(top) <= 40
+        await here.page.evaluate("root.querySelector('.log').scrollTop -= 300")
+        await here.page.locator(".jump").wait_for()
+        before = await here.page.evaluate("root.querySelector('.log').scrollTop")
+        await here.answer("\n\n" + "more words " * 2_000 + "\n\nThe last line")
+        await here.page.locator(".jump", has_text="(1)").wait_for()
+        assert await here.page.evaluate("root.querySelector('.log').scrollTop") == before
+        await here.page.locator(".jump").click()
+        await here.page.locator(".jump").wait_for(state="hidden")
+        distance = "(log => log.scrollHeight - log.clientHeight - log.scrollTop)(root.querySelector('.log'))"
+        assert await here.page.evaluate(distance) <= 1
+        await here.answer("\n\n" + "still more words " * 200 + "\n\nand the end")
+        await here.frames()
+        assert await here.page.evaluate(distance) <= 1
+
+
+async def test_closed_chat_counts_what_has_arrived(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        await here.mount(attributes={"launcher": "", "open": ""}, client="ada")
+        await here.until("Online")
+        await here.page.evaluate("chat.hide()")
+        for text in ("one", "two"):
+            await here.hub.create("chat:1", text=text, author="Bea")
+        badge = here.page.locator(".badge")
+        await badge.get_by_text("2", exact=True).wait_for()
+        await here.page.locator(".launcher").click()
+        await badge.wait_for(state="hidden")
+        await here.page.evaluate("chat.hide()")
+        await here.frames()
+        assert not await badge.is_visible()
+        assert [name for name, _ in await here.page.evaluate("told") if name in ("open", "close")] == [
+            "open",
+            "close",
+            "open",
+            "close",
+        ]
+
+
+# The composer, and what fails
+
+
+async def test_composer_grows_to_eight_lines_and_then_scrolls(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        await here.mount()
+        input = here.page.locator(".composer textarea")
+        sizes = []
+        for text in ("", "one", "a\nb\nc", "word " * 100, "\n".join("abcdefghijkl"), "one"):
+            await input.fill(text)
+            sizes.append(await input.evaluate("node => [node.rows, node.scrollHeight > node.clientHeight]"))
+        assert [sizes[n] for n in (0, 1, 2, 4, 5)] == [[1, False], [1, False], [3, False], [8, True], [1, False]]
+        assert sizes[3][0] > 3
+        assert sizes[3][1] is False
+
+
+async def test_app_keeps_or_changes_what_is_sent(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        await here.mount()
+        await here.page.evaluate(
+            """() => chat.addEventListener("holdfast-send", (event) => {
+              if (event.detail.parts[0].text === "keep") event.preventDefault()
+              else event.detail.parts[0].text += "!"
+            })"""
+        )
+        await here.ask("keep")
+        assert await here.page.input_value("textarea") == "keep"
+        assert await here.page.locator("article").count() == 0
+        await here.ask("Hello")
+        await here.until("Hello!")
+        await here.answer("Hi")
+        await here.end()
+        await here.page.wait_for_function("() => told.some(([name]) => name === 'answer')")
+        states = [detail["status"]["state"] for name, detail in await here.page.evaluate("told") if name == "status"]
+        assert states[-1] == "live"
+
+
+async def test_refused_message_stays_with_its_reason_and_a_text_that_no_message_keeps_comes_back(
+    browser: Browser,
+) -> None:
+    async with scene(browser, "", new_hub(limits=Limits(message_bytes=2_000))) as here:
+        await here.mount()
+        await here.ask("x" * 3_000)
+        await here.until("Not sent")
+        assert await here.page.locator(".message .mistake").inner_text()
+        assert await here.page.input_value("textarea") == ""
+        await here.page.get_by_text("Discard", exact=True).click()
+        await here.page.locator("article").wait_for(state="detached")
+        await here.page.evaluate("client.close()")
+        await here.ask("Where does this go?")
+        await here.page.wait_for_function("() => told.some(([name]) => name === 'error')")
+        await here.page.wait_for_function("() => root.querySelector('textarea').value === 'Where does this go?'")
+        assert await here.page.locator("article").count() == 0
+
+
+async def test_right_that_is_withdrawn_is_named_and_the_draft_stays(browser: Browser) -> None:
+    async with scene(browser, "", verified()) as here:
+        await here.mount(token=token())
+        await here.until("Online")
+        await here.hub.create("chat:1", text="kept", author="Bea")
+        await here.page.fill("textarea", "My draft")
+        claims = {"sub": "ada", "aud": "chat", "exp": time.time() + 600, "holdfast": {"other": ["subscribe"]}}
+        lost = jwt.encode(claims, SECRET, algorithm="HS256")
+        await here.page.evaluate("lost => { client.token.source = () => lost; client.token.renew('expired') }", lost)
+        await here.page.evaluate("client.suspend(), client.resume()")
+        await here.until("needs the capability")
+        assert await here.page.input_value("textarea") == "My draft"
+        assert await here.page.locator("textarea").is_visible()
+        assert await here.page.locator(".send").is_disabled()
+        await here.until("kept")
+
+
+async def test_failed_answer_is_requested_again(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        await here.mount()
+        await here.ask("Count")
+        await here.answer("one")
+        here.pieces.put_nowait("fail")
+        await here.until("Failed")
+        await here.page.get_by_role("button", name="Try again").click()
+        await here.answer("two")
+        await here.end()
+        await here.until("2/2")
+
+
+async def test_slots_and_variables_are_those_of_the_page(browser: Browser) -> None:
+    tag = (
+        '<holdfast-chat channel="chat:1" heading="Docs" placeholder="Ask us">'
+        "<b slot=header>H</b><b slot=empty>Nothing yet</b><b slot=composer-start>+</b><b slot=footer>Not a model</b>"
+        "</holdfast-chat>"
+    )
+    async with scene(browser, tag) as here:
+        for text in ("H", "Nothing yet", "+", "Not a model", "Docs"):
+            await here.page.get_by_text(text, exact=True).wait_for()
+        await here.page.locator("textarea[placeholder='Ask us']").wait_for()
+        await here.page.evaluate("document.querySelector('holdfast-chat').setAttribute('readonly', '')")
+        await here.until("You can read this chat.")
+        await here.page.locator("textarea[placeholder='Ask us']").wait_for(state="hidden")

@@ -8,6 +8,7 @@ and passes no WebSocket on, a port without a server, a hub that does not allow t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ from chaos.processes import free_port
 from holdfast.app import Hub
 from holdfast.hub.clock import Clock
 from holdfast.hub.tokens import jwt_verifier
+from holdfast.testing.proxy import FaultProxy
 from holdfast.transports import origin
 from holdfast.transports.refusals import Refusals
 from tests.browser.tab import TIMEOUT_MS
@@ -263,25 +265,40 @@ async def test_wrong_path_is_not_holdfast(browser: Browser) -> None:
 
 
 async def test_port_without_a_server_is_unreachable_until_a_server_starts(browser: Browser) -> None:
-    hub, other_port = new_hub(allowed_origins=["*"]), free_port()
-    async with app_with(new_hub()) as port:
+    hub = verified(allowed_origins=["*"])
+    async with app_with(hub) as port, FaultProxy("127.0.0.1", port) as proxy:
+        proxy.refuse()
         window = await page_at(browser, port)
-        await follow(window, port, url=f"http://localhost:{other_port}/holdfast")
+        await follow(window, port, url=f"http://localhost:{proxy.port}/holdfast", token=token())
         assert await error_code(window) == "unreachable"
         await window.wait_for_function("() => window.client.status.retryAt")
-    await hub.close()
+        proxy.accept()
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        assert await window.evaluate("window.client.status.error") is None
+        await window.evaluate("window.client.close()")
 
 
-async def test_each_tab_learns_why_the_tab_that_leads_does_not_connect(browser: Browser) -> None:
-    dead = free_port()
+@pytest.mark.parametrize("transport", ["auto", "sse"])
+async def test_each_tab_learns_why_the_tab_that_leads_does_not_connect(browser: Browser, transport: str) -> None:
+    options = {"url": f"http://localhost:{free_port()}/holdfast", "identity": "ada", "transport": transport}
+    is_asked, may_load = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Interception) -> None:
+        is_asked.set()
+        await may_load.wait()
+        await route.continue_()
+
     async with app_with(new_hub()) as port:
         first = await page_at(browser, port)
         second = await first.context.new_page()
         await second.goto(first.url)
-        for window in (first, second):
-            await follow(window, port, url=f"http://localhost:{dead}/holdfast", identity="ada")
-        for window in (first, second):
-            assert await error_code(window) == "unreachable"
+        await first.route("**/probe.js", hold)  # the tab that leads is the last one to know
+        await follow(first, port, **options)
+        await is_asked.wait()
+        await follow(second, port, **options)
+        assert await error_code(second) == "unreachable"
+        may_load.set()
+        assert await error_code(first) == "unreachable"
         names = [await window.evaluate("window.client.status.transport") for window in (first, second)]
         assert "tab" in names
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import logging
 import os
 import re
 import select
@@ -22,7 +23,9 @@ import pytest
 from holdfast.demo.agent import Settled, plan
 from holdfast.demo.answers import ready_answers
 from holdfast.demo.control import AGENTS
+from holdfast.demo.server import is_of_interest
 from holdfast.demo.supervisor import MOST_RESTARTS, RESTARTS_S, _Restarts
+from holdfast.transports.socket_owner import Owner, objection
 from tests.processes import PATIENCE_S, Process, Server, request, serving, text_of
 
 CHANNEL = "demo:test"
@@ -118,6 +121,7 @@ def test_a_killed_server_is_started_again_and_the_answer_goes_on_word_for_word(d
     (one,) = ended["meta"]["continued"]
     assert one["by"] == one["successor"]
     assert re.search(r"^Server restarted after \d+\.\d s \(killed\)\.$", demo.output, re.MULTILINE)
+    assert "no connection" not in demo.output  # the line above says it all
     assert "Traceback" not in demo.output
 
 
@@ -143,27 +147,30 @@ def test_agents_that_crash_in_mid_sentence_are_succeeded_and_no_text_is_doubled(
     assert "Traceback" not in demo.output
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_all_processes_end_with_the_supervisor_and_the_next_start_continues_the_answer(
-    demo: Server, ending: signal.Signals
-) -> None:
+def test_all_processes_end_with_a_killed_supervisor_and_the_next_start_continues_the_answer(demo: Server) -> None:
     wait_for_agents(demo)
     ask(demo)
     begun = follow(demo, longer_than(30))
-    children = children_of(demo.running.pid)
-    assert info(demo)["pid"] in children
-    assert len(children) == 1 + len(AGENTS)
-    start_s = time.monotonic()
-    status = demo.end(ending)
-    assert all(has_ended(pid) for pid in children)
-    assert time.monotonic() - start_s < 5.0  # it takes half a second, on a machine with other work a bit more
-    assert status == (0 if ending is signal.SIGINT else -ending)
+    end(demo, signal.SIGKILL)
     demo.start()
     later = follow(demo, longer_than(len(text_of(begun)) + 30))
     assert text_of(later).startswith(text_of(begun))
     (one,) = later["meta"]["continued"]
     assert one["by"] == one["successor"]  # the page shows a restart, and no crash of the agent
+    end(demo, signal.SIGINT)
     assert "Traceback" not in demo.output
+
+
+def end(demo: Server, number: signal.Signals) -> None:
+    """End the supervisor with a signal, and assert that no child is left."""
+    children = children_of(demo.running.pid)
+    assert info(demo)["pid"] in children
+    assert len(children) == 1 + len(AGENTS)
+    start_s = time.monotonic()
+    status = demo.end(number)
+    assert all(has_ended(pid) for pid in children)
+    assert time.monotonic() - start_s < 5.0  # it takes half a second, on a machine with other work a bit more
+    assert status == (0 if number is signal.SIGINT else -number)
 
 
 def test_a_server_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
@@ -184,6 +191,14 @@ def test_restarts_are_bounded_within_a_minute() -> None:
     assert restarts.count()
     now_s = RESTARTS_S
     assert not restarts.count()
+
+
+@pytest.mark.parametrize(("owner", "is_shown"), [(None, False), (Owner(uid=12345, inode=1), True)])
+def test_connections_that_were_given_up_are_not_in_the_terminal(owner: Owner | None, is_shown: bool) -> None:
+    reason = objection(owner, 0)
+    assert reason is not None
+    line = logging.LogRecord("holdfast.transports", logging.WARNING, "", 0, "refused: %s", (reason,), None)
+    assert is_of_interest(line) is is_shown
 
 
 # Other machines --------------------------------------------------------------------------------------------------

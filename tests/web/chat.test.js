@@ -19,7 +19,8 @@ const found = (/** @type {RegExp} */ pattern) => [...new Set([...code.matchAll(p
 test("the page has each attribute", () => assert.deepEqual(rows("Attributes").sort(), [...HoldfastChat.observedAttributes].sort()))
 
 test("the page has each property", () => {
-  const own = Object.keys(new HoldfastChat()).filter((name) => name !== "constructor")
+  const accessors = Object.entries(Object.getOwnPropertyDescriptors(HoldfastChat.prototype)).filter(([, { set }]) => set)
+  const own = [...Object.keys(new HoldfastChat()), ...accessors.map(([name]) => name)]
   assert.deepEqual(rows("Properties").sort(), own.sort())
 })
 

@@ -28,6 +28,11 @@ test("the page names every field of a snapshot and of the status", async (t) => 
   for (const name of Object.keys(w.client.status)) assert.match(PAGE, new RegExp(`\\b${name}\\b`))
 })
 
+test("the page names every state, transport and reason for a token", () => {
+  const types = [["client", "State"], ["client", "TransportName"], ["token", "Why"]].map(([module, name]) => read(`holdfast/web/${module}.js`).match(new RegExp(`@typedef \\{(.*)\\} ${name}\\b`))[1])
+  checkNamed([...types.join().matchAll(/"(\w+)"/g)].map(([, value]) => value), "values")
+})
+
 test("the page names every error code of the client's own that a status can have", () => {
   const sources = FOLDER.map((name) => read(`holdfast/web/${name}.js`)).join("\n")
   const codes = new Set([...sources.matchAll(/refusal\(\s*"(\w+)"/g)].map(([, code]) => code))

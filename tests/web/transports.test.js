@@ -229,12 +229,14 @@ describe("the diagnosis", () => {
     const { w } = await failed(t)
     w.client.close()
     globalThis.location = { ...PAGE, protocol: "https:" }
-    const secure = world(t, { transport: "websocket" })
-    secure.client.channel("c")
-    secure.socket.drop()
-    await settled()
-    assert.equal(secure.client.status.error.code, "mixed_content")
-    assert.equal(secure.http.probes.length, 0)
+    for (const [host, isBlocked] of [["server.test", true], ["localhost.test", true], ["127.test", true], ["localhost", false], ["127.0.0.1:80", false], ["[::1]:8000", false]]) {
+      const secure = world(t, { transport: "websocket", url: `http://${host}/holdfast` })
+      secure.client.channel("c")
+      secure.socket.drop()
+      await settled()
+      assert.equal(secure.client.status.error?.code, isBlocked ? "mixed_content" : undefined, host)
+      assert.equal(secure.http.probes.length, isBlocked ? 0 : 1, host) // a browser trusts its own machine
+    }
   })
 
   test("of a server of a newer protocol names both versions and the remedy", async (t) => {

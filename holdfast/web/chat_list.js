@@ -1,0 +1,117 @@
+/**
+ * The messages of the chat element, in order: each has a view, which is drawn again only if its message has changed.
+ * @module
+ */
+import { Approvals } from "./chat_approvals.js"
+import { MessageView } from "./chat_message.js"
+import { element } from "./chat_nodes.js"
+
+/** @typedef {import("./channel.js").Snapshot} Snapshot */
+/** @typedef {import("./snapshot.js").Message} Message */
+/** @typedef {import("./view.js").Command} Command */
+
+/** @type {readonly Command[]} */
+const NONE = []
+
+export class MessageList {
+  node = element("div", { class: "messages" })
+  /** @type {Map<string, MessageView>} */
+  views = new Map()
+  round = 0 // rises when the buttons and names of all messages must be drawn again
+  isBehind = false // a message is not drawn yet, or a part of it only
+  isPaused = false // older messages are built when the reader comes near them
+  /** Those that wait for a reply. @type {readonly Command[]} */
+  commands = NONE
+  #newest = Infinity // the serial of the newest message that was drawn
+  #rights = ""
+  /** @type {Map<string, readonly Command[]>} by the id of the message under which they stand; "" for none in view */
+  #asks = new Map()
+
+  /** @param {import("./chat_panel.js").Panel} panel */
+  constructor(panel) {
+    this.panel = panel
+    this.approvals = new Approvals(panel) // of no message in view
+  }
+
+  /** Draw the messages, the newest first, until the time is over. @param {Snapshot} snapshot */
+  draw({ messages, all, streaming, commands, you, error, state }) {
+    if (commands !== this.commands) this.#sort(commands)
+    const rights = [you?.id, you?.can, this.panel.host.hasAttribute("readonly"), all.length, streaming.length, error?.code].join(" ")
+    if (rights !== this.#rights) this.round++
+    this.#rights = rights
+    this.approvals.update(this.#asks.get("") ?? NONE)
+    const kept = this.#dropOthers(messages, all)
+    const isWaiting = (/** @type {Message} */ { id, role, created, local }) =>
+      role === "user" && !local && created > (streaming[0]?.created ?? Infinity) && !all.some((one) => one.role !== "user" && (one.reply_to ?? one.parent) === id)
+    /** @type {Element | null} */
+    let next = null
+    /** @type {((added: HTMLElement[]) => void) | undefined} */
+    let release
+    /** @type {HTMLElement[]} */
+    const added = []
+    this.isBehind = this.isPaused = false
+    let hasBuilt = false // at least one, however slow the machine is
+    const isFar = this.panel.scroller.isFar
+    for (let n = messages.length - 1; n >= 0; n--) {
+      const message = messages[n]
+      let view = this.views.get(message.id)
+      if (!view && next && (isFar || (hasBuilt && this.panel.isLate))) {
+        if (isFar) this.isPaused = true
+        else this.isBehind = true
+        continue
+      }
+      const isNew = !view
+      hasBuilt ||= isNew
+      view ??= new MessageView(this.panel, message)
+      this.views.set(message.id, view)
+      let after = isNew ? null : view.node.nextElementSibling
+      while (after && kept.has(after)) after = after.nextElementSibling
+      if (isNew || after !== next) {
+        if (isNew && next && next === this.node.firstElementChild && !this.panel.scroller.isFollowing) {
+          release ??= this.panel.scroller.hold(next)
+          added.push(view.node)
+        }
+        this.node.insertBefore(view.node, next)
+      }
+      next = view.node
+      view.update(message, this.#asks.get(message.id) ?? NONE, isWaiting(message))
+      this.isBehind ||= view.isBehind
+      if (isNew && message.role !== "user" && message.status !== "streaming" && message.created > this.#newest) view.ended()
+    }
+    release?.(added)
+    if (state === "live") this.#newest = messages.filter(({ local }) => !local).at(-1)?.created ?? 0
+  }
+
+  /** Remove the messages that are not shown any more, unless the person edits one. Return the nodes of those. @param {Snapshot["messages"]} messages @param {Snapshot["all"]} all */
+  #dropOthers(messages, all) {
+    /** @type {Set<Element>} */
+    const kept = new Set()
+    if (this.views.size === 0) return kept
+    const ids = new Set(messages.map(({ id }) => id))
+    for (const [id, view] of this.views) {
+      if (ids.has(id)) continue
+      if (view.form) {
+        kept.add(view.node)
+        if (!all.some((one) => one.id === id)) view.fail(this.panel.words.deleted)
+      } else {
+        view.node.remove()
+        this.views.delete(id)
+      }
+    }
+    return kept
+  }
+
+  /** Find the commands of each message. @param {readonly Command[]} commands */
+  #sort(commands) {
+    this.commands = commands
+    /** @type {Map<string, Command[]>} */
+    const asks = new Map()
+    for (const command of commands) {
+      const target = command.target && this.panel.channel.branches(command.target).length ? command.target : ""
+      const others = asks.get(target)
+      if (others) others.push(command)
+      else asks.set(target, [command])
+    }
+    this.#asks = asks
+  }
+}

@@ -1,0 +1,93 @@
+/** The parts of a message: text, reasoning, tools, sources, attachments and data. @module */
+import { markNode } from "./chat_marks.js"
+import { element, growText, setText } from "./chat_nodes.js"
+import { GrowingMarkdown } from "./markdown.js"
+
+/** @typedef {import("./view.js").Part} Part */
+/**
+ * `update` gets the part, whether its message has ended, and where its text begins in that of the message. It returns
+ * true while it has drawn a part of it only.
+ *
+ * @typedef {{ node: HTMLElement, update: (part: Part, isOver: boolean, start: number) => boolean | void, remark?: (at: number) => void }} PartView
+ */
+
+const STEP = 16_384 // characters of text that are drawn before the time is looked at
+
+/** Return the usual view of parts of one type. @param {import("./chat_message.js").MessageView} message @param {string} type @returns {PartView} */
+export function partView(message, type) {
+  const { words } = message.panel
+  if (type === "text") return textPart(message)
+  if (type === "reasoning") return foldedPart(type, () => words.reasoning, ({ text = "" }) => text)
+  if (type === "tool") return foldedPart(type, (part, isOver) => [part.name, toolState(part, isOver, words)].filter(Boolean).join(" · "), toolWords)
+  if (type === "source" || type === "file") return linkPart(type === "file" ? "attachment" : type)
+  return foldedPart("data", (part) => String(part.name ?? part.type), (part) => JSON.stringify(part.data ?? part, null, 2))
+}
+
+/** @param {import("./chat_message.js").MessageView} message @returns {PartView} */
+function textPart(message) {
+  const { panel } = message
+  const node = element("div", { class: "markdown", part: "markdown" })
+  let length = 0 // of the text that is drawn
+  let start = 0
+  const markdown = new GrowingMarkdown(node, {
+    copyLabel: panel.words.copy,
+    renderMath: panel.host.renderMath,
+    images: panel.host.getAttribute("images") === "same-origin" ? "same-origin" : "link",
+    between(from, to) {
+      const after = from < 0 && start ? 0 : from // a place between two parts belongs to the first one
+      return message.marks.filter(({ at }) => at - start > after && at - start <= to).map(markNode)
+    },
+  })
+  return {
+    node,
+    update({ text = "" }, isOver, at) {
+      start = at
+      do {
+        length = Math.min(text.length, length + STEP)
+        markdown.update(text.slice(0, length), isOver && length === text.length)
+      } while (length < text.length && !panel.isLate)
+      return length < text.length
+    },
+    remark: (at) => markdown.redraw(at - start),
+  }
+}
+
+/** @param {string} name @param {(part: Part, isOver: boolean) => string} title @param {(part: Part) => string} words @returns {PartView} */
+function foldedPart(name, title, words) {
+  const [summary, text] = [element("summary", {}), element("pre", { dir: "auto" })]
+  const node = element("details", { class: name, part: name }, summary, text)
+  return {
+    node,
+    update(part, isOver) {
+      setText(summary, title(part, isOver))
+      growText(text, words(part))
+      if (part.state) node.dataset.state = String(part.state)
+    },
+  }
+}
+
+/** @param {Part} part @param {boolean} isOver @param {import("./chat_strings.js").Strings} words */
+function toolState({ state, output }, isOver, words) {
+  if (state === "error") return words.failed
+  return output === undefined && state !== "done" && !isOver ? words.running : ""
+}
+
+/** @param {Part} part */
+function toolWords({ input = "", output }) {
+  const shown = output === undefined ? "" : `\n\n${typeof output === "string" ? output : JSON.stringify(output, null, 2)}`
+  return (typeof input === "string" ? input : JSON.stringify(input, null, 2)) + shown
+}
+
+/** @param {string} name @returns {PartView} */
+function linkPart(name) {
+  const node = element("a", { class: `source ${name}`, part: name, target: "_blank", rel: "noopener noreferrer nofollow", dir: "auto" })
+  return {
+    node,
+    update({ url, title, name: own, filename, media_type }) {
+      const address = typeof url === "string" && /^https?:\/\//i.test(url) ? url : ""
+      setText(node, String(title ?? own ?? filename ?? (address.split(/[?#]/)[0].split("/").pop() || address || media_type || name)))
+      if (address) node.href = address
+      else node.removeAttribute("href")
+    },
+  }
+}

@@ -1,0 +1,90 @@
+/**
+ * Scrolling: the view follows while the reader is at the end, a sent question stands at the top, and what the reader sees
+ * stays where it is while older messages appear above it.
+ * @module
+ */
+
+const NEAR_END = 40 // pixels from the end that count as the end
+const NEAR_START = 200 // pixels from the start at which older messages are loaded
+const NEAR_SCREENS = 2 // at this distance from the start the rest is built
+const GAP = 28 // pixels below the last message
+
+export class Scroller {
+  isFollowing = true // the reader is at the end
+  /** The question that was sent last in this page stands at the top. @type {string | null} */
+  pinned = null
+  #lastTop = 0
+
+  /** @param {import("./chat_panel.js").Panel} panel */
+  constructor(panel) {
+    this.panel = panel
+    panel.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
+    // The soft keyboard, a rotated phone and a longer draft change the height without a scroll event.
+    this.observer = new ResizeObserver(() => this.keep())
+    this.observer.observe(panel.log)
+  }
+
+  scrolled() {
+    this.notice()
+    this.panel.drawJump()
+    if (this.panel.list.isPaused && !this.isFar) this.panel.schedule()
+    if (this.panel.log.scrollTop < NEAR_START) void this.panel.loadOlder()
+  }
+
+  /** Whether the reader is somewhere between the start and the end: no message is added above. */
+  get isFar() {
+    const { scrollTop, clientHeight } = this.panel.log
+    return !this.isFollowing && scrollTop > NEAR_SCREENS * clientHeight
+  }
+
+  /** Only the reader's own moves count: new text alone can increase the distance from the end. */
+  notice() {
+    const { scrollTop, scrollHeight, clientHeight } = this.panel.log
+    const left = scrollHeight - clientHeight - scrollTop
+    if (scrollTop < this.#lastTop - 1 && left > 1) this.isFollowing = false
+    else if (scrollTop > this.#lastTop + 1 && left < NEAR_END) this.isFollowing = true
+    this.#lastTop = scrollTop
+  }
+
+  /** Keep the end in view while the reader is there, and the question that was sent last at the top. */
+  keep() {
+    const { log, list, spacer } = this.panel
+    this.notice() // the event of a move comes with the next frame
+    const question = this.pinned ? list.views.get(this.pinned)?.node : undefined
+    const below = question ? list.node.offsetHeight - question.offsetTop : Infinity
+    const height = `${Math.max(0, log.clientHeight - below - GAP)}px`
+    if (spacer.style.height !== height) spacer.style.height = height
+    this.stick()
+  }
+
+  /** Go to the end if the reader is there. */
+  stick() {
+    const { log } = this.panel
+    if (this.isFollowing) log.scrollTop = log.scrollHeight
+    this.#lastTop = log.scrollTop
+  }
+
+  /** Let the reader be at the end. @param {string | null} pinned the question that was sent */
+  toEnd(pinned) {
+    this.pinned = pinned
+    this.isFollowing = true
+    this.keep()
+  }
+
+  /**
+   * Return a function that moves the view as far as `node` was moved by nodes above it, which it gets. They are laid out
+   * at once, whether they are in view or not: their heights are known then, and the view does not move later.
+   *
+   * @param {Element} node
+   */
+  hold(node) {
+    const { log } = this.panel
+    const top = node.getBoundingClientRect().top
+    return (/** @type {HTMLElement[]} */ added) => {
+      for (const { style } of added) style.contentVisibility = "visible"
+      log.scrollTop += node.getBoundingClientRect().top - top
+      this.#lastTop = log.scrollTop
+      requestAnimationFrame(() => added.forEach(({ style }) => (style.contentVisibility = "")))
+    }
+  }
+}
