@@ -1,5 +1,5 @@
 /**
- * The modules of the demo's pages that need no page: what was lost, marks, chats, and names.
+ * The modules of the demo's pages that need no page: lost text, marks, chats, and names.
  */
 
 import assert from "node:assert/strict"
@@ -123,7 +123,7 @@ test("every name has a valid id, and different names have different ids", () => 
   assert.equal(new Set(names.map(idOf)).size, names.length)
 })
 
-test("an invalid person in the storage is ignored, and a lone surrogate is no name", () => {
+test("an invalid person in the storage is ignored, and a lone surrogate gives a random name", () => {
   for (const kept of ["", "{", "null", "[]", '{"id": 1}', '{"id": "", "name": "x"}']) {
     const storage = new MemoryStorage()
     storage.setItem("holdfast-demo.me", kept)

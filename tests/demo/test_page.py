@@ -1,4 +1,4 @@
-"""The demo's pages in a real browser, on the real server: each box of the scoreboard, and what stands beside it.
+"""The demo's pages in a real browser, on the real server: the scoreboard, the plain stream, people, and invitations.
 
 Layer: tests. `tests/browser` covers the client and the chat element.
 """
