@@ -12,15 +12,19 @@ Safe to change: the constants, which `docs/security.md` names. Not safe: one mor
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.datastructures import Headers
 from websockets.exceptions import InvalidState
 from websockets.frames import Frame
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
+from websockets.typing import StatusLike
 
-from holdfast.bounded_http import refusal
+from holdfast.bounded_http import refusal, refusal_headers
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
 from holdfast.transports.server_connection import EXTENSION
@@ -30,7 +34,6 @@ MAX_FRAGMENTS = 256  # most fragments of a message; browsers send one, or a few
 MAX_CONTROL_FRAMES = 64  # in a second; libraries send one every 20 s
 CONTROL_PAUSE_S = 1.0  # without reading, after more of them
 SLICE_BYTES = 2 * 1024  # up to 340 empty frames, which take 2 ms
-SLICE_S = 0.002  # after so long the loop turns to other connections
 BURST = 16  # messages that the application takes before the loop turns to other connections
 LINGER_S = 1.0  # time in which a peer that broke a rule can read the close frame; the server reads no more of it
 FAREWELL_S = 0.5  # time in which an unknown peer can read the last frame
@@ -40,6 +43,23 @@ UNKNOWN_WRITE_BYTES = 4 * 1024
 
 class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtocol):
     """One WebSocket connection, from the complete head of its handshake."""
+
+    # Beside uvicorn's own attributes, as in `BoundedHttpProtocol`.
+    __slots__ = (
+        "_book",
+        "_burst",
+        "_connection",
+        "_control_frames",
+        "_control_since_s",
+        "_extensions",
+        "_is_accepted",
+        "_is_expected",
+        "_is_head_large",
+        "_is_known",
+        "_is_throttled",
+        "_is_write_paused",
+        "_unread",
+    )
 
     def __init__(self, book: Connections, connection: Connection, **options: Any) -> None:
         super().__init__(**options)
@@ -59,6 +79,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._control_since_s = 0.0
         self._burst = 0
         self.conn.max_message_size = INTRODUCTION_BYTES
+        self.conn.reject = self._rejection  # type: ignore[method-assign]
 
     # The connection
 
@@ -137,7 +158,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         if self._unread:
             self._unread += data
             self.transport.pause_reading()
-            self.loop.call_soon(self._go_on)
+            self._book.turns.add(self._go_on)
         elif not self.handshake_initiated:
             self._is_head_large = len(data) > LARGE_BYTES
             self._parse(data)
@@ -153,15 +174,15 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         return self.read_paused or self._is_write_paused or self._is_throttled or not self._is_accepted
 
     def _parse_in_slices(self, data: bytes) -> None:
-        """Parse `data` until the connection is held, and for `SLICE_S` at most; set the rest aside."""
-        at, until_s = 0, self.loop.time() + SLICE_S
+        """Parse `data` until the connection is held, and until the turn of the loop ends; set the rest aside."""
+        at, until_s = 0, self._book.turns.end_s()
         while at < len(data) and not self.transport.is_closing():
             is_held = self.is_held()
             if is_held or self.loop.time() > until_s:
                 self._unread = data[at:]
                 self.transport.pause_reading()
                 if not is_held:
-                    self.loop.call_soon(self._go_on)
+                    self._book.turns.add(self._go_on)
                 return
             self._parse(data[at : at + SLICE_BYTES])
             at += SLICE_BYTES
@@ -191,7 +212,10 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         message = await self.queue.get()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
-            self._go_on()
+            if self._unread:
+                self._book.turns.add(self._go_on)
+            else:
+                self._go_on()
         return message
 
     # Writing
@@ -253,6 +277,14 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._write_last(b"".join(self.conn.data_to_send()))
 
+    def _rejection(self, status: StatusLike, text: str) -> Response:
+        """Return the response to a handshake that websockets refuses, with the body and headers of other refusals."""
+        self._book.note("a handshake was invalid")
+        error = InvalidRequest(text.partition("\n")[0])
+        body = msgspec.json.encode({**error.problem(), "status": int(status)})
+        headers = {**refusal_headers(error), "content-length": str(len(body))}
+        return Response(int(status), HTTPStatus(status).phrase, Headers(headers), body)
+
     def _refuse_handshake(self) -> None:
         self._book.note("a handshake was invalid")
         detail = "the WebSocket handshake is invalid, has more than 128 headers, or a header of more than 8 KiB"
@@ -265,5 +297,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self.transport.pause_reading()
         self.transport.write(data)
         self.transport.write_eof()
+        if not self._is_known:
+            self._connection.wait(LINGER_S, may_burst=False)
         # With this timer set, uvicorn leaves the closing to it.
         self.close_timer = self.loop.call_later(LINGER_S, self.transport.abort)

@@ -7,6 +7,9 @@ is complete, until a socket is authenticated, between two requests of a client t
 while a peer does not read its response. Only waiting connections are bounded, first by address, then in total. If there
 is no room, the book ends the oldest waiting connection, so that a new one gets its chance: its peer may be known.
 
+A connection is *idle* while a known peer has to act: between two of its requests, and while its body is to come. Idle
+connections are not bounded, and the book ends the oldest one only if no descriptor is left and no connection waits.
+
 The protocols of those modules call the book, and every method runs on the server's event loop. The constants may
 be changed freely; `docs/security.md` and `docs/python.md` name them.
 """
@@ -18,12 +21,14 @@ import contextlib
 import ctypes
 import gc
 import logging
+import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Protocol
 
 from holdfast.core.errors import LocalError
+from holdfast.parse_turns import ParseTurns
 
 logger = logging.getLogger("holdfast.serving")
 
@@ -45,6 +50,7 @@ NOTICE_S = 10.0  # between two log lines about connections that were ended
 # After so many waiting connections have ended, their memory goes back to the system, at most once in `TRIM_S` seconds.
 TRIM_AFTER = 200
 TRIM_S = 5.0
+TRIM_PAUSE = 50  # and after as many times as long as it took: with many objects in memory it holds the loop for longer
 MAX_COLLECTED = 1_000  # open connections: with more, a collection would hold the loop for too long
 READ_BYTES = 16 * 1024  # most bytes read from one connection at once: the loop then turns to the others
 
@@ -68,6 +74,7 @@ class Connection:
         "deadline_s",
         "is_evicted",
         "is_from_proxy",
+        "is_idle",
         "is_large",
         "is_waiting",
         "may_burst",
@@ -81,6 +88,7 @@ class Connection:
         self.owner: Owner | None = owner  # None after `close`: the two refer to each other
         self.is_from_proxy = is_from_proxy
         self.is_waiting = False
+        self.is_idle = False
         self.may_burst = True
         self.is_large = False
         self.is_evicted = False
@@ -99,9 +107,13 @@ class Connection:
         """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
         self._book.grow(self)
 
+    def rest(self) -> None:
+        """Count the connection as idle: its peer is known, and has to act."""
+        self._book.rest(self)
+
     def proceed(self) -> None:
-        """Count the connection as waiting no longer."""
-        if self.is_waiting:
+        """Count the connection as waiting or idle no longer."""
+        if self.is_waiting or self.is_idle:
             self._book.proceed(self)
 
     def move(self, address: str) -> None:
@@ -132,10 +144,12 @@ class Connections:
         self.max_waiting_of_address = max(1, min(max_waiting_of_address, self.max_waiting))
         self.proxies = proxies or TrustedProxies(())
         self.input_view = memoryview(bytearray(READ_BYTES))
+        self.turns = ParseTurns()
         self.open = 0
         self.waiting = 0
         self._by_address: dict[str, dict[Connection, None]] = {}  # waiting ones, the oldest first
         self._large: dict[Connection, None] = {}
+        self._idle: dict[Connection, None] = {}  # the oldest first
         self._timer: asyncio.TimerHandle | None = None
         self._ended = 0  # since the last notice
         self._reason = ""
@@ -147,10 +161,13 @@ class Connections:
     def opened(self, peer: str, owner: Owner) -> Connection | None:
         """Return the entry of a new connection of `peer`; None if there is no descriptor left for it."""
         if self.open >= self.max_open:
-            if not self.waiting:
-                self._note_end("every descriptor belongs to a connection of a known client")
+            if self.waiting:
+                self._evict_oldest("no descriptor was left")
+            elif self._idle:
+                self._evict(next(iter(self._idle)), "no descriptor was left, and a known client did not use this one")
+            else:
+                self._note_end("a known client uses each descriptor")
                 return None
-            self._evict_oldest("no descriptor was left")
         self.open += 1
         return Connection(self, address_group(peer), owner, is_from_proxy=self.proxies.includes(peer))
 
@@ -188,8 +205,18 @@ class Connections:
         one.is_large = True
         self._large[one] = None
 
+    def rest(self, one: Connection) -> None:
+        """Do as `Connection.rest`."""
+        one.proceed()
+        one.is_idle = True
+        self._idle[one] = None
+
     def proceed(self, one: Connection) -> None:
         """Do as `Connection.proceed`."""
+        if one.is_idle:
+            one.is_idle = False
+            del self._idle[one]
+            return
         one.is_waiting = False
         self.waiting -= 1
         of_address = self._by_address[one.address]
@@ -266,14 +293,14 @@ class Connections:
                 one.owner.expire()
         self._end_burst(now_s - CHANCE_S)
         if self._ended and now_s >= self._notice_due_s:
-            logger.warning("ended %d connections of unknown peers; the last one because %s", self._ended, self._reason)
+            logger.warning("ended %d connections; the last one because %s", self._ended, self._reason)
             self._ended, self._notice_due_s = 0, now_s + NOTICE_S
         # After a wave of them, the last ones count, too, however few they are.
         is_trim_due = self._closed >= (1 if self._is_after_wave else TRIM_AFTER)
         if is_trim_due and now_s >= self._trim_due_s:
             self._is_after_wave = self._closed >= TRIM_AFTER
-            self._closed, self._trim_due_s, is_trim_due = 0, now_s + TRIM_S, False
-            give_memory_back(collects=self.open <= MAX_COLLECTED)
+            took_s = give_memory_back(collects=self.open <= MAX_COLLECTED)
+            self._closed, self._trim_due_s, is_trim_due = 0, now_s + max(TRIM_S, TRIM_PAUSE * took_s), False
         is_needed = self.waiting or self._ended or is_trim_due
         self._timer = loop.call_later(SWEEP_S, self._sweep) if is_needed else None
 
@@ -336,7 +363,7 @@ def _host_of(hop: str) -> str | None:
     elif hop.count(":") == 1:
         host = hop.partition(":")[0]
     with contextlib.suppress(ValueError):
-        return str(ip_address(host))
+        return str(ip_address(host.partition("%")[0]))  # a zone is of no use here, and could have control characters
     return None
 
 
@@ -366,13 +393,18 @@ def raise_descriptor_limit() -> int:
     return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MAX_DESCRIPTORS)
 
 
-def give_memory_back(*, collects: bool) -> None:
-    """Free the remains of closed connections, and return free memory to the system where the C library can do so."""
+def give_memory_back(*, collects: bool) -> float:
+    """Free the remains of closed connections, and return free memory to the system where the C library can do so.
+
+    Return the seconds that it took.
+    """
+    began_s = time.perf_counter()
     if collects:
         gc.collect()
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
+    return time.perf_counter() - began_s
 
 
 @lru_cache(maxsize=1)

@@ -92,8 +92,8 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         if identity is not None:
             check_identity(hub, identity)
     if identity is not None:
-        mark_known(scope)
         hub.rates.request(identity, peer_of(scope))
+        mark_known(scope)  # not before: a refused request must not take its connection out of the bounds
     return identity
 
 
@@ -242,9 +242,16 @@ def describe_caller(hub: HubCore, identity: Identity, channel: str | None = None
 # Who may follow a channel
 
 
+async def start_hub(hub: HubCore) -> None:
+    """Start the hub on first use. Raises Draining if the app has closed it: a late request must not open its store."""
+    if hub.is_draining and not hub.is_running:
+        raise Draining("the hub of this server is closed; connect to another server, or to this one after its restart")
+    await hub.start()
+
+
 async def check_serving(hub: HubCore) -> None:
     """Start the hub, and raise Draining if it shuts down: a draining hub refuses before any other check."""
-    await hub.start()
+    await start_hub(hub)
     if hub.is_draining:
         raise Draining("this server is shutting down; connect to another server, or to this one after its restart")
 
@@ -268,9 +275,9 @@ async def admit_stream(
         with logged_refusals(scope):
             ticket = hub.tickets.read(text, channel, last)
         identity = ticket.identity()
-        mark_known(scope)
         if hub.authenticate is not None:
             hub.rates.request(identity, peer_of(scope))
+        mark_known(scope)
     check_operation(identity, operation, channel)
     return identity, ticket
 

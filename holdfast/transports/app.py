@@ -232,7 +232,7 @@ def _unsniffed(app: ASGIApp) -> ASGIApp:
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:
         async def send_marked(message: Any) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and NOSNIFF not in message.get("headers", ()):
                 message = {**message, "headers": [*message.get("headers", ()), NOSNIFF]}
             await send(message)
 

@@ -21,7 +21,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from holdfast.core.errors import (
-    Draining,
     Forbidden,
     HoldfastError,
     InvalidRequest,
@@ -54,11 +53,13 @@ from holdfast.transports.access import (
     check_create,
     check_metrics,
     check_operation,
+    check_serving,
     check_update,
     count_new_channel,
     count_signal,
     identify,
     member_of,
+    start_hub,
 )
 from holdfast.transports.codec import decode, for_peers, result_fields, unexpected
 from holdfast.transports.credentials import left_s
@@ -179,7 +180,6 @@ async def enter(call: Call) -> Response:
     """Make a member present without a socket, for the term of its lease."""
     member_id = member_of(call.identity, call.id)
     request: EnterChannel = await call.body()
-    await call.hub.start()
     # A socket closes when its identity expires. A lease of presence has to end by itself.
     lease_s = min(request.lease_s, left_s(call.hub, call.identity))
     call.hub.runtime.presence.lease(call.channel, member_id, request.data, lease_s)
@@ -189,7 +189,6 @@ async def enter(call: Call) -> Response:
 async def leave(call: Call) -> Response:
     """End the presence of a member that has a lease."""
     member_id = member_of(call.identity, call.id)
-    await call.hub.start()
     call.hub.runtime.presence.end_lease(call.channel, member_id)
     return call.empty()
 
@@ -311,9 +310,7 @@ async def health(hub: HubCore, request: Request) -> Response:
 
 async def ready(hub: HubCore, request: Request) -> Response:
     """Confirm that the store responds and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
-    await hub.start()
-    if hub.is_draining:
-        raise Draining("this server is shutting down")
+    await check_serving(hub)
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             await hub.info("readyz")  # any channel, whether it exists or not
@@ -411,6 +408,7 @@ def _calls(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
     async def respond(request: Request) -> Response:
         scope = dict(request.scope)
         identity = await identify(hub, scope)
+        await start_hub(hub)
         operation = operations["GET" if request.method == "HEAD" else request.method]
         call = Call(hub, operation, request, identity)
         if hub.authenticate is None or identity.is_trusted:

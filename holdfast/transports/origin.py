@@ -85,14 +85,19 @@ async def check_peer(hub: HubCore, scope: Scope) -> None:
 
 
 def is_by_cookie(hub: HubCore, scope: Scope) -> bool:
-    """Return whether a cookie may identify the caller: a browser adds cookies to the requests of any page.
+    """Return whether credentials that a browser adds by itself, for any page, may identify the caller.
 
-    With an `Authorization` header it does not: a foreign page can only add one with permission. Nor with a verifier
-    that reads no cookies (`reads_cookies`); an app's own verifier is assumed to read them.
+    These are cookies, and `Authorization` of other schemes than `Bearer`, which counts in the request of a page. With
+    a bearer token they do not count: a foreign page can only add one with permission. Nor do they with a verifier that
+    reads no cookies (`reads_cookies`); an app's own verifier is assumed to read them.
     """
     if not getattr(hub.authenticate, "reads_cookies", True):
         return False
-    return header(scope, b"cookie") is not None and header(scope, b"authorization") is None
+    authorization = header(scope, b"authorization")
+    if authorization is None:
+        return header(scope, b"cookie") is not None
+    is_token = authorization[:7].lower() == "bearer "
+    return not is_token and (header(scope, b"cookie") is not None or header(scope, b"origin") is not None)
 
 
 def check_origin(hub: HubCore, scope: Scope) -> None:

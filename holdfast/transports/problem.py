@@ -26,7 +26,11 @@ def retry_after_s() -> int:
 
 def problem_headers(error: HoldfastError) -> dict[str, str]:
     """Return the headers of a response that carries `error`."""
-    headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
+    headers = {
+        "content-type": "application/problem+json",
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+    }
     if error.status in (429, 503):
         headers["retry-after"] = str(error.details.get("retry_after_s", 1) - 1 + retry_after_s())
     if isinstance(error, Unauthenticated):
@@ -48,7 +52,7 @@ def problem_messages(
     error = for_peers(error)
     body = problem_body(error)
     headers = [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]
-    headers += [(b"content-length", str(len(body)).encode()), NOSNIFF, *(more or ())]
+    headers += [(b"content-length", str(len(body)).encode()), *(more or ())]
     return (
         {"type": f"{prefix}.start", "status": error.status, "headers": headers},
         {"type": f"{prefix}.body", "body": body, "more_body": False},

@@ -49,6 +49,7 @@ SUBPROTOCOL = "holdfast.v1"
 
 AUTH_TIMEOUT_S = 5.0  # time for the first frame of a socket whose upgrade request had no credentials
 AUTH_BYTES = 8 * 1024  # largest frame with a token
+REFUSED_PAUSE_S = 0.05  # before the next frame of a client beyond its rate: a refusal costs time, too
 # Sockets that wait for their `auth`; they cost little, and for seconds only. `holdfast serve` counts them by address.
 MAX_UNAUTHENTICATED = 1_000
 
@@ -213,6 +214,7 @@ class Socket:
         "_is_due",
         "_is_renewing",
         "_loop",
+        "_pause_s",
         "_room",
         "_tasks",
         "credentials",
@@ -227,6 +229,7 @@ class Socket:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] | None = None
         self._room: asyncio.Future[None] | None = None
+        self._pause_s = 0.0  # before the next frame
         self._is_due = False
         self._is_closing = False
         self.sender: Sender = DirectSender(send, self) if hub.drive_by_hand else TaskSender(send, self)
@@ -255,7 +258,10 @@ class Socket:
         return True
 
     async def until_room(self) -> None:
-        """Wait until enough requests have been carried out and their responses sent."""
+        """Wait until enough requests have been carried out and their responses sent, and after a refused frame."""
+        if self._pause_s:
+            pause_s, self._pause_s = self._pause_s, 0.0
+            await asyncio.sleep(pause_s)
         while self.session.is_full and not self.sender.is_over:
             self._room = self._loop.create_future()
             try:
@@ -291,6 +297,7 @@ class Socket:
             if auth is not None and self._is_renewing:
                 raise TooMany("the previous `auth` frame of this socket is still being verified")
         except TooMany as error:
+            self._pause_s = REFUSED_PAUSE_S
             session.refuse(auth.ref if auth is not None else ref_in(text.encode(errors="replace")), error)
             return False
         if auth is None:

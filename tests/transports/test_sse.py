@@ -324,6 +324,7 @@ async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
 
     await served.hub.create("c", id="m1", text="x")
     await served.hub.close()
+    await served.hub.start()
     monkeypatch.setattr(Channel, "load_history", gone)
     stream = await Stream.open(served, EVENTS)
     assert await stream.until_over() is False
