@@ -1,4 +1,4 @@
-/** What a screen reader and a keyboard need: one voice that speaks rarely, and a focus that is never lost. @module */
+/** Help for screen readers and keyboards: one voice that speaks rarely, and a focus that is never lost. @module */
 import { element } from "./chat_nodes.js"
 
 const SPOKEN_MS = 2_000 // between two announcements
@@ -21,7 +21,7 @@ export class Voice {
 }
 
 /**
- * Return a function that gives the focus to `fallback()` if what had it inside of `root` is hidden, disabled or gone.
+ * Return a function that focuses `fallback()` if the focused node inside `root` was hidden, disabled or removed.
  *
  * @param {HTMLElement} root @param {() => HTMLElement} fallback
  */

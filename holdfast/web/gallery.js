@@ -1,5 +1,5 @@
 /**
- * The gallery: the states of the chat element with fixed data, without a server, for everyone who changes its looks.
+ * The gallery: the states of the chat element with fixed data, without a server.
  *
  * `gallery.html` shows all of them, `gallery.html?state=NAME&theme=dark` one in one theme. Serve the folder by any file
  * server. The client is the real one, on a socket that plays the server's frames, so its snapshots have their real form.
@@ -165,7 +165,7 @@ export class Scene {
     await until(() => texts().some((node) => node instanceof HTMLElement && (node.innerText.includes(shows) || (node.matches(".message") && node.textContent?.includes(shows)))))
   }
 
-  // -- what a person does
+  // -- actions of the person
 
   get root() {
     return this.chat.shadowRoot ?? new DocumentFragment()
@@ -213,7 +213,7 @@ export class Scene {
     this.chat.hide()
   }
 
-  // -- what others do
+  // -- actions of others
 
   /** @param {...Message} messages */
   create(...messages) {

@@ -1,5 +1,5 @@
 /**
- * The states of the gallery: the messages and events of each, as the server sends them, and what the person does then.
+ * The states of the gallery: the messages and events of each, as the server sends them,, and the actions of the person then.
  *
  * The types are those of the wire, so that a change of them fails the type check here.
  * @module
@@ -29,7 +29,7 @@
  * @property {readonly string[]} [can] the person's capabilities
  * @property {Record<string, string>} [attributes] of the element
  * @property {{ message: string, at: number, text: string }[]} [marks]
- * @property {(here: import("./gallery.js").Scene) => unknown} [act] what the person does then
+ * @property {(here: import("./gallery.js").Scene) => unknown} [act] the actions of the person then
  */
 
 const NOON_MS = 1_795_262_400_000
