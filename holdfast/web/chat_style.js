@@ -1,4 +1,4 @@
-/** The style sheets of the chat element, as constructed sheets: they run under `style-src 'self'`. @module */
+/** The style sheets of the chat element, as constructed sheets, which the policy `style-src 'self'` allows. @module */
 
 /** @type {Map<string, CSSStyleSheet>} */
 const sheets = new Map()
@@ -136,6 +136,8 @@ code { font: .88em/1.5 var(--hf-mono, ui-monospace, monospace); }
 .code-head { display: flex; justify-content: space-between; align-items: center; padding: 4px 14px; border-bottom: 1px solid rgb(255 255 255 / 10%); color: #9db3ad; font-size: 13px; }
 .code-head .copy { border: 0; padding: 3px 6px; background: none; color: inherit; }
 pre { margin: 0; }
+.code code, .lines { display: block; }
+.markdown p:empty { display: none; }
 .code pre { padding: 12px 14px; overflow-x: auto; tab-size: 4; }
 [data-status="streaming"] .markdown > :last-child > :is(p, h3, h4, h5, h6):nth-last-child(1 of :not(.hairline))::after { content: ""; display: inline-block; width: .5em; height: 1.05em;
   margin-inline-start: 2px; border-radius: 2px; background: var(--accent); vertical-align: -.15em; }

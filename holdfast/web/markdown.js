@@ -1,40 +1,41 @@
 /**
- * Markdown that grows: only the end of an answer is parsed and drawn again.
+ * Draws Markdown text that grows: only the end of an answer is parsed and drawn again.
  *
  * A block is final when the block behind it has a complete first line; its nodes are never touched again. In long lists
  * and tables the finished items and rows are final too, an open fence takes its lines without the parser, and a paragraph
  * is cut after 16,384 characters. The nodes of an answer do not depend on the pieces in which it came.
  *
- * @import { Environment, Token } from "./vendor/markdown.js"
+ * @import { Environment } from "./vendor/markdown.js"
+ * @import { Block } from "./markdown_blocks.js"
  * @import { DrawOptions, MarkdownOptions } from "./markdown_nodes.js"
  */
 import { element } from "./chat_nodes.js"
+import { childrenOf, isLongParagraph, isLoose, normalized, outermost, tableHead } from "./markdown_blocks.js"
 import { highlight } from "./markdown_code.js"
 import { appendBlocks, appendInline, codeBlock, loosen, MAX_INLINE, visible } from "./markdown_nodes.js"
 import { parseBlocks } from "./markdown_parser.js"
 import { repaired } from "./markdown_repair.js"
 
-const LONG = 4_096 // characters of a list or table whose finished items or rows become final
+const LONG = 4_096 // length of a list or table, in characters, from which its finished items or rows become final
 const BLOCKS_OF_CHUNK = 50
-const MAX_BLOCK = 16_384 // characters of a list item, a quote or another block that is not cut elsewhere
-const MAX_INFO = 1_000 // characters of the first line of a fence that is drawn line by line
-const FILLER = "x" // before the rest of a paragraph, so that it begins no other block
+const MAX_BLOCK = 16_384 // characters of a list, a table, a quote or another block
+const MAX_LINES = 4_096 // characters of an open fence in one node
+const MAX_INFO = 1_000 // longest first line of a code fence that is drawn line by line, in characters
+const FILLER = "x" // put before the rest of a long paragraph, so that the rest does not look like another kind of block
 const ANY = "\n" // stands for labels over several lines
 const LABEL = /(^[ \t>]*)?\[((?:[^\[\]\\]|\\[^])+)\](:?)/gm
 const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
 
-/** @typedef {{ tokens: Token[], start: number, end: number }} Block a block of the outermost level, and its place in the parsed text */
-
 /**
  * A fence without an end so far. `partial` is the end of its text that may still change.
  *
- * @typedef {{ code: Element, language: string, text: Text, indent: RegExp, end: RegExp, isEmpty: boolean, partial: string }} OpenFence
+ * @typedef {{ code: Element, language: string, text: Text, indent: RegExp, end: RegExp, isEmpty: boolean, partial: string, size: number }} OpenFence
  */
 
 /**
  * A long block whose first `count` children are final. `prefix` is parsed before the rest of it, and is not shown.
  *
- * @typedef {{ kind: "list" | "table" | "paragraph", node: Element, prefix: string, count: number, isLoose: boolean }} OpenBlock
+ * @typedef {{ kind: "list" | "table" | "paragraph", node: Element, prefix: string, start: number, count: number, isLoose: boolean }} OpenBlock
  */
 
 export class GrowingMarkdown {
@@ -48,18 +49,18 @@ export class GrowingMarkdown {
     this.#restart(Object.create(null))
   }
 
-  #given = "" // the text of the last update …
-  #taken = 0 // … of which this many characters are in …
-  #text = "" // … this, with line feeds alone
+  #given = "" // the text given to the last update …
+  #taken = 0 // … the number of its characters that were taken over into …
+  #text = "" // … this text, whose line breaks are all line feeds
   #isOver = false
-  #at = 0 // where the text that is not final begins
-  #count = 0 // of blocks that are final, or have a final beginning …
+  #at = 0 // offset from which the text is not final
+  #count = 0 // number of child nodes of blocks that are final or begin with final text …
   #begun = -1 // … and where the last of them begins
   /** Definitions in final text. @type {NonNullable<Environment["references"]>} */
   #references = {}
   /** Labels in final text that may be links, once they are defined. @type {Set<string>} */
   #labels = new Set()
-  #isLate = false // a definition came after text that may use it
+  #isLate = false // True: a link definition came after text that may use it
   /** @type {OpenFence | null} */
   #fence = null
   /** @type {OpenBlock | null} */
@@ -70,7 +71,8 @@ export class GrowingMarkdown {
   update(text, isOver = false) {
     if (text === this.#given && isOver === this.#isOver) return
     if (this.#isOver || !text.startsWith(this.#given)) this.#clear()
-    const until = text.length - (!isOver && text.endsWith("\r") ? 1 : 0) // perhaps half of a line break
+    // without a "\r" at the end, which may be half of a line break
+    const until = text.length - (!isOver && text.endsWith("\r") ? 1 : 0)
     this.#text += text.slice(this.#taken, until).replace(/\r\n?/g, "\n").replace(/\0/g, "\ufffd")
     this.#given = text
     this.#taken = until
@@ -132,8 +134,8 @@ export class GrowingMarkdown {
     for (let n = 0; n < blocks.length; n++) {
       const { start, end } = blocks[n]
       if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + start, shift + end, env)
-      const to = this.#cutWithin(blocks[n], text, blocks[n + 1]?.start ?? this.#stable(text))
-      if (to) return n > 0 ? this.#moveTo(shift + start) : this.#finishUntil(shift + to)
+      const to = this.#cutWithin(blocks[n], text, shift, blocks[n + 1]?.start ?? this.#stable(text))
+      if (to >= 0) return n > 0 ? this.#moveTo(shift + start) : this.#finishUntil(blocks[n], text, shift + to)
       if (n >= count) break
       this.#finish(blocks[n], shift, env)
     }
@@ -163,24 +165,39 @@ export class GrowingMarkdown {
     return at < end ? at : 0
   }
 
-  /** Return where a block that ends at `end`, or one of its items, is cut since it is too long; or 0. @param {Block} block @param {string} text @param {number} end */
-  #cutWithin(block, text, end) {
-    if (end - block.start <= MAX_BLOCK || block.tokens[0].type === "table_open") return 0
-    const begins = [...childrenOf(block, text).map(({ at }) => at), end]
-    if (begins.length === 1) begins.unshift(block.start)
-    for (let n = 1; n < begins.length; n++) {
-      const at = this.#cutAfter(text, begins[n - 1], begins[n])
-      if (at) return at
-    }
-    return 0
+  /**
+   * Return where a block that ends at `end` is cut since it is too long: before an item or a row, else behind a line; or -1.
+   *
+   * @param {Block} block @param {string} text @param {number} shift @param {number} end
+   */
+  #cutWithin(block, text, shift, end) {
+    const start = (this.#open?.start ?? shift + block.start) - shift
+    if (end - start <= MAX_BLOCK) return -1
+    const { begins, isTable } = childrenOf(block, text)
+    const last = begins.filter(({ at }) => at > start && at <= start + MAX_BLOCK).pop()
+    if (last) return last.at
+    return (!isTable && this.#cutAfter(text, block.start, end)) || -1
   }
 
-  /** Draw all text before `to` for the last time; behind it begins another block. @param {number} to */
-  #finishUntil(to) {
-    const { text, blocks, env } = this.#parse(this.#text.slice(this.#at, to))
-    for (const block of blocks) this.#finish(block, to - text.length, env)
+  /** Draw the text before `to` for the last time; behind it begins another block of the kind of `block`. @param {Block} block @param {string} text @param {number} to */
+  #finishUntil(block, text, to) {
+    const prefix = block.tokens[0].type === "table_open" ? tableHead(block, text) : ""
+    if (this.#open) dropAfter(this.#open.node, this.#open.count)
+    const part = this.#parse(this.#text.slice(this.#at, to))
+    for (const one of part.blocks) this.#finish(one, to - part.text.length, part.env)
     this.#open = null
-    return this.#moveTo(to)
+    const isMore = this.#moveTo(to)
+    if (prefix) this.#openTable(prefix)
+    return isMore
+  }
+
+  /** Begin a table that continues one with leave out the row of the header `prefix`. @param {string} prefix */
+  #openTable(prefix) {
+    const { blocks, env } = this.#parse(prefix)
+    const place = this.#place(this.#at)
+    appendBlocks(blocks[0].tokens, place, env, this.final)
+    const node = place.lastChild?.appendChild(element("tbody", {}))
+    if (node) this.#open = { kind: "table", node, prefix, start: this.#at, count: 0, isLoose: false }
   }
 
   /** Return how many blocks are final. @param {Block[]} blocks @param {string} text */
@@ -260,6 +277,7 @@ export class GrowingMarkdown {
       end: new RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*$`),
       isEmpty: true,
       partial: "",
+      size: 0,
     }
     this.#at += line.length
     return true
@@ -272,7 +290,15 @@ export class GrowingMarkdown {
     let isEnd = false
     /** @param {string} text */
     const draw = (text) => {
-      drawn += (fence.isEmpty ? "" : "\n") + visible(text.replace(fence.indent, ""))
+      if (!fence.isEmpty) drawn += "\n"
+      if (fence.size > MAX_LINES) { // a browser lays out this much again with each line
+        replaceEnd(fence.text, fence.partial.length, drawn)
+        fence.text = fence.code.appendChild(element("span", { class: "lines" })).appendChild(document.createTextNode(""))
+        fence.partial = drawn = ""
+        fence.size = 0
+      }
+      drawn += visible(text.replace(fence.indent, ""))
+      fence.size += text.length + 1
       fence.isEmpty = false
     }
     for (let feed; !isEnd && (feed = this.#text.indexOf("\n", this.#at)) >= 0; this.#at = feed + 1) {
@@ -303,11 +329,18 @@ export class GrowingMarkdown {
     const space = text.search(/\s\S*$/)
     const half = /[\ud800-\udbff]$/.test(text) ? 1 : 0
     const shown = space > 0 ? text.slice(0, space + 1) : text.slice(0, text.length - half)
-    const open = (this.#open ??= { kind: "paragraph", node: this.#place(start).appendChild(element("p", { dir: "auto" })), prefix: FILLER, count: 0, isLoose: false })
-    dropAfter(open.node, open.count)
+    const open = this.#open ?? this.#openParagraph(start)
+    dropAfter(open.node, 0)
     appendInline(shown, open.node, env, this.final)
-    open.count = open.node.childNodes.length
-    return this.#moveTo(this.#at + shown.length)
+    const isMore = this.#moveTo(this.#at + shown.length)
+    this.#open = this.#openParagraph(this.#at)
+    return isMore
+  }
+
+  /** Begin a paragraph, perhaps one that continues a long one. @param {number} start @returns {OpenBlock} */
+  #openParagraph(start) {
+    const node = this.#place(start).appendChild(element("p", { dir: "auto" }))
+    return { kind: "paragraph", node, prefix: FILLER, start, count: 0, isLoose: false }
   }
 
   /**
@@ -317,8 +350,8 @@ export class GrowingMarkdown {
    */
   #freeze(block, text, shift, env) {
     if (block.end - block.start < LONG) return false
-    const begins = childrenOf(block, text)
-    if (block.tokens[0].type === "table_open") begins.shift() // the header
+    const limit = (this.#open?.start ?? shift + block.start) - shift + MAX_BLOCK
+    const begins = childrenOf(block, text).begins.filter(({ at }) => at <= limit)
     const next = begins[begins.length - 1] // an item or row is final when the next one has begun
     if (!next || next === begins[0]) return false
     const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
@@ -330,15 +363,15 @@ export class GrowingMarkdown {
 
   /** Begin a long block with its finished items or rows. @param {Block} done @param {Block} block @param {string} text @param {number} shift @param {Environment} env */
   #openBlock(done, block, text, shift, env) {
-    const place = this.#place(shift + block.start)
+    const start = shift + block.start
+    const place = this.#place(start)
     appendBlocks(done.tokens, place, env, this.final)
     const node = /** @type {Element} */ (place.lastChild)
     if (node.nodeName === "TABLE") {
-      const prefix = text.slice(block.start, lineStart(text, (block.tokens[0].map?.[0] ?? 0) + 2))
       const body = /** @type {Element} */ (node.lastChild)
-      this.#open = { kind: "table", node: body, prefix, count: body.childNodes.length, isLoose: false }
+      this.#open = { kind: "table", node: body, prefix: tableHead(block, text), start, count: body.childNodes.length, isLoose: false }
     } else {
-      this.#open = { kind: "list", node, prefix: "", count: node.childNodes.length, isLoose: isLoose(block) }
+      this.#open = { kind: "list", node, prefix: "", start, count: node.childNodes.length, isLoose: isLoose(block) }
     }
   }
 
@@ -353,7 +386,7 @@ export class GrowingMarkdown {
     open.count = open.node.childNodes.length
   }
 
-  /** Append to `parent` what continues the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {DrawOptions} options @param {Block} whole */
+  /** Append to `parent` the nodes that continue the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {DrawOptions} options @param {Block} whole */
   #appendInside(open, block, parent, env, options, whole = block) {
     if (open.kind === "paragraph") {
       const inline = block.tokens.find((token) => token.type === "inline")
@@ -394,66 +427,6 @@ export class GrowingMarkdown {
     if (open) patch(open.node, open.count, inside)
     patch(this.#tail, 0, outside)
   }
-}
-
-/** Return the name under which markdown-it keeps the address of `label`. @param {string} label */
-function normalized(label) {
-  return label.trim().replace(/\s+/g, " ").toLowerCase().toUpperCase()
-}
-
-/** Group tokens by the blocks of the outermost level. @param {Token[]} tokens @param {string} text @returns {Block[]} */
-function outermost(tokens, text) {
-  /** @type {Block[]} */
-  const blocks = []
-  let line = 0
-  let at = 0
-  /** @param {number} wanted */
-  const startOf = (wanted) => {
-    at = lineStart(text, wanted - line, at)
-    line = Math.max(line, wanted)
-    return at
-  }
-  for (const token of tokens) {
-    if (token.level === 0 && token.nesting >= 0) {
-      const [first, last] = token.map ?? [0, 0]
-      blocks.push({ tokens: [], start: startOf(first), end: startOf(last) })
-    }
-    blocks[blocks.length - 1].tokens.push(token)
-  }
-  return blocks
-}
-
-/** Return where the line begins that is `line` lines behind `at`. @param {string} text @param {number} line @param {number} [at] */
-function lineStart(text, line, at = 0) {
-  for (; line > 0 && at < text.length; line--) at = text.indexOf("\n", at) + 1 || text.length
-  return at
-}
-
-/** @param {Block} block */
-function isLongParagraph({ tokens: [first], start, end }) {
-  return end - start > MAX_INLINE && (first.type === "paragraph_open" || (first.type === "heading_open" && first.markup !== "#".repeat(first.markup.length)))
-}
-
-/** Return the items of a list or the rows of a table: the number of their first token, and where they begin. @param {Block} block @param {string} text */
-function childrenOf(block, text) {
-  const isTable = block.tokens[0].type === "table_open"
-  const [type, level] = isTable ? ["tr_open", 2] : ["list_item_open", 1]
-  const begins = []
-  let at = 0
-  let line = 0
-  for (const [index, token] of block.tokens.entries()) {
-    if (token.type !== type || token.level !== level) continue
-    const first = token.map?.[0] ?? 0
-    at = lineStart(text, first - line, at)
-    line = first
-    begins.push({ index, at })
-  }
-  return begins
-}
-
-/** @param {Block} list */
-function isLoose(list) {
-  return list.tokens.some((token) => token.type === "paragraph_open" && token.level === 2 && !token.hidden)
 }
 
 /** Remove the children of `node` but the first `count`. @param {Node} node @param {number} count */

@@ -60,7 +60,7 @@ async def test_nodes_do_not_depend_on_the_pieces(page: Page) -> None:
 
 async def test_long_blocks_lose_no_row_and_do_not_depend_on_the_pieces(page: Page) -> None:
     for name in ("a list that becomes loose", "a table", "a fence", "a paragraph"):  # all: test_right_markdown.py
-        assert await page.evaluate("name => tests.long(name, 20_000, 97)", name) == [], name
+        assert await page.evaluate("name => tests.long(name, 15_000, 97)", name) == [], name
 
 
 async def test_little_visible_text_vanishes_again(page: Page) -> None:
