@@ -57,8 +57,8 @@ async def test_clients_that_reconnect_in_one_moment_are_not_ended_for_their_numb
 
 
 @virtually
-async def test_answered_requests_give_no_further_chance() -> None:
-    """Each connection of one address sends a request every 1.5 s, which is answered."""
+async def test_completed_requests_give_no_further_chance() -> None:
+    """Each connection of one address sends a request every 1.5 s, and gets its response."""
     book = Connections(max_open=5_000)
     peers = waiting(book, *["192.0.2.2"] * 1_100)
     for _ in range(5):
@@ -194,3 +194,25 @@ def test_last_address_that_no_trusted_proxy_added_is_the_client(forwarded: list[
 def test_proxy_that_is_not_an_address_is_refused() -> None:
     with pytest.raises(LocalError, match=r"--trust-proxy must be an address or a network .*, got .proxy.local."):
         TrustedProxies(["proxy.local"])
+
+
+async def test_idle_connection_of_a_known_peer_ends_only_for_want_of_descriptors() -> None:
+    book = Connections(max_open=3)
+    first, second, third = (Peer(book, "192.0.2.1") for _ in range(3))
+    for peer in (first, second, third):
+        peer.connection.rest()
+    first.connection.proceed()  # a request runs
+    third.connection.wait(10, may_burst=True)
+    waiting(book, "192.0.2.2")
+    assert [peer.is_evicted for peer in (first, second, third)] == [False, False, True]
+    assert book.opened("192.0.2.3", first) is not None
+    assert [peer.is_evicted for peer in (first, second)] == [False, False]  # the waiting one went first
+    assert book.opened("192.0.2.4", first) is not None
+    assert second.is_evicted
+    assert book.opened("192.0.2.5", first) is None
+
+
+def test_zone_of_a_forwarded_address_is_left_out() -> None:
+    proxies = TrustedProxies(["10.0.0.0/8"])
+    headers = [(b"x-forwarded-for", b"fe80::1%\x9b31m, 10.1.1.1")]
+    assert proxies.client_of("10.0.0.1", headers) == "fe80::1"

@@ -1,4 +1,4 @@
-/** The place to write: text over the full width, buttons below it. A draft survives a reload. @module */
+/** The input field of the chat: text over the full width, buttons below it. A draft survives a reload. @module */
 import { button, element, svg } from "./chat_nodes.js"
 
 const MAX_LINES = 8

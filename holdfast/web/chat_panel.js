@@ -21,14 +21,14 @@ const HIDDEN_MS = 250
 const SLICE_MS = 12 // of one drawing, …
 const HELD_MS = 6 // … of one that also lays messages out above the view, …
 const FIRST_MS = 30 // … and of the first one
-const SPOKEN_MS = 2_000 // between two changes of what a screen reader is told
-const SLOW_MS = 1_000 // a connection that takes longer is mentioned
+const SPOKEN_MS = 2_000 // least time between two announcements to a screen reader
+const SLOW_MS = 1_000 // time to connect after which the status line mentions it
 const MAX_REPLIES = 100
 const CLOSE = "M6 6l12 12M18 6L6 18"
 const DOWN = "M12 5v14M6 13l6 6 6-6"
 
 export class Panel {
-  isBusy = false // a request for older messages runs
+  isBusy = false // True while a request for older messages runs
   unheard = false // the server has said that no agent listens
   trouble = "" // why a request has failed that has no place of its own
   /** @type {Map<string, import("./view.js").Reply>} */
@@ -71,7 +71,7 @@ export class Panel {
     this.scroller = new Scroller(this)
     this.composer = new Composer(this)
     this.node = this.#panel()
-    this.node.hidden = true // until `update`
+    this.node.hidden = true // hidden until the first `update`
     const stops = [
       this.channel.subscribe(() => {
         if (this.marks.changed()) this.remark()
@@ -98,7 +98,7 @@ export class Panel {
     return node
   }
 
-  /** Draw what the attributes of the element say. */
+  /** Draw the panel according to the attributes of the element. */
   update() {
     const { host, node } = this
     const wasOpen = !node.hidden
@@ -217,12 +217,12 @@ export class Panel {
 
   // -- what the element tells
 
-  /** Send an event to the app. Return whether it lets the element go on. @param {string} name @param {object} detail */
+  /** Dispatch an event to the app. Return whether the app has not prevented the default action. @param {string} name @param {object} detail */
   tell(name, detail) {
     return this.host.dispatchEvent(new CustomEvent(`holdfast-${name}`, { bubbles: true, composed: true, cancelable: true, detail }))
   }
 
-  /** Tell a screen reader, at most every two seconds. @param {string} text */
+  /** Announce `text` to a screen reader, at most every two seconds. @param {string} text */
   speak(text) {
     const wait_ms = Math.max(0, this.#spokenMs + SPOKEN_MS - performance.now())
     clearTimeout(this.#speaking)
@@ -261,7 +261,7 @@ export class Panel {
     }
   }
 
-  // -- what a person does
+  // -- actions of the person
 
   toEnd() {
     if (this.root.activeElement === this.jump) this.log.focus({ preventScroll: true }) // the button vanishes

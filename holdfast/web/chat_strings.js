@@ -1,4 +1,4 @@
-/** The words of the chat element. An app replaces some of them by the property `strings`. @module */
+/** The words of the chat element. An app can replace some of them with the property `strings`. @module */
 
 export const STRINGS = {
   heading: "Chat",

@@ -1,4 +1,4 @@
-/** The style sheets of the chat element, as constructed sheets: they run under `style-src 'self'`. @module */
+/** The style sheets of the chat element, as constructed sheets, which the policy `style-src 'self'` allows. @module */
 
 /** @type {Map<string, CSSStyleSheet>} */
 const sheets = new Map()

@@ -1,7 +1,7 @@
 /**
  * `HoldfastChat`: the chat element, without a definition of its tag.
  *
- * While it is closed it is a button alone. Its panel, the client and the Markdown are loaded when it opens.
+ * While it is closed it is only a button. Its panel, the client and the Markdown are loaded when it opens.
  * @module
  */
 import { element, report, SPARK, svg } from "./chat_nodes.js"
@@ -12,7 +12,7 @@ import { LAUNCHER_STYLE, sheetOf } from "./chat_style.js"
 
 const THEMES = ["auto", "light", "dark"]
 
-/** Importing on a server defines a class that nothing can make. @type {typeof HTMLElement} */
+/** On a server, where `HTMLElement` is missing, the import defines a class without instances. @type {typeof HTMLElement} */
 const Base = globalThis.HTMLElement ?? class {}
 
 export class HoldfastChat extends Base {
@@ -62,12 +62,12 @@ export class HoldfastChat extends Base {
       this.#root = this.attachShadow({ mode: "open" })
       this.#root.adoptedStyleSheets = [sheetOf(LAUNCHER_STYLE)]
     }
-    queueMicrotask(() => this.#draw()) // properties of the app are set by then
+    queueMicrotask(() => this.#draw()) // later, so that the app can first set the properties
   }
 
   disconnectedCallback() {
     queueMicrotask(() => {
-      if (this.isConnected) return // moved within the page
+      if (this.isConnected) return // the element was only moved within the page
       this.#closePanel()
       this.#root?.replaceChildren()
     })
@@ -85,7 +85,7 @@ export class HoldfastChat extends Base {
     this.#panel = null
   }
 
-  /** Words with those of the app. */
+  /** Return the words of the element, with the app's own in place of the defaults. */
   get words() {
     return { ...STRINGS, ...this.strings }
   }
@@ -121,7 +121,7 @@ export class HoldfastChat extends Base {
     this.#panel?.update()
   }
 
-  /** Return what is wrong with the attributes, by name. */
+  /** Return a sentence about the first mistake in the attributes, or nothing. */
   #mistake() {
     const theme = this.getAttribute("theme") ?? "auto"
     if (!this.getAttribute("channel")) return `<holdfast-chat> needs the attribute channel, such as channel="chat:1"`
@@ -136,7 +136,7 @@ export class HoldfastChat extends Base {
     return ""
   }
 
-  /** Where the hub is mounted: the attribute `url`, or the hub that serves this module. */
+  /** Return the URL of the hub: the attribute `url`, or the hub that serves this module. */
   get url() {
     return this.getAttribute("url") ?? new URL("..", import.meta.url).href.replace(/\/$/, "")
   }

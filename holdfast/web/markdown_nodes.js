@@ -22,7 +22,8 @@ import { parseInline } from "./markdown_parser.js"
 
 /** Options for one drawing: `isFinal` if it is the last one of its nodes. @typedef {MarkdownOptions & { isFinal?: boolean }} DrawOptions */
 
-export const MAX_INLINE = 16_384 // characters of one paragraph; a longer one inside another block is shown as text
+// longest paragraph, in characters, whose inline Markdown is parsed; inside another block a longer one is shown as text
+export const MAX_INLINE = 16_384
 const ALIGNED = /text-align:\s*(left|center|right)/
 const SAFE = new Set(["http:", "https:", "mailto:"])
 const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g
@@ -196,7 +197,7 @@ function link(address) {
   return node
 }
 
-/** Name the host behind a link whose text looks like the address of another one. @param {HTMLElement} node */
+/** Show the host of a link whose text looks like an address of another host. @param {HTMLElement} node */
 function sayHost(node) {
   if (!(node instanceof HTMLAnchorElement) || !node.host) return
   const text = node.textContent ?? ""

@@ -61,25 +61,38 @@ def pour(one: socket.socket, piece: bytes, until_s: float) -> int:
 
 
 def read_all(one: socket.socket, timeout_s: float = 3.0) -> bytes:
-    """Read until the end of the connection, or until it is silent."""
+    """Read until the end of the connection, or until it is silent; for ten times as long at most."""
     received = bytearray()
     one.settimeout(timeout_s)
+    until_s = time.monotonic() + 10 * timeout_s
     with contextlib.suppress(OSError):
-        while data := one.recv(1 << 20):
+        while time.monotonic() < until_s and (data := one.recv(1 << 20)):
             received += data
     return bytes(received)
 
 
-def again(attempt: Callable[[float], tuple[int, bytes]], seconds: float) -> Report:
-    """Attack on one connection after another for `seconds`; `attempt` returns the bytes sent and received."""
+def again(attempt: Callable[[float], tuple[int, bytes]], seconds: float, at_once: int = 1) -> Report:
+    """Attack on one connection after another for `seconds`, on `at_once` of them at any time.
+
+    `attempt` returns the bytes sent and received.
+    """
     until_s = time.monotonic() + seconds
     sent, connections, first = 0, 0, b""
+
+    def run() -> None:
+        nonlocal sent, connections, first
+        while time.monotonic() < until_s:
+            count, received = attempt(until_s)
+            sent += count
+            connections += 1
+            first = first or received
+
+    threads = [threading.Thread(target=run) for _ in range(at_once)]
     begun()
-    while time.monotonic() < until_s:
-        count, received = attempt(until_s)
-        sent += count
-        connections += 1
-        first = first or received
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return {"sent": sent, "connections": connections, "first": first[:600].decode("latin-1")}
 
 
@@ -96,18 +109,36 @@ def endless_head(port: int, seconds: float, begin: str, piece: str) -> Report:
     return again(attempt, seconds)
 
 
-def pipelined(port: int, seconds: float, total: int, path: str = "/healthz", bearer: str = "") -> Report:
-    """Send many requests on one connection and read no response."""
+def endless_trailer(port: int, seconds: float, piece: str) -> Report:
+    """Send a request whose chunked body has a trailer that does not end, once the response is there."""
+
+    def attempt(until_s: float) -> tuple[int, bytes]:
+        with connect(port) as one:
+            one.sendall(
+                b"POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+            )
+            first = one.recv(65536)
+            return pour(one, piece.encode() * (65536 // len(piece)), until_s), first
+
+    return again(attempt, seconds)
+
+
+def pipelined(
+    port: int, seconds: float, total: int, path: str = "/healthz", bearer: str = "", at_once: int = 1
+) -> Report:
+    """Send many requests on one connection, or on `at_once` of them, and read no response."""
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{bearer and f'Authorization: Bearer {bearer}'}\r\n".encode()
     request = request if request.endswith(b"\r\n\r\n") else request + b"\r\n"
-    with connect(port) as one:
-        until_s = time.monotonic() + seconds
-        sent = 0
-        begun()
-        while time.monotonic() < until_s and sent < total * len(request):
-            more = pour(one, request * 2_000, min(until_s, time.monotonic() + 0.5))
-            sent += more
-        return {"sent": sent, "requests": sent // len(request)}
+
+    def attempt(until_s: float) -> tuple[int, bytes]:
+        with connect(port) as one:
+            sent = 0
+            while time.monotonic() < until_s and sent < total * len(request):
+                sent += pour(one, request * 2_000, min(until_s, time.monotonic() + 0.5))
+            return sent, b""
+
+    report = again(attempt, seconds, at_once)
+    return {**report, "requests": report["sent"] // len(request)}
 
 
 def crowd(
@@ -191,10 +222,18 @@ HANDSHAKE = (
 
 
 def frames(
-    port: int, seconds: float, first: str, piece: str, bearer: str = "", reads: bool = False, times: int = 1_000
+    port: int,
+    seconds: float,
+    first: str,
+    piece: str,
+    bearer: str = "",
+    reads: bool = False,
+    times: int = 1_000,
+    at_once: int = 1,
 ) -> Report:
     """Send frames on one socket after another: `first`, then `piece` again and again, both in hexadecimal.
 
+    With `at_once` it attacks by so many sockets at any time.
     With `reads` the responses are read. The report has the last close code.
     """
     authorization = f"Authorization: Bearer {bearer}\r\n" if bearer else ""
@@ -236,7 +275,7 @@ def frames(
             codes[code] = codes.get(code, 0) + 1
         return sent, b""
 
-    return {**again(noted, seconds), "codes": codes}
+    return {**again(noted, seconds, at_once), "codes": codes}
 
 
 def exchange(one: socket.socket, request: bytes) -> tuple[int, int]:
@@ -390,6 +429,7 @@ def publishing_frames(port: int, seconds: float, bearer: str, channel: str, text
 
 ATTACKS: dict[str, Callable[..., Report]] = {
     "endless_head": endless_head,
+    "endless_trailer": endless_trailer,
     "pipelined": pipelined,
     "crowd": crowd,
     "frames": frames,

@@ -30,11 +30,18 @@ HYPERCORN = os.environ.get("HOLDFAST_HYPERCORN") or shutil.which("hypercorn")  #
 
 _APP = """
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from holdfast import Hub
 from holdfast.hub.tokens import jwt_verifier
 hub = Hub({store!r}, authenticate=jwt_verifier(secret={secret!r}, audience={audience!r}))
-app = Starlette(routes=[Mount("/", app=hub)])
+
+async def words():
+    yield "the answer"
+
+async def ask(request):
+    return hub.stream_response("answers", words, prompt="hi", prompt_by="ann", reply_id=request.query_params["id"])
+
+app = Starlette(routes=[Route("/ask", ask), Mount("/", app=hub)])
 """
 
 

@@ -105,7 +105,7 @@ async def test_two_thousand_large_heads_take_little_memory(attacked: Scene) -> N
     [("GET /", " HTTP/1.1\r\nHost: localhost\r\n\r\n"), (HALF, "\r\n\r\n")],
     ids=["path", "header"],
 )
-async def test_answered_requests_with_large_heads_leave_little_memory(attacked: Scene, begin: str, end: str) -> None:
+async def test_completed_requests_with_large_heads_leave_little_memory(attacked: Scene, begin: str, end: str) -> None:
     options = {"total": 1_200, "addresses": 20, "begin": begin, "filler": 64_000, "end": end, "seconds": 12}
     outcome = await run(attacked, "crowd", **options)
     outcome.check(14 * MIB)
@@ -113,8 +113,38 @@ async def test_answered_requests_with_large_heads_leave_little_memory(attacked: 
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        ("GET http://x HTTP/1.1\r\nHost: localhost\r\nX-Long: ", "\r\n\r\n"),
+        ("GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: ", "\r\nTransfer-Encoding: x\r\n\r\n"),
+        (f"{SOCKET}Content-Length: 5\r\nX-Long: ", "\r\n\r\n"),
+        (f"{SOCKET.replace('GET', 'PUT')}X-Long: ", "\r\n\r\n"),
+    ],
+    ids=["address", "encoding", "handshake with a body", "handshake by PUT"],
+)
+async def test_refused_connections_count_until_they_are_closed(tmp_path: Path, begin: str, end: str) -> None:
+    async with scene(tmp_path, by=FEW_FILES) as one:
+        options = {"total": 2_400, "begun_at": 1_000, "addresses": 20, "begin": begin, "filler": 54_000, "end": end}
+        outcome = await run(one, "crowd", seconds=6, beside=lambda: good_clients(one), **options)
+        assert outcome.growth_bytes <= 64 * MIB, outcome
+        assert outcome.beside == 20
+        assert await one.until_memory_is_back(outcome.before_bytes) < 30
+
+
+async def test_one_person_cannot_keep_others_out_with_idle_connections(tmp_path: Path) -> None:
+    """Each connection has a token, and most of its requests exceed the rate."""
+    bearer = token("attacker", PERSON)
+    begin = f"GET /v1/channels/c HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {bearer}\r\n\r\n"
+    async with scene(tmp_path, by=FEW_FILES) as one:
+        options = {"total": 1_500, "begun_at": 1_000, "begin": begin, "again_s": 2.0, "seconds": 6}
+        outcome = await run(one, "crowd", beside=lambda: good_clients(one), **options)
+        outcome.check(64 * MIB)
+        assert outcome.beside == 20
+
+
 async def test_connections_that_send_requests_count_between_them(attacked: Scene) -> None:
-    """Each of 1,100 connections of one address is answered every 1.5 s."""
+    """Each of 1,100 connections of one address gets a response every 1.5 s."""
     begin = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     before = attacked.descriptors()
     options = {"total": 1_100, "begin": begin, "again_s": 1.5, "seconds": 8}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+from typing import Any
 
 import pytest
 
 from tests.attacks.attacker import GET, connect, exchange, read_all
-from tests.attacks.scene import MIB, Scene, run, writer_token
+from tests.attacks.scene import MIB, Scene, ask, run, writer_token
 
 HEAD = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -32,9 +34,33 @@ async def test_endless_head_is_refused(attacked: Scene, begin: str, piece: str, 
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
-async def test_requests_behind_a_running_one_are_not_read(attacked: Scene) -> None:
-    outcome = await run(attacked, "pipelined", total=600_000)
+@pytest.mark.parametrize("is_held", [False, True], ids=["short ones", "long polls"])
+async def test_requests_behind_a_running_one_are_not_read(attacked: Scene, is_held: bool) -> None:
+    options: dict[str, Any] = {}
+    if is_held:
+        path = "/v1/channels/silent/poll"
+        reader, writer = await asyncio.open_connection("127.0.0.1", attacked.port)
+        status, first = await ask(reader, writer, "GET", f"{path}?wait_s=0", None, writer_token())
+        assert status == 200
+        writer.close()
+        options = {"path": f"{path}?wait_s=60&since={first['cursor']}", "bearer": writer_token()}
+    outcome = await run(attacked, "pipelined", total=600_000, **options)
     outcome.check(4 * MIB)
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+async def test_pipelined_requests_of_many_connections_share_the_turns_of_one(attacked: Scene) -> None:
+    outcome = await run(attacked, "pipelined", total=600_000, at_once=96)
+    outcome.check(64 * MIB)
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+@pytest.mark.parametrize("piece", ["a:b\r\n", "a"], ids=["lines", "a line"])
+async def test_endless_trailer_behind_a_response_ends_the_connection(attacked: Scene, piece: str) -> None:
+    outcome = await run(attacked, "endless_trailer", piece=piece)
+    outcome.check(4 * MIB)
+    assert outcome.report["first"].startswith("HTTP/1.1 401 "), outcome
+    assert outcome.report["connections"] > 3, outcome
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,3 +69,21 @@ def test_largest_request_is_accepted(server: MountedServer) -> None:
         while (reply := frame_from(stream)).startswith(b'{"type":"ping"'):
             pass
         assert reply.startswith(b'{"type":"ok"'), reply[:300]
+
+
+def test_person_who_takes_the_id_of_an_answer_is_not_served_as_the_assistant(server: MountedServer) -> None:
+    bearer = {"Authorization": f"Bearer {token('ada', PERSON)}"}
+    taken = {"id": "taken", "text": "words of a person"}
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as one:
+        one.request(
+            "POST", "/v1/channels/answers/messages", json.dumps(taken), {**bearer, "Content-Type": "application/json"}
+        )
+        created = one.getresponse()
+        assert (created.status, taken["text"].encode() in created.read()) == (201, True)
+        one.request("GET", "/ask?id=taken")
+        refused = one.getresponse()
+        assert (refused.status >= 400, b"words of a person" in refused.read()) == (True, False)
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as one:
+        one.request("GET", "/ask?id=free")
+        served = one.getresponse()
+        assert (served.status, b"the answer" in served.read()) == (200, True)

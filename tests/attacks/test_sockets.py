@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests.attacks.attacker import HANDSHAKE
+from tests.attacks.attacker import HANDSHAKE, connect, read_all
 from tests.attacks.scene import MIB, PERSON, Scene, introduces_itself, run, token
 from tests.attacks.test_connections import BURST, SPARE
 from wirecheck import encode_frame
@@ -18,6 +20,8 @@ PONG = encode_frame(10, b"", mask=MASK).hex()
 TEXT = encode_frame(1, b"{}", mask=MASK).hex()
 # A frame that announces 8 KiB and stops before the last byte.
 UNFINISHED = encode_frame(1, b"x" * 8191, mask=MASK, length=8192).hex()
+# A message of 250 fragments, which are as many as are allowed, or a few less.
+FRAGMENTS = BEGINNING + EMPTY * 248 + encode_frame(0, b"", mask=MASK).hex()
 PADDING = "X-Long: " + "y" * 8_000 + "\r\n"
 
 KNOWN = pytest.mark.parametrize("is_known", [False, True], ids=["unknown", "known"])
@@ -88,3 +92,35 @@ async def test_flood_of_small_messages_does_not_hold_the_loop(attacked: Scene, r
     outcome = await run(attacked, "frames", first="", piece=TEXT, bearer=bearer(True), reads=reads)
     outcome.check(4 * MIB)
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+@pytest.mark.parametrize("piece", [TEXT, FRAGMENTS], ids=["small", "fragments"])
+async def test_floods_of_twenty_sockets_of_one_person_do_not_hold_the_loop(attacked: Scene, piece: str) -> None:
+    options = {"first": "", "piece": piece, "times": 100, "bearer": bearer(True), "at_once": 20}
+    outcome = await run(attacked, "frames", reads=True, **options)
+    outcome.check(16 * MIB)
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status", "word"),
+    [
+        ("Upgrade: websocket", "Upgrade: websocket\r\nUpgrade: websocket", 426, "Upgrade"),
+        ("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 12", 400, "Sec-WebSocket-Version"),
+        ("Sec-WebSocket-Key", "X-Key", 400, "Sec-WebSocket-Key"),
+        ("HTTP/1.1", "HTTP/1.0", 400, "HTTP/1.1"),
+    ],
+    ids=["upgrade", "version", "key", "HTTP/1.0"],
+)
+async def test_refused_handshake_has_the_form_of_other_refusals(
+    attacked: Scene, before: str, after: str, status: int, word: str
+) -> None:
+    assert before in HANDSHAKE
+    with connect(attacked.port) as one:
+        one.sendall(HANDSHAKE.replace(before, after).encode() + b"\r\n")
+        head, _, body = read_all(one, 0.3).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), head
+    assert b"x-content-type-options: nosniff" in head
+    problem = json.loads(body)
+    assert (problem["code"], problem["status"]) == ("invalid_request", status)
+    assert word in problem["detail"]

@@ -90,3 +90,10 @@ def test_metrics_need_admin_where_there_is_a_verifier(hubs: dict[str, Server]) -
         bearer = {"Authorization": f"Bearer {token('chat', **claims)}"}
         assert ask(hubs["chat"], "GET", "/metrics", **bearer)[0] == status
     assert ask(hubs["chat"], "GET", "/metrics")[0] == 401
+
+
+def test_files_of_the_store_are_readable_for_their_owner_alone(hubs: dict[str, Server]) -> None:
+    for server in hubs.values():
+        files = list(server.store.parent.glob(f"{server.store.name}*"))
+        assert len(files) == 4, files  # database, WAL, shared memory, lock
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}, files

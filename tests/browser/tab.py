@@ -20,9 +20,11 @@ from tests.conftest import ARGUMENTS
 
 TIMEOUT_MS = 30_000
 
+# The text from which the chat element draws a message: Markdown is tested elsewhere.
 _TEXT = """id => {
-  const message = document.querySelector(`[data-message-id="${CSS.escape(id)}"]`)
-  return message ? [...message.querySelectorAll(".text")].map(node => node.textContent).join("") : null
+  const chat = document.querySelector("holdfast-chat")
+  const channel = chat?.client?.channel(chat.getAttribute("channel"))
+  return channel?.getSnapshot().messages.find(message => message.id === id)?.text ?? null
 }"""
 
 
@@ -62,6 +64,7 @@ class Tab:
         """Open a tab, in a profile of its own, for the person `name` (by default a new one)."""
         context = await browser.new_context()
         context.set_default_timeout(TIMEOUT_MS)
+        transport = {"ws": "websocket"}.get(transport, transport)
         query = f"channel={channel}&transport={transport}" + (f"&as={name}" if name else "")
         tab = cls(await context.new_page(), f"http://127.0.0.1:{port}/?{query}")
         await tab.page.goto(tab.url)
@@ -70,6 +73,11 @@ class Tab:
     async def reload(self) -> None:
         """Press F5."""
         await self.page.reload()
+
+    async def send(self, text: str) -> None:
+        """Type a message and send it."""
+        await self.page.fill("textarea", text)
+        await self.page.press("textarea", "Enter")
 
     async def text(self, message_id: str) -> str | None:
         """Return the text of a message in the page; None if the page does not have the message."""

@@ -136,10 +136,8 @@ async def test_the_demo_s_answer_continues_after_a_restart_of_its_server(
     demo: Server, browser: Browser, ending: signal.Signals
 ) -> None:
     tab = await Tab.open(browser, demo.port, "demo:test")
-    await tab.page.fill("#question", "What happens on a crash?")
-    await tab.page.press("#question", "Enter")
-    await tab.page.wait_for_selector('[data-role="assistant"]')
-    answer = await tab.page.get_attribute('[data-role="assistant"]', "data-message-id")
+    await tab.send("What happens on a crash?")
+    answer = await tab.page.get_attribute(".assistant", "data-message-id")
     assert answer is not None
     before = await tab.until_length(answer, 80)
     await asyncio.to_thread(demo.end, ending)
@@ -148,7 +146,7 @@ async def test_the_demo_s_answer_continues_after_a_restart_of_its_server(
     assert after.startswith(before)
     stored = text_of(demo.message("demo:test", answer))
     assert stored.startswith(before)
-    await tab.page.click("#stop")
+    await tab.page.click(".stop")
     await tab.until_status(answer, "cancelled")
     assert await tab.text(answer) == text_of(demo.message("demo:test", answer))
     assert tab.errors == []

@@ -1,14 +1,16 @@
 /**
- * The modules of the demo page that need no page: identity, unsent questions, and texts.
+ * The modules of the demo's pages that need no page: lost text, marks, chats, and names.
  */
 
 import assert from "node:assert/strict"
+import { readdirSync, readFileSync } from "node:fs"
 import { test } from "node:test"
 
-import { UnsentQuestions } from "../../holdfast/web/demo/unsent.js"
-import { idOf, rename, whoAmI } from "../../holdfast/web/demo/me.js"
-import { Typing } from "../../holdfast/web/demo/people.js"
-import { breakOf, caughtUp, counted, nameOf, outcomeOf, pendingOf, questionOf, sized, stateOf, typingOf, workOf } from "../../holdfast/web/demo/words.js"
+import { noteChat, stateOf } from "../../holdfast/web/demo/chats.js"
+import { breaksOf, lostOf, marksOf, Score } from "../../holdfast/web/demo/score.js"
+import { freeName, idOf, whoAmI } from "../../holdfast/web/demo/visitor.js"
+
+const FOLDER = new URL("../../holdfast/web/demo/", import.meta.url)
 
 /** A storage that survives its page. */
 class MemoryStorage {
@@ -17,192 +19,134 @@ class MemoryStorage {
   setItem = (key, value) => void this.#kept.set(key, value)
 }
 
-const full = { getItem: () => null, setItem: () => { throw new Error("QuotaExceededError") } }
+// The scoreboard ------------------------------------------------------------------------------------------------------
 
-// Unsent questions ----------------------------------------------------------------------------------------------------
-
-/** Return unsent questions with a record of their calls. A question waits in `sent` until the test settles it. */
-function unsent(storage = new MemoryStorage()) {
-  const seen = { sent: [], waiting: [], refused: [] }
-  seen.questions = new UnsentQuestions({
-    channel: "demo:test",
-    storage,
-    send: (question) => new Promise((resolve, reject) => seen.sent.push({ ...question, resolve, reject })),
-    onChange: (questions) => seen.waiting.push(questions.map(({ text }) => text)),
-    onRefused: (question, why) => seen.refused.push([question.text, why]),
-  })
-  return seen
-}
-
-const settled = () => new Promise((resolve) => setImmediate(resolve))
-
-test("a question is unsent until it is stored", async () => {
-  const seen = unsent()
-  seen.questions.add("a")
-  assert.deepEqual(seen.waiting, [["a"]])
-  seen.sent[0].resolve()
-  await settled()
-  assert.deepEqual(seen.waiting, [["a"], []])
-  assert.match(seen.sent[0].id, /^[\w-]{36}$/)
+test("lost are the characters that the text after a trial lacks", () => {
+  const cases = [["", "", 0], ["abc", "abc", 0], ["abc", "abcd", 0], ["abc", "ab", 1], ["abc", "abXd", 1], ["abc", "", 3], ["a🧜b", "a", 2], ["abc", "xabc", 3]]
+  for (const [before, after, lost] of cases) assert.equal(lostOf(before, after), lost, `${before} → ${after}`)
 })
 
-test("a refusal drops the question and reports the reason", async () => {
-  const seen = unsent()
-  seen.questions.add("a")
-  seen.sent[0].reject(new Error("because"))
-  await settled()
-  assert.deepEqual(seen.waiting, [["a"], []])
-  assert.deepEqual(seen.refused, [["a", "because"]])
+test("a box is ticked only if no character is lost, and the score survives a reload", () => {
+  const storage = new MemoryStorage()
+  const score = new Score(storage)
+  assert.equal(score.settle("reload", "abc", "abcd", "3 characters came back"), 0)
+  assert.equal(score.settle("reload", "abc", "abcd", "3 characters came back"), 0)
+  assert.equal(score.settle("kill", "abc", "ab", "nothing lost"), 1)
+  const { boxes, lost } = new Score(storage).kept
+  assert.deepEqual(boxes.reload, { count: 2, isOk: true, words: "3 characters came back" })
+  assert.deepEqual(boxes.kill, { count: 1, isOk: false, words: "1 character lost" })
+  assert.equal(lost, 1)
 })
 
-test("questions are stored in their order", async () => {
-  const seen = unsent()
-  for (const text of ["a", "b", "c"]) seen.questions.add(text)
-  assert.deepEqual(seen.sent.map(({ text }) => text), ["a"])
-  for (const index of [0, 1, 2]) {
-    seen.sent[index].resolve()
-    await settled()
+test("servers that died between two looks are counted, and the first look counts none", () => {
+  const score = new Score(new MemoryStorage())
+  const deaths = [3, 3, 4, 7, 1].map((starts) => score.seeServer({ starts, kill: "kill -9 1" }))
+  assert.deepEqual(deaths, [0, 0, 1, 3, 0]) // the last one is another supervisor
+  assert.equal(score.kept.deaths, 4)
+})
+
+test("a damaged score in the storage counts as empty", () => {
+  for (const kept of ["{", "[", "null", "1"]) {
+    const storage = new MemoryStorage()
+    storage.setItem("holdfast-demo.score", kept)
+    assert.equal(new Score(storage).kept.reloads, 0)
   }
-  assert.deepEqual(seen.sent.map(({ text }) => text), ["a", "b", "c"])
 })
 
-test("a reloaded page sends the question again with the same id", async () => {
-  const shelf = new MemoryStorage()
-  const before = unsent(shelf)
-  before.questions.add("a")
-  const after = unsent(shelf)
-  assert.deepEqual(after.questions.waiting.map(({ text }) => text), ["a"])
-  after.questions.start()
-  assert.equal(after.sent[0].id, before.sent[0].id)
-  after.sent[0].resolve()
-  await settled()
-  assert.deepEqual(unsent(shelf).questions.waiting, [])
+test("breaks have places in the text, and a meta of another form has none", () => {
+  assert.deepEqual(breaksOf({ text: "🧜ab", meta: { continued: [{ at: 2, by: "guide", successor: "guide" }] } }), [{ at: 3, by: "guide", successor: "guide", isCrash: false }])
+  for (const continued of [undefined, null, 5, "x", {}, [null], [{ at: "1" }]]) assert.deepEqual(breaksOf({ text: "abc", meta: { continued } }), [])
 })
 
-test("an invalid list in the storage counts as empty, and a full storage does not stop a question", async () => {
-  for (const kept of ["", "{", "{}", "null", "[1, null, {}]"]) {
-    const shelf = new MemoryStorage()
-    shelf.setItem("holdfast-demo.unsent.demo:test", kept)
-    assert.deepEqual(unsent(shelf).questions.waiting, [])
-  }
-  const seen = unsent(full)
-  seen.questions.add("a")
-  assert.equal(seen.sent.length, 1)
+test("marks name crashes and restarts, with the figures of this window where it saw them", () => {
+  const meta = { continued: [{ at: 2, by: "guide", successor: "guide" }, { at: 4, by: "guide~1", successor: "guide~2" }, { at: 5, by: "guide", successor: "guide" }] }
+  const messages = [{ id: "m", text: "abcdefgh", meta }, { id: "n", text: "", meta: {} }]
+  const own = [
+    { message: "m", at: 3, text: "You reloaded here.", isKill: false },
+    { message: "m", at: 4, text: "Server killed here.", isKill: true },
+    { message: "gone", at: 1, text: "Old", isKill: false },
+  ]
+  assert.deepEqual(marksOf(messages, own), [
+    { message: "m", at: 3, text: "You reloaded here.", isKill: false },
+    { message: "m", at: 2, text: "Server restarted here. **Nothing was lost.**" },
+    { message: "m", at: 4, text: "guide~1 crashed here. **guide~2** went on." },
+    { message: "m", at: 5, text: "Server killed here." },
+  ])
 })
 
-// Identity ------------------------------------------------------------------------------------------------------------
+// Chats ---------------------------------------------------------------------------------------------------------------
+
+const message = (fields) => ({ id: "q", role: "user", status: "complete", text: "Why?", ...fields })
+const snapshot = (fields) => ({ state: "live", messages: [message()], streaming: [], replied: [], you: { id: "@ada" }, more: false, ...fields })
+
+test("the state of a chat is one line", () => {
+  const answer = { id: "a", role: "assistant", status: "streaming", text: "x", reply_to: "q" }
+  const stopped = { messages: [message(), { ...answer, status: "cancelled" }] }
+  const by = (from) => [{ name: "cancel", target: "q", from }]
+  const lines = [
+    [snapshot(), [], "1 message"],
+    [snapshot({ messages: [message(), answer], streaming: [answer] }), [], "answering"],
+    [snapshot({ messages: [message(), answer], streaming: [answer] }), ["Bea"], "answering · Bea is here"],
+    [snapshot({ more: true, messages: [message(), message()] }), [], "2+ messages"],
+    [snapshot(), ["Bea", "Cem", "Dina"], "Bea and Cem are here"],
+    [snapshot({ ...stopped, replied: by("@ada") }), [], "stopped by you"],
+    [snapshot({ ...stopped, replied: by("@bea") }), [], "stopped"],
+  ]
+  for (const [view, others, words] of lines) assert.equal(stateOf(view, others), words)
+})
+
+test("a chat is listed with its first question, once it is live and has one", () => {
+  const storage = new MemoryStorage()
+  assert.deepEqual(noteChat(storage, "demo:1", snapshot({ messages: [] }), []), [])
+  assert.deepEqual(noteChat(storage, "demo:1", snapshot({ state: "connecting" }), []), [])
+  noteChat(storage, "demo:1", snapshot(), [])
+  noteChat(storage, "demo:2", snapshot({ messages: [message({ text: "How?" })] }), [])
+  const chats = noteChat(storage, "demo:1", snapshot({ messages: [message(), message({ text: "Later" })] }), [])
+  assert.deepEqual(chats.map(({ channel, title, state }) => [channel, title, state]), [["demo:2", "How?", "1 message"], ["demo:1", "Why?", "2 messages"]])
+})
+
+// People --------------------------------------------------------------------------------------------------------------
 
 test("a window keeps its person, random or named in the address", () => {
-  const shelf = new MemoryStorage()
-  const drawn = whoAmI(null, shelf, () => 0.5)
-  assert.deepEqual(drawn, { id: "@otter-55", name: "Otter 55", came: "Otter 55" })
-  assert.deepEqual(whoAmI(null, shelf, () => 0), drawn)
-  const ada = whoAmI("Ada", shelf)
-  assert.deepEqual(ada, { id: "@ada", name: "Ada", came: "Ada" })
-  assert.deepEqual(whoAmI(null, shelf), ada)
-})
-
-test("a new name keeps the id, also after a reload of the same address", () => {
-  const shelf = new MemoryStorage()
-  const renamed = rename(whoAmI("Ada", shelf), "  Countess\nof   Lovelace ", shelf)
-  assert.deepEqual(renamed, { id: "@ada", name: "Countess of Lovelace", came: "Ada" })
-  assert.deepEqual(whoAmI("Ada", shelf), renamed)
-  assert.equal(rename(renamed, " \t", shelf).name, "Ada")
-  assert.equal(whoAmI("Bob", shelf).id, "@bob")
+  const storage = new MemoryStorage()
+  const drawn = whoAmI(null, storage, () => 0.5)
+  assert.equal(drawn.name, "Gus")
+  assert.match(drawn.id, /^@gus-\d+$/)
+  assert.deepEqual(whoAmI(null, storage, () => 0), drawn)
+  assert.deepEqual(whoAmI(" Ada\n", storage), { id: "@ada", name: "Ada" })
+  assert.deepEqual(whoAmI(null, storage), { id: "@ada", name: "Ada" })
 })
 
 test("every name has a valid id, and different names have different ids", () => {
-  const names = ["Ada", "ada b", "付着器", "🧜🏽‍♀️", "a/b", "__proto__", "é", "x".repeat(500), "=", "-"]
-  const ids = names.map(idOf)
-  for (const id of ids) assert.match(id, /^@[a-z0-9=-]{1,60}$/)
-  assert.equal(new Set(ids).size, names.length)
+  const names = ["Ada", "ada b", "付着器", "🧜🏽‍♀️", "a/b", "__proto__", "é", "x".repeat(500), "=", "-", "a~b"]
+  for (const id of names.map(idOf)) assert.match(id, /^@[A-Za-z0-9_.=-]{1,50}$/)
+  assert.equal(new Set(names.map(idOf)).size, names.length)
 })
 
-test("an invalid person in the storage is ignored, and a full storage keeps no person", () => {
-  for (const kept of ["", "{", "null", "[]", '{"id": 1}', '{"id": "x", "name": "", "came": "x"}']) {
-    const shelf = new MemoryStorage()
-    shelf.setItem("holdfast-demo.me", kept)
-    assert.equal(whoAmI(null, shelf, () => 0).name, "Crab 10")
+test("an invalid person in the storage is ignored, and a lone surrogate gives a random name", () => {
+  for (const kept of ["", "{", "null", "[]", '{"id": 1}', '{"id": "", "name": "x"}']) {
+    const storage = new MemoryStorage()
+    storage.setItem("holdfast-demo.me", kept)
+    assert.equal(whoAmI(null, storage, () => 0).name, "Ada")
   }
-  assert.equal(whoAmI("Ada", full).id, "@ada")
+  assert.equal(whoAmI("\ud800", new MemoryStorage(), () => 0).name, "Ada")
 })
 
-test("a person counts as typing for four seconds after a signal, or until it ends", (t) => {
-  t.mock.timers.enable({ apis: ["setTimeout"] })
-  let changes = 0
-  const typing = new Typing(() => changes++)
-  typing.add("@ada", "Ada")
-  typing.add("@bob", "Bob")
-  t.mock.timers.tick(3_000)
-  typing.add("@ada", "Ada")
-  t.mock.timers.tick(1_000)
-  assert.deepEqual(typing.names, ["Ada"])
-  typing.end("@ada")
-  typing.end("@ada")
-  assert.deepEqual(typing.names, [])
-  assert.equal(changes, 5)
+test("a guest gets a name that no present person has", () => {
+  assert.equal(freeName(["Ada", "Cem"]), "Bea")
+  assert.match(freeName(["Ada", "Bea", "Cem", "Dina", "Emil", "Fay", "Gus", "Hana", "Ivo", "June", "Kai", "Lea"]), /^Ada 12$/)
 })
 
-// Words ---------------------------------------------------------------------------------------------------------------
+// The files -----------------------------------------------------------------------------------------------------------
 
-test("a catch-up is reported in characters and events", () => {
-  const all = { isReload: true, runningPoints: 0 }
-  assert.equal(caughtUp({ events: 1, points: 2060 }, all), "caught up: 2,060 characters in one event")
-  assert.equal(caughtUp({ events: 4, points: 2060 }, all), "caught up: 2,060 characters in 4 events")
-  assert.equal(
-    caughtUp({ events: 2, points: 2060 }, { isReload: true, runningPoints: 2031 }),
-    "caught up: 2,031 characters in one event",
-  )
-  assert.equal(caughtUp({ events: 1, points: 1 }, { isReload: false, runningPoints: 900 }), "caught up: 1 character in one event")
+test("the pages are below 600 lines of JavaScript and HTML", () => {
+  const files = readdirSync(FOLDER).filter((name) => /\.(js|html)$/.test(name))
+  const lines = files.reduce((sum, name) => sum + readFileSync(new URL(name, FOLDER), "utf8").split("\n").length - 1, 0)
+  assert.ok(lines < 600, `${lines} lines`)
 })
 
-test("a reconnect without missed events is reported, an empty conversation is not", () => {
-  assert.equal(caughtUp({ events: 0, points: 0 }, { isReload: true, runningPoints: 0 }), "")
-  assert.equal(caughtUp({ events: 0, points: 0 }, { isReload: false, runningPoints: 9 }), "back: no event was missed")
-})
-
-test("counts and sizes are formatted for people", () => {
-  assert.deepEqual([counted(0, "event"), counted(1, "event"), counted(1234, "event")], ["0 events", "1 event", "1,234 events"])
-  assert.deepEqual([sized(999), sized(1_000), sized(21_449), sized(999_949), sized(999_950)], ["999 B", "1.0 KB", "21.4 KB", "999.9 KB", "1.0 MB"])
-})
-
-test("typing people are named, up to three", () => {
-  const sentences = [[], ["Ada"], ["Ada", "Bo"], ["Ada", "Bo", "Cy"], ["Ada", "Bo", "Cy", "Di"]].map(typingOf)
-  assert.deepEqual(sentences, ["", "Ada is typing…", "Ada and Bo are typing…", "Ada, Bo and Cy are typing…", "several people are typing…"])
-})
-
-test("the activity of agents is shown in their own words", () => {
-  const states = [{ state: "listening" }, { state: "answering" }, { state: "waiting" }, { state: "using a tool", tool: "search" }, {}, { state: 5 }]
-  assert.deepEqual(states.map(workOf), ["listening", "answering…", "waiting for approval", "using a tool: search", "", ""])
-})
-
-test("commands and their replies are reported with names", () => {
-  const naming = (id) => ({ "@ada": "Ada", guide: "guide" })[id] ?? id
-  const command = (name, data) => ({ id: "c", name, from: "@ada", data, expires_at: 1 })
-  assert.equal(pendingOf(command("cancel"), naming), "Ada stops the answer…")
-  assert.equal(pendingOf(command("steer", { text: "shorter" }), naming), "Ada steers: shorter")
-  assert.equal(pendingOf(command("approve", { question: "Really?" }), naming), "Ada asks: Really?")
-  assert.equal(pendingOf(command("their own"), naming), "")
-  const approve = command("approve", { question: "Really?" })
-  assert.equal(questionOf(approve), "Really?")
-  assert.equal(questionOf(command("approve", null)), "@ada asks for your approval.")
-  assert.equal(outcomeOf(approve, { ok: true, from: "@bob", data: { name: "Bob" } }, naming), "Bob said yes")
-  assert.equal(outcomeOf(approve, { ok: false, from: "@ada" }, naming), "Ada said no")
-  assert.equal(outcomeOf(approve, { ok: false, error: { code: "expired" } }, naming), "no reply came in time")
-  assert.equal(outcomeOf(approve, { ok: false, error: { code: "withdrawn" }, from: "guide" }, naming), "")
-  assert.equal(outcomeOf(command("steer"), { ok: true, from: "guide" }, naming), "guide takes that up")
-  assert.equal(outcomeOf(command("cancel"), { ok: true, from: "guide" }, naming), "")
-})
-
-test("data of other people may have any type", () => {
-  assert.equal(nameOf({ id: "@ada", data: { name: 5 } }), "ada")
-  assert.equal(nameOf({ id: "@ada", data: { name: "<b>" } }), "<b>")
-  assert.equal(breakOf({ by: {}, successor: null }), "interrupted here:  crashed.  continues")
-  assert.equal(stateOf("failed", { code: 1 }), "failed")
-})
-
-test("a break names the crashed and the continuing writer, or a restart", () => {
-  assert.equal(breakOf({ by: "diver", successor: "guide" }), "interrupted here: diver crashed. guide continues")
-  assert.equal(breakOf({ by: "guide", successor: "guide" }), "interrupted here and continued after a restart")
-  assert.equal(stateOf("failed", "AuthenticationError"), "failed: AuthenticationError")
+test("the React code of the page is the tested example of the documentation", () => {
+  const page = readFileSync(new URL("../../docs/browser.md", import.meta.url), "utf8")
+  const shown = readFileSync(new URL("react_chat.jsx", FOLDER), "utf8")
+  assert.ok(page.includes(`\`\`\`jsx\n${shown}\`\`\``))
 })

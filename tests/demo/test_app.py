@@ -481,10 +481,10 @@ async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None
         page = await here.http.get("/")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert page.headers["content-security-policy"].startswith("default-src 'self';")
-        for name in ("demo/demo.js", "demo/demo.css", "demo/icon.svg"):
+        for name in ("demo/page.js", "demo/demo.css", "demo/icon.svg"):
             assert f"/holdfast/web/{name}" in page.text
             assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
-        for name in ("demo/unsent.js", "demo/people.js", "demo/approvals.js", "demo/me.js", "client.js", "view.js"):
+        for name in ("demo/board.js", "demo/trials.js", "demo/plain.js", "chat.js", "client.js"):
             assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
 
 
@@ -492,7 +492,10 @@ async def test_every_file_of_the_page_has_a_content_security_policy() -> None:
     async with demo("memory://") as here:
         for path in (
             "/",
-            *(f"/holdfast/web/demo/{file}" for file in ("index.html", "icon.svg", "demo.js", "demo.css")),
+            *(
+                f"/holdfast/web/demo/{file}"
+                for file in ("index.html", "one_tag.html", "icon.svg", "page.js", "demo.css")
+            ),
         ):
             response = await here.http.get(path)
             assert response.status_code == 200

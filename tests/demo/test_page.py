@@ -1,50 +1,39 @@
-"""The page in a real browser: typing, scrolling, screen readers and layout. `tests/browser` covers lost data.
+"""The demo's pages in a real browser, on the real server: the scoreboard, the plain stream, people, and invitations.
 
-Layer: tests.
+Layer: tests. `tests/browser` covers the client and the chat element.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.tab import chromium
+from tests.browser.tab import TIMEOUT_MS, chromium
 from tests.processes import Server, serving, text_of
 
-ANSWER = '[data-role="assistant"]'
-QUESTION = '[data-role="user"]'
+LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
+ANSWER = ".assistant"
+# The newest answer as the chat element has it: its text as stored, not as drawn.
+_ANSWER = """() => {
+  const chat = document.querySelector("holdfast-chat")
+  const { messages } = chat.client.channel(chat.getAttribute("channel")).getSnapshot()
+  return messages.filter(({ role }) => role === "assistant").at(-1)?.text ?? ""
+}"""
 
+# Playwright's clock hides how the page was loaded; this gives it back.
+_NAVIGATION = """performance.getEntriesByType = name =>
+  name === "navigation" ? [{ type: navigation.activation.navigationType }] : []"""
 
-class Conversation:
-    """A conversation on a server that belongs to one test."""
-
-    def __init__(self, server: Server, channel: str) -> None:
-        self.server = server
-        self.channel = channel
-
-    @property
-    def url(self) -> str:
-        """The address of the page."""
-        return f"http://127.0.0.1:{self.server.port}/?channel={self.channel}"
-
-    def message(self, message_id: str) -> dict[str, Any]:
-        """Return the stored message."""
-        return self.server.message(self.channel, message_id)
-
-    async def put(self, message_id: str, text: str | None = None, **fields: object) -> None:
-        """Store an answer."""
-        body = {"id": message_id, "role": "assistant", **({"text": text} if text is not None else {}), **fields}
-        path = f"{self.server.hub}/v1/channels/{self.channel}/messages"
-        status, _ = await asyncio.to_thread(self.server.post, path, body)
-        assert status == 201
-
+expect.set_options(timeout=TIMEOUT_MS)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
@@ -58,225 +47,326 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the tests that do not restart it: each has a conversation of its own."""
+    """One server for the tests that do not kill it: each has a conversation of its own."""
     with serving("demo", tmp_path_factory.mktemp("demo")) as server:
         yield server
 
 
 @pytest.fixture
-def conversation(shared: Server, request: pytest.FixtureRequest) -> Conversation:
-    return Conversation(shared, f"demo:{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}")
+def channel(request: pytest.FixtureRequest) -> str:
+    return f"demo:{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}"
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser, conversation: Conversation) -> AsyncIterator[Page]:
-    """The page of an empty conversation; a script error in it fails the test."""
-    page = await open_page(browser, conversation)
+@asynccontextmanager
+async def visiting(browser: Browser, **options: Any) -> AsyncIterator[BrowserContext]:
+    """Open a browser profile. A script error, or a violation of the policy, in one of its pages fails the test."""
+    context = await browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+    context.set_default_timeout(TIMEOUT_MS)
     errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    context.on("console", lambda message: errors.append(message.text) if "Policy" in message.text else None)
+    yield context
+    await context.close()
     assert errors == []
 
 
-async def open_page(
-    browser: Browser, conversation: Conversation, *, width: int = 1280, height: int = 800, name: str = ""
-) -> Page:
-    page = await browser.new_page(viewport={"width": width, "height": height})
-    await page.goto(conversation.url + (f"&as={name}" if name else ""))
+async def open_page(context: BrowserContext, server: Server, channel: str, path: str = "/") -> Page:
+    page = await context.new_page()
+    await page.goto(f"http://{server.host}:{server.port}{path}?channel={channel}")
     await expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     return page
 
 
-async def begin_an_answer(page: Page) -> None:
-    await page.click("#suggestions button >> nth=0")
-    await expect(page.locator(f"{ANSWER} .text")).not_to_be_empty()
-    await expect(page.locator(ANSWER)).to_have_attribute("data-status", "streaming")
+async def ask(page: Page, length: int = 80, question: int = 0) -> str:
+    """Ask a suggested question; return the answer's text once it has `length` characters."""
+    await page.locator("#suggestions button").nth(question).click()
+    return await until_length(page, length)
 
 
-async def test_markup_in_a_message_is_shown_as_text(page: Page, conversation: Conversation) -> None:
-    text = (
-        '<img src="x" onerror="alert(1)"><script>alert(2)</script> <b>&amp;</b>\r\n  \r \u2028 data: **x** 🧜🏽\u200d♀️'
-    )
-    await conversation.put("m", text)
-    await expect(page.locator('[data-message-id="m"]')).to_have_attribute("data-status", "complete")
-    assert await page.locator('[data-message-id="m"] .text').evaluate("node => node.textContent") == text
-    assert await page.locator("#messages :is(img, script, b)").count() == 0
+async def until_length(page: Page, length: int) -> str:
+    await page.wait_for_function(f"length => ({_ANSWER})().length >= length", arg=length)
+    text: str = await page.evaluate(_ANSWER)
+    return text
 
 
-async def test_enter_sends_and_shift_enter_begins_a_new_line(page: Page, conversation: Conversation) -> None:
-    await page.locator("#question").press_sequentially("first")
-    await page.keyboard.press("Shift+Enter")
-    await page.keyboard.type("second")
-    await page.keyboard.press("Enter")
-    await expect(page.locator(f"{QUESTION} .text")).to_have_text("first\nsecond", use_inner_text=False)
-    await expect(page.locator("#question")).to_have_value("")
+def box(page: Page, name: str) -> Any:
+    return expect(page.locator(f"#box-{name}"))
 
 
-@pytest.mark.parametrize("composing", ["isComposing: true", "keyCode: 229"])
-async def test_the_enter_of_an_input_method_sends_no_message(page: Page, composing: str) -> None:
-    question = page.locator("#question")
-    await question.fill("付着器")
-    press = f"new KeyboardEvent('keydown', {{ key: 'Enter', {composing}, bubbles: true }})"
-    await question.evaluate(f"node => node.dispatchEvent({press})")
-    assert await page.locator(QUESTION).count() == 0
-    await expect(question).to_have_value("付着器")
-    await question.press("Enter")
-    await expect(page.locator(f"{QUESTION} .text")).to_have_text("付着器")
+async def total(page: Page, name: str) -> int:
+    return int(await page.inner_text(f"#{name} b"))
 
 
-async def test_blank_questions_are_not_sent(page: Page) -> None:
-    await page.fill("#question", "  \n ")
-    await page.locator("#question").press("Enter")
-    assert await page.locator(QUESTION).count() == 0
+# The argument of the demo
 
 
-async def test_the_transcript_follows_the_end_until_the_reader_scrolls_up_and_again_on_request(
-    page: Page, conversation: Conversation
+async def test_a_visitor_who_only_presses_reload_sees_an_answer_survive_and_a_plain_stream_lose_its_answer(
+    browser: Browser, shared: Server
 ) -> None:
-    transcript, newest = page.locator("#transcript"), page.locator("#newest")
-    await page.fill("#question", "line\n" * 60)
-    await page.locator("#question").press("Enter")
-    await expect(page.locator(f"{ANSWER} .text")).not_to_be_empty()
-    left = "node => node.scrollHeight - node.clientHeight - node.scrollTop"
-    # The answer grows: the page follows in the next frame.
-    await page.wait_for_function(f"() => ({left})(document.getElementById('transcript')) <= 1")
-    await expect(newest).to_be_hidden()
-    await transcript.hover()
-    await page.mouse.wheel(0, -30)  # less than the distance that counts as near the end; it still stops the following
-    await expect(newest).to_be_visible()
-    await conversation.put("later", "later\n" * 3)
-    await expect(page.locator('[data-message-id="later"]')).to_be_attached()
-    assert await transcript.evaluate(left) > 30
-    await newest.click()
-    await expect(page.locator('[data-message-id="later"]')).to_be_in_viewport()
-    await expect(newest).to_be_hidden()
+    async with visiting(browser) as context:
+        page = await context.new_page()
+        await page.clock.install()
+        await page.add_init_script(_NAVIGATION)
+        await page.goto(f"http://127.0.0.1:{shared.port}/")
+        await expect(page.locator("#welcome")).to_be_visible()
+        await page.clock.fast_forward(8_000)
+        before = await until_length(page, 80)
+        await expect(page.locator(".user")).to_contain_text("What happens when I press F5?")
+        await expect(page.locator("#plain-words")).to_contain_text(re.compile(r"^\d\d+ characters so far"))
+        await page.clock.fast_forward(5_000)
+        await expect(page.locator("#do-reload")).to_have_class(re.compile("pulse"))
+        plain = int((await page.inner_text("#plain-words")).split()[0].replace(",", ""))
+        await page.click("#do-reload")
+
+        await box(page, "reload").to_have_attribute("data-state", "ok")
+        words = await page.inner_text("#box-reload p")
+        assert re.fullmatch(r"[\d,]+ characters came back in \d events?, \d+ ms", words), words
+        marks = await page.evaluate("document.querySelector('holdfast-chat').marks")
+        assert [one["text"].split(".")[0] for one in marks] == ["You reloaded here"]
+        assert marks[0]["at"] >= 80
+        assert (await until_length(page, len(before) + 40)).startswith(before)
+        await expect(page.locator("#plain-loss")).to_contain_text("Asking again would pay the model twice")
+        lost = int((await page.inner_text("#plain-lost")).split()[0].replace(",", ""))
+        assert lost >= plain >= 10
+        assert [await total(page, name) for name in ("reloads", "deaths", "lost")] == [1, 0, 0]
+        await expect(page.locator("#do-reload")).not_to_have_class(re.compile("pulse"))
 
 
-async def test_scrolling_up_stops_the_following_even_if_text_arrives_before_the_scroll_event(page: Page) -> None:
-    await page.fill("#question", "line\n" * 60)
-    await page.locator("#question").press("Enter")
-    await expect(page.locator(f"{ANSWER} .text")).not_to_be_empty()
-    # The stop button renders the transcript anew at once; the scroll event comes with the next frame.
-    up_and_stop = "node => { node.scrollTop -= 200; document.querySelector('#stop').click() }"
-    await page.locator("#transcript").evaluate(up_and_stop)
-    await expect(page.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
-    await expect(page.locator("#newest")).to_be_visible()
-
-
-async def test_an_answer_can_be_stopped_from_another_window(
-    page: Page, browser: Browser, conversation: Conversation
+async def test_a_reload_that_loses_text_is_counted_and_ticks_no_box(
+    browser: Browser, shared: Server, channel: str
 ) -> None:
-    await begin_an_answer(page)
-    other = await open_page(browser, conversation)
-    await other.click("#stop")
-    await expect(other.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
-    await expect(page.locator(ANSWER)).to_have_attribute("data-status", "cancelled")
-    await expect(page.locator("#stop")).to_be_hidden()
-    await expect(page.locator(".proof")).to_have_attribute("data-equal", "true")
-    answer_id = await page.locator(ANSWER).get_attribute("data-message-id")
-    assert answer_id is not None
-    assert await page.locator(f"{ANSWER} .text").text_content() == text_of(conversation.message(answer_id))
+    async with visiting(browser) as context:
+        page = await open_page(context, shared, channel)
+        path = f"{shared.hub}/v1/channels/{channel}/messages"
+        await asyncio.to_thread(shared.post, path, {"id": "m", "role": "assistant", "text": "abc"})
+        await until_length(page, 3)
+        kept = "sessionStorage['holdfast-demo.score']"  # the page has kept that it showed "abc"
+        await page.add_init_script(f"if ({kept}) {kept} = {kept}.replace('\"abc\"', '\"abX and more\"')")
+        await page.reload()
+        await box(page, "reload").to_have_attribute("data-state", "lost")
+        await box(page, "reload").to_contain_text("10 characters lost")
+        assert await total(page, "lost") == 10
 
 
-async def test_a_question_sent_while_the_server_is_down_survives_a_reload_and_is_answered(
+async def test_another_window_sees_the_same_text_word_for_word(browser: Browser, shared: Server, channel: str) -> None:
+    async with visiting(browser) as context:
+        page = await open_page(context, shared, channel)
+        await ask(page, question=1)
+        async with context.expect_page() as opened:
+            await page.click("#do-join")
+        other = await opened.value
+        await box(page, "join").to_have_attribute("data-state", "ok")
+        await box(page, "join").to_contain_text(re.compile(r"^Join .*\w+ sees the same text, word for word", re.DOTALL))
+        await expect(page.locator("#people li")).to_have_count(2)
+        await expect(page.locator("#chat-list [aria-current]")).to_contain_text(re.compile(r"answering · \w+ is here"))
+        await other.click(".stop")
+        await expect(page.locator(f"{ANSWER} .state")).to_have_text("Stopped")
+        await expect(other.locator("#chat-list [aria-current]")).to_contain_text("stopped by you")
+
+
+async def test_a_killed_server_and_a_crashed_agent_lose_nothing(browser: Browser, demo: Server) -> None:
+    async with visiting(browser) as context:
+        page = await open_page(context, demo, "demo:test")
+        before = await ask(page, question=2)
+        _, killed = await asyncio.to_thread(demo.get, "/demo/info")
+        await page.click("#do-kill")
+        await box(page, "kill").to_have_attribute("data-state", "ok")
+        words = await page.inner_text("#box-kill p")
+        assert re.fullmatch(rf"kill -9 {killed['pid']} · down \d+\.\d s, nothing lost", words), words
+        await expect(page.locator("#plain-words")).to_contain_text(re.compile(r"^Cut off after [\d,]+ characters"))
+        after = await until_length(page, len(before) + 40)
+        assert after.startswith(before)
+
+        await page.click("#do-crash")
+        await box(page, "crash").to_have_attribute("data-state", "ok")
+        await box(page, "crash").to_contain_text(
+            re.compile(r"guide\S* went on after [\d,]+ characters, \d+\.\d s later")
+        )
+        assert (await until_length(page, len(after) + 40)).startswith(after)
+        assert [await total(page, name) for name in ("reloads", "deaths", "lost")] == [0, 1, 0]
+        await page.click(".stop")
+        await expect(page.locator(f"{ANSWER} .state")).to_have_text("Stopped")
+        stored = await asyncio.to_thread(
+            demo.message, "demo:test", str(await page.get_attribute(ANSWER, "data-message-id"))
+        )
+        assert await page.evaluate(_ANSWER) == text_of(stored)
+
+
+async def test_offline_for_ten_seconds_a_question_waits_and_is_sent(
+    browser: Browser, shared: Server, channel: str
+) -> None:
+    async with visiting(browser) as context:
+        page = await context.new_page()
+        await page.clock.install()
+        await page.goto(f"http://127.0.0.1:{shared.port}/?channel={channel}")
+        await ask(page, question=3)
+        await page.click("#do-offline")
+        await expect(page.locator("#connection-text")).to_have_text("Offline")
+        await expect(page.locator("#plain-words")).to_contain_text("Cut off after")
+        await page.fill("textarea", "Are you still there?")
+        await page.press("textarea", "Enter")
+        await expect(page.locator('.user[data-status="sending"]')).to_contain_text("Are you still there?")
+        await page.clock.fast_forward(10_000)
+        await box(page, "offline").to_have_attribute("data-state", "ok")
+        await box(page, "offline").to_contain_text(re.compile(r"[\d,]+ characters? followed in \d+ events?, \d+ ms"))
+        await expect(page.locator('.user[data-status="complete"]')).to_have_count(2)
+        assert await total(page, "lost") == 0
+
+
+async def test_a_question_sent_while_no_server_runs_survives_a_reload_and_is_answered(
     browser: Browser, demo: Server
 ) -> None:
-    page = await open_page(browser, Conversation(demo, "demo:test"))
-    await begin_an_answer(page)
-    await asyncio.to_thread(demo.end, signal.SIGKILL)
-    await expect(page.locator("#connection")).to_have_attribute("data-state", "reconnecting")
-    await page.fill("#question", "Are you there?")
-    await page.locator("#question").press("Enter")
-    await expect(page.locator('[data-status="sending"] .text')).to_have_text("Are you there?")
-    await asyncio.to_thread(demo.start)
-    await page.reload()
-    await expect(page.locator(ANSWER)).to_have_count(2)
-    await expect(page.locator(f"{QUESTION} .text").nth(1)).to_have_text("Are you there?")
-    await expect(page.locator('[data-status="sending"]')).to_have_count(0)
-    await expect(page.locator("#count-reloads")).to_have_text("1")
+    async with visiting(browser) as context:
+        page = await open_page(context, demo, "demo:test")
+        await ask(page)
+        await asyncio.to_thread(demo.end, signal.SIGKILL)
+        await expect(page.locator("#connection-text")).to_have_text("Reconnecting…")
+        await page.fill("textarea", "Are you there?")
+        await page.press("textarea", "Enter")
+        await expect(page.locator('.user[data-status="sending"]')).to_contain_text("Are you there?")
+        await asyncio.to_thread(demo.start)
+        await page.reload()
+        await expect(page.locator('.user[data-status="complete"]')).to_have_count(2)
+        await page.click(".stop")
+        await expect(page.locator(ANSWER)).to_have_count(2)
+        assert await total(page, "lost") == 0
 
 
-async def test_the_journal_lists_catch_ups_and_survives_reloads(page: Page, conversation: Conversation) -> None:
-    await conversation.put("m", "x" * 2_060)
-    await page.reload()
-    await expect(page.locator("#status")).to_have_text("caught up: 2,060 characters in one event")
-    await page.reload()
-    await expect(page.locator("#journal li")).to_have_count(2)
-    await expect(page.locator("#count-reloads")).to_have_text("2")
-    await expect(page.locator("#kill")).to_have_text(f"kill -9 {conversation.server.get('/demo/info')[1]['pid']}")
+# Autoplay
 
 
-async def test_screen_readers_announce_answers_and_not_tokens(page: Page) -> None:
-    await begin_an_answer(page)
-    live = page.locator(":is([aria-live=polite], [aria-live=assertive], [role=status], [role=alert])")
-    assert await live.evaluate_all("nodes => nodes.map(node => node.id)") == ["status"]
-    assert await page.locator("#messages").get_attribute("aria-live") == "off"
-    await expect(page.locator("#status")).to_have_text("answering…")
-    await expect(page.locator(ANSWER)).to_have_attribute("aria-busy", "true")
-    await page.click("#stop")
-    await expect(page.locator(ANSWER)).to_have_attribute("aria-busy", "false")
-    await expect(page.locator("#status")).to_contain_text("answer cancelled:")
+async def test_any_input_ends_autoplay_and_with_reduced_motion_there_is_none(browser: Browser, shared: Server) -> None:
+    for options, has_input in (({}, True), ({"reduced_motion": "reduce"}, False)):
+        async with visiting(browser, **options) as context:
+            page = await context.new_page()
+            await page.clock.install()
+            await page.goto(f"http://127.0.0.1:{shared.port}/")
+            await expect(page.locator("#welcome")).to_be_visible()
+            if has_input:
+                await page.keyboard.press("Shift")
+            await page.clock.fast_forward(60_000)
+            assert await page.locator(".user").count() == 0
 
 
-async def test_the_page_fits_a_phone(browser: Browser, conversation: Conversation) -> None:
-    await conversation.put("m", "unbroken" * 100)
-    page = await open_page(browser, conversation, width=320, height=560)
-    await page.click("#panel summary")
-    spare = "node => node.clientWidth - node.scrollWidth"
-    assert await page.locator("html").evaluate(spare) == 0
-    assert await page.locator("#transcript").evaluate(spare) == 0
-    await expect(page.locator("#send")).to_be_in_viewport(ratio=1)
-    await expect(page.locator("#kill")).to_be_visible()
+async def test_autoplay_is_for_the_first_visit_of_a_tab(browser: Browser, shared: Server) -> None:
+    async with visiting(browser) as context:
+        page = await context.new_page()
+        await page.clock.install()
+        for _ in range(2):
+            await page.goto(f"http://127.0.0.1:{shared.port}/")
+            await expect(page.locator("#welcome")).to_be_visible()
+        await page.clock.fast_forward(60_000)
+        assert await page.locator(".user").count() == 0
 
 
-async def test_a_name_is_text_and_can_be_changed(browser: Browser, conversation: Conversation) -> None:
-    page = await open_page(browser, conversation, name="%3Cimg src=x onerror=alert(1)%3E 付")
-    me = page.locator(".member").first
-    await expect(me.locator(".name")).to_have_text("<img src=x onerror=alert(1)> 付 (you)")
-    assert await page.locator("#people img").count() == 0
-    await page.fill("#name", "Ada")
-    await page.press("#name", "Enter")
-    await expect(me.locator(".name")).to_have_text("Ada (you)")
-    await page.reload()
-    await expect(me.locator(".name")).to_have_text("Ada (you)")
-    await expect(page.locator('.member:not([data-member-id*="~"])')).to_have_count(2)
+# Around the conversation
 
 
-async def test_the_page_reports_a_missing_agent(browser: Browser, conversation: Conversation) -> None:
-    page = await open_page(browser, Conversation(conversation.server, "lobby:1"))
-    await expect(page.locator("#no-agent")).to_be_visible()
-    await page.goto(conversation.url)
-    await expect(page.locator('[data-member-id="guide"]')).to_have_attribute("data-state", "listening")
-    await expect(page.locator("#no-agent")).to_be_hidden()
+async def test_chats_are_listed_and_can_be_changed(browser: Browser, shared: Server, channel: str) -> None:
+    async with visiting(browser) as context:
+        page = await open_page(context, shared, channel)
+        await ask(page)
+        await page.press("textarea", "Escape")
+        current = page.locator("#chat-list [aria-current]")
+        await expect(current).to_have_text("What happens when I press F5?stopped by you", use_inner_text=False)
+        await page.click("#new-chat")
+        await expect(page.locator("#welcome")).to_be_visible()
+        assert await page.locator(ANSWER).count() == 0
+        await ask(page, question=1)
+        await expect(page.locator("#chat-list li")).to_have_count(2)
+        await page.locator("#chat-list button").nth(1).click()
+        await expect(page.locator(".user")).to_have_text(re.compile("F5"))
+        await page.reload()
+        await expect(page.locator(".user")).to_have_text(re.compile("F5"))
+        assert channel in page.url
 
 
-async def test_reasoning_and_tools_are_shown_apart_from_the_text(page: Page, conversation: Conversation) -> None:
-    parts = [
-        {"type": "reasoning", "text": "Hm <b>"},
-        {"type": "tool", "call": "c", "name": "search", "input": "{}", "state": "done"},
-        {"type": "text", "text": "So."},
-        {"type": "data", "name": "d", "data": None},
-    ]
-    await conversation.put("m", parts=parts)
-    message = page.locator('[data-message-id="m"]')
-    await expect(message.locator(".text")).to_have_text("So.")
-    await expect(message.locator(".tool")).to_have_text("search done")
-    await expect(message.locator(".thought")).to_be_hidden()
-    await message.locator("summary").click()
-    await expect(message.locator(".thought")).to_have_text("Hm <b>")
+async def test_a_name_is_text(browser: Browser, shared: Server, channel: str) -> None:
+    async with visiting(browser) as context:
+        page = await open_page(context, shared, f"{channel}&as=%3Cimg src=x onerror=alert(1)%3E 付")
+        await expect(page.locator("#people li")).to_have_attribute("title", "<img src=x onerror=alert(1)> 付")
+        assert await page.locator("#people img").count() == 0
 
 
-async def test_the_page_works_with_the_keyboard_alone(page: Page, conversation: Conversation) -> None:
-    await conversation.put("old", "Old.")
-    await expect(page.locator('[data-message-id="old"]')).to_be_visible()
-    await page.keyboard.type("Delete the messages")  # the box has the focus from the start
-    await page.keyboard.press("Enter")
-    card = page.locator(".approval")
-    await expect(card).to_have_attribute("aria-label", "Delete the message above?")
-    await page.keyboard.press("Shift+Tab")
-    await page.keyboard.press("Shift+Tab")
-    await expect(card.locator("button").first).to_be_focused()
-    await page.keyboard.press("Tab")
-    await page.keyboard.press("Enter")
-    await expect(page.locator(f"{ANSWER} .text").last).to_contain_text("said no, so all messages stay.")
-    await expect(card).to_have_count(0)
+async def test_on_a_phone_the_scoreboard_is_a_sheet_and_the_chats_a_drawer(
+    browser: Browser, shared: Server, channel: str
+) -> None:
+    async with visiting(browser, viewport={"width": 320, "height": 640}, has_touch=True) as context:
+        page = await open_page(context, shared, channel)
+        await ask(page)
+        score, chats = page.locator("#score"), page.locator("#chats")
+        await expect(score).to_be_hidden()
+        await expect(chats).to_be_hidden()
+        await expect(page.locator(".send")).to_be_in_viewport(ratio=1)
+        await page.click("#show-score")
+        await expect(page.locator("#do-reload")).to_be_in_viewport(ratio=1)
+        await page.keyboard.press("Escape")
+        await expect(score).to_be_hidden()
+        await page.click("#show-chats")
+        await page.click("#new-chat")
+        await expect(chats).to_be_hidden()
+        await expect(page.locator("#welcome")).to_be_visible()
+        assert await page.locator("html").evaluate("node => node.scrollWidth - node.clientWidth") == 0
+
+
+async def test_the_invitation_says_how_to_listen_on_the_network(browser: Browser, shared: Server, channel: str) -> None:
+    async with visiting(browser) as context:
+        page = await open_page(context, shared, channel)
+        await page.click("#open-invite")
+        await expect(page.locator("#invite-words")).to_contain_text("make demo LAN=1")
+        link = await page.input_value("#invite-link")
+        await page.click("#close-invite")
+        await expect(page.locator("#invite")).to_be_hidden()
+        other = await context.new_page()
+        await other.goto(link)
+        await expect(page.locator("#people li")).to_have_count(2)
+
+
+async def test_a_guest_comes_with_a_link_that_works_once(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with serving("demo", tmp_path_factory.mktemp("lan"), "--lan", host=LAN) as server:
+        server.until(lambda: "#join=" in server.output)
+        owner_link = re.findall(r"http://\S+#join=[\w-]+", server.output)[0]
+        async with visiting(browser) as owners, visiting(browser) as guests, visiting(browser) as strangers:
+            owner, guest, stranger = [await context.new_page() for context in (owners, guests, strangers)]
+            await owner.goto(owner_link)
+            await expect(owner.locator("#connection")).to_have_attribute("data-state", "live")
+            assert "join" not in owner.url
+            before = await ask(owner)
+            await owner.click("#open-invite")
+            await expect(owner.locator("#qr path")).to_have_attribute("d", re.compile(r"^(M\d+ \d+h1v1h-1z)+$"))
+            link = await owner.input_value("#invite-link")
+            await guest.goto(link)
+            await expect(guest.locator("#connection")).to_have_attribute("data-state", "live")
+            assert "join" not in guest.url
+            assert (await until_length(guest, len(before))).startswith(before)
+            await box(owner, "join").to_have_attribute("data-state", "ok")
+            await expect(owner.locator("#invite-link")).not_to_have_value(link)
+            await stranger.goto(link)
+            await expect(stranger.locator("#refused")).to_contain_text("This invitation was used")
+            await guest.reload()
+            await until_length(guest, len(before))
+            await box(guest, "reload").to_have_attribute("data-state", "ok")
+
+
+# The page "One tag"
+
+
+async def test_the_page_one_tag_shows_the_code_that_runs(browser: Browser, shared: Server) -> None:
+    async with visiting(browser) as context:
+        page = await context.new_page()
+        await page.goto(f"http://127.0.0.1:{shared.port}/one-tag")
+        tag = '<holdfast-chat channel="demo:one-tag" heading="Ask the docs" launcher></holdfast-chat>'
+        await expect(page.locator("#code")).to_contain_text(tag)
+        await expect(page.locator("textarea")).to_be_visible()
+        await page.get_by_role("button", name="React").click()
+        await expect(page.locator("#code")).to_contain_text("<HoldfastProvider client={client}>")
+        await expect(page.locator("#about")).to_contain_text("does not run here")
+        await page.get_by_role("button", name="Plain JS").click()
+        await expect(page.locator("#code")).to_contain_text("channel.send(form.text.value)")
+        await page.fill("#stage input", "What does it cost?")
+        await page.press("#stage input", "Enter")
+        await expect(page.locator("holdfast-chat .user")).to_contain_text("What does it cost?")
+        await expect(page.locator("#stage > div")).to_contain_text(re.compile("guide: .+"))
+        await page.click(".stop")

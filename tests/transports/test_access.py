@@ -325,6 +325,7 @@ FOREIGN: tuple[bytes, bytes] = (b"origin", b"https://evil.example")
 OURS: tuple[bytes, bytes] = (b"host", b"chat.example")
 COOKIE: tuple[bytes, bytes] = (b"cookie", b"a=b")
 TOKEN: tuple[bytes, bytes] = (b"authorization", b"Bearer x")
+PASSWORD: tuple[bytes, bytes] = (b"authorization", b"Basic eDp5")  # a browser adds it by itself
 
 
 def from_page(origin: str) -> tuple[bytes, bytes]:
@@ -348,6 +349,8 @@ SOCKETS: list[tuple[Headers, int]] = [
     ([OURS, from_page("https://app.example"), FOREIGN], 403),
     ([OURS, COOKIE], 403),
     ([OURS, COOKIE, TOKEN], 101),
+    ([OURS, COOKIE, PASSWORD], 403),
+    ([OURS, PASSWORD], 101),
 ]
 
 
@@ -363,6 +366,9 @@ CHANGES: list[tuple[Headers, int]] = [
     ([OURS, FOREIGN], 204),  # without a cookie a browser adds no credentials
     ([OURS, FOREIGN, COOKIE], 403),
     ([OURS, FOREIGN, COOKIE, TOKEN], 204),  # CORS has to let a foreign page add this one
+    ([OURS, FOREIGN, PASSWORD], 403),
+    ([OURS, FOREIGN, COOKIE, PASSWORD], 403),
+    ([OURS, PASSWORD], 204),  # no browser: it would name the origin
     ([OURS, COOKIE], 403),
     ([OURS, COOKIE, from_site("same-origin")], 204),
     ([OURS, COOKIE, from_site("same-site")], 403),
@@ -394,6 +400,8 @@ async def test_star_origin_does_not_allow_cookies() -> None:
         assert (await with_verifier(allow_everyone, how, allowed_origins=["*"]))[0] == status
         socket = {**SOCKET, "headers": headers}
         assert (await with_verifier(allow_everyone, socket, allowed_origins=["*"]))[0] == {204: 101}.get(status, 403)
+    socket = {**SOCKET, "headers": [OURS, FOREIGN, PASSWORD]}
+    assert (await with_verifier(allow_everyone, socket, allowed_origins=["*"]))[0] == 403
 
 
 async def test_reading_with_cookies_is_left_to_cors() -> None:

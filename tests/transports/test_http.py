@@ -420,6 +420,21 @@ async def test_draining_hub_is_not_ready(hub: Hub, http: httpx2.AsyncClient) -> 
     assert (await http.get("/healthz")).status_code == 200
 
 
+async def test_late_request_does_not_open_a_closed_hub_again(hub: Hub, http: httpx2.AsyncClient) -> None:
+    await create(http, text="x")
+    await hub.close()
+    paths = ["/readyz", MESSAGES, "/v1/channels/chat:1/poll?wait_s=0"]
+    responses = [await http.get(path) for path in paths]
+    responses += [
+        await http.post(MESSAGES, json={"text": "late"}),
+        await http.put("/v1/channels/chat:1/presence/ada?client=ada", json={}),
+    ]
+    assert [refused(response) for response in responses] == [(503, "draining")] * 5
+    assert not hub.is_running
+    await hub.start()
+    assert (await http.get("/readyz")).status_code == 200
+
+
 async def test_a_hub_whose_store_does_not_respond_is_not_ready(
     plain_http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

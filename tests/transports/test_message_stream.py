@@ -110,7 +110,8 @@ async def test_message_stream_resumes_exactly_after_memory_was_freed(served: Ser
     await first.until(lambda: added_up(first).endswith("49 "))
     first.close()
     await append(served, "50")
-    await served.hub.close()  # the next request starts the hub again, with empty memory
+    await served.hub.close()
+    await served.hub.start()  # with empty memory
     second = await Stream.open(served, EVENTS, Last_Event_ID=last_id(first))
     await second.until_event("answer")
     assert added_up(first) + added_up(second) == "".join(f"{number} " for number in range(50)) + "50"

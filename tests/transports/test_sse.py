@@ -36,7 +36,7 @@ async def pass_seconds(served: Served, count: int) -> None:
     """Run the heartbeats as if seconds had passed."""
     for _ in range(count):
         heartbeats(served).tick()
-        for _ in range(5):  # a task has to send what the tick wrote
+        for _ in range(5):  # a task has to send the batch that the tick wrote
             await asyncio.sleep(0)
 
 
@@ -324,6 +324,7 @@ async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
 
     await served.hub.create("c", id="m1", text="x")
     await served.hub.close()
+    await served.hub.start()
     monkeypatch.setattr(Channel, "load_history", gone)
     stream = await Stream.open(served, EVENTS)
     assert await stream.until_over() is False

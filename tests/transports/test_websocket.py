@@ -590,6 +590,7 @@ async def test_store_failure_during_catch_up_closes_the_socket_for_a_retry(
 
     await served.hub.create("c", id="m1", text="x")
     await served.hub.close()
+    await served.hub.start()
     monkeypatch.setattr(Channel, "load_history", gone)
     async with dialled(served) as peer:
         await peer.send("attach", channel="c")

@@ -1,0 +1,55 @@
+"""Turns of connections that have sent more than the server parses at once.
+
+Layer: serving, below `bounded_http` and `bounded_websocket`.
+
+Each of those protocols parses in slices and sets the rest of its input aside. Here all connections share one limit of
+time for each turn of the event loop, so that a hundred floods delay the other connections no longer than one flood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+TURN_S = 0.002  # in which large input is parsed, in one turn of the loop
+TURN_MOST = 8  # connections that go on in a turn: each may begin a request, which takes longer than to parse it
+
+
+class ParseTurns:
+    """The connections whose input was set aside, in the order in which they go on."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._end_s = 0.0  # of this turn; 0 until a connection has asked
+        self._is_called = False
+
+    def end_s(self) -> float:
+        """Return until when, in the time of the running loop, input may be parsed in this turn."""
+        if not self._end_s:
+            loop = asyncio.get_running_loop()
+            self._end_s = loop.time() + TURN_S
+            self._call_soon(loop)
+        return self._end_s
+
+    def add(self, go_on: Callable[[], None]) -> None:
+        """Call `go_on` in one of the next turns."""
+        self._waiting.append(go_on)
+        self._call_soon(asyncio.get_running_loop())
+
+    def _call_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._is_called:
+            self._is_called = True
+            loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        """Begin a turn: let the connections go on that have waited for longest."""
+        self._is_called = False
+        self._end_s = 0.0
+        loop = asyncio.get_running_loop()
+        for _ in range(min(len(self._waiting), TURN_MOST)):
+            self._waiting.popleft()()
+            if self._end_s and loop.time() > self._end_s:
+                break
+        if self._waiting:
+            self._call_soon(loop)

@@ -1,0 +1,33 @@
+/** The chats of this browser, each with its first question and its state. @module */
+import { at, fill, keep, make, recall } from "./dom.js"
+
+/** Note what a chat shows, once it has a question. @param {Pick<Storage, "getItem" | "setItem">} storage @param {string} channel @param {import("../client.js").Snapshot} snapshot @param {readonly string[]} others names */
+export function noteChat(storage, channel, snapshot, others) {
+  const all = recall(storage, "chats", /** @type {{ channel: string, title: string, state: string, day: string }[]} */ ([])) // also those of other windows
+  const known = all.find((one) => one.channel === channel)
+  const title = known?.title ?? snapshot.messages.find(({ role }) => role === "user")?.text.slice(0, 80)
+  const state = stateOf(snapshot, others)
+  if (!title || snapshot.state !== "live" || known?.state === state) return all
+  const chat = { channel, title, state, day: new Date().toDateString() }
+  const next = known ? all.map((one) => (one === known ? chat : one)) : [chat, ...all].slice(0, 30)
+  keep(storage, "chats", next)
+  return next
+}
+
+/** Show the chats of today. @param {ReturnType<typeof noteChat>} chats @param {string} current @param {(channel: string) => void} open */
+export function drawChats(chats, current, open) {
+  const today = chats.filter(({ day }) => day === new Date().toDateString())
+  fill(at("chat-list"), JSON.stringify([today, current]), () => today.map(({ channel, title, state }) => (
+    make("li", {}, make("button", { ariaCurrent: channel === current ? "page" : null, onclick: () => open(channel) }, make("b", { dir: "auto" }, title), make("span", {}, state)))
+  )))
+}
+
+/** @param {Pick<import("../client.js").Snapshot, "messages" | "streaming" | "replied" | "you" | "more">} snapshot @param {readonly string[]} others */
+export function stateOf({ messages, streaming, replied, you, more }, others) {
+  const last = messages.at(-1)
+  const here = others.length ? `${others.slice(0, 2).join(" and ")} ${others.length > 1 ? "are" : "is"} here` : ""
+  if (streaming.length) return `answering${here && ` · ${here}`}`
+  if (last?.status !== "cancelled") return here || `${messages.length}${more ? "+" : ""} message${messages.length === 1 ? "" : "s"}`
+  const by = replied.find(({ name, target }) => name === "cancel" && (target === last.id || target === last.reply_to))?.from
+  return by && by === you?.id ? "stopped by you" : "stopped"
+}

@@ -1,0 +1,16 @@
+import { connect } from "../client.js"
+
+const channel = connect({ url: "/holdfast" }).channel("demo:one-tag")
+const [form] = document.forms
+const list = document.createElement("div")
+form.before(list)
+
+channel.subscribe(() => {
+  const lines = channel.getSnapshot().messages.map(({ author, text }) => `${author}: ${text}`)
+  list.innerText = lines.join("\n\n")
+})
+form.onsubmit = (event) => {
+  event.preventDefault()
+  channel.send(form.text.value)
+  form.reset()
+}
