@@ -1,5 +1,5 @@
 /**
- * The states of the gallery: the messages and events of each, as the server sends them,, and the actions of the person then.
+ * The states of the gallery: the messages and events of each, as the server sends them, and the actions of the person then.
  *
  * The types are those of the wire, so that a change of them fails the type check here.
  * @module
