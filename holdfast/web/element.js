@@ -5,7 +5,7 @@
  * @module
  */
 import { element, report, SPARK, svg } from "./chat_nodes.js"
-import { STRINGS } from "./chat_strings.js"
+import { STRINGS, stringsOf } from "./chat_strings.js"
 import { LAUNCHER_STYLE, sheetOf } from "./chat_style.js"
 
 /** @typedef {import("./chat_marks.js").Mark} Mark */
@@ -34,6 +34,7 @@ export class HoldfastChat extends Base {
   /** @type {import("./chat_panel.js").Panel | null} */
   #panel = null
   #isLoading = false
+  #strings = STRINGS
   /** @type {ShadowRoot | null} */
   #root = null
   /** @type {Mark[] | null} */
@@ -76,7 +77,7 @@ export class HoldfastChat extends Base {
   /** @param {string} name @param {string | null} before @param {string | null} now */
   attributeChangedCallback(name, before, now) {
     if (before === now || !this.isConnected || !this.#root) return
-    if (["url", "channel", "token", "identity"].includes(name)) this.#closePanel()
+    if (["url", "channel", "token", "identity", "lang"].includes(name)) this.#closePanel()
     queueMicrotask(() => this.#draw())
   }
 
@@ -87,7 +88,7 @@ export class HoldfastChat extends Base {
 
   /** Return the words of the element, with the app's own in place of the defaults. */
   get words() {
-    return { ...STRINGS, ...this.strings }
+    return { ...this.#strings, ...this.strings }
   }
 
   get isFloating() {
@@ -106,9 +107,12 @@ export class HoldfastChat extends Base {
     this.removeAttribute("open")
   }
 
-  #draw() {
+  async #draw() {
+    const lang = this.getAttribute("lang")
+    const strings = await stringsOf(lang)
     const root = this.#root
-    if (!root || !this.isConnected) return
+    if (!root || !this.isConnected || lang !== this.getAttribute("lang")) return
+    this.#strings = strings
     const mistake = this.#mistake()
     if (mistake) {
       report(mistake)
@@ -148,6 +152,7 @@ export class HoldfastChat extends Base {
     if (!this.isFloating) known?.remove()
     if (!this.isFloating || known) {
       known?.setAttribute("aria-expanded", String(this.isOpen))
+      known?.setAttribute("aria-label", this.words.open)
       return
     }
     const badge = element("span", { class: "badge", part: "badge", hidden: true })
