@@ -1,5 +1,5 @@
-# The front door. `make demo` and `make test` are all a newcomer needs; both set up what they use, in .venv and
-# node_modules, nothing global.
+# The commands of this repository. A newcomer needs `make demo` and `make test` only; both install their dependencies, in
+# .venv and node_modules, and change no other place.
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long lint format sim chaos fuzz attack bench clean
 
@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-help: ## what there is
+help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also lets phones in, by invitation
@@ -35,13 +35,13 @@ format: $(VENV)/.dev ## put the code in form
 bench: $(VENV)/.dev ## measure, beside a bare asyncio server and others: ROWS=, QUICK=1, DIR=, PAGE=
 	$(BIN)/python -m bench $(ROWS) $(if $(QUICK),--quick) $(if $(DIR),--dir $(DIR)) $(if $(PAGE),--markdown $(PAGE))
 
-sim: $(VENV)/.dev ## hubs, stores, networks and people in virtual time: SEEDS=, START=
+sim: $(VENV)/.dev ## simulate hubs, stores, networks and people under a virtual clock: SEEDS=, START=
 	$(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START))
 
 chaos: $(VENV)/.dev ## real faults with real processes: NAMES=, ROUNDS=, SEED=
 	$(BIN)/python -m chaos $(NAMES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
-fuzz: $(VENV)/.dev node_modules/.installed ## everything a peer can send, for ten minutes: SECONDS=, SEED=
+fuzz: $(VENV)/.dev node_modules/.installed ## send arbitrary input from every kind of peer, for ten minutes: SECONDS=, SEED=
 	@seed=$(or $(SEED),$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')); seconds=$(or $(SECONDS),600); \
 	echo "SEED=$$seed, $$seconds seconds: three quarters for the server, the rest for the browser's client"; \
 	$(BIN)/python -m fuzz --seconds $$((seconds * 3 / 4)) --seed $$seed && \
@@ -68,5 +68,5 @@ node_modules/.installed: package.json
 	@npm install --no-package-lock --no-fund --no-audit --silent
 	@touch $@
 
-clean: ## forget what was set up
+clean: ## remove all installed dependencies
 	rm -rf $(VENV) node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

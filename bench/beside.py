@@ -5,7 +5,7 @@ token of every viewer with the sent ones. The measure is the server's CPU time p
 system that joins the tokens of 40 ms writes less often, and shows a token up to 40 ms later. The latencies are listed
 too.
 
-Do not conclude more than this: the peers do not promise what Holdfast promises (`System.promises`), so a ratio shows
+Do not conclude more than this: the peers promise less than Holdfast (`System.promises`), so a ratio shows
 the cost of the promises, not the quality of a peer. Another process publishes to nchan over HTTP, and its time is not
 counted. The producers of Holdfast and Socket.IO, and Holdfast's store, are counted.
 """

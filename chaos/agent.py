@@ -5,7 +5,7 @@
 Layer: chaos.
 
 It answers with a `Script`, so that each token names its writer. In one answer of three it asks the users something. It
-prints what the server has acknowledged. The client handles SIGTERM.
+prints the acknowledged requests. The client handles SIGTERM.
 """
 
 from __future__ import annotations

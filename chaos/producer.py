@@ -162,7 +162,7 @@ class Writing:
         say("over", id=self._id)
 
     def _take_up(self) -> bool:
-        """Find what the earlier producer has left. Return True if no work remains."""
+        """Find the work that the earlier producer has left. Return True if no work remains."""
         status, response = self._producer.ask("GET", self._id)
         if status == 410 and self._plan.is_deleted:
             say("found", id=self._id, deleted=True, status="complete")

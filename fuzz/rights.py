@@ -4,8 +4,8 @@ Layer: fuzz.
 
 This module does not use the product. It decodes and verifies tokens and matches channels by its own code. The needs
 come from the table `tests/transports/permissions.py`, which the permission matrix and `docs/security.md` share. They
-are an upper bound of what may be granted; rules about ownership of messages apply in addition, and other tests check
-them.
+are an upper bound of the granted capabilities; rules about ownership of messages apply in addition, and other tests
+check them.
 """
 
 from __future__ import annotations

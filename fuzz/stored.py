@@ -30,19 +30,19 @@ from holdfast.core.ops import (
     SetPart,
     Takeover,
     Update,
-    Writer,
+    WriterIdentity,
     decode_op,
     encode_op,
 )
 
 OPS: list[Op] = [
     Create(id="m1", role="user", author="ada", status="streaming", parts=PARTS, meta={"k": [1, None, "é"]}, parent=None,
-           reply_to="m0", at_ms=1, digest=b"\x00" * 16, writer=Writer(by="ada", node="n", lease_ms=15_000)),
+           reply_to="m0", at_ms=1, digest=b"\x00" * 16, writer=WriterIdentity(by="ada", node="n", lease_ms=15_000)),
     Append(id="m1", part=0, at=3, text="häß😀"),
     SetPart(id="m1", index=1, part=PARTS[2], at_ms=2, request="r"),
     Update(id="m1", parts=None, meta={}, at_ms=3),
     Finish(id="m1", status="complete", reason=None, meta={"n": 2**53}, at_ms=4, request="r"),
-    Takeover(id="m1", generation=2, writer=Writer()),
+    Takeover(id="m1", generation=2, writer=WriterIdentity()),
     Delete(id="m1"),
     Claim(id="m1", generation=2, state="taken", by="bot", node="n", lease_ms=15_000, at_ms=5, within="m0",
           within_generation=1),

@@ -324,7 +324,7 @@ class Town:
             self.present_until_s = max(self.present_until_s, rights.ends_s)
 
     def _note_change(self, needs: Needs, what: str, kind: str, rights: Rights | None) -> None:
-        """Note what a successful request may have changed."""
+        """Note the changes that a successful request may have made."""
         if rights is None or not needs.capabilities & {"publish", "append", "admin"} or kind in ("GET", "HEAD"):
             return
         if any(one in what for one in OWN) or "admin" in needs.capabilities:

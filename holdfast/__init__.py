@@ -32,7 +32,7 @@ __all__ = [
     "allow_everyone",
 ]
 
-if not TYPE_CHECKING:  # to a type checker, a module with a `__getattr__` has every name
+if not TYPE_CHECKING:  # only at run time: a type checker would take every name as defined by `__getattr__`
     _HOMES = {
         "HoldfastError": "holdfast.core.errors",
         "HookEvent": "holdfast.hub.hooks",

@@ -44,7 +44,7 @@ class Hub(HubCore):
     """Durable channels over HTTP, SSE, WebSocket and long poll: `app.mount("/holdfast", Hub("sqlite:///chat.db"))`."""
 
     writer_class = AgentWriter
-    path = ""  # the path of the mount; `install` and `wrap` set it
+    path = ""  # path under which the hub is mounted; `install` and `wrap` set it
 
     def agent(
         self,
@@ -115,7 +115,10 @@ class Hub(HubCore):
         check_channel(channel)
 
         async def ask(message_id: str) -> str | None:
-            """Store the prompt of the answer `message_id`; a repeat adds no second one, since it has the same id."""
+            """Store the prompt of the answer `message_id`.
+
+            A repeat adds no second one, because it computes the same id.
+            """
             if prompt is None:
                 return None
             request = CreateMessage(role="user", text=prompt)
@@ -130,7 +133,7 @@ class Hub(HubCore):
             prompt_id = reply_id_of(known, 0) if prompt is not None else None
             try:
                 await self._check_own_answer(channel, known, author=author, reply_to=prompt_id)
-                await ask(known)  # another prompt is an IdConflict
+                await ask(known)  # raises IdConflict if the prompt is another one
                 await self.read(channel, known)
             except (NotFound, Deleted, IdConflict):
                 return False
@@ -141,7 +144,8 @@ class Hub(HubCore):
             prompt_id = await ask(message_id)
             writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
             assert isinstance(writer, AgentWriter)
-            async with self._openings.setdefault((channel, message_id), asyncio.Lock()):  # a repeat waits for the first
+            # a repeated request waits here for the first one
+            async with self._openings.setdefault((channel, message_id), asyncio.Lock()):
                 try:
                     await writer.open()
                 except IdConflict:
@@ -166,7 +170,7 @@ class Hub(HubCore):
 
     @cached_property
     def _openings(self) -> WeakValueDictionary[tuple[str, str], asyncio.Lock]:
-        """Return the locks of the answers that are being opened; a lock lives as long as a request holds it."""
+        """Return the locks of answers that are being opened. A lock lives as long as a request holds it."""
         return WeakValueDictionary()
 
     async def _check_own_answer(
@@ -178,7 +182,8 @@ class Hub(HubCore):
         """
         known = await self.runtime.message(channel, message_id)
         writer = known.writer
-        is_by_app = writer is not None and writer.node is not None and writer.by == author  # a client has no node
+        # only a writer in a hub's process has a node, so this one is not a client
+        is_by_app = writer is not None and writer.node is not None and writer.by == author
         if not (is_by_app and (known.role, known.author, known.reply_to) == ("assistant", author, reply_to)):
             raise IdConflict(
                 f"message {shown(message_id)} exists and is not the answer of author {shown(author)} that this "
@@ -195,7 +200,7 @@ class Hub(HubCore):
     def install(self, app: Any, path: str) -> None:
         """Mount the hub in a Starlette or FastAPI app at `path`; it starts and closes with the app's lifespan.
 
-        The hub stands before an earlier route that would hide it, such as static files at `/`.
+        The hub is placed before earlier routes that would hide it, such as static files at `/`.
         """
         self.path = check_path(path)
         mount(app, self.path, self)
@@ -213,9 +218,9 @@ class Hub(HubCore):
         app.router.lifespan_context = lifespan
 
     def wrap(self, app: AsgiApp, path: str) -> AsgiApp:
-        """Return an ASGI app that serves the hub under `path`, and elsewhere `app`: Django's `get_asgi_application()`.
+        """Return an ASGI app that serves the hub under `path`, and `app` elsewhere, such as Django's.
 
-        The hub handles the lifespan: Django has none.
+        The hub handles the lifespan protocol, which Django does not support.
         """
         check_asgi(app)
         prefix = self.path = check_path(path)

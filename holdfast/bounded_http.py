@@ -25,24 +25,24 @@ from holdfast.core.errors import HoldfastError, InvalidRequest, TooLarge
 from holdfast.transports.problem import problem_headers
 from holdfast.transports.server_connection import EXTENSION
 
-MAX_HEAD_BYTES = 64 * 1024  # the largest request line with headers, and the largest trailer
+MAX_HEAD_BYTES = 64 * 1024  # limit of a request line with its headers, and of a trailer
 MAX_HEADERS = 100
-HEAD_S = 10.0  # from the connection, or the end of the last response, to the end of a head that has begun
-BODY_S = 10.0  # time in which an unknown peer must send `BODY_BYTES` of a body, or the rest of it
+HEAD_S = 10.0  # time for a head that has begun, counted from the opening of the connection or from the last response
+BODY_S = 10.0  # time in which an unknown peer must send `BODY_BYTES` of a body, or the rest of the body
 BODY_BYTES = 5_000
-UNREAD_S = 60.0  # in which a peer must read a byte of a response that waits for it
-LINGER_S = 1.0  # time in which a refused peer can read the reason; the server reads no more of it
-UNREAD_BYTES = 8 * 1024  # read beyond a waiting request
+UNREAD_S = 60.0  # time in which a peer must read at least a byte of a response that waits for it
+LINGER_S = 1.0  # time in which a refused peer can read the reason, while the server reads no more from it
+UNREAD_BYTES = 8 * 1024  # bytes that are still read while a request waits
 SLICE_BYTES = 4 * 1024
 _HEAD_END = b"\r\n\r\n"
 
 
 class _HeadTooLarge(Exception):
-    """A head has too many headers. Raised through the parser."""
+    """A head has too many headers. Raised through the parser of uvicorn."""
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control, which reads no further while a request waits behind the running one, and so on."""
+    """uvicorn's flow control. This one also stops reading, for example while a request waits behind the running one."""
 
     def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
         super().__init__(transport)
@@ -54,7 +54,10 @@ class _Flow(FlowControl):
 
 
 class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
-    """One HTTP connection. It reads into the buffer of the book, and parses no more requests than it can begin."""
+    """One HTTP connection.
+
+    It reads into a buffer that all connections share, and parses no more requests than it can begin.
+    """
 
     # Beside uvicorn's own attributes: with more than 30, Python stores the names anew for each connection (2.3 KB).
     __slots__ = (
@@ -76,18 +79,19 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def __init__(self, book: Connections, **options: Any) -> None:
         super().__init__(**options)
         self._book = book
-        self._connection: Connection | None = None  # None if it was refused, and after it is lost or upgraded
-        self._unread = b""  # read, and not parsed yet
-        self._begun_scope: Any = None  # the scope of the last request whose head is complete
+        # the entry in the book of connections; None if it was refused, lost or upgraded
+        self._connection: Connection | None = None
+        self._unread = b""  # input that was read but not parsed yet
+        self._begun_scope: Any = None  # the ASGI scope of the last request whose head is complete
         self._extensions: dict[str, dict[object, object]] = {EXTENSION: {"connection": self}}
         self._is_known = False
         self._is_refused = False
-        self._is_last = False  # the running request: the input behind it was refused
-        self._stalled_bytes = 0  # size of an unfinished head, or of later input that contained no body
-        self._has_body_grown = False  # by the last input
-        self._is_in_body = False  # of an unknown peer, whose request runs
-        self._body_bytes = 0  # received since the deadline for the body was set
-        self._unsent_bytes = 0  # when the deadline for the peer to read was set
+        self._is_last = False  # the running request is the last one, because the input behind it was refused
+        self._stalled_bytes = 0  # size of an incomplete head, or of later input that contained no body
+        self._has_body_grown = False  # True: the last input contained bytes of the body
+        self._is_in_body = False  # True while an unknown peer's request runs and more of its body is expected
+        self._body_bytes = 0  # bytes of the body received since its deadline was set
+        self._unsent_bytes = 0  # bytes that the peer had not read when the deadline for reading was set
 
     # The connection
 
@@ -108,13 +112,16 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().connection_lost(exc)
 
     def _release(self) -> None:
-        """Give up the references to this object: it would live on by them until a garbage collection."""
+        """Drop the references to this object, which would otherwise live until the next garbage collection."""
         self._unread = b""
         self._extensions.clear()
         self.flow.protocol = None
 
     def expire(self) -> None:
-        """End the connection: its peer has let the deadline pass. A peer that reads its response gets more time."""
+        """End the connection, because its peer has missed the deadline.
+
+        A peer that reads its response gets more time.
+        """
         if self._is_refused:
             self.transport.abort()
             return
@@ -126,10 +133,12 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         elif unsent or not self.is_in_head():
             self.transport.abort()
         else:
-            self._refuse(InvalidRequest(f"the head of a request must be complete within {HEAD_S:.0f} s"), 408)
+            detail = f"the head of the request was not complete within {HEAD_S:.0f} s; send it without pauses"
+            self._refuse(InvalidRequest(detail), 408)
 
     def _expire_body(self) -> None:
-        is_held_here = self.flow.read_paused or self.cycle.waiting_for_100_continue  # the application takes none of it
+        # True: the application does not read the body now
+        is_held_here = self.flow.read_paused or self.cycle.waiting_for_100_continue
         if is_held_here or self._body_bytes >= BODY_BYTES:
             self._wait_for_body()
         else:
@@ -137,11 +146,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._refuse(InvalidRequest(detail), 408)
 
     def evict(self) -> None:
-        """End the connection, to make room for another one."""
+        """End the connection to make room for another one."""
         self.transport.abort()
 
     def known(self) -> None:
-        """Count the connection no longer: its peer is known (`transports.server_connection`)."""
+        """Stop counting the connection, because its peer is known (`transports.server_connection`)."""
         self._is_known = True
         self._is_in_body = False
         connection = self._connection
@@ -167,7 +176,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._unread += data
             if not self.may_read():
                 self.flow.pause_reading()
-        # With one end of a head in the data there is at most one request to begin, behind the one that runs.
+        # If the data contains one end of a head, at most one request can begin, behind the running one.
         elif len(data) <= SLICE_BYTES and data.count(_HEAD_END) <= 1:
             self._parse(data)
         else:
@@ -176,14 +185,14 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._wait_for_head(self._connection)
 
     def is_in_head(self) -> bool:
-        """Return whether a head has begun and is not complete: uvicorn makes a scope when it begins."""
+        """Return whether a head has begun and is not complete; uvicorn makes a scope when a head begins."""
         return self.scope is not self._begun_scope
 
     def may_read(self) -> bool:
-        """Return whether more input is of use now.
+        """Return whether the connection should read more input now.
 
-        While a request waits, and behind the last one, a little is: the end of the connection shows only behind all
-        input.
+        While a request waits, and after the last request, it reads a little more, because it notices the end of the
+        connection only after all input.
         """
         cycle = self.cycle
         return not (
@@ -213,7 +222,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             at = end
 
     def _go_on(self) -> None:
-        """Parse the input that was set aside, and read further if it is used up."""
+        """Parse the input that was set aside; when it is used up, read more."""
         if self._unread and not (self.pipeline or self._is_last or self.transport.is_closing()):
             data, self._unread = self._unread, b""
             self.data_received(data)
@@ -235,7 +244,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 self._refuse(InvalidRequest(f"the request does not follow HTTP/1.1: {error}"), 400)
         else:
             if self.scope is not self._begun_scope:
-                # A head that begins behind a body counts from here: most of the data may have been the body.
+                # A head that begins behind a body is counted from here, because most of the data may have been the
+                # body.
                 self._stalled_bytes = 0 if was_in_body and not was_in_head else self._stalled_bytes + len(data)
                 if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
                     self._refuse_head()
@@ -276,7 +286,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if len(self.headers) > MAX_HEADERS:
             raise _HeadTooLarge
         if self.parser.should_upgrade() and not self._should_upgrade():
-            return  # `_upgrade` parses the head again
+            return  # `_upgrade` parses this head again
         connection = self._connection
         if connection is not None:
             if connection.is_from_proxy:
@@ -289,14 +299,14 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         if self.is_in_head():
-            return  # a head that asks for an upgrade has begun no request
+            return  # a head that requests an upgrade is not yet a request
         super().on_message_complete()
         connection = self._connection
         if connection is not None and connection.is_idle:
             connection.proceed()
 
     def _take_forwarded(self, connection: Connection) -> None:
-        """Put the client that a trusted proxy names in the place of the proxy."""
+        """Replace the proxy's address by the client's, which a trusted proxy has named."""
         proxy = self.client[0] if self.client else ""
         client = self._book.proxies.client_of(proxy, self.headers)
         connection.move(client)
@@ -307,18 +317,20 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     # Requests
 
     def _upgrade(self, rest: bytes) -> None:
-        """Begin a WebSocket, or serve the request without the upgrade. `rest` is the input behind its head.
+        """Begin a WebSocket, or serve the request without the upgrade. `rest` is the input after its head.
 
-        The parser takes the message for complete, although a body may follow, which is no request.
+        The parser takes the message for complete, although a body may follow; that body is not another request.
         """
         if self.parser.get_method() == b"CONNECT":
-            self._refuse(InvalidRequest("the method CONNECT is for proxies, and this server is none"), 400)
+            detail = "method CONNECT is not supported: this server is not a proxy; request a path of the server"
+            self._refuse(InvalidRequest(detail), 400)
         elif not self._should_upgrade():
             self._parse(self._head_without_upgrade())
             if rest and not self._is_refused:
                 self._parse(rest)
         elif self.cycle is not None and not self.cycle.response_complete:
-            self._refuse(InvalidRequest("a WebSocket cannot begin behind a running request"), 400)
+            detail = "a WebSocket handshake arrived while a request was running; open another connection for it"
+            self._refuse(InvalidRequest(detail), 400)
         elif self.parser.get_http_version() != "1.1":
             detail = "the handshake of a WebSocket needs HTTP/1.1, got 1.0; nginx needs proxy_http_version 1.1"
             self._refuse(InvalidRequest(detail), 400)
@@ -326,12 +338,13 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))
             for name, value in self.headers
         ):
-            self._refuse(InvalidRequest("the handshake of a WebSocket has no body"), 400)
+            detail = "the handshake of a WebSocket must have no body; send the request without one"
+            self._refuse(InvalidRequest(detail), 400)
         else:
             self.handle_websocket_upgrade()
 
     def _head_without_upgrade(self) -> bytes:
-        """Return the last head, without the protocols that the peer offers: a server may ignore them."""
+        """Return the last head without its offer of an upgrade, which a server may ignore."""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join(lines) + _HEAD_END
@@ -344,7 +357,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         protocol: Any = self.ws_protocol_class
         self.ws_protocol_class = partial(protocol, self._book, connection)  # type: ignore[assignment]
         super().handle_websocket_upgrade()
-        # The other protocol has the transport now.
+        # From here on the WebSocket protocol owns the transport.
         self._is_refused = True
         self._release()
         self.parser = None  # type: ignore[assignment]
@@ -369,7 +382,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._forget_request()
 
     def _forget_request(self) -> None:
-        """Give up the head of the answered request: it may be large, and the connection may be idle from here."""
+        """Drop the head of the completed request: it may be large, and the connection may now be idle."""
         self._forget_head()
         self.cycle.scope = None  # type: ignore[assignment]
 
@@ -393,7 +406,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._go_on()
 
     def _follow_body(self, size: int) -> None:
-        """Count the connection as waiting while more of its body is to come. `size` bytes have come."""
+        """Count the connection as waiting while more of its body is expected. `size` bytes have just arrived."""
         cycle, connection = self.cycle, self._connection
         if connection is None or self._is_refused:
             return
@@ -410,7 +423,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection = self._connection
         if connection is not None:
             self._body_bytes = 0
-            connection.wait(BODY_S, may_burst=connection.may_burst)  # in its first request, as for its head
+            # in its first request the peer may belong to a burst, as for the head
+            connection.wait(BODY_S, may_burst=connection.may_burst)
 
     def _wait_for_head(self, connection: Connection) -> None:
         if not (connection.is_waiting or connection.is_from_proxy):
@@ -438,14 +452,14 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._refuse(_too_large("the head of a request", MAX_HEAD_BYTES, "bytes"), 431)
 
     def _refuse(self, error: HoldfastError, status: int) -> None:
-        """Respond with `error` and read no more. A request that runs gets its response first, and is the last one."""
+        """Respond with `error`, and read no more. A running request gets its response first, and is the last one."""
         if self._is_refused or self._is_last:
             return
         self._unread = b""
         self._book.note(error.detail)
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
-            if self.is_in_head() or not cycle.more_body:  # the refused input is behind it
+            if self.is_in_head() or not cycle.more_body:  # the refused input follows the running request
                 cycle.keep_alive = False
                 self._is_last = True
                 return
@@ -458,7 +472,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._is_refused = True
         self.flow.pause_reading()
         self.transport.write(refusal(error, status))
-        # Closing now would reset the connection, since input is unread, and the peer would not see why.
+        # Close only later: a close with unread input would reset the connection, and the peer would not see the reason.
         self.transport.write_eof()
         self._forget_head()
         self.parser = None  # type: ignore[assignment]  # it keeps the last line of the head
@@ -469,11 +483,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
 
 def _too_large(what: str, limit: int, unit: str) -> TooLarge:
-    return TooLarge(f"{what} has at most {limit} {unit}", limit=limit)
+    return TooLarge(f"{what} exceeds the limit of {limit} {unit}; send fewer", limit=limit)
 
 
 def refusal(error: HoldfastError, status: int) -> bytes:
-    """Return a whole response with `error`, for a connection that ends with it."""
+    """Return a complete HTTP response with `error`, for a connection that ends with it."""
     body = msgspec.json.encode({**error.problem(), "status": status})
     lines = "".join(f"{name}: {value}\r\n" for name, value in refusal_headers(error).items())
     return STATUS_LINE[status] + lines.encode() + b"content-length: %d\r\n\r\n" % len(body) + body

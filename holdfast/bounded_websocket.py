@@ -2,9 +2,9 @@
 
 Layer: serving, beside `bounded_http`, which hands connections over.
 
-Until its peer is known, a socket takes messages of at most `INTRODUCTION_BYTES` and is counted by the book. Input is
-parsed in slices. Reading stops while the application has a message to take, while the peer does not read what the
-server writes, pongs included, and after a burst of control frames.
+Until its peer is known, a socket accepts messages of at most `INTRODUCTION_BYTES` and is counted (`connections`). Input
+is parsed in slices. Reading stops while the application has a message to take, while the peer does not read the
+server's output, pongs included, and after a burst of control frames.
 
 Safe to change: the constants, which `docs/security.md` names. Not safe: one more `await` or copy for each frame.
 """
@@ -29,15 +29,16 @@ from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
 from holdfast.transports.server_connection import EXTENSION
 
-INTRODUCTION_BYTES = 8 * 1024  # the largest message of a peer that is not yet known
-MAX_FRAGMENTS = 256  # most fragments of a message; browsers send one, or a few
-MAX_CONTROL_FRAMES = 64  # in a second; libraries send one every 20 s
-CONTROL_PAUSE_S = 1.0  # without reading, after more of them
-SLICE_BYTES = 2 * 1024  # up to 340 empty frames, which take 2 ms
-BURST = 16  # messages that the application takes before the loop turns to other connections
-LINGER_S = 1.0  # time in which a peer that broke a rule can read the close frame; the server reads no more of it
+INTRODUCTION_BYTES = 8 * 1024  # limit of a message from a peer that has not authenticated yet
+MAX_FRAGMENTS = 256  # limit of fragments in a message; browsers send one or a few
+MAX_CONTROL_FRAMES = 64  # limit of control frames per second; libraries send one every 20 s
+CONTROL_PAUSE_S = 1.0  # pause in reading after more control frames than that
+SLICE_BYTES = 2 * 1024  # bytes to parse at once: up to 340 empty frames, which take 2 ms
+BURST = 16  # messages that the application may take before the loop serves other connections
+# time in which a peer that broke a rule can read the close frame, while the server reads no more from it
+LINGER_S = 1.0
 FAREWELL_S = 0.5  # time in which an unknown peer can read the last frame
-# Pongs and refusals that wait for an unknown peer to read them. A known peer has asyncio's own bound, of 64 KiB.
+# Limit of pongs and refusals that an unknown peer has not read. A known peer has the limit of asyncio, 64 KiB.
 UNKNOWN_WRITE_BYTES = 4 * 1024
 
 
@@ -66,12 +67,12 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._book = book
         self._connection = connection
         connection.owner = self
-        # The ASGI scope's extensions; empty before the handshake.
+        # The extensions of the ASGI scope; empty before the handshake.
         self._extensions: dict[str, dict[object, object]] = {}
-        self._unread = b""  # read, and not parsed yet
+        self._unread = b""  # input that was read but not parsed yet
         self._is_known = False
         self._is_head_large = False
-        self._is_expected = False  # to introduce itself in its first frame
+        self._is_expected = False  # True: the peer must authenticate in its first frame
         self._is_accepted = False
         self._is_write_paused = False
         self._is_throttled = False
@@ -91,16 +92,16 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._connection.close()
         self._unread = b""
         super().connection_lost(exc)
-        # The object would live on by these references until a garbage collection.
+        # Drop these references: the object would otherwise live until the next garbage collection.
         self.conn.parser.close()
         self._extensions.clear()
 
     def expire(self) -> None:
-        """End the connection: its peer has not introduced itself in time."""
+        """End the connection, because its peer has not authenticated in time."""
         self.transport.abort()
 
     def evict(self) -> None:
-        """End the connection, to make room for another one."""
+        """End the connection to make room for another one."""
         self.transport.abort()
 
     def known(self) -> None:
@@ -112,9 +113,10 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self.transport.set_write_buffer_limits()
 
     def expect_introduction(self, timeout_s: float) -> None:
-        """Keep the bounds on unknown peers beyond the handshake."""
+        """Keep the bounds for unknown peers until the peer authenticates, at most `timeout_s` seconds."""
         self._is_expected = True
-        self._connection.wait(timeout_s, may_burst=False)  # its buffers hold more than a head does
+        # a WebSocket's buffers take more memory than a head, so it may not exceed the limits as part of a burst
+        self._connection.wait(timeout_s, may_burst=False)
         if self._is_head_large:
             self._connection.grow()
 
@@ -130,7 +132,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
                 client = self._book.proxies.client_of(proxy, self.scope["headers"])
                 if client != proxy:
                     self.scope["client"] = (client, 0)
-            # Until the application accepts, no frame can come: a client sends none before that.
+            # No frame can arrive before the application has accepted the socket, because a client waits for that.
             self.transport.pause_reading()
 
     def start_keepalive(self) -> None:
@@ -162,7 +164,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         elif not self.handshake_initiated:
             self._is_head_large = len(data) > LARGE_BYTES
             self._parse(data)
-            if not self.handshake_initiated:  # websockets refuses without a sign
+            if not self.handshake_initiated:  # the package `websockets` refuses here without informing its caller
                 self._refuse_handshake()
         elif len(data) > SLICE_BYTES or self.is_held():
             self._parse_in_slices(data)
@@ -170,11 +172,11 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self._parse(data)
 
     def is_held(self) -> bool:
-        """Return whether no more input may be parsed now."""
+        """Return whether parsing must pause now."""
         return self.read_paused or self._is_write_paused or self._is_throttled or not self._is_accepted
 
     def _parse_in_slices(self, data: bytes) -> None:
-        """Parse `data` until the connection is held, and until the turn of the loop ends; set the rest aside."""
+        """Parse `data` until the connection must pause or the turn of the loop ends; set the rest aside."""
         at, until_s = 0, self._book.turns.end_s()
         while at < len(data) and not self.transport.is_closing():
             is_held = self.is_held()
@@ -191,11 +193,11 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         try:
             super().data_received(data)
         except InvalidState:
-            # Text that is not UTF-8, with a close frame behind it: uvicorn handles both, and websockets one of them.
+            # Invalid UTF-8 followed by a close frame: uvicorn would handle both, `websockets` only one of them.
             self._write_last(b"".join(self.conn.data_to_send()))
 
     def _go_on(self) -> None:
-        """Parse the input that was set aside, and read further unless the connection is held."""
+        """Parse the input that was set aside; then read more, unless the connection must pause."""
         if self.is_held():
             return
         if self._unread:
@@ -208,7 +210,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._burst += 1
         if self._burst >= BURST:
             self._burst = 0
-            await asyncio.sleep(0)  # a full queue would not let the loop turn to other connections
+            await asyncio.sleep(0)  # with a full queue, this method would not let the loop serve other connections
         message = await self.queue.get()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
@@ -238,7 +240,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         elif not self.close_sent:
             self._book.note(f"a message had more than {MAX_FRAGMENTS} fragments")
             self.frames = []
-            self.conn.fail(1009, f"a message has at most {MAX_FRAGMENTS} fragments")
+            self.conn.fail(1009, f"the message has more than {MAX_FRAGMENTS} fragments, which is the limit")
             self.handle_parser_exception()
 
     def handle_ping(self) -> None:
@@ -250,7 +252,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._count_control_frame()
 
     def _count_control_frame(self) -> None:
-        """Stop reading for a while after a burst of frames that cost time and carry no message."""
+        """Stop reading for a while after a burst of frames that cost time but carry no message."""
         self._control_frames += 1
         if self._control_frames < MAX_CONTROL_FRAMES or self._is_throttled:
             return
@@ -269,7 +271,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
     # Refusals
 
     def handle_parser_exception(self) -> None:
-        """Close the connection of a peer that broke a rule, with the close frame that says which."""
+        """Close the connection of a peer that broke a rule, with a close frame that names the rule."""
         if self.close_sent:
             return
         assert self.conn.close_sent is not None
@@ -291,7 +293,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._write_last(refusal(InvalidRequest(detail), 400))
 
     def _write_last(self, data: bytes) -> None:
-        """Write `data`, then end the connection: at once it would be reset, and the peer would not see why."""
+        """Write `data`, and end the connection a little later: a reset at once could hide the reason from the peer."""
         self.close_sent = True
         self._unread = b""
         self.transport.pause_reading()
@@ -299,5 +301,5 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self.transport.write_eof()
         if not self._is_known:
             self._connection.wait(LINGER_S, may_burst=False)
-        # With this timer set, uvicorn leaves the closing to it.
+        # If this timer is set, uvicorn leaves the closing to it.
         self.close_timer = self.loop.call_later(LINGER_S, self.transport.abort)

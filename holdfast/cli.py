@@ -22,7 +22,7 @@ from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.hub import identity
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
-from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_loopback, listen, run
+from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_local, listen, run
 
 DEFAULT_PORT = 8000
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
@@ -133,14 +133,14 @@ def serve(
         known = {name: value for name, value in settings.items() if value is not None}
         app = Hub(store or "sqlite:///holdfast.db", **known)
         check_guarded(host, app)
-    if allow_everyone and not is_loopback(host):
+    if allow_everyone and not is_local(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
     elif allow_everyone:
-        for one in hubs_in(app):  # else any web page could let a name of its own point at this machine
+        for one in hubs_in(app):  # otherwise the DNS name of any web page could point at this machine
             one.requires_own_host = True
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
-        hub.drive_by_hand = True  # no middleware stands between the hub and the server
+        hub.drive_by_hand = True  # safe, because no middleware stands between the hub and the server
     listening = _listen(host, port)
     addresses = [one for text in proxies for one in text.split(",")]
 
@@ -218,7 +218,7 @@ def _verifier(
         return None
     if not audiences:
         raise LocalError("verifying tokens needs an audience: name it with --jwt-audience")
-    from holdfast.hub.tokens import jwt_verifier  # slow to import
+    from holdfast.hub.tokens import jwt_verifier  # imported here, because the import is slow
 
     secrets = [_secret(path) for path in secret_files]
     return jwt_verifier(secret=secrets, jwks_url=jwks, audience=audiences, issuer=issuers or None)
@@ -229,18 +229,18 @@ def _secret(path: Path) -> bytes:
     try:
         return path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
-        raise LocalError(f"--jwt-secret-file {path}: {error.strerror}") from None
+        raise LocalError(f"--jwt-secret-file {path} cannot be read: {error.strerror}") from None
 
 
 def _listen(host: str, port: int, *, tries: int = 1) -> Any:
     try:
         return listen(host, port, tries=tries)
     except OSError as error:
-        raise LocalError(f"cannot listen on {host} port {port}: {error.strerror}; try --port") from None
+        raise LocalError(f"server cannot listen on {host} port {port}: {error.strerror}; try another --port") from None
 
 
 def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> None:
-    with contextlib.suppress(KeyboardInterrupt):  # the server has handled the signal
+    with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
         if not run(app, hub, listening, started=started, **options):
             sys.exit(1)
 
@@ -254,7 +254,7 @@ def _load(target: str) -> Any:
     try:
         app = getattr(importlib.import_module(module), name or "hub")
     except Exception as error:
-        raise LocalError(f"--app {target}: {type(error).__name__}: {error}") from error
+        raise LocalError(f"--app {target} could not be imported: {type(error).__name__}: {error}") from error
     if not callable(app):
         raise LocalError(f"--app {target} must name an ASGI app, got an object of type {type(app).__name__}")
     return app

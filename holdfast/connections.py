@@ -1,4 +1,4 @@
-"""The book of open connections: how many peers may keep the server waiting, from which addresses, and for how long.
+"""The book of open connections: it limits the connections whose peers keep the server waiting, and their time.
 
 Layer: serving, below `bounded_http` and `bounded_websocket`.
 
@@ -32,34 +32,38 @@ from holdfast.parse_turns import ParseTurns
 
 logger = logging.getLogger("holdfast.serving")
 
-# The memory of more small objects would not come back: a few that live on keep each of Python's arenas (measured).
+# Preallocated: the memory of many small objects would not be given back, because a few that live on keep whole arenas
+# of Python's allocator (measured).
 MAX_WAITING = 144
-# A browser opens at most six connections for a page, and hundreds of people may share the address of an office.
+# Limit per address. A browser opens at most six connections for a page, and hundreds of people may share the address of
+# an office.
 MAX_WAITING_OF_ADDRESS = 96
-# Waiting connections that make the server hold more than `LARGE_BYTES`: most of a large head, or of a response.
+# Limit of waiting connections for which the server holds more than `LARGE_BYTES`, such as a large head or response.
 MAX_LARGE = 50
 LARGE_BYTES = 8 * 1024
-OWN_DESCRIPTORS = 64  # descriptors of the store, the listening socket, the event loop and the application
-MAX_DESCRIPTORS = 1_048_576  # a higher soft limit serves no purpose, and some systems allow a billion
-# A thousand viewers reconnect at once after a restart, and their requests lie in the kernel until the loop has read
-# them. So a connection is not ended for its number before it had this time, up to a number that is ended at once.
+OWN_DESCRIPTORS = 64  # descriptors for the store, the listening socket, the event loop and the application
+MAX_DESCRIPTORS = 1_048_576  # a higher soft limit has no use, and some systems allow a billion
+# After a restart a thousand viewers reconnect at once, and their requests lie in the kernel until the loop has read
+# them. Therefore a connection may exceed the limits for this time, up to a number of connections that is always
+# enforced.
 CHANCE_S = 2.0
 MAX_BURST = 1_200
 SWEEP_S = 1.0
-NOTICE_S = 10.0  # between two log lines about connections that were ended
-# After so many waiting connections have ended, their memory goes back to the system, at most once in `TRIM_S` seconds.
+NOTICE_S = 10.0  # least time between two log lines about connections that were ended
+# After this many waiting connections have ended, free memory is returned to the system, at most once in `TRIM_S`
+# seconds.
 TRIM_AFTER = 200
 TRIM_S = 5.0
-TRIM_PAUSE = 50  # and after as many times as long as it took: with many objects in memory it holds the loop for longer
-MAX_COLLECTED = 1_000  # open connections: with more, a collection would hold the loop for too long
-READ_BYTES = 16 * 1024  # most bytes read from one connection at once: the loop then turns to the others
+TRIM_PAUSE = 50  # pause after it, as a multiple of its duration, which grows with the objects in memory
+MAX_COLLECTED = 1_000  # with more open connections, a garbage collection would hold the event loop for too long
+READ_BYTES = 16 * 1024  # limit of bytes read from one connection at once, after which the loop serves the others
 
 
-class Owner(Protocol):
+class ConnectionOwner(Protocol):
     """The protocol object of a connection."""
 
     def expire(self) -> None:
-        """End the connection, or give its peer more time: the deadline of a waiting connection has passed."""
+        """End the connection, or give its peer more time, because the deadline of a waiting connection has passed."""
 
     def evict(self) -> None:
         """End the connection at once, to make room for another one."""
@@ -82,24 +86,25 @@ class Connection:
         "since_s",
     )
 
-    def __init__(self, book: Connections, address: str, owner: Owner, *, is_from_proxy: bool) -> None:
+    def __init__(self, book: Connections, address: str, owner: ConnectionOwner, *, is_from_proxy: bool) -> None:
         self._book = book
         self.address = address
-        self.owner: Owner | None = owner  # None after `close`: the two refer to each other
+        self.owner: ConnectionOwner | None = owner  # None after `close`, because the two objects refer to each other
         self.is_from_proxy = is_from_proxy
         self.is_waiting = False
         self.is_idle = False
         self.may_burst = True
         self.is_large = False
         self.is_evicted = False
-        self.since_s = asyncio.get_running_loop().time()  # when its chance began
+        self.since_s = asyncio.get_running_loop().time()  # loop time from which `CHANCE_S` is counted
         self.deadline_s = 0.0
 
     def wait(self, timeout_s: float, *, may_burst: bool) -> None:
         """Count the connection as waiting, for at most `timeout_s` seconds. Call it again for a new deadline.
 
-        With `may_burst` it may exceed the limits for `CHANCE_S`, as one of many that reconnect at once. Without, it
-        counts at once, and is as old as its connection: each answered request would else give a chance again.
+        With `may_burst` it may exceed the limits for `CHANCE_S`, as one of many that reconnect at once. Without it, it
+        counts at once, from the time when it was opened: otherwise each completed request would give it that time
+        again.
         """
         self._book.wait(self, timeout_s, may_burst=may_burst)
 
@@ -112,18 +117,18 @@ class Connection:
         self._book.rest(self)
 
     def proceed(self) -> None:
-        """Count the connection as waiting or idle no longer."""
+        """Stop counting the connection as waiting or idle."""
         if self.is_waiting or self.is_idle:
             self._book.proceed(self)
 
     def move(self, address: str) -> None:
-        """Count the connection for `address` from now on: a trusted proxy has named its client."""
+        """Count the connection for `address` from now on, because a trusted proxy has named its client."""
         self.proceed()
         self.address = address_group(address)
         self.since_s = asyncio.get_running_loop().time()
 
     def close(self) -> None:
-        """Remove the connection from the book: its transport is gone."""
+        """Remove the connection from the book, because its transport is closed."""
         self._book.close(self)
 
 
@@ -139,7 +144,7 @@ class Connections:
         proxies: TrustedProxies | None = None,
     ) -> None:
         self.max_open = max_open
-        # A quarter of the descriptors at most: the others are in reserve for known clients.
+        # At most a quarter of the descriptors: the others are reserved for known clients.
         self.max_waiting = max(1, min(max_waiting, max_open // 4))
         self.max_waiting_of_address = max(1, min(max_waiting_of_address, self.max_waiting))
         self.proxies = proxies or TrustedProxies(())
@@ -147,19 +152,19 @@ class Connections:
         self.turns = ParseTurns()
         self.open = 0
         self.waiting = 0
-        self._by_address: dict[str, dict[Connection, None]] = {}  # waiting ones, the oldest first
+        self._by_address: dict[str, dict[Connection, None]] = {}  # waiting connections by address, the oldest first
         self._large: dict[Connection, None] = {}
-        self._idle: dict[Connection, None] = {}  # the oldest first
+        self._idle: dict[Connection, None] = {}  # idle connections, the oldest first
         self._timer: asyncio.TimerHandle | None = None
-        self._ended = 0  # since the last notice
+        self._ended = 0  # connections ended since the last log line
         self._reason = ""
         self._notice_due_s = 0.0
-        self._closed = 0  # since memory was given back
+        self._closed = 0  # connections closed since memory was given back
         self._is_after_wave = False
         self._trim_due_s = 0.0
 
-    def opened(self, peer: str, owner: Owner) -> Connection | None:
-        """Return the entry of a new connection of `peer`; None if there is no descriptor left for it."""
+    def opened(self, peer: str, owner: ConnectionOwner) -> Connection | None:
+        """Return the entry for a new connection of `peer`; None if no descriptor is left for it."""
         if self.open >= self.max_open:
             if self.waiting:
                 self._evict_oldest("no descriptor was left")
@@ -172,7 +177,7 @@ class Connections:
         return Connection(self, address_group(peer), owner, is_from_proxy=self.proxies.includes(peer))
 
     def wait(self, one: Connection, timeout_s: float, *, may_burst: bool) -> None:
-        """Do as `Connection.wait`."""
+        """Count a connection as waiting (`Connection.wait`)."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         one.deadline_s = now_s + timeout_s
@@ -197,7 +202,7 @@ class Connections:
             self._timer = loop.call_later(SWEEP_S, self._sweep)
 
     def grow(self, one: Connection) -> None:
-        """Do as `Connection.grow`."""
+        """Count a connection as large (`Connection.grow`)."""
         if one.is_large or not one.is_waiting:
             return
         if len(self._large) >= MAX_LARGE:
@@ -206,13 +211,13 @@ class Connections:
         self._large[one] = None
 
     def rest(self, one: Connection) -> None:
-        """Do as `Connection.rest`."""
+        """Count a connection as idle (`Connection.rest`)."""
         one.proceed()
         one.is_idle = True
         self._idle[one] = None
 
     def proceed(self, one: Connection) -> None:
-        """Do as `Connection.proceed`."""
+        """Stop counting a connection as waiting or idle (`Connection.proceed`)."""
         if one.is_idle:
             one.is_idle = False
             del self._idle[one]
@@ -228,8 +233,8 @@ class Connections:
             del self._large[one]
 
     def close(self, one: Connection) -> None:
-        """Do as `Connection.close`."""
-        # Eviction has taken its connection out of the waiting ones; no verifier has identified that peer either.
+        """Remove a connection (`Connection.close`)."""
+        # An evicted connection no longer counts as waiting, but no verifier has identified its peer either.
         self._closed += one.is_waiting or one.is_evicted
         one.proceed()
         one.owner = None
@@ -238,15 +243,15 @@ class Connections:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def note(self, reason: str) -> None:
-        """Count a connection that its protocol ends because of `reason`, for the next line of the log."""
+        """Count a connection that its protocol ends because of `reason`, for the next log line."""
         self._note_end(reason)
 
     def _evict_oldest(self, reason: str, *, is_forced: bool = True) -> bool:
-        """End the oldest waiting connection of the address that has most of them. Return whether it ended one.
+        """End the oldest waiting connection of the address that has most of them. Return whether it found one.
 
-        Many clients of one address may connect in one moment. So addresses count whose oldest connection had a chance
-        to send something. If no address has one, the oldest of all goes if `is_forced`, else no connection. Finding one
-        takes 50 µs with a thousand addresses, less than to accept a connection.
+        Many clients of one address may connect in one moment. Therefore only addresses count whose oldest connection is
+        older than `CHANCE_S`. Without such an address, the oldest connection of all is ended if `is_forced`. With a
+        thousand addresses the search takes 50 µs, less than accepting a connection.
         """
         chance_s = asyncio.get_running_loop().time() - CHANCE_S
         oldest = [(next(iter(group)), len(group)) for group in self._by_address.values()]
@@ -274,7 +279,7 @@ class Connections:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def _end_burst(self, chance_s: float) -> None:
-        """End the connections beyond the limits that had their chance, the oldest first."""
+        """End the connections beyond the limits that are older than `CHANCE_S`, the oldest first."""
         for address, group in list(self._by_address.items()):
             for one in list(group)[: max(0, len(group) - self.max_waiting_of_address)]:
                 if one.since_s <= chance_s:
@@ -284,7 +289,7 @@ class Connections:
             pass
 
     def _sweep(self) -> None:
-        """End the connections whose deadline has passed; report; give memory back."""
+        """End the connections whose deadline has passed, log a line about ended connections, and give memory back."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         overdue = [one for group in self._by_address.values() for one in group if one.deadline_s <= now_s]
@@ -295,7 +300,7 @@ class Connections:
         if self._ended and now_s >= self._notice_due_s:
             logger.warning("ended %d connections; the last one because %s", self._ended, self._reason)
             self._ended, self._notice_due_s = 0, now_s + NOTICE_S
-        # After a wave of them, the last ones count, too, however few they are.
+        # Also after the end of a wave of connections, however few the last ones are.
         is_trim_due = self._closed >= (1 if self._is_after_wave else TRIM_AFTER)
         if is_trim_due and now_s >= self._trim_due_s:
             self._is_after_wave = self._closed >= TRIM_AFTER
@@ -306,10 +311,10 @@ class Connections:
 
 
 class TrustedProxies:
-    """The addresses of proxies whose `X-Forwarded-For` names the client."""
+    """The proxies whose `X-Forwarded-For` header is trusted to name the client."""
 
     def __init__(self, addresses: Iterable[str]) -> None:
-        """`addresses` are addresses or networks. Raises LocalError for any other text."""
+        """Trust `addresses`, each an address or a network. Raises LocalError for any other text."""
         self._networks = [_network(text) for text in addresses]
         self.includes: Callable[[str], bool] = lru_cache(maxsize=1024)(self._includes)
 
@@ -317,7 +322,7 @@ class TrustedProxies:
         return bool(self._networks)
 
     def client_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Return the address of the client behind the trusted proxy `peer`: the last one that no trusted proxy added.
+        """Return the address of the client behind the trusted proxy `peer`: the last one that no trusted proxy has.
 
         A client can write any header, but only in front of the addresses that the proxies append.
         """
@@ -368,7 +373,7 @@ def _host_of(hop: str) -> str | None:
 
 
 def address_group(address: str) -> str:
-    """Return the group for which a peer is counted: an IPv4 address, or the /64 network of an IPv6 address."""
+    """Return the group as which a peer is counted: an IPv4 address, or the /64 network of an IPv6 address."""
     if ":" not in address:
         return address
     try:
@@ -394,7 +399,7 @@ def raise_descriptor_limit() -> int:
 
 
 def give_memory_back(*, collects: bool) -> float:
-    """Free the remains of closed connections, and return free memory to the system where the C library can do so.
+    """Free the remains of closed connections, and return free memory to the system if the C library can do so.
 
     Return the seconds that it took.
     """
@@ -411,6 +416,6 @@ def give_memory_back(*, collects: bool) -> float:
 def _malloc_trim() -> Callable[[int], int] | None:
     try:
         trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (OSError, TypeError, AttributeError):  # not the C library of GNU
+    except (OSError, TypeError, AttributeError):  # the C library is not GNU's
         return None
     return trim

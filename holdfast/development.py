@@ -1,4 +1,4 @@
-"""Reasons of failed messages in development: which exception ended the block, and where.
+"""Reasons of failed messages in development: the exception that ended the block, and its line of code.
 
 Layer: development, beside `portal`; hubs and clients with agents use it.
 
@@ -19,7 +19,7 @@ _OURS = str(Path(__file__).parent)
 
 
 def failure_reason(error: BaseException, *, debug: bool | None, is_development: bool) -> str | None:
-    """Return the reason of a message that `error` ended, or None if it must not name the exception.
+    """Return the reason to store for a message that `error` ended, or None if it must not name the exception.
 
     The setting `debug` decides: True adds the exception's text, False names no exception. With None a reason names the
     exception in development only.
@@ -28,12 +28,15 @@ def failure_reason(error: BaseException, *, debug: bool | None, is_development: 
 
 
 def names_exceptions(debug: bool | None, is_development: bool) -> bool:
-    """Return whether reasons name the exception; see `failure_reason`."""
+    """Return whether reasons name the exception (see `failure_reason`)."""
     return is_development if debug is None else debug
 
 
 def exception_reason(error: BaseException, *, has_text: bool) -> str:
-    """Return `KeyError in bot.py, line 12`, and with `has_text` the exception's text, as text that can be stored."""
+    """Return a reason such as `KeyError in bot.py, line 12`, in a form that can be stored.
+
+    `has_text` adds the exception's text.
+    """
     kind = type(error)
     module = kind.__module__.partition(".")[0]
     name = kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
@@ -46,7 +49,7 @@ def exception_reason(error: BaseException, *, has_text: bool) -> str:
 
 
 def _line_of_app(error: BaseException) -> traceback.FrameSummary | None:
-    """Return the innermost line that is neither a library's nor ours."""
+    """Return the innermost line of the traceback that belongs neither to a library nor to Holdfast."""
     lines = traceback.extract_tb(error.__traceback__)
     return next((line for line in reversed(lines) if _is_of_app(line.filename)), None)
 

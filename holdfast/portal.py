@@ -1,6 +1,6 @@
-"""Blocking calls for threads: an event loop in a thread of its own, and the blocking twin of both message writers.
+"""Blocking calls for threads: an event loop in its own thread, and the blocking version of both message writers.
 
-Layer: portal, directly above `core`. `Hub.sync` and `SyncClient` use it.
+Layer: portal, directly above `core`. `Hub.sync`, `SyncClient` and the message writers use it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class NoResponse(Exception):
-    """A call did not end in time. It is cancelled."""
+    """A call did not end in time, and was cancelled."""
 
 
 class Portal:
@@ -41,7 +41,7 @@ class Portal:
             return self.loop
 
     def stop(self, close: Callable[[], Coroutine[Any, Any, None]], timeout_s: float) -> None:
-        """Run `close` on the loop, and end the loop and its thread. Each step takes `timeout_s` at most."""
+        """Run `close` on the loop, then end the loop and its thread. Each step takes at most `timeout_s`."""
         with self._lock:
             loop, self.loop = self.loop, None
         if loop is None or self._thread is None:
@@ -58,7 +58,7 @@ class Portal:
 def run_on(
     loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T], *, remedy: str, timeout_s: float | None = None
 ) -> T:
-    """Run `call` on `loop` and block until it ends. A call that is interrupted here is cancelled there.
+    """Run `call` on `loop` and block until it ends. If this thread is interrupted meanwhile, the call is cancelled.
 
     Raises LocalError, with `remedy` in its text, when called in the thread that runs `loop`, and NoResponse after
     `timeout_s`.
@@ -72,7 +72,7 @@ def run_on(
     except TimeoutError:
         if future.cancel():
             raise NoResponse from None
-        raise  # by the call itself
+        raise  # the call itself raised it
     except BaseException:
         future.cancel()
         raise
@@ -83,6 +83,12 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def retrieve_exception(ending: asyncio.Future[None]) -> None:
+    """Mark the exception of `ending` as retrieved, so that asyncio does not log it if its waiter gave up."""
+    if not ending.cancelled():
+        ending.exception()
 
 
 class AsyncWriter(Protocol):
@@ -121,12 +127,13 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 @contextmanager
 def writing(run: Run, open_writer: Callable[[], Coroutine[Any, Any, AsyncWriter]]) -> Iterator[SyncWriter]:
-    """Return the blocking twin of the writer that `open_writer` opens; the end of the block ends its message."""
+    """Return the blocking version of the writer that `open_writer` opens. The end of the block ends its message."""
     writer = run(open_writer())
     try:
         yield SyncWriter(run, writer)
     except BaseException as error:
-        # An exception that ends a thread, such as Ctrl-C, cancels a task, so it cancels the message.
+        # Exceptions such as Ctrl-C, which end a thread, correspond to the cancellation of a task, so they cancel the
+        # message.
         cause = error if isinstance(error, Exception) else asyncio.CancelledError()
         run(writer.__aexit__(type(cause), cause, error.__traceback__))
         raise
@@ -134,7 +141,7 @@ def writing(run: Run, open_writer: Callable[[], Coroutine[Any, Any, AsyncWriter]
 
 
 class SyncWriter:
-    """Blocking twin of `MessageWriter` and `RemoteWriter`."""
+    """The blocking version of `MessageWriter` and `RemoteWriter`."""
 
     def __init__(self, run: Run, writer: AsyncWriter) -> None:
         self._run = run
@@ -153,24 +160,24 @@ class SyncWriter:
         return self._writer.meta
 
     def append(self, text: str, *, part: int | None = None) -> None:
-        """Do as the writer's `append`."""
+        """Add text, as the writer's `append` does."""
         self._run(self._writer.append(text, part=part))
 
     def part(self, part: Part, *, index: int | None = None) -> int:
-        """Do as the writer's `part`."""
+        """Open or replace a part, as the writer's `part` does."""
         position: int = self._run(self._writer.part(part, index=index))
         return position
 
     def update(self, *, meta: dict[str, Json]) -> None:
-        """Do as the writer's `update`."""
+        """Merge meta, as the writer's `update` does."""
         self._run(self._writer.update(meta=meta))
 
     def flush(self) -> None:
-        """Do as the writer's `flush`."""
+        """Wait until all is stored, as the writer's `flush` does."""
         self._run(self._writer.flush())
 
     def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None:
-        """Do as the writer's `finish`."""
+        """End the message, as the writer's `finish` does."""
         self._run(self._writer.finish(status, reason=reason, meta=meta))

@@ -29,12 +29,12 @@ from holdfast.transports.credentials import Credentials
 from holdfast.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, sent_by
 from holdfast.transports.message_stream import MessageStream, resume_point
 from holdfast.transports.sender import TaskSender
-from holdfast.transports.sse import Open
+from holdfast.transports.sse import StreamApp
 
 logger = logging.getLogger("holdfast.agents")
 
 Style = Literal["events", "data"] | Callable[[str], str | bytes]
-VIEWERS_POLL_S = 1.0  # how often an answer that ends without viewers checks for them
+VIEWERS_POLL_S = 1.0  # interval of the check whether an answer that ends without viewers has any
 
 
 class Answering:
@@ -63,11 +63,11 @@ class Answering:
         self._hub.start_task(self._run())
 
     def reader_came(self) -> None:
-        """Count a reader of the response."""
+        """Count one more reader of the response."""
         self._readers += 1
 
     def reader_left(self) -> None:
-        """Count a reader of the response no longer."""
+        """Count one reader of the response less."""
         self._readers -= 1
 
     async def _run(self) -> None:
@@ -92,7 +92,7 @@ class Answering:
             await asyncio.wait([writing, *watching])
 
     async def _write(self) -> None:
-        """Write the whole source into the message. The message records how that ends."""
+        """Write the whole source into the message. The message records how the source ended."""
         try:
             async with self._writer as message:
                 stream = self._source() if callable(self._source) else self._source
@@ -115,7 +115,7 @@ class Answering:
         """Cancel the answer when it has had no viewer for `cancel_after_s` seconds."""
         alone_s = 0.0
         step_s = min(VIEWERS_POLL_S, cancel_after_s) or VIEWERS_POLL_S
-        while alone_s == 0.0 or alone_s < cancel_after_s:  # checks at least once, also with 0
+        while alone_s == 0.0 or alone_s < cancel_after_s:  # check at least once, also if `cancel_after_s` is 0
             await asyncio.sleep(step_s)
             is_watched = self._readers > 0 or self._hub.channel(self._writer.channel).feeds
             alone_s = 0.0 if is_watched else alone_s + step_s
@@ -124,7 +124,7 @@ class Answering:
 
 
 class StreamResponse(Response):
-    """The answer as a response. A caller that disconnects ends its own response only."""
+    """The answer as a response. If the caller disconnects, only this response ends."""
 
     media_type = "text/event-stream"
 
@@ -132,7 +132,7 @@ class StreamResponse(Response):
         self,
         begin: Callable[[str], Coroutine[Any, Any, Answering | None]],
         join: Callable[[str], Coroutine[Any, Any, bool]],
-        app: Open,
+        app: StreamApp,
         channel: str,
         message_id: str,
         *,
@@ -143,9 +143,9 @@ class StreamResponse(Response):
         headers: Mapping[str, str] | None,
     ) -> None:
         super().__init__(status_code=200)
-        self._is_repeatable = is_repeatable  # the same request joins the same answer
+        self._is_repeatable = is_repeatable  # True: a repeat of the same request joins the same answer
         self._end_frame = end_frame
-        self._begin = begin  # awaited when the response is sent: its errors reach the app
+        self._begin = begin  # awaited only when the response is sent, so that its errors reach the app
         self._join = join
         self._app = app
         self._channel = channel
@@ -167,14 +167,14 @@ class StreamResponse(Response):
             self.headers[name] = value
 
     def _location_of(self, message_id: str) -> dict[str, str]:
-        """Return the headers that tell a reloaded page where to find the answer."""
+        """Return the headers from which a reloaded page learns where to find the answer."""
         message = f"channels/{quote(self._channel, safe='')}/messages/{quote(message_id, safe='')}"
         return {"Holdfast-Message": message_id, "Location": f"{self._path}/v1/{message}/events"}
 
     async def _begin_or_join(self, since: Cursor | None) -> Answering | None:
         """Begin the answer, or join the one that an EventSource, which reconnects with `since`, was reading.
 
-        Without a `reply_id` the request names no answer. Its cursor does, under the hub's signature.
+        Without a `reply_id` only the request's cursor names the answer, with the hub's signature.
         """
         if not self._is_repeatable and since is not None:
             known = self._app.hub.tickets.named(since, self._channel)
@@ -191,15 +191,18 @@ class StreamResponse(Response):
         requested = Headers(scope=scope)
         since = parse_cursor(requested.get("last-event-id", ""))
         if not self._is_repeatable and sent_by(since).is_finished:
-            await Response(status_code=204)(scope, receive, send)  # stops an EventSource, which would ask again
+            # status 204 stops an EventSource, which would otherwise repeat the request
+            await Response(status_code=204)(scope, receive, send)
             return
-        answering = await self._begin_or_join(since)  # None: the answer exists, and this is one more reader
+        answering = await self._begin_or_join(since)  # None: the answer exists already, and this is one more reader
         message, cursor = await hub.read(self._channel, self._message_id)
-        sent = resume_point(since if answering is None else None, cursor)  # a new answer was sent to no reader
+        # of a new answer no reader has received any text
+        sent = resume_point(since if answering is None else None, cursor)
         if sent.is_finished and message.status != "streaming":
-            await Response(status_code=204)(scope, receive, send)  # stops an EventSource
+            await Response(status_code=204)(scope, receive, send)  # status 204 stops an EventSource
             return
-        # The app has authenticated the caller. The stream sends no farewell: its bytes are the answer's alone.
+        # The app has authenticated the caller. The stream sends no farewell, because its bytes are those of the answer
+        # only.
         stream = MessageStream(
             self._app,
             send,
@@ -208,7 +211,8 @@ class StreamResponse(Response):
             sent,
             self._framer(requested),
             is_own_client=True,
-            sender_class=TaskSender,  # the app's middleware may need a current task
+            # `DirectSender` would not do, because middleware of the app may need a current task
+            sender_class=TaskSender,
             name="" if self._is_repeatable else hub.tickets.name(self._channel, self._message_id),
         )
         if answering is not None:
@@ -225,7 +229,8 @@ class StreamResponse(Response):
     def _framer(self, requested: Headers) -> Framer:
         if self._style == "events":
             return NamedEvents()
-        # An EventSource reconnects by itself and resumes by id. Other readers of plain data get the data alone.
+        # Only an EventSource gets ids, from which it resumes after it reconnects by itself. Other readers get only the
+        # data.
         has_ids = "text/event-stream" in requested.get("accept", "")
         if self._style == "data":
             return PlainData(has_ids=has_ids)
@@ -233,7 +238,7 @@ class StreamResponse(Response):
 
 
 def check_style(style: object, end_frame: object) -> None:
-    """Raise LocalError unless `style` is a style, and `end_frame` is left out or fits it."""
+    """Raise LocalError unless `style` is a known style or a function, and `end_frame` fits it."""
     if not callable(style) and style not in ("events", "data"):
         raise LocalError(
             f"style must be 'events', 'data', or a function that returns the frame of a text, got {shown(style)}"

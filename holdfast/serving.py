@@ -12,7 +12,6 @@ import contextlib
 import errno
 import faulthandler
 import gc
-import ipaddress
 import logging
 import os
 import signal
@@ -28,43 +27,43 @@ from holdfast.core.errors import LocalError
 from holdfast.core.limits import Limits
 from holdfast.hub import HubCore
 from holdfast.hub.drain import SIGNALS
+from holdfast.hub.hosts import is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
 
-# Without it the kernel buffers 0.6-2.9 MB of stale frames for a stalled reader (measured).
+# Size of the send buffer. Without this limit the kernel buffers 0.6-2.9 MB of stale frames for a stalled reader
+# (measured).
 NOTSENT_LOWAT_BYTES = 16 * 1024
 BACKLOG = 2048  # connections that the kernel holds until they are accepted
-# asyncio accepts so many before it reads from one of them. With all of a burst, silent peers could not be told apart.
+# Number of connections that asyncio accepts before it reads from one of them. If it accepted a whole burst, silent
+# peers could not be told apart from others.
 ACCEPTED_AT_ONCE = 32
 PORT_TRIES = 50
 STARTED_POLL_S = 0.01
-# After the hub has drained: time for requests in progress. Then their connections are aborted, and a second later their
-# tasks are cancelled.
+# After the hub has drained: time for requests in progress. Then their connections are aborted, and their tasks are
+# cancelled a second later.
 REQUESTS_S = 2.0
 CANCEL_S = 3
-DRAIN_S = 5.0  # for hubs that cannot be found in the app: the default of `Hub`
-FORCE_S = 10.0  # beyond the hub's `drain_s`; then the process ends even if code in it blocks
+DRAIN_S = 5.0  # the default of `Hub`, for an app whose hubs cannot be found
+FORCE_S = 10.0  # time beyond the hub's `drain_s` after which the process ends even if code in it blocks
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether `host` is a loopback address of this machine."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def is_local(host: str) -> bool:
+    """Return whether a server that listens on `host`, a name or an address, can be reached from this machine only."""
+    return host == "localhost" or is_loopback(host)
 
 
 def check_loopback(host: str) -> str:
-    """Return `host`; raises LocalError unless it is a loopback address: other machines are refused."""
-    if not is_loopback(host):
+    """Return `host`. Raises LocalError unless it is a loopback address, so that no other machine can connect."""
+    if not is_local(host):
         raise LocalError(f"{host} is not a loopback address: use --host 127.0.0.1, ::1 or localhost")
     return host
 
 
 def check_guarded(host: str, app: Any) -> str:
-    """Return `host`; raises LocalError if other machines could reach a hub that has no verifier."""
-    if is_loopback(host):
+    """Return `host`. Raises LocalError if other machines could reach a hub that has no verifier."""
+    if is_local(host):
         return host
     hubs = hubs_in(app)
     if hubs and all(hub.authenticate is not None for hub in hubs):
@@ -77,20 +76,21 @@ def check_guarded(host: str, app: Any) -> str:
 
 
 def hubs_in(app: Any) -> list[HubCore]:
-    """Return the hubs that `app` is, or has mounted, as far as its routes show."""
+    """Return the hubs that `app` is or has mounted, as far as its routes show them."""
     if isinstance(app, HubCore):
         return [app]
-    routes = getattr(app, "routes", None)  # Starlette, FastAPI and their mounts have routes
+    routes = getattr(app, "routes", None)  # apps of Starlette and FastAPI, and their mounts, have routes
     if not isinstance(routes, list | tuple):
         return []
     return [hub for route in routes for hub in hubs_in(getattr(route, "app", None))]
 
 
 class _Listening(socket.socket):
-    """A listening socket whose queue in the kernel has room for `BACKLOG` connections, whatever asyncio asks for.
+    """A listening socket whose queue in the kernel has room for `BACKLOG` connections, although asyncio requests fewer.
 
-    asyncio calls `listen` with `ACCEPTED_AT_ONCE`. With so little room, viewers that reconnect to a restarted server
-    find the queue full, and the kernel tries again only after a second (a storm of 1,000: 1.5 s in place of 0.7 s).
+    asyncio calls `listen` with `ACCEPTED_AT_ONCE`. With so little room, many viewers that reconnect to a restarted
+    server would find the queue full, and the kernel tries again only after a second (1,000 viewers: 1.5 s instead of
+    0.7 s).
     """
 
     def listen(self, backlog: int = BACKLOG, /) -> None:
@@ -101,7 +101,8 @@ def listen(host: str, port: int, *, tries: int = 1) -> socket.socket:
     """Return a socket that listens on the first free port of `port`, `port + 1` … Raises OSError if all are taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in range(port, port + tries):
-        # With TCP named, asyncio switches Nagle's algorithm off; otherwise a round trip costs 40 ms.
+        # The protocol must be given as TCP: only then does asyncio switch Nagle's algorithm off, which would delay a
+        # round trip by 40 ms.
         listening = _Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -122,7 +123,8 @@ def adopt(descriptor: int) -> socket.socket:
     """Return the socket of `listen` that the parent process has opened and passed on."""
     with socket.socket(fileno=os.dup(descriptor)) as same:
         family = same.family
-    return _Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)  # as in `listen`
+    # same family and protocol as the sockets of `listen`
+    return _Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)
 
 
 def address_of(listening: socket.socket) -> str:
@@ -176,18 +178,20 @@ def server(
     logging.getLogger("uvicorn.error").addFilter(_LogFilter())
     config = uvicorn.Config(
         app,
-        loop="asyncio",  # the time is spent in the kernel: uvloop was not faster (measured)
+        # asyncio instead of uvloop: the time is spent in the kernel, and uvloop was not faster (measured)
+        loop="asyncio",
         http=cast("Any", partial(BoundedHttpProtocol, book)),
         ws=BoundedWebSocketProtocol,
         backlog=ACCEPTED_AT_ONCE,
         ws_max_size=(limits or Limits()).request_bytes + 64 * 1024,
-        ws_ping_interval=None,  # the protocol has pings of its own
+        ws_ping_interval=None,  # the protocol has its own pings
         ws_per_message_deflate=False,  # compression costs memory per socket, and joined text compresses little
         lifespan="on",
-        access_log=False,  # URLs carry cursors and names
+        access_log=False,  # no access log, because URLs carry cursors and names
         log_level=log_level,
         server_header=False,
-        proxy_headers=False,  # a header must not decide who is admitted; and it costs a coroutine per viewer
+        # a header must not decide whether a peer is admitted; uvicorn's handling would also cost a coroutine per viewer
+        proxy_headers=False,
         timeout_graceful_shutdown=CANCEL_S,
     )
     return Server(config)
@@ -202,7 +206,7 @@ async def start(running: uvicorn.Server, listening: socket.socket) -> asyncio.Ta
     """Serve on `listening`. Returns once the server has started or failed, with the task that ends with the server."""
     serving = asyncio.ensure_future(_serve(running, listening))
     while not (running.started or serving.done()):  # noqa: ASYNC110
-        await asyncio.sleep(STARTED_POLL_S)  # the server has no notification for its start
+        await asyncio.sleep(STARTED_POLL_S)  # the server gives no notification when it has started
     settle_collector()
     return serving
 
@@ -217,12 +221,12 @@ def settle_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.collect()  # a full collection runs when the objects that are not frozen have grown by a quarter from here
+    gc.collect()  # freeze after a collection; the next full one runs when the other objects have grown by a quarter
     gc.set_threshold(20_000, 2, 2)
 
 
 async def _serve(running: uvicorn.Server, listening: socket.socket) -> None:
-    # If the app cannot start, uvicorn exits from within a task, and asyncio would print a long report.
+    # If the app cannot start, uvicorn exits from within a task, and asyncio would print a long report about that.
     with contextlib.suppress(SystemExit):
         await running.serve(sockets=[listening])
 
@@ -242,7 +246,7 @@ class _LastResort:
         self._is_passing_on = False
 
     def install(self) -> None:
-        """Handle signals before the present handlers, and then call those."""
+        """Install signal handlers that act first, and then call the present handlers."""
         for number in SIGNALS:
             before = signal.getsignal(number)
             if callable(before):
@@ -251,7 +255,7 @@ class _LastResort:
     def _hit(self, before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
         if (
             self._is_passing_on
-        ):  # a hub that restarted has installed its handler after ours, and ours has called it already
+        ):  # a hub that restarted has installed its handler after this one, which it has called already
             self._last(number, frame)
             return
         if not self._is_hit and sys.__stderr__ is not None:

@@ -22,7 +22,8 @@ from holdfast.core.model import Message
 from holdfast.core.names import check_channel
 from holdfast.core.view import View, ViewGap
 
-# A terminal obeys control characters: they move the cursor, change colours and the title, or type a command.
+# A terminal obeys control characters, which could move the cursor, change the title, or type a command. They are
+# replaced.
 _CONTROLS = dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0)], "\N{REPLACEMENT CHARACTER}")
 _TEXT = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}
 
@@ -77,7 +78,7 @@ class _Notices(logging.Handler):
         self._notices = notices
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the line."""
+        """Print the log record as one line."""
         print(f"(no response from {self._url}, trying again)", file=self._notices, flush=True)
 
 
@@ -121,7 +122,7 @@ async def _follow(url: str, channel: str, since: str | None, history: int, out: 
                         if view.cursor is not None:
                             printer.show(view)
                             out.flush()
-            except ViewGap:  # events are missing: begin anew without a cursor, after a back-off
+            except ViewGap:  # events are missing: begin anew without a cursor, after a delay
                 view.cut()
                 gaps += 1
                 await asyncio.sleep(timing.backoff(gaps, random.Random()))

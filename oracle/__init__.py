@@ -1,4 +1,4 @@
-"""Oracles: independent judges of what Holdfast stores, sends and promises.
+"""Oracles: independent judges of the entries, events and promises of Holdfast.
 
 Layer: oracle.
 

@@ -120,7 +120,7 @@ class Acknowledged:
         return {id: one for id, one in self.messages.items() if one.channel == channel}
 
     def wrong_epoch(self, channel: str, cursor: str) -> str | None:
-        """Return what is wrong with the epoch of `cursor`, or None: a log keeps its epoch while its store keeps it."""
+        """Return the fault in the epoch of `cursor`, or None: a log keeps its epoch while its store keeps it."""
         epoch = cursor.partition(":")[0]
         known = self.epochs.get(channel, "-")
         if known != "-" and epoch != known:

@@ -41,7 +41,7 @@ class Process(Protocol):
 
 
 class Hook(Protocol):
-    """What a hook is registered for."""
+    """The kinds of entries and the channels that a hook is registered for."""
 
     @property
     def name(self) -> str: ...

@@ -33,7 +33,7 @@ from holdfast.core.ops import (
     SetPart,
     Takeover,
     Update,
-    Writer,
+    WriterIdentity,
 )
 from holdfast.stores.base import Head, Write
 from oracle.violation import Violation
@@ -61,7 +61,9 @@ class EpochLog:
         self.versions: dict[str, list[Version]] = {}
         self.takeovers: dict[str, list[int]] = {}  # serials, by message
         self.requests: dict[tuple[str, str], int] = {}  # by message and request id, the serial of its entry
-        self.writers: dict[str, list[tuple[int, Writer | None]]] = {}  # by message, with the first serial of each
+        self.writers: dict[
+            str, list[tuple[int, WriterIdentity | None]]
+        ] = {}  # by message, with the first serial of each
         self.turns: dict[str, list[tuple[int, str, int]]] = {}  # by message: serial, state and generation
         self.claims: dict[tuple[str, int], Claim] = {}  # by message and generation
         self.commands: dict[str, tuple[int, Command]] = {}  # with their serials
@@ -232,7 +234,7 @@ class EpochLog:
             raise Violation(f"{self.channel}: {describe(op)} was stored as {self.serial + 1}, but {wrong}")
 
     def _wrong_mark(self, op: MessageOp) -> str | None:
-        """Return what is wrong with the generation that text or an end is marked with, or None."""
+        """Return the fault in the generation that text or an end is marked with, or None."""
         generation = 1 + len(self.takeovers.get(op.id, []))
         if isinstance(op, Append) and not op.text.isascii():
             return _wrong_marks(op.text, op.at, generation)
@@ -257,7 +259,7 @@ class EpochLog:
         return None if is_next or is_of_new_round else f"its turn is in attempt {generation}"
 
     def _wrong_restart(self, op: Claim) -> str | None:
-        """Return what is wrong with a message that waits again, or None: its turn is over, and a round begins."""
+        """Return the fault in a message that waits again, or None: its turn is over, and a round begins."""
         _, state, generation = self.turns.get(op.id, [(0, "cancelled", 0)])[-1]
         if state in ("pending", "taken"):
             return f"its turn is {state}"

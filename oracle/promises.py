@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Reply, Takeover, Writer
+from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Reply, Takeover, WriterIdentity
 from holdfast.core.turns import CANCEL_S
 from holdfast.hub.leases import BROKEN_S
 from holdfast.hub.presence import GRACE_S
@@ -24,7 +24,7 @@ from oracle.violation import Violation
 
 Place = tuple[str, str]  # a channel, and the id of a message, command or member
 
-SOON_S = 5.0  # the server ends what is due within this time, without faults
+SOON_S = 5.0  # without faults the server ends a due lease or turn within this time
 EARLY_S = 0.01  # two clocks may differ by this
 CROSSING_S = 1.0  # a frame on one connection may overtake a frame on another by this
 TROUBLE_S = 0.3  # a store that takes longer holds the hub up
@@ -126,7 +126,7 @@ class Promises:
 
     @property
     def busy_with(self) -> str:
-        """Return what ends soon, as text."""
+        """Return the leases that end soon, as text."""
         return f"leases {list(self._leases)}, turns {[*self._turns, *self._waiting()]}, commands {list(self._commands)}"
 
     # -- facts -------------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ class Promises:
             case _:
                 self._note_stored(place)
 
-    def _begin_lease(self, place: Place, generation: int, writer: Writer | None) -> None:
+    def _begin_lease(self, place: Place, generation: int, writer: WriterIdentity | None) -> None:
         if writer is None or writer.node is not None or not writer.lease_ms:
             self._leases.pop(place, None)
             return

@@ -78,7 +78,7 @@ class Questions:
         return sorted(own, key=lambda one: int(one["created"]))
 
     def unsettled(self, question: Question, messages: Mapping[str, Json]) -> str | None:
-        """Return what the end of the turn still lacks."""
+        """Return the replies that the end of the turn still lacks."""
         answers = self.answers(question, messages)
         streaming = [one["id"] for one in answers if one["status"] == "streaming"]
         if streaming:
@@ -90,7 +90,7 @@ class Questions:
         return f"{question.id} is left with {[one['status'] for one in answers] or 'no answer'}"
 
     def wrong(self, question: Question, messages: Mapping[str, Json]) -> str | None:
-        """Return what is wrong with the answers, whether the question is settled or not."""
+        """Return the fault in the answers, whether the question is settled or not."""
         answers = self.answers(question, messages)
         if question.id not in messages:
             return f"{question.id} was acknowledged and is missing"
@@ -144,7 +144,7 @@ class Questions:
     def acknowledged(
         self, sent: SentCommand, status: int, response: Json, *, known: tuple[Json | None, Json | None]
     ) -> str | None:
-        """Take the server's response to `sent`; return what is wrong with it.
+        """Note the server's response to `sent`; return the fault in it.
 
         `known` are its `stored` and `reply` at the time of the request; other responses may have come since.
         """
@@ -161,7 +161,7 @@ class Questions:
         return self.replied(sent, reply) if reply is not None or known[1] is not None else None
 
     def replied(self, sent: SentCommand, reply: Json | None) -> str | None:
-        """Take a reply to the command, or None if the server says that it has none; return what is wrong with it."""
+        """Take a reply to the command, or None if the server says that it has none; return the fault in it."""
         if sent.reply not in (None, reply):
             return f"the reply to command {sent.id} was {sent.reply}, and then {reply}"
         sent.reply = reply

@@ -91,7 +91,7 @@ class ViewOracle:
         self.follows_s = float("inf")
 
     def reload(self) -> None:
-        """Load the page again: the view forgets what it shows."""
+        """Load the page again: the view forgets its content."""
         self._checker.reload()
         self.view = View()
         self._next_epoch = None

@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from holdfast.core.errors import Deleted, Fenced, Finished, IdConflict, NotFound, StillStreaming
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import Caller, TakeOver
 from holdfast.hub.writer import MessageWriter
 from oracle.responses import check_cursor, check_deleted, check_fresh, check_message, check_serial, is_correct_refusal
@@ -146,7 +146,7 @@ class Editor(Author):
     async def _force(self, channel: str, message_id: str) -> MessageWriter:
         """Take over a message that still has a writer, which only the hub itself may do."""
         hub = self._hub
-        caller = Caller(id=self.name, writer=Writer(by=self.name, node=hub.node), is_server=True)
+        caller = Caller(id=self.name, writer=WriterIdentity(by=self.name, node=hub.node), is_server=True)
         await hub.start()
         result = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), caller)
         message, _ = await hub.read(channel, message_id)

@@ -81,7 +81,7 @@ class Plan:
     agents: list[LocalPlan] = field(default_factory=list)
     hooks: list[HookPlan] = field(default_factory=list)
     registers_late: bool = False  # whether hubs start before their agents and hooks are registered
-    asks_by_socket: bool = False  # whether actors send over sockets what the protocol allows there
+    asks_by_socket: bool = False  # whether actors send over sockets the requests that the protocol allows there
 
     @property
     def is_exclusive(self) -> bool:

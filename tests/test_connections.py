@@ -57,8 +57,8 @@ async def test_clients_that_reconnect_in_one_moment_are_not_ended_for_their_numb
 
 
 @virtually
-async def test_answered_requests_give_no_further_chance() -> None:
-    """Each connection of one address sends a request every 1.5 s, which is answered."""
+async def test_completed_requests_give_no_further_chance() -> None:
+    """Each connection of one address sends a request every 1.5 s, and gets its response."""
     book = Connections(max_open=5_000)
     peers = waiting(book, *["192.0.2.2"] * 1_100)
     for _ in range(5):

@@ -223,11 +223,11 @@ def test_every_documented_file_exists(page: Path) -> None:
 
 TERMS = """
     access control, answer, attach, attempt, backpressure, batch, caller, capability, catch-up, channel,
-    command, connection slot, credentials, cursor, detach, document, drain, entry, ephemeral event, epoch,
-    event, fault model, feed, fence, flush window, fold, generation, heartbeat, hub, lease, lease monitor,
-    member, message, mutant, offset, operation, oracle, park, part, presence, reconnect, recorder, reply,
-    result, resume, sender, serial, shut down, signal, store, subscriber, tail, ticket, token, turn,
-    turn scheduler, viewer, worker, writer
+    command, connection slot, credentials, cursor, detach, document, draft, drain, entry, ephemeral event, epoch,
+    event, fault model, feed, fence, flush window, fold, generation, heartbeat, held turn, hub, in flight, lease,
+    lease monitor, mark, member, message, mutant, new start, nonce, offset, operation, oracle, outbox, park, part,
+    position, presence, reconnect, recorder, reply, result, resume, round, seal, segment, sender, serial, shut down,
+    signal, slot, store, subscriber, tail, ticket, token, turn, turn scheduler, viewer, worker, writer
 """
 TERMS_TABLE, _, REPLACED_TABLE = GLOSSARY.partition("## Words that these terms replace")
 REPLACED = sorted(set(re.findall(r"`([a-z]+)`", REPLACED_TABLE)) - {"leave"})  # a member leaves; a process shuts down

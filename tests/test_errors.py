@@ -3,12 +3,15 @@
 Layer: tests.
 
 The rule for a sentence is simple enough to check: the message begins with its subject (a noun phrase, so no leading
-verb and no indefinite pronoun), and a finite verb follows. A new error class needs a case here: the last test
-enumerates the classes. The wording of a message may change freely, as long as it keeps the value.
+verb, no negation and no indefinite pronoun), a finite verb follows in the same clause, and the remedy is a statement
+and not a question. One test applies the rule to each error text in the package, also to those that no case raises. A
+new error class needs a case here: the last test enumerates the classes. The wording of a message may change freely, as
+long as it keeps the value.
 """
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib
 import io
@@ -64,6 +67,9 @@ SMALL = Limits(
 C, M = "chat:1", "m1"
 QUICK = Timing(open_s=0.05, response_s=0.05, request_s=0.1, backoff_s=0.001, backoff_cap_s=0.002, leave_s=0.1)
 
+PACKAGE = Path(holdfast.__file__).parent
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts)
+
 Provoke = Callable[["Place"], Awaitable[object]]
 
 
@@ -78,23 +84,34 @@ register send set stop take tell try use wait was were write wrote
 PRONOUNS = """
 anybody everybody he it nobody nothing she somebody something they what whatever who whoever whom
 """
-NO_SUBJECT = frozenset((LEADING_VERBS + PRONOUNS).split())
+OTHERS = "how invalid no none not stale there too when why"  # they begin no noun phrase
+NO_SUBJECT = frozenset((LEADING_VERBS + PRONOUNS + OTHERS).split())
 FINITE_VERB = re.compile(
-    r"\b(?:is|are|was|were|has|have|had|does|do|did|must|may|can|cannot|could|would|will|needs|holds|names|belongs|begins|"
-    r"yielded|came|reported|sent|ended|broke|refused|failed|lacks|requires|differ|closed|serves|hears|wait|waits|runs|"
-    r"blocks|fetched|grants)\b"
+    r"\b(?:is|are|was|were|has|have|had|does|do|did|must|may|can|cannot|could|would|will|needs?|holds|names|belongs|begins|"
+    r"yielded|came|reported|sent|ended|broke|refused|failed|lacks|requires|differ|closed|serves|hears|waits?|runs|"
+    r"accepts|blocks|brings|carries|contains|died|exceed(?:s|ed)|exists|expired|fetched|found|got|grants|matches|redirected"
+    r"|responded|stopped|takes|timed|verifies|works)\b"
 )
+# The first clause ends here: its verb must not be one of the remedy's or of a relative clause.
+_CLAUSE_END = re.compile(r"[;?]|: |, which |\bbecause\b")
+_IN_QUOTES = re.compile(r"(?<!\w)'[^']*'|`[^`]*`|\([^()]*\)")
+# A remedy follows the first clause, or the clause itself says what is expected.
+REMEDY = re.compile(r"[;:.] |, got|\b(?:must|needs?|expected|limit|remedy|belongs|has only|so that|used? )\b")
+WITHOUT_REMEDY = (UpstreamError, UpstreamEnded, errors.InvalidText)  # the provider's faults; `lone_surrogate` has one
 
 
 def problem_with(text: str) -> str | None:
     """Return why `text` does not read as a sentence with a subject, or None."""
+    text = re.sub(r"^[a-z_]+: (?=[a-z])", "", text)  # the code, which the command line puts first
     first = re.match(r"[\"'`]?([\w.:/~@-]+)", text)
     if first is None:
         return "it does not begin with a word"
     if first[1].lower() in NO_SUBJECT:
         return f"it begins with {first[1]!r}, which is not a subject"
-    if not FINITE_VERB.search(text, first.end()):
+    if not FINITE_VERB.search(_CLAUSE_END.split(_IN_QUOTES.sub("X", text))[0], 1):
         return "no finite verb follows the subject"
+    if text.rstrip().endswith("?"):
+        return "it ends with a question in place of a remedy"
     if len(text) > 600 or not text.isprintable():
         return "it is too long or not printable"
     return None
@@ -109,10 +126,50 @@ def test_sentence_with_a_subject_passes_the_rule(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "must be above 0", "give text or parts", "nobody is known here", "invalid part", "the disk full"]
+    "text",
+    [
+        *("", "must be above 0", "give text or parts", "nobody is known here", "invalid part", "the disk full"),
+        "no connection to http://host within 5 s (refused): is the server running there, and is the port right?",
+        "grant of 'x' on 'chat:*': no such capability; there are admin, agent",
+        "too many unauthenticated connections (limit 5)",
+        "stale attempt 1 of the turn, current is 2",
+    ],
 )
 def test_text_without_a_subject_or_a_verb_breaks_the_rule(text: str) -> None:
     assert problem_with(text) is not None
+
+
+def texts_of_errors(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield line, class and text of each error that the module at `path` makes, with `'x'` for inserted values."""
+    known = {one.__name__: one for one in _classes(HoldfastError)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not (isinstance(node, ast.Call) and node.args):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        text = node.args[0]
+        if name in known and isinstance(text, ast.Constant) and isinstance(text.value, str):
+            yield node.lineno, name, text.value
+        elif name in known and isinstance(text, ast.JoinedStr):
+            parts = (one.value if isinstance(one, ast.Constant) else "'x'" for one in text.values)
+            yield node.lineno, name, "".join(map(str, parts))
+
+
+def is_assembled(text: str) -> bool:
+    """Return whether a helper makes the subject or the whole of `text`, so that only a raised message can be judged."""
+    return re.match(r"'x'(?:;| 'x'|, because)", text) is not None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_of_each_error_is_a_sentence_with_a_remedy(path: Path) -> None:
+    known = {one.__name__: one for one in _classes(HoldfastError)}
+    wrong = []
+    for line, name, text in texts_of_errors(path):
+        problem = None if is_assembled(text) else problem_with(text)
+        if problem is None and not REMEDY.search(text) and not issubclass(known[name], WITHOUT_REMEDY):
+            problem = "it has no remedy"
+        if problem is not None:
+            wrong.append(f"{line}: {text}: {problem}")
+    assert not wrong, "\n".join(wrong)
 
 
 # The cases --------------------------------------------------------------------------------------------------------

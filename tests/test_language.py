@@ -25,9 +25,11 @@ from holdfast.core import errors
 ROOT = Path(__file__).parent.parent
 FOLDERS = (
     *("holdfast", "oracle", "simulation", "chaos", "fuzz", "wirecheck"),
-    *("bench", "examples", "scripts", "tests", "docs"),
+    *("bench", "examples", "scripts", "tests", "docs", ".ci"),
 )
-SCRIPTS = ROOT / "scripts"  # also files without a suffix
+SCRIPTS = (ROOT / "scripts", ROOT / ".ci")  # folders in which files without a suffix count, too
+WEB = (".js", ".mjs", ".ts", ".tsx")
+TEXTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml")
 MAX_PRONOUNS = 1.5  # per 1,000 words; websockets, starlette, h11, anyio and trio have 0.0 to 1.1
 MAX_HEADLESS = 1.0  # per 1,000 words; the same packages have 0 to 0.5
 
@@ -36,9 +38,16 @@ _BEFORE = (
     r"(?:of|for|to|by|with|from|and|or|but|than|as|in|on|at|about|after|before"
     r"|is|are|was|only|all|not|also|so|where)"
 )
+_VERBS = (
+    r"accept|add|apply|carry|check|collect|compare|compute|count|delete|deliver|do|draw|drop|expect|find|follow|forget"
+    r"|gather|get|give|has|have|hold|ignore|keep|list|load|make|move|need|note|pass|print|put|read|receive|record|remove"
+    r"|repeat|replace|return|run|see|send|show|skip|store|take|test|use|write|yield"
+)
 HEADLESS = re.compile(
     # "what is stored", "who comes late" at the start of a sentence or clause, or behind a preposition or conjunction
-    r"(?:(?:^|[.;:,(]\s+|[-–—]\s+)|\b" + _BEFORE + r"\s+)(?:who|what)\s+(?!if\b|about\b|to\b)[a-z]+(?!\?)"
+    r"(?:(?:^|[.;:,(]\s+|[-–—]\s+)|\b" + _BEFORE + r"\s+)(?:[Ww]ho|[Ww]hat)\s+(?!if\b|about\b|to\b)[a-z`]+(?![^.]*\?)"
+    # "return what is stored", "draws what changed": the clause is the object of a verb
+    r"|\b(?:" + _VERBS + r")(?:s|es|ed|ing)?\s+what\s+[a-z`]+"
     # "a part that is none", "the answer was no HTTP", but not "there is no"
     r"|\b(?:is|are|was|were)\s+none\b"
     r"|(?<!there )(?<!There )\b(?:is|are|was|were)\s+no\s+(?!longer\b|more\b|less\b|fewer\b|later\b|\w*er\b)[a-z]+",
@@ -79,10 +88,12 @@ def prose_of(path: Path) -> Iterator[Line]:
     text = path.read_text()
     if path.suffix == ".md":
         yield from _document(path, text)
-    elif path.suffix == ".js" or text.startswith("#!/usr/bin/env node"):
+    elif path.suffix in WEB or text.startswith("#!/usr/bin/env node"):
         yield from _javascript(path, text)
-    elif not path.suffix:
-        yield from (Line(path, n, line.lstrip("#! ")) for n, line in enumerate(text.splitlines(), 1) if line[:1] == "#")
+    elif path.suffix == ".html":
+        yield from (Line(path, n, re.sub(r"<[^>]*>", " ", line)) for n, line in enumerate(text.splitlines(), 1))
+    elif path.suffix != ".py":
+        yield from _shell(path, text)
     else:
         yield from _python(path, text)
 
@@ -104,6 +115,13 @@ def _javascript(path: Path, text: str) -> Iterator[Line]:
             text = re.sub(r"\$\{[^}]*\}", "X", "".join(string))
             if text.count(" ") > 1:
                 yield Line(path, number, text)
+
+
+def _shell(path: Path, text: str) -> Iterator[Line]:
+    """Yield the comments of a script, a Makefile or a TOML file: each begins with `#`, also behind code."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if comment := re.search(r"(?:^|\s)#+!?\s+(.*)", line):
+            yield Line(path, number, comment[1])
 
 
 def _python(path: Path, text: str) -> Iterator[Line]:
@@ -138,19 +156,21 @@ def _has_text(call: ast.Call) -> bool:
 
 
 def files(*folders: str) -> list[Path]:
-    """Return the files whose prose counts: Python, JavaScript and documents, without vendored code and decisions."""
+    """Return the files whose prose counts: code, scripts, pages and documents, without vendored code and decisions."""
     found = [
         path
         for folder in folders or FOLDERS
         for path in ([ROOT / folder] if (ROOT / folder).is_file() else sorted((ROOT / folder).rglob("*")))
-        if (path.suffix in (".py", ".js", ".md") or path.parent == SCRIPTS)
-        and not {"node_modules", "decisions", "vendor"} & set(path.parts)
+        if (path.suffix in (".py", ".md", ".html", *WEB) or (path.parent in SCRIPTS and path.is_file()))
+        and not {"node_modules", "decisions", "vendor", "__pycache__"} & set(path.parts)
+        and path != Path(__file__)  # it quotes the habits
+        and path != ROOT / "tests" / "browser" / "long" / "answers.md"  # answers of models
     ]
-    return found if folders else [*found, *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
+    return found if folders else [*found, *(ROOT / name for name in TEXTS)]
 
 
 class Figures:
-    """What one folder counts: words, and the lines with each habit."""
+    """The counts of one folder: its words, and the lines with each habit."""
 
     def __init__(self) -> None:
         self.words = 0
@@ -183,7 +203,7 @@ def shown(lines: list[Line], most: int = 15) -> str:
 
 def identifiers(path: Path) -> Iterator[tuple[int, str]]:
     """Yield each name in a Python file, or each name and word in the code of a JavaScript file, with its line."""
-    if path.suffix == ".js":
+    if path.suffix in WEB:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             for name in re.findall(r"[A-Za-z_$][\w$]*", _JS_COMMENT.sub("", line)):
                 yield number, name
@@ -217,7 +237,7 @@ def test_identifiers_hold_no_private_words() -> None:
     used = [
         f"{path.relative_to(ROOT)}:{number}: {name}"
         for path in files()
-        if path.suffix in (".py", ".js")
+        if path.suffix in (".py", *WEB)
         for number, name in identifiers(path)
         for word in PRIVATE_WORDS & words_of(name)
         if path.relative_to(ROOT).parts[0] not in STANDARD_IN.get(word.removesuffix("s"), ())

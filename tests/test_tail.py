@@ -122,7 +122,7 @@ async def test_tail_ends_within_its_time_if_no_server_listens() -> None:
         timing=Timing(connect_s=0.3),
     )
     with pytest.raises(
-        Refused, match=rf"^unreachable: no connection to http://127.0.0.1:{port} within 0.3 s .* port right"
+        Refused, match=rf"^unreachable: Client could not connect to http://127.0.0.1:{port} within 0.3 s .* are right"
     ):
         await asyncio.wait_for(running, PATIENCE_S)
 

@@ -189,7 +189,7 @@ class Checker:
         self._is_batch_open = False
 
     def reload(self) -> None:
-        """Forget what is shown, as a page that is loaded again. Violations and counters stay."""
+        """Forget the shown content, as a page that is loaded again. Violations and counters stay."""
         self.end()
         self._view = _View()
         self.cursor, self.epoch, self.has_attached, self._is_behind = None, "-", False, False

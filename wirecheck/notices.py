@@ -3,7 +3,7 @@
 Layer: wirecheck.
 
 A `Checker` passes these events on. A reload forgets the members and the pending commands, but not the content of a
-command: it never changes within an epoch, except that the data of an answered command may be missing later.
+command: it never changes within an epoch, except that the data of a command with a reply may be missing later.
 """
 
 from __future__ import annotations

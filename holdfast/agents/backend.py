@@ -20,7 +20,8 @@ class Writer(Protocol):
     """A message that is being written; `MessageWriter` has these methods."""
 
     cancelled_as: tuple[str, str | None]
-    spare_id: Callable[[], str] | None  # returns another id if the id is taken; None: the error is raised
+    # returns another id if the id of the message is taken; None: the writer raises the error
+    spare_id: Callable[[], str] | None
 
     @property
     def id(self) -> str: ...
@@ -71,21 +72,21 @@ class Watch(Protocol):
         """Return the user messages that wait for an agent."""
 
     async def changed(self) -> None:
-        """Return when the channel may have changed since the last call."""
+        """Wait until the channel may have changed since the last call."""
 
     def close(self) -> None:
-        """Follow the channel no longer."""
+        """Stop following the channel."""
 
 
 class Backend(Protocol):
-    """The hub, as a turn uses it."""
+    """The operations of a hub that a turn uses."""
 
     @property
     def is_shutting_down(self) -> bool:
-        """Return whether the process is about to end. Then turns are left for the next process."""
+        """Return whether the process is about to end; its turns are then left for another process."""
 
     def reason_of(self, error: BaseException) -> str | None:
-        """Return the reason of a turn that `error` ended: the exception's name in development, else None."""
+        """Return the reason to store for a turn that `error` ended: in development the exception's name, else None."""
 
     def write(
         self,
@@ -103,7 +104,7 @@ class Backend(Protocol):
         """Take over an interrupted answer, and return its writer, for `async with`."""
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Return a message, and the cursor to follow it from. Raises NotFound, Deleted."""
+        """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """Return a page of messages, newest first."""
@@ -120,8 +121,8 @@ class Backend(Protocol):
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
         """Take a waiting user message into the turn of message `turn`. Return False if another turn has it."""
 
-    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
-        """Show viewers the state of the agent. Never stored."""
+    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Show people the state of the agent, which is never stored."""
 
 
 async def find(backend: Backend, channel: str, message_id: str) -> Message | None:

@@ -21,10 +21,10 @@ Shape = Literal["text", "openai", "responses", "anthropic"]
 def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
     """Return the messages that lead to `message`, oldest first.
 
-    The path follows the parents. A user message whose parent is a user message comes with that one's newest answer. A
-    parent that is not among `older` (deleted, or too far back) is skipped. If the conversation has branches and the
-    branch of the missing parent is unknown, the path begins after it: a message is better missing than from another
-    branch.
+    The path follows the parents. If the parent of a user message is another user message, the newest answer to that one
+    is included. A parent that is not among `older` (deleted, or too far back) is skipped. If the conversation has
+    branches and it is unknown which of them the missing parent was on, the path begins after it: a missing message does
+    less harm than one from another branch.
     """
     everything = sorted(older, key=lambda one: -one.created)
     newest_first = [one for one in everything if one.created < message.created]
@@ -36,7 +36,8 @@ def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
         if before is None:
             return path[::-1]
         if at.role == "user" and before.role == "user":
-            path += _newest_answer(before, everything)  # also if it was written after the next question
+            # include the answer even if it was written after the next question
+            path += _newest_answer(before, everything)
         path.append(before)
         at = before
 
@@ -56,7 +57,10 @@ def _parent(message: Message, known: dict[str, Message], newest_first: Sequence[
 
 
 def _has_branches(messages: Iterable[Message]) -> bool:
-    """Return whether a question was asked twice, or two answers were continued. The last answer begins no branch."""
+    """Return whether a question was asked twice, or two answers were continued.
+
+    Several answers to the last question do not count.
+    """
     messages = list(messages)
     parents = {one.parent for one in messages}
     followed = [(one.parent, one.role) for one in messages if one.role == "user" or one.id in parents]
@@ -71,7 +75,7 @@ def _newest_answer(question: Message, newest_first: Sequence[Message]) -> list[M
 
 
 def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]:
-    """Return `messages` in the form that a provider's API takes. Raises LocalError for an unknown shape."""
+    """Return `messages` in the form that a provider's API accepts. Raises LocalError for an unknown form."""
     if shape not in get_args(Shape):
         raise LocalError(f"shape must be one of {', '.join(get_args(Shape))}, got {shape!r}")
     match shape:
@@ -86,20 +90,23 @@ def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]
 
 
 class _Step(NamedTuple):
-    """A text and the tool calls after it. An answer of a model that worked in rounds has one step for each round."""
+    """A text and the tool calls after it.
+
+    An answer of a model that called tools several times has one step for each round.
+    """
 
     text: str
     calls: list[Part]
 
 
 def _steps(message: Message) -> Iterator[_Step]:
-    """Yield the texts and calls of `message`, in order, without calls that have no result: the APIs refuse those."""
+    """Yield the texts and tool calls of `message`, in order, except calls without a result: the APIs refuse those."""
     text, calls = "", list[Part]()
     for part in message.parts:
         if part["type"] == "tool" and "output" in part:
             text = (
                 text if text.strip() else ""
-            )  # models put line ends around calls, and Anthropic refuses those as text
+            )  # models write line ends around calls, and Anthropic refuses text of line ends only
             calls.append(part)
         elif part["type"] == "text" and message.role != "tool":
             if calls and part["text"].strip():
@@ -163,7 +170,7 @@ def _tool_use(part: Part) -> dict[str, Json]:
 
 
 def _alternating(turns: list[dict[str, Json]]) -> list[dict[str, Json]]:
-    """Return `turns` with neighbours of one role joined, from the first one of a user on."""
+    """Return `turns` from the first one of a user on, with neighbours of the same role joined."""
     joined: list[dict[str, Json]] = []
     for turn in turns:
         if joined and joined[-1]["role"] == turn["role"]:

@@ -14,17 +14,23 @@ from collections.abc import Iterator
 from holdfast.core.decide_work import ATTEMPTS
 from holdfast.core.names import base32
 
-ANSWERS = 4  # most answers of one attempt that are searched for; more are rare
+ANSWERS = 4  # number of answers of one attempt to search for; more are rare
 
 
 def reply_id(message_id: str, attempt: int, number: int = 0) -> str:
-    """Return the id of an attempt's answer. Every process computes the same id, so no message is answered twice."""
+    """Return the id of an attempt's answer.
+
+    Every process computes the same id, so that no message is answered twice.
+    """
     name = f"{message_id}\n{attempt}\n{number}"
     return base32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=12).digest(), "big") >> 6, 18)
 
 
 def spare_id() -> str:
-    """Return a random id for an answer whose own id is taken. A client cannot guess it, and so cannot take it too."""
+    """Return a random id for an answer whose computed id is taken.
+
+    A client cannot guess it, and so cannot take it, too.
+    """
     return base32(secrets.randbits(90), 18)
 
 

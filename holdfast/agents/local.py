@@ -2,7 +2,7 @@
 
 Layer: agents.
 
-A `LocalAgent` is a worker of the turn scheduler; `LocalBackend` is the hub as a turn sees it.
+A `LocalAgent` is a worker of the turn scheduler; `LocalBackend` gives turns the operations of the hub.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.agents.backend import Watch, Writer, find
-from holdfast.agents.running import Agent, Running, check_work, patiently
+from holdfast.agents.running import Agent, Running, check_worker_settings, patiently
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.catch_up import reply_to
 from holdfast.core.errors import Deleted, Fenced, Finished
@@ -35,7 +35,7 @@ class LocalAgent:
     is_local = True
 
     def __init__(self, hub: HubCore, agent: Agent, pattern: str, *, when_busy: WhenBusy, slots: int) -> None:
-        check_work(when_busy, slots)
+        check_worker_settings(when_busy, slots)
         self.name = agent.name
         self.pattern = pattern
         self.when_busy = when_busy
@@ -46,17 +46,17 @@ class LocalAgent:
         self._running: dict[tuple[str, str], Running] = {}
 
     def start(self) -> None:
-        """Take turns: the hub has started."""
+        """Take turns from now on, because the hub has started."""
         self.free = self.slots
         self._running.clear()
         self._hub.runtime.scheduler.register(self)
 
     def begin(self, turn: AssignedTurn) -> None:
-        """See `Worker`."""
+        """Begin the turn (`Worker.begin`)."""
         self._hub.start_task(self._run(turn))
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
-        """See `Worker`."""
+        """Stop the handler of a turn that ended elsewhere (`Worker.ended`)."""
         running = self._running.get((turn.channel, turn.message_id))
         if running is not None and running.generation == turn.generation:
             running.stop(is_lost=state == "lost")
@@ -80,7 +80,10 @@ class LocalAgent:
                 self._hub.runtime.scheduler.left(self, turn)
 
     async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
-        """Store the end of the turn; retry while the store fails. A turn without an end keeps its channel busy."""
+        """Store the end of the turn, and retry while the store fails.
+
+        A turn without an end would keep its channel busy.
+        """
         with contextlib.suppress(Finished, Fenced, Deleted):
             await patiently(lambda: self._end_once(turn, state))
 
@@ -102,7 +105,7 @@ class LocalBackend:
         return self._hub.is_draining
 
     def reason_of(self, error: BaseException) -> str | None:
-        """Of `Backend`."""
+        """Return the reason for a message that `error` ended (`Backend.reason_of`)."""
         return self._hub.reason_of(error)
 
     def write(
@@ -115,7 +118,7 @@ class LocalBackend:
         parent: str | None,
         meta: dict[str, Json],
     ) -> Writer:
-        """See `Backend`."""
+        """Return the writer of a new answer (`Backend.write`)."""
         return _agent_writer(
             self._hub.message(
                 channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
@@ -123,37 +126,38 @@ class LocalBackend:
         )
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
-        """See `Backend`."""
+        """Take over an interrupted answer (`Backend.take_over`)."""
         return _agent_writer(await self._hub.take_over(channel, message_id, author=author))
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """See `Backend`."""
+        """Return a message and its cursor (`Backend.read`)."""
         return await self._hub.read(channel, message_id)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
-        """See `Backend`."""
+        """Return a page of messages (`Backend.page`)."""
         return await self._hub.history(channel, before=before, limit=limit)
 
     async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
-        """See `Backend`."""
+        """Send a command (`Backend.command`)."""
         return await self._hub.command(channel, name, target=target, data=data, by=by, expires_s=expires_s)
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
-        """See `Backend`."""
+        """Reply to a command (`Backend.reply`)."""
         await self._hub.reply(channel, command_id, ok=ok, data=data, error=error, by=by)
 
     async def watch(self, channel: str) -> Watch:
-        """See `Backend`."""
+        """Follow a channel (`Backend.watch`)."""
         return LocalWatch(self._hub, channel)
 
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
-        """See `Backend`."""
+        """Take a waiting user message into a turn (`Backend.take_waiting`)."""
         return await self._hub.take_waiting(channel, message_id, by, turn=turn)
 
-    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
-        """See `Backend`."""
+    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Show people the state of the agent (`Backend.progress`)."""
         limits = self._hub.limits
-        check_json(data, limits.data_bytes, "an agent's state", depth=limits.depth)  # it is sent to all viewers
+        # bounded, because the state is sent to all viewers
+        check_json(data, limits.data_bytes, "an agent's state", depth=limits.depth)
         self._hub.runtime.scheduler.set_state(channel, name, plain(data))
 
 
@@ -166,14 +170,14 @@ class LocalWatch:
         self._channel.listeners[self._woken.set] = None
 
     def commands(self) -> list[Command]:
-        """See `Watch`."""
+        """Return the commands without a reply (`Watch.commands`)."""
         return [one.command() for one in self._channel.state.pending_commands()]
 
     async def reply_to(self, command: Command) -> CommandReply:
-        """See `Watch`."""
+        """Wait for the reply to a command (`Watch.reply_to`)."""
         key = command_key(command.id)
         while True:
-            if self._channel.state.command(key) is None:  # it has its reply, and has left memory
+            if self._channel.state.command(key) is None:  # the command has a reply, and has left memory since
                 await patiently(lambda: self._channel.load_messages([key]))
             known = self._channel.state.command(key)
             if known is not None and (reply := reply_to(known)) is not None:
@@ -181,21 +185,21 @@ class LocalWatch:
             await self.changed()
 
     def waiting(self) -> list[Message]:
-        """See `Watch`."""
+        """Return the user messages that wait for an agent (`Watch.waiting`)."""
         state = self._channel.state
         found = [state.messages[message_id] for message_id in state.pending]
         return [one.message() for one in sorted(found, key=lambda one: one.created)]
 
     async def changed(self) -> None:
-        """See `Watch`."""
+        """Wait for a change of the channel (`Watch.changed`)."""
         await self._woken.wait()
         self._woken.clear()
 
     def close(self) -> None:
-        """See `Watch`."""
+        """Stop following the channel (`Watch.close`)."""
         self._channel.listeners.pop(self._woken.set, None)
 
 
 def _agent_writer(writer: object) -> Writer:
-    assert isinstance(writer, AgentWriter)  # `Hub` makes writers of this class
+    assert isinstance(writer, AgentWriter)  # `holdfast.Hub` makes writers of this class
     return writer

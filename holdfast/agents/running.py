@@ -2,8 +2,8 @@
 
 Layer: agents.
 
-It is the same in the hub's process and in another one. However a handler ends, its answers and its turn end, and each
-client that sent a stop gets its reply. A traceback stays in the log.
+It is the same in the hub's process and in another one. Whichever way a handler ends, its answers and its turn are
+ended, and each client that sent a stop gets a reply. A traceback stays in the log.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from holdfast.core.turns import Replier, attempt_of, rules_of
 
 logger = logging.getLogger("holdfast.agents")
 
-PATIENCE_S = 30.0  # longest wait until the answer of an earlier attempt is interrupted and this attempt continues it
-RETRY_S = 1.0  # after the store failed
-SHUTDOWN_S = 10.0  # time in which a cancelled handler can clean up
+# longest wait for the end of an earlier attempt's lease, after which this attempt continues its answer
+PATIENCE_S = 30.0
+RETRY_S = 1.0  # wait before the next try after the store failed
+SHUTDOWN_S = 10.0  # time that a cancelled handler has to clean up
 
 WITHDRAWN: Json = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
 
@@ -50,16 +51,16 @@ Handler = Callable[[Turn], Awaitable[None]]
 
 
 class Agent(NamedTuple):
-    """A handler, and its settings."""
+    """A handler and its settings."""
 
     handler: Handler
     name: str
     on_crash: OnCrash = "restart"
-    timeout_s: float = 3600.0  # longest time of one turn
+    timeout_s: float = 3600.0  # longest time that one turn may take
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `call`; repeat it while the store fails. Raises errors that a retry would not cure."""
+    """Return the result of `call`, and repeat it while the store fails. Raises errors that a retry cannot cure."""
     while True:
         try:
             return await call()
@@ -85,7 +86,7 @@ def check_agent(agent: Agent) -> Agent:
     return agent
 
 
-def check_work(when_busy: str, slots: int) -> None:
+def check_worker_settings(when_busy: str, slots: int) -> None:
     """Raise LocalError for settings that are not valid."""
     if when_busy not in ("queue", "interrupt", "parallel"):
         raise LocalError(f"when_busy must be 'queue', 'interrupt' or 'parallel', got {when_busy!r}")
@@ -94,15 +95,15 @@ def check_work(when_busy: str, slots: int) -> None:
 
 
 class _Left(NamedTuple):
-    """The answer that an earlier attempt left."""
+    """The answer that an earlier attempt left unfinished or without a stored end of its turn."""
 
     answer: Message | None = None
-    writer: Writer | None = None  # continues it
-    is_over: bool = False  # it is complete or cancelled, and only the turn's end is missing
+    writer: Writer | None = None  # a writer that continues the answer
+    is_over: bool = False  # True: the answer is complete or cancelled, and only the end of the turn must be stored
 
 
 class Running:
-    """One turn of `agent`, from its claim to its end. `run` does it; `stop` ends it early."""
+    """One turn of `agent`, from its claim to its end. `run` carries it out; `stop` ends it early."""
 
     def __init__(self, agent: Agent, backend: Backend, channel: str, message: Message, generation: int) -> None:
         self.channel = channel
@@ -116,12 +117,12 @@ class Running:
         self._is_lost = False
         self._is_late = False
         self._is_shutting_down = False
-        self._failure: str | None = None  # public reason
+        self._failure: str | None = None  # public reason of the handler's failure
         self._ending = asyncio.Event()  # set when the handler must end
         self._turn: Turn | None = None
 
     def stop(self, *, is_lost: bool = False) -> None:
-        """End the handler: the turn was cancelled or, with `is_lost`, another worker has it now."""
+        """End the handler, because the turn was cancelled or, with `is_lost`, because another worker has it now."""
         self._is_stopped = True
         self._is_lost = self._is_lost or is_lost
         self._ending.set()
@@ -133,7 +134,7 @@ class Running:
             self._work.cancel()
 
     async def run(self) -> str | None:
-        """Do the turn. Return its end, `done` or `cancelled`, or None if another worker does it."""
+        """Carry out the turn. Return how it ended, `done` or `cancelled`; None if another worker carries it out."""
         watch = await self._backend.watch(self.channel)
         try:
             return await self._run(watch)
@@ -163,7 +164,10 @@ class Running:
         return await self._work_on(watch, turn)
 
     async def _work_on(self, watch: Watch, turn: Turn) -> str | None:
-        """Run the handler until it ends or is stopped; then end its answers, withdraw its questions, reply to stops."""
+        """Run the handler until it ends or is stopped.
+
+        Then end its answers, withdraw its questions and reply to the clients that stopped it.
+        """
         backend = self._backend
         turn.progress("thinking")
         self._work = asyncio.ensure_future(self._handle(turn))
@@ -173,9 +177,9 @@ class Running:
             if self._is_stopped:
                 self._work.cancel()
             await asyncio.wait([self._work, ending], return_when=asyncio.FIRST_COMPLETED)
-            if not self._work.done():  # wait a bounded time for a handler that ignores its cancellation
+            if not self._work.done():  # wait a limited time for a handler that ignores its cancellation
                 await asyncio.wait([self._work], timeout=SHUTDOWN_S)
-        except asyncio.CancelledError:  # the process shuts down: the answer is interrupted, not cancelled
+        except asyncio.CancelledError:  # the process shuts down, so the answer is interrupted instead of cancelled
             for reply in turn.replies:
                 reply.cancelled_as = ("interrupted", None)
             self._is_shutting_down = True
@@ -187,10 +191,11 @@ class Running:
             ending.cancel()
             await asyncio.wait([listening, ending])
         if self._is_lost or (backend.is_shutting_down and self._work.cancelled()):
-            return None  # another worker has the turn, or will get it
+            return None  # another worker has the turn or will get it
         await self._withdraw(turn.open_questions)
         if self._is_late:
-            self._failure = self._failure or "timeout"  # also if the handler ignored its cancellation
+            # after a timeout the turn has failed, even if the handler ignored its cancellation
+            self._failure = self._failure or "timeout"
         if self._failure is not None:
             await self._store_failed_answer(turn, self._failure)
         await self._end_what_is_open(turn)
@@ -198,7 +203,7 @@ class Running:
         return "cancelled" if self._is_stopped else "done"
 
     async def _handle(self, turn: Turn) -> None:
-        """Run the handler, and note the public reason of its failure."""
+        """Run the handler, and record the public reason if it fails."""
         limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
         try:
             await self._agent.handler(turn)
@@ -209,7 +214,7 @@ class Running:
                 self._failure = "timeout"
             elif self._is_stopped or self._is_shutting_down or self._backend.is_shutting_down:
                 raise
-            else:  # a task that the handler awaited was cancelled by other code
+            else:  # the cancellation was not a stop: other code cancelled a task that the handler awaited
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
                 self._failure = "error"
         except HoldfastError as error:
@@ -232,7 +237,7 @@ class Running:
             self._work.cancel()
 
     async def _store_failed_answer(self, turn: Turn, reason: str) -> None:
-        """Store a failed answer, so that people see the failure, unless the handler has begun an answer."""
+        """Store a failed answer, so that people see the failure, unless the handler has begun an answer itself."""
 
         async def store() -> None:
             if self._is_lost or (turn.replies and turn.replies[-1].is_begun):
@@ -247,7 +252,7 @@ class Running:
             logger.warning("the failure of a turn was not stored: %s", error)
 
     async def _end_what_is_open(self, turn: Turn) -> None:
-        """Finish the answers that the handler has opened and not finished, and an answer that it did not take up."""
+        """Finish the answers that the handler has left open, and an earlier answer that it did not continue."""
         taken_up = turn.take_unused()
         if taken_up is not None:
             with contextlib.suppress(HoldfastError):
@@ -256,7 +261,7 @@ class Running:
         for reply in turn.begun:
             with contextlib.suppress(HoldfastError):
                 if reply.is_over:
-                    await reply.flush()  # the end of the turn follows only after the end of the answer is stored
+                    await reply.flush()  # store the end of the answer first, the end of the turn afterwards
                 else:
                     reason = "timeout" if self._is_late else None
                     await reply.finish("cancelled" if self._is_stopped else "failed", reason=reason)
@@ -288,7 +293,7 @@ class Running:
                     await self._withdraw_one(command_id)
             except AlreadyAnswered:
                 pass
-            except (HoldfastError, TimeoutError) as error:  # the question expires later
+            except (HoldfastError, TimeoutError) as error:  # no matter: the question expires later
                 logger.warning("a question in %s was not withdrawn: %r", self.channel, error)
 
     async def _withdraw_one(self, command_id: str) -> None:
@@ -298,7 +303,7 @@ class Running:
         )
 
     async def _after_crash(self, watch: Watch) -> _Left:
-        """Return the answer of the attempt before this one and, with `continue`, a writer that continues it."""
+        """Return the answer of the previous attempt; for `on_crash="continue"` with a writer that continues it."""
         for generation in range(self.generation - 1, self.generation - self.attempt, -1):
             answers = await self._answers_of(generation)
             if not answers:
@@ -312,7 +317,7 @@ class Running:
         return _Left()
 
     async def _answers_of(self, generation: int) -> list[Message]:
-        """Return the answers of an earlier attempt; none if the agent may not read them."""
+        """Return the answers of an earlier attempt; none if the agent has no right to read them."""
         answers: list[Message] = []
         for number in range(ANSWERS):
             try:
@@ -320,7 +325,8 @@ class Running:
             except Forbidden as error:
                 logger.warning("an agent may not read its answers from before a crash: %s", error)
                 break
-            if one is None or one.reply_to != self.message.id or one.role == "user":  # not an answer of this turn
+            # the message is not an answer of this turn
+            if one is None or one.reply_to != self.message.id or one.role == "user":
                 break
             answers.append(one)
         return answers
@@ -330,7 +336,7 @@ class Running:
         writer = await self._taken_over(watch, previous)
         if writer is None:
             return _Left(previous)
-        try:  # from here on this attempt must end the answer, also after an error
+        try:  # from here on this attempt must end the answer, even after an error
             return _Left(await patiently(lambda: find(self._backend, self.channel, previous.id)), writer)
         except HoldfastError as error:
             logger.warning("an answer that was taken over could not be read: %s", error)
@@ -344,6 +350,6 @@ class Running:
                         return await self._backend.take_over(self.channel, previous.id, author=self._agent.name)
                     except StillStreaming:
                         await watch.changed()
-                    except (Finished, Fenced, Deleted, NotFound):  # another client has ended it or continues it
+                    except (Finished, Fenced, Deleted, NotFound):  # another client has ended the answer or continues it
                         return None
         return None

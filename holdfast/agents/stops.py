@@ -1,4 +1,4 @@
-"""The `cancel` commands for a turn or a streamed response: they stop it, and get their reply when it has ended.
+"""The `cancel` commands for a turn or a streamed response: they stop the work, and get a reply when it has ended.
 
 Layer: agents.
 
@@ -15,22 +15,22 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Command
 from holdfast.core.turns import rules_of
 
-Targets = Callable[[], Set[str]]  # the ids that a command may name; a turn gets more with each answer
+Targets = Callable[[], Set[str]]  # returns the ids that a command may name; each answer of a turn adds its own
 
 
 def stops(watch: Watch, targets: Targets) -> list[Command]:
-    """Return the commands that stop one of `targets` and wait for a reply."""
+    """Return the commands without a reply that stop one of `targets`."""
     return [one for one in watch.commands() if rules_of(one.name).stops and one.target in targets()]
 
 
 async def until_stopped(watch: Watch, targets: Targets) -> None:
-    """Return when a client has sent a command that stops one of `targets`."""
+    """Wait until a client has sent a command that stops one of `targets`."""
     while not stops(watch, targets):
         await watch.changed()
 
 
 async def reply_to_stops(watch: Watch, targets: Targets, reply: Callable[[str], Awaitable[None]]) -> None:
-    """Call `reply` with the id of each command that waits."""
+    """Call `reply` with the id of each command that waits for a reply."""
     for command in stops(watch, targets):
-        with contextlib.suppress(HoldfastError):  # another client has replied
+        with contextlib.suppress(HoldfastError):  # another client has replied already
             await reply(command.id)

@@ -1,4 +1,4 @@
-"""A turn: an agent's work on one user message, as its handler sees it.
+"""A turn: an agent's work on one user message, as its handler gets it.
 
 Layer: agents.
 
@@ -23,17 +23,17 @@ from holdfast.core.turns import STEER, attempt_of
 
 logger = logging.getLogger("holdfast.agents")
 
-GRACE_S = 5.0  # extra time for the server to report that a command expired
+GRACE_S = 5.0  # additional time in which the server can report that a command has expired
 
 OnCrash = Literal["interrupt", "restart", "continue"]
 
 
 class Steer(NamedTuple):
-    """Something that arrived while the turn ran: a `steer` command's data, or a further user message."""
+    """Input that arrived while the turn ran: the data of a `steer` command, or a further user message."""
 
     text: str
-    data: Json = None  # data of the command
-    message: Message | None = None  # the user message
+    data: Json = None  # data of the `steer` command
+    message: Message | None = None  # the further user message
     by: str | None = None
 
 
@@ -47,7 +47,7 @@ class AskReply(NamedTuple):
 
 
 class Turn:
-    """The work on one user message, as a handler sees it."""
+    """The work on one user message, as its handler gets it."""
 
     def __init__(
         self,
@@ -62,19 +62,20 @@ class Turn:
         taken_up: Writer | None,
     ) -> None:
         self.channel = channel
-        self.message = message  # the user message
-        self.attempt = attempt_of(generation)  # 1, or more after a crash
+        self.message = message  # the user message that the turn answers
+        self.attempt = attempt_of(generation)  # number of the attempt: 1, or higher after a crash
         self.previous = previous  # the unfinished answer of an attempt that crashed
-        self.name = name  # the agent's name: the author of its answers, and the member that people see
-        self.is_cancelled = False  # whether a client has stopped it
-        self.generation = generation  # in the ids of its answers; of several rounds after a `regenerate`
+        self.name = name  # the agent's name: author of the answers, and member that people see
+        self.is_cancelled = False  # True: a client has stopped the turn
+        # number of the attempt over all rounds (each `regenerate` begins a round); part of the answers' ids
+        self.generation = generation
         self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
         self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
         self._others: set[str] = set()  # ids of messages that this turn has tried to take in
         self.replies: list[Writer] = []
-        self.open_questions: set[str] = set()  # ids of questions without a reply so far
+        self.open_questions: set[str] = set()  # ids of questions that have no reply yet
 
     @property
     def text(self) -> str:
@@ -87,16 +88,17 @@ class Turn:
         `text`: `{"role", "content"}`, for OpenAI's Chat Completions and Responses and most others. `openai`: for Chat
         Completions, with tool calls and their results. `responses`: items of OpenAI's Responses. `anthropic`: for
         Anthropic's Messages, with alternating turns and without system messages (pass those as `system`). At most
-        `limit` messages. If the conversation has branches, it is the one that leads to this message. Each item is a
-        dict; a type checker accepts it for the type that the SDK declares.
+        `limit` messages are returned; of a conversation with branches, those on the path to this message. Each item is
+        a dict; a type checker accepts it for the type that the SDK declares.
         """
         page = await self._backend.page(self.channel, before=None, limit=min(limit, 200))
-        if page.more and page.messages[-1].created > self.message.created:  # an old message that is answered again
+        # an old message is being answered again, and is not on the newest page
+        if page.more and page.messages[-1].created > self.message.created:
             page = await self._backend.page(self.channel, before=self.message.created, limit=min(limit, 200))
         return as_turns([*path_to(self.message, page.messages), self.message], shape)
 
     def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
-        """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another one.
+        """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another answer.
 
         After a crash, with `on_crash="continue"`, the first call returns the unfinished answer (`previous`), which
         continues at its `length`.
@@ -113,21 +115,22 @@ class Turn:
                 meta=meta or {},
             )
             writer.spare_id = spare_id
-        if not self.is_cancelled:  # without a stop, a cancellation of the block comes from the handler
+        # if no client stopped the turn, a cancellation of the block comes from the handler itself
+        if not self.is_cancelled:
             writer.cancelled_as = ("failed", "error")
         self.replies.append(writer)
         self.progress("answering")
         return writer
 
     def progress(self, state: str, **data: Json) -> None:
-        """Show viewers the state of the agent: `thinking`, `answering`, `using a tool`. Never stored."""
-        self._backend.show_state(self.channel, self.name, {"state": state, "message": self.message.id, **data})
+        """Show people the state of the agent, such as `thinking`, `answering` or `using a tool`. It is never stored."""
+        self._backend.progress(self.channel, self.name, {"state": state, "message": self.message.id, **data})
 
     async def steered(self, *, messages: bool = True) -> list[Steer]:
-        """Return the input that arrived for this turn since the last call; it gets no turn of its own.
+        """Return the input that arrived for this turn since the last call. Its messages get no turns of their own.
 
-        First the `steer` commands that name this message or its answer (this call replies to them), then further user
-        messages, each oldest first. With `messages=False` further user messages wait for turns of their own.
+        First come the `steer` commands that name this message or its answer (this call replies to them), then further
+        user messages; both are sorted, oldest first. With `messages=False` further user messages wait for their turns.
         """
         arrived: list[Steer] = []
         for command in self._watch.commands():
@@ -137,13 +140,16 @@ class Turn:
         for message in self._watch.waiting() if messages else ():
             if message.id == self.message.id or message.id in self._others:
                 continue
-            self._others.add(message.id)  # in another process each try is a request
+            self._others.add(message.id)  # try each message once, because in another process a try costs a request
             if await self._backend.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):
                 arrived.append(Steer(message.text, None, message, message.author))
         return arrived
 
     async def _accept(self, command: Command) -> bool:
-        """Reply to a `steer`. Return False if it has its reply, for example because it expired. Log other errors."""
+        """Reply to a `steer` command.
+
+        Return False if it already has a reply, for example because it expired. Other errors are logged.
+        """
         self._accepted.add(command.id)
         try:
             await self._backend.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)
@@ -165,7 +171,7 @@ class Turn:
         begun = self.begun
         target = begun[-1].id if begun else self.message.id
         if begun:
-            await begun[-1].flush()  # people see the text that the question is about
+            await begun[-1].flush()  # store the text first, so that people see it above the question
         command = await self._backend.command(
             self.channel, name, target=target, data=data, by=self.name, expires_s=timeout_s
         )
@@ -179,12 +185,12 @@ class Turn:
         return _ask_reply(reply)
 
     def take_unused(self) -> Writer | None:
-        """Take the answer that was taken over after a crash, unless `reply` has returned it."""
+        """Return, and remove, the answer of the crashed attempt; None if `reply` has returned it already."""
         writer, self._taken_up = self._taken_up, None
         return writer
 
     async def _reply_to(self, command: Command, timeout_s: float) -> CommandReply | None:
-        """Return the reply, or None if it did not arrive in time: this process may have been disconnected."""
+        """Return the reply; None if it did not arrive in time, for example because this process was disconnected."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 return await self._watch.reply_to(command)
@@ -192,12 +198,12 @@ class Turn:
 
     @property
     def begun(self) -> list[Writer]:
-        """Return the answers that are stored. Others were not opened, or the store failed."""
+        """Return the answers whose beginning is stored."""
         return [reply for reply in self.replies if reply.is_begun]
 
     @property
     def targets(self) -> set[str]:
-        """Return the ids that a command to this turn may name: of the user message and of its answers."""
+        """Return the ids that a command to this turn may name: those of the user message and of its answers."""
         return {self.message.id, *(reply.id for reply in self.replies)}
 
 
@@ -206,7 +212,7 @@ def _ask_reply(reply: CommandReply) -> AskReply:
 
 
 def _text_in(data: Json) -> str:
-    """Return the text of a `steer`: its data, or the field `text` of its data."""
+    """Return the text of a `steer` command: its data, or the field `text` of its data."""
     if isinstance(data, dict):
         data = data.get("text")
     return data if isinstance(data, str) else ""

@@ -15,17 +15,17 @@ from holdfast.hub.writer import MessageWriter
 
 
 class AgentWriter(MessageWriter):
-    """A `MessageWriter` with `pipe`. As the answer of a turn it uses another id if its own is taken."""
+    """A `MessageWriter` with the method `pipe`. As the answer of a turn it uses another id if its own is taken."""
 
-    is_begun = False  # whether its creation is stored
+    is_begun = False  # True: the beginning of the message is stored
     spare_id: Callable[[], str] | None = None
 
     async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:
-        """Write all of a model's stream into this message; see `holdfast.agents.sources.pipe`."""
+        """Write all of a model's stream into this message, as `holdfast.agents.sources.pipe` does."""
         return await pipe(self, stream, source=source, text_field=text_field)
 
     async def open(self) -> Self:
-        """See `MessageWriter.open`."""
+        """Store the beginning of the message (`MessageWriter.open`)."""
         while True:
             try:
                 return await super().open()
@@ -35,6 +35,6 @@ class AgentWriter(MessageWriter):
                 self.name(self.spare_id())
 
     def take_up(self, message: Message, generation: int) -> None:
-        """See `MessageWriter.take_up`."""
+        """Continue a stored message (`MessageWriter.take_up`)."""
         super().take_up(message, generation)
         self.is_begun = True

@@ -24,7 +24,7 @@ logger = logging.getLogger("holdfast.client")
 
 TokenProvider = Callable[[], Awaitable[str]]
 
-PROVIDER_S = 30.0  # time in which the app must return a token
+PROVIDER_S = 30.0  # time in which the app's token provider must return a token
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
@@ -51,7 +51,7 @@ class ServerAccess:
                 "give credentials as token=..."
             )
         self._scheme = _SCHEMES[parts.scheme]
-        self._place = parts.netloc + parts.path.rstrip("/")
+        self._mount = parts.netloc + parts.path.rstrip("/")
         self._query = {"client": check_id(client_id, "a client id")} if client_id is not None else {}
         self._token = _checked(token) if token is not None else None
         self._provider = token_provider
@@ -59,8 +59,8 @@ class ServerAccess:
 
     @property
     def address(self) -> str:
-        """Return the hub's address as it was given, for messages. It contains no secret."""
-        return f"{'https' if self._scheme == 'wss' else 'http'}://{self._place}"
+        """Return the hub's address as it was given, for error messages. It contains no secret."""
+        return f"{'https' if self._scheme == 'wss' else 'http'}://{self._mount}"
 
     @property
     def has_token(self) -> bool:
@@ -98,7 +98,7 @@ class ServerAccess:
             except HoldfastError:
                 raise
             except Exception as error:
-                # Log its class alone: the text of an app's exception may contain a secret.
+                # Log only the class: the text of an app's exception may contain a secret.
                 logger.warning("the token provider failed: %s", type(error).__name__)
                 raise Unreachable(
                     f"token_provider failed with {type(error).__name__}; see the log of the app"
@@ -117,7 +117,7 @@ class ServerAccess:
         return None if expires is None else max(0.0, expires - self._now())
 
     def _address(self, scheme: str, path: str, query: dict[str, str]) -> str:
-        return f"{scheme}://{self._place}{path}" + (f"?{urlencode(query)}" if query else "")
+        return f"{scheme}://{self._mount}{path}" + (f"?{urlencode(query)}" if query else "")
 
 
 def _checked(token: str) -> str:

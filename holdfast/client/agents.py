@@ -2,8 +2,8 @@
 
 Layer: client.
 
-`work` takes the turns and `holdfast.agents` runs them; `RemoteBackend` is the hub, as such a turn uses it. Of the
-client's modules only this one loads `holdfast.agents`.
+`work` takes the turns and `holdfast.agents` runs them; `RemoteBackend` gives such a turn the operations of the hub. Of
+the client's modules only this one loads `holdfast.agents`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.agents.backend import Watch, Writer
-from holdfast.agents.running import Agent, Handler, Running, check_agent, check_work
+from holdfast.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
 from holdfast.agents.turn import OnCrash
 from holdfast.client.view import ChannelView
 from holdfast.client.work import ClaimedTurn, check_pattern
@@ -30,7 +30,7 @@ logger = logging.getLogger("holdfast.client")
 
 WhenBusy = Literal["queue", "interrupt", "parallel"]
 KEPT_REPLIES = 100
-HISTORY = 20  # earlier messages that a turn sees at first; it may request more
+HISTORY = 20  # earlier messages that a turn loads at first; it can request more
 
 
 class Agents:
@@ -39,7 +39,7 @@ class Agents:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._agents: list[RemoteAgent] = []
-        self._shared: dict[ChannelView, int] = {}  # views that turns opened, and the number of turns that use each
+        self._shared: dict[ChannelView, int] = {}  # views in use, with the number of turns that use each
         self._runs: list[asyncio.Task[None]] = []
 
     def register(
@@ -53,9 +53,9 @@ class Agents:
         slots: int,
         debug: bool | None,
     ) -> Callable[[Handler], Handler]:
-        """See `Client.agent`."""
+        """Register an agent (`Client.agent`)."""
         check_pattern(pattern)
-        check_work(when_busy, slots)
+        check_worker_settings(when_busy, slots)
         if debug is not None and not isinstance(debug, bool):
             raise LocalError(f"debug must be True, False or None, got {shown(debug)}")
 
@@ -75,15 +75,16 @@ class Agents:
             raise group.exceptions[0] from None
 
     def leave(self) -> None:
-        """Cancel the running turns: other workers will take them over."""
+        """Cancel the running turns, so that other workers take them over."""
         for run in self._runs:
             run.cancel()
 
     def borrow(self, channel: str) -> ChannelView:
-        """Return the view of `channel`. The caller returns it with `give_back`."""
+        """Return the view of `channel`. The caller must return it with `give_back`."""
         is_anothers = self._client._is_watched(channel) and channel not in {view.channel for view in self._shared}
         view = self._client.channel(channel, history=HISTORY)
-        self._shared[view] = self._shared.get(view, int(is_anothers)) + 1  # a view of the app is never closed here
+        # one more user if the app has opened the view, so that it is never closed here
+        self._shared[view] = self._shared.get(view, int(is_anothers)) + 1
         return view
 
     def give_back(self, view: ChannelView) -> None:
@@ -132,9 +133,9 @@ class RemoteAgent:
 
 
 class RemoteBackend:
-    """The hub in another process, as one turn uses it."""
+    """Gives one turn the operations of a hub in another process."""
 
-    is_shutting_down = False  # a client that shuts down cancels its turns, and their claims lapse
+    is_shutting_down = False  # always False: a client that shuts down cancels its turns, and their claims end
 
     def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn, *, debug: bool | None) -> None:
         self._client = client
@@ -143,7 +144,10 @@ class RemoteBackend:
         self._debug = debug
 
     def reason_of(self, error: BaseException) -> str | None:
-        """Of `Backend`. The hub decides whether a reason names the exception, and the agent's process about its text.
+        """Return the reason for a message that `error` ended (`Backend.reason_of`).
+
+        The hub decides whether a reason names the exception; this process decides whether it includes the exception's
+        text.
 
         The text of an exception may hold a key of this process, so only the process's own setting `debug` sends it.
         """
@@ -159,35 +163,38 @@ class RemoteBackend:
         parent: str | None,
         meta: dict[str, Json],
     ) -> Writer:
-        """Of `Backend`. The author is the client's own id, which the server sets."""
+        """Return the writer of a new answer (`Backend.write`).
+
+        Its author is the client's own id, which the server sets.
+        """
         writer = self._client.message(channel, id=message_id, reply_to=reply_to, meta=meta, parent=parent or reply_to)
         writer.reason_of = self.reason_of
         return writer
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
-        """Of `Backend`."""
+        """Take over an interrupted answer (`Backend.take_over`)."""
         writer = self._client.take_over(channel, message_id)
         writer.reason_of = self.reason_of
         return await writer.open()
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Of `Backend`."""
+        """Return a message and its cursor (`Backend.read`)."""
         return await self._client.read(channel, message_id)
 
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
-        """Of `Backend`."""
+        """Return a page of messages (`Backend.page`)."""
         return await self._client.history(channel, before=before, limit=limit)
 
     async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
-        """Of `Backend`."""
+        """Send a command (`Backend.command`)."""
         return await self._client.command(channel, name, target=target, data=data, expires_s=expires_s)
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
-        """Of `Backend`."""
+        """Reply to a command (`Backend.reply`)."""
         await self._client.reply(channel, command_id, ok=ok, data=data, error=error)
 
     async def watch(self, channel: str) -> Watch:
-        """Of `Backend`."""
+        """Follow a channel (`Backend.watch`)."""
         watch = RemoteWatch(self._client, self._agents, channel, self._turn.message)
         await watch.begin()
         try:
@@ -198,16 +205,16 @@ class RemoteBackend:
         return watch
 
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
-        """Of `Backend`."""
+        """Take a waiting user message into a turn (`Backend.take_waiting`)."""
         return await self._client.take_waiting(channel, message_id, turn=turn)
 
-    def show_state(self, channel: str, name: str, data: dict[str, Json]) -> None:
-        """Of `Backend`."""
-        self._turn.tell(data)
+    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Show people the state of the agent (`Backend.progress`)."""
+        self._turn.progress(data)
 
 
 class RemoteWatch:
-    """A view of the turn's channel, shared by the turns that run in it."""
+    """A view of the turn's channel. All turns that run in the channel share it."""
 
     def __init__(self, client: Client, agents: Agents, channel: str, message: Message) -> None:
         self._client = client
@@ -215,7 +222,7 @@ class RemoteWatch:
         self._view = agents.borrow(channel)
         self._message = message
         self._replies: dict[str, CommandReply] = {}
-        self._starts = 0  # starts of the view, when this watch began
+        self._starts = 0  # number of new starts that the view had when this watch began
         self._woken = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
@@ -230,11 +237,14 @@ class RemoteWatch:
         self._starts = self._view._starts
 
     def commands(self) -> list[Command]:
-        """Of `Watch`."""
+        """Return the commands without a reply (`Watch.commands`)."""
         return self._view.commands
 
     async def reply_to(self, command: Command) -> CommandReply:
-        """Of `Watch`. A view that began anew has missed replies: then the reply is requested."""
+        """Wait for the reply to a command (`Watch.reply_to`).
+
+        A view that has begun anew since has missed replies; then the reply is requested from the server.
+        """
         seen = self._starts
         while (reply := self._replies.get(command.id)) is None:
             if seen != self._view._starts and all(one.id != command.id for one in self.commands()):
@@ -254,7 +264,7 @@ class RemoteWatch:
             return None
 
     def waiting(self) -> list[Message]:
-        """Of `Watch`: messages that may wait; only the server knows which ones do."""
+        """Return messages that may wait for an agent (`Watch.waiting`); only the server knows whether they do."""
         return [
             one
             for one in self._view.messages
@@ -262,12 +272,12 @@ class RemoteWatch:
         ]
 
     async def changed(self) -> None:
-        """Of `Watch`."""
+        """Wait for a change of the channel (`Watch.changed`)."""
         await self._woken.wait()
         self._woken.clear()
 
     def close(self) -> None:
-        """Of `Watch`."""
+        """Stop using the view (`Watch.close`)."""
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
@@ -282,4 +292,4 @@ class RemoteWatch:
                         del self._replies[next(iter(self._replies))]
                 self._woken.set()
         except HoldfastError:
-            self._woken.set()  # the turn's own requests raise this error
+            self._woken.set()  # no need to raise the error here: the turn's own requests raise it

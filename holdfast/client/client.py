@@ -1,4 +1,4 @@
-"""The client: a hub's calls, over the network.
+"""The client, which offers the calls of a hub over the network.
 
 Layer: client. `Client` combines the modules beside it: `links` (connections), `feed`, `subscription` and `view`
 (following channels), `writer`, `presence` and `work`.
@@ -30,7 +30,7 @@ from holdfast.client.shutdown import Signals
 from holdfast.client.subscription import Subscription
 from holdfast.client.timing import Timing
 from holdfast.client.view import ChannelView
-from holdfast.client.work import OnTurn, Worker, Workers
+from holdfast.client.work import OnTurn, RemoteWorker, Workers
 from holdfast.client.writer import RemoteWriter
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.events import CommandReply, Page
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("holdfast.client")
 
 LEASE_S = 15.0
-# A message of the largest size, each character of it escaped.
+# The largest message, with each character escaped.
 FRAME_FACTOR = 8
 
 
@@ -64,7 +64,7 @@ class _Read(Struct, frozen=True, kw_only=True):
 
 class _Commanded(Struct, frozen=True, kw_only=True):
     command: Command
-    reply: CommandReply | None = None  # the stored reply, if the command was sent before
+    reply: CommandReply | None = None  # the stored reply, if the command already has one
 
 
 class _Members(Struct, frozen=True, kw_only=True):
@@ -112,10 +112,10 @@ class Client:
         self._is_draining = False
         self._agents: Agents | None = None
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- opening and closing ---------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin to connect. Entering the block calls this. It does not wait for a connection: calls do."""
+        """Begin to connect; entering the block calls this. It does not wait for a connection, but calls do."""
         await self._links.start()
 
     async def close(self) -> None:
@@ -133,7 +133,7 @@ class Client:
 
     @property
     def error(self) -> HoldfastError | None:
-        """Return why the client has stopped to connect; None while it connects."""
+        """Return why the client has stopped connecting; None while it connects."""
         return self._links.error
 
     async def __aenter__(self) -> Self:
@@ -199,13 +199,16 @@ class Client:
         await self._ask("delete", channel, {"id": check_id(message_id)})
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Return a message, and the cursor to follow it from. Raises NotFound, Deleted."""
+        """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
         path = ("v1", "channels", check_channel(channel), "messages", check_id(message_id))
         response = decode_response(await self._http.get(*path), _Read)
         return response.message, response.cursor
 
     async def history(self, channel: str, *, before: int | None = None, limit: int | None = None) -> Page:
-        """Return a page of messages, newest first; `before` is the `created` of the oldest message that you have."""
+        """Return a page of messages, newest first.
+
+        `before` is the field `created` of the oldest message that you have.
+        """
         return decode_response(await self._ask("history", channel, _given(before=before, limit=limit)), Page)
 
     def message(
@@ -268,7 +271,7 @@ class Client:
         expires_s: float | None = None,
         id: str | None = None,
     ) -> Command:
-        """Send a command: `cancel`, `steer`, `approve`, or a name of the app. Its reply comes as an event."""
+        """Send a command: `cancel`, `steer`, `approve`, or one that the app defines. Its reply comes as an event."""
         command_id = self._new_id() if id is None else check_id(id)
         fields = _given(id=command_id, name=name, target=target, data=self._data(data), expires_s=expires_s)
         return decode_response(await self._ask("command", channel, fields), _Commanded).command
@@ -276,7 +279,7 @@ class Client:
     async def reply(
         self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None
     ) -> None:
-        """Reply to a command. Raises AlreadyAnswered if another client was faster."""
+        """Reply to a command. Raises AlreadyAnswered if another client has replied before."""
         fields = _given(ok=ok, data=self._data(data), error=self._data(error), request=self._new_id())
         await self._ask("reply", channel, {"id": check_id(command_id), **fields})
 
@@ -296,7 +299,7 @@ class Client:
         return Presence(self._links.first, check_channel(channel), data or {}, member)
 
     async def members(self, channel: str) -> list[Member]:
-        """Return the present members, at most the first hundred by name."""
+        """Return the present members, at most the first hundred."""
         response = await self._http.get("v1", "channels", check_channel(channel), "presence")
         return decode_response(response, _Members).members
 
@@ -327,7 +330,7 @@ class Client:
             return
         if self._workers is None:
             self._workers = Workers(link)
-        worker = Worker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
+        worker = RemoteWorker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
         await self._workers.run(worker)
 
     async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
@@ -355,7 +358,7 @@ class Client:
         of the answers is the client's id. It needs `subscribe`, `history`, `publish`, `append`, `command`, `agent`.
         `debug` is as of `Hub`; with None the reason of a failed answer names the exception if the hub's reasons do.
         """
-        from holdfast.client.agents import Agents  # clients that only watch do not need the agents
+        from holdfast.client.agents import Agents  # imported here: clients that only watch do not need the agents
 
         if self._agents is None:
             self._agents = Agents(self)
@@ -381,7 +384,7 @@ class Client:
             await self._run_agents(self._agents)
 
     def drain(self) -> None:
-        """Take no more turns: `run` and `work` return when the running ones are over."""
+        """Take no more turns: `run` and `work` return when the running turns are over."""
         self._is_draining = True
         if self._workers is not None:
             self._workers.drain()
@@ -424,7 +427,7 @@ class Client:
         parent: str | UnsetType | None,
         reply_to: str | None,
     ) -> dict[str, Any]:
-        # With an id from the client the request is safe to repeat.
+        # The client makes the id, so that the request is safe to repeat.
         fields = {"id": self._new_id() if id is None else check_id(id), "role": role, **self._content(parts, meta)}
         if parent is not UNSET:
             fields["parent"] = parent
@@ -450,5 +453,5 @@ class Client:
 
 
 def _given(**fields: Any) -> dict[str, Any]:
-    """Return the `fields` that are not None: for missing fields the server has defaults."""
+    """Return the `fields` that are not None; the server has defaults for missing ones."""
     return {name: value for name, value in fields.items() if value is not None}

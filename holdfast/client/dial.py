@@ -1,4 +1,4 @@
-"""The WebSocket: opening one, and the exceptions for its end.
+"""Opens WebSockets, and defines the exceptions for their end.
 
 Layer: client. Only this module knows the `websockets` library. Any other carrier of text frames may replace it
 (`Client(dial=…)`), such as a connection in memory.
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from holdfast.core.errors import LocalError
 
 SUBPROTOCOL = "holdfast.v1"
-CLOSE_S = 1.0  # time in which the peer can agree to a close; the client needs no agreement
+CLOSE_S = 1.0  # time in which the peer can confirm a close; the client does not need the confirmation
 
-# The library logs each header at the level DEBUG, and one header contains the token.
+# At the level DEBUG the library logs all headers, one of which contains the token.
 _silent = logging.Logger("holdfast.client.websocket")
 _silent.disabled = True
 
@@ -40,7 +40,7 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Socket(Protocol):
+class FrameSocket(Protocol):
     """A connection that carries text frames."""
 
     async def send(self, text: str) -> None:
@@ -53,7 +53,7 @@ class Socket(Protocol):
         """End the connection, also while another task reads or writes."""
 
 
-Dial = Callable[[str, dict[str, str]], Awaitable[Socket]]
+Dial = Callable[[str, dict[str, str]], Awaitable[FrameSocket]]
 
 
 class _WebSocket:
@@ -94,7 +94,7 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
     except ImportError:
         raise LocalError("Client needs the package websockets: pip install 'holdfast[client]'") from None
 
-    async def dial(url: str, headers: dict[str, str]) -> Socket:
+    async def dial(url: str, headers: dict[str, str]) -> FrameSocket:
         try:
             connection = await connect(
                 url,
@@ -102,8 +102,8 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
                 subprotocols=[Subprotocol(SUBPROTOCOL)],
                 compression=None,
                 max_size=frame_bytes,
-                open_timeout=None,  # the caller has one
-                ping_interval=None,  # the protocol has its own pings
+                open_timeout=None,  # no timeout here, because the caller has one
+                ping_interval=None,  # no pings here, because the protocol has its own
                 close_timeout=CLOSE_S,
                 logger=_silent,
             )
@@ -128,12 +128,12 @@ def problem_in(body: bytes) -> dict[str, Any]:
 
 
 def retry_after_s(value: str) -> float:
-    """Return the seconds of a `Retry-After` header; 0 for a date."""
+    """Return the seconds in a `Retry-After` header; 0 if the header holds a date."""
     return min(float(value), 300.0) if value.isascii() and value.isdigit() and len(value) < 10 else 0.0
 
 
 def _closed(error: Any) -> Closed:
     if error.rcvd is not None:
         return Closed(error.rcvd.code, error.rcvd.reason)
-    # The client closed the connection because a frame was too large. It will be as large next time.
+    # The client closed the connection because a frame was too large; the frame would be as large next time.
     return Closed(1009 if error.sent is not None and error.sent.code == 1009 else None)

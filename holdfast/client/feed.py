@@ -2,8 +2,8 @@
 
 Layer: client.
 
-A `Feed` delivers every batch to its consumer, which folds them into a view or returns their events. A link has one
-feed for each channel.
+A `Feed` delivers every batch to its consumer, which folds it into a view or returns its events. A link has one feed for
+each channel.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ logger = logging.getLogger("holdfast.client")
 class EventConsumer(Protocol):
     """The receiver of a feed's batches."""
 
-    cursor: str | None  # cursor of the last complete batch: the next attach resumes there
+    cursor: str | None  # cursor of the last complete batch, from which the next attach resumes
 
     def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
-        """Receive a batch or a piece of one: only the last piece has the cursor."""
+        """Receive a batch or a piece of one. Only the last piece of a batch has the cursor."""
 
     def cut(self) -> None:
-        """Forget the pieces of an incomplete batch; they come again."""
+        """Forget the pieces of an incomplete batch, which will come again."""
 
     def failed(self, error: HoldfastError) -> None:
         """Receive the error after which no more batches come."""
@@ -55,10 +55,10 @@ class Feed:
         self._consumer = consumer
         self._when_closed = when_closed
         self._fields = {"history": history, "flush_ms": flush_ms}
-        self._is_attached = False  # its batches are those of the newest attach
-        self._is_requested = False  # this connection has sent an attach, and no detach since
+        self._is_attached = False  # True: the batches that arrive belong to the newest attach
+        self._is_requested = False  # True: this connection has sent an attach, and no detach since
         self._is_paused = False
-        self._life = 0  # counts attaches: responses to earlier ones are ignored
+        self._attaches = 0  # number of attaches, so that responses to earlier ones are ignored
         self._failures = 0
         self._again: asyncio.TimerHandle | None = None
 
@@ -77,7 +77,7 @@ class Feed:
             self._when_closed()
 
     def pause(self) -> None:
-        """Detach while the consumer takes no more. Later the server sends the missed events joined."""
+        """Detach while the consumer accepts no more. Later the server sends the missed events joined."""
         self._is_paused = True
         self._leave()
 
@@ -93,7 +93,7 @@ class Feed:
         self._leave()
         self._attach_later()
 
-    # For the link
+    # Calls of the link
 
     def opened(self) -> None:
         if not self._is_paused:
@@ -101,13 +101,13 @@ class Feed:
 
     def broken(self) -> None:
         self._is_attached = self._is_requested = False
-        self._life += 1
+        self._attaches += 1
         self._cancel_again()
         self._consumer.cut()
 
     def received(self, events: list[Any], cursor: str | None, size: int) -> None:
         if not self._is_attached:
-            return  # it belongs to an earlier attach
+            return  # the response belongs to an earlier attach
         if cursor is not None:
             self._failures = 0
         self._consumer.receive(known_events(events), cursor, size)
@@ -119,25 +119,25 @@ class Feed:
         self._cancel_again()
         self._consumer.failed(error)
 
-    # Inside
+    # Internal
 
     def _attach(self) -> None:
         self._cancel_again()
-        self._life += 1
+        self._attaches += 1
         self._is_attached, self._is_requested = False, True
-        life = self._life
+        attach = self._attaches
         fields: dict[str, Any] = {name: value for name, value in self._fields.items() if value is not None}
         if self._consumer.cursor is not None:
             fields["since"] = self._consumer.cursor
         self.link.begin(
             "attach",
             {"channel": self.channel, **fields},
-            lambda result: self._on_result(life, result),
-            is_repeatable=False,  # `opened` repeats it
+            lambda result: self._on_result(attach, result),
+            is_repeatable=False,  # not repeated by the link, because `opened` sends it again
         )
 
-    def _on_result(self, life: int, result: Outcome) -> None:
-        if life != self._life or isinstance(result, Unreachable):
+    def _on_result(self, attach: int, result: Outcome) -> None:
+        if attach != self._attaches or isinstance(result, Unreachable):
             return
         self._is_requested = not isinstance(result, HoldfastError)
         if not isinstance(result, HoldfastError):
@@ -162,7 +162,7 @@ class Feed:
 
     def _leave(self) -> None:
         self._cancel_again()
-        self._life += 1
+        self._attaches += 1
         if self._is_requested:
             self._is_attached = self._is_requested = False
             self.link.begin("detach", {"channel": self.channel}, _take, is_repeatable=False)
@@ -174,4 +174,4 @@ class Feed:
 
 
 def _take(result: Outcome) -> None:
-    """Ignore the response to a detach: a closed socket is detached, too."""
+    """Ignore the response to a detach; if the socket closed instead, that detaches, too."""

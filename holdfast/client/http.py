@@ -33,10 +33,13 @@ class Http:
         self._random = random
         self._transport = transport
         self._client: httpx2.AsyncClient | None = None
-        self._has_responded = False  # once it is True, the address is right
+        self._has_responded = False  # True: a Holdfast server has responded, so the address is right
 
     async def get(self, *path: str, **query: str) -> dict[str, Any]:
-        """Return the response to a GET; `path` is given in segments. Raises the server's refusal; Unreachable."""
+        """Return the response to a GET request; `path` is a list of segments.
+
+        Raises the server's refusal; Unreachable.
+        """
         url = self._access.http_url(*path, **query)
         failures, why = 0, "no response"
         wait_s = self._timing.request_s if self._has_responded else min(self._timing.connect_s, self._timing.request_s)
@@ -53,7 +56,9 @@ class Http:
                     why = result.detail or result.code
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
         except TimeoutError:
-            raise Unreachable(f"{self._access.address} did not respond within {wait_s:g} s ({why})") from None
+            raise Unreachable(
+                f"{self._access.address} did not respond within {wait_s:g} s ({why}); check that the server runs"
+            ) from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -72,7 +77,7 @@ class Http:
         try:
             response = await self._client.get(url, headers=await self._access.headers())
         except httpx2.TransportError as error:
-            # Show only the class of other errors: an error about a header repeats it, and one header holds the token.
+            # Show only the class of other exceptions: some repeat a header, and one header contains the token.
             why = str(error) if isinstance(error, httpx2.ConnectError) else type(error).__name__
             return Unreachable(why), 0.0
         problem = problem_in(response.content)
@@ -89,4 +94,6 @@ def _decoded(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise HoldfastError(f"the server's response is not valid: {error}") from None
+        raise HoldfastError(
+            f"the server's response is not valid: {error}; check that client and server are of compatible versions"
+        ) from None

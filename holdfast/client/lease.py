@@ -15,12 +15,12 @@ from holdfast.client.link import Link
 from holdfast.client.pending import Outcome
 from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, InvalidRequest, NotWriter
 
-SHORTEST_LEASE_S = 5.0  # that a server accepts
-RENEWALS = 3  # in the term of a lease
+SHORTEST_LEASE_S = 5.0  # shortest lease that a server accepts
+RENEWALS = 3  # number of renewals within the length of a lease
 
 
 class WriterLease:
-    """The lease of one writer, from `begin` to `end`. The link's timer renews it three times in its term."""
+    """The lease of one writer, from `begin` to `end`. The link's timer renews it three times within its length."""
 
     def __init__(
         self,
@@ -41,23 +41,23 @@ class WriterLease:
         self._frame = frame
         self._is_in_trouble = is_in_trouble
         self._when_lost = when_lost
-        self._is_renewed = True  # False: the server has no leases, or the writer lets this one end
+        self._is_renewed = True  # False: the server has no leases, or the writer lets the lease end
         self._used_at_s = 0.0
         self._generation = 1
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, generation: int) -> None:
-        """Renew from now on, as the writer with `generation`."""
+        """Renew the lease from now on, as the writer with number `generation`."""
         self._generation = generation
         self.use()
         self._schedule()
 
     def use(self) -> None:
-        """Note that the writer sends a request now."""
+        """Note that the writer is sending a request, which renews the lease."""
         self._used_at_s = _now_s()
 
     def renew(self) -> None:
-        """Renew the lease, unless a request has done so lately."""
+        """Renew the lease, unless a request has done so recently."""
         is_idle = _now_s() - self._used_at_s >= self.term_s / RENEWALS * 0.9
         if self._is_renewed and self._link.is_live and (is_idle or self._is_in_trouble()):
             self.use()
@@ -65,7 +65,7 @@ class WriterLease:
         self._schedule()
 
     async def let_end(self) -> None:
-        """Set the shortest term and renew no more: the server ends the message as `interrupted` soon."""
+        """Set the shortest lease and renew no more, so that the server soon ends the message as `interrupted`."""
         self._is_renewed = False
         await self._link.request("lease", self._fields(SHORTEST_LEASE_S), is_repeatable=False)
 
@@ -85,7 +85,7 @@ class WriterLease:
 
     def _renewed(self, result: Outcome) -> None:
         if isinstance(result, InvalidRequest):
-            self._is_renewed = False  # this server has no leases
+            self._is_renewed = False  # the server has no leases
         elif isinstance(result, Finished | Fenced | Deleted | NotWriter):
             self._when_lost(result)
 

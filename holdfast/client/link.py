@@ -1,12 +1,12 @@
-"""The connection to a server: one WebSocket after another, and the requests that outlive each of them.
+"""The connection to a server: one WebSocket after another, and requests that may outlive a WebSocket.
 
 Layer: client.
 
 A `Link` keeps one socket open as long as it runs, and sends requests in order. When a socket breaks, requests without a
 response are sent again on the next one, in the same order, if they are repeatable. A feed, a presence or a writer needs
-every socket: it is a listener, which is notified when a socket opens and ends. All of this runs on one event loop.
-Responses are passed to callbacks in the order of their arrival, so that the response to `attach` is handled before the
-events behind it.
+every socket: it is a listener, which the link notifies when a socket opens and when it ends. All of this runs on one
+event loop. Responses are passed to callbacks in the order of their arrival, so that the response to `attach` is handled
+before the events behind it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import msgspec
 
 from holdfast.client.access import ServerAccess
-from holdfast.client.dial import Closed, Dial, Refusal, Socket
+from holdfast.client.dial import Closed, Dial, FrameSocket, Refusal
 from holdfast.client.pending import OnResult, Outcome, Pending, PendingRequests
 from holdfast.client.problems import NotHoldfast, Unreachable, error_of
 from holdfast.client.timing import Timing
@@ -41,8 +41,8 @@ from holdfast.core.model import lone_surrogate
 
 logger = logging.getLogger("holdfast.client")
 
-TOKENS_TRIED = 3  # in a row, before a refused token counts as final
-RENEW_AT = 0.8  # the share of a token's life after which the client renews it
+TOKENS_TRIED = 3  # tokens in a row that the server may refuse before the client gives up
+RENEW_AT = 0.8  # share of a token's life after which the client renews it
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -53,21 +53,21 @@ class LinkState(Enum):
 
     CONNECTING = auto()
     LIVE = auto()
-    AWAY = auto()  # between two sockets
-    STOPPED = auto()  # finally
+    AWAY = auto()  # waiting between two sockets
+    STOPPED = auto()  # the link has stopped for good
 
 
 class Listener(Protocol):
-    """A component that needs every socket."""
+    """A component that uses every socket of the link."""
 
     def opened(self) -> None:
-        """A socket has opened: send the requests that it needs."""
+        """Send the requests for a new socket, which has just opened."""
 
     def broken(self) -> None:
-        """The socket has ended, with all incomplete requests."""
+        """Note that the socket has ended, with all incomplete requests."""
 
     def stopped(self, error: HoldfastError) -> None:
-        """The link has stopped with `error` and opens no other socket."""
+        """Note that the link has stopped with `error` and opens no other socket."""
 
 
 class Receiver(Protocol):
@@ -77,11 +77,11 @@ class Receiver(Protocol):
         """Receive a frame of events, of `size` characters."""
 
     def forget_cursor(self) -> None:
-        """Forget the cursor: the server cannot resume from it."""
+        """Forget the cursor, from which the server cannot resume."""
 
 
 class _Broken(Exception):
-    """This socket has ended. With an `error` the link opens no other one."""
+    """A socket has ended. With an `error` the link opens no other one."""
 
     def __init__(self, why: str, *, error: HoldfastError | None = None, stay_away_s: float = 0.0) -> None:
         super().__init__(why)
@@ -90,17 +90,17 @@ class _Broken(Exception):
 
 
 class Link:
-    """One socket after another to the same server, from `run` until it is stopped."""
+    """Keeps a socket to one server open, one after another, from `run` until it is stopped."""
 
     def __init__(self, access: ServerAccess, dial: Dial, *, timing: Timing, random: Random, limits: Limits) -> None:
         self.state = LinkState.CONNECTING
-        self.error: HoldfastError | None = None  # the reason why it has stopped
-        self.sockets = 0  # opened so far
+        self.error: HoldfastError | None = None  # the error with which the link has stopped
+        self.sockets = 0  # number of sockets opened so far
         self.timing = timing
         self.random = random
         self.limits = limits
         self.when_turn: Callable[[dict[str, Any]], None] | None = None
-        self.receivers: dict[str, Receiver] = {}  # by channel
+        self.receivers: dict[str, Receiver] = {}  # receivers of events, by channel
         self._access = access
         self._dial = dial
         self._listeners: dict[Listener, None] = {}
@@ -108,11 +108,11 @@ class Link:
         self._refs = 0
         self._out: deque[str] = deque()
         self._has_out = asyncio.Event()
-        self._first = asyncio.Event()  # the first socket has opened, or none will
+        self._first = asyncio.Event()  # set when the first socket has opened, or when none will open
         self._received_at_s = 0.0
         self._bye: dict[str, Any] = {}
         self._refused_tokens = 0
-        self._why = ""  # the reason for the end of the last socket, or why it did not open
+        self._why = ""  # why the last socket ended or did not open
 
     # -- requests ----------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Link:
             return Pending(self._refs, "", on_result, is_repeatable)
         request = Pending(self._refs, text, on_result, is_repeatable)
         if self.state is LinkState.STOPPED or not (is_repeatable or self.is_live):
-            on_result(self.error or Unreachable("the client is not connected"))
+            on_result(self.error or self.unreachable(f"request {kind!r} was not sent"))
             return request
         self._pending.add(request)
         if self.is_live:
@@ -174,34 +174,37 @@ class Link:
             first.cancel()
         if not done:
             raise Unreachable(
-                f"no connection to {self._access.address} within {connect_s:g} s ({self._why or 'no response'}): "
-                "is the server running there, and is the port right?"
+                f"Client could not connect to {self._access.address} within {connect_s:g} s "
+                f"({self._why or 'no response'}); check that the server runs there, and that port and path are right"
             )
 
     def unreachable(self, what: str) -> Unreachable:
-        """Return the error with the text `what`, and with the reason for a missing connection."""
+        """Return the error whose text is `what`, with the reason for the missing connection."""
         if self.is_live:
             return Unreachable(what)
-        return Unreachable(f"{what}; there is no connection to {self._access.address} ({self._why or 'none yet'})")
+        why = self._why or "none was opened yet"
+        return Unreachable(
+            f"{what}; there is no connection to {self._access.address} ({why}), check that the server runs there"
+        )
 
     # -- listeners ---------------------------------------------------------------------------------------------
 
     def add_listener(self, one: Listener, *, since: int = 0) -> None:
         """Notify `one` of each socket after number `since`; at once if such a socket is open."""
         self._listeners[one] = None
-        if self.error is not None:  # later: the listener may not be ready yet
+        if self.error is not None:  # call it later: the listener may not be ready yet
             asyncio.get_running_loop().call_soon(self._notify_stopped, one, self.error)
         elif self.is_live and self.sockets > since:
             one.opened()
 
     def remove_listener(self, one: Listener) -> None:
-        """Notify `one` no more."""
+        """Stop notifying `one`."""
         self._listeners.pop(one, None)
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- opening and closing ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep a socket open until the link is stopped, or the server refuses it finally."""
+        """Keep a socket open until the link is stopped or the server refuses the client for good."""
         loop = asyncio.get_running_loop()
         failures = 0
         try:
@@ -214,12 +217,12 @@ class Link:
                 self._why = str(over)
                 failures = 1 if loop.time() - opened_at_s > self.timing.stable_s else failures + 1
                 delay_s = over.stay_away_s + self.timing.backoff(failures, self.random)
-                # One warning for each outage; further attempts are less important.
+                # Log one warning per outage; further attempts are less important.
                 level = logging.WARNING if failures == 1 else logging.INFO
                 logger.log(level, "no connection to %s (%s); trying again", self._access.address, over)
                 await asyncio.sleep(delay_s)
         finally:
-            self._stop(LocalError("the client is closed"))
+            self._stop(LocalError(f"the client of {self._access.address} is closed; open another one"))
 
     async def _one_socket(self) -> _Broken:
         """Open a socket and use it until it ends. Return how it ended."""
@@ -240,7 +243,7 @@ class Link:
         finally:
             await socket.close()
 
-    async def _carry(self, socket: Socket) -> _Broken:
+    async def _carry(self, socket: FrameSocket) -> _Broken:
         over: _Broken | None = None
         try:
             self._opened()
@@ -257,7 +260,7 @@ class Link:
         assert over is not None
         return over
 
-    async def _read(self, socket: Socket) -> None:
+    async def _read(self, socket: FrameSocket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -270,7 +273,7 @@ class Link:
             except (msgspec.DecodeError, TypeError, KeyError, AttributeError) as error:
                 raise _Broken(f"the server sent an invalid frame: {type(error).__name__}") from None
 
-    async def _write(self, socket: Socket) -> None:
+    async def _write(self, socket: FrameSocket) -> None:
         try:
             while True:
                 await self._has_out.wait()
@@ -282,10 +285,10 @@ class Link:
         except TimeoutError:
             raise _Broken(f"send timed out after {self.timing.send_s:g} s") from None
         except Closed:
-            await asyncio.Event().wait()  # the reader finds the reason and ends this task
+            await asyncio.Event().wait()  # wait: the reader finds the reason, and ends this task
 
     async def _watch(self) -> None:
-        """Break a connection on which no frame, or no response, arrives in time."""
+        """Break the connection if no frame, or no response, arrives in time."""
         loop = asyncio.get_running_loop()
         while True:
             due_s = self._received_at_s + self.timing.silence_s
@@ -295,7 +298,8 @@ class Link:
             left_s = due_s - loop.time()
             if left_s <= 0:
                 raise _Broken("the server was silent for too long")
-            await asyncio.sleep(min(left_s, self.timing.silence_s / 4))  # a request may be sent meanwhile
+            # wake up earlier than needed, because a request may be sent meanwhile
+            await asyncio.sleep(min(left_s, self.timing.silence_s / 4))
 
     async def _renew(self) -> None:
         """Send a new token before the old one expires."""
@@ -320,7 +324,8 @@ class Link:
         self._out.clear()
         pending = self._pending.all()
         for one in tuple(self._listeners):
-            one.opened()  # first: the server accepts the end of a turn only on a socket that requested work
+            # call this first: the server accepts the end of a turn only on a socket that has requested work
+            one.opened()
         for request in pending:
             self._send(request)
 
@@ -330,7 +335,8 @@ class Link:
         for request in self._pending.all():
             request.sent_at_s = None
             if not request.is_repeatable:
-                self._pending.settle(request, Unreachable("the connection broke before the response arrived"))
+                broken = f"the connection to {self._access.address} broke before the response arrived; send it again"
+                self._pending.settle(request, Unreachable(broken))
         for one in tuple(self._listeners):
             one.broken()
 
@@ -382,7 +388,7 @@ class Link:
         if request is None:
             return
         if isinstance(result, Draining) and request.is_repeatable:
-            return  # the request was not carried out: it is sent again on the next socket
+            return  # the server has not carried out the request; it is sent again on the next socket
         self._pending.settle(request, result)
 
     def _ended(self, closed: Closed) -> _Broken:
@@ -390,10 +396,15 @@ class Link:
         code = closed.code or 1006
         why = f"{code} {closed.reason or self._bye.get('reason', '')}".strip()
         if code == 1009:
-            return _Broken(why, error=TooLarge("a frame exceeded the size that the other side accepts"))
+            return _Broken(
+                why,
+                error=TooLarge(f"a frame exceeded the size that its receiver accepts ({why}); send smaller requests"),
+            )
         if code >= 4300:
             reason = str(self._bye.get("reason") or closed.reason or "refused")
-            return _Broken(why, error=error_of({"code": reason, "detail": f"the server ended it: {why}"}))
+            return _Broken(
+                why, error=error_of({"code": reason, "detail": f"the server has closed the connection for good: {why}"})
+            )
         if 4200 <= code < 4300 and not self._access.forget_token():
             return _Broken(why, error=self._unknown())
         if 4100 <= code < 4200:
@@ -403,7 +414,7 @@ class Link:
         return _Broken(why, stay_away_s=retry_ms / 1000 if isinstance(retry_ms, int | float) else 0.0)
 
     def _unknown(self) -> Unauthenticated:
-        """Return the error for missing or expired credentials that the client cannot replace."""
+        """Return the error for missing or expired credentials that the client cannot renew."""
         if not self._access.has_token:
             return Unauthenticated("the server requires a token, and this client has none; give Client(..., token=...)")
         return Unauthenticated("the token has expired and cannot be renewed; give Client(..., token_provider=...)")
@@ -411,8 +422,9 @@ class Link:
     def _refused(self, refusal: Refusal) -> _Broken:
         """Return whether and when to reconnect after a refused upgrade.
 
-        A refusal with a code comes from the server. One without may come from a proxy whose server restarts: if this
-        link was connected before, it tries again. Otherwise the address is wrong, and the caller gets an error.
+        A refusal with a code comes from the server. A refusal without a code may come from a proxy whose server
+        restarts: if this link was connected before, it tries again. Otherwise the address is probably wrong, and the
+        caller gets an error.
         """
         status, problem = refusal.status, refusal.problem
         if status == 401 and self._access.forget_token() and self._refused_tokens < TOKENS_TRIED:
@@ -426,9 +438,9 @@ class Link:
 
     def _plain_refusal(self, status: int) -> HoldfastError:
         detail = (
-            f"{self._access.address} responded {status} to a WebSocket, unlike a Holdfast server; is the hub at "
+            f"{self._access.address} responded {status} to a WebSocket, unlike a Holdfast server; the hub may be at "
             "another port or path, such as /holdfast, or served without WebSockets (uvicorn needs the package "
-            "websockets)?"
+            "websockets)"
         )
         return Unauthenticated(detail) if status == 401 else NotHoldfast(detail)
 
@@ -442,7 +454,7 @@ def encode(frame: dict[str, Any], limits: Limits) -> str:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidRequest(f"the request is not JSON-serialisable: {error}") from None
     if len(data) > limits.request_bytes:
-        # The server would close the connection, which other requests share.
+        # Refused here, because the server would close the connection, which other requests share.
         raise TooLarge(
             f"the request has {len(data)} bytes, the limit is {limits.request_bytes}", limit=limits.request_bytes
         )

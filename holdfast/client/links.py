@@ -21,7 +21,7 @@ class Links:
 
     def __init__(self, new: Callable[[], Link], *, max_channels: int) -> None:
         self._new = new
-        self._max_channels = max_channels  # most channels of one link
+        self._max_channels = max_channels  # limit of channels per link
         self._links: list[Link] = []
         self._runs: dict[Link, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -30,7 +30,7 @@ class Links:
         self._stop = asyncio.Event()
 
     async def start(self) -> None:
-        """Begin to connect, once. It does not wait for a connection."""
+        """Begin to connect, if that has not happened yet. It does not wait for a connection."""
         if self._main is None:
             self._main = asyncio.get_running_loop().create_task(self._run(), name="holdfast-client")
             await self._ready.wait()
@@ -52,7 +52,7 @@ class Links:
 
     @property
     def error(self) -> HoldfastError | None:
-        """Return why the link for requests has stopped to connect; None while it connects."""
+        """Return why the link for requests has stopped connecting; None while it connects."""
         return self._links[0].error if self._links else None
 
     @property

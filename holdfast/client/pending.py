@@ -14,7 +14,8 @@ from holdfast.core.errors import HoldfastError
 Outcome = dict[str, Any] | HoldfastError
 OnResult = Callable[[Outcome], None]
 
-# The server stops reading at 1,000 requests or 4 MiB; calls wait for room before that. One call may exceed it.
+# Below the server's limits (it stops reading at 1,000 requests or 4 MiB); at this size calls wait. One call may exceed
+# it.
 PENDING_REQUESTS = 500
 PENDING_BYTES = 1024 * 1024
 
@@ -50,7 +51,7 @@ class PendingRequests:
         return next(iter(self._by_ref.values()), None)
 
     def get(self, ref: object) -> Pending | None:
-        """Return the request that a frame names as `ref`, or None."""
+        """Return the request with the reference `ref` of a frame, or None."""
         return self._by_ref.get(ref) if isinstance(ref, int) else None
 
     def add(self, one: Pending) -> None:
@@ -65,12 +66,12 @@ class PendingRequests:
             self._room.set()
 
     def settle(self, one: Pending, result: Outcome) -> None:
-        """Remove a request, and pass its response or error on."""
+        """Remove a request, and pass its response or error to its callback."""
         self.forget(one)
         one.on_result(result)
 
     def stop(self, error: HoldfastError) -> None:
-        """Settle all requests with `error`; no call waits for room any more."""
+        """Settle all requests with `error`, and let waiting calls proceed."""
         for one in self.all():
             self.settle(one, error)
         self._room.set()

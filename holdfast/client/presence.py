@@ -22,11 +22,11 @@ logger = logging.getLogger("holdfast.client")
 
 
 class Presence:
-    """A member that is present as long as the block runs."""
+    """A member that is present while the `async with` block runs."""
 
     def __init__(self, link: Link, channel: str, data: dict[str, Json], member: str | None) -> None:
         self.channel = channel
-        self.error: HoldfastError | None = None  # why the member is no longer present; `update` raises it
+        self.error: HoldfastError | None = None  # the reason if the member is no longer present; `update` raises it
         self._link = link
         self._member = member
         self._data = self._checked(data)
@@ -58,7 +58,8 @@ class Presence:
         self._is_here = False
         self._link.remove_listener(self)
         self.broken()
-        if self._link.is_live and self.error is None:  # members leave with their socket
+        # withdraw presence only on an open connection, since members leave with their socket
+        if self._link.is_live and self.error is None:
             with contextlib.suppress(Unreachable):
                 await self._link.request("presence", {**self._frame(), "leave": True}, is_repeatable=False)
 
@@ -68,7 +69,7 @@ class Presence:
     async def __aexit__(self, *_: object) -> None:
         await self.leave()
 
-    # For the link
+    # Calls of the link
 
     def opened(self) -> None:
         self._link.begin("presence", self._frame(), self._on_result, is_repeatable=False)
@@ -81,13 +82,13 @@ class Presence:
     def stopped(self, error: HoldfastError) -> None:
         self.error = error
 
-    # Inside
+    # Internal
 
     def _on_result(self, result: Outcome) -> None:
         if not isinstance(result, HoldfastError):
             self._failures = 0
         elif isinstance(result, Unreachable):
-            pass  # `opened` will enter again
+            pass  # `opened` will enter the channel again
         elif result.retry and self._is_here:
             self._failures += 1
             delay_s = self._link.timing.retry(self._failures, self._link.random)

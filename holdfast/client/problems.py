@@ -17,11 +17,12 @@ from holdfast.core.errors import HoldfastError, LocalError
 
 T = TypeVar("T")
 
-_SAID = ("type", "title", "status", "detail", "code", "ref")  # fields of each problem; the rest are numbers that help
+# text fields of each problem; all other fields are numbers that help the client
+_SAID = ("type", "title", "status", "detail", "code", "ref")
 
 
 class Unreachable(HoldfastError):
-    """The server did not respond in time. The outcome of the request is unknown; it is safe to repeat."""
+    """The server did not respond in time. The outcome of the request is unknown; it is safe to repeat it."""
 
     code, status, retry, title = "unreachable", 503, True, "Unreachable"
 
@@ -37,7 +38,7 @@ class UnknownProblem(HoldfastError):
 
     def __init__(self, detail: str, *, code: str, status: int, title: str, **details: Any) -> None:
         super().__init__(detail or title, **details)
-        # Known errors have these as attributes of their class.
+        # Codes of errors whose class has these values as attributes.
         vars(self).update(code=code, status=status, title=title, retry=status in (429, 502, 503, 504))
 
 
@@ -54,11 +55,16 @@ def error_of(problem: dict[str, Any]) -> HoldfastError:
 
 
 def decode_response(response: dict[str, Any], kind: type[T]) -> T:
-    """Return `response` as a `kind`. Raises HoldfastError if it does not follow the protocol."""
+    """Return the fields `response` as an object of type `kind`.
+
+    Raises HoldfastError if they do not follow the protocol.
+    """
     try:
         return msgspec.convert(response, kind)
     except msgspec.ValidationError as error:
-        raise HoldfastError(f"the server's response is not valid: {error}") from None
+        raise HoldfastError(
+            f"the server's response is not valid: {error}; check that client and server are of compatible versions"
+        ) from None
 
 
 def _classes(base: type[HoldfastError]) -> Iterator[type[HoldfastError]]:

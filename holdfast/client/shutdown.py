@@ -36,11 +36,13 @@ class Signals:
         self._received: int | None = None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python handles signals in this thread only
+        # Python allows handlers to be set in this thread only
+        if threading.current_thread() is threading.main_thread():
             self._loop = asyncio.get_running_loop()
             for number in SIGNALS:
                 before = signal.getsignal(number)
-                # None: the handler was not set by Python. An ignored signal stays ignored. Neither can be called.
+                # None means that the handler was not set by Python; an ignored signal stays ignored. Neither can be
+                # called.
                 if before is not None and before != signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._hit)
@@ -55,7 +57,7 @@ class Signals:
             self._pass_on(self._received)
 
     def _hit(self, number: int, frame: FrameType | None) -> None:
-        if self._loop is None:  # the block has ended, but a later handler still calls this one
+        if self._loop is None:  # the block has ended, but a handler that was set later still calls this one
             self._pass_on(number)
         elif self._received is None:
             self._received = number
@@ -66,7 +68,7 @@ class Signals:
 
     def _remove(self) -> None:
         for number, before in self._before.items():
-            if signal.getsignal(number) == self._hit:  # else a later handler calls this one
+            if signal.getsignal(number) == self._hit:  # otherwise a handler that was set later will call this one
                 signal.signal(number, before)
 
     def _pass_on(self, number: int) -> None:

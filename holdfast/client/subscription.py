@@ -2,8 +2,8 @@
 
 Layer: client.
 
-The twin of the hub's `Subscription`. Its reader may be slow: the client keeps a bounded number of bytes, and the server
-joins the events that it has not sent.
+It corresponds to the hub's `Subscription`. Its reader may be slow: the client keeps a bounded number of bytes, and the
+server joins the events that it has not sent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from holdfast.client.feed import EventConsumer, Feed
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, ChannelAttached, EphemeralEvent, ServerEvent
 
-# Characters of frames that the app has not read. Beyond it the feed pauses. A batch is never cut.
+# Limit, in characters, of unread frames; above it the feed pauses after the current batch.
 WAITING = 256 * 1024
 
 OpenFeed = Callable[[EventConsumer], Feed]
@@ -31,7 +31,8 @@ class Subscription:
 
     def __init__(self, channel: str, since: str | None, open_feed: OpenFeed) -> None:
         self.channel = channel
-        self.cursor: str | None = since  # cursor of the last batch that the app has read; it resumes there
+        # cursor of the last batch that the app has read; a later subscription resumes from it
+        self.cursor: str | None = since
         self._open_feed = open_feed
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:
@@ -41,7 +42,7 @@ class Subscription:
                     yield event
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
-        """Yield the events in batches, as `core.view.View` takes them. Batches of ephemeral events have no cursor."""
+        """Yield the events in batches, in the form that `core.view.View` accepts. Ephemeral batches have no cursor."""
         inbox = _Inbox(self.cursor)
         feed = inbox.feed = self._open_feed(inbox)
         feed.open()
@@ -56,20 +57,20 @@ class Subscription:
 
 
 class _Inbox:
-    """Complete batches that the app has not read."""
+    """Complete batches that the app has not read yet."""
 
     def __init__(self, cursor: str | None) -> None:
         self.cursor = cursor
         self.feed: Feed | None = None
         self._batches: deque[tuple[Batch, int]] = deque()
         self._size = 0
-        self._pieces: list[ServerEvent] = []  # the received pieces of an incomplete batch
+        self._pieces: list[ServerEvent] = []  # pieces of an incomplete batch
         self._pieces_size = 0
         self._error: HoldfastError | None = None
         self._woken = asyncio.Event()
 
     async def next_batch(self) -> Batch:
-        """Return the next batch. After the last one, raise the error."""
+        """Return the next batch. After the last batch, raise the error that ended the feed."""
         while not self._batches:
             if self._error is not None:
                 raise self._error
@@ -115,5 +116,5 @@ class _Inbox:
 
 
 def is_new_start(events: list[ServerEvent]) -> bool:
-    """Return whether `events` begin anew, so that they replace the present state."""
+    """Return whether `events` begin with a new start, so that they replace the present state."""
     return any(isinstance(event, ChannelAttached) and not event.resumed for event in events)

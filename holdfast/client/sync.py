@@ -1,9 +1,8 @@
-"""The client for threads and scripts: blocking twins of its calls.
+"""The client for threads and scripts: blocking versions of its calls.
 
 Layer: client.
 
-A `SyncClient` runs a `Client` on an event loop of its own in a daemon thread. All threads may use it, also at the same
-time.
+A `SyncClient` runs a `Client` on its own event loop in a daemon thread. All threads may use it, also at the same time.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ STOP_S = 5.0
 
 
 class SyncClient:
-    """Blocking twin of `Client`, with the same arguments: `with SyncClient("http://127.0.0.1:8000") as client`."""
+    """A blocking `Client` with the same arguments: `with SyncClient("http://127.0.0.1:8000") as client`."""
 
     def __init__(self, url: str, **options: Any) -> None:
         self._client = Client(url, **options)
@@ -54,51 +53,51 @@ class SyncClient:
 
     @property
     def error(self) -> HoldfastError | None:
-        """Return `Client.error`."""
+        """Return why the client has stopped connecting (`Client.error`)."""
         return self._client.error
 
     def create(self, channel: str, **fields: Any) -> Message:
-        """Do as `Client.create`."""
+        """Create a message, as `Client.create` does."""
         return self._run(self._client.create(channel, **fields))
 
     def update(self, channel: str, message_id: str, **fields: Any) -> Message:
-        """Do as `Client.update`."""
+        """Update a message, as `Client.update` does."""
         return self._run(self._client.update(channel, message_id, **fields))
 
     def finish(self, channel: str, message_id: str, **fields: Any) -> None:
-        """Do as `Client.finish`."""
+        """Finish a message, as `Client.finish` does."""
         self._run(self._client.finish(channel, message_id, **fields))
 
     def delete(self, channel: str, message_id: str) -> None:
-        """Do as `Client.delete`."""
+        """Delete a message, as `Client.delete` does."""
         self._run(self._client.delete(channel, message_id))
 
     def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Do as `Client.read`."""
+        """Return a message, as `Client.read` does."""
         return self._run(self._client.read(channel, message_id))
 
     def history(self, channel: str, *, before: int | None = None, limit: int | None = None) -> Page:
-        """Do as `Client.history`."""
+        """Return a page of messages, as `Client.history` does."""
         return self._run(self._client.history(channel, before=before, limit=limit))
 
     def command(self, channel: str, name: str, **fields: Any) -> Command:
-        """Do as `Client.command`."""
+        """Send a command, as `Client.command` does."""
         return self._run(self._client.command(channel, name, **fields))
 
     def reply(self, channel: str, command_id: str, **fields: Any) -> None:
-        """Do as `Client.reply`."""
+        """Reply to a command, as `Client.reply` does."""
         self._run(self._client.reply(channel, command_id, **fields))
 
     def members(self, channel: str) -> list[Member]:
-        """Do as `Client.members`."""
+        """Return the present members, as `Client.members` does."""
         return self._run(self._client.members(channel))
 
     def signal(self, channel: str, name: str, data: Json = None) -> None:
-        """Do as `Client.signal`."""
+        """Send a signal, as `Client.signal` does."""
         self._run(self._client.signal(channel, name, data))
 
     def message(self, channel: str, **fields: Any) -> AbstractContextManager[SyncWriter]:
-        """Do as `Client.message`: `with client.message("chat:1") as message: message.append("…")`."""
+        """Return a writer, as `Client.message` does: `with client.message("chat:1") as m: m.append("…")`."""
 
         async def open_writer() -> RemoteWriter:
             return await self._client.message(channel, **fields).open()
@@ -106,7 +105,7 @@ class SyncClient:
         return writing(self._run, open_writer)
 
     def take_over(self, channel: str, message_id: str, **fields: Any) -> AbstractContextManager[SyncWriter]:
-        """Do as `Client.take_over`."""
+        """Return a writer that continues a message, as `Client.take_over` does."""
 
         async def open_writer() -> RemoteWriter:
             return await self._client.take_over(channel, message_id, **fields).open()
@@ -117,7 +116,7 @@ class SyncClient:
     def presence(
         self, channel: str, data: dict[str, Json] | None = None, *, member: str | None = None
     ) -> Iterator[SyncPresence]:
-        """Do as `Client.presence`: `with client.presence("chat:1", {"name": "Ada"}) as here: here.update(…)`."""
+        """Return a presence, for `with client.presence("chat:1", {"name": "Ada"}) as here: here.update(…)`."""
 
         async def enter() -> Presence:
             return await self._client.presence(channel, data, member=member).enter()
@@ -131,7 +130,7 @@ class SyncClient:
     def subscribe(
         self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
     ) -> SyncSubscription:
-        """Do as `Client.subscribe`: `for event in client.subscribe("chat:1")`."""
+        """Return the channel's events, as `Client.subscribe` does: `for event in client.subscribe("chat:1")`."""
 
         async def subscribe() -> Subscription:
             return self._client.subscribe(channel, since=since, history=history, flush_ms=flush_ms)
@@ -139,7 +138,10 @@ class SyncClient:
         return SyncSubscription(self, self._run(subscribe()))
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run `call` on the client's loop. Each call has its own timeout there; a subscription waits without one."""
+        """Run `call` on the client's loop and return its result.
+
+        It has its own timeout there; a subscription has none.
+        """
         loop = self._portal.loop
         if loop is None:
             call.close()
@@ -148,7 +150,7 @@ class SyncClient:
 
 
 class SyncPresence:
-    """Blocking twin of `Presence`."""
+    """The blocking version of `Presence`."""
 
     def __init__(self, client: SyncClient, presence: Presence) -> None:
         self._client = client
@@ -156,12 +158,12 @@ class SyncPresence:
         self.channel = presence.channel
 
     def update(self, data: dict[str, Json]) -> None:
-        """Do as `Presence.update`."""
+        """Replace the member's data, as `Presence.update` does."""
         self._client._run(self._presence.update(data))
 
 
 class SyncSubscription:
-    """Blocking twin of `Subscription`."""
+    """The blocking version of `Subscription`."""
 
     def __init__(self, client: SyncClient, subscription: Subscription) -> None:
         self._client = client
@@ -170,7 +172,7 @@ class SyncSubscription:
 
     @property
     def cursor(self) -> str | None:
-        """Return `Subscription.cursor`."""
+        """Return the cursor to resume from (`Subscription.cursor`)."""
         return self._subscription.cursor
 
     def __iter__(self) -> Iterator[ServerEvent]:
@@ -178,7 +180,7 @@ class SyncSubscription:
             yield from batch.events
 
     def batches(self) -> Iterator[Batch]:
-        """Do as `Subscription.batches`."""
+        """Yield the events in batches, as `Subscription.batches` does."""
         batches = self._subscription.batches()
 
         async def next_batch() -> Batch:

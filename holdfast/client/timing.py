@@ -13,29 +13,33 @@ from random import Random
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """All waits of a client, in seconds."""
+    """All time limits of a client, in seconds."""
 
-    connect_s: float = 5.0  # longest time of the first connection of all; after it the address is probably wrong
-    open_s: float = 10.0  # some proxies never respond to an upgrade
-    silence_s: float = 14.0  # the server pings every 5 s
-    response_s: float = 20.0  # a connection without a response for so long is broken, even if other frames arrive
+    # time limit for the very first connection; if it takes longer, the address is probably wrong
+    connect_s: float = 5.0
+    open_s: float = 10.0  # time limit for opening a socket, since some proxies never respond to an upgrade
+    # time without any frame after which a connection counts as broken; the server pings every 5 s
+    silence_s: float = 14.0
+    # time without a response after which a connection counts as broken, even if other frames arrive
+    response_s: float = 20.0
     send_s: float = 14.0
-    request_s: float = 30.0  # longest time of one call, over any number of connections
-    # Full jitter: a delay is drawn from 0 up to a ceiling that doubles, so that the clients of a restarted server
-    # spread out. The base is well below the 3 s that a writer's lease has left when its socket broke.
+    request_s: float = 30.0  # time limit of one call, over any number of connections
+    # A delay is random, from 0 up to a limit that doubles ("full jitter"), so that the clients of a restarted server
+    # spread out. The first limit is far below the 3 s that a writer's lease has left when its socket broke.
     backoff_s: float = 0.5
     backoff_cap_s: float = 15.0
-    # A connection that breaks sooner is one more failure. Well above that, one outage and one cut would cost a turn.
+    # A connection that breaks sooner than this counts as one more failure. With a much longer time, an outage and then
+    # a broken connection would cost a turn.
     stable_s: float = 1.0
-    retry_s: float = 0.25  # after the store or the hub had no room: the base of another back-off
-    leave_s: float = 10.0  # longest time to end a message whose block ended early
+    retry_s: float = 0.25  # first limit of the delay after the store or the hub had no room
+    leave_s: float = 10.0  # time limit for ending a message whose block ended early
 
     def backoff(self, failures: int, random: Random) -> float:
         """Return the delay before the next connection, after `failures` failures in a row (at least 1)."""
         return random.uniform(0, self._ceiling(self.backoff_s, failures))
 
     def retry(self, failures: int, random: Random) -> float:
-        """Return the delay before a request is repeated, after `failures` refusals that pass."""
+        """Return the delay before a request is repeated, after `failures` temporary refusals."""
         ceiling_s = self._ceiling(self.retry_s, failures)
         return ceiling_s / 2 + random.uniform(0, ceiling_s / 2)
 

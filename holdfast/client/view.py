@@ -40,15 +40,15 @@ from holdfast.core.view import View, ViewGap
 
 State = Literal["connecting", "live", "reconnecting", "closed"]
 
-KEPT = 100  # replies and signals that one watcher has not read; the oldest are dropped
+KEPT = 100  # replies and signals kept for one watcher that has not read them; beyond this the oldest are dropped
 PAGE_TRIES = 3
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """The changes of a view since its watcher last read them; unread changes are joined."""
+    """The changes of a view since its watcher last read them, joined."""
 
-    messages: frozenset[str] = frozenset()  # ids: created, changed or deleted
-    is_new_start: bool = False  # each message, member and command may differ
+    messages: frozenset[str] = frozenset()  # ids of messages that were created, changed or deleted
+    is_new_start: bool = False  # True: each message, member and command may differ
     members: bool = False
     commands: bool = False
     state: bool = False
@@ -64,12 +64,12 @@ class ChannelView:
     ) -> None:
         self.channel = check_channel(channel)
         self.state: State = "connecting"
-        self.error: HoldfastError | None = None  # the reason why it is closed
+        self.error: HoldfastError | None = None  # the error with which the view was closed
         self._view = View()
         self._when_closed = when_closed
         self._watchers: set[_Watcher] = set()
-        self._is_starting = False  # a new start is arriving, and not shown yet
-        self._starts = 0  # new starts that were completed
+        self._is_starting = False  # True: a new start is arriving, which is not shown before it is complete
+        self._starts = 0  # number of completed new starts
         self._feed = open_feed(self)
         self._feed.open()
 
@@ -86,7 +86,7 @@ class ChannelView:
 
     @property
     def members(self) -> list[Member]:
-        """Return the present members, at most the first hundred by name."""
+        """Return the present members, at most the first hundred."""
         return self._view.members()
 
     @property
@@ -106,7 +106,7 @@ class ChannelView:
 
     @property
     def gaps(self) -> int:
-        """Return how often events were lost and the view began anew. Each time is a bug."""
+        """Return how often events were lost, so that the view had to begin anew. Each time is a bug."""
         return self._view.gaps
 
     @property
@@ -115,7 +115,7 @@ class ChannelView:
         return self._view.cursor
 
     @cursor.setter
-    def cursor(self, value: str | None) -> None:  # the feed sets it
+    def cursor(self, value: str | None) -> None:  # the feed sets the cursor
         self._view.cursor = value
 
     # -- changes -----------------------------------------------------------------------------------------------
@@ -134,12 +134,15 @@ class ChannelView:
                         )
                     await watcher.next_change()
         except TimeoutError:
-            raise link.unreachable(f"channel {self.channel!r} was not complete in time") from None
+            raise link.unreachable(f"the view of channel {self.channel!r} was not complete in time") from None
         finally:
             self._watchers.discard(watcher)
 
     async def __aiter__(self) -> AsyncIterator[Change]:
-        """Yield the changes, first the present state. Ends with the view, or raises the error that closed it."""
+        """Yield the changes, beginning with the present state.
+
+        Ends with the view, or raises the error that closed it.
+        """
         watcher = self._watch()
         watcher.add(Change(is_new_start=True, members=True, commands=True, state=True))
         try:
@@ -190,7 +193,7 @@ class ChannelView:
                 self._become("reconnecting")
         self._starting(events)
         if self._is_starting and cursor is None:
-            return  # not shown yet
+            return  # the change is part of an incomplete new start, so it is not shown yet
         self._notify(self._change(events))
         if cursor is not None:
             self._starts += self._is_starting
@@ -248,7 +251,7 @@ class ChannelView:
 
 
 class _Watcher:
-    """The changes that one watcher has not read."""
+    """The changes that one watcher has not read yet."""
 
     def __init__(self) -> None:
         self._change: Change | None = None

@@ -1,4 +1,4 @@
-"""Turns: the server assigns them to workers, and a worker serves a pattern of channels.
+"""Turns of a remote worker: the server assigns them to workers, each of which serves a pattern of channels.
 
 Layer: client.
 
@@ -29,35 +29,35 @@ from holdfast.core.errors import (
     LocalError,
     NotFound,
     TooLarge,
-    shown,
 )
 from holdfast.core.model import Json, Message, check_json, plain
-from holdfast.core.patterns import RULE, is_pattern, matches
+from holdfast.core.patterns import invalid_pattern, is_pattern, matches
 
 logger = logging.getLogger("holdfast.client")
 
-RENEWALS = 3  # in a lease's term
+RENEWALS = 3  # number of renewals within the length of a lease
 _LOST = (Fenced, Finished, Deleted, NotFound)
-_STATE_REFUSED = (InvalidRequest, InvalidText, TooLarge)  # the state in a renewal is not valid, the renewal is
+# errors that concern the state sent along with a renewal, while the renewal itself is fine
+_STATE_REFUSED = (InvalidRequest, InvalidText, TooLarge)
 
 
 class TurnOffer(Struct, frozen=True, kw_only=True):
-    """A turn that the server assigns: a message to work on, and the claim to it."""
+    """A turn that the server assigns: the message to work on, and the claim."""
 
     channel: str
     message: Message
     generation: int
     lease_s: float
-    pattern: str | None = None  # the pattern of the worker that gets the turn
+    pattern: str | None = None  # channel pattern of the worker that gets the turn
     name: str | None = None
-    debug: bool = False  # whether the reason of a failed answer may name the exception
+    debug: bool = False  # True: the reason of a failed answer may name the exception
 
 
 OnTurn = Callable[["ClaimedTurn"], Awaitable[None]]
 
 
-class Worker:
-    """Serves one pattern of channels on one link."""
+class RemoteWorker:
+    """Serves one channel pattern on one link."""
 
     def __init__(
         self, link: Link, pattern: str, *, slots: int, when_busy: str | None, name: str | None, on_turn: OnTurn
@@ -71,11 +71,12 @@ class Worker:
         self._on_turn = on_turn
         self._turns: dict[tuple[str, str], ClaimedTurn] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._over: asyncio.Future[None] | None = None  # done when the server has refused the worker, or it has drained
+        # done when the server has refused the worker, or when the worker has drained
+        self._over: asyncio.Future[None] | None = None
         self._is_draining = False
-        self._is_asking = False  # a request for work has no response yet
-        self._is_listed = True  # whether the server may assign turns to this worker
-        self._open = 0  # turns whose end the server does not know yet
+        self._is_asking = False  # True: a request for work has no response yet
+        self._is_listed = True  # True: the server may assign turns to this worker
+        self._open = 0  # number of turns whose end the server has not confirmed
 
     async def run(self) -> None:
         """Work until cancelled or drained. Raises the server's refusal, such as Forbidden.
@@ -102,11 +103,11 @@ class Worker:
         """Take no more turns; `run` returns when the running ones are over."""
         if not self._is_draining:
             self._is_draining = True
-            if not self._is_asking:  # else after the response
+            if not self._is_asking:  # otherwise after the response
                 self._unlist()
 
     def is_for(self, offer: TurnOffer) -> bool:
-        """Return whether the turn is for this worker."""
+        """Return whether the turn is meant for this worker."""
         name = self._fields["name"]
         is_ours = offer.pattern in (None, self.pattern) and (name is None or offer.name in (None, name))
         return is_ours and matches(self.pattern, offer.channel)
@@ -117,7 +118,7 @@ class Worker:
         known = self._turns.get(key)
         if known is not None:
             if offer.generation <= known.generation:
-                return  # a repeat
+                return  # a repeated frame: the turn is already running
             known.cancel()
         assert self._tasks is not None
         turn = self._turns[key] = ClaimedTurn(self._link, offer)
@@ -125,34 +126,39 @@ class Worker:
         self._open += 1
         turn.task.add_done_callback(self._closed)
 
-    # For the link
+    # Calls of the link
 
     def opened(self) -> None:
         if self._is_draining and not self._open:
             self._unlist()
             return
-        # Also while draining: the server accepts a renewal and the end of a turn only on a socket that requests work.
+        # Also while draining: the server accepts a renewal and the end of a turn only on a socket that has requested
+        # work.
         slots = self._open if self._is_draining else self._slots
         self._is_asking = self._is_listed = True
         self._link.begin("work", self._frame(slots), self._on_result, is_repeatable=False)
         for turn in self._turns.values():
-            turn.renew()  # when the previous socket ended, the server shortened their claims
+            turn.renew()  # renew at once, because the server shortened the claims when the previous socket ended
 
     def broken(self) -> None:
-        """Continue the turns: their claims outlive a socket by a lease."""
+        """Continue the turns, since a claim lasts for the rest of its lease without a socket."""
 
     def stopped(self, error: HoldfastError) -> None:
         if self._over is not None and not self._over.done():
             self._over.set_exception(error)
 
-    # Inside
+    # Internal
 
     def _unlist(self) -> None:
-        """Request no more turns. Turns that were assigned before the response arrive before it and are carried out."""
+        """Request no more turns.
+
+        A turn that was assigned before the server's response arrives before that response, and is carried out.
+        """
         self._link.begin("work", self._frame(0), self._unlisted, is_repeatable=False)
 
     def _unlisted(self, result: Outcome) -> None:
-        self._is_listed = False  # also without a connection: the server assigns turns over connections only
+        # without a connection this is certain, because the server assigns turns over connections only
+        self._is_listed = False
         self._check_drained()
 
     def _closed(self, task: asyncio.Task[None]) -> None:
@@ -165,7 +171,10 @@ class Worker:
             self._over.set_result(None)
 
     async def _run(self, key: tuple[str, str], turn: ClaimedTurn) -> None:
-        """Carry out a turn. After an error its end is not sent: the claim lapses, and the turn is tried again."""
+        """Carry out a turn.
+
+        If that fails, its end is not sent, so that the claim ends and the turn is tried again.
+        """
         turn.renew_later()
         try:
             await self._on_turn(turn)
@@ -187,7 +196,7 @@ class Worker:
         await turn.done()
 
     def _on_result(self, result: Outcome) -> None:
-        """Receive the response to a request for work. After a refusal that passes, repeat it later."""
+        """Handle the response to a request for work. After a temporary refusal, repeat the request later."""
         self._is_asking = False
         if self._is_draining:
             self._unlist()
@@ -209,43 +218,44 @@ class Worker:
 
 
 class ClaimedTurn:
-    """A turn that this client has claimed; the claim is renewed while its handler runs."""
+    """A turn that this client has claimed. The claim is renewed while the handler runs."""
 
     def __init__(self, link: Link, offer: TurnOffer) -> None:
         self.channel = offer.channel
-        self.message = offer.message  # that the turn is for
+        self.message = offer.message  # the user message to answer
         self.generation = offer.generation  # number of the attempt that the claim began
         self.lease_s = offer.lease_s
-        self.is_development = offer.debug  # its hub is in development: reasons of failed answers name the exception
-        self.outcome: Literal["done", "cancelled"] = "done"  # how it ends when the handler returns
-        self.is_lost = False  # it is over, or another worker has it: the handler is being cancelled
+        # True: the hub is in development, so that reasons of failed answers name the exception
+        self.is_development = offer.debug
+        self.outcome: Literal["done", "cancelled"] = "done"  # how the turn ends when the handler returns
+        self.is_lost = False  # True: the turn is over, or another worker has it; the handler is being cancelled
         self.task: asyncio.Task[None] | None = None
         self._link = link
         self._state: dict[str, Json] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def tell(self, state: dict[str, Json]) -> None:
-        """Show viewers the state of the agent. Never stored. Raises InvalidRequest, InvalidText or TooLarge."""
+    def progress(self, state: dict[str, Json]) -> None:
+        """Show people the state of the agent, which is never stored. Raises InvalidRequest, InvalidText or TooLarge."""
         limits = self._link.limits
         check_json(state, limits.data_bytes, "an agent's state", depth=limits.depth)
         self._state = plain(state)
         self.renew()
 
-    # For the worker
+    # Calls of the worker
 
     def renew_later(self) -> None:
         self.end()
         self._timer = asyncio.get_running_loop().call_later(self.lease_s / RENEWALS, self.renew)
 
     def renew(self) -> None:
-        """Renew the claim. Without a connection it lasts for the rest of its term."""
+        """Renew the claim. Without a connection it lasts for the rest of its lease."""
         state = {} if self._state is None else {"state": self._state}
         on_result = partial(self._renewed, self._state)
         self._link.begin("turn.renew", {**self._claim(), **state}, on_result, is_repeatable=False)
         self.renew_later()
 
     async def confirm(self) -> None:
-        """Renew the claim and wait for the response, because an assigned turn may arrive late. Raises Fenced."""
+        """Renew the claim and wait for the response, because the turn may have arrived late. Raises Fenced."""
         await self._link.request("turn.renew", self._claim())
 
     def end(self) -> None:
@@ -274,17 +284,17 @@ class ClaimedTurn:
         elif isinstance(result, _STATE_REFUSED) and sent is not None and sent is self._state:
             logger.warning("the state of the agent for %s cannot be sent: %s", self.message.id, result)
             self._state = None
-            self.renew()  # the claim must not lapse because of the state
+            self.renew()  # renew separately, because the frame with the state may be refused
 
     def _claim(self) -> dict[str, Any]:
         return {"channel": self.channel, "message": self.message.id, "generation": self.generation}
 
 
 class Workers:
-    """The workers of a client. They assign each turn that arrives to one of them."""
+    """The workers of a client. Each turn that arrives is passed to one of them."""
 
     def __init__(self, link: Link) -> None:
-        self._workers: list[Worker] = []
+        self._workers: list[RemoteWorker] = []
         link.when_turn = self._take
 
     def drain(self) -> None:
@@ -292,7 +302,7 @@ class Workers:
         for worker in self._workers:
             worker.drain()
 
-    async def run(self, worker: Worker) -> None:
+    async def run(self, worker: RemoteWorker) -> None:
         """Run `worker` with the turns of its pattern."""
         self._workers.append(worker)
         try:
@@ -307,16 +317,16 @@ class Workers:
             logger.error("the server sent an invalid turn: %s", error)
             return
         worker = next((one for one in self._workers if one.is_for(offer)), None)
-        if worker is not None:  # else its worker has stopped meanwhile: the claim lapses
+        if worker is not None:  # otherwise the worker has stopped meanwhile, and the claim will end
             worker.take(offer)
 
 
 def check_pattern(pattern: str) -> str:
-    """Return `pattern`; raises InvalidRequest if it is not valid."""
+    """Return `pattern`. Raises InvalidRequest if it is not a channel pattern."""
     if not is_pattern(pattern):
-        raise InvalidRequest(f"pattern {shown(pattern)} is not valid: {RULE}")
+        raise InvalidRequest(invalid_pattern(pattern))
     return pattern
 
 
 def _take(result: Outcome) -> None:
-    """Ignore the response: the worker has ended."""
+    """Ignore the response, because the worker has ended."""

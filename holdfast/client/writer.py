@@ -3,9 +3,9 @@
 Layer: client.
 
 `core.outgoing_remote` holds the rules: which content is accepted, which requests can be sent together, and the content
-that is sent again after a failure. Here they meet the connection (`link`), the lease and the timers. On each new
-connection the writer first reads its message: it creates it again, which changes an existing message in no way and
-returns it. A message that was taken over is read from the history.
+that is sent again after a failure. This module connects them to the connection (`link`), the lease and the timers. On
+each new connection the writer first reads its message: it sends the create again, which returns an existing message and
+does not change it. A message that was taken over is read from the history.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from holdfast.core.model import Json, Message, Part
 from holdfast.core.outgoing import ENDED, NEW, OPEN, OutgoingProperties, OutgoingRequest, WriterRequest, end_for
 from holdfast.core.outgoing_remote import RemoteOutgoing
 from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
+from holdfast.portal import retrieve_exception
 
 if TYPE_CHECKING:
     from holdfast.agents.sources import Piped
@@ -82,9 +83,10 @@ class RemoteWriter(OutgoingProperties):
     ) -> None:
         """Create the message with the fields `create`, or take it over if they are None; then `read` returns it."""
         self.channel = channel
-        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason, when the task is cancelled
+        # status and reason of the message if its task is cancelled
+        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
         self.spare_id: Callable[[], str] | None = None  # returns another id if the first one is taken
-        # Returns the reason of a message whose block an exception ended.
+        # Returns the reason to store for a message whose block an exception ended.
         self.reason_of: Callable[[BaseException], str | None] | None = None
         self._link = link
         self._create = create
@@ -97,11 +99,11 @@ class RemoteWriter(OutgoingProperties):
             is_in_trouble=lambda: self._outgoing.trouble is not None,
             when_lost=self._lease_lost,
         )
-        self._created = 0  # the serial of the message's creation
+        self._created = 0  # serial of the message's create
         self._called = self._awaited = 0
-        self._reads = 0  # the number of the running read, which makes earlier ones obsolete
-        self._failures = 0  # in a row
-        self._timer: asyncio.TimerHandle | None = None  # the timer of the next try after a failure
+        self._reads = 0  # number of the latest read of the message, so that results of earlier ones are ignored
+        self._failures = 0  # number of failures in a row
+        self._timer: asyncio.TimerHandle | None = None  # timer of the next try after a failure
         self._stored_at_s = 0.0
         self._changed = asyncio.Event()
 
@@ -141,8 +143,8 @@ class RemoteWriter(OutgoingProperties):
         return position
 
     async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:
-        """Write a model's stream into this message; see `holdfast.agents.sources.pipe`."""
-        from holdfast.agents.sources import pipe  # clients that only watch do not need the sources
+        """Write a model's stream into this message, as `holdfast.agents.sources.pipe` does."""
+        from holdfast.agents.sources import pipe  # imported here: clients that only watch do not need the sources
 
         return await pipe(self, stream, source=source, text_field=text_field)
 
@@ -201,7 +203,7 @@ class RemoteWriter(OutgoingProperties):
         self._opened_at(message, taken.generation, cursor, sockets=sockets)
 
     def _opened_at(self, message: Message, generation: int, cursor: str, *, sockets: int) -> None:
-        """Accept content behind that of `message`. The socket with the number `sockets` has brought it."""
+        """Accept content after that of `message`, which was read over the socket with number `sockets`."""
         self._created = message.created
         self._stored_at_s = _now_s()
         self._outgoing.load(message, generation)
@@ -211,15 +213,19 @@ class RemoteWriter(OutgoingProperties):
         self._link.add_listener(self, since=sockets)
 
     async def _created_or_ended(self, create: dict[str, Any]) -> dict[str, Any]:
-        """Send the create and return the response. If cancelled meanwhile, end the message if it was created."""
+        """Send the create and return the response.
+
+        If cancelled meanwhile, end the message in case it was created.
+        """
         try:
             return await self._link.request("create", self._frame(create))
         except asyncio.CancelledError:
             status, reason = self.cancelled_as
             kind, fields = "finish", {"generation": 1, "status": status, "reason": reason}
-            if status == "interrupted":  # only the server sets this status: it does when the lease ends
+            if status == "interrupted":  # the server alone sets `interrupted`, when the lease ends
                 kind, fields = "lease", {"generation": 1, "lease_s": SHORTEST_LEASE_S}
-            with contextlib.suppress(HoldfastError):  # it was not created, or there is no connection and its lease ends
+            # the message was not created, or there is no connection, in which case its lease will end
+            with contextlib.suppress(HoldfastError):
                 await self._link.request(kind, self._frame(fields), timeout_s=self._link.timing.leave_s)
             raise
 
@@ -237,7 +243,7 @@ class RemoteWriter(OutgoingProperties):
             elif error is None and outgoing.error is None:
                 await self._end_as("complete", None)
         except Unreachable:
-            raise  # the writer has waited for a connection already
+            raise  # the writer has already waited for a connection, so it does not retry
         except BaseException:
             await self._end_early(*self.cancelled_as)
             raise
@@ -259,7 +265,11 @@ class RemoteWriter(OutgoingProperties):
         """Renew the lease, which the end of the old connection has shortened, and read the message before writing."""
         if self._outgoing.is_settled:
             return
-        self._outgoing.disconnected(Unreachable("the connection broke"))
+        self._outgoing.disconnected(
+            Unreachable(
+                f"the connection broke before message {self.id!r} was stored whole; the client repeats its requests"
+            )
+        )
         self._lease.renew()
         self._read_message()
 
@@ -269,14 +279,14 @@ class RemoteWriter(OutgoingProperties):
         self._cancel_timer()
 
     def stopped(self, error: HoldfastError) -> None:
-        """Refuse all content: there will be no other connection."""
+        """Refuse all content, because there will be no other connection."""
         if not self._outgoing.is_settled:
             self._refuse(error)
 
     # -- sending -----------------------------------------------------------------------------------------------
 
     async def _accepted(self) -> None:
-        """Send what can be sent, and wait while the writer is too far ahead of the server."""
+        """Send the requests that can be sent, and wait while the writer is too far ahead of the server."""
         self._pump()
         limit = self._link.limits.writer_bytes
         if self._outgoing.unstored_bytes > limit:
@@ -289,7 +299,7 @@ class RemoteWriter(OutgoingProperties):
             return
         for one in outgoing.requests_to_send(self._link.limits.writer_bytes):
             if outgoing.is_settled:
-                return  # one of these was refused before it was sent
+                return  # the link refused one of these before it was sent
             self._lease.use()
             kind, fields = _frame_of(one.request)
             fields = {**self._frame(fields), "generation": outgoing.generation}
@@ -307,7 +317,7 @@ class RemoteWriter(OutgoingProperties):
             self._stored_at_s = _now_s()
         if outgoing.trouble is None:
             self._pump()
-        elif not outgoing.in_flight and self._link.is_live:  # without a connection `opened` continues
+        elif not outgoing.in_flight and self._link.is_live:  # without a connection, `opened` continues later
             self._later(self._retry)
         self._changed.set()
 
@@ -321,7 +331,10 @@ class RemoteWriter(OutgoingProperties):
             self._pump()
 
     def _read_message(self) -> None:
-        """Request the message as the server has it. A create with the same fields changes an existing one in no way."""
+        """Request the present state of the message from the server.
+
+        A repeated create with the same fields returns the message and does not change it.
+        """
         self._cancel_timer()
         self._reads += 1
         when_done = partial(self._message_read, self._reads)
@@ -348,7 +361,7 @@ class RemoteWriter(OutgoingProperties):
         if outgoing.seen(message, epoch):
             logger.warning("message %r of %s lacks stored content; it is written again", self.id, self.channel)
         self._pump()
-        self._changed.set()  # there may be no content left to store
+        self._changed.set()  # a waiting call must check again, since no content may be left to store
 
     def _message_of(self, response: dict[str, Any]) -> tuple[Message, str]:
         """Return the message in `response`, and the epoch of the log. Raises NotFound."""
@@ -357,7 +370,7 @@ class RemoteWriter(OutgoingProperties):
             return created.message, _epoch_of(created.cursor)
         page = decode_response(response, Page)
         if not page.messages or page.messages[0].id != self.id:
-            raise NotFound(f"message {self.id!r} is not in channel {self.channel!r} any more")
+            raise NotFound(f"message {self.id!r} is not in channel {self.channel!r} any more; write another message")
         return page.messages[0], _epoch_of(page.cursor)
 
     def _lease_lost(self, error: HoldfastError) -> None:
@@ -370,7 +383,7 @@ class RemoteWriter(OutgoingProperties):
         self._changed.set()
 
     def _later(self, step: Callable[[], None]) -> None:
-        """Schedule `step`, later with each failure."""
+        """Schedule `step`, with a delay that grows with each failure."""
         self._cancel_timer()
         self._failures += 1
         delay_s = self._link.timing.retry(self._failures, self._link.random)
@@ -384,7 +397,7 @@ class RemoteWriter(OutgoingProperties):
     # -- waiting and ending ------------------------------------------------------------------------------------
 
     async def _until(self, is_true: Callable[[], bool]) -> None:
-        """Wait for `is_true`. Raises a refusal; the present failure or Unreachable if no request is stored in time."""
+        """Wait for `is_true`. Raises a refusal; if no request is stored in time, the present failure or Unreachable."""
         patience_s = self._link.timing.request_s
         began_s = _now_s()
         self._outgoing.raise_error()
@@ -405,11 +418,11 @@ class RemoteWriter(OutgoingProperties):
             self._outgoing.raise_error()
 
     async def _end_early(self, status: str, reason: str | None) -> None:
-        """Store the accepted content and end the message as `status`: its block ended early."""
+        """Store the accepted content and end the message as `status`, because its block ended early."""
         if self._outgoing.is_settled:
             return
         ending = asyncio.ensure_future(self._end_as(status, reason))
-        ending.add_done_callback(_retrieve_exception)
+        ending.add_done_callback(retrieve_exception)
         try:
             async with asyncio.timeout(self._link.timing.leave_s):
                 await asyncio.shield(ending)
@@ -418,7 +431,7 @@ class RemoteWriter(OutgoingProperties):
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, error)
 
     def _end_for(self, error: BaseException) -> tuple[str, str | None]:
-        """Return status and reason of the message, whose block `error` ended."""
+        """Return the status and reason of the message whose block `error` ended."""
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             return self.cancelled_as
         status, reason = end_for(error)
@@ -428,7 +441,8 @@ class RemoteWriter(OutgoingProperties):
 
     async def _end_as(self, status: str, reason: str | None) -> None:
         if self._outgoing.state is OPEN:
-            if status == "interrupted":  # only the server sets this status: it does when the lease ends, which is soon
+            # the server alone sets `interrupted`, when the lease ends, which is soon
+            if status == "interrupted":
                 await self.flush()
                 await self._lease.let_end()
                 return
@@ -437,7 +451,7 @@ class RemoteWriter(OutgoingProperties):
         await self._until(lambda: self._outgoing.state is ENDED)
 
     async def _finish_after_refusal(self) -> None:
-        """Finish a message as failed, with the text so far, if a request was refused while it streams."""
+        """If a request was refused while the message streams, finish the message as failed, with the text so far."""
         error = self._outgoing.error
         if error is None or isinstance(error, _OVER) or self._link.error is not None:
             return
@@ -483,9 +497,3 @@ def _epoch_of(cursor: str) -> str:
 
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _retrieve_exception(ending: asyncio.Future[None]) -> None:
-    """Retrieve the exception of `ending`, also if its waiter gave up."""
-    if not ending.cancelled():
-        ending.exception()

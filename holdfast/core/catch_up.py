@@ -34,7 +34,7 @@ from holdfast.core.text import Text
 
 
 def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredEvent] | None:
-    """Return all events after serial `since`, in serial order; None if more than `limit` messages or commands changed.
+    """Return all events after serial `since` in order; None if more than `limit` messages or commands changed.
 
     The caller ensures that `state` is complete since then (`state.complete_since <= since`).
     """
@@ -56,7 +56,7 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
 def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[list[MessageState], bool] | None:
     """Return the newest `history` messages, newest first, and whether older ones exist; None if not all are in memory.
 
-    The finished ones have at most `limits.history_bytes` together; the newest message is always included.
+    Finished messages have at most `limits.history_bytes` together; the newest message is always included.
     """
     present = (message for message in state.messages.values() if not message.deleted)
     newest = sorted(present, key=lambda message: message.created, reverse=True)
@@ -64,7 +64,7 @@ def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[
     size = 0
     for message in newest:
         if message.created < state.history_from:
-            break  # the store may hold others between it and the page
+            break  # between this message and the page there may be messages that only the store holds
         if len(page) >= history:
             return page, True
         size += 0 if message.is_streaming else message.size_bytes
@@ -94,7 +94,7 @@ def new_start(state: ChannelState, page: list[MessageState], more: bool) -> tupl
 
 
 def resumed(state: ChannelState) -> ChannelAttached:
-    """Return the event that precedes the missed events of a resumed view."""
+    """Return the `channel.attached` event with which a resumed view continues; the missed events follow it."""
     return ChannelAttached(
         channel=state.channel,
         epoch=state.epoch,
@@ -161,7 +161,7 @@ def _changes(message: MessageState, tail: Tail, since: int) -> Iterator[MessageE
 
 
 def _part_events(message: MessageState, tail: Tail, since: int, index: int, part: PartState) -> Iterator[MessageEvent]:
-    """Yield the event that opened a part, since parts open in order, and the event with its last value."""
+    """Yield the event that opened a part, then the event with the part's latest value, because parts open in order."""
     if since < part.opened < part.changed:
         opening = tail.ops[part.opened]
         assert isinstance(opening, SetPart)
@@ -171,7 +171,7 @@ def _part_events(message: MessageState, tail: Tail, since: int, index: int, part
 
 
 def _appends(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> Iterator[MessageAppend]:
-    """Yield the text after `since` as one append, but never across a finish or takeover (`ends`)."""
+    """Yield the text after `since` as one append; split it where the message finished or was taken over (`ends`)."""
     at = text.length_at(since)
     for until in [*(end - 1 for end in ends), text.mark_serials[-1]]:
         length, serial = text.length_at(until), text.last_serial(until)

@@ -1,13 +1,13 @@
-"""Cursors: name the last entry that a client has seen.
+"""Cursors: each names the last entry that a client has seen.
 
 Layer: core.
 
 A cursor is opaque text to clients and doubles as the SSE event id. It may gain further
 fields after the serial; cursors of today must stay readable.
 
-A long poll's cursor also holds its client's position in the channel's presence. Presence has lives and positions as the
-log has epochs and serials, so this position is a cursor of its own, at the end, after an `@`:
-`epoch:serial:…@life:position`. No other field contains an `@`.
+A long poll's cursor also holds its client's position in the channel's presence. Presence has epochs and positions as
+the log has epochs and serials, so this position is a cursor of its own, at the end, after an `@`:
+`epoch:serial:…@epoch:position`. No other field contains an `@`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Cursor(NamedTuple):
 
     epoch: str
     serial: int
-    extra: str = ""  # a transport's own fields
+    extra: str = ""  # further fields that a transport adds to its cursors
 
     def __str__(self) -> str:
         text = f"{self.epoch}:{self.serial}"

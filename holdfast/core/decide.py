@@ -45,7 +45,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState, PartState, part_bytes, utf8_len
 from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, lone_surrogate, plain
 from holdfast.core.names import check_id, is_id
-from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Takeover, Update, Writer, digest
+from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Takeover, Update, WriterIdentity, digest
 from holdfast.core.ownership import (
     check_generation,
     check_may_change,
@@ -80,7 +80,7 @@ from holdfast.core.state import ChannelState
 def needs(key: str, request: Request) -> tuple[str, ...]:
     """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
     target = request.target if isinstance(request, SendCommand) else None
-    return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id
+    return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id later
 
 
 def decide(
@@ -97,7 +97,7 @@ def decide(
 
     `is_served`: agents serve this channel, so a new user message, or one to be answered again, waits for an agent.
     """
-    if not isinstance(request, AppendText):  # hot path: nearly all requests are appends
+    if not isinstance(request, AppendText):  # hot path first: nearly all requests are appends
         match request:
             case CreateMessage():
                 return _create(state, key, request, caller, now_ms, limits, is_served)
@@ -109,11 +109,11 @@ def decide(
                 return settle_command(state, key, request, now_ms)
     message = state.message(key)
     if message is None or (not caller.may_read and not is_author_or_writer(message, caller)):
-        raise NotFound(f"message {shown(key)} does not exist")
+        raise NotFound(f"message {shown(key)} does not exist in this channel; check the id")
     if message.deleted:
         if isinstance(request, DeleteMessage):
             return Decision(serial=message.version)
-        raise Deleted(f"message {shown(key)} was deleted")
+        raise Deleted(f"message {shown(key)} was deleted; create another one")
     return _decide_existing(message, request, caller, now_ms, limits)
 
 
@@ -225,15 +225,15 @@ def _parent(state: Decidable, request: CreateMessage) -> str | None:
     return check_id(request.parent, "parent") if request.parent is not None else None
 
 
-def _writer(caller: Caller, lease_s: float) -> Writer:
-    return caller.writer or Writer(by=caller.id, lease_ms=int(lease_s * 1000))
+def _writer(caller: Caller, lease_s: float) -> WriterIdentity:
+    return caller.writer or WriterIdentity(by=caller.id, lease_ms=int(lease_s * 1000))
 
 
 def plain_append(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
     """Return the operation for text that a writer of this process appends at the end of its part, else None.
 
-    Nearly all text arrives so. This is a fast path: it must return exactly what `decide` would store, or None, and
-    then the caller asks `decide`, which may also refuse.
+    Nearly all text arrives in this way. This is a fast path: it must return exactly what `decide` would store, or None,
+    and then the caller asks `decide`, which may also refuse.
     """
     message, index, text = state.messages.get(key), request.part, request.text
     if message is None or message.status != "streaming" or message.deleted:
@@ -253,17 +253,14 @@ def plain_append(state: ChannelState, key: str, request: AppendText, limits: Lim
 
 
 def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
-    """Decide an append. Hot path: each token of each answer comes here, so the common case is checked inline."""
+    """Decide an append. Hot path: each piece of a model's output comes here, so the common case is checked inline."""
     at, index, text = request.at, request.part, request.text
     _check_count(at, "at")
     _check_count(index, "part")
     check_generation(message, request.generation)
     size = len(text) if text.isascii() else utf8_len(check_text(text))
     if size > limits.append_bytes:
-        raise TooLarge(
-            f"the text has {size} bytes, the limit is {limits.append_bytes}; append it in several pieces",
-            limit=limits.append_bytes,
-        )
+        raise _too_large(f"the text has {size} bytes", limits.append_bytes, "append_bytes", "append it in pieces")
     if index is None:
         index = message.last_text_part
         if index is None:
@@ -271,7 +268,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     if index >= len(message.parts):
         _check_streaming(message)
         raise NoPart(
-            f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}",
+            f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}; name one of them",
             parts=len(message.parts),
         )
     part = message.parts[index]
@@ -279,7 +276,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
         _check_streaming(message)
         raise NotText(
             f"part {index} of message {message.id!r} is of type {shown(part.fields['type'])}, "
-            "text can be appended to 'text', 'reasoning' and 'tool' only"
+            "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
         )
     length = part.text.length
     new = text if at is None or at == length else _text_after_overlap(message, part, index, at, text)
@@ -298,7 +295,8 @@ def _text_after_overlap(message: MessageState, part: PartState, index: int, at: 
     if at > length:
         _check_streaming(message)
         raise Gap(
-            f"part {index} of message {message.id!r} has {length} characters, the append was for offset {at}",
+            f"part {index} of message {message.id!r} has {length} characters, the append was for offset {at}; "
+            f"continue at offset {length}",
             length=length,
         )
     overlap = min(length - at, len(text))
@@ -306,7 +304,7 @@ def _text_after_overlap(message: MessageState, part: PartState, index: int, at: 
         _check_streaming(message)
         raise Mismatch(
             f"part {index} of message {message.id!r} has {length} characters, "
-            f"and those at offset {at} differ from the append",
+            f"and those at offset {at} differ from the append; read the message and continue from its text",
             length=length,
         )
     return text[overlap:]
@@ -318,7 +316,7 @@ def _open_text_part(
     """Decide an append to a message without a text part: it opens one, as an entry of its own."""
     _check_streaming(message)
     if request.at:
-        raise Gap(f"message {message.id!r} has no text yet, the append was for offset {request.at}", length=0)
+        raise Gap(f"message {message.id!r} has no text, the append was for offset {request.at}; begin at 0", length=0)
     index = len(message.parts)
     if not text:
         return Decision(serial=message.version, part=index, length=0)
@@ -356,13 +354,14 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
         check_writer(message, caller, request.generation)
         if not (caller.may_write or caller.is_app or caller.is_server):
             raise Forbidden(
-                f"message {message.id!r} is streaming, and {name_of(caller)} lacks the capability 'append' to update it"
+                f"message {message.id!r} is streaming, and {name_of(caller)} lacks the capability 'append' to "
+                "update it; wait for its end"
             )
     if request.generation is not None:
         check_generation(message, request.generation)
     if request.if_version is not None and request.if_version != message.version:
         raise VersionConflict(
-            f"message {message.id!r} is at version {message.version}, the request was for version {request.if_version}",
+            f"message {message.id!r} has version {message.version}, not {request.if_version}; read it again",
             version=message.version,
         )
     parts = _parts(request.text, request.parts, limits)
@@ -436,7 +435,8 @@ def _earlier_decision(message: MessageState, request: str | None) -> Decision | 
     """Return the decision of the request with id `request` if it was carried out already, else None."""
     if request is None:
         return None
-    for known, serial, generation in reversed(message.requests):  # if two writers chose one id, the later one writes
+    # latest request first: if two writers used the same request id, the later writer is still writing
+    for known, serial, generation in reversed(message.requests):
         if known == request:
             lengths = [part.length for part in message.parts]
             return Decision(serial=serial, generation=generation, lengths=lengths)
@@ -453,27 +453,29 @@ def _check_streaming(message: MessageState) -> None:
 
 
 def _check_count(number: int | None, what: str) -> None:
-    """Raise InvalidRequest for a negative `number` of a request made in process; transports refuse it by type."""
+    """Raise InvalidRequest for a negative `number` in a request made in process; transports check it while decoding."""
     if number is not None and number < 0:
         raise InvalidRequest(f"{what} must be 0 or more, got {number}")
+
+
+def _too_large(what: str, limit: int, name: str, remedy: str) -> TooLarge:
+    return TooLarge(f"{what}, the limit is {limit} (Limits.{name}); {remedy}", limit=limit)
 
 
 def _check_size(message: MessageState, more_bytes: int, limits: Limits) -> None:
     size = message.size_bytes + more_bytes
     if size > limits.message_bytes:
-        raise TooLarge(
-            f"message {message.id!r} would have {size} bytes, the limit is {limits.message_bytes}",
-            limit=limits.message_bytes,
-        )
+        what = f"message {message.id!r} would have {size} bytes"
+        raise _too_large(what, limits.message_bytes, "message_bytes", "continue in another message")
 
 
 def _check_part_count(count: int, limits: Limits) -> None:
     if count > limits.parts:
-        raise TooLarge(f"the message would have {count} parts, the limit is {limits.parts}", limit=limits.parts)
+        raise _too_large(f"the message would have {count} parts", limits.parts, "parts", "send fewer")
 
 
 def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[Part] | None:
-    """Return the parts that a create or update names, checked; None if it names neither text nor parts."""
+    """Return the checked parts of a create or update; None if the request has neither `text` nor `parts`."""
     if text is not None and parts is not None:
         raise InvalidRequest(f"the request has both the text {shown(text)} and {len(parts)} parts; send one of them")
     if text is not None:

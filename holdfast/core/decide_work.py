@@ -28,14 +28,14 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState, CommandState, MessageState
 from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
-from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer, digest
+from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.turns import Replier, next_round, rules_of
 
-LONGEST_S = 24 * 3600  # longest time that a command waits for its reply
-OPEN_CANCELS = 16  # most unanswered cancels of one target; the server carries out the first
-ATTEMPTS = 5  # at one message, however they ended (crash, restart, lost lease); then the turn fails
-CRASHED = "crashed"  # the reason in the failed answer of a turn whose every attempt ended without an answer
+LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
+OPEN_CANCELS = 16  # limit of `cancel` commands without a reply per target; the server carries out the first
+ATTEMPTS = 5  # limit of attempts for one message, however they ended (crash, restart, lost lease); then the turn fails
+CRASHED = "crashed"  # reason that a failed answer shows if each attempt of its turn ended without an answer
 
 
 # -- commands --------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def send_command(
     state: Decidable, key: str, request: SendCommand, caller: Caller, now_ms: int, limits: Limits, is_served: bool
 ) -> Decision:
     """Store a command. A `regenerate`, and a `cancel` of a turn that waits, are carried out in the same batch."""
-    assert key.startswith(COMMAND_MARK)  # without the mark, the stored command would be read as a message
+    assert key.startswith(COMMAND_MARK)  # without its prefix the stored command would be read as a message
     check_id(command_id(key), "a command's id")
     check_id(request.name, "a command's name")
     fingerprint = _fingerprint(request, caller)
@@ -76,7 +76,9 @@ def send_command(
     if rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
         ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True))
-        return Decision(ops=ops, result_op=0)  # the serial of the command, as a repeated request gets it
+        # the result of a `regenerate` carries the serial of the command, so that a repeated request gets the same
+        # result
+        return Decision(ops=ops, result_op=0)
     if not (caller.is_server or caller.is_app):
         _check_room(state, request, caller, limits)
     return Decision(ops=(command,))
@@ -85,10 +87,10 @@ def send_command(
 def _restarted(
     state: Decidable, target: MessageState, is_served: bool, now_ms: int, limits: Limits
 ) -> tuple[Claim, ...]:
-    """Return the claim that makes `target` wait for a turn again; none if it waits already.
+    """Return the operation by which `target` waits for an agent again; none if it waits already.
 
-    The attempts have numbers of a new round, so that their answers get ids of their own, and earlier crashes do not
-    count.
+    The next attempts are numbered in a new round. Their answers therefore get new ids, and earlier crashes do not count
+    towards the limit of attempts.
     """
     if target.role != "user":
         raise InvalidRequest(
@@ -107,7 +109,7 @@ def _restarted(
 
 
 def check_room_for_pending(state: Decidable, limits: Limits) -> None:
-    """Raise TooMany if too many messages wait for an agent: all of them stay in memory until an agent takes them."""
+    """Raise TooMany if too many messages wait for an agent: such messages stay in memory until an agent takes them."""
     pending = state.pending()
     if len(pending) >= (limit := limits.pending_messages):
         raise TooMany(
@@ -123,7 +125,7 @@ def check_room_for_pending(state: Decidable, limits: Limits) -> None:
 
 
 def check_may_begin(state: Decidable, caller: Caller) -> None:
-    """Raise TooMany if the request would create a channel and `caller` has created too many."""
+    """Raise TooMany if the request would create a channel and `caller` has created too many in this hour."""
     if not caller.may_begin and state.is_empty:
         name = f"client {shown(caller.id)}" if caller.id is not None else "a client without an id"
         raise TooMany(
@@ -135,8 +137,8 @@ def check_may_begin(state: Decidable, caller: Caller) -> None:
 def _check_room(state: Decidable, request: SendCommand, caller: Caller, limits: Limits) -> None:
     """Raise TooMany if too many commands wait for a reply.
 
-    A `cancel` has a count of its own, so that people can stop an answer while many other commands wait. It needs no
-    bound per sender: its target is being worked on, and the server replies within seconds.
+    `cancel` commands are counted separately, so that people can stop an answer while many other commands wait. They
+    need no limit per sender, because the server replies to each within seconds.
     """
     stops = rules_of(request.name).stops
     alike = [one for one in state.open_commands() if rules_of(one.name).stops is stops]
@@ -169,7 +171,7 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Cal
     if rules_of(command.name).replier is Replier.WORKER and not is_trusted:
         _check_may_reply(command, caller)
     if command.reply is not None:
-        raise AlreadyAnswered(f"command {command_id(key)!r} has a reply; the first reply counts")
+        raise AlreadyAnswered(f"command {command_id(key)!r} already has a reply; only the first one counts")
     reply = Reply(
         id=key,
         ok=request.ok,
@@ -182,7 +184,7 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Cal
 
 
 def _is_repeat(reply: Reply, request: ReplyCommand, caller: Caller) -> bool:
-    """Return whether the request repeats the stored reply. Its sender may have finished its work since."""
+    """Return whether the request repeats the stored reply; the client that sent it may have finished its work since."""
     return reply.by == caller.id and request.request is not None and reply.request == request.request
 
 
@@ -193,7 +195,10 @@ def _check_may_reply(command: CommandState, caller: Caller) -> None:
     running. Any client that may write replies to a command without a target.
     """
     if command.target is not None:
-        raise Forbidden(f"only the agent that works on message {command.target!r} may reply to this {command.name}")
+        raise Forbidden(
+            f"only the agent that works on message {command.target!r} may reply to this "
+            f"{command.name}; wait for its reply"
+        )
     if not caller.may_write:
         raise Forbidden(f"a reply to command {command.name!r} without a target needs the capability 'append'")
 
@@ -201,8 +206,8 @@ def _check_may_reply(command: CommandState, caller: Caller) -> None:
 def _is_at_work_on(state: Decidable, target_id: str | None, caller: Caller) -> bool:
     """Return whether `caller`, in another process, writes the message, has its turn, or writes all answers to it.
 
-    All answers, and only while no worker has the turn: otherwise a client that starts an answer of its own could claim
-    that the other answers have been stopped. Messages that are being worked on are always in memory; a message that is
+    It must write all answers, and no worker may have the turn: otherwise a client that starts an answer itself could
+    claim that the other answers have stopped. Messages that are being worked on are always in memory; a message that is
     not in memory is finished.
     """
     target = state.message(target_id) if target_id is not None else None
@@ -238,7 +243,15 @@ def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: i
         if ops:
             return Decision(ops=(*ops, _reply(key, ok=True)))
         return Decision(
-            ops=(_reply(key, ok=False, error=_error(Finished("the answer ended before the cancel was carried out"))),)
+            ops=(
+                _reply(
+                    key,
+                    ok=False,
+                    error=_error(
+                        Finished("the answer ended before the cancel was carried out; no other cancel is needed")
+                    ),
+                ),
+            )
         )
     if request.is_expired:
         return Decision(ops=(_reply(key, ok=False, error={"code": "expired", "detail": "no reply arrived in time"}),))
@@ -246,7 +259,7 @@ def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: i
 
 
 def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
-    """Return the operations that end an answer, or all answers to a user message, and the turn."""
+    """Return the operations that end the turn and one answer, or all answers to a user message."""
     ops: list[Op] = []
     turns = {target}
     for message in state.streaming():
@@ -278,12 +291,12 @@ def _target(state: Decidable, request: SendCommand, caller: Caller) -> MessageSt
     target = state.message(request.target)
     if target is None or not (
         caller.may_read or _is_of(target, caller)
-    ):  # a caller without read access must not learn which messages exist
-        raise NotFound(f"there is no message {request.target!r}")
+    ):  # a caller without the right to read must not learn which messages exist
+        raise NotFound(f"message {request.target!r} does not exist in this channel; check the target")
     if target.deleted:
-        raise Deleted(f"message {request.target!r} was deleted")
+        raise Deleted(f"message {request.target!r} was deleted; check the target")
     if rules_of(request.name).stops and not _is_at_work(state, target):
-        raise Finished(f"message {request.target!r} has no running answer to cancel")
+        raise Finished(f"message {request.target!r} has no running answer to cancel; it may have ended already")
     return target
 
 
@@ -314,7 +327,7 @@ def _command(state: Decidable, key: str) -> CommandState:
 
 
 def _unknown(key: str) -> NotFound:
-    return NotFound(f"there is no command {command_id(key)!r}")
+    return NotFound(f"command {command_id(key)!r} does not exist in this channel; check the id")
 
 
 def _reply(key: str, *, ok: bool, error: Json = None) -> Reply:
@@ -336,9 +349,9 @@ def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
     try:
         return digest(caller.id, request.name, request.target, request.data)
     except UnicodeEncodeError:
-        raise InvalidText("the command holds a lone surrogate") from None
+        raise InvalidText("the command holds a lone surrogate; send whole characters") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the command is not JSON: {error}") from None
+        raise InvalidRequest(f"the command is not JSON-serialisable: {error}") from None
 
 
 # -- turns -----------------------------------------------------------------------------------------------------
@@ -351,9 +364,10 @@ def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms
         if caller.writer is not None and claim == _claim_of(caller, request):
             return Decision(
                 serial=message.last, generation=claim.generation
-            )  # an earlier claim by this caller was stored, although its result was lost
+            )  # an earlier claim by this caller was stored, but its result was lost on the way
         raise Fenced(
-            f"stale attempt {request.generation} of the turn of message {message.id!r}, current is {claim.generation}",
+            f"attempt {request.generation} of the turn of message {message.id!r} is stale, the current one is "
+            f"{claim.generation}; stop working on it",
             generation=claim.generation,
         )
     taken = _claim_of(caller, request)
@@ -380,11 +394,12 @@ def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: in
     claim = _open_claim(message)
     if claim.generation != request.generation:
         raise Fenced(
-            f"stale attempt {request.generation} of the turn of message {message.id!r}, current is {claim.generation}",
+            f"attempt {request.generation} of the turn of message {message.id!r} is stale, the current one is "
+            f"{claim.generation}; stop working on it",
             generation=claim.generation,
         )
     if not is_ours:
-        raise NotWriter(f"another worker has the turn of message {message.id!r}")
+        raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
     failed = _failed(message, claim, request.failure, now_ms) if request.failure is not None else ()
     op = Claim(id=message.id, state=request.state, generation=claim.generation, by=claim.by, at_ms=now_ms)
     return Decision(ops=(*failed, op), generation=claim.generation)
@@ -403,7 +418,7 @@ def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: in
         reply_to=message.id,
         at_ms=now_ms,
         digest=digest(answer_id),
-        writer=Writer(by=claim.by),
+        writer=WriterIdentity(by=claim.by),
     )
     return answer, Finish(id=answer_id, status="failed", reason=CRASHED, meta={}, at_ms=now_ms)
 
@@ -420,7 +435,7 @@ def _open_claim(message: MessageState) -> ClaimState:
     if message.claim is None:
         raise Finished(f"message {message.id!r} has no turn: no agent serves its channel")
     if not message.claim.is_open:
-        raise Finished(f"the turn of message {message.id!r} is {message.claim.state}")
+        raise Finished(f"the turn of message {message.id!r} has ended ({message.claim.state!r}); stop working on it")
     return message.claim
 
 

@@ -37,11 +37,11 @@ class Decidable(Protocol):
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """The operations to store for a request, and the fields of its result besides the serial."""
+    """The operations to store for a request, and the fields of its result other than the serial."""
 
     ops: tuple[Op, ...] = ()
-    result_op: int = -1  # index in `ops` of the operation whose serial the result carries
-    serial: int = 0  # serial of the earlier entry, if `ops` is empty because the request has no effect
+    result_op: int = -1  # index in `ops`; the result of the request carries the serial of this operation
+    serial: int = 0  # only if the request has no effect (`ops` is empty): serial of the earlier entry that it repeats
     generation: int | None = None
     part: int | None = None
     length: int | None = None

@@ -33,26 +33,29 @@ from holdfast.core.events import (
 )
 from holdfast.core.model import APPENDABLE, Json, Message, Part
 
-# Parts whose text is counted in `Sent.lengths`. A tool's input is sent again, whole, to a reader that resumes.
+# Types of parts whose text grows by `TextAdded`. The input of a tool is sent again as a whole to a reader that resumes.
 COUNTED = frozenset(("text", "reasoning"))
-ALL_SENT = 2**53  # the length of a part of which the reader has the whole text
+ALL_SENT = 2**53  # stands for the length of a part that the reader already has completely
 
 
 class Sent(NamedTuple):
-    """The part of a message that a reader was sent: code points by part, and whether it was sent the end."""
+    """A reader's position in one message: the code points sent of each part, and whether the end was sent."""
 
     lengths: Sequence[int] = ()
     is_finished: bool = False
 
 
 class MessageOpened(Struct, frozen=True):
-    """The message begins for this reader. `message` has no parts: they follow."""
+    """The first delta for this reader: the message without its parts, which follow."""
 
     message: Message
 
 
 class PartOpened(Struct, frozen=True):
-    """A part that the reader did not have. `sent` is the number of code points it has of a removed part `index`."""
+    """A new part for the reader.
+
+    `sent` is the number of code points that it has of a removed part with the same index.
+    """
 
     index: int
     part: Part
@@ -60,7 +63,7 @@ class PartOpened(Struct, frozen=True):
 
 
 class TextAdded(Struct, frozen=True):
-    """More text for a part of type `kind` of which the reader has `at` code points."""
+    """More text for a part of type `kind`; the reader has `at` code points of it."""
 
     index: int
     kind: str
@@ -69,7 +72,7 @@ class TextAdded(Struct, frozen=True):
 
 
 class PartReplaced(Struct, frozen=True):
-    """A new value of a part of which the reader had `sent` code points."""
+    """A new value of a part; the reader had `sent` code points of the old one."""
 
     index: int
     part: Part
@@ -83,14 +86,14 @@ class PartFinished(Struct, frozen=True):
 
 
 class MessageReplaced(Struct, frozen=True):
-    """The whole message, in place of all that was sent: `sent` has the code points of each part before."""
+    """The whole message, which replaces all that was sent; `sent` has the code points sent of each earlier part."""
 
     message: Message
     sent: Sequence[int]
 
 
 class MessageFinished(Struct, frozen=True):
-    """The message has ended, with this status and the meta it ended with."""
+    """The end of the message, with its final status and meta."""
 
     status: str
     reason: str | None
@@ -98,7 +101,7 @@ class MessageFinished(Struct, frozen=True):
 
 
 class MessageContinued(Struct, frozen=True):
-    """A message that had ended streams again: another writer has taken it over."""
+    """A message that had ended streams again, because another writer has taken it over."""
 
 
 class MessageDeleted(Struct, frozen=True):
@@ -119,29 +122,30 @@ Delta = (
 
 
 class MessageProgress:
-    """The part of one message that one reader was sent. Call `begin` once, then `receive` for each batch; no I/O."""
+    """The progress of one reader in one message. Call `begin` once, then `receive` for each batch; it does no I/O."""
 
     __slots__ = ("_id", "_inputs", "_kinds", "_lengths", "_was_finished", "is_broken", "status")
 
     def __init__(self, message_id: str, sent: Sent | None = None) -> None:
         self._id = message_id
         sent = sent or Sent()
-        self._lengths = list(sent.lengths)  # never shrinks: a removed part keeps its length
-        self._kinds: list[str] = []  # the types of the parts that the message has now
-        self._inputs: dict[int, int] = {}  # lengths of the inputs of tool parts
+        self._lengths = list(sent.lengths)  # this list never shrinks: the length of a removed part stays
+        self._kinds: list[str] = []  # types of the parts that the message has now
+        self._inputs: dict[int, int] = {}  # for each tool part the length of its input
         self._was_finished = sent.is_finished
-        self.status: str | None = None  # set once the message has ended; `deleted` for a deleted one
-        self.is_broken = False  # events are missing; the reader has to begin anew
+        self.status: str | None = None  # final status of the message, or `deleted`; None while it streams
+        self.is_broken = False  # True if events are missing, so that the reader has to begin again
 
     def sent(self) -> Sent:
-        """Return what the reader was sent, with the deltas that were returned last."""
+        """Return the reader's position after the deltas that were returned last."""
         return Sent(self._lengths, self.status is not None)
 
     def begin(self, message: Message) -> list[Delta]:
         """Return the deltas that bring the reader to `message`."""
         before, known = self._was_finished, len(self._lengths)
         deltas: list[Delta] = []
-        if known > len(message.parts):  # a part was removed meanwhile
+        # the message has fewer parts than the reader was sent: a part was removed meanwhile
+        if known > len(message.parts):
             deltas.append(self._replace(message))
         else:
             if not known:
@@ -206,7 +210,7 @@ class MessageProgress:
         return [PartOpened(index, part, sent)]
 
     def _continue(self, index: int, part: Part) -> list[Delta]:
-        """Return the rest of a part of which the reader that resumes has a beginning."""
+        """Return the delta with the rest of a part, for a reader that resumes and has the part's beginning."""
         kind, sent = part["type"], self._lengths[index]
         self._note(index, part)
         if kind in COUNTED and (sent == ALL_SENT or sent <= len(part["text"])):
@@ -222,7 +226,7 @@ class MessageProgress:
         return MessageReplaced(message, sent)
 
     def _note(self, index: int, part: Part) -> None:
-        """Count `part` as sent, whole."""
+        """Record `part` as completely sent."""
         kind = part["type"]
         while len(self._kinds) <= index:
             self._kinds.append("")

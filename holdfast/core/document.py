@@ -24,22 +24,22 @@ from holdfast.core.errors import StoreUnusable
 from holdfast.core.message_state import ClaimState, CommandState, MessageState, PartState, utf8_len
 from holdfast.core.model import Json, Part
 from holdfast.core.names import COMMAND_MARK, is_id
-from holdfast.core.ops import Append, Command, Create, Entry, Reply, Writer
+from holdfast.core.ops import Append, Command, Create, Entry, Reply, WriterIdentity
 from holdfast.core.state import apply_op, apply_to_command
 from holdfast.core.text import MARK_BYTES, Text, TextFork
 
 
 class Segment(Struct, frozen=True, array_like=True):
-    """A stretch of a part's text. `marks` alternate serial and length, both relative to the mark before."""
+    """A stretch of a part's text. `marks` alternate serial and length, each as the difference to the mark before."""
 
     part: int
-    at: int  # its offset in the part's text
+    at: int  # offset of the segment in the part's text
     text: str
     marks: list[int]
 
 
 class PartHead(Struct, frozen=True, array_like=True):
-    """A part without its growing text."""
+    """The stored fields of a part, without its growing text."""
 
     fields: Part
     opened: int
@@ -47,7 +47,7 @@ class PartHead(Struct, frozen=True, array_like=True):
 
 
 class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
-    """All fields of a message but its growing text."""
+    """The stored fields of a message, without its growing text."""
 
     role: str
     author: str | None
@@ -61,7 +61,7 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
     created_at: int
     updated_at: int
     digest: bytes
-    writer: Writer | None
+    writer: WriterIdentity | None
     generation: int
     deleted: bool
     edited: int
@@ -85,23 +85,25 @@ class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Document(Struct, frozen=True, kw_only=True):
-    """The input of a store: it keeps `head` as opaque bytes and indexes the other fields."""
+    """A document on its way to a store. The store keeps `head` as opaque bytes and indexes the other fields."""
 
     id: str
-    created: int  # its position in the history of its channel; 0: a command, which is in no history
-    version: int  # the document holds all changes to the message up to this serial
-    is_open: bool  # the message streams or waits for an agent; the command waits for its reply
+    # serial that places the message in the history of its channel; 0 for a command, which is not part of the history
+    created: int
+    version: int  # the document contains all changes of the message up to this serial
+    is_open: bool  # True while a message streams or waits for an agent, and while a command waits for its reply
     is_deleted: bool
     size_bytes: int
     head: bytes
-    fresh: bool  # True: segments replace all kept ones; False: they are added
+    fresh: bool  # True: these segments replace all stored ones; False: they are added to them
     segments: list[Segment]
-    target: str | None = None  # once the document is not open, its segments leave the store with this message …
-    until_ms: int | None = None  # … and at the latest after this time
+    # id of a message: if it is deleted and this document is no longer open, the store removes the segments
+    target: str | None = None
+    until_ms: int | None = None  # time in ms since 1970 at which the store removes this document's segments in any case
 
 
 class Stored(Struct, frozen=True, kw_only=True):
-    """The output of a store: a document with all its segments in order, and the entries after it."""
+    """A document as a store returns it: with all its segments in order, and the entries stored after it."""
 
     id: str
     head: bytes
@@ -109,11 +111,11 @@ class Stored(Struct, frozen=True, kw_only=True):
     entries: list[Entry]
 
 
-# The time after a command's expiry for which a store keeps its data if its target is not deleted. Webhooks and viewers
-# that were away for longer receive the command without its data.
+# How long after a command's expiry a store keeps the command's data, unless its target is deleted earlier. Webhooks and
+# viewers that were away for longer receive the command without its data.
 KEPT_MS = 7 * 24 * 3_600_000
 
-# The errors that decoding raises if a store returns damaged data. ValueError: text that is not UTF-8.
+# Exceptions of decoding that mean a store returned damaged data. ValueError stands for text that is not UTF-8.
 DAMAGE = (
     msgspec.DecodeError,
     ValueError,
@@ -192,7 +194,7 @@ def _command_document(command: CommandState) -> Document:
 
 
 def _outcome(error: Json) -> Json:
-    """Return the stable part of a reply's error, its code, which stays when the data leaves."""
+    """Return the code of a reply's error. The code stays in the store when the rest of the error is removed."""
     code = error.get("code") if isinstance(error, dict) else None
     return {"code": code} if isinstance(code, str) and is_id(code) else None
 
@@ -241,7 +243,10 @@ def _restored_message(stored: Stored) -> MessageState:
 
 
 def _follows(message: MessageState, op: Append, serial: int) -> bool:
-    """Return whether `op` begins at the end of its part, as it did when it was stored, or is in the document."""
+    """Return whether the append `op` fits to the end of its part, as it did when it was stored.
+
+    An append that the document already contains fits, too.
+    """
     if serial <= message.last:
         return True
     part = message.parts[op.part] if 0 <= op.part < len(message.parts) else None
@@ -249,7 +254,7 @@ def _follows(message: MessageState, op: Append, serial: int) -> bool:
 
 
 def _joins(text: Text, segment: Segment) -> bool:
-    """Return whether a segment begins within `text`, agrees with the overlap, and its marks cover all of its text."""
+    """Return whether a segment begins within `text`, agrees with the overlap, and has marks for all of its own text."""
     if not 0 <= segment.at <= text.length or sum(segment.marks[1::2]) != len(segment.text):
         return False
     overlap = text.length - segment.at
@@ -271,7 +276,7 @@ def _restored_command(stored: Stored) -> CommandState:
 
 
 def used_up_head(message_id: str) -> bytes:
-    """Return the head of a message that was deleted with its channel: its id is used up, no other field is known."""
+    """Return the head of a message that was deleted with its channel: only its id is known, and stays used up."""
     return _encode_head(_head(_used_up_message(message_id)))
 
 
@@ -301,7 +306,7 @@ def _segment(index: int, text: Text | TextFork, start: int) -> Segment:
     pending: tuple[int, int] | None = None
     for serial, length in text.marks_after(start):
         pending = (serial, length)
-        # Characters first: a stretch is never shorter in JSON than in characters, so most marks need no encoding.
+        # Compare characters first: text is never shorter in JSON than in characters, so most marks need no encoding.
         if length - length_before >= MARK_BYTES or _json_len(text, length_before, length) >= MARK_BYTES:
             marks += (serial - serial_before, length - length_before)
             serial_before, length_before, pending = serial, length, None
@@ -311,13 +316,13 @@ def _segment(index: int, text: Text | TextFork, start: int) -> Segment:
 
 
 def _json_len(text: Text | TextFork, start: int, end: int) -> int:
-    if (end - start) * 6 < MARK_BYTES:  # a character takes at most 6 bytes in JSON (\u1234), at most 4 in UTF-8
+    if (end - start) * 6 < MARK_BYTES:  # a character takes at most 6 bytes in JSON (\u1234) and at most 4 in UTF-8
         return 0
     return len(msgspec.json.encode(text.slice(start, end))) - 2
 
 
 def _extend(text: Text, segment: Segment) -> str:
-    """Add a segment's text, and all its marks, to `text`; returns the part of it that was new."""
+    """Add a segment's text, and all its marks, to `text`; returns the text that was not there yet."""
     new = segment.text[max(0, text.length - segment.at) :]
     serial, length = 0, segment.at
     before = text.length
@@ -400,5 +405,5 @@ def _part_from(head: PartHead) -> PartState:
 
 
 def restored(stored: Iterable[Stored]) -> list[MessageState | CommandState]:
-    """Return all of `stored`, as messages and commands."""
+    """Return all documents in `stored` as messages and commands."""
     return [restore_command(one) if one.id.startswith(COMMAND_MARK) else restore(one) for one in stored]

@@ -25,14 +25,16 @@ class Draft:
         self.base = base
         self.newest = base.newest
         self.ops: list[Op] = []
-        self.reshaped: dict[str, None] = {}  # messages and commands with other changes than appends: need a document
-        self.grown: dict[str, int] = {}  # code points appended, by message
-        self._texts: dict[int, list[str]] = {}  # the pieces of joined appends, by index in `ops`
+        # ids of messages and commands with other changes than appends, which need a new document
+        self.reshaped: dict[str, None] = {}
+        self.grown: dict[str, int] = {}  # for each message the number of code points appended
+        self._texts: dict[int, list[str]] = {}  # for each joined append, by its index in `ops`: the texts to join
         self._forks: dict[str, MessageState] = {}
         self._commands: dict[str, CommandState] = {}
-        self._pending: dict[str, None] = {}  # messages that this batch makes pending
+        self._pending: dict[str, None] = {}  # ids of messages that will wait for an agent because of this batch
         self._unapplied: dict[str, list[tuple[int, Op]]] = {}
-        self._joinable: dict[str, dict[int, int]] = {}  # message id → part → index in `ops` of its open append
+        # message id → part → index in `ops` of the append that the next text of this part can join
+        self._joinable: dict[str, dict[int, int]] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -63,7 +65,7 @@ class Draft:
 
     def streaming(self) -> Iterator[MessageState]:
         """Yield the messages that will stream after the batch so far."""
-        # `message` moves a message of this batch from the unapplied ones to the forks.
+        # The loop calls `message`, which moves a message of this batch from `_unapplied` to the forks.
         for message_id in {**self.base.messages, **self._forks, **self._unapplied}:
             message = self.message(message_id)
             if message is not None and message.is_streaming:
@@ -129,11 +131,11 @@ class Draft:
                 return known
             joinable[op.part] = len(self.ops)
         elif type(op) is SetPart:
-            joinable.pop(op.index, None)  # text never crosses another operation of the same part
+            joinable.pop(op.index, None)  # text must not move across another operation of the same part
         elif type(op) is Claim or type(op) is Lease:
             self.reshaped[op.id] = None
         else:
-            joinable.clear()  # nor does it cross an update, finish, takeover or delete of the message
+            joinable.clear()  # text must not move across an update, finish, takeover or delete of the message either
             self.reshaped[op.id] = None
         self.ops.append(op)
         return len(self.ops) - 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-SHOWN_CHARACTERS = 72  # longest value in a message; an id of 64 characters fits with its quotes
+SHOWN_CHARACTERS = 72  # limit for a value shown in a message; an id of 64 characters fits, with its quotes
 
 
 class HoldfastError(Exception):
@@ -25,10 +25,10 @@ class HoldfastError(Exception):
     `limit`); they travel with the error on every transport.
     """
 
-    code: ClassVar[str] = "internal"  # stable: clients branch on it
-    status: ClassVar[int] = 500  # how HTTP transports report it
-    ends_as: ClassVar[str] = "failed"  # final status of a message whose writing this error ended
-    retry: ClassVar[bool] = False  # may the same request succeed later, unchanged?
+    code: ClassVar[str] = "internal"  # stable name of the error; clients branch on it
+    status: ClassVar[int] = 500  # HTTP status of the response
+    ends_as: ClassVar[str] = "failed"  # final status of a message whose writer fails with this error
+    retry: ClassVar[bool] = False  # True: the same request may succeed later, unchanged
     title: ClassVar[str] = "Internal error"
 
     def __init__(self, detail: str = "", **details: Any) -> None:
@@ -115,7 +115,7 @@ class Deleted(HoldfastError):
 
 
 class UnsupportedMediaType(HoldfastError):
-    """The body of a request that changes state is not `application/json`."""
+    """The body of a request that changes state is not of type `application/json`."""
 
     code, status, title = "unsupported_media_type", 415, "Unsupported media type"
 
@@ -151,7 +151,7 @@ class StillStreaming(HoldfastError):
 
 
 class IdConflict(HoldfastError):
-    """The id exists and was created with other content."""
+    """The id exists already, and its message was created with other content."""
 
     code, status, title = "id_conflict", 409, "Id conflict"
 
@@ -193,7 +193,7 @@ class TooMany(HoldfastError):
 
 
 class Busy(HoldfastError):
-    """The hub's queue of requests to store is full. The request was not stored; try again."""
+    """The hub's queue of unstored requests is full. The request was not stored; try again."""
 
     code, status, retry, title = "busy", 503, True, "Busy"
 
@@ -205,7 +205,7 @@ class StoreUnavailable(HoldfastError):
 
 
 class Draining(HoldfastError):
-    """The server is shutting down and takes no new work; another server, or this one after its restart, will."""
+    """The server is shutting down and accepts no new work; another server will, or this one after its restart."""
 
     code, status, retry, title = "draining", 503, True, "Draining"
 
@@ -234,17 +234,18 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     Never raises and never reads more of `value` than it shows: a peer chooses many of these values.
     """
     if isinstance(value, str) and len(value) > 2 * limit:
-        value = value[:limit] + value[-limit:]  # only its ends are shown, so the middle needs no repr
+        value = value[:limit] + value[-limit:]  # only the ends of the value are shown, so its middle needs no repr
     elif isinstance(value, bytes | bytearray | memoryview):
         return f"{len(value)} bytes"
     elif isinstance(value, list | tuple | dict | set | frozenset) and value:
         return f"an object of {len(value)} keys" if isinstance(value, dict) else f"a list of {len(value)} items"
     try:
         text = repr(value)
-    except Exception:  # a foreign class may raise any exception here
+    except Exception:  # the `__repr__` of a foreign class may raise any exception
         text = f"<{type(value).__name__}>"
     if not text.isascii():
-        text = text.encode("utf-8", "backslashreplace").decode()  # a foreign `__repr__` may return half a pair
+        # a foreign `__repr__` may return half a surrogate pair
+        text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) <= limit:
         return text
     head = (limit - 3) * 2 // 3
@@ -256,7 +257,8 @@ def shown_url(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
-    if not rest.startswith("/"):  # up to the last @, since a password may hold any other character unescaped
+    # skip user and password: everything up to the last @, since a password may hold any other character unescaped
+    if not rest.startswith("/"):
         rest = rest.rpartition("@")[2]
     rest = rest.partition("?")[0].partition("#")[0]
     return shown(f"{scheme}{separator}{rest}")

@@ -20,34 +20,34 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="ty
 
 
 class Presence(Struct, frozen=True, kw_only=True):
-    """The present members in `channel.attached`: at most 100, and the number of all."""
+    """The members in `channel.attached`: at most 100 of them, and the number of all."""
 
     members: list[Member]
     count: int
 
 
 class ChannelAttached(Event, frozen=True, kw_only=True, tag="channel.attached"):
-    """The start of a view, or, if `resumed`, its continuation."""
+    """The start of a view or, if `resumed` is true, its continuation."""
 
     channel: str
     epoch: str
     serial: int
     resumed: bool
-    more: bool | None = None  # older messages exist; on a new start only
-    before: int | None = None  # page back from here; on a new start only
+    more: bool | None = None  # whether older messages exist; set on a new start only
+    before: int | None = None  # cursor from which to request older messages; set on a new start only
     presence: Presence | None = None
     commands: list[Command] = []
 
 
 class MessageCreate(Event, frozen=True, kw_only=True, tag="message.create"):
-    """A new message; whole, as it is at the end of its batch."""
+    """A new message, with all changes that it has had by the end of the batch."""
 
     serial: int
     message: Message
 
 
 class MessageUpdate(Event, frozen=True, kw_only=True, tag="message.update"):
-    """A whole message; `serial` is its version."""
+    """A whole message that replaces the earlier one; `serial` is its version."""
 
     serial: int
     message: Message
@@ -74,7 +74,7 @@ class MessagePart(Event, frozen=True, kw_only=True, tag="message.part"):
 
 
 class MessageFinish(Event, frozen=True, kw_only=True, tag="message.finish"):
-    """The end of a message's writing, with its final meta."""
+    """The end of a message's stream, with its final status and meta."""
 
     serial: int
     id: str
@@ -85,7 +85,7 @@ class MessageFinish(Event, frozen=True, kw_only=True, tag="message.finish"):
 
 
 class MessageTakeover(Event, frozen=True, kw_only=True, tag="message.takeover"):
-    """The message streams again."""
+    """A message that had ended streams again."""
 
     serial: int
     id: str
@@ -135,10 +135,10 @@ class PresenceLeave(Event, frozen=True, kw_only=True, tag="presence.leave"):
 
 
 class PresenceSync(Event, frozen=True, kw_only=True, tag="presence.sync"):
-    """The present members: at most 100, and the number of all. Replaces the members known before."""
+    """The members now: at most 100 of them, and the number of all. They replace the members known before."""
 
     members: list[Member]
-    count: int | None = None  # if `members` does not list all
+    count: int | None = None  # number of all members; set if `members` does not list all
 
 
 class Signal(Event, frozen=True, kw_only=True, tag="signal"):
@@ -155,19 +155,19 @@ MessageEvent = (
 CommandEvent = CommandSent | CommandReply
 PresenceEvent = PresenceEnter | PresenceUpdate | PresenceLeave | PresenceSync
 StoredEvent = MessageEvent | CommandEvent
-EphemeralEvent = PresenceEvent | Signal  # not in the log; their batches carry no cursor
+EphemeralEvent = PresenceEvent | Signal  # these events are not stored in the log, so their batches carry no cursor
 ServerEvent = ChannelAttached | StoredEvent | EphemeralEvent
 
 
 class Batch(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Events that belong together; only a batch with a cursor is complete."""
+    """Events that belong together. The batch is complete only if it has a cursor."""
 
     events: list[ServerEvent]
     cursor: str | None = None
 
 
 class Page(Struct, frozen=True, kw_only=True):
-    """A page of history, newest first; attach from `cursor` without a gap."""
+    """A page of history, newest message first. A client that attaches from `cursor` misses no event after the page."""
 
     messages: list[Message]
     more: bool

@@ -20,7 +20,8 @@ from holdfast.core.ops import (
 )
 from holdfast.core.text import Text, TextFork
 
-KEPT_REQUESTS = 16  # per message, to recognise repeats of requests with an id (`docs/protocol.md`, 8.2)
+# requests remembered per message, so that a repeated request with an id is recognised (`docs/protocol.md`, 8.2)
+KEPT_REQUESTS = 16
 
 
 class PartState:
@@ -30,8 +31,8 @@ class PartState:
 
     def __init__(self, part: Part, opened: int, changed: int) -> None:
         self.key = APPENDABLE.get(part["type"], "")
-        self.opened = opened  # serial of the entry that opened it
-        self.changed = changed  # serial of the last entry that replaced it; appends do not count
+        self.opened = opened  # serial of the entry that opened the part
+        self.changed = changed  # serial of the last entry that replaced the part; appends do not count
         self.fields = part
         self.text: Text | TextFork | None = None
         if self.key:
@@ -62,12 +63,12 @@ class ClaimState(NamedTuple):
     """The state of a message's turn: waiting for an agent, taken by one, or over."""
 
     state: str  # pending, taken, done or cancelled
-    generation: int = 0  # generation of the last attempt; 0 before the first
+    generation: int = 0  # number of the last attempt; 0 before the first
     by: str | None = None
     node: str | None = None
     lease_ms: int = 0
-    within: str | None = None  # the message whose turn includes this one: both turns end together …
-    within_generation: int = 0  # … in this attempt of that turn; if it is lost, this message waits again
+    within: str | None = None  # id of the message whose turn has taken this message in: both turns end together
+    within_generation: int = 0  # the attempt that has taken this message in; if it is lost, this message waits again
 
     @property
     def is_open(self) -> bool:
@@ -118,24 +119,27 @@ class MessageState:
         self.parent = op.parent
         self.reply_to = op.reply_to
         self.created = self.version = serial
-        self.last = serial  # serial of the last entry of any kind; `version` is that of the last visible change
+        self.last = serial  # serial of the last entry of any kind; `version` is the serial of the last visible change
         self.created_at = self.updated_at = op.at_ms
         self.digest = op.digest
         self.writer = op.writer
         self.generation = 1
         self.claim = ClaimState("pending") if op.is_pending else None
         self.deleted = False
-        self.edited = serial  # serial of the last create or update
-        self.shaped = serial  # serial of the last create, update or part: missing text alone does not make up for it
-        self.finished = 0  # serial of the last finish …
-        self.finished_as: tuple[str, str | None] = ("", None)  # … and its status and reason
+        self.edited = serial  # serial of the last create or update operation
+        # serial of the last create, update or part; a viewer older than it needs more than the missing text
+        self.shaped = serial
+        self.finished = 0  # serial of the last finish operation
+        self.finished_as: tuple[str, str | None] = ("", None)  # status and reason of the last finish
         self.taken_over = 0  # serial of the last takeover
-        self.requests: deque[tuple[str, int, int]] = deque(maxlen=KEPT_REQUESTS)  # id, serial, generation
+        # recent requests: id, serial, generation
+        self.requests: deque[tuple[str, int, int]] = deque(maxlen=KEPT_REQUESTS)
         self.parts: list[PartState] = []
-        self.size_bytes = 0  # size of all text and fields, in UTF-8
-        self.documented = 0  # version of the store's document
+        self.size_bytes = 0  # size of the text and of all fields, in bytes of UTF-8
+        self.documented = 0  # version of the message that the store's document contains
         set_parts(self, op.parts, serial)
-        self.undocumented_bytes = self.size_bytes  # size of the text and fields that arrived since that document
+        # size of the text and fields that arrived after that document was stored
+        self.undocumented_bytes = self.size_bytes
 
     def fork(self) -> MessageState:
         """Return a copy; changes to it leave this message as it is. Copies the head, not the text."""
@@ -169,7 +173,7 @@ class MessageState:
         return None
 
     def message(self) -> Message:
-        """Return the message as clients see it."""
+        """Return the message in the form that clients see."""
         return Message(
             id=self.id,
             role=self.role,
@@ -187,7 +191,7 @@ class MessageState:
         )
 
     def cost_bytes(self) -> int:
-        """Return an estimate of the memory that this uses."""
+        """Return an estimate of the memory that this message uses."""
         texts = sum(part.text.cost_bytes() for part in self.parts if isinstance(part.text, Text))
         return 1_000 + self.size_bytes + texts
 
@@ -216,7 +220,7 @@ class CommandState:
     )
 
     def __init__(self, op: Command, serial: int) -> None:
-        self.id = op.id  # with the mark
+        self.id = op.id  # the id of the command, with its prefix `!`
         self.name = op.name
         self.target = op.target
         self.data = op.data
@@ -226,7 +230,7 @@ class CommandState:
         self.expires_ms = op.expires_ms
         self.digest = op.digest
         self.reply: Reply | None = None
-        self.reply_serial = 0  # serial of the reply
+        self.reply_serial = 0  # serial of the reply; 0 while there is none
 
     def fork(self) -> CommandState:
         """Return a copy; changes to it leave this command as it is."""
@@ -246,7 +250,7 @@ class CommandState:
         return self.reply is None
 
     def command(self) -> model.Command:
-        """Return the command as clients see it."""
+        """Return the command in the form that clients see."""
         return model.Command(
             id=command_id(self.id),
             name=self.name,

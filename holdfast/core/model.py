@@ -17,7 +17,7 @@ from msgspec import Struct
 from holdfast.core.errors import InvalidRequest, InvalidText, TooLarge, shown
 from holdfast.core.limits import Limits
 
-Json = Any  # any JSON value; free-form by design in each place that uses this
+Json = Any  # any JSON value; the places that use this type accept all of JSON on purpose
 Part = dict[str, Json]
 Role = Literal["user", "assistant", "system", "tool"]
 Status = Literal["streaming", "complete", "cancelled", "interrupted", "failed"]
@@ -29,7 +29,10 @@ APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}
 
 
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The result of folding the operations of one id. `created` and `version` are serials, times are ms since 1970."""
+    """The result of folding the operations of one id.
+
+    `created` and `version` are serials; times are in ms since 1970.
+    """
 
     id: str
     role: str
@@ -118,7 +121,7 @@ def _fixed_part(part: dict[str, Json], kind: type[Struct]) -> Part:
         raise InvalidRequest(f"part of type {shown(part['type'])} is invalid: {_lower(error)}") from None
     fields = plain(known)
     if fields["type"] == "tool":
-        fields.setdefault("input", "")  # a part that accepts appends always has its text
+        fields.setdefault("input", "")  # a part that accepts appends always has a text to append to
     return fields
 
 
@@ -134,13 +137,13 @@ def check_text(text: str) -> str:
 
 
 def lone_surrogate(error: UnicodeEncodeError) -> str:
-    """Return the words for the half of a surrogate pair that `error` found, with the remedy."""
+    """Return the sentence about the half of a surrogate pair that `error` found, with its remedy."""
     half = error.object[error.start : error.start + 1]
     return f"the lone surrogate {half!r} at offset {error.start}; hold it back and join it to the next piece"
 
 
 def _lower(error: Exception) -> str:
-    """Return the text of a msgspec error as the rest of a sentence."""
+    """Return the text of a msgspec error, to follow the words "… is invalid: "."""
     text = str(error)
     return f"{text[:1].lower()}{text[1:]}"
 
@@ -150,7 +153,7 @@ def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     try:
         _check_shape(value, what, depth)
     except _NestedTooDeep:
-        raise InvalidRequest(f"{what} is nested deeper than {depth} levels, which is the limit") from None
+        raise InvalidRequest(f"{what} is nested deeper than {depth} levels, which is the limit; flatten it") from None
     try:
         size = len(msgspec.json.encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -169,7 +172,7 @@ def plain(value: Struct | dict[str, Json]) -> dict[str, Json]:
 
 
 class _NestedTooDeep(Exception):
-    """A value has more levels than its limit. `check_json`, which knows the limit, raises the public error."""
+    """Raised if a value has too many levels. `check_json`, which knows the limit, raises the public error."""
 
 
 def _check_shape(value: Json, what: str, depth: int) -> None:

@@ -11,13 +11,14 @@ import re
 
 from holdfast.core.errors import InvalidName, shown
 
-# `\Z`, not `$`: the latter lets a trailing newline through.
+# `\Z` instead of `$`, because `$` also matches before a trailing newline.
 _CHANNEL = re.compile(r"[A-Za-z0-9_.:~@=+-]{1,200}\Z")
 _ID = re.compile(r"[A-Za-z0-9_.:~@=+-]{1,64}\Z")
-COMMAND_MARK = "!"  # precedes a command's id where message ids are also in use; not in the alphabet
-# Crockford's base 32: in order of their values, so that ids sort by time, and without letters that look alike.
+# prefix of a command's id where ids of messages are also possible; no id of a message may contain it
+COMMAND_MARK = "!"
+# The digits of Crockford's base 32. They are in order, so that ids sort by time; letters that look alike are left out.
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
-_DOTS = (".", "..")  # URL parsers remove these from a path
+_DOTS = (".", "..")  # valid names but for URL parsers, which remove them from a path
 
 
 def check_channel(name: object) -> str:
@@ -30,7 +31,7 @@ def check_channel(name: object) -> str:
 
 
 def check_key(value: str) -> str:
-    """Return `value` if it is the id of a message, or of a command with its mark; raises InvalidName."""
+    """Return `value` if it is the id of a message, or of a command with its prefix; raises InvalidName."""
     check_id(value.removeprefix(COMMAND_MARK))
     return value
 

@@ -7,8 +7,8 @@ Safe to change: wording, new fields with defaults at the end. Not safe: renaming
 an old tag a new meaning, because old logs must decode for ever. A reader that meets an unknown tag refuses the file
 (`StoreUnusable`): it is newer than the code.
 
-An entry belongs to a message or to a command. Stores keep both alike, by the id in the operation; a command's id has a
-mark that no message id can have.
+An entry belongs to a message or to a command. Stores keep both alike, by the id in the operation; a command's id has
+the prefix `!`, which no message id can have.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from msgspec import Struct
 from holdfast.core.model import Json, Part
 
 
-class Writer(Struct, frozen=True, array_like=True):
+class WriterIdentity(Struct, frozen=True, array_like=True):
     """The identity that may append to a streaming message."""
 
-    by: str | None = None  # the client id
-    node: str | None = None  # the random id of the hub's process if the writer lives there; it dies with that process
-    lease_ms: int = 0  # the term of a remote writer's lease; 0 for a writer in a hub's process
+    by: str | None = None  # client id of the writer; None: anonymous
+    # random id of the process if the writer lives in a hub's process: if the process ends, so does the writer
+    node: str | None = None
+    lease_ms: int = 0  # length of a remote writer's lease; 0 for a writer in a hub's process
 
 
 class BaseOp(Struct, frozen=True, kw_only=True, array_like=True):
@@ -36,7 +37,7 @@ class BaseOp(Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Create(BaseOp, frozen=True, kw_only=True, array_like=True, tag=1):
-    """A new message; `digest` is of the fields as sent, and distinguishes a repeat from a conflict."""
+    """A new message. `digest` is a hash of the fields as sent; it distinguishes a repeated request from a conflict."""
 
     role: str
     author: str | None
@@ -47,8 +48,8 @@ class Create(BaseOp, frozen=True, kw_only=True, array_like=True, tag=1):
     reply_to: str | None
     at_ms: int
     digest: bytes
-    writer: Writer | None = None
-    is_pending: bool = False  # the message waits for an agent's turn
+    writer: WriterIdentity | None = None
+    is_pending: bool = False  # the message waits for an agent
 
 
 class Append(BaseOp, frozen=True, kw_only=True, array_like=True, tag=2, gc=False):
@@ -69,7 +70,7 @@ class SetPart(BaseOp, frozen=True, kw_only=True, array_like=True, tag=3):
 
 
 class Update(BaseOp, frozen=True, kw_only=True, array_like=True, tag=4):
-    """New parts (None: unchanged) and the whole resulting meta."""
+    """New parts (None: unchanged), and the whole meta after the update."""
 
     parts: list[Part] | None
     meta: dict[str, Json]
@@ -91,7 +92,7 @@ class Takeover(BaseOp, frozen=True, kw_only=True, array_like=True, tag=6):
     """Another writer continues the message; the earlier writer is fenced off."""
 
     generation: int
-    writer: Writer
+    writer: WriterIdentity
     request: str | None = None
 
 
@@ -106,17 +107,17 @@ class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
     """
 
     state: str  # taken, done or cancelled; pending after a `regenerate`
-    generation: int  # number of the attempt; a lower one is over
+    generation: int  # number of the attempt; an attempt with a lower number is over
     by: str | None = None
-    node: str | None = None  # as in `Writer`
-    lease_ms: int = 0  # as in `Writer`
+    node: str | None = None  # random id of the hub's process if the worker lives there
+    lease_ms: int = 0  # length of a remote worker's lease; 0 for a worker in a hub's process
     at_ms: int = 0
-    within: str | None = None  # the message whose turn includes this one …
-    within_generation: int = 0  # … and the attempt of that turn
+    within: str | None = None  # id of the message whose turn has taken this message in
+    within_generation: int = 0  # the attempt of that turn
 
 
 class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):
-    """A request to the workers and writers of the channel; its `id` has the mark."""
+    """A request to the workers and writers of the channel; its `id` has the prefix `!`."""
 
     name: str
     target: str | None
@@ -128,7 +129,7 @@ class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):
 
 
 class Reply(BaseOp, frozen=True, kw_only=True, array_like=True, tag=10):
-    """The reply to a command; its `id` is the command's, with the mark."""
+    """The reply to a command; its `id` is that of the command, with the prefix `!`."""
 
     ok: bool
     data: Json
@@ -138,7 +139,7 @@ class Reply(BaseOp, frozen=True, kw_only=True, array_like=True, tag=10):
 
 
 class Lease(BaseOp, frozen=True, kw_only=True, array_like=True, tag=11):
-    """The writer's lease has another term from now on. Viewers get no event for it."""
+    """A new length of the writer's lease. Viewers get no event for it."""
 
     lease_ms: int
 
@@ -166,11 +167,11 @@ def decode_op(data: bytes) -> Op:
     """Return the operation in `data`; raises msgspec.DecodeError or msgspec.ValidationError."""
     try:
         op: Op = _decode_op(data)
-    except UnicodeDecodeError as error:  # msgspec does not translate it
+    except UnicodeDecodeError as error:  # msgspec does not turn this error into its own
         raise msgspec.DecodeError(f"the operation's text is not UTF-8: {error}") from None
     return op
 
 
 def digest(*fields: Json) -> bytes:
-    """Return a fingerprint of fields as sent: equal for equal JSON, regardless of the order of its keys."""
+    """Return a hash of fields as sent: equal for equal JSON, regardless of the order of its keys."""
     return hashlib.blake2b(msgspec.json.encode(fields, order="deterministic"), digest_size=16).digest()

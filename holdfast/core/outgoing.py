@@ -33,40 +33,40 @@ from holdfast.core.surrogates import SurrogateJoiner
 class OutgoingState(Enum):
     """The states of a message writer."""
 
-    NEW = auto()  # the beginning of the message is not stored
-    OPEN = auto()  # it accepts content
-    ENDING = auto()  # it has accepted the end of the message, which is not stored
-    ENDED = auto()  # the end is stored, or the writer was closed
-    REFUSED = auto()  # the server refused a request
+    NEW = auto()  # the beginning of the message is not stored yet
+    OPEN = auto()  # the writer accepts content
+    ENDING = auto()  # the writer has accepted the end of the message, which is not stored yet
+    ENDED = auto()  # the end of the message is stored, or the writer was closed
+    REFUSED = auto()  # the server has refused a request
 
 
-# In Python 3.11 a member is found faster under a name of the module than as an attribute of its class.
+# Module names for the members: Python 3.11 finds them faster than attributes of the class.
 NEW, OPEN, ENDING, ENDED, REFUSED = OutgoingState
 
 WriterRequest = AppendText | PutPart | UpdateMessage | FinishMessage
 
 
 class OutgoingRequest(Struct, eq=False, gc=False):
-    """A request of a writer, with its size. Each has at least one byte, so a writer without bytes has none."""
+    """A request of a writer, with its size: at least one byte, so that a size of 0 means that no request waits."""
 
     request: WriterRequest
     size_bytes: int
-    is_replacing: bool = False  # it puts a part in the place of another one
+    is_replacing: bool = False  # the request replaces an existing part
 
 
 class OutgoingPart(Struct):
-    """A part of the message as it will be after all its requests."""
+    """A part of the message as it will be once all requests are stored."""
 
     type: str
-    length: int  # code points of text, without gathered text
-    is_open: bool = True  # False: its first text opens it
+    length: int  # length of the part's text in code points, without gathered text
+    is_open: bool = True  # False: the part is only reserved, and its first text opens it
 
 
 class Outgoing:
-    """A message that is being written. Text gathers until a request can be sent, and goes as one append.
+    """A message that is being written. Text gathers until a request can be sent, and is sent as one append.
 
-    The requests, in order, make the message exactly the accepted content. They stay in flight until they are stored, so
-    that the writer can repeat them.
+    All requests, applied in order, make up exactly the accepted content. Each stays in flight until it is stored, so
+    that the writer can repeat it.
     """
 
     __slots__ = (
@@ -89,27 +89,28 @@ class Outgoing:
         "unstored_bytes",
     )
 
-    max_in_flight = KEPT_REQUESTS  # a message recognises the repeats of this many requests by their ids
+    max_in_flight = KEPT_REQUESTS  # a message recognises repeats of this many requests by their ids
 
     def __init__(self, message_id: str, limits: Limits, nonce: str = "") -> None:
         """Write the message `message_id`. Its request ids begin with `nonce`, which no other writer has."""
-        self.id = message_id  # used in the texts of errors
+        self.id = message_id  # the message's id; only error messages use it
         self.limits = limits
         self.nonce = nonce
         self.state = NEW
-        self.error: HoldfastError | None = None  # the refusal
+        self.error: HoldfastError | None = None  # the server's refusal of a request
         self.generation = 1
-        self.meta: dict[str, Json] = {}  # after all accepted updates
+        self.meta: dict[str, Json] = {}  # the message's meta after all accepted updates
         self.in_flight: list[OutgoingRequest] = []
-        self.unstored_bytes = 0  # size of all accepted requests that are not stored, gathered text included
+        self.unstored_bytes = 0  # size of all accepted requests that are not stored, including gathered text
         self._numbers = 0
-        self._piece = max(1, limits.append_bytes // 4)  # characters of one append; each has at most four bytes
+        # characters in one append at most: a character has up to four bytes
+        self._piece = max(1, limits.append_bytes // 4)
         self._parts: list[OutgoingPart] = []
-        self._text_part = -1  # the part that text without an index goes to; -1: there is no text part
-        self._queue: deque[OutgoingRequest] = deque()  # accepted and not in flight
-        self._texts: list[str] = []  # text that gathers for the next append …
-        self._texts_part = 0  # … to this part
-        self._halves: dict[int, str] = {}  # by part, half a surrogate pair at the end of its text
+        self._text_part = -1  # index of the part that receives text without an index; -1: there is no text part
+        self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
+        self._texts: list[str] = []  # text that gathers for the next append
+        self._texts_part = 0  # index of the part that the gathered text belongs to
+        self._halves: dict[int, str] = {}  # for each part that ends in half a surrogate pair: that half
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -133,11 +134,11 @@ class Outgoing:
 
     @property
     def has_requests(self) -> bool:
-        """Return whether other content than gathered text is not stored."""
+        """Return whether unstored content other than gathered text exists."""
         return bool(self._queue or self.in_flight)
 
     def load(self, message: Message, generation: int) -> None:
-        """Continue at the end of the stored `message` as its writer number `generation`."""
+        """Continue the stored `message` at its end, as the writer with number `generation`."""
         self.generation = generation
         self.meta = plain(message.meta)
         for index, part in enumerate(message.parts):
@@ -153,13 +154,13 @@ class Outgoing:
         self.state = ENDED
 
     def check_open(self) -> None:
-        """Raise the refusal, or LocalError, unless content is accepted."""
+        """Raise the server's refusal, or LocalError, unless the writer accepts content."""
         if self.state is REFUSED and self.error is not None:
             raise self.error
         if self.state is NEW:
             raise LocalError(f"message {self.id!r} is not open; enter `async with` before you write")
         if self.state is not OPEN:
-            raise LocalError(f"message {self.id!r} has ended; text cannot be added to it")
+            raise LocalError(f"message {self.id!r} has ended; write another message")
 
     def raise_error(self) -> None:
         """Raise the refusal if there is one."""
@@ -182,7 +183,7 @@ class Outgoing:
             return
         if index < 0:
             index = self._reserve_text_part()
-        if text.isascii() and not self._halves:  # the common case
+        if text.isascii() and not self._halves:  # the common case, without a call
             size = len(text)
         else:
             text = self._join_halves(text, index)
@@ -203,7 +204,7 @@ class Outgoing:
         position = count if index is None else index
         if not 0 <= position <= count:
             raise LocalError(f"message {self.id!r} has {count} parts, got the index {position}; the next is {count}")
-        if position >= count - 1:  # one before the reserved part leaves it as the last one
+        if position >= count - 1:  # all parts after it are reserved, so it is the last part that exists
             self._open_reserved()
         self._gather()
         self._halves.pop(position, None)
@@ -253,7 +254,7 @@ class Outgoing:
     def requests_to_send(self, max_bytes: int) -> list[OutgoingRequest]:
         """Put requests in flight, about `max_bytes` in all but at least one. Return all in flight, in order."""
         queue, in_flight = self._queue, self.in_flight
-        if not in_flight and not queue:  # the common case: text alone
+        if not in_flight and not queue:  # the common case: only text
             self._gather()
             if len(queue) == 1:
                 in_flight.append(queue.popleft())
@@ -274,7 +275,7 @@ class Outgoing:
     def stored(self, count: int) -> None:
         """Forget the first `count` requests in flight, which are stored."""
         in_flight = self.in_flight
-        if count == 1:  # the common case
+        if count == 1:  # the common case: one request was stored
             self.unstored_bytes -= in_flight.pop(0).size_bytes
         else:
             self.unstored_bytes -= sum([one.size_bytes for one in in_flight[:count]])
@@ -283,7 +284,10 @@ class Outgoing:
             self.state = ENDED
 
     def failed(self, error: HoldfastError) -> None:
-        """Note that no request in flight is stored: repeat them if `error` passes, else refuse all of them."""
+        """Note that the requests in flight were not stored.
+
+        Repeat them if `error` is temporary, else refuse all of them.
+        """
         if not error.retry:
             self.refuse(error)
 
@@ -298,10 +302,10 @@ class Outgoing:
         self.unstored_bytes = 0
 
     def _must_wait(self, next_one: OutgoingRequest) -> bool:
-        """Return whether `next_one` cannot go together with the requests in flight.
+        """Return whether `next_one` must wait until the requests in flight are stored.
 
-        A part is replaced after its text is stored: if the outcome of a commit is unknown, all requests in flight are
-        decided again, and text for a replaced part would be refused. An append without a part opens one.
+        A part is replaced only after its text is stored: if the outcome of a commit is unknown, all requests in flight
+        are decided again, and text for a replaced part would be refused. An append without a part index opens a part.
         """
         request = next_one.request
         return isinstance(request, PutPart) and any(
@@ -311,7 +315,7 @@ class Outgoing:
     # -- parts -------------------------------------------------------------------------------------------------
 
     def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
-        """Note `part` at `index`, instead of an earlier one."""
+        """Record `part` at `index`, in place of an earlier one."""
         text = part.get(APPENDABLE.get(part["type"], ""), "")
         self._parts[index : index + 1] = [OutgoingPart(part["type"], len(text), is_open)]
 
@@ -327,12 +331,12 @@ class Outgoing:
         if self._parts[index].type not in APPENDABLE:
             raise NotText(
                 f"part {index} of message {self.id!r} is of type {shown(self._parts[index].type)}, "
-                "text can be appended to 'text', 'reasoning' and 'tool' only"
+                "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
             )
         return index
 
     def _reserve_text_part(self) -> int:
-        """Return the index of a new text part. It opens with its first text that is whole."""
+        """Return the index of a new text part. Its first whole character opens it."""
         self._text_part = len(self._parts)
         self._set_part(self._text_part, {"type": "text", "text": ""}, is_open=False)
         return self._text_part
@@ -346,7 +350,7 @@ class Outgoing:
     # -- text --------------------------------------------------------------------------------------------------
 
     def _join_halves(self, text: str, index: int) -> str:
-        """Return `text` after the held half of a pair, and hold back half a pair at its end."""
+        """Return the held half of a surrogate pair joined with `text`, and hold back a half at the end of `text`."""
         joiner = SurrogateJoiner()
         joiner.held = self._halves.pop(index, "")
         whole = joiner.write(text)
@@ -355,12 +359,12 @@ class Outgoing:
         return whole
 
     def _release_half(self, index: int) -> None:
-        """Accept a replacement character for the held half of a pair in part `index`: its other half never came."""
+        """Accept a replacement character for the held half in part `index`, because the other half did not come."""
         del self._halves[index]
         self.accept_text("\ufffd", index)
 
     def _gather(self) -> None:
-        """Queue the gathered text."""
+        """Move the gathered text to the queue, as one request."""
         texts = self._texts
         if not texts:
             return
@@ -369,7 +373,8 @@ class Outgoing:
         index = self._texts_part
         part = self._parts[index]
         length = len(text)
-        if part.is_open and length <= self._piece and text.isascii():  # the common case
+        # the common case: one piece of ASCII text for an open part
+        if part.is_open and length <= self._piece and text.isascii():
             request = AppendText(text=text, at=part.length, part=index, generation=self.generation)
             self._queue.append(OutgoingRequest(request, length))
             part.length += length
@@ -377,7 +382,7 @@ class Outgoing:
             self._queue_text(index, text)
 
     def _queue_text(self, index: int, text: str) -> None:
-        """Queue `text` for the end of part `index`, and open the part if it is only reserved."""
+        """Queue `text` for the end of part `index`; opens the part if it is only reserved."""
         part = self._parts[index]
         for start in range(0, len(text), self._piece):
             piece = text[start : start + self._piece]
@@ -391,7 +396,7 @@ class Outgoing:
             part.length += len(piece)
 
     def _open_text_part(self, index: int, text: str, size: int) -> None:
-        """Queue the request that opens the text part `index` with `text`: an append to a message without one."""
+        """Queue the request that opens the text part `index`: an append of `text` without an index."""
         request = AppendText(text=text, at=0, generation=self.generation)
         self._queue.append(OutgoingRequest(request, size))
 
@@ -405,7 +410,8 @@ class Outgoing:
     def _put_part(self, index: int, part: Part, size: int, *, is_replacing: bool = False) -> None:
         last = self._queue[-1] if self._queue else None
         if is_replacing and last is not None and last.is_replacing and part_of(last.request) == index:
-            self._queue.pop()  # when a slow store holds up a progress bar, only its last value counts
+            # only the last of several values counts, for example of a progress bar while the store is slow
+            self._queue.pop()
             self.unstored_bytes -= last.size_bytes
         request = PutPart(index=index, part=part, generation=self.generation, request=self._new_request())
         self._queue.append(OutgoingRequest(request, size, is_replacing))
@@ -420,13 +426,13 @@ class Outgoing:
 
 
 class OutgoingProperties:
-    """What both writers share: the properties of the message, and the check that each call of `append` was awaited."""
+    """Properties of both writers, and the check that each call of `append` was awaited."""
 
     __slots__ = ("_awaited", "_called", "_outgoing")
 
     _outgoing: Outgoing
-    _called: int  # calls of `append` …
-    _awaited: int  # … and how many of them were awaited
+    _called: int  # number of calls of `append`
+    _awaited: int  # number of awaited calls of `append`
 
     @property
     def id(self) -> str:
@@ -450,7 +456,7 @@ class OutgoingProperties:
 
     @property
     def is_over(self) -> bool:
-        """Return whether the end of the message was accepted, or a request refused."""
+        """Return whether the end of the message was accepted or a request was refused."""
         return self._outgoing.is_over
 
     @property
@@ -471,18 +477,18 @@ class OutgoingProperties:
         self._awaited = self._called
         times = "once" if missing == 1 else f"{missing} times"
         return LocalError(
-            f"append to message {self.id!r} was called {times} without await, so its text is missing; "
+            f"the append to message {self.id!r} was called {times} without await, so its text is missing; "
             "write `await message.append(text)`"
         )
 
 
 def end_for(error: BaseException) -> tuple[str, str | None]:
-    """Return status and public reason of a message whose block `error` ended. The traceback goes to the log."""
+    """Return the status and the public reason of a message whose `async with` block raised `error`."""
     return (error.ends_as, error.code) if isinstance(error, HoldfastError) else ("failed", public_reason(error))
 
 
 def part_of(request: WriterRequest) -> int | None:
-    """Return the index of the part that `request` is about, or None."""
+    """Return the index of the part that `request` changes, or None."""
     match request:
         case AppendText():
             return request.part

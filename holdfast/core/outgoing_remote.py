@@ -1,4 +1,4 @@
-"""A message that is written over a network: what a connection adds to `Outgoing`.
+"""A message that is written over a network: the rules that a connection adds to `Outgoing`.
 
 Layer: core.
 
@@ -23,15 +23,15 @@ from holdfast.core.outgoing import Outgoing, OutgoingRequest, part_of
 from holdfast.core.requests import FinishMessage, UpdateMessage
 from holdfast.core.text import Text
 
-FRAME_BYTES = 1024  # size of a request, besides the part in it
-MAX_REFILLS = 3  # without a stored request in between; more mean a bug, here or in the server
+FRAME_BYTES = 1024  # estimated size of a request without its part
+MAX_REFILLS = 3  # refills without a stored request in between; more than these mean a bug in the client or the server
 
-# The server knows less of the message than it has acknowledged, or other content.
+# The server has less of the message than it has acknowledged, or other content.
 LOST = (Gap, Mismatch, NoPart, NotFound)
 
 
 class KeptPart:
-    """A copy of a part: its text, and the fields besides."""
+    """A copy of a part: its text, and its other fields."""
 
     __slots__ = ("fields", "key", "text")
 
@@ -61,9 +61,9 @@ class RemoteOutgoing(Outgoing):
 
     def __init__(self, message_id: str, limits: Limits, nonce: str) -> None:
         super().__init__(message_id, limits, nonce)
-        self.epoch = ""  # epoch of the log that holds the stored requests
-        self.trouble: HoldfastError | None = None  # a failure that passes; until then no request is sent
-        self._again: list[OutgoingRequest] = []  # refused for now
+        self.epoch = ""  # epoch of the log in which the requests were stored
+        self.trouble: HoldfastError | None = None  # a temporary failure; while it is set, no request is sent
+        self._again: list[OutgoingRequest] = []  # requests that failed and will be sent again
         self._kept: list[KeptPart] = []
         self._refills = 0
 
@@ -77,7 +77,7 @@ class RemoteOutgoing(Outgoing):
 
     @property
     def is_lost(self) -> bool:
-        """Return whether the server knows less than it has acknowledged, so that the message must be read."""
+        """Return whether the server lost acknowledged content; the writer must then read the message and refill it."""
         return isinstance(self.trouble, LOST)
 
     def accept_part(self, part: Part, index: int | None = None) -> int:
@@ -90,7 +90,7 @@ class RemoteOutgoing(Outgoing):
     # -- responses ---------------------------------------------------------------------------------------------
 
     def requests_to_send(self, max_bytes: int) -> list[OutgoingRequest]:
-        """Put requests in flight, as `Outgoing`, but none while there is trouble. Return those that were not before."""
+        """Put requests in flight as `Outgoing` does, but none while `trouble` is set. Return the newly added ones."""
         if self.trouble is not None:
             return []
         before = len(self.in_flight)
@@ -107,7 +107,10 @@ class RemoteOutgoing(Outgoing):
         self.stored(0)
 
     def request_failed(self, one: OutgoingRequest, error: HoldfastError) -> None:
-        """Note that the server refused `one`, or that its outcome is unknown. Refuse all if the error does not pass."""
+        """Note that the server refused `one`, or that its outcome is unknown.
+
+        Unless `error` is temporary, refuse all.
+        """
         if self.is_settled:
             return
         if not (error.retry or isinstance(error, LOST)):
@@ -115,24 +118,25 @@ class RemoteOutgoing(Outgoing):
             return
         self.in_flight.remove(one)
         self._again.append(one)
-        # Later requests may only follow from the first that failed: text after refused text is a gap.
+        # Requests after the first failed one must be repeated with it: text after refused text would leave a gap.
         self.trouble = self.trouble or error
         self._take_back()
 
     def disconnected(self, error: HoldfastError) -> None:
-        """Send no request until the message was read on a new connection."""
+        """Send no request until the message has been read on a new connection."""
         self.trouble = self.trouble or error
 
     def resume(self) -> None:
-        """Send requests again, first those that failed."""
+        """Send requests again, beginning with those that failed."""
         self.trouble = None
 
     def seen(self, stored: Message, epoch: str) -> bool:
-        """Continue from the message as the server has it. Return whether content was missing and is written again."""
+        """Continue from the message as the server has it. Return whether content was missing and will be sent again."""
         if epoch == self.epoch and not self.is_lost:
             self.trouble = None
             return False
-        self._refills = self._refills + 1 if epoch == self.epoch else 0  # a new epoch is not an error of either side
+        # a new epoch is neither side's error, so it does not count
+        self._refills = self._refills + 1 if epoch == self.epoch else 0
         if self._refills > MAX_REFILLS and self.trouble is not None:
             self.refuse(self.trouble)
             return False
@@ -145,7 +149,7 @@ class RemoteOutgoing(Outgoing):
         self._again.clear()
 
     def _take_back(self) -> None:
-        """Queue the requests that failed, before all others, once no request is in flight."""
+        """Queue the failed requests before all others once no request is in flight."""
         if not self.in_flight:
             self._queue.extendleft(reversed(self._again))
             self._again.clear()
@@ -156,7 +160,7 @@ class RemoteOutgoing(Outgoing):
     # -- writing missing content again -------------------------------------------------------------------------
 
     def _refill(self, stored: Message) -> None:
-        """Queue all accepted content that `stored` lacks, in place of the queue."""
+        """Replace the queue by requests for all accepted content that `stored` lacks."""
         self._gather()
         end = self._queue.pop() if self._queue and isinstance(self._queue[-1].request, FinishMessage) else None
         self._queue.clear()
@@ -195,12 +199,12 @@ class RemoteOutgoing(Outgoing):
         super()._gather()
 
     def _open_text_part(self, index: int, text: str, size: int) -> None:
-        """Queue the request that opens the text part `index`. It names the part: others may be opened before it."""
+        """Queue the request that opens text part `index`. It has the index, because other parts may open before it."""
         self._put_part(index, {"type": "text", "text": text}, size)
 
 
 def _depends(one: OutgoingRequest, earlier: OutgoingRequest) -> bool:
-    """Return whether `one` could fail, or be undone, if `earlier` were refused for now and sent again after it."""
+    """Return whether `one` could fail or be undone if `earlier` were refused and then sent again after it."""
     if isinstance(one.request, FinishMessage):
         return True
     if isinstance(one.request, UpdateMessage):

@@ -1,4 +1,4 @@
-"""Whose message it is: its author, its writer, and the generation that may write it now.
+"""Ownership of a message: its author, its writer, and the generation that may write it now.
 
 Layer: core. `decide` asks this module, in the order of the protocol.
 """
@@ -43,7 +43,7 @@ def check_may_change(message: MessageState, caller: Caller) -> None:
 
 
 def name_of(caller: Caller) -> str:
-    """Return the caller's name, for a message."""
+    """Return the caller's name for error messages."""
     return "an anonymous caller" if caller.id is None else f"caller {shown(caller.id)}"
 
 
@@ -52,7 +52,7 @@ def is_writer(message: MessageState, caller: Caller) -> bool:
     writer = message.writer
     if writer is None:
         return is_author(message, caller)
-    if caller.writer is not None:  # two writers with one name, in this process or in two
+    if caller.writer is not None:  # two writers may have the same client id, in one process or in two
         return writer.by == caller.id
     return writer.node is None and writer.by == caller.id
 
@@ -71,22 +71,23 @@ def is_author_or_writer(message: MessageState, caller: Caller) -> bool:
 
 
 def check_generation(message: MessageState, generation: int | None) -> None:
-    """Raise Fenced unless `generation`, by default the first, may write the message now."""
-    if message.generation == (1 if generation is None else generation):  # as `is_current`
+    """Raise Fenced unless `generation` (by default 1) may write the message now."""
+    if message.generation == (1 if generation is None else generation):  # inlined copy of `is_current`
         return
     raise fenced(message, generation)
 
 
 def fenced(message: MessageState, generation: int | None) -> Fenced:
-    """Return the error for a request of `generation`, which is not the message's current one."""
+    """Return the error for a request whose `generation` is not the message's current one."""
     given = "1 (the default)" if generation is None else str(generation)
     problem = "stale" if (generation or 1) < message.generation else "unknown"
     return Fenced(
-        f"generation {given} of message {message.id!r} is {problem}, the current one is {message.generation}",
+        f"generation {given} of message {message.id!r} is {problem}, the current one is {message.generation}; "
+        "only the latest writer may write",
         generation=message.generation,
     )
 
 
 def is_current(message: MessageState, generation: int | None) -> bool:
-    """Return whether `generation`, by default the first, is the one that may write now."""
+    """Return whether `generation` (by default 1) is the one that may write now."""
     return message.generation == (1 if generation is None else generation)

@@ -7,13 +7,18 @@ A pattern is a whole channel name, or ends in `*` after one of `: / .`, or is `*
 
 from __future__ import annotations
 
-RULE = "a star is allowed only at the end, alone or after one of : / ."
+from holdfast.core.errors import shown
 
 
 def is_pattern(text: str) -> bool:
     """Return whether `text` is a valid pattern."""
     stem = text.removesuffix("*")
     return "*" not in stem and (stem == text or not stem or stem[-1] in ":/.")
+
+
+def invalid_pattern(text: str) -> str:
+    """Return the text of the error for a `text` that is not a valid pattern."""
+    return f"pattern must have its star only at the end, alone or after one of : / ., got {shown(text)}"
 
 
 def matches(pattern: str, channel: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from holdfast.core.model import Json, Part, Role, Status
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 
 # Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -23,7 +23,7 @@ ExpirySeconds = Annotated[float, Meta(ge=1, le=24 * 3600)]
 
 
 class CreateMessage(Struct, frozen=True, kw_only=True):
-    """`POST …/messages`. Without `parent` the message follows `reply_to` or the newest message; with null, none."""
+    """`POST …/messages`. Without `parent` the message follows `reply_to`, else the newest message; null: no message."""
 
     id: str | None = None
     role: Role = "user"
@@ -37,7 +37,7 @@ class CreateMessage(Struct, frozen=True, kw_only=True):
 
 
 class AppendText(Struct, frozen=True, kw_only=True, gc=False):
-    """`POST …/append`. Without `at` the text goes to the end, and a repeat is not safe."""
+    """`POST …/append`. Without `at` the text goes to the end of the part, and it is not safe to repeat the request."""
 
     text: str
     at: Count | None = None
@@ -114,30 +114,33 @@ class ReplyCommand(Struct, frozen=True, kw_only=True):
 
 
 class ClaimTurn(Struct, frozen=True, kw_only=True):
-    """Take the turn that a message waits for, after attempt `generation` (0: it is the first). Sent by the server."""
+    """Take the turn that a message waits for, after attempt `generation` (0: the first attempt). Sent by the server."""
 
     generation: int
     above: int = (
-        0  # the attempt gets a number of a round after this one: a worker of a deleted message may still send it
+        # the number of the attempt must be in a later round than this: a worker of a deleted message may still use a
+        # number up to it
+        0
     )
     lease_s: float = 0.0
-    within: str | None = None  # the message whose running turn takes in this one …
-    within_generation: int = 0  # … and the attempt of that turn
+    within: str | None = None  # id of the message whose running turn takes this message in
+    within_generation: int = 0  # the attempt of the turn that takes this message in
 
 
 class EndTurn(Struct, frozen=True, kw_only=True):
-    """End a turn. With `failure`, because no attempt completed, a failed answer is created. Sent by the server."""
+    """End a turn. With `failure`, because no attempt completed, also create a failed answer. Sent by the server."""
 
     generation: Generation
     state: Literal["done", "cancelled"] = "done"
-    failure: str | None = None  # the id of that answer; no other message has it
+    failure: str | None = None  # id of the failed answer; no other message has this id
 
 
 class SettleCommand(Struct, frozen=True, kw_only=True):
     """Settle a command without a reply: carry out a `cancel`, or reply that it `is_expired`. Sent by the server."""
 
     is_expired: bool = False
-    expires_ms: int | None = None  # expiry of the meant command: after a channel's deletion its id may be used again
+    # expiry of the command to settle, because another command may have the same id after its channel was deleted
+    expires_ms: int | None = None
 
 
 class EnterChannel(Struct, frozen=True, kw_only=True):
@@ -164,15 +167,15 @@ Request = CreateMessage | AboutMessages | AboutCommands
 class Caller(Struct, frozen=True, kw_only=True):
     """The identity behind a request, as the server knows it; never taken from the request."""
 
-    id: str | None = None  # the client id; becomes author and writer
-    writer: Writer | None = None  # the writer this caller would be
-    is_admin: bool = False  # may change and delete other authors' messages
+    id: str | None = None  # client id; becomes the author and the writer of messages
+    writer: WriterIdentity | None = None  # the writer that this caller becomes by creating or taking over a message
+    is_admin: bool = False  # may change and delete messages of other authors
     may_read: bool = True  # may learn which messages exist
-    may_begin: bool = True  # may create the first entry of a channel: clients may begin a limited number per hour
-    may_write: bool = True  # holds `append`: may reply to commands for writers
-    brings_answer: bool = False  # the caller answers its user messages itself: they wait for no agent
-    is_app: bool = False  # code of this process: the app decides its rights
-    is_server: bool = False  # the hub itself: may interrupt, and take over streaming messages
+    may_begin: bool = True  # may create a channel by its first entry; clients may create a limited number per hour
+    may_write: bool = True  # has the capability `append`, so it may reply to commands for writers
+    brings_answer: bool = False  # the caller answers its user messages itself, so that they wait for no agent
+    is_app: bool = False  # code in this process; the app itself checks the rights
+    is_server: bool = False  # the hub itself; may interrupt and take over streaming messages
 
 
-SERVER = Caller(is_server=True)  # the caller of requests of the hub itself
+SERVER = Caller(is_server=True)  # the caller of the hub's own requests

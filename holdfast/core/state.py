@@ -43,12 +43,12 @@ from holdfast.core.ops import (
 
 TAIL_ENTRIES = 1_000
 TAIL_BYTES = 1024 * 1024
-KEPT_COMMANDS = 1_000  # commands with a reply that stay in memory
-COMMAND_COST = 1_500  # bytes of memory, about; a command's data is bounded
+KEPT_COMMANDS = 1_000  # commands that stay in memory although they have a reply
+COMMAND_COST = 1_500  # estimated bytes that a command uses in memory; its data is bounded
 
 
 class Tail:
-    """A channel's newest `part` operations, from which a viewer whose cursor is recent gets each part in order.
+    """A channel's newest `part` operations. A viewer with a recent cursor gets its missed parts from them, in order.
 
     Other entries need no tail: the message's text is indexed by serial, and the message's state holds the rest.
     """
@@ -57,12 +57,12 @@ class Tail:
 
     def __init__(self, floor: int) -> None:
         self.floor = floor  # the tail holds all part operations above this serial
-        self.ops: OrderedDict[int, SetPart] = OrderedDict()  # by serial
+        self.ops: OrderedDict[int, SetPart] = OrderedDict()  # the operations by serial
         self._sizes: deque[int] = deque()
         self._bytes = 0
 
     def restart(self, floor: int) -> None:
-        """Empty the tail: the entries up to `floor` were read from the store as state, not one by one."""
+        """Empty the tail: the entries up to `floor` were read from the store as a state instead of one by one."""
         self.floor = floor
         self.ops.clear()
         self._sizes.clear()
@@ -85,15 +85,18 @@ class ChannelState:
         self.channel = channel
         self.epoch = epoch
         self.serial = serial
-        self.floor = floor  # cursors below it belong to a history that is no longer kept
-        self.newest: str | None = None  # id of the message created last, deleted or not
-        self.complete_since = serial  # every message changed after this serial is in `messages`
-        self.history_from = serial + 1  # every message created at or after this serial is in `messages` …
-        self.has_older = serial > 0  # … and the store may have older ones …
-        self.is_history_cut = False  # … that were not loaded because the page was full in bytes
+        self.floor = floor  # cursors below this serial belong to a history that is no longer kept
+        self.newest: str | None = None  # id of the message that was created last, even if it is deleted
+        self.complete_since = serial  # `messages` holds every message that changed after this serial
+        self.history_from = serial + 1  # `messages` holds every message that was created at or after this serial
+        self.has_older = serial > 0  # the store may have messages that are older than `history_from`
+        # True: older messages were not loaded because the page had reached its limit in bytes
+        self.is_history_cut = False
         self.messages: OrderedDict[str, MessageState] = OrderedDict()
-        self.pending: dict[str, None] = {}  # ids of all messages of the channel that wait for an agent
-        self.commands: OrderedDict[str, CommandState] = OrderedDict()  # ordered by last change; all open ones are here
+        # ids of all messages of the channel that wait for an agent, also of those outside memory
+        self.pending: dict[str, None] = {}
+        # commands in order of their last change; all commands without a reply are here
+        self.commands: OrderedDict[str, CommandState] = OrderedDict()
         self.tail = Tail(serial)
 
     @property
@@ -134,11 +137,11 @@ class ChannelState:
         return sorted((one for one in self.commands.values() if one.is_open), key=lambda one: one.created)
 
     def cost_bytes(self) -> int:
-        """Return an estimate of the memory that this uses."""
+        """Return an estimate of the memory that this channel uses."""
         return sum(message.cost_bytes() for message in self.messages.values()) + COMMAND_COST * len(self.commands)
 
     def trim(self, keep_bytes: int) -> None:
-        """Drop the finished messages that are unchanged for longest, until the rest uses about `keep_bytes`."""
+        """Drop finished messages, those unchanged for longest first, until the rest uses about `keep_bytes`."""
         cost = self.cost_bytes()
         for command in list(self.commands.values()):
             if cost <= keep_bytes and len(self.commands) <= KEPT_COMMANDS:
@@ -179,7 +182,7 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
     if serial <= state.serial:
         return
     state.serial = serial
-    if type(op) is Append:  # first, since nearly all entries are appends
+    if type(op) is Append:  # checked first, since nearly all entries are appends
         message = state.messages.get(op.id)
         if message is None:
             state.complete_since = serial
@@ -193,7 +196,7 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         return
     known = state.messages.get(op.id)
     changed = apply_op(known, op, serial)
-    if changed is None:  # not in memory: viewers with an older cursor need the store
+    if changed is None:  # the message is not in memory: viewers with an older cursor need the store
         state.complete_since = serial
         return
     if known is None:
@@ -219,7 +222,7 @@ def _apply_to_command(state: ChannelState, op: Command | Reply, serial: int) -> 
 
 
 def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState | None:
-    """Return `message`, changed in place by `op`; a new message for a create; None if there is no message to change."""
+    """Apply `op` to `message` and return it; a new message for a create; None if there is no message to change."""
     if message is None:
         return MessageState(op, serial) if isinstance(op, Create) else None
     if serial > message.last:
@@ -228,7 +231,7 @@ def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState 
 
 
 def apply_to_command(command: CommandState | None, op: Op, serial: int) -> CommandState | None:
-    """Do as `apply_op`, for a command. The first reply counts."""
+    """Apply `op` to a command as `apply_op` does to a message. The first reply counts."""
     if command is None:
         return CommandState(op, serial) if isinstance(op, Command) else None
     if isinstance(op, Reply) and command.reply is None:
@@ -240,7 +243,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
     """Change `message` by `op`, whose serial must be new to it."""
     if message.deleted:
         return
-    if isinstance(op, Append):  # first, since nearly all operations are appends
+    if isinstance(op, Append):  # checked first, since nearly all operations are appends
         _append(message, op, serial)
         return
     if serial > message.last:
@@ -275,7 +278,8 @@ def change(message: MessageState, op: Op, serial: int) -> None:
                 message.claim = message.claim._replace(state="cancelled")
             message.parts, message.meta, message.size_bytes = [], {}, 0
         case Create() | Command() | Reply():
-            pass  # `decide` excludes these: a log holds no second create and no command with a message's id
+            # `decide` prevents these: a log holds no second create of an id, and no command with the id of a message
+            pass
         case _:
             assert_never(op)
 

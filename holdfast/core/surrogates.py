@@ -1,7 +1,7 @@
 """Join surrogate pairs in text that arrives in pieces.
 
-Layer: core; the writers of the hub and of the client use it. Model providers split an emoji, two UTF-16 halves, between
-two deltas. The wire refuses half a pair.
+Layer: core; the writers of the hub and of the client use it. Some model providers send the two UTF-16 halves of an
+emoji in separate deltas. The wire refuses half a pair.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class SurrogateJoiner:
     __slots__ = ("held",)
 
     def __init__(self) -> None:
-        self.held = ""  # a high surrogate that waits for its low surrogate
+        self.held = ""  # a high surrogate that waits for the low surrogate of its pair
 
     def write(self, text: str) -> str:
         """Return `held` plus `text`. A high surrogate at the end is held back; other lone halves become U+FFFD."""

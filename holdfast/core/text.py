@@ -13,24 +13,24 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 
-# This many small pieces are joined into one: each character is copied once more, and a
-# piece then outweighs its own bookkeeping.
+# This many small pieces are joined into one. Joining copies each character once more, but then a piece is larger than
+# the memory that Python needs to keep it.
 JOIN_PIECES = 64
-# Beyond this many marks every other mark of the older half is dropped: 1 MiB of marks per part, and a resume from
-# an old serial then repeats a few tokens (harmless: the view skips text before its own length, by `at`).
+# Limit of marks per part: 1 MiB of memory. Beyond it, every other mark of the older half is dropped. A resume from an
+# old serial then repeats a few characters, which the view skips by their offset `at`.
 MAX_MARKS = 65_536
-# A stored mark about every so many bytes of UTF-8 JSON (`docs/decisions/0001`).
+# Bytes of text (UTF-8 JSON) between two stored marks, about (`docs/decisions/0001`).
 MARK_BYTES = 256
 
 
 class Text:
-    """The text of one part, with a mark (serial, length) for each append."""
+    """The text of one part, with a mark (serial, length at that serial) for each append."""
 
     __slots__ = ("_loose", "_pieces", "_starts", "length", "mark_lengths", "mark_serials")
 
     def __init__(self, text: str = "", serial: int = 0) -> None:
         self._pieces: list[str] = []
-        self._starts: list[int] = []  # the offset of each piece
+        self._starts: list[int] = []  # offsets at which the pieces begin
         self._loose = 0  # number of pieces at the end that are not joined yet
         self.length: int = 0
         self.mark_serials = array("Q")
@@ -38,7 +38,7 @@ class Text:
         self.append(text, serial)
 
     def append(self, text: str, serial: int) -> None:
-        """Add `text` of entry `serial`, which must not be below an earlier one."""
+        """Add `text` of the entry `serial`, which must not be below that of an earlier entry."""
         if text:
             self._pieces.append(text)
             self._starts.append(self.length)
@@ -47,14 +47,15 @@ class Text:
             if self._loose >= JOIN_PIECES:
                 self._join_loose()
         serials = self.mark_serials
-        if serials and serials[-1] != serial and len(serials) < MAX_MARKS:  # hot path: the common case inline
+        # hot path: the common case is written out here
+        if serials and serials[-1] != serial and len(serials) < MAX_MARKS:
             serials.append(serial)
             self.mark_lengths.append(self.length)
         else:
             self.mark(serial, self.length)
 
     def mark(self, serial: int, length: int) -> None:
-        """Record that at `serial` the text was at least `length` long."""
+        """Add a mark: at `serial` the text had at least `length` code points."""
         if self.mark_serials and self.mark_serials[-1] == serial:
             self.mark_lengths[-1] = length
             return
@@ -66,12 +67,12 @@ class Text:
             self.mark_lengths = self.mark_lengths[:half:2] + self.mark_lengths[half:]
 
     def length_at(self, serial: int) -> int:
-        """Return a length that each viewer at `serial` has at least; exact if all marks are kept."""
+        """Return the length that every viewer at `serial` has at least; exact if no mark was dropped."""
         index = bisect_right(self.mark_serials, serial)
         return self.mark_lengths[index - 1] if index else 0
 
     def last_serial(self, until: int) -> int:
-        """Return the serial of the last mark that is not above `until`, or 0."""
+        """Return the serial of the last mark whose length is at most `until`, or 0."""
         index = bisect_right(self.mark_serials, until)
         return self.mark_serials[index - 1] if index else 0
 
@@ -94,12 +95,12 @@ class Text:
         return self._pieces[0] if self._pieces else ""
 
     def marks_after(self, start: int) -> Iterator[tuple[int, int]]:
-        """Return the marks (serial, length) beyond length `start`."""
+        """Return the marks (serial, text length at it) whose length is above `start`."""
         index = bisect_right(self.mark_lengths, start)
         return zip(self.mark_serials[index:], self.mark_lengths[index:], strict=True)
 
     def cost_bytes(self) -> int:
-        """Return an estimate of the memory that this uses."""
+        """Return an estimate of the memory that this text uses."""
         return self.length + 80 * len(self._pieces) + 16 * len(self.mark_serials) + 300
 
     def _join_loose(self) -> None:
@@ -137,7 +138,7 @@ class TextFork:
         return self._base.length_at(serial) if not (own := self._own.length_at(serial)) else self._base_length + own
 
     def marks_after(self, start: int) -> Iterator[tuple[int, int]]:
-        """Yield the marks beyond length `start`, as `Text.marks_after`."""
+        """Yield the marks whose length is above `start`, as `Text.marks_after`."""
         edge = self._base_length
         yield from self._base.marks_after(start)
         for serial, length in self._own.marks_after(max(0, start - edge)):

@@ -14,10 +14,10 @@ from typing import Generic, NamedTuple, TypeVar
 from holdfast.core.message_state import ClaimState, MessageState
 from holdfast.core.state import ChannelState
 
-CANCEL_S = 2.0  # time in which the client at work can carry out a `cancel`
-ROUND = 8  # a round of attempts has at most seven numbers: 1–7, then 9–15 after a `regenerate`, and so on
+CANCEL_S = 2.0  # time in which the worker or writer can carry out a `cancel` before the server does
+ROUND = 8  # numbers reserved for one round of attempts: 1–7, then 9–15 after a `regenerate`, and so on
 
-W = TypeVar("W")  # a worker; the state machine passes it on
+W = TypeVar("W")  # the type of a worker; the state machine only passes workers on
 
 # -- turns -----------------------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
     Phase.NEW: {TurnEvent.PENDING: Phase.WAITING, TurnEvent.TAKEN: Phase.RUNNING, TurnEvent.TAKEN_IN: Phase.HELD},
     Phase.WAITING: {
         TurnEvent.CLAIM: Phase.CLAIMING,
-        TurnEvent.TAKEN: Phase.RUNNING,  # by another hub, or by a claim whose outcome was unknown
+        TurnEvent.TAKEN: Phase.RUNNING,  # another hub has the turn, or a claim whose outcome was unknown was stored
         TurnEvent.TAKEN_IN: Phase.HELD,
         TurnEvent.ENDED: Phase.OVER,
     },
@@ -64,7 +64,7 @@ TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
         TurnEvent.TAKEN_IN: Phase.HELD,
         TurnEvent.REFUSED: Phase.WAITING,
         TurnEvent.FAILED: Phase.DELAYED,
-        TurnEvent.ENDED: Phase.OVER,  # its last attempt was lost, and the hub gave it up
+        TurnEvent.ENDED: Phase.OVER,  # the last attempt was lost, and the hub ended the turn
     },
     Phase.DELAYED: {TurnEvent.DUE: Phase.WAITING},
     Phase.RUNNING: {TurnEvent.LOST: Phase.WAITING, TurnEvent.STOPPED: Phase.ENDING, TurnEvent.ENDED: Phase.OVER},
@@ -74,7 +74,7 @@ TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
         TurnEvent.ENDED: Phase.OVER,
     },
     Phase.ENDING: {
-        TurnEvent.PENDING: Phase.WAITING,  # its channel was deleted, and the message was created again
+        TurnEvent.PENDING: Phase.WAITING,  # the channel was deleted, and the message was created again
         TurnEvent.ENDED: Phase.OVER,
     },
     Phase.OVER: {},
@@ -82,17 +82,17 @@ TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
 
 
 def attempt_of(generation: int) -> int:
-    """Return the number of an attempt in its round: 1, or more after a crash."""
+    """Return the number of an attempt in its round: 1 for the first, more after crashes."""
     return generation % ROUND
 
 
 def next_round(generation: int) -> int:
-    """Return the generation before the first attempt of the round after that of `generation`."""
+    """Return the generation that precedes the first attempt of the round after that of `generation`."""
     return (generation // ROUND + 1) * ROUND
 
 
 class Left(NamedTuple, Generic[W]):
-    """The phase that a turn has left, with its attempt, and the worker that does not have the turn any more."""
+    """A turn's last transition: the phase and attempt that it left, and the worker that no longer has it."""
 
     phase: Phase
     attempt: int
@@ -125,36 +125,38 @@ class TurnState(Generic[W]):
     def __init__(self, message_id: str) -> None:
         self.message_id = message_id
         self.phase = Phase.NEW
-        self.created = 0  # serial of the message
-        self.attempt = 0  # the running or last attempt; 0 before the first
-        self.claim: ClaimState | None = None  # as the log shows it; None if the message is gone
-        self.worker: W | None = None  # carries the attempt out; None if this hub does not know it
-        self.handler: W | None = None  # the worker whose handler of an attempt has not ended
+        self.created = 0  # serial of the message's create
+        self.attempt = 0  # number of the running or last attempt; 0 before the first
+        self.claim: ClaimState | None = None  # the state of the turn in the log; None if the message no longer exists
+        self.worker: W | None = None  # the worker that carries out the attempt; None if this hub does not know it
+        self.handler: W | None = None  # the worker whose handler of some attempt still runs
         self.suspect: W | None = None  # the worker that lost the turn: its connection may be dead
-        self.is_interrupted = False  # a newer message has cancelled it
-        self.unheard: tuple[str, int] | None = None  # the turn and attempt with an unknown outcome of taking it in
+        self.is_interrupted = False  # True: a newer message has cancelled this turn
+        # the turn and attempt that may have taken this message in without knowing it (the result of the request was
+        # lost)
+        self.unheard: tuple[str, int] | None = None
         self._is_orphan = False
-        self._requests = 0  # claims under way
+        self._requests = 0  # number of claims without an outcome yet
 
     @property
     def is_taken(self) -> bool:
-        """Return whether an attempt has the turn, its own or that of another turn."""
+        """Return whether an attempt has the turn: one of its own, or one of the turn that has taken it in."""
         return self.phase in (Phase.RUNNING, Phase.HELD)
 
     @property
     def host(self) -> tuple[str, int] | None:
-        """Return the turn, and its attempt, that the message is held by."""
+        """Return the message whose turn has taken this one in, and the attempt."""
         if self.phase is not Phase.HELD or self.claim is None or self.claim.within is None:
             return None
         return self.claim.within, self.claim.within_generation
 
     @property
     def is_unchanged(self) -> bool:
-        """Return whether the log shows the turn open, and no attempt after the last known one."""
+        """Return whether the log shows an open turn and no later attempt than the known one."""
         return self.claim is not None and self.claim.is_open and self.claim.generation == self.attempt
 
     def observe(self, message: MessageState | None, *, is_orphan: bool) -> Left[W] | None:
-        """Note the turn as the log shows it, and follow the log unless a claim is under way.
+        """Record the state of the turn in the log, and follow the log unless a claim is under way.
 
         `is_orphan`: only the process that stored this claim can carry it out, and it is this process or one that is
         gone. Unless the turn runs here, it waits again. Like `resolve`, `due` and `lose`, return the phase that the
@@ -169,7 +171,7 @@ class TurnState(Generic[W]):
         return self._moved(left)
 
     def send_claim(self) -> None:
-        """Note that a claim was sent. Its outcome must be resolved."""
+        """Note that a claim was sent. `resolve` must be called with its outcome."""
         if self.phase is Phase.DELAYED:
             self._move(TurnEvent.DUE)
         if self.phase is Phase.WAITING:
@@ -184,7 +186,7 @@ class TurnState(Generic[W]):
             return None
         left = self._leave()
         if event is TurnEvent.TAKEN_IN:
-            if self.claim is None or self.claim.within is None:  # it has ended since
+            if self.claim is None or self.claim.within is None:  # the turn that took it in has ended since
                 event = TurnEvent.REFUSED
             else:
                 attempt = self.claim.generation
@@ -195,7 +197,7 @@ class TurnState(Generic[W]):
         return self._moved(left)
 
     def due(self) -> Left[W] | None:
-        """Note that the delay after a failed claim is over."""
+        """Note that the delay after a failed claim has passed."""
         if self.phase is not Phase.DELAYED:
             return None
         left = self._leave()
@@ -204,11 +206,14 @@ class TurnState(Generic[W]):
         return self._moved(left)
 
     def begin(self, worker: W) -> None:
-        """Note that `worker` has the attempt, and runs a handler until `handler_ended` or `lose`."""
+        """Note that `worker` has the attempt and runs its handler, until `handler_ended` or `lose` is called."""
         self.worker = self.handler = worker
 
     def handler_ended(self) -> Left[W] | None:
-        """Note that the handler of an attempt has ended. A turn whose message was created again waits from now on."""
+        """Note that the handler of an attempt has ended.
+
+        If its message was created again meanwhile, the turn now waits.
+        """
         self.handler = None
         if self.phase is not Phase.ENDING:
             return None
@@ -220,7 +225,7 @@ class TurnState(Generic[W]):
         return self._moved(left)
 
     def lose(self, event: TurnEvent = TurnEvent.LOST) -> Left[W] | None:
-        """Let the turn wait again: its worker is gone, or the attempt that holds the message."""
+        """Let the turn wait again, because its worker is gone, or the attempt that has taken the message in."""
         left = self._leave()
         self._lose(event)
         self.handler = None
@@ -232,7 +237,7 @@ class TurnState(Generic[W]):
         self.worker = self.unheard = None
 
     def _follow(self) -> None:
-        """Move as the log shows."""
+        """Make the transition that the log shows."""
         claim = self.claim
         if self.phase in (Phase.CLAIMING, Phase.DELAYED, Phase.ENDING, Phase.OVER):
             return
@@ -269,7 +274,7 @@ class ChannelTurns(Generic[W]):
     __slots__ = ("_turns",)
 
     def __init__(self) -> None:
-        self._turns: dict[str, TurnState[W]] = {}  # the turn that was taken last is the last one
+        self._turns: dict[str, TurnState[W]] = {}  # in the order in which they were taken, the latest last
 
     def __iter__(self) -> Iterator[TurnState[W]]:
         return iter(tuple(self._turns.values()))
@@ -282,7 +287,7 @@ class ChannelTurns(Generic[W]):
         return self._turns.get(message_id)
 
     def put(self, turn: TurnState[W]) -> None:
-        """Add `turn`, or make it the last one."""
+        """Add `turn`, or move it to the end."""
         self._turns.pop(turn.message_id, None)
         self._turns[turn.message_id] = turn
 
@@ -292,16 +297,16 @@ class ChannelTurns(Generic[W]):
 
     @property
     def is_busy(self) -> bool:
-        """Return whether a turn runs, or is about to."""
+        """Return whether a turn runs or is being claimed."""
         return any(turn.is_taken or turn.phase is Phase.CLAIMING for turn in self._turns.values())
 
     def waiting(self) -> list[TurnState[W]]:
-        """Return the waiting turns without a handler of an earlier attempt, oldest message first."""
+        """Return the waiting turns whose earlier attempts have no running handler, oldest message first."""
         waiting = [turn for turn in self._turns.values() if turn.phase is Phase.WAITING and turn.handler is None]
         return sorted(waiting, key=lambda turn: (turn.created, turn.attempt))
 
     def to_interrupt(self, newest: TurnState[W]) -> list[TurnState[W]]:
-        """Return the turns that the message of `newest` interrupts."""
+        """Return the turns that the author of message `newest` interrupts by sending it."""
         older = [turn for turn in self if turn.phase is Phase.RUNNING] + self.waiting()
         return [turn for turn in older if turn is not newest and not turn.is_interrupted]
 
@@ -310,7 +315,7 @@ class ChannelTurns(Generic[W]):
         return [turn for turn in self._turns.values() if turn.host is not None and turn.host[0] == message_id]
 
     def newest_of(self, name: str, message_id: str | None) -> TurnState[W] | None:
-        """Return the running turn of agent `name` that was taken last; with `message_id` only that one."""
+        """Return the latest running turn of agent `name`; with `message_id`, only the turn of that message."""
         for turn in reversed(self._turns.values()):
             is_own = turn.phase is Phase.RUNNING and turn.claim is not None and turn.claim.by == name
             if is_own and message_id in (None, turn.message_id):
@@ -319,7 +324,7 @@ class ChannelTurns(Generic[W]):
 
 
 class HeldFate(Enum):
-    """The effect of the turn that holds a message on the held turn."""
+    """The transition that a held turn makes because of the turn that has taken it in."""
 
     HELD = "that attempt runs"
     LOST = "that attempt is lost, or had ended before"
@@ -329,19 +334,23 @@ class HeldFate(Enum):
 
 
 def fate_of_held(turn: TurnState[W], turns: ChannelTurns[W], state: ChannelState | None) -> HeldFate:
-    """Return the fate of `turn`, which is held. `state` is the channel's, None while it is not in memory."""
+    """Return the fate of `turn`, which another turn has taken in.
+
+    `state` is None while the channel is not in memory.
+    """
     assert turn.host is not None
     message_id, attempt = turn.host
     if turn.unheard == turn.host:
         return HeldFate.UNHEARD
     host = state.message(message_id) if state is not None else None
     is_open = host is not None and host.claim is not None and host.claim.is_open and not host.deleted
-    if state is None or is_open:  # outside memory: the channel is loaded again when the turn ends
+    if state is None or is_open:  # a channel outside memory is loaded again when the turn ends
         running = turns.get(message_id)
         is_running = running is not None and running.is_taken and running.attempt == attempt
         return HeldFate.HELD if is_running else HeldFate.LOST
     held = state.message(turn.message_id)
-    if host is not None and held is not None and host.last < held.last:  # the turn was over before the claim
+    # the other turn had ended before it took this one in
+    if host is not None and held is not None and host.last < held.last:
         return HeldFate.LOST
     is_done = host is not None and host.claim is not None and host.claim.state == "done"
     return HeldFate.DONE if is_done else HeldFate.CANCELLED
@@ -370,7 +379,7 @@ class Replier(Enum):
 
 
 class ServerAction(Enum):
-    """What the server does for a command that no client has replied to."""
+    """The server's action on a command that no client has replied to."""
 
     STOP = "ends the answers and the turn as `cancelled`, and replies `ok: true`"
     RESTART = "makes the message wait for a turn again, and replies `ok: true`"
@@ -384,7 +393,7 @@ class CommandRules(NamedTuple):
     needs_target: bool
     replier: Replier
     action: ServerAction
-    after_s: float | None  # the server acts this long after the command was sent; None: when it expires
+    after_s: float | None  # the server acts this long after the command was sent; None: when the command expires
 
     @property
     def stops(self) -> bool:
@@ -393,7 +402,7 @@ class CommandRules(NamedTuple):
 
     @property
     def restarts(self) -> bool:
-        """Return whether the server answers the target again, in the commit that stores the command."""
+        """Return whether the server answers the target of the command again, in the commit that stores it."""
         return self.action is ServerAction.RESTART
 
 
@@ -415,5 +424,5 @@ def commands_table() -> str:
 
 
 def rules_of(name: str) -> CommandRules:
-    """Return the rules of the command `name`. A command of the app's own has those of `approve`."""
+    """Return the rules of the command `name`. Commands that an app defines have the rules of `approve`."""
     return BUILT_IN_COMMANDS.get(name) or APPROVE._replace(name=name)

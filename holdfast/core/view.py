@@ -43,13 +43,14 @@ from holdfast.core.text import Text
 
 _Known = TypeVar("_Known", bound=int)
 
-# Number of remembered serials, of messages that are not shown and of commands. They matter while a page of history is
-# under way or a batch is repeated, so the oldest may go; without a bound a view that is open for weeks would only grow.
+# Number of serials to remember, of messages that are not shown and of commands. They matter only while a page of
+# history is being requested or a batch is repeated, so the oldest may be dropped; without a limit the memory of a view
+# that is open for weeks would only grow.
 REMEMBERED = 10_000
 
 
 class ViewGap(Exception):
-    """An append begins beyond the view's text: events were lost. Attach anew, after a back-off, without a cursor.
+    """An append begins beyond the view's text, so events were lost. Attach again after a delay, without a cursor.
 
     Until that new start the view ignores all events and has no cursor.
     """
@@ -59,7 +60,7 @@ class _Part:
     __slots__ = ("fields", "key", "serial", "text")
 
     def __init__(self, part: Part, serial: int) -> None:
-        self.serial = serial  # serial of its last change
+        self.serial = serial  # serial of the command's last change
         self.key = APPENDABLE.get(part["type"], "")
         self.fields = part
         self.text = Text(part.get(self.key, "")) if self.key else None
@@ -69,14 +70,14 @@ class _Part:
 
 
 class _Shown:
-    """A message in view."""
+    """A message that the view shows."""
 
     __slots__ = ("base", "head", "parts", "version")
 
     def __init__(self, message: Message, serial: int) -> None:
         self.head = message
         self.version = serial
-        self.base = serial  # serial of the last create or update: newer part events may open a part
+        self.base = serial  # serial of the last create or update; an event with a higher serial may open parts
         self.parts = [_Part(part, serial) for part in message.parts]
 
     def message(self) -> Message:
@@ -84,7 +85,7 @@ class _Shown:
 
 
 class _Here:
-    """The members of a channel: those known by name, and the number of all."""
+    """The members of a channel that are known by name, and the number of all members."""
 
     __slots__ = ("count", "members")
 
@@ -103,7 +104,7 @@ class _Here:
                     self.count += 1
                 self.members[event.member.id] = event.member
             case PresenceUpdate():
-                self.members[event.member.id] = event.member  # not known by name before, but counted
+                self.members[event.member.id] = event.member  # the member was counted before, but not known by name
             case PresenceLeave():
                 self.members.pop(event.id, None)
                 self.count = max(self.count - 1, len(self.members))
@@ -121,7 +122,7 @@ class _Commands:
         self._has_reply: dict[str, bool] = {}
 
     def sync(self, pending: Iterable[Command]) -> None:
-        """Replace the pending commands by those of an attach, which lists them all."""
+        """Replace the pending commands by those in `channel.attached`, which lists them all."""
         self.pending = {}
         for command in pending:
             self._open(command)
@@ -131,7 +132,7 @@ class _Commands:
             self._open(command)
 
     def reply(self, command_id: str) -> bool:
-        """Note the reply to a command; returns False if it had one before."""
+        """Record the reply to a command; returns False if the command already had one."""
         if self._has_reply.get(command_id):
             return False
         _remember(self._has_reply, command_id, True)
@@ -149,17 +150,17 @@ class View:
 
     def __init__(self) -> None:
         self.cursor: str | None = None
-        self.passed: list[CommandReply | Signal] = []  # events of the last `receive` that a view does not keep
+        self.passed: list[CommandReply | Signal] = []  # events of the last `receive` that the view itself does not keep
         self.gaps = 0
         self.more = False
         self.before: int | None = None
         self._shown: dict[str, _Shown] = {}
-        self._seen: dict[str, int] = {}  # serial of the last event about a message that is not in view
+        self._seen: dict[str, int] = {}  # for messages that are not in view: serial of the last event about them
         self._deleted: dict[str, int] = {}
         self._here = _Here()
         self._commands = _Commands()
-        self._incoming: View | None = None  # a new start that is not complete yet
-        self._is_lost = False  # after a gap, until a new start
+        self._incoming: View | None = None  # the view of a new start while its batches are not complete
+        self._is_lost = False  # True from a gap until a new start
 
     def messages(self) -> list[Message]:
         """Return the messages in view, in order."""
@@ -177,7 +178,7 @@ class View:
 
     @property
     def count(self) -> int:
-        """Return the number of present members, including those not known by name."""
+        """Return the number of members, including those that are not known by name."""
         return self._here.count
 
     def commands(self) -> list[Command]:
@@ -197,7 +198,7 @@ class View:
             self.gaps += 1
             self.cursor = None
             if self._incoming is not None:
-                self.passed += self._incoming.passed  # the next new start does not repeat them
+                self.passed += self._incoming.passed  # the new start does not repeat these events
             self._incoming = None
             self._is_lost = True
             raise
@@ -208,7 +209,7 @@ class View:
                 self.cursor = batch.cursor
 
     def cut(self) -> None:
-        """Drop a new start that is not complete, because its connection is gone."""
+        """Drop an incomplete new start, because its connection is gone."""
         self._incoming = None
 
     def receive_page(self, page: Page) -> bool:
@@ -247,9 +248,9 @@ class View:
             view.before = event.before
         elif self._is_lost:
             return
-        elif f"{self.cursor}:".startswith(f"{EMPTY}:"):  # a transport's own fields may follow
-            # The cursor of an empty channel names no epoch, so it resumes in any. The view may show an interrupted
-            # batch of a log that no longer exists; the whole log of this epoch follows.
+        elif f"{self.cursor}:".startswith(f"{EMPTY}:"):  # a transport may have added further fields to the cursor
+            # The cursor of an empty channel names no epoch, so it resumes in any epoch. The view may show part of a
+            # batch from a log that no longer exists; the whole log of this epoch follows.
             self._shown, self._seen, self._deleted = {}, {}, {}
             self._commands = _Commands()
         presence = event.presence
@@ -364,7 +365,7 @@ class View:
 
 
 def _remember(known: dict[str, _Known], one: str, value: _Known) -> None:
-    """Keep the highest value received for an id; beyond the bound, drop the id whose last event is oldest."""
+    """Keep the highest value for each id; if there are too many ids, drop the one whose last event is oldest."""
     known[one] = max(value, known.pop(one, value))
     if len(known) > REMEMBERED:
         del known[next(iter(known))]

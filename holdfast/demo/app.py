@@ -197,7 +197,7 @@ class _Routes:
         self._guests = guests
 
     async def info(self, request: Request) -> Response:
-        """Handle `GET /demo/info`: return what the page shows about this server, and who the caller is."""
+        """Handle `GET /demo/info`: return data about this server and about the caller, for the page."""
         pid = os.getpid()
         person = self._guests.person(dict(request.scope)) if self._guests is not None else None
         body = {

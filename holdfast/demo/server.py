@@ -76,7 +76,7 @@ def is_of_interest(record: logging.LogRecord) -> bool:
 
 
 def _write(line: Ready | Crash) -> None:
-    os.write(sys.stdout.fileno(), encode(line))  # shorter than what a pipe takes at once
+    os.write(sys.stdout.fileno(), encode(line))  # short enough for one write to a pipe
 
 
 def main() -> None:

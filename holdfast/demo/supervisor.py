@@ -34,7 +34,7 @@ from holdfast.demo.control import (
     ServerStart,
     encode,
 )
-from holdfast.serving import address_of, is_loopback
+from holdfast.serving import address_of, is_local
 
 __all__ = ["MOST_RESTARTS", "network_address", "supervise"]
 
@@ -64,7 +64,7 @@ def network_address() -> str:
         # address is one that no machine has (RFC 5737).
         probe.connect(("192.0.2.1", 9))
         address: str = probe.getsockname()[0]
-        if not is_loopback(address):
+        if not is_local(address):
             return address
     raise LocalError("--lan found no network on this machine; connect it, or name its address with --host")
 

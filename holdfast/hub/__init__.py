@@ -1,4 +1,7 @@
-"""The running system: live channels, committer, feeds, writers."""
+"""The running system: live channels, committer, feeds, writers.
+
+Layer: hub.
+"""
 
 from holdfast.hub.hub import ChannelInfo, HubCore
 from holdfast.hub.subscription import Subscription

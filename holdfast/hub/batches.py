@@ -13,14 +13,18 @@ from typing import Any
 from holdfast.core.events import MessageAppend, MessageCreate, MessagePart, MessageUpdate, ServerEvent, encode_json
 from holdfast.core.message_state import part_bytes
 
-FRAME_BYTES = 256 * 1024  # largest WebSocket frame, as far as whole events allow
-# Text of batches kept for other feeds at the same cursor, per channel. A batch exists in up to three forms.
+FRAME_BYTES = 256 * 1024  # size of a WebSocket frame at most, unless a single event is larger
+# Limit per channel for the text of batches that are kept for other feeds at the same cursor. A batch exists in up to
+# three forms.
 MAX_CACHED_BATCHES = 64
 MAX_CACHED_BYTES = 2 * 1024 * 1024
 
 
 class Behind(Exception):
-    """The feed's cursor is older than what is in memory: `await feed.catch_up()`, then take again."""
+    """Raised by `take`: the feed's cursor is older than the events in memory.
+
+    Call `await feed.catch_up()`, then `take` again.
+    """
 
 
 class EncodedBatch:
@@ -29,7 +33,7 @@ class EncodedBatch:
     __slots__ = ("_body", "_frames", "_raw", "_sse", "channel", "cursor", "events")
 
     def __init__(self, channel: str, cursor: str, events: Sequence[ServerEvent]) -> None:
-        """Hold `events`; `cursor` is empty for ephemeral events."""
+        """Wrap `events`; `cursor` is empty for ephemeral events."""
         self.channel = channel
         self.cursor = cursor
         self.events = events
@@ -40,7 +44,7 @@ class EncodedBatch:
 
     @property
     def text_bytes(self) -> int:
-        """Return about how many bytes of text the batch holds, without encoding it."""
+        """Return an estimate of the bytes of text in the batch, without encoding it."""
         return sum(_text_length(event) for event in self.events)
 
     @property
@@ -83,17 +87,18 @@ class EncodedBatch:
             last, is_cursor_due = len(groups) - 1, bool(self.cursor)
             self._frames = tuple(
                 opening
-                + (f'"cursor":"{self.cursor}",' if is_cursor_due and place == last else "")
+                + (f'"cursor":"{self.cursor}",' if is_cursor_due and number == last else "")
                 + f'"events":[{group}]}}'
-                for place, group in enumerate(groups)
+                for number, group in enumerate(groups)
             )
         return self._frames
 
     def frames_with(self, extra: str) -> tuple[str, ...]:
-        """Return `frames` with `extra` in the cursor. They are for one viewer, so they are not kept."""
+        """Return `frames` with `extra` in the cursor, made for one viewer and therefore not kept."""
         cursor = f'"cursor":"{self.cursor}'
         *first, last = self.frames
-        return (*first, last.replace(cursor, f"{cursor}:{extra}", 1))  # only the channel's name precedes it
+        # the replacement is unambiguous, since only the channel's name stands before the cursor in the frame
+        return (*first, last.replace(cursor, f"{cursor}:{extra}", 1))
 
 
 def _type_of(event: ServerEvent) -> bytes:
@@ -110,7 +115,7 @@ def _text_length(event: ServerEvent) -> int:
 
 
 def _groups(raw: Sequence[bytes]) -> Iterator[str]:
-    """Return the events, joined by commas, in groups of about one frame; an event is never split."""
+    """Return the events, joined by commas, in groups of at most one frame where possible; an event is never split."""
     group: list[bytes] = []
     size = 0
     for data in raw:
@@ -123,18 +128,21 @@ def _groups(raw: Sequence[bytes]) -> Iterator[str]:
 
 
 class BatchCache:
-    """The batches of one channel that are kept for other feeds at the same cursor, within a bound of memory."""
+    """The batches of one channel that are kept for other feeds at the same cursor, within a limit of memory."""
 
     __slots__ = ("ephemeral", "first", "live", "text_bytes")
 
     def __init__(self) -> None:
-        self.live: dict[int, EncodedBatch] = {}  # by the serial they follow; valid for the current serial only, …
-        self.first: dict[tuple[str, int], EncodedBatch] = {}  # … as are the batches that begin with `channel.attached`
-        self.ephemeral: dict[int, EncodedBatch] = {}  # by the position of the presence state that they follow
-        self.text_bytes = 0  # size of the text in `live` and `first`
+        # batches by the serial that they follow; dropped as soon as the channel's serial moves
+        self.live: dict[int, EncodedBatch] = {}
+        # batches that begin with `channel.attached`, by kind of attach, and serial or length of history
+        self.first: dict[tuple[str, int], EncodedBatch] = {}
+        # ephemeral batches, by the position in the presence state that they follow
+        self.ephemeral: dict[int, EncodedBatch] = {}
+        self.text_bytes = 0  # total size of the text in `live` and `first`
 
     def keep_live(self, since: int, batch: EncodedBatch) -> EncodedBatch:
-        """Keep and return the batch after serial `since`."""
+        """Keep and return the batch that follows serial `since`."""
         self._make_room(batch)
         self.live[since] = batch
         return batch
@@ -146,7 +154,7 @@ class BatchCache:
         return batch
 
     def keep_ephemeral(self, position: int, batch: EncodedBatch) -> EncodedBatch:
-        """Keep and return the ephemeral batch after `position`, if there is room for it."""
+        """Keep the ephemeral batch that follows `position`, if there is room for it, and return it."""
         if len(self.ephemeral) < MAX_CACHED_BATCHES:
             self.ephemeral[position] = batch
         return batch
@@ -158,12 +166,12 @@ class BatchCache:
         self.text_bytes = 0
 
     def forget_presence(self) -> None:
-        """Drop the batches that show presence or signals."""
+        """Drop the ephemeral batches (presence and signals)."""
         self.first.clear()
         self.ephemeral.clear()
 
     def _make_room(self, batch: EncodedBatch) -> None:
-        """Count `batch`, and drop the others if the bound is reached: each feed may have another cursor."""
+        """Count the size of `batch`. Beyond the limit drop all others, because each feed may have another cursor."""
         size = batch.text_bytes
         is_full = len(self.live) + len(self.first) >= MAX_CACHED_BATCHES
         if is_full or self.text_bytes + size > MAX_CACHED_BYTES:

@@ -27,9 +27,9 @@ from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.ticks import Group, Ticks, Woken, flush_class
 from holdfast.stores.base import Head, Store
 
-# Receives the ids of the changed messages and commands, or None.
+# Called with the ids of the changed messages and commands; None means that they are unknown.
 Observe = Callable[["Channel", "Iterable[str] | None"], None]
-KEPT_ABSENT = 10_000  # ids known not to exist, so that a new message asks the store at most once
+KEPT_ABSENT = 10_000  # ids that the store is known not to have, so that a new message looks its id up at most once
 
 
 class Channel:
@@ -40,35 +40,38 @@ class Channel:
     ) -> None:
         self.name = name
         self.state = ChannelState(name)
-        self.is_stale = False  # the store may hold more than the state, so requests must wait
-        self.conflicts = 0  # successive commits that ended so
+        self.is_stale = False  # the store may hold more than this state, so requests must wait until it is read
+        self.conflicts = 0  # number of commits in a row that failed with a conflict
         self.used_s = now_s
         self.presence_state = PresenceState(limits, self._ephemeral_moved)
-        self.listeners: dict[Callable[[], None], None] = {}  # called after entries other than appends
+        # functions to call after entries other than appends (a dict keeps their order)
+        self.listeners: dict[Callable[[], None], None] = {}
         self._observe = observe
         self._store = store
         self._limits = limits
         self._ticks = ticks
-        self.is_loaded = False  # the head is known, also while a read is in progress
+        self.is_loaded = False  # the head was read from the store; stays True while more is being read
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
-        self.watchers = 0  # feeds that follow it
+        self.watchers = 0  # number of feeds that follow this channel
         self.batches = BatchCache()
         self._loading = asyncio.Lock()
         self._loaders = 0
-        # Pending while a commit of this channel is in flight (set by the committer): no loads until it is done.
+        # The committer sets this future while a commit of this channel is in flight: no load may begin until it is
+        # done.
         self.commit_over: asyncio.Future[None] | None = None
-        self.trim_bytes: int | None = None  # what a delayed trim shall leave; it runs before the next decision
+        # memory to keep in a trim that had to be delayed; it runs before the next decision
+        self.trim_bytes: int | None = None
 
     # -- for the committer -------------------------------------------------------------------------------------
 
     @property
     def is_ready(self) -> bool:
-        """Return whether requests can be decided on the state now."""
+        """Return whether the committer can decide requests on the present state."""
         return self.is_loaded and not self._loaders and not self.is_stale
 
     def is_ready_for(self, ids: Iterable[str]) -> bool:
-        """Return whether requests about `ids` can be decided now, without reading the store first."""
+        """Return whether requests about `ids` can be decided now, without a read of the store."""
         if not self.is_ready:
             return False
         messages = self.state.messages
@@ -78,12 +81,12 @@ class Channel:
         return True
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Return those of `ids` that must be read from the store before a decision."""
+        """Return the ids among `ids` that must be read from the store before a decision."""
         messages, commands, absent = self.state.messages, self.state.commands, self._absent
         return [one for one in ids if one not in messages and one not in commands and one not in absent]
 
     def trim(self, keep_bytes: int) -> None:
-        """Drop finished messages from memory beyond `keep_bytes`; if a commit runs, after it."""
+        """Drop finished messages from memory beyond `keep_bytes`; while a commit runs, do it after that commit."""
         if self.commit_over is None:
             self.trim_bytes = None
             self.state.trim(keep_bytes)
@@ -93,9 +96,9 @@ class Channel:
     def committed(self, epoch: str, entries: Sequence[Entry], documents: Sequence[Document]) -> None:
         """Apply `entries` and `documents`, which are durable, and wake the feeds."""
         state = self.state
-        if len(entries) == 1 and type(entries[0].op) is Append and not documents:  # the common case
+        if len(entries) == 1 and type(entries[0].op) is Append and not documents:  # the common case: one append
             apply_entry(state, entries[0])
-            if self._groups:  # else the channel had no subscriber yet, and keeps no batch
+            if self._groups:  # without a group the channel has had no subscriber yet, so it keeps no batch
                 self.moved()
             return
         if state.serial == 0 and entries:
@@ -124,7 +127,7 @@ class Channel:
     # -- for feeds ---------------------------------------------------------------------------------------------
 
     def add_feed(self, feed: Woken, flush_ms: int) -> Group:
-        """Wake `feed` from now on, and return the group that it is woken with."""
+        """Wake `feed` from now on, and return the group of feeds that is woken together with it."""
         window = flush_class(flush_ms)
         group = self._groups.setdefault(window, Group(self._ticks, window))
         group.add(feed)
@@ -132,7 +135,7 @@ class Channel:
         return group
 
     def remove_feed(self, feed: Woken, group: Group) -> None:
-        """Wake `feed` no more. A second call has no effect."""
+        """Stop waking `feed`. A second call has no effect."""
         if group.remove(feed):
             self.watchers -= 1
 
@@ -153,11 +156,11 @@ class Channel:
 
     @property
     def flush_s(self) -> float:
-        """Return when the first flush window ends, in the loop's time; a time in the past without viewers."""
+        """Return when the first flush window ends, in the loop's time; without viewers, a time in the past."""
         return min([group.over_s for group in self._groups.values() if len(group)], default=0.0)
 
     def moved(self) -> None:
-        """Wake the feeds: the durable serial has moved."""
+        """Wake the feeds, because the durable serial has moved."""
         self.batches.forget()
         for group in self._groups.values():
             group.moved()
@@ -168,16 +171,16 @@ class Channel:
             group.ephemeral_moved()
 
     def ephemeral_since(self, position: int) -> EncodedBatch:
-        """Return the presence changes and signals since `position`, encoded once for all subscribers at it."""
+        """Return the presence changes and signals since `position`, encoded once for all subscribers there."""
         known = self.batches.ephemeral.get(position)
         if known is not None:
             return known
         return self.batches.keep_ephemeral(position, EncodedBatch(self.name, "", self.presence_state.since(position)))
 
     def batch_since(self, since: int, *, attach: bool) -> EncodedBatch | None:
-        """Return the events after serial `since`; with `attach`, `channel.attached` first. None: too many changes.
+        """Return the events after serial `since`; with `attach`, `channel.attached` first.
 
-        Raises Behind if a message that it needs is not in memory.
+        Returns None if too many messages changed. Raises Behind if a message that it needs is not in memory.
         """
         known = self.batches.first.get(("resume", since)) if attach else self.batches.live.get(since)
         if known is not None:
@@ -212,14 +215,14 @@ class Channel:
     # -- reading the store -------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Load the head of the channel, unless it is known."""
+        """Read the head of the channel from the store, unless it is known."""
         if not self.is_loaded:
             async with self._exclusive():
                 if not self.is_loaded:
                     await self._reload()
 
     async def load_messages(self, ids: Sequence[str]) -> None:
-        """Load the messages `ids`, as far as they exist."""
+        """Load those of the messages `ids` that exist."""
         await self.load()
         async with self._exclusive():
             while wanted := self.missing(ids):
@@ -232,7 +235,10 @@ class Channel:
                 self._absent.update(one for one in wanted if one not in found)
 
     async def load_since(self, since: int) -> bool:
-        """Load every message that changed after `since`. False: too many changed; make a new start."""
+        """Load every message that changed after `since`.
+
+        Return False if too many changed: the viewer needs a new start.
+        """
         await self.load()
         async with self._exclusive():
             limit = self._limits.catch_up_messages
@@ -265,14 +271,20 @@ class Channel:
                 state.history_from = min(state.history_from, oldest if page.more else 1)
 
     async def refresh(self) -> None:
-        """Read entries of other hubs, or of a commit with an unknown outcome. Raises StoreUnavailable."""
+        """Read the entries that another hub, or a commit with an unknown outcome, has stored.
+
+        Raises StoreUnavailable.
+        """
         await self.load()
         async with self._exclusive():
             await self._follow(await self._store.head(self.name))
             self.is_stale = False
 
     async def delete(self, until_ms: int) -> None:
-        """Empty the channel; its next entry begins a new epoch. Ids of streaming messages stay used up `until_ms`."""
+        """Empty the channel; its next entry begins a new epoch.
+
+        Ids of streaming messages cannot be used until `until_ms`.
+        """
         await self.load()
         async with self._exclusive():
             await self._follow(await self._store.head(self.name))
@@ -282,12 +294,15 @@ class Channel:
         self.moved()
 
     async def _is_at(self, head: Head) -> bool:
-        """Return whether the state is at `head`, the head of a read. If not, follow; the caller then reads again."""
+        """Return whether the state is at `head`, as a read returned it.
+
+        If not, catch up; the caller then reads again.
+        """
         await self._follow(head)
         return (head.epoch, head.serial) == (self.state.epoch, self.state.serial)
 
     async def _follow(self, head: Head) -> None:
-        """Bring the state to the head of the store."""
+        """Bring the state up to the head of the store."""
         state = self.state
         if (head.epoch, head.serial) == (state.epoch, state.serial):
             return
@@ -314,7 +329,8 @@ class Channel:
                 break
         state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
         state.newest = changes.newest
-        if state.serial:  # an empty channel looks the same if a whole epoch passed between the two reads
+        # check again: a whole epoch that came and went between the two reads leaves an empty channel, too
+        if state.serial:
             state.insert(restored(opened))
         self.state = state
         self._absent.clear()
@@ -322,14 +338,17 @@ class Channel:
         self._changed(None)
 
     def _insert(self, found: Iterable[MessageState | CommandState]) -> None:
-        """Insert messages that the store returned. Messages in memory are as new and have finer marks, so they stay."""
+        """Insert messages that the store returned.
+
+        A message that is already in memory stays: it is as new, and has more marks.
+        """
         fresh = [one for one in found if not self.state.knows(one.id)]
         if fresh:
             self.state.insert(fresh)
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
-        """Hold off commits of this channel, after the running one, until the block ends."""
+        """Keep commits of this channel from starting until the block ends; wait for a running one first."""
         self._loaders += 1
         try:
             async with self._loading:

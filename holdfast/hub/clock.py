@@ -1,4 +1,4 @@
-"""Time and new ids for the hub, both replaceable, so that a simulator can own them.
+"""Time and new ids for the hub. A simulator can replace both.
 
 Layer: hub.
 

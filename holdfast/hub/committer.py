@@ -1,4 +1,4 @@
-"""The committer: decide, store, then respond. The only place where the state of a channel moves.
+"""The committer: decides requests, stores them, then returns results. Only here does the state of a channel move.
 
 Layer: hub.
 
@@ -35,16 +35,18 @@ from holdfast.stores.base import Committed, CommitUnknown, Conflict, Store, Writ
 
 logger = logging.getLogger("holdfast.hub")
 
-# Small batches give the best tail: at 500 conversations of 50 tokens a second with two viewers each the p99 was 75 ms
-# with 64 rows, 84 with 128 and 106 with 256 (two runs each of `bench.micro`, 1 to 8 ms apart).
+# Small batches give the best tail latency: at 500 conversations of 50 tokens a second with two viewers each the p99 was
+# 75 ms with 64 rows, 84 with 128 and 106 with 256 (two runs each of `bench.micro`, 1 to 8 ms apart).
 MAX_ROWS = 64
-# With no subscribers there is no tail latency to protect, and larger commits are cheaper: an awaited token takes
-# 12.3 µs of CPU with 64 rows, 10.4 with 128 and 8.9 with 512. A watched channel that queues meanwhile waits 4 ms more.
+# With no subscribers there is no tail latency to protect, and larger commits are cheaper: an awaited append takes 12.3
+# µs of CPU with 64 rows, 10.4 with 128 and 8.9 with 512. A channel with viewers that queues meanwhile waits 4 ms more.
 UNSEEN_TIMES = 8
-MAX_ITEMS = 1_024  # joined appends make few rows of many requests; this bounds the work between two commits
-# Text since the last document; beyond it the message gets a new document, so that a restart reads little.
+# limit of items in one batch: many requests may join to few rows, and this bounds the work between two commits
+MAX_ITEMS = 1_024
+# Limit of a message's text since its last document. Beyond it the message gets a new document, so that a restart reads
+# little.
 DOCUMENT_BYTES = 64 * 1024
-STORE_TIMEOUT_S = 30.0  # after this silence it is unknown whether the store has stored
+STORE_TIMEOUT_S = 30.0  # time without a response after which the outcome of a commit counts as unknown
 MAX_CONFLICTS = 100
 
 
@@ -52,17 +54,17 @@ class _Batch(Struct):
     """The decisions of one commit, with one draft for each channel."""
 
     drafts: dict[Channel, Draft]
-    alone: dict[Channel, Entry]  # replaces a draft if the only entry is an append
+    alone: dict[Channel, Entry]  # the single append of a channel, which then needs no draft
     decided: list[Decided]
-    due: dict[Channel, list[str]]  # documents that the store requested
-    since_s: float | None  # when its oldest item was queued, or earlier
+    due: dict[Channel, list[str]]  # ids of messages whose document the store has requested
+    since_s: float | None  # loop time at which the oldest item of the batch was queued, or earlier
 
     def channels(self) -> list[Channel]:
         """Return the channels of the batch."""
         return [*self.drafts, *self.alone]
 
     def draft(self, channel: Channel) -> Draft:
-        """Return the draft of `channel`, which holds its entries so far."""
+        """Return the draft of `channel` with the entries decided so far."""
         draft = self.drafts.get(channel)
         if draft is None:
             draft = self.drafts[channel] = Draft(channel.state)
@@ -88,7 +90,7 @@ class Committer:
         is_served: Callable[[str], bool],
         accepted: Callable[[Channel, str], None],
     ) -> None:
-        """Commit for `channels`, those in memory; `channel` brings another one there.
+        """Commit for `channels`, which are in memory; the function `channel` loads another one.
 
         `is_served` returns whether agents serve a channel. The committer calls `accepted` with the accepted requests of
         remote writers.
@@ -103,17 +105,17 @@ class Committer:
         self._pace = pace
         self._loader = Loader(spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail)
         self._queue: deque[Item] = deque()
-        self.waiting = 0  # items in the queue or parked
+        self.waiting = 0  # number of items that are queued or parked
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
-        self._since_s: float | None = None  # when the oldest item was queued, or earlier
+        self._since_s: float | None = None  # loop time at which the oldest item was queued, or earlier
         self._cut_now: _Batch | None = None
         self._is_over = False
         self.commits = 0
         self.entries = 0
 
     def submit(self, item: Item) -> None:
-        """Queue `item` for the next batch. Raises Busy if the queue is full, Draining after the end."""
+        """Queue `item` for the next batch. Raises Busy if the queue is full, Draining after the hub has ended."""
         if self._is_over:
             raise Draining("hub is closed; start it again, or reconnect to another one")
         limits = self._limits
@@ -131,11 +133,11 @@ class Committer:
         self._wake.set()
 
     def is_parked(self, channel: Channel) -> bool:
-        """Return whether requests of `channel` wait until the store has been read."""
+        """Return whether requests of `channel` are parked until the store has been read."""
         return channel in self._loader.parked
 
     async def run(self) -> None:
-        """Store queued items until cancelled at the hub's end; then fail the remaining ones."""
+        """Store queued items until the hub ends and cancels this task; then fail the remaining ones."""
         try:
             while True:
                 await self._wake.wait()
@@ -148,13 +150,15 @@ class Committer:
             self._end()
 
     def _end(self) -> None:
-        """Fail everything still queued or in flight."""
+        """Fail all items that are queued or in flight."""
         self._is_over = True
         items = [decided.item for decided in self._cut_now.decided] if self._cut_now is not None else []
         items += [*self._queue, *self._loader.drain()]
         self._queue.clear()
         for item in items:
-            item.failed(Draining("the hub has stopped; it is not known whether this was stored"))
+            item.failed(
+                Draining("the hub stopped while the request was stored, so its outcome is unknown; send it again later")
+            )
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
@@ -196,12 +200,15 @@ class Committer:
         return batch
 
     def _asks(self, item: Item) -> Sequence[Ask] | None:
-        """Return the requests of `item`, or None if it raised and was failed."""
+        """Return the requests of `item`; None if it raised an exception, in which case the item is failed."""
         try:
             return item.asks()
-        except Exception:  # a bug in one writer must not fail the others
+        except Exception:  # an exception from one writer must not fail the items of others
             logger.exception("requests for channel %s could not be read", item.channel)
-            self._fail(item, HoldfastError("the request could not be made"))
+            self._fail(
+                item,
+                HoldfastError("the writer's requests could not be made because of a bug; the hub's log has the reason"),
+            )
             return None
 
     def _grow(self, channel: Channel, asks: Sequence[Ask]) -> Entry | None:
@@ -235,14 +242,14 @@ class Committer:
             )
         except HoldfastError as error:
             return error
-        except Exception:  # a bug of ours must not fail other requests
+        except Exception:  # an unexpected exception in a decision must not fail the requests of others
             logger.exception("a request about %r could not be decided", ask.key)
-            return HoldfastError("the request could not be decided")
+            return HoldfastError("the request could not be decided because of a bug; the hub's log has the reason")
         serials = [draft.add(op) for op in decision.ops]
         serial = serials[decision.result_op] if serials else decision.serial
         if isinstance(request, AppendText) and request.at is None and decision.length is not None:
-            # The request keeps its first offset: after a commit with an unknown outcome the text must not be added
-            # twice.
+            # The request keeps its first offset, so that its text is not added twice after a commit with an unknown
+            # outcome.
             ask.request = replace(request, at=decision.length - len(request.text))
         return decision, serial
 
@@ -256,7 +263,7 @@ class Committer:
             channel.commit_over = over
         try:
             if not writes:
-                await asyncio.sleep(0)  # no entry to store, but other tasks need the loop
+                await asyncio.sleep(0)  # there is no entry to store; let other tasks run
             results = await self._store_all([write for _, write in writes]) if writes else []
         except CommitUnknown as error:
             logger.warning("it is not known whether a commit was stored: %s", error)
@@ -285,7 +292,10 @@ class Committer:
         self._return_all(batch, conflicted, {})
 
     def _unclear(self, batch: _Batch, writes: Sequence[tuple[Channel, Write]]) -> dict[Channel, Unclear]:
-        """Return the heads that the channels have if the writes were stored. With one writing hub, the head tells."""
+        """Return the heads that the channels will have if the writes were stored.
+
+        Only for an exclusive store: there, the head shows whether the write was stored.
+        """
         if not self._store.is_exclusive:
             return {}
         heads = {channel: (write.epoch, write.expected + len(write.entries)) for channel, write in writes}
@@ -293,17 +303,21 @@ class Committer:
         return {channel: Unclear(*head, decided[channel]) for channel, head in heads.items()}
 
     async def _store_all(self, writes: list[Write]) -> list[Committed | Conflict]:
-        """Store `writes`. Raises StoreUnavailable if none was stored, CommitUnknown if that is unknown."""
+        """Store `writes`. Raises StoreUnavailable if none was stored, CommitUnknown if the outcome is unknown."""
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 return await self._store.commit(writes)
         except StoreUnavailable:
             raise
         except TimeoutError:
-            raise CommitUnknown(f"store did not respond within {STORE_TIMEOUT_S:g} s") from None
+            raise CommitUnknown(
+                f"store {self._store.name!r} did not respond within {STORE_TIMEOUT_S:g} s; check its disk"
+            ) from None
         except Exception as error:
             logger.exception("the store failed in a way it should not")
-            raise CommitUnknown(f"store failed with {type(error).__name__}") from error
+            raise CommitUnknown(
+                f"store {self._store.name!r} failed with {type(error).__name__}; the hub's log has the reason"
+            ) from error
 
     def _writes(self, batch: _Batch) -> list[tuple[Channel, Write]]:
         writes = [
@@ -315,7 +329,7 @@ class Committer:
         ]
         for channel, draft in batch.drafts.items():
             documents = _documents(draft, batch.due.get(channel, ()))
-            # On a shared store, a result without an entry may rest on old state: an empty write checks the head.
+            # On a shared store a result without an entry may be based on an old state. An empty write checks the head.
             if draft.ops or documents or not self._store.is_exclusive:
                 state = channel.state
                 epoch = self._clock.new_epoch() if state.epoch == NO_EPOCH else state.epoch
@@ -330,9 +344,9 @@ class Committer:
         return writes
 
     def _return_all(self, batch: _Batch, again: Iterable[Channel], unclear: Mapping[Channel, Unclear]) -> None:
-        """Return the results. Requests of the channels `again` are decided again after those channels were read.
+        """Return the results of a commit. Requests of the channels `again` are decided again after a read of the store.
 
-        Of these, the writes in `unclear` may be stored.
+        The writes of the channels `unclear` may have been stored.
         """
         parked: dict[Channel, list[Item]] = {channel: [] for channel in again}
         for channel in parked:
@@ -360,10 +374,11 @@ class Committer:
             self._loader.park_again(parked, unclear)
 
     def _return(self, decided: Decided) -> None:
-        """Return the results of one item, which are durable."""
+        """Return the durable results of one item to it."""
         item = decided.item
         self._let_go(item)
-        if decided.grown is None:  # `plain_append` serves writers of this process only
+        # the remote writers' leases concern decided requests; `plain_append` handles writers of this process only
+        if decided.grown is None:
             for ask in decided.granted:
                 caller = ask.caller
                 if caller.writer is None and not caller.is_server:
@@ -385,14 +400,17 @@ class Committer:
 
 
 def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
-    """Return the documents of a batch: of messages with other entries than appends, with much text, or requested."""
+    """Return the documents to store with a batch:
+
+    of messages with other entries than appends, with much new text, or whose document the store has requested.
+    """
     messages = draft.base.messages
     grown = []
     for message_id, length in draft.grown.items():
         known = messages.get(message_id)
         if known is not None and known.undocumented_bytes + length > DOCUMENT_BYTES:
             grown.append(message_id)
-    if not (draft.reshaped or grown or due):  # the common case
+    if not (draft.reshaped or grown or due):  # the common case: no document
         return ()
     things = [draft.thing(key) for key in dict.fromkeys((*draft.reshaped, *grown, *due))]
     return [document(thing) for thing in things if thing is not None]

@@ -15,12 +15,12 @@ from collections.abc import Callable, Hashable
 
 logger = logging.getLogger("holdfast.hub")
 
-KEPT_DROPPED = 1_000  # dropped entries that the heap may hold, beside one for each live deadline
-AWAY_S = 3.0  # a timer that fires this late means that the process was suspended: extend all deadlines by it
+KEPT_DROPPED = 1_000  # number of dropped entries that the heap may hold, in addition to one per live deadline
+AWAY_S = 3.0  # a timer that fires this late means that the process was suspended, so all deadlines are extended
 
 
 class Deadlines:
-    """Deadlines by key. Each action runs once, when its deadline has passed and was neither moved nor dropped."""
+    """Deadlines by key. An action runs once, when its deadline has passed and was neither moved nor dropped."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -40,7 +40,7 @@ class Deadlines:
         """Call `action` at `due_s`; replaces the deadline of `key`."""
         known = self._due.get(key)
         self._due[key] = (due_s, action)
-        if known is None or due_s < known[0]:  # a later one is pushed when the old one is due
+        if known is None or due_s < known[0]:  # a later deadline enters the heap only when the old one is due
             self._push(due_s, key)
 
     def drop(self, key: Hashable) -> None:
@@ -55,7 +55,8 @@ class Deadlines:
             self._timer.cancel()
 
     def _push(self, due_s: float, key: Hashable) -> None:
-        if len(self._heap) > 2 * len(self._due) + KEPT_DROPPED:  # most entries were dropped
+        # more than half of the entries were dropped: rebuild the heap
+        if len(self._heap) > 2 * len(self._due) + KEPT_DROPPED:
             self._heap = [(due, self._next(), known) for known, (due, _) in self._due.items() if known != key]
             heapq.heapify(self._heap)
         number = self._next()
@@ -92,7 +93,7 @@ class Deadlines:
         self._arm()
 
     def _extend_overdue(self, now_s: float) -> None:
-        """Extend the overdue deadlines: the process was suspended, and unread requests may renew them."""
+        """Extend the overdue deadlines: the process was suspended, and requests that renew them may wait to be read."""
         for key, (due_s, action) in self._due.items():
             if due_s <= now_s:
                 self._due[key] = (now_s + AWAY_S, action)

@@ -33,14 +33,15 @@ class SignalHook:
         self._is_hit = False
 
     def install(self) -> None:
-        """Hook the signals, again if another component has hooked them since. Only the main thread can."""
+        """Hook the signals; again if another component has replaced the handlers since. Only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._loop = asyncio.get_running_loop()
         self._is_hit = False
         for number in SIGNALS:
             before = signal.getsignal(number)
-            # None is a handler outside Python. Neither it nor SIG_IGN can be chained to; ignored signals stay ignored.
+            # None stands for a handler that is not written in Python. Neither it nor SIG_IGN can be called from ours;
+            # ignored signals stay ignored.
             if before is None or before in (signal.SIG_IGN, self._hit):
                 continue
             self._before[number] = before

@@ -41,18 +41,20 @@ class Feed:
         wake: Callable[[], None],
         has_ephemeral: bool = False,
     ) -> None:
-        """Follow `channel` until `close`; a tick calls `wake` whenever there are events to take.
+        """Follow `channel` until `close`. A tick calls `wake` when there are events to take.
 
         With `has_ephemeral` the feed also takes presence and signals, in batches without a cursor.
         """
         self.channel = channel
         self.wake = wake
-        self.on_first: Callable[[EncodedBatch], None] | None = None  # called with the batch that this attach caused
+        # called with the first batch that this feed takes after it was attached
+        self.on_first: Callable[[EncodedBatch], None] | None = None
         self._history = history
-        self._attached = False  # `channel.attached` was taken
-        self._epoch: str | None = since.epoch if since is not None else None  # None: a new start is due
+        self._attached = False  # `channel.attached` has been taken
+        # epoch of the cursor; None: the next batch is a new start
+        self._epoch: str | None = since.epoch if since is not None else None
         self._serial = since.serial if since is not None else 0
-        # In the ephemeral events; None: not subscribed to them.
+        # Position in the ephemeral events; None: not subscribed to them.
         self._ephemeral_position = -1 if has_ephemeral else None
         self._group = channel.add_feed(self, flush_ms)
 
@@ -76,18 +78,21 @@ class Feed:
         if self._attached and self._epoch == state.epoch:
             if self._serial == state.serial:
                 return self._take_ephemeral()
-            # Hot path: another feed has taken the batch from this cursor, as with a thousand viewers of one channel.
+            # Hot path: another feed has already taken the batch that follows this cursor, for example one of a thousand
+            # viewers.
             known = channel.batches.live.get(self._serial)
             if known is not None:
                 self._serial = state.serial
                 return known if known.events else self._take_ephemeral()
-        is_start = not self._attached or self._epoch == NO_EPOCH  # the batch begins with `channel.attached`
+        is_start = not self._attached or self._epoch == NO_EPOCH  # True: the batch begins with `channel.attached`
         batch = channel.batch_since(self._serial, attach=is_start) if self._is_continued() else None
-        if batch is None:  # or more messages changed than a catch-up may hold
+        if batch is None:  # None also means that more messages have changed than one catch-up may hold
             is_start = True
-            self._epoch = None  # set before the attempt: `catch_up` must load the messages of a new start
+            # set it first: if `new_start` raises Behind, `catch_up` must load the messages of a new start
+            self._epoch = None
         if is_start and self._ephemeral_position is not None:
-            # `channel.attached` carries presence: earlier changes go before it, with their signals, never after it.
+            # `channel.attached` carries presence. Presence changes before it, and their signals, must therefore go
+            # before it.
             if self._attached and (ephemeral := self._take_ephemeral()) is not None:
                 return ephemeral
             self._ephemeral_position = channel.presence_state.position
@@ -101,7 +106,7 @@ class Feed:
         return batch if batch.events else self._take_ephemeral()
 
     def _take_ephemeral(self) -> EncodedBatch | None:
-        """Take the ephemeral events; only when the feed has caught up with the log."""
+        """Take the ephemeral events, but only when the feed has caught up with the log."""
         presence_state = self.channel.presence_state
         if self._ephemeral_position is None or self._ephemeral_position == presence_state.position:
             return None
@@ -110,14 +115,14 @@ class Feed:
         return batch if batch.events else None
 
     async def catch_up(self) -> None:
-        """Load the messages that `take` needs. Raises StoreUnavailable."""
+        """Load from the store the messages that `take` needs. Raises StoreUnavailable."""
         if self._is_continued() and await self.channel.load_since(self._serial):
             return
         self._epoch = None
         await self.channel.load_history(self._history)
 
     def done(self) -> None:
-        """Note that the reader is free again; the next tick wakes this feed if it has missed events.
+        """Note that the reader is ready again; the next tick wakes this feed if there are events to take.
 
         If only ephemeral events are due, wake it at once, without waiting for the flush window. Otherwise they would
         wait behind a growing answer until that answer ends.
@@ -134,10 +139,10 @@ class Feed:
         self.channel.remove_feed(self, self._group)
 
     def _is_continued(self) -> bool:
-        """Return whether the feed's cursor is of the channel's current epoch, so that it can resume."""
+        """Return whether the feed's cursor belongs to the channel's current epoch, so that it can resume."""
         state = self.channel.state
         if self._epoch is None:
             return False
         if (self._epoch, self._serial) == EMPTY[:2]:
-            return state.floor == 0  # the cursor of an empty channel resumes to any next entry
+            return state.floor == 0  # a cursor of the empty channel resumes, whatever the first entry was
         return self._epoch == state.epoch and state.floor <= self._serial <= state.serial

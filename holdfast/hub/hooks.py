@@ -36,10 +36,10 @@ HookKind = Literal["message.create", "message.update", "message.finish", "messag
 KINDS = get_args(HookKind)
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 60.0
-TIMEOUT_S = 60.0  # longest time of one call
-EVERYTHING = 2**53  # messages of one channel in a catch-up: with a bound, a hook could never catch up
-SCAN_PAGE = 500  # channels in one step of the scan after a start
-MAX_RUNNING = 100  # channels for which one hook runs at once
+TIMEOUT_S = 60.0  # longest time that one call may take
+EVERYTHING = 2**53  # limit of messages in a hook's catch-up: none, since a hook must receive all of them
+SCAN_PAGE = 500  # channels that one step of the scan after a start reads
+MAX_RUNNING = 100  # channels for which one hook may run at the same time
 
 
 class HookEvent(Struct, frozen=True, kw_only=True):
@@ -47,16 +47,16 @@ class HookEvent(Struct, frozen=True, kw_only=True):
 
     type: str
     channel: str
-    serial: int  # serial of the entry; with channel and epoch it identifies a repeat
+    serial: int  # serial of the entry; a hook recognises a repeated call by channel, epoch and serial
     epoch: str
     id: str  # id of the message or command
-    message: Message | None = None  # None when it was deleted
+    message: Message | None = None  # None if the message was deleted
     command: Command | None = None
     reply: Json = None  # reply to the command: `{ok, data, error, from}`
 
 
 HookHandler = Callable[[HookEvent], Awaitable[None]]
-Start = Callable[[Coroutine[Any, Any, None]], None]  # starts a background task
+Start = Callable[[Coroutine[Any, Any, None]], None]  # a function that starts a background task
 
 
 class Hook:
@@ -70,7 +70,8 @@ class Hook:
                 f"hook kinds must be among {', '.join(KINDS)}, got {', '.join(map(str, unknown)) or 'none'}"
             )
         if inspect.isroutine(handler) and not inspect.iscoroutinefunction(handler):
-            # Refused here: otherwise the first call would fail later, out of sight, and be retried for ever.
+            # Refused at registration: otherwise each call would fail later and be retried for ever, with only a log
+            # line.
             raise LocalError(f"hook {name!r} must be an async function; define it with `async def`")
         self.name = name
         self.kinds = frozenset(kinds)
@@ -79,20 +80,21 @@ class Hook:
 
 
 class HookRunner:
-    """Calls one hook for each channel in order, and keeps its positions."""
+    """Calls one hook, for each channel in order, and keeps its positions."""
 
     def __init__(self, store: Store, start_background: Start, hook: Hook, live: Mapping[str, ChannelState]) -> None:
-        """Run `hook`; `live` holds the channels in memory."""
+        """Run `hook`; `live` maps names to the channels in memory."""
         self._store = store
         self._start_background = start_background
         self._hook = hook
-        self._positions: dict[str, tuple[str, int]] = {}  # epoch and serial, by channel
+        # for each channel: the epoch and serial up to which the hook was called
+        self._positions: dict[str, tuple[str, int]] = {}
         self._is_ready = False
-        # Heads of channels before they moved, or when they were loaded, until the positions are known. A new hook
-        # begins there, not at the later head that such a channel has when the hook reads it.
+        # Until the positions are known: the heads of channels as they were loaded, or before they moved. A new hook
+        # begins there, because the head has moved on when the hook reads such a channel.
         self._early = {name: (head.epoch, head.serial) for name, head in live.items()}
         self._running: set[str] = set()
-        self._again: set[str] = set()  # moved while the hook was called
+        self._again: set[str] = set()  # channels that moved while the hook was being called
         self._room = asyncio.Semaphore(MAX_RUNNING)
 
     async def start(self) -> None:
@@ -116,7 +118,7 @@ class HookRunner:
             await self._scan()
 
     async def _recall(self) -> bool:
-        """Read the positions. Return True if the hook is new; then it begins at each channel's head."""
+        """Read the positions. Return True if the hook is new; it then begins at the present head of each channel."""
         store, name = self._store, self._hook.name
         notes = await store.notes(f"hook/{name}/")
         self._positions = {key.removeprefix(f"hook/{name}/"): _position(value) for key, value in notes.items()}
@@ -129,7 +131,8 @@ class HookRunner:
             found: dict[str, tuple[str, int]] = {}
             for channel in fresh:
                 head = await store.head(channel)
-                found[channel] = self._early.get(channel, (head.epoch, head.serial))  # the head after the registration
+                # not the head that the store returns: it may have moved since the registration
+                found[channel] = self._early.get(channel, (head.epoch, head.serial))
             await store.note({f"hook/{name}/{channel}": _noted(*at) for channel, at in found.items()})
             self._positions |= found
             after = page[-1]
@@ -137,7 +140,7 @@ class HookRunner:
         return True
 
     async def _scan(self) -> None:
-        """Find channels that moved, or were deleted, while the hook was down."""
+        """Find channels that moved or were deleted while the hook did not run."""
         store = self._store
         after: str | None = None
         gone = set(self._positions)
@@ -153,7 +156,7 @@ class HookRunner:
             self.moved(channel)
 
     def changed(self, channel: Channel) -> None:
-        """Note the head of `channel`, which was loaded or may have moved, and call the hook for new entries."""
+        """Note that `channel` was loaded or may have moved, and call the hook for new entries."""
         if self._is_ready:
             self.moved(channel.name)
         elif channel.name not in self._early:
@@ -177,7 +180,7 @@ class HookRunner:
                 self._again.discard(channel)
                 try:
                     async with self._room:
-                        await self._tell(channel)
+                        await self._deliver(channel)
                 except Exception as error:
                     self._log(channel, error, wait_s)
                     await asyncio.sleep(wait_s)
@@ -190,13 +193,13 @@ class HookRunner:
             self._running.discard(channel)
 
     def _log(self, channel: str, error: Exception, wait_s: float) -> None:
-        """Log the traceback once, also if the failures continue."""
+        """Log a failure with its traceback, but only the first of several in a row."""
         trace = error if wait_s == FIRST_RETRY_S else None
         kind = type(error).__name__
         message = "hook %r failed for %s (%s); it is tried again in %.0f s"
         logger.error(message, self._hook.name, channel, kind, wait_s, exc_info=trace)
 
-    async def _tell(self, channel: str) -> None:
+    async def _deliver(self, channel: str) -> None:
         store = self._store
         epoch, serial = self._positions.get(channel, ("", 0))
         head = await store.head(channel)
@@ -206,7 +209,7 @@ class HookRunner:
             await self._forget(channel)
             return
         if head.epoch != epoch:
-            serial = 0  # another epoch of the channel
+            serial = 0  # the position belongs to an earlier epoch of the channel
         changes = await store.changes(channel, after=serial, limit=EVERYTHING)
         head = changes.head
         events = [
@@ -222,7 +225,7 @@ class HookRunner:
         await self._note(channel, head.epoch, head.serial)
 
     def _events(self, channel: str, epoch: str, one: MessageState | CommandState, since: int) -> list[HookEvent]:
-        """Return the events of a message or command after serial `since`."""
+        """Return the hook's events for a message or command after serial `since`."""
         if isinstance(one, CommandState):
             return _of_command(channel, epoch, one, since)
         happened: list[tuple[str, int]] = []
@@ -248,7 +251,7 @@ class HookRunner:
         self._positions[channel] = (epoch, serial)
 
     async def _forget(self, channel: str) -> None:
-        """Drop the position of a deleted channel: the hook receives its next epoch from the beginning."""
+        """Drop the position of a deleted channel, so that the hook receives the next epoch from its beginning."""
         if channel in self._positions:
             await self._store.note({f"hook/{self._hook.name}/{channel}": None})
             del self._positions[channel]
@@ -287,7 +290,7 @@ def _position(value: bytes) -> tuple[str, int]:
 
 
 class Hooks:
-    """The hooks of one run of a hub, each with its runner."""
+    """All hooks of one run of a hub, each with its runner."""
 
     def __init__(self, store: Store, start_background: Start) -> None:
         self._store = store
@@ -295,15 +298,18 @@ class Hooks:
         self._runners: list[HookRunner] = []
 
     def begin(self, hook: Hook, channels: Mapping[str, Channel]) -> None:
-        """Call `hook` from now on; `channels` are those in memory."""
-        # A channel that is being loaded is noted when its head is known.
+        """Call `hook` from now on; `channels` maps names to the channels in memory."""
+        # The runner is notified of a channel that is being loaded when its head is known.
         known = {name: one.state for name, one in channels.items() if one.is_loaded}
         runner = HookRunner(self._store, self._start_background, hook, known)
         self._runners.append(runner)
         self._start_background(runner.start())
 
     def stop(self) -> None:
-        """Stop at the hub's end. Pending entries are delivered after the restart: no call could be cancelled now."""
+        """Stop, because the hub ends.
+
+        Hooks receive pending entries after the restart; a call that began now could not be cancelled.
+        """
         self._runners.clear()
 
     def changed(self, channel: Channel) -> None:

@@ -14,11 +14,11 @@ from holdfast.hub.runtime import Runtime
 
 logger = logging.getLogger("holdfast.hub")
 
-TIDY_S = 5.0  # between two rounds
+TIDY_S = 5.0  # time between two rounds of housekeeping
 
 
 async def keep_house(runtime: Runtime) -> None:
-    """Run the housekeeping every few seconds until cancelled."""
+    """Run the housekeeping every few seconds, until this task is cancelled."""
     token: str | None = None
     while True:
         await asyncio.sleep(TIDY_S)
@@ -29,12 +29,13 @@ async def keep_house(runtime: Runtime) -> None:
             token = await _follow_others(runtime, token)
         except HoldfastError as error:
             logger.warning("housekeeping will try again: %s", error)
-        except Exception:  # for example a third-party store: housekeeping errors must not affect running messages
+        except Exception:
+            # an error of housekeeping, for example in a third-party store, must not affect running messages
             logger.exception("housekeeping failed, and will try again")
 
 
 def free_memory(runtime: Runtime) -> None:
-    """Drop idle channels from memory and trim live ones to their bound."""
+    """Drop idle channels from memory, and trim live channels to their limit."""
     channels, limits = runtime.channels, runtime.limits
     now_s = runtime.loop.time()
     total = 0
@@ -51,18 +52,18 @@ def free_memory(runtime: Runtime) -> None:
 
 
 async def _tidy_store(runtime: Runtime) -> None:
-    """Let the store compact itself; write the documents whose entries it wants to release."""
+    """Let the store compact itself, and write the documents that let it release old entries."""
     for channel, message_id in await runtime.store.tidy(runtime.clock.now_ms()):
         runtime.committer.submit(DocumentDue(channel, message_id))
 
 
 async def _follow_others(runtime: Runtime, token: str | None) -> str | None:
-    """Refresh the channels that other hubs have moved since `token`; return the next token."""
+    """Refresh the channels that other hubs have changed since `token`; return the next token."""
     moved = await runtime.store.moved(token)
     for name, channel in list(runtime.channels.items()):
         head = None if moved.channels is None else moved.channels.get(name)
         state = channel.state
-        # Not "above": the head of a channel that another hub deleted has gone back to zero.
+        # Compare for inequality: if another hub deleted the channel, its head has gone back to zero.
         if moved.channels is None or (head is not None and head[:2] != (state.epoch, state.serial)):
             await channel.refresh()
     return moved.token

@@ -39,9 +39,9 @@ from holdfast.hub.clock import Clock
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind
+from holdfast.hub.hosts import check_allowed_origins, check_public_origin
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.lifecycle import Lifecycle
-from holdfast.hub.origins import check_allowed_origins, check_public_origin
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
@@ -58,11 +58,11 @@ from holdfast.hub.writers import Writers
 from holdfast.hub.wsgi import warn_of_runserver
 from holdfast.stores.base import Store
 
-USED_UP_MS = 24 * 3600 * 1000  # how long ids of messages that streamed in a deleted channel stay used up
+USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
 
 
 class ChannelInfo(Struct, frozen=True, kw_only=True):
-    """The head of a channel."""
+    """The head of a channel: its epoch and last serial."""
 
     channel: str
     epoch: str
@@ -80,7 +80,8 @@ class HubCore:
     exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
     """
 
-    writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` has one with more methods
+    # class of the writers; `holdfast.agents` replaces it by one with more methods
+    writer_class: type[MessageWriter] = MessageWriter
 
     def __init__(
         self,
@@ -118,12 +119,13 @@ class HubCore:
         self.clock = clock or Clock()
         self.rates = Rates(client_limits)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
-        self.requires_own_host = False  # with a verifier too; `serve --allow-everyone` sets it on loopback
-        self.drive_by_hand = False  # streaming responses may drive `send` themselves; `serve` sets it
-        self.sync = SyncHub(self)  # the blocking twin of the main calls, for threads
+        # check the `Host` header even if the hub has a verifier; `serve --allow-everyone` sets this on loopback
+        self.requires_own_host = False
+        self.drive_by_hand = False  # streaming responses may call `send` by themselves; `serve` sets this
+        self.sync = SyncHub(self)  # blocking versions of the main calls, for threads
         self._adopters: list[tuple[str, Adopter]] = []
         names = names_of_cell()
-        self._life = Lifecycle(
+        self._lifecycle = Lifecycle(
             self.store,
             self.limits,
             self.clock,
@@ -133,68 +135,68 @@ class HubCore:
             is_named=lambda: names is None or any(value is self for value in list(names.values())),
             signals=SignalHook(self.drain) if hooks_signals else None,
         )
-        self._writers = Writers(self._life, self.limits, self.writer_class, self.reason_of)
+        self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- lifecycle ---------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the store and serve; called on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
-        await self._life.start()
+        """Open the store and serve, as happens on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
+        await self._lifecycle.start()
 
     async def drain(self) -> None:
         """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
 
-        Messages that are cancelled so stay `streaming` in the store; the next start adopts or interrupts them.
+        Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them.
         """
-        await self._life.drain(self.drain_s)
+        await self._lifecycle.drain(self.drain_s)
 
     async def close(self) -> None:
         """Drain, store all accepted requests, and close the store. A second call has no effect."""
-        await self._life.close(self.drain_s)
+        await self._lifecycle.close(self.drain_s)
 
     @property
     def node(self) -> str:
-        """Return the name of this run of the hub in writers' leases; new at each start."""
-        return self._life.node
+        """Return the random name of this run of the hub, by which leases name it; new at each start."""
+        return self._lifecycle.node
 
     @property
     def is_running(self) -> bool:
-        """Return whether the hub has started and not ended."""
-        return self._life.is_running
+        """Return whether the hub has started and has not ended."""
+        return self._lifecycle.is_running
 
     @property
     def is_draining(self) -> bool:
-        """Return whether the hub is shutting down, or has shut down."""
-        return self._life.is_draining
+        """Return whether the hub is shutting down or has shut down."""
+        return self._lifecycle.is_draining
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """Return the event loop on which the hub runs, or None."""
-        return self._life.loop
+        """Return the event loop on which the hub runs; None if it does not run."""
+        return self._lifecycle.loop
 
     @property
     def runtime(self) -> Runtime:
-        """Return the services of the running hub. Raises Busy, Draining, LocalError if it does not run."""
-        return self._life.runtime
+        """Return the services of the running hub. Raises Busy, Draining or LocalError if it does not run."""
+        return self._lifecycle.runtime
 
     def hook_signals(self) -> None:
         """Drain at SIGTERM and SIGINT, then call the previous handlers.
 
         The hub calls this at its start; a server that installs its own handlers later must call it again.
         """
-        self._life.hook_signals()
+        self._lifecycle.hook_signals()
 
     def on_drain(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` when draining begins. Return a function that removes it."""
-        self._life.drain_callbacks[callback] = None
-        return lambda: self._life.drain_callbacks.pop(callback, None)
+        self._lifecycle.drain_callbacks[callback] = None
+        return lambda: self._lifecycle.drain_callbacks.pop(callback, None)
 
     def on_start(self, callback: Callable[[], None]) -> None:
-        """Call `callback` at each start, after recovery and before anyone is served; now, if the hub serves."""
-        self._life.on_start(callback)
+        """Call `callback` at each start, after recovery and before any request is served; at once if the hub serves."""
+        self._lifecycle.on_start(callback)
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `job` as a task of the hub: it outlives the request that started it; a drain gives it time to finish."""
+        """Run `job` as a task of the hub, which may outlive its request; a drain gives it time to finish."""
         check_job(job)
         return self.runtime.tasks.start_job(job)
 
@@ -213,7 +215,7 @@ class HubCore:
         """
 
         def register(handler: HookHandler) -> HookHandler:
-            self._life.add_hook(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
+            self._lifecycle.add_hook(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
             return handler
 
         return register
@@ -424,7 +426,7 @@ class HubCore:
         Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
         """
         key = check_key(message_id)
-        self._life.runtime.submit(check_channel(channel), key, request, caller, done)
+        self._lifecycle.runtime.submit(check_channel(channel), key, request, caller, done)
 
     async def take_waiting(self, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
         """Take a waiting user message into a running turn of agent `by`, so that it gets no turn of its own.
@@ -446,9 +448,9 @@ class HubCore:
         wake: Callable[[], None],
         has_ephemeral: bool = False,
     ) -> Feed:
-        """Return a feed that resumes after `since`, or makes a new start. Raises Draining, StoreUnavailable.
+        """Return a feed that resumes after the cursor `since`, or begins with a new start.
 
-        With `has_ephemeral` it also takes presence and signals.
+        With `has_ephemeral` it also takes presence and signals. Raises Draining, StoreUnavailable.
         """
         await self.start()
         if self.is_draining:
@@ -466,7 +468,7 @@ class HubCore:
         return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=cursor)
 
     def channel(self, name: str) -> Channel:
-        """Return the live channel `name`, which may not be loaded."""
+        """Return the live channel `name`; it may not be loaded yet."""
         return self.runtime.channel(check_channel(name))
 
     def stats(self) -> dict[str, int]:
@@ -475,11 +477,11 @@ class HubCore:
         return counts | self.runtime.stats() if self.is_running else counts
 
     def caller(self, author: str | None) -> Caller:
-        """Return a caller in this process."""
+        """Return the caller for requests of code in this process."""
         return self._writers.caller(author)
 
     def reason_of(self, error: BaseException) -> str | None:
-        """Return the reason of a message that `error` ended: the exception's name in development, else None."""
+        """Return the reason for a message that `error` ended: in development the exception's name, else None."""
         return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)
 
     # -- inside ------------------------------------------------------------------------------------------------
@@ -490,5 +492,5 @@ class HubCore:
 
 def _present(result: Result, message_id: str) -> Message:
     if result.message is None:
-        raise Deleted(f"message {message_id!r} was deleted before the hub could return it")
+        raise Deleted(f"message {message_id!r} was deleted before the hub could return it; create another one")
     return own_copy(result.message)

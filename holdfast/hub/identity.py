@@ -1,4 +1,4 @@
-"""Who asks: an identity as the server knows it, never as the request claims.
+"""Identities: the caller as the server knows it, never as the request claims.
 
 Layer: hub.
 
@@ -25,19 +25,19 @@ from holdfast.hub.patterns import check_pattern, matches
 CAPABILITIES = frozenset(
     ("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin"),
 )
-_IN_ORDER = tuple(sorted(CAPABILITIES))  # sorted once: each attach asks for them
-# A client with one of these serves others, and may send more than a person can type.
+_IN_ORDER = tuple(sorted(CAPABILITIES))  # sorted once, because each attach uses the list
+# A client with one of these serves other clients, and may send more than a person can type.
 TRUSTED = frozenset(("append", "agent", "admin"))
 EVERYWHERE = "*"
 _SUB = "{sub}"
 
-Grants = Mapping[str, frozenset[str]]  # capabilities by channel pattern
-Scope = dict[str, Any]  # an ASGI connection scope
+Grants = Mapping[str, frozenset[str]]  # a type: capabilities by channel pattern
+Scope = dict[str, Any]  # a type: the scope of an ASGI connection
 Authenticate = Callable[[Scope], Awaitable["Identity | None"]]
 
 
 class Expired(Unauthenticated):
-    """The identity behind a request has ended; a new token continues it."""
+    """The identity behind a request has expired; with a new token the client can continue."""
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ class Identity(Struct, frozen=True, kw_only=True):
     client_id: str | None = None
     capabilities: frozenset[str] = CAPABILITIES
     grants: Grants | None = None
-    expires_at_ms: int | None = None  # milliseconds since 1970; None: as long as the connection lasts
+    expires_at_ms: int | None = None  # milliseconds since 1970; None: the identity holds as long as the connection
 
     def __post_init__(self) -> None:
         if self.grants is None:
@@ -62,7 +62,7 @@ class Identity(Struct, frozen=True, kw_only=True):
             name = fill_pattern(pattern, self.client_id)
             filled[name] = filled.get(name, frozenset()) | check_capabilities(capabilities, pattern)
         force_setattr(self, "grants", filled)
-        # Grants by pattern replace the default, which would hold everywhere.
+        # If only grants are given, `capabilities` must not keep its default, which would hold on every channel.
         force_setattr(self, "capabilities", filled.get(EVERYWHERE, frozenset()))
 
     def has(self, capability: str, channel: str) -> bool:
@@ -92,7 +92,8 @@ class Identity(Struct, frozen=True, kw_only=True):
         if capability in self.capabilities:
             return True
         grants = self.grants or {}
-        # Channels that match a pattern begin with its stem, so a grant that covers the stem covers them all.
+        # Channels that match a pattern begin with its stem (the text before `*`), so a grant that covers the stem
+        # covers them all.
         return any(
             capability in granted and (known == pattern or matches(known, pattern)) for known, granted in grants.items()
         )
@@ -108,11 +109,11 @@ class Identity(Struct, frozen=True, kw_only=True):
         return all(self.has_pattern(one, pattern) for pattern, names in granted.items() for one in names)
 
     def _name(self) -> str:
-        """Return the name of this client for a message."""
+        """Return the name of this client for error messages."""
         return f"client {shown(self.client_id)}" if self.client_id is not None else "a client without an id"
 
     def caller(self, channel: str | None = None) -> Caller:
-        """Return the caller of a request on `channel`; with None, its rights are those on all channels."""
+        """Return the caller for a request on `channel`; with None, its rights are those on all channels."""
         has = self.has_everywhere if channel is None else _on(self, channel)
         return Caller(
             id=self.client_id,
@@ -123,13 +124,13 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     @property
     def is_trusted(self) -> bool:
-        """Return whether the client serves others, so that its rates are not counted. One such capability is enough."""
+        """Return whether the client serves others (`append`, `agent` or `admin` on a channel), without rate limits."""
         if not self.capabilities.isdisjoint(TRUSTED):
             return True
         return self.grants is not None and not all(map(TRUSTED.isdisjoint, self.grants.values()))
 
     def is_expired(self, now_ms: int) -> bool:
-        """Return whether the identity has ended."""
+        """Return whether the identity has expired."""
         return self.expires_at_ms is not None and now_ms >= self.expires_at_ms
 
 
@@ -138,12 +139,15 @@ def _on(identity: Identity, channel: str) -> Callable[[str], bool]:
 
 
 def check_capabilities(names: Iterable[str], pattern: str) -> frozenset[str]:
-    """Return `names` as a set. Raises LocalError for an unknown one: a newer capability must not be half granted."""
+    """Return `names` as a set.
+
+    Raises LocalError for an unknown name, since an unknown capability could not be enforced.
+    """
     granted = frozenset(names)
     unknown = sorted(str(name)[:50] for name in granted - CAPABILITIES)
     if unknown:
         raise LocalError(
-            f"grant of {', '.join(map(repr, unknown))} on {pattern!r}: no such capability; there are "
+            f"grant on {pattern!r} names the unknown capabilities {', '.join(map(repr, unknown))}; there are "
             f"{', '.join(sorted(CAPABILITIES))}"
         )
     return granted
@@ -152,8 +156,7 @@ def check_capabilities(names: Iterable[str], pattern: str) -> frozenset[str]:
 def fill_pattern(pattern: str, client_id: str | None) -> str:
     """Return `pattern` with `{sub}` filled in. Raises LocalError for an invalid pattern, InvalidName for an invalid id.
 
-    A star directly after `{sub}` is refused, as after any other letter: an id may end in a character that a star may
-    follow.
+    A `*` directly after `{sub}` is refused, as after any other letter, since an id may end in `:`, `/` or `.`.
     """
     check_pattern(pattern.replace(_SUB, "x"))
     rest = pattern.replace(_SUB, "")
@@ -171,5 +174,5 @@ def claimed_identity(scope: Scope) -> Identity:
 
 
 async def allow_everyone(scope: Scope) -> Identity:
-    """Give every caller every capability, unverified: an `authenticate` for tests and for trusted networks."""
+    """Give all callers all capabilities, without a check: an `authenticate` for tests and for trusted networks."""
     return claimed_identity(scope)

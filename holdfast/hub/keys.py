@@ -27,28 +27,28 @@ from holdfast.core.errors import Busy, LocalError, shown, shown_url
 
 logger = logging.getLogger("holdfast.hub")
 
-# The least length of a secret: that of the hash (RFC 7518, 3.2).
+# Minimum length of a secret in bytes: that of the hash (RFC 7518, 3.2).
 HMAC_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 CURVE_ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 ALGORITHMS = frozenset((*HMAC_BYTES, *RSA_ALGORITHMS, *CURVE_ALGORITHMS.values(), "EdDSA"))
 MIN_RSA_BITS = 2048
 
-MAX_KEYS = 100  # in a set; issuers have two or three
+MAX_KEYS = 100  # limit of keys in one set; issuers publish two or three
 MAX_SET_BYTES = 256 * 1024
-FETCH_TIMEOUT_S = 5.0  # longest time of the whole fetch; access control waits 10 s for a verifier
-FRESH_S = 600.0  # then the set is fetched again: a revoked key is accepted no longer than this
-STALE_S = 3600.0  # the keys of an unreachable issuer are accepted this long; then every token is refused
-COOLDOWN_S = 30.0  # between two fetches, also if many tokens name unknown keys
+FETCH_TIMEOUT_S = 5.0  # longest time of a whole fetch; access control waits 10 s for a verifier
+FRESH_S = 600.0  # age after which the key set is fetched again; so a revoked key is accepted no longer than this
+STALE_S = 3600.0  # how long the keys are accepted while the issuer cannot be reached; then every token is refused
+COOLDOWN_S = 30.0  # least time between two fetches, even if many tokens name unknown keys
 _MAX_REDIRECTS = 3
 
 
 class Key(NamedTuple):
-    """One key, its `kid` if it has one, and the algorithms that it may verify."""
+    """One key, its id `kid` if it has one, and the algorithms for which it may verify tokens."""
 
     kid: str | None
     algorithms: frozenset[str]
-    material: Any  # bytes of a secret, or a public key of `cryptography`, which need not be installed
+    material: Any  # bytes of a secret, or a public key of the package `cryptography`, which is optional
 
     def __repr__(self) -> str:
         return f"Key(kid={self.kid!r}, algorithms={sorted(self.algorithms)})"
@@ -64,7 +64,7 @@ def secret_key(secret: str | bytes) -> Key:
     try:
         HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(material)
     except jwt.PyJWTError:
-        # Everyone has the public key, and could sign tokens with it.
+        # A public key is not secret: anyone who has it could sign tokens.
         raise LocalError("secret holds a public key; pass it as public_key instead") from None
     return Key(None, frozenset(name for name, size in HMAC_BYTES.items() if len(material) >= size), material)
 
@@ -85,15 +85,15 @@ def public_keys(given: str | bytes | dict[str, Any]) -> list[Key]:
 
 
 def keys_of_set(given: Any) -> list[Key]:
-    """Return the usable keys of a JWK set; leaves out others (RFC 7517, 5). Raises LocalError for another object."""
+    """Return the usable keys of a JWK set and ignore the others (RFC 7517, 5). Raises LocalError for another object."""
     listed = given.get("keys") if isinstance(given, dict) else None
     if not isinstance(listed, list) or len(listed) > MAX_KEYS:
-        raise LocalError(f"JWK set must be an object with a list of at most {MAX_KEYS} keys")
+        raise LocalError(f"JWK set must be an object with a list of at most {MAX_KEYS} keys, got {shown(given)}")
     return [key for one in listed if (key := _jwk_key(one)) is not None]
 
 
 def check_cryptography() -> None:
-    """Raise LocalError unless the library for public keys is installed."""
+    """Raise LocalError unless the package for public keys (`cryptography`) is installed."""
     if "RS256" not in get_default_algorithms():
         raise LocalError("public keys need the cryptography library: pip install 'holdfast[jwt]'")
 
@@ -102,7 +102,7 @@ def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise LocalError("public_key begins like a JWK but is not valid JSON") from None
+        raise LocalError("public_key begins like a JWK but is not valid JSON; give PEM, a JWK or a JWK set") from None
     if not isinstance(value, dict):
         raise LocalError(f"public_key must be a JWK object, got {shown(value)}")
     return value
@@ -119,7 +119,9 @@ def _pem_key(text: str) -> Key:
     try:
         material = load_pem_public_key(text.encode())
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise LocalError("public_key is not in PEM form (-----BEGIN PUBLIC KEY-----)") from None
+        raise LocalError(
+            "public_key is not in PEM form (-----BEGIN PUBLIC KEY-----); give PEM, a JWK or a JWK set"
+        ) from None
     algorithms = _algorithms_of(material)
     if not algorithms:
         raise LocalError(
@@ -129,7 +131,7 @@ def _pem_key(text: str) -> Key:
 
 
 def _jwk_key(one: Any) -> Key | None:
-    """Return the key of a JWK; None if it is not for verifying, is not public, or has an unknown type."""
+    """Return the key of a JWK; None if it is not public, not for verification, or of an unknown type."""
     if not isinstance(one, dict) or "d" in one or one.get("use", "sig") != "sig":
         return None
     purposes = one.get("key_ops", ["verify"])
@@ -137,7 +139,7 @@ def _jwk_key(one: Any) -> Key | None:
     if not isinstance(purposes, list) or "verify" not in purposes or not isinstance(kid, str | None):
         return None
     reader = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}.get(str(one.get("kty")))
-    if reader is None:  # also "oct": a secret does not belong among public keys
+    if reader is None:  # unknown, or the type "oct": a secret must not be among public keys
         return None
     try:
         material: Any = get_default_algorithms()[reader].from_jwk(one)
@@ -150,7 +152,7 @@ def _jwk_key(one: Any) -> Key | None:
 
 
 def _algorithms_of(material: Any) -> frozenset[str]:
-    """Return the algorithms of a public key, by its type alone."""
+    """Return the algorithms that a public key may be used for, judged by the key's type alone."""
     from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
     match material:
@@ -171,7 +173,7 @@ class KeySet:
     """
 
     def __init__(self, url: str, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
-        """Raise LocalError unless the URL is https, or http on this machine."""
+        """Raise LocalError unless `url` is https, or http on this machine."""
         check_cryptography()
         parts = urlsplit(url)
         is_here = parts.hostname in ("localhost", "127.0.0.1", "::1")
@@ -189,11 +191,13 @@ class KeySet:
         if self._age_s() > FRESH_S:
             fetching = self._fetch()
             if fetching is not None and self._age_s() > STALE_S:
-                await asyncio.shield(fetching)  # concurrent callers wait for the same fetch
+                # all callers wait for the same fetch; cancelling one of them does not cancel it
+                await asyncio.shield(fetching)
         if self._age_s() > STALE_S:
             raise Busy(f"keys at {shown_url(self.url)} cannot be fetched at present; try again")
         found = self._named(kid)
-        if not found and kid is not None and (fetching := self._fetch()) is not None:  # the issuer may have a new key
+        # the issuer may have a new key: fetch once more
+        if not found and kid is not None and (fetching := self._fetch()) is not None:
             await asyncio.shield(fetching)
             found = self._named(kid)
         return found
@@ -205,7 +209,7 @@ class KeySet:
         return float("inf") if self._fetched_at_s is None else self._monotonic_s() - self._fetched_at_s
 
     def _fetch(self) -> asyncio.Task[None] | None:
-        """Return the running fetch, or start one; None during the cooldown. The task never raises."""
+        """Return the running fetch, or start one; None during the cooldown. The returned task never raises."""
         loop = asyncio.get_running_loop()
         if self._fetching is None or self._fetching.done() or self._fetching.get_loop() is not loop:
             now_s = self._monotonic_s()
@@ -239,19 +243,19 @@ def fetch_set(url: str) -> list[Key]:
         urllib.request.HTTPErrorProcessor,
         _SameHost,
     ):
-        opener.add_handler(handler())  # excludes file:, ftp: and data:, which the default opener accepts
+        opener.add_handler(handler())  # leave out the handlers of file:, ftp: and data:, which the default opener has
     try:
         with opener.open(request, timeout=FETCH_TIMEOUT_S) as response:
             body = _read(response, deadline_s)
     except urllib.error.HTTPError as error:
         error.close()
-        raise LocalError(f"JWKS endpoint responded with status {error.code}") from None
+        raise LocalError(f"JWKS endpoint {shown_url(url)} responded with status {error.code}; check jwks_url") from None
     except HTTPException:
-        raise LocalError("JWKS endpoint returned no HTTP") from None
+        raise LocalError(f"JWKS endpoint {shown_url(url)} did not respond with HTTP; check jwks_url") from None
     try:
         return keys_of_set(json.loads(body))
     except (ValueError, RecursionError):
-        raise LocalError("JWKS endpoint returned no JSON") from None
+        raise LocalError(f"JWKS endpoint {shown_url(url)} did not respond with JSON; check jwks_url") from None
 
 
 def _read(response: Any, deadline_s: float) -> bytes:
@@ -260,21 +264,23 @@ def _read(response: Any, deadline_s: float) -> bytes:
     while piece := response.read1(64 * 1024):
         body += piece
         if len(body) > MAX_SET_BYTES:
-            raise LocalError(f"JWK set is larger than expected: it may have at most {MAX_SET_BYTES} bytes")
+            raise LocalError(f"JWK set has more than {MAX_SET_BYTES} bytes, which is the limit; check jwks_url")
         if time.monotonic() > deadline_s:
             raise TimeoutError
     return body
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows redirects within one origin only: another origin must not decide which tokens are accepted."""
+    """Follows redirects within one origin only, because another origin must not decide which tokens are accepted."""
 
     max_redirections = _MAX_REDIRECTS
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """Return the request to the new address. Raises LocalError."""
+        """Return the request to the new address. Raises LocalError for another origin."""
         if _origin(urljoin(req.full_url, newurl)) != _origin(req.full_url):
-            raise LocalError(f"JWKS endpoint redirected to another origin, {shown_url(newurl)}")
+            raise LocalError(
+                f"JWKS endpoint redirected to another origin, {shown_url(newurl)}; set jwks_url to that address"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

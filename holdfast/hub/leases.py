@@ -28,8 +28,8 @@ from holdfast.hub.results import Done, Result
 
 logger = logging.getLogger("holdfast.hub")
 
-BROKEN_S = 3.0  # what is left of a lease when its holder's socket breaks
-RETRY_S = 1.0  # after a store that failed
+BROKEN_S = 3.0  # rest of a lease when the connection of its holder breaks
+RETRY_S = 1.0  # wait before the next try after the store failed
 
 Submit = Callable[[str, str, Request, Caller, Done], None]
 
@@ -38,22 +38,24 @@ class _Holder(NamedTuple):
     """The connection on which the writer of a message was last seen."""
 
     connection: Hashable
-    is_last: bool  # the writer used no other connection since
+    is_last: bool  # the writer has used no other connection since
 
 
 class LeaseMonitor:
-    """Holds the deadlines of the leases and commands of one hub, whose `submit` carries out the requests."""
+    """Holds the deadlines of the leases and commands of one hub; its `submit` carries out the requests."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, deadlines: Deadlines, submit: Submit) -> None:
         self._loop = loop
         self._clock = clock
         self._deadlines = deadlines
         self._submit = submit
-        self._leases: dict[tuple[str, str], tuple[int, float]] = {}  # generation and term in seconds
-        self._holders: dict[tuple[str, str], _Holder] = {}  # where the last connection is known
+        # for each message: generation of its writer, and length of the lease in seconds
+        self._leases: dict[tuple[str, str], tuple[int, float]] = {}
+        # for each message the connection on which its writer was last seen, if known
+        self._holders: dict[tuple[str, str], _Holder] = {}
 
     def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
-        """Update the deadlines of the messages and commands `keys` of `channel`; None means all."""
+        """Update the deadlines of the messages and commands `keys` of `channel`; None means all of them."""
         state = channel.state
         if keys is None:
             keys = [*state.messages, *(command.id for command in state.pending_commands())]
@@ -64,7 +66,7 @@ class LeaseMonitor:
                 self.inspect_writer(channel.name, key, state.message(key))
 
     def inspect_writer(self, channel: str, key: str, message: MessageState | None) -> None:
-        """Begin, change or drop the lease of the message `key`; None if the message no longer exists."""
+        """Begin, change or drop the lease of the writer of message `key`; `message` is None if it no longer exists."""
         message_key = (channel, key)
         writer = message.writer if message is not None and message.is_streaming else None
         if message is None or writer is None or writer.node is not None or not writer.lease_ms:
@@ -76,14 +78,15 @@ class LeaseMonitor:
         if known != lease:
             self._leases[message_key] = lease
             if lease[0] > 1 and (known is None or known[0] != lease[0]):
-                self._holders[message_key] = _Holder(None, False)  # the previous writer no longer counts
+                self._holders[message_key] = _Holder(None, False)  # forget the connection of the previous writer
             self.renew(channel, key)
 
     def renew(self, channel: str, key: str) -> None:
-        """Begin the lease of the message `key` anew, if it has one: its writer sent a request."""
+        """Restart the lease of the message `key`, if it has one, because its writer sent a request."""
         lease = self._leases.get((channel, key))
         if lease is not None:
-            self._deadlines.drop(("again", channel, key, FinishMessage))  # the timer of an end that the store refused
+            # drop the retry of a finish that the store had refused
+            self._deadlines.drop(("again", channel, key, FinishMessage))
             self._end_lease_in(channel, key, lease[1])
             if (channel, key) in self._holders:
                 self._holders[channel, key] = self._holders[channel, key]._replace(is_last=False)
@@ -125,7 +128,7 @@ class LeaseMonitor:
             )
 
     def _lease_ended(self, channel: str, key: str, lease: tuple[int, float]) -> None:
-        """Forget the lease: its message has ended, by this request or by another one."""
+        """Forget the lease, because its message has ended, by this request or by another one."""
         if self._leases.get((channel, key)) == lease:
             del self._leases[channel, key]
             self._holders.pop((channel, key), None)
@@ -133,7 +136,7 @@ class LeaseMonitor:
     def inspect_command(self, channel: str, key: str, command: CommandState | None) -> None:
         """Set or drop the deadlines of the command `key`; None if the command no longer exists."""
         if command is None:
-            return  # a deadline that is still set finds a command that has its reply or is gone, and does no harm
+            return  # no need to drop its deadlines: they do nothing for a command that has a reply or is gone
         expires_ms = command.expires_ms
         cancel, expiry = ("cancel", channel, key, expires_ms), ("expiry", channel, key, expires_ms)
         if not command.is_open:
@@ -160,7 +163,7 @@ class LeaseMonitor:
         again: Callable[[], None],
         finished: Callable[[], None] = lambda: None,
     ) -> None:
-        """Submit `request` as the server. Call `again` later if the store fails, else `finished`."""
+        """Submit `request` as the server. If the store fails call `again` later, else `finished`."""
 
         def done(result: Result | HoldfastError) -> None:
             if isinstance(result, HoldfastError) and result.retry:

@@ -1,10 +1,10 @@
-"""The life of a hub: start, drain, close, and start again.
+"""The lifecycle of a hub: start, drain, close, and start again.
 
 Layer: hub.
 
 A hub starts by itself on first use, on the running event loop, and starts again on another loop after that one ended.
-Each run opens the store, builds a `Runtime`, recovers what the previous run left, and serves until it is closed. A
-`Lifecycle` has at most one run at a time.
+Each run opens the store, builds a `Runtime`, recovers the messages and commands that the previous run left open, and
+serves until it is closed. A `Lifecycle` has at most one run at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
 
-SHUTDOWN_S = 2.0  # time in which cancelled tasks can clean up
+SHUTDOWN_S = 2.0  # time that cancelled tasks have to clean up
 
 
 class Run:
@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, serve: Callable[[Run], Coroutine[Any, Any, None]]) -> None:
         self.loop = loop
-        self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves, or its start has failed
+        self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves or its start has failed
         self.stop = asyncio.Event()
         self.is_over = False
         self.draining: asyncio.Task[None] | None = None
@@ -56,12 +56,13 @@ class Lifecycle:
         is_named: Callable[[], bool],
         signals: SignalHook | None,
     ) -> None:
-        """Run a hub on `store`. `recover` handles what the previous run left, before the hub serves.
+        """Run a hub on `store`. Before the hub serves, `recover` handles messages that an earlier run left open.
 
-        `release_loop` ends a run on another loop if it can, and returns whether that loop was its own. `close` closes
-        the hub. `is_named` returns whether the app can still reach the hub, as far as that is known.
+        `release_loop` ends a run on another loop if that loop belongs to `hub.sync`, and returns whether it does.
+        `close` closes the hub. `is_named` returns whether a name in the app's code still leads to the hub, as far as
+        that is known.
         """
-        self.node = ""  # names this run of the hub in writers' leases; new at each start
+        self.node = ""  # random name of this run, by which leases name the hub; new at each start
         self.is_draining = False
         self.drain_callbacks: dict[Callable[[], None], None] = {}
         self._store = store
@@ -72,26 +73,29 @@ class Lifecycle:
         self._recover = recover
         self._release_loop = release_loop
         self._signals = signals
-        self._hooks: dict[str, Hook] = {}  # by name
+        self._hooks: dict[str, Hook] = {}  # hooks by name
         self._start_callbacks: list[Callable[[], None]] = []
-        self._run: Run | None = None  # the current or the last one
+        self._run: Run | None = None  # the current run, or the last one
         self._runtime: Runtime | None = None  # the services of the current run, once its store is open
 
     @property
     def runtime(self) -> Runtime:
-        """Return the services. Raises Busy while the store opens, Draining after the end, LocalError before a start."""
+        """Return the services.
+
+        Raises Busy while the store opens, Draining after the end, LocalError before the first start.
+        """
         if self._runtime is None:
             raise self._no_runtime()
         return self._runtime
 
     @property
     def is_running(self) -> bool:
-        """Return whether the services run: the hub has started, perhaps not recovered yet, and not ended."""
+        """Return whether the services run: the hub has started, perhaps not recovered yet, and has not ended."""
         return self._runtime is not None
 
     @property
     def has_recovered(self) -> bool:
-        """Return whether the hub serves. Then a registration takes effect at once, else at the next start."""
+        """Return whether the hub serves. If so, a registration takes effect at once, else at the next start."""
         run = self._run
         return run is not None and not run.is_over and run.ready.done() and not run.stop.is_set()
 
@@ -102,13 +106,13 @@ class Lifecycle:
         return run.loop if run is not None and not run.is_over and run.loop.is_running() else None
 
     def on_start(self, callback: Callable[[], None]) -> None:
-        """Call `callback` at each start, after recovery; now, if the hub serves."""
+        """Call `callback` at each start, after recovery; at once if the hub serves."""
         self._start_callbacks.append(callback)
         if self.has_recovered:
             callback()
 
     def add_hook(self, hook: Hook) -> None:
-        """Register `hook`. Raises LocalError if its name is taken: two hooks would share a position."""
+        """Register `hook`. Raises LocalError if its name is taken, since two hooks would share one position."""
         if hook.name in self._hooks:
             raise LocalError(f"hook name {hook.name!r} is taken already; give each hook its own name")
         self._hooks[hook.name] = hook
@@ -121,7 +125,7 @@ class Lifecycle:
         while (run := self._run) is not None and run.loop is not loop:
             if not await self._release_loop(run.loop) and run.loop.is_running():
                 raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
-            await self._owner.close_store()  # if its event loop ended without `close`
+            await self._owner.close_store()  # needed if the event loop of the last run ended without `close`
             if self._run is run:
                 self._run = None
                 self._runtime = None
@@ -137,7 +141,7 @@ class Lifecycle:
         if run is None or run.is_over:
             return
         if not run.ready.done():
-            await asyncio.wait([run.ready])  # a start in progress must complete before it can be ended
+            await asyncio.wait([run.ready])  # a start in progress must complete before the run can be ended
         if run.ready.exception() is not None:
             return
         if run.draining is None:
@@ -159,7 +163,7 @@ class Lifecycle:
             self._signals.install()
 
     async def _serve(self, run: Run) -> None:
-        """Serve on this event loop until `run.stop` is set."""
+        """Run the hub on this event loop until `run.stop` is set."""
         runtime: Runtime | None = None
         try:
             await self._owner.open_store()
@@ -189,7 +193,7 @@ class Lifecycle:
             await self._owner.close_store()
 
     async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
-        """Recover and serve: the store is open, and the services are built."""
+        """Recover and serve, after the store was opened and the services were built."""
         await runtime.scheduler.workers.recall()
         workers = [group.create_task(runtime.committer.run())]
         await self._recover(runtime)
@@ -222,7 +226,7 @@ class Lifecycle:
             job.cancel()
         if jobs:
             await asyncio.wait(jobs, timeout=SHUTDOWN_S)
-        for writer in list(writers.values()):  # writers of the app's own tasks: store their text so far
+        for writer in list(writers.values()):  # writers in tasks of the app: store the text that they have accepted
             try:
                 async with asyncio.timeout(SHUTDOWN_S):
                     await writer.flush()
@@ -230,7 +234,7 @@ class Lifecycle:
                 logger.warning("the last text of message %r was not stored: %r", writer.id, error)
 
     def _send_away(self, runtime: Runtime) -> None:
-        """Disconnect all viewers; they reconnect to the next run of the hub, or to another one."""
+        """Disconnect all viewers; they reconnect to the next run of the hub, or to another hub."""
         self.is_draining = True
         for callback in list(self.drain_callbacks):
             callback()
@@ -245,7 +249,7 @@ class Lifecycle:
         return not (is_watched or runtime.tasks.jobs or runtime.writers)
 
     def _no_runtime(self) -> HoldfastError:
-        """Return the reason why there are no services now."""
+        """Return the error that says why there are no services now."""
         if self._run is not None and not self._run.is_over:
             return Busy("hub is starting; retry")  # a socket may outlive a hub that was closed and is starting again
         if self._run is not None and self.is_draining:

@@ -22,11 +22,11 @@ from holdfast.stores.base import CommitUnknown
 
 logger = logging.getLogger("holdfast.hub")
 
-READ_TIMEOUT_S = 30.0  # then the parked items fail
+READ_TIMEOUT_S = 30.0  # time after which the parked items fail if the store was not read
 
 
 class Unclear(NamedTuple):
-    """A write whose outcome is unknown: the head of the channel if it was stored, and the decisions."""
+    """A write whose outcome is unknown: its decisions, and the head that the channel has if it was stored."""
 
     epoch: str
     serial: int
@@ -44,15 +44,15 @@ class Loader:
         stored: Callable[[Decided], None],
         fail: Callable[[Item, HoldfastError], None],
     ) -> None:
-        """Return items to the committer: `queue_first` takes those that can be decided now, in order.
+        """Give items back through functions: `queue_first` gets those that can be decided now, in order.
 
-        `stored` takes decisions that the store turns out to hold, `fail` the items whose channel could not be read.
+        `stored` gets decisions that turn out to be stored, `fail` the items whose channel could not be read.
         """
         self._spawn = spawn
         self._queue_first = queue_first
         self._stored = stored
         self._fail = fail
-        self.parked: dict[Channel, deque[Item]] = {}  # only the loader changes it
+        self.parked: dict[Channel, deque[Item]] = {}  # parked items by channel; other components must not change this
         self._unclear: dict[Channel, Unclear] = {}
 
     def park(self, channel: Channel, item: Item) -> None:
@@ -63,9 +63,9 @@ class Loader:
             self._spawn(self._load(channel))
 
     def park_again(self, items: Mapping[Channel, Sequence[Item]], unclear: Mapping[Channel, Unclear]) -> None:
-        """Park items that may not be stored before all others of their channels, which are read anew.
+        """Park items of a failed or unknown commit at the front of their channels, which are loaded anew.
 
-        `unclear` are the channels whose store may hold the items all the same.
+        `unclear`: channels whose store may hold the items.
         """
         self._unclear.update(unclear)
         for channel, again in items.items():
@@ -90,15 +90,22 @@ class Loader:
                     if channel.is_stale:
                         await channel.refresh()
                     await channel.load_messages(self._ids(channel))
-                    # More items may have been parked meanwhile, by a commit with an unknown outcome that is resolved
-                    # below.
+                    # A commit with an unknown outcome may have parked more items meanwhile; `_resolve_unclear` handles
+                    # those.
                     is_read = not channel.is_stale and not channel.missing(self._ids(channel))
-                self._resolve_unclear(channel)  # with the messages in memory: a result may hold one
-        except Exception as error:  # any error: no other component would fail the parked items
+                # resolved here, with the messages in memory, because a result may contain one
+                self._resolve_unclear(channel)
+        except Exception as error:  # catch any error: no other component would fail the parked items
             logger.warning("channel %s could not be read: %r", channel.name, error)
-            refused = error if isinstance(error, HoldfastError) else StoreUnavailable("the store did not respond")
+            refused = (
+                error
+                if isinstance(error, HoldfastError)
+                else StoreUnavailable(f"channel {channel.name!r} could not be read from the store; try again")
+            )
             if self._unclear.pop(channel, None) is not None:
-                refused = CommitUnknown("it is not known whether this was stored")
+                refused = CommitUnknown(
+                    "the store did not confirm whether the request was stored; send it again to find out"
+                )
             for item in self.parked.pop(channel, ()):
                 self._fail(item, refused)
             return
@@ -109,7 +116,7 @@ class Loader:
         return [one for item in self.parked.get(channel, ()) for one in item.ids]
 
     def _resolve_unclear(self, channel: Channel) -> None:
-        """Return the results of a write with an unknown outcome if the store, now read again, holds it."""
+        """If the store, now read again, holds a write with an unknown outcome, return the results of that write."""
         unclear = self._unclear.pop(channel, None)
         if unclear is None or (channel.state.epoch, channel.state.serial) != (unclear.epoch, unclear.serial):
             return

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from holdfast.hub.channel import Channel
 from holdfast.hub.ticks import Ticks
 
-PATIENCE_S = 0.04  # longest time to delay a commit that only viewers wait for; the default window
-SPARE_S = 0.001  # margin, beside twice the recent duration of a commit
+PATIENCE_S = 0.04  # longest delay of a commit that only viewers wait for; equals the default flush window
+SPARE_S = 0.001  # safety margin, in addition to twice the recent duration of a commit
 
 
 class Pace:
@@ -23,7 +23,7 @@ class Pace:
 
     def __init__(self, ticks: Ticks) -> None:
         self._ticks = ticks
-        self._took_s = 0.0  # recent average time from queued to stored
+        self._took_s = 0.0  # moving average of the time from queueing an item until it is stored
 
     def took(self, took_s: float) -> None:
         """Update the average by a commit that took `took_s` from queued to stored: fast upwards, slowly downwards."""
@@ -31,7 +31,7 @@ class Pace:
         self._took_s += more_s * (0.5 if more_s > 0 else 0.1)
 
     def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
-        """Schedule `callback` so that a commit it begins is stored by the next flush of `channel`.
+        """Call `callback`, which begins a commit, so early that the text is stored by the next flush of `channel`.
 
         Return False if a flush is due now or there are no viewers. Until the flush no viewer sees a difference if more
         text is stored.

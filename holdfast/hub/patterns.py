@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.core.errors import LocalError
-from holdfast.core.patterns import RULE, is_pattern, matches
+from holdfast.core.patterns import invalid_pattern, is_pattern, matches
 
 __all__ = ["check_pattern", "matches"]
 
@@ -11,5 +11,5 @@ __all__ = ["check_pattern", "matches"]
 def check_pattern(pattern: str) -> str:
     """Return `pattern`. Raises LocalError unless it is valid."""
     if not is_pattern(pattern):
-        raise LocalError(f"pattern {pattern!r} is not valid: {RULE}")
+        raise LocalError(invalid_pattern(pattern))
     return pattern

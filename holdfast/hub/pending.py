@@ -27,12 +27,12 @@ from holdfast.hub.results import Done, Result
 
 
 class Ask(Struct, gc=False):
-    """One request about one message or command. `request` gains the `at` of its first decision, and keeps it."""
+    """One request about one message or command. `request` gets the offset `at` of its first decision, and keeps it."""
 
     key: str
     request: Request
     caller: Caller
-    is_unclear: bool = False  # accepted before, by a commit whose outcome is unknown
+    is_unclear: bool = False  # True: an earlier commit with an unknown outcome had accepted it
 
 
 class Item(Protocol):
@@ -40,20 +40,20 @@ class Item(Protocol):
 
     channel: str
     size_bytes: int
-    ids: tuple[str, ...]  # the messages and commands that must be in memory for the decision
+    ids: tuple[str, ...]  # ids of the messages and commands that the decision needs in memory
 
     def asks(self) -> Sequence[Ask]:
-        """Return the requests in order. The committer calls this once for each decision."""
+        """Return the requests in order. The committer calls this once per decision."""
 
     def decided(self, decided: Decided) -> None:
         """Receive the outcomes of the last `asks`, after their commit."""
 
     def failed(self, error: HoldfastError) -> None:
-        """Receive the error of a commit that stored no entry."""
+        """Receive the error of a commit that stored none of these requests."""
 
 
 class Waiting:
-    """One request; `done` receives its result or error."""
+    """One request; `done` is called with its result or error."""
 
     __slots__ = ("_ask", "_done", "channel", "ids", "size_bytes")
 
@@ -75,7 +75,7 @@ class Waiting:
 
 
 class DocumentDue:
-    """A request to write the document of a message whose entries the store wants to release."""
+    """A request of the store: write the document of a message, so that the store can release the message's entries."""
 
     __slots__ = ("channel", "ids", "message_id", "size_bytes")
 
@@ -92,10 +92,10 @@ class DocumentDue:
         pass
 
     def failed(self, error: HoldfastError) -> None:
-        pass  # the store will request it again
+        pass  # no retry needed: the store will request the document again
 
 
-Outcome = tuple[Decision, int] | HoldfastError  # with the serial of the last operation
+Outcome = tuple[Decision, int] | HoldfastError  # a decision with the serial of its last operation, or the refusal
 
 
 class Decided(Struct, gc=False):
@@ -105,16 +105,20 @@ class Decided(Struct, gc=False):
     item: Item
     asks: Sequence[Ask]
     outcomes: Sequence[Outcome] = ()
-    refusal: HoldfastError | None = None  # the last outcome, if it is a refusal; later requests were not decided
-    grown: Entry | None = None  # replaces the outcomes if `plain_append` decided: the entry
+    # the last outcome if it is a refusal; later requests of the item were not decided
+    refusal: HoldfastError | None = None
+    grown: Entry | None = None  # the entry, if `plain_append` decided the only request; it replaces `outcomes`
 
     @property
     def granted(self) -> Sequence[Ask]:
-        """Return the accepted requests' decisions."""
+        """Return the decisions on the accepted requests."""
         return self.asks if self.refusal is None else self.asks[:-1]
 
     def result(self) -> Result | HoldfastError:
-        """Return the result of the first request; call it after the commit. Built lazily: most items need none."""
+        """Return the result of the first request.
+
+        Call it after the commit. It is built on demand, since most items need none.
+        """
         if self.grown is not None:
             op = self.grown.op
             assert type(op) is Append
@@ -134,7 +138,7 @@ def _result(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Resu
     elif isinstance(ask.request, CreateMessage | UpdateMessage):
         known = channel.state.message(ask.key)
         message = known.message() if known is not None and not known.deleted else None
-        # Not created now, but by the same request: a commit with an unknown outcome had stored it.
+        # A commit with an unknown outcome had stored the message for this same request, so its result is `created`.
         is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.caller.writer)
     return Result(
         serial=serial,
@@ -152,7 +156,7 @@ def _result(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Resu
 
 
 def _size_of(request: Request) -> int:
-    """Return about how many bytes a waiting request holds."""
+    """Return an estimate of the bytes that a waiting request holds."""
     size = 200
     text = getattr(request, "text", None)
     if isinstance(text, str):
@@ -163,5 +167,5 @@ def _size_of(request: Request) -> int:
             try:
                 size += len(encode_json(value))
             except (TypeError, ValueError, OverflowError, RecursionError):
-                continue  # the decision will refuse it
+                continue  # the decision will refuse this request
     return size

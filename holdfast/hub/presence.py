@@ -22,8 +22,8 @@ from holdfast.core.names import check_id, client_of, is_own_name
 from holdfast.hub.channel import Channel
 from holdfast.hub.deadlines import Deadlines
 
-GRACE_S = 3.0  # between the end of a member's last connection and its leave
-SERVERS_SIGNALS = frozenset(("nobody_listening",))  # clients trust them, so only the server may send them
+GRACE_S = 3.0  # time between the end of a member's last connection and the moment it leaves the channel
+SERVERS_SIGNALS = frozenset(("nobody_listening",))  # only the server may send these, since clients trust them
 
 
 class PresenceTracker:
@@ -40,10 +40,11 @@ class PresenceTracker:
         self._deadlines = deadlines
         self._limits = limits
         self._channel = channel
-        self._leases: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)  # channels and members, by client
+        # for each client: the channels and member ids of its leases
+        self._leases: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
 
     def enter(self, channel: str, member_id: str, connection: Hashable, data: dict[str, Json] | None) -> None:
-        """Enter `member_id` by `connection`, until `leave`. Raises InvalidRequest, TooLarge, TooMany, Forbidden."""
+        """Enter `member_id` over `connection`, until `leave`. Raises InvalidRequest, TooLarge, TooMany, Forbidden."""
         if data is not None:
             check_json(data, self._limits.data_bytes, "a member's data", depth=self._limits.depth)
             data = plain(data)
@@ -81,7 +82,7 @@ class PresenceTracker:
         )
 
     def end_lease(self, channel: str, member_id: str) -> None:
-        """End the lease of `member_id`: it was withdrawn, or not renewed in time."""
+        """End the lease of `member_id`, because it was withdrawn or was not renewed in time."""
         self._deadlines.drop(("here", channel, member_id))
         leases = self._leases.get(client_of(member_id))
         if leases is not None:
@@ -91,7 +92,7 @@ class PresenceTracker:
         self.leave(channel, member_id, "lease", is_final=True)
 
     def present(self, channel: str) -> Presence:
-        """Return the members of `channel`."""
+        """Return the present members of `channel`."""
         return self._channel(channel).presence_state.presence()
 
     def signal(self, channel: str, name: str, data: Json, by: str | None) -> None:
@@ -116,6 +117,6 @@ def check_member(member_id: str, client_id: str | None) -> str:
 
 
 def check_signal(name: str) -> None:
-    """Raise Forbidden if only the server may send a signal of that name."""
+    """Raise Forbidden if only the server may send a signal called `name`."""
     if name in SERVERS_SIGNALS:
         raise Forbidden(f"signal {name!r} is reserved for the server; use another name")

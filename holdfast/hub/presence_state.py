@@ -2,9 +2,9 @@
 
 Layer: hub.
 
-Presence and signals are ephemeral: they are not stored. Like the log they are pulled: a feed holds a position and gets
-the changes since then joined, at most one event for each member. A feed that is behind the kept changes gets all
-members at once (`presence.sync`); it loses the signals that are no longer kept.
+Presence and signals are ephemeral: they are not stored. As with the log, a feed holds a position and takes the changes
+since then, joined to at most one event per member. A feed whose position is older than the kept changes gets all
+members at once (`presence.sync`), and misses the signals that are no longer kept.
 
 A crowd is a channel with more members than are listed by name, or with people who constantly come and go. Changes of
 people in a crowd are sent as one `presence.sync`, at most once a second: otherwise a thousand members would cause
@@ -37,19 +37,19 @@ from holdfast.core.model import Json, Member
 from holdfast.core.names import client_of
 
 Kind = Literal["user", "agent"]
-NAMED = 100  # members listed by name; the others are only counted
-CROWD_S = 1.0  # least time between two `presence.sync` of a crowd
-CROWD_MOVES = 4  # more people who enter or leave in that time make a crowd, …
-CROWD_MEMBERS = 20  # … unless the channel has no more members than this
-OWN_MEMBERS = 100  # most members of one client in one channel: its id, and its id with `~` and suffixes
-KEPT_LEFT = 1_000  # leaves that feeds can still be sent one by one
+NAMED = 100  # number of members that are listed by name; the others are only counted
+CROWD_S = 1.0  # least time between two `presence.sync` events of a crowd
+CROWD_MOVES = 4  # a channel is a crowd if more people than this enter or leave within that time
+CROWD_MEMBERS = 20  # a crowd has more members than this
+OWN_MEMBERS = 100  # limit of members of one client in one channel: its id, and its id with `~` and suffixes
+KEPT_LEFT = 1_000  # number of departed members for which feeds can still get single `presence.leave` events
 KEPT_SIGNALS = 256
 KEPT_SIGNAL_BYTES = 64 * 1024
-MAX_CONNECTIONS = 100  # most connections of one person; an agent's are bounded by its sockets
+MAX_CONNECTIONS = 100  # limit of connections of one person; the connections of an agent are limited by its sockets
 
 
 class _Member(Struct):
-    """A member, with the position at which it entered."""
+    """A member, and the position at which it entered."""
 
     kind: Kind
     data: dict[str, Json]
@@ -70,25 +70,25 @@ class PresenceState:
         later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self.position = 0
-        # Random id of this instance; positions of another instance are not comparable. Assigned on first use by
-        # long poll. An instance ends with its hub, or when its channel leaves memory.
-        self.life = ""
+        # Random id of this instance; positions of another instance are not comparable. Assigned when a long poll first
+        # needs it. An instance ends with its hub, or when its channel leaves memory.
+        self.epoch = ""
         self._limits = limits
         self._changed = changed
         self._later = later or _call_later
         self._members: dict[str, _Member] = {}
-        self._people = 0  # members that are not agents
-        self._owned: Counter[str] = Counter()  # client → its number of members
+        self._people = 0  # number of members that are people, not agents
+        self._owned: Counter[str] = Counter()  # number of members of each client
         self._is_crowd = False
-        self._is_held = False  # a crowd has changes that were not sent yet
-        self._is_timed = False  # the time until the next `presence.sync` runs
-        self._moves = 0  # people who entered or left in that time
-        self._changes: OrderedDict[str, int] = OrderedDict()  # member → position of the last change
+        self._is_held = False  # True: changes of a crowd have not been sent yet
+        self._is_timed = False  # True: a timer for the next `presence.sync` runs
+        self._moves = 0  # number of people who entered or left since the last `presence.sync`
+        self._changes: OrderedDict[str, int] = OrderedDict()  # for each member the position of its last change
         self._stays: defaultdict[str, list[tuple[int, int]]] = defaultdict(
             list
-        )  # member → positions of enter and leave
-        self._left: deque[str] = deque()  # the members of these stays, in order of leaving
-        self._floor = 0  # a feed below it gets all members
+        )  # for each departed member the positions of its enter and leave
+        self._left: deque[str] = deque()  # the departed members, in order of leaving
+        self._floor = 0  # a feed at a lower position gets all members at once
         self._signals: deque[tuple[int, Signal, int]] = deque()
         self._signal_bytes = 0
 
@@ -101,7 +101,7 @@ class PresenceState:
 
     @property
     def has_people(self) -> bool:
-        """Return whether a person is present. (Agents are members of each channel of their pattern.)"""
+        """Return whether a person is present. Agents do not count: they are members of all channels that they serve."""
         return self._people > 0
 
     def enter(self, member_id: str, kind: Kind, connection: Hashable, data: dict[str, Json] | None = None) -> None:
@@ -123,7 +123,7 @@ class PresenceState:
         if here.kind != kind:
             if kind == "user":  # a person must not change the state that an agent shows
                 raise Forbidden(f"member id {shown(member_id)} is an agent's in this channel; enter under another id")
-            here.kind, here.connections = kind, {}  # a person's connection must not keep the agent present
+            here.kind, here.connections = kind, {}  # connections of the person must not keep the agent present
             self._forget_person(member_id)
         is_new = connection not in here.connections
         if is_new and kind == "user" and len(here.connections) >= MAX_CONNECTIONS:
@@ -137,7 +137,7 @@ class PresenceState:
             self._note(member_id, kind)
 
     def _check_room(self, member_id: str) -> None:
-        """Raise TooMany if the channel, or the client of `member_id`, has as many members as it may."""
+        """Raise TooMany if the channel, or the client of `member_id`, has reached its limit of members."""
         limit = self._limits.members
         if self._people >= limit:
             raise TooMany(f"channel has {self._people} members, the limit is {limit}", limit=limit)
@@ -155,7 +155,7 @@ class PresenceState:
             del self._owned[client]
 
     def update(self, member_id: str, data: dict[str, Json]) -> None:
-        """Set the data of a member, if it is present."""
+        """Set the data of a member if it is present."""
         here = self._members.get(member_id)
         if here is not None and here.data != data:
             here.data = data
@@ -245,7 +245,10 @@ class PresenceState:
     # Notifying
 
     def _note(self, member_id: str, kind: Kind, *, entered: int | None = None, is_move: bool = False) -> None:
-        """Record a change of a member, and notify now or later. `entered`: the member left, and had entered there."""
+        """Record a change of a member, and notify now or later.
+
+        `entered`: the member has left; this is the position at which it had entered.
+        """
         if is_move and kind == "user" and len(self._members) > CROWD_MEMBERS:
             self._moves += 1
             self._run_second()
@@ -281,11 +284,11 @@ class PresenceState:
             self._sync_crowd()
 
     def _sync_crowd(self) -> None:
-        """Send all members to all feeds; hold back the changes of the next second."""
+        """Send all members to all feeds, and hold back the changes of the next second."""
         self._is_held = False
         self._run_second()
         self.position += 1
-        self._floor = self.position  # every feed gets all members, so the kept changes are not needed
+        self._floor = self.position  # every feed gets all members now, so the single changes are not needed any more
         self._changes.clear()
         self._stays.clear()
         self._left.clear()
@@ -293,7 +296,7 @@ class PresenceState:
 
 
 def _ignore() -> None:
-    """Do nothing: the callback after `close`."""
+    """Do nothing. Used as the callback after `close`."""
 
 
 def _call_later(delay_s: float, callback: Callable[[], None]) -> object:

@@ -21,24 +21,26 @@ from holdfast.core.errors import TooMany, shown
 from holdfast.core.limits import KIB, MIB
 from holdfast.hub.identity import Identity
 
-MAX_CLIENTS = 100_000  # counted at once; about 600 bytes each
+MAX_CLIENTS = 100_000  # limit of clients that are counted at the same time; each needs about 600 bytes
 HOUR_S = 3600.0
-# Traffic of so many bytes costs as much as one request: reading and sending a large page takes about 7 ms for each MiB.
+# Traffic of this size counts as one request: reading and sending a large page takes about 7 ms for each MiB.
 REQUEST_COST_BYTES = 128 * KIB
-# A request pays for so many bytes of itself, of its response, and of its event for each viewer.
+# Each request includes this much traffic: its own bytes, its response, and its event for each viewer.
 FREE_BYTES = 4 * KIB
-OPEN_BODIES = 8  # unended bodies of one client may take as many bytes as this number of largest bodies
+# the open request bodies of one client may hold as many bytes as this number of bodies of the largest size
+OPEN_BODIES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientLimits:
-    """What one client with neither `append`, `agent` nor `admin` may do."""
+    """The limits of one client that has none of the capabilities `append`, `agent` and `admin`."""
 
-    client_connections: int = 20  # streams, polls and sockets, open at once
-    client_requests: int = 50  # a second; twice as many at once, which a socket's channels need to attach again
-    client_bytes: int = 1024 * MIB  # in an hour: requests, their responses, and their events for each viewer
-    client_signals: int = 20  # a second
-    client_channels: int = 1_000  # created in an hour
+    client_connections: int = 20  # streams, polls and sockets that are open at the same time
+    # requests per second; twice as many in a burst, so that a socket's channels can attach again
+    client_requests: int = 50
+    client_bytes: int = 1024 * MIB  # bytes per hour: requests, their responses, and their events for each viewer
+    client_signals: int = 20  # signals per second
+    client_channels: int = 1_000  # channels created per hour
 
 
 class _Bucket:
@@ -51,7 +53,7 @@ class _Bucket:
         self._at_s = now_s
 
     def level(self, size: float, per_s: float, now_s: float) -> float:
-        """Refill the bucket and return how many tokens it holds."""
+        """Refill the bucket for the time since the last call and return how many tokens it holds."""
         self._level = min(size, self._level + max(0.0, now_s - self._at_s) * per_s)
         self._at_s = now_s
         return self._level
@@ -61,21 +63,21 @@ class _Bucket:
         self._level -= tokens
 
     def wait_s(self, per_s: float) -> int:
-        """Return in how many whole seconds the bucket holds a token again. Call `level` first."""
+        """Return in how many whole seconds the bucket will hold a token again. Call `level` first."""
         return max(1, ceil(min(HOUR_S, (1 - self._level) / per_s if per_s > 0 else HOUR_S)))
 
 
 class _Client:
-    """The counts of one client."""
+    """The counters of one client."""
 
     __slots__ = ("body_bytes", "bytes", "channels", "connections", "requests", "signals")
 
     def __init__(self, limits: ClientLimits, now_s: float) -> None:
         self.connections = 0
-        self.body_bytes = 0  # size of the request bodies that have not ended
+        self.body_bytes = 0  # size of the request bodies that are still open
         self.requests = _Bucket(2 * limits.client_requests, now_s)
         self.bytes = _Bucket(limits.client_bytes, now_s)
-        self.signals: _Bucket | None = None  # most clients never need these two
+        self.signals: _Bucket | None = None  # made on first use, since most clients never need these two
         self.channels: _Bucket | None = None
 
 
@@ -97,13 +99,16 @@ class ConnectionSlot:
 class OpenBody:
     """A request body that has not ended: a context manager that counts its bytes for its client.
 
-    A step that raises TooMany counts none.
+    A step that raises TooMany leaves the count as it is.
     """
 
     __slots__ = ("_client", "_held_bytes", "_max_bytes", "_name", "_size")
 
     def __init__(self, client: _Client | None, name: str = "", *, least_bytes: int = 0, max_bytes: int = 0) -> None:
-        """Count `least_bytes` or more, and at most `max_bytes` with all open bodies of the client; None counts none."""
+        """Count at least `least_bytes`, and at most `max_bytes` for all open bodies of the client.
+
+        `client` None: count nothing at all.
+        """
         self._client = client
         self._name = name
         self._held_bytes = least_bytes
@@ -139,19 +144,20 @@ class OpenBody:
         client.body_bytes += size
 
 
-UNCOUNTED = OpenBody(None)  # a body of a client that is not counted
+UNCOUNTED = OpenBody(None)  # the open body of a client whose traffic is not limited
 
 
 class Rates:
     """Counts the requests, bytes, open bodies, signals, connections and new channels of clients.
 
-    A call that raises TooMany counts none.
+    A call that raises TooMany leaves the counts as they are.
     """
 
     def __init__(self, limits: ClientLimits | None = None, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits or ClientLimits()
         self._now_s = now_s
-        self._clients: OrderedDict[str, _Client] = OrderedDict()  # the latest active client is last
+        # clients in order of their last activity, the latest last
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -160,7 +166,7 @@ class Rates:
         """Count a request, or a frame of a socket, of `size` bytes.
 
         `peer` is the address, which identifies a client without an id. Raises TooMany for a client in debt, whatever
-        the size: a request is refused for the earlier ones, so that the largest one is possible at any rate.
+        the size: earlier traffic decides, so that even the largest request is possible.
         """
         client = self._client(identity, peer)
         if client is None:
@@ -192,7 +198,7 @@ class Rates:
     def charge(self, identity: Identity, peer: str = "", *, size: int) -> None:
         """Count `size` bytes that a request has caused; a negative number gives them back.
 
-        Never raises, since they are already fact: the client's next requests wait until they are paid.
+        Never raises, since the traffic has already happened: the next requests are refused until it is made up for.
         """
         client = self._client(identity, peer)
         if client is None:
@@ -204,7 +210,7 @@ class Rates:
         client.bytes.take(size)
 
     def signal(self, identity: Identity, peer: str = "") -> None:
-        """Count a signal."""
+        """Count a signal. Raises TooMany."""
         client = self._client(identity, peer)
         if client is None:
             return
@@ -213,12 +219,16 @@ class Rates:
             client.signals = _Bucket(limit, now_s)
         if client.signals.level(limit, limit, now_s) < 1:
             raise TooMany(
-                f"client {_name(identity, peer)} has sent {limit} signals in a second, which is the limit", limit=limit
+                f"client {_name(identity, peer)} has sent {limit} signals in a second, which is the limit; send fewer",
+                limit=limit,
             )
         client.signals.take()
 
     def may_begin(self, identity: Identity, peer: str = "") -> bool:
-        """Return whether the client may create one more channel. It counts none, since the request may still fail."""
+        """Return whether the client may create one more channel.
+
+        Does not count it yet, since the request may still fail.
+        """
         client = self._client(identity, peer)
         if client is None or client.channels is None:
             return True
@@ -226,7 +236,7 @@ class Rates:
         return client.channels.level(limit, limit / HOUR_S, self._now_s()) >= 1
 
     def began(self, identity: Identity, peer: str = "") -> None:
-        """Count a new channel, whose first entry is stored. Never raises: the entry is already fact."""
+        """Count a new channel whose first entry is stored. Never raises, since the entry is already stored."""
         client = self._client(identity, peer)
         if client is None:
             return
@@ -237,14 +247,15 @@ class Rates:
         client.channels.take()
 
     def connect(self, identity: Identity, peer: str = "") -> ConnectionSlot:
-        """Return a slot for a stream, poll or socket; its owner must call `leave` at the end."""
+        """Return a slot for a stream, poll or socket; the caller must call `leave` at its end."""
         client = self._client(identity, peer)
         if client is None:
             return ConnectionSlot(None)
         limit = self.limits.client_connections
         if client.connections >= limit:
             raise TooMany(
-                f"client {_name(identity, peer)} has {limit} open connections, which is the limit", limit=limit
+                f"client {_name(identity, peer)} has {limit} open connections, which is the limit; close one of them",
+                limit=limit,
             )
         client.connections += 1
         return ConnectionSlot(client)
@@ -260,10 +271,10 @@ class Rates:
         return OpenBody(client, name, least_bytes=largest_bytes // 16, max_bytes=OPEN_BODIES * largest_bytes)
 
     def _client(self, identity: Identity, peer: str) -> _Client | None:
-        """Return the counts of the client behind `identity`; None if it is not counted."""
+        """Return the counters of the client behind `identity`; None if its traffic is not limited."""
         if identity.is_trusted:
             return None
-        # An id has no slash, so no client can use an address as its name.
+        # An id contains no slash, so no client can choose the key of an address as its name.
         name = identity.client_id if identity.client_id is not None else f"/{peer}"
         client = self._clients.get(name)
         if client is None:
@@ -274,7 +285,7 @@ class Rates:
         return client
 
     def _make_room(self) -> None:
-        """Forget the client that was idle longest. A client with slots or open bodies is kept."""
+        """Forget the client that was idle longest and has neither slots nor open bodies."""
         for _ in range(len(self._clients) - MAX_CLIENTS + 1):
             name, client = self._clients.popitem(last=False)
             if client.connections or client.body_bytes:
@@ -282,10 +293,10 @@ class Rates:
 
 
 def _cost(size: int) -> float:
-    """Return how many requests the traffic of `size` bytes costs."""
+    """Return how many requests traffic of `size` bytes counts for."""
     return size / REQUEST_COST_BYTES if abs(size) > FREE_BYTES else 0.0
 
 
 def _name(identity: Identity, peer: str) -> str:
-    """Return the name of a client for messages: its id, or its address."""
+    """Return the name of a client for error messages: its id or its address."""
     return shown(identity.client_id if identity.client_id is not None else peer)

@@ -1,4 +1,4 @@
-"""Recovery: messages and commands that a previous run of the hub left open.
+"""Recovery of the messages and commands that a previous run of the hub left open.
 
 Layer: hub.
 
@@ -17,22 +17,23 @@ from holdfast.core.document import restore, restore_command
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import COMMAND_MARK
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import Caller, FinishMessage, TakeOver
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.writer import MessageWriter
 
 Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
-NewWriter = Callable[[str, str, str | None], MessageWriter]  # makes a writer from a channel, a message and an author
+# a function that makes a writer from a channel, a message id and an author
+NewWriter = Callable[[str, str, str | None], MessageWriter]
 
 
 async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], new_writer: NewWriter) -> None:
-    """Recover all open messages and commands. `adopters` are functions with the patterns of their channels."""
+    """Recover all open messages and commands. `adopters` are the app's functions with their channel patterns."""
     store = runtime.store
     if not store.is_exclusive:
         return
-    for channel in await store.open_channels():  # one at a time: together they may be more than memory holds
+    for channel in await store.open_channels():  # one channel at a time: together they may be larger than memory
         adopter = next((one for pattern, one in adopters if matches(pattern, channel)), None)
         for stored in await store.open_documents(channel):
             if stored.id.startswith(COMMAND_MARK):
@@ -49,18 +50,19 @@ async def _end_or_adopt(
     runtime: Runtime,
     channel: str,
     message: MessageState,
-    writer: Writer,
+    writer: WriterIdentity,
     adopter: Adopter | None,
     new_writer: NewWriter,
 ) -> None:
-    """Interrupt the message of `writer`, whose process has died, or begin to continue it."""
-    server = Caller(id=writer.by, writer=Writer(by=writer.by, node=runtime.node), is_server=True)
+    """Interrupt the message of `writer`, whose process has died, or let an adopter continue it."""
+    server = Caller(id=writer.by, writer=WriterIdentity(by=writer.by, node=runtime.node), is_server=True)
     if adopter is None:
         end = FinishMessage(status="interrupted", generation=message.generation)
-        with contextlib.suppress(Finished, Fenced, Deleted, NotFound):  # an overdue `cancel` has ended it
+        # these are expected: an overdue `cancel` may have ended the message
+        with contextlib.suppress(Finished, Fenced, Deleted, NotFound):
             await runtime.ask(channel, message.id, end, server)
         return
-    # With a request id: if the outcome of a commit is unknown, the repeat is recognised, not fenced by the first.
+    # The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
     take_over = TakeOver(generation=message.generation, request=runtime.clock.new_id())
     try:
         taken = await runtime.ask(channel, message.id, take_over, server)
@@ -72,6 +74,6 @@ async def _end_or_adopt(
 
 
 async def _adopt(adopter: Adopter, writer: MessageWriter) -> None:
-    with contextlib.suppress(Finished, Fenced, Deleted):  # a client stopped it
+    with contextlib.suppress(Finished, Fenced, Deleted):  # these are expected: a client may have stopped the message
         async with writer:
             await adopter(writer)

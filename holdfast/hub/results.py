@@ -21,14 +21,14 @@ class Result(Struct, frozen=True, kw_only=True):
 
     serial: int
     cursor: str
-    created: bool  # False: a repeat, which stored no entry
-    message: Message | None = None  # the result of a create or update
-    command: Command | None = None  # the stored command of a `SendCommand`
-    reply: CommandReply | None = None  # the stored reply, if the command was sent before
+    created: bool  # False: the request was a repeat, and stored no entry
+    message: Message | None = None  # the message, after a create or update
+    command: Command | None = None  # the stored command, after a `SendCommand`
+    reply: CommandReply | None = None  # the stored reply, if the command already has one
     generation: int | None = None
     part: int | None = None
-    length: int | None = None  # length of the part, in code points
-    lengths: list[int] | None = None  # lengths of all parts
+    length: int | None = None  # length of the part in code points, after an append
+    lengths: list[int] | None = None  # lengths of all parts in code points
     is_blind: bool = False  # the caller may not read the channel, so the result has fewer fields
 
 
@@ -36,7 +36,7 @@ Done = Callable[[Result | HoldfastError], None]
 
 
 def result_later() -> tuple[asyncio.Future[Result], Done]:
-    """Return a future, and the callback that settles it unless it was cancelled."""
+    """Return a future, and a callback that settles it (unless it was cancelled)."""
     outcome: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
     def done(result: Result | HoldfastError) -> None:
@@ -44,7 +44,8 @@ def result_later() -> tuple[asyncio.Future[Result], Done]:
             return
         if isinstance(result, HoldfastError):
             outcome.set_exception(result)
-            outcome.exception()  # else asyncio logs it if the caller is cancelled at the same moment
+            # mark the exception as retrieved: asyncio would log it if the caller were cancelled at the same moment
+            outcome.exception()
         else:
             outcome.set_result(result)
 
@@ -52,5 +53,5 @@ def result_later() -> tuple[asyncio.Future[Result], Done]:
 
 
 def own_copy(message: Message) -> Message:
-    """Return a copy of `message` for the app, which may change it without changing the state."""
+    """Return a copy of `message` for the app, which may change the copy without changing the state."""
     return replace(message, meta=plain(message.meta), parts=[plain(part) for part in message.parts])

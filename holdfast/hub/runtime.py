@@ -44,8 +44,8 @@ class Runtime:
         self.node = node
         self.loop = asyncio.get_running_loop()
         self.tasks = Tasks(group)
-        self.channels: dict[str, Channel] = {}  # those in memory
-        self.writers: dict[tuple[str, str], OpenWriter] = {}  # by channel and message
+        self.channels: dict[str, Channel] = {}  # the channels in memory, by name
+        self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id
         self.deadlines = Deadlines(self.loop)
         self.ticks = Ticks()
         self.pace = Pace(self.ticks)
@@ -83,7 +83,7 @@ class Runtime:
         )
 
     def channel(self, name: str) -> Channel:
-        """Return the live channel `name`, which may not be loaded."""
+        """Return the live channel `name`; it may not be loaded yet."""
         now_s = self.loop.time()
         channel = self.channels.get(name)
         if channel is None:
@@ -95,7 +95,7 @@ class Runtime:
         return channel
 
     async def fresh(self, name: str) -> Channel:
-        """Return the channel, loaded; on a shared store, up to the store's head. Raises StoreUnavailable."""
+        """Return the channel, loaded; on a shared store, with the entries of other hubs. Raises StoreUnavailable."""
         live = self.channel(check_channel(name))
         await live.load()
         if live.is_stale or not self.store.is_exclusive:
@@ -103,14 +103,14 @@ class Runtime:
         return live
 
     async def message(self, channel: str, message_id: str) -> MessageState:
-        """Return the message as it is stored now. Raises NotFound, Deleted, StoreUnavailable."""
+        """Return the message in its stored state. Raises NotFound, Deleted, StoreUnavailable."""
         live = await self.fresh(channel)
         await live.load_messages([check_id(message_id)])
         known = live.state.message(message_id)
         if known is None:
-            raise NotFound(f"message {message_id!r} does not exist")
+            raise NotFound(f"message {message_id!r} does not exist in this channel; check the id")
         if known.deleted:
-            raise Deleted(f"message {message_id!r} was deleted")
+            raise Deleted(f"message {message_id!r} was deleted; create another one")
         return known
 
     def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
@@ -139,7 +139,7 @@ class Runtime:
         }
 
     def wake_feeds(self) -> None:
-        """Wake all feeds, so that their viewers see that the hub is shutting down."""
+        """Wake all feeds so that they notice that the hub is shutting down."""
         for channel in self.channels.values():
             for feed in channel.feeds:
                 feed.wake()

@@ -20,7 +20,7 @@ from holdfast.stores.base import Store
 
 
 def check_store(store: object) -> Store:
-    """Return the store that `store` names, or is. Raises LocalError."""
+    """Return `store`, or the store that it names if it is a URL. Raises LocalError."""
     if isinstance(store, str):
         return open_url(store)
     if isinstance(store, PathLike):
@@ -91,7 +91,7 @@ def check_job(job: object) -> None:
 
 
 def _may_be_async(function: object) -> bool:
-    """Return whether `function` is async, or of a kind that may return an awaitable without being async itself."""
+    """Return whether `function` may return an awaitable: it is async, or a callable whose kind does not show it."""
     if isinstance(function, type) or not callable(function):
         return False
     call = inspect.unwrap(function)

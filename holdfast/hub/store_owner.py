@@ -2,8 +2,8 @@
 
 Layer: hub.
 
-A cell of a notebook that makes a hub runs again: the old hub is out of reach, and yet has the file open. It is closed
-for the new one if that is safe:
+A notebook's user may run a cell that makes a hub twice: the first hub is then out of reach, but still has the file
+open. The second hub closes it if that is safe:
 
 - its event loop is closed, so it can do no more work; or
 - it was made in an interactive namespace that has no name for it any more, it runs on the same event loop, and it has
@@ -26,36 +26,36 @@ from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
 
-_owners: dict[str, StoreOwner] = {}  # by the path of the file; until the store is closed
+_owners: dict[str, StoreOwner] = {}  # owners by the path of the file, until their store is closed
 
 
 class StoreOwner:
     """A hub as the owner of its store."""
 
     def __init__(self, store: Store, close: Callable[[], Awaitable[None]], is_out_of_reach: Callable[[], bool]) -> None:
-        """Own `store`. `close` closes the hub; `is_out_of_reach` returns whether that is safe."""
+        """Own `store`. `close` closes the hub; `is_out_of_reach` returns whether it is safe to do so."""
         self._store = store
         self._close = close
         self._is_out_of_reach = is_out_of_reach
-        self._loop: asyncio.AbstractEventLoop | None = None  # on which the store was opened last
+        self._loop: asyncio.AbstractEventLoop | None = None  # the event loop on which the store was opened last
 
     async def open_store(self) -> None:
         """Open the store, after closing a finished hub on the same file. Raises as `Store.open`."""
-        place = _place_of(self._store)
-        before = _owners.get(place) if place is not None else None
+        path = _path_of(self._store)
+        before = _owners.get(path) if path is not None else None
         if before is not None and before._store is not self._store:
             await before._close_if_finished()
         await self._store.open()
         self._loop = asyncio.get_running_loop()
-        if place is not None:
-            _owners[place] = self
+        if path is not None:
+            _owners[path] = self
 
     async def close_store(self) -> None:
         """Close the store."""
         await self._store.close()
-        place = _place_of(self._store)
-        if place is not None and (known := _owners.get(place)) is not None and known._store is self._store:
-            del _owners[place]
+        path = _path_of(self._store)
+        if path is not None and (known := _owners.get(path)) is not None and known._store is self._store:
+            del _owners[path]
 
     async def _close_if_finished(self) -> None:
         if self._loop is not None and self._loop.is_closed():
@@ -67,7 +67,7 @@ class StoreOwner:
 
 
 def names_of_cell() -> dict[str, Any] | None:
-    """Return the namespace of the notebook's cell, or the interpreter's input, that is making a hub; else None."""
+    """Return the namespace of the notebook cell, or of the interactive interpreter, that is making a hub; else None."""
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
         if frame.f_back is None:
@@ -78,6 +78,6 @@ def names_of_cell() -> dict[str, Any] | None:
     return names if is_interactive and frame.f_code.co_name == "<module>" else None
 
 
-def _place_of(store: Store) -> str | None:
+def _path_of(store: Store) -> str | None:
     path = getattr(store, "path", None)
     return os.path.realpath(path) if isinstance(path, Path) and store.is_exclusive else None

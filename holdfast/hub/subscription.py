@@ -19,7 +19,7 @@ from holdfast.hub.feed import Feed
 
 
 class Attaching(Protocol):
-    """The part of the hub that a subscription uses."""
+    """The methods of the hub that a subscription uses."""
 
     @property
     def is_draining(self) -> bool:
@@ -45,7 +45,8 @@ class Subscription:
         self, hub: Attaching, channel: str, since: str | None, history: int | None, flush_ms: int | None
     ) -> None:
         self.channel = channel
-        self.cursor: str | None = since  # cursor of the last complete batch that was yielded; resume with it
+        # cursor of the last complete batch that was yielded; a later subscription resumes from it
+        self.cursor: str | None = since
         self._hub = hub
         self._history = history
         self._flush_ms = flush_ms
@@ -57,7 +58,7 @@ class Subscription:
                 yield event
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
-        """Yield the events in batches, each with its cursor, as `core.view.View` takes them."""
+        """Yield the events in batches, each with its cursor, in the form that `core.view.View` accepts."""
         feed = await self._hub.attach(
             self.channel,
             parse_cursor(self.cursor),
@@ -85,7 +86,7 @@ class Subscription:
 
 
 async def take(feed: Feed) -> Batch | None:
-    """Take the missed events of `feed`, reading the store if needed."""
+    """Take the missed events of `feed`; reads the store if needed."""
     while True:
         try:
             batch = feed.take()

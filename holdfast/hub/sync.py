@@ -22,18 +22,18 @@ from holdfast.hub.wsgi import check_not_wsgi
 from holdfast.portal import NoResponse, Portal, SyncWriter, run_on, writing
 
 T = TypeVar("T")
-TIMEOUT_S = 60.0  # longest time of one call; a failing store gives up long before
+TIMEOUT_S = 60.0  # longest time of one call; calls on a failing store give up long before
 
 
 class AsyncHub(Protocol):
-    """The part of the hub that has blocking twins."""
+    """The methods of the hub that have blocking versions."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """Return the event loop on which the hub runs, or None."""
 
     async def close(self) -> None:
-        """Do as `Hub.close`, like all methods below do as those of `Hub`."""
+        """Close the hub, as `Hub.close` does. The methods below correspond to those of `Hub`, too."""
 
     def message(self, channel: str, *args: Any, **fields: Any) -> MessageWriter: ...
 
@@ -49,44 +49,44 @@ class AsyncHub(Protocol):
 
 
 class SyncHub:
-    """Blocking twin of the hub's main calls; made by `Hub.sync`. Threads other than the hub's own may use it."""
+    """Blocking versions of the hub's main calls, made by `Hub.sync`. Threads other than the hub's own may use them."""
 
     def __init__(self, hub: AsyncHub) -> None:
         self._hub = hub
-        self._portal = Portal("holdfast-sync")  # the thread of hubs without a loop
-        self._left: asyncio.AbstractEventLoop | None = None  # the loop that was closed last
+        self._portal = Portal("holdfast-sync")  # the thread that runs the hub if the app has no event loop
+        self._left: asyncio.AbstractEventLoop | None = None  # the event loop of this object that was closed last
         self._has_left = threading.Event()
 
     def create(self, channel: str, **fields: Any) -> Message:
-        """Do as `Hub.create`."""
+        """Create a message, as `Hub.create` does."""
         return self._run(self._hub.create(channel, **fields))
 
     def update(self, channel: str, message_id: str, **fields: Any) -> Message:
-        """Do as `Hub.update`."""
+        """Update a message, as `Hub.update` does."""
         return self._run(self._hub.update(channel, message_id, **fields))
 
     def finish(self, channel: str, message_id: str, **fields: Any) -> None:
-        """Do as `Hub.finish`."""
+        """Finish a message, as `Hub.finish` does."""
         self._run(self._hub.finish(channel, message_id, **fields))
 
     def delete(self, channel: str, message_id: str) -> None:
-        """Do as `Hub.delete`."""
+        """Delete a message, as `Hub.delete` does."""
         self._run(self._hub.delete(channel, message_id))
 
     def history(self, channel: str, **fields: Any) -> Page:
-        """Do as `Hub.history`."""
+        """Return a page of history, as `Hub.history` does."""
         return self._run(self._hub.history(channel, **fields))
 
     def message(self, channel: str, **fields: Any) -> AbstractContextManager[SyncWriter]:
-        """Do as `Hub.message`: `with hub.sync.message("chat:1") as m: m.append("…")`."""
+        """Return a writer, as `Hub.message` does: `with hub.sync.message("chat:1") as m: m.append("…")`."""
         return writing(self._run, lambda: self._open(channel, fields))
 
     def close(self) -> None:
-        """Close the hub, if it runs on this object's loop."""
+        """Close the hub if it runs on this object's own loop."""
         self._portal.stop(self._hub.close, TIMEOUT_S)
 
     async def release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Close the hub on `loop` if that is this object's loop, so that another loop can run it. For the hub."""
+        """Close the hub if `loop` is this object's loop, so that the hub can run on another loop. Called by the hub."""
         if loop is self._portal.loop:
             self._left, self._has_left = loop, threading.Event()
             await asyncio.to_thread(self.close)
@@ -107,7 +107,7 @@ class SyncHub:
         try:
             return run_on(loop, call, remedy="await the methods of the hub itself there", timeout_s=TIMEOUT_S)
         except NoResponse:
-            raise StoreUnavailable(f"hub did not respond within {TIMEOUT_S:.0f} s") from None
+            raise StoreUnavailable(f"hub did not respond within {TIMEOUT_S:.0f} s; try again") from None
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         running = self._hub.loop

@@ -9,7 +9,7 @@ own: a stored claim ties it to the running turn, and it is over when that turn i
 from __future__ import annotations
 
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import Caller, ClaimTurn
 from holdfast.hub.runtime import Runtime
 
@@ -31,7 +31,7 @@ async def take_waiting(runtime: Runtime, channel: str, message_id: str, by: str,
     within, attempt, holder = host
     if claim.state != "pending":
         return turn is not None and scheduler.is_held(channel, message_id, within, attempt)
-    writer = Writer(by=by, node=runtime.node) if holder.node is not None else None
+    writer = WriterIdentity(by=by, node=runtime.node) if holder.node is not None else None
     caller = Caller(id=by, writer=writer, is_server=True)
     request = ClaimTurn(
         generation=claim.generation,

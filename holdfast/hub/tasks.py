@@ -19,24 +19,25 @@ logger = logging.getLogger("holdfast.hub")
 
 
 class Tasks:
-    """Starts tasks in a TaskGroup. The exception of a task is logged, and ends no other task."""
+    """Starts tasks in a TaskGroup. If a task raises, the exception is logged and the other tasks go on."""
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
-        self.jobs: set[asyncio.Task[Any]] = set()  # the app's own tasks
+        self.jobs: set[asyncio.Task[Any]] = set()  # running tasks of the app
         self._background: set[asyncio.Task[Any]] = set()
-        self.quieter = asyncio.Event()  # set when a job or a writer ends
+        self.quieter = asyncio.Event()  # set when a job or a writer ends, so that a drain checks again for running work
 
     def spawn(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `job`, which ends by itself."""
+        """Run `job`, which is expected to end by itself."""
         guarded = _guarded(job)
         try:
             task = self._group.create_task(guarded)
-        except BaseException:  # the hub has ended, or is ending: leave no coroutine without an awaiter
+        except BaseException:  # the hub has ended or is ending: close the coroutine, which will never be awaited
             guarded.close()
             job.close()
             raise
-        task.add_done_callback(lambda _: job.close())  # nor one of a task that is cancelled before it starts
+        # close the coroutine also if the task is cancelled before its first step
+        task.add_done_callback(lambda _: job.close())
         return task
 
     def start_job(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -53,7 +54,7 @@ class Tasks:
         task.add_done_callback(self._background.discard)
 
     def cancel(self) -> None:
-        """Cancel all jobs and background tasks: the hub ends."""
+        """Cancel all jobs and background tasks, because the hub ends."""
         for task in (*self.jobs, *self._background):
             task.cancel()
 
@@ -63,7 +64,7 @@ class Tasks:
 
 
 async def _guarded(job: Coroutine[Any, Any, Any]) -> Any:
-    """Run `job` and log its exceptions: the outer edge of a task that no other one awaits."""
+    """Run `job` and log its exceptions, since no other code awaits the task."""
     try:
         return await job
     except HoldfastError as error:

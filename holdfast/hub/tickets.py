@@ -3,9 +3,9 @@
 Layer: hub.
 
 A ticket is part of a URL, and URLs end up in logs, so a ticket alone opens a stream for a minute only. The cursors of
-that stream carry a seal; a client that reconnects with such a cursor continues the stream until the identity ends.
-Tickets are not stored: each process with the key verifies them. Safe to change: the fields, since a ticket lives as
-long as a page. Not safe: reading a field before the signature is verified.
+that stream carry a seal (a signature made from the ticket); a client that reconnects with such a cursor continues the
+stream until the identity ends. Tickets are not stored: each process with the key verifies them. Safe to change: the
+fields, since a ticket lives as long as a page. Not safe: reading a field before the signature is verified.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from holdfast.core.events import encode_json
 from holdfast.hub.clock import Clock
 from holdfast.hub.identity import Expired, Identity
 
-START_S = 60  # to open the stream
-# For identities without an expiry. The verifier is not called again while a stream reconnects by itself.
+START_S = 60  # seconds in which the stream must be opened
+# For an identity without an expiry, the time after which its stream must get a new ticket: the verifier is not called
+# while a stream reconnects by itself.
 MAX_LIFE_S = 12 * 3600
-READING = ("subscribe", "history")  # the capabilities that a ticket may carry
+READING = ("subscribe", "history")  # the only capabilities that a ticket may carry
 MAX_CHARACTERS = 1024
 MIN_KEY_BYTES = 32
 _MAC_BYTES = 16
-_SEAL = "k"  # begins the seal in a cursor's extra field; other fields begin with other letters
+_SEAL = "k"  # first letter of a seal in a cursor's extra field; other fields begin with other letters
 _SEAL_CHARACTERS = 23
-_MARK = "h"  # begins the mark of a cursor that was given to a client without `history`
+_MARK = "h"  # first letter of the signature in a cursor that was given to a client without the capability `history`
 _MARK_CHARACTERS = 23
-_NAME = "n"  # begins the name of an answer in the cursors of a response that began it
+_NAME = "n"  # first letter of the name of an answer, in cursors of the response that created the answer
 _NAMED_CHARACTERS = 18  # length of the ids that the hub makes
 _NAME_CHARACTERS = 23 + _NAMED_CHARACTERS
 
 
 class Ticket(Struct, frozen=True, kw_only=True, array_like=True):
-    """The right of a client to read a channel, by a stream that begins soon. The fields are signed in this order."""
+    """The right of a client to read one channel by a stream that begins soon. The fields are signed in this order."""
 
     id: str
     channel: str
@@ -52,7 +53,7 @@ class Ticket(Struct, frozen=True, kw_only=True, array_like=True):
     expires_at_ms: int
 
     def identity(self) -> Identity:
-        """Return the identity of the ticket's owner, with the rights of the ticket."""
+        """Return the identity of the ticket's owner, limited to the rights of the ticket."""
         return Identity(
             client_id=self.client_id,
             grants={self.channel: frozenset(self.capabilities)},
@@ -64,16 +65,16 @@ _ticket = Decoder(Ticket)
 
 
 class Replaceable(Protocol):
-    """A stream that a ticket opened."""
+    """A stream that was opened with a ticket."""
 
     def replace(self) -> None:
-        """End: the client has opened the same stream again."""
+        """End this stream, because the client has opened the same stream again."""
 
 
 class Tickets:
-    """Issues and verifies tickets. The first of `keys` signs, all verify.
+    """Issues and verifies tickets. The first of `keys` signs; all of them verify.
 
-    Without keys it generates one for this process: after a restart, pages request new tickets.
+    Without keys it generates one for this process; after a restart, pages have to request new tickets.
     """
 
     def __init__(self, keys: Sequence[bytes] = (), *, now_ms: Callable[[], int] | None = None) -> None:
@@ -103,7 +104,7 @@ class Tickets:
         return f"{body}.{_mac(self._keys[0], 'ticket', body)}"
 
     def read(self, text: str, channel: str, last: Cursor | None) -> Ticket:
-        """Return the ticket in `text`, for a stream of `channel` that begins, or reconnects with the cursor `last`.
+        """Return the ticket in `text` for a stream of `channel` that begins, or reconnects with the cursor `last`.
 
         Raises Unauthenticated, Expired, and Forbidden if the ticket is for another channel.
         """
@@ -112,27 +113,27 @@ class Tickets:
         if now_ms >= ticket.expires_at_ms:
             raise Expired("identity behind the ticket has expired; request another ticket with a new token")
         if ticket.channel != channel:
-            raise Forbidden(f"ticket is for another channel than {shown(channel)}")
+            raise Forbidden(f"ticket is for another channel than {shown(channel)}; request one for this channel")
         if now_ms >= ticket.start_by_ms and not self._is_sealed(ticket, last):
             raise Expired(f"ticket was issued more than {START_S} s ago; request another one")
         return ticket
 
     def seal(self, ticket: Ticket) -> str:
-        """Return the seal that the cursors of the ticket's stream carry in their extra field."""
+        """Return the seal that cursors of the ticket's stream carry in their extra field."""
         return _SEAL + _mac(self._keys[0], "stream", ticket.id)
 
     def mark(self, cursor: Cursor, client_id: str | None, channel: str) -> str:
-        """Return the mark that proves that `cursor` was given to this client and not forged."""
+        """Return the signature by which the server later recognises that it gave `cursor` to this client."""
         return _MARK + _mac(self._keys[0], "seen", _seen(cursor, client_id, channel))
 
     def is_marked(self, cursor: Cursor, client_id: str | None, channel: str) -> bool:
-        """Return whether `cursor` was given to this client."""
+        """Return whether the signature in `cursor` proves that it was given to this client."""
         mark = split_seal(cursor.extra)[1][:_MARK_CHARACTERS]
         seen = _seen(cursor, client_id, channel)
         return mark.startswith(_MARK) and self._is_signed("seen", seen, mark[len(_MARK) :])
 
     def name(self, channel: str, message_id: str) -> str:
-        """Return the name of an answer, with an id of this hub, that its reader's cursors carry in their extra field.
+        """Return the signed name of an answer, which cursors of the answer's reader carry in their extra field.
 
         An EventSource that reconnects sends it back, and joins the answer instead of beginning another one.
         """
@@ -140,14 +141,14 @@ class Tickets:
         return _NAME + _mac(self._keys[0], "answer", f"{channel}/{message_id}") + message_id
 
     def named(self, cursor: Cursor, channel: str) -> str | None:
-        """Return the id of the answer of `channel` that `cursor` names, or None if it names none or is forged."""
+        """Return the id of the answer that `cursor` names; None if it names none or the signature is wrong."""
         name = split_seal(cursor.extra)[0]
         mac, message_id = name[1:-_NAMED_CHARACTERS], name[-_NAMED_CHARACTERS:]
         is_ours = name.startswith(_NAME) and self._is_signed("answer", f"{channel}/{message_id}", mac)
         return message_id if is_ours else None
 
     def opened(self, ticket: Ticket, stream: Replaceable) -> None:
-        """Record `stream` as the open stream of the ticket; it replaces an older one."""
+        """Record `stream` as the open stream of the ticket, in place of an older one."""
         older = self._open.get(ticket.id)
         self._open[ticket.id] = stream
         if older is not None and older is not stream:
@@ -164,7 +165,7 @@ class Tickets:
             raise Unauthenticated("ticket was not signed with a key of this server; request another one")
         try:
             return _ticket.decode(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-        except (DecodeError, ValueError):  # signed by this server, in another version
+        except (DecodeError, ValueError):  # signed by this server, but by another version of it
             raise Unauthenticated("ticket was issued by another version of the server; request another one") from None
 
     def _is_sealed(self, ticket: Ticket, last: Cursor | None) -> bool:
@@ -179,13 +180,14 @@ class Tickets:
 
 
 def split_seal(extra: str) -> tuple[str, str]:
-    """Split a cursor's extra field into the seal or name, which may be empty, and the rest."""
+    """Split a cursor's extra field into the seal or name (may be empty) and the rest."""
     length = _SEAL_CHARACTERS if extra.startswith(_SEAL) else _NAME_CHARACTERS if extra.startswith(_NAME) else 0
     return extra[:length], extra[length:]
 
 
 def _seen(cursor: Cursor, client_id: str | None, channel: str) -> str:
-    return f"{client_id or ''}/{channel}/{cursor.epoch}:{cursor.serial}"  # no name has a slash
+    # a client id contains no slash, so different clients have different texts
+    return f"{client_id or ''}/{channel}/{cursor.epoch}:{cursor.serial}"
 
 
 def _mac(key: bytes, purpose: str, text: str) -> str:

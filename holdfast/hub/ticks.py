@@ -16,20 +16,22 @@ from typing import Protocol
 
 logger = logging.getLogger("holdfast.hub")
 
-# Classes of flush windows: feeds of one class are released on one tick, so that their batches are the same bytes.
+# Classes of flush windows: the feeds of one class are released at the same tick, so that they share the bytes of a
+# batch.
 FLUSH_CLASSES_MS = (0, 20, 40, 100, 250, 500, 1000)
-# Feeds released in one turn of the loop: about a millisecond of work, so that a large channel delays no other one.
+# Number of feeds released in one turn of the loop: about a millisecond of work, so that a large channel delays no
+# other.
 SLICE_FEEDS = 100
 EPHEMERAL_S = 0.1  # presence changes and signals within this time are sent together
 
 
 def flush_class(flush_ms: int) -> int:
-    """Return the flush class of `flush_ms` milliseconds: the shortest that is not below it."""
+    """Return the flush class for `flush_ms` milliseconds: the shortest class that is not shorter."""
     return next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
 
 
 class Woken(Protocol):
-    """A feed, as its group sees it."""
+    """The interface of a feed that its group uses."""
 
     wake: Callable[[], None]
 
@@ -54,7 +56,10 @@ class Ticks:
         waiting.append(callback)
 
     def call_before(self, over_s: float, lead_s: float, callback: Callable[[], None]) -> bool:
-        """Call `callback` at the last point `lead_s` before what is due at `over_s` is; False if it has passed."""
+        """Call `callback` at the last grid point that is `lead_s` before the tick at `over_s`.
+
+        Return False if that point has passed.
+        """
         point = ceil(over_s / self.GRID_S) - ceil(lead_s / self.GRID_S)
         if point * self.GRID_S <= asyncio.get_running_loop().time():
             return False
@@ -65,7 +70,7 @@ class Ticks:
         for callback in self._due.pop(point):
             try:
                 callback()
-            except Exception:  # an error in one channel must not delay the viewers of another
+            except Exception:  # an error in one channel must not delay the viewers of other channels
                 logger.exception("a release of viewers failed")
 
 
@@ -78,9 +83,10 @@ class Group:
         self._ticks = ticks
         self._window_s = flush_ms / 1000
         self._feeds: dict[Woken, None] = {}
-        self._is_due = False  # a release is scheduled
-        self._is_ephemeral_due = False  # a release of ephemeral events is scheduled; it uses up no window
-        self._last_s = -self._window_s  # the first release is at once
+        self._is_due = False  # True: a release is scheduled
+        # True: a release of ephemeral events is scheduled; it does not start a flush window
+        self._is_ephemeral_due = False
+        self._last_s = -self._window_s  # long ago, so that the first release is immediate
 
     def __len__(self) -> int:
         return len(self._feeds)
@@ -92,18 +98,21 @@ class Group:
         self._feeds[feed] = None
 
     def remove(self, feed: Woken) -> bool:
-        """Remove `feed`. False if it was not in this group."""
+        """Remove `feed`. Return False if it was not in this group."""
         is_here = feed in self._feeds
         self._feeds.pop(feed, None)
         return is_here
 
     @property
     def over_s(self) -> float:
-        """Return when the window ends, in the loop's time: earlier changes are released then, later ones at once."""
+        """Return when the flush window ends, in the loop's time.
+
+        Changes before that time are released then, later changes at once.
+        """
         return self._last_s + self._window_s
 
     def moved(self) -> None:
-        """Schedule the release of the feeds: at the end of their window, or at once after a pause."""
+        """Schedule a release of the feeds: at the end of their window, or at once if the window has passed."""
         if self._is_due or not self._feeds:
             return
         self._is_due = True
@@ -115,7 +124,7 @@ class Group:
             self._ticks.call_at(due_s, self._release)
 
     def ephemeral_moved(self) -> None:
-        """Schedule the release of ephemeral events a little later, so that several go out together."""
+        """Schedule a release of ephemeral events a little later, so that several of them are sent together."""
         if not self._is_ephemeral_due and self._feeds:
             self._is_ephemeral_due = True
             self._ticks.call_at(asyncio.get_running_loop().time() + EPHEMERAL_S, self._release_ephemeral)

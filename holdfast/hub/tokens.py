@@ -24,12 +24,12 @@ from holdfast.core.names import check_id
 from holdfast.hub.identity import Expired, Identity, Scope
 from holdfast.hub.keys import ALGORITHMS, Key, KeySet, public_keys, secret_key
 
-MAX_TOKEN_BYTES = 8 * 1024  # servers accept at most this much of one header
-MAX_PATTERNS = 200  # in one token; an operation may search all of them
-LEEWAY_S = 10.0  # synchronised server clocks differ by less
-_MAX_TIME_S = 2**43  # beyond this, browsers cannot represent milliseconds as whole numbers
+MAX_TOKEN_BYTES = 8 * 1024  # limit of a token; servers accept at most this much in one header
+MAX_PATTERNS = 200  # limit of patterns in one token, since each operation may search all of them
+LEEWAY_S = 10.0  # tolerated difference between the clocks of the issuer and this server
+_MAX_TIME_S = 2**43  # later times are refused: browsers cannot represent their milliseconds as whole numbers
 _CLAIM = "holdfast"
-# PyJWT checks the signature only: this module checks the header and, with the verifier's clock, the claims.
+# PyJWT only checks the signature. This module checks the header, and the claims against the verifier's own clock.
 _SIGNATURE_ONLY: Any = {
     "verify_signature": True,
     "enforce_minimum_key_length": True,
@@ -96,7 +96,7 @@ def _named(given: str | Iterable[str], what: str) -> frozenset[str]:
 
 
 class JwtVerifier:
-    """Authenticates callers by their tokens. Made by `jwt_verifier`."""
+    """Authenticates callers by their tokens; made by `jwt_verifier`."""
 
     def __init__(
         self,
@@ -124,14 +124,17 @@ class JwtVerifier:
 
     @property
     def reads_cookies(self) -> bool:
-        """Return whether browsers send the token by themselves; access control then checks the origin of requests."""
+        """Return whether browsers send the token by themselves (in a cookie).
+
+        If so, access control checks the origin.
+        """
         return self.cookie is not None
 
     @property
     def ticket_keys(self) -> list[bytes]:
         """Return keys for signing tickets, so that tickets outlive the process; empty without a secret.
 
-        They differ by audience and issuer, as the accepted tokens do: another service may have the same secret.
+        The keys depend on audience and issuer, as the accepted tokens do, because another service may share the secret.
         """
         secrets = [key.material for key in self._keys if isinstance(key.material, bytes)]
         issuers = None if self._issuers is None else sorted(self._issuers)
@@ -144,7 +147,10 @@ class JwtVerifier:
         return await self.verify_token(token) if token is not None else None
 
     async def verify_token(self, token: str) -> Identity:
-        """Return the identity that `token` names. Raises Unauthenticated, Expired, Busy (key unavailable)."""
+        """Return the identity that `token` names.
+
+        Raises Unauthenticated, Expired, or Busy if the key cannot be fetched.
+        """
         if len(token) > MAX_TOKEN_BYTES:
             raise Unauthenticated(f"token has {len(token)} bytes, the limit is {MAX_TOKEN_BYTES}")
         return self._identity_of(await self._verified_claims(token))
@@ -163,22 +169,24 @@ class JwtVerifier:
         return _cookie_of(scope, self.cookie) if self.cookie is not None else None
 
     async def _verified_claims(self, token: str) -> dict[str, Any]:
-        """Return the claims of a token with a valid signature. Raises Unauthenticated."""
+        """Return the claims of `token` after its signature was verified. Raises Unauthenticated."""
         header = _header_of(token)
         algorithm, kid = header.get("alg"), header.get("kid")
-        if "crit" in header:  # RFC 7515, 4.1.11; PyJWT accepts extensions that this module does not know
+        if "crit" in header:  # RFC 7515, 4.1.11: refuse, since PyJWT accepts extensions that this module does not know
             raise Unauthenticated(
                 f"token must have no header crit, got {shown(header['crit'])}: this server knows no critical extension"
             )
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
-            raise Unauthenticated(f"token algorithm {shown(algorithm)} is not accepted")
-        # A configured key may lack the `kid` that the token names; a key of a set has it.
+            raise Unauthenticated(
+                f"token algorithm {shown(algorithm)} is not accepted, expected {_names(self._algorithms)}"
+            )
+        # A configured key may lack the `kid` that the token names; a key in a published set always has it.
         candidates = [key for key in self._keys if key.kid is None or kid is None or key.kid == kid]
         claims = _claims_by(candidates, algorithm, token)
         if claims is None and self._key_set is not None:
             claims = _claims_by(await self._key_set.keys(kid), algorithm, token)
         if claims is None:
-            raise Unauthenticated("token signature matches no key of this server")
+            raise Unauthenticated("token signature matches no key of this server; check the keys of its verifier")
         return claims
 
     def _identity_of(self, claims: dict[str, Any]) -> Identity:
@@ -207,7 +215,7 @@ class JwtVerifier:
                 grants=_grants(claims.get(_CLAIM)),
                 expires_at_ms=math.ceil((expires_s + self._leeway_s) * 1000),
             )
-        except HoldfastError as error:  # the signer of such a token needs the reason
+        except HoldfastError as error:  # the reason helps the developer who signs such tokens
             raise Unauthenticated(f"token has an invalid claim: {error}") from None
 
 
@@ -216,7 +224,7 @@ def _malformed() -> Unauthenticated:
 
 
 def _header_of(token: str) -> dict[str, Any]:
-    """Return the header of a token, whose signature is not verified yet. Raises Unauthenticated if it is malformed."""
+    """Return the header of a token whose signature is not verified yet. Raises Unauthenticated if it is malformed."""
     encoded = token.partition(".")[0]
     try:
         header = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
@@ -228,7 +236,7 @@ def _header_of(token: str) -> dict[str, Any]:
 
 
 def _claims_by(keys: Iterable[Key], algorithm: str, token: str) -> dict[str, Any] | None:
-    """Return the claims if one of `keys` signed them, else None. Raises Unauthenticated for malformed claims."""
+    """Return the claims if one of `keys` has signed them, else None. Raises Unauthenticated for malformed claims."""
     for key in keys:
         if algorithm not in key.algorithms:
             continue
@@ -245,29 +253,32 @@ def _claims_by(keys: Iterable[Key], algorithm: str, token: str) -> dict[str, Any
 
 
 def _time(claims: dict[str, Any], name: str) -> float | None:
-    """Return a claim in seconds since 1970, or None. Raises Unauthenticated for another value."""
+    """Return the claim `name`, seconds since 1970, or None. Raises Unauthenticated for any other value."""
     value = claims.get(name)
     if value is None:
         return None
-    # In Python bool is an int, JSON's NaN is a float, and an int may have a thousand digits.
+    # Check exactly: in Python a bool is an int, JSON may contain NaN, and an int may have a thousand digits.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_TIME_S:
         raise Unauthenticated(f"token claim {name} must be a number of seconds since 1970, got {shown(value)}")
     return float(value)
 
 
 def _names(names: Iterable[str]) -> str:
-    """Return `names` for a message."""
+    """Return the list `names` as text for an error message."""
     return " or ".join(map(repr, sorted(names)))
 
 
 def _texts(value: Any) -> frozenset[str]:
-    """Return a claim that is one string or a list of them as a set."""
+    """Return as a set a claim that is a string or a list of strings."""
     listed = value if isinstance(value, list) else [value]
     return frozenset(one for one in listed if isinstance(one, str))
 
 
 def _grants(claim: Any) -> dict[str, frozenset[str]]:
-    """Return the claim `holdfast`: capabilities by pattern. Without it the grants are empty. Raises LocalError."""
+    """Return the claim `holdfast`: capabilities by pattern; empty if it is missing.
+
+    Raises LocalError if it is invalid.
+    """
     if claim is None:
         return {}
     if not isinstance(claim, dict) or len(claim) > MAX_PATTERNS:
@@ -279,7 +290,7 @@ def _grants(claim: Any) -> dict[str, frozenset[str]]:
 
 
 def _cookie_of(scope: Scope, name: str) -> str | None:
-    """Return the value of a cookie, or None."""
+    """Return the value of the cookie `name`, or None."""
     for header, value in scope["headers"]:
         if header.lower() != b"cookie":
             continue

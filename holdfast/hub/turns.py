@@ -8,7 +8,7 @@ a message, and when it dies another takes over. Pending messages are found again
 store; the turn scheduler holds no state that it could not read again.
 
 The phases of a turn are those of `holdfast.core.turns`; `docs/architecture.md` draws them. The scheduler moves each
-turn with what the log shows and with the outcomes of its own requests, and sets a timer for the phase that it enters.
+turn according to the log and to the outcomes of its own requests, and sets a timer for the phase that the turn enters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Signal
 from holdfast.core.message_state import ClaimState, MessageState
 from holdfast.core.names import COMMAND_MARK, command_key
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, SendCommand
 from holdfast.core.turns import (
     CANCEL,
@@ -48,16 +48,16 @@ from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
 
 logger = logging.getLogger("holdfast.hub")
 
-LEASE_S = 15.0  # lease of a remote worker's turn; the worker renews it after a third
-MAX_UNENDED = 10_000  # handlers of deleted messages that are remembered; each takes some 200 bytes
-UNCLAIMED_S = 5.0  # after this long unclaimed, viewers get a `nobody_listening` signal
+LEASE_S = 15.0  # length of the lease of a remote worker's turn; the worker renews it after a third
+MAX_UNENDED = 10_000  # number of handlers of deleted messages to remember; each takes some 200 bytes
+UNCLAIMED_S = 5.0  # if a message is unclaimed for this long, viewers get a `nobody_listening` signal
 
 OpenTurn = TurnState[Worker]
 OpenTurns = ChannelTurns[Worker]
 
 
 class TurnScheduler:
-    """Assigns turns to workers. A stored claim precedes each assignment. All methods run on the hub's loop."""
+    """Assigns turns to workers. Before each assignment a claim is stored. All methods run on the hub's loop."""
 
     def __init__(
         self,
@@ -76,12 +76,12 @@ class TurnScheduler:
         self._deadlines = deadlines
         self.workers = workers
         self._node = node
-        self._is_exclusive = is_exclusive  # no other hub uses the store
+        self._is_exclusive = is_exclusive  # True: no other hub uses the store
         self._submit = submit
-        self._find = find  # a channel in memory
+        self._find = find  # returns a channel if it is in memory
         self._turns: dict[str, OpenTurns] = {}
-        # By channel and message: the last attempt whose handler, in another process, has not ended. It may still send
-        # `turn.done` after the message was created again, so the numbers of new attempts are above this one.
+        # For deleted messages, by channel and id: the last attempt whose handler, in another process, has not ended. It
+        # may still send `turn.done` after the message was created again, so new attempts get numbers above this one.
         self._unended: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._is_over = False
 
@@ -93,11 +93,11 @@ class TurnScheduler:
         self.offer_all()
 
     def unregister(self, worker: Worker, *, is_broken: bool = False) -> None:
-        """Assign no more turns to `worker`. With `is_broken` its turns lapse soon, unless they are renewed."""
+        """Assign no more turns to `worker`. With `is_broken` its turns are lost soon, unless they are renewed."""
         if not self.workers.remove(worker) and not is_broken:
             return
         self.workers.hide(worker, is_broken=is_broken)
-        if is_broken:  # a worker that only takes no more turns keeps the turns that it has
+        if is_broken:  # a worker that only takes no more turns keeps those that it has
             for channel, turn in _turns_where(self._turns, lambda turn: turn.worker is worker):
                 turn.worker = None
                 if not worker.is_local:
@@ -122,12 +122,12 @@ class TurnScheduler:
         return attempts
 
     def hand_over(self, worker: Worker, heir: Worker) -> None:
-        """Pass the turns of `worker` to `heir`, a new registration of the same agent."""
+        """Pass the turns of `worker` on to `heir`, a new registration of the same agent."""
         for _, turn in _turns_where(self._turns, lambda turn: turn.worker is worker):
             turn.begin(heir)
 
     def freed(self, worker: Worker) -> None:
-        """Offer waiting turns: the worker has one more free slot.
+        """Offer waiting turns, because the worker has one more free slot.
 
         If it had a free slot before, no turn waits for a slot: all other changes that release a waiting turn (the end
         of a turn or claim, a new message) offer the turns of their channel themselves.
@@ -137,7 +137,7 @@ class TurnScheduler:
             self.offer_all()
 
     def left(self, worker: Worker, assigned: AssignedTurn) -> None:
-        """Free the slot of a turn in this process: its handler has ended."""
+        """Free the slot of a turn in this process, whose handler has ended."""
         turn = self._turn(assigned.channel, assigned.message_id)
         if turn is not None and turn.handler is worker:
             self._handler_ended(assigned.channel, turn)
@@ -149,7 +149,10 @@ class TurnScheduler:
             self._offer(channel)
 
     def _handler_lapsed(self, channel: str, turn: OpenTurn) -> None:
-        """Wait no longer for the handler of a deleted message. Its `turn.done` must not end the turn of a successor."""
+        """Stop waiting for the handler of a deleted message.
+
+        Its `turn.done` must not end the turn of a later message with the same id.
+        """
         if turn.handler is None:
             return
         place = (channel, turn.message_id)
@@ -163,7 +166,7 @@ class TurnScheduler:
         return self._unended.get((channel, message_id), 0)
 
     def set_state(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
-        """Set the state that an agent shows in `channel`."""
+        """Set the state that an agent shows to people in `channel`."""
         live = self._find(channel)
         if live is not None:
             live.presence_state.update(worker_name, data)
@@ -178,13 +181,13 @@ class TurnScheduler:
         }
 
     def close(self) -> None:
-        """Assign no more turns: the hub is shutting down."""
+        """Assign no more turns, because the hub is shutting down."""
         self._is_over = True
 
     # -- the log -----------------------------------------------------------------------------------------------
 
     def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
-        """Update the turns of the messages `keys` of `channel`; None means all."""
+        """Update the turns of the messages `keys` of `channel`; None means all of them."""
         state = channel.state
         if keys is None:
             keys = {*state.messages, *(turn.message_id for turn in self._turns.get(channel.name, ()))}
@@ -196,7 +199,7 @@ class TurnScheduler:
             self._offer(channel.name)
 
     def inspect_message(self, channel: str, key: str, message: MessageState | None) -> bool:
-        """Update the turn of the message `key`. Return True if the turns of the channel should be offered."""
+        """Update the turn of the message `key`. Return True if waiting turns of the channel should be offered."""
         claim = message.claim if message is not None and not message.deleted else None
         turn = self._turn(channel, key)
         if turn is None:
@@ -214,12 +217,12 @@ class TurnScheduler:
             self.inspect(live, None)
 
     def _moved(self, channel: str, turn: OpenTurn, left: Left[Worker] | None) -> bool:
-        """Act on the phase that `turn` has entered. Return True if the turns of the channel should be offered."""
+        """Act on the phase that `turn` has entered. Return True if waiting turns of the channel should be offered."""
         if left is None:
             return False
         self._set_timers(channel, turn, left.phase)
         if turn.phase is Phase.RUNNING:
-            self._turns[channel].put(turn)  # the last one: a worker that names no turn means this one
+            self._turns[channel].put(turn)  # move it to the end: a worker that names no turn means its latest one
         if turn.phase is Phase.OVER:
             self._turns[channel].drop(turn)
             if not self._turns[channel]:
@@ -249,10 +252,10 @@ class TurnScheduler:
                 self._deadlines.set(key, now_s + RETRY_S, partial(self._try_again, channel, turn))
             case Phase.RUNNING if turn.claim is not None and turn.claim.lease_ms:
                 self._lapse_in(channel, turn, turn.claim.lease_ms / 1000)
-            case Phase.HELD:  # after all changed messages were inspected
+            case Phase.HELD:  # checked later, after all changed messages were inspected
                 self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
             case Phase.WAITING | Phase.ENDING if turn.handler is not None and not turn.handler.is_local:
-                # A handler in another process ends at the latest when its lease does.
+                # A handler in another process ends at the latest when its lease ends.
                 self._deadlines.set(key, now_s + LEASE_S, partial(self._handler_lapsed, channel, turn))
             case _:
                 self._deadlines.drop(key)
@@ -292,15 +295,15 @@ class TurnScheduler:
                     older.is_interrupted = True
                     self._interrupt(channel, older.message_id, command_key(self._clock.new_id()))
                 if is_busy or turn is not waiting[-1]:
-                    continue  # it is offered again when the running turn is over
+                    continue  # the turn is offered again when the running turn is over
             turn.send_claim()
             worker.free -= 1
             self._claim(channel, turn, worker)
 
     def _give_up(self, channel: str, turn: OpenTurn) -> bool:
-        """End a turn that has used all attempts: otherwise it could kill one worker after another.
+        """End a turn that has used all its attempts: otherwise its message could crash one worker after another.
 
-        Only a turn that would be offered now is ended. So no turn ends before the hub has recovered, which decides
+        This is called only when the turn would be offered, so never before the hub has recovered: recovery decides
         about the answer of the last attempt. The request stores the end of the turn and a failed answer in one
         decision, so that the answer is created once.
         """
@@ -322,7 +325,7 @@ class TurnScheduler:
 
     @contextmanager
     def taking(self, channel: str, message_id: str, within: str, attempt: int) -> Iterator[None]:
-        """Hold back the offer of `message_id` while a running turn claims it.
+        """Do not offer `message_id` while a running turn claims it.
 
         If the claim's outcome is unknown but it was committed, the running turn does not know that it owns this
         message.
@@ -331,7 +334,7 @@ class TurnScheduler:
         if live is not None:
             self.inspect_message(channel, message_id, live.state.message(message_id))
         turn = self._turn(channel, message_id)
-        if turn is None or turn.is_taken:  # the claim will be refused
+        if turn is None or turn.is_taken:  # a message in this phase needs no protection: the claim will be refused
             yield
             return
         turn.send_claim()
@@ -344,10 +347,10 @@ class TurnScheduler:
             self._moved(channel, turn, turn.resolve(event))
             self._check_held(channel, turn)
             self._look_again(channel)
-            self._offer(channel)  # messages that waited behind it, if the turn ended meanwhile
+            self._offer(channel)  # offer messages that waited behind this one, in case the turn ended meanwhile
 
     def _claim(self, channel: str, turn: OpenTurn, worker: Worker) -> None:
-        writer = Writer(by=worker.name, node=self._node) if worker.is_local else None
+        writer = WriterIdentity(by=worker.name, node=self._node) if worker.is_local else None
         caller = Caller(id=worker.name, writer=writer, is_server=True)
         lease_s = 0.0 if worker.is_local else LEASE_S
 
@@ -364,7 +367,7 @@ class TurnScheduler:
         self._request(channel, turn.message_id, request, caller, done)
 
     def _not_claimed(self, channel: str, turn: OpenTurn, error: HoldfastError) -> None:
-        # A refusal that the log does not explain would follow again, if the claim was sent again at once.
+        # Wait first: after a refusal that the log does not explain, the same claim would be refused again at once.
         event = TurnEvent.FAILED if error.retry or turn.is_unchanged else TurnEvent.REFUSED
         self._moved(channel, turn, turn.resolve(event))
         if not error.retry:
@@ -383,12 +386,12 @@ class TurnScheduler:
         if is_ours and worker in self.workers:
             turn.begin(worker)
             worker.begin(assigned)
-            if worker.when_busy == "interrupt":  # a newer message may be stored with the claim
+            if worker.when_busy == "interrupt":  # a newer message may have been stored together with the claim
                 self._offer(assigned.channel)
             return
-        # The turn was ended at the same time, or the worker is gone and the lease lapses.
+        # An error here means that the turn ended at the same time, or that the worker is gone and its lease will end.
         self._loop.call_soon(self.freed, worker)
-        self._loop.call_soon(self._offer, assigned.channel)  # messages that waited behind it
+        self._loop.call_soon(self._offer, assigned.channel)  # offer messages that waited behind this one
         if is_ours:
             self._lapse_in(assigned.channel, turn, 0.0)
 
@@ -401,12 +404,12 @@ class TurnScheduler:
     # -- running turns -----------------------------------------------------------------------------------------
 
     def renew(self, worker: Worker, assigned: AssignedTurn) -> bool:
-        """Renew the lease of a remote worker's turn. Return False if the turn does not belong to it any more."""
+        """Renew the lease of a remote worker's turn. Return False if the worker no longer has the turn."""
         turn = self._turn(assigned.channel, assigned.message_id)
         if turn is None or turn.phase is not Phase.RUNNING or turn.attempt != assigned.generation:
             return False
         if turn.claim is None or turn.claim.node is not None or turn.claim.by != worker.name:
-            return False  # the turn is another agent's: a reconnecting worker has the same name
+            return False  # another agent has the turn; a worker that reconnects would have the same name
         turn.begin(worker)
         self._lapse_in(assigned.channel, turn, (turn.claim.lease_ms or LEASE_S * 1000) / 1000)
         return True
@@ -417,29 +420,29 @@ class TurnScheduler:
         return turn.claim.by if turn is not None and turn.is_taken and turn.claim is not None else None
 
     def turn_of(self, channel: str, name: str, message_id: str | None) -> tuple[str, int, ClaimState] | None:
-        """Return the turn of `message_id` of agent `name`, its attempt and claim; with None, the newest turn."""
+        """Return the turn of `message_id` of agent `name`, with attempt and claim; for None the agent's latest turn."""
         turn = self._turns.get(channel, OpenTurns()).newest_of(name, message_id)
         return (turn.message_id, turn.attempt, turn.claim) if turn is not None and turn.claim is not None else None
 
     def is_held(self, channel: str, message_id: str, within: str, attempt: int) -> bool:
-        """Return whether that attempt at the turn of `within` has taken `message_id` in."""
+        """Return whether attempt `attempt` at the turn of `within` has taken `message_id` in."""
         turn = self._turn(channel, message_id)
         return turn is not None and turn.host == (within, attempt)
 
     def end(self, worker: Worker, assigned: AssignedTurn, state: Literal["done", "cancelled"], done: Done) -> None:
-        """Store the end of a turn, then offer waiting messages. `done` gets the result."""
+        """Store the end of a turn, then offer waiting messages. `done` is called with the result."""
         turn = self._turn(assigned.channel, assigned.message_id)
         is_own = turn is not None and turn.handler is worker and turn.attempt == assigned.generation
         if turn is not None and is_own:
-            turn.worker = None  # the worker that ends the turn needs no notification
+            turn.worker = None  # the worker that ends the turn itself needs no notification
         caller = Caller(id=worker.name, is_server=worker.is_local)
         request = EndTurn(generation=assigned.generation, state=state)
         self._request(assigned.channel, assigned.message_id, request, caller, done)
-        if turn is not None and is_own:  # after the request: it must not end the turn that may follow
+        if turn is not None and is_own:  # do this after the request, which must not end a turn that follows
             self._handler_ended(assigned.channel, turn)
 
     def _check_held(self, channel: str, turn: OpenTurn) -> None:
-        """Resolve a turn that another one had taken in: it ends with that turn, or waits again if that is lost."""
+        """Resolve a turn that another has taken in: it ends with the other, or waits again if the other is lost."""
         if turn.host is None:
             return
         live = self._find(channel)
@@ -470,12 +473,12 @@ class TurnScheduler:
             self._lose(channel, turn)
 
     def _lose(self, channel: str, turn: OpenTurn, event: TurnEvent = TurnEvent.LOST) -> None:
-        """Offer the turn again: its worker is gone, or the attempt that held it."""
+        """Offer the turn again, because its worker is gone, or the attempt that had taken the message in."""
         self._moved(channel, turn, turn.lose(event))
         self._offer(channel)
 
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
-        """Cancel the turn of `message_id`, as a `cancel` would: a newer message interrupts it."""
+        """Cancel the turn of `message_id`, as a `cancel` command would, because a newer message interrupts it."""
 
         def done(result: Result | HoldfastError) -> None:
             if isinstance(result, HoldfastError) and result.retry:

@@ -1,4 +1,4 @@
-"""The workers of a hub: which there are, the patterns that they serve, and their presence in channels.
+"""The workers of a hub: the registered workers, the patterns that they serve, and their presence in channels.
 
 Layer: hub. The turn scheduler (`holdfast.hub.turns`) gives them turns. A worker is an agent in this process
 (`holdfast.agents`) or a socket that sent `work` (`transports.session`).
@@ -26,36 +26,38 @@ logger = logging.getLogger("holdfast.hub")
 
 WhenBusy = Literal["queue", "interrupt", "parallel"]
 REMEMBERED_PATTERNS = 1_000
-REMEMBERED_MS = 24 * 3600 * 1000  # messages wait this long after the last agent of their pattern was present
-NOTED_MS = 3600 * 1000  # between two notes that a pattern is still served
-PATTERN_NOTE = "served/"  # notes of served patterns, so that messages wait for an absent agent
+# messages wait for an agent for this time after the last agent of their pattern was present
+REMEMBERED_MS = 24 * 3600 * 1000
+NOTED_MS = 3600 * 1000  # time between two notes in the store that a pattern is still served
+# prefix of the notes about served patterns, by which messages wait for an agent that is absent
+PATTERN_NOTE = "served/"
 
 
 class AssignedTurn(NamedTuple):
-    """An attempt at a turn, which belongs to a worker."""
+    """One attempt at a turn, as a worker gets it."""
 
     channel: str
     message_id: str
     generation: int
-    lease_s: float | None  # None: the worker lives in this process and needs no renewal
+    lease_s: float | None  # None: the worker lives in this process, so its lease needs no renewal
 
 
 class Worker(Protocol):
-    """A component that carries out turns; identified by the object itself."""
+    """A component that carries out turns. The scheduler compares workers by object identity."""
 
     def __hash__(self) -> int: ...
 
-    name: str  # the member that people see, and the identity of the claim
+    name: str  # the name of the member that people see; claims carry it, too
     pattern: str
     when_busy: WhenBusy
-    is_local: bool  # in this process
-    free: int  # turns that it can take now
+    is_local: bool  # True: the worker lives in this process
+    free: int  # number of turns that it can take now
 
     def begin(self, turn: AssignedTurn) -> None:
-        """Begin `turn`, which belongs to this worker. Called after the claim was stored."""
+        """Begin `turn`, which this worker now has. Called after the claim was stored."""
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
-        """Note that the turn is over (`done`, `cancelled`) or belongs to another worker (`lost`)."""
+        """Note that the turn is over (`done`, `cancelled`) or that another worker has it (`lost`)."""
 
 
 class WorkerPool:
@@ -75,10 +77,12 @@ class WorkerPool:
         self._clock = clock
         self._deadlines = deadlines
         self._store = store
-        self._live = live  # the channels in memory
+        self._live = live  # the channels in memory, by name
         self._spawn = spawn
         self._workers: dict[Worker, None] = {}
-        self._patterns: dict[str, int] = {}  # served now or recently → when that was noted; messages there wait
+        # patterns that are or were recently served, with the time of the last note about it; messages there wait for an
+        # agent
+        self._patterns: dict[str, int] = {}
 
     def __contains__(self, worker: Worker) -> bool:
         return worker in self._workers
@@ -94,26 +98,26 @@ class WorkerPool:
             _show(worker, channel)
 
     def remove(self, worker: Worker) -> bool:
-        """Remove `worker`, which stays a member of its channels until `hide`. Return whether it was there."""
+        """Remove `worker`, but leave it a member of its channels until `hide`. Return whether it was there."""
         return self._workers.pop(worker, worker) is None
 
     def hide(self, worker: Worker, *, is_broken: bool) -> None:
-        """End the presence of `worker` in its channels. With `is_broken` it ends a little later."""
+        """End the presence of `worker` in its channels; with `is_broken` a little later."""
         for channel in self._live():
             if matches(worker.pattern, channel.name) and channel.presence_state.disconnect(worker.name, worker):
-                if is_broken:  # a short disconnection must not flicker
+                if is_broken:  # a short disconnection must not make the agent vanish and reappear
                     leave = partial(channel.presence_state.remove, worker.name)
                     self._deadlines.set(("agent", channel.name, worker.name), self._loop.time() + BROKEN_S, leave)
                 else:
                     channel.presence_state.remove(worker.name)
 
     def loaded(self, channel: Channel) -> None:
-        """Make the agents of `channel`, which was loaded, members of it."""
+        """Make the agents that serve `channel` members of it, because it was loaded."""
         for worker in self._workers:
             _show(worker, channel)
 
     def best_for(self, channel: str, suspect: Worker | None) -> Worker | None:
-        """Return the worker with the most free slots; `suspect`, which may be dead, only as a last resort."""
+        """Return the worker with the most free slots. `suspect`, whose connection may be dead, is the last resort."""
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
         return max(fitting, key=lambda one: (one is not suspect, one.free), default=None)
 
@@ -128,12 +132,12 @@ class WorkerPool:
         return any(matches(pattern, channel) for pattern in self._patterns)
 
     async def recall(self) -> None:
-        """Read the patterns that were served before this start."""
+        """Read from the store the patterns that were served before this start."""
         for name, value in (await self._store.notes(PATTERN_NOTE)).items():
             self._patterns[name.removeprefix(PATTERN_NOTE)] = json.loads(value)
 
     def tidy(self) -> None:
-        """Note the served patterns, and forget the expired ones. The hub calls this every few seconds."""
+        """Renew the stored notes of served patterns and drop the expired ones. The hub calls this every few seconds."""
         for worker in self._workers:
             self._remember(worker.pattern)
         oldest_ms = self._clock.now_ms() - REMEMBERED_MS

@@ -2,9 +2,10 @@
 
 Layer: hub.
 
-`core.outgoing` holds the rules: which content is accepted, and the requests for it. Here they meet the committer, which
-collects the requests of a writer for its next commit, and the timers: text that only viewers wait for is stored in time
-for them, and a store that fails is tried again. Only documented names of `MessageWriter` are public.
+`core.outgoing` holds the rules: which content is accepted, and the requests for it. This module connects them to the
+committer, which collects the requests of a writer for its next commit, and to timers: text that only viewers wait for
+is stored shortly before their flush, and a failed commit is tried again. Only documented names of `MessageWriter` are
+public.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from holdfast.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, Writ
 from holdfast.core.requests import Caller, CreateMessage, FinishMessage
 from holdfast.hub.pending import Ask, Decided
 from holdfast.hub.results import Result, result_later
+from holdfast.portal import retrieve_exception
 
 if TYPE_CHECKING:
     from holdfast.hub.channel import Channel
@@ -41,14 +43,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("holdfast.hub")
 
-RETRY_S = 0.25  # after the store failed: a full disk is not emptied faster
-PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait for a failing store
+RETRY_S = 0.25  # wait before the next try after the store failed; a full disk is not emptied faster
+PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait while the store fails
 
 
 class MessageWriter(OutgoingProperties):
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
-    __slots__ = (  # with this many attributes, slots are faster than a dictionary
+    __slots__ = (  # with this many attributes, slots are faster than a `__dict__`
         "_author",
         "_caller",
         "_create",
@@ -65,14 +67,15 @@ class MessageWriter(OutgoingProperties):
         "ids",
     )
 
-    size_bytes = 0  # in the committer's queue: the writer bounds its accepted text itself
+    size_bytes = 0  # counted as 0 in the committer's queue: the writer bounds its accepted text itself
 
     def __init__(
         self, hub: WriterHub, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
     ) -> None:
         self.channel = channel
         self.ids: tuple[str, ...] = (message_id,)
-        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason, when the task is cancelled
+        # status and reason of the message if its task is cancelled
+        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
         self._hub = hub
         self._create = create
         self._author = author
@@ -80,10 +83,11 @@ class MessageWriter(OutgoingProperties):
         self._outgoing = Outgoing(message_id, hub.limits)
         self._outgoing.meta = dict(create.meta) if create is not None else {}
         self._max_bytes = hub.limits.writer_bytes
-        self._is_waiting = False  # queued at the committer
-        self._is_delayed = False  # to be queued in time for the next flush of viewers
-        self._live: Channel | None = None  # the channel of the last batch; one that left memory has no viewers
-        self._trouble: HoldfastError | None = None  # the error of a store that fails at present
+        self._is_waiting = False  # True: queued at the committer
+        self._is_delayed = False  # True: will be queued shortly before the next flush
+        # the channel of the last commit, to find its viewers; None or outdated: no viewers
+        self._live: Channel | None = None
+        self._trouble: HoldfastError | None = None  # the error while the store fails, else None
         self._waiters: list[asyncio.Future[None]] = []
         self._called = self._awaited = 0
         self._retry: asyncio.TimerHandle | None = None
@@ -129,7 +133,7 @@ class MessageWriter(OutgoingProperties):
         until_s: float | None = None
         while outgoing.unstored_bytes:
             waiter = self._waiter()
-            if self._trouble is None and until_s is None:  # the common case, without another coroutine
+            if self._trouble is None and until_s is None:  # the common case, without a call of another coroutine
                 await waiter
             else:
                 until_s = await self._wait_for_store(waiter, until_s)
@@ -164,9 +168,9 @@ class MessageWriter(OutgoingProperties):
             try:
                 result = await self._created(self._create)
                 if not result.created:
-                    raise IdConflict(f"message {self.id!r} exists already")
-                if result.message is None:  # created, and deleted before its result arrived
-                    raise Deleted(f"message {self.id!r} was deleted")
+                    raise IdConflict(f"message {self.id!r} exists already; use another id")
+                if result.message is None:  # the message was created, and deleted before the result arrived
+                    raise Deleted(f"message {self.id!r} was deleted; create another one")
             except BaseException:
                 self._hub.unregister_writer(self)
                 raise
@@ -186,14 +190,14 @@ class MessageWriter(OutgoingProperties):
                 end = FinishMessage(status="cancelled", generation=1)
                 with contextlib.suppress(
                     HoldfastError
-                ):  # the hub is shutting down: its next start recovers the message
+                ):  # leave the message open: the hub is shutting down, and its next start recovers the message
                     await self._hub.ask(self.channel, self.id, end, self._caller)
             raise
 
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    if not TYPE_CHECKING:  # a type checker reports the missing methods by itself
+    if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
 
         def __enter__(self):
             raise LocalError(
@@ -227,10 +231,10 @@ class MessageWriter(OutgoingProperties):
     # -- for the committer -------------------------------------------------------------------------------------
 
     def asks(self) -> Sequence[Ask]:
-        """Return the requests in flight, to which all that can be sent now are added."""
+        """Put all requests in flight that can be sent now, and return all that are in flight."""
         outgoing = self._outgoing
         sent = outgoing.requests_to_send(self._max_bytes)
-        if len(sent) == 1 and outgoing.state is OPEN:  # the common case
+        if len(sent) == 1 and outgoing.state is OPEN:  # the common case: one request was in flight
             return (Ask(outgoing.id, sent[0].request, self._caller),)
         return [self._ask(one.request) for one in sent]
 
@@ -252,7 +256,7 @@ class MessageWriter(OutgoingProperties):
             self._wake_waiters()
 
     def failed(self, error: HoldfastError) -> None:
-        """Keep all requests and retry later, since the store failed. If the hub has stopped, refuse them."""
+        """Keep all requests and retry later, because the store failed. If the hub has stopped, refuse them."""
         self._is_waiting = False
         if isinstance(error, Draining):
             self._outgoing.refuse(error)
@@ -272,8 +276,9 @@ class MessageWriter(OutgoingProperties):
         self.ids = (message_id,)
 
     def take_up(self, message: Message, generation: int) -> None:
-        """Continue at the end of `message`, which may hold text of another writer."""
-        self._outgoing.nonce = self._hub.node[-5:]  # known once the hub has started
+        """Continue at the end of `message`, which may contain text of another writer."""
+        # set here, since the name of the run is known only once the hub has started
+        self._outgoing.nonce = self._hub.node[-5:]
         self._outgoing.load(message, generation)
 
     # -- queueing ----------------------------------------------------------------------------------------------
@@ -285,7 +290,7 @@ class MessageWriter(OutgoingProperties):
         return Ask(self._outgoing.id, request, caller)
 
     def _schedule_submit(self) -> None:
-        """Submit text that only viewers wait for, so that it is stored by the end of their flush window."""
+        """Submit text that only viewers wait for, early enough to be stored by the end of their flush window."""
         if self._is_delayed:
             return
         live = self._live
@@ -299,12 +304,12 @@ class MessageWriter(OutgoingProperties):
         self._submit()
 
     def _try_again(self) -> None:
-        """Submit again after the store failed, or the committer was full."""
+        """Submit again, because the store failed or the committer's queue was full."""
         self._retry = None
         self._submit()
 
     def _submit(self) -> None:
-        """Queue this writer at the committer, if it has requests; after a failure, `_try_again` does it in time."""
+        """Queue this writer at the committer if it has requests; while the store fails, `_try_again` does so later."""
         if self._retry is None and not self._is_waiting and self._outgoing.unstored_bytes:
             self._is_waiting = True
             try:
@@ -324,16 +329,17 @@ class MessageWriter(OutgoingProperties):
         """Return a future that is done after the next commit or failure."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        if self._is_delayed and self._trouble is None:  # otherwise a retry is scheduled
+        # do not wait for the flush; but while the store fails, a retry is already scheduled
+        if self._is_delayed and self._trouble is None:
             self._submit()
         return waiter
 
     async def _wait_for_store(self, waiter: asyncio.Future[None], until_s: float | None) -> float | None:
-        """Wait for `waiter`. While the store fails, wait until `until_s` at most, then raise StoreUnavailable.
+        """Wait for `waiter`. While the store fails, wait only until `until_s`, then raise StoreUnavailable.
 
         Return the deadline for further waits while the store fails.
         """
-        if self._trouble is None:  # a timeout costs more than the rest of a flush
+        if self._trouble is None:  # a timeout would cost more than the rest of a flush
             await waiter
             return None
         until_s = until_s or asyncio.get_running_loop().time() + PATIENCE_S
@@ -354,7 +360,7 @@ class MessageWriter(OutgoingProperties):
     # -- the end of the block ----------------------------------------------------------------------------------
 
     async def _finish_after_refusal(self) -> None:
-        """Finish a message as failed, with the text so far, if a request was refused while it streams."""
+        """If a request was refused while the message streams, finish the message as failed, with the text so far."""
         error = self._outgoing.error
         if error is None or isinstance(error, Finished | Fenced | Deleted | NotFound | Draining | LocalError):
             return
@@ -366,7 +372,7 @@ class MessageWriter(OutgoingProperties):
             logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
 
     async def _finish_early(self, error: BaseException) -> None:
-        """Store the accepted requests and finish the message: `error` ended its block early.
+        """Store the accepted requests and finish the message, because `error` ended its block early.
 
         A draining hub leaves the message open: the next start adopts or interrupts it.
         """
@@ -380,14 +386,8 @@ class MessageWriter(OutgoingProperties):
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
                 self._submit()
             ending = asyncio.ensure_future(self.flush())
-            ending.add_done_callback(_retrieve_exception)
+            ending.add_done_callback(retrieve_exception)
             async with asyncio.timeout(PATIENCE_S):
                 await asyncio.shield(ending)
         except (HoldfastError, TimeoutError) as trouble:
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, trouble)
-
-
-def _retrieve_exception(ending: asyncio.Future[None]) -> None:
-    """Retrieve the exception of `ending`, also if its waiter gave up."""
-    if not ending.cancelled():
-        ending.exception()

@@ -1,4 +1,4 @@
-"""The hub, as a message writer sees it.
+"""The interface of the hub that message writers use.
 
 Layer: hub.
 
@@ -18,7 +18,7 @@ from holdfast.hub.results import Done, Result
 
 
 class OpenWriter(Protocol):
-    """A writer of a message that streams, as the hub sees it."""
+    """The interface of a writer that the hub uses while the message streams."""
 
     channel: str
 
@@ -31,14 +31,15 @@ class OpenWriter(Protocol):
         """Return the generation of this writer."""
 
     async def flush(self) -> None:
-        """Store the accepted text."""
+        """Store the text that the writer has accepted."""
 
 
 class WriterHub(Protocol):
-    """The part of the hub that a writer uses. All methods but `start` and `caller` need a hub that runs."""
+    """The methods of the hub that a writer uses. All but `start` and `caller` need a running hub."""
 
     limits: Limits
-    reason_of: Callable[[BaseException], str | None]  # returns the reason of a message that an exception ended
+    # returns the reason to store for a message that an exception ended
+    reason_of: Callable[[BaseException], str | None]
 
     @property
     def node(self) -> str:
@@ -52,10 +53,10 @@ class WriterHub(Protocol):
         """Start the hub, if it does not run."""
 
     def caller(self, author: str | None) -> Caller:
-        """Return a caller in this process."""
+        """Return the caller for requests of code in this process."""
 
     def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
-        """Submit `request`; `done` receives its result. Raises Busy, Draining."""
+        """Submit `request`; `done` is called with its result. Raises Busy, Draining."""
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
         """Submit `request` and return its result. Raises the refusal."""

@@ -2,8 +2,8 @@
 
 Layer: hub.
 
-`Writers` is the hub as its message writers see it. It registers them while they write, and ends a message whose writer
-has gone without storing an end: no other component would.
+`Writers` is the interface of the hub that message writers use. It registers them while they write, and ends a message
+whose writer has gone without storing an end, because no other component would.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from holdfast.core.errors import Draining, HoldfastError, IdConflict, StoreUnava
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import check_key
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request, TakeOver
 from holdfast.hub.channel import Channel
 from holdfast.hub.lifecycle import Lifecycle
@@ -25,7 +25,7 @@ from holdfast.hub.results import Done, Result, own_copy
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writer_hub import OpenWriter
 
-ABANDONED_S = 1.0  # before checking that the end of an abandoned message is stored, and between two tries
+ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, and between two tries to end it
 
 
 class Writers:
@@ -33,31 +33,32 @@ class Writers:
 
     def __init__(
         self,
-        life: Lifecycle,
+        lifecycle: Lifecycle,
         limits: Limits,
         writer_class: type[MessageWriter],
         reason_of: Callable[[BaseException], str | None],
     ) -> None:
         self.limits = limits
-        self.reason_of = reason_of  # returns the reason of a message that an exception ended
-        self._life = life
+        self.reason_of = reason_of  # returns the reason to store for a message that an exception ended
+        self._lifecycle = lifecycle
         self._writer_class = writer_class
 
     def new(self, channel: str, message_id: str, author: str | None, create: CreateMessage | None) -> MessageWriter:
-        """Return a writer that creates its message with `create`, or with None continues a stored one."""
+        """Return a writer that creates its message by the request `create`; with None it continues a stored message."""
         return self._writer_class(self, channel, message_id, create=create, author=author)
 
     async def take_over(self, channel: str, message_id: str, author: str | None) -> MessageWriter:
         """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
         await self.start()
-        runtime = self._life.runtime
+        runtime = self._lifecycle.runtime
         known = await runtime.message(channel, message_id)
         next_generation = known.generation + 1
         request = TakeOver(generation=known.generation, request=runtime.clock.new_id())
         try:
             taken = await self.ask(channel, check_key(message_id), request, self.caller(author))
         except (StoreUnavailable, asyncio.CancelledError):
-            # The takeover may have been stored, and the message would have no writer. The state does not show it yet.
+            # The takeover may have been stored, which the state does not show yet; the message would then have no
+            # writer.
             self.interrupt_later(channel, message_id, next_generation)
             raise
         writer = self.new(channel, message_id, author, None)
@@ -74,45 +75,45 @@ class Writers:
 
     @property
     def node(self) -> str:
-        return self._life.node
+        return self._lifecycle.node
 
     @property
     def is_draining(self) -> bool:
-        return self._life.is_draining
+        return self._lifecycle.is_draining
 
     async def start(self) -> None:
-        await self._life.start()
+        await self._lifecycle.start()
 
     def caller(self, author: str | None) -> Caller:
-        return Caller(id=author, writer=Writer(by=author, node=self._life.node), is_app=True)
+        return Caller(id=author, writer=WriterIdentity(by=author, node=self._lifecycle.node), is_app=True)
 
     def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
-        self._life.runtime.submit(channel, key, request, caller, done)
+        self._lifecycle.runtime.submit(channel, key, request, caller, done)
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
-        await self._life.start()
-        return await self._life.runtime.ask(channel, key, request, caller)
+        await self._lifecycle.start()
+        return await self._lifecycle.runtime.ask(channel, key, request, caller)
 
     def queue(self, item: Item) -> None:
-        self._life.runtime.committer.submit(item)
+        self._lifecycle.runtime.committer.submit(item)
 
     def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> bool:
         try:
-            return self._life.runtime.pace.call_in_time(channel, callback)
-        except HoldfastError:  # the hub has ended
+            return self._lifecycle.runtime.pace.call_in_time(channel, callback)
+        except HoldfastError:  # the hub has ended meanwhile
             return False
 
     def register_writer(self, writer: OpenWriter) -> None:
-        known = self._life.runtime.writers.setdefault((writer.channel, writer.id), writer)
+        known = self._lifecycle.runtime.writers.setdefault((writer.channel, writer.id), writer)
         if known is not writer:
             raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
 
     def unregister_writer(self, writer: OpenWriter) -> None:
-        if not self._life.is_running:
+        if not self._lifecycle.is_running:
             return
-        runtime = self._life.runtime
+        runtime = self._lifecycle.runtime
         key = (writer.channel, writer.id)
-        if runtime.writers.get(key) is writer:  # after a restart of the hub it may be another one
+        if runtime.writers.get(key) is writer:  # after a restart of the hub, another writer may have the key
             del runtime.writers[key]
             runtime.tasks.quieter.set()
         self.left(writer.channel, writer.id, writer.generation)
@@ -120,23 +121,25 @@ class Writers:
     # -- abandoned messages ------------------------------------------------------------------------------------
 
     def left(self, channel: str, message_id: str, generation: int) -> None:
-        """Note that the message has no writer here any more, and interrupt it unless it has an end."""
-        if not self._life.is_running:
+        """Note that the message has no writer here any more, and interrupt it later unless it has an end."""
+        if not self._lifecycle.is_running:
             return
-        live = self._life.runtime.channels.get(channel)
+        live = self._lifecycle.runtime.channels.get(channel)
         known = live.state.message(message_id) if live is not None else None
         if known is None or self._is_abandoned(known, channel, generation):
             self.interrupt_later(channel, message_id, generation)
 
     def interrupt_later(self, channel: str, message_id: str, generation: int) -> None:
-        """Interrupt the message in a while, unless it has an end or another writer by then."""
-        if self._life.is_running and not self._life.is_draining:  # else the next start recovers the message
-            with contextlib.suppress(RuntimeError):  # the hub is ending
-                self._life.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
+        """Interrupt the message after a while, unless it has an end or another writer by then."""
+        if (
+            self._lifecycle.is_running and not self._lifecycle.is_draining
+        ):  # otherwise the next start recovers the message
+            with contextlib.suppress(RuntimeError):  # RuntimeError: the hub is ending
+                self._lifecycle.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
 
     def _is_abandoned(self, message: MessageState, channel: str, generation: int) -> bool:
         """Return whether the message still streams although its writer in this process has gone."""
-        runtime = self._life.runtime
+        runtime = self._lifecycle.runtime
         is_ours = message.writer is not None and message.writer.node == runtime.node
         is_written = (channel, message.id) in runtime.writers
         return message.is_streaming and is_ours and message.generation == generation and not is_written
@@ -147,7 +150,7 @@ class Writers:
         while True:
             await asyncio.sleep(ABANDONED_S)
             try:
-                runtime = self._life.runtime
+                runtime = self._lifecycle.runtime
                 if self._is_abandoned(await runtime.message(channel, message_id), channel, generation):
                     await runtime.ask(channel, message_id, end, SERVER)
                 return

@@ -24,11 +24,11 @@ def open_url(url: str) -> Store:
     `memory://`, or `sqlite:///` and a path (relative; with one more slash absolute; special characters may be
     percent-encoded), with `?synchronous=full` (the default), `normal` or `extra`.
     """
-    if not url.isprintable():  # a URL parser drops line ends without a word
+    if not url.isprintable():  # a URL parser drops line ends silently
         raise LocalError(f"store URL {shown_url(url)} holds a control character; use {_FORMS}")
     try:
         scheme, host, path, query, fragment = urlsplit(url)
-    except ValueError:  # such as one bracket
+    except ValueError:  # for example for a single bracket
         raise LocalError(f"store URL must be {_FORMS}, got {shown_url(url)}") from None
     given = parse_qsl(query, keep_blank_values=True)
     options = dict(given)

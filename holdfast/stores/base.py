@@ -31,7 +31,7 @@ class Head(NamedTuple):
 
     epoch: str
     serial: int
-    floor: int = 0  # cursors below it belong to a history that is no longer kept
+    floor: int = 0  # cursors below this serial belong to a history that is no longer kept
 
 
 NOTHING = Head("-", 0, 0)
@@ -68,12 +68,12 @@ class Changes(NamedTuple):
     """The messages that changed after a serial; `messages` is None if there are more than the caller's limit."""
 
     head: Head
-    newest: str | None  # id of the message created last, deleted or not
+    newest: str | None  # id of the message that was created last, even if it is deleted
     messages: list[Stored] | None
 
 
 class StoredPage(NamedTuple):
-    """Messages, newest first by `created`, without deleted ones; `more`: older messages exist."""
+    """Messages without deleted ones, the latest `created` first. `more`: older messages exist."""
 
     head: Head
     messages: list[Stored]
@@ -81,7 +81,7 @@ class StoredPage(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Heads of the channels that moved since a token; `channels` is None if the store cannot tell (all may have)."""
+    """Heads of the channels that moved since a token; `channels` is None if the store does not know them."""
 
     token: str
     channels: Mapping[str, Head] | None
@@ -98,29 +98,30 @@ class Store(Protocol):
     reopened for that. `commit` may also raise CommitUnknown.
     """
 
-    name: str  # "memory", "sqlite": for logs and statistics
-    is_exclusive: bool  # no other process can have it open: in-process writers of other processes are dead
+    name: str  # "memory" or "sqlite"; for logs and statistics
+    is_exclusive: bool  # True: no other process can have the store open, so writers in other processes are dead
 
     async def open(self) -> None:
         """Prepare the store for use. Raises StoreInUse, StoreUnusable or StoreUnavailable, with the remedy."""
 
     async def close(self) -> None:
-        """Finish the work in progress and release all resources. A second call does nothing."""
+        """Finish running work and release all resources. A second call does nothing."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """Store all writes that do not conflict, in one transaction; returns one result per write, in order.
 
-        When this returns, each Committed write is durable and every later read sees it. At most one write per channel.
+        When this returns, each Committed write is durable and every later read sees it. There may be one write per
+        channel.
         """
 
     async def head(self, channel: str) -> Head:
         """Return the current head of `channel`."""
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        """Return the messages and commands of `channel` whose last entry is above serial `after`, deleted ones too."""
+        """Return the messages and commands of `channel` whose last entry is above serial `after`, also deleted ones."""
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """Return those of the messages and commands `ids` that exist, deleted or used up by a deleted channel too."""
+        """Return the messages and commands `ids` that exist, also deleted ones and ids used up by a deleted channel."""
 
     async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
         """Return up to `limit` messages (no commands) created before serial `before`, at most `limit_bytes`.
@@ -137,7 +138,7 @@ class Store(Protocol):
     async def moved(self, token: str | None) -> Moved:
         """Return the channels that moved since `token` was issued.
 
-        With None, or a token of another opening of the store, `channels` is None or names all channels.
+        With None, or with a token from before the store was last opened, `channels` is None or names all channels.
         """
 
     async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
@@ -158,10 +159,10 @@ class Store(Protocol):
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do housekeeping: free space and finish pending deletions. The hub calls this every few seconds.
 
-        Removes the segments of documents that are not open and whose `until_ms` has passed, some in each call.
-        Returns (channel, message id) of messages that should get a document because the entries they pin
-        are almost a minute old, outweigh 64 MiB, share rows with deleted text, or delete the message.
+        Removes the segments of documents that are not open and whose `until_ms` has passed, some in each call. Returns
+        (channel, message id) of messages that should get a new document, because their entries since the last one are
+        almost a minute old, take more than 64 MiB in all, share rows with deleted text, or delete the message.
         """
 
     def stats(self) -> dict[str, int]:
-        """Return counters: `commits`, `row_bytes` (of all rows handed to the database) and those of the store's own."""
+        """Return counters: `commits`, `row_bytes` (size of all rows handed to the database), and the store's own."""

@@ -1,9 +1,9 @@
-"""Who holds the lock of a store file: another process, a worker of the same server, or this process.
+"""The holder of a store file's lock: another process, a worker of the same server, or this process.
 
 Layer: stores.
 
 The lock file's first line names a process, but process ids are not enough: containers that share a file may have the
-same ones. So a set of the paths that this process holds decides what is "this process".
+same ones. Therefore a set of the paths that this process holds decides whether the holder is "this process".
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 _SHOWN_CHARACTERS = 200
-_here: set[str] = set()  # the paths of locks that this process holds
+_here: set[str] = set()  # the paths of the locks that this process holds
 _guard = threading.Lock()
 
 
 class Holder(NamedTuple):
-    """The holder of a lock, as a message names it."""
+    """The holder of a lock, in the words of an error message."""
 
-    name: str  # `process 4711 (uvicorn)`, `this process`
+    name: str  # for example `process 4711 (uvicorn)` or `this process`
     is_here: bool
-    is_sibling: bool  # another worker of the same server: it does not end while this one runs
+    is_sibling: bool  # True: another worker of the same server, which does not end while this one runs
 
     def remedy(self) -> str:
-        """Return the advice for a process that wants the lock."""
+        """Return advice for a process that wants the lock."""
         if self.is_here:
             return (
                 "another Hub of this process has it open: use that Hub, or `await` its close() first; in a notebook, "
@@ -42,7 +42,7 @@ class Holder(NamedTuple):
 
 
 def holder_of(path: Path) -> Holder:
-    """Return the holder of the lock file at `path`, which another open file has locked."""
+    """Return the holder of the lock file at `path`; another open file has it locked."""
     with _guard:
         if str(path) in _here:
             return Holder("this process", is_here=True, is_sibling=False)
@@ -68,20 +68,20 @@ def note_released(path: Path) -> None:
 
 
 def _is_sibling_worker(pid: int) -> bool:
-    """Return whether `pid` is another worker of the server that started this process, as far as that can be known."""
+    """Return whether `pid` is another worker of the server that started this process, if that can be known."""
     return _is_worker() and _parent_of(pid) == os.getppid()
 
 
 def _is_worker() -> bool:
-    """Return whether a server started this process as a worker: with `multiprocessing`, or by a fork of gunicorn."""
+    """Return whether a server started this process as a worker: by `multiprocessing`, or by a fork of gunicorn."""
     processes = sys.modules.get("multiprocessing.process")
     return getattr(processes, "parent_process", lambda: None)() is not None or "gunicorn.workers.base" in sys.modules
 
 
 def _parent_of(pid: int) -> int | None:
-    """Return the parent of a process; None if the system does not tell."""
+    """Return the parent of a process; None if the system does not provide it."""
     try:
-        # The name of the program is in brackets and may itself hold spaces and brackets.
+        # The name of the program stands in brackets, and may itself contain spaces and brackets.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, ValueError, IndexError):
         return None

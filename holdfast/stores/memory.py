@@ -24,18 +24,18 @@ from holdfast.stores.base import (
     Write,
 )
 
-OLD_MS = 45_000  # as in the SQLite store: a minute, minus room for hubs that call `tidy` only every few seconds
+OLD_MS = 45_000  # as in the SQLite store: a minute, less the time between two calls of `tidy`
 MAX_ENTRY_BYTES = 64 * 1024 * 1024
 
 
 class _Message:
-    """A stored message: its last document, all its segments, and the entries after the document."""
+    """A stored message: its last document with all segments, and the entries after the document."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self.segments: list[Segment] = list(document.segments)
         self.entries: list[Entry] = []
-        self.since_ms: int | None = None  # time of the first of `entries`, by the clock of `tidy`
+        self.since_ms: int | None = None  # time of the first entry in `entries`, by the clock of `tidy`
 
     @property
     def last(self) -> int:
@@ -76,7 +76,7 @@ class _Channel:
         return Head(self.epoch, self.serial)
 
     def drop_data_of_deleted(self, documents: Sequence[Document]) -> None:
-        """Remove the segments of documents whose target is deleted, as far as a write of `documents` leads to it."""
+        """Remove the segments of documents whose target is deleted, as far as the write of `documents` causes this."""
         deleted = {document.id for document in documents if document.is_deleted}
         deleted |= {one.target for one in documents if one.target is not None and self._is_deleted(one.target)}
         for message in self.messages.values() if deleted else ():
@@ -91,16 +91,17 @@ class _Channel:
 
 
 class MemoryStore:
-    """A store in memory. Data lives as long as the instance."""
+    """A store in memory. Its data lives as long as the instance."""
 
     name = "memory"
     is_exclusive = True
 
     def __init__(self) -> None:
         self._channels: dict[str, _Channel] = {}
-        self._used_up: dict[tuple[str, str], int] = {}  # (channel, message id) of deleted channels → until when, in ms
-        self._moves: dict[str, int] = {}  # channel → the count when it last moved
-        self._life = secrets.token_hex(4)
+        # for ids of deleted channels (channel, message id): the time in ms until which they cannot be used
+        self._used_up: dict[tuple[str, str], int] = {}
+        self._moves: dict[str, int] = {}  # for each channel the number of the change that moved it last
+        self._opening = secrets.token_hex(4)
         self._count = 0
         self._now_ms: int | None = None
         self._commits = 0
@@ -108,23 +109,23 @@ class MemoryStore:
         self._notes: dict[str, bytes] = {}
 
     async def open(self) -> None:
-        """`Store.open`."""
+        """Open the store (`Store.open`)."""
 
     async def close(self) -> None:
-        """`Store.close`. The content stays."""
+        """Close the store (`Store.close`). The content stays."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        """`Store.commit`."""
+        """Store the writes that do not conflict (`Store.commit`)."""
         results = [self._commit(write) for write in writes]
         self._commits += any(isinstance(result, Committed) for result in results)
         return results
 
     async def head(self, channel: str) -> Head:
-        """`Store.head`."""
+        """Return the head of `channel` (`Store.head`)."""
         return self._head(channel)
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        """`Store.changes`."""
+        """Return the messages that changed after a serial (`Store.changes`)."""
         known = self._channels.get(channel)
         if known is None:
             return Changes(NOTHING, None, [])
@@ -133,7 +134,7 @@ class MemoryStore:
         return Changes(known.head, newest, changed if len(changed) <= limit else None)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """`Store.messages`."""
+        """Return messages and commands by their ids (`Store.messages`)."""
         known = self._channels.get(channel)
         found = {}
         for message_id in ids:
@@ -144,12 +145,12 @@ class MemoryStore:
         return self._head(channel), found
 
     async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
-        """`Store.page`."""
+        """Return a page of messages (`Store.page`)."""
         known = self._channels.get(channel)
         page: list[Stored] = []
         size_bytes = 0
         for message in known.newest_first() if known is not None else ():
-            created = message.document.created  # 0: a command
+            created = message.document.created  # serial of the message's create; 0 for a command
             if not created or message.is_deleted or (before is not None and created >= before):
                 continue
             size_bytes += message.document.size_bytes
@@ -159,7 +160,7 @@ class MemoryStore:
         return StoredPage(self._head(channel), page, more=False)
 
     async def open_channels(self) -> list[str]:
-        """`Store.open_channels`."""
+        """Return the channels with open messages or commands (`Store.open_channels`)."""
         return [
             name
             for name, known in self._channels.items()
@@ -167,21 +168,21 @@ class MemoryStore:
         ]
 
     async def open_documents(self, channel: str) -> list[Stored]:
-        """`Store.open_documents`."""
+        """Return the open documents of `channel` (`Store.open_documents`)."""
         known = self._channels.get(channel)
         messages = known.messages.values() if known is not None else ()
         return [message.stored() for message in messages if message.document.is_open]
 
     async def moved(self, token: str | None) -> Moved:
-        """`Store.moved`."""
-        now = f"{self._life}:{self._count}"
-        life, _, seen = (token or "").partition(":")
-        if life != self._life:
+        """Return the channels that moved since `token` (`Store.moved`)."""
+        now = f"{self._opening}:{self._count}"
+        opening, _, seen = (token or "").partition(":")
+        if opening != self._opening:
             return Moved(now, None)
         return Moved(now, {channel: self._head(channel) for channel, at in self._moves.items() if at > int(seen)})
 
     async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
-        """`Store.delete_channel`."""
+        """Empty `channel` (`Store.delete_channel`)."""
         head = self._head(channel)
         self._used_up |= {(channel, message_id): until_ms for message_id in used_up}
         if self._channels.pop(channel, None) is not None:
@@ -189,22 +190,22 @@ class MemoryStore:
         return head
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
-        """`Store.channels`."""
+        """Return the names of channels that are not empty (`Store.channels`)."""
         return sorted(name for name in self._channels if after is None or name > after)[:limit]
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
-        """`Store.notes`."""
+        """Return the hub's notes under a prefix (`Store.notes`)."""
         return {name: value for name, value in self._notes.items() if name.startswith(prefix)}
 
     async def note(self, values: Mapping[str, bytes | None]) -> None:
-        """`Store.note`."""
+        """Keep or delete notes of the hub (`Store.note`)."""
         for name, value in values.items():
             self._notes.pop(name, None)
             if value is not None:
                 self._notes[name] = value
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
-        """`Store.tidy`."""
+        """Do a round of housekeeping (`Store.tidy`)."""
         self._now_ms = now_ms
         self._used_up = {key: until_ms for key, until_ms in self._used_up.items() if until_ms > now_ms}
         for known in self._channels.values():
@@ -228,7 +229,7 @@ class MemoryStore:
         return due
 
     def stats(self) -> dict[str, int]:
-        """`Store.stats`."""
+        """Return counters (`Store.stats`)."""
         return {"commits": self._commits, "row_bytes": self._row_bytes, "channels": len(self._channels)}
 
     def _head(self, channel: str) -> Head:

@@ -35,8 +35,8 @@ from holdfast.stores.thread import Late, StoreThread
 
 T = TypeVar("T")
 
-OPEN_TIMEOUT_S = 60.0  # opening reads the whole log, which may be large
-TIMEOUT_S = 30.0  # far beyond `busy_s`; a slower disk counts as failed
+OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log
+TIMEOUT_S = 30.0  # far above `busy_s`; a disk that is slower than this counts as failed
 JOIN_S = 5.0
 
 _SYNCHRONOUS: dict[str, Synchronous] = {"normal": "normal", "full": "full", "extra": "extra"}
@@ -45,9 +45,10 @@ _SYNCHRONOUS: dict[str, Synchronous] = {"normal": "normal", "full": "full", "ext
 class SqliteStore:
     """A store in the SQLite file at `path`, created if it is missing, with `-wal`, `-shm` and `.lock` files beside it.
 
-    `synchronous`: "full" survives a power cut; "normal" may lose its last moments to one (then new epochs begin).
-    The store waits `busy_s` seconds for another program's lock on the database, and `lock_wait_s` seconds for another
-    process that has the store open. It waits once: after a refusal it looks only whether the other process has ended.
+    `synchronous`: "full" survives a power cut; "normal" may lose the last commits in one (then new epochs begin). The
+    store waits `busy_s` seconds for another program's lock on the database, and `lock_wait_s` seconds for another
+    process that has the store open. It waits once: after a refusal, later calls of `open` only check whether the other
+    process has ended.
     """
 
     name = "sqlite"
@@ -71,7 +72,7 @@ class SqliteStore:
         self._stats = {"commits": 0, "row_bytes": 0}
 
     async def open(self) -> None:
-        """`Store.open`. An open store stays open: another event loop may take it over."""
+        """Open the store (`Store.open`). An open store stays open, and another event loop may take it over."""
         if self._open is not None:
             return
         wait_s = 0.0 if self._was_in_use else self._lock_wait_s
@@ -94,7 +95,7 @@ class SqliteStore:
         atexit.register(self._at_exit)
 
     async def close(self) -> None:
-        """`Store.close`."""
+        """Close the store (`Store.close`)."""
         opened = self._take_open()
         if opened is None:
             return
@@ -106,66 +107,66 @@ class SqliteStore:
             ) from None
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        """`Store.commit`."""
+        """Store the writes that do not conflict (`Store.commit`)."""
         return await self._run(lambda engine: engine.commit(writes), late=CommitUnknown)
 
     async def head(self, channel: str) -> Head:
-        """`Store.head`."""
+        """Return the head of `channel` (`Store.head`)."""
         return await self._run(lambda engine: engine.head(channel))
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        """`Store.changes`."""
+        """Return the messages that changed after a serial (`Store.changes`)."""
         return await self._run(lambda engine: engine.changes(channel, after, limit))
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """`Store.messages`."""
+        """Return messages and commands by their ids (`Store.messages`)."""
         return await self._run(lambda engine: engine.messages(channel, ids))
 
     async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
-        """`Store.page`."""
+        """Return a page of messages (`Store.page`)."""
         return await self._run(lambda engine: engine.page(channel, before, limit, limit_bytes))
 
     async def open_channels(self) -> list[str]:
-        """`Store.open_channels`."""
+        """Return the channels with open messages or commands (`Store.open_channels`)."""
         return await self._run(lambda engine: engine.open_channels())
 
     async def open_documents(self, channel: str) -> list[Stored]:
-        """`Store.open_documents`."""
+        """Return the open documents of `channel` (`Store.open_documents`)."""
         return await self._run(lambda engine: engine.open_documents(channel))
 
     async def moved(self, token: str | None) -> Moved:
-        """`Store.moved`."""
+        """Return the channels that moved since `token` (`Store.moved`)."""
         return await self._run(lambda engine: engine.moved(token))
 
     async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
-        """`Store.delete_channel`."""
+        """Empty `channel` (`Store.delete_channel`)."""
         return await self._run(lambda engine: engine.delete_channel(channel, used_up, until_ms), late=CommitUnknown)
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
-        """`Store.channels`."""
+        """Return the names of channels that are not empty (`Store.channels`)."""
         return await self._run(lambda engine: engine.channel_names(after, limit))
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
-        """`Store.notes`."""
+        """Return the hub's notes under a prefix (`Store.notes`)."""
         return await self._run(lambda engine: engine.notes(prefix))
 
     async def note(self, values: Mapping[str, bytes | None]) -> None:
-        """`Store.note`."""
+        """Keep or delete notes of the hub (`Store.note`)."""
         kept = dict(values)
         await self._run(lambda engine: engine.note(kept), late=CommitUnknown)
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
-        """`Store.tidy`."""
+        """Do a round of housekeeping (`Store.tidy`)."""
         return await self._run(lambda engine: engine.tidy(now_ms))
 
     def stats(self) -> dict[str, int]:
-        """`Store.stats`, counted since the store was opened."""
+        """Return counters since the store was opened (`Store.stats`)."""
         if self._open is not None:
             self._stats = self._open.engine.stats()
         return dict(self._stats)
 
     async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable) -> T:
-        """Run `call` on the thread. Raises `late` if it began and did not end in time."""
+        """Run `call` on the store's thread. Raises `late` if the call began and did not end in time."""
         opened = self._open
         if opened is None:
             raise LocalError(f"store file {self.path} is not open; call open() first")
@@ -189,7 +190,7 @@ class SqliteStore:
         return opened
 
     def _at_exit(self) -> None:
-        """Close the file cleanly at the end of a process that did not close the store."""
+        """Close the file cleanly at the end of a process that has not closed the store."""
         opened = self._take_open()
         if opened is not None:
             opened.thread.stop(opened.engine.close)

@@ -12,11 +12,12 @@ from holdfast.stores.base import NOTHING, Head
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_log import Tracked
 
-MAX_CHANNELS = 10_000  # in memory; above this, half of those without pinned log rows are dropped
+# limit of channels in memory; above it half of them are dropped, except those with pinned log rows
+MAX_CHANNELS = 10_000
 
 
 class Channel:
-    """The state of one channel on the store's thread."""
+    """The state of one channel, kept on the store's thread."""
 
     __slots__ = ("epoch", "floor", "id", "moved", "name", "serial", "tracked", "used")
 
@@ -26,9 +27,10 @@ class Channel:
         self.epoch = epoch
         self.floor = floor
         self.serial = serial
-        self.tracked: dict[str, Tracked] = {}  # messages that stream or have entries without a document, by id
-        self.moved = 0  # the last commit, since the start, that moved it
-        self.used = 0  # the last commit at the time of the last access, commits to the channel not counted
+        self.tracked: dict[str, Tracked] = {}  # messages that stream, or that have entries without a document, by id
+        self.moved = 0  # number of the last commit since the start that moved the channel
+        # number of the latest commit when the channel was last used, apart from commits to the channel itself
+        self.used = 0
 
     @property
     def head(self) -> Head:
@@ -36,14 +38,14 @@ class Channel:
 
 
 class Plan:
-    """The documents of one write, with the tracked message of each."""
+    """The documents that one write stores, with the tracked message of each."""
 
     __slots__ = ("channel", "documents", "is_born", "new")
 
     def __init__(self, channel: Channel, is_born: bool) -> None:
         self.channel = channel
         self.is_born = is_born
-        self.new: dict[str, Tracked] = {}  # messages without a document so far
+        self.new: dict[str, Tracked] = {}  # messages that have no document yet
         self.documents: list[tuple[Tracked, Document]] = []
 
 
@@ -55,13 +57,16 @@ class Channels:
         self._db = db
         self._documents = documents
         self._limit = MAX_CHANNELS
-        self._deleted_at: dict[str, int] = {}  # channel → the commit that deleted it
-        self._forgotten = 0  # moves up to this commit are no longer all known
+        self._deleted_at: dict[str, int] = {}  # for each deleted channel the number of the commit that deleted it
+        self._forgotten = 0  # which channels moved up to this commit is no longer completely known
         (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
         self._next = (number or 0) + 1
 
     def find(self, name: str, *, at: int) -> Channel | None:
-        """Return the channel `name`, read from the file if needed, and note its use at commit `at`; None without it."""
+        """Return the channel `name`, read from the file if needed; None if it does not exist.
+
+        `at` is the number of the latest commit, which counts as the time of use.
+        """
         channel = self.by_name.get(name)
         if channel is None:
             row = self._db.execute("SELECT id, epoch, floor FROM channels WHERE name = ?", (name,)).fetchone()
@@ -74,7 +79,7 @@ class Channels:
         return channel
 
     def new(self, name: str, epoch: str) -> Channel:
-        """Return a channel with a number of its own. It is not in `by_name` before its first commit."""
+        """Return a new channel with its own number. It enters `by_name` with its first commit."""
         channel = Channel(self._next, name, epoch, 0, 0)
         self._next += 1
         return channel
@@ -87,7 +92,7 @@ class Channels:
             self._forgotten = max(self._forgotten, self._deleted_at.pop(next(iter(self._deleted_at))))
 
     def moved(self, since: int) -> dict[str, Head] | None:
-        """Return the channels that moved after commit `since`; None if they are no longer all known."""
+        """Return the channels that moved after commit `since`; None if they are not all known any more."""
         if since < self._forgotten:
             return None
         moved = {name: NOTHING for name, at in self._deleted_at.items() if at > since}

@@ -20,8 +20,8 @@ from holdfast.core.document import DAMAGE, Document, Segment, Stored, document, 
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, larger_rooms, pack, room_for, unpack
 
-HEAD = 0  # the number of its blob
-INTEGER_BYTES = 8  # what a number in a row adds to the count of bytes written
+HEAD = 0  # number of the blob that holds a document's head
+INTEGER_BYTES = 8  # bytes that an integer in a row counts for in `row_bytes`
 
 _encode_segments = msgspec.msgpack.Encoder().encode
 _decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
@@ -44,18 +44,19 @@ class Documents:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self.row_bytes = 0  # handed to the database since the start, rolled back or not
+        # bytes of all rows handed to the database since the start, also of transactions that were rolled back
+        self.row_bytes = 0
         (highest,) = db.execute("SELECT max(id) FROM documents").fetchone()
         self._next_key = (highest or 0) + 1
         (highest,) = db.execute("SELECT max(id) FROM texts").fetchone()
         self._next_slot = (highest or 0) + 1
 
     def skip_keys(self, highest: int) -> None:
-        """Assign only keys above `highest`: stale rows of the log name documents that no longer exist."""
+        """Assign only keys above `highest`, because old rows of the log may name documents that no longer exist."""
         self._next_key = max(self._next_key, highest + 1)
 
     def new_key(self) -> int:
-        """Return a new key for a document that will be written; each key is returned once."""
+        """Return a new key for a document that will be written. No key is returned twice."""
         self._next_key += 1
         return self._next_key - 1
 
@@ -99,7 +100,10 @@ class Documents:
         return bool(keys)
 
     def _may_keep_data(self, channel: int, document: Document) -> bool:
-        """Return whether the store may keep the segments of `document`: not if it is closed and its target deleted."""
+        """Return whether the store may keep the segments of `document`.
+
+        It may not if the document is no longer open and its target is deleted.
+        """
         if document.target is None or document.is_open:
             return True
         row = self._db.execute(
@@ -108,7 +112,7 @@ class Documents:
         return row is None or not row[0]
 
     def _drop_data_about(self, channel: int, target: str) -> None:
-        """Remove the segments of all documents with this target that are not open."""
+        """Remove the segments of all documents with this target that are no longer open."""
         keys = self._db.execute(
             "SELECT id FROM documents WHERE channel = ? AND target = ? AND open = 0", (channel, target)
         ).fetchall()
@@ -116,18 +120,18 @@ class Documents:
             self._free(key, from_blob=HEAD + 1)
 
     def outdated(self, now_ms: int, limit: int) -> list[int]:
-        """Return the keys of up to `limit` documents that are not open and whose `until_ms` has passed."""
+        """Return the keys of up to `limit` documents that are no longer open and whose `until_ms` has passed."""
         rows = self._db.execute("SELECT id FROM documents WHERE until_ms <= ? AND open = 0 LIMIT ?", (now_ms, limit))
         return [key for (key,) in rows]
 
     def drop_data(self, keys: list[int]) -> None:
-        """Remove the segments of the documents `keys`, whose time is over."""
+        """Remove the segments of the documents `keys`, because their `until_ms` has passed."""
         for key in keys:
             self._free(key, from_blob=HEAD + 1)
         self._db.executemany("UPDATE documents SET until_ms = NULL WHERE id = ?", [(key,) for key in keys])
 
     def upgrade_commands(self) -> None:
-        """Write all commands anew: before schema 3 their data was in their heads, and had no target."""
+        """Rewrite all commands: before schema 3 their data was in their heads and had no target."""
         rows = self._db.execute("SELECT id, channel, message FROM documents WHERE message >= '!' AND message < '\"'")
         for key, channel, message_id in rows.fetchall():
             head, segments = self.read(key)
@@ -164,12 +168,12 @@ class Documents:
             _FOUND + "WHERE channel = ? AND deleted = 0 AND created BETWEEN 1 AND ? ORDER BY created DESC",
             (channel, before - 1),
         )
-        with contextlib.closing(rows):  # a statement left open would keep the WAL from being emptied
+        with contextlib.closing(rows):  # a statement that is left open would keep the WAL from being emptied
             for row in rows:
                 yield Found(*row)
 
     def newest(self, channel: int) -> str | None:
-        """Return the id of the message created last, deleted or not."""
+        """Return the id of the message that was created last, even if it is deleted."""
         latest = [
             self._db.execute(
                 "SELECT created, message FROM documents WHERE channel = ? AND deleted = ? AND created > 0"
@@ -203,7 +207,7 @@ class Documents:
     def read(self, key: int) -> tuple[bytes, list[Segment]]:
         """Return the head and the segments of a document. Raises StoreUnusable if it is damaged."""
         rows = self._db.execute(
-            # LEFT JOIN, because a missing slot is damage and must not shorten the document.
+            # LEFT JOIN, so that a missing slot is found as damage instead of shortening the document.
             "SELECT blob, body FROM pieces LEFT JOIN texts ON texts.id = slot WHERE document = ? ORDER BY blob, chunk",
             (key,),
         )
@@ -222,7 +226,10 @@ class Documents:
     # -- slots ---------------------------------------------------------------------------------------------------
 
     def _head_room(self, document: Document) -> int:
-        """Return the room for a head: that of an open message will grow by a reason, a request id or another part."""
+        """Return the size of the slot for a head.
+
+        The head of an open message will grow by a reason, a request id or another part.
+        """
         size = len(document.head)
         return size + size // 4 + 32 if document.is_open else size
 
@@ -242,7 +249,7 @@ class Documents:
         self._put(key, HEAD, document.head, self._head_room(document))
 
     def _put(self, key: int, blob: int, data: bytes, room_bytes: int = 0) -> None:
-        """Write `data` as a blob; its last chunk gets room up to `room_bytes`."""
+        """Write `data` as a blob; its last chunk gets a slot for up to `room_bytes`."""
         for chunk, start in enumerate(range(0, len(data), MAX_DATA)):
             piece = data[start : start + MAX_DATA]
             slot = self._write(piece, room_for(LENGTH_BYTES + max(len(piece), room_bytes - start)))
@@ -266,7 +273,7 @@ class Documents:
         return int(slot)
 
     def _free(self, key: int, *, from_blob: int, to_blob: int = 2**62) -> None:
-        """Fill the slots of some blobs with zeros and free them."""
+        """Fill the slots of some blobs with zeros, and free them."""
         which = (key, from_blob, to_blob)
         slots = "(SELECT slot FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?)"
         self._db.execute(f"INSERT INTO free SELECT length(body), id FROM texts WHERE id IN {slots}", which)

@@ -26,33 +26,33 @@ from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
 
 logger = logging.getLogger("holdfast.stores")
 
-# Documents are requested before a minute is over, so that rows shared with deleted text are free by then,
-# though the hub calls `tidy` only every few seconds.
+# Documents are requested before a minute is over. The hub calls `tidy` only every few seconds, and rows that share
+# deleted text must be free by then.
 OLD_MS = 45_000
 MAX_LOG_BYTES = 64 * 1024 * 1024
-IDLE_LOG_BYTES = 1024 * 1024  # a log without needed rows keeps this much space for the next entries
-# Beyond about this many pages (4 MiB) the WAL is moved into the file. Moving it later did not help
-# (disk bytes within 3 % at four times that), and a start has to read the whole WAL.
+IDLE_LOG_BYTES = 1024 * 1024  # space that the log keeps for the next entries when none of its rows is needed
+# Beyond about this many pages (4 MiB) the WAL is moved into the file. A higher limit did not help (at four times that,
+# disk bytes within 3 %), and a start has to read the whole WAL.
 CHECKPOINT_PAGES = 1_024
-COMMIT_PAGES = 3  # a commit's share besides its bytes, roughly
+COMMIT_PAGES = 3  # estimated WAL pages of a commit, in addition to those for its bytes
 DOCUMENT_PAGES = 8
-IDLE_S = 1.0  # without work for this long the WAL is emptied, and with it deleted text
-RETRY_S = 5.0  # after housekeeping failed
-# Housekeeping between two commits takes a step of a few milliseconds at most.
+IDLE_S = 1.0  # after this time without work the WAL is emptied, which removes deleted text from it
+RETRY_S = 5.0  # wait before the next try after housekeeping failed
+# Housekeeping between two commits goes in steps of a few milliseconds at most.
 STEP_SLOTS = 128
 STEP_DOCUMENTS = 16
 TIDY_S = 0.1
 
 
 class Engine:
-    """The SQLite store's work. All methods but `stats` run on the store's thread."""
+    """The work of the SQLite store. All methods but `stats` run on the store's thread."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._life = secrets.token_hex(4)  # id of this opening: tokens of another opening are invalid
+        self._opening = secrets.token_hex(4)  # random id of this opening: tokens of earlier ones are invalid
         self._is_open = False
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- opening and closing ---------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Open the file and read its state. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
@@ -78,7 +78,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Report rows of an impossible form as damage of the file: raises StoreUnusable."""
+        """Turn errors about rows of an impossible form into StoreUnusable: the file is damaged."""
         try:
             yield
         except DAMAGE as error:
@@ -90,7 +90,7 @@ class Engine:
         self._documents_written = 0
         self._checkpoints = 0
         self._row_bytes = 0
-        self._wal_pages = 0  # about, since the last checkpoint
+        self._wal_pages = 0  # estimated pages in the WAL since the last checkpoint
         self._is_wal_empty = True
         self._retry_at_s = 0.0
         self._truncate_at_s = 0.0
@@ -103,13 +103,13 @@ class Engine:
             assert channel is not None
             channel.tracked[tracked.id] = tracked
             channel.serial = max(channel.serial, tracked.last)
-        # Deleted channels whose documents are not removed yet.
+        # Deleted channels whose documents are still to be removed.
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
-        self._is_wipe_due = True  # text may have been deleted just before the last process ended
+        self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
         self._is_wiping = False
 
     def close(self) -> None:
-        """Finish pending housekeeping, within a second, and close the file cleanly."""
+        """Finish pending housekeeping for at most a second, and close the file cleanly."""
         self._is_open = False
         with contextlib.suppress(sqlite3.Error, StoreUnavailable):
             deadline_s = time.monotonic() + 1.0
@@ -121,7 +121,7 @@ class Engine:
     # -- commits -----------------------------------------------------------------------------------------------
 
     def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        """`Store.commit`."""
+        """Store the writes that do not conflict (`Store.commit`)."""
         assert len({write.channel for write in writes}) == len(writes)
         results: list[Committed | Conflict] = []
         plans: list[Plan] = []
@@ -135,7 +135,7 @@ class Engine:
                 fits = write.expected == 0
             else:
                 fits = write.expected == channel.serial and write.epoch == channel.epoch
-                if fits and len(new) == 1 and not write.documents:  # hot path: nearly all writes are one append
+                if fits and len(new) == 1 and not write.documents:  # hot path: nearly all writes are a single append
                     tracked = channel.tracked.get(new[0].op.id)
                     if tracked is not None:
                         entries.append((tracked, new[0].serial, new[0].op))
@@ -173,7 +173,7 @@ class Engine:
         return plan
 
     def _collect_entries(self, write: Write, channel: Channel, plan: Plan | None, entries: list[LogEntry]) -> None:
-        """Add to `entries` those of `write` that no document of its `plan` covers."""
+        """Add to `entries` those of `write` that no document of its `plan` contains."""
         known = channel.tracked
         covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
         for entry in write.entries:
@@ -184,11 +184,11 @@ class Engine:
             if tracked is None and plan is not None:
                 tracked = plan.new.get(op.id)
             if tracked is None:
-                raise ValueError(f"the first entry of message {op.id!r} came without a document")
+                raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
             entries.append((tracked, entry.serial, op))
 
     def _tracked(self, channel: Channel, message_id: str) -> Tracked | None:
-        """Return the tracked state of a message that has a document, else None."""
+        """Return the state of a message in the log (`Tracked`); None if the message has no document."""
         tracked = channel.tracked.get(message_id)
         if tracked is None:
             found = self._documents.find(channel.id, message_id)
@@ -213,7 +213,7 @@ class Engine:
             channel.moved = self._commits
 
     def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
-        """Write the rows outside the log; returns the bytes handed to the database besides those of documents."""
+        """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
         channel = plan.channel
         handed = 0
         if plan.is_born:
@@ -249,7 +249,7 @@ class Engine:
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
     def delete_channel(self, name: str, used_up: Sequence[str], until_ms: int) -> Head:
-        """`Store.delete_channel`."""
+        """Empty `channel` (`Store.delete_channel`)."""
         channel = self._channel(name)
         with self._file.transaction() as db:
             if channel is not None:
@@ -267,7 +267,7 @@ class Engine:
         return channel.head
 
     def note(self, values: Mapping[str, bytes | None]) -> None:
-        """`Store.note`."""
+        """Keep or delete notes of the hub (`Store.note`)."""
         gone = [(name,) for name, value in values.items() if value is None]
         kept = [(name, value) for name, value in values.items() if value is not None]
         with self._file.transaction() as db:
@@ -278,12 +278,12 @@ class Engine:
     # -- reads -------------------------------------------------------------------------------------------------
 
     def head(self, name: str) -> Head:
-        """`Store.head`."""
+        """Return the head of `channel` (`Store.head`)."""
         channel = self._channel(name)
         return channel.head if channel is not None else NOTHING
 
     def changes(self, name: str, after: int, limit: int) -> Changes:
-        """`Store.changes`."""
+        """Return the messages that changed after a serial (`Store.changes`)."""
         with self._reading():
             channel = self._channel(name)
             if channel is None:
@@ -294,7 +294,7 @@ class Engine:
             return Changes(channel.head, self._documents.newest(channel.id), messages)
 
     def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """`Store.messages`."""
+        """Return messages and commands by their ids (`Store.messages`)."""
         with self._reading():
             channel = self._channel(name)
             known: dict[str, Stored] = {}
@@ -307,7 +307,7 @@ class Engine:
             return self.head(name), known
 
     def page(self, name: str, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
-        """`Store.page`."""
+        """Return a page of messages (`Store.page`)."""
         with self._reading():
             channel = self._channel(name)
             if channel is None:
@@ -329,36 +329,36 @@ class Engine:
             return StoredPage(channel.head, self._stored(page), more)
 
     def open_channels(self) -> list[str]:
-        """`Store.open_channels`."""
+        """Return the channels with open messages or commands (`Store.open_channels`)."""
         return self._documents.open_channels()
 
     def open_documents(self, name: str) -> list[Stored]:
-        """`Store.open_documents`."""
+        """Return the open documents of `channel` (`Store.open_documents`)."""
         channel = self._channel(name)
         return self._stored(self._documents.open(channel.id)) if channel is not None else []
 
     def channel_names(self, after: str | None, limit: int) -> list[str]:
-        """`Store.channels`."""
+        """Return the names of channels that are not empty (`Store.channels`)."""
         rows = self._file.db.execute(
             "SELECT name FROM channels WHERE name > ? ORDER BY name LIMIT ?", (after or "", limit)
         )
         return [name for (name,) in rows]
 
     def notes(self, prefix: str) -> dict[str, bytes]:
-        """`Store.notes`."""
+        """Return the hub's notes under a prefix (`Store.notes`)."""
         rows = self._file.db.execute(
             "SELECT name, value FROM notes WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix)
         )
         return dict(rows.fetchall())
 
     def moved(self, token: str | None) -> Moved:
-        """`Store.moved`."""
-        now = f"{self._life}:{self._commits}"
-        life, _, since = (token or "").partition(":")
-        return Moved(now, self._channels.moved(int(since)) if life == self._life else None)
+        """Return the channels that moved since `token` (`Store.moved`)."""
+        now = f"{self._opening}:{self._commits}"
+        opening, _, since = (token or "").partition(":")
+        return Moved(now, self._channels.moved(int(since)) if opening == self._opening else None)
 
     def _stored(self, documents: dict[int, str]) -> list[Stored]:
-        """Return the documents with these keys and ids, with their entries, in the order of `documents`."""
+        """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
         entries = self._log.entries(self._file.db, documents)
         stored = []
         for key, message_id in documents.items():
@@ -386,7 +386,7 @@ class Engine:
     # -- housekeeping ------------------------------------------------------------------------------------------
 
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
-        """`Store.tidy`."""
+        """Do a round of housekeeping (`Store.tidy`)."""
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
         self._drop_outdated(now_ms)
         self._start_wipe()
@@ -396,7 +396,7 @@ class Engine:
         return [(tracked.channel, tracked.id) for tracked in due]
 
     def _drop_outdated(self, now_ms: int) -> None:
-        """Free the used up ids, and remove the data of some commands, whose time is over."""
+        """Remove expired data: used-up ids, and the data of some commands."""
         commands = self._documents.outdated(now_ms, STEP_DOCUMENTS)
         over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
         if commands or over is not None:
@@ -406,7 +406,10 @@ class Engine:
             self._note_pages(COMMIT_PAGES + len(commands) * DOCUMENT_PAGES)
 
     def spare(self, is_idle: bool) -> float | None:
-        """Do a step of housekeeping after each call; returns the seconds after which to do the next, None for never."""
+        """Do a step of housekeeping, as after each call.
+
+        Return the seconds until the next step; None: none is needed.
+        """
         if not self._is_open:
             return None
         self._channels.bound()
@@ -427,13 +430,14 @@ class Engine:
         return None if self._is_wal_empty else IDLE_S
 
     def _step(self) -> bool:
-        """Do one step of the due housekeeping; returns False if none is due."""
+        """Do one step of the pending housekeeping; returns False if none is pending."""
         log = self._log
         if self._deleted:
             self._sweep(self._deleted[-1])
         elif not log.live_rows and log.slot_bytes > IDLE_LOG_BYTES:
             with self._file.transaction() as db:
-                db.execute("DELETE FROM log")  # all rows at once: this moves none, and zeroes their pages
+                # delete all rows at once: this moves no row to another page, and zeroes their pages
+                db.execute("DELETE FROM log")
             self._log = CommitLog(log.now_ms)
             self._note_pages(log.slot_bytes // 4096)
         elif self._is_wiping and log.can_wipe:
@@ -446,12 +450,13 @@ class Engine:
                 if self._checkpoint("TRUNCATE"):
                     self._is_wiping = False
                 else:
-                    self._truncate_at_s = time.monotonic() + IDLE_S  # a foreign reader blocks it
+                    # a reader in another process blocks it, so try again later
+                    self._truncate_at_s = time.monotonic() + IDLE_S
             return False
         return True
 
     def _sweep(self, channel: int) -> None:
-        """Remove some of the remaining documents of a deleted channel."""
+        """Remove some of the remaining documents of deleted channels."""
         with self._file.transaction() as db:
             is_over = not self._documents.remove(channel, STEP_DOCUMENTS)
             if is_over:
@@ -468,7 +473,7 @@ class Engine:
             self._log.start_wipe()
 
     def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
-        self._wal_pages = 0  # also if a reader blocks it: the next try is as far away
+        self._wal_pages = 0  # reset it even if a reader blocked the checkpoint, so that the next try is not immediate
         is_done = self._file.checkpoint(mode)
         self._is_wal_empty = is_done and mode == "TRUNCATE"
         self._checkpoints += 1
@@ -479,7 +484,7 @@ class Engine:
         self._is_wal_empty = False
 
     def stats(self) -> dict[str, int]:
-        """`Store.stats`. May be called from any thread: it only reads numbers."""
+        """Return counters (`Store.stats`). May be called from any thread, since it only reads numbers."""
         log = self._log
         return {
             "commits": self._commits,

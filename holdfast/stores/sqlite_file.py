@@ -1,4 +1,4 @@
-"""The SQLite file: its lock, its schema, and the checks that its history is the one we left.
+"""The SQLite file: its lock, its schema, and the checks that its history is the one that this server left.
 
 Layer: stores. This code runs on the store's thread.
 
@@ -49,28 +49,28 @@ logger = logging.getLogger("holdfast.stores")
 
 Synchronous = Literal["normal", "full", "extra"]
 
-APPLICATION_ID = 0x486F6C64  # "Hold"
+APPLICATION_ID = 0x486F6C64  # the letters "Hold" as a number, by which SQLite files show their application
 SCHEMA = 3
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-FILE_MODE = 0o600  # mode of new files: only the user of the server may read conversations
+FILE_MODE = 0o600  # mode of new files: only the user who runs the server may read conversations
 LOCK_POLL_S = 0.05
-LOCK_BYTES = 4096  # more than a lock file ever holds
-NO_NONCE = "-"  # stands for the nonce of a database or lock file without one
+LOCK_BYTES = 4096  # limit when reading a lock file, which is always shorter
+NO_NONCE = "-"  # stands for a missing nonce in a database or lock file
 
-# Of the data that leaves with a target or after a time: that of commands.
+# Indexes of documents whose data will be removed with their target or after a time; only commands have such data.
 _INDEXES_OF_DATA = (
     "CREATE INDEX documents_target ON documents (channel, target) WHERE target IS NOT NULL",
     "CREATE INDEX documents_until ON documents (until_ms) WHERE until_ms IS NOT NULL",
 )
 
 _TABLES = (
-    # One row, with which the next process checks the state that the last one left. `inode` is the file's inode
-    # number and, after a space, the nonce. It is here, not in a note: no other data is on this page, so a `-wal`
-    # that was left beside a restored backup does not give it the nonce of the file that it replaced.
+    # One row about the state in which a process left the file, for the checks of the next process. `inode` is the
+    # file's inode number and, after a space, the nonce. The nonce is here and not in a note: no other data is on this
+    # page, so a `-wal` that was left beside a restored backup does not give it the nonce of the file that it replaced.
     """CREATE TABLE life (
         one INTEGER PRIMARY KEY, boot TEXT NOT NULL, inode TEXT NOT NULL, synchronous TEXT NOT NULL,
         clean INTEGER NOT NULL)""",
-    # A deleted channel has no name, and its row stays until its documents are removed.
+    # A deleted channel has no name. Its row stays until its documents are removed.
     """CREATE TABLE channels (
         id INTEGER PRIMARY KEY, name TEXT UNIQUE, epoch TEXT NOT NULL, floor INTEGER NOT NULL)""",
     """CREATE TABLE documents (
@@ -82,25 +82,25 @@ _TABLES = (
     "CREATE INDEX documents_created ON documents (channel, deleted, created)",
     "CREATE INDEX documents_open ON documents (channel) WHERE open = 1",
     *_INDEXES_OF_DATA,
-    # The slots of a document: blob 0 is its head, each later blob the segments of one write.
+    # The slots of a document: blob 0 is its head, each later blob holds the segments of one write.
     """CREATE TABLE pieces (
         document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL,
         PRIMARY KEY (document, blob, chunk)) WITHOUT ROWID""",
     "CREATE TABLE texts (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     "CREATE TABLE free (room INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (room, slot)) WITHOUT ROWID",
     "CREATE TABLE log (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
-    # Ids used up by a deleted channel.
+    # Ids that cannot be used again, of messages in deleted channels.
     """CREATE TABLE graves (
         channel TEXT NOT NULL, message TEXT NOT NULL, until_ms INTEGER NOT NULL,
         PRIMARY KEY (channel, message)) WITHOUT ROWID""",
     "CREATE INDEX graves_until ON graves (until_ms)",
-    # The hub's notes: small values under names of its own.
+    # Notes: small values that the hub keeps under names that it chooses.
     "CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA}",
 )
 
-# From each schema to the next.
+# Statements that bring a file from each schema to the next.
 _STEPS = {
     1: (
         "ALTER TABLE documents RENAME COLUMN streaming TO open",
@@ -112,7 +112,7 @@ _STEPS = {
         *_INDEXES_OF_DATA,
     ),
 }
-DATA_IN_SEGMENTS = 3  # the first schema in which the data of commands is in segments
+DATA_IN_SEGMENTS = 3  # the first schema in which the data of commands is stored in segments
 
 
 class SqliteFile:
@@ -152,10 +152,10 @@ class SqliteFile:
         self._lock.give_up.set()
 
     def close(self) -> None:
-        """Close the file cleanly, and record this in it."""
+        """Close the file cleanly, and record in it that it was closed."""
         try:
             if hasattr(self, "db"):
-                self._end_life()
+                self._record_end()
                 self.checkpoint("TRUNCATE")
         except (sqlite3.Error, StoreUnavailable) as error:
             logger.warning(
@@ -165,7 +165,7 @@ class SqliteFile:
             self.abandon()
 
     def abandon(self) -> None:
-        """Release connection and lock in any state."""
+        """Release connection and lock, whatever their state."""
         try:
             if hasattr(self, "db"):
                 with contextlib.suppress(sqlite3.Error):
@@ -188,13 +188,17 @@ class SqliteFile:
         except sqlite3.Error as error:
             self._roll_back()
             if _code(error) == sqlite3.SQLITE_IOERR and error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
-                # The WAL may hold the whole transaction though it could not be synced: after a crash it might count.
+                # The WAL may hold the whole transaction although its sync failed: after a crash, the transaction might
+                # count.
                 raise CommitUnknown(f"commit to store file {self.path} is in doubt: {_explain(error)}") from error
             raise
 
     def checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
-        """Move the WAL into the file, and with TRUNCATE empty the WAL; returns False if a reader blocks it."""
-        self.db.execute("PRAGMA busy_timeout = 0")  # a foreign reader must not block writers
+        """Move the content of the WAL into the file and, with TRUNCATE, empty the WAL.
+
+        Returns False if a reader blocks it.
+        """
+        self.db.execute("PRAGMA busy_timeout = 0")  # a reader in another process must not make writers wait
         try:
             busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         finally:
@@ -202,30 +206,33 @@ class SqliteFile:
         return not busy and bool(frames == moved)
 
     def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
-        """Return our error for a file that could not be opened."""
+        """Return the Holdfast error for a file that could not be opened."""
         if _code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return StoreUnusable(f"store file {self.path} cannot be used: {_explain(error)}")
         return self.unavailable(error)
 
     def unavailable(self, error: sqlite3.Error) -> StoreUnavailable:
-        """Return our error for an operation that failed and was undone."""
+        """Return the Holdfast error for an operation that failed and was undone."""
         return StoreUnavailable(f"store file {self.path} is not available: {_explain(error)}")
 
     def _connect(self) -> None:
-        with contextlib.suppress(OSError):  # SQLite then gives the reason
-            # SQLite creates `-wal` and `-shm` with the mode of the database. An existing file keeps its mode.
+        with contextlib.suppress(OSError):  # if this fails, SQLite reports the reason
+            # SQLite creates `-wal` and `-shm` with the mode of the database, so only that is set. An existing file
+            # keeps its mode.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
-        is_new = self._check_ours(db)
+        is_new = self._is_empty(db)
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = NONE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreUnusable(
                 f"store file {self.path} is on a file system that does not support a WAL database; use a local disk"
             )
-        db.execute("PRAGMA wal_autocheckpoint = 0")  # inside COMMIT it would cost up to 20 ms; see `checkpoint`
-        db.execute("PRAGMA synchronous = FULL")  # the writes of this method are synced; the configured value follows
-        db.execute("PRAGMA fullfsync = ON")  # macOS: synced data is on the disk, not in its cache
+        # automatic checkpoints are switched off: inside COMMIT one would cost up to 20 ms (see `checkpoint`)
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        # writes of this method are always synced; the configured value is set afterwards
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA fullfsync = ON")  # on macOS a sync otherwise leaves data in the cache of the disk
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
@@ -235,7 +242,7 @@ class SqliteFile:
                 db.execute(statement)
             if not is_new and schema < DATA_IN_SEGMENTS:
                 Documents(db).upgrade_commands()
-            nonce = self._begin_life()
+            nonce = self._record_start()
         self._lock.keep_nonces(nonce)
         self.checkpoint("TRUNCATE")
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
@@ -244,21 +251,21 @@ class SqliteFile:
         """Raise StoreUnusable for a file that Holdfast cannot use, before a lock file is made beside it.
 
         An existing lock file is the sign of a store. This reads the file itself, without its WAL, and creates no file.
-        `_check_ours` is called again under the lock.
+        `_is_empty` is called again when the lock is held.
         """
         if not self.path.exists() or not self.path.stat().st_size:
             return
         uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
         try:
             with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-                self._check_ours(db)
+                self._is_empty(db)
         except sqlite3.Error as error:
             refusal = self.refusal(error)
-            if isinstance(refusal, StoreUnusable):  # any other problem is reported under the lock
+            if isinstance(refusal, StoreUnusable):  # other problems are reported once the lock is held
                 raise refusal from error
 
-    def _check_ours(self, db: sqlite3.Connection) -> bool:
-        """Return whether the file is empty; raises StoreUnusable if another program made it, or it is too new."""
+    def _is_empty(self, db: sqlite3.Connection) -> bool:
+        """Return whether the file is empty. Raises StoreUnusable if another program made it, or if it is too new."""
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (schema,) = db.execute("PRAGMA user_version").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -274,7 +281,7 @@ class SqliteFile:
             )
         return bool(application != APPLICATION_ID)
 
-    def _begin_life(self) -> str:
+    def _record_start(self) -> str:
         """Begin new epochs if the history behind a serial may have changed. Returns the database's new nonce.
 
         The caller is in a transaction; once that is committed, it makes the lock file keep this nonce alone.
@@ -295,7 +302,8 @@ class SqliteFile:
             if reason is not None:
                 logger.warning("store file %s begins new epochs for all channels: %s", self.path, reason)
                 self.db.execute("UPDATE channels SET epoch = lower(hex(randomblob(4)))")
-            if nonce_before in self._lock.nonces:  # else a crash before the commit would make it a known nonce
+            # without this, a crash before the commit would leave a nonce of the old history valid
+            if nonce_before in self._lock.nonces:
                 known = [nonce_before, nonce]
         if self._synchronous == "normal":
             logger.warning(
@@ -305,8 +313,8 @@ class SqliteFile:
         self.db.execute("REPLACE INTO life VALUES (1, ?, ?, ?, 0)", (boot, f"{inode} {nonce}", self._synchronous))
         return nonce
 
-    def _end_life(self) -> None:
-        """Record a clean end, under a new nonce: a backup taken while the file was open has the old one."""
+    def _record_end(self) -> None:
+        """Record a clean close, under a new nonce, so that a backup of the open file has an outdated one."""
         nonce = _new_nonce()
         self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction() as db:
@@ -317,13 +325,13 @@ class SqliteFile:
         self._lock.keep_nonces(nonce)
 
     def _roll_back(self) -> None:
-        if self.db.in_transaction:  # SQLite has already rolled back after some errors
+        if self.db.in_transaction:  # after some errors SQLite has already rolled back
             with contextlib.suppress(sqlite3.Error):
                 self.db.execute("ROLLBACK")
 
 
 def _steps(schema: int) -> list[str]:
-    """Return the statements that bring a file of `schema` to the current one."""
+    """Return the statements that bring a file of schema number `schema` to the current schema."""
     steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
     return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
@@ -343,7 +351,7 @@ class FileLock:
 
     @property
     def is_known(self) -> bool:
-        """Return whether the lock file exists: a store was opened here before."""
+        """Return whether the lock file exists, which means that a store was opened here before."""
         return self._path.exists()
 
     def take(self, what: Path, *, wait_s: float) -> None:
@@ -368,7 +376,7 @@ class FileLock:
         note_held(self._path)
 
     def keep_nonces(self, *nonces: str) -> None:
-        """Replace the nonces in the file; they are on the disk when this returns. Raises StoreUnavailable."""
+        """Replace the nonces in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
         assert self._handle is not None
         self.nonces = nonces
         try:
@@ -400,7 +408,7 @@ class FileLock:
         return StoreUnavailable(f"lock file {self._path} cannot be written ({error.strerror}); {advice}")
 
     def _write(self, handle: int) -> None:
-        # Overwrite first and truncate after: so the file has nonces at each moment.
+        # Overwrite first and truncate afterwards, so that the file contains nonces at every moment.
         content = f"process {os.getpid()} ({_command()})\n{_NONCES}{' '.join(self.nonces)}\n".encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
@@ -411,7 +419,8 @@ _NONCES = "nonces "
 
 def _read_nonces(handle: int) -> tuple[str, ...]:
     for line in os.pread(handle, LOCK_BYTES, 0).decode(errors="replace").splitlines():
-        if line.startswith(_NONCES):  # the first such line: a killed process may have left more after it
+        # Use the first line with nonces: a killed process may have left the rest of an older file behind it.
+        if line.startswith(_NONCES):
             return tuple(line.removeprefix(_NONCES).split())
     return (NO_NONCE,)
 
@@ -434,7 +443,7 @@ def _locked(handle: int) -> bool:
 
 
 def _command() -> str:
-    # The program's name only: arguments may hold secrets.
+    # Only the program's name: its arguments may hold secrets.
     return Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name[:80]
 
 
@@ -447,7 +456,7 @@ def _boot_id() -> str:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """Return SQLite's primary error code."""
+    """Return the primary error code of SQLite."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 

@@ -31,45 +31,46 @@ from holdfast.core.errors import StoreUnusable
 from holdfast.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
 from holdfast.stores.sqlite_slots import MAX_ROOM, larger_rooms, room_for
 
-SHORT_LIST = 14  # items of a list with a head of one byte, and room for the element that fills the slot
-MAX_ITEM_BYTES = MAX_ROOM - 3  # the rest is the head of a long list
-PIECE_CHARACTERS = 1_000  # length of the pieces of an append that is too large for a slot: at most 4,000 bytes each
+SHORT_LIST = 14  # items in a list whose head takes one byte, less the element that fills the slot
+MAX_ITEM_BYTES = MAX_ROOM - 3  # largest item: a slot without the head of a long list
+# length of the pieces of an append that does not fit into a slot; each has at most 4,000 bytes
+PIECE_CHARACTERS = 1_000
 PIECE_BYTES = 4_000
 
-Item = list[Any]  # as decoded: see the module's docstring
+Item = list[Any]  # an item as decoded: a list whose forms the module's docstring describes
 
 _SERIAL = itemgetter(1)
-_PIECE = itemgetter(-2)  # orders the items of one operation: an append's offset, or the number of a piece
+_PIECE = itemgetter(-2)  # sort key for the items of one operation: an append's offset, or the number of the piece
 _encode = msgspec.msgpack.Encoder().encode
 _decode_items = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 class Tracked:
-    """A message in the log: the version of its document, and the slots with its later entries."""
+    """A message in the log: the version of its document, and the slots that hold its later entries."""
 
     __slots__ = ("channel", "id", "is_deleted", "key", "serials", "since_ms", "slots", "version")
 
     def __init__(self, channel: str, key: int, message_id: str, version: int) -> None:
         self.channel = channel
-        self.key = key  # key of its document
+        self.key = key  # key of the message's document
         self.id = message_id
-        self.version = version  # version of its document
-        self.is_deleted = False  # by an entry that the document does not cover
-        self.serials = array("Q")  # serial of its last entry in each of `slots`
+        self.version = version  # version of the message's document
+        self.is_deleted = False  # True: an entry that the document does not contain has deleted the message
+        self.serials = array("Q")  # for each slot in `slots`: serial of the message's last entry in it
         self.slots = array("Q")
-        self.since_ms: int | None = None  # when it began to pin slots, by the clock of `tidy`
+        self.since_ms: int | None = None  # since when the message pins slots, by the clock of `tidy`
 
     @property
     def last(self) -> int:
-        """Return the serial of its last entry after the document, or 0."""
+        """Return the serial of the message's last entry after the document, or 0."""
         return self.serials[-1] if self.serials else 0
 
 
-LogEntry = tuple[Tracked, int, Op]  # an entry for the log: its message, its serial, its operation
+LogEntry = tuple[Tracked, int, Op]  # an entry to store in the log: its message, its serial, its operation
 
 
 class Row(NamedTuple):
-    """A row to write: its items, and the entry of each."""
+    """A row to write: its items, and for each item its entry."""
 
     items: list[bytes]
     size: int
@@ -80,21 +81,21 @@ class CommitLog:
     """The slots of the log and their pins. This state changes only after a commit: see `written`."""
 
     def __init__(self, now_ms: int | None = None) -> None:
-        self.pinned: dict[int, Tracked] = {}  # messages that pin slots, by key
-        self.now_ms = now_ms  # time of the last `tidy`
+        self.pinned: dict[int, Tracked] = {}  # messages that pin slots, by the key of their document
+        self.now_ms = now_ms  # time of the last call of `tidy`
         self.live_rows = 0
         self.live_bytes = 0
         self.slot_bytes = 0
-        # By slot number, which begins at 1:
+        # These arrays are indexed by slot number, which begins at 1:
         self._rooms = array("H", [0])
         self._pins = array("L", [0])
-        self._stamps = array("Q", [0])  # the commit that wrote it; 0 if it is empty
+        self._stamps = array("Q", [0])  # number of the commit that wrote the slot; 0: the slot is empty
         self._stamp = 0
-        self._free: dict[int, list[int]] = {}  # by room
-        # Wiping: slots written up to this stamp are overwritten once they are free.
+        self._free: dict[int, list[int]] = {}  # free slots, by their size
+        # Wiping: slots that were written up to this commit are overwritten as soon as they are free.
         self._wipe_stamp = 0
         self._wipe_list: list[int] = []
-        self._wipe_waits = 0  # slots still pinned
+        self._wipe_waits = 0  # number of slots to wipe that are still pinned
 
     @property
     def slots(self) -> int:
@@ -111,7 +112,8 @@ class CommitLog:
         size = 0
         for entry in entries:
             tracked, serial, op = entry
-            if type(op) is Append and not op.part and len(op.text) <= PIECE_CHARACTERS:  # the common case
+            # the common case: one item for an append to part 0
+            if type(op) is Append and not op.part and len(op.text) <= PIECE_CHARACTERS:
                 pieces: Iterable[bytes] = (_encode((tracked.key, serial, op.at, op.text)),)
             else:
                 pieces = _items(tracked, serial, op)
@@ -129,7 +131,7 @@ class CommitLog:
     def write(self, db: sqlite3.Connection, rows: Sequence[Row]) -> tuple[list[int], int]:
         """Write `rows`; returns their slots and the bytes handed to the database. Call `written` after the commit."""
         slots: list[int] = []
-        taken: dict[int, int] = {}  # room → number of its free slots that are taken
+        taken: dict[int, int] = {}  # for each slot size: how many of its free slots are already taken by these rows
         new = len(self._rooms)
         handed = 0
         for row in rows:
@@ -147,7 +149,7 @@ class CommitLog:
         return slots, handed
 
     def written(self, rows: Sequence[Row], slots: Sequence[int]) -> None:
-        """Note that `rows` are committed in `slots`. Call this directly after `write`, before any `release`."""
+        """Note that `rows` are committed in `slots`. Call this directly after the commit, before any `release`."""
         self._stamp += 1
         for row, slot in zip(rows, slots, strict=True):
             if slot == len(self._rooms):
@@ -162,7 +164,7 @@ class CommitLog:
                     tracked.is_deleted = True
 
     def release(self, tracked: Tracked, version: int) -> None:
-        """Note that the committed document of `tracked` covers its entries up to `version`."""
+        """Note that the committed document of `tracked` contains its entries up to `version`; frees slots."""
         count = bisect_right(tracked.serials, version)
         for slot in tracked.slots[:count]:
             self._pins[slot] -= 1
@@ -176,7 +178,7 @@ class CommitLog:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, list[Entry]]:
-        """Return the entries after the documents `keys`, in order; each row is read once."""
+        """Return the entries that follow the documents `keys`, in order; each row is read once."""
         try:
             return self._read_entries(db, keys)
         except DAMAGE as error:
@@ -194,7 +196,7 @@ class CommitLog:
         return {key: _entries(wanted[key], items) for key, items in found.items()}
 
     def load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
-        """Derive the pins from the rows; `find` returns the tracked state of the document with a key.
+        """Compute from the rows which slots are pinned; `find` returns the tracked state of the document with a key.
 
         Returns the highest key in the rows. Raises StoreUnusable if they are damaged.
         """
@@ -221,7 +223,8 @@ class CommitLog:
                     pins.append((serial, slot, tracked))
                     if type(item[-1]) is bytes:
                         operations.setdefault((key, serial), []).append(item)
-        for serial, slot, tracked in sorted(pins, key=lambda pin: pin[:2]):  # slots are not in the order of serials
+        # sort, because slots are not in the order of serials
+        for serial, slot, tracked in sorted(pins, key=lambda pin: pin[:2]):
             self._pin(tracked, serial, slot)
         for (key, _), items in operations.items():
             self.pinned[key].is_deleted |= isinstance(_operation("", items), Delete)
@@ -234,7 +237,7 @@ class CommitLog:
     # -- freeing -------------------------------------------------------------------------------------------------
 
     def start_wipe(self) -> None:
-        """Schedule all current rows for overwriting once they are not needed: each may hold deleted text."""
+        """Schedule all present rows for overwriting as soon as they are not needed: each may hold deleted text."""
         self._wipe_stamp = self._stamp
         dirty = [slot for slot in range(1, len(self._rooms)) if self._stamps[slot]]
         self._wipe_list = [slot for slot in dirty if not self._pins[slot]]
@@ -242,7 +245,7 @@ class CommitLog:
 
     @property
     def is_wiped(self) -> bool:
-        """Return whether all rows that the log held at `start_wipe` are overwritten."""
+        """Return whether all rows that were in the log at `start_wipe` are overwritten."""
         return not self._wipe_list and not self._wipe_waits
 
     @property
@@ -250,7 +253,7 @@ class CommitLog:
         return bool(self._wipe_list)
 
     def wipe(self, db: sqlite3.Connection, limit: int) -> Callable[[], None]:
-        """Overwrite up to `limit` slots with zeros; the caller calls the returned function after the commit."""
+        """Overwrite up to `limit` slots with zeros. The caller must call the returned function after the commit."""
         taken = self._wipe_list[-limit:]
         dirty = [slot for slot in taken if not self._pins[slot] and 0 < self._stamps[slot] <= self._wipe_stamp]
         db.executemany("UPDATE log SET body = zeroblob(?) WHERE id = ?", [(self._rooms[slot], slot) for slot in dirty])
@@ -263,7 +266,10 @@ class CommitLog:
         return wiped
 
     def due(self, now_ms: int, *, old_ms: int, limit_bytes: int) -> Iterator[Tracked]:
-        """Yield the messages that need a document: deleted, pinning for `old_ms`, or all if over `limit_bytes` live."""
+        """Yield the messages that need a new document:
+
+        deleted ones, those that have pinned slots for `old_ms`, and all if the needed rows exceed `limit_bytes`.
+        """
         self._keep_ages(now_ms)
         self.now_ms = now_ms
         is_heavy = self.live_bytes > limit_bytes
@@ -274,7 +280,7 @@ class CommitLog:
                 yield tracked
 
     def _keep_ages(self, now_ms: int) -> None:
-        """Keep the ages of pins when the clock was set back: else a wipe due in a minute could come after an hour."""
+        """Keep the age of pins although the clock was set back: else a wipe due in a minute could take an hour."""
         set_back_ms = 0 if self.now_ms is None else self.now_ms - now_ms
         if set_back_ms > 0:
             for tracked in self.pinned.values():
@@ -290,7 +296,7 @@ class CommitLog:
         self.slot_bytes += room
 
     def _find_free(self, wanted: int, taken: dict[int, int]) -> int | None:
-        """Return a free slot, the last of its room that is not `taken`, and count it as taken; None if none fits."""
+        """Return the smallest fitting slot that is free and not `taken`, and count it as taken; None if none fits."""
         for room in (wanted, *larger_rooms(wanted)):
             free = self._free.get(room, ())
             count = taken.get(room, 0)
@@ -334,7 +340,7 @@ def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
             _encode((*prefix, op.at + start, op.text[start : start + PIECE_CHARACTERS]))
             for start in range(0, len(op.text), PIECE_CHARACTERS)
         ]
-    data = encode_op(replace(op, id=""))  # the document has the id
+    data = encode_op(replace(op, id=""))  # without the id, which the document has
     return [
         _encode((key, serial, number, data[start : start + PIECE_BYTES]))
         for number, start in enumerate(range(0, len(data), PIECE_BYTES))
@@ -346,7 +352,7 @@ def _row(items: list[bytes], entries: list[LogEntry]) -> Row:
 
 
 def _body(row: Row, room: int) -> bytes:
-    """Return the list of a row's items, filled up to `room` bytes."""
+    """Return the body of a row: the list of its items, filled up to `room` bytes."""
     spare = room - row.size
     count = len(row.items) + (spare > 0)
     head = bytes((0x90 | count,)) if len(row.items) <= SHORT_LIST else b"\xdc" + count.to_bytes(2)
@@ -354,9 +360,9 @@ def _body(row: Row, room: int) -> bytes:
 
 
 def _filler(size: int) -> bytes:
-    """Return one element of `size` bytes."""
+    """Return a MessagePack element of exactly `size` bytes."""
     if size < 2:
-        return bytes(size)  # a zero
+        return bytes(size)  # in MessagePack, a zero byte is the number 0
     if size < 258:
         return b"\xc4" + (size - 2).to_bytes() + bytes(size - 2)
     return b"\xc5" + (size - 3).to_bytes(2) + bytes(size - 3)
@@ -379,7 +385,7 @@ def _damaged(error: Exception) -> StoreUnusable:
 
 
 def _entries(tracked: Tracked, items: list[Item]) -> list[Entry]:
-    """Return the entries after the document of `tracked`, in order."""
+    """Return the entries that follow the document of `tracked`, in order."""
     items.sort(key=_SERIAL)  # slots are not in the order of serials
     entries: list[Entry] = []
     start, count = 0, len(items)
@@ -390,7 +396,7 @@ def _entries(tracked: Tracked, items: list[Item]) -> list[Entry]:
         while end < count and items[end][1] == serial:
             end += 1
         if serial > tracked.version:
-            # A start may read half a million entries: most are appends of one item and take the fast path.
+            # Fast path: a start may read half a million entries, and most are appends of one item.
             is_short = end == start + 1 and type(item[-1]) is str
             op = _append(tracked.id, item) if is_short else _operation(tracked.id, items[start:end])
             entries.append(Entry(serial, op))
@@ -403,7 +409,7 @@ def _append(message_id: str, item: Item) -> Append:
 
 
 def _operation(message_id: str, items: list[Item]) -> Op:
-    """Return the operation that `items`, in any order, hold. Raises StoreUnusable."""
+    """Return the operation that `items`, in any order, make up. Raises StoreUnusable."""
     items.sort(key=_PIECE)
     if type(items[0][-1]) is str:
         return replace(_append(message_id, items[0]), text="".join([item[-1] for item in items]))

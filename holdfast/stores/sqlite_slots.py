@@ -1,33 +1,34 @@
-"""Slots: the rows that hold text and are never moved (see `sqlite_file`); their sizes, and the form of a document's.
+"""Slots: rows that hold text and never move (`sqlite_file`). Here are their sizes, and the layout of a document's slot.
 
 Layer: stores.
 
-The sizes may be changed freely, the form of a body may not: two bytes with the length of the
-data, the data, and zeros up to the end. (The log's rows have a form of their own.)
+The sizes may be changed freely, the layout may not: two bytes with the length of the data, the data, and zeros up to
+the end. (The slots of the log have another layout.)
 """
 
 from __future__ import annotations
 
-# The largest row that SQLite keeps whole in a leaf of 4,096 bytes is 4,057: a slot never spans pages.
+# Largest size of a slot: SQLite keeps a row of 4,057 bytes whole in a leaf of 4,096 bytes, so that no slot spans two
+# pages.
 MAX_ROOM = 4_048
 LENGTH_BYTES = 2
 MAX_DATA = MAX_ROOM - LENGTH_BYTES
 
 
 def room_for(size: int) -> int:
-    """Return the room of a new slot for `size` bytes: at most a sixteenth more, and of few sizes, to ease reuse."""
+    """Return the size of a new slot for `size` bytes: at most a sixteenth larger, and of few sizes, to ease reuse."""
     step = 1 << max(0, size.bit_length() - 5)
     return min(MAX_ROOM, -(-size // step) * step)
 
 
 def larger_rooms(room: int) -> tuple[int, int]:
-    """Return the next two sizes above `room`, for use when no slot of that size is free."""
+    """Return the next two slot sizes above `room`, for use when no slot of that size is free."""
     next_room = room_for(room + 1)
     return next_room, room_for(next_room + 1)
 
 
 def pack(data: bytes, room: int) -> bytes:
-    """Return `data` as the body of a slot of `room` bytes."""
+    """Return `data` as the body of a slot with `room` bytes."""
     return (len(data).to_bytes(LENGTH_BYTES) + data).ljust(room, b"\0")
 
 

@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 logger = logging.getLogger("holdfast.stores")
 
-RETRY_S = 1.0  # after `spare` failed
-END_S = 1.0  # to end after the last result; takes microseconds
+RETRY_S = 1.0  # wait before the next call after `spare` failed
+END_S = 1.0  # time that the thread has to end after the last result; it takes microseconds
 
 
 class Late(Exception):
-    """The result did not come in time. A call that `is_begun` may still finish; any other call will never run."""
+    """The result did not come in time. If `is_begun`, the call may still finish; otherwise it will never run."""
 
     def __str__(self) -> str:
         return f"the call did not end in time and was {'running' if self.is_begun else 'not begun'}"
@@ -70,7 +70,7 @@ class StoreThread:
             work.is_dropped = True
 
     async def finish(self, last: Callable[[], object], *, timeout_s: float) -> None:
-        """Run the queued calls, then `last`, and end the thread; raises the error of `last`, or Late.
+        """Run the queued calls, then `last`, and end the thread. Raises the error of `last`, or Late.
 
         The thread does so even if the caller stops waiting.
         """
@@ -85,7 +85,7 @@ class StoreThread:
         self._thread.join(END_S)
 
     def stop(self, last: Callable[[], object]) -> None:
-        """Do as `finish`, without waiting and from any thread."""
+        """Finish as `finish` does, but without waiting and from any thread."""
         self._put_last(_Work(last, None, None))
 
     def join(self, timeout_s: float) -> None:
@@ -109,7 +109,7 @@ class StoreThread:
             if work is None:
                 return
             work.run()
-            del work  # else it would keep the call and its result alive until the next call
+            del work  # otherwise the variable would keep the call and its result in memory until the next call
             wait_s = self._do_spare(is_idle=False)
 
     def _do_spare(self, *, is_idle: bool) -> float | None:

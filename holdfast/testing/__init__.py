@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FaultProxy", "StoreContract"]
 
-if "pytest" in sys.modules:  # before the first import, so that a failed assertion of the contract shows its values
+# before the first import, so that pytest shows the values of a failed assertion in the contract
+if "pytest" in sys.modules:
     sys.modules["pytest"].register_assert_rewrite("holdfast.testing.contract")
 
 

@@ -12,7 +12,7 @@ A store's own test file is this class and one fixture:
             yield store
             await store.close()
 
-Each test is one promise. The real core makes the messages, documents and entries, through `Chat`.
+Each test checks one promise. A `Chat` makes the messages, documents and entries with the real core.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.model import Json
-from holdfast.core.ops import Command, Create, Writer
+from holdfast.core.ops import Command, Create, WriterIdentity
 from holdfast.core.requests import (
     AppendText,
     Caller,
@@ -57,41 +57,41 @@ from holdfast.core.text import Text
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Write
 
 LIMITS = Limits()
-SERVER = Caller(id="server", writer=Writer(by="server", node="n1"), is_server=True)
+SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
 MINUTE_MS = 60_000
-PAGE = 1_000_000  # bytes: more than the messages of a test have
+PAGE = 1_000_000  # page size in bytes: more than the messages of a test have
 
 Step = tuple[str, Request]
 
 
 def create(message_id: str, text: str | None = None, *, streaming: bool = False, **meta: Json) -> Step:
-    """Return a step that creates a message. A streaming one has no text unless `text` is given."""
+    """Return the id and request that create a message, for `Chat`. `text` defaults to none while streaming."""
     status = "streaming" if streaming else "complete"
     return message_id, CreateMessage(text=text, status=status, meta=meta)  # type: ignore[arg-type]
 
 
 def append(message_id: str, text: str, *, part: int | None = None) -> Step:
-    """Return a step that appends text."""
+    """Return the id and request that append text, for `Chat`."""
     return message_id, AppendText(text=text, part=part)
 
 
 def put_part(message_id: str, index: int, part: dict[str, Json]) -> Step:
-    """Return a step that opens or replaces a part."""
+    """Return the id and request that open or replace a part, for `Chat`."""
     return message_id, PutPart(index=index, part=part)
 
 
 def edit(message_id: str, text: str) -> Step:
-    """Return a step that replaces the text."""
+    """Return the id and request that replace the text, for `Chat`."""
     return message_id, UpdateMessage(text=text)
 
 
 def finish(message_id: str) -> Step:
-    """Return a step that finishes a streaming message."""
+    """Return the id and request that finish a streaming message, for `Chat`."""
     return message_id, FinishMessage()
 
 
 def delete(message_id: str) -> Step:
-    """Return a step that deletes the message."""
+    """Return the id and request that delete the message, for `Chat`."""
     return message_id, DeleteMessage()
 
 
@@ -101,7 +101,7 @@ class Chat:
     def __init__(self, store: Store, channel: str = "c", epoch: str = "e1", *, is_served: bool = False) -> None:
         self.store = store
         self.epoch = epoch
-        self.is_served = is_served  # do agents work on this channel?
+        self.is_served = is_served  # True: agents work on this channel
         self.state = ChannelState(channel)
 
     @property
@@ -113,7 +113,10 @@ class Chat:
         return Head(self.state.epoch, self.state.serial)
 
     def write(self, *steps: Step, documents: Iterable[str] = ()) -> Write:
-        """Return the write for `steps`; new messages and `documents` get a document. A refused step adds no entry."""
+        """Return the write for `steps`, each an id and a request.
+
+        New messages and `documents` get a document. A refused step adds no entry.
+        """
         draft = Draft(self.state)
         for message_id, request in steps:
             try:
@@ -135,7 +138,7 @@ class Chat:
         )
 
     async def do(self, *steps: Step, documents: Iterable[str] = ()) -> Committed | Conflict:
-        """Store `steps` in one commit, and apply them if it was stored."""
+        """Store `steps`, each an id and a request, in one commit, and apply them if they were stored."""
         write = self.write(*steps, documents=documents)
         (outcome,) = await self.store.commit([write])
         if isinstance(outcome, Committed):
@@ -143,7 +146,7 @@ class Chat:
         return outcome
 
     async def do_each(self, *steps: Step) -> None:
-        """Store each of `steps` in a commit of its own."""
+        """Store each of `steps` in a separate commit."""
         for step in steps:
             assert isinstance(await self.do(step), Committed)
 
@@ -177,7 +180,7 @@ def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:
 
 
 def known(message: MessageState) -> dict[str, Json]:
-    """Return all facts of a message's state that do not depend on how it was stored."""
+    """Return all facts of a message's state that must not depend on how it was stored."""
     return {
         "message": message.message(),
         "digest": message.digest,
@@ -700,7 +703,7 @@ class StoreContract:
         assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, None), (1, 2)]
         await chat.do(delete("m1"), documents=["m1"])
         assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (1, None), (1, 2)]
-        await chat.do(_reply("!c2"), documents=["!c2"])  # its target is deleted already
+        await chat.do(_reply("!c2"), documents=["!c2"])  # the command's target is deleted already
         assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, 2)]
         _, found = await store.messages("c", ["!c1"])
         command, known = restore_command(found["!c1"]), chat.state.commands["!c1"]
@@ -740,7 +743,7 @@ class StoreContract:
         chat = Chat(store)
         await chat.do(create("m1", "a"), _command("!c1", None), _command("!c2", "m1"), _command("!c3", None))
         await chat.do(_reply("!c1"), _reply("!c2"), documents=["!c1", "!c2"])
-        over_ms = 1_000 + 300_000 + KEPT_MS  # sent at 1 s, for 300 s
+        over_ms = 1_000 + 300_000 + KEPT_MS  # the command was sent at 1 s and expires after 300 s
         await store.tidy(over_ms - 1)
         assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, 2), (1, None)]
         await store.tidy(over_ms)
@@ -777,7 +780,7 @@ class StoreContract:
             assert known(message) == known(chat.state.messages[message.id])
 
     async def test_a_claim_is_a_change(self, store: Store) -> None:
-        """Check that a claim is a change: viewers get no event, but another hub must read it."""
+        """Check that a claim counts as a change: viewers get no event, but another hub must read it."""
         chat = Chat(store, is_served=True)
         await chat.do(create("m1", "question"), create("m2", "question"))
         await chat.do(("m1", ClaimTurn(generation=0)))
@@ -971,8 +974,8 @@ class StoreContract:
     @settings(
         deadline=None,
         suppress_health_check=[
-            HealthCheck.function_scoped_fixture,  # each example has a channel of its own
-            HealthCheck.differing_executors,  # each store's test class is one
+            HealthCheck.function_scoped_fixture,  # allowed, because each example uses a channel of its own
+            HealthCheck.differing_executors,  # allowed, because each store's test class runs this test once
             HealthCheck.too_slow,
         ],
     )
@@ -1007,7 +1010,7 @@ _update = st.builds(UpdateMessage, text=st.one_of(st.none(), _texts), meta=st.ju
 
 
 def _weighted(*choices: tuple[int, st.SearchStrategy[Json]]) -> st.SearchStrategy[Json]:
-    """Draw each strategy as often as its weight says; `one_of` ignores a strategy that is listed twice."""
+    """Draw each strategy as often as its weight says; `one_of` ignores one that is listed twice."""
     which = [strategy for weight, strategy in choices for _ in range(weight)]
     return st.integers(0, len(which) - 1).flatmap(which.__getitem__)
 
@@ -1037,7 +1040,7 @@ _steps = _weighted((5, st.tuples(_ids, _requests)), (1, st.tuples(_command_ids, 
 class _Commit(Struct, frozen=True):
     steps: list[Step]
     documents: list[str]
-    is_late: bool  # another writer sends the same write too late
+    is_late: bool  # True: another writer sends the same write too late
 
 
 class _Tidy(Struct, frozen=True):
@@ -1124,7 +1127,7 @@ async def _check(chat: Chat) -> None:
 
 
 def _check_command(read: CommandState, true: CommandState, target: MessageState | None) -> None:
-    """Check a command that was read. Its data may have left if it has a reply and its target is deleted."""
+    """Check a command from the store. Data may be missing if it has a reply and its target is deleted."""
     has_left = true.reply is not None and target is not None and target.deleted and read.data != true.data
     facts, truth = known_command(read), known_command(true)
     if has_left:
@@ -1134,7 +1137,7 @@ def _check_command(read: CommandState, true: CommandState, target: MessageState 
 
 
 def _check_marks(read: MessageState, true: MessageState, serial: int) -> None:
-    """Check that no mark promises a viewer text that it has not seen. Marks may be fewer than before."""
+    """Check that no mark claims text that its viewers may not have. Marks may be fewer than before."""
     for part, truth in zip(read.parts, true.parts, strict=True):
         if isinstance(part.text, Text) and isinstance(truth.text, Text):
             for seen in range(serial + 1):

@@ -5,8 +5,8 @@ Layer: testing.
 No module of the product imports it. The proxy does not parse HTTP or Holdfast's protocol: it moves bytes between two
 sockets. Every switch works at any moment, on open connections and on later ones. The proxy holds at most one piece of
 at most 16 KiB per connection and direction, and its sockets' own buffers are small. So a stall is backpressure for the
-sender, not growth of a queue. Safe to change: sizes and everything private. Not safe: the meaning of a switch, because
-tests throughout the suite name their faults by these switches.
+sender, not growth of a queue. Safe to change: sizes and everything private. Not safe: the meaning of a switch, since
+tests throughout the suite use these switches.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ Direction = Literal["up", "down", "both"]
 
 _PIECE_BYTES = 16 * 1024
 _BUFFER_BYTES = 16 * 1024
-# Loopback's MTU of 64 KiB is larger than the small buffers, and a receive window below one segment makes TCP
-# wait for its 200 ms timers. Segments of an ordinary network avoid that.
+# Segment size of an ordinary network. Loopback's segments of 64 KiB are larger than the small buffers, and a receive
+# window below one segment makes TCP wait for timers of 200 ms.
 _SEGMENT_BYTES = 1400
 _CONNECT_TIMEOUT_S = 5.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_PACES_PER_S = 20  # a throttled direction moves the bytes of a twentieth of a second at a time
+_PACES_PER_S = 20  # a throttled direction moves the bytes of a twentieth of a second at once
 
 
 class FaultProxy:
@@ -44,7 +44,7 @@ class FaultProxy:
         self.upstream = (host, port)
         self.host = "127.0.0.1"
         self.port = 0
-        self.connections = 0  # accepted since the start
+        self.connections = 0  # number of connections accepted since the start
         self.bytes_up = 0
         self.bytes_down = 0
         self._up = _Way(self._count_up)
@@ -60,8 +60,8 @@ class FaultProxy:
         return len(self._links)
 
     async def __aenter__(self) -> Self:
-        # Bound for the life of the proxy and never listening: the port stays reserved while connections are refused,
-        # and the kernel refuses a connect with a reset.
+        # This socket is bound as long as the proxy lives, but never listens. So the port stays reserved while
+        # connections are refused, and the kernel refuses each with a reset.
         self._placeholder = _tcp_socket()
         self._placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._placeholder.bind((self.host, 0))
@@ -83,7 +83,7 @@ class FaultProxy:
     # New connections
 
     def refuse(self) -> None:
-        """Refuse new connections (`ECONNREFUSED`) until `accept()`; open ones are left alone."""
+        """Refuse new connections (`ECONNREFUSED`) until `accept()`; open ones are not affected."""
         if self._listener is None:
             return
         asyncio.get_running_loop().remove_reader(self._listener)
@@ -127,10 +127,10 @@ class FaultProxy:
         for way in self._ways(direction):
             way.cuts = deque(counts)
 
-    # What passes
+    # Passing bytes
 
     def stall(self, direction: Direction = "both") -> None:
-        """Pass no bytes until `resume()`. Connections are still accepted, and connected upstream."""
+        """Pass no bytes until `resume()`. Connections are still accepted, and the proxy still connects upstream."""
         for way in self._ways(direction):
             way.open.clear()
 
@@ -170,7 +170,7 @@ class FaultProxy:
         self.bytes_down += count
 
     def _take(self, listener: socket.socket) -> None:
-        """Take one connection; the loop calls again while more are waiting."""
+        """Accept one connection. The loop calls this again while more are waiting."""
         try:
             client, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -189,7 +189,7 @@ class FaultProxy:
 
 
 class _Way:
-    """One direction of all connections, with its switches."""
+    """One direction of all connections, with the state of its switches."""
 
     def __init__(self, count: Callable[[int], None]) -> None:
         self.open = asyncio.Event()
@@ -208,7 +208,7 @@ class _Way:
         return min(size, self.cuts[0]) if self.cuts else size
 
     def passed(self, size: int) -> bool:
-        """Count passed bytes. Return whether the connection that carried them is to be cut."""
+        """Count bytes that have passed. Return whether the connection that carried them must be cut."""
         self.count(size)
         if not self.cuts:
             return False
@@ -220,7 +220,7 @@ class _Way:
 
 
 class _Cut(Exception):
-    """Ends a link with a reset."""
+    """Raised to end a link with a reset."""
 
 
 class _Link:
@@ -235,9 +235,9 @@ class _Link:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, upstream: tuple[str, int] | None, when_ended: "Callable[[_Link], None]") -> None:
-        """Start to carry bytes; without `upstream`, drop them. Every other call needs this one first."""
+        """Begin to carry bytes, or drop them if `upstream` is None. Call this before any other method."""
         self._task = asyncio.get_running_loop().create_task(self._run(upstream))
-        # Not in a `finally` of the task: a task that is cancelled before its first step does not run it.
+        # Not in a `finally` of the task, because a task that is cancelled before its first step does not run it.
         self._task.add_done_callback(lambda _: self._release())
         self._task.add_done_callback(lambda _: when_ended(self))
 
@@ -261,7 +261,7 @@ class _Link:
                 await self._carry(upstream)
             self._is_orderly = True
         except* (OSError, TimeoutError, _Cut):
-            pass  # one side, or the proxy, has ended it: a reset informs both sides
+            pass  # one side or the proxy has ended the connection: a reset informs both sides
 
     async def _carry(self, upstream: tuple[str, int]) -> None:
         self._server = _tcp_socket()
@@ -282,7 +282,7 @@ async def _pump(source: socket.socket, target: socket.socket, way: _Way) -> None
     loop = asyncio.get_running_loop()
     free_at_s = loop.time()
     while True:
-        # Check the switch again after each wait: it may have changed meanwhile.
+        # Check the switch again after each wait, because it may have changed meanwhile.
         await _readable(source)
         if not way.open.is_set():
             await way.open.wait()
@@ -346,7 +346,7 @@ def _wake(ready: "asyncio.Future[None]") -> None:
 
 def _end(sock: socket.socket, *, is_orderly: bool) -> None:
     if is_orderly:
-        # Closing with unread bytes sends a reset; a FIN sent before still reaches the peer first.
+        # Closing with unread bytes sends a reset; a FIN that was sent before still reaches the peer first.
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
     else:

@@ -2,9 +2,10 @@
 
 Layer: transports.
 
-Two questions are decided here. Who sends a request: the app's verifier says so, or, without one, the request must come
-plainly from this machine (`origin`). May this caller do it: origins, tickets, capabilities (`operations`), rates, and
-the rules that look into a request, such as roles. Whose message a request is about is decided later, by `core.decide`.
+Two questions are decided here. First, the identity of the caller: the app's verifier returns it or, without a verifier,
+the request must plainly come from this machine (`origin`). Second, whether this caller may send the request: by its
+origin, ticket, capabilities (`operations`) and rates, and by rules about the content of requests, such as roles.
+`core.decide` later checks whose message a request concerns.
 
 Closed by default: any web page can reach a loopback port, and any proxy makes the whole world look like loopback. So
 without a verifier only programs and pages of this machine and user are accepted, and no request that came through a
@@ -29,6 +30,7 @@ from holdfast.core.errors import (
     HoldfastError,
     InvalidName,
     Unauthenticated,
+    shown,
 )
 from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id
@@ -46,14 +48,15 @@ from holdfast.transports.query import Query
 from holdfast.transports.refusals import refusals
 from holdfast.transports.server_connection import mark_known
 
-VERIFY_TIMEOUT_S = 10.0  # longest time of the app's verifier, which may query a database while the caller waits
-MAX_TOKEN_BYTES = 8 * 1024  # largest token in a frame; the server itself bounds headers
+# longest time that the app's verifier may take, which may query a database while the caller waits
+VERIFY_TIMEOUT_S = 10.0
+MAX_TOKEN_BYTES = 8 * 1024  # limit of a token in a frame; the limit of a header is the server's
 _CREDENTIAL_HEADERS = (b"authorization", b"cookie")
-# Parts that only writers create: a tool call or a source that a user typed would look like the agent's.
+# Types of parts that only writers create: a tool call or a source from a user would look like the agent's.
 _WRITER_PARTS = ("tool", "source")
 
 
-# Who sends a request
+# The identity of the caller
 
 
 async def identify(hub: HubCore, scope: Scope) -> Identity:
@@ -64,13 +67,13 @@ async def identify(hub: HubCore, scope: Scope) -> Identity:
     identity = await known_identity(hub, scope)
     if identity is None:
         with logged_refusals(scope):
-            raise Unauthenticated("the request carries no credentials that this hub accepts")
+            raise Unauthenticated("the request carries no credentials that this hub accepts; send a valid token")
     return identity
 
 
 @contextmanager
 def logged_refusals(scope: Scope) -> Iterator[None]:
-    """Log, within the bounds of `refusals`, that the block refuses the caller of `scope`, and why."""
+    """Log that the block refuses the caller of `scope`, and why, within the limits of `refusals`."""
     try:
         yield
     except (Unauthenticated, Forbidden, InvalidName) as error:
@@ -79,7 +82,7 @@ def logged_refusals(scope: Scope) -> Iterator[None]:
 
 
 async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
-    """Do as `identify`, but return None for a request without credentials, or with credentials unknown to the app."""
+    """Return the identity as `identify` does, but None without credentials or with credentials unknown to the app."""
     verify = hub.authenticate
     if verify is None:
         claimed = claimed_identity(scope)
@@ -98,7 +101,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
 
 
 async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
-    """Return the identity that `token`, sent by a socket of `scope`, stands for.
+    """Return the identity that `token` proves, which the socket with `scope` has sent.
 
     A verifier with a method `verify_token` is called with the token. Any other verifier is called with the socket's
     scope, the token as its `Authorization`, and without the cookies: only the token counts. Raises Unauthenticated,
@@ -113,9 +116,11 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
 async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
     verify = hub.authenticate
     if verify is None:
-        raise Unauthenticated("this hub has no verifier and accepts no tokens")
+        raise Unauthenticated("this hub has no verifier, so it accepts no token; connect without one")
     if not token.isascii() or not token.isprintable() or len(token) > MAX_TOKEN_BYTES:
-        raise Unauthenticated(f"a token is printable ASCII text of at most {MAX_TOKEN_BYTES} characters")
+        raise Unauthenticated(
+            f"token must be printable ASCII text of at most {MAX_TOKEN_BYTES} characters, got {len(token)} characters"
+        )
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
         identity = await _verified(scope, partial(by_token, token))
@@ -124,7 +129,7 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         headers = [*others, (b"authorization", b"Bearer " + token.encode())]
         identity = await _verified(scope, partial(verify, {**scope, "headers": headers}))
     if identity is None:
-        raise Unauthenticated("the hub's verifier does not accept this token")
+        raise Unauthenticated("the hub's verifier does not accept this token; send another one")
     return identity
 
 
@@ -132,21 +137,26 @@ def check_identity(hub: HubCore, identity: Identity) -> None:
     """Raise InvalidName for an invalid client id, and Expired for an identity that has expired already."""
     if identity.client_id is not None and "~" in check_id(identity.client_id, "a client id"):
         raise InvalidName(
-            f"client id {identity.client_id!r} contains ~, which separates a client id from the suffix of a member"
+            f"client id {identity.client_id!r} contains ~, which separates a client id from the suffix of a member; "
+            "choose another id"
         )
     if identity.is_expired(hub.clock.now_ms()):
-        raise Expired("the identity behind this request has expired")
+        client = "this client" if identity.client_id is None else f"client {shown(identity.client_id)}"
+        raise Expired(f"the identity of {client} has expired; send a new token")
 
 
 async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
-    """Return the verifier's result. A HoldfastError passes; any other exception is logged and not sent to the peer."""
+    """Return the result of the app's verifier.
+
+    A HoldfastError passes; any other exception is logged and not sent to the peer.
+    """
     try:
         async with asyncio.timeout(VERIFY_TIMEOUT_S):
             return _checked(await _awaitable(verify()))
     except HoldfastError:
         raise
     except TimeoutError:
-        raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s") from None
+        raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s; try again") from None
     except Exception as error:
         refusals.log_failure(peer_of(scope), error)
         raise unexpected() from None
@@ -164,7 +174,7 @@ def _checked(identity: object) -> Identity | None:
     return identity
 
 
-# What they may do
+# The rights of the caller
 
 
 def check_operation(identity: Identity, operation: Operation, channel: str) -> None:
@@ -186,17 +196,18 @@ def check_update(request: UpdateMessage, identity: Identity, channel: str) -> No
 
 
 def _has_writer_parts(parts: list[Part] | None) -> bool:
-    return any(part.get("type") in _WRITER_PARTS for part in parts or ())  # parts are not validated yet
+    # the parts are not validated yet, so any type may appear
+    return any(part.get("type") in _WRITER_PARTS for part in parts or ())
 
 
 def check_work(identity: Identity, pattern: str) -> None:
-    """Raise Forbidden unless `identity` may take turns of all channels that `pattern` covers."""
+    """Raise Forbidden unless `identity` may take turns in all channels that `pattern` covers."""
     for capability in BY_NAME["work"].needs:
         identity.check_pattern(capability, pattern)
 
 
 async def check_metrics(hub: HubCore, scope: Scope) -> None:
-    """Raise Forbidden unless the caller is `admin` of all channels, or the hub has no verifier."""
+    """Raise Forbidden unless the caller is `admin` of all channels or the hub has no verifier."""
     if hub.authenticate is not None and not all(
         map((await identify(hub, scope)).has_everywhere, BY_NAME["metrics"].needs)
     ):
@@ -209,27 +220,27 @@ def member_of(identity: Identity, member: str | None) -> str:
 
 
 def count_signal(hub: HubCore, identity: Identity, name: str) -> None:
-    """Count a signal of this client. Raises TooMany, and Forbidden for a name that only the server uses."""
+    """Count a signal of this client. Raises TooMany; Forbidden for a name that only the server may use."""
     hub.rates.signal(identity)
     check_signal(name)
 
 
 def caller_of(hub: HubCore, identity: Identity, channel: str) -> Caller:
-    """Return `identity` as the caller of a request for `channel`, with the rate of new channels applied."""
+    """Return `identity` as the caller of a request for `channel`, with the limit of new channels applied."""
     caller = identity.caller(channel)
     return caller if hub.rates.may_begin(identity) else replace(caller, may_begin=False)
 
 
 def count_new_channel(hub: HubCore, identity: Identity, result: Result) -> None:
-    """Count a channel of this client if the stored request was its first entry."""
+    """Count a new channel of this client if the stored request was the channel's first entry."""
     if result.created and result.serial == 1:
         hub.rates.began(identity)
 
 
 def describe_caller(hub: HubCore, identity: Identity, channel: str | None = None) -> dict[str, Any]:
-    """Return what a client learns about itself: its id, its capabilities on `channel`, and when its identity expires.
+    """Return data about the caller, for itself: its id, its capabilities on `channel`, and when its identity expires.
 
-    `expires_s` counts from now: the clocks of clients are often wrong.
+    `expires_s` counts from now, because the clocks of clients are often wrong.
     """
     about: dict[str, Any] = {} if identity.client_id is None else {"id": identity.client_id}
     if channel is not None:
@@ -239,7 +250,7 @@ def describe_caller(hub: HubCore, identity: Identity, channel: str | None = None
     return about
 
 
-# Who may follow a channel
+# Admission to the streams of a channel
 
 
 async def start_hub(hub: HubCore) -> None:
@@ -250,7 +261,7 @@ async def start_hub(hub: HubCore) -> None:
 
 
 async def check_serving(hub: HubCore) -> None:
-    """Start the hub, and raise Draining if it shuts down: a draining hub refuses before any other check."""
+    """Start the hub. Raises Draining if it shuts down, before any other check of the request."""
     await start_hub(hub)
     if hub.is_draining:
         raise Draining("this server is shutting down; connect to another server, or to this one after its restart")
@@ -259,7 +270,7 @@ async def check_serving(hub: HubCore) -> None:
 async def admit_stream(
     hub: HubCore, scope: Scope, query: Query, channel: str, operation: Operation
 ) -> tuple[Identity, Ticket | None]:
-    """Return the identity for a stream of `channel`, by a ticket (returned too) or as for every request.
+    """Return the identity for a stream of `channel`: from a ticket, which is returned too, or as for any request.
 
     Raises Draining, InvalidName, Unauthenticated, Expired, Forbidden and the errors of `identify`.
     """
@@ -283,7 +294,10 @@ async def admit_stream(
 
 
 async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Identity:
-    """Return the identity for a long poll of `channel`. Tickets do not count: a client that polls can send a header."""
+    """Return the identity for a long poll of `channel`.
+
+    Tickets do not count here, because a client that polls can send a header.
+    """
     await check_serving(hub)
     identity = await identify(hub, scope)
     check_operation(identity, BY_NAME["poll"], check_channel(channel))

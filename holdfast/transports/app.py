@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Receive, Send
 
-from holdfast.core.errors import HoldfastError, MethodNotAllowed
+from holdfast.core.errors import HoldfastError
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
 from holdfast.transports.chunks import Chunks, cycle_of, end_refusal, socket_of
@@ -31,7 +31,7 @@ from holdfast.transports.close_codes import MISUSED
 from holdfast.transports.codec import unexpected
 from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
-from holdfast.transports.http import no_such_path, problem_response, routes
+from holdfast.transports.http import no_such_method, no_such_path, problem_response, routes
 from holdfast.transports.longpoll import poll
 from holdfast.transports.message_stream import message_events
 from holdfast.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
@@ -44,8 +44,9 @@ from holdfast.transports.websocket import Sockets
 
 logger = logging.getLogger("holdfast.transports")
 
-SHUTDOWN_S = 1.0  # time for all viewers when the hub drains; a peer that does not read gets `sender.FAREWELL_S`
-# For a peer to take the bytes written before its stream or socket ended. Servers wait for that for ever.
+# time to disconnect all viewers when the hub drains; a peer that does not read gets `sender.FAREWELL_S`
+SHUTDOWN_S = 1.0
+# Time in which a peer must read the rest after its stream or socket has ended. Servers would wait for it without limit.
 UNREAD_S = 10.0
 WEB = Path(__file__).parent.parent / "web"
 WEB_PATH = "/web/"
@@ -56,7 +57,7 @@ _ENDPOINTS: dict[str, Callable[..., Awaitable[None]]] = {
     "poll": poll,
     "message_events": message_events,
 }
-# One alternative for each stream, as a named group; inside it an unnamed group for each name in the path.
+# One alternative per kind of stream, as a named group; inside it an unnamed group for each name in the path.
 _STREAM = re.compile(
     "|".join(
         f"(?P<{one.name}>{re.sub('{[a-z]+}', '([^/]+)', one.path)})\\Z" for one in OPERATIONS if one.kind == "stream"
@@ -65,7 +66,7 @@ _STREAM = re.compile(
 
 
 def asgi(hub: HubCore) -> App:
-    """Return the ASGI app of `hub`. There is one for each hub: it holds the timers of its viewers."""
+    """Return the ASGI app of `hub`. A hub has one app, which holds the timers of its viewers."""
     return App(hub)
 
 
@@ -81,7 +82,7 @@ class App:
         hub.on_drain(self._drain)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        known = cast("Scope", scope)  # servers pass a dict
+        known = cast("Scope", scope)  # ASGI servers pass a dict as the scope
         match scope["type"]:
             case "http":
                 await self._http(known, receive, send)
@@ -91,7 +92,7 @@ class App:
                 await self._lifespan(receive, send)
 
     def cors(self, scope: Scope) -> Headers:
-        """Return the CORS headers of a response that Starlette's middleware does not see."""
+        """Return the CORS headers for a response that bypasses Starlette's middleware."""
         origins = self.hub.allowed_origins
         origin = header(scope, b"origin")
         if not origins or origin is None:
@@ -133,9 +134,9 @@ class App:
             await _send_problem(error, self.cors(scope), send)
         except Exception as error:
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-                return  # since ASGI 2.4 servers raise it when the peer has disconnected
+                return  # ASGI 2.4 servers raise OSError when the peer has disconnected
             if is_started(scope):
-                raise  # the server breaks the stream off and logs the error
+                raise  # the server ends the stream and logs the error
             logger.exception("an HTTP request failed")
             await _send_problem(unexpected(), self.cors(scope), send)
         finally:
@@ -143,11 +144,11 @@ class App:
                 self._abort_if_unread(receive)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()  # websocket.connect
+        await receive()  # the first ASGI message: websocket.connect
         try:
             await check_peer(self.hub, scope)
             if path_below(scope) != SOCKET_PATH:
-                raise no_such_path()
+                raise no_such_path(path_below(scope))
             credentials = await self._sockets.admit(scope)
         except HoldfastError as error:
             await _refuse(scope, error, receive, send)
@@ -162,33 +163,34 @@ class App:
             self._abort_if_unread(receive)
 
     def _abort_if_unread(self, receive: Any) -> None:
-        """Abort the connection of an ended stream or socket whose peer does not read the rest, if we know it.
+        """Abort the connection of an ended stream or socket if its peer does not read the rest.
 
-        Servers close a connection when all bytes are sent. A reader that has stalled would hold its connection, and a
-        server that shuts down, for ever.
+        The connection must be known, as under `holdfast serve`. Servers close a connection when all bytes are sent. A
+        reader that has stalled would hold its connection, and a server that shuts down, for ever.
         """
-        connection = cycle_of(receive) or socket_of(receive)  # less middleware wraps `receive` than `send`
+        # ask `receive` first, because less middleware wraps it than `send`
+        connection = cycle_of(receive) or socket_of(receive)
         if connection is None or getattr(connection, "response_complete", False):
-            return  # reading a complete response may take as long as it takes
+            return  # the response is complete, and reading it may take any time
         if connection.transport.get_write_buffer_size():
             timeout_s = FAREWELL_S if self.hub.is_draining else UNREAD_S
             asyncio.get_running_loop().call_later(timeout_s, _abort_unread, connection.transport)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()  # lifespan.startup
+        await receive()  # the ASGI message lifespan.startup
         try:
             await self.hub.start()
         except HoldfastError as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
-        await receive()  # lifespan.shutdown
+        await receive()  # the ASGI message lifespan.shutdown
         await self.hub.close()
         await send({"type": "lifespan.shutdown.complete"})
 
 
 def _is_public(path: str) -> bool:
-    """Return whether every peer may request `path`.
+    """Return whether any peer may request `path` without credentials.
 
     Those are page modules, and `GET /v1`, which tells a client why it is refused.
     """
@@ -203,7 +205,8 @@ def path_below(scope: Scope) -> str:
     if b"%2f" in raw.lower():
         segments = raw.partition(b"?")[0].split(b"/")
         path = "/".join(unquote_to_bytes(one).decode(errors="replace").replace("/", "%2F") for one in segments)
-    path = path.replace("\n", "%0A")  # Starlette's routes end in `$`, which ignores a newline at the end
+    # Starlette's routes end in `$`, which would also match before a newline at the end
+    path = path.replace("\n", "%0A")
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :] or "/"
     return path
@@ -228,7 +231,7 @@ def _plain_app(hub: HubCore) -> ASGIApp:
 
 
 def _unsniffed(app: ASGIApp) -> ASGIApp:
-    """Return `app` with `nosniff` on each of its responses."""
+    """Return `app` with the header `x-content-type-options: nosniff` on each of its responses."""
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:
         async def send_marked(message: Any) -> None:
@@ -247,7 +250,7 @@ def _abort_unread(transport: asyncio.WriteTransport) -> None:
 
 
 async def _not_found(scope: Any, receive: Any, send: Any) -> None:
-    await problem_response(no_such_path())(scope, receive, send)
+    await problem_response(no_such_path(scope["path"]))(scope, receive, send)
 
 
 def _problems(app: ASGIApp) -> ASGIApp:
@@ -257,9 +260,9 @@ def _problems(app: ASGIApp) -> ASGIApp:
         try:
             await app(scope, receive, send)
         except HTTPException as error:
-            known: HoldfastError = no_such_path()
+            known: HoldfastError = no_such_path(scope["path"])
             if error.status_code == 405:
-                known = MethodNotAllowed("a file has only GET and HEAD", allow=["GET", "HEAD"])
+                known = no_such_method(scope["method"], ["GET", "HEAD"])
             elif error.status_code != 404:
                 logger.warning("a file could not be served: %s", error)
             await problem_response(known)(scope, receive, send)
@@ -274,7 +277,7 @@ async def _send_problem(error: HoldfastError, headers: Headers, send: Send) -> N
 
 
 async def _refuse(scope: Scope, error: HoldfastError, receive: Receive, send: Send) -> None:
-    """Refuse a socket before it is accepted: with our problem if the server supports that, else with a plain 403."""
+    """Refuse a socket before it is accepted, with a problem response or, if the server has none, a plain 403."""
     if "websocket.http.response" in (scope.get("extensions") or {}):
         for message in problem_messages(error, prefix="websocket.http.response"):
             await send(message)

@@ -1,4 +1,4 @@
-"""The channels that one socket is attached to, and the frames of events that it is to be sent next.
+"""The channels that one socket is attached to, and the next frames of events to send to it.
 
 Layer: transports.
 
@@ -34,31 +34,35 @@ logger = logging.getLogger("holdfast.transports")
 class Attachment:
     """A channel that a socket is attached to, or is attaching to."""
 
-    __slots__ = ("_attachments", "_replied", "channel", "feed", "is_catching_up", "is_replied", "resume_limits")
+    __slots__ = ("_attachments", "_responded", "channel", "feed", "has_response", "is_catching_up", "resume_limits")
 
     def __init__(self, attachments: Attachments, channel: str) -> None:
         self._attachments = attachments
         self.channel = channel
         self.feed: Feed | None = None  # None until the hub has attached it, and after `close`
         self.is_catching_up = False
-        self.resume_limits: ResumeLimits | None = None  # set for a viewer without the capability `history`
-        self.is_replied = False  # whether the `attach` has its reply
-        self._replied: asyncio.Future[None] | None = None
+        # resume limits of a viewer without the capability `history`; else None
+        self.resume_limits: ResumeLimits | None = None
+        self.has_response = False  # True: the `attach` frame has its response
+        self._responded: asyncio.Future[None] | None = None
 
-    async def wait_for_reply(self) -> None:
-        """Return when the `attach` has its reply. At most one caller waits: the next `attach` of the channel."""
-        if not self.is_replied:
-            self._replied = asyncio.get_running_loop().create_future()
-            await self._replied
+    async def wait_for_response(self) -> None:
+        """Wait until the `attach` frame has its response.
 
-    def replied(self) -> None:
-        """Note that the `attach` has its reply."""
-        self.is_replied = True
-        if self._replied is not None and not self._replied.done():
-            self._replied.set_result(None)
+        Only the channel's next `attach` waits.
+        """
+        if not self.has_response:
+            self._responded = asyncio.get_running_loop().create_future()
+            await self._responded
+
+    def responded(self) -> None:
+        """Note that the `attach` frame has its response."""
+        self.has_response = True
+        if self._responded is not None and not self._responded.done():
+            self._responded.set_result(None)
 
     def wake(self) -> None:
-        """Queue this attachment: its channel has new events, or the hub drains."""
+        """Queue this attachment, because its channel has new events or the hub drains."""
         self._attachments.feed_woken(self)
 
     def close(self) -> None:
@@ -69,7 +73,7 @@ class Attachment:
 
 
 class Attachments:
-    """All attachments of one session. Every method is called from the hub's event loop."""
+    """All attachments of one session. Every method is called on the hub's event loop."""
 
     __slots__ = ("_attaching", "_by_channel", "_hub", "_ready", "_rest", "_session")
 
@@ -77,9 +81,11 @@ class Attachments:
         self._hub = hub
         self._session = session
         self._by_channel: dict[str, Attachment] = {}
-        self._attaching: dict[str, Attachment] = {}  # the newest `attach` of each channel, until it has its reply
-        self._ready: dict[Attachment, None] = {}  # attachments with missed events, in the order they were woken
-        self._rest: tuple[Attachment, Iterator[str]] | None = None  # the rest of a batch that takes several frames
+        self._attaching: dict[str, Attachment] = {}  # for each channel the newest `attach` that has no response yet
+        # attachments with missed events, in the order in which they were woken (a dict as an ordered set)
+        self._ready: dict[Attachment, None] = {}
+        # an attachment and the remaining frames of its batch, if a batch takes several frames
+        self._rest: tuple[Attachment, Iterator[str]] | None = None
 
     def __len__(self) -> int:
         return len(self._by_channel)
@@ -96,21 +102,25 @@ class Attachments:
             raise InvalidRequest(f"history must be a whole number from 0 to {limits.history}, got {frame.history}")
         if channel not in self._by_channel and len(self._by_channel) >= limits.socket_channels:
             limit = limits.socket_channels
-            raise TooMany(f"a socket is attached to at most {limit} channels", limit=limit)
+            raise TooMany(
+                f"this socket is attached to {limit} channels, which is the limit (Limits.socket_channels); open "
+                "another one",
+                limit=limit,
+            )
         self.leave(channel)
         attachment = self._by_channel[channel] = Attachment(self, channel)
         return attachment
 
     async def attach(self, frame: AttachFrame, attachment: Attachment) -> None:
-        """Attach to the hub's channel and reply: after the reply to an earlier `attach` of the channel."""
+        """Attach to the hub's channel and send the response, after those to earlier `attach` frames of the channel."""
         channel = attachment.channel
         earlier, self._attaching[channel] = self._attaching.get(channel), attachment
         try:
             if earlier is not None:
-                await earlier.wait_for_reply()
+                await earlier.wait_for_response()
             await self._attach(frame, attachment)
         finally:
-            attachment.replied()
+            attachment.responded()
             if self._attaching.get(channel) is attachment:
                 del self._attaching[channel]
 
@@ -131,15 +141,15 @@ class Attachments:
         except Exception as error:
             if self._by_channel.get(channel) is attachment:
                 del self._by_channel[channel]
-            session.reply_failed(frame.ref, error)
+            session.respond_error(frame.ref, error)
             return
-        session.reply({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
+        session.respond({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
         if feed is not None and self._by_channel.get(channel) is attachment:
             attachment.feed = feed
             if session.charge is not None:
                 feed.on_first = self._charge
             self.feed_woken(attachment)
-        elif feed is not None:  # the client has attached anew, or detached, meanwhile
+        elif feed is not None:  # otherwise the client has attached again or detached meanwhile
             feed.close()
 
     def _charge(self, batch: EncodedBatch) -> None:
@@ -147,9 +157,9 @@ class Attachments:
             self._session.charge(batch.encoded_bytes)
 
     def detach(self, frame: DetachFrame) -> None:
-        """Detach and reply."""
+        """Detach from the channel and send the response."""
         self.leave(frame.channel)
-        self._session.reply({"type": "ok", "ref": frame.ref})
+        self._session.respond({"type": "ok", "ref": frame.ref})
 
     def leave(self, channel: str) -> None:
         """Detach from a channel, if the socket is attached to it."""
@@ -195,7 +205,8 @@ class Attachments:
     def _take(self, attachment: Attachment) -> str | None:
         """Return the first frame of all events that a feed has missed.
 
-        A feed stands behind the taken events. So if they cannot be framed the session ends: going on would skip them.
+        The feed has moved behind the taken events. If they cannot be framed, the session must end, since it would skip
+        them.
         """
         feed = attachment.feed
         if feed is None:
@@ -214,7 +225,7 @@ class Attachments:
         batch = feed.take()
         if batch is None:
             return None
-        if feed.is_behind:  # ephemeral events come after those of the log
+        if feed.is_behind:  # ephemeral events come after those of the log, so take again
             self._ready[attachment] = None
         resume_limits = attachment.resume_limits
         frames = (

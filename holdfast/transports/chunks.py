@@ -4,7 +4,7 @@ Layer: transports.
 
 With a thousand viewers of one channel the server's `send` frames the same bytes a thousand times, each in a coroutine
 of its own: 1.1 of 9.2 µs a delivery by SSE, 2 of 20 by WebSocket (measured). So if the server is uvicorn with httptools
-or websockets, and no middleware stands between it and us, a batch is framed once and every viewer's transport gets the
+or websockets, and no middleware stands between it and us, a batch is framed once, and every viewer's transport gets the
 same bytes object. All knowledge of uvicorn's internals is in this module; if uvicorn differs from it, the batch goes
 through `send` as everywhere. `tests/transports/test_chunks.py` shows whether the installed uvicorn is as expected.
 """
@@ -18,13 +18,13 @@ from starlette.types import Receive, Send
 
 from holdfast.hub.batches import EncodedBatch
 
-# Larger batches are few, and keeping the last one alive would cost more than framing it again.
+# Limit of a batch to cache. Larger batches are rare, and to keep the last one would cost more than framing it again.
 MAX_BYTES = 64 * 1024
-OPEN = 1  # the state of an open WebSocket, as `websockets` counts them
+OPEN = 1  # the state of an open WebSocket in the package `websockets`
 
 
 class Chunks:
-    """Caches the chunk of the last batch: the viewers of a channel take the same batch in a row."""
+    """Caches the HTTP chunk of the last batch, since the viewers of a channel take the same batch in a row."""
 
     __slots__ = ("_batch", "_chunk")
 
@@ -33,7 +33,7 @@ class Chunks:
         self._chunk = b""
 
     def of(self, batch: EncodedBatch) -> bytes | None:
-        """Return the batch as a chunk of HTTP/1.1, or None if it is too large to be worth it."""
+        """Return the batch as an HTTP/1.1 chunk; None if it is too large to be worth it."""
         if batch is not self._batch:
             body = batch.sse
             if len(body) > MAX_BYTES:
@@ -44,10 +44,10 @@ class Chunks:
 
 
 def cycle_of(send: Send) -> Any:
-    """Return uvicorn's response cycle, if `send` is its own and not a middleware's; else None."""
+    """Return uvicorn's response cycle if `send` is its method and not a middleware's; else None."""
     module = sys.modules.get("uvicorn.protocols.http.httptools_impl")
     cycle: Any = getattr(send, "__self__", None)
-    # `Any`: uvicorn need not be installed, and these attributes are not part of its interface.
+    # `Any`, because uvicorn need not be installed, and these attributes are not part of its interface.
     kind: Any = getattr(module, "RequestResponseCycle", None)
     if kind is None or type(cycle) is not kind:
         return None
@@ -56,7 +56,7 @@ def cycle_of(send: Send) -> Any:
 
 
 def can_write(cycle: Any) -> bool:
-    """Return whether `send` would pass a chunk to the transport at once and unchanged."""
+    """Return whether `send` would pass a chunk to the transport immediately and unchanged."""
     return bool(
         cycle.chunked_encoding
         and not cycle.flow.write_paused
@@ -66,10 +66,11 @@ def can_write(cycle: Any) -> bool:
 
 
 def break_off(receive: Receive) -> None:
-    """Close the connection of a response that stays incomplete, as uvicorn does, but without its line at level ERROR.
+    """Close the connection of an incomplete response, as uvicorn does, but without its log line at level ERROR.
 
-    Only the end of the connection shows a viewer that its stream is not complete. Less middleware wraps `receive` than
-    `send`. Behind a middleware that wraps it, and on other servers, the server acts by itself.
+    Only the end of the connection shows a viewer that its stream is not complete. `receive` is used to find the
+    connection, because less middleware wraps it than `send`. If a middleware wraps it, or on another server, the server
+    closes the connection itself.
     """
     cycle: Any = getattr(receive, "__self__", None)
     if not type(cycle).__module__.startswith("uvicorn.protocols.http."):
@@ -103,7 +104,7 @@ class Frames:
         self._frame = b"\x81\x00"
 
     def of(self, text: str) -> bytes | None:
-        """Return `text` as one unmasked frame, or None if it is too large to be worth it."""
+        """Return `text` as one unmasked frame; None if it is too large to be worth it."""
         if text is not self._text:
             if len(text) > MAX_BYTES:
                 return None
@@ -120,7 +121,7 @@ class Frames:
 
 
 def socket_of(send: Send) -> Any:
-    """Return uvicorn's WebSocket protocol, if `send` is its own and not a middleware's; else None."""
+    """Return uvicorn's WebSocket protocol if `send` is its method and not a middleware's; else None."""
     module = sys.modules.get("uvicorn.protocols.websockets.websockets_sansio_impl")
     protocol: Any = getattr(send, "__self__", None)
     kind: Any = getattr(module, "WebSocketsSansIOProtocol", None)
@@ -134,7 +135,7 @@ def socket_of(send: Send) -> Any:
 
 
 def can_frame(protocol: Any) -> bool:
-    """Return whether `send` would pass a text frame to the transport at once and unchanged."""
+    """Return whether `send` would pass a text frame to the transport immediately and unchanged."""
     return bool(
         protocol.handshake_complete
         and protocol.writable.is_set()

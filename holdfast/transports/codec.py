@@ -1,4 +1,4 @@
-"""JSON in and out: a peer's bytes become requests, and results become fields.
+"""The codec for JSON: it decodes a peer's bytes into requests, and turns results into fields.
 
 Layer: transports.
 
@@ -60,26 +60,26 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except msgspec.ValidationError as error:
         raise InvalidRequest(str(error)) from None
     except RecursionError:
-        raise InvalidRequest("the JSON is nested too deeply to be decoded") from None
+        raise InvalidRequest("the JSON is nested too deeply to be decoded; send fewer levels") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _refuse(data, error)
 
 
 def _refuse(data: bytes, error: Exception) -> NoReturn:
-    """Raise the reason why `data` is not accepted. The decoder's own error hides half a surrogate pair."""
+    """Raise the error that names why `data` is not accepted. The decoder's own error hides half a surrogate pair."""
     if not data.strip():
         raise InvalidRequest("the body is empty: send {} for a request without fields") from None
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise InvalidText("the JSON is not encoded in UTF-8") from None
+        raise InvalidText("the JSON is not encoded in UTF-8; send UTF-8") from None
     if "\\ud" in text.lower() and _holds_lone_surrogates(text):
         raise InvalidText("the text contains a lone surrogate: hold it back and join it to the next piece") from None
     raise InvalidRequest(str(error)) from None
 
 
 def _holds_lone_surrogates(text: str) -> bool:
-    """Return whether a lone surrogate is all that is wrong with `text`. The standard library's decoder accepts it."""
+    """Return whether `text` is valid but for lone surrogates, which the standard library's decoder accepts."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False).encode()
@@ -95,7 +95,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def result_fields(request: Request, result: Result) -> dict[str, Any]:
-    """Return the fields of the response to `request`, the same on HTTP and WebSocket. Raises Deleted."""
+    """Return the fields of the response to `request`; they are the same on HTTP and WebSocket. Raises Deleted."""
     fields = _fields(request, result)
     return _hide_channel(request, fields) if result.is_blind else fields
 
@@ -131,7 +131,7 @@ def _fields(request: Request, result: Result) -> dict[str, Any]:
 
 
 def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return `fields` for a caller that may not read the channel: without a hint at its other content.
+    """Return `fields` for a caller that may not read the channel: nothing in them depends on its other content.
 
     Serials are 0. A `version` beside a `created` still shows whether the message has changed, and a cursor still shows
     its epoch: a caller that writes without reading needs both.
@@ -144,7 +144,7 @@ def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
             message,
             parent=message.reply_to
             if parent is UNSET
-            else parent,  # as the caller sent it, or as it follows from `reply_to`
+            else parent,  # the parent that the caller sent, or that follows from `reply_to`
             created=0,
             version=int(message.version != message.created),
         )
@@ -158,17 +158,17 @@ def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _message(result: Result) -> object:
     if result.message is None:
-        raise Deleted("the message was deleted while the request was carried out")
+        raise Deleted("the message was deleted while the request was carried out; create another one")
     return result.message
 
 
 def unexpected() -> HoldfastError:
-    """Return the error that a peer gets for a bug of the server; the log has the rest."""
+    """Return the error that a peer gets for a bug of the server; the log has the details."""
     return HoldfastError("the server failed to carry out the request; its log has the reason")
 
 
 def for_peers(error: HoldfastError) -> HoldfastError:
-    """Return `error` in the form that a peer may see; the log has the rest.
+    """Return `error` in the form that a peer may see; the log has the details.
 
     A mistake of the app in this process is an internal error to peers. Store paths are not exposed to clients.
     """

@@ -2,8 +2,9 @@
 
 Layer: transports.
 
-A plain request ends before anything about its caller changes; a stream or a socket does not. So it holds credentials:
-the identity, the time of its expiry, and the connection slot that it takes. Call `leave` when the connection ends.
+During a stream or a socket, unlike during a plain request, the caller's identity can expire or be renewed. Such a
+connection therefore holds credentials: the identity, the time of its expiry, and the connection slot that it takes.
+Call `leave` when the connection ends.
 """
 
 from __future__ import annotations
@@ -23,12 +24,20 @@ from holdfast.transports.headers import peer_of
 from holdfast.transports.server_connection import mark_known
 from holdfast.transports.traffic import charge
 
-# A timer beyond this is set in steps: event loops count in floats, and none sleeps for longer than a day.
+# A longer timer is set in steps: event loops count time in floats, and none sleeps for longer than a day.
 _MAX_TIMER_S = 12 * 3600.0
 
 
+def not_authenticated() -> Unauthenticated:
+    """Return the error for a socket that has not sent its `auth` frame."""
+    return Unauthenticated("this socket is not authenticated: its first frame must be `auth`, with a token")
+
+
 class Credentials:
-    """The identity behind one connection; None until an `auth` frame. Used from the hub's loop; only `renew` waits."""
+    """The identity behind one connection; None until an `auth` frame.
+
+    It is used on the hub's loop, and only `renew` waits.
+    """
 
     __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "is_counted", "ticket")
 
@@ -36,7 +45,8 @@ class Credentials:
         self._hub = hub
         self._scope = scope
         self._identity = identity
-        # Whether requests and bytes are counted (`hub.rates`). Kept: it is asked for each frame of a socket.
+        # Whether requests and bytes of the client are counted (`hub.rates`). Stored here, since each frame of a socket
+        # needs it.
         self.is_counted = identity is not None and self._is_counted(identity)
         self._slot: ConnectionSlot | None = None
         self._on_expiry: Callable[[], None] | None = None
@@ -45,26 +55,26 @@ class Credentials:
 
     @property
     def identity(self) -> Identity:
-        """The identity. Raises Unauthenticated before it is known."""
+        """Return the identity. Raises Unauthenticated before it is known."""
         if self._identity is None:
-            raise Unauthenticated("this socket is not authenticated: its first frame must be `auth`, with a token")
+            raise not_authenticated()
         return self._identity
 
     @property
     def is_known(self) -> bool:
-        """Whether the identity is known."""
+        """Return whether the identity is known."""
         return self._identity is not None
 
     @property
     def is_expired(self) -> bool:
-        """Whether the identity has expired."""
+        """Return whether the identity has expired."""
         identity = self._identity
-        # This runs for every frame of a socket, and most identities of servers never expire.
+        # Checked inline: this runs for every frame of a socket, and most identities of servers never expire.
         return identity is not None and identity.expires_at_ms is not None and identity.is_expired(self._now_ms())
 
     @property
     def is_renewable(self) -> bool:
-        """Whether the hub has a verifier, which a new token can be sent to."""
+        """Return whether the hub has a verifier to which a new token can be sent."""
         return self._hub.authenticate is not None
 
     def left_s(self) -> float:
@@ -105,17 +115,17 @@ class Credentials:
         self._slot = self._take_slot(self.identity)
 
     def count_request(self, size: int) -> None:
-        """Count a frame of the client, of `size` bytes. Raises TooMany."""
+        """Count a frame of `size` bytes from the client. Raises TooMany."""
         if self.is_counted:
             self._hub.rates.request(self.identity, peer_of(self._scope), size=size)
 
     def charge(self, size: int) -> None:
-        """Count bytes that a request of the client has caused; never raises."""
+        """Count `size` bytes that a request of the client has caused; never raises."""
         if self.is_counted:
             charge(self._hub, self.identity, self._scope, size)
 
     def charge_batch(self, batch: EncodedBatch) -> None:
-        """Count the bytes of the batch with which a stream begins."""
+        """Count the bytes of the first batch of a stream."""
         self.charge(batch.encoded_bytes)
 
     def leave(self) -> None:
@@ -130,7 +140,7 @@ class Credentials:
         return self._hub.authenticate is not None and not identity.is_trusted
 
     def _take_slot(self, identity: Identity) -> ConnectionSlot:
-        # Without a verifier every caller is on this machine and unbounded, also one with a ticket.
+        # Without a verifier every caller is on this machine, so its rates are not limited, even if it has a ticket.
         return self._hub.rates.connect(identity, peer_of(self._scope)) if self.is_renewable else ConnectionSlot(None)
 
     # Expiry
@@ -152,7 +162,7 @@ class Credentials:
         if self._on_expiry is not None and self.is_expired:
             self._on_expiry()
         else:
-            self._set_timer()  # the timer came a little early, or it was only one step
+            self._set_timer()  # the timer fired a little early, or it was only one step
 
 
 def left_s(hub: HubCore, identity: Identity) -> float:

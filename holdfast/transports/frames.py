@@ -37,7 +37,7 @@ Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=
 class AttachFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="attach"):
     ref: Ref
     channel: str
-    since: Json = None  # an invalid cursor is treated as no cursor
+    since: Json = None  # a cursor; an invalid one is treated as no cursor
     history: Annotated[int, Meta(ge=0, le=2**53)] | None = None
     flush_ms: Annotated[int, Meta(ge=0, le=1000)] | None = None
 
@@ -123,7 +123,7 @@ class ReplyFrame(ReplyCommand, frozen=True, kw_only=True, tag_field="type", tag=
 class PresenceFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="presence"):
     ref: Ref
     channel: str
-    member: str | None = None  # by default the client's own id
+    member: str | None = None  # id of the member; by default the client's id
     data: dict[str, Json] | None = None
     leave: bool = False
 
@@ -136,9 +136,10 @@ class SignalFrame(SendSignal, frozen=True, kw_only=True, tag_field="type", tag="
 class WorkFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="work"):
     ref: Ref
     pattern: str
-    slots: Annotated[int, Meta(ge=0, le=1_000)] = 1  # 0: take no more turns
+    # turns that the worker can take at the same time; 0: no further ones
+    slots: Annotated[int, Meta(ge=0, le=1_000)] = 1
     when_busy: WhenBusy = "queue"
-    name: str | None = None  # the agent as a member: the client's id, with or without a suffix
+    name: str | None = None  # name of the agent as a member: the client's id, alone or with `~` and a suffix
 
 
 class TurnRenewFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.renew"):
@@ -146,14 +147,14 @@ class TurnRenewFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="t
     channel: str
     message: str
     generation: Generation
-    state: dict[str, Json] | None = None  # the agent's present state, for viewers
+    state: dict[str, Json] | None = None  # state that the agent shows to viewers
 
 
 class TurnTakeFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.take"):
     ref: Ref
     channel: str
     message: str
-    turn: str | None = None  # the message of the turn that takes it in; makes a repeat recognisable
+    turn: str | None = None  # id of the message whose turn takes this message in; lets the server recognise a repeat
 
 
 class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.done"):
@@ -164,7 +165,7 @@ class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="tu
     state: Literal["done", "cancelled"] = "done"
 
 
-# Frames of requests: each is decided on and stored, and then gets its response.
+# Frames of requests: each one is decided and stored, and then gets its response.
 RequestFrame = (
     CreateFrame
     | AppendFrame
@@ -180,7 +181,7 @@ RequestFrame = (
 
 
 class AuthFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="auth"):
-    """A token: the first frame of a socket whose caller is not known yet, and later ones that renew."""
+    """A token: the first frame of a socket whose caller is not known yet; later tokens renew the identity."""
 
     ref: Ref
     token: str
@@ -205,12 +206,12 @@ def ref_in(data: bytes) -> Json:
 
 
 def _is_text(ref: str) -> bool:
-    """Return whether `ref` can be sent: half a surrogate pair cannot."""
+    """Return whether the text `ref` can be sent: half a surrogate pair cannot."""
     return ref.isascii() or not any("\ud800" <= one <= "\udfff" for one in ref)
 
 
 def _lenient_ref(data: bytes) -> Json:
-    """Return the `ref` of a frame whose text has half a surrogate pair: browsers send it, strict JSON refuses it."""
+    """Return the `ref` of a frame that contains half a surrogate pair: browsers send it, strict JSON refuses it."""
     try:
         frame = json.loads(data)
     except (ValueError, RecursionError):

@@ -2,8 +2,9 @@
 
 Layer: transports.
 
-`core.deltas` says what is new for a reader; a framer says how it looks on the wire. A new wire format is a new class
-with the method of `Framer`. The bytes of the two formats here are public (`docs/protocol.md`, 5.3; `docs/agents.md`).
+`core.deltas` computes the news for a reader; a framer determines how it looks on the wire. A new wire format is a new
+class with the method of `Framer`. The bytes of the two formats here are public (`docs/protocol.md`, 5.3;
+`docs/agents.md`).
 
 The id of an event is a cursor of the channel with a field of ours: how much of each part the reader was sent
 (`m0.12.340`: it has 12 code points of part 0 and 340 of part 1; with `d` instead of `m` it was sent the end, too).
@@ -34,18 +35,20 @@ from holdfast.core.model import Part
 from holdfast.hub.tickets import split_seal
 
 _SENT = re.compile(r"([md])([0-9]{1,3})((?:\.[0-9]{1,8})*)\Z")
-_SENT_CHARACTERS = 255  # a cursor's extra field has 300; a stream may add a ticket's seal or an answer's name
+# limit of the field about the sent text: a cursor's extra field has 300 characters, and a ticket's seal or an answer's
+# name may need some of them
+_SENT_CHARACTERS = 255
 
 
 class Position(NamedTuple):
-    """The position that a frame brings its reader to: the channel's cursor, a seal or name, and the sent text."""
+    """A reader's position after a frame: the channel's cursor, a seal or name, and the length of the sent text."""
 
     cursor: str
     seal: str
     sent: Sent
 
     def id(self, *, is_finished: bool) -> str:
-        """Return the cursor that `sent_by` reads back. `is_finished` says whether it follows the end."""
+        """Return the cursor that `sent_by` reads back. `is_finished`: the frame is the message's end."""
         return f"{self.cursor}:{self.seal}{sent_field(self.sent.lengths, is_finished=is_finished)}"
 
 
@@ -53,14 +56,17 @@ class Framer(Protocol):
     """Turns deltas into the bytes of one wire format. An instance belongs to one reader."""
 
     def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
-        """Return the bytes for `deltas`; they may be empty. `status` is set once the message has ended."""
+        """Return the bytes for `deltas`; they may be empty. `status` is the final status once the message has ended."""
 
 
 class NamedEvents:
-    """Server-Sent Events named `thinking`, `answer` and `done` (`docs/protocol.md`, 5.3)."""
+    """The format of Server-Sent Events named `thinking`, `answer` and `done` (`docs/protocol.md`, 5.3)."""
 
     def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
-        """Of `Framer`. Only the last event has an id, since the id covers all of them."""
+        """Return the bytes for `deltas` (`Framer.frame`).
+
+        Only the last event has an id, because the id covers all of them.
+        """
         events = [b"event: " + _EVENTS[kind] + b"\ndata: " + encode_json(text) for kind, text in added_texts(deltas)]
         if status is not None:
             events.append(b"event: done\ndata: " + encode_json(_Done(status)))
@@ -71,19 +77,22 @@ class NamedEvents:
 
 
 class PlainData:
-    """Unnamed Server-Sent Events with the text of the answer, and `[DONE]` at the end."""
+    """The format of unnamed Server-Sent Events with the text of the answer, and `[DONE]` at the end."""
 
     def __init__(self, *, has_ids: bool) -> None:
-        self._has_ids = has_ids  # only an EventSource has a use for ids
+        self._has_ids = has_ids  # False: leave out the ids, which only an EventSource uses
 
     def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
-        """Of `Framer`. The text and the end have ids of their own: the connection may break between them."""
+        """Return the bytes for `deltas` (`Framer.frame`).
+
+        The text and the end have separate ids, because the connection may break between them.
+        """
         events: list[str] = []
         text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
         if text:
             events.append(_data(text) + self._id(position, is_finished=False))
         if status not in ("complete", None):
-            # For clients that listen for the event; other clients see an empty piece of text.
+            # An extra event for clients that listen for it; to other clients it is an empty piece of text.
             events.append(f"event: {status}\ndata: \n")
         if status is not None:
             events.append("data: [DONE]\n" + self._id(position, is_finished=True))
@@ -94,15 +103,18 @@ class PlainData:
 
 
 class OwnFrames:
-    """The frames of an existing endpoint: `make_frame(text)` for the answer's text, `end_frame` at its end."""
+    """The format of an app's existing endpoint: `make_frame(text)` for the answer's text, `end_frame` at its end."""
 
     def __init__(self, make_frame: Callable[[str], str | bytes], end_frame: EndFrame | None, *, has_ids: bool) -> None:
         self._make_frame = make_frame
         self._end_frame = end_frame
-        self._has_ids = has_ids  # only an EventSource has a use for ids
+        self._has_ids = has_ids  # False: leave out the ids, which only an EventSource uses
 
     def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
-        """Of `Framer`. The text is that of several tokens if the reader is slower than the model."""
+        """Return the bytes for `deltas` (`Framer.frame`).
+
+        If the reader is slower than the model, several pieces of text come as one.
+        """
         frames: list[bytes] = []
         text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
         if text:
@@ -117,7 +129,10 @@ class OwnFrames:
         return _bytes_of(self._end_frame) if self._end_frame is not None and status == "complete" else b""
 
     def _with_id(self, frame: bytes, position: Position, *, is_finished: bool) -> bytes:
-        """Return `frame` with its id, which lets an EventSource resume. An id alone changes the position only."""
+        """Return `frame` with an id from which an EventSource can resume.
+
+        The field `id` alone does not make an event; it changes the position only.
+        """
         if not self._has_ids or not (frame.endswith(b"\n\n") or (is_finished and not frame)):
             return frame
         return frame.removesuffix(b"\n") + b"id: " + position.id(is_finished=is_finished).encode() + b"\n\n"
@@ -142,9 +157,9 @@ class _Done(Struct):
 
 
 def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[str, str]]:
-    """Yield part type and new text, for formats whose readers only add up text.
+    """Yield part type and new text, for formats whose readers only append text.
 
-    A replaced text is sent from the length on that the reader has, because such a reader cannot take text back.
+    Of a replaced text only the end is sent, from the length that the reader has, because the reader cannot remove text.
     """
     for delta in deltas:
         match delta:
@@ -164,13 +179,13 @@ def _rest(part: Part, sent: int) -> Iterator[tuple[str, str]]:
 
 
 def _data(text: str) -> str:
-    """Return `text` as the data of one event: by the rules of SSE each line is a field of its own."""
+    """Return `text` as the data of one event: SSE requires one `data` field per line."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "".join(f"data: {line}\n" for line in lines)
 
 
 def sent_field(lengths: Sequence[int], *, is_finished: bool) -> str:
-    """Return the cursor's extra field for `lengths`; the last ones, if there is no room for all."""
+    """Return the cursor's extra field for `lengths`; if there is not enough room, only for the last parts."""
     pieces: list[str] = []
     room = _SENT_CHARACTERS
     for length in reversed(lengths):
@@ -184,11 +199,11 @@ def sent_field(lengths: Sequence[int], *, is_finished: bool) -> str:
 
 
 def sent_by(cursor: Cursor | None) -> Sent:
-    """Return how much the reader with `cursor` was sent: no text, for a cursor of another kind of stream."""
+    """Return how much text the reader with `cursor` was sent; none for a cursor of another kind of stream."""
     found = _SENT.match(split_seal(cursor.extra)[1]) if cursor is not None else None
     if found is None:
         return Sent()
     kind, first, lengths = found.groups()
-    # There was no room for the parts before `first`. They do not grow any more.
+    # The parts before `first` did not fit into the cursor. They no longer grow.
     whole = [ALL_SENT] * int(first)
     return Sent([*whole, *(int(length) for length in lengths.split(".")[1:])], kind == "d")

@@ -9,7 +9,7 @@ from holdfast.hub.identity import Scope
 
 
 def peer_of(scope: Scope) -> str:
-    """Return the address of the peer, as the server sees it."""
+    """Return the address of the peer as the server sees it."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 

@@ -16,23 +16,24 @@ logger = logging.getLogger("holdfast.transports")
 
 
 class HeartbeatTarget(Protocol):
-    """A connection that sends a heartbeat every so many seconds."""
+    """A connection that sends a heartbeat at regular intervals."""
 
     def send_heartbeat(self) -> None:
-        """Send a heartbeat. Called from the loop; must not wait."""
+        """Send a heartbeat. Called on the event loop; must not wait."""
 
 
 Slot = set[HeartbeatTarget]
 
 
 class Heartbeats:
-    """Calls each target every `period_s` seconds of that target. Starts anew when it is used from another loop."""
+    """Calls each target every `period_s` seconds. Starts again when it is used on another event loop."""
 
     def __init__(self) -> None:
-        self._slots: dict[tuple[int, int], Slot] = {}  # by period, and second within the period
+        self._slots: dict[tuple[int, int], Slot] = {}  # targets by period and by second within the period
         self._now_s = 0
         self._next = 0
-        self._due_s = 0.0  # time of the next tick: one second after the last one was due, not after it ran
+        # when the next tick is due: exactly one second after the last one was due, even if that ran late
+        self._due_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._emptied: asyncio.Future[None] | None = None
@@ -43,7 +44,7 @@ class Heartbeats:
     def add(self, target: HeartbeatTarget, period_s: int) -> Slot:
         """Call `target` every `period_s` seconds, until it is removed from the returned slot."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:  # the targets of a closed loop are gone too
+        if self._loop is not loop:  # drop the targets of a loop that is closed
             self._slots, self._timer, self._emptied, self._loop = {}, None, None, loop
         self._next += 1
         slot = self._slots.setdefault((period_s, self._next % period_s), set())

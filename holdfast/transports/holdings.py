@@ -2,8 +2,8 @@
 
 Layer: transports.
 
-An open socket is a sign of life for its members and its messages. When it breaks, members leave after a grace, and
-leases end sooner than their term (`docs/protocol.md`, 8.2).
+An open socket is a sign of life for its members and its messages. When it breaks, members leave after a grace period,
+and leases end sooner than usual (`docs/protocol.md`, 8.2).
 """
 
 from __future__ import annotations
@@ -24,44 +24,51 @@ from holdfast.core.requests import (
 )
 from holdfast.hub.hub import HubCore
 
-MAX_WRITTEN = 1_000  # messages whose leases end sooner when the socket breaks
+MAX_WRITTEN = 1_000  # limit of messages whose leases end sooner when the socket breaks
 
 
 class Holdings:
-    """The members and the messages that live by one socket. The sets are made on first use: most sockets only view."""
+    """The members and messages whose presence or lease depends on one socket.
+
+    The sets are made on first use, because most sockets only view.
+    """
 
     __slots__ = ("_hub", "_is_broken", "_present", "_socket", "_written")
 
     def __init__(self, hub: HubCore, socket: Hashable, *, is_broken: bool) -> None:
-        """`socket` identifies the connection to the hub. `is_broken` says that it is gone already."""
+        """`socket` identifies the connection to the hub. `is_broken` returns whether it has broken already."""
         self._hub = hub
         self._socket = socket
         self._is_broken = is_broken
-        self._present: set[tuple[str, str]] | None = None  # channel and member
-        self._written: dict[tuple[str, str], None] | None = None  # channel and message
+        self._present: set[tuple[str, str]] | None = None  # channel and id of each member
+        self._written: dict[tuple[str, str], None] | None = None  # channel and id of each message
 
     def __bool__(self) -> bool:
         return bool(self._present or self._written)
 
     def enter(self, channel: str, member: str, data: dict[str, Json] | None) -> None:
-        """Make `member` present by this socket. Raises TooMany and the errors of `PresenceTracker.enter`."""
+        """Make `member` present through this socket. Raises TooMany and the errors of `PresenceTracker.enter`."""
         key = (channel, member)
         if self._present is None:
             self._present = set()
         limit = self._hub.limits.socket_channels
         if key not in self._present and len(self._present) >= limit:
-            raise TooMany(f"a socket is present as at most {limit} members", limit=limit)
+            raise TooMany(
+                f"this socket is present as {limit} members, which is the limit (Limits.socket_channels); leave one "
+                "first",
+                limit=limit,
+            )
         self._hub.runtime.presence.enter(channel, member, self._socket, data)
         self._present.add(key)
 
     def leave(self, channel: str, member: str) -> None:
-        """End the presence of `member` by this socket, if it has any, without a grace."""
+        """End the presence of `member` through this socket immediately, without the grace period."""
         if self._present is not None and (channel, member) in self._present:
             self._present.discard((channel, member))
             self._hub.runtime.presence.leave(channel, member, self._socket, is_final=True)
 
     def note_request(self, channel: str, message_id: str, request: Request) -> None:
-        """Note a stored request: from now on the socket is a sign of life for the message's writer, or no longer."""
+        """Note a stored request, which shows whether its message's writer depends on this socket from now on."""
         key = (channel, message_id)
         if isinstance(request, FinishMessage | DeleteMessage):
             if self._written is not None:
@@ -70,7 +77,7 @@ class Holdings:
             isinstance(request, CreateMessage) and request.status == "streaming"
         ):
             self._hub.runtime.leases.held(channel, message_id, self._socket)
-            if self._is_broken:  # the request was under way when the socket broke
+            if self._is_broken:  # the request was still running when the socket broke
                 self._hub.runtime.leases.broken(channel, message_id, self._socket, is_late=True)
                 return
             if self._written is None:
@@ -80,7 +87,7 @@ class Holdings:
                 del self._written[next(iter(self._written))]
 
     def release(self) -> None:
-        """Give up all presence and leases: the socket is gone."""
+        """Give up all presence and leases, because the socket has broken."""
         self._is_broken = True
         present, self._present = self._present or (), None
         written, self._written = self._written or (), None

@@ -2,9 +2,10 @@
 
 Layer: transports.
 
-The router is made of the table of operations (`operations`); here is one handler for each operation. A handler runs
-after the identity and the capabilities were checked: it decodes the body, submits a request to the hub, and encodes the
-result. `transports.app` routes streams and long polls before this module, because they outlive their request objects.
+The router is built from the table of operations (`operations`); this module has one handler for each operation. A
+handler runs after the identity and the capabilities were checked: it decodes the body, submits a request to the hub,
+and encodes the result. `transports.app` routes streams and long polls before this module, because they outlive their
+request objects.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from holdfast.core.errors import (
     StoreUnavailable,
     TooLarge,
     UnsupportedMediaType,
+    shown,
 )
 from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id, command_key
@@ -72,36 +74,36 @@ from holdfast.transports.traffic import charge, declared_bytes, event_bytes, exp
 
 logger = logging.getLogger("holdfast.transports")
 
-BODY_TIMEOUT_S = 60.0  # time in which a whole body of at most a megabyte must arrive
-READY_TIMEOUT_S = 5.0  # probes give up after seconds, too
-MAX_NUMBER = 2**53  # the largest integer that a browser's numbers hold
+BODY_TIMEOUT_S = 60.0  # time in which the whole body, at most a megabyte, must arrive
+READY_TIMEOUT_S = 5.0  # shorter than the time after which the probes of orchestrators give up
+MAX_NUMBER = 2**53  # largest integer that a browser's numbers represent exactly
 _NO_STORE = {"cache-control": "no-store"}
 
 
 class Call:
-    """One request to one operation, with the identity of its caller and the names in its path."""
+    """One request for one operation, with its caller's identity and the names in its path."""
 
-    body_bytes = 0  # size of the body as far as it has arrived
-    result: Result | None = None  # result of the request that was submitted
+    body_bytes = 0  # bytes of the body that have arrived
+    result: Result | None = None  # result of the submitted request
 
     def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
-        """Raises InvalidName, Forbidden. `channel` and `id` are empty if the path has none."""
+        """Read the names in the path; `channel` and `id` are empty if it has none. Raises InvalidName, Forbidden."""
         self.hub = hub
         self.operation = operation
         self.request = request
         self.identity = identity
         self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
-        message_id = request.path_params.get("id")  # id of a message, a command or a member
+        message_id = request.path_params.get("id")  # id of a message, command or member
         self.id = check_id(message_id) if message_id is not None else ""
         if self.channel:
             check_operation(identity, operation, self.channel)
 
     def query(self) -> Query:
-        """Return the query of the request. Raises InvalidRequest."""
+        """Return the query parameters of the request. Raises InvalidRequest."""
         return Query(self.request.scope)
 
     async def body(self) -> Any:
-        """Return the decoded body. Raises TooLarge and TooMany as soon as it passes a limit, InvalidRequest, …"""
+        """Return the decoded body. Raises TooLarge or TooMany as soon as it exceeds a limit, InvalidRequest, …"""
         with open_body(self.hub, self.identity, dict(self.request.scope)) as count:
 
             def arrived(size: int) -> None:
@@ -143,12 +145,12 @@ async def update(call: Call) -> Response:
 
 
 async def change(call: Call) -> Response:
-    """Carry out an operation on a message whose body is the request: append, finish, lease, takeover."""
+    """Carry out an operation whose body is the request itself: append, finish, lease, takeover."""
     return await call.submit(call.id, await call.body())
 
 
 async def put_part(call: Call) -> Response:
-    """Put a part: the body is the part itself, the other fields stand in the query."""
+    """Put a part. The body is the part itself; the other fields are query parameters."""
     index = whole(call.request.path_params["n"], "the number of a part", 0, MAX_NUMBER)
     query = call.query()
     generation = query.whole("generation", 1, MAX_NUMBER)
@@ -177,10 +179,10 @@ async def reply_command(call: Call) -> Response:
 
 
 async def enter(call: Call) -> Response:
-    """Make a member present without a socket, for the term of its lease."""
+    """Make a member present without a socket, for the length of its lease."""
     member_id = member_of(call.identity, call.id)
     request: EnterChannel = await call.body()
-    # A socket closes when its identity expires. A lease of presence has to end by itself.
+    # A socket closes when its identity expires. A lease has no socket, so it must not outlast the identity.
     lease_s = min(request.lease_s, left_s(call.hub, call.identity))
     call.hub.runtime.presence.lease(call.channel, member_id, request.data, lease_s)
     return call.empty()
@@ -207,7 +209,7 @@ async def signal(call: Call) -> Response:
 
 
 async def read(call: Call) -> Response:
-    """Return a message and the cursor to follow it from."""
+    """Return a message, and the cursor from which to follow it."""
     message, cursor = await call.hub.read(call.channel, call.id)
     return _json({"message": message, "cursor": cursor})
 
@@ -241,10 +243,10 @@ async def create_ticket(call: Call) -> Response:
 
 
 async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int], None] | None = None) -> bytes:
-    """Return the body, counted while it comes. `arrived` is called with the size of each piece, and may raise.
+    """Return the body. While it arrives, `arrived` is called with the size of each piece, and may raise.
 
-    Raises UnsupportedMediaType, TooLarge, and InvalidRequest for a body that does not end in time. The server throws
-    away the bytes that a refused peer still sends.
+    Raises UnsupportedMediaType, TooLarge, and InvalidRequest for a body that does not end in time. The server discards
+    the bytes that a refused peer still sends.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -252,7 +254,7 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
             f"the body must be JSON, with Content-Type: application/json, not {media_type[:100]!r}"
         )
     if int(_digits(request.headers.get("content-length"))) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise _too_large(int(_digits(request.headers.get("content-length"))), limit_bytes)
     pieces: list[bytes] = []
     size = 0
     try:
@@ -262,10 +264,12 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
                 if arrived is not None:
                     arrived(len(piece))
                 if size > limit_bytes:
-                    raise _too_large(limit_bytes)
+                    raise _too_large(size, limit_bytes)
                 pieces.append(piece)
     except TimeoutError:
-        raise InvalidRequest(f"the body did not end within {BODY_TIMEOUT_S:.0f} s") from None
+        raise InvalidRequest(
+            f"the body of the request did not end within {BODY_TIMEOUT_S:.0f} s; send it without pauses"
+        ) from None
     return b"".join(pieces)
 
 
@@ -273,8 +277,9 @@ def _digits(text: str | None) -> str:
     return text[:18] if text is not None and text.isascii() and text.isdigit() else "0"
 
 
-def _too_large(limit_bytes: int) -> TooLarge:
-    return TooLarge(f"a request has at most {limit_bytes} bytes", limit=limit_bytes)
+def _too_large(size: int, limit_bytes: int) -> TooLarge:
+    text = f"the body of the request has {size} bytes or more, the limit is {limit_bytes} (Limits.request_bytes)"
+    return TooLarge(f"{text}; send it in several requests", limit=limit_bytes)
 
 
 def _json(value: object, *, status: int = 200) -> Response:
@@ -283,18 +288,18 @@ def _json(value: object, *, status: int = 200) -> Response:
 
 
 def problem_response(error: HoldfastError) -> Response:
-    """Return `error` as a response."""
+    """Return the HTTP response for `error`."""
     error = for_peers(error)
     return Response(problem_body(error), status_code=error.status, headers=problem_headers(error))
 
 
-# Requests of callers that need not be known
+# Endpoints for callers whose identity need not be known
 
 OpenHandler = Callable[[HubCore, Request], Awaitable[Response]]
 
 
 async def version(hub: HubCore, request: Request) -> Response:
-    """Tell a client that a Holdfast server runs here, which protocol it speaks, and why it refuses this peer."""
+    """Return the name and protocol version of this server, and the reason if it refuses this peer."""
     about: dict[str, Any] = {"server": "holdfast", "protocol": 1}
     try:
         await check_peer(hub, dict(request.scope))
@@ -304,23 +309,23 @@ async def version(hub: HubCore, request: Request) -> Response:
 
 
 async def health(hub: HubCore, request: Request) -> Response:
-    """Confirm that the process responds."""
+    """Respond that the process is alive."""
     return _json({"status": "ok"})
 
 
 async def ready(hub: HubCore, request: Request) -> Response:
-    """Confirm that the store responds and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
+    """Respond that the store works and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
     await check_serving(hub)
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
-            await hub.info("readyz")  # any channel, whether it exists or not
+            await hub.info("readyz")  # any channel name will do; the channel need not exist
     except TimeoutError:
-        raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s") from None
+        raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s; check its disk") from None
     return _json({"status": "ready"})
 
 
 async def metrics(hub: HubCore, request: Request) -> Response:
-    """Return the counters in Prometheus' text form."""
+    """Return the counters in the text format of Prometheus."""
     await check_metrics(hub, dict(request.scope))
     lines = [f"holdfast_{name} {value}\n" for name, value in sorted(hub.stats().items())]
     return Response("".join(lines), media_type="text/plain; version=0.0.4; charset=utf-8", headers=_NO_STORE)
@@ -349,24 +354,24 @@ _HANDLERS: dict[str, Handler] = {
 }
 _OPEN_HANDLERS: dict[str, OpenHandler] = {"version": version, "health": health, "ready": ready, "metrics": metrics}
 
-# Bodies that are the request itself; of a part only the value is one, which the core checks.
+# Operations whose body is the request itself. The body of a part is only a part of the request, which the core checks.
 _BODIES: dict[str, msgspec.json.Decoder[Any]] = {
     one.name: msgspec.json.Decoder(one.request) for one in OPERATIONS if one.request is not None
 }
 _BODIES |= {"part": msgspec.json.Decoder(dict[str, Any]), "ticket": msgspec.json.Decoder(CreateTicket)}
 
-# The operations of each path, by method.
+# For each path its operations by method.
 CALLS: dict[str, dict[str, Operation]] = {}
 for _one in OPERATIONS:
     if _one.path and _one.kind == "call":
         CALLS.setdefault(_one.path, {})[_one.method] = _one
 OPEN = tuple(one.path for one in OPERATIONS if one.kind == "open")
-# `transports.app` serves GET of these; here their other methods are refused.
+# For these paths `transports.app` serves GET; here their other methods are refused.
 STREAMS = tuple(one.path for one in OPERATIONS if one.kind == "stream")
 
 
 class Endpoint:
-    """One path: an ASGI app, so that every method arrives here and every error becomes a problem response."""
+    """One path as an ASGI app: it gets the requests of every method, and turns every error into a problem response."""
 
     def __init__(self, methods: Iterable[str], respond: Callable[[Request], Awaitable[Response]]) -> None:
         self._methods = [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
@@ -377,7 +382,7 @@ class Endpoint:
         try:
             response = await self._response(request)
         except ClientDisconnect:
-            return  # the peer is gone
+            return  # the peer has disconnected
         except HoldfastError as error:
             response = problem_response(error)
         except Exception:
@@ -389,7 +394,7 @@ class Endpoint:
         method = request.method
         if method not in self._methods:
             allow = self._methods
-            raise MethodNotAllowed(f"this path has no {method[:20]}, only {', '.join(allow)}", allow=allow)
+            raise no_such_method(method, allow)
         if method == "OPTIONS":
             return Response(status_code=204, headers={**_NO_STORE, "allow": ", ".join(self._methods)})
         return await self._respond(request)
@@ -419,11 +424,11 @@ def _calls(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
 
 
 async def _charged(call: Call, scope: HubScope) -> Response:
-    """Carry out a call of a client whose bytes are counted."""
+    """Carry out a call of a client whose traffic is counted."""
     hub, identity = call.hub, call.identity
     expected = expected_bytes(hub, call.operation, scope)
     charge(hub, identity, scope, expected)
-    # The server reads the rest of a refused body, and throws it away.
+    # The server reads and discards the rest of a refused body.
     sent_bytes = declared_bytes(hub, scope)
     response_bytes = of_events = 0
     try:
@@ -451,6 +456,11 @@ async def _not_here(request: Request) -> Response:
     raise AssertionError("transports.app serves streams")
 
 
-def no_such_path() -> NotFound:
-    """Return the error of an unknown path."""
-    return NotFound("the server has no such path")
+def no_such_path(path: str) -> NotFound:
+    """Return the error for an unknown path."""
+    return NotFound(f"path {shown(path)} does not exist on this server; check where the hub is mounted")
+
+
+def no_such_method(method: str, allow: list[str]) -> MethodNotAllowed:
+    """Return the error for a method that a path does not support."""
+    return MethodNotAllowed(f"method {method[:20]} is not supported at this path; use {', '.join(allow)}", allow=allow)

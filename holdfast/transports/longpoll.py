@@ -1,10 +1,10 @@
-"""Long poll: for networks that pass only requests with complete responses.
+"""Long poll: for networks that deliver only complete responses.
 
 Layer: transports.
 
 Each request gets one response: the missed events at once, or the next batch when it comes. A feed lives only as long as
 the request. The cursor is the same as on every other transport, with one more field: a position in the channel's
-presence, which is not in the log. Between two polls the server does not remember what it sent to the client.
+presence, which is not in the log. Between two polls the server does not remember the events that it sent to the client.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from holdfast.transports.credentials import Credentials
 from holdfast.transports.problem import NOSNIFF
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
-from holdfast.transports.sse import Open, is_own_client, since_of
+from holdfast.transports.sse import StreamApp, is_own_client, since_of
 
-MAX_WAIT_S = 60  # networks cut connections that are silent for longer
+MAX_WAIT_S = 60  # longest wait of a poll; many networks cut connections that are silent for longer
 DEFAULT_WAIT_S = 25
 
 
-async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
+async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
     """Serve `GET /v1/channels/{channel}/poll`. Raises the error of the response, before the response has started."""
     hub = app.hub
     query = Query(scope)
@@ -65,7 +65,7 @@ async def poll(app: Open, scope: Scope, receive: Receive, send: Send, channel: s
 
 
 class _Poll:
-    """The missed events of one poll: those of the log from its feed, those of presence from its cursor's position."""
+    """The missed events of one poll: stored ones from its feed, ephemeral ones from the position in its cursor."""
 
     def __init__(self, hub: HubCore, feed: Feed, since: Cursor | None, resume_limits: ResumeLimits | None) -> None:
         self.hub = hub
@@ -73,24 +73,24 @@ class _Poll:
         self._since = since
         self._resume_limits = resume_limits
         self._presence_state = feed.channel.presence_state
-        self._epoch = self._presence_state.life = self._presence_state.life or hub.clock.new_epoch()
-        self._known = self._known_position(since)  # in the presence state; None if the cursor has no valid one
+        self._epoch = self._presence_state.epoch = self._presence_state.epoch or hub.clock.new_epoch()
+        self._known = self._known_position(since)  # position in the presence state; None if the cursor has no valid one
 
     async def begin(self) -> list[bytes]:
-        """Return the events since the last poll, as JSON. Raises StoreUnavailable."""
+        """Return the events since the last poll as JSON. Raises StoreUnavailable."""
         batch = await self._take()
         assert batch is not None
         attached, since = batch.events[0], self._since
         assert isinstance(attached, ChannelAttached)
         if since is None or not attached.resumed or since.epoch != attached.epoch:
-            return batch.raw  # its first event has the present members
-        # The first event only confirms the client's view.
+            return batch.raw  # its first event already contains the present members
+        # Leave out the first event, which only confirms the client's view.
         return batch.raw[1:] + self._missed_presence()
 
     async def more(self) -> list[bytes]:
         """Return the events since the last call. Raises StoreUnavailable."""
         events: list[bytes] = []
-        while (batch := await self._take()) is not None:  # first events of the log, then ephemeral ones
+        while (batch := await self._take()) is not None:  # first the events of the log, then the ephemeral ones
             events += batch.raw
         return events
 
@@ -103,7 +103,8 @@ class _Poll:
         cursor, presence = self.feed.cursor, Cursor(self._epoch, position)
         if self._resume_limits is not None:
             cursor = cursor._replace(extra=self._resume_limits.mark(str(cursor)))
-            # Marked, too: with other positions a client could look for members that left before it attached.
+            # Signed, too: otherwise a client could use other positions to find out about members that left before it
+            # attached.
             presence = presence._replace(extra=self._resume_limits.mark(str(presence)))
         return str(cursor.with_presence(presence))
 
@@ -118,7 +119,7 @@ class _Poll:
     def _missed_presence(self) -> list[bytes]:
         """Return the presence events between two polls; all present members if the client's position is not known.
 
-        Signals are left out: they are for the viewers of their time.
+        Signals are left out, since they are only for the viewers at their time.
         """
         if self._known is None:
             now = self._presence_state.presence()
@@ -163,9 +164,9 @@ async def _await_events(
             if this_poll.feed.is_behind and not hub.is_draining:
                 await asyncio.sleep(
                     hub.flush_ms / 1000
-                )  # one flush window, so that the response has more than a first token
+                )  # wait one flush window, so that the response contains more than the first piece of text
             if credentials.is_expired:
-                raise Expired("the identity expired while the poll waited for events")
+                raise Expired("the identity expired while the poll waited for events; send a new token")
             events = await this_poll.more()
     finally:
         disconnected.cancel()
@@ -179,7 +180,7 @@ async def _until_disconnected(receive: Receive) -> None:
 
 
 async def _send_response(
-    app: Open, scope: Scope, send: Send, cursor: str, events: list[bytes], about: dict[str, Any] | None
+    app: StreamApp, scope: Scope, send: Send, cursor: str, events: list[bytes], about: dict[str, Any] | None
 ) -> None:
     you = b"" if about is None else b'"you":%b,' % encode_json(about)
     body = b'{%b"cursor":%b,"events":[%b]}' % (you, encode_json(cursor), b",".join(events))

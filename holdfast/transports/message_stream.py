@@ -1,10 +1,10 @@
-"""One message as a stream: `thinking`, `answer`, `done`, for twenty lines of JavaScript or `curl -N`.
+"""One message as a stream of the events `thinking`, `answer` and `done`, for small clients and for `curl -N`.
 
 Layer: transports.
 
 A `MessageStream` is a channel's event stream that sends the deltas of one message (`core.deltas`) through a framer
 (`framing`). The endpoint `GET …/messages/{id}/events` and `hub.stream_response` both use it. A reader of these formats
-only adds up text, so no character may be sent twice: the id of an event says how much of each part was sent. Text that
+only appends text, so no character may be sent twice: the id of an event says how much of each part was sent. Text that
 is replaced after it was sent is not sent again; the channel's own stream does that.
 """
 
@@ -33,7 +33,7 @@ from holdfast.transports.sender import SEND_TIMEOUT_S, Sender
 from holdfast.transports.sse import (
     HEARTBEAT_S,
     EventStream,
-    Open,
+    StreamApp,
     farewell,
     is_own_client,
     may_come_back,
@@ -50,7 +50,7 @@ class MessageStream(EventStream):
 
     def __init__(
         self,
-        app: Open,
+        app: StreamApp,
         send: Send,
         credentials: Credentials,
         message_id: str,
@@ -62,16 +62,19 @@ class MessageStream(EventStream):
         sender_class: type[Sender] | None = None,
         name: str = "",
     ) -> None:
-        """Serve one reader; its cursors carry `name` (`hub.tickets.name`), if given, instead of a ticket's seal."""
+        """Serve one reader. Its cursors carry `name` (from `hub.tickets.name`) if given, else a ticket's seal."""
         super().__init__(app, send, credentials, is_own_client=is_own_client, ping_s=ping_s, sender_class=sender_class)
         self._seal = name or self._seal
         self._progress = MessageProgress(message_id, sent)
         self._framer = framer
         self._first: tuple[list[Delta], str] | None = None
-        self._later_feed: Feed | None = None  # None until `run` has sent the message as it is
+        self._later_feed: Feed | None = None  # None until `run` has sent the present state of the message
 
     async def attach(self, channel: str, message: Message, cursor: str, *, flush_ms: int | None = None) -> None:
-        """Prepare to send `message`, as it is at `cursor`, and follow the channel from there unless it has ended."""
+        """Prepare to send `message`, whose state is that at `cursor`.
+
+        Follow the channel from there unless it has ended.
+        """
         self._first = self._progress.begin(message), cursor
         if self._progress.status is None:
             self._later_feed = await self._app.hub.attach(
@@ -79,7 +82,7 @@ class MessageStream(EventStream):
             )
 
     async def run(self, receive: Receive) -> None:
-        """Send the message as it is, then carry the stream until the message has ended or the peer leaves."""
+        """Send the present message, then its changes until the message has ended or the peer disconnects."""
         assert self._first is not None
         (deltas, cursor), self._first = self._first, None
         self.send_deltas(deltas, cursor)
@@ -94,12 +97,12 @@ class MessageStream(EventStream):
         super().close()
 
     def write_batch(self, batch: EncodedBatch) -> None:
-        """Send the batch's changes of this message. Ephemeral events, which have no cursor, are not about a message."""
+        """Send the changes that the batch makes to this message. Ephemeral batches, which have no cursor, make none."""
         if batch.cursor:
             self.send_deltas(self._progress.receive(batch.events), batch.cursor)
 
     def send_deltas(self, deltas: Sequence[Delta], cursor: str) -> None:
-        """Write `deltas`; after the end of the message complete the stream, as no other stream does."""
+        """Write `deltas`. At the end of the message, complete the response, as no other stream does."""
         progress = self._progress
         if progress.is_broken:
             self.sender.end()
@@ -114,16 +117,21 @@ class MessageStream(EventStream):
 
 
 def resume_point(since: Cursor | None, cursor: str) -> Sent:
-    """Return what a reader that comes with `since` was sent of a message that was read at `cursor`."""
+    """Return the text that a reader with the cursor `since` was already sent of a message that was read at `cursor`."""
     return sent_by(since if _is_of(since, parse_cursor(cursor)) else None)
 
 
 def _is_of(since: Cursor | None, known: Cursor | None) -> bool:
-    """Return whether the log that stands at `known` gave out `since`. A cursor above its head is treated as none."""
+    """Return whether the log whose head is `known` can have issued `since`.
+
+    A cursor above the head is treated as none.
+    """
     return since is not None and known is not None and since.epoch == known.epoch and since.serial <= known.serial
 
 
-async def message_events(app: Open, scope: Scope, receive: Receive, send: Send, channel: str, message_id: str) -> None:
+async def message_events(
+    app: StreamApp, scope: Scope, receive: Receive, send: Send, channel: str, message_id: str
+) -> None:
     """Serve `GET …/messages/{id}/events`. Raises the error of the HTTP response, before the response has started."""
     stream = await _message_stream(app, scope, send, channel, message_id)
     if stream is None:
@@ -135,7 +143,9 @@ async def message_events(app: Open, scope: Scope, receive: Receive, send: Send, 
         stream.close()
 
 
-async def _message_stream(app: Open, scope: Scope, send: Send, channel: str, message_id: str) -> MessageStream | None:
+async def _message_stream(
+    app: StreamApp, scope: Scope, send: Send, channel: str, message_id: str
+) -> MessageStream | None:
     """Return an attached stream; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
@@ -175,8 +185,8 @@ async def _message_stream(app: Open, scope: Scope, send: Send, channel: str, mes
     return stream
 
 
-async def send_no_content(app: Open, scope: Scope, send: Send) -> None:
-    """Send 204, which stops for good an EventSource that comes back after `done`."""
+async def send_no_content(app: StreamApp, scope: Scope, send: Send) -> None:
+    """Send status 204, which stops an EventSource that reconnects after `done` for good."""
     headers: problem.Headers = [(b"cache-control", b"no-store"), problem.NOSNIFF, *app.cors(scope)]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

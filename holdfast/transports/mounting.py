@@ -1,4 +1,4 @@
-"""Mounting in another app: where the hub stands among its routes, and which apps it can be mounted in.
+"""Mounting a hub in another app: its position among the app's routes, and the checks of the app.
 
 Layer: transports.
 
@@ -35,7 +35,7 @@ def mount(app: Any, path: str, hub: Any) -> None:
         )
     app.mount(path, hub)
     if not path:
-        return  # the hub at the root would itself hide all routes behind it
+        return  # a hub at the root would hide all routes that follow it
     hiding = next((index for index, route in enumerate(routes[:-1]) if _hides(route, path)), None)
     if hiding is not None:
         logger.info("the hub at %s stands before the route %s, which would have hidden it", path, shown(routes[hiding]))
@@ -54,7 +54,7 @@ def check_asgi(app: object) -> None:
 
 
 def _hides(route: BaseRoute, path: str) -> bool:
-    """Return whether `route` takes the requests or the sockets of a hub at `path`."""
+    """Return whether `route` matches the requests or the sockets of a hub at `path`."""
     probes = (
         {"type": "http", "path": f"{path}/v1/channels", "method": "GET"},
         {"type": "websocket", "path": f"{path}{SOCKET_PATH}"},

@@ -2,10 +2,10 @@
 
 Layer: transports.
 
-The HTTP router (`http`, `app`), the frame decoder (`session`) and the table in `docs/protocol.md`, 8.6, are made of
+The HTTP router (`http`, `app`), the frame decoder (`session`) and the table in `docs/protocol.md`, 8.6, are built from
 this one table, and `access` reads the capabilities from it. Methods, paths, frame types, capabilities and statuses are
 part of the protocol. `tests/transports/permissions.py` states the capabilities a second time, on purpose: it is the
-oracle. `python -m holdfast.transports.operations` prints the table as the document has it.
+oracle. `python -m holdfast.transports.operations` prints the table for the document.
 """
 
 from __future__ import annotations
@@ -58,25 +58,28 @@ SOCKET_PATH = "/v1/ws"
 CHANNEL = "/v1/channels/{channel}"
 MESSAGE = CHANNEL + "/messages/{id}"
 
-# How HTTP responds: at once, as a stream or long poll, or at once to a caller that need not be known.
+# The kind of the HTTP response: at once, a stream or long poll, or at once for callers without an identity.
 Kind = Literal["call", "stream", "open"]
 
 
 class Operation(NamedTuple):
-    """One thing that a client can request. `needs` are capabilities on the channel, or on the frame's pattern."""
+    """One thing that a client can request.
+
+    `needs` lists capabilities on the channel, or on the pattern in the frame.
+    """
 
     name: str
     needs: tuple[str, ...] = ()
-    method: str = ""  # the HTTP method; empty for an operation of sockets alone
+    method: str = ""  # HTTP method; empty if only sockets have this operation
     path: str = ""
-    request: type[Struct] | None = None  # the request that the hub receives
-    frame: type[Struct] | None = None  # the WebSocket frame; None for an operation of HTTP alone
-    status: int = 200  # the status of success; 201 means: 200 for a repeat
+    request: type[Struct] | None = None  # type of the request that the hub receives
+    frame: type[Struct] | None = None  # type of the WebSocket frame; None if only HTTP has this operation
+    status: int = 200  # HTTP status of success; 201 stands for 201, or 200 for a repeat
     kind: Kind = "call"
 
     @property
     def frame_type(self) -> str:
-        """The `type` of the frame; empty where there is no frame."""
+        """Return the `type` of the frame; empty if the operation has none."""
         return str(self.frame.__struct_config__.tag) if self.frame is not None else ""
 
 
@@ -104,9 +107,10 @@ OPERATIONS = (
     Operation("poll", ("subscribe",), "GET", f"{CHANNEL}/poll", kind="stream"),
     Operation("message_events", ("subscribe", "history"), "GET", f"{MESSAGE}/events", kind="stream"),
     Operation("detach", frame=DetachFrame),
-    # A worker that can take turns but neither follow nor carry them out would take them from workers that can.
+    # A worker needs all three: if it could take turns without following the channel and writing answers, it would take
+    # them from workers that can.
     Operation("work", ("agent", "subscribe", "append"), frame=WorkFrame),
-    # These three are accepted only from a worker of the socket, and its `work` frame was checked for `agent`.
+    # These three are accepted only from a worker of the socket, whose `work` frame was checked for `agent`.
     Operation("renew_turn", ("agent",), frame=TurnRenewFrame),
     Operation("take_turn", ("agent",), frame=TurnTakeFrame),
     Operation("end_turn", ("agent",), frame=TurnDoneFrame),
@@ -114,14 +118,14 @@ OPERATIONS = (
     Operation("version", (), "GET", "/v1", kind="open"),
     Operation("health", (), "GET", "/healthz", kind="open"),
     Operation("ready", (), "GET", "/readyz", kind="open"),
-    # `admin` of all channels, and only where there is a verifier (`access.check_metrics`).
+    # Requires `admin` on all channels, but only if the hub has a verifier (`access.check_metrics`).
     Operation("metrics", ("admin",), "GET", "/metrics", kind="open"),
 )
 
 BY_NAME = {one.name: one for one in OPERATIONS}
 BY_FRAME = {one.frame: one for one in OPERATIONS if one.frame is not None}
 
-# Every frame but `auth`, which is about the connection itself (`websocket`).
+# All frames but `auth`, which concerns the connection itself (`websocket`).
 frame_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(reduce(or_, BY_FRAME))
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from holdfast.core.errors import Forbidden, NoVerifier, shown
+from holdfast.hub.hosts import is_loopback, parse_host, parse_origin
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.hub.origins import is_loopback, parse_host, parse_origin
 from holdfast.transports.headers import header, headers_of, peer_of
 from holdfast.transports.refusals import refusals
 from holdfast.transports.socket_owner import foreign_owner
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-# Headers with which proxies, content networks and tunnels pass on where a request came from.
+# Headers by which proxies, content delivery networks and tunnels state where a request came from.
 _FORWARDING = frozenset(
     (
         b"client-ip",
@@ -60,16 +60,18 @@ _FORWARDING_PREFIXES = (
     b"x-forwarded",
     b"x-vercel-",
 )
-_OLD_HTTP = ("0.9", "1.0")  # nginx and other proxies request with these by default; browsers and clients do not
-_OWN_SITE = ("same-origin", "none")  # `Sec-Fetch-Site` of a page of this very address, and of a typed address
+# by default nginx and other proxies send requests in these versions; browsers and other clients do not
+_OLD_HTTP = ("0.9", "1.0")
+# values of `Sec-Fetch-Site` for a page of this same origin, and for an address that the user typed
+_OWN_SITE = ("same-origin", "none")
 _REMEDY = "Set Hub(authenticate=...) to verify callers, or authenticate=allow_everyone to accept every caller."
 
 
 async def check_peer(hub: HubCore, scope: Scope) -> None:
     """Raise NoVerifier if the hub has no verifier and the request does not plainly come from its machine and user.
 
-    Raises Forbidden for a name that is not this machine's where the hub accepts every caller on loopback, and Busy if
-    the peer's user cannot be looked up now. Logs refusals.
+    Raises Forbidden for a `Host` that is not this machine, if the hub accepts every caller on loopback, and Busy if the
+    peer's user cannot be looked up now. Logs refusals.
     """
     try:
         if hub.authenticate is None:
@@ -87,9 +89,9 @@ async def check_peer(hub: HubCore, scope: Scope) -> None:
 def is_by_cookie(hub: HubCore, scope: Scope) -> bool:
     """Return whether credentials that a browser adds by itself, for any page, may identify the caller.
 
-    These are cookies, and `Authorization` of other schemes than `Bearer`, which counts in the request of a page. With
-    a bearer token they do not count: a foreign page can only add one with permission. Nor do they with a verifier that
-    reads no cookies (`reads_cookies`); an app's own verifier is assumed to read them.
+    These are cookies, and `Authorization` of other schemes than `Bearer`, which counts in the request of a page. A
+    request with a bearer token is not identified by them: a foreign page can add one only with permission. Neither is
+    one to a verifier that reads no cookies (`reads_cookies`); an app's own verifier is assumed to read them.
     """
     if not getattr(hub.authenticate, "reads_cookies", True):
         return False
@@ -128,12 +130,12 @@ def check_origin(hub: HubCore, scope: Scope) -> None:
 
 
 def _is_allowed(hub: HubCore, origin: str, *, by_cookie: bool) -> bool:
-    # A star accepts the requests of every page, but not with the cookies of the user who looks at the page.
+    # `*` accepts the requests of every page, but not with the cookies of the user who views the page.
     return origin in hub.allowed_origins or ("*" in hub.allowed_origins and not by_cookie)
 
 
 def _is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:
-    """Return whether `origin` is the page's address of this server itself.
+    """Return whether `origin` is that of this server's own pages.
 
     That is the hub's `public_origin`. Without that setting it is the host and port that the request was sent to. Then
     a plain page is foreign if this server, or a proxy that says so, was reached over https. A browser knows both
@@ -154,7 +156,10 @@ def _is_same_host(scope: Scope, origin: str) -> bool:
 
 
 def _is_encrypted(scope: Scope) -> bool:
-    """Return whether the page was reached over https. A proxy's word can make a page foreign, never known."""
+    """Return whether the page was reached over https.
+
+    A proxy's header can make a page foreign, but never this server's.
+    """
     forwarded = ",".join(headers_of(scope, b"x-forwarded-proto")).lower()
     return scope.get("scheme") in ("https", "wss") or "https" in forwarded or "wss" in forwarded
 
@@ -212,7 +217,7 @@ def _is_own_host(scope: Scope, public_origin: str | None = None) -> bool:
 
 
 def _wrong_host(scope: Scope, article: str = "the") -> str:
-    """Return why the Host header is not this machine's own, for a message."""
+    """Return why the Host header does not name this machine, for an error message."""
     hosts = headers_of(scope, b"host")
     given = " and ".join(map(shown, hosts[:2])) or "missing"
     return f"{article} Host header is {given}, expected localhost, 127.0.0.1 or [::1]"
@@ -225,14 +230,14 @@ def _not_ours(reason: str, remedy: str | None = None) -> NoVerifier:
 
 
 def _origin_remedy(origin: str) -> str | None:
-    """Return how to allow the pages of `origin`; None for a text that is not the origin of pages."""
+    """Return the advice how to allow pages of `origin`; None if that is not an origin of pages."""
     if parse_origin(origin) is None:
         return None
     return f'If the page is yours, set Hub(allowed_origins=["{origin}"]), or start with --allowed-origin {origin}.'
 
 
 def _forwarding_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Return the first header that only a proxy adds, for a message; None if there is none."""
+    """Return the first header that only a proxy adds, for an error message; None if there is none."""
     for name, _ in headers:
         low = name.lower()
         if low in _FORWARDING or low.startswith(_FORWARDING_PREFIXES):

@@ -16,11 +16,12 @@ from holdfast.core.errors import HoldfastError, MethodNotAllowed, Unauthenticate
 from holdfast.transports.codec import for_peers
 
 Headers = list[tuple[bytes, bytes]]
-NOSNIFF = (b"x-content-type-options", b"nosniff")  # on every response: a browser must not take data for a page
+# sent with every response, so that a browser does not interpret data as a page
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
-def retry_after_s() -> int:
-    """Return a random delay in seconds, so that clients refused together do not return together."""
+def random_retry_s() -> int:
+    """Return a random delay in seconds, so that clients that were refused together do not all return together."""
     return random.randint(1, 3)
 
 
@@ -32,7 +33,7 @@ def problem_headers(error: HoldfastError) -> dict[str, str]:
         "x-content-type-options": "nosniff",
     }
     if error.status in (429, 503):
-        headers["retry-after"] = str(error.details.get("retry_after_s", 1) - 1 + retry_after_s())
+        headers["retry-after"] = str(error.details.get("retry_after_s", 1) - 1 + random_retry_s())
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed) and "allow" in error.details:
@@ -48,7 +49,10 @@ def problem_body(error: HoldfastError) -> bytes:
 def problem_messages(
     error: HoldfastError, more: Headers | None = None, *, prefix: str = "http.response"
 ) -> tuple[Message, Message]:
-    """Return the two ASGI messages of a response with `error`; `prefix` is another one for a refused WebSocket."""
+    """Return the two ASGI messages of a response with `error`.
+
+    `prefix` is for a refused WebSocket, whose messages have other names.
+    """
     error = for_peers(error)
     body = problem_body(error)
     headers = [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]

@@ -1,4 +1,4 @@
-"""Query parameters: whole numbers within their bounds, or a refusal.
+"""Query parameters, with whole numbers checked against their limits.
 
 Layer: transports.
 
@@ -15,14 +15,14 @@ from urllib.parse import parse_qsl
 from holdfast.core.errors import InvalidRequest
 
 _WHOLE = re.compile(r"[0-9]{1,16}\Z")
-_MAX_FIELDS = 50  # the protocol has seven
+_MAX_FIELDS = 50  # limit of query parameters; the protocol defines seven
 
 
 class Query:
-    """The query of a request. Of a repeated name the last value counts."""
+    """The query parameters of a request. If a name is repeated, its last value counts."""
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
-        """Raises InvalidRequest for a query with too many fields."""
+        """Parse the query. Raises InvalidRequest if it has too many parameters."""
         text = scope.get("query_string", b"").decode("latin-1")
         try:
             self._fields = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)) if text else {}
@@ -30,11 +30,14 @@ class Query:
             raise InvalidRequest(f"the query has more than {_MAX_FIELDS} fields: {error}") from None
 
     def text(self, name: str) -> str | None:
-        """Return the field as text, or None."""
+        """Return the parameter `name` as text, or None."""
         return self._fields.get(name)
 
     def whole(self, name: str, low: int, high: int) -> int | None:
-        """Return the field as a whole number, None if it is missing. Raises InvalidRequest outside `low` to `high`."""
+        """Return the parameter `name` as a whole number; None if missing.
+
+        Raises InvalidRequest outside `low` to `high`.
+        """
         text = self._fields.get(name)
         if text is None:
             return None

@@ -17,14 +17,14 @@ from holdfast.core.errors import HoldfastError
 
 logger = logging.getLogger("holdfast.transports")
 
-REPEAT_S = 3600.0  # between two lines with one reason
+REPEAT_S = 3600.0  # least time between two lines with the same reason
 PERIOD_S = 60.0
-LINES = 10  # in a period
-MAX_REASONS = 100  # remembered at once
+LINES = 10  # limit of lines in a period
+MAX_REASONS = 100  # limit of reasons that are remembered at the same time
 
 
 class Refusals:
-    """Logs refusals within their bounds. One instance serves a process."""
+    """Logs each reason at most once an hour, and at most 10 lines a minute. One instance serves a process."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
@@ -34,13 +34,13 @@ class Refusals:
         self._left_out = 0
 
     def log(self, peer: str, error: HoldfastError) -> None:
-        """Log that `peer` was refused with `error`, unless that was logged already or too much was."""
+        """Log that `peer` was refused with `error`, unless this reason was logged recently or too many lines were."""
         more = self._more(error.detail)
         if more is not None:
             logger.warning("refused %s with %s: %s%s", _name(peer), error.code, error.detail, more)
 
     def log_failure(self, peer: str, error: Exception) -> None:
-        """Log that the app's verifier raised `error`, with its traceback, within the same bounds.
+        """Log that the app's verifier raised `error`, with its traceback, within the same limits.
 
         The reason is the exception's type and the line that raised it: its text may differ for each token.
         """
@@ -53,7 +53,7 @@ class Refusals:
             logger.error("the verifier failed for a request of %s%s", _name(peer), more, exc_info=error)
 
     def _more(self, reason: str) -> str | None:
-        """Return the end of a line about `reason`, which counts as logged; None if it must not be logged now."""
+        """Return the end of a log line about `reason`, and count it as logged; None if it must not be logged now."""
         now_s = self._now_s()
         if now_s - self._period_at_s >= PERIOD_S:
             self._period_at_s, self._lines = now_s, 0

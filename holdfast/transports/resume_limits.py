@@ -3,8 +3,8 @@
 Layer: transports.
 
 A client with `history` may resume from any cursor. A client that may only subscribe is sent the events from its first
-attach on: its cursors carry a mark for the client and the channel, and a cursor without that mark is treated as none.
-The form of a mark may change freely, since cursors are opaque. That only the server can make a mark must not change.
+attach on: its cursors carry a signature for the client and the channel, and a cursor without it is treated as none. The
+form of the signature may change freely, since cursors are opaque. That only the server can make one must not change.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class ResumeLimits:
         return cursor
 
     def mark(self, text: str) -> str:
-        """Return the mark that the cursor `text` carries when it is sent to the client."""
+        """Return the signature to add to the cursor `text` before it is sent to the client."""
         cursor = parse_cursor(text)
-        assert cursor is not None  # the server wrote it
+        assert cursor is not None  # cannot be None, because the server itself wrote the cursor
         return self._tickets.mark(cursor, self._client_id, self._channel)
 
 
@@ -46,5 +46,5 @@ def resume_limits_of(hub: HubCore, identity: Identity, channel: str) -> ResumeLi
 
 
 def known_since(resume_limits: ResumeLimits | None, cursor: Cursor | None) -> Cursor | None:
-    """Return the cursor that a viewer may resume from, given the cursor that it sent."""
+    """Return the cursor from which a viewer may resume, given the cursor that it sent."""
     return cursor if resume_limits is None else resume_limits.known(cursor)

@@ -4,7 +4,7 @@ Layer: transports.
 
 An owner (an event stream, a socket) writes a message when the sender is not busy, and is notified when the sender is
 free again. The sender keeps no messages meanwhile: when it is free, the owner takes the missed events, joined. There
-are two ways of sending, and owners cannot tell them apart:
+are two kinds of senders, with the same interface for owners:
 
 - `TaskSender`, inside an app of any kind: an ordinary task awaits `send`, since middleware may need a current task.
 - `DirectSender`, under our own `serve`: the coroutine `send(message)` is driven by hand, and a task finishes it only
@@ -25,39 +25,39 @@ from starlette.types import Message, Receive, Send
 from holdfast.hub.batches import EncodedBatch
 from holdfast.transports.chunks import Chunks, Frames, can_frame, can_write, cycle_of, socket_of
 
-# A peer that reads no bytes for so long will not use this connection again. Browsers freeze hidden pages for minutes,
-# and a frozen page costs us no more than its socket.
+# If a peer reads no bytes for this long, it counts as gone. It is long, because browsers freeze hidden pages for
+# minutes, and a frozen page costs no more than its socket.
 SEND_TIMEOUT_S = 300.0
-# For the last message before the end (a farewell); the server waits meanwhile. granian sends no close while it waits
-# for a frame, so with granian the end of every socket takes so long.
+# Time for the last message before the end (a farewell), for which the server waits. granian sends no close while it
+# waits for a frame, so on granian the end of every socket takes this long.
 FAREWELL_S = 0.5
 
 
-class Owner(Protocol):
-    """An object that writes to a sender."""
+class SenderOwner(Protocol):
+    """The object that writes to a sender."""
 
     def freed(self) -> None:
-        """React to the end of a write that had blocked or, on a `TaskSender`, of any write."""
+        """React to the end of a write that had blocked; on a `TaskSender`, of any write."""
 
     def received(self, message: Message) -> bool:
-        """Take a message from the peer; return False if the peer will send no other."""
+        """Accept a message from the peer; return False if the peer will not send another one."""
 
     async def until_room(self) -> None:
-        """Wait until the owner can take another message."""
+        """Wait until the owner can accept another message."""
 
 
 class Sender:
-    """The common part of both ways of sending. The ASGI call waits in `carry` until either side has ended."""
+    """The common part of both senders. The ASGI call waits in `carry` until either side has ended."""
 
     __slots__ = ("_cycle", "_owner", "_send", "error", "is_busy", "is_over")
 
-    def __init__(self, send: Send, owner: Owner) -> None:
+    def __init__(self, send: Send, owner: SenderOwner) -> None:
         self._send = send
         self._owner = owner
         self._cycle = cycle_of(send)
         self.is_busy = False  # while True, no message may be written
         self.is_over = False  # once True, no message will be written any more
-        self.error: BaseException | None = None  # raised by the server, or by middleware, at a write
+        self.error: BaseException | None = None  # exception that the server or a middleware raised at a write
 
     def write(self, message: Message) -> None:
         """Send `message`. The sender must be neither busy nor over, and may be busy afterwards."""
@@ -72,18 +72,21 @@ class Sender:
         self.write({"type": "websocket.send", "text": text})
 
     def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
-        """Let `carry` return once `last`, or the message being sent, is sent; at the latest after `patience_s` seconds.
+        """Let `carry` return once `last`, or else the current message, is sent, or `patience_s` seconds have passed.
 
         With `last` the sender must not be busy. A second call has no effect.
         """
         raise NotImplementedError
 
     async def carry(self, receive: Receive) -> None:
-        """Hold the connection until the peer disconnects or `end` is called. Raises the error that sending raised."""
+        """Hold the connection until the peer disconnects or `end` is called.
+
+        Raises the exception that sending raised.
+        """
         raise NotImplementedError
 
     def _is_lost(self) -> bool:
-        """Return whether the connection is gone without a notice.
+        """Return whether the connection has ended without a message to this ASGI call.
 
         uvicorn notifies only the request that it has read last, so a stream with another request behind it would stay
         for ever.
@@ -91,7 +94,7 @@ class Sender:
         return self._cycle is not None and bool(self._cycle.transport.is_closing())
 
     def _fail(self, error: Exception) -> None:
-        """Note why sending failed. Servers raise OSError when the peer has disconnected; `carry` raises other errors.
+        """Record why sending failed. Servers raise OSError when the peer has disconnected; `carry` raises other errors.
 
         uvicorn raises RuntimeError instead after it has closed a socket by itself because of a protocol error.
         """
@@ -109,11 +112,11 @@ class TaskSender(Sender):
 
     __slots__ = ("_changed", "_message", "_timeout", "_timeout_s")
 
-    def __init__(self, send: Send, owner: Owner) -> None:
+    def __init__(self, send: Send, owner: SenderOwner) -> None:
         super().__init__(send, owner)
         self._message: Message | None = None
         self._changed: asyncio.Future[None] | None = None
-        self._timeout: asyncio.Timeout | None = None  # the timeout of the present write
+        self._timeout: asyncio.Timeout | None = None  # timeout of the write in progress
         self._timeout_s = SEND_TIMEOUT_S
 
     def write(self, message: Message) -> None:
@@ -193,12 +196,12 @@ class DirectSender(Sender):
 
     __slots__ = ("_call", "_finishing", "_is_aborted", "_socket")
 
-    def __init__(self, send: Send, owner: Owner) -> None:
+    def __init__(self, send: Send, owner: SenderOwner) -> None:
         super().__init__(send, owner)
         self._send: Callable[[Message], Coroutine[Any, None, None]] = send  # type: ignore[assignment]  # uvicorn's is
-        self._call: asyncio.Task[Any] | None = None  # the ASGI call, while it waits in `carry`
+        self._call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`
         self._finishing: asyncio.Task[None] | None = None
-        self._is_aborted = False  # `carry` returns although a write is still blocked
+        self._is_aborted = False  # True: `carry` must return although a write is still blocked
         self._socket = socket_of(send)
 
     def write(self, message: Message) -> None:
@@ -253,7 +256,8 @@ class DirectSender(Sender):
             while not self._is_aborted and owner.received(await receive()):
                 await owner.until_room()
         except asyncio.CancelledError:
-            # Ours if `_abort` requested it and no other code did: `asyncio.timeout` decides in the same way.
+            # The cancellation is ours if `_abort` requested it and no other code did; `asyncio.timeout` decides in the
+            # same way.
             if not self._is_aborted or call.uncancel():
                 raise
         finally:

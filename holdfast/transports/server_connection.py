@@ -1,4 +1,4 @@
-"""What a transport tells the server process about the peer of a connection, under our own `serve`.
+"""Calls by which a transport informs `holdfast serve` about the peer of a connection.
 
 Layer: transports.
 
@@ -16,30 +16,30 @@ EXTENSION = "holdfast.server"
 
 
 class ServerConnection(Protocol):
-    """A connection as its server sees it."""
+    """The interface of a connection in `holdfast serve`."""
 
     def known(self) -> None:
-        """Lift the bounds on unknown peers: a verifier has identified this one."""
+        """Lift the bounds on unknown peers, because a verifier has identified this one."""
 
 
 class ServerSocket(ServerConnection, Protocol):
-    """A WebSocket as its server sees it."""
+    """The interface of a WebSocket in `holdfast serve`."""
 
     def expect_introduction(self, timeout_s: float) -> None:
-        """Keep the bounds on unknown peers beyond the handshake, for at most `timeout_s` seconds until `known`."""
+        """Keep the bounds for unknown peers until the peer authenticates, at most `timeout_s` seconds."""
 
 
 def mark_known(scope: Mapping[str, Any]) -> None:
-    """Note that a verifier has identified the peer of this request or socket."""
+    """Inform the server that a verifier has identified the peer of this request or socket."""
     server = _server_of(scope)
     if server is not None:
         server["connection"].known()
 
 
 def expect_introduction(scope: Mapping[str, Any], timeout_s: float) -> bool:
-    """Note that the peer of this socket is unknown and has `timeout_s` seconds. Call it before the socket is accepted.
+    """Inform the server that the peer of this socket is unknown and has `timeout_s` seconds to authenticate.
 
-    Return whether the server bounds the number of such sockets.
+    Call it before the socket is accepted. Return whether the server limits the number of such sockets.
     """
     server = _server_of(scope)
     if server is None:
@@ -49,7 +49,7 @@ def expect_introduction(scope: Mapping[str, Any], timeout_s: float) -> bool:
 
 
 def connection_of(scope: Mapping[str, Any]) -> ServerConnection | None:
-    """Return the connection of this request or socket, one object for its whole life; None under another server."""
+    """Return the connection of this request or socket, one object as long as it is open; None under another server."""
     server = _server_of(scope)
     return server["connection"] if server is not None else None
 

@@ -76,17 +76,18 @@ from holdfast.transports.traffic import EXPECTED_BYTES, event_bytes
 logger = logging.getLogger("holdfast.transports")
 
 PING_S = 5.0
-# An owner that drives sessions by a timer of whole seconds comes a little early now and then. An early ping is better
-# than one that waits for the next tick of that timer. For the same reason the first ping is due soon.
+# An owner that drives sessions by a timer of whole seconds may call a little early. An early ping is better than one
+# that waits for the next tick of that timer. For the same reason the first ping is due soon.
 PING_EARLY_S = 0.5
 FIRST_PING_S = 1.0
-SILENCE_S = 12.0  # silence after which a peer with a lease, presence or turns is gone; a live one pongs every 5 s
-# The weight of the whole message in a response is not known before; it bounds the number of such pending requests.
+# after this silence a peer with a lease, presence or turns counts as gone; a live one sends a pong every 5 s
+SILENCE_S = 12.0
+# The size of the message in a response is not known before. This estimate bounds the number of such pending requests.
 _MESSAGE_BYTES = 64 * KIB
 
 
 class Closing(NamedTuple):
-    """The close code and reason to send once all frames are sent."""
+    """The close code and the reason to send once all frames are sent."""
 
     code: int
     reason: str
@@ -130,13 +131,14 @@ class Session:
         self._hub = hub
         self.identity = identity  # replaced when the peer sends a new token
         self.start_task = start_task
-        # Called with the bytes that a frame has caused; None for a client whose bytes are not counted.
+        # Called with the bytes that a frame has caused; None if the client's traffic is not counted.
         self.charge = charge
         self.wake = wake  # called when `frame_to_send` or `closing` has changed
-        self.released = released  # called instead by a channel's tick, which is the end of a burst already
+        # called instead of `wake` by a channel's tick, after which no further events follow soon
+        self.released = released
         self.closing: Closing | None = None
         self._attachments = Attachments(hub, self)
-        self._holdings: Holdings | None = None  # these two are made on first use: most sockets only view
+        self._holdings: Holdings | None = None  # these two are made on first use, because most sockets only view
         self._workers: SocketWorkers | None = None
         self._replies: deque[str] = deque()
         self._reply_bytes = 0
@@ -147,11 +149,11 @@ class Session:
         self._is_gone = False
         self._ping_at_s = now_s + FIRST_PING_S
 
-    # In
+    # Received frames
 
     @property
     def is_full(self) -> bool:
-        """Whether so many requests are pending, or replies not sent, that no frame may be received for now."""
+        """Return whether too many requests or unsent responses are pending to receive another frame now."""
         limits = self._hub.limits
         return (
             self._pending + len(self._replies) >= limits.socket_requests
@@ -159,7 +161,7 @@ class Session:
         )
 
     def receive(self, text: str, *, now_s: float) -> None:
-        """Carry out a text frame. An error is sent as a reply, never raised."""
+        """Carry out a text frame. An error is sent as the response, never raised."""
         if self.closing is not None:
             return
         self._last_received_s = now_s
@@ -189,7 +191,7 @@ class Session:
             self.end(DRAINED, "draining", retry_ms=random.randint(*RETRY_MS))
 
     def close(self) -> None:
-        """Detach from all channels, and give up presence, leases and turns: the connection is gone, or will be."""
+        """Detach from all channels, and give up presence, leases and turns: the connection has ended or will end."""
         self._attachments.close()
         self._is_gone = True
         if self._holdings is not None:
@@ -197,10 +199,10 @@ class Session:
         if self._workers is not None:
             self._workers.release()
 
-    # Out
+    # Frames to send
 
     def frame_to_send(self, *, now_s: float) -> str | None:
-        """Return the next frame, to be written at once; None if no frame is due."""
+        """Return the next frame, which must be written immediately; None if there is none."""
         if self._replies:
             reply = self._replies.popleft()
             self._reply_bytes -= len(reply)
@@ -208,17 +210,20 @@ class Session:
         if self.closing is not None:
             return None
         if now_s >= self._ping_at_s - PING_EARLY_S:
-            if self.check_silence(now_s=now_s):
+            if self.close_if_silent(now_s=now_s):
                 return self.frame_to_send(now_s=now_s)
             self._ping_at_s = now_s + PING_S
             self._pings += 1
             return f'{{"type":"ping","n":{self._pings}}}'
         frame = self._attachments.next_frame()
-        # The events may have turned out not to be sendable: then `bye` is the only frame left.
+        # The session may have ended because the events could not be framed: then `bye` is the only frame left.
         return frame if frame is not None or self.closing is None else self.frame_to_send(now_s=now_s)
 
-    def check_silence(self, *, now_s: float) -> bool:
-        """Close the session of a silent peer that holds something; return True if so. The peer need not read for it."""
+    def close_if_silent(self, *, now_s: float) -> bool:
+        """Close the session of a silent peer that holds a lease, presence or a turn; return True if so.
+
+        It works even if the peer does not read.
+        """
         is_silent = now_s - self._last_received_s >= SILENCE_S and bool(self._holdings or self._workers)
         if is_silent and self.closing is None:
             self.end(SILENT, "silent")
@@ -228,10 +233,10 @@ class Session:
         """Return when the next ping is due."""
         return self._ping_at_s
 
-    # Requests that are stored
+    # Requests to store
 
     def _request(self, frame: RequestFrame, size: int) -> None:
-        """Submit a request to the hub; the reply is sent when it has been stored."""
+        """Submit a request to the hub; the response is sent when the request has been stored."""
         request: Request = frame if not isinstance(frame, PartFrame) else _put_part(frame)
         weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateFrame | UpdateFrame) else 0)
         try:
@@ -265,7 +270,7 @@ class Session:
         try:
             if isinstance(result, HoldfastError):
                 raise result
-            size = self.reply({"type": "ok", "ref": ref, **result_fields(request, result)})
+            size = self.respond({"type": "ok", "ref": ref, **result_fields(request, result)})
         except HoldfastError as error:
             size = self.refuse(ref, error)
         if self.charge is not None:
@@ -274,11 +279,11 @@ class Session:
     def _late_bytes(
         self, channel: str, request: Request, result: Result | HoldfastError, weight: int, reply_bytes: int
     ) -> int:
-        """Return the bytes that a completed request has caused beside its frame and reply, less the expected ones."""
+        """Return the bytes that a completed request has caused in addition to those counted when it was received."""
         expected = EXPECTED_BYTES if isinstance(request, UpdateFrame) else 0
         if isinstance(result, HoldfastError):
             return -expected
-        # The weight of a create or an update is not its size, but their replies hold the whole message.
+        # The expected size of a create or update is not its true size, but the response to it holds the whole message.
         is_whole = isinstance(request, CreateFrame | UpdateFrame)
         return event_bytes(self._hub, channel, result, reply_bytes if is_whole else max(reply_bytes, weight)) - expected
 
@@ -290,7 +295,7 @@ class Session:
     # Requests with an immediate response
 
     def _receive_pong(self, frame: PongFrame) -> None:
-        """Take the response to a ping, whose arrival alone counts."""
+        """Accept the response to a ping; only its arrival matters."""
 
     def _presence(self, frame: PresenceFrame) -> dict[str, Json]:
         channel = check_channel(frame.channel)
@@ -321,7 +326,7 @@ class Session:
             self._workers = SocketWorkers(self._hub, self.give_turn, self.start_task)
         return self._workers
 
-    # Requests that wait for the store
+    # Requests that read the store
 
     def _end_turn(self, frame: TurnDoneFrame) -> None:
         self._pending += 1
@@ -331,7 +336,7 @@ class Session:
             if isinstance(result, HoldfastError):
                 self.refuse(frame.ref, result)
             else:
-                self.reply({"type": "ok", "ref": frame.ref, "serial": result.serial})
+                self.respond({"type": "ok", "ref": frame.ref, "serial": result.serial})
 
         try:
             self._agents().find(frame).end(frame, done)
@@ -339,14 +344,14 @@ class Session:
             done(error)
         except Exception as error:
             self._pending -= 1
-            self.reply_failed(frame.ref, error)
+            self.respond_error(frame.ref, error)
 
     def _take_turn(self, frame: TurnTakeFrame) -> None:
         self._begin(frame.ref, partial(self._take_waiting, frame), 0)
 
     async def _take_waiting(self, frame: TurnTakeFrame) -> None:
         is_taken = await self._agents().take(frame)
-        self.reply({"type": "ok", "ref": frame.ref, "taken": is_taken})
+        self.respond({"type": "ok", "ref": frame.ref, "taken": is_taken})
 
     def _attach(self, frame: AttachFrame) -> None:
         try:
@@ -376,10 +381,10 @@ class Session:
         finally:
             charge(-EXPECTED_BYTES)
         fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
-        self.reply({"type": "ok", "ref": frame.ref, **fields})
+        self.respond({"type": "ok", "ref": frame.ref, **fields})
 
     def _begin(self, ref: Ref, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
-        """Run a request that waits for the store; it counts as pending until it has ended."""
+        """Run a request that reads the store; it counts as pending until it has ended."""
         self._pending += 1
         self._pending_bytes += weight
         self.start_task(self._counted(ref, job, weight))
@@ -388,19 +393,19 @@ class Session:
         try:
             await job()
         except Exception as error:
-            self.reply_failed(ref, error)
+            self.respond_error(ref, error)
         finally:
             self._pending -= 1
             self._pending_bytes -= weight
             self.wake()
 
-    # Replies
+    # Responses
 
     def give_turn(self, worker: SocketWorker, turn: AssignedTurn) -> None:
         """Send a turn to an agent of this socket."""
         message = self._hub.channel(turn.channel).state.message(turn.message_id)
         if message is None or self.closing is not None:
-            return  # the lease of the turn lapses
+            return  # the lease of the turn will end, and another worker gets it
         frame: dict[str, Any] = {
             "type": "turn",
             "channel": turn.channel,
@@ -412,21 +417,21 @@ class Session:
         }
         if names_exceptions(self._hub.debug, self._hub.authenticate is None):
             frame["debug"] = True
-        self.reply(frame)
+        self.respond(frame)
 
     def refuse(self, ref: Json, error: HoldfastError) -> int:
-        """Reply to the request `ref` with an error, in the form that peers may see, and return the reply's size."""
-        return self.reply({**for_peers(error).problem(), "type": "error", "ref": ref})
+        """Respond to the request `ref` with an error, in the form that peers may see. Return the response's size."""
+        return self.respond({**for_peers(error).problem(), "type": "error", "ref": ref})
 
-    def reply_failed(self, ref: Ref, error: Exception) -> None:
-        """Reply to a request that raised; log an error that is not ours to send."""
+    def respond_error(self, ref: Ref, error: Exception) -> None:
+        """Send the response to a request that raised; log an exception that peers must not see."""
         if not isinstance(error, HoldfastError):
             logger.error("a request of a socket failed", exc_info=error)
             error = unexpected()
         self.refuse(ref, error)
 
-    def reply(self, frame: dict[str, Any]) -> int:
-        """Send a frame and return its size; it goes before the missed events of channels."""
+    def respond(self, frame: dict[str, Any]) -> int:
+        """Send a response frame and return its size. It goes before the missed events of channels."""
         data = encode_json(frame)
         text = data.decode()
         self._replies.append(text)
@@ -438,28 +443,28 @@ class Session:
 
     def end(self, code: int, reason: str, **details: int) -> None:
         """Send `bye` and close. Events that were not sent are dropped here; the client's cursor brings them back."""
-        self.reply({"type": "bye", "reason": reason, **details})
+        self.respond({"type": "bye", "reason": reason, **details})
         self.closing = Closing(code, reason)
         self.close()
         self.wake()
 
 
 def _at_once(handle: Callable[[Session, Any], dict[str, Json]]) -> Callable[[Session, Any], None]:
-    """Return `handle` with its result, or its error, sent as the reply."""
+    """Return a function that runs `handle` and sends its result, or its error, as the response."""
 
     def handler(session: Session, frame: Any) -> None:
         try:
             fields = handle(session, frame)
         except Exception as error:
-            session.reply_failed(frame.ref, error)
+            session.respond_error(frame.ref, error)
             return
-        session.reply({"type": "ok", "ref": frame.ref, **fields})
+        session.respond({"type": "ok", "ref": frame.ref, **fields})
 
     return handler
 
 
-# The other frames are requests that are stored (`RequestFrame`). Methods are looked up by name, so that tests may
-# replace them.
+# All other frames are requests to store (`RequestFrame`). Methods are looked up by name, so that tests may replace
+# them.
 _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     PongFrame: lambda session, frame: session._receive_pong(frame),
     AttachFrame: lambda session, frame: session._attach(frame),

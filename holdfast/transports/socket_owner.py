@@ -1,12 +1,12 @@
-"""The user account that a local peer's socket belongs to, as the kernel knows it.
+"""The user account that owns a local peer's socket, according to the kernel.
 
 Layer: transports.
 
 A hub without a verifier serves the user that runs it. A loopback address alone does not prove that user: a proxy with
 an account of its own, and every other account of the machine, connect from loopback too. On Linux the kernel knows the
 owner of each socket: netlink's sock_diag gives it for one pair of addresses in about 15 µs, `/proc/net/tcp` lists all
-sockets and is the slower fallback. A source counts only if it knows a socket of this process. Where none does, on other
-systems and in some sandboxes, `foreign_owner` has no objection, and the other rules of `access` stand alone.
+sockets and is the slower fallback. A source is used only if it knows a socket of this process. If none does (on other
+systems and in some sandboxes), `foreign_owner` has no objection, and only the other rules of `access` apply.
 
 The owner of a closed socket is not known: older kernels report user 0 for it, which is root. So root counts only with
 an inode, which a socket has until it is closed; a socket that is only shut down for writing still has one.
@@ -31,32 +31,32 @@ from holdfast.transports.server_connection import connection_of
 
 Address = IPv4Address | IPv6Address
 
-_SOCK_DIAG = 4  # netlink family NETLINK_SOCK_DIAG, which the module `socket` does not name
-_BY_FAMILY, _ERROR, _REQUEST = 20, 2, 1  # message types SOCK_DIAG_BY_FAMILY and NLMSG_ERROR, flag NLM_F_REQUEST
-_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
-_FILTER = struct.Struct("=BBBBI")  # family, protocol, extensions, padding, states (of the request)
-_STATE = struct.Struct("=BBBB")  # family, state, timer, retransmits (of the reply)
-_PAIR = struct.Struct(">HH16s16s")  # source port, destination port, source, destination
-_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)  # any interface, no cookie
-_OWNER = struct.Struct("=IIIII")  # timer, bytes to read, bytes to write, user, inode
+_SOCK_DIAG = 4  # the netlink family NETLINK_SOCK_DIAG, for which the module `socket` has no name
+_BY_FAMILY, _ERROR, _REQUEST = 20, 2, 1  # message types SOCK_DIAG_BY_FAMILY and NLMSG_ERROR, and flag NLM_F_REQUEST
+_HEADER = struct.Struct("=IHHII")  # of each message: length, type, flags, sequence number, port
+_FILTER = struct.Struct("=BBBBI")  # of the request: family, protocol, extensions, padding, states
+_STATE = struct.Struct("=BBBB")  # of the response: family, state, timer, retransmits
+_PAIR = struct.Struct(">HH16s16s")  # of both: source port, destination port, source, destination
+_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)  # of the request: any interface, no cookie
+_OWNER = struct.Struct("=IIIII")  # of the response: timer, bytes to read, bytes to write, user, inode
 _OWNER_AT = _HEADER.size + _STATE.size + _PAIR.size + len(_COOKIE)
 _EVERY_STATE = 0xFFFFFFFF
 _ROOT = 0
 TABLES = {4: "/proc/net/tcp", 6: "/proc/net/tcp6"}
-_SCANS = 3  # scans of /proc/net/tcp, which may leave out a row while other sockets open and close
-# Shortages, which a peer may cause: they must not count as a system that does not tell the owner.
+_SCANS = 3  # times to read /proc/net/tcp, which may leave out a row while other sockets open and close
+# Errors that mean a shortage, which a peer may cause. They must not look like a system that does not provide the owner.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
-class Owner(NamedTuple):
-    """The user of a socket and its inode; the inode is 0 once no process has the socket open."""
+class SocketOwner(NamedTuple):
+    """The user that owns a socket, and its inode. The inode is 0 once no process has the socket open."""
 
     uid: int
     inode: int
 
 
 class Pair(NamedTuple):
-    """The two ends of a connection, the peer's first: as the peer's socket is listed."""
+    """The two ends of a connection. The peer's end comes first, as in the entry of the peer's socket."""
 
     address: Address
     port: int
@@ -64,13 +64,13 @@ class Pair(NamedTuple):
     remote_port: int
 
 
-Source = Callable[[Pair], Owner | None]
+Source = Callable[[Pair], SocketOwner | None]
 
 
 async def foreign_owner(scope: Scope) -> str | None:
     """Return why the peer's socket does not belong to this process's user or to root; None if it does.
 
-    None too where the system or the server does not tell. Raises Busy if descriptors or memory are short.
+    Also returns None if the system or the server does not provide this. Raises Busy if descriptors or memory are short.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -83,9 +83,9 @@ async def foreign_owner(scope: Scope) -> str | None:
     return reason
 
 
-# The connections with no objection to their peers, where the server shows which request came over which connection.
+# Connections to whose peers there is no objection; only if the server shows which request came over which connection.
 _owned: WeakSet[Any] = WeakSet()
-# The sources of this system, once they are known.
+# The sources that work on this system, once they are known.
 _sources: dict[Source, bool] = {}
 
 
@@ -105,8 +105,8 @@ async def _look_up(scope: Scope) -> str | None:
     return objection(owner, os.geteuid())
 
 
-def objection(owner: Owner | None, uid: int) -> str | None:
-    """Return why a peer's socket with this `owner` does not belong to the user `uid` or to root; None if it does."""
+def objection(owner: SocketOwner | None, uid: int) -> str | None:
+    """Return why a socket of `owner` does not belong to the user `uid` or to root; None if it does."""
     if owner is None or (owner.uid == _ROOT and not owner.inode):
         return "the peer's socket is closed already, or not of this machine, so its user is unknown"
     if owner.uid in (_ROOT, uid):
@@ -115,7 +115,7 @@ def objection(owner: Owner | None, uid: int) -> str | None:
 
 
 def pair_of(scope: Scope) -> Pair | None:
-    """Return the ends of the connection behind a request; None if the server does not tell addresses and ports."""
+    """Return the ends of the connection behind a request; None if the server does not provide addresses and ports."""
     client, server = scope.get("client"), scope.get("server")
     if not client or not server or not isinstance(server[1], int) or not isinstance(client[1], int):
         return None
@@ -123,7 +123,7 @@ def pair_of(scope: Scope) -> Pair | None:
         address, remote = _plain(ip_address(client[0])), _plain(ip_address(server[0]))
     except ValueError:
         return None
-    if remote.is_unspecified:  # the server tells the address that it listens on, not that of the connection
+    if remote.is_unspecified:  # the server gives the address that it listens on instead of the connection's
         remote = address
     if address.version != remote.version:
         return None
@@ -131,12 +131,12 @@ def pair_of(scope: Scope) -> Pair | None:
 
 
 def _plain(address: Address) -> Address:
-    """Return an IPv4 address that is written as one of IPv6 as itself."""
+    """Return an IPv4 address that is written as IPv6 in its plain form."""
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
 def _name(uid: int) -> str:
-    import pwd  # not on every system, and this is reached on Linux alone
+    import pwd  # imported here: the module does not exist on every system, and this code only runs on Linux
 
     try:
         return f"{pwd.getpwuid(uid).pw_name} ({uid})"
@@ -144,7 +144,7 @@ def _name(uid: int) -> str:
         return str(uid)
 
 
-# The two sources
+# The two sources of a socket's owner
 
 
 def _is_usable(source: Source) -> bool:
@@ -163,13 +163,13 @@ def _is_usable(source: Source) -> bool:
     return _sources[source]
 
 
-def by_netlink(pair: Pair) -> Owner | None:
+def by_netlink(pair: Pair) -> SocketOwner | None:
     """Return the owner of the socket with these ends, from sock_diag. Raises OSError."""
     family = socket.AF_INET if pair.address.version == 4 else socket.AF_INET6
     ends = _ends(pair, pair.address.version)
     body = _FILTER.pack(family, socket.IPPROTO_TCP, 0, 0, _EVERY_STATE) + ends + _COOKIE
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _SOCK_DIAG) as netlink:
-        netlink.setblocking(False)  # the kernel replies before `send` returns
+        netlink.setblocking(False)  # no waiting: the kernel has responded when `send` returns
         netlink.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST, 0, 0) + body)
         reply = netlink.recv(4096)
     kind = _HEADER.unpack_from(reply)[1]
@@ -177,20 +177,20 @@ def by_netlink(pair: Pair) -> Owner | None:
         (code,) = struct.unpack_from("=i", reply, _HEADER.size)
         if -code in _SHORTAGES:
             raise OSError(-code, os.strerror(-code))
-        return None  # ENOENT: there is no such socket
-    # Without a connection of these ends the kernel looks for a socket that listens there.
+        return None  # ENOENT means that there is no such socket
+    # If no connection has these ends, the kernel looks for a listening socket.
     if kind != _BY_FAMILY or reply[_HEADER.size + _STATE.size :][: _PAIR.size] not in (ends, _ends(pair, 6)):
         return None
     *_, uid, inode = _OWNER.unpack_from(reply, _OWNER_AT)
-    return Owner(uid, inode)
+    return SocketOwner(uid, inode)
 
 
 def _ends(pair: Pair, version: int) -> bytes:
-    """Return the ends as sock_diag writes them. A socket of IPv6 may be at either end of a connection of IPv4."""
+    """Return the two ends in the form of sock_diag. A connection of IPv4 may have an IPv6 socket at either end."""
     return _PAIR.pack(pair.port, pair.remote_port, _packed(pair.address, version), _packed(pair.remote, version))
 
 
-def by_table(pair: Pair) -> Owner | None:
+def by_table(pair: Pair) -> SocketOwner | None:
     """Return the owner of the socket with these ends, from `/proc/net/tcp` and `tcp6`. Raises OSError. May block."""
     for _ in range(_SCANS):
         for path, row in _rows(pair):
@@ -199,12 +199,12 @@ def by_table(pair: Pair) -> Owner | None:
                     if row in line:
                         fields = line.split()
                         if " ".join(fields[1:3]) == row:
-                            return Owner(int(fields[7]), int(fields[9]))
+                            return SocketOwner(int(fields[7]), int(fields[9]))
     return None
 
 
 def _rows(pair: Pair) -> Iterator[tuple[str, str]]:
-    """Give the tables in which the socket may stand, and its ends as they stand there."""
+    """Yield the tables that may list the socket, and its ends as they are written there."""
     for version, path in TABLES.items():
         if pair.address.version <= version and os.path.exists(path):
             ends = ((pair.address, pair.port), (pair.remote, pair.remote_port))
@@ -212,7 +212,7 @@ def _rows(pair: Pair) -> Iterator[tuple[str, str]]:
 
 
 def _in_table(address: Address, version: int) -> str:
-    """Return `address` in the form of the tables: words of 32 bits in the machine's byte order."""
+    """Return `address` as the tables write it: words of 32 bits in the machine's byte order."""
     packed = _packed(address, version)
     return "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
 

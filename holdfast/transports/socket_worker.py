@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, TooMany
 from holdfast.core.model import Json, check_json
 from holdfast.core.names import check_channel, check_id
-from holdfast.core.patterns import RULE, is_pattern, matches
+from holdfast.core.patterns import invalid_pattern, is_pattern, matches
 from holdfast.hub.hub import HubCore
 from holdfast.hub.results import Done, Result
 from holdfast.hub.turns import LEASE_S
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from holdfast.hub.identity import Identity
 
 MAX_PATTERNS = 20
-MAX_PATTERN_CHARACTERS = 201  # a channel's name, and a star
+MAX_PATTERN_CHARACTERS = 201  # length of a channel's name, and a star
 
 
 class SocketWorker:
@@ -50,7 +50,7 @@ class SocketWorker:
         self._give = give
         self._hub = hub
         self.turns: set[AssignedTurn] = set()
-        self.is_listed = True  # whether the scheduler may give it turns
+        self.is_listed = True  # True: the scheduler may give this worker turns
 
     def take_over(self, other: SocketWorker) -> None:
         """Continue the turns of the worker that this one replaces."""
@@ -58,16 +58,16 @@ class SocketWorker:
         self.free -= len(other.turns)
 
     def has(self, channel: str, message_id: str | None) -> bool:
-        """Return whether it has this turn or, with None, any turn in the channel."""
+        """Return whether this worker has this turn or, with None, any turn in the channel."""
         return any(turn.channel == channel and message_id in (None, turn.message_id) for turn in self.turns)
 
     def begin(self, turn: AssignedTurn) -> None:
-        """Of `Worker`: send the turn to the agent."""
+        """Send the turn to the agent (`Worker.begin`)."""
         self.turns.add(turn)
         self._give(self, turn)
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
-        """Of `Worker`: free the slot of a turn that ended elsewhere."""
+        """Free the slot of a turn that ended elsewhere (`Worker.ended`)."""
         self._free(turn)
 
     def renew(self, frame: TurnRenewFrame) -> None:
@@ -75,7 +75,7 @@ class SocketWorker:
         turn = self._turn(frame)
         if not self._hub.runtime.scheduler.renew(self, turn):
             raise _not_its_turn()
-        if not self.has(turn.channel, turn.message_id):  # a turn of the previous socket: it takes a slot here
+        if not self.has(turn.channel, turn.message_id):  # a turn of the previous socket takes a slot here
             self.turns.add(turn)
             self.free -= 1
         if frame.state is not None:
@@ -88,14 +88,14 @@ class SocketWorker:
 
         def ended(result: Result | HoldfastError) -> None:
             if isinstance(result, HoldfastError) and not result.retry:
-                result = _not_its_turn()  # other workers' turns are not exposed
+                result = _not_its_turn()  # the response must not show which turns other workers have
             done(result)
 
         self._hub.runtime.scheduler.end(self, turn, frame.state, ended)
         self._free(turn)
 
     def works_in(self, channel: str) -> bool:
-        """Return whether it has a turn in `channel`."""
+        """Return whether this worker has a turn in `channel`."""
         return any(turn.channel == channel for turn in self.turns)
 
     def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> AssignedTurn:
@@ -111,7 +111,7 @@ class SocketWorker:
 
 
 def _not_its_turn() -> Fenced:
-    return Fenced("the turn of this message is over, or another worker has it")
+    return Fenced("the turn of this message is over or another worker has it; stop working on it")
 
 
 class SocketWorkers:
@@ -128,30 +128,34 @@ class SocketWorkers:
         self._hub = hub
         self._give = give
         self._start_task = start_task
-        self._workers: dict[tuple[str, str], SocketWorker] | None = None  # made on first use
+        # made on first use, because most sockets have no worker
+        self._workers: dict[tuple[str, str], SocketWorker] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._workers)
 
     def work(self, frame: WorkFrame, identity: Identity) -> None:
-        """Register a worker, replace it, or with `slots=0` end it. Raises Forbidden, InvalidRequest, TooMany."""
+        """Register a worker, replace it or, with `slots=0`, end it. Raises Forbidden, InvalidRequest, TooMany."""
         if self._workers is None:
             self._workers = {}
         name, pattern = member_of(identity, frame.name), frame.pattern
         known = self._workers.get((pattern, name))
         if known is not None:
             self._hub.runtime.scheduler.unregister(known)
-        if not frame.slots:  # it takes no more turns, and keeps the turns that it has
+        if not frame.slots:  # the worker takes no more turns, but keeps those that it has
             if known is not None:
                 known.is_listed = False
                 if not known.turns:
                     del self._workers[pattern, name]
             return
         if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
-            raise InvalidRequest(f"pattern {pattern[:MAX_PATTERN_CHARACTERS]!r} is invalid: {RULE}")
+            raise InvalidRequest(invalid_pattern(pattern))
         check_work(identity, pattern)
         if known is None and len(self._workers) >= MAX_PATTERNS:
-            raise TooMany(f"a socket works on at most {MAX_PATTERNS} patterns", limit=MAX_PATTERNS)
+            raise TooMany(
+                f"this socket works on {MAX_PATTERNS} patterns, which is the limit; open another one",
+                limit=MAX_PATTERNS,
+            )
         worker = SocketWorker(self._give, self._hub, name, pattern, frame.slots, frame.when_busy)
         if known is not None:
             worker.take_over(known)
@@ -160,7 +164,7 @@ class SocketWorkers:
         self._start_task(self._register(worker))
 
     async def _register(self, worker: SocketWorker) -> None:
-        """Register in a task of its own, so that the reply is sent before the first turn."""
+        """Register in a separate task, so that the response is sent before the first turn."""
         if (
             self._workers is not None
             and self._workers.get((worker.pattern, worker.name)) is worker
@@ -174,26 +178,26 @@ class SocketWorkers:
         for worker in fitting:
             if worker.has(frame.channel, None if isinstance(frame, TurnTakeFrame) else frame.message):
                 return worker
-        if fitting:  # a turn of the previous socket: its claim names the worker
+        if fitting:  # for a turn of the previous socket: the claim in the log names the worker
             by = self._hub.runtime.scheduler.claimed_by(frame.channel, frame.message)
             return next((worker for worker in fitting if worker.name == by), fitting[0])
-        # The same text for every channel: whether the channel exists must not show.
+        # The same text for every channel, since it must not show whether the channel exists.
         raise InvalidRequest("this socket takes no turns in that channel: send `work` with a pattern for it first")
 
     def renew(self, frame: TurnRenewFrame) -> dict[str, Json]:
-        """Renew the lease of a turn, and return the fields of the reply."""
+        """Renew the lease of a turn, and return the fields of the response."""
         self.find(frame).renew(frame)
         return {"lease_s": LEASE_S}
 
     async def take(self, frame: TurnTakeFrame) -> bool:
-        """Take a waiting message into a turn that runs; return whether that worked."""
+        """Take a waiting message into a running turn; return whether that succeeded."""
         worker = self.find(frame)
         channel, message_id = check_channel(frame.channel), check_id(frame.message)
         turn = check_id(frame.turn) if frame.turn is not None else None
         return worker.works_in(channel) and await self._hub.take_waiting(channel, message_id, worker.name, turn=turn)
 
     def release(self) -> None:
-        """Unregister all workers: the socket is gone."""
+        """Unregister all workers, because the socket has closed."""
         workers, self._workers = self._workers or {}, None
         if self._hub.is_running:
             for worker in workers.values():

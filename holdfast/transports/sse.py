@@ -37,29 +37,29 @@ from holdfast.transports.sender import DirectSender, Sender, TaskSender
 
 logger = logging.getLogger("holdfast.transports")
 
-HEARTBEAT_S = 15  # proxies cut connections that are silent for 60 s; a heartbeat of exactly 60 s would race them
-# EventSource adds no jitter of its own: all clients that lost the same server would reconnect in one moment.
+HEARTBEAT_S = 15  # shorter than 60 s, after which many proxies cut silent connections
+# Range of reconnect delays. EventSource adds no jitter: all clients that lost the same server would reconnect at once.
 RETRY_MS = (1000, 3000)
-LONG_RETRY_MS = (15_000, 45_000)  # after a refusal whose reason will not pass at once
+LONG_RETRY_MS = (15_000, 45_000)  # range of delays after a refusal whose reason will last
 
 _STARTED = "holdfast.is_started"
 _COMMENT: Message = {"type": "http.response.body", "body": b":\n\n", "more_body": True}
 _PING: Message = {"type": "http.response.body", "body": b"event: ping\ndata: {}\n\n", "more_body": True}
 
 
-class Open(Protocol):
-    """The parts of the app that a streaming endpoint needs (`transports.app.App`)."""
+class StreamApp(Protocol):
+    """The parts of the app (`transports.app.App`) that a streaming endpoint needs."""
 
     hub: HubCore
     heartbeats: Heartbeats
     chunks: Chunks
 
     def cors(self, scope: Scope) -> Headers:
-        """Return the CORS headers of a response to this request."""
+        """Return the CORS headers for the response to this request."""
 
 
 class EventStream:
-    """One viewer's stream of one channel. It holds a feed's cursor and a sender, and no events."""
+    """One viewer's stream of one channel. It holds a feed's cursor and a sender, but no events."""
 
     __slots__ = (
         "_app",
@@ -76,7 +76,7 @@ class EventStream:
 
     def __init__(
         self,
-        app: Open,
+        app: StreamApp,
         send: Send,
         credentials: Credentials,
         *,
@@ -92,13 +92,14 @@ class EventStream:
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
-        self.resume_limits: ResumeLimits | None = None  # set for a viewer without the capability `history`
+        # resume limits of a viewer without the capability `history`; else None
+        self.resume_limits: ResumeLimits | None = None
         if sender_class is None:
             sender_class = DirectSender if app.hub.drive_by_hand else TaskSender
         self.sender: Sender = sender_class(send, self)
 
     async def run(self, receive: Receive) -> None:
-        """Carry the stream until the peer leaves, or break it off. Only a subclass may complete the response."""
+        """Run the stream until the peer disconnects, or break it off. Only a subclass may complete the response."""
         heartbeats, ticket = self._app.heartbeats, self.credentials.ticket
         slot = heartbeats.add(self, self.ping_s)
         try:
@@ -124,7 +125,7 @@ class EventStream:
             self.feed = None
 
     def expire(self) -> None:
-        """End the stream of an identity that has expired: later events need a new token."""
+        """End the stream, because its identity has expired: later events need a new token."""
         self._break_off(Expired())
 
     def replace(self) -> None:
@@ -132,7 +133,7 @@ class EventStream:
         self._break_off(TooMany())
 
     def wake(self) -> None:
-        """Send the feed's batch, or end if the hub drains. Each line here runs for each viewer of each batch."""
+        """Send the feed's batch, or end if the hub drains. Hot path: this runs for each viewer and each batch."""
         sender = self.sender
         if sender.is_over:
             return
@@ -146,36 +147,40 @@ class EventStream:
             batch = feed.take()
             if batch is not None:
                 self.write_batch(batch)
-                if not sender.is_busy:  # after a write that did not block, the sender does not call `freed`
+                if not sender.is_busy:  # the write did not block, so the sender does not call `freed`
                     feed.done()
         except Behind:
             self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed))
-        except Exception:  # the channel's tick goes on to its other viewers; this one was not sent the batch it took
+        except Exception:
+            # the tick must go on to the channel's other viewers; this viewer has missed the batch, so its stream ends
             logger.exception("an event stream is broken off")
             self._break_off(unexpected())
 
     def freed(self) -> None:
-        """Let the channel's next tick wake this stream: the sender is free again. Missed events come joined."""
+        """Ask the channel's tick to wake this stream next time, because the sender is free again.
+
+        Missed events come joined.
+        """
         if self.feed is not None:
             self.feed.done()
 
     def received(self, message: Message) -> bool:
-        """Return False if the viewer has disconnected; it sends no other message after its request."""
+        """Return False if the viewer has disconnected; after its request it sends no other message."""
         return bool(message["type"] != "http.disconnect")
 
     async def until_room(self) -> None:
-        """Return at once: a viewer sends no messages that could pile up."""
+        """Return immediately, because a viewer sends no messages that could pile up."""
 
     def send_heartbeat(self) -> None:
-        """Send a sign of life to the peer and to the proxies between."""
-        if self.credentials.is_expired:  # the timers of a suspended machine do not run
+        """Send a heartbeat, for the peer and for the proxies in between."""
+        if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self.expire()
         elif not self.sender.is_busy and not self.sender.is_over:
             self.sender.write(self._ping)
 
     def write_batch(self, batch: EncodedBatch) -> None:
-        """Write a batch of the feed."""
-        if batch.cursor and (self._seal or self.resume_limits is not None):  # ephemeral events have no cursor
+        """Send a batch of the feed."""
+        if batch.cursor and (self._seal or self.resume_limits is not None):  # ephemeral batches have no cursor
             extra = self._seal if self.resume_limits is None else self._seal + self.resume_limits.mark(batch.cursor)
             self.sender.write({"type": "http.response.body", "body": sealed(batch, extra), "more_body": True})
         else:
@@ -195,7 +200,10 @@ class EventStream:
         self.wake()
 
     def _break_off(self, why: HoldfastError) -> None:
-        """Break the stream off. An EventSource is sent when to reconnect; our clients have their own back-off."""
+        """Break the stream off.
+
+        An EventSource is first sent its reconnect delay; Holdfast's own clients compute theirs.
+        """
         if self.sender.is_over:
             return
         has_farewell = not self.sender.is_busy and not self.is_own_client
@@ -203,14 +211,14 @@ class EventStream:
         self.sender.end(last)
 
 
-async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
+async def channel_events(app: StreamApp, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
     """Serve `GET /v1/channels/{channel}/events`. Raises the error of the response, before the response has started."""
     stream = await _channel_stream(app, scope, send, channel)
     if stream is None:
         return
     try:
-        # The batches of a channel are the same bytes for all its viewers, so the caller is described beside them. An
-        # EventSource gets no such event: it learns its identity elsewhere.
+        # The batches of a channel are the same bytes for all its viewers, so the caller's identity is sent in a
+        # separate event. An EventSource does not get it.
         identity = stream.credentials.identity
         about = encode_json({"type": "you", **describe_caller(app.hub, identity, channel)})
         await start_stream(app, scope, send, b"event: you\ndata: %b\n\n" % about if stream.is_own_client else b"")
@@ -219,7 +227,7 @@ async def channel_events(app: Open, scope: Scope, receive: Receive, send: Send, 
         stream.close()
 
 
-async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> EventStream | None:
+async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str) -> EventStream | None:
     """Return a stream with its feed; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
@@ -259,22 +267,25 @@ async def _channel_stream(app: Open, scope: Scope, send: Send, channel: str) -> 
 
 
 def may_come_back(error: HoldfastError) -> bool:
-    """Return whether an EventSource should try again. A status other than 200 would stop it for ever."""
+    """Return whether an EventSource should try again. A status other than 200 would stop it for good."""
     return error.retry or isinstance(error, Expired)
 
 
 def seal_of(hub: HubCore, credentials: Credentials) -> str:
-    """Return the seal in the cursors of a ticket's stream, which lets it resume; empty for other streams."""
+    """Return the seal with which a stream that a ticket opened can resume; empty for other streams."""
     return hub.tickets.seal(credentials.ticket) if credentials.ticket is not None else ""
 
 
 def sealed(batch: EncodedBatch, extra: str) -> bytes:
-    """Return the batch as Server-Sent Events with `extra` in its cursor: bytes for one viewer, which are not shared."""
+    """Return the batch as Server-Sent Events with `extra` in its cursor.
+
+    These bytes are for one viewer and not shared.
+    """
     return b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), extra.encode())
 
 
-async def start_stream(app: Open, scope: Scope, send: Send, first: bytes = b"") -> None:
-    """Send the head of a stream, the delay after which an EventSource reconnects by itself, and `first`."""
+async def start_stream(app: StreamApp, scope: Scope, send: Send, first: bytes = b"") -> None:
+    """Send the head of a stream, the reconnect delay of an EventSource, and `first`."""
     scope[_STARTED] = True
     await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
     await send({"type": "http.response.body", "body": _retry(RETRY_MS) + first, "more_body": True})
@@ -285,25 +296,34 @@ def is_started(scope: Scope) -> bool:
     return _STARTED in scope
 
 
-async def send_empty_stream(app: Open, scope: Scope, send: Send, body: bytes = b"") -> None:
-    """Send a stream that ends at once: for HEAD, or with a farewell. A status but 200 stops an EventSource for ever."""
+async def send_empty_stream(app: StreamApp, scope: Scope, send: Send, body: bytes = b"") -> None:
+    """Send a stream that ends immediately: for HEAD, or with a farewell.
+
+    Its status is 200, because any other status stops an EventSource for good.
+    """
     await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def farewell(error: HoldfastError) -> bytes:
-    """Return the event that tells an EventSource why its stream ends and when to reconnect."""
+    """Return the event that informs an EventSource why its stream ends and when to reconnect."""
     retry_ms = RETRY_MS if isinstance(error, Draining) else LONG_RETRY_MS
     return _retry(retry_ms) + f'event: bye\ndata: "{error.code}"\n\n'.encode()
 
 
 def is_own_client(scope: Scope, query: Query) -> bool:
-    """Return whether one of our clients sends the request. A request without that mark may be an EventSource's."""
+    """Return whether the request has the header of Holdfast's own clients.
+
+    Without it, the client may be an EventSource.
+    """
     return query.text("sdk") is not None or header(scope, b"holdfast-client") is not None
 
 
 def since_of(scope: Scope, query: Query) -> Cursor | None:
-    """Return the viewer's cursor. EventSource reconnects to its old URL with a newer header, so the header wins."""
+    """Return the viewer's cursor.
+
+    EventSource reconnects to its old URL with a newer header, so the header takes precedence.
+    """
     return parse_cursor(header(scope, b"last-event-id") or query.text("since"))
 
 

@@ -1,4 +1,4 @@
-"""The bodies of `POST /v1/tickets`: a token is sent once in a header, for a stream that can send no header.
+"""The bodies of `POST /v1/tickets`, which exchanges a token in a header for a ticket in a stream's URL.
 
 Layer: transports.
 
@@ -19,7 +19,7 @@ class CreateTicket(Struct, frozen=True, kw_only=True):
 
 
 class TicketIssued(Struct, frozen=True, kw_only=True):
-    """A ticket, and how soon it must be used."""
+    """A ticket, and the time within which it must be used."""
 
     ticket: str
     expires_s: int = START_S

@@ -1,12 +1,12 @@
-"""The bytes that a client's requests cause: what counts, and when (decision 0037).
+"""The bytes that a client's requests cause: which bytes count, and when (decision 0037).
 
 Layer: transports.
 
 `hub.rates` keeps the counts. A request counts its own bytes (also those of a body that is refused or does not end),
 those of its response or of the batch with which its stream begins, and those of its event for each viewer of the
 channel. Later events of a stream count for the clients whose requests caused them, and not for the viewer. The bytes of
-some requests are known only when they are done. They count `EXPECTED_BYTES` until then, so that few of them run at
-once. Bodies that have not ended are bounded, too, because a slow body holds memory.
+some requests are known only when they are done. Until then each counts as `EXPECTED_BYTES`, so that a client can run
+only a few at once. Bodies that have not ended are bounded, too, because a slow body holds memory.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from holdfast.hub.results import Result
 from holdfast.transports.headers import header, peer_of
 from holdfast.transports.operations import Operation
 
-# As much as four requests, so that a client may read twenty pages at once.
+# Low enough for twenty pages at once: each counts as four requests until it is done.
 EXPECTED_BYTES = 512 * 1024
-# Their responses are much larger than their requests: pages, and whole messages.
+# Operations with responses that are much larger than the requests: pages, and whole messages.
 _READS = ("history", "read", "update")
 
 
 def charge(hub: HubCore, identity: Identity, scope: Scope, size: int) -> None:
     """Count `size` bytes that a request of this client has caused; a negative number gives them back. Never raises."""
-    if hub.authenticate is not None:  # without a verifier every caller is on this machine and unbounded
+    # without a verifier every caller is on this machine, and its traffic is not limited
+    if hub.authenticate is not None:
         hub.rates.charge(identity, peer_of(scope), size=size)
 
 
 def expected_bytes(hub: HubCore, operation: Operation, scope: Scope) -> int:
-    """Return how many bytes an HTTP request counts while it is carried out."""
+    """Return the bytes that an HTTP request counts for while it is carried out."""
     is_large = operation.name in _READS or header(scope, b"transfer-encoding") is not None
     return max(declared_bytes(hub, scope), EXPECTED_BYTES if is_large else 0)
 
 
 def declared_bytes(hub: HubCore, scope: Scope) -> int:
-    """Return the length that an HTTP request gives for its body, up to the largest that is read; 0 without one."""
+    """Return the declared length of an HTTP request's body, at most the largest that is read; 0 without one."""
     length = header(scope, b"content-length")
     if length is None or not (length.isascii() and length.isdigit()):
         return 0
@@ -45,14 +46,14 @@ def declared_bytes(hub: HubCore, scope: Scope) -> int:
 
 
 def open_body(hub: HubCore, identity: Identity, scope: Scope) -> OpenBody:
-    """Return the count of a body that has begun."""
+    """Return the open body of a request, which counts its bytes."""
     if hub.authenticate is None or identity.is_trusted:
         return UNCOUNTED
     return hub.rates.body(identity, peer_of(scope), largest_bytes=hub.limits.request_bytes)
 
 
 def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:
-    """Return the bytes that a stored request sends to the viewers of its channel; `size` is that of its event."""
+    """Return the bytes of a stored request's event for all viewers of its channel; `size` is that of one event."""
     if size <= FREE_BYTES or not result.created:
         return 0
     return (size - FREE_BYTES) * hub.channel(channel).watchers

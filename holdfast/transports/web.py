@@ -2,8 +2,8 @@
 
 Layer: transports.
 
-The folder `vendor` belongs to the modules. The other folders are of applications, such as the demo, which serve them
-themselves.
+The folder `vendor` belongs to the modules. The other folders belong to applications, such as the demo, which serve
+their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _NO_GZIP = re.compile(r"0(\.0*)?")
 
 
 class _Module(NamedTuple):
-    """The content of a file, plain and compressed, while its `stamp` (time of change and size) is the same."""
+    """The content of a file, plain and compressed.
+
+    It is valid while the file has the same `stamp` (change time and size).
+    """
 
     stamp: tuple[int, int]
     plain: bytes
@@ -33,14 +36,14 @@ class _Module(NamedTuple):
 
 
 class Web:
-    """Serves the modules in `folder`. They change with the server, so a browser must revalidate its copies."""
+    """Serves the modules in `folder`. They may change with each release, so browsers must revalidate their copies."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._modules: dict[str, _Module] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises HTTPException for another method, and for a file that does not exist."""
+        """Serve one request. Raises HTTPException for methods other than GET and HEAD, and for a missing file."""
         if scope["method"] not in ("GET", "HEAD"):
             raise HTTPException(405)
         await self._response(scope)(scope, receive, send)
@@ -79,7 +82,7 @@ class Web:
 
 
 def _accepts_gzip(accepted: str) -> bool:
-    """Return whether an `Accept-Encoding` names gzip, or every coding, with a weight above 0."""
+    """Return whether an `Accept-Encoding` header names gzip, or `*`, with a weight above 0."""
     for one in accepted.lower().split(","):
         coding, _, weight = one.partition(";")
         if coding.strip() in ("gzip", "*"):

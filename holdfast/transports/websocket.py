@@ -36,7 +36,7 @@ from holdfast.transports.close_codes import (
     UNAUTHENTICATED,
 )
 from holdfast.transports.codec import for_peers
-from holdfast.transports.credentials import Credentials
+from holdfast.transports.credentials import Credentials, not_authenticated
 from holdfast.transports.frames import AuthFrame, ref_in
 from holdfast.transports.headers import header
 from holdfast.transports.heartbeats import Heartbeats
@@ -47,10 +47,11 @@ from holdfast.transports.sse import RETRY_MS
 
 SUBPROTOCOL = "holdfast.v1"
 
-AUTH_TIMEOUT_S = 5.0  # time for the first frame of a socket whose upgrade request had no credentials
-AUTH_BYTES = 8 * 1024  # largest frame with a token
-REFUSED_PAUSE_S = 0.05  # before the next frame of a client beyond its rate: a refusal costs time, too
-# Sockets that wait for their `auth`; they cost little, and for seconds only. `holdfast serve` counts them by address.
+AUTH_TIMEOUT_S = 5.0  # time in which a socket without credentials in its upgrade request must send `auth`
+AUTH_BYTES = 8 * 1024  # limit of a frame with a token
+REFUSED_PAUSE_S = 0.05  # pause before the next frame of a client beyond its rate, because a refusal costs time, too
+# Sockets that wait for their `auth` frame. They cost little, and only for seconds; `holdfast serve` limits them by
+# address.
 MAX_UNAUTHENTICATED = 1_000
 
 _auth = msgspec.json.Decoder(AuthFrame)
@@ -84,13 +85,18 @@ class Sockets:
             credentials.take_slot()
         elif header(scope, b"authorization") is not None:
             with logged_refusals(scope):
-                raise Unauthenticated("the hub's verifier does not accept the credentials of this request")
+                raise Unauthenticated(
+                    "the hub's verifier does not accept the credentials of this request; send a valid token"
+                )
         elif not expect_introduction(scope, 2 * AUTH_TIMEOUT_S) and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
-            raise Busy(f"too many unauthenticated connections (limit {MAX_UNAUTHENTICATED})")
+            raise Busy(
+                f"server has {MAX_UNAUTHENTICATED} sockets that are not authenticated yet, which is the limit; try "
+                "again"
+            )
         return credentials
 
     async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
-        """Accept the socket and carry it to its end."""
+        """Accept the socket, and run it until its end."""
         try:
             await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None})
             if credentials.is_known or await self._is_authenticated(credentials, receive, send):
@@ -111,7 +117,7 @@ class Sockets:
         self._open.add(socket)
         slot = self._heartbeats.add(socket, int(PING_S))
         try:
-            if self._hub.is_draining:  # the hub began to drain during the accept
+            if self._hub.is_draining:  # the hub may have begun to drain during the accept
                 socket.session.drain()
             await socket.sender.carry(receive)
         finally:
@@ -120,7 +126,10 @@ class Sockets:
             self._heartbeats.remove(socket, slot)
 
     def drain(self) -> None:
-        """Close all sockets because the hub drains. A socket without a channel has no feed that would notify it."""
+        """Close all sockets because the hub drains.
+
+        A socket without a channel has no feed that would notify it.
+        """
         for socket in tuple(self._open):
             socket.session.drain()
         for authentication in tuple(self._unauthenticated):
@@ -166,7 +175,7 @@ class Authentication:
         auth = _auth_in(text)
         try:
             if auth is None:
-                raise Unauthenticated("this socket is not authenticated: its first frame must be `auth`, with a token")
+                raise not_authenticated()
             await self._credentials.renew(auth.token)
         except HoldfastError as error:
             refusal = {**for_peers(error).problem(), "type": "error", "ref": ref_in(text.encode(errors="replace"))}
@@ -244,7 +253,7 @@ class Socket:
         )
         credentials.watch(self._expire)
 
-    # For the sender
+    # Calls of the sender
 
     def received(self, message: Message) -> bool:
         """Pass a frame to the session; return False if the peer has disconnected."""
@@ -270,22 +279,25 @@ class Socket:
                 self._room = None
 
     def freed(self) -> None:
-        """Send the next frames: the sender is free again."""
+        """Send the next frames, because the sender is free again."""
         self._pump()
 
-    # For the heartbeats
+    # Calls of the heartbeats
 
     def send_heartbeat(self) -> None:
-        """Send a ping if one is due, and close the socket of a peer that is silent for too long."""
-        self.session.check_silence(now_s=self._loop.time())
-        if self.credentials.is_expired:  # the timers of a suspended machine do not run
+        """Send a ping if one is due, and close the socket of a peer that has been silent for too long."""
+        self.session.close_if_silent(now_s=self._loop.time())
+        if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self._expire()
         self._pump()
 
     # Authentication
 
     def _is_for_session(self, text: str) -> bool:
-        """Return whether the session handles this frame. Frames beyond the rate and `auth` frames are handled here."""
+        """Return whether the session handles this frame.
+
+        Frames beyond the rate limit and `auth` frames are handled here.
+        """
         credentials, session = self.credentials, self.session
         auth = _auth_in(text) if credentials.is_renewable else None
         if auth is None and credentials.is_expired:
@@ -295,7 +307,7 @@ class Socket:
             if credentials.is_counted:
                 credentials.count_request(len(text) if text.isascii() else len(text.encode(errors="surrogatepass")))
             if auth is not None and self._is_renewing:
-                raise TooMany("the previous `auth` frame of this socket is still being verified")
+                raise TooMany("the previous `auth` frame of this socket is still being verified; wait for its response")
         except TooMany as error:
             self._pause_s = REFUSED_PAUSE_S
             session.refuse(auth.ref if auth is not None else ref_in(text.encode(errors="replace")), error)
@@ -318,26 +330,27 @@ class Socket:
             self._is_renewing = False
         session.identity = identity
         session.charge = self.credentials.charge if self.credentials.is_counted else None
-        session.reply({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
+        session.respond({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
         if session.closing is None and not identity.includes(before):
-            # It may be attached, present or at work by a capability that it lost: the client requests each anew.
+            # With the new identity the client requests each attachment, presence and work again, because it may have
+            # lost the capability.
             session.end(NARROWED, "forbidden")
 
     def _expire(self) -> None:
-        """Close the socket of an identity that has expired: later events need a new token."""
+        """Close the socket because its identity has expired: later events need a new token."""
         if self.session.closing is None:
             self.session.end(EXPIRED, "unauthenticated")
 
-    # For the session
+    # Calls of the session
 
     def _wake(self) -> None:
-        """Send soon. Replies come in bursts, so they are sent together, after the burst."""
+        """Send soon. Responses come in bursts, so they are sent together after the burst."""
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._pump)
 
     def _released(self) -> None:
-        """Send now: a channel's tick has collected the events that belong together already."""
+        """Send now, because a channel's tick has already collected the events that belong together."""
         if not self._is_due:
             self._pump()
 
@@ -352,10 +365,10 @@ class Socket:
         if self._tasks is not None:
             self._tasks.discard(task)
             if not self._tasks:
-                self._tasks = None  # an idle socket keeps no empty set
+                self._tasks = None  # drop the empty set, so that an idle socket uses less memory
 
     def _pump(self) -> None:
-        """Write frames while there are some and the peer reads them."""
+        """Write frames as long as there are some and the peer reads them."""
         self._is_due = False
         sender, session = self.sender, self.session
         now_s = self._loop.time()
@@ -369,13 +382,13 @@ class Socket:
             else:
                 break
         if session.closing is not None and not sender.is_over and not self._is_closing:
-            self._is_closing = True  # do not wait for a peer that does not read
+            self._is_closing = True  # set before the close: do not wait for a peer that does not read
             self._loop.call_later(FAREWELL_S, partial(sender.end, patience_s=0))
         if self._room is not None and not self._room.done() and (not session.is_full or sender.is_over):
             self._room.set_result(None)
 
     async def close(self) -> None:
-        """Close the session, and wait for the tasks of the socket: the connection is over."""
+        """Close the session, and wait for the tasks of the socket, because the connection has ended."""
         self.session.close()
         tasks = tuple(self._tasks or ())
         for task in tasks:

@@ -12,18 +12,18 @@ import { View } from "./view.js"
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {{ identity: string, channel: string, at: number, bytes: number, data: Uint8Array }} Stored */
 
-const VERSION = 1 // version of the database
-const MAX_CHANNELS = 50 // most channels of all identities of one hub
+const VERSION = 1 // version of the IndexedDB database
+const MAX_CHANNELS = 50 // limit of channels, over all identities of one hub
 const MAX_BYTES = 5 * 1_048_576
-const WRITE_MS = 1_000 // after the first change
-const OPEN_MS = 1_000 // a page does not wait longer for its storage
+const WRITE_MS = 1_000 // delay of a write after the first change
+const OPEN_MS = 1_000 // longest time that a page waits for its storage
 
 export class Cache {
   /** @type {Map<string, Uint8Array>} channel → its dump as JSON, the latest one last */
   #views = new Map()
   /** @type {Set<Channel>} */
   #changed = new Set()
-  /** @type {IDBDatabase | null} null: it works from memory */
+  /** @type {IDBDatabase | null} null: the cache works from memory */
   #database = null
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer
@@ -46,8 +46,9 @@ export class Cache {
       opening.onupgradeneeded = () =>
         opening.result.createObjectStore("views", { keyPath: ["identity", "channel"] }).createIndex("use", ["at", "bytes"])
       const database = await result(opening)
-      database.onversionchange = () => this.#fail() // a page with a newer client
-      database.onabort = ({ target }) => this.#fail(/** @type {IDBTransaction} */ (target).error) // no room, say
+      database.onversionchange = () => this.#fail() // another page, with a newer client, needs the database
+      // for example because there is no room
+      database.onabort = ({ target }) => this.#fail(/** @type {IDBTransaction} */ (target).error)
       this.#database = database
       /** @type {Stored[]} */
       const stored = await result(this.#store().getAll(this.#all))
@@ -73,7 +74,7 @@ export class Cache {
       if (!channel.isFromCache) stop()
       if (channel.error?.code !== "forbidden") return
       stop()
-      this.#forget(channel.name) // the right was withdrawn
+      this.#forget(channel.name) // the right to read the channel was withdrawn
       channel.show()
     })
   }
@@ -94,7 +95,7 @@ export class Cache {
       const batch = dump(channel.view)
       if (!batch) continue
       this.#changed.delete(channel)
-      delete batch.events[0].presence // the members of now come with the first batch
+      delete batch.events[0].presence // the present members come with the first batch
       const data = new TextEncoder().encode(JSON.stringify(batch))
       this.#views.delete(channel.name)
       this.#views.set(channel.name, data)
@@ -116,7 +117,8 @@ export class Cache {
   }
 
   get #all() {
-    return IDBKeyRange.bound([this.identity], [this.identity, []]) // an array is above all strings
+    // in the order of IndexedDB keys, an array is above all strings
+    return IDBKeyRange.bound([this.identity], [this.identity, []])
   }
 
   /** @param {IDBTransactionMode} [mode] */
@@ -171,7 +173,7 @@ export class Cache {
   }
 }
 
-/** Return a function that says whether a record still fits into the bounds, if all before it that fit are kept. */
+/** Return a function that returns whether a record still fits into the limits, after all earlier ones that fit. */
 function bounds() {
   let channels = 0
   let bytes = 0

@@ -44,7 +44,7 @@ import { remember, View } from "./view.js"
  */
 
 const NOTIFY_MS = 20 // delay before an unfinished batch is shown, so that many small frames cost one rendering
-const JOINERS = 1_000 // parts that one page writes at once
+const JOINERS = 1_000 // limit of parts that one page writes at the same time
 const PAGE_TRIES = 3
 
 const utf8 = new TextEncoder()
@@ -59,17 +59,17 @@ export class Channel extends Observable {
   view = new View()
   /** @type {Stats} */
   stats = { events: 0, batches: 0, bytes: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0, ms: 0 } }
-  /** @type {State} `live` when the first batch is complete */
+  /** @type {State} becomes `live` when the first batch is complete */
   state = "connecting"
-  /** @type {HoldfastError | null} the reason why it is closed */
+  /** @type {HoldfastError | null} the reason why the channel is closed */
   error = null
-  /** @type {You | null} as the server says */
+  /** @type {You | null} this client according to the server */
   you = null
   /** @type {CatchUp | null} */
   #arriving = null
-  /** @internal Whether the view is that of an earlier page: the server has not completed it yet. */
+  /** @internal True: the view comes from the cache of an earlier page, and the server has not completed it yet. */
   isFromCache = false
-  /** @internal Whether this page has opened it, and not another tab alone. */
+  /** @internal True: this page has opened the channel; false: only another tab has. */
   isOwn = false
   /** @type {Set<(event: any) => void>} */
   #listeners = new Set()
@@ -87,7 +87,7 @@ export class Channel extends Observable {
   #shown
   #conversation = new Conversation()
   #typing = new Typing(this)
-  #seen = Infinity // the serial of the last message before the page was hidden
+  #seen = Infinity // serial of the last message that was shown before the page was hidden
 
   /** @internal @param {import("./client.js").Client} client @param {string} name @param {number} [limit] */
   constructor(client, name, limit) {
@@ -126,7 +126,7 @@ export class Channel extends Observable {
   async send(message) {
     const { id = this.client.newId(), ...draft } = fieldsOf(message)
     this.client.check()
-    this.getSnapshot() // `end` is that of the newest state
+    this.getSnapshot() // brings `end` up to date
     this.client.outbox.add(this.name, id, { ...(!draft.reply_to && { parent: this.#conversation.end }), ...draft })
     this.#typing.send(false)
     this.notify()
@@ -208,7 +208,7 @@ export class Channel extends Observable {
     return this.command("steer", { target, data: /** @type {any} */ (typeof data === "string" ? { text: data } : data) })
   }
 
-  /** Tell the others that this person types; call it for each key. It ends after some seconds, or with a sent message. @param {boolean} [isTyping] */
+  /** Signal to the other clients that this person types; call it for each key. It ends after some seconds, or with a sent message. @param {boolean} [isTyping] */
   typing(isTyping = true) {
     this.#typing.send(isTyping)
   }
@@ -324,11 +324,11 @@ export class Channel extends Observable {
       this.you = { id: you.id, can: you.can }
       this.client.identified(you.id)
     }
-    // What an earlier page of this person has not sent. Before this the owner of the entries could be another person.
+    // Send the messages that an earlier page of this person has not sent. Until now the identity was unknown.
     for (const { id, error, stored } of this.client.outbox.of(this.name)) if (!error && !stored) this.#deliver(id).catch(() => {})
   }
 
-  /** @internal The connection has ended; its incomplete batch is void. */
+  /** @internal Note that the connection has ended, and drop its incomplete batch. */
   disconnected() {
     this.view.disconnect()
     if (this.state === "live") this.#become("reconnecting")
@@ -353,7 +353,7 @@ export class Channel extends Observable {
     if (cursor) this.isFromCache = false
     if (isGap) {
       stats.gaps++
-      connection.fail() // the whole connection: a gap is always a bug, and the other channels resume at little cost
+      connection.fail() // end the whole connection: a gap is always a bug, and the other channels resume at little cost
     } else if (cursor && cursor === this.cursor) {
       stats.batches++
       this.#goLive()
@@ -441,7 +441,7 @@ export class Channel extends Observable {
   /** Send the messages of the outbox one after another, so that they keep their order. @param {string} id */
   #deliver(id) {
     const running = this.#deliveries.get(id)
-    if (running) return running // two calls for one message
+    if (running) return running // an earlier call is already sending this message
     const earlier = [...this.#deliveries.values()].at(-1)?.catch(() => {})
     const delivery = Promise.resolve(earlier)
       .then(() => this.client.outbox.deliver(this, id))
@@ -468,7 +468,8 @@ export class Channel extends Observable {
         throw refusal("stale", `channel ${this.name} changed during ${tries} requests for its page before ${before}: call history() again`)
       }
       const page = await this.#request("history", { before, limit })
-      const isMerged = starts === view.starts && view.merge(page) // else the page belongs to a replaced view
+      // otherwise the page was requested for a view that has been replaced
+      const isMerged = starts === view.starts && view.merge(page)
       this.notify()
       if (isMerged) break
     }

@@ -48,7 +48,7 @@ export class Approvals {
       element("p", { class: "ask", dir: "auto" }, title), ...(code ? [element("code", {}, code)] : []), error, element("div", { class: "row" }, yes, no))
     this.#cards.set(command.id, card)
     this.node.append(card)
-    panel.speak(title)
+    panel.voice.speak(title)
     panel.tell("ask", { command })
   }
 
@@ -63,7 +63,6 @@ export class Approvals {
     else if (code === "withdrawn") end = words.withdrawn
     else if (reply?.from && reply.from !== panel.me) end = `${words.answeredBy} ${panel.names.of(reply.from)}: ${end}`
     card.dataset.over = "yes"
-    if (card.contains(panel.root.activeElement)) panel.log.focus({ preventScroll: true })
     const row = card.querySelector(".row")
     row?.replaceWith(element("p", { class: "state", dir: "auto" }, end))
     setText(/** @type {Element} */ (card.querySelector(".mistake")), "")

@@ -1,4 +1,4 @@
-/** The place to write: text over the full width, buttons below it. A draft survives a reload. @module */
+/** The input field of the chat: text over the full width, buttons below it. A draft survives a reload. @module */
 import { button, element, svg } from "./chat_nodes.js"
 
 const MAX_LINES = 8
@@ -14,7 +14,7 @@ export class Composer {
     this.input = element("textarea", { part: "input", rows: "1", "aria-label": words.placeholder, dir: "auto" })
     this.next = button(words.next, "choice", () => this.choose(false))
     this.steer = button(words.steer, "choice", () => this.choose(true))
-    this.choices = element("div", { class: "choices", role: "group", hidden: true }, this.next, this.steer)
+    this.choices = element("div", { class: "choices", role: "group", "aria-label": words.send, hidden: true }, this.next, this.steer)
     this.stop = button(words.stop, "stop", () => panel.stop(), element("span", { class: "square" }))
     this.send = button(words.send, "send", () => this.submit(), svg(SEND))
     const row = element("div", { class: "row" }, element("slot", { name: "composer-start" }), this.choices, element("span", { class: "fill" }), this.stop, this.send)

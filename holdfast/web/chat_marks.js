@@ -93,6 +93,6 @@ function lengthsOf(messages) {
 /** Return the line of a mark. @param {Mark} mark */
 export function markNode({ text }) {
   const words = text.split("**")
-  const line = element("span", {}, ...words.map((one, n) => (n % 2 ? element("strong", {}, one) : one)))
+  const line = element("span", { dir: "auto" }, ...words.map((one, n) => (n % 2 ? element("strong", {}, one) : one)))
   return element("div", { class: "hairline", part: "mark", role: "separator", "aria-label": words.join("") }, line)
 }

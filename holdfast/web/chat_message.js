@@ -8,6 +8,8 @@ import { partView } from "./chat_parts.js"
 /** @typedef {import("./view.js").Part} Part */
 /** @typedef {import("./view.js").Command} Command */
 
+const MAX_SPOKEN = 500 // characters of an answer that a screen reader is told
+
 export class MessageView {
   /** Whether it has drawn its message, or a part of it only. */
   isBehind = true
@@ -70,8 +72,7 @@ export class MessageView {
   /** The answer has ended in view of this page. */
   ended() {
     const { panel, message } = this
-    const count = (message.text.match(/\S+/g) ?? []).length
-    panel.speak(`${panel.words.complete}, ${count}: ${message.text.slice(0, 500)}`)
+    panel.voice.speak(`${this.state.textContent || panel.words.complete}: ${message.text.slice(0, MAX_SPOKEN)}`)
     panel.tell("answer", { message })
   }
 
@@ -176,7 +177,7 @@ export class MessageView {
     if (this.form) return
     const { panel, message } = this
     const { words, channel } = panel
-    const input = element("textarea", { class: "editor", rows: "3", "aria-label": words.edit })
+    const input = element("textarea", { class: "editor", rows: "3", dir: "auto", "aria-label": words.edit })
     input.value = message.text
     const end = () => {
       this.form?.remove()

@@ -5,10 +5,11 @@
  * time goes on in the next frame: the newest messages come first.
  * @module
  */
+import { focusKeeper, Voice } from "./chat_access.js"
 import { Composer } from "./chat_composer.js"
 import { Marks } from "./chat_marks.js"
 import { MessageList } from "./chat_list.js"
-import { button, copyText, element, setText, svg } from "./chat_nodes.js"
+import { button, copyText, element, setText, SPARK, svg } from "./chat_nodes.js"
 import { Names, peopleWords, statusWords } from "./chat_people.js"
 import { Scroller } from "./chat_scroll.js"
 import { PANEL_STYLE, sheetOf } from "./chat_style.js"
@@ -21,14 +22,13 @@ const HIDDEN_MS = 250
 const SLICE_MS = 12 // of one drawing, …
 const HELD_MS = 6 // … of one that also lays messages out above the view, …
 const FIRST_MS = 30 // … and of the first one
-const SPOKEN_MS = 2_000 // between two changes of what a screen reader is told
-const SLOW_MS = 1_000 // a connection that takes longer is mentioned
+const SLOW_MS = 1_000 // time to connect after which the status line mentions it
 const MAX_REPLIES = 100
 const CLOSE = "M6 6l12 12M18 6L6 18"
 const DOWN = "M12 5v14M6 13l6 6 6-6"
 
 export class Panel {
-  isBusy = false // a request for older messages runs
+  isBusy = false // True while a request for older messages runs
   unheard = false // the server has said that no agent listens
   trouble = "" // why a request has failed that has no place of its own
   /** @type {Map<string, import("./view.js").Reply>} */
@@ -37,8 +37,6 @@ export class Panel {
   #isDrawing = false
   #deadline = 0
   #startedMs = performance.now()
-  #spokenMs = -SPOKEN_MS
-  #speaking = 0
   #shownState = ""
   #isPresent = false
   #seen = 0 // the newest version that the person has seen
@@ -63,15 +61,17 @@ export class Panel {
     this.list = new MessageList(this)
     this.spacer = element("div", { class: "spacer" })
     this.empty = element("div", { class: "empty", hidden: true }, element("slot", { name: "empty" }, words.empty))
-    this.log = element("div", { class: "log", part: "log", role: "log", "aria-live": "off", tabindex: "0" }, this.empty, this.older, this.list.node, this.list.approvals.node, this.spacer)
+    this.log = element("div", { class: "log", part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, this.empty, this.older, this.list.node, this.list.approvals.node, this.spacer)
     this.jumpWords = element("span", {}, words.jump)
     this.jump = button(words.jump, "jump", () => this.toEnd(), svg(DOWN), this.jumpWords)
     this.status = element("p", { class: "status", part: "status" })
-    this.spoken = element("p", { class: "spoken", role: "status" })
+    this.voice = new Voice()
     this.scroller = new Scroller(this)
     this.composer = new Composer(this)
     this.node = this.#panel()
-    this.node.hidden = true // until `update`
+    // On touch the focus of the composer would open a keyboard.
+    this.keepFocus = focusKeeper(this.node, () => (this.composer.node.hidden || matchMedia("(pointer: coarse)").matches ? this.log : this.composer.input))
+    this.node.hidden = true // hidden until the first `update`
     const stops = [
       this.channel.subscribe(() => {
         if (this.marks.changed()) this.remark()
@@ -88,9 +88,9 @@ export class Panel {
     const { host, words } = this
     const close = button(words.close, "close", () => host.hide(), svg(CLOSE))
     const names = element("div", { class: "names" }, this.title, this.people)
-    const header = element("header", { part: "header" }, element("slot", { name: "header" }), names, close)
+    const header = element("header", { part: "header" }, element("slot", { name: "header" }, element("span", { class: "mark" }, svg(SPARK))), names, close)
     const footer = element("slot", { name: "footer" })
-    const node = element("section", { class: "panel", part: "panel" }, header, this.log, this.jump, this.status, this.composer.node, this.composer.note, footer, this.spoken)
+    const node = element("section", { class: "panel", part: "panel" }, header, this.log, this.jump, this.status, this.composer.node, this.composer.note, footer, this.voice.node)
     this.log.addEventListener("click", (event) => this.#clicked(event))
     node.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && !event.isComposing) this.#escape()
@@ -98,7 +98,7 @@ export class Panel {
     return node
   }
 
-  /** Draw what the attributes of the element say. */
+  /** Draw the panel according to the attributes of the element. */
   update() {
     const { host, node } = this
     const wasOpen = !node.hidden
@@ -166,7 +166,10 @@ export class Panel {
     if (this.names.update(presence)) this.list.round++
     this.list.draw(snapshot)
     setText(this.people, peopleWords(this, snapshot))
-    setText(this.status, statusWords(this, snapshot, performance.now() - this.#startedMs > SLOW_MS))
+    const words = statusWords(this, snapshot, performance.now() - this.#startedMs > SLOW_MS)
+    if (words && words !== this.status.textContent && !snapshot.typing.length) this.voice.speak(words)
+    setText(this.status, words)
+    this.status.classList.toggle("mistake", Boolean(snapshot.error ?? status.error))
     this.status.hidden = !this.status.textContent
     this.empty.hidden = messages.length > 0 || status.state !== "live"
     this.older.hidden = !this.isBusy
@@ -174,10 +177,12 @@ export class Panel {
     this.composer.update(snapshot, streaming.length > 0 || isWorking)
     this.scroller.keep()
     this.drawJump()
+    this.keepFocus()
     this.#enter(you)
     if (this.list.isBehind) this.schedule()
     else if (this.log.scrollHeight <= this.log.clientHeight && status.state === "live") void this.loadOlder()
     if (status.state !== this.#shownState) {
+      if (this.#shownState === "reconnecting" && status.state === "live") this.voice.speak(this.words.online)
       this.#shownState = status.state
       this.tell("status", { status })
     }
@@ -204,6 +209,7 @@ export class Panel {
     if (!badge) return
     badge.hidden = host.isOpen || unread === 0
     setText(badge, String(unread))
+    badge.parentElement?.setAttribute("aria-label", badge.hidden ? words.open : `${words.open}: ${unread}`)
   }
 
   /** The person is present while the chat is open. The app's own client enters as the app says. @param {Snapshot["you"]} you */
@@ -217,19 +223,9 @@ export class Panel {
 
   // -- what the element tells
 
-  /** Send an event to the app. Return whether it lets the element go on. @param {string} name @param {object} detail */
+  /** Dispatch an event to the app. Return whether the app has not prevented the default action. @param {string} name @param {object} detail */
   tell(name, detail) {
     return this.host.dispatchEvent(new CustomEvent(`holdfast-${name}`, { bubbles: true, composed: true, cancelable: true, detail }))
-  }
-
-  /** Tell a screen reader, at most every two seconds. @param {string} text */
-  speak(text) {
-    const wait_ms = Math.max(0, this.#spokenMs + SPOKEN_MS - performance.now())
-    clearTimeout(this.#speaking)
-    this.#speaking = window.setTimeout(() => {
-      this.#spokenMs = performance.now()
-      setText(this.spoken, text)
-    }, wait_ms)
   }
 
   // -- what others do
@@ -261,10 +257,9 @@ export class Panel {
     }
   }
 
-  // -- what a person does
+  // -- actions of the person
 
   toEnd() {
-    if (this.root.activeElement === this.jump) this.log.focus({ preventScroll: true }) // the button vanishes
     this.scroller.toEnd(null)
     this.drawJump()
   }
@@ -333,7 +328,7 @@ export class Panel {
   failed(error, isShown) {
     const words = error instanceof Error ? error.message : String(error)
     if (isShown) this.trouble = words
-    this.speak(words)
+    this.voice.speak(words)
     this.tell("error", { error })
     this.schedule()
     return words

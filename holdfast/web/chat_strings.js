@@ -1,12 +1,12 @@
-/** The words of the chat element. An app replaces some of them by the property `strings`. @module */
+/** The words of the chat element, in English. An app can replace some of them with the property `strings`. @module */
 
 export const STRINGS = {
   heading: "Chat",
   assistant: "Assistant",
   placeholder: "Message",
-  placeholderRunning: "Ask the next question, or change this answer while it runs…",
-  open: "Open the chat",
-  close: "Close",
+  placeholderRunning: "Ask the next question, or change this answer…",
+  open: "Open chat",
+  close: "Close chat",
   send: "Send",
   stop: "Stop",
   next: "Next question",
@@ -23,6 +23,7 @@ export const STRINGS = {
   following: "Next version",
   jump: "Jump to latest",
   empty: "Ask something.",
+  messages: "Messages",
   thinking: "thinking…",
   answering: "answering…",
   stopped: "Stopped",
@@ -34,26 +35,26 @@ export const STRINGS = {
   running: "running…",
   allow: "Allow",
   deny: "Don’t allow",
-  approve: "May the assistant do this?",
+  approve: "Allow this?",
   answeredBy: "Answered by",
   connecting: "Connecting…",
   reconnecting: "Reconnecting…",
-  offline: "You are offline. Your messages will be sent.",
-  fromCache: "Showing the last view while connecting…",
+  offline: "Offline. Messages are sent later.",
+  fromCache: "Your last view. Connecting…",
   closed: "Disconnected",
   typing: "is typing…",
-  here: "here",
-  readonly: "You can read this chat.",
+  here: "here too",
+  readonly: "This chat is read-only.",
   complete: "Answer complete",
   online: "Online",
   areTyping: "are typing…",
   isThinking: "is thinking…",
-  nobody: "No agent is listening. Your question waits for one.",
-  waiting: "Waits for its turn",
-  steering: "Passing it on to the answer…",
-  notSteered: "The answer ended before it read your text.",
+  nobody: "No agent is listening. Your question waits.",
+  waiting: "Waiting",
+  steering: "Steering…",
+  notSteered: "Too late to steer.",
   older: "Loading older messages…",
-  deleted: "This question was deleted. If you save it, it becomes a new one.",
+  deleted: "This question was deleted. Save it as a new one.",
   allowed: "Allowed",
   denied: "Not allowed",
   answered: "Answered",
@@ -67,3 +68,8 @@ export const STRINGS = {
 }
 
 /** @typedef {typeof STRINGS} Strings */
+
+/** Return the words of a language, or English. Other languages than English are loaded first. @param {string | null} lang @returns {Strings | Promise<Strings>} */
+export function stringsOf(lang) {
+  return /^de\b/i.test(lang ?? "") ? import("./chat_strings_de.js").then((module) => module.STRINGS, () => STRINGS) : STRINGS
+}

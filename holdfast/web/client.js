@@ -1,5 +1,5 @@
 /**
- * The client: it chooses the transport, proves its identity, and says what is wrong.
+ * The client: it chooses the transport, proves its identity, and reports errors.
  *
  * Members that are marked `@internal` serve the modules of this folder and may change; the package's types omit them.
  * @module
@@ -69,8 +69,10 @@ export { Channel } from "./channel.js"
 export { HoldfastError }
 
 const TRANSPORTS = [WEBSOCKET, STREAM, POLL]
-const SOCKET_TRIES = 3 // if a WebSocket worked before, the server is more likely down than the network blocked
-const UPGRADE_MS = 300_000 // between two attempts to use a better transport
+// failed attempts before another transport: after a working WebSocket, the server is more likely down than the network
+// blocked
+const SOCKET_TRIES = 3
+const UPGRADE_MS = 300_000 // time between two attempts to use a better transport
 const WAKING = ["online", "visibilitychange", "pageshow", "resume"]
 
 /** @param {Options} options */
@@ -83,18 +85,18 @@ export class Client extends Observable {
   channels = new Map()
   /** @internal */
   requests = new Requests(this)
-  /** @internal @type {import("./sharing.js").Sharing | undefined} what pages of one identity share */
+  /** @internal @type {import("./sharing.js").Sharing | undefined} cache and connection that the pages of one identity share */
   sharing
   /** @type {HoldfastError | null} */
   #error = null
   /** @type {Connection[]} */
   #connections = []
   #transport = WEBSOCKET
-  /** @type {Set<import("./connection.js").Transport>} those that have worked */
+  /** @type {Set<import("./connection.js").Transport>} transports that have worked */
   #worked = new Set()
   /** @type {Status | undefined} */
   #shown
-  #isFree // to choose the transport
+  #isFree // True: the client may choose the transport
   #isSuspended = false
   #isProbing = false
   #warned = new Set()
@@ -210,7 +212,7 @@ export class Client extends Observable {
     this.notify()
   }
 
-  /** End the session of this person: close the client, and remove from the browser what it holds of this person. */
+  /** End the session of this person: close the client, and remove the data of this person from the browser. */
   async signOut() {
     this.close()
     this.outbox.forget()
@@ -218,7 +220,7 @@ export class Client extends Observable {
     await this.sharing?.signOut()
   }
 
-  /** @internal Whether channels have a connection each, and requests go over HTTP. */
+  /** @internal True: each channel has its own connection, and requests go over HTTP. */
   get isHttp() {
     return this.#transport === STREAM || this.#transport === POLL
   }
@@ -228,7 +230,7 @@ export class Client extends Observable {
     return this.#id ?? this.options.client
   }
 
-  /** @internal The signal that the client is closed. */
+  /** @internal Return the signal that aborts when the client is closed. */
   get closing() {
     return this.#closed.signal
   }
@@ -276,7 +278,8 @@ export class Client extends Observable {
     for (const channel of connection.channels) channel.presence.renew()
     this.requests.sendAll()
     this.notify()
-    // While the server is there: another network may block WebSockets, and a later release has no such file.
+    // Load it now, while the server can be reached: another network may block WebSockets, and a later release may not
+    // have this file.
     withFallback(() => {})
   }
 
@@ -352,7 +355,7 @@ export class Client extends Observable {
     withFallback((fallback) => fallback.tryWebSocket(this, next))
   }
 
-  /** Another network may carry what the last one did not. */
+  /** Try the best transport again, because another network may allow it. */
   #networkChanged() {
     if (this.isHttp && this.#isFree) this.use(WEBSOCKET)
     else for (const connection of this.#connections) connection.wake()
@@ -378,7 +381,7 @@ export class Client extends Observable {
   async #probe() {
     if (this.#worked.size || this.#isProbing || this.#error) return
     this.#isProbing = true
-    // Few pages ever need it. Where it cannot be loaded now, the next failure tries again.
+    // Loaded on demand, because few pages ever need it. If loading fails, the next failure tries again.
     const error = await import("./probe.js").then(({ diagnose }) => diagnose(this.base, this.fetch)).catch(() => null)
     this.#isProbing = false
     if (error && !this.#worked.size) this.explain(error)

@@ -1,8 +1,8 @@
 /**
  * A connection that is opened again after each failure, until it is stopped: the back-off, the watchdog, and waking.
  *
- * `websocket`, `stream` and `poll` open it; the client decides about transports. The last two are in a module of their
- * own, which is loaded when it is needed.
+ * `websocket`, `stream` and `poll` open it; the client decides about transports. The last two are in a separate module,
+ * which is loaded when it is needed.
  * @module
  */
 
@@ -23,16 +23,16 @@ import { refusal } from "./errors.js"
 // server spread out. The base keeps them all within its 5 s budget; the cap is the longest acceptable wait on a page.
 const BACKOFF_BASE_MS = 500
 const BACKOFF_CAP_MS = 15_000
-const STABLE_MS = 5_000 // a connection that breaks sooner is one more failure
-export const OPEN_MS = 10_000 // some proxies never respond to an upgrade; the same bound holds for an HTTP response
+const STABLE_MS = 5_000 // a connection that breaks sooner than this counts as one more failure
+export const OPEN_MS = 10_000 // time limit for opening a connection or for an HTTP response: some proxies never respond
 
 /** @type {typeof import("./fallback.js") | undefined} */
 let fallback
 
-/** Load what the transports over HTTP need. */
+/** Load the module that the transports over HTTP need. */
 export const loadFallback = async () => (fallback ??= await import("./fallback.js"))
 
-/** Call `action` with the loaded module. Where it cannot be loaded now, the connections try again. @param {(module: typeof import("./fallback.js")) => unknown} action */
+/** Call `action` with the loaded module. If it cannot be loaded now, the connections try again. @param {(module: typeof import("./fallback.js")) => unknown} action */
 export const withFallback = (action) => void loadFallback().then(action).catch(() => {})
 
 /** @param {"sse" | "poll"} name @param {number} silence_ms @returns {Transport} */
@@ -51,15 +51,15 @@ const overHttp = (name, silence_ms) => ({
   },
 })
 export const STREAM = overHttp("sse", 10_000)
-export const POLL = overHttp("poll", 25_000 + OPEN_MS) // the server waits 25 s
+export const POLL = overHttp("poll", 25_000 + OPEN_MS) // a poll is silent for 25 s
 
 /** @internal */
 export class Connection {
   isOpen = false
-  isBuffered = false // a proxy holds the stream back
-  isReached = false // the server has responded, perhaps with a refusal
+  isBuffered = false // True: a proxy holds the stream back
+  isReached = false // True: the server has responded, perhaps with a refusal
   attempt = 0
-  /** @type {number | null} when it is opened again, in milliseconds since 1970 */
+  /** @type {number | null} time of the next attempt, in milliseconds since 1970 */
   retryAt = null
   /** @type {((text: string) => void) | undefined} */
   send
@@ -72,7 +72,7 @@ export class Connection {
   #release = () => {}
   /** @type {(() => void) | undefined} the call at the end of the back-off */
   #retry
-  /** @type {ReturnType<typeof setTimeout> | undefined} of the back-off or the watchdog */
+  /** @type {ReturnType<typeof setTimeout> | undefined} timer of the back-off or of the watchdog */
   #timer
 
   /**
@@ -120,7 +120,7 @@ export class Connection {
     try {
       receive(JSON.parse(data), data)
     } catch (error) {
-      this.fail() // the frame is lost, so the server has to send it again
+      this.fail() // the frame is unreadable, so reconnect and let the server send it again
       throw error
     }
   }
@@ -139,7 +139,7 @@ export class Connection {
     client.notify()
   }
 
-  /** The page or the network is back: reconnect now, and replace a connection that was silent meanwhile. */
+  /** Reconnect now, because the page or the network is back, and replace a connection that was silent meanwhile. */
   wake() {
     // The monotonic clock of some systems stops while they sleep. The date does not; a wrong one costs one reconnect.
     const silent_ms = Math.max(this.client.now() - this.#receivedAt, Date.now() - this.#receivedDate)
@@ -167,7 +167,7 @@ export class Connection {
     try {
       this.#release = this.transport.dial(this, token)
     } catch (error) {
-      this.fail(0, error) // this page may not open it, or the browser lacks it
+      this.fail(0, error) // the page may not open a connection, or the browser lacks this transport
     }
   }
 
@@ -175,7 +175,7 @@ export class Connection {
     const left_ms = this.#receivedAt + (this.isOpen ? this.transport.silence_ms : OPEN_MS) - this.client.now()
     if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), left_ms)
     else {
-      this.isBuffered = true // some proxies hold the headers back too
+      this.isBuffered = true // some proxies hold back even the headers
       this.fail()
     }
   }

@@ -17,7 +17,7 @@ import { shownMessage } from "./snapshot.js"
 export class Conversation {
   /** All messages in order, the unsent ones at the end. @type {readonly Message[]} */
   all = []
-  /** Those of the selected path. @type {readonly Message[]} */
+  /** The messages of the selected path. @type {readonly Message[]} */
   messages = []
   /** @type {readonly import("./view.js").Message[]} */
   #stored = []
@@ -29,7 +29,7 @@ export class Conversation {
   #positions = new Map()
   /** @type {Set<unknown>} ids of the messages that are not shown */
   #hidden = new Set()
-  #isStale = false // the selection has changed
+  #isStale = false // True: the selection has changed since the path was computed
 
   /** @param {readonly import("./view.js").Message[]} stored in order @param {readonly Message[]} unsent */
   update(stored, unsent) {
@@ -61,7 +61,8 @@ export class Conversation {
     let created = Infinity
     for (let at = this.get(id); at && at.created <= created; at = this.get(at.parent)) {
       if (this.branches(at.id).length > 1) this.#selected.set(groupOf(at), at.id)
-      created = at.created - 1 // a later parent is none: the ids may form a circle
+      // ignore a parent that is newer than its message, because ids from outside may form a circle
+      created = at.created - 1
     }
   }
 
@@ -97,7 +98,7 @@ export class Conversation {
     const split = [...this.#groups].filter(([, { length }]) => length > 1)
     if (!split.length) return
     const ages = agesOf(all)
-    // Messages after an interrupted answer neither select it nor vanish with it: another attempt goes on in its place.
+    // Messages after an interrupted answer neither select it nor are hidden with it: the next attempt takes its place.
     const age = (/** @type {Message} */ { id, status, created }) => (status === "interrupted" ? created : ages.get(id) ?? created)
     /** @type {Set<Message>} */
     const unselected = new Set()

@@ -1,18 +1,18 @@
 /**
  * `HoldfastChat`: the chat element, without a definition of its tag.
  *
- * While it is closed it is a button alone. Its panel, the client and the Markdown are loaded when it opens.
+ * While it is closed it is only a button. Its panel, the client and the Markdown are loaded when it opens.
  * @module
  */
 import { element, report, SPARK, svg } from "./chat_nodes.js"
-import { STRINGS } from "./chat_strings.js"
+import { STRINGS, stringsOf } from "./chat_strings.js"
 import { LAUNCHER_STYLE, sheetOf } from "./chat_style.js"
 
 /** @typedef {import("./chat_marks.js").Mark} Mark */
 
 const THEMES = ["auto", "light", "dark"]
 
-/** Importing on a server defines a class that nothing can make. @type {typeof HTMLElement} */
+/** On a server, where `HTMLElement` is missing, the import defines a class without instances. @type {typeof HTMLElement} */
 const Base = globalThis.HTMLElement ?? class {}
 
 export class HoldfastChat extends Base {
@@ -34,6 +34,7 @@ export class HoldfastChat extends Base {
   /** @type {import("./chat_panel.js").Panel | null} */
   #panel = null
   #isLoading = false
+  #strings = STRINGS
   /** @type {ShadowRoot | null} */
   #root = null
   /** @type {Mark[] | null} */
@@ -62,12 +63,12 @@ export class HoldfastChat extends Base {
       this.#root = this.attachShadow({ mode: "open" })
       this.#root.adoptedStyleSheets = [sheetOf(LAUNCHER_STYLE)]
     }
-    queueMicrotask(() => this.#draw()) // properties of the app are set by then
+    queueMicrotask(() => this.#draw()) // later, so that the app can first set the properties
   }
 
   disconnectedCallback() {
     queueMicrotask(() => {
-      if (this.isConnected) return // moved within the page
+      if (this.isConnected) return // the element was only moved within the page
       this.#closePanel()
       this.#root?.replaceChildren()
     })
@@ -76,7 +77,7 @@ export class HoldfastChat extends Base {
   /** @param {string} name @param {string | null} before @param {string | null} now */
   attributeChangedCallback(name, before, now) {
     if (before === now || !this.isConnected || !this.#root) return
-    if (["url", "channel", "token", "identity"].includes(name)) this.#closePanel()
+    if (["url", "channel", "token", "identity", "lang"].includes(name)) this.#closePanel()
     queueMicrotask(() => this.#draw())
   }
 
@@ -85,9 +86,9 @@ export class HoldfastChat extends Base {
     this.#panel = null
   }
 
-  /** Words with those of the app. */
+  /** Return the words of the element, with the app's own in place of the defaults. */
   get words() {
-    return { ...STRINGS, ...this.strings }
+    return { ...this.#strings, ...this.strings }
   }
 
   get isFloating() {
@@ -106,9 +107,12 @@ export class HoldfastChat extends Base {
     this.removeAttribute("open")
   }
 
-  #draw() {
+  async #draw() {
+    const lang = this.getAttribute("lang")
+    const strings = await stringsOf(lang)
     const root = this.#root
-    if (!root || !this.isConnected) return
+    if (!root || !this.isConnected || lang !== this.getAttribute("lang")) return
+    this.#strings = strings
     const mistake = this.#mistake()
     if (mistake) {
       report(mistake)
@@ -121,7 +125,7 @@ export class HoldfastChat extends Base {
     this.#panel?.update()
   }
 
-  /** Return what is wrong with the attributes, by name. */
+  /** Return a sentence about the first mistake in the attributes, or nothing. */
   #mistake() {
     const theme = this.getAttribute("theme") ?? "auto"
     if (!this.getAttribute("channel")) return `<holdfast-chat> needs the attribute channel, such as channel="chat:1"`
@@ -136,7 +140,7 @@ export class HoldfastChat extends Base {
     return ""
   }
 
-  /** Where the hub is mounted: the attribute `url`, or the hub that serves this module. */
+  /** Return the URL of the hub: the attribute `url`, or the hub that serves this module. */
   get url() {
     return this.getAttribute("url") ?? new URL("..", import.meta.url).href.replace(/\/$/, "")
   }
@@ -148,6 +152,7 @@ export class HoldfastChat extends Base {
     if (!this.isFloating) known?.remove()
     if (!this.isFloating || known) {
       known?.setAttribute("aria-expanded", String(this.isOpen))
+      known?.setAttribute("aria-label", this.words.open)
       return
     }
     const badge = element("span", { class: "badge", part: "badge", hidden: true })

@@ -1,5 +1,5 @@
 /**
- * The errors of this client, and the callbacks that it calls.
+ * The errors of this client, and helpers for its callbacks.
  * @module
  */
 

@@ -1,5 +1,5 @@
 /**
- * What a client needs where WebSockets do not pass: streams, long polls, requests over HTTP, and the way back.
+ * The parts of the client for networks that block WebSockets: streams, long polls, requests over HTTP, and the way back.
  *
  * The client loads this module when its first connection is open, or earlier if it needs it.
  * @module

@@ -8,10 +8,12 @@ import { HoldfastError, refusal } from "./errors.js"
 /** @typedef {import("./client.js").Client} Client */
 
 const RESPONSE_MS = 10_000
-// The presence lease. Browsers run the timers of a hidden page once a minute, and its member must not flicker.
+// Length of the presence lease. Browsers run the timers of a hidden page only once a minute, and its member must not
+// leave meanwhile.
 const LEASE_S = 90
-const TRIAL_MS = 10_000 // longest trial of a WebSocket beside the transport in use
-// A colon stands for the id. Any other request is a POST to a message under the name of its type.
+const TRIAL_MS = 10_000 // time limit for trying a WebSocket while another transport is in use
+// Method and path by request type; a colon stands for the id. All other types are POST requests to a message's path
+// that ends in the type.
 const ROUTES = new Map([
   ["create", "POST messages"],
   ["history", "GET messages"],
@@ -63,7 +65,7 @@ export async function sendAll(requests) {
       (response) => requests.settle(ref, response),
       (error) => error instanceof HoldfastError && requests.settle(ref, error),
     )
-    // The server or the network is down: send it again after a while at the latest.
+    // The server or the network is down. Send the request again after a while, or earlier on a new connection.
     if (pending.has(ref)) {
       setTimeout(() => requests.sendAll(), client.random() * RESPONSE_MS)
       break
@@ -98,7 +100,7 @@ export async function sendOne(client, frame) {
 }
 
 /**
- * The server has refused a stream or a poll, or the network has.
+ * Handle the failure of a stream or a poll, which the server or the network has refused.
  * @param {import("./connection.js").Connection} connection @param {any} error @param {string | undefined} token
  */
 export function refused(connection, error, token) {
@@ -110,7 +112,7 @@ export function refused(connection, error, token) {
   connection.fail(0, error)
 }
 
-/** Open a WebSocket and close it. @param {Client} client @param {(isOpen: boolean) => void} done */
+/** Open a WebSocket for a test and close it; call `done` with whether it has opened. @param {Client} client @param {(isOpen: boolean) => void} done */
 export function tryWebSocket(client, done) {
   try {
     const socket = client.openSocket()

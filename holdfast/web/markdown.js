@@ -1,5 +1,5 @@
 /**
- * Markdown that grows: only the end of an answer is parsed and drawn again.
+ * Draws Markdown text that grows: only the end of an answer is parsed and drawn again.
  *
  * A block is final when the block behind it has a complete first line; its nodes are never touched again. In long lists
  * and tables the finished items and rows are final too, an open fence takes its lines without the parser, and a paragraph
@@ -16,12 +16,12 @@ import { appendBlocks, appendInline, codeBlock, loosen, MAX_INLINE, visible } fr
 import { parseBlocks } from "./markdown_parser.js"
 import { repaired } from "./markdown_repair.js"
 
-const LONG = 4_096 // characters of a list or table whose finished items or rows become final
+const LONG = 4_096 // length of a list or table, in characters, from which its finished items or rows become final
 const BLOCKS_OF_CHUNK = 50
 const MAX_BLOCK = 16_384 // characters of a list, a table, a quote or another block
 const MAX_LINES = 4_096 // characters of an open fence in one node
-const MAX_INFO = 1_000 // characters of the first line of a fence that is drawn line by line
-const FILLER = "x" // before the rest of a paragraph, so that it begins no other block
+const MAX_INFO = 1_000 // longest first line of a code fence that is drawn line by line, in characters
+const FILLER = "x" // put before the rest of a long paragraph, so that the rest does not look like another kind of block
 const ANY = "\n" // stands for labels over several lines
 const LABEL = /(^[ \t>]*)?\[((?:[^\[\]\\]|\\[^])+)\](:?)/gm
 const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
@@ -49,18 +49,18 @@ export class GrowingMarkdown {
     this.#restart(Object.create(null))
   }
 
-  #given = "" // the text of the last update …
-  #taken = 0 // … of which this many characters are in …
-  #text = "" // … this, with line feeds alone
+  #given = "" // the text given to the last update …
+  #taken = 0 // … the number of its characters that were taken over into …
+  #text = "" // … this text, whose line breaks are all line feeds
   #isOver = false
-  #at = 0 // where the text that is not final begins
-  #count = 0 // of blocks that are final, or have a final beginning …
+  #at = 0 // offset from which the text is not final
+  #count = 0 // number of child nodes of blocks that are final or begin with final text …
   #begun = -1 // … and where the last of them begins
   /** Definitions in final text. @type {NonNullable<Environment["references"]>} */
   #references = {}
   /** Labels in final text that may be links, once they are defined. @type {Set<string>} */
   #labels = new Set()
-  #isLate = false // a definition came after text that may use it
+  #isLate = false // True: a link definition came after text that may use it
   /** @type {OpenFence | null} */
   #fence = null
   /** @type {OpenBlock | null} */
@@ -71,7 +71,8 @@ export class GrowingMarkdown {
   update(text, isOver = false) {
     if (text === this.#given && isOver === this.#isOver) return
     if (this.#isOver || !text.startsWith(this.#given)) this.#clear()
-    const until = text.length - (!isOver && text.endsWith("\r") ? 1 : 0) // perhaps half of a line break
+    // without a "\r" at the end, which may be half of a line break
+    const until = text.length - (!isOver && text.endsWith("\r") ? 1 : 0)
     this.#text += text.slice(this.#taken, until).replace(/\r\n?/g, "\n").replace(/\0/g, "\ufffd")
     this.#given = text
     this.#taken = until
@@ -190,7 +191,7 @@ export class GrowingMarkdown {
     return isMore
   }
 
-  /** Begin a table that continues one with the header `prefix`. @param {string} prefix */
+  /** Begin a table that continues one with leave out the row of the header `prefix`. @param {string} prefix */
   #openTable(prefix) {
     const { blocks, env } = this.#parse(prefix)
     const place = this.#place(this.#at)
@@ -385,7 +386,7 @@ export class GrowingMarkdown {
     open.count = open.node.childNodes.length
   }
 
-  /** Append to `parent` what continues the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {DrawOptions} options @param {Block} whole */
+  /** Append to `parent` the nodes that continue the open block. @param {OpenBlock} open @param {Block} block @param {Node} parent @param {Environment} env @param {DrawOptions} options @param {Block} whole */
   #appendInside(open, block, parent, env, options, whole = block) {
     if (open.kind === "paragraph") {
       const inline = block.tokens.find((token) => token.type === "inline")

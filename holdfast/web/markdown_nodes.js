@@ -22,7 +22,8 @@ import { parseInline } from "./markdown_parser.js"
 
 /** Options for one drawing: `isFinal` if it is the last one of its nodes. @typedef {MarkdownOptions & { isFinal?: boolean }} DrawOptions */
 
-export const MAX_INLINE = 16_384 // characters of one paragraph; a longer one inside another block is shown as text
+// longest paragraph, in characters, whose inline Markdown is parsed; inside another block a longer one is shown as text
+export const MAX_INLINE = 16_384
 const ALIGNED = /text-align:\s*(left|center|right)/
 const SAFE = new Set(["http:", "https:", "mailto:"])
 const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g
@@ -93,7 +94,9 @@ export function visible(text) {
  */
 export function appendInline(text, parent, env, options) {
   if (text.length > MAX_INLINE) {
-    parent.appendChild(document.createTextNode(text))
+    for (let at = 0; at < text.length; at += MAX_INLINE) { // a browser lays out only the last element again
+      parent.appendChild(element("span", { class: "lines" }, text.slice(at, at + MAX_INLINE)))
+    }
     return
   }
   const tokens = parseInline(text, env)
@@ -104,7 +107,17 @@ export function appendInline(text, parent, env, options) {
   }
   /** @type {Node[]} */
   const stack = [parent]
-  for (const token of tokens) appendInlineToken(token, stack, options)
+  let words = "" // of several tokens: one call for each would take quadratic time
+  for (const token of tokens) {
+    if (token.type === "softbreak") words += "\n"
+    else if (token.type === "text" || token.type === "text_special") words += token.content
+    else {
+      appendText(stack[stack.length - 1], words)
+      words = ""
+      appendInlineToken(token, stack, options)
+    }
+  }
+  appendText(parent, words)
 }
 
 /** @param {Node} parent */
@@ -118,6 +131,7 @@ function checkbox(isChecked) {
   const box = document.createElement("input")
   box.type = "checkbox"
   box.disabled = true
+  box.ariaLabel = "Task" // the text behind it is read by itself
   box.checked = box.defaultChecked = isChecked
   return box
 }
@@ -133,7 +147,7 @@ function appendInlineToken(token, stack, options) {
   else if (token.type === "hardbreak") top.appendChild(document.createElement("br"))
   else if (token.type === "image") top.appendChild(image(token, options))
   else if (token.type === "formula") top.appendChild(formula(token.content, "span", options))
-  else appendText(top, token.type === "softbreak" ? "\n" : token.content)
+  else appendText(top, token.content)
 }
 
 /** Return the app's node for a formula, or the formula as it is written. @param {string} source @param {"div" | "span"} name @param {MarkdownOptions} options */
@@ -184,7 +198,7 @@ function link(address) {
   return node
 }
 
-/** Name the host behind a link whose text looks like the address of another one. @param {HTMLElement} node */
+/** Show the host of a link whose text looks like an address of another host. @param {HTMLElement} node */
 function sayHost(node) {
   if (!(node instanceof HTMLAnchorElement) || !node.host) return
   const text = node.textContent ?? ""

@@ -8,7 +8,7 @@
 import MarkdownIt from "./vendor/markdown.js"
 
 const MAX_NESTING = 20
-const MAX_COLUMNS = 30 // 200 columns in 2,000 rows take 0.7 s
+const MAX_COLUMNS = 30 // limit of columns in a table, since 200 columns in 2,000 rows take 0.7 s
 const MAX_FORMULA = 4_000 // characters; the search for the end of a formula stops there
 const INLINE_FORMULA = /\\\(([^]{1,1000}?)\\\)|\$\$([^$]{1,1000})\$\$|\$(?![\s$])([^$\n]{0,999}[^\s$\\])\$(?![\p{N}$])/uy
 
@@ -19,7 +19,7 @@ limitNesting()
 parser.block.ruler.before("fence", "formula", blockFormula, { alt: ["paragraph", "reference", "blockquote", "list"] })
 parser.inline.ruler.before("escape", "formula", inlineFormula)
 
-/** A table with more columns is a paragraph. */
+/** Make the parser treat a table with more columns as a paragraph. */
 function limitColumns() {
   const ruler = parser.block.ruler
   const table = ruler.getRules("")[0]

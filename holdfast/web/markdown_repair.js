@@ -65,13 +65,13 @@ function isTable(rows) {
 /** Close the inline marks that are open in `text`, the last paragraph. @param {string} text */
 function closed(text) {
   if (text.length > MAX_REPAIRED) return text
-  text = text.replace(/(\\|&[a-z\d#]*)$/i, "") // half of an escape or of a character's name
+  text = text.replace(/(\\|&[a-z\d#]*)$/i, "") // remove half of an escape, or of a character reference such as `&amp;`
   const { code } = openMarks(text)
   if (code) return text.endsWith(code) ? text.slice(0, -code.length) : text + code
   let shown = withoutHalfLink(text)
   const { open } = openMarks(shown)
   for (const mark of open.reverse()) {
-    if (shown.endsWith(mark)) shown = shown.slice(0, -mark.length) // without content
+    if (shown.endsWith(mark)) shown = shown.slice(0, -mark.length) // remove an opening mark without content
     else shown = shown.trimEnd() + mark
   }
   return shown
@@ -84,7 +84,7 @@ function withoutHalfLink(text) {
     .replace(/!$|!?\[([^\[\]\n]*)\]?$/, (_, words = "") => words)
 }
 
-/** Return the emphasis that is open at the end of `text`, or an open code span. @param {string} text */
+/** Return the marks of emphasis that are open at the end of `text`, or the mark of an open code span. @param {string} text */
 function openMarks(text) {
   /** @type {string[]} */
   const open = []
@@ -110,7 +110,8 @@ function endOfCode(text, from, mark) {
 
 /** @param {string[]} open @param {string} mark @param {string} before @param {string} after */
 function toggle(open, mark, before, after) {
-  const isInWord = /\w/.test(before) && /\w/.test(after) && (mark === "*" || mark[0] === "_") // 2*3, snake_case
+  // no emphasis, as in 2*3 and snake_case
+  const isInWord = /\w/.test(before) && /\w/.test(after) && (mark === "*" || mark[0] === "_")
   const opens = /\S/.test(after) && !isInWord
   const closes = /\S/.test(before)
   if (mark.length === 3) {

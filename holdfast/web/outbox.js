@@ -32,8 +32,8 @@ import { isTemporary, refusal } from "./errors.js"
  */
 
 const MAX_MESSAGES = 200
-const MAX_UNITS = 1_048_576 // UTF-16 units
-const AGAIN_MS = 5_000 // the longest wait after a temporary refusal
+const MAX_UNITS = 1_048_576 // limit of all unsent messages together, in UTF-16 units
+const AGAIN_MS = 5_000 // longest wait before the next attempt after a temporary refusal
 
 /** @internal */
 export class Outbox {
@@ -50,7 +50,7 @@ export class Outbox {
       this.#storage = (identity === undefined ? globalThis.sessionStorage : globalThis.localStorage) ?? null
       this.#load()
     } catch (error) {
-      this.#storage = failed(error) // denied: the outbox works from memory
+      this.#storage = failed(error) // storage is denied, so the outbox works from memory
     }
   }
 
@@ -60,10 +60,11 @@ export class Outbox {
     return [...this.entries.values()].filter((entry) => entry.channel === channel && (entry.by ?? id) === id)
   }
 
-  /** Add a message before it is sent. Throws `too_many`. @param {string} channel @param {string} id @param {Draft} draft @param {Refusal} [error] why it is not sent */
+  /** Add a message before it is sent. Throws `too_many`. @param {string} channel @param {string} id @param {Draft} draft @param {Refusal} [error] the reason, if it must not be sent yet */
   add(channel, id, draft, error) {
     const entries = [...this.entries.values()]
-    const at = Math.max(Date.now(), (entries.at(-1)?.at ?? 0) + 1) // the order after a reload, also if the clock goes back
+    // keeps the order after a reload, even if the clock was set back
+    const at = Math.max(Date.now(), (entries.at(-1)?.at ?? 0) + 1)
     const entry = { id, channel, by: this.client.id, at, draft, error }
     const units = JSON.stringify([...entries, entry]).length
     const { size } = this.entries
@@ -107,13 +108,13 @@ export class Outbox {
     this.client.sharing?.discarded(id)
   }
 
-  /** Remove the messages of this person, who signs out. */
+  /** Remove the messages of this person, because the person signs out. */
   forget() {
     const { id, options } = this.client
     for (const entry of this.entries.values()) if (options.identity !== undefined || (entry.by ?? id) === id) this.remove(entry.id)
   }
 
-  /** The server has confirmed the id of this client, which sent the entries without an owner. */
+  /** Make this client the owner of the entries without one, because the server has confirmed its id. */
   claim() {
     for (const entry of this.entries.values()) if (entry.by === undefined && !entry.stored) this.#put({ ...entry, by: this.client.id })
   }
@@ -131,7 +132,7 @@ export class Outbox {
     try {
       this.#storage?.setItem(this.prefix + entry.id, JSON.stringify(entry))
     } catch (error) {
-      this.#storage = failed(error) // full: the outbox works from memory
+      this.#storage = failed(error) // storage is full, so the outbox works from memory
     }
   }
 

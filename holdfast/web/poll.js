@@ -5,7 +5,7 @@
 
 import { refused, request } from "./http.js"
 
-const WAIT_S = 25 // the client gives up 10 s later
+const WAIT_S = 25 // time that a poll waits at the server; the client gives up 10 s later
 
 /** @param {import("./connection.js").Connection} connection @param {string | undefined} token @param {AbortController} stop */
 export function dial(connection, token, stop) {
@@ -25,7 +25,8 @@ export function dial(connection, token, stop) {
         if (you) channel.attached(you)
         channel.receive(batch, text, connection)
       })
-      if (stop.signal.aborted) return // a gap, or a watcher that closed the channel
+      // an event may have ended this connection: a gap, or a watcher that closed the channel
+      if (stop.signal.aborted) return
     }
   }
 

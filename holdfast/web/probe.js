@@ -10,7 +10,7 @@ import { HoldfastError, refusal } from "./errors.js"
 
 const PROTOCOL = 1
 const PROBE_MS = 3_000
-const REPORT_MS = 50 // the browser reports a violation in a later task
+const REPORT_MS = 50 // time to wait for the report of a policy violation, which the browser sends in a later task
 
 /**
  * Return the error that explains the failure, or null if the server responds as it should.

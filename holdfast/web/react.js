@@ -39,7 +39,7 @@ const EMPTY = {
 }
 
 /** @typedef {{ count: number, timer?: ReturnType<typeof setTimeout> }} Use */
-/** @type {WeakMap<Channel<any, any>, Use>} how many mounted components use a channel */
+/** @type {WeakMap<Channel<any, any>, Use>} number of mounted components that use a channel */
 const uses = new WeakMap()
 
 /** Give all hooks below it a client. @param {{ client: Client, children?: import("react").ReactNode }} props */
@@ -124,7 +124,8 @@ function useOf(channel) {
   let use = uses.get(channel)
   if (!use) {
     uses.set(channel, (use = { count: 0 }))
-    closeLater(channel, use) // unless the component is mounted: React may drop what it has rendered
+    // close it again unless the component is mounted later: React may drop a rendered component
+    closeLater(channel, use)
   }
   return use
 }

@@ -12,15 +12,15 @@ import { HoldfastError, refusal } from "./errors.js"
 /** @typedef {Fields & { type: string, ref: number, channel: string, leave?: boolean }} Frame */
 /** @typedef {{ frame: Frame, text: string, resolve: (response: any) => void, reject: (error: HoldfastError) => void }} Pending */
 
-const MAX_PENDING = 500 // the server stops reading at 1,000 or 4 MiB
-const MAX_UNITS = 1_000_000 // UTF-16 units, at most 3 bytes each; one request may go beyond it
+const MAX_PENDING = 500 // limit of requests without a response; the server stops reading at 1,000 or 4 MiB
+const MAX_UNITS = 1_000_000 // limit of their size in UTF-16 units of at most 3 bytes; one request may exceed it
 
 /** @internal */
 export class Requests {
   /** @type {Map<unknown, Pending>} in the order of the calls, which is the order of sending */
   pending = new Map()
   #units = 0
-  /** @internal Whether they are being sent over HTTP. */
+  /** @internal True while requests are being sent over HTTP. */
   isSending = false
 
   /** @param {import("./client.js").Client} client */
@@ -51,7 +51,8 @@ export class Requests {
   settle(ref, response) {
     const request = this.pending.get(ref)
     const error = response instanceof HoldfastError ? response : null
-    if (!request || error?.code === "draining") return // not carried out: the next server gets it again
+    // a draining server has not carried it out, so the next one gets it again
+    if (!request || error?.code === "draining") return
     this.pending.delete(ref)
     this.#units -= request.text.length
     if (error) request.reject(error)

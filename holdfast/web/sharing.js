@@ -78,7 +78,7 @@ export class Sharing {
   /** A channel has applied a frame. @param {Channel} channel @param {import("./view.js").Batch} batch */
   received(channel, batch) {
     const leader = this.#tabs?.leader
-    if (!this.#tabs?.role || leader) this.#cache?.changed(channel) // the leader writes the views of all tabs
+    if (!this.#tabs?.role || leader) this.#cache?.changed(channel) // of several tabs only the leader writes the views
     leader?.received(channel, batch)
   }
 
@@ -94,7 +94,7 @@ export class Sharing {
     else client.use()
   }
 
-  /** Delete what the browser keeps under the identity. */
+  /** Delete the data that the browser keeps under the identity. */
   async signOut() {
     try {
       this.#tabs?.signOut()

@@ -10,7 +10,8 @@ import { refused, request } from "./http.js"
 /** @typedef {{ type: string, data: string, id: string | undefined }} StreamEvent */
 
 const PING_S = 4
-const FIRST_BATCH_MS = 5_000 // after the headers; a proxy that holds it back longer buffers the stream
+// time for the first batch after the headers; if it takes longer, a proxy buffers the stream
+const FIRST_BATCH_MS = 5_000
 
 /** @param {import("./connection.js").Connection} connection @param {string | undefined} token @param {AbortController} stop */
 export function dial(connection, token, stop) {
@@ -24,7 +25,7 @@ export function dial(connection, token, stop) {
 
   /** @param {StreamEvent} event */
   const receive = ({ type, data, id }) => {
-    if (stop.signal.aborted) return // by an event before this one
+    if (stop.signal.aborted) return // an event before this one has ended the connection
     if (type === "" || type === "ping") connection.received()
     else if (type === "bye") {
       if (data !== '"unauthenticated"' || !client.tokenRefused(token, true)) connection.fail()

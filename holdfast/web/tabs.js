@@ -13,29 +13,31 @@ import { dump } from "./dump.js"
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {{ stop(): void, hear?(isUp?: boolean): void, welcome?(message: any): void }} Role */
 /**
- * @typedef {object} Guest a follower, as the leader knows it
+ * @typedef {object} Guest the leader's data about a follower
  * @property {BroadcastChannel} pipe
- * @property {number | null} n of its socket; null: closed
+ * @property {number | null} n number of its socket; null: closed
  * @property {Set<string>} attached channels whose frames it gets
  * @property {Map<string, { ref: unknown, since: string | undefined }>} waiting channels that are not live yet
  * @property {Set<string>} present channels in which it is present
  * @property {number} sent characters of frames, without dumps
- * @property {number} received of them, as far as the follower has confirmed
+ * @property {number} received characters of frames that the follower has confirmed
  */
 
 const BEAT_MS = 500
 const TICK_MS = 100
-const SILENT_MS = 1_500 // then a follower takes the lead
-const LATE_MS = 1_000 // a tick that comes so late says that this page itself was stopped
-const ELECTION_MS = 1_000 // meanwhile the other followers hear the new leader
-const IDLE_MS = 10_000 // then the leader closes a channel that only another tab has opened, and that no tab watches
-const MAX_LAG = 1_048_576 // characters that a follower has not confirmed; then it starts anew with a dump
+const SILENT_MS = 1_500 // silence of the leader after which a follower takes the lead
+const LATE_MS = 1_000 // a timer that fires this late means that this page itself was stopped
+const ELECTION_MS = 1_000 // time in which the other followers receive the first message of a new leader
+// time without a watcher after which the leader closes a channel that only other tabs have opened
+const IDLE_MS = 10_000
+// limit of characters that a follower has not confirmed; beyond it the follower starts anew with a dump
+const MAX_LAG = 1_048_576
 
 export class Tabs {
   sockets = 0
-  /** The highest term of a leader that this tab knows: an earlier leader may wake up and not know yet that it is none. */
+  /** The highest term of a leader that this tab knows. An earlier leader may wake up and not know yet that it was replaced. */
   term = 0
-  /** @type {BroadcastChannel | undefined} undefined: this tab is alone */
+  /** @type {BroadcastChannel | undefined} undefined: this tab connects alone */
   main
   /** @type {Role | undefined} */
   role
@@ -75,7 +77,7 @@ export class Tabs {
     try {
       this.main = new BroadcastChannel(this.name)
       this.main.onmessage = ({ data }) => this.#hear(data)
-      // The leader waits for this lock, and so learns that this tab is gone.
+      // The leader waits for this lock, which it gets when this tab has closed.
       await new Promise((resolve, reject) => {
         const hold = () => new Promise((release) => {
           signal.addEventListener("abort", release)
@@ -151,7 +153,7 @@ export class Tabs {
     } else if (message.tab) this.role?.welcome?.(message)
     else if (message.term > this.term) {
       this.term = message.term
-      this.#become(new Follower(this)) // there is a new leader
+      this.#become(new Follower(this)) // another tab is the leader now
     } else if (message.term === this.term) this.role?.hear?.(message.isUp)
   }
 }
@@ -177,7 +179,7 @@ class Follower {
     this.#waiting.abort()
   }
 
-  /** The leader lives. @param {boolean} [isUp] it is connected, so this tab does not wait for the end of its back-off */
+  /** Note that the leader is alive. @param {boolean} [isUp] it is connected, so this tab does not wait for the end of its back-off */
   hear(isUp) {
     const { client, transport } = this.tabs
     this.#heard_ms = this.#now()
@@ -191,7 +193,7 @@ class Follower {
     if (now_ms - this.#heard_ms < SILENT_MS) return
     this.hear()
     const { tabs } = this
-    // Two followers that notice the silence at once would steal one after the other.
+    // If two followers notice the silence at the same time, one would steal the lock from the other.
     void navigator.locks.request(`${tabs.name}:election`, { ifAvailable: true }, (lock) => {
       if (!lock || tabs.role !== this) return
       this.stop()
@@ -236,7 +238,7 @@ class TabSocket {
     if (n !== this.#n || term < tabs.term) return
     tabs.term = term
     tabs.role?.hear?.()
-    if (isForbidden) tabs.alone() // the leader's token may have fewer rights than that of this tab
+    if (isForbidden) tabs.alone() // the leader's token may have fewer rights than this tab's
     else if (text) this.onmessage?.({ data: text })
     else if (text === "") this.onclose?.({ code: 1006 })
     else {
@@ -263,7 +265,7 @@ class Leader {
     this.#beats = setInterval(() => this.#beat(), BEAT_MS)
     this.term = tabs.term = Math.max(tabs.term + 1, Date.now())
     this.#beat()
-    /** Ends when this tab lets the lead go. */
+    /** Resolves when this tab stops to lead. */
     this.reign = new Promise((resolve) => this.#ended.signal.addEventListener("abort", resolve))
   }
 
@@ -288,7 +290,7 @@ class Leader {
     this.#guests.set(tab, guest)
     pipe.onmessage = ({ data }) => this.#receive(tab, guest, data)
     if (this.#isUp) this.#post(guest)
-    else this.#close(guest) // a follower is not live while its leader is not
+    else this.#close(guest) // a follower cannot be live while its leader is not
   }
 
   get #isUp() {
@@ -345,7 +347,8 @@ class Leader {
       const isPresence = type === "presence" && channel
       if (isPresence) guest.present.add(name)
       const done = isPresence ? channel.presence.set(tab, fields.leave ? undefined : fields) : client.request(type, name, fields)
-      const isCurrent = () => n === guest.n && !this.#ended.signal.aborted // else the follower sends it to the next leader
+      // otherwise the follower sends the request to the next leader
+      const isCurrent = () => n === guest.n && !this.#ended.signal.aborted
       done.then(
         (response) => isCurrent() && this.#send(guest, { ...response, type: "ok", ref }),
         (error) => isCurrent() && this.#refuse(guest, ref, error),
@@ -376,7 +379,8 @@ class Leader {
     if (state === "closed") this.#watched.delete(channel)
     for (const guest of this.#guests.values()) {
       const waiting = guest.waiting.get(name)
-      if (guest.attached.has(name)) this.#close(guest) // its channels may not look live
+      // end the follower's socket, so that its channels do not look live
+      if (guest.attached.has(name)) this.#close(guest)
       else if (waiting && state === "closed") {
         guest.waiting.delete(name)
         if (error) this.#refuse(guest, waiting.ref, error)
@@ -399,7 +403,7 @@ class Leader {
     guest.waiting.clear()
   }
 
-  /** The tab is gone. @param {string} tab */
+  /** Forget a tab that has closed. @param {string} tab */
   #drop(tab) {
     const guest = /** @type {Guest} */ (this.#guests.get(tab))
     guest.n = null

@@ -10,7 +10,8 @@
 /** Return the number of code points in `text`. @param {string} text */
 export function countPoints(text) {
   let points = text.length
-  for (let i = 0; i < text.length; i++) if ((text.charCodeAt(i) & 0xfc00) === 0xdc00) points-- // the second unit of a pair
+  // skip the second unit of a surrogate pair
+  for (let i = 0; i < text.length; i++) if ((text.charCodeAt(i) & 0xfc00) === 0xdc00) points--
   return points
 }
 

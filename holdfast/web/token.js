@@ -8,8 +8,8 @@ import { refusal } from "./errors.js"
 /** @typedef {"start" | "expired" | "refused"} Why why the app's callback is called */
 /** @typedef {string | ((why: Why) => string | Promise<string>)} TokenSource */
 
-const CALLBACK_MS = 10_000 // a callback that takes longer counts as a failed attempt
-const REFUSALS = 2 // in a row; a third attempt with such a token would be refused too
+const CALLBACK_MS = 10_000 // time limit of the app's callback; beyond it the attempt has failed
+const REFUSALS = 2 // limit of refusals in a row; a further attempt with such a token would be refused, too
 
 /** @internal The current token. A refused or expired token is replaced before the next attempt. */
 export class Token {

@@ -1,15 +1,14 @@
 /**
  * Typing: signals that this person types, and the people that type now.
  *
- * A signal `typing` holds `{typing: boolean}`. One that is true is valid for some seconds, so that a page that vanishes
- * types no longer.
+ * A signal `typing` holds `{typing: boolean}`. One that is true is valid for some seconds, so that a page that closes suddenly stops to type.
  * @module
  */
 
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {import("./view.js").WireEvent} WireEvent */
 
-const AGAIN_MS = 2_000 // between two signals of a person that types on
+const AGAIN_MS = 2_000 // time between two signals while a person continues to type
 const VALID_MS = 6_000
 
 export class Typing {

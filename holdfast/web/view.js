@@ -60,7 +60,7 @@ export { countPoints }
  *   | { type: "presence.leave", id: string }
  *   | { type: "presence.sync", members: Member[], count?: number }} WireEvent
  */
-/** @typedef {{ cursor?: string | null, events: WireEvent[] }} Batch one frame; without a cursor, not the last of its batch */
+/** @typedef {{ cursor?: string | null, events: WireEvent[] }} Batch one frame; `cursor` is set only in the last frame of a batch */
 /** @typedef {{ messages: Message[], more: boolean, cursor?: string }} Page */
 /**
  * @template [Data=unknown]
@@ -72,11 +72,11 @@ export { countPoints }
 // Serials of objects that are not in view. They matter only while a history page is on its way or a batch is repeated,
 // so the oldest may be dropped; without a bound a page that is open for weeks would grow without end.
 const REMEMBERED = 10_000
-const REPLIED = 20 // commands that are shown with their reply
+const REPLIED = 20 // number of commands that are shown with their reply
 const EMPTY_PRESENCE = { members: [], count: 0 }
 
 export class View {
-  /** @type {string | null} of the last complete batch (rule 5); null asks for a new start */
+  /** @type {string | null} cursor of the last complete batch (rule 5); null: the next attach is a new start */
   cursor = null
   /** The number of new starts. A page that was requested before a new start must not be merged after it. */
   starts = 0
@@ -87,7 +87,7 @@ export class View {
   #fold = new Fold()
   /** @type {WireEvent[] | null} a new start that is not complete yet (protocol 3.4, rule 6) */
   #aside = null
-  #isLost = true // events are ignored before the first new start
+  #isLost = true // True: events are ignored until a new start
 
   /**
    * Apply one frame. `isGap`: an event was lost; the view drops its cursor and ignores all events until a new start, so
@@ -169,7 +169,7 @@ class Fold {
   deleted = new Map()
   /** @type {Map<string, Member>} */
   members = new Map()
-  count = 0 // number of all members, also those that are not listed
+  count = 0 // number of all members, including those that are not listed
   /** @type {Map<string, Command>} */
   pending = new Map()
   /** @type {Map<string, boolean>} id → whether it has a reply */
@@ -178,9 +178,9 @@ class Fold {
   replied = []
   /** @type {Entry[] | null} in order; null when a message was added or removed */
   order = null
-  /** @type {Set<Entry>} changed since the last snapshot */
+  /** @type {Set<Entry>} entries that changed since the last snapshot */
   touched = new Set()
-  /** @type {Message[]} of the last snapshot */
+  /** @type {Message[]} messages of the last snapshot */
   messages = []
   /** @type {{ messages?: readonly Message[], presence?: Presence, commands?: readonly Command[], all?: Snapshot }} */
   shown = {}
@@ -297,7 +297,8 @@ class Fold {
     let isCurrent = true
     for (const message of messages) {
       const { id, version } = message
-      if (this.entries.has(id) || this.deleted.has(id)) continue // the feed is newer than the page
+      // the view already knows a newer state than the page has
+      if (this.entries.has(id) || this.deleted.has(id)) continue
       if (this.isStale(id, version)) isCurrent = false
       else this.show(message, version)
     }
@@ -311,7 +312,7 @@ class Fold {
 
   /** @param {Command} command */
   open(command) {
-    if (this.commands.get(command.id)) return // it has a reply
+    if (this.commands.get(command.id)) return // the command already has a reply
     remember(this.commands, command.id, false)
     this.pending.set(command.id, command)
     this.changed("commands")
@@ -378,13 +379,13 @@ class Fold {
 
 /** One message in view. */
 class Entry {
-  index = 0 // in the order of the messages
+  index = 0 // position in the order of the messages
 
   /** @param {Message} message @param {number} serial */
   constructor(message, serial) {
     this.head = message // all fields but the parts
     this.version = serial
-    this.whole = serial // serial of the last create or update: the serial of parts that do not exist (rule 1)
+    this.whole = serial // serial of the last create or update; used for parts that do not exist yet (rule 1)
     this.pieces = (message.parts ?? []).map((part) => new Piece(part, serial))
     /** @type {Message | null} the shown value; null when it must be rebuilt */
     this.shown = message
@@ -415,7 +416,7 @@ class Entry {
 
   /** @param {SetPart} event */
   setPart({ serial, index, part, updated_at }) {
-    if (index > this.pieces.length) return false // parts open in order: an earlier one is missing
+    if (index > this.pieces.length) return false // an earlier part is missing, because parts open in order
     this.pieces[index] = new Piece(part, serial)
     this.head = { ...this.head, updated_at }
     return true
@@ -447,7 +448,8 @@ class Piece {
     const known = this.points - at // code points of the new text that the part already has
     const points = countPoints(text)
     if (points > known) {
-      this.text += known ? dropPoints(text, known) : text // engines join lazily: this does not copy the existing text
+      // JavaScript engines join lazily, so this does not copy the existing text
+      this.text += known ? dropPoints(text, known) : text
       this.points = at + points
     }
     this.serial = serial

@@ -9,13 +9,13 @@ import { HoldfastError, refusal } from "./errors.js"
 /** @typedef {import("./connection.js").Transport} Transport */
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
 
-const RENEW_MS = 30_000 // before the identity ends
+const RENEW_MS = 30_000 // time before the identity expires at which a new token is sent
 const EXPIRED = 4200
 
 /** @type {Transport} */
 export const WEBSOCKET = {
   name: "websocket",
-  silence_ms: 14_000, // the server pings every 5 s
+  silence_ms: 14_000, // longest silence of a live connection: the server pings every 5 s
   dial,
 }
 
@@ -49,7 +49,7 @@ function dial(connection, token) {
     renewal = setTimeout(async () => {
       client.token.renew("expired")
       const value = await Promise.resolve(client.token.get()).catch(() => undefined)
-      // Without a token now, the server ends the identity by 4200, and the client asks the callback again.
+      // Without a new token the server closes the socket with 4200, and the client then calls the callback again.
       if (value && connection.isOpen && renewal) authenticate(value)
     }, wait_ms)
   }
@@ -87,8 +87,8 @@ function dial(connection, token) {
       client.requests.settle(ref, rest)
     } else if (type === "error") {
       const error = new HoldfastError(rest.code, rest)
-      if (ref === auth) auth = undefined // if it was the first token, a close follows
-      // The response to a closed channel is not about the channel that was opened under its name since.
+      if (ref === auth) auth = undefined // if this was the first token, the server closes the socket next
+      // Ignore a response for a closed channel: another channel may have been opened under its name since.
       if (channel?.state !== "closed") channel?.refused(error, connection)
       client.requests.settle(ref, error)
     }
@@ -100,7 +100,8 @@ function dial(connection, token) {
     if (token === undefined) begin()
     else authenticate(token)
   }
-  // A policy of the page blocks a socket with this event alone; after the handshake the close code says more.
+  // If a policy of the page blocks the socket, only this event comes; after the handshake the close code has more
+  // detail.
   socket.onerror = () => connection.isReached || connection.fail()
   socket.onmessage = ({ data }) => connection.receive(data, receive)
   socket.onclose = ({ code }) => {

@@ -459,7 +459,7 @@ async def test_a_regenerated_message_gets_another_answer_each_time() -> None:
     assert [one.text for one in found] == ["answer 1", *(f"answer {count}" for count in range(3, 10))]
     assert {(one.status, one.parent) for one in found} == {("complete", asked.id)}
     assert [attempt for attempt, _ in turns] == [1] * 9
-    assert turns[-1][1] == [{"role": "user", "content": "?"}]  # not the first answer, nor what followed it
+    assert turns[-1][1] == [{"role": "user", "content": "?"}]  # not the first answer, nor the messages after it
     await hub.close()
 
 

@@ -36,7 +36,7 @@ QUIET_REQUESTS = 60
 # The median on an idle machine. With a smaller one as the measure, chance would decide.
 QUIET_S = 0.004
 PAUSE_S = 0.005
-# What a server makes once, at its first sockets, stays in memory (2.7 MiB), between what it gives back. Not the attack.
+# Objects that a server makes once, at its first sockets, stay in memory (2.7 MiB). They are no effect of the attack.
 WARMING_SOCKETS = 20
 REQUESTS = 500  # requests of the bystander on one connection: nginx and hypercorn end a connection after 1,000
 PATIENCE_S = 30.0

@@ -105,7 +105,7 @@ async def test_two_thousand_large_heads_take_little_memory(attacked: Scene) -> N
     [("GET /", " HTTP/1.1\r\nHost: localhost\r\n\r\n"), (HALF, "\r\n\r\n")],
     ids=["path", "header"],
 )
-async def test_answered_requests_with_large_heads_leave_little_memory(attacked: Scene, begin: str, end: str) -> None:
+async def test_completed_requests_with_large_heads_leave_little_memory(attacked: Scene, begin: str, end: str) -> None:
     options = {"total": 1_200, "addresses": 20, "begin": begin, "filler": 64_000, "end": end, "seconds": 12}
     outcome = await run(attacked, "crowd", **options)
     outcome.check(14 * MIB)
@@ -144,7 +144,7 @@ async def test_one_person_cannot_keep_others_out_with_idle_connections(tmp_path:
 
 
 async def test_connections_that_send_requests_count_between_them(attacked: Scene) -> None:
-    """Each of 1,100 connections of one address is answered every 1.5 s."""
+    """Each of 1,100 connections of one address gets a response every 1.5 s."""
     begin = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     before = attacked.descriptors()
     options = {"total": 1_100, "begin": begin, "again_s": 1.5, "seconds": 8}

@@ -29,7 +29,7 @@ from tests.processes import PATIENCE_S, Process, Server, request, serving
 
 UPGRADE = {"Upgrade": "websocket", "Sec_WebSocket_Key": "x3JJHMbDL1EzLkh9GBhXDw==", "Sec_WebSocket_Version": "13"}
 
-# What a stranger tries: to read, to follow, to write, to delete, and to open a socket.
+# The attempts of a stranger: to read, to follow, to write, to delete, and to open a socket.
 TRIES = {
     "page": request_of("GET", "/v1/channels/c/messages"),
     "events": request_of("GET", "/v1/channels/c/events"),

@@ -32,7 +32,7 @@ async def test_hundreds_of_attempts_cause_few_lines(attacked: Scene, kind: str) 
     for number in range(ATTEMPTS):
         with connect(attacked.port) as one:
             one.sendall(request)
-            one.shutdown(1)  # the server answers, and then sees the end
+            one.shutdown(1)  # the server responds, and then notices the end
             received = read_all(one)
             assert received.startswith(expected), (number, received)
     lines = attacked.server.output.removeprefix(before).splitlines()

@@ -3,7 +3,7 @@
 Layer: tests.
 
 Without a cost by bytes one person read pages of 147 MiB/s, wrote 64 MiB/s to the disk, and sent 1.5 GB of edits to ten
-viewers in 8 s. Each bound here is that of `hub.rates`: what a full bucket, and its refill during the attack, pay for,
+viewers in 8 s. Each bound here is that of `hub.rates`: the traffic of a full bucket and of its refill meanwhile,
 and the requests that were under way when the bucket was empty. Afterwards the memory comes back, but for stored
 messages, which stay in memory while their channel is in use.
 """

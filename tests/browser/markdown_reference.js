@@ -8,7 +8,7 @@
 const BLOCKS = new Set("p h1 h2 h3 h4 h5 h6 ul ol li blockquote pre table thead tbody tr th td hr".split(" "))
 const RENAMED = { h1: "h3", h2: "h4", h3: "h5", h4: "h6", h5: "h6", del: "s" }
 
-/** Return the comparable form of what another parser made. @param {string} html */
+/** Return the comparable form of the output of another parser. @param {string} html */
 export function reference(html) {
   return serialised(new DOMParser().parseFromString(html, "text/html").body, (node) => {
     const name = RENAMED[node.localName] ?? node.localName
@@ -20,7 +20,7 @@ export function reference(html) {
   })
 }
 
-/** Return the comparable form of what the chat element made. @param {Element} root */
+/** Return the comparable form of the nodes of the chat element. @param {Element} root */
 export function shown(root) {
   return serialised(root, (node) => {
     const name = node.localName

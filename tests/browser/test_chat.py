@@ -639,7 +639,7 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         here.pieces.put_nowait("state searching")
         await here.until("Guide: searching…")
         await here.ask("Second question")
-        await here.until("Waits for its turn")
+        await here.until("Waiting")
         await here.end()
 
 
@@ -696,7 +696,7 @@ async def test_closed_chat_counts_what_has_arrived(browser: Browser) -> None:
         ]
 
 
-# The composer, and what fails
+# The composer, and failures
 
 
 async def test_composer_grows_to_eight_lines_and_then_scrolls(browser: Browser) -> None:
@@ -792,5 +792,5 @@ async def test_slots_and_variables_are_those_of_the_page(browser: Browser) -> No
             await here.page.get_by_text(text, exact=True).wait_for()
         await here.page.locator("textarea[placeholder='Ask us']").wait_for()
         await here.page.evaluate("document.querySelector('holdfast-chat').setAttribute('readonly', '')")
-        await here.until("You can read this chat.")
+        await here.until("This chat is read-only.")
         await here.page.locator("textarea[placeholder='Ask us']").wait_for(state="hidden")

@@ -42,7 +42,7 @@ BUFFERED_S = 12.0  # a proxy that holds streams back is noticed within 10 s; the
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
-# The page keeps what it has seen: each text that was shown, and each state of the client.
+# The page records its history: each text that was shown, and each state of the client.
 _FOLLOW = """async ([module, options, name]) => {
   const { connect } = await import(module)
   const shown = (window.shown = [])

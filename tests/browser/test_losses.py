@@ -210,7 +210,7 @@ async def test_right_that_is_withdrawn_closes_the_channel_in_each_tab_and_keeps_
             assert await tab.evaluate("channel.getSnapshot().status.error.code") == "forbidden"
 
 
-# What a server or a proxy sends by mistake, between a real hub and a real page.
+# Wrong frames of a server or a proxy, between a real hub and a real page.
 _FRAMES = {
     "no JSON": "{not json",
     "an unknown frame": '{"type": "weather", "channel": "chat:1"}',

@@ -46,7 +46,7 @@ async def ended(client: Client) -> HoldfastError:
     return caught.value
 
 
-# What is sent again -----------------------------------------------------------------------------------------------
+# Requests that are sent again ------------------------------------------------------------------------------------
 
 
 async def test_requests_without_a_response_are_sent_again_in_order(script: Script) -> None:
@@ -131,7 +131,7 @@ async def test_too_large_request_is_refused_by_the_client_and_keeps_the_connecti
         await asked
 
 
-# What ends a connection -------------------------------------------------------------------------------------------
+# The end of a connection -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [None, 1001, 1006, 1011, 1012, 4000, 4001, 4099, 4100, 4199])
@@ -230,7 +230,7 @@ async def test_frames_of_other_kinds_are_ignored(script: Script) -> None:
         await asked
 
 
-# Who we are -------------------------------------------------------------------------------------------------------
+# Credentials -----------------------------------------------------------------------------------------------------
 
 
 def token(expires: float) -> str:

@@ -29,7 +29,7 @@ async def test_append_without_await_fails_the_block(hub: Hub, client: Client, co
             for _ in range(count):
                 message.append("two ").close()  # without Python's own warning
     assert raised.value.detail == (
-        f"append to message 'm' was called {times} without await, so its text is missing; "
+        f"the append to message 'm' was called {times} without await, so its text is missing; "
         "write `await message.append(text)`"
     )
     stored, _ = await hub.read("c", "m")

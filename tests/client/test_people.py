@@ -150,7 +150,7 @@ async def test_a_worker_gets_turns_and_ends_them(wire: Wire, client: Client, go_
         asked = await client.create("chat:1", text="Hello?")
         turn = await turns.get()
         assert (turn.channel, turn.message.id, turn.message.text, turn.generation) == ("chat:1", asked.id, "Hello?", 1)
-        turn.tell({"state": "thinking"})
+        turn.progress({"state": "thinking"})
         await until(view, lambda: data_of(view)["bot"].get("state") == "thinking")
         again = await client.create("chat:1", text="And?")
         go_on.set()

@@ -123,7 +123,7 @@ async def test_gap_is_repaired_by_a_new_start() -> None:
         socket.say(type="ok", ref=(await socket.frame("detach"))["ref"])
         again = await socket.frame("attach")
         assert "since" not in again
-        # What is still on its way belongs to the attach before.
+        # Events that are still on their way belong to the earlier attach.
         socket.say(type="events", channel="c", cursor="e:5", events=[{**lost, "serial": 5}])
         socket.say(type="ok", ref=again["ref"])
         socket.say(type="events", channel="c", cursor="e:5", events=[attached("e", 5), shown("abc...xyz", 5)])

@@ -2,7 +2,7 @@
 
 Layer: tests.
 
-No bytes, no ports, no processes: so a law can be tried hundreds of times. What real sockets add is
+No bytes, no ports, no processes: so a law can be tried hundreds of times. The effects of real sockets are
 in `test_faults`.
 """
 

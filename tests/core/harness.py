@@ -18,7 +18,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.model import Message
 from holdfast.core.names import command_key
-from holdfast.core.ops import Entry, Writer
+from holdfast.core.ops import Entry, WriterIdentity
 from holdfast.core.requests import (
     AppendText,
     Caller,
@@ -44,9 +44,9 @@ ADMIN = Caller(id="root", is_admin=True)
 NAMELESS = Caller()
 PERSON = Caller(id="eve", may_write=False)  # writes no answers
 SERVER = Caller(id="ann", is_server=True)
-APP = Caller(id="app", writer=Writer(by="app", node="here"), is_app=True)
+APP = Caller(id="app", writer=WriterIdentity(by="app", node="here"), is_app=True)
 AGENT = Caller(
-    id="agent", writer=Writer(by="agent", node="here"), is_server=True
+    id="agent", writer=WriterIdentity(by="agent", node="here"), is_server=True
 )  # as the harness of a hub claims turns
 
 

@@ -163,7 +163,10 @@ def test_sender_without_read_access_does_not_learn_which_targets_exist(harness: 
     for target in ("never", "gone", "done"):
         with pytest.raises(NotFound) as refusal:
             harness.cancel("c", target, caller=EVE)
-        assert refusal.value.problem() == NotFound(f"there is no message {target!r}").problem()
+        assert (
+            refusal.value.problem()
+            == NotFound(f"message {target!r} does not exist in this channel; check the target").problem()
+        )
 
 
 def test_finished_answer_may_be_steered_but_not_cancelled(harness: LogHarness) -> None:
@@ -794,7 +797,8 @@ def test_client_without_read_access_does_not_learn_which_commands_exist(harness:
     for command_id in ("open", "done", "never"):
         with pytest.raises(NotFound) as refusal:
             harness.reply(command_id, caller=EVE)
-        assert refusal.value.problem() == NotFound(f"there is no command {command_id!r}").problem()
+        expected = NotFound(f"command {command_id!r} does not exist in this channel; check the id")
+        assert refusal.value.problem() == expected.problem()
     assert harness.known_command("open").is_open
 
 

@@ -31,7 +31,7 @@ from holdfast.core.errors import (
     VersionConflict,
 )
 from holdfast.core.limits import Limits
-from holdfast.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, Writer
+from holdfast.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity
 from holdfast.core.requests import (
     AppendText,
     Caller,
@@ -73,11 +73,11 @@ def test_a_create_is_stored_with_its_author_and_time(harness: LogHarness) -> Non
 
 def test_a_create_of_a_streaming_message_remembers_its_writer(harness: LogHarness) -> None:
     harness.stream("m", lease_s=30)
-    assert harness.known("m").writer == Writer(by="ann", node=None, lease_ms=30_000)
+    assert harness.known("m").writer == WriterIdentity(by="ann", node=None, lease_ms=30_000)
 
 
 def test_a_writer_in_process_is_the_writer(harness: LogHarness) -> None:
-    here = Writer(by="ann", node="here")
+    here = WriterIdentity(by="ann", node="here")
     harness.ask("m", CreateMessage(status="streaming"), Caller(id="ann", writer=here))
     assert harness.known("m").writer == here
 
@@ -489,7 +489,7 @@ def test_a_takeover_of_an_interrupted_message_streams_again_in_the_next_generati
     harness.stream("m", parts=[text_part("abc"), data_part(), tool_part("é")])
     harness.interrupt("m")
     result = harness.take_over("m", lease_s=20)
-    expected = Takeover(id="m", generation=2, writer=Writer(by="bob", node=None, lease_ms=20_000))
+    expected = Takeover(id="m", generation=2, writer=WriterIdentity(by="bob", node=None, lease_ms=20_000))
     assert result.ops == (expected,)
     assert (result.generation, result.lengths) == (2, [3, 0, 1])
     message = harness.message("m")

@@ -32,7 +32,7 @@ from holdfast.core.draft import Draft
 from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
 from holdfast.core.events import encode_json
 from holdfast.core.message_state import CommandState, MessageState
-from holdfast.core.ops import Append, Entry, Lease, Writer, decode_op, encode_op
+from holdfast.core.ops import Append, Entry, Lease, WriterIdentity, decode_op, encode_op
 from holdfast.core.requests import Caller
 from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
@@ -519,7 +519,7 @@ def test_a_head_without_turns_is_read() -> None:
     assert (message.text, message.author, message.reply_to, message.version) == ("old text", "ann", "q", 7)
     assert (back.last, back.documented, back.claim, back.is_open) == (8, 7, None, True)
     assert (back.generation, back.taken_over, list(back.requests)) == (2, 6, [("r", 4, 1)])
-    assert back.writer == Writer(by="ann", node=None, lease_ms=60_000)
+    assert back.writer == WriterIdentity(by="ann", node=None, lease_ms=60_000)
 
 
 def test_current_heads_extend_the_old_ones_by_two_fields() -> None:

@@ -18,7 +18,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState
-from holdfast.core.ops import Append, Claim, Lease, Writer, decode_op, encode_op
+from holdfast.core.ops import Append, Claim, Lease, WriterIdentity, decode_op, encode_op
 from holdfast.core.requests import AppendText, Caller
 from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.view import View
@@ -354,7 +354,7 @@ def test_fast_path_for_appends_returns_the_decision_or_none(
         generation=data.draw(st.sampled_from((*[generation] * 6, None, 1, 2))),
     )
     limits = data.draw(st.sampled_from((LIMITS, TIGHT)))
-    writer = Caller(id="w", writer=Writer(by="w", node="n"), is_app=True)
+    writer = Caller(id="w", writer=WriterIdentity(by="w", node="n"), is_app=True)
     short = plain_append(world.state, key, request, limits)
     try:
         ops = decide(Draft(world.state), key, request, caller=writer, now_ms=0, limits=limits).ops

@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from holdfast.core.errors import Deleted, Fenced, Finished, Forbidden, HoldfastError, NotFound, NotWriter
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import (
     AppendText,
     Caller,
@@ -202,7 +202,7 @@ def deleted(harness: LogHarness) -> None:
 
 
 def nobody_s(harness: LogHarness) -> None:
-    harness.create("m", text="text", caller=replace(APP, id=None, writer=Writer(node="here")))
+    harness.create("m", text="text", caller=replace(APP, id=None, writer=WriterIdentity(node="here")))
 
 
 def nameless_streaming(harness: LogHarness) -> None:
@@ -215,7 +215,7 @@ def nameless_done(harness: LogHarness) -> None:
 
 
 def in_process(harness: LogHarness) -> None:
-    harness.stream("m", "text", caller=Caller(id="ann", writer=Writer(by="ann", node="here"), is_app=True))
+    harness.stream("m", "text", caller=Caller(id="ann", writer=WriterIdentity(by="ann", node="here"), is_app=True))
 
 
 def taken_turn(harness: LogHarness) -> None:
@@ -306,7 +306,7 @@ def test_admin_takes_over_a_streaming_message_and_writes_it() -> None:
     harness.stream("m", "text")
     result = harness.take_over("m", caller=ADMIN, lease_s=20)
     assert (result.generation, result.lengths) == (2, [4])
-    assert harness.known("m").writer == Writer(by="root", node=None, lease_ms=20_000)
+    assert harness.known("m").writer == WriterIdentity(by="root", node=None, lease_ms=20_000)
     harness.append("m", " more", generation=2, caller=ADMIN)
     with pytest.raises(Fenced):
         harness.append("m", " late", at=4)
@@ -323,7 +323,7 @@ def test_admin_cannot_take_over_a_completed_message() -> None:
 
 def test_two_writers_in_one_process_are_distinguished_by_name() -> None:
     harness = LogHarness()
-    one, two = (Caller(id=name, writer=Writer(by=name, node="here")) for name in ("one", "two"))
+    one, two = (Caller(id=name, writer=WriterIdentity(by=name, node="here")) for name in ("one", "two"))
     harness.stream("m", caller=one)
     harness.append("m", "x", caller=one)
     with pytest.raises(NotWriter):
@@ -333,7 +333,7 @@ def test_two_writers_in_one_process_are_distinguished_by_name() -> None:
 @pytest.mark.parametrize("asked", [UpdateMessage(text="forged"), DeleteMessage()])
 def test_person_with_an_agents_name_does_not_own_its_answers(asked: Request) -> None:
     harness = LogHarness()
-    agent = Caller(id="assistant", writer=Writer(by="assistant", node="here"), is_app=True)
+    agent = Caller(id="assistant", writer=WriterIdentity(by="assistant", node="here"), is_app=True)
     harness.create("answer", role="assistant", text="so it is", caller=agent)
     namesake = Caller(id="assistant", may_write=False)
     with pytest.raises(Forbidden):
@@ -352,7 +352,8 @@ def test_caller_without_read_access_cannot_tell_existing_deleted_and_absent_mess
         for request in (AppendText(text="x"), UpdateMessage(), FinishMessage(), TakeOver(), DeleteMessage()):
             with pytest.raises(NotFound) as refusal:
                 harness.ask(message_id, request, EVE)
-            assert refusal.value.problem() == NotFound(f"message {message_id!r} does not exist").problem()
+            expected = NotFound(f"message {message_id!r} does not exist in this channel; check the id")
+            assert refusal.value.problem() == expected.problem()
 
 
 def test_caller_without_read_access_learns_that_its_own_message_was_deleted() -> None:

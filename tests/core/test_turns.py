@@ -16,14 +16,14 @@ from holdfast.core.catch_up import events_since
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState
-from holdfast.core.ops import Claim, Create, Finish, Lease, Writer
+from holdfast.core.ops import Claim, Create, Finish, Lease, WriterIdentity
 from holdfast.core.requests import Caller, EndTurn
 from holdfast.core.state import ChannelState, apply_entry
 from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness
 from tests.core.worlds import fold
 
 REMOTE = Caller(id="agent", is_server=True)  # the hub acts for a worker in another process
-OTHER_NODE = replace(AGENT, writer=Writer(by="agent", node="there"))
+OTHER_NODE = replace(AGENT, writer=WriterIdentity(by="agent", node="there"))
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_a_renewal_with_another_term_stores_the_term() -> None:
     harness.stream("m", lease_s=15)
     assert harness.renew("m", 20.5).ops == (Lease(id="m", lease_ms=20_500),)
     assert harness.renew("m", 20.5).ops == ()
-    assert harness.known("m").writer == Writer(by="ann", node=None, lease_ms=20_500)
+    assert harness.known("m").writer == WriterIdentity(by="ann", node=None, lease_ms=20_500)
 
 
 def test_a_renewal_in_the_batch_of_another_is_decided_on_it() -> None:
@@ -325,7 +325,7 @@ def test_a_renewal_in_the_batch_of_another_is_decided_on_it() -> None:
     assert batch.renew("m", 30).ops == ()
     assert batch.renew("m", 15).ops != ()
     batch.commit()
-    assert batch.known("m").writer == Writer(by="ann", node=None, lease_ms=15_000)
+    assert batch.known("m").writer == WriterIdentity(by="ann", node=None, lease_ms=15_000)
 
 
 def test_text_joins_across_a_lease() -> None:
@@ -336,14 +336,14 @@ def test_text_joins_across_a_lease() -> None:
     assert serials == [2, 3, 2]
     batch.commit()
     assert batch.text("m") == "ab"
-    assert fold(batch.log).messages["m"].writer == Writer(by="ann", node=None, lease_ms=60_000)
+    assert fold(batch.log).messages["m"].writer == WriterIdentity(by="ann", node=None, lease_ms=60_000)
 
 
 def test_a_writer_in_process_has_no_lease_to_renew() -> None:
     harness = LogHarness()
     harness.stream("m", caller=APP)
     assert harness.renew("m", 60, caller=APP).ops == ()
-    assert harness.known("m").writer == Writer(by="app", node="here", lease_ms=0)
+    assert harness.known("m").writer == WriterIdentity(by="app", node="here", lease_ms=0)
 
 
 def test_lease_of_a_finished_answer_is_not_renewed() -> None:
@@ -363,7 +363,7 @@ def test_writer_that_was_taken_over_cannot_renew() -> None:
         with pytest.raises(Fenced):
             harness.renew("m", 60, generation=generation)
     harness.renew("m", 60, generation=2)
-    assert harness.known("m").writer == Writer(by="ann", node=None, lease_ms=60_000)
+    assert harness.known("m").writer == WriterIdentity(by="ann", node=None, lease_ms=60_000)
 
 
 def test_a_takeover_brings_its_own_term() -> None:
@@ -372,7 +372,7 @@ def test_a_takeover_brings_its_own_term() -> None:
     harness.renew("m", 60)
     harness.interrupt("m")
     harness.take_over("m", lease_s=20)
-    assert harness.known("m").writer == Writer(by="bob", node=None, lease_ms=20_000)
+    assert harness.known("m").writer == WriterIdentity(by="bob", node=None, lease_ms=20_000)
 
 
 # -- the turns that viewers see ---------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import ChannelAttached, MessageUpdate
 from holdfast.core.limits import Limits
-from holdfast.core.ops import Writer
+from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import (
     AppendText,
     Caller,
@@ -94,7 +94,7 @@ async def scripted(**limits: int) -> AsyncIterator[tuple[HubCore, ScriptedStore]
 
 async def kill(hub: HubCore) -> None:
     """End the hub's task as `kill -9` would: it finishes and stores no pending work."""
-    run = hub._life._run
+    run = hub._lifecycle._run
     assert run is not None
     run.main.cancel()
     await asyncio.wait([run.main])
@@ -265,7 +265,7 @@ async def test_turn_is_claimed_once_and_by_this_hub_for_each_outcome_of_the_comm
         await hub.start()
         hub.runtime.scheduler.workers._patterns["c"] = 0  # agents serve this channel, and none is connected
         await hub.create("c", id="q", text="question")
-        agent = Caller(id="agent", writer=Writer(by="agent", node=hub.node), is_server=True)
+        agent = Caller(id="agent", writer=WriterIdentity(by="agent", node=hub.node), is_server=True)
         store.script = [act]
         assert (await hub.ask("c", "q", ClaimTurn(generation=0), agent)).generation == 1
         with pytest.raises(Fenced):

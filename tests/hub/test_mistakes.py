@@ -151,7 +151,7 @@ async def test_append_without_await_fails_the_block(count: int, times: str) -> N
             for _ in range(count):
                 forget(message.append("two "))
     assert raised.value.detail == (
-        f"append to message 'm' was called {times} without await, so its text is missing; "
+        f"the append to message 'm' was called {times} without await, so its text is missing; "
         "write `await message.append(text)`"
     )
     stored, _ = await hub.read("chat:1", "m")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, Writer
+from holdfast.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, WriterIdentity
 from holdfast.stores.base import Write
 from oracle.log import GENERATION, StoredLogs, marks
 from oracle.violation import Violation
@@ -26,7 +26,7 @@ BEFORE: tuple[Op, ...] = (create("m"), create("done", status="complete"))
         Append(id="done", part=0, at=2, text="x"),
         Append(id="unknown", part=0, at=0, text="x"),
         Finish(id="done", status="failed", reason=None, meta={}, at_ms=2),
-        Takeover(id="m", generation=3, writer=Writer()),
+        Takeover(id="m", generation=3, writer=WriterIdentity()),
         Delete(id="unknown"),
         Append(id="m", part=0, at=2, text=marks(2, 2, 1)),
         Append(id="m", part=0, at=2, text=marks(1, 3, 1)),

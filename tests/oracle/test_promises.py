@@ -13,7 +13,7 @@ import pytest
 from holdfast.core.events import ChannelAttached, MessageCreate, PresenceLeave
 from holdfast.core.limits import Limits
 from holdfast.core.names import command_key
-from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, Writer
+from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity
 from holdfast.stores.base import Head
 from oracle.log import StoredLogs
 from oracle.promises import Promises
@@ -79,7 +79,7 @@ def scene() -> Scene:
 
 
 def message(**fields: object) -> Create:
-    return create("m", author="ada", parts=[], writer=Writer(by="ada", node=None, lease_ms=15_000), **fields)
+    return create("m", author="ada", parts=[], writer=WriterIdentity(by="ada", node=None, lease_ms=15_000), **fields)
 
 
 def user_message() -> Create:

@@ -105,7 +105,7 @@ REPLY = {"type": "command.reply", "serial": 8, "id": "stop-0", "ok": True, "from
 
 
 def send(questions: Questions, *responses: tuple[int, Json]) -> list[str | None]:
-    """Send one command again and again; return what is wrong with each response."""
+    """Send one command again and again; return the fault in each response."""
     sent = questions.commands["stop-0"] = SentCommand("stop-0", "c", "cancel", ID, ID)
     return [
         questions.acknowledged(sent, status, response, known=(sent.stored, sent.reply))

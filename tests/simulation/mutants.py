@@ -608,7 +608,7 @@ def a_repeat_gets_the_newest_serial(patch: pytest.MonkeyPatch) -> None:
 
 def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None:
     """A second call is as harmful as a missing one."""
-    tell = HookRunner._tell
+    tell = HookRunner._deliver
 
     async def noted_first(self: HookRunner, channel: str) -> None:
         hear = self._hook.handler
@@ -623,7 +623,7 @@ def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None
         finally:
             self._hook.handler = hear
 
-    patch.setattr(HookRunner, "_tell", noted_first)
+    patch.setattr(HookRunner, "_deliver", noted_first)
 
 
 def a_hook_is_called_message_by_message(patch: pytest.MonkeyPatch) -> None:
@@ -668,15 +668,15 @@ def a_hook_forgets_entries_during_a_call(patch: pytest.MonkeyPatch) -> None:
 
 def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
     """A position is a number."""
-    tell = HookRunner._tell
+    deliver = HookRunner._deliver
 
-    async def in_any_life(self: HookRunner, channel: str) -> None:
+    async def in_any_epoch(self: HookRunner, channel: str) -> None:
         head = await self._store.head(channel)
         if head.serial and channel in self._positions:
             self._positions[channel] = (head.epoch, self._positions[channel][1])
-        await tell(self, channel)
+        await deliver(self, channel)
 
-    patch.setattr(HookRunner, "_tell", in_any_life)
+    patch.setattr(HookRunner, "_deliver", in_any_epoch)
 
 
 # -- requests over a socket ------------------------------------------------------------------------------------------
@@ -684,17 +684,17 @@ def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
 
 def a_detach_has_no_effect(patch: pytest.MonkeyPatch) -> None:
     """The client will attach again."""
-    patch.setattr(Session, "_detach", lambda self, frame: self.reply({"type": "ok", "ref": frame.ref}))
+    patch.setattr(Session, "_detach", lambda self, frame: self.respond({"type": "ok", "ref": frame.ref}))
 
 
 def a_page_over_a_socket_is_the_last(patch: pytest.MonkeyPatch) -> None:
     """A client that wants more asks for it."""
-    reply = Session.reply
+    respond = Session.respond
 
     def last(self: Session, frame: dict[str, Any]) -> None:
-        reply(self, {**frame, "more": False} if "more" in frame else frame)
+        respond(self, {**frame, "more": False} if "more" in frame else frame)
 
-    patch.setattr(Session, "reply", last)
+    patch.setattr(Session, "respond", last)
 
 
 def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -705,7 +705,7 @@ def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
         if isinstance(frame, DeleteFrame):
             caller = caller_of(self._hub, self.identity, frame.channel)
             self._hub.submit(frame.channel, frame.id, frame, caller, lambda result: None)
-            self.reply({"type": "ok", "ref": frame.ref})
+            self.respond({"type": "ok", "ref": frame.ref})
         else:
             request(self, frame, size)
 

@@ -101,7 +101,7 @@ async def test_store_that_is_not_open_raises_misuse(path: Path) -> None:
 async def test_thread_survives_an_error_of_its_caller(store: SqliteStore) -> None:
     chat = Chat(store)
     write = replace(chat.write(create("m1", "a")), documents=())
-    with pytest.raises(ValueError, match="the first entry of message 'm1' came without a document"):
+    with pytest.raises(ValueError, match="the write to channel 'c' has no document for new message 'm1'"):
         await store.commit([write])
     assert await store.head("c") == Head("-", 0)
     assert await chat.do(create("m1", "a")) == Committed(1)

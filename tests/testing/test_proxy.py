@@ -1,4 +1,4 @@
-"""The proxy against real sockets: each switch does what its name says, and a stall loses no bytes."""
+"""The proxy against real sockets: each switch has the effect of its name, and a stall loses no bytes."""
 
 import asyncio
 import contextlib

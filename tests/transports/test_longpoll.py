@@ -333,17 +333,17 @@ async def test_poll_after_the_channel_left_memory_gets_all_members(tmp_path: Pat
         ":",
         ":p4",
         ":@",
-        ":@{life}",
-        ":@{life}:",
-        ":@{life}:x",
-        ":@{life}:-1",
-        ":@{life}:01",
-        ":@{life}:9007199254740993",
-        ":@{life}:2",  # ahead of the channel's position
+        ":@{epoch}",
+        ":@{epoch}:",
+        ":@{epoch}:x",
+        ":@{epoch}:-1",
+        ":@{epoch}:01",
+        ":@{epoch}:9007199254740993",
+        ":@{epoch}:2",  # ahead of the channel's position
         ":@other:1",
         ":@-:0",
-        ":@@{life}:1",
-        ":@:{life}:1",
+        ":@@{epoch}:1",
+        ":@:{epoch}:1",
         ":m0.5",
         ":" + "@" * 300,
     ],
@@ -353,7 +353,7 @@ async def test_invalid_presence_position_is_treated_as_none(served: Served, fiel
     served.hub.runtime.presence.enter("c", "ann", "tab", {})
     cursor = (await poll(served))["cursor"]
     assert of_presence(cursor).serial == 1
-    response = await poll(served, of_log(cursor) + field.format(life=of_presence(cursor).epoch))
+    response = await poll(served, of_log(cursor) + field.format(epoch=of_presence(cursor).epoch))
     assert kinds(response) == ["presence.sync"]
     assert response["cursor"] == cursor
 

@@ -18,7 +18,7 @@ from chaos.processes import free_port
 from holdfast import serving
 from holdfast.core.errors import Busy
 from holdfast.transports import socket_owner
-from holdfast.transports.socket_owner import Owner, Pair, by_netlink, by_table, foreign_owner, objection, pair_of
+from holdfast.transports.socket_owner import Pair, SocketOwner, by_netlink, by_table, foreign_owner, objection, pair_of
 from tests.transports.conftest import new_hub
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems tell no owner")
@@ -58,14 +58,14 @@ WAYS = [(socket.AF_INET, HERE, None), (socket.AF_INET6, "::1", None), (socket.AF
 def test_owner_is_the_account_of_the_peer(source: Any, family: int, host: str, to: str | None) -> None:
     with connected(family, host, to) as (peer, server):
         found = source(pair(server))
-        assert found == Owner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
+        assert found == SocketOwner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_socket_that_is_shut_down_for_writing_keeps_its_owner(source: Any) -> None:
     with connected() as (peer, server):
         peer.shutdown(socket.SHUT_WR)
-        assert source(pair(server)) == Owner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
+        assert source(pair(server)) == SocketOwner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -97,24 +97,24 @@ def test_socket_that_listens_on_the_port_of_a_closed_peer_is_not_taken_for_it(so
 @pytest.mark.parametrize(
     ("owner", "uid", "is_refused"),
     [
-        (Owner(1000, 7), 1000, False),
-        (Owner(1000, 0), 1000, False),  # newer kernels keep the owner of a closed socket
-        (Owner(0, 7), 1000, False),  # root may do anything
-        (Owner(0, 0), 1000, True),  # older kernels report root for a closed socket
-        (Owner(0, 0), 0, True),
-        (Owner(0, 7), 0, False),
-        (Owner(33, 7), 1000, True),
-        (Owner(33, 7), 0, True),
-        (Owner(33, 0), 1000, True),
+        (SocketOwner(1000, 7), 1000, False),
+        (SocketOwner(1000, 0), 1000, False),  # newer kernels keep the owner of a closed socket
+        (SocketOwner(0, 7), 1000, False),  # root may do anything
+        (SocketOwner(0, 0), 1000, True),  # older kernels report root for a closed socket
+        (SocketOwner(0, 0), 0, True),
+        (SocketOwner(0, 7), 0, False),
+        (SocketOwner(33, 7), 1000, True),
+        (SocketOwner(33, 7), 0, True),
+        (SocketOwner(33, 0), 1000, True),
         (None, 1000, True),
     ],
 )
-def test_only_the_server_s_account_and_root_pass(owner: Owner | None, uid: int, is_refused: bool) -> None:
+def test_only_the_server_s_account_and_root_pass(owner: SocketOwner | None, uid: int, is_refused: bool) -> None:
     assert (objection(owner, uid) is not None) is is_refused
 
 
 def test_objection_names_both_accounts() -> None:
-    assert objection(Owner(NOBODY, 7), 0) == (
+    assert objection(SocketOwner(NOBODY, 7), 0) == (
         "the peer's socket belongs to the user nobody (65534), expected root (0), which runs this server"
     )
 

@@ -36,7 +36,7 @@ async def pass_seconds(served: Served, count: int) -> None:
     """Run the heartbeats as if seconds had passed."""
     for _ in range(count):
         heartbeats(served).tick()
-        for _ in range(5):  # a task has to send what the tick wrote
+        for _ in range(5):  # a task has to send the batch that the tick wrote
             await asyncio.sleep(0)
 
 

@@ -884,7 +884,7 @@ describe("people", () => {
     changed.catch(() => {})
   })
 
-  test("enter again on every new connection, after the unanswered requests", async (t) => {
+  test("enter again on every new connection, after the requests without a response", async (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)

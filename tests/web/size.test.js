@@ -13,13 +13,15 @@ import { buildSync } from "esbuild"
 // Modules that the core imports later do not count as core.
 const LAZY = ["./fallback.js", "./probe.js", "./sharing.js"]
 const CORE = ["./errors.js", "./view.js"] // every page has them
+const GERMAN = "./chat_strings_de.js"
 const LIMITS = [
   ["client.js", LAZY, 11_100, "core"],
   ["fallback.js", ["./errors.js"], 2_100, "SSE, long poll and requests over HTTP"],
   ["cache.js", CORE, 1_500, "cache"],
-  ["chat.js", ["./chat_panel.js", "./client.js"], 4_000], // the closed chat element
-  ["chat.js", ["./vendor/highlight.js"], 50_000], // the open one, with everything that it loads …
-  ["vendor/highlight.js", [], 7_000], // … but this, for the first code in a known language
+  ["chat.js", ["./chat_panel.js", "./client.js", GERMAN], 4_000], // the closed chat element
+  ["chat.js", ["./vendor/highlight.js", GERMAN], 50_000], // the open one, with everything that it loads …
+  ["vendor/highlight.js", [], 7_000], // … but this, for the first code in a known language …
+  ["chat_strings_de.js", [], 1_500], // … and this, for German
   ["tabs.js", [...CORE, "./dump.js"], 2_500, "tabs"],
   ["react.js", ["react"], 1_000, "React hooks"],
 ]

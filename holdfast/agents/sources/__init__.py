@@ -61,7 +61,7 @@ async def pipe(writer: Writer, stream: object, *, source: str | None = None, tex
 
 
 def _named(source: str | None, text_field: str | None) -> Source | None:
-    """Return the source that the caller names, or None. Raises LocalError."""
+    """Return the source that the caller has named, or None. Raises LocalError for an unknown name."""
     if source is not None and source not in SOURCES:
         raise LocalError(f"source must be one of {', '.join(SOURCES)}, got {shown(source)}")
     if text_field is None:
@@ -80,5 +80,5 @@ async def _write(writing: Writing, source: Source, event: object) -> None:
     except HoldfastError:
         raise
     except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as error:
-        # Report unexpected provider data as an upstream error.
+        # Errors about unexpected provider data become errors of the upstream.
         raise malformed(f"an event of type {type(event).__name__} has an unexpected shape") from error

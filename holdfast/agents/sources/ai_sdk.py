@@ -54,11 +54,12 @@ USAGE = {
     "cache_write_tokens": "inputTokenDetails.cacheWriteTokens",
     "reasoning_tokens": "outputTokenDetails.reasoningTokens",
 }
-OLDER_USAGE = {"cached_tokens": "cachedInputTokens", "reasoning_tokens": "reasoningTokens"}  # up to version 6
+# names up to version 6 of the SDK
+OLDER_USAGE = {"cached_tokens": "cachedInputTokens", "reasoning_tokens": "reasoningTokens"}
 FINISH = {"content-filter": "content_filter", "tool-calls": "tool_calls"}
-# Every stream that is recognised by its first chunk begins with one of these.
+# Types of chunks; a stream of this SDK begins with one of them.
 STARTS = ("start", "start-step", "text-start", "reasoning-start", "tool-input-start", "message-metadata", "error")
-_LINE_LIMIT = 8 * 1024 * 1024  # characters of one event: the limit of a message
+_LINE_LIMIT = 8 * 1024 * 1024  # limit of one event in characters: the limit of a message
 
 
 class AISDK(Source):
@@ -68,11 +69,12 @@ class AISDK(Source):
         self._is_ended = False
         self._line = ""
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._streamed: set[str] = set()  # calls whose input streamed
+        self._streamed: set[str] = set()  # tool calls whose input was streamed
         self._made = 0
-        self._last: dict[Hashable, int] = {}  # the last text with an id: steps reuse ids
-        self._opened: set[Hashable] = set()  # keys of parts
-        self._step: list[Hashable] = []  # those since the step began
+        # for each id the number of its latest text, because the steps of a stream use the same ids again
+        self._last: dict[Hashable, int] = {}
+        self._opened: set[Hashable] = set()  # keys of the parts that were opened
+        self._step: list[Hashable] = []  # keys of the parts that the current step has opened
 
     def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, bytes | bytearray | memoryview):
@@ -88,13 +90,13 @@ class AISDK(Source):
         if self._line and (chunk := chunk_of(self._line)) is not None:
             yield from self._edits(chunk)
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without a finish chunk")
+            raise UpstreamEnded("the model's stream ended without a finish chunk, so the answer may be incomplete")
 
     def _lines(self, piece: str) -> Iterator[str]:
         """Yield whole lines.
 
-        An iterator of lines has no line ends, and an iterator of bytes may split a line anywhere. A line that is whole
-        JSON distinguishes the two.
+        The items may be lines without their line ends, or bytes that are cut anywhere. If an item is a line with
+        complete JSON, the items are lines.
         """
         *whole, self._line = (self._line + piece).split("\n")
         yield from whole
@@ -104,7 +106,7 @@ class AISDK(Source):
             line, self._line = self._line, ""
             yield line
         elif self._line and "\n" not in piece and not "data:".startswith(self._line[:5]):
-            self._line = ""  # a comment or a field of another name, as a line of its own
+            self._line = ""  # a comment, or a field other than `data`: a complete line without a chunk
 
     def _edits(self, chunk: object) -> Iterator[Edit]:
         """Yield the edits for `chunk`, and record which parts its step has opened."""
@@ -148,7 +150,7 @@ class AISDK(Source):
             case "reset-step":
                 yield from self._reset()
             case "abort":
-                raise UpstreamEnded("the stream was aborted upstream")
+                raise UpstreamEnded("the model's stream was aborted by its sender (chunk `abort`)")
             case "error":
                 raise reported(get(chunk, "code"))
             case _ if kind.startswith("tool-"):
@@ -192,7 +194,7 @@ class AISDK(Source):
             self._opened.discard(key)
             yield Drop(key)
         self._step.clear()
-        self._streamed.clear()  # calls of earlier steps have their input
+        self._streamed.clear()  # the calls of earlier steps already have their input
 
     def _metadata(self, about: object) -> Iterator[Edit]:
         usage = get(about, "usage") or get(about, "totalUsage")
@@ -211,7 +213,7 @@ def _opens(edit: Edit) -> Hashable | None:
 
 
 def is_whole(line: str) -> bool:
-    """Return whether this is a whole `data:` line."""
+    """Return whether the text is one complete `data:` line."""
     try:
         return chunk_of(line) is not None or line.endswith("[DONE]")
     except Exception:
@@ -219,7 +221,10 @@ def is_whole(line: str) -> bool:
 
 
 def chunk_of(line: str) -> object | None:
-    """Return the chunk in a line of server-sent events, or None. Raises UpstreamError for invalid JSON."""
+    """Return the chunk in a line of server-sent events; None if it holds none.
+
+    Raises UpstreamError for invalid JSON.
+    """
     name, colon, value = line.rstrip("\r").partition(":")
     value = value.removeprefix(" ")
     if not colon or name != "data" or not value or value == "[DONE]":

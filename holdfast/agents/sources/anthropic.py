@@ -48,8 +48,8 @@ class Anthropic(Source):
 
     def __init__(self) -> None:
         self._is_ended = False
-        self._calls: dict[int, tuple[str, str]] = {}  # by the index of the block: the call, the block's type
-        self._streamed: set[int] = set()  # tools with a streamed input
+        self._calls: dict[int, tuple[str, str]] = {}  # call and block type, by the index of the block
+        self._streamed: set[int] = set()  # indexes of tool blocks whose input was streamed
 
     def take(self, event: object) -> Iterator[Edit]:
         match get(event, "type"):
@@ -73,7 +73,9 @@ class Anthropic(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without message_stop")
+            raise UpstreamEnded(
+                "the model's stream ended without the event message_stop, so the answer may be incomplete"
+            )
         return iter(())
 
     def _start(self, position: int, block: object) -> Iterator[Edit]:
@@ -88,7 +90,7 @@ class Anthropic(Source):
             call = needed(block, "id")
             self._calls[position] = (call, kind)
             yield Open(("call", call), tool(call, needed(block, "name")))
-            if given := get(block, "input"):  # whole at once, not streamed
+            if given := get(block, "input"):  # the input came at once instead of in deltas
                 self._streamed.add(position)
                 yield Text(("call", call), as_json(given), "tool")
         elif kind.endswith("_tool_result"):

@@ -2,9 +2,9 @@
 
 Layer: agents.sources.
 
-Codes are stable. `detail` is public: of the provider's own words it holds at most a short
-error code. So these messages show fields and types, never values of the provider. The provider's full message stays on
-the exception that is the cause, for the log.
+Codes are stable. `detail` is public: of the provider's own text it contains at most a short error code. These messages
+therefore show fields and types, but no values from the provider. The provider's full message is in the exception that
+is the cause, for the log.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from collections.abc import Iterator
 
 from holdfast.core.errors import HoldfastError
 
-# The form of a provider's code: `overloaded_error`, `RESOURCE_EXHAUSTED`. No digits, so that no key or id passes.
+# Form of a provider's error code, such as `overloaded_error` or `RESOURCE_EXHAUSTED`. Digits are excluded, so that no
+# key or id can pass.
 _CODE = re.compile(r"[A-Za-z]+(?:[_.-][A-Za-z]+)*")
 _CODE_CHARACTERS = 64
-_CAUSES = 8  # at most so many exceptions of a chain of causes are read
+_CAUSES = 8  # limit of exceptions to read in a chain of causes
 
-# The packages whose classes and code count as upstream. `json`, because SDKs decode server-sent events with it.
+# Packages whose exceptions count as the upstream's. `json` is one, because SDKs decode server-sent events with it.
 SDKS = (
     *("openai", "anthropic", "google", "agents", "pydantic_ai", "pydantic_graph", "pydantic", "pydantic_core", "jiter"),
     *("langchain", "langchain_core", "langchain_openai", "langchain_anthropic", "langchain_google_genai", "langgraph"),
     *("httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "aiohttp", "requests", "urllib3", "json"),
 )
-# The classes of SDKs and HTTP clients for a broken connection; TransportError is the base of httpx's and httpx2's.
+# Names of the exceptions of SDKs and HTTP clients for a broken connection. TransportError is the base class in httpx
+# and httpx2.
 _LOST = ("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError")
 
 
@@ -36,29 +38,39 @@ class UpstreamError(HoldfastError):
 
 
 class UpstreamEnded(HoldfastError):
-    """The stream ended before the provider's own end: a crash upstream. The message ends as `interrupted`."""
+    """The stream ended before the provider's end event, as after a crash upstream.
+
+    The message ends as `interrupted`.
+    """
 
     code, status, title = "upstream_ended", 502, "Upstream ended"
     ends_as = "interrupted"
 
 
 def malformed(what: str) -> UpstreamError:
-    """Return the error for an event that differs from its provider's documentation; `what` holds our words only."""
+    """Return the error for an event that differs from its provider's documentation.
+
+    `what` must contain no text of the provider.
+    """
     return UpstreamError(f"the model's provider sent malformed data: {what}")
 
 
 def reported(*codes: object) -> UpstreamError:
-    """Return the error for an error that the provider reported; it names the first of `codes` that has their form."""
+    """Return the error for a failure that the provider reported.
+
+    It names the first of `codes` that has the form of a code.
+    """
     for code in codes:
         if isinstance(code, str) and len(code) <= _CODE_CHARACTERS and _CODE.fullmatch(code):
             return UpstreamError(f"the model's provider reported an error: {code}", reason=code)
-    return UpstreamError("the model's provider reported an error")
+    return UpstreamError("the model's provider reported an error; the log has its message")
 
 
 def translated(error: BaseException, *, is_of_sdk: bool) -> HoldfastError | None:
-    """Return our error for an exception that a stream raised; None if it is the app's own.
+    """Return the Holdfast error for an exception that a stream raised; None if the exception is the app's own.
 
-    `is_of_sdk`: the stream is an SDK's, so exceptions that its code raises count even if their class is not its own.
+    `is_of_sdk`: the stream belongs to an SDK, so exceptions that its code raises count even if they are of foreign
+    classes.
     """
     if isinstance(error, HoldfastError) or not isinstance(error, Exception):
         return None
@@ -66,7 +78,9 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> HoldfastError | None
         return None
     causes = list(_causes(error))
     if any(_is_lost(cause) for cause in causes):
-        return UpstreamEnded("the connection to the model's provider broke")
+        return UpstreamEnded(
+            "the connection to the model's provider broke before the stream ended; the log has the reason"
+        )
     return reported(*(code for cause in causes for code in _codes(cause)))
 
 

@@ -40,9 +40,9 @@ class GoogleGenAI(Source):
 
     def __init__(self) -> None:
         self._is_ended = False
-        self._kind = ""  # kind of the text that streams now
-        self._number = 0  # number of that text: neighbouring pieces of one kind are one part
-        self._calls: list[tuple[str, str]] = []  # names and calls that wait for a response
+        self._kind = ""  # kind of the text that is streaming: text or reasoning
+        self._number = 0  # number of that text: neighbouring pieces of the same kind make up one part
+        self._calls: list[tuple[str, str]] = []  # name and call id of each tool call without a response
         self._made = 0
 
     def take(self, event: object) -> Iterator[Edit]:
@@ -64,7 +64,7 @@ class GoogleGenAI(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without a finish reason")
+            raise UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
         return iter(())
 
     def _end(self, reason: str) -> Iterator[Edit]:

@@ -47,13 +47,13 @@ _TOOL = ("tool", "ToolMessageChunk")
 
 
 class _Open:
-    """A message of the model that has not ended."""
+    """A message of the model that has not ended yet."""
 
     def __init__(self, number: int) -> None:
-        self.number = number  # several messages may follow each other under one name
+        self.number = number  # counts the messages that follow each other under the same name
         self.has_provider = False
-        self.kind = ""  # kind of the text that streams, if blocks have no index
-        self.run = 0  # its number
+        self.kind = ""  # kind of the text that is streaming, for blocks without an index
+        self.run = 0  # number of the text that is streaming
         self.calls: dict[Hashable, str] = {}
         self.usage: dict[str, int] = {}
 
@@ -65,8 +65,9 @@ class LangChain(Source):
         self._open: dict[Hashable, _Open] = {}
         self._closed: dict[Hashable, _Open] = {}
         self._made = 0
-        self._has_ended = False  # at least one message has ended
-        self._written: set[object] = set()  # ids of messages and runs whose chunks were written: skip the whole message
+        self._has_ended = False  # True: at least one message has ended
+        # ids of messages and runs that were written chunk by chunk, so that the whole message must be skipped
+        self._written: set[object] = set()
 
     def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, Mapping):
@@ -76,11 +77,11 @@ class LangChain(Source):
 
     def end(self) -> Iterator[Edit]:
         if self._open or not self._has_ended:
-            raise UpstreamEnded("the stream ended without a finish reason")
+            raise UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
         return iter(())
 
     def message(self, message: object, where: Hashable) -> Iterator[Edit]:
-        """Yield the edits for a message or a chunk of one; chunks with the same `where` belong to one message."""
+        """Yield the edits for a message or a chunk of one. Chunks with the same `where` belong to one message."""
         kind = get(message, "type")
         if kind == "AIMessageChunk":
             self._written.add(get(message, "id"))
@@ -110,7 +111,8 @@ class LangChain(Source):
     def _chunk(self, message: object, where: Hashable, *, is_whole: bool = False) -> Iterator[Edit]:
         blocks = list(items(message, "content_blocks"))
         if where not in self._open and where in self._closed and not blocks:
-            yield from self._usage(self._closed[where], message)  # usage in a chunk of its own, after the reason
+            # the usage arrived in a separate chunk after the finish reason
+            yield from self._usage(self._closed[where], message)
             return
         if where not in self._open:
             self._made += 1
@@ -128,7 +130,7 @@ class LangChain(Source):
 
     def _usage(self, state: _Open, message: object) -> Iterator[Edit]:
         usage = counts(get(message, "usage_metadata"), USAGE)
-        for name, value in (usage or {}).items():  # chunks of usage add up
+        for name, value in (usage or {}).items():  # the usage of several chunks is added up
             state.usage[name] = state.usage.get(name, 0) + value
         if usage:
             yield Meta(usage=dict(state.usage), of=state.number)

@@ -30,7 +30,7 @@ class LangGraph(LangChain):
 
     def end(self) -> Iterator[Edit]:
         if self._open:
-            raise UpstreamEnded("a model's message ended without a finish reason")
+            raise UpstreamEnded("the model's message ended without a finish reason, so it may be incomplete")
         return iter(())
 
 
@@ -40,10 +40,10 @@ def _origin(about: Mapping[str, object]) -> Hashable:
 
 
 def _message_of(event: object) -> tuple[object, Mapping[str, object]] | None:
-    """Return the message and its metadata from an item of a graph's stream; None for an item of another mode."""
+    """Return the message and its metadata in an item of a graph's stream; None if the item is of another mode."""
     if isinstance(event, Mapping):
         event = event.get("data") if event.get("type") == _MESSAGES else None
-    for _ in range(3):  # a namespace around a mode around the pair
+    for _ in range(3):  # remove up to three levels: a namespace, a mode, and the pair
         match event:
             case (str() as mode, inner):
                 event = inner if mode == _MESSAGES else None

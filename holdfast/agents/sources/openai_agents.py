@@ -51,9 +51,10 @@ class OpenAIAgents(Source):
 
     def translate(self, error: BaseException) -> HoldfastError | None:
         ours = super().translate(error)
-        # The SDK raises ModelBehaviorError for a response that breaks off; errors of the provider come as events.
+        # For a response that breaks off the SDK raises ModelBehaviorError. Errors of the provider arrive as events
+        # instead.
         if isinstance(ours, UpstreamError) and self._responses.is_open and type(error).__name__ == "ModelBehaviorError":
-            return UpstreamEnded("the model's response ended in the middle")
+            return UpstreamEnded("the model's response broke off, so it is incomplete")
         return ours
 
     async def stop(self, stream: object) -> None:

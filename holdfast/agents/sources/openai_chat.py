@@ -9,7 +9,7 @@
 | `choices[0].finish_reason` | `meta.finish_reason`; tools are `called`; the end |
 | `usage`, `model` | `meta.usage`, `meta.model` |
 | helper event `chunk` | as for its chunk; the other helper events repeat it |
-| an `error` in position of a chunk | UpstreamError |
+| an `error` in place of a chunk | UpstreamError |
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class OpenAIChat(Source):
 
     def __init__(self) -> None:
         self._is_ended = False
-        self._calls: dict[Hashable, str] = {}  # by the provider's index: the newest call there
+        self._calls: dict[Hashable, str] = {}  # id of the newest tool call at each index that the provider uses
 
     def take(self, event: object) -> Iterator[Edit]:
         if get(event, "type") == "chunk":
@@ -50,7 +50,7 @@ class OpenAIChat(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without a finish reason")
+            raise UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
         return iter(())
 
     def _choice(self, choice: object) -> Iterator[Edit]:
@@ -75,7 +75,7 @@ class OpenAIChat(Source):
         position = index(call, "index")
         called = get(call, "function") or get(call, "custom")
         given = word(call, "id")
-        # Some servers give every call the index 0 and distinguish calls by id only.
+        # Some servers give every call the index 0, so that only the ids distinguish calls.
         if position not in self._calls or (given is not None and given != self._calls[position]):
             if position in self._calls:
                 yield Change(("call", self._calls[position]), {"state": CALLED})

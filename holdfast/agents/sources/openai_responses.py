@@ -44,7 +44,7 @@ USAGE = {
     "reasoning_tokens": "output_tokens_details.reasoning_tokens",
 }
 FINISH = {"max_output_tokens": "length", "content_filter": "content_filter"}
-_CALLS = ("function_call", "custom_tool_call")  # the app writes the output of these
+_CALLS = ("function_call", "custom_tool_call")  # tool calls whose output the app writes
 _DELTAS = ("function_call_arguments", "custom_tool_call_input", "mcp_call_arguments", "code_interpreter_call_code")
 _WHOLE = ("arguments", "input", "code")
 _OUTPUTS = ("output", "results", "outputs")
@@ -54,11 +54,11 @@ class OpenAIResponses(Source):
     name = "openai-responses"
 
     def __init__(self) -> None:
-        self.is_open = False  # a response has begun and not ended
+        self.is_open = False  # True while a response has begun and not ended
         self._is_ended = False
-        self._turn = 0  # number of the response of an agent; item ids of its responses are not always unique
-        self._calls: dict[Hashable, str] = {}  # tool calls by their item
-        self._streamed: set[Hashable] = set()  # parts with a delta
+        self._turn = 0  # number of the agent's response, because its responses may reuse the ids of items
+        self._calls: dict[Hashable, str] = {}  # tool calls, by the id of their item
+        self._streamed: set[Hashable] = set()  # keys of parts that received a delta
         self._has_calls = False
 
     def take(self, event: object) -> Iterator[Edit]:
@@ -98,7 +98,9 @@ class OpenAIResponses(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the stream ended without response.completed")
+            raise UpstreamEnded(
+                "the model's stream ended without the event response.completed, so the answer may be incomplete"
+            )
         return iter(())
 
     def _begin(self, response: object) -> Iterator[Edit]:
@@ -157,7 +159,7 @@ class OpenAIResponses(Source):
         kind = word(item, "type") or ""
         if not kind.endswith("_call"):
             return
-        yield from self._item_added(event, item)  # some items have no `added` event
+        yield from self._item_added(event, item)  # some items come without an `added` event
         key = self._item(event)
         given = next(filter(None, (text(item, name) for name in _WHOLE)), "")
         action = get(item, "action") or get(item, "queries")
@@ -196,7 +198,7 @@ class OpenAIResponses(Source):
 
 
 def _output(item: object) -> dict[str, Json]:
-    """Return the fields for the outcome of a call that the provider ran."""
+    """Return the fields of the part for the outcome of a call that the provider has carried out."""
     if get(item, "error") is not None or get(item, "status") == "failed":
         return {"state": ERROR, "output": plain(get(item, "error"))}
     output = next((found for name in _OUTPUTS if (found := get(item, name)) is not None), None)

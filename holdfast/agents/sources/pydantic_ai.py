@@ -43,7 +43,7 @@ USAGE = {
     "reasoning_tokens": "details.reasoning_tokens",
 }
 _FINISH = {"tool_call": "tool_calls"}
-_WITHOUT_DETAILS = ("xai",)  # providers for which the SDK keeps no `provider_details`
+_WITHOUT_DETAILS = ("xai",)  # providers whose responses get no `provider_details` from the SDK
 _KINDS = {"text": "text", "thinking": "reasoning"}
 _CALLS = ("tool-call", "builtin-tool-call", "native-tool-call")
 _RETURNS = ("tool-return", "builtin-tool-return", "native-tool-return", "retry-prompt")
@@ -55,11 +55,11 @@ class PydanticAI(Source):
 
     def __init__(self) -> None:
         self._is_ended = False
-        self._is_counted = False  # usage came with each response, so the run's total must not be added
+        self._is_counted = False  # True: usage came with each response, so the total of the run must not be added
         self._response = 0
-        self._started: set[int] = set()  # parts of the current response
-        self._calls: dict[Hashable, str] = {}  # tool calls by response and part
-        self._lengths: dict[Hashable, int] = {}  # length of the text written so far, by key
+        self._started: set[int] = set()  # indexes of the parts of the current response
+        self._calls: dict[Hashable, str] = {}  # tool calls, by response and part
+        self._lengths: dict[Hashable, int] = {}  # for each key the length of the text written so far
 
     def events(self, stream: object) -> object:
         kind = type(stream).__name__
@@ -95,7 +95,7 @@ class PydanticAI(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the run ended without its result")
+            raise UpstreamEnded("the agent's run ended without its result, so the answer may be incomplete")
         return iter(())
 
     def _start(self, position: int, part: object) -> Iterator[Edit]:
@@ -105,7 +105,7 @@ class PydanticAI(Source):
         yield from self._part((self._response, position), part)
 
     def _part(self, key: Hashable, part: object) -> Iterator[Edit]:
-        """Yield the edits for a part in its current form: the new end of its text."""
+        """Yield the edits that bring a part to its current form: only the new end of its text."""
         kind = word(part, "part_kind") or ""
         if kind in _KINDS:
             yield Open(key, {"type": _KINDS[kind]})
@@ -157,7 +157,7 @@ class PydanticAI(Source):
             yield Change(("call", call), {"output": plain(get(part, "content")), "state": state})
 
     def _whole(self, response: object) -> Iterator[Edit]:
-        """Yield the edits for a response in its current form: an earlier one of the same stream was its beginning."""
+        """Yield the edits for a response that grows: each item repeats the earlier ones and adds to them."""
         for position, part in enumerate(items(response, "parts")):
             self._started.add(position)
             yield from self._part((self._response, position), part)
@@ -172,7 +172,7 @@ class PydanticAI(Source):
 
     def _result(self, result: object) -> Iterator[Edit]:
         usage = get(result, "usage")
-        usage = usage() if inspect.ismethod(usage) else usage  # a method in older versions, a property now
+        usage = usage() if inspect.ismethod(usage) else usage  # a method in older versions of the SDK, a property now
         if not self._is_counted:
             yield Meta(usage=counts(usage, USAGE), of="run")
         yield from self._finish(get(result, "response"), None)
@@ -180,7 +180,7 @@ class PydanticAI(Source):
     def _finish(self, response: object, usage: dict[str, int] | None) -> Iterator[Edit]:
         reason = word(response, "finish_reason")
         if get(response, "state") == "interrupted" or _has_broken_off(response, reason):
-            raise UpstreamEnded("the model's response ended without a finish reason")
+            raise UpstreamEnded("the model's response ended without a finish reason, so it may be incomplete")
         self._is_ended = True
         reason = _FINISH.get(reason, reason) if reason else None
         yield Meta(
@@ -212,11 +212,11 @@ def _arguments(args: object) -> str:
     return as_json(args)
 
 
-# Streams that yield more than events. `Any`: these are objects of a package that need not be installed.
+# Classes whose streams yield more than events. `Any`: the package of these objects need not be installed.
 
 
 async def _of_node(stream: Any) -> AsyncIterator[object]:
-    """Yield a model request's events, then the whole response, which has the finish reason."""
+    """Yield the events of a model request, then its whole response, which has the finish reason."""
     async for event in stream:
         yield event
     yield stream.response

@@ -17,7 +17,7 @@ import msgspec
 from holdfast.agents.sources.errors import malformed
 from holdfast.core.model import Json
 
-WORD_CHARACTERS = 512  # longest name, id, model or reason; URLs and titles may be longer
+WORD_CHARACTERS = 512  # limit of a name, id, model or reason; URLs and titles may be longer
 LINE_CHARACTERS = 4096
 _INTEGERS = 2**63
 
@@ -30,7 +30,7 @@ def get(thing: object, name: str) -> object:
 
 
 def text(thing: object, name: str) -> str:
-    """Return a field of text, "" if it is missing. Raises UpstreamError for another type."""
+    """Return a field of text; "" if it is missing. Raises UpstreamError for another type."""
     value = get(thing, name)
     if value is None:
         return ""
@@ -63,7 +63,7 @@ def items(thing: object, name: str) -> Iterator[object]:
 
 
 def index(thing: object, name: str) -> int:
-    """Return a field with an index, 0 if it is missing. Raises UpstreamError if it is not a number."""
+    """Return a field that is an index; 0 if it is missing. Raises UpstreamError if it is not a number."""
     value = get(thing, name)
     if value is None:
         return 0
@@ -73,7 +73,10 @@ def index(thing: object, name: str) -> int:
 
 
 def counts(thing: object, names: Mapping[str, str]) -> dict[str, int] | None:
-    """Return the usage under our names, read from the provider's (`a.b` is a field of a field); None if it has none."""
+    """Return the usage under Holdfast's names, read from the provider's; None if there is none.
+
+    In a provider's name, `a.b` means the field `b` of the field `a`.
+    """
     found: dict[str, int] = {}
     for ours, theirs in names.items():
         value: object = thing
@@ -85,14 +88,14 @@ def counts(thing: object, names: Mapping[str, str]) -> dict[str, int] | None:
 
 
 def whole(value: str) -> str:
-    """Return `value` with its surrogate pairs joined; halves become U+FFFD."""
+    """Return `value` with its surrogate pairs joined; single halves become U+FFFD."""
     if value.isascii():
         return value
     return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def plain(value: object) -> Json:
-    """Return `value` in JSON's types: objects of SDKs and apps by their fields, else by `str`. Raises UpstreamError."""
+    """Return `value` in JSON types: objects of SDKs and apps by their fields, else by `str`. Raises UpstreamError."""
     try:
         return _json_safe(msgspec.to_builtins(value, str_keys=True, enc_hook=_fields))
     except (RecursionError, ValueError, TypeError) as error:

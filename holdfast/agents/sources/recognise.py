@@ -32,7 +32,7 @@ _KINDS: tuple[type[Source], ...] = (
 )
 SOURCES: dict[str, type[Source]] = {kind.name: kind for kind in _KINDS}
 
-# By the package that defines a stream's class, or a generator's function. The first match counts.
+# Sources by the package that defines the class of a stream, or the function of a generator. The first match counts.
 _BY_MODULE: tuple[tuple[str, type[Source]], ...] = (
     ("openai.lib.streaming.responses", OpenAIResponses),
     ("openai.lib.streaming.chat", OpenAIChat),
@@ -48,7 +48,10 @@ _AGENTS = ("raw_response_event", "run_item_stream_event", "agent_updated_stream_
 
 
 def by_stream(stream: object) -> Source | None:
-    """Return the source of `stream` if its class names one. A stream of text that an SDK derives is plain text."""
+    """Return the source of `stream` if its class identifies one.
+
+    If the stream only yields text, the source is plain text.
+    """
     for module in _modules(stream):
         for package, kind in _BY_MODULE:
             if module == package or module.startswith(f"{package}."):
@@ -57,7 +60,7 @@ def by_stream(stream: object) -> Source | None:
 
 
 def by_first_event(event: object) -> Source:
-    """Return the source whose events have the shape of `event`. Raises LocalError if no source has."""
+    """Return the source whose events have the form of `event`. Raises LocalError if there is none."""
     kind = _kind_of(event)
     if kind is SSEText:
         return SSEText(is_certain=not isinstance(event, str))
@@ -77,7 +80,7 @@ def _modules(stream: object) -> Iterator[str]:
     else:
         yield from (kind.__module__ for kind in type(stream).__mro__)
         return
-    # The SDKs' generators of text (`text_stream`, `stream_text`) yield plain text, not events.
+    # Generators of SDKs that yield plain text instead of events (`text_stream`, `stream_text`).
     if frame is not None and "text" not in code.co_name:
         yield str(frame.f_globals.get("__name__", ""))
 

@@ -26,14 +26,15 @@ from holdfast.agents.sources.reading import get, whole
 from holdfast.agents.sources.vocabulary import Edit, Source, Text
 from holdfast.core.errors import HoldfastError, LocalError, shown
 
-_BEGIN = re.compile(r"(?:data|event|id|retry):|:[^\n]*\n")  # the beginning of a first item: a field, or a whole comment
+# the beginning of a first item: a field of a server-sent event, or a complete comment
+_BEGIN = re.compile(r"(?:data|event|id|retry):|:[^\n]*\n")
 _LINE = re.compile(r"(?::.*|(data|event|id|retry)(?:: ?(.*))?)", re.DOTALL)
 _FIELDS = frozenset(("data", "raw_data", "event", "id", "retry", "comment", "sep"))
 _TEXT_EVENTS = frozenset(("", "message", "token", "delta", "text", "answer", "chunk", "content"))
 _REASONING_EVENTS = frozenset(("thinking", "reasoning"))
 _END_EVENTS = frozenset(("done", "end"))
 _IDLE_EVENTS = frozenset(("ping", "heartbeat"))
-_FRAME_LIMIT = 8 * 1024 * 1024  # characters of one frame: the limit of a message
+_FRAME_LIMIT = 8 * 1024 * 1024  # limit of one frame in characters: the limit of a message
 _SHOWN_KEYS = 8
 _REMEDY = "yield the text itself, and let style= of stream_response make the frames"
 _NO_JSON = object()
@@ -44,25 +45,28 @@ class NotAFrame(Exception):
 
 
 class FrameReader:
-    """Splits items of text into frames. The items may be cut anywhere, or be lines without their ends."""
+    """Splits items of text into frames. An item may be cut anywhere, or be a line without its line end."""
 
     def __init__(self) -> None:
         self.has_frame = False
-        self._first: list[str] | None = []  # items until it is known whether they are lines
-        self._line_end = ""  # missing at the end of each item
-        self._rest = ""  # the received text of an unfinished line
+        self._first: list[str] | None = []  # the items so far, until it is known whether they are lines
+        self._line_end = ""  # the line end to add to each item
+        self._rest = ""  # received text of an incomplete line
         self._event = ""
         self._data: list[str] = []
         self._size = 0
 
     def read(self, item: str) -> Iterator[tuple[str, str | None]]:
-        """Yield the event and the data of each whole frame. Raises NotAFrame, UpstreamError for an endless frame."""
+        """Yield the event name and the data of each complete frame.
+
+        Raises NotAFrame; UpstreamError for a frame over the limit.
+        """
         if self._first is None:
             text = item + self._line_end
         else:
             self._first.append(item)
             if len(self._first) > 1 and "\n" not in item and (not item or _BEGIN.match(item)):
-                self._line_end = "\n"  # as of `aiter_lines`
+                self._line_end = "\n"  # the items are lines without line ends, as from `aiter_lines`
             elif "\n" not in item and len(item) <= _FRAME_LIMIT:
                 return
             text = "".join(one + self._line_end for one in self._first)
@@ -74,7 +78,7 @@ class FrameReader:
             raise malformed(f"a frame is longer than {_FRAME_LIMIT} characters")
 
     def end(self) -> Iterator[tuple[str, str | None]]:
-        """Yield the last frame, if no blank line follows it."""
+        """Yield the last frame if no blank line follows it."""
         rest = self._rest if self._first is None else "".join(self._first)
         for line in (rest, ""):
             yield from self._take_line(line.removesuffix("\r"))
@@ -104,11 +108,12 @@ class SSEText(Source):
     def __init__(self, text_field: str | None = None, *, is_certain: bool = True) -> None:
         self._path = text_field.split(".") if text_field else None
         self._reader = FrameReader()
-        self._before: list[str] | None = None if is_certain else []  # the items until a whole frame is read
+        # the items until the first complete frame; None: certain that these are frames
+        self._before: list[str] | None = None if is_certain else []
         self._is_text = False
         self._is_ended = False
-        self._is_json: bool | None = None  # as the first data is
-        self._keys: list[str] = []  # the keys of the first object without the text
+        self._is_json: bool | None = None  # whether the data of the first frame is JSON; None: not known yet
+        self._keys: list[str] = []  # keys of the first object that has no text, for the error message
         self._has_text = False
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
@@ -219,19 +224,19 @@ class SSEText(Source):
 
 
 def begins_frames(item: str) -> bool:
-    """Return whether a stream that begins with `item` may be one of server-sent events."""
+    """Return whether a stream whose first item is `item` may be one of server-sent events."""
     return _BEGIN.match(item) is not None
 
 
 def is_frame_object(event: object) -> bool:
-    """Return whether `event` is a frame as other packages take it: a dict, or a `ServerSentEvent`."""
+    """Return whether `event` is a frame in a form that other packages use: a dict, or a `ServerSentEvent`."""
     if isinstance(event, Mapping):
         return "data" in event and event.keys() <= _FIELDS
     return type(event).__name__ == "ServerSentEvent"
 
 
 def _decoded(data: str) -> object:
-    """Return the JSON string or object that `data` is; `_NO_JSON` for other text."""
+    """Return the string or object in `data` if it is JSON; `_NO_JSON` for other text."""
     if not data.startswith(("{", '"')):
         return _NO_JSON
     try:
@@ -249,7 +254,7 @@ def _item(value: object, name: str) -> object:
 
 
 def _codes(value: object) -> Iterator[object]:
-    """Yield the values in which an error may have a short code."""
+    """Yield the values of fields that may contain a short error code."""
     error = get(value, "error") if isinstance(value, Mapping) else None
     for fields in (error, value):
         if isinstance(fields, Mapping):

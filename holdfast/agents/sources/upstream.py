@@ -1,4 +1,4 @@
-"""Reads an open stream event by event, async or blocking, and closes it, also early.
+"""Reads a stream event by event, async or blocking, and closes it, if needed before its end.
 
 Layer: agents.sources.
 
@@ -35,7 +35,7 @@ class Upstream:
 
     def __init__(self, given: object) -> None:
         self.stream = given
-        self._manager: Any = None  # the context manager of any SDK that was entered and must be exited
+        self._manager: Any = None  # the SDK's context manager that was entered and must be exited
         self._iterator: AsyncIterator[object] | None = None
 
     async def open(self) -> None:
@@ -54,7 +54,7 @@ class Upstream:
             self._manager = manager
 
     def events(self, events: object) -> AsyncIterator[object]:
-        """Return `events`, which is the stream or made from it, as an async iterator."""
+        """Return `events`, which is the stream or was made from it, as an async iterator."""
         if hasattr(events, "__aiter__"):
             self._iterator = aiter(events)
         elif hasattr(events, "__iter__"):
@@ -66,14 +66,14 @@ class Upstream:
         return self._iterator
 
     async def finish(self) -> None:
-        """Close a stream that ended by itself. Raises the SDK's errors."""
+        """Close a stream that has ended by itself. Raises the SDK's errors."""
         if self._manager is not None:
             manager, self._manager = self._manager, None
             await manager.__aexit__(None, None, None)
         await self.close(None, None)
 
     async def close(self, error: BaseException | None, stop: Callable[[object], Awaitable[None]] | None) -> None:
-        """Close all that is open, at once, after `stop`. A second cancellation of the caller does not prevent that.
+        """Close the stream and its context manager at once, after `stop`, even if the caller is cancelled again.
 
         This runs in the task that opened the stream: the SDKs' managers hold scopes that belong to a task.
         """
@@ -84,7 +84,7 @@ class Upstream:
             await _quietly(stop(self.stream))
         for thing in (self._iterator, self.stream):
             close = getattr(thing, "aclose", None) or getattr(thing, "close", None)
-            if callable(close) and not inspect.isgenerator(thing):  # a generator is closed by its thread
+            if callable(close) and not inspect.isgenerator(thing):  # a generator is closed by its own thread
                 await _quietly(_called(close))
         if self._manager is not None:
             manager, self._manager = self._manager, None
@@ -95,12 +95,16 @@ class Upstream:
 
 
 class Threaded:
-    """A blocking iterator as an async one. Its thread produces one item while the previous one is written."""
+    """Turns a blocking iterator into an async one.
 
-    def __init__(self, items: Any) -> None:  # any iterable of any items
+    Its thread produces one item while the previous one is being written.
+    """
+
+    def __init__(self, items: Any) -> None:  # `Any`: an iterable of any items
         self._items = items
         self._loop = asyncio.get_running_loop()
-        self._made: asyncio.Queue[tuple[object, BaseException | None]] = asyncio.Queue()  # the semaphore bounds it
+        # produced items; the semaphore limits their number
+        self._made: asyncio.Queue[tuple[object, BaseException | None]] = asyncio.Queue()
         self._room = threading.Semaphore(1)
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -112,7 +116,7 @@ class Threaded:
     async def __anext__(self) -> object:
         if self._thread is None:
             context = contextvars.copy_context()
-            # A daemon: a provider that never responds must not prevent the process from ending.
+            # A daemon thread: a provider that never responds must not prevent the process from ending.
             self._thread = threading.Thread(target=context.run, args=(self._run,), name="holdfast-pipe", daemon=True)
             self._thread.start()
         item, error = await self._made.get()
@@ -124,7 +128,7 @@ class Threaded:
         return item
 
     async def aclose(self) -> None:
-        """Stop the thread: break the connection it reads from, so that the read ends."""
+        """Stop the thread. Breaks the connection from which it reads, so that the read ends."""
         self._is_closed = True
         self._room.release()
         if self._thread is None or self._ended.done():
@@ -132,7 +136,7 @@ class Threaded:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 while not self._ended.done():
-                    _break_read(self._thread)  # repeated, because the thread may be just before its read
+                    _break_read(self._thread)  # repeated, because the thread may not have begun its read yet
                     await asyncio.wait((self._ended,), timeout=BREAK_S)
 
     def _run(self) -> None:
@@ -150,7 +154,7 @@ class Threaded:
         except BaseException as met:
             error = met
         finally:
-            # In this thread: a generator cannot be closed by another while it runs.
+            # Closed in this thread, because another thread cannot close a generator while it runs.
             for thing in (iterator, self._items):
                 close = getattr(thing, "close", None)
                 if callable(close):
@@ -161,7 +165,7 @@ class Threaded:
                 self._loop.call_soon_threadsafe(self._set_ended)
 
     def _put(self, item: object, error: BaseException | None) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and with it the reader
+        with suppress(RuntimeError):  # the event loop is closed, so no task reads the items any more
             self._loop.call_soon_threadsafe(self._made.put_nowait, (item, error))
 
     def _set_ended(self) -> None:
@@ -170,7 +174,7 @@ class Threaded:
 
 
 class _InThread:
-    """A blocking context manager as an async one."""
+    """Turns a blocking context manager into an async one."""
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
@@ -187,7 +191,7 @@ def _is_iterable(stream: object) -> bool:
 
 
 async def _called(close: Callable[[], object]) -> None:
-    """Call `close`, in a thread if it is not a coroutine function: it may block."""
+    """Call `close`; in a thread if it is not a coroutine function, because it may block."""
     if inspect.iscoroutinefunction(close) or inspect.isbuiltin(close):
         result = close()
     else:
@@ -197,7 +201,7 @@ async def _called(close: Callable[[], object]) -> None:
 
 
 async def _quietly(closing: Awaitable[object]) -> None:
-    """Await `closing` for a short time and drop its errors: they do not change how the stream ended."""
+    """Await `closing` for a short time, and ignore its errors, which do not change how the stream ended."""
     try:
         async with asyncio.timeout(CLOSE_S):
             await closing
@@ -219,6 +223,6 @@ def _break_read(thread: threading.Thread) -> None:
             found = held
         if found is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _HTTP_CLIENTS:
             with suppress(OSError):
-                socket.socket.shutdown(found, socket.SHUT_RDWR)  # shuts down the socket itself, also below TLS
+                socket.socket.shutdown(found, socket.SHUT_RDWR)  # shut down the socket itself, below TLS
             return
         frame = frame.f_back

@@ -15,13 +15,13 @@ from holdfast.agents.sources.errors import translated
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Json, Part
 
-# The states of a tool part. A handler that runs tools itself writes the output of those that are `called`.
+# The states of a tool part. A handler that runs tools itself writes the output of parts in the state `called`.
 INPUT, CALLED, DONE, ERROR = "input", "called", "done", "error"
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A part begins. `key` names it within its source from now on; a known key has no effect."""
+    """Begin a part. `key` names the part within its source from now on; for a known key there is no effect."""
 
     key: Hashable
     part: Part
@@ -29,7 +29,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """More text of a part, or of a tool's input; an unknown key opens a part of type `kind`."""
+    """Add text to a part, or to a tool's input; for an unknown key first open a part of type `kind`."""
 
     key: Hashable
     text: str
@@ -38,7 +38,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """New values for fields of an open part; for an unknown key no effect, unless `fields` is a whole part."""
+    """Set fields of an open part. An unknown key has no effect, unless `fields` is a whole part."""
 
     key: Hashable
     fields: dict[str, Json]
@@ -46,14 +46,17 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A part is withdrawn, and its key is free again. Messages keep their parts: it becomes an empty text."""
+    """Withdraw a part, and free its key. A message cannot lose parts, so the part becomes an empty text."""
 
     key: Hashable
 
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """Values for the message's meta. Usage of the same response (`of`) replaces, that of several responses is added."""
+    """Set values in the message's meta.
+
+    Usage of the same response (`of`) replaces the earlier one; that of several responses is added.
+    """
 
     model: str | None = None
     finish_reason: str | None = None
@@ -65,12 +68,12 @@ Edit = Open | Text | Change | Drop | Meta
 
 
 def tool(call: str, name: str, **fields: Json) -> Part:
-    """Return a tool part whose input is still to come, unless `fields` contain it."""
+    """Return a tool part. Its input is still to come, unless `fields` contain it."""
     return {"type": "tool", "call": call, "name": name, "state": INPUT, **fields}
 
 
 def free(kind: str, **fields: Json) -> Part:
-    """Return a source or file part, without the fields that are None."""
+    """Return a source or file part without the fields that are None."""
     return {"type": kind, **{name: value for name, value in fields.items() if value is not None}}
 
 
@@ -88,12 +91,12 @@ class Source:
         raise NotImplementedError
 
     def end(self) -> Iterator[Edit]:
-        """Yield the edits for the end of the stream. Raises UpstreamEnded if the provider's own end did not come."""
+        """Yield the edits for the end of the stream. Raises UpstreamEnded if the provider's end event is missing."""
         raise NotImplementedError
 
     def translate(self, error: BaseException) -> HoldfastError | None:
-        """Return our error for an exception of the stream; None if it is the app's own."""
+        """Return the Holdfast error for an exception of the stream; None if the exception is the app's own."""
         return translated(error, is_of_sdk=True)
 
     async def stop(self, stream: object) -> None:
-        """Do what the SDK needs, besides closing, to end the stream early."""
+        """Do the steps that the SDK needs, besides closing, to end the stream early."""

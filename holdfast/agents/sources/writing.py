@@ -22,28 +22,32 @@ from holdfast.core.model import Json, Part
 
 logger = logging.getLogger("holdfast.agents")
 
-# The usage of earlier streams of one message: a handler that continues after tools pipes several streams into one.
+# Usage of the earlier streams of each message. A handler that continues after tools pipes several streams into one
+# message.
 _used: WeakKeyDictionary[Writer, dict[str, int]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that waits for the handler: write its output with `message.part({...}, index=call.part)`."""
+    """A tool call that waits for the handler, which writes the output with `message.part({...}, index=call.part)`."""
 
     call: str
     name: str
     input: str
-    part: int  # its index in the message
+    part: int  # index of the tool part in the message
 
     @property
     def arguments(self) -> Json:
-        """Return the input decoded from JSON; raises ValueError if it is invalid. An empty input is an empty object."""
+        """Return the input, decoded from JSON; an empty input is an empty object.
+
+        Raises ValueError if it is invalid.
+        """
         return json.loads(self.input) if self.input.strip() else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Piped:
-    """The summary of a stream. `tool_calls` are those that wait for their output."""
+    """The summary of a stream. `tool_calls` are the calls that wait for their output."""
 
     text: str
     finish_reason: str | None = None
@@ -54,7 +58,7 @@ class Piped:
 
 @dataclass(slots=True)
 class _Slot:
-    """A part that this stream opened."""
+    """A part that this stream has opened."""
 
     index: int
     part: Part
@@ -79,7 +83,7 @@ class Writing:
         self._usage: dict[Hashable, dict[str, int]] = {}
 
     async def write(self, edit: Edit) -> None:
-        """Write one edit. Raises the writer's errors, and UpstreamError for a part that the writer calls invalid."""
+        """Write one edit. Raises the writer's errors; UpstreamError for a part that the writer refuses as invalid."""
         try:
             match edit:
                 case Text():

@@ -29,7 +29,7 @@ const called = (toolCallId, toolName, ...deltas) => [
   { type: 'tool-call', toolCallId, toolName, input: deltas.join('') },
 ]
 
-/** A model that says in each step what stands in one of `steps`; a function among it is called, and may wait. */
+/** A model whose n-th step sends the items of `steps[n]`; a function among them is called, and may wait. */
 function model(...steps) {
   return new MockLanguageModelV4({
     modelId: 'mock-1',
@@ -101,7 +101,7 @@ const CASES = {
       { type: 'custom', kind: 'mock.thing' },
       { type: 'finish' },
     ),
-  // What an app writes beside its model's stream.
+  // Chunks that an app writes beside its model's stream.
   data: () =>
     createUIMessageStream({
       execute: ({ writer }) => {
@@ -111,7 +111,7 @@ const CASES = {
         writer.write({ type: 'data-progress', id: 'p', data: { done: 2 } })
       },
     }),
-  // A step that is begun again: what it had said does not stand.
+  // A step that begins again: the text of its first try is withdrawn.
   reset: () =>
     chunks(
       { type: 'start' },
@@ -136,9 +136,9 @@ const CASES = {
     const soon = () => new Promise(() => setTimeout(() => stop.abort('enough'), 50))
     return ui({ model: model([...said('0', 'Half.'), soon]), abortSignal: stop.signal })
   },
-  // The process goes away in mid-stream.
+  // The connection breaks in the middle of the stream.
   cut: response => ui({ model: model([...said('0', 'Half.'), () => new Promise(() => setTimeout(() => response.destroy(), 50))]) }),
-  // A model that says nothing more, until whoever reads has left.
+  // A model that sends no more text until its reader has disconnected.
   hold: response =>
     ui({ model: model([...said('0', 'Half.'), () => new Promise(() => response.on('close', () => console.log('left')))]) }),
 }

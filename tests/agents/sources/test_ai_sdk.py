@@ -129,7 +129,7 @@ async def test_an_end_without_a_finish_was_a_crash(hub: Hub, last: dict[str, Any
 
 async def test_an_error_chunk_fails_with_public_words(hub: Hub) -> None:
     text, words = await failed(hub, [*START, *SAID, {"type": "error", "errorText": "key sk-123"}])
-    assert (text, words) == (TEXT, "the model's provider reported an error")
+    assert (text, words) == (TEXT, "the model's provider reported an error; the log has its message")
 
 
 GARBAGE = [

@@ -163,7 +163,10 @@ async def test_restarted_step_withdraws_its_parts(hub: Hub, app: App) -> None:
 
 
 async def test_an_error_in_mid_stream_fails(hub: Hub, app: App) -> None:
-    assert await failed(hub, app.lines("error")) == ("Half.", "the model's provider reported an error")
+    assert await failed(hub, app.lines("error")) == (
+        "Half.",
+        "the model's provider reported an error; the log has its message",
+    )
 
 
 @pytest.mark.parametrize("case", ["unfinished", "abort", "cut"])

@@ -1,4 +1,4 @@
-"""The speed of the chat element in Chromium: long conversations, and messages at the limits of the hub.
+"""The speed of the chat element in Chromium: long conversations, and messages of many parts.
 
 Layer: tests.
 
@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser
 
-from holdfast import Hub
 from tests.browser.test_chat import Scene, scene
-from tests.transports.conftest import new_hub
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
@@ -43,7 +41,9 @@ _MEASURE = """async () => {
   await frame()
   const first = performance.now()
   const isWhole = () => (IS_WHOLE)(root, channel.getSnapshot())
-  while (!isWhole()) await frame()
+  for (; !isWhole(); await frame()) {
+    if (performance.now() - start > 60_000) throw new Error("not all was built within a minute")
+  }
   const last = performance.now()
   await new Promise((done) => setTimeout(done, 50)) // the observer is called after its task
   const longest = Math.max(0, ...tasks.filter((one) => one.startTime > first).map((one) => one.duration))
@@ -61,7 +61,7 @@ async def _best(here: Scene, is_whole: str) -> tuple[float, float, float]:
 
 
 async def test_thousand_messages_are_painted_at_once_and_built_without_a_long_task(browser: Browser) -> None:
-    async with scene(browser, "") as here:
+    async with scene(browser, "", has_agent=False) as here:
         paragraph = "A cursor **says** what you have already `seen`. " * 8
         for n in range(1_000):
             await here.hub.create(
@@ -74,22 +74,8 @@ async def test_thousand_messages_are_painted_at_once_and_built_without_a_long_ta
     assert longest <= LONG_TASK_MS
 
 
-async def test_message_of_the_largest_size_leaves_the_page_responsive(browser: Browser) -> None:
-    hub: Hub = new_hub()
-    async with scene(browser, "", hub) as here:
-        block = "## Title\n\nA paragraph with **bold** words and `code`.\n\n- one\n- two\n\n```py\nx = 1\n```\n\n" * 500
-        async with hub.message("chat:1", id="a", author="Guide") as message:
-            for _ in range(8 * 1024 * 1024 // len(block) - 1):
-                await message.append(block)
-        count = "messages[0].text.split('```py').length - 1"
-        ends = f"(root, {{ messages }}) => root.querySelectorAll('.code').length === {count}"
-        first, _, longest = await _best(here, ends)
-    assert first <= FIRST_PAINT_MS
-    assert longest <= LONG_TASK_MS
-
-
 async def test_message_of_many_parts_leaves_the_page_responsive(browser: Browser) -> None:
-    async with scene(browser, "") as here:
+    async with scene(browser, "", has_agent=False) as here:
         parts: list[Any] = []
         for n in range(256):
             text = f"Part {n}. " + "A sentence of some words. " * 120

@@ -11,7 +11,12 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
+from tests.browser.long.main_thread import MainThread
 from tests.browser.test_markdown import HOSTILE, markdown_page
+
+MAX_STEP_MS = 100.0
+LENGTH = 200_000
+STEPS = 40
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
@@ -31,3 +36,18 @@ async def test_hostile_text_cut_at_every_position_runs_and_fetches_nothing(page:
     assert await page.evaluate("text => tests.forbidden(text, 400)", together) == []
     assert await page.evaluate("[window.hit, tests.violations, Object.prototype.href]") == [None, [], None]
     assert requests == [one for one in requests if one.endswith("/web/vendor/highlight.js")]
+
+
+async def test_no_shape_of_text_takes_long(page: Page) -> None:
+    thread = await MainThread.of(page)
+    slow = {}
+    for name in await page.evaluate("Object.keys(tests.shapes(1_000))"):
+        length = await page.evaluate(f"tests.stage(tests.shapes({LENGTH})[{name!r}]).then(tests.stagedTarget)")
+        size = length // STEPS + 1
+        for start in range(0, length, size):
+            before = await thread.spent()
+            await page.evaluate(f"tests.steps({start}, {start + size}, {size})")
+            took_ms = (await thread.spent() - before).thread_ms
+            if took_ms > MAX_STEP_MS:
+                slow[name] = round(took_ms)
+    assert slow == {}

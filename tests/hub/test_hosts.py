@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from holdfast.app import Hub
 from holdfast.core.errors import LocalError
-from holdfast.hub.origins import Host, Origin, parse_host, parse_origin
+from holdfast.hub.hosts import Host, Origin, parse_host, parse_origin
 
 HOSTS: list[tuple[str, Host | None]] = [
     ("localhost", Host("localhost", None)),

@@ -4,7 +4,7 @@ Layer: hub.
 
 A `Host` header and an `Origin` header decide whether a page belongs to this server, so they are compared only after a
 parse that accepts the whole text or none of it. A general URL parser is not enough: it finds the host `::1` in
-`[::1]evil`, and a host in front of which there is a user name. Browsers send both headers in one normal form.
+`[::1]evil`, and it accepts a user name before the host. Browsers send both headers in one normal form.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from holdfast.core.errors import LocalError, shown
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-MAX_CHARACTERS = 300  # a host name has at most 253
+MAX_CHARACTERS = 300  # longer text is refused before it is parsed; a host name has at most 253 characters
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9_][a-z0-9_.-]*))(?::([0-9]{1,5}))?", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
@@ -32,25 +32,25 @@ class Host(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Return whether it is one of the names of this machine's loopback interface."""
+        """Return whether the host is a name or address of this machine's loopback interface."""
         return self.name in LOCAL_HOSTS
 
 
 class Origin(NamedTuple):
-    """The scheme, host and port of a page; the port is the scheme's default where none is given."""
+    """The scheme, host and port of a page. The port is the scheme's default if none is given."""
 
     scheme: str
     host: str
-    port: int | None  # None: of an app's own scheme, which has no default
+    port: int | None  # None: a scheme of an app, which has no default port
 
     def is_at(self, host: Host) -> bool:
-        """Return whether a request with the header `host` goes to the host and port of this page."""
+        """Return whether `host`, the header of a request, names the host and port of this page."""
         default = _PORTS.get(self.scheme)
         return default is not None and (self.host, self.port) == (host.name, host.port or default)
 
 
 def parse_host(text: str) -> Host | None:
-    """Return the host and port of a `Host` header; None for any other text."""
+    """Return the host and port in a `Host` header; None if the header is malformed."""
     found = _HOST.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if found is None:
         return None
@@ -67,7 +67,7 @@ def parse_host(text: str) -> Host | None:
 
 
 def parse_origin(text: str) -> Origin | None:
-    """Return the origin that `text` is as a whole; None for any other text, such as `null`."""
+    """Return the origin if `text` is one as a whole; None for any other text, such as `null`."""
     scheme, separator, rest = text.partition("://")
     host = parse_host(rest) if separator and _SCHEME.fullmatch(scheme) else None
     if host is None:
@@ -86,7 +86,10 @@ def is_loopback(address: Any) -> bool:
 
 
 def check_allowed_origins(given: Iterable[str]) -> tuple[str, ...]:
-    """Return the setting `allowed_origins` as a tuple. Raises LocalError for an entry that no page's origin equals."""
+    """Return the setting `allowed_origins` as a tuple.
+
+    Raises LocalError for an entry that no page can have as its origin.
+    """
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         kind = "the string" if isinstance(given, str) else f"an object of type {type(given).__name__}:"
         raise LocalError(f"allowed_origins must be a list of origins such as {_EXAMPLE}, got {kind} {shown(given)}")
@@ -115,7 +118,7 @@ def _check_origin(given: object, what: str, *, example: str) -> Origin:
 
 
 def _advice(given: object) -> str:
-    """Return the origin that `given` should have been, if that can be seen, as an end of the message."""
+    """Return advice for the error message: the origin that `given` probably means, or an empty text."""
     if not isinstance(given, str):
         return ""
     scheme, separator, rest = given.rpartition("://")
@@ -129,7 +132,7 @@ def _advice(given: object) -> str:
 
 
 def _normal(origin: Origin) -> str:
-    """Return `origin` as browsers send it: without the port that its scheme has anyway."""
+    """Return `origin` as browsers send it: without a port that is the scheme's default."""
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     port = "" if origin.port in (None, _PORTS.get(origin.scheme)) else f":{origin.port}"
     return f"{origin.scheme}://{host}{port}"

@@ -1,0 +1,31 @@
+/** The words of the chat element: each is used, and each language has all of them. */
+import assert from "node:assert/strict"
+import { readFileSync, readdirSync } from "node:fs"
+import { test } from "node:test"
+
+import { STRINGS, stringsOf } from "../../holdfast/web/chat_strings.js"
+
+const folder = new URL("../../holdfast/web/", import.meta.url)
+const isCode = (/** @type {string} */ name) => /^(chat_(?!strings).*|element)\.js$/.test(name)
+const code = readdirSync(folder).filter(isCode).map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n")
+
+test("each word is used", () => {
+  assert.deepEqual(Object.keys(STRINGS).filter((name) => !new RegExp(`\\bwords\\.${name}\\b`).test(code)), [])
+})
+
+test("German has the same words, and no word of English is left", async () => {
+  const german = await stringsOf("de-AT")
+  assert.deepEqual(Object.keys(german).sort(), Object.keys(STRINGS).sort())
+  const alike = Object.keys(STRINGS).filter((name) => german[name] === STRINGS[name])
+  assert.deepEqual(alike, ["heading", "online"]) // "Chat", "Online"
+})
+
+test("other languages have the English words, at once", () => {
+  for (const lang of [null, "", "en", "den", "fr"]) assert.equal(stringsOf(lang), STRINGS)
+})
+
+test("a word has no blanks at its ends, and one character for an ellipsis", async () => {
+  for (const words of [STRINGS, await stringsOf("de")]) {
+    for (const word of Object.values(words)) assert.ok(word && word === word.trim() && !word.includes("..."), word)
+  }
+})
