@@ -94,10 +94,10 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
     hasTold ||= Boolean(answer?.text)
     for (const [window, { from, message, text }] of theirs) {
       const mine = find(message)?.text ?? ""
-      if (mine.length < text.length) continue
-      theirs.delete(window)
       const member = channel.getSnapshot().presence.members.find(({ id }) => id === from)
-      score.settle("join", text, mine, `${from === client.id ? "Your other window" : (member?.data?.name ?? "Another window")} sees the same text, word for word`)
+      if (mine.length < text.length || !member) continue
+      theirs.delete(window)
+      score.settle("join", text, mine, `${from === client.id ? "Your other window" : (member.data?.name ?? from)} sees the same text, word for word`)
     }
   }
 
