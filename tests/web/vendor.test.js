@@ -5,15 +5,15 @@ import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
 const SHA256 = {
-  "markdown.js": "edd59044e8e00717cadb4912097cfbb974b0ca8df399988f1b5ec0527d4dc90c",
-  "highlight.js": "c9f2cfab435d533aad5d34e128968d1baafdbe2ee0a08dd69a0f1f7d61952149",
+  "markdown.js": "77c78dab82e64dd189f705f4f633655ed965f858dbdb49dff6f4b2408d7e4571",
+  "highlight.js": "863731bfd4392a1b15576d6d3794f5f6e7814443506d4428b73690dd4f56a851",
 }
 
 for (const [file, expected] of Object.entries(SHA256)) {
   test(`${file} has the content that its script wrote, and names its origin`, () => {
     const module = readFileSync(new URL(`../../holdfast/web/vendor/${file}`, import.meta.url), "utf8")
     assert.equal(createHash("sha256").update(module).digest("hex"), expected)
-    assert.match(module, /^\/\*! (markdown-it|@speed-highlight\/core) [\d.]+, (MIT|CC0-1\.0); sha512-\S+; made by scripts\/vendor_web;/)
+    assert.match(module, /^\/\*! (markdown-it|@speed-highlight\/core) [\d.]+, (MIT|CC0-1\.0) \*\/\n\/\/ sha512-\S+; made by scripts\/vendor_web;/)
     assert.doesNotMatch(module, /\beval\(|new Function|innerHTML|document\.write/)
   })
 }
