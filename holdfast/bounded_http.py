@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import HoldfastError, InvalidRequest, TooLarge
+from holdfast.parse_turns import TURN_S
 from holdfast.transports.problem import problem_headers
 from holdfast.transports.server_connection import EXTENSION
 
@@ -204,7 +205,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _parse_in_slices(self, data: bytes) -> None:
         """Parse `data` up to the end of the head behind the running request, and to the end of the turn."""
-        at, until_s = 0, self._book.turns.end_s()
+        at, until_s = 0, self.loop.time() + TURN_S
         while at < len(data) and not (self._is_refused or self._is_last):
             is_held = self.pipeline or self.flow.write_paused
             if is_held or self.loop.time() > until_s:

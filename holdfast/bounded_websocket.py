@@ -12,6 +12,7 @@ Safe to change: the constants, which `docs/security.md` names. Not safe: one mor
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -27,6 +28,7 @@ from websockets.typing import StatusLike
 from holdfast.bounded_http import refusal, refusal_headers
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
+from holdfast.parse_turns import TURN_S
 from holdfast.transports.server_connection import EXTENSION
 
 INTRODUCTION_BYTES = 8 * 1024  # limit of a message from a peer that has not authenticated yet
@@ -80,7 +82,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._control_since_s = 0.0
         self._burst = 0
         self.conn.max_message_size = INTRODUCTION_BYTES
-        self.conn.reject = self._rejection  # type: ignore[method-assign]
+        self.conn.reject = partial(_rejection, book)  # type: ignore[method-assign]  # no cycle with this object
 
     # The connection
 
@@ -177,7 +179,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
 
     def _parse_in_slices(self, data: bytes) -> None:
         """Parse `data` until the connection must pause or the turn of the loop ends; set the rest aside."""
-        at, until_s = 0, self._book.turns.end_s()
+        # The little input of unknown peers is parsed at once: set aside, that of thousands would fill the memory.
+        at, until_s = 0, self._book.turns.end_s() if self._is_known else self.loop.time() + TURN_S
         while at < len(data) and not self.transport.is_closing():
             is_held = self.is_held()
             if is_held or self.loop.time() > until_s:
@@ -279,14 +282,6 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._write_last(b"".join(self.conn.data_to_send()))
 
-    def _rejection(self, status: StatusLike, text: str) -> Response:
-        """Return the response to a handshake that websockets refuses, with the body and headers of other refusals."""
-        self._book.note("a handshake was invalid")
-        error = InvalidRequest(text.partition("\n")[0])
-        body = msgspec.json.encode({**error.problem(), "status": int(status)})
-        headers = {**refusal_headers(error), "content-length": str(len(body))}
-        return Response(int(status), HTTPStatus(status).phrase, Headers(headers), body)
-
     def _refuse_handshake(self) -> None:
         self._book.note("a handshake was invalid")
         detail = "the WebSocket handshake is invalid, has more than 128 headers, or a header of more than 8 KiB"
@@ -303,3 +298,12 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self._connection.wait(LINGER_S, may_burst=False)
         # If this timer is set, uvicorn leaves the closing to it.
         self.close_timer = self.loop.call_later(LINGER_S, self.transport.abort)
+
+
+def _rejection(book: Connections, status: StatusLike, text: str) -> Response:
+    """Return the response to a handshake that websockets refuses, with the body and headers of other refusals."""
+    book.note("a handshake was invalid")
+    error = InvalidRequest(text.partition("\n")[0])
+    body = msgspec.json.encode({**error.problem(), "status": int(status)})
+    headers = {**refusal_headers(error), "content-length": str(len(body))}
+    return Response(int(status), HTTPStatus(status).phrase, Headers(headers), body)

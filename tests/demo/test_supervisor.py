@@ -25,7 +25,7 @@ from holdfast.demo.answers import ready_answers
 from holdfast.demo.control import AGENTS
 from holdfast.demo.server import is_of_interest
 from holdfast.demo.supervisor import MOST_RESTARTS, RESTARTS_S, _Restarts
-from holdfast.transports.socket_owner import Owner, objection
+from holdfast.transports.socket_owner import SocketOwner, objection
 from tests.processes import PATIENCE_S, Process, Server, request, serving, text_of
 
 CHANNEL = "demo:test"
@@ -193,8 +193,8 @@ def test_restarts_are_bounded_within_a_minute() -> None:
     assert not restarts.count()
 
 
-@pytest.mark.parametrize(("owner", "is_shown"), [(None, False), (Owner(uid=12345, inode=1), True)])
-def test_connections_that_were_given_up_are_not_in_the_terminal(owner: Owner | None, is_shown: bool) -> None:
+@pytest.mark.parametrize(("owner", "is_shown"), [(None, False), (SocketOwner(uid=12345, inode=1), True)])
+def test_connections_that_were_given_up_are_not_in_the_terminal(owner: SocketOwner | None, is_shown: bool) -> None:
     reason = objection(owner, 0)
     assert reason is not None
     line = logging.LogRecord("holdfast.transports", logging.WARNING, "", 0, "refused: %s", (reason,), None)

@@ -170,8 +170,8 @@ async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: 
     assert [err for _, _, err in runs] == [
         "the server requires a token, and this client has none; give Client(..., token=...)\n",
         "token is malformed: it must be a signed JWT\n",
-        "token signature matches no key of this server\n",
-        "token signature matches no key of this server\n",
+        "token signature matches no key of this server; check the keys of its verifier\n",
+        "token signature matches no key of this server; check the keys of its verifier\n",
         "client 'ann' needs the capability 'agent' on all channels of 'chat:*'\n",
     ]
     assert [one for one in ("garbled-token", foreign, ann) if one in log] == []
