@@ -493,6 +493,7 @@ async def test_newest_messages_are_built_first_and_the_view_stays_where_it_is(br
               })]
               const log = chat.shadowRoot.querySelector(".log")
               let moved = 0
+              await frame()
               log.scrollTop -= 900
               while (counts.at(-1) < channel.getSnapshot().messages.length) {
                 await frame()
