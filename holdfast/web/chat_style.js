@@ -75,7 +75,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .user .actions{justify-content:flex-end}
 :is(.message:hover,.message:focus-within,.message:last-child,[data-status="refused"]) > .actions,.actions:has(.place:not([hidden])){opacity:1}
 .action,.branch{padding:1px 8px;border-color:transparent;background:none}
-.jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px rgb(0 0 0 / 12%);white-space:nowrap}
+.jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px rgb(0 0 0 / 12%);max-width:96%;line-height:1.2}
 .older{position:sticky;top:0;z-index:1;height:0;text-align:center}
 .older span{padding:4px 12px;border-radius:12px;background:var(--surface)}
 .panel > :is(.status,.note){width:calc(100% - 32px);max-width:740px;margin:0 auto;padding:4px 6px;overflow-wrap:anywhere}
