@@ -2,8 +2,9 @@
 
 Layer: serving, below `bounded_http` and `bounded_websocket`.
 
-Each of those protocols parses in slices and sets the rest of its input aside. Here all connections share one limit of
-time for each turn of the event loop, so that a hundred floods delay the other connections no longer than one flood.
+Each of those protocols parses in slices and sets the rest of its input aside. The connections with such a rest go on one
+after another, a few in each turn of the event loop. Authenticated sockets also share one limit of time in a turn. So a
+hundred floods delay the other connections no longer than one flood.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-TURN_S = 0.002  # in which large input is parsed, in one turn of the loop
-TURN_MOST = 8  # connections that go on in a turn: each may begin a request, which takes longer than to parse it
+TURN_S = 0.002  # time to parse large input, in one turn of the loop
+TURN_MOST = 8  # connections that go on in one turn: each may begin a request, and that takes longer than to parse it
 
 
 class ParseTurns:

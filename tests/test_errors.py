@@ -472,8 +472,8 @@ CASES: list[Any] = [  # each a Case, or `pending` of one
         hub={"authenticate": subscriber},
     ),
     over_http(errors.NoVerifier, (), "GET", "/v1/channels/c/messages/m1", address="192.0.2.1"),
-    pending(over_http(errors.Unauthenticated, (), "GET", "/v1/channels/c/messages/m1", hub={"authenticate": nobody})),
-    pending(Case(errors.Busy, ("0",), busy)),
+    over_http(errors.Unauthenticated, (), "GET", "/v1/channels/c/messages/m1", hub={"authenticate": nobody}),
+    Case(errors.Busy, ("0",), busy),
     Case(errors.Draining, (), draining),
     # the stores
     Case(errors.StoreUnavailable, ("nowhere",), store_missing),
@@ -498,14 +498,12 @@ CASES: list[Any] = [  # each a Case, or `pending` of one
     Case(Unreachable, ("nowhere.example",), unreachable),
     Case(NotHoldfast, ("nowhere.example", "404", "path"), not_holdfast),
     called(HoldfastError, ("messages", "int"), lambda: decode_response({"messages": 5}, Page)),
-    pending(called(LocalError, ("ftp",), lambda: Client("ftp://nowhere"))),
-    pending(
-        called(LocalError, ("token_provider",), lambda: Client("http://nowhere", token="t", token_provider=nobody))
-    ),
+    called(LocalError, ("ftp",), lambda: Client("ftp://nowhere")),
+    called(LocalError, ("token_provider",), lambda: Client("http://nowhere", token="t", token_provider=nobody)),
     Case(Refused, ("unauthenticated",), refused_tail),
     # arguments
-    pending(called(LocalError, ("on_crash", "'retry'"), agent(on_crash="retry"))),
-    pending(called(LocalError, ("timeout_s", "-1"), agent(timeout_s=-1))),
+    called(LocalError, ("on_crash", "'retry'"), agent(on_crash="retry")),
+    called(LocalError, ("timeout_s", "-1"), agent(timeout_s=-1)),
     called(LocalError, ("'chat:*x'",), lambda: new_hub().agent("chat:*x")),
 ]
 
