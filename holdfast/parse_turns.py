@@ -2,7 +2,7 @@
 
 Layer: serving, below `bounded_http` and `bounded_websocket`.
 
-Each of those protocols parses in slices and sets the rest of its input aside. The connections with such a rest go on one
+Each of those protocols parses in slices and sets the rest of its input aside. Connections with such a rest go on one
 after another, a few in each turn of the event loop. Authenticated sockets also share one limit of time in a turn. So a
 hundred floods delay the other connections no longer than one flood.
 """
