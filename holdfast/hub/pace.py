@@ -1,21 +1,32 @@
-"""The pace of commits for viewers: text that only viewers wait for is stored shortly before their flush window ends.
+"""The pace of commits for viewers: when the committer stores text that only viewers wait for.
 
 Layer: hub.
 
-Committing more often than viewers flush gains nothing. A slow store must start earlier, so the committer reports how
-long its commits take. A writer asks `call_in_time` when it has new text; without viewers it commits at once.
+Inside of a flush window the text is stored shortly before the end of the window, because viewers see it no earlier. A
+slow store must start earlier, so the committer reports how long its commits take. After the window, viewers see the
+text as soon as it is stored; such text of many channels shares a commit, at the next point of the ticks' grid after the
+last one (the gap). A writer asks `begin` when it has new text; without viewers it commits at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from enum import Enum, auto
 
 from holdfast.hub.channel import Channel
 from holdfast.hub.ticks import Ticks
 
 PATIENCE_S = 0.04  # longest delay of a commit that only viewers wait for; equals the default flush window
 SPARE_S = 0.001  # safety margin, in addition to twice the recent duration of a commit
+
+
+class Begin(Enum):
+    """When a writer queues new text at the committer, and when the committer takes it."""
+
+    NOW = auto()  # now; the next commit begins without a gap
+    AFTER_GAP = auto()  # now; the next commit may keep its gap to the last one
+    LATER = auto()  # at the call of the callback, as for NOW
 
 
 class Pace:
@@ -30,14 +41,20 @@ class Pace:
         more_s = took_s - self._took_s
         self._took_s += more_s * (0.5 if more_s > 0 else 0.1)
 
-    def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
-        """Call `callback`, which begins a commit, so early that the text is stored by the next flush of `channel`.
+    def begin(self, channel: Channel, callback: Callable[[], None]) -> Begin:
+        """Return when to commit text for the viewers of `channel`; if LATER, call `callback` then.
 
-        Return False if a flush is due now or there are no viewers. Until the flush no viewer sees a difference if more
-        text is stored.
+        That is so early that the text is stored by the next flush. Until the flush no viewer sees a difference if more
+        text is stored. The gap never delays text inside of a flush window, so it makes no text miss its flush.
         """
         over_s = channel.flush_s
         now_s = asyncio.get_running_loop().time()
         if over_s <= now_s:
-            return False
-        return self._ticks.call_before(min(over_s, now_s + PATIENCE_S), 2 * self._took_s + SPARE_S, callback)
+            return Begin.NOW if channel.has_unbuffered_viewers else Begin.AFTER_GAP
+        if self._ticks.call_before(min(over_s, now_s + PATIENCE_S), 2 * self._took_s + SPARE_S, callback):
+            return Begin.LATER
+        return Begin.NOW
+
+    def call_after_gap(self, cut_s: float, callback: Callable[[], None]) -> bool:
+        """Call `callback` at the end of the gap after a commit that began at `cut_s`. Return False if it has ended."""
+        return self._ticks.call_after(cut_s, callback)
