@@ -49,7 +49,7 @@ class Pace:
         """
         over_s = channel.flush_s
         now_s = asyncio.get_running_loop().time()
-        if over_s <= now_s:
+        if self._ticks.tick_s(over_s) <= now_s:  # until the tick, a flush of earlier text may still be due
             return Begin.NOW if channel.has_unbuffered_viewers else Begin.AFTER_GAP
         if self._ticks.call_before(min(over_s, now_s + PATIENCE_S), 2 * self._took_s + SPARE_S, callback):
             return Begin.LATER

@@ -46,6 +46,10 @@ class Ticks:
     def __init__(self) -> None:
         self._due: dict[int, list[Callable[[], None]]] = {}
 
+    def tick_s(self, due_s: float) -> float:
+        """Return the time of the first point of the grid that is not before `due_s`."""
+        return ceil(due_s / self.GRID_S) * self.GRID_S
+
     def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
         """Call `callback` at the first point of the grid that is not before `due_s` (of the loop's clock)."""
         self._call(ceil(due_s / self.GRID_S), callback)
