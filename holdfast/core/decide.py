@@ -166,7 +166,7 @@ def _create(
     fingerprint = _fingerprint(request, caller)
     known = state.message(message_id)
     if known is not None:
-        # Callers that neither read nor wrote the message only learn that the id is taken.
+        # A caller without the right to read, which did not write the message either, learns only that the id is taken.
         if known.deleted and (caller.may_read or is_author(known, caller)):
             raise Deleted(f"message {message_id!r} was deleted; its id cannot be used again, choose another one")
         if known.deleted or known.digest != fingerprint:
@@ -216,7 +216,10 @@ def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
     except UnicodeEncodeError as error:
         raise InvalidText(f"the message holds {lone_surrogate(error)}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the message is not JSON-serialisable: {error}") from None
+        raise InvalidRequest(
+            f"the new message cannot be stored as JSON ({error}); send only text, numbers, booleans, null, lists and "
+            "objects"
+        ) from None
 
 
 def _parent(state: Decidable, request: CreateMessage) -> str | None:

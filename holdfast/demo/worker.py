@@ -57,8 +57,8 @@ def main() -> None:
     if missing:
         if start.name == AGENTS[0]:
             print(
-                f"No agent runs in a process of its own, since {missing[0]} is missing: pip install 'holdfast[demo]'. "
-                "The server answers itself.",
+                f"No agent runs in a process of its own, since {missing[0]} is missing; install Holdfast with [demo], "
+                "as its README shows. The server answers itself.",
                 file=sys.stderr,
             )
         sys.exit(UNAVAILABLE)

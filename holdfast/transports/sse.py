@@ -169,7 +169,7 @@ class EventStream:
         return bool(message["type"] != "http.disconnect")
 
     async def until_room(self) -> None:
-        """Return immediately, because a viewer sends no messages that could pile up."""
+        """Return immediately, because the peer sends no input after its request: the server need not slow it down."""
 
     def send_heartbeat(self) -> None:
         """Send a heartbeat, for the peer and for the proxies in between."""
