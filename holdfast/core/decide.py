@@ -136,7 +136,8 @@ def _decide_existing(
             return _earlier_decision(message, request.request) or _finish(message, request, caller, limits, now_ms)
         case TakeOver():
             is_ours = caller.is_app or caller.is_server or is_writer(message, caller)
-            # A request id is the writer's own: the result of another writer's request with the same id is not ours.
+            # Each writer chooses the ids of its requests, so another writer may have used the same one: its result does
+            # not count.
             known = _earlier_decision(message, request.request) if is_ours else None
             return known or _take_over(message, request, caller)
         case RenewLease():
@@ -336,7 +337,8 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
     count = len(message.parts)
     if request.index > count:
         raise NoPart(
-            f"message {message.id!r} has {count} parts, the request was for part {request.index}; the next is {count}",
+            f"message {message.id!r} has {count} parts, the request was for part {request.index}; use an index from 0 "
+            f"to {count}",
             parts=count,
         )
     _check_part_count(request.index + 1, limits)
@@ -438,7 +440,7 @@ def _earlier_decision(message: MessageState, request: str | None) -> Decision | 
     """Return the decision of the request with id `request` if it was carried out already, else None."""
     if request is None:
         return None
-    # latest request first: if two writers used the same request id, the later writer is still writing
+    # latest request first: if two writers used the same request id, only the later one can still repeat its request
     for known, serial, generation in reversed(message.requests):
         if known == request:
             lengths = [part.length for part in message.parts]

@@ -161,7 +161,9 @@ def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
             raise InvalidText(f"{what} holds {lone_surrogate(error)}") from None
         raise InvalidRequest(f"{what} cannot be stored as JSON: {error}") from None
     if size > limit_bytes:
-        raise TooLarge(f"{what} has {size} bytes as JSON, the limit is {limit_bytes}", limit=limit_bytes)
+        raise TooLarge(
+            f"{what} has {size} bytes as JSON, the limit is {limit_bytes}; make it smaller", limit=limit_bytes
+        )
     return size
 
 
@@ -189,6 +191,8 @@ def _check_shape(value: Json, what: str, depth: int) -> None:
             _check_shape(inner, what, depth - 1)
     elif isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
-            raise InvalidRequest(f"{what} has the number {value}, numbers must be finite")
+            raise InvalidRequest(f"{what} has the number {value}, but numbers must be finite")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InvalidRequest(f"{what} has an integer of {value.bit_length()} bits, the limit is 64 bits with the sign")
+        raise InvalidRequest(
+            f"{what} has an integer of {value.bit_length()} bits, the limit is 64 bits with the sign; send it as text"
+        )

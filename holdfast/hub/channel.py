@@ -302,7 +302,7 @@ class Channel:
         return (head.epoch, head.serial) == (self.state.epoch, self.state.serial)
 
     async def _follow(self, head: Head) -> None:
-        """Bring the state up to the head of the store."""
+        """Bring the state up to the channel's head in the store."""
         state = self.state
         if (head.epoch, head.serial) == (state.epoch, state.serial):
             return

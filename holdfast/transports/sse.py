@@ -4,7 +4,7 @@ Layer: transports.
 
 A stream is a feed with a sender: when the feed wakes it, it takes the missed events as one batch and writes them.
 There is no queue, and an idle stream is a few small objects; so keep requests, headers and closures out of it.
-`docs/protocol.md`, 5, is the contract. `hub.feed` frames the events, because all streams share those bytes.
+`docs/protocol.md`, 5, is the contract. `hub.batches` frames the events, because all streams share those bytes.
 """
 
 from __future__ import annotations
