@@ -24,10 +24,11 @@ from msgspec import Struct
 
 from holdfast.core.errors import TooMany
 from holdfast.demo.control import CHANNELS, IN_SERVER
+from holdfast.demo.refusals import NoInvite
 from holdfast.hub.identity import Identity, Scope
 from holdfast.transports.headers import header
 
-__all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "NoInvite", "Person"]
+__all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "Person"]
 
 INVITE_S = 600.0
 STAY_S = 12 * 3600.0
@@ -40,10 +41,6 @@ COOKIE = "holdfast_demo"
 _RIGHTS = frozenset({"subscribe", "history", "publish", "presence", "command"})
 _HOW = ("Calm", "Quick", "Kind", "Bold", "Quiet", "Bright", "Lucky", "Gentle", "Merry", "Clever", "Sunny", "Brave")
 _WHO = ("Otter", "Seal", "Heron", "Whale", "Crab", "Puffin", "Urchin", "Limpet", "Dolphin", "Turtle", "Gull", "Squid")
-
-
-class NoInvite(Exception):
-    """The secret is not that of an open invitation."""
 
 
 class Person(Struct, frozen=True, kw_only=True):
@@ -115,7 +112,9 @@ class Guests:
         fitting = [known for known in self._open if hmac.compare_digest(known.encode(), secret.encode())]
         if not fitting or self._open.pop(fitting[0]) <= now_s:
             self._guesses.setdefault(peer, []).append(now_s)
-            raise NoInvite
+            raise NoInvite(
+                f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for a new one."
+            )
         number = secrets.token_hex(4)
         name = f"{secrets.choice(_HOW)} {secrets.choice(_WHO)}"
         return Person(id=f"{name.lower().replace(' ', '-')}-{number}", name=name, until_s=now_s + STAY_S)

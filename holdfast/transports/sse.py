@@ -96,7 +96,7 @@ class EventStream:
         self.resume_limits: ResumeLimits | None = None
         if sender_class is None:
             sender_class = DirectSender if app.hub.drive_by_hand else TaskSender
-        self.sender: Sender = sender_class(send, self)
+        self.sender: Sender = sender_class(send, self, app.heartbeats)
 
     async def run(self, receive: Receive) -> None:
         """Run the stream until the peer disconnects, or break it off. Only a subclass may complete the response."""

@@ -76,7 +76,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
       const { id, text, status } = message
       const [before, breaks, question] = [seen.get(id), breaksOf(message), find(message.reply_to)]
       seen.set(id, { text, breaks: breaks.length })
-      if (!before && wasLive && status === "streaming" && question?.author === you?.id) void plain.start(question?.text ?? "", draw)
+      if (!before && wasLive && status === "streaming" && question?.author === you?.id) void plain.start(channel.name, id, draw)
       const isContinued = before && breaks.length > before.breaks && breaks.at(-1)?.isCrash
       // A model cannot continue in the middle of a sentence: its answer ends as interrupted, and another one follows.
       const isReplaced = before && crashed === id && status === "interrupted" && newest()?.message !== id
