@@ -452,9 +452,7 @@ def encode(frame: dict[str, Any], limits: Limits) -> str:
     except UnicodeEncodeError as error:
         raise InvalidText(f"the request holds {lone_surrogate(error)}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(
-            f"the request cannot be sent as JSON ({error}); send only text, numbers, booleans, null, lists and objects"
-        ) from None
+        raise InvalidRequest(f"the request cannot be sent as JSON ({error}); send JSON values only") from None
     if len(data) > limits.request_bytes:
         # Refused here, because the server would close the connection, which other requests share.
         raise TooLarge(

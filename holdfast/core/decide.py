@@ -136,8 +136,7 @@ def _decide_existing(
             return _earlier_decision(message, request.request) or _finish(message, request, caller, limits, now_ms)
         case TakeOver():
             is_ours = caller.is_app or caller.is_server or is_writer(message, caller)
-            # Each writer chooses the ids of its requests, so another writer may have used the same one: its result does
-            # not count.
+            # The id of another writer's request may be the same, by chance: the result of that request does not count.
             known = _earlier_decision(message, request.request) if is_ours else None
             return known or _take_over(message, request, caller)
         case RenewLease():
@@ -217,10 +216,7 @@ def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
     except UnicodeEncodeError as error:
         raise InvalidText(f"the message holds {lone_surrogate(error)}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(
-            f"the new message cannot be stored as JSON ({error}); send only text, numbers, booleans, null, lists and "
-            "objects"
-        ) from None
+        raise InvalidRequest(f"the new message cannot be stored as JSON ({error}); send JSON values only") from None
 
 
 def _parent(state: Decidable, request: CreateMessage) -> str | None:
@@ -337,8 +333,7 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
     count = len(message.parts)
     if request.index > count:
         raise NoPart(
-            f"message {message.id!r} has {count} parts, the request was for part {request.index}; use an index from 0 "
-            f"to {count}",
+            f"message {message.id!r} has {count} parts, the request was for part {request.index}; use 0 to {count}",
             parts=count,
         )
     _check_part_count(request.index + 1, limits)

@@ -103,7 +103,7 @@ export class Tabs {
     this.main = undefined
   }
 
-  /** Connect without the others. */
+  /** Connect without the other tabs. */
   alone() {
     this.#isAlone = true
     this.leave()
@@ -265,7 +265,7 @@ class Leader {
     this.#beats = setInterval(() => this.#beat(), BEAT_MS)
     this.term = tabs.term = Math.max(tabs.term + 1, Date.now())
     this.#beat()
-    /** Resolves when this tab stops to lead. */
+    /** Resolves when this tab is no longer the leader. */
     this.reign = new Promise((resolve) => this.#ended.signal.addEventListener("abort", resolve))
   }
 
