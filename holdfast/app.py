@@ -120,7 +120,7 @@ class Hub(HubCore):
         async def ask(message_id: str) -> str | None:
             """Store the prompt of the answer `message_id`.
 
-            A repeat adds no second one, because it computes the same id.
+            A repeated call adds no second prompt, because it computes the same id.
             """
             if prompt is None:
                 return None
@@ -185,7 +185,7 @@ class Hub(HubCore):
         """
         known = await self.runtime.message(channel, message_id)
         writer = known.writer
-        # only a writer in a hub's process has a node, so this one is not a client
+        # only a writer in a hub's process has a `node`, so the message is this application's, not a client's
         is_by_app = writer is not None and writer.node is not None and writer.by == author
         if not (is_by_app and (known.role, known.author, known.reply_to) == ("assistant", author, reply_to)):
             raise IdConflict(

@@ -24,7 +24,7 @@ CORE = sorted((PACKAGE / "core").glob("*.py"))
 LAYERS = (
     ("_version",),
     ("core",),
-    ("portal", "development"),
+    ("portal", "development", "watchdog"),
     ("stores",),
     ("hub",),
     ("transports", "agents"),

@@ -372,7 +372,7 @@ def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
     except UnicodeEncodeError:
         raise InvalidText("the command holds a lone surrogate; send whole characters") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the command is not JSON-serialisable: {error}") from None
+        raise InvalidRequest(f"the command cannot be stored as JSON ({error}); send JSON values only") from None
 
 
 # -- turns -----------------------------------------------------------------------------------------------------
@@ -387,8 +387,8 @@ def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms
                 serial=message.last, generation=claim.generation
             )  # an earlier claim by this caller was stored, but its result was lost on the way
         raise Fenced(
-            f"attempt {request.generation} of the turn of message {message.id!r} is stale, the current one is "
-            f"{claim.generation}; stop working on it",
+            f"attempt {request.generation} of the turn of message {message.id!r} is stale; the current attempt is "
+            f"{claim.generation}, so stop working on it",
             generation=claim.generation,
         )
     taken = _claim_of(caller, request)
@@ -415,8 +415,8 @@ def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: in
     claim = _open_claim(message)
     if claim.generation != request.generation:
         raise Fenced(
-            f"attempt {request.generation} of the turn of message {message.id!r} is stale, the current one is "
-            f"{claim.generation}; stop working on it",
+            f"attempt {request.generation} of the turn of message {message.id!r} is stale; the current attempt is "
+            f"{claim.generation}, so stop working on it",
             generation=claim.generation,
         )
     if not is_ours:
