@@ -295,7 +295,8 @@ async def test_page_that_returns_from_the_back_forward_cache_sends_no_message_th
         leader, first = [await open_tab(context, port, **own) for _ in range(2)]
         proxy.black_hole()
         await first.evaluate("""() => {
-          window.sent = ["q", "p"].map((id) => channel.send({ id, text: id }).then(({ text }) => text, ({ code }) => code))
+          const send = (id) => channel.send({ id, text: id }).then(({ text }) => text, ({ code }) => code)
+          window.sent = ["q", "p"].map(send)
         }""")
         await leave_page(first)
         second = await open_tab(context, port, **own)
