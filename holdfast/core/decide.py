@@ -104,7 +104,7 @@ def decide(
             case SendCommand():
                 return send_command(state, key, request, caller, now_ms, limits, is_served)
             case ReplyCommand():
-                return reply_command(state, key, request, caller, limits)
+                return reply_command(state, key, request, caller, now_ms, limits)
             case SettleCommand():
                 return settle_command(state, key, request, now_ms)
     message = state.message(key)
