@@ -115,7 +115,7 @@ class UIStream:
         elif None in self._asked.values():
             self._close()
             self._put(type="finish-step")
-            self._put(type="finish", finishReason="tool-calls")
+            self._put(type="finish", **self._reason("tool-calls"))
             self.is_over = True
         body = "".join(f"data: {json.dumps(one, separators=(',', ':'))}\n\n" for one in self._chunks)
         self._chunks.clear()
@@ -265,6 +265,9 @@ class UIStream:
         if is_approval and self._has_tools.get(tool.call) != "approval-requested":
             self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
 
+    def _reason(self, reason: str) -> Json:
+        return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
+
     def _finish(self, state: str) -> None:
         self._begin(f"{self._message_id}.none")
         self._close()
@@ -275,9 +278,9 @@ class UIStream:
             self._put(type="finish-step")
         if status == "complete":
             finish: Json = {"messageMetadata": self._meta} if self._meta else {}
-            if self._end is not None and not (self._release.strict and self._release.version < 6):
+            if self._end is not None:
                 known = self._meta.get("finish_reason")
-                finish["finishReason"] = FINISH_REASONS.get(known, "other") if known else "stop"
+                finish |= self._reason(FINISH_REASONS.get(known, "other") if known else "stop")
             self._put(type="finish", **finish)
         elif status == "cancelled":
             self._put(type="abort")
