@@ -256,7 +256,7 @@ class UIStream:
         is_approval = name == "approve" and self._release.version >= 6
         if tool is None or not (is_approval or tool.name in self._release.browser_tools):
             self._asked[id] = question = {"name": name, "data": data}
-            self._begin(f"{self._message_id}.none") if not self._is_begun else None
+            self._begin(f"{self._message_id}.none")
             self._content()
             self._put(type="data-question", id=id, data={**question, "open": True})
             return
@@ -285,8 +285,7 @@ class UIStream:
         elif status == "cancelled":
             self._put(type="abort")
         else:
-            none = "no agent serves this chat" if state == "none" else status
-            self._put(type="error", errorText=reason or none)
+            self._put(type="error", errorText=reason or ("no agent serves this chat" if state == "none" else status))
         self.is_over = True
 
 
