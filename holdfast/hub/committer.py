@@ -103,6 +103,7 @@ class Committer:
         self._channels = channels
         self._channel = channel
         self._pace = pace
+        self._gap = pace.gap
         self._loader = Loader(spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail)
         self._queue: deque[Item] = deque()
         self.waiting = 0  # number of items that are queued or parked
@@ -110,9 +111,6 @@ class Committer:
         self._wake = asyncio.Event()
         self._since_s: float | None = None  # loop time at which the oldest item was queued, or earlier
         self._cut_now: _Batch | None = None
-        self._cut_s = -1.0  # loop time of the last cut, which began a commit
-        self._is_urgent = False  # True: the next batch keeps no gap to the last one
-        self._gap: asyncio.Event | None = None  # set to end the gap; None: no gap is kept now
         self._is_over = False
         self.commits = 0
         self.entries = 0
@@ -143,9 +141,7 @@ class Committer:
 
     def hurry(self) -> None:
         """Begin the next commit without a gap, because a caller waits for a queued item."""
-        self._is_urgent = True
-        if self._gap is not None:
-            self._gap.set()
+        self._gap.end()
 
     def is_parked(self, channel: Channel) -> bool:
         """Return whether requests of `channel` are parked until the store has been read."""
@@ -157,29 +153,16 @@ class Committer:
             while True:
                 await self._wake.wait()
                 while self._queue:
-                    if not self._is_urgent:
-                        await self._keep_gap()
-                    self._cut_s = asyncio.get_running_loop().time()
+                    if await self._gap.keep():
+                        # The gap is no part of the time that a commit takes: text inside of a flush window does not
+                        # wait for it.
+                        self._since_s = asyncio.get_running_loop().time()
                     self._cut_now = self._assemble()
                     await self._commit(self._cut_now)
                     self._cut_now = None
                 self._wake.clear()
         finally:
             self._end()
-
-    async def _keep_gap(self) -> None:
-        """Wait until the gap after the last cut has ended, or an item is urgent.
-
-        The gap ends at the first point of the ticks' grid after that cut. So a commit after a pause begins at once, and
-        text that a tick has queued shares the commit of that tick.
-        """
-        gap = asyncio.Event()
-        if self._pace.call_after_gap(self._cut_s, gap.set):
-            self._gap = gap
-            await gap.wait()
-            self._gap = None
-            # The gap is no part of the time that a commit takes: text inside of a flush window does not wait for it.
-            self._since_s = asyncio.get_running_loop().time()
 
     def _end(self) -> None:
         """Fail all items that are queued or in flight."""
@@ -229,7 +212,7 @@ class Committer:
             rows += len(draft.ops) - before
         if not self._queue:
             self._since_s = None
-            self._is_urgent = False
+            self._gap.reset()
         return batch
 
     def _asks(self, item: Item) -> Sequence[Ask] | None:

@@ -34,6 +34,7 @@ class Pace:
 
     def __init__(self, ticks: Ticks) -> None:
         self._ticks = ticks
+        self.gap = Gap(ticks)
         self._took_s = 0.0  # moving average of the time from queueing an item until it is stored
 
     def took(self, took_s: float) -> None:
@@ -55,6 +56,36 @@ class Pace:
             return Begin.LATER
         return Begin.NOW
 
-    def call_after_gap(self, cut_s: float, callback: Callable[[], None]) -> bool:
-        """Call `callback` at the end of the gap after a commit that began at `cut_s`. Return False if it has ended."""
-        return self._ticks.call_after(cut_s, callback)
+
+class Gap:
+    """The gap between two commits. It ends at the first point of the ticks' grid after the cut that began a commit.
+
+    So a commit after a pause begins at once, and text that a tick has queued shares the commit of that tick.
+    """
+
+    def __init__(self, ticks: Ticks) -> None:
+        self._ticks = ticks
+        self._cut_s = -1.0  # loop time of the last cut
+        self._is_urgent = False  # True: the next commit keeps no gap
+        self._over: asyncio.Event | None = None  # set to end the gap; None: no gap is kept now
+
+    def end(self) -> None:
+        """End the gap, and keep none before the next commit, because a queued item is urgent."""
+        self._is_urgent = True
+        if self._over is not None:
+            self._over.set()
+
+    def reset(self) -> None:
+        """Keep a gap before the next commit, because no urgent item is queued any more."""
+        self._is_urgent = False
+
+    async def keep(self) -> bool:
+        """Wait until the gap after the last cut has ended, and note a cut now. Return whether there was a gap."""
+        over = asyncio.Event()
+        is_kept = not self._is_urgent and self._ticks.call_after(self._cut_s, over.set)
+        if is_kept:
+            self._over = over
+            await over.wait()
+            self._over = None
+        self._cut_s = asyncio.get_running_loop().time()
+        return is_kept
