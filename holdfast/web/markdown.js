@@ -156,7 +156,7 @@ export class GrowingMarkdown {
     for (let n = 0; n < blocks.length; n++) {
       const { start, end } = blocks[n]
       if (!this.#open && isLongParagraph(blocks[n], text)) {
-        this.#moveTo(shift + start)
+        this.#moveTo(shift + start + text.slice(start, start + 4).search(/[^ ]/))
         this.#open = this.#openParagraph()
         return true
       }
