@@ -1,9 +1,9 @@
 /**
  * Draws Markdown text that grows: only the end of an answer is parsed and drawn again.
  *
- * A block is final when the block behind it has a complete first line; its nodes are never touched again. In long lists
- * and tables the finished items and rows are final too, an open fence takes its lines without the parser, and a paragraph
- * is cut after 16,384 characters. The nodes of an answer do not depend on the pieces in which it came.
+ * A block is final when the block behind it has a complete first line; its nodes are never touched again. In long lists,
+ * tables and paragraphs the finished items, rows and words are final too, and an open fence takes its lines without the
+ * parser. Final text is dropped. The nodes of an answer do not depend on the pieces in which it came.
  *
  * @import { Environment } from "./vendor/markdown.js"
  * @import { Block } from "./markdown_blocks.js"
