@@ -31,6 +31,8 @@ MAX_HEADERS = 100
 HEAD_S = 10.0  # time for a head that has begun, counted from the opening of the connection or from the last response
 BODY_S = 10.0  # time in which an unknown peer must send `BODY_BYTES` of a body, or the rest of the body
 BODY_BYTES = 5_000
+# Time for the verifier of an unknown peer. It is above the time limit of `transports.access`, which ends the verifier.
+VERIFY_S = 20.0
 UNREAD_S = 60.0  # time in which a peer must read at least a byte of a response that waits for it
 LINGER_S = 1.0  # time in which a refused peer can read the reason, while the server reads no more from it
 UNREAD_BYTES = 8 * 1024  # bytes that are still read while a request waits
@@ -75,6 +77,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         "_stalled_bytes",
         "_unread",
         "_unsent_bytes",
+        "_verification",
     )
 
     def __init__(self, book: Connections, **options: Any) -> None:
@@ -93,6 +96,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._is_in_body = False  # True while an unknown peer's request runs and more of its body is expected
         self._body_bytes = 0  # bytes of the body received since its deadline was set
         self._unsent_bytes = 0  # bytes that the peer had not read when the deadline for reading was set
+        self._verification: asyncio.Timeout | None = None  # time limit of the verifier, while it runs
 
     # The connection
 
@@ -109,6 +113,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        end_verification(self._verification)
         self._release()
         super().connection_lost(exc)
 
@@ -159,6 +164,36 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             connection.proceed()
             if self.cycle.more_body and not connection.is_from_proxy:
                 connection.rest()
+
+    def verify(self, limit: asyncio.Timeout) -> None:
+        """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
+        if self._is_known:
+            return
+        self._verification = limit
+        connection = self._connection
+        if connection is None:
+            end_verification(limit)
+        elif not self._is_refused:
+            self._wait_for_verifier(connection)
+
+    def verified(self) -> None:
+        """Stop counting the connection for its verifier."""
+        connection, verification = self._connection, self._verification
+        self._verification = None
+        if verification is None or connection is None:
+            return
+        is_unread = self.flow.write_paused and not connection.is_from_proxy
+        if not (self._is_refused or self._is_in_body or is_unread):
+            connection.proceed()
+
+    def _wait_for_verifier(self, connection: Connection) -> None:
+        if not connection.is_waiting:  # else its peer has to act, too, and has less time for that
+            # in its first request the peer may belong to a burst, as for the head
+            connection.wait(VERIFY_S, may_burst=connection.may_burst)
+        connection.verify()
+        head_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if head_bytes + len(self.cycle.body) > LARGE_BYTES:
+            connection.grow()
 
     # Reading
 
@@ -292,7 +327,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is not None:
             if connection.is_from_proxy:
                 self._take_forwarded(connection)
-            else:
+            elif self._verification is None:  # else the request waits behind the one that is verified
                 connection.proceed()
         self.scope["extensions"] = self._extensions
         self._begun_scope = self.scope
@@ -404,6 +439,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             connection.proceed()
             if self._is_in_body:
                 self._wait_for_body()
+            elif self._verification is not None:
+                self._wait_for_verifier(connection)
         self._go_on()
 
     def _follow_body(self, size: int) -> None:
@@ -419,6 +456,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         elif not cycle.response_complete:
             self._is_in_body = True
             self._wait_for_body()
+        if self._verification is not None:
+            self._wait_for_verifier(connection)
 
     def _wait_for_body(self) -> None:
         connection = self._connection
@@ -481,6 +520,12 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.loop.call_later(LINGER_S, self.transport.abort)
         else:
             self._connection.wait(LINGER_S, may_burst=False)
+
+
+def end_verification(limit: asyncio.Timeout | None) -> None:
+    """End a running verifier as if its time were over, because its peer is gone."""
+    if limit is not None and not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
 
 
 def _too_large(what: str, limit: int, unit: str) -> TooLarge:

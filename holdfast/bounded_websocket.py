@@ -25,7 +25,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request, Response
 from websockets.typing import StatusLike
 
-from holdfast.bounded_http import refusal, refusal_headers
+from holdfast.bounded_http import VERIFY_S, end_verification, refusal, refusal_headers
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
 from holdfast.parse_turns import TURN_S
@@ -62,6 +62,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         "_is_throttled",
         "_is_write_paused",
         "_unread",
+        "_verification",
     )
 
     def __init__(self, book: Connections, connection: Connection, **options: Any) -> None:
@@ -81,6 +82,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._control_frames = 0
         self._control_since_s = 0.0
         self._burst = 0
+        self._verification: asyncio.Timeout | None = None  # time limit of the verifier, while it runs
         self.conn.max_message_size = INTRODUCTION_BYTES
         self.conn.reject = partial(_rejection, book)  # type: ignore[method-assign]  # no cycle with this object
 
@@ -92,6 +94,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.close()
+        end_verification(self._verification)
         self._unread = b""
         super().connection_lost(exc)
         # Drop these references: the object would otherwise live until the next garbage collection.
@@ -113,6 +116,23 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self._connection.proceed()
             self.conn.max_message_size = self.config.ws_max_size
             self.transport.set_write_buffer_limits()
+
+    def verify(self, limit: asyncio.Timeout) -> None:
+        """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
+        if self._is_known:
+            return
+        self._verification = limit
+        # in the handshake the peer may belong to a burst, as for the head
+        self._connection.wait(VERIFY_S, may_burst=self._connection.may_burst)
+        self._connection.verify()
+        if self._is_head_large:
+            self._connection.grow()
+
+    def verified(self) -> None:
+        """Stop counting the connection for its verifier. A socket that must still introduce itself goes on to count."""
+        self._verification = None
+        if not (self._is_known or self._is_expected):
+            self._connection.proceed()
 
     def expect_introduction(self, timeout_s: float) -> None:
         """Keep the bounds for unknown peers until the peer authenticates, at most `timeout_s` seconds."""

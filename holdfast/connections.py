@@ -4,8 +4,9 @@ Layer: serving, below `bounded_http` and `bounded_websocket`.
 
 A connection is *waiting* while its peer has to act before any work is done for it: until the head of its first request
 is complete, until a socket is authenticated, between two requests of a client that no verifier has identified, and
-while a peer does not read its response. Only waiting connections are bounded, first by address, then in total. If there
-is no room, the book ends the oldest waiting connection, so that a new one gets its chance: its peer may be known.
+while a peer does not read its response. It is also waiting while the verifier runs for an unknown peer. Only waiting
+connections are bounded, first by address, then in total. If there is no room, the book ends the oldest waiting
+connection, so that a new one gets its chance: its peer may be known.
 
 A connection is *idle* while a known peer has to act: between two of its requests, and while its body is to come. Idle
 connections are not bounded, and the book ends the oldest one only if no descriptor is left and no connection waits.
@@ -80,6 +81,7 @@ class Connection:
         "is_from_proxy",
         "is_idle",
         "is_large",
+        "is_verifying",
         "is_waiting",
         "may_burst",
         "owner",
@@ -95,6 +97,7 @@ class Connection:
         self.is_idle = False
         self.may_burst = True
         self.is_large = False
+        self.is_verifying = False
         self.is_evicted = False
         self.since_s = asyncio.get_running_loop().time()  # loop time from which `CHANCE_S` is counted
         self.deadline_s = 0.0
@@ -111,6 +114,10 @@ class Connection:
     def grow(self) -> None:
         """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
         self._book.grow(self)
+
+    def verify(self) -> None:
+        """Note that a verifier runs for the peer of this waiting connection."""
+        self._book.verify(self)
 
     def rest(self) -> None:
         """Count the connection as idle: its peer is known, and has to act."""
@@ -154,6 +161,7 @@ class Connections:
         self.waiting = 0
         self._by_address: dict[str, dict[Connection, None]] = {}  # waiting connections by address, the oldest first
         self._large: dict[Connection, None] = {}
+        self._verifying: dict[Connection, None] = {}
         self._idle: dict[Connection, None] = {}  # idle connections, the oldest first
         self._timer: asyncio.TimerHandle | None = None
         self._ended = 0  # connections ended since the last log line
@@ -210,6 +218,16 @@ class Connections:
         one.is_large = True
         self._large[one] = None
 
+    def verify(self, one: Connection) -> None:
+        """Count a connection as one for which a verifier runs (`Connection.verify`)."""
+        if one.is_verifying or not one.is_waiting:
+            return
+        # No more in a burst: a request in progress takes some 25 KiB in small objects (measured).
+        if len(self._verifying) >= self.max_waiting:
+            self._evict(next(iter(self._verifying)), f"the verifier ran for {self.max_waiting} unknown peers")
+        one.is_verifying = True
+        self._verifying[one] = None
+
     def rest(self, one: Connection) -> None:
         """Count a connection as idle (`Connection.rest`)."""
         one.proceed()
@@ -231,6 +249,9 @@ class Connections:
         if one.is_large:
             one.is_large = False
             del self._large[one]
+        if one.is_verifying:
+            one.is_verifying = False
+            del self._verifying[one]
 
     def close(self, one: Connection) -> None:
         """Remove a connection (`Connection.close`)."""
