@@ -1,0 +1,94 @@
+"""Files that earlier schemas wrote open, whole, also when their migration is killed."""
+
+import asyncio
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_file import SCHEMA
+from holdfast.testing.contract import Chat, append, create, texts
+from tests.stores.files import PATIENCE_S, on_disk, opened, run_from_outside, write
+from tests.stores.old_schemas import content
+
+FILES = Path(__file__).parent / "files"
+# The long form kills the migration before each of its statements, the short form before some.
+EVERY = 1 if os.environ.get("HOLDFAST_STORES") == "long" else 5
+SCHEMAS = range(1, SCHEMA + 1)
+
+
+def released(schema: int) -> Path:
+    return FILES / f"schema-{schema}.db.gz"
+
+
+def unpacked(schema: int) -> bytes:
+    return gzip.decompress(released(schema).read_bytes())
+
+
+def expected(schema: int) -> dict[str, Any]:
+    found = json.loads(released(schema).with_suffix("").with_suffix(".json").read_text())
+    assert found["schema"] == schema
+    return dict(found["channels"])
+
+
+async def assert_whole(store: SqliteStore, schema: int) -> None:
+    """Check that the store returns the same messages as the code of that schema."""
+    channels = expected(schema)
+    found = json.loads(json.dumps(await content(store, sorted(channels))))
+    assert found == channels
+    assert await store.channels(after=None, limit=100) == sorted(channels)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chat.db"
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+async def test_file_of_every_schema_is_migrated_and_whole(path: Path, schema: int) -> None:
+    write(path, unpacked(schema))
+    assert run_from_outside(path, "PRAGMA user_version") == [(schema,)]
+    for _ in range(2):
+        async with opened(path) as store:
+            await assert_whole(store, schema)
+    assert run_from_outside(path, "PRAGMA user_version") == [(SCHEMA,)]
+    assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+async def test_migrated_file_takes_new_text_and_loses_what_was_deleted(path: Path, schema: int) -> None:
+    write(path, unpacked(schema))
+    async with opened(path) as store:
+        assert len(await store.open_channels()) >= 4
+        chat = Chat(store, "new")
+        await chat.do_each(create("m1", "x" * 9_000, streaming=True), append("m1", "y" * 9_000))
+        assert await texts(store, "new", "m1") == ["x" * 9_000 + "y" * 9_000]
+        _, used_up = await store.messages("gone:0", ["m-1", "m-2"])
+        assert sorted(used_up) == ["m-1", "m-2"]
+    async with opened(path) as store:
+        assert await texts(store, "new", "m1") == ["x" * 9_000 + "y" * 9_000]
+        await store.tidy(0)
+    assert run_from_outside(path, "SELECT count(*) FROM channels WHERE name IS NULL") == [(0,)]
+    for file in path.parent.glob("*before*"):
+        file.unlink()  # the backup that was made before the migration
+    assert b"SECRET" not in on_disk(path)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+async def test_migration_killed_before_any_statement_is_done_by_the_next_start(tmp_path: Path, schema: int) -> None:
+    arguments = [sys.executable, "-m", "tests.stores.migrating", str(released(schema)), str(tmp_path), str(EVERY)]
+    ran = await asyncio.to_thread(
+        subprocess.run, arguments, capture_output=True, text=True, timeout=PATIENCE_S * 10, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    last = int(ran.stdout)
+    assert last > 15
+    for statement in range(1, last + 1, EVERY):
+        async with opened(tmp_path / str(statement) / "chat.db") as store:
+            await assert_whole(store, schema)
