@@ -25,9 +25,9 @@ from websockets.frames import Frame
 from websockets.http11 import Request, Response
 from websockets.typing import StatusLike
 
-from holdfast.bounded_http import VERIFY_S, end_verification, refusal, refusal_headers
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
+from holdfast.http_parts import refusal, refusal_headers
 from holdfast.parse_turns import TURN_S
 from holdfast.transports.server_connection import EXTENSION
 
@@ -62,7 +62,6 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         "_is_throttled",
         "_is_write_paused",
         "_unread",
-        "_verification",
     )
 
     def __init__(self, book: Connections, connection: Connection, **options: Any) -> None:
@@ -82,7 +81,6 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._control_frames = 0
         self._control_since_s = 0.0
         self._burst = 0
-        self._verification: asyncio.Timeout | None = None  # time limit of the verifier, while it runs
         self.conn.max_message_size = INTRODUCTION_BYTES
         self.conn.reject = partial(_rejection, book)  # type: ignore[method-assign]  # no cycle with this object
 
@@ -94,7 +92,6 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.close()
-        end_verification(self._verification)
         self._unread = b""
         super().connection_lost(exc)
         # Drop these references: the object would otherwise live until the next garbage collection.
@@ -121,16 +118,14 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
         if self._is_known:
             return
-        self._verification = limit
-        # in the handshake the peer may belong to a burst, as for the head
-        self._connection.wait(VERIFY_S, may_burst=self._connection.may_burst)
-        self._connection.verify()
+        self._connection.verification = limit
+        self._connection.wait_for_verifier()
         if self._is_head_large:
             self._connection.grow()
 
     def verified(self) -> None:
         """Stop counting the connection for its verifier. A socket that must still introduce itself goes on to count."""
-        self._verification = None
+        self._connection.verification = None
         if not (self._is_known or self._is_expected):
             self._connection.proceed()
 

@@ -49,6 +49,8 @@ MAX_DESCRIPTORS = 1_048_576  # a higher soft limit has no use, and some systems 
 # enforced.
 CHANCE_S = 2.0
 MAX_BURST = 1_200
+# Time for the verifier of an unknown peer. It is above the time limit of `transports.access`, which ends the verifier.
+VERIFY_S = 20.0
 SWEEP_S = 1.0
 NOTICE_S = 10.0  # least time between two log lines about connections that were ended
 # After this many waiting connections have ended, free memory is returned to the system, at most once in `TRIM_S`
@@ -86,6 +88,7 @@ class Connection:
         "may_burst",
         "owner",
         "since_s",
+        "verification",
     )
 
     def __init__(self, book: Connections, address: str, owner: ConnectionOwner, *, is_from_proxy: bool) -> None:
@@ -101,6 +104,7 @@ class Connection:
         self.is_evicted = False
         self.since_s = asyncio.get_running_loop().time()  # loop time from which `CHANCE_S` is counted
         self.deadline_s = 0.0
+        self.verification: asyncio.Timeout | None = None  # time limit of the verifier that runs for an unknown peer
 
     def wait(self, timeout_s: float, *, may_burst: bool) -> None:
         """Count the connection as waiting, for at most `timeout_s` seconds. Call it again for a new deadline.
@@ -115,8 +119,11 @@ class Connection:
         """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
         self._book.grow(self)
 
-    def verify(self) -> None:
-        """Note that a verifier runs for the peer of this waiting connection."""
+    def wait_for_verifier(self) -> None:
+        """Count the connection as waiting while `verification` runs."""
+        if not self.is_waiting:  # else its peer has to act, too, and has less time for that
+            # in its first request the peer may belong to a burst, as for the head
+            self.wait(VERIFY_S, may_burst=self.may_burst)
         self._book.verify(self)
 
     def rest(self) -> None:
@@ -135,8 +142,14 @@ class Connection:
         self.since_s = asyncio.get_running_loop().time()
 
     def close(self) -> None:
-        """Remove the connection from the book, because its transport is closed."""
+        """Remove the connection from the book, because its transport is closed.
+
+        A verifier that runs for the peer ends, as if its time were over.
+        """
         self._book.close(self)
+        limit, self.verification = self.verification, None
+        if limit is not None and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time())
 
 
 class Connections:
@@ -219,8 +232,8 @@ class Connections:
         self._large[one] = None
 
     def verify(self, one: Connection) -> None:
-        """Count a connection as one for which a verifier runs (`Connection.verify`)."""
-        if one.is_verifying or not one.is_waiting:
+        """Count a connection as one for which a verifier runs (`Connection.wait_for_verifier`)."""
+        if one.is_verifying:
             return
         # No more in a burst: a request in progress takes some 25 KiB in small objects (measured).
         if len(self._verifying) >= self.max_waiting:
