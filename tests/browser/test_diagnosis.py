@@ -7,6 +7,7 @@ Layer: tests.
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,14 @@ async def test_token_callback_that_hangs_or_throws_counts_as_a_failed_attempt(br
         status = await window.evaluate("client.status")
         assert (status["error"], status["transport"]) == (None, "websocket")
         await window.evaluate("client.close()")
+
+
+async def test_port_that_accepts_connections_and_never_responds_is_unreachable(browser: Browser) -> None:
+    """Such as the port of a database, or a host behind a firewall that drops all packets."""
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    async with silent, app_with(verified()) as port:
+        window = await page_at(browser, port)
+        wrong = silent.sockets[0].getsockname()[1]
+        await follow(window, port, url=f"http://localhost:{wrong}/holdfast", token=token())
+        assert await error_code(window) == "unreachable"
+        await window.goto("about:blank")
