@@ -7,7 +7,6 @@ Layer: tests.
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from holdfast.testing.proxy import FaultProxy
 from tests.browser.tab import TIMEOUT_MS, chromium_path
 from tests.browser.test_client import _FOLLOW, app_with, error_code, follow, page, page_at, token, verified
 from tests.conftest import ARGUMENTS
@@ -153,10 +153,9 @@ async def test_token_callback_that_hangs_or_throws_counts_as_a_failed_attempt(br
 
 async def test_port_that_accepts_connections_and_never_responds_is_unreachable(browser: Browser) -> None:
     """Such as the port of a database, or a host behind a firewall that drops all packets."""
-    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-    async with silent, app_with(verified()) as port:
+    async with app_with(verified(allowed_origins=["*"])) as port, FaultProxy("127.0.0.1", port) as proxy:
+        proxy.black_hole()
         window = await page_at(browser, port)
-        wrong = silent.sockets[0].getsockname()[1]
-        await follow(window, port, url=f"http://localhost:{wrong}/holdfast", token=token())
+        await follow(window, port, url=f"http://localhost:{proxy.port}/holdfast", token=token())
         assert await error_code(window) == "unreachable"
         await window.goto("about:blank")
