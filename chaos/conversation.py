@@ -33,11 +33,11 @@ CHANNELS = ("talk:one", "talk:two")
 PATTERN = "talk:*"
 
 GONE_S = 6.0  # time in which viewers must see that a killed agent is gone and its answer is interrupted
-VANISHED_S = 20.0  # the same for an agent that falls silent
-BACK_S = 15.0  # the longest pause between two attempts to connect
+VANISHED_S = 20.0  # time in which viewers must see the same of an agent that falls silent
+BACK_S = 15.0  # longest pause between two tries of a client to connect
 STOPPED_S = 6.0  # longest time of a cancel: the agent has two seconds, then the server carries it out
 SETTLED_S = 45.0  # two leases of a turn whose agent never received it, and the answer
-REST_S = 30.0  # time in which all turns must end: the request that ends one may have been lost
+REST_S = 30.0  # time in which all turns must end, although the request that ends one may have been lost
 STEADY_S = 12.0  # an agent with an older connection reconnects at once; after a younger one it may wait
 LASTING_S = 30.0  # an agent that shuts down may finish its answer
 
@@ -48,7 +48,7 @@ class Conversation:
     def __init__(self, world: World, *, viewers: Iterable[Viewer] = ()) -> None:
         self.world = world
         self.questions = Questions(world.seed, world.scale.steps)
-        self.agents: dict[str, Child] = {}  # those that viewers shall show
+        self.agents: dict[str, Child] = {}  # the agents that viewers must show as present
         self.proxies: dict[str, FaultProxy] = {}  # the network between each agent and the server
         self._orders: dict[str, AgentOrders] = {}
         # Separate from the world's, which determines the faults: the number of draws here depends on real time.
@@ -215,9 +215,10 @@ class Conversation:
                 for command in list(viewer.notices.pending.values()):
                     if command["name"] == "approve" and command["id"] not in begun:
                         begun.add(command["id"])
-                        await asyncio.sleep(self._random.uniform(0.0, 0.2))  # the time to read it
+                        # the time in which a user reads the question
+                        await asyncio.sleep(self._random.uniform(0.0, 0.2))
                         await self._approve(viewer.watching.channel, command["id"])
-            await asyncio.sleep(0.02)  # between two looks at the viewers
+            await asyncio.sleep(0.02)  # pause before the viewers are checked again
 
     async def _approve(self, channel: str, command_id: str) -> None:
         """Reply as two users: the first reply counts, repeats get the same response, and the other user is refused."""
@@ -245,13 +246,13 @@ class Conversation:
         """Send the same request until it has a response; return it."""
         server, deadline_s = self.world.server, time.monotonic() + SETTLED_S
         while time.monotonic() < deadline_s:
-            with contextlib.suppress(OSError, json.JSONDecodeError):  # no server, or a cut
+            with contextlib.suppress(OSError, json.JSONDecodeError):  # there is no server, or the connection was cut
                 status, response = await ask(server.port, method, server.prefix + path, body)
                 if status < 500:
                     return status, response
                 if response.get("code") not in ("draining", "store_unavailable", "busy"):
                     raise Failure(f"{method} {path} got status {status}: {response}")
-            await asyncio.sleep(self._random.uniform(0.02, 0.2))  # between two attempts
+            await asyncio.sleep(self._random.uniform(0.02, 0.2))  # before the request is sent again
         raise Failure(f"{method} {path} had no response in {SETTLED_S:.0f} s")
 
     # -- viewers ---------------------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ class Conversation:
             SETTLED_S,
         )
         found = self._random.choice(self.writing())
-        await asyncio.sleep(self._random.uniform(0.0, 0.03))  # somewhere within a commit
+        await asyncio.sleep(self._random.uniform(0.0, 0.03))  # a random moment of a commit
         return found
 
     async def until_shown(self, names: Iterable[str], within_s: float) -> None:
@@ -365,7 +366,7 @@ class Conversation:
             lambda: not self._unsettled_on_screens(), lambda: str(self._unsettled_on_screens()), SETTLED_S
         )
         for sent in [one for one in self.questions.commands.values() if not one.is_refused]:
-            await self.send(sent)  # a repeat has the same response
+            await self.send(sent)  # send it once more, because a repeated command must get the same response
         await self.check()
         for question in self.questions.open:
             self._settle(question, await self.world.stored(question.channel))
@@ -406,7 +407,7 @@ class Conversation:
             if time.monotonic() > deadline_s:
                 raise Failure(f"all questions are settled, and after {REST_S:.0f} s turns are left: {left}")
             self.world.check()
-            await asyncio.sleep(0.05)  # the server has no event for it
+            await asyncio.sleep(0.05)  # poll, because the server has no event for the end of a turn
 
     async def _turns_left(self) -> dict[str, int]:
         status, text = await self.world.server.get(f"/metrics?client={OPERATOR}")

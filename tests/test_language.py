@@ -61,7 +61,7 @@ _SINGULAR = {
 }
 PRIVATE_WORDS = {"owed", "planted", "throttling"} | _SINGULAR | {f"{word}s" for word in _SINGULAR}
 # Folders where a private word has its standard meaning: a Python package, a mouse, and a tool in examples of SDKs.
-STANDARD_IN = {"wheel": ("scripts", "tests"), "weather": ("tests",)}
+STANDARD_IN = {"wheel": ("scripts", "tests", "holdfast"), "weather": ("tests",)}
 STANDARD_IN_PROSE = {"wheel", "wheels", "weather", "seq", "packet"}  # Socket.IO has packets
 _LOGGED = {"debug", "info", "warning", "error", "exception", "critical"}
 _ERRORS = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}

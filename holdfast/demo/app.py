@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import msgspec
@@ -26,15 +27,18 @@ from starlette.staticfiles import StaticFiles
 from holdfast.agents.ids import reply_ids
 from holdfast.agents.turn import OnCrash
 from holdfast.app import Hub
+from holdfast.core.deltas import MessageProgress, PartOpened, TextAdded
 from holdfast.core.errors import InvalidName, InvalidRequest, shown
-from holdfast.core.names import check_channel
+from holdfast.core.model import Message
+from holdfast.core.names import check_channel, check_id
 from holdfast.demo.agent import Settled, plan
 from holdfast.demo.answers import ready_answers
 from holdfast.demo.control import AGENTS, CHANNELS, IN_SERVER
-from holdfast.demo.guests import COOKIE, INVITE_S, STAY_S, Guests, NoInvite
+from holdfast.demo.guests import COOKIE, INVITE_S, STAY_S, Guests
 from holdfast.demo.guide import LONGEST_QUESTION, Guide, Sleep
 from holdfast.demo.model import model_in
 from holdfast.demo.passages import library
+from holdfast.demo.refusals import NoAnswer, NoLan, NoSupervisor, NotAnAgent
 from holdfast.hub.patterns import matches
 from holdfast.hub.workers import AssignedTurn
 from holdfast.transports.access import identify
@@ -47,7 +51,9 @@ from holdfast.transports.query import Query
 
 __all__ = ["Supervision", "build"]
 
-SLOTS = 100  # far fewer than an agent in a process of its own has: the scheduler prefers the most free slots
+# far fewer slots than an agent in a process of its own has, because the scheduler prefers the worker with the most free
+# slots
+SLOTS = 100
 _BODY_BYTES = 1024
 _NO_STORE = {"cache-control": "no-store"}
 
@@ -63,14 +69,14 @@ _PAGE_HEADERS = {
 class Supervision(Protocol):
     """The process that starts this server again after a crash, and runs the agents."""
 
-    starts: int  # how many servers it has started, with this one
+    starts: int  # number of servers that it has started, including this one
 
     @property
     def down_s(self) -> float | None:
         """Return how long no server served before this one; None for the first."""
 
     def kill_server(self) -> None:
-        """Kill this process with SIGKILL, once its response has left."""
+        """Kill this process with SIGKILL, once its response has been sent."""
 
     async def kill_agent(self, agent: str) -> int | None:
         """Kill an agent with SIGKILL; return its process id when it is dead, or None if it does not run."""
@@ -101,7 +107,7 @@ def build(
     if supervision is None or supervision.starts == 1:
         hub.on_start(
             lambda: guide.ended_with_server(_lose_agents(hub, *AGENTS))
-        )  # those of an earlier run ended with their supervisor
+        )  # agents of an earlier run ended with their supervisor, so they no longer work on their turns
     name = None if model is None else model.name or "the model of OPENAI_BASE_URL"
     routes = _Routes(hub, name, sleep, supervision, guests)
     app = Starlette(
@@ -120,12 +126,12 @@ def build(
     hub.install(app, "/holdfast")
     app.router.routes.insert(
         0, Mount("/holdfast/web/demo", _Files(directory=WEB / "demo"))
-    )  # beside the client's modules
+    )  # the hub serves these files beside the client's modules
     return app
 
 
 def _lose_agents(hub: Hub, *names: str) -> list[AssignedTurn]:
-    """Give the turns of these agents, whose processes are gone, to others now, and end the leases of their answers."""
+    """Let other agents take the turns of agents whose processes are gone, and end the leases of their answers."""
     turns = [turn for name in names for turn in hub.runtime.scheduler.abandon(name)]
     for turn in turns:
         for answer in reply_ids(turn.message_id, turn.generation):
@@ -134,7 +140,10 @@ def _lose_agents(hub: Hub, *names: str) -> list[AssignedTurn]:
 
 
 class _Files(StaticFiles):
-    """The page's files, with its headers: a browser may open a picture as a page, too. Other hubs serve no picture."""
+    """The page's files, with the page's headers, because a browser may open a picture as a page, too.
+
+    Only the demo has pictures.
+    """
 
     async def get_response(self, path: str, scope: Any) -> Response:
         response = await super().get_response(path, scope)
@@ -142,34 +151,15 @@ class _Files(StaticFiles):
         return response
 
 
-class _Refused(Exception):
-    """The request cannot be carried out here: the page shows why."""
-
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-
-    def response(self) -> Response:
-        """Return the problem as a response, in the form of the hub's problems."""
-        body = {"type": f"urn:holdfast:demo:{self.code}", "status": self.status, "code": self.code, "detail": str(self)}
-        return JSONResponse(body, self.status, _NO_STORE, "application/problem+json")
+def _no_lan() -> NoLan:
+    return NoLan(
+        "This demo listens on this machine only. To let other people in, end it and start it with: make demo LAN=1 "
+        "(holdfast demo --lan)"
+    )
 
 
-_NO_LAN = _Refused(
-    409,
-    "no_lan",
-    "This demo listens on this machine only. To let other people in, end it and start it with: make demo LAN=1 "
-    "(holdfast demo --lan)",
-)
-_NO_INVITE = _Refused(
-    403,
-    "no_invite",
-    f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for a new one.",
-)
-_NO_SUPERVISOR = _Refused(
-    409, "no_supervisor", "No process would start this server again. Start the demo with: make demo (holdfast demo)"
-)
+def _no_supervisor() -> NoSupervisor:
+    return NoSupervisor("No process would start this server again. Start the demo with: make demo (holdfast demo)")
 
 
 class _InChannel(msgspec.Struct):
@@ -216,49 +206,69 @@ class _Routes:
     async def kill(self, request: Request) -> Response:
         """Handle `POST /demo/kill`: kill this process after the response."""
         if self._supervision is None:
-            raise _NO_SUPERVISOR
+            raise _no_supervisor()
         self._supervision.kill_server()
         return JSONResponse({"pid": os.getpid()}, 202, _NO_STORE)
 
     async def crash(self, request: Request) -> Response:
         """Handle `POST /demo/crash {channel}`: kill the agent that answers there; another one continues the answer."""
         if self._supervision is None:
-            raise _NO_SUPERVISOR
+            raise _no_supervisor()
         channel = _checked((await _body(request)).channel)
         agent = await self._answering(channel)
         if agent is None:
-            raise _Refused(409, "no_answer", f"No answer is running in {channel}. Ask a question, and try again.")
+            raise NoAnswer(f"No answer is running in {channel}. Ask a question, and try again.")
         if agent == IN_SERVER:
-            raise _Refused(
-                409,
-                "not_an_agent",
-                "The server itself writes this answer, since its agents were not ready. Kill the server, or ask again.",
+            raise NotAnAgent(
+                "The server itself writes this answer, since its agents were not ready. Kill the server, or ask again."
             )
         pid = await self._supervision.kill_agent(agent)
         if pid is None:
-            raise _Refused(409, "no_answer", f"The agent {agent} is dead already; another one goes on.")
+            raise NoAnswer(f"The agent {agent} has ended already; another agent continues the answer.")
         _lose_agents(self._hub, agent)
         return JSONResponse({"pid": pid, "agent": agent}, headers=_NO_STORE)
 
     async def plain(self, request: Request) -> Response:
-        """Handle `GET /demo/plain?question=`: the same answer at the same pace, as an endpoint without a hub has it."""
-        question = Query(request.scope).text("question")
-        if not question:
-            raise InvalidRequest("the query needs a question, as in ?question=What+is+a+cursor")
-        question = question[:LONGEST_QUESTION]
-        steps = plan(question, Settled.of(question, question))
+        """Handle `GET /demo/plain?channel=&message=`: the text and pace of that answer, as a bare endpoint has them."""
+        query = Query(request.scope)
+        channel = _checked(query.text("channel"))
+        answer, cursor = await self._hub.read(channel, check_id(query.text("message"), "message"))
+        if answer.reply_to is None:
+            raise InvalidRequest(
+                f"message must be the id of an answer, got {shown(answer.id)}, which answers no message"
+            )
+        if self._model is None:
+            question, _ = await self._hub.read(channel, answer.reply_to)
+            stream = self._repeat(question.id, question.text[:LONGEST_QUESTION])
+        else:
+            stream = self._relay(channel, answer, cursor)  # a call of its own would pay the model twice
+        return StreamingResponse(stream, headers=_NO_STORE, media_type="text/plain; charset=utf-8")
 
-        async def stream() -> AsyncIterator[str]:
-            for text, delay_s in steps:
-                await self._sleep(delay_s)
-                yield text
+    async def _repeat(self, question_id: str, question: str) -> AsyncIterator[str]:
+        """Yield the guide's answer to a question at its pace, without the hub."""
+        for text, delay_s in plan(question, Settled.of(question_id, question)):
+            await self._sleep(delay_s)
+            yield text
 
-        return StreamingResponse(stream(), headers=_NO_STORE, media_type="text/plain; charset=utf-8")
+    async def _relay(self, channel: str, answer: Message, cursor: str) -> AsyncIterator[str]:
+        """Yield the text of a model's answer while the agent writes it."""
+        progress = MessageProgress(answer.id)
+        deltas = progress.begin(answer)
+        async with aclosing(self._hub.subscribe(channel, since=cursor).batches()) as batches:
+            while True:
+                for delta in deltas:
+                    if isinstance(delta, TextAdded) and delta.kind == "text":
+                        yield delta.text
+                    elif isinstance(delta, PartOpened) and delta.part["type"] == "text":
+                        yield delta.part["text"]
+                if progress.status is not None:
+                    return
+                deltas = progress.receive((await anext(batches)).events)
 
     async def invite(self, request: Request) -> Response:
         """Handle `POST /demo/invites {channel}`: return a link that lets one person in, and its QR code."""
         if self._guests is None:
-            raise _NO_LAN
+            raise _no_lan()
         channel = (await _body(request)).channel
         url = self._guests.invite(_checked(channel) if channel is not None else None)
         return JSONResponse({"url": url, "expiresInSeconds": int(INVITE_S), "qr": qr_rows(url)}, 201, _NO_STORE)
@@ -266,14 +276,11 @@ class _Routes:
     async def join(self, request: Request) -> Response:
         """Handle `POST /demo/join {secret}`: let a person in who has an invitation, and set their cookie."""
         if self._guests is None:
-            raise _NO_LAN
+            raise _no_lan()
         secret = decode(await read_body(request, _BODY_BYTES), _join).secret
         person = self._guests.person(dict(request.scope))
         if person is None:
-            try:
-                person = self._guests.join(secret, peer_of(dict(request.scope)))
-            except NoInvite:
-                raise _NO_INVITE from None
+            person = self._guests.join(secret, peer_of(dict(request.scope)))
         response = JSONResponse({"person": {"id": person.id, "name": person.name}}, headers=_NO_STORE)
         cookie = self._guests.cookie_of(person)
         response.set_cookie(COOKIE, cookie, max_age=int(STAY_S), path="/", httponly=True, samesite="strict")
@@ -289,7 +296,7 @@ class _Routes:
 
 
 async def _body(request: Request) -> _InChannel:
-    """Return the body of a request; without one, that of an empty object."""
+    """Return the JSON object in the body of a request; an empty object if there is no body."""
     if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
         return _InChannel()
     return decode(await read_body(request, _BODY_BYTES), _in_channel)
@@ -331,12 +338,9 @@ def _endpoint(
     async def guarded(request: Request) -> Response:
         scope = dict(request.scope)
         await check_peer(hub, scope)
-        try:
-            if not is_public:
-                await identify(hub, scope)
-            response = await handler(request)
-        except _Refused as error:
-            response = error.response()
+        if not is_public:
+            await identify(hub, scope)
+        response = await handler(request)
         response.headers["x-content-type-options"] = "nosniff"
         return response
 

@@ -24,26 +24,23 @@ from msgspec import Struct
 
 from holdfast.core.errors import TooMany
 from holdfast.demo.control import CHANNELS, IN_SERVER
+from holdfast.demo.refusals import NoInvite
 from holdfast.hub.identity import Identity, Scope
 from holdfast.transports.headers import header
 
-__all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "NoInvite", "Person"]
+__all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "Person"]
 
 INVITE_S = 600.0
 STAY_S = 12 * 3600.0
-MOST_INVITES = 20  # open at once; beyond that the oldest ends
-MOST_GUESSES = 10  # wrong secrets of one address within GUESSES_S
+MOST_INVITES = 20  # limit of open invitations; beyond it the oldest one ends
+MOST_GUESSES = 10  # limit of wrong secrets from one address within GUESSES_S
 GUESSES_S = 60.0
-MOST_GUESSERS = 1_000  # addresses that are counted
+MOST_GUESSERS = 1_000  # limit of addresses whose wrong secrets are counted
 COOKIE = "holdfast_demo"
 
 _RIGHTS = frozenset({"subscribe", "history", "publish", "presence", "command"})
 _HOW = ("Calm", "Quick", "Kind", "Bold", "Quiet", "Bright", "Lucky", "Gentle", "Merry", "Clever", "Sunny", "Brave")
 _WHO = ("Otter", "Seal", "Heron", "Whale", "Crab", "Puffin", "Urchin", "Limpet", "Dolphin", "Turtle", "Gull", "Squid")
-
-
-class NoInvite(Exception):
-    """The secret is not that of an open invitation."""
 
 
 class Person(Struct, frozen=True, kw_only=True):
@@ -64,8 +61,8 @@ class Guests:
         self._key = key.encode()
         self._agent = f"Bearer {agent_token}".encode()
         self._now_s = now_s
-        self._open: dict[str, float] = {}  # secret → when it ends, oldest first
-        self._guesses: OrderedDict[str, list[float]] = OrderedDict()  # address → times of wrong secrets
+        self._open: dict[str, float] = {}  # for each secret of an open invitation the time of its end, oldest first
+        self._guesses: OrderedDict[str, list[float]] = OrderedDict()  # for each address the times of its wrong secrets
 
     async def __call__(self, scope: Scope) -> Identity | None:
         """Return the identity of an agent or of a person; None for a stranger."""
@@ -110,11 +107,14 @@ class Guests:
         """Return a new person for the secret of an open invitation, which ends. Raises NoInvite, TooMany."""
         now_s = self._now_s()
         self._check_guesses(peer, now_s)
-        # All are compared, each in constant time: the time shows neither which one fits nor how much of it.
+        # Compare all secrets, each in constant time, so that the duration shows neither which one fits nor how much of
+        # it.
         fitting = [known for known in self._open if hmac.compare_digest(known.encode(), secret.encode())]
         if not fitting or self._open.pop(fitting[0]) <= now_s:
             self._guesses.setdefault(peer, []).append(now_s)
-            raise NoInvite
+            raise NoInvite(
+                f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for a new one."
+            )
         number = secrets.token_hex(4)
         name = f"{secrets.choice(_HOW)} {secrets.choice(_WHO)}"
         return Person(id=f"{name.lower().replace(' ', '-')}-{number}", name=name, until_s=now_s + STAY_S)

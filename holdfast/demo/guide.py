@@ -18,7 +18,7 @@ import msgspec
 
 from holdfast.agents.backend import Writer
 from holdfast.agents.turn import Steer, Turn
-from holdfast.core.errors import Deleted
+from holdfast.core.errors import Deleted, HoldfastError
 from holdfast.core.model import Json
 from holdfast.demo.agent import (
     LONGEST_STEERING,
@@ -42,12 +42,12 @@ if TYPE_CHECKING:  # the server needs no client, and the agents need no server
 
 __all__ = ["APPROVE_S", "LONGEST_QUESTION", "Guide", "Sleep", "continued"]
 
-LONGEST_QUESTION = 2_000  # code points; the page's input box holds no more
+LONGEST_QUESTION = 2_000  # in code points; the page's input box accepts no more
 APPROVE_S = 120.0
-MOST_DELETED = 50  # messages at once, when people agree
-MOST_BREAKS = 20  # that the meta records
+MOST_DELETED = 50  # limit of messages to delete when people agree
+MOST_BREAKS = 20  # limit of interruptions that the answer's meta records
 
-Sleep = Callable[[float], Awaitable[object]]  # waits for so many seconds
+Sleep = Callable[[float], Awaitable[object]]  # a function that waits for a number of seconds
 
 
 class Guide:
@@ -68,8 +68,8 @@ class Guide:
         self._model = model
         self._sleep = sleep
         self._details = details or {}
-        self._restarts = 0  # of the server, while this process ran
-        self._ended_with_server: set[tuple[str, str]] = set()  # channels and questions
+        self._restarts = 0  # number of the server's restarts while this process ran
+        self._ended_with_server: set[tuple[str, str]] = set()  # channel and question id of each such turn
 
     def server_restarted(self) -> None:
         """Note that the server was killed and runs again; running answers record where that was."""
@@ -128,9 +128,9 @@ class Guide:
                 restarts = self._restarts
                 meta |= continued(meta, message.length, turn.name, is_restart=True)
                 await message.update(meta={"continued": meta["continued"]})
-            steered = await turn.steered(messages=False)  # another question waits for a turn of its own
+            steered = await turn.steered(messages=False)  # False, so that another question waits for a turn of its own
             if steered:
-                return [_steering(steer, message.length) for steer in steered]
+                return [await self._steering(turn.channel, steer, message.length) for steer in steered]
             await message.append(text)
         return []
 
@@ -142,13 +142,33 @@ class Guide:
             return Decision(ok=True)
         question = f"Delete the {len(to_delete)} messages above?" if len(to_delete) > 1 else "Delete the message above?"
         reply = await turn.ask("approve", {"question": question}, timeout_s=APPROVE_S)
-        by = _name(reply.data, reply.by) if reply.error is None else None
+        by = await self._name(turn.channel, reply.data, reply.by) if reply.error is None else None
         return Decision(ok=reply.ok, by=by, to_delete=to_delete if reply.ok else [])
 
     async def _delete(self, channel: str, decision: Decision | None) -> None:
         for message_id in decision.to_delete if decision is not None else ():
             with suppress(Deleted):
                 await self._hub.delete(channel, message_id)
+
+    async def _steering(self, channel: str, steer: Steer, at: int) -> Steering:
+        line = " ".join(steer.text.split())
+        return Steering(at=at, text=line[:LONGEST_STEERING] or "…", by=await self._name(channel, steer.data, steer.by))
+
+    async def _name(self, channel: str, data: Json, by: str | None) -> str:
+        """Return the name that a person sent with `data`, or has as a member of the channel, or else their id."""
+        found: Json = data
+        if by is not None and not _name_in(data):
+            with suppress(HoldfastError):  # an agent may have no connection at this moment
+                present = await self._hub.members(channel)
+                members = present if isinstance(present, list) else present.members
+                found = next((member.data for member in members if member.id == by), None)
+        return _name_in(found) or by or "a person"
+
+
+def _name_in(data: Json) -> str:
+    """Return the name in `data`, or an empty string."""
+    name = data.get("name") if isinstance(data, dict) else None
+    return " ".join(name.split())[:40] if isinstance(name, str) else ""
 
 
 def continued(meta: dict[str, Json], at: int, successor: str, *, is_restart: bool) -> dict[str, Json]:
@@ -162,14 +182,3 @@ def continued(meta: dict[str, Json], at: int, successor: str, *, is_restart: boo
     by = meta.get("agent", IN_SERVER)
     one: Json = {"at": at, "by": by, "successor": by if is_restart or by == IN_SERVER else successor}
     return {"agent": successor, "continued": [*breaks, one][-MOST_BREAKS:]}
-
-
-def _steering(steer: Steer, at: int) -> Steering:
-    line = " ".join(steer.text.split())
-    return Steering(at=at, text=line[:LONGEST_STEERING] or "…", by=_name(steer.data, steer.by))
-
-
-def _name(data: Json, by: str | None) -> str:
-    """Return the name that a person chose, or else their id."""
-    name = data.get("name") if isinstance(data, dict) else None
-    return " ".join(name.split())[:40] if isinstance(name, str) and name.strip() else (by or "a person")

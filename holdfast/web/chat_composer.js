@@ -49,7 +49,7 @@ export class Composer {
   update({ you, error }, isRunning) {
     const { panel, input, node } = this
     const { words, host } = panel
-    const isShut = Boolean(error) || (you !== null && !you.can.includes("publish")) // then a draft stays, to be copied
+    const isShut = Boolean(error) || (you !== null && !you.can.includes("publish")) // True: read-only, but a draft stays so that the person can copy it
     const wasHidden = node.hidden
     node.hidden = host.hasAttribute("readonly") || (isShut && !input.value)
     this.note.hidden = Boolean(error) || !(isShut || node.hidden)
@@ -77,7 +77,7 @@ export class Composer {
     this.fit()
   }
 
-  /** Grow with the text, up to eight lines. */
+  /** Set the height of the field to that of its text, up to eight lines. */
   fit() {
     const { input, panel } = this
     input.rows = 1
@@ -91,14 +91,14 @@ export class Composer {
     const text = input.value.trim()
     if (!text || input.readOnly) return
     const sent = panel.send(text, this.isSteering)
-    if (!sent) return // the app keeps it
+    if (!sent) return // the app has prevented the sending; the text stays in the field
     input.value = ""
     this.changed()
     input.focus()
     void sent.then((isKept) => isKept || this.restore(text))
   }
 
-  /** Put a text back that no message keeps. @param {string} text */
+  /** Put a text back into the field, because it could not be sent and no message shows it. @param {string} text */
   restore(text) {
     if (this.input.value) return
     this.input.value = text
@@ -106,7 +106,7 @@ export class Composer {
   }
 }
 
-/** Return whether a key press sends: Enter alone, that does not end the composition of an input method. @param {KeyboardEvent} event */
+/** Return whether a key press sends the message: Enter without Shift, unless it ends the composition of an input method. @param {KeyboardEvent} event */
 export function isSend(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229
 }

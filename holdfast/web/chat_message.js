@@ -8,10 +8,10 @@ import { partView } from "./chat_parts.js"
 /** @typedef {import("./view.js").Part} Part */
 /** @typedef {import("./view.js").Command} Command */
 
-const MAX_SPOKEN = 500 // characters of an answer that a screen reader is told
+const MAX_SPOKEN = 500 // limit of characters of an answer that a screen reader announces
 
 export class MessageView {
-  /** Whether it has drawn its message, or a part of it only. */
+  /** True: the message is not drawn yet, or not completely. */
   isBehind = true
   /** The field of a question that is being edited. @type {HTMLElement | null} */
   form = null
@@ -54,7 +54,7 @@ export class MessageView {
   /** @param {Message} message @param {readonly Command[]} commands that wait for a reply @param {boolean} isWaiting for its turn */
   update(message, commands, isWaiting) {
     const { panel } = this
-    const isNew = this.#round !== panel.list.round // other rights, or other branches
+    const isNew = this.#round !== panel.list.round // True: the person's rights or the branches have changed
     this.#round = panel.list.round
     this.approvals.update(commands)
     if (message === this.message && !isNew && !this.isBehind) return
@@ -69,14 +69,14 @@ export class MessageView {
     if (wasStreaming && isOver) this.ended()
   }
 
-  /** The answer has ended in view of this page. */
+  /** Announce that the answer has ended, because this page showed it while it streamed. */
   ended() {
     const { panel, message } = this
     panel.voice.speak(`${this.state.textContent || panel.words.complete}: ${message.text.slice(0, MAX_SPOKEN)}`)
     panel.tell("answer", { message })
   }
 
-  /** Draw other marks. */
+  /** Draw the marks again, because they have changed. */
   remark() {
     const before = this.marks
     const now = (this.marks = this.panel.marks.of(this.message.id))
@@ -184,7 +184,7 @@ export class MessageView {
       this.form = null
       this.body.hidden = false
       this.buttons.edit.focus()
-      panel.schedule() // the question may be gone
+      panel.schedule() // draw the messages, because the question may have been deleted meanwhile
     }
     const save = () => {
       const text = input.value.trim()
@@ -196,7 +196,7 @@ export class MessageView {
         event.preventDefault()
         save()
       } else if (event.key === "Escape" && !event.isComposing) {
-        event.stopPropagation() // it does not stop the answer
+        event.stopPropagation() // otherwise Escape would also stop the answer
         end()
       }
     })

@@ -4,7 +4,8 @@
  * Each is in the browser's storage before `send` returns, so that a reload sends it again, under the same id. A refused
  * message stays, with its error, until the app retries or discards it. With an `identity` the storage is shared by all
  * tabs (`localStorage`), else it is the tab's own (`sessionStorage`). An entry belongs to the client id that the server
- * confirms: the messages of another person are neither shown nor sent. A message that one tab discards leaves all tabs.
+ * confirms: the messages of another person are neither shown nor sent. A message that one tab discards is removed from
+ * all tabs.
  * @module
  */
 
@@ -105,12 +106,14 @@ export class Outbox {
   /** Remove a message that is not stored yet, from all tabs. @param {string} id */
   remove(id) {
     this.drop(id)
+    this.#storage?.removeItem(this.prefix + id)
     this.client.sharing?.discarded(id)
   }
 
   /** Remove the messages of this person, because the person signs out. */
   forget() {
     const { id, options } = this.client
+    this.#load() // those that closed tabs have left
     for (const entry of this.entries.values()) if (options.identity !== undefined || (entry.by ?? id) === id) this.remove(entry.id)
   }
 
@@ -122,7 +125,7 @@ export class Outbox {
   /** Remove a message from this tab, and do not send a request that waits. @param {string} id */
   drop(id) {
     const { requests } = this.client
-    if (this.entries.delete(id)) this.#storage?.removeItem(this.prefix + id)
+    this.entries.delete(id)
     for (const [ref, { frame }] of requests.pending) if (frame.id === id && frame.type === "create") requests.settle(ref, discarded(id))
   }
 

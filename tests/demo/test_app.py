@@ -180,6 +180,23 @@ async def test_an_answer_takes_up_steering() -> None:
         assert len(text_of(answer)) < 1_000
 
 
+async def test_people_have_the_names_of_their_presence() -> None:
+    pace = Pace(60)
+    async with demo("memory://", pace.sleep) as here:
+        path = f"/holdfast/v1/channels/{CHANNEL}/presence/@ada"
+        entered = await here.http.put(path, params={"client": "@ada"}, json={"data": {"name": "Ada"}})
+        assert entered.status_code == 204
+        await here.ask()
+        await pace.is_waiting.wait()
+        await here.post("commands", {"name": "steer", "target": "q1", "data": {"text": "shorter"}})
+        pace.resume()
+        assert "\n\nAda says: shorter\n\n" in text_of(await here.answer())
+        await here.ask("q2", "Delete the messages")
+        approval = await here.approval()
+        await here.post(f"commands/{approval['id']}/reply", {"ok": True})
+        assert "Ada said yes." in text_of(await here.answer("q2"))
+
+
 def test_a_break_names_its_cause() -> None:
     crashed = continued({"agent": "guide~1"}, 60, "guide~2", is_restart=False)
     assert crashed == {"agent": "guide~2", "continued": [{"at": 60, "by": "guide~1", "successor": "guide~2"}]}
@@ -201,7 +218,8 @@ async def test_an_answer_continues_at_its_offset_after_a_restart(store: str, tok
     async with demo(store, blocked.sleep) as here:
         await blocked.is_waiting.wait()
         between = await here.answer(status="streaming")
-        assert len(text_of(between)) >= tokens - 1  # the first waits for the second
+        # the text of the last token may be missing
+        assert len(text_of(between)) >= tokens - 1
         assert whole(between).startswith(text_of(between))
     async with demo(store) as here:
         answer = await here.answer()
@@ -287,7 +305,7 @@ async def test_a_long_message_is_answered() -> None:
 PATHS = [
     ("GET", "/", None),
     ("GET", "/demo/info", None),
-    ("GET", "/demo/plain?question=x", None),
+    ("GET", f"/demo/plain?channel={CHANNEL}&message=q1", None),
     ("POST", "/demo/kill", {}),
     ("POST", "/demo/crash", {"channel": CHANNEL}),
     ("POST", "/demo/invites", {}),
@@ -317,6 +335,7 @@ async def test_without_a_supervisor_the_routes_name_the_command() -> None:
             assert (response.status_code, response.json()["code"]) == (409, code)
             assert response.headers["content-type"] == "application/problem+json"
             assert remedy in response.json()["detail"]
+            assert response.json()["type"] == f"urn:holdfast:error:{code}"
 
 
 class NoParent:
@@ -395,18 +414,34 @@ async def test_the_plain_stream_has_the_text_and_the_pace_of_the_answer() -> Non
 
     question = ready_answers()[1].question
     async with demo("memory://", note) as here:
-        response = await here.http.get("/demo/plain", params={"question": question})
-        assert response.headers["content-type"] == "text/plain; charset=utf-8"
-        assert delays_s == [step.delay_s for step in plan(question, Settled.of(question, question))]
-        assert await here.messages() == []  # it stores no message
         await here.ask(text=question)
-        assert text_of(await here.answer()) == response.text
+        answer = await here.answer()
+        of_answer_s = delays_s.copy()
+        delays_s.clear()
+        response = await here.http.get("/demo/plain", params={"channel": CHANNEL, "message": answer["id"]})
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
+        assert response.text == text_of(answer)
+        assert delays_s == of_answer_s
+        assert len(await here.messages()) == 2  # it stores no message
 
 
-async def test_the_plain_stream_needs_a_question() -> None:
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({}, 400, "invalid_name"),
+        ({"channel": "chat:1", "message": "q1"}, 400, "invalid_name"),
+        ({"channel": CHANNEL}, 400, "invalid_name"),
+        ({"channel": CHANNEL, "message": "a/b"}, 400, "invalid_name"),
+        ({"channel": CHANNEL, "message": "gone"}, 404, "not_found"),
+        ({"channel": CHANNEL, "message": "q1"}, 400, "invalid_request"),
+    ],
+)
+async def test_the_plain_stream_needs_an_answer(fields: dict[str, str], status: int, code: str) -> None:
     async with demo("memory://") as here:
-        response = await here.http.get("/demo/plain")
-        assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+        await here.ask()
+        await here.answer()
+        response = await here.http.get("/demo/plain", params=fields)
+        assert (response.status_code, response.json()["code"]) == (status, code)
 
 
 # Guests ----------------------------------------------------------------------------------------------------------

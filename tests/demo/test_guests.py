@@ -21,9 +21,9 @@ from holdfast.demo.guests import (
     MOST_INVITES,
     STAY_S,
     Guests,
-    NoInvite,
     Person,
 )
+from holdfast.demo.refusals import NoInvite
 from holdfast.hub.identity import Scope
 
 PEER = "127.0.0.3"

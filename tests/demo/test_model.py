@@ -103,6 +103,19 @@ async def test_a_stop_closes_the_model_s_stream(provider: Provider) -> None:
         assert (answer["status"], text_of(answer)) == ("cancelled", "Hello there")
 
 
+async def test_the_plain_stream_has_the_text_of_the_model_which_is_called_once(provider: Provider) -> None:
+    provider.will_say([*claude_begin(), *claude_thought(), *claude_said("Hello \ud83d", "\ude00, world"), HOLD])
+    async with demo("memory://", ANTHROPIC_API_KEY="sk-none", ANTHROPIC_BASE_URL=provider.url) as here:
+        await here.ask()
+        await provider.is_held.wait()
+        answer = await here.answer(status="streaming")
+        path = "/demo/plain"
+        plain = asyncio.ensure_future(here.http.get(path, params={"channel": "demo:test", "message": answer["id"]}))
+        await here.post("commands", {"name": "cancel", "target": "q1"})
+        assert (await plain).text == TEXT
+        assert len(provider.requests) == 1
+
+
 class Slow(Provider):
     """A provider that sends the first piece of its answer, and the rest when the test resumes it."""
 

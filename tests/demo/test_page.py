@@ -22,12 +22,12 @@ from tests.processes import Server, serving, text_of
 
 LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
 ANSWER = ".assistant"
-# The newest answer as the chat element has it: its text as stored, not as drawn.
-_ANSWER = """() => {
+# The messages as the chat element has them: their text as stored, not as drawn. Unsent ones count too.
+_MESSAGES = """(() => {
   const chat = document.querySelector("holdfast-chat")
-  const { messages } = chat.client.channel(chat.getAttribute("channel")).getSnapshot()
-  return messages.filter(({ role }) => role === "assistant").at(-1)?.text ?? ""
-}"""
+  return chat.client.channel(chat.getAttribute("channel")).getSnapshot().messages
+})()"""
+_ANSWER = f"""() => {_MESSAGES}.filter(({{ role }}) => role === "assistant").at(-1)?.text ?? "" """
 
 # Playwright's clock hides how the page was loaded; this gives it back.
 _NAVIGATION = """performance.getEntriesByType = name =>
@@ -237,16 +237,21 @@ async def test_a_question_sent_while_no_server_runs_survives_a_reload_and_is_ans
 
 
 async def test_any_input_ends_autoplay_and_with_reduced_motion_there_is_none(browser: Browser, shared: Server) -> None:
-    for options, has_input in (({}, True), ({"reduced_motion": "reduce"}, False)):
+    cases: list[tuple[dict[str, Any], str]] = [({}, "key"), ({}, "wheel"), ({"reduced_motion": "reduce"}, "")]
+    for options, kind in cases:
         async with visiting(browser, **options) as context:
             page = await context.new_page()
             await page.clock.install()
             await page.goto(f"http://127.0.0.1:{shared.port}/")
             await expect(page.locator("#welcome")).to_be_visible()
-            if has_input:
+            if kind == "key":
                 await page.keyboard.press("Shift")
-            await page.clock.fast_forward(60_000)
-            assert await page.locator(".user").count() == 0
+            elif kind == "wheel":
+                await page.mouse.move(600, 400)
+                await page.mouse.wheel(0, 100)
+                await page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            await page.clock.fast_forward(8_000)  # a longer jump would end the connection, and with it autoplay
+            assert await page.evaluate(_MESSAGES) == []
 
 
 async def test_autoplay_is_for_the_first_visit_of_a_tab(browser: Browser, shared: Server) -> None:
@@ -256,8 +261,8 @@ async def test_autoplay_is_for_the_first_visit_of_a_tab(browser: Browser, shared
         for _ in range(2):
             await page.goto(f"http://127.0.0.1:{shared.port}/")
             await expect(page.locator("#welcome")).to_be_visible()
-        await page.clock.fast_forward(60_000)
-        assert await page.locator(".user").count() == 0
+        await page.clock.fast_forward(8_000)  # a longer jump would end the connection, and with it autoplay
+        assert await page.evaluate(_MESSAGES) == []
 
 
 # Around the conversation

@@ -42,6 +42,7 @@ from holdfast.core.requests import (
 )
 from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.batches import Behind, EncodedBatch
+from holdfast.hub.committer import STORE_TIMEOUT_S
 from holdfast.hub.feed import Feed
 from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.results import Result, result_later
@@ -63,7 +64,7 @@ class ScriptedStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.script: list[str] = []
-        self.gate: asyncio.Event | None = None  # a commit waits until it is set
+        self.gate: asyncio.Event | None = None  # if there is a gate, each commit waits until it is set
         self.is_committing = asyncio.Event()  # set once a commit waits
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
@@ -279,7 +280,7 @@ async def test_error_for_a_cancelled_caller_is_not_reported_by_asyncio() -> None
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
     result, done = result_later()
-    shielded = asyncio.shield(result)  # as the opening of a message does
+    shielded = asyncio.shield(result)  # shielded, as the request that opens a message is
     shielded.cancel()
     await asyncio.sleep(0)
     done(Draining("the hub has stopped"))
@@ -377,4 +378,24 @@ async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: b
     assert await texts(hub, "m") == ["x" + "y" * 1_000]
     for feed in feeds:
         feed.close()
+    await hub.close()
+
+
+@virtually
+async def test_store_that_hangs_is_noticed_after_thirty_seconds_and_the_text_is_kept() -> None:
+    store = ScriptedStore()
+    hub = HubCore(store, hooks_signals=False, drain_s=0.1, clock=virtual_clock())
+    loop = asyncio.get_running_loop()
+    async with hub.message("c", id="m") as message:
+        await message.append("a")
+        await message.flush()
+        store.gate = asyncio.Event()
+        begun_s = loop.time()
+        await message.append("b")
+        await store.is_committing.wait()
+        gate, store.gate = store.gate, None
+        await message.flush()
+        assert loop.time() - begun_s == STORE_TIMEOUT_S
+        gate.set()
+    assert await texts(hub, "m") == ["ab"]
     await hub.close()

@@ -18,7 +18,7 @@ export const buildBoard = (actions) => at("boxes").append(...BOXES.map(({ id, ti
 /** @param {ReturnType<typeof import("./trials.js").watchTrials>} trials @param {{ kill: string }} server */
 export function drawBoard({ newest, notes, score: { kept }, plain }, server) {
   const answer = newest()
-  say(at("score-hint"), `${answer ? "" : "Ask something. "}Each box ticks itself when the answer survives.`)
+  say(at("score-hint"), `${!answer ? "Ask something. " : answer.status === "complete" ? `Saved · ${counted(size(answer.text))}. ` : ""}Each box ticks itself when the answer survives.`)
   for (const { id, hint } of BOXES) {
     const { count = 0, isOk = false, words = "" } = kept.boxes[id] ?? {}
     const [tick, , times, button, line] = at(`box-${id}`).children

@@ -6,13 +6,13 @@ export class PlainStream {
   state = "idle"
   #reading = new AbortController()
 
-  /** @param {string} question @param {() => void} draw */
-  async start(question, draw) {
+  /** @param {string} channel @param {string} message the answer with the same text and pace @param {() => void} draw */
+  async start(channel, message, draw) {
     this.cut()
     const { signal } = (this.#reading = new AbortController())
     Object.assign(this, { text: "", state: "streaming" })
     try {
-      const { ok, status, body } = await fetch(`/demo/plain?question=${encodeURIComponent(question)}`, { signal })
+      const { ok, status, body } = await fetch(`/demo/plain?${new URLSearchParams({ channel, message })}`, { signal })
       if (!ok || !body) throw new Error(`status ${status}`)
       const pieces = body.pipeThrough(new TextDecoderStream()).getReader()
       for (let piece = await pieces.read(); !piece.done; piece = await pieces.read(), draw()) this.text += piece.value

@@ -27,5 +27,5 @@ export function autoplay(ask, point) {
   if (!isFirst || matchMedia("(prefers-reduced-motion: reduce)").matches) return
   let timer = setTimeout(() => ask() && (timer = setTimeout(() => point(true), POINT_MS)), ASK_MS)
   const end = () => (clearTimeout(timer), point(false))
-  for (const type of ["pointerdown", "keydown", "touchstart"]) addEventListener(type, end, { capture: true, once: true })
+  for (const type of ["pointerdown", "keydown", "touchstart", "wheel"]) addEventListener(type, end, { capture: true, once: true })
 }
