@@ -78,7 +78,7 @@ async def test_a_clock_set_back_does_not_keep_deleted_text_for_longer(store: Sql
     await store.tidy(hour_ms + 5_000)
     await chat.do(delete("m1"), documents=["m1"])
     assert b"SECRET" in on_disk(path)
-    await tidy_for_a_minute(store, chat)  # from 0: an hour earlier than it was
+    await tidy_for_a_minute(store, chat)  # the clock of `tidy` begins at 0 again, an hour earlier than before
     assert b"SECRET" not in on_disk(path)
     assert await texts(store, "c", "m2") == ["stays."]
 

@@ -74,7 +74,7 @@ async def test_a_store_waits_for_the_holder_once(holder: subprocess.Popen[str], 
         with pytest.raises(StoreInUse):
             await store.open()
         assert at_least_s <= time.monotonic() - began_s < below_s
-    holder.communicate()  # it ends
+    holder.communicate()  # the other process ends
     await store.open()
     await store.close()
 
