@@ -152,7 +152,7 @@ async def test_token_callback_that_hangs_or_throws_counts_as_a_failed_attempt(br
 
 
 async def test_port_that_accepts_connections_and_never_responds_is_unreachable(browser: Browser) -> None:
-    """Such as the port of a database, or a host behind a firewall that drops all packets."""
+    """Such as the port of a database, or an address that a firewall silences."""
     async with app_with(verified(allowed_origins=["*"])) as port, FaultProxy("127.0.0.1", port) as proxy:
         proxy.black_hole()
         window = await page_at(browser, port)
