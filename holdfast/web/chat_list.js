@@ -30,6 +30,8 @@ export class MessageList {
   /** @param {import("./chat_panel.js").Panel} panel */
   constructor(panel) {
     this.panel = panel
+    /** The approvals of this tab that are over, each with the words of its card. @type {[Command, string][]} */
+    this.kept = panel.storage.recall("approvals") ?? []
     this.approvals = new Approvals(panel) // of no message in view
   }
 

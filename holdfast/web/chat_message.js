@@ -1,6 +1,7 @@
 /** One message of the chat element, with its parts, its state and its buttons. @module */
 import { Approvals } from "./chat_approvals.js"
 import { isSend } from "./chat_composer.js"
+import { placeOf } from "./chat_marks.js"
 import { button, copyText, element, report, setText, SPARK, svg } from "./chat_nodes.js"
 import { partView } from "./chat_parts.js"
 
@@ -26,7 +27,7 @@ export class MessageView {
     this.panel = panel
     this.message = message
     this.marks = panel.marks.of(message.id)
-    this.approvals = new Approvals(panel)
+    this.approvals = new Approvals(panel, message.id)
     this.author = element("span", { class: "author", part: "author", dir: "auto" })
     this.state = element("span", { class: "state" })
     this.body = element("div", { class: "body", part: "bubble" })
@@ -82,7 +83,8 @@ export class MessageView {
     const now = (this.marks = this.panel.marks.of(this.message.id))
     const longer = now.length > before.length ? now : before
     const n = longer.findIndex((_, n) => now[n]?.at !== before[n]?.at || now[n]?.text !== before[n]?.text)
-    if (n >= 0) for (const { view } of this.#parts) view.remark?.(Math.min(now[n]?.at ?? Infinity, before[n]?.at ?? Infinity))
+    const places = [now, before].flatMap((marks) => (marks[n] ? placeOf(marks[n], this.message.text) : []))
+    if (n >= 0) for (const { view } of this.#parts) view.remark?.(Math.min(...places))
   }
 
   /** @param {Message} message @param {boolean} isWaiting */

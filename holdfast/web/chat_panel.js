@@ -12,6 +12,7 @@ import { MessageList } from "./chat_list.js"
 import { button, copyText, element, setText, SPARK, svg } from "./chat_nodes.js"
 import { Names, peopleWords, statusWords } from "./chat_people.js"
 import { Scroller } from "./chat_scroll.js"
+import { TabStorage } from "./chat_storage.js"
 import { PANEL_STYLE, sheetOf } from "./chat_style.js"
 import { remember } from "./view.js"
 
@@ -51,6 +52,7 @@ export class Panel {
     const name = host.getAttribute("channel") ?? ""
     this.ownsChannel = !client.channels.has(name)
     this.channel = client.channel(name)
+    this.storage = new TabStorage(`${host.url} ${name} ${host.getAttribute("identity") ?? ""}`)
     this.marks = new Marks(this)
     const sheet = sheetOf(PANEL_STYLE)
     if (!root.adoptedStyleSheets.includes(sheet)) root.adoptedStyleSheets = [...root.adoptedStyleSheets, sheet]

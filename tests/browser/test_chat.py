@@ -189,6 +189,9 @@ async def test_an_approval_is_a_card_with_two_buttons_and_then_its_reply(browser
         here.pieces.put_nowait(None)
         await here.until("Kept.")
         assert await here.page.locator(".approval button").count() == 0
+        await here.page.reload()
+        await here.until("Kept.")
+        assert await here.page.locator("article .approval").text_content() == "Delete 3 files?drafts/*Not allowed"
 
 
 async def test_enter_of_an_input_method_does_not_send_and_a_draft_survives_a_reload(browser: Browser) -> None:
@@ -288,6 +291,20 @@ async def test_mark_stands_before_the_next_block_and_moves_no_more(browser: Brow
         assert await here.page.evaluate(_LINES) == lines
         await here.page.evaluate("chat.marks = []")
         assert "(Kill)" not in await here.page.evaluate(_LINES)
+
+
+async def test_places_of_marks_count_code_points(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        parts = [{"type": "text", "text": "🎉🎉🎉🎉🎉\n\n"}, {"type": "text", "text": "Second\n\nThird"}]
+        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", parts=parts)
+        await here.mount()
+        await here.until("Third")
+        lines = {5: "before Second", 7: "before Second", 8: "before Third", 15: "before Third", 16: "end", 21: "none"}
+        for at, place in lines.items():
+            await here.page.evaluate("at => { chat.marks = [{ message: 'a', at, text: 'Mark' }] }", at)
+            found = await here.page.evaluate(_LINES)
+            after = [*found, "(end)"][found.index("(Mark)") + 1] if "(Mark)" in found else "none"
+            assert after == {"end": "(end)"}.get(place, place.removeprefix("before ")), (at, found)
 
 
 async def test_places_of_marks_do_not_depend_on_the_pieces(browser: Browser) -> None:
