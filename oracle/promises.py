@@ -352,8 +352,10 @@ class Promises:
         if self._trouble_s >= held.received_s or now_s >= max(held.received_s, self.booted_s) + held.term_s - EARLY_S:
             return True
         for connection in held.connections:
-            if connection.ended_s is None or not connection.process.is_alive:
-                continue  # a connection that ended with its hub shortens no lease
+            if connection.ended_s is None:
+                continue
+            if not connection.process.is_alive and self.booted_s >= connection.ended_s:
+                continue  # the next hub knows no connection of the dead one; until it boots, a last commit may arrive
             if connection is not held.connection and connection.sent_s + CROSSING_S < held.received_s:
                 continue  # the holder has used another one since
             if now_s >= connection.ended_s + min(held.term_s, BROKEN_S) - EARLY_S:

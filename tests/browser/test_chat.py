@@ -616,6 +616,25 @@ async def test_each_part_has_its_form(browser: Browser) -> None:
         assert await here.page.evaluate("told.at(-1)") == ["link", {"href": "https://docs.example/protocol"}]
 
 
+async def test_narrow_table_breaks_no_word(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        rows = ("|transport|where it travels|", "|-|-|", "|Verschlüsselung|`Last-Event-ID`, or `?since=`|")
+        await here.hub.create("chat:1", id="a", role="assistant", text="\n".join(rows))
+        await here.page.set_viewport_size({"width": 320, "height": 640})
+        await here.mount()
+        await here.until("Verschlüsselung")
+        lines = """() => [...root.querySelectorAll("table :is(th, td, code)")].flatMap((cell) =>
+          [...cell.childNodes].filter((node) => node.nodeType === 3).flatMap((text) =>
+            [...text.data.matchAll(/\\S+/g)].map(({ 0: word, index }) => {
+              const range = new Range()
+              range.setStart(text, index)
+              range.setEnd(text, index + word.length)
+              return [word, range.getClientRects().length]
+            })))"""
+        words = ["transport", "where", "it", "travels", "Verschlüsselung", "Last-Event-ID", ",", "or", "?since="]
+        assert await here.page.evaluate(lines) == [[word, 1] for word in words]
+
+
 async def test_app_draws_parts_of_its_own_and_its_mistake_harms_no_other(browser: Browser) -> None:
     async with scene(browser, "") as here:
         parts: list[Any] = [{"type": "data", "name": name, "data": 1} for name in ("chart", "table", "broken")]
