@@ -631,7 +631,7 @@ async def test_narrow_table_breaks_no_word(browser: Browser) -> None:
               range.setEnd(text, index + word.length)
               return [word, range.getClientRects().length]
             })))"""
-        words = ["transport", "where", "it", "travels", "Verschlüsselung", "Last-Event-ID", ",", "or", "?since="]
+        words = ["transport", "where", "it", "travels", "Verschlüsselung", ",", "or", "Last-Event-ID", "?since="]
         assert await here.page.evaluate(lines) == [[word, 1] for word in words]
 
 
