@@ -4,7 +4,7 @@ import { HoldfastProvider, useChannel, useMessages } from "holdfast/react"
 const client = connect({ url: "/holdfast" })
 
 function Chat() {
-  const channel = useChannel("chat:1")
+  const channel = useChannel("demo:one-tag")
   const ask = (event) => {
     event.preventDefault()
     channel.send(event.target.text.value)
@@ -12,7 +12,7 @@ function Chat() {
   }
   return (
     <form onSubmit={ask}>
-      {useMessages("chat:1").map(({ id, text }) => <p key={id}>{text}</p>)}
+      {useMessages("demo:one-tag").map(({ id, text }) => <p key={id}>{text}</p>)}
       <input name="text" required />
     </form>
   )

@@ -42,8 +42,7 @@ export class Score {
 
 /** Return where a writer ended and another continued; it is a crash unless the same one continued, after a restart of the server. @param {{ meta: Readonly<Record<string, any>> }} message */
 export function breaksOf({ meta }) {
-  const all = [meta.continued ?? []].flat().filter((one) => Number.isInteger(one?.at))
-  return all.map(({ at, by, successor }) => ({ at, by, successor, isCrash: Boolean(by) && by !== successor }))
+  return [meta.continued ?? []].flat().filter((one) => Number.isInteger(one?.at)).map(({ at, by, successor }) => ({ at, by, successor, isCrash: Boolean(by) && by !== successor }))
 }
 
 /** Return the marks of this window, and of the breaks that the server has recorded. @param {readonly import("../client.js").Message[]} messages @param {readonly Mark[]} own @returns {Mark[]} */
