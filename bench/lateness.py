@@ -35,7 +35,7 @@ class Lateness:
         self._next_s.pop(producer, None)
 
     def percentiles_ms(self) -> list[float]:
-        """Return median, p99 and maximum of all tokens due so far; zeros if there are none."""
+        """Return median, p99 and maximum of the lateness of all tokens due so far; zeros if none was due."""
         now_s = time.monotonic()
         held_up = [int((now_s - due_s) * _PER_S) for due_s in self._next_s.values() if due_s < now_s]
         late = sorted((Counter(self._counts) + Counter(held_up)).items())

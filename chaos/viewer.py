@@ -127,7 +127,7 @@ class Viewer:
                     await viewer.reconnect(reset=self._random.random() < 0.5)
                     self.connections += 1
                     await self._follow(viewer)
-                await asyncio.sleep(self._random.uniform(0.02, 0.3))  # between two attempts
+                await asyncio.sleep(self._random.uniform(0.02, 0.3))  # before it connects again
         finally:
             await viewer.close()
 
@@ -178,8 +178,8 @@ class Viewer:
                     await self._poll(wait_s)
                 wait_s = POLL_S
                 continue
-            wait_s = 0  # after a failure, ask for the present state
-            await asyncio.sleep(self._random.uniform(0.02, 0.3))  # between two attempts
+            wait_s = 0  # after a failure, the next poll returns at once
+            await asyncio.sleep(self._random.uniform(0.02, 0.3))  # before it polls again
 
     async def _poll(self, wait_s: int) -> None:
         """Poll once."""

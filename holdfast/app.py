@@ -9,7 +9,7 @@ its lifespan to that of the host.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
@@ -22,14 +22,17 @@ from holdfast.agents.local import LocalAgent
 from holdfast.agents.running import Agent, Handler, check_agent
 from holdfast.agents.turn import OnCrash
 from holdfast.agents.writer import AgentWriter
-from holdfast.core.errors import Deleted, IdConflict, LocalError, NotFound, shown
+from holdfast.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
 from holdfast.core.model import Json
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import CreateMessage
+from holdfast.core.turn_deltas import TurnStatus
 from holdfast.hub import HubCore
 from holdfast.hub.patterns import check_pattern
+from holdfast.hub.turn_status import next_status, read_turn
 from holdfast.hub.workers import WhenBusy
 from holdfast.response import Answering, StreamResponse, Style, check_style
+from holdfast.routes import Access, authorize
 from holdfast.transports.app import App, asgi
 from holdfast.transports.framing import EndFrame
 from holdfast.transports.mounting import check_asgi, check_path, mount
@@ -117,7 +120,7 @@ class Hub(HubCore):
         async def ask(message_id: str) -> str | None:
             """Store the prompt of the answer `message_id`.
 
-            A repeat adds no second one, because it computes the same id.
+            A repeated call adds no second prompt, because it computes the same id.
             """
             if prompt is None:
                 return None
@@ -182,13 +185,44 @@ class Hub(HubCore):
         """
         known = await self.runtime.message(channel, message_id)
         writer = known.writer
-        # only a writer in a hub's process has a node, so this one is not a client
+        # only a writer in a hub's process has a `node`, so the message is this application's, not a client's
         is_by_app = writer is not None and writer.node is not None and writer.by == author
         if not (is_by_app and (known.role, known.author, known.reply_to) == ("assistant", author, reply_to)):
             raise IdConflict(
                 f"message {shown(message_id)} exists and is not the answer of author {shown(author)} that this "
                 "application began for the same prompt; choose another reply_id"
             )
+
+    async def authorize(
+        self, scope: MutableMapping[str, Any], channel: str | None = None, capabilities: Iterable[str] = ()
+    ) -> Access:
+        """Return the access of the caller of a route of your own, under the rules of the hub's own routes.
+
+        The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
+        needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
+        """
+        return await authorize(self._asgi, dict(scope), channel, capabilities)
+
+    async def turn(self, channel: str, message_id: str, *, after: TurnStatus | None = None) -> TurnStatus:
+        """Return the turn of a user message: its state, its answers, and the agent's questions without a reply.
+
+        With `after`, an earlier status, wait until the state, an answer's status or the questions are others. Raises
+        NotFound, Deleted, and Draining while it waits.
+        """
+        await self.start()
+        if after is None:
+            return await read_turn(self.runtime, check_channel(channel), message_id)
+        woken = asyncio.Event()
+        unhook = self.on_drain(woken.set)
+        try:
+            while True:
+                if self.is_draining:
+                    raise Draining("hub is shutting down; ask for the turn again after its restart")
+                now = await next_status(self.runtime, check_channel(channel), after, woken)
+                if now is not None:
+                    return now
+        finally:
+            unhook()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)

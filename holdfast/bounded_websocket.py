@@ -107,7 +107,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self.transport.abort()
 
     def known(self) -> None:
-        """Lift the bounds on unknown peers (`transports.server_connection`)."""
+        """Lift the bounds for this connection, because its peer is authenticated (`transports.server_connection`)."""
         if not self._is_known:
             self._is_known = True
             self._connection.proceed()

@@ -164,7 +164,9 @@ def server(
         from holdfast.bounded_http import BoundedHttpProtocol
         from holdfast.bounded_websocket import BoundedWebSocketProtocol
     except ImportError as error:
-        raise LocalError(f"this command needs {error.name}: pip install 'holdfast[serve]'") from None
+        raise LocalError(
+            f"this command needs the package {error.name}; install Holdfast with [serve], as its README shows"
+        ) from None
     book = Connections(
         max_open=max(OWN_DESCRIPTORS, raise_descriptor_limit() - OWN_DESCRIPTORS), proxies=TrustedProxies(proxies)
     )

@@ -37,7 +37,7 @@ def built() -> set[str]:
 
 
 def wheel_files() -> set[str]:
-    """Return the files of the package in the wheel, with the documents from which the demo answers."""
+    """Return the paths that the wheel must hold: the package, and the pages of docs/ that the demo's answers quote."""
     files = tracked("holdfast")
     if built():
         files = {

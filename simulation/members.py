@@ -123,7 +123,7 @@ class Member(Actor):
     async def _check_received(
         self, process: Process, sent_s: float, is_received: Callable[[ViewOracle, Process], bool], what: str
     ) -> None:
-        """Check that each viewer of the channel receives a notice within `EPHEMERAL_S`. Raises Violation."""
+        """Check that each viewer of the channel receives an ephemeral event within `EPHEMERAL_S`. Raises Violation."""
         world = self.world
         await asyncio.sleep(EPHEMERAL_S)
         if not process.is_alive or process.is_held or not world.promises.was_healthy(sent_s):

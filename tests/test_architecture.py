@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import routes
 from holdfast.core import errors
 
 PACKAGE = Path(__file__).parents[1] / "holdfast"
@@ -23,14 +24,15 @@ CORE = sorted((PACKAGE / "core").glob("*.py"))
 LAYERS = (
     ("_version",),
     ("core",),
-    ("portal", "development"),
+    ("portal", "development", "watchdog"),
     ("stores",),
     ("hub",),
     ("transports", "agents"),
     ("client",),
-    ("response",),
+    ("response", "routes"),
     ("app",),
     ("__init__",),
+    ("interop",),
     ("parse_turns", "tail"),
     ("connections",),
     ("bounded_http",),
@@ -323,3 +325,18 @@ def test_every_error_has_a_title_and_a_status_that_fits_its_retry(error: type[er
         "code": error.code,
         "length": 3,
     }
+
+
+ADAPTERS = sorted((PACKAGE / "interop").glob("*.py"))
+PUBLIC = {"__init__", "routes", "core.errors"}  # for adapters: documented in `docs/python.md`
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=name_of)
+def test_an_adapter_uses_public_names_only_and_has_at_most_400_lines(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert {name for name in own_imports(path) if top(name) != "interop"} <= PUBLIC
+    named = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and one.module == "holdfast.routes"]
+    assert {alias.name for one in named for alias in one.names} <= set(routes.__all__)
+    foreign = [one for one in ast.walk(tree) if isinstance(one, ast.Attribute) and one.attr.startswith("_")]
+    assert all(isinstance(one.value, ast.Name) and one.value.id == "self" for one in foreign)
+    assert len(path.read_text().splitlines()) <= 400

@@ -223,13 +223,6 @@ def after(
     return Case(error, values, provoke)
 
 
-def pending(case: Case) -> Any:
-    """Return `case` for a message that does not follow the rule yet; remove the mark together with that message."""
-    return pytest.param(
-        case, marks=pytest.mark.xfail(strict=False, reason="the message is not reworded yet"), id=_name(case)
-    )
-
-
 def _name(case: Case) -> str:
     return case.error.__name__
 
@@ -396,7 +389,7 @@ def agent(**options: Any) -> Callable[[], object]:
 LONG = "x" * 5_000
 FILE = {"type": "file"}
 ROBOT = {"role": "robot", "text": "x"}
-CASES: list[Any] = [  # each a Case, or `pending` of one
+CASES: list[Case] = [
     # in process: the core
     asked(errors.InvalidRequest, ("robot", "'assistant'"), CreateMessage(role="user"), role="robot"),
     asked(errors.InvalidRequest, ("failed", "'complete'"), CreateMessage(), status="failed"),
@@ -451,7 +444,7 @@ CASES: list[Any] = [  # each a Case, or `pending` of one
     Case(errors.AlreadyAnswered, ("command",), replied_twice),
     called(ViewGap, ("'m1'", "part 3", "0 parts"), gap_in_view),
     # over HTTP, and the end of a hub
-    pending(over_http(errors.InvalidRequest, ("robot",), "POST", "/v1/channels/c/messages", json=ROBOT)),
+    over_http(errors.InvalidRequest, ("robot",), "POST", "/v1/channels/c/messages", json=ROBOT),
     over_http(errors.NotFound, (), "GET", "/v1/channels/c/messages/m2"),
     over_http(errors.NotFound, (), "GET", "/v1/nowhere"),
     over_http(errors.MethodNotAllowed, ("PATCH", "POST"), "PATCH", "/v1/channels/c/messages"),
@@ -560,17 +553,12 @@ def _classes(base: type[HoldfastError]) -> Iterator[type[HoldfastError]]:
             yield from _classes(one)
 
 
-def _cases() -> Iterator[Case]:
-    for one in CASES:
-        yield one if isinstance(one, Case) else one.values[0]
-
-
 def test_every_error_class_has_a_case() -> None:
     for module in pkgutil.walk_packages(holdfast.__path__, "holdfast."):
         if not module.name.startswith(("holdfast.__main__", "holdfast.demo")):
             with suppress(ImportError):  # an optional dependency may be missing
                 importlib.import_module(module.name)
-    assert set(_classes(HoldfastError)) - {case.error for case in _cases()} == set()
+    assert set(_classes(HoldfastError)) - {case.error for case in CASES} == set()
 
 
 # Values in messages -----------------------------------------------------------------------------------------------

@@ -69,4 +69,4 @@ def test_client_without_its_extra_names_the_extra_to_install(missing: str) -> No
         "try: asyncio.run(main())\n"
         "except Exception as error: print(error)"
     )
-    assert run(program) == f"Client needs the package {missing}: pip install 'holdfast[client]'"
+    assert run(program) == f"Client needs the package {missing}; install Holdfast with [client], as its README shows"

@@ -20,7 +20,7 @@ _STDIN = 0
 
 
 def _keep(command: list[str]) -> int:
-    libc = ctypes.CDLL(None)  # loaded here: as little as possible between fork and exec
+    libc = ctypes.CDLL(None)  # loaded here, so that the new process does as little as possible between fork and exec
     program = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ from holdfast.core.turns import STEER, attempt_of
 
 logger = logging.getLogger("holdfast.agents")
 
-GRACE_S = 5.0  # additional time in which the server can report that a command has expired
+GRACE_S = 5.0  # time to wait, beyond that of the question, for the server's report that it has expired
 
 OnCrash = Literal["interrupt", "restart", "continue"]
 

@@ -92,7 +92,9 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
         from websockets.exceptions import InvalidHandshake, InvalidStatus
         from websockets.typing import Subprotocol
     except ImportError:
-        raise LocalError("Client needs the package websockets: pip install 'holdfast[client]'") from None
+        raise LocalError(
+            "Client needs the package websockets; install Holdfast with [client], as its README shows"
+        ) from None
 
     async def dial(url: str, headers: dict[str, str]) -> FrameSocket:
         try:

@@ -70,7 +70,9 @@ class Http:
         try:
             import httpx2
         except ImportError:
-            raise LocalError("Client needs the package httpx2: pip install 'holdfast[client]'") from None
+            raise LocalError(
+                "Client needs the package httpx2; install Holdfast with [client], as its README shows"
+            ) from None
 
         if self._client is None:
             self._client = httpx2.AsyncClient(timeout=self._timing.response_s, transport=self._transport)

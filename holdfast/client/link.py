@@ -452,11 +452,13 @@ def encode(frame: dict[str, Any], limits: Limits) -> str:
     except UnicodeEncodeError as error:
         raise InvalidText(f"the request holds {lone_surrogate(error)}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the request is not JSON-serialisable: {error}") from None
+        raise InvalidRequest(f"the request cannot be sent as JSON ({error}); send JSON values only") from None
     if len(data) > limits.request_bytes:
         # Refused here, because the server would close the connection, which other requests share.
         raise TooLarge(
-            f"the request has {len(data)} bytes, the limit is {limits.request_bytes}", limit=limits.request_bytes
+            f"the request has {len(data)} bytes, the limit is {limits.request_bytes} (Limits.request_bytes); "
+            "send less text in one request",
+            limit=limits.request_bytes,
         )
     return data.decode()
 

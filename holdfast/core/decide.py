@@ -104,7 +104,7 @@ def decide(
             case SendCommand():
                 return send_command(state, key, request, caller, now_ms, limits, is_served)
             case ReplyCommand():
-                return reply_command(state, key, request, caller, limits)
+                return reply_command(state, key, request, caller, now_ms, limits)
             case SettleCommand():
                 return settle_command(state, key, request, now_ms)
     message = state.message(key)
@@ -136,7 +136,7 @@ def _decide_existing(
             return _earlier_decision(message, request.request) or _finish(message, request, caller, limits, now_ms)
         case TakeOver():
             is_ours = caller.is_app or caller.is_server or is_writer(message, caller)
-            # A request id is the writer's own: the result of another writer's request with the same id is not ours.
+            # The id of another writer's request may be the same, by chance: the result of that request does not count.
             known = _earlier_decision(message, request.request) if is_ours else None
             return known or _take_over(message, request, caller)
         case RenewLease():
@@ -166,7 +166,7 @@ def _create(
     fingerprint = _fingerprint(request, caller)
     known = state.message(message_id)
     if known is not None:
-        # Callers that neither read nor wrote the message only learn that the id is taken.
+        # A caller without the right to read, which did not write the message either, learns only that the id is taken.
         if known.deleted and (caller.may_read or is_author(known, caller)):
             raise Deleted(f"message {message_id!r} was deleted; its id cannot be used again, choose another one")
         if known.deleted or known.digest != fingerprint:
@@ -216,7 +216,7 @@ def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
     except UnicodeEncodeError as error:
         raise InvalidText(f"the message holds {lone_surrogate(error)}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the message is not JSON-serialisable: {error}") from None
+        raise InvalidRequest(f"the new message cannot be stored as JSON ({error}); send JSON values only") from None
 
 
 def _parent(state: Decidable, request: CreateMessage) -> str | None:
@@ -333,7 +333,7 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
     count = len(message.parts)
     if request.index > count:
         raise NoPart(
-            f"message {message.id!r} has {count} parts, the request was for part {request.index}; the next is {count}",
+            f"message {message.id!r} has {count} parts, the request was for part {request.index}; use 0 to {count}",
             parts=count,
         )
     _check_part_count(request.index + 1, limits)
@@ -435,7 +435,7 @@ def _earlier_decision(message: MessageState, request: str | None) -> Decision | 
     """Return the decision of the request with id `request` if it was carried out already, else None."""
     if request is None:
         return None
-    # latest request first: if two writers used the same request id, the later writer is still writing
+    # latest request first: if two writers used the same request id, only the later one can still repeat its request
     for known, serial, generation in reversed(message.requests):
         if known == request:
             lengths = [part.length for part in message.parts]

@@ -28,13 +28,14 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState, CommandState, MessageState
 from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
-from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity, digest
+from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, SetPart, WriterIdentity, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
-from holdfast.core.turns import Replier, next_round, rules_of
+from holdfast.core.turns import APPROVE, Replier, next_round, rules_of
 
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
 OPEN_CANCELS = 16  # limit of `cancel` commands without a reply per target; the server carries out the first
 ATTEMPTS = 5  # limit of attempts for one message, however they ended (crash, restart, lost lease); then the turn fails
+DENIED = "denied"  # state of a tool part whose call a person has not approved
 CRASHED = "crashed"  # reason that a failed answer shows if each attempt of its turn ended without an answer
 
 
@@ -158,7 +159,9 @@ def _check_count(count: int, limit: int, what: str) -> None:
         )
 
 
-def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Caller, limits: Limits) -> Decision:
+def reply_command(
+    state: Decidable, key: str, request: ReplyCommand, caller: Caller, now_ms: int, limits: Limits
+) -> Decision:
     """Store the reply to a command. The first reply counts; a later one is refused."""
     command = _command(state, key)
     if command.reply is not None and _is_repeat(command.reply, request, caller):
@@ -180,7 +183,25 @@ def reply_command(state: Decidable, key: str, request: ReplyCommand, caller: Cal
         by=caller.id,
         request=check_id(request.request, "request") if request.request is not None else None,
     )
-    return Decision(ops=(reply,))
+    return Decision(ops=(reply, *_denied(state, command, request, now_ms)), result_op=0)
+
+
+def _denied(state: Decidable, command: CommandState, request: ReplyCommand, now_ms: int) -> tuple[SetPart, ...]:
+    """Return the operation that marks the tool call as denied which an `approve` names in `data.call`, if it waits.
+
+    A reply with an error, such as that of an agent that withdraws its question, denies nothing.
+    """
+    call = command.data.get("call") if isinstance(command.data, dict) else None
+    target = state.message(command.target) if command.target is not None else None
+    is_denial = command.name == APPROVE.name and not request.ok and request.error is None
+    if not is_denial or target is None or not target.is_streaming:
+        return ()
+    for index, part in enumerate(target.parts):
+        fields = part.fields
+        if fields["type"] == "tool" and fields["call"] == call and "output" not in fields:
+            denied = {**part.value(), "state": DENIED}
+            return (SetPart(id=target.id, index=index, part=denied, at_ms=now_ms),)
+    return ()
 
 
 def _is_repeat(reply: Reply, request: ReplyCommand, caller: Caller) -> bool:
@@ -351,7 +372,7 @@ def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
     except UnicodeEncodeError:
         raise InvalidText("the command holds a lone surrogate; send whole characters") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the command is not JSON-serialisable: {error}") from None
+        raise InvalidRequest(f"the command cannot be stored as JSON ({error}); send JSON values only") from None
 
 
 # -- turns -----------------------------------------------------------------------------------------------------
@@ -361,13 +382,13 @@ def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms
     """Claim the turn of `message` as the attempt after `request.generation`."""
     claim = _open_claim(message)
     if claim.generation != request.generation:
-        if caller.writer is not None and claim == _claim_of(caller, request):
+        if caller.writer is not None and claim == _claim_of(caller, request)._replace(round_from=claim.round_from):
             return Decision(
                 serial=message.last, generation=claim.generation
             )  # an earlier claim by this caller was stored, but its result was lost on the way
         raise Fenced(
-            f"attempt {request.generation} of the turn of message {message.id!r} is stale, the current one is "
-            f"{claim.generation}; stop working on it",
+            f"attempt {request.generation} of the turn of message {message.id!r} is stale; the current attempt is "
+            f"{claim.generation}, so stop working on it",
             generation=claim.generation,
         )
     taken = _claim_of(caller, request)
@@ -394,8 +415,8 @@ def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: in
     claim = _open_claim(message)
     if claim.generation != request.generation:
         raise Fenced(
-            f"attempt {request.generation} of the turn of message {message.id!r} is stale, the current one is "
-            f"{claim.generation}; stop working on it",
+            f"attempt {request.generation} of the turn of message {message.id!r} is stale; the current attempt is "
+            f"{claim.generation}, so stop working on it",
             generation=claim.generation,
         )
     if not is_ours:

@@ -3,8 +3,8 @@
 Layer: core.
 
 Requests of a batch are decided one after another. Each must see the effect of the earlier ones,
-while viewers read only the durable state. A draft forks a message only if it is read again
-after it changed, so a batch of one append makes no fork. Dropping a draft undoes it.
+while viewers read only the durable state. A draft copies (forks) a message only if it is read again after it changed,
+so a batch of one append copies none. Dropping a draft undoes it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Draft:
 
     def streaming(self) -> Iterator[MessageState]:
         """Yield the messages that will stream after the batch so far."""
-        # The loop calls `message`, which moves a message of this batch from `_unapplied` to the forks.
+        # The loop goes over a copy of the ids, because it calls `message`, which changes `_unapplied`.
         for message_id in {**self.base.messages, **self._forks, **self._unapplied}:
             message = self.message(message_id)
             if message is not None and message.is_streaming:

@@ -118,7 +118,7 @@ def _fixed_part(part: dict[str, Json], kind: type[Struct]) -> Part:
     try:
         known = msgspec.convert(part, kind)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"part of type {shown(part['type'])} is invalid: {_lower(error)}") from None
+        raise InvalidRequest(f"part of type {shown(part['type'])} is invalid: {lowered(error)}") from None
     fields = plain(known)
     if fields["type"] == "tool":
         fields.setdefault("input", "")  # a part that accepts appends always has a text to append to
@@ -142,8 +142,8 @@ def lone_surrogate(error: UnicodeEncodeError) -> str:
     return f"the lone surrogate {half!r} at offset {error.start}; hold it back and join it to the next piece"
 
 
-def _lower(error: Exception) -> str:
-    """Return the text of a msgspec error, to follow the words "… is invalid: "."""
+def lowered(error: Exception) -> str:
+    """Return the text of a msgspec error, to follow a colon: its first letter is made small."""
     text = str(error)
     return f"{text[:1].lower()}{text[1:]}"
 
@@ -159,9 +159,11 @@ def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, UnicodeEncodeError):
             raise InvalidText(f"{what} holds {lone_surrogate(error)}") from None
-        raise InvalidRequest(f"{what} is not JSON-serialisable: {error}") from None
+        raise InvalidRequest(f"{what} cannot be stored as JSON: {error}") from None
     if size > limit_bytes:
-        raise TooLarge(f"{what} has {size} bytes as JSON, the limit is {limit_bytes}", limit=limit_bytes)
+        raise TooLarge(
+            f"{what} has {size} bytes as JSON, the limit is {limit_bytes}; make it smaller", limit=limit_bytes
+        )
     return size
 
 
@@ -182,13 +184,15 @@ def _check_shape(value: Json, what: str, depth: int) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise InvalidRequest(f"{what} has the key {shown(key)}, keys must be text")
+                raise InvalidRequest(f"{what} has the key {shown(key)}, but keys must be text")
             _check_shape(inner, what, depth - 1)
     elif isinstance(value, list | tuple):
         for inner in value:
             _check_shape(inner, what, depth - 1)
     elif isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
-            raise InvalidRequest(f"{what} has the number {value}, numbers must be finite")
+            raise InvalidRequest(f"{what} has the number {value}, but numbers must be finite")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InvalidRequest(f"{what} has an integer of {value.bit_length()} bits, the limit is 64 bits with the sign")
+        raise InvalidRequest(
+            f"{what} has an integer of {value.bit_length()} bits, the limit is 64 bits with the sign; send it as text"
+        )

@@ -203,7 +203,9 @@ class Outgoing:
         count = len(self._parts)
         position = count if index is None else index
         if not 0 <= position <= count:
-            raise LocalError(f"message {self.id!r} has {count} parts, got the index {position}; the next is {count}")
+            raise LocalError(
+                f"message {self.id!r} has {count} parts, so the index must be from 0 to {count}, got {position}"
+            )
         if position >= count - 1:  # all parts after it are reserved, so it is the last part that exists
             self._open_reserved()
         self._gather()

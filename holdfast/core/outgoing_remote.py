@@ -135,7 +135,7 @@ class RemoteOutgoing(Outgoing):
         if epoch == self.epoch and not self.is_lost:
             self.trouble = None
             return False
-        # a new epoch is neither side's error, so it does not count
+        # a refill because of a new epoch is neither side's error, so it does not count towards MAX_REFILLS
         self._refills = self._refills + 1 if epoch == self.epoch else 0
         if self._refills > MAX_REFILLS and self.trouble is not None:
             self.refuse(self.trouble)

@@ -21,7 +21,8 @@ def check_writer(message: MessageState, caller: Caller, generation: int | None) 
     if is_author(message, caller) and not is_current(message, generation):
         return
     raise NotWriter(
-        f"message {message.id!r} belongs to another writer than {name_of(caller)}; take it over to write it"
+        f"message {message.id!r} belongs to another writer than {name_of(caller)}; take it over once it is "
+        "'interrupted'"
     )
 
 

@@ -118,8 +118,8 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
 
     generation: int
     above: int = (
-        # the number of the attempt must be in a later round than this: a worker of a deleted message may still use a
-        # number up to it
+        # the new attempt gets a number in a later round than this one, the highest that a worker of a deleted message
+        # with the same id may still use
         0
     )
     lease_s: float = 0.0

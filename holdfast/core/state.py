@@ -249,8 +249,10 @@ def change(message: MessageState, op: Op, serial: int) -> None:
     if serial > message.last:
         message.last = serial
     if isinstance(op, Claim):
+        before = message.claim.round_from if message.claim is not None else 0
+        round_from = serial if op.state == "pending" else before
         message.claim = ClaimState(
-            op.state, op.generation, op.by, op.node, op.lease_ms, op.within, op.within_generation
+            op.state, op.generation, op.by, op.node, op.lease_ms, op.within, op.within_generation, round_from
         )
         return
     if isinstance(op, Lease):

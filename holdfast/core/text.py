@@ -111,7 +111,7 @@ class Text:
 
 
 class TextFork:
-    """A draft on top of a `Text`: shares the text of its base, and keeps its own additions and their marks."""
+    """A copy of a `Text` for a draft: it shares the text of its base, and keeps its own additions and their marks."""
 
     __slots__ = ("_base", "_base_length", "_own", "length")
 
@@ -122,7 +122,7 @@ class TextFork:
         self.length: int = base.length
 
     def append(self, text: str, serial: int) -> None:
-        """Add `text` to the draft alone."""
+        """Add `text` to this copy; the base stays as it is."""
         self._own.append(text, serial)
         self.length += len(text)
 

@@ -125,7 +125,7 @@ class TurnState(Generic[W]):
     def __init__(self, message_id: str) -> None:
         self.message_id = message_id
         self.phase = Phase.NEW
-        self.created = 0  # serial of the message's create
+        self.created = 0  # serial of the entry that created the message
         self.attempt = 0  # number of the running or last attempt; 0 before the first
         self.claim: ClaimState | None = None  # the state of the turn in the log; None if the message no longer exists
         self.worker: W | None = None  # the worker that carries out the attempt; None if this hub does not know it
@@ -145,7 +145,7 @@ class TurnState(Generic[W]):
 
     @property
     def host(self) -> tuple[str, int] | None:
-        """Return the message whose turn has taken this one in, and the attempt."""
+        """Return the id of the message whose turn has taken this one in, and the number of that turn's attempt."""
         if self.phase is not Phase.HELD or self.claim is None or self.claim.within is None:
             return None
         return self.claim.within, self.claim.within_generation
@@ -186,7 +186,8 @@ class TurnState(Generic[W]):
             return None
         left = self._leave()
         if event is TurnEvent.TAKEN_IN:
-            if self.claim is None or self.claim.within is None:  # the turn that took it in has ended since
+            # the turn that had taken this one in has ended meanwhile
+            if self.claim is None or self.claim.within is None:
                 event = TurnEvent.REFUSED
             else:
                 attempt = self.claim.generation

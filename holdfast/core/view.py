@@ -365,7 +365,10 @@ class View:
 
 
 def _remember(known: dict[str, _Known], one: str, value: _Known) -> None:
-    """Keep the highest value for each id; if there are too many ids, drop the one whose last event is oldest."""
+    """Note `value`, such as an event's serial, for the id `one`, so that older events about it can be ignored.
+
+    The highest value counts. If there are too many ids, the one whose last event is oldest is dropped.
+    """
     known[one] = max(value, known.pop(one, value))
     if len(known) > REMEMBERED:
         del known[next(iter(known))]

@@ -36,11 +36,11 @@ __all__ = [
     "script",
 ]
 
-SHORTEST_S = 30.0  # long enough to press F5 a few times, kill the server, and start it again
+SHORTEST_S = 30.0  # long enough that a visitor can press F5 a few times and kill the server during the answer
 LONGEST_S = 75.0
-_ENOUGH_S = (36.0, 46.0)  # no further passage begins after a random time between these
+_ENOUGH_S = (36.0, 46.0)  # range of the random time after which no further passage begins
 
-_TOKEN_S = (0.012, 0.028)  # 50 tokens a second, as models of today do
+_TOKEN_S = (0.012, 0.028)  # range of the pause before a token: 50 tokens a second on average, as many models write
 _THINKING_S = (0.6, 1.2)
 _PAUSE_S = (0.3, 1.5)
 _PAUSES_PER_SENTENCE = 0.1
@@ -68,7 +68,7 @@ _MAY_I = (
 )
 
 # All steering must fit into the answer's meta, which has 16 KiB.
-LONGEST_STEERING = 200  # code points of one steering text; the rest is ignored
+LONGEST_STEERING = 200  # limit of code points of one steering text; the rest is ignored
 MOST_STEERING = 10
 _STEERING_ENOUGH_S = 12.0
 _ENOUGH = re.compile(r"\b(short|shorter|brief|briefly|enough)\b", re.IGNORECASE)
@@ -118,7 +118,7 @@ class Settled(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def asks_to_delete(question: str) -> bool:
-    """Return whether people must agree to `question` first."""
+    """Return whether people must agree before the agent does what `question` asks."""
     return _DELETE.match(question) is not None
 
 
@@ -185,7 +185,7 @@ def _steered(steering: Steering, is_in_code: bool, chance: random.Random, source
 
 
 def _first(steps: Iterable[Step], length: int) -> list[Step]:
-    """Return the first `length` code points of `steps`."""
+    """Return the steps of the first `length` code points of text."""
     kept: list[Step] = []
     for step in steps:
         if length <= 0:

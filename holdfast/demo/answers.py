@@ -16,7 +16,7 @@ from holdfast.demo.passages import documents, same_terms
 
 __all__ = ["ReadyAnswer", "ready_answer", "ready_answers"]
 
-_CLOSE_ENOUGH = 0.5  # of the words of two questions, this share is in both
+_CLOSE_ENOUGH = 0.5  # share of the words of two questions that must be in both, so that they count as the same question
 
 
 class ReadyAnswer(NamedTuple):
@@ -60,5 +60,5 @@ _SPREAD = re.compile(r" \([^()]*\)")
 
 
 def _figures(benchmarks: str) -> dict[str, str]:
-    """Return the figures of the page by the name of their row: the median, without the spread."""
+    """Return for each row of the page, by its name, the figure that answers quote: the median, without the spread."""
     return {name: _SPREAD.sub("", value).strip("* ") for name, value in _ROW.findall(benchmarks)}

@@ -54,7 +54,9 @@ from holdfast.transports.query import Query
 
 __all__ = ["Supervision", "build"]
 
-SLOTS = 100  # far fewer than an agent in a process of its own has: the scheduler prefers the most free slots
+# far fewer slots than an agent in a process of its own has, because the scheduler prefers the worker with the most free
+# slots
+SLOTS = 100
 _BODY_BYTES = 1024
 _NO_STORE = {"cache-control": "no-store"}
 
@@ -70,14 +72,14 @@ _PAGE_HEADERS = {
 class Supervision(Protocol):
     """The process that starts this server again after a crash, and runs the agents."""
 
-    starts: int  # how many servers it has started, with this one
+    starts: int  # number of servers that it has started, including this one
 
     @property
     def down_s(self) -> float | None:
         """Return how long no server served before this one; None for the first."""
 
     def kill_server(self) -> None:
-        """Kill this process with SIGKILL, once its response has left."""
+        """Kill this process with SIGKILL, once its response has been sent."""
 
     async def kill_agent(self, agent: str) -> int | None:
         """Kill an agent with SIGKILL; return its process id when it is dead, or None if it does not run."""
@@ -108,7 +110,7 @@ def build(
     if supervision is None or supervision.starts == 1:
         hub.on_start(
             lambda: guide.ended_with_server(_lose_agents(hub, *AGENTS))
-        )  # those of an earlier run ended with their supervisor
+        )  # agents of an earlier run ended with their supervisor, so they no longer work on their turns
     name = None if model is None else model.name or "the model of OPENAI_BASE_URL"
     routes = _Routes(hub, name, sleep, supervision, guests)
     app = Starlette(
@@ -127,12 +129,12 @@ def build(
     hub.install(app, "/holdfast")
     app.router.routes.insert(
         0, Mount("/holdfast/web/demo", _Files(directory=WEB / "demo"))
-    )  # beside the client's modules
+    )  # the hub serves these files beside the client's modules
     return app
 
 
 def _lose_agents(hub: Hub, *names: str) -> list[AssignedTurn]:
-    """Give the turns of these agents, whose processes are gone, to others now, and end the leases of their answers."""
+    """Let other agents take the turns of agents whose processes are gone, and end the leases of their answers."""
     turns = [turn for name in names for turn in hub.runtime.scheduler.abandon(name)]
     for turn in turns:
         for answer in reply_ids(turn.message_id, turn.generation):
@@ -141,7 +143,10 @@ def _lose_agents(hub: Hub, *names: str) -> list[AssignedTurn]:
 
 
 class _Files(StaticFiles):
-    """The page's files, with its headers: a browser may open a picture as a page, too. Other hubs serve no picture."""
+    """The page's files, with the page's headers, because a browser may open a picture as a page, too.
+
+    Only the demo has pictures.
+    """
 
     async def get_response(self, path: str, scope: Any) -> Response:
         response = await super().get_response(path, scope)
@@ -222,7 +227,7 @@ class _Routes:
             )
         pid = await self._supervision.kill_agent(agent)
         if pid is None:
-            raise NoAnswer(f"The agent {agent} is dead already; another one goes on.")
+            raise NoAnswer(f"The agent {agent} has ended already; another agent continues the answer.")
         _lose_agents(self._hub, agent)
         return JSONResponse({"pid": pid, "agent": agent}, headers=_NO_STORE)
 
@@ -294,7 +299,7 @@ class _Routes:
 
 
 async def _body(request: Request) -> _InChannel:
-    """Return the body of a request; without one, that of an empty object."""
+    """Return the JSON object in the body of a request; an empty object if there is no body."""
     if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
         return _InChannel()
     return decode(await read_body(request, _BODY_BYTES), _in_channel)

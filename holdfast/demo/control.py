@@ -33,12 +33,12 @@ __all__ = [
     "until_parent_ends",
 ]
 
-CHANNELS = "demo:*"  # those that the agents serve
-IN_SERVER = "guide"  # the agent in the server's process, which answers while no other agent does
+CHANNELS = "demo:*"  # pattern of the channels that the agents serve
+IN_SERVER = "guide"  # name of the agent in the server's process, which answers while no other agent is connected
 AGENTS = (
     "guide~1",
     "guide~2",
-)  # those in processes of their own: under one client id, so their answers have one author
+)  # names of the agents in processes of their own; they share one client id, so that their answers have one author
 UNAVAILABLE = 3  # exit status of an agent that cannot run in this installation
 
 _LONGEST_LINE = 65_536
@@ -47,11 +47,11 @@ _LONGEST_LINE = 65_536
 class ServerStart(Struct, frozen=True, kw_only=True):
     """The first line to the server. `guest_key` is given where other machines are let in."""
 
-    descriptor: int  # of the listening socket
+    descriptor: int  # file descriptor of the listening socket
     address: str
     store: str
-    starts: int  # how many servers the supervisor has started, with this one
-    died_at_s: float | None  # when the one before died, on the monotonic clock, which all processes share
+    starts: int  # number of servers that the supervisor has started, including this one
+    died_at_s: float | None  # when the previous server died, on the monotonic clock, which all processes share
     agent_token: str
     guest_key: str | None
 
@@ -65,24 +65,27 @@ class AgentStart(Struct, frozen=True, kw_only=True):
 
 
 class Restarted(Struct, frozen=True, tag="restarted"):
-    """To the agents: the server was killed, and another one serves."""
+    """A line to the agents: the server was killed, and another one serves now."""
 
 
 class Ready(Struct, frozen=True, tag="ready"):
-    """From the server: it serves, `down_s` seconds after the one before died. `invite` is the owner's link."""
+    """A line from the server: it serves, `down_s` seconds after the previous server died.
+
+    `invite` is the owner's link.
+    """
 
     down_s: float | None
     invite: str | None
 
 
 class Crash(Struct, frozen=True, tag="crash"):
-    """From the server: kill this agent."""
+    """A line from the server, which requests that the supervisor kills this agent."""
 
     agent: str
 
 
 class Crashed(Struct, frozen=True, tag="crashed"):
-    """To the server: the agent is dead. `pid` is None if it did not run."""
+    """A line to the server: the agent has ended. `pid` is None if it did not run."""
 
     agent: str
     pid: int | None
@@ -97,7 +100,7 @@ def encode(line: Struct) -> bytes:
 
 
 def read_start(kind: type[S]) -> S:
-    """Return the first line of standard input; the supervisor writes another one only after a response."""
+    """Return the first line of standard input. The supervisor writes no other line before it has a response."""
     data = b""
     while not data.endswith(b"\n"):
         piece = os.read(sys.stdin.fileno(), _LONGEST_LINE)

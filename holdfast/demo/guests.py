@@ -32,10 +32,10 @@ __all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "Person"]
 
 INVITE_S = 600.0
 STAY_S = 12 * 3600.0
-MOST_INVITES = 20  # open at once; beyond that the oldest ends
-MOST_GUESSES = 10  # wrong secrets of one address within GUESSES_S
+MOST_INVITES = 20  # limit of open invitations; beyond it the oldest one ends
+MOST_GUESSES = 10  # limit of wrong secrets from one address within GUESSES_S
 GUESSES_S = 60.0
-MOST_GUESSERS = 1_000  # addresses that are counted
+MOST_GUESSERS = 1_000  # limit of addresses whose wrong secrets are counted
 COOKIE = "holdfast_demo"
 
 _RIGHTS = frozenset({"subscribe", "history", "publish", "presence", "command"})
@@ -61,8 +61,8 @@ class Guests:
         self._key = key.encode()
         self._agent = f"Bearer {agent_token}".encode()
         self._now_s = now_s
-        self._open: dict[str, float] = {}  # secret → when it ends, oldest first
-        self._guesses: OrderedDict[str, list[float]] = OrderedDict()  # address → times of wrong secrets
+        self._open: dict[str, float] = {}  # for each secret of an open invitation the time of its end, oldest first
+        self._guesses: OrderedDict[str, list[float]] = OrderedDict()  # for each address the times of its wrong secrets
 
     async def __call__(self, scope: Scope) -> Identity | None:
         """Return the identity of an agent or of a person; None for a stranger."""
@@ -107,7 +107,8 @@ class Guests:
         """Return a new person for the secret of an open invitation, which ends. Raises NoInvite, TooMany."""
         now_s = self._now_s()
         self._check_guesses(peer, now_s)
-        # All are compared, each in constant time: the time shows neither which one fits nor how much of it.
+        # Compare all secrets, each in constant time, so that the duration shows neither which one fits nor how much of
+        # it.
         fitting = [known for known in self._open if hmac.compare_digest(known.encode(), secret.encode())]
         if not fitting or self._open.pop(fitting[0]) <= now_s:
             self._guesses.setdefault(peer, []).append(now_s)

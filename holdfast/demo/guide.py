@@ -42,12 +42,12 @@ if TYPE_CHECKING:  # the server needs no client, and the agents need no server
 
 __all__ = ["APPROVE_S", "LONGEST_QUESTION", "Guide", "Sleep", "continued"]
 
-LONGEST_QUESTION = 2_000  # code points; the page's input box holds no more
+LONGEST_QUESTION = 2_000  # in code points; the page's input box accepts no more
 APPROVE_S = 120.0
-MOST_DELETED = 50  # messages at once, when people agree
-MOST_BREAKS = 20  # that the meta records
+MOST_DELETED = 50  # limit of messages to delete when people agree
+MOST_BREAKS = 20  # limit of interruptions that the answer's meta records
 
-Sleep = Callable[[float], Awaitable[object]]  # waits for so many seconds
+Sleep = Callable[[float], Awaitable[object]]  # a function that waits for a number of seconds
 
 
 class Guide:
@@ -68,8 +68,8 @@ class Guide:
         self._model = model
         self._sleep = sleep
         self._details = details or {}
-        self._restarts = 0  # of the server, while this process ran
-        self._ended_with_server: set[tuple[str, str]] = set()  # channels and questions
+        self._restarts = 0  # number of the server's restarts while this process ran
+        self._ended_with_server: set[tuple[str, str]] = set()  # channel and question id of each such turn
 
     def server_restarted(self) -> None:
         """Note that the server was killed and runs again; running answers record where that was."""
@@ -128,7 +128,7 @@ class Guide:
                 restarts = self._restarts
                 meta |= continued(meta, message.length, turn.name, is_restart=True)
                 await message.update(meta={"continued": meta["continued"]})
-            steered = await turn.steered(messages=False)  # another question waits for a turn of its own
+            steered = await turn.steered(messages=False)  # False, so that another question waits for a turn of its own
             if steered:
                 return [await self._steering(turn.channel, steer, message.length) for steer in steered]
             await message.append(text)

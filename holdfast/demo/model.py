@@ -68,7 +68,10 @@ def who_answers(environ: Mapping[str, str]) -> str:
 
 
 async def talk(turn: Turn, model: Model) -> None:
-    """Answer with `model`; steering that arrives meanwhile gets a second answer."""
+    """Answer with `model`.
+
+    Steering that arrives meanwhile gets a second answer, because a model cannot change its first.
+    """
     conversation = await turn.history(model.shape)
     while True:
         async with turn.reply(meta={"model": model.name or None}) as message:

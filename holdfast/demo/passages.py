@@ -24,9 +24,9 @@ from holdfast.core.errors import LocalError
 
 __all__ = ["LONGEST_PASSAGE", "Library", "Passage", "cut_into_passages", "documents", "library", "same_terms", "terms"]
 
-LONGEST_PASSAGE = 900  # code points; some 200 tokens, four seconds of an answer
+LONGEST_PASSAGE = 900  # in code points: some 200 tokens, which take four seconds of an answer
 
-# The usual constants of BM25: how soon the repetition of a word stops to count, and the penalty for length.
+# The usual constants of BM25: how little each repetition of a word adds, and the penalty for a long passage.
 _SATURATION, _LENGTH_PENALTY = 1.2, 0.75
 _HEADING_WEIGHT = 2  # a word of the nearest heading describes a passage better than one word of many in its text
 _SYNONYM_WEIGHT = 0.5
@@ -77,7 +77,7 @@ class Library:
         self._holders = Counter(itertools.chain.from_iterable(self._counts))
 
     def search(self, question: str) -> list[Passage]:
-        """Return the passages that share words with `question`, best first; equals keep their order."""
+        """Return the passages that share words with `question`, best first. Equal ones keep their order."""
         wanted = _wanted_terms(question)
         scores = [self._score(index, wanted) for index in range(len(self.passages))]
         ranked = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
@@ -101,7 +101,7 @@ class Library:
 @functools.cache
 def library() -> Library:
     """Return the passages of the project's documentation. Raises LocalError if this installation has none."""
-    # The printed figures of benchmarks are a thousand lines that match every question and answer none.
+    # Leave out the printed figures of the benchmarks: a thousand lines that match every question and answer none.
     return Library({name: _FIGURES.sub("", text) for name, text in documents().items()})
 
 
@@ -179,7 +179,7 @@ def _blocks(markdown: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 _IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
-_OWN_LINE = re.compile(r"[-*+] |\d+[.)] |[|>#]")  # marks that begin a line of their own in wrapped text
+_OWN_LINE = re.compile(r"[-*+] |\d+[.)] |[|>#]")  # Markdown that begins a new line even in wrapped text
 _HARD_BREAK = ("  ", "\\")
 
 
@@ -201,7 +201,7 @@ def _unwrapped(text: str) -> str:
     return "\n".join(lines)
 
 
-_TERSE = 80  # code points; a shorter block means little without the next one
+_TERSE = 80  # in code points; a shorter block means little without the next one
 
 
 def _join_related(texts: Sequence[str]) -> list[str]:
@@ -219,7 +219,7 @@ def _join_related(texts: Sequence[str]) -> list[str]:
 
 _ITEM = re.compile(r"([-*+]|\d+[.)]) ")
 _TABLE_RULE = re.compile(r"\|?[\s:|-]*-[\s:|-]*")
-_TALKATIVE = 160  # code points; a longer list item is a passage of its own
+_TALKATIVE = 160  # in code points; a longer list item is a passage of its own
 
 
 def _cut_to_size(text: str) -> Iterator[str]:

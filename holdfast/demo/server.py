@@ -24,7 +24,7 @@ from holdfast.serving import adopt, run
 
 __all__ = ["Parent", "is_of_interest"]
 
-KILL_S = 0.05  # between the response and the end of the process: the response must have left
+KILL_S = 0.05  # pause before the process kills itself, in which the response is sent
 
 
 class Parent:
@@ -34,7 +34,8 @@ class Parent:
         self.starts = start.starts
         self._died_at_s = start.died_at_s
         self._down_s: float | None = None
-        self._waiting: dict[str, asyncio.Future[int | None]] = {}  # agents that are being killed
+        # for each agent that is being killed, a future for its process id
+        self._waiting: dict[str, asyncio.Future[int | None]] = {}
 
     @property
     def down_s(self) -> float | None:

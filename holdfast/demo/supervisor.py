@@ -38,10 +38,10 @@ from holdfast.serving import address_of, is_local
 
 __all__ = ["MOST_RESTARTS", "network_address", "supervise"]
 
-MOST_RESTARTS = 20  # of one child within RESTARTS_S; a person may press the button as often as that
+MOST_RESTARTS = 20  # limit of restarts of one child within RESTARTS_S; a person may press the demo's button that often
 RESTARTS_S = 60.0
-MOST_FAILED_STARTS = 3  # in a row
-END_S = 1.5  # for the children to end; then they are killed
+MOST_FAILED_STARTS = 3  # limit of starts in a row that fail
+END_S = 1.5  # time that the children have to end; then they are killed
 
 Echo = Callable[[str], object]
 
@@ -113,7 +113,7 @@ class _Supervisor:
         ]
         ending = asyncio.ensure_future(self._ending.wait())
         try:
-            # An agent that cannot run ends alone; the demo ends with its server.
+            # If an agent cannot run, the demo goes on without it; if the server cannot run, the demo ends.
             await asyncio.wait([keeping[0], ending], return_when=asyncio.FIRST_COMPLETED)
             if keeping[0].done():
                 keeping[0].result()
@@ -130,7 +130,7 @@ class _Supervisor:
         self._ending.set()
 
     async def _end_children(self) -> None:
-        """Let the server say goodbye to its viewers; agents hold no state that the store does not have."""
+        """Let the server notify its viewers before it ends. Agents are killed: the store has all their state."""
         running = [one for one in (self._server, *self._agents.values()) if one is not None and one.returncode is None]
         for one in running:
             with contextlib.suppress(ProcessLookupError):
@@ -168,7 +168,7 @@ class _Supervisor:
             if self._ending.is_set():
                 return
             failed = 0 if is_ready else failed + 1
-            # A first start that fails has said why; it would fail again.
+            # If the first start fails, the server has printed the reason, and another start would fail, too.
             if failed and (starts == 1 or failed == MOST_FAILED_STARTS):
                 raise LocalError(f"the demo's server did not start ({_cause(status)}); its output is above")
             if restarts.count():
@@ -187,7 +187,7 @@ class _Supervisor:
             try:
                 message = _from_server.decode(line)
             except msgspec.DecodeError:
-                sys.stdout.buffer.write(line)  # a library has printed it
+                sys.stdout.buffer.write(line)  # not a line of JSON: a library has printed it
                 sys.stdout.flush()
                 continue
             match message:
@@ -227,7 +227,7 @@ class _Supervisor:
         with contextlib.suppress(ProcessLookupError):
             agent.kill()
         await agent.wait()
-        self._echo(f"Agent {name} killed (process {agent.pid}); another one goes on.")
+        self._echo(f"Agent {name} killed (process {agent.pid}); another agent continues its answer.")
         return agent.pid
 
 
@@ -250,7 +250,7 @@ async def _begin(module: str, start: Struct, *, pass_fds: tuple[int, ...] = ()) 
 
 
 async def _send(child: asyncio.subprocess.Process, line: Struct) -> None:
-    """Write a line to a child; one that has ended does not get it."""
+    """Write a line to a child, unless the child has ended."""
     assert child.stdin is not None
     with contextlib.suppress(ConnectionError):
         child.stdin.write(encode(line))

@@ -31,8 +31,9 @@ from holdfast.demo.control import (
 from holdfast.demo.guide import Guide
 from holdfast.demo.model import model_in
 
-SLOTS = 1_000  # far more than the agent in the server has: the scheduler prefers the most free slots
-CONNECT_S = 60.0  # the server may start later than its agents
+# far more slots than the agent in the server has, because the scheduler prefers the worker with the most free slots
+SLOTS = 1_000
+CONNECT_S = 60.0  # long, because the server may start later than its agents
 
 
 async def work(start: AgentStart) -> None:
@@ -53,12 +54,13 @@ def main() -> None:
     """Run the agent that the supervisor has asked for."""
     start = read_start(AgentStart)
     logging.getLogger("holdfast.client").setLevel(logging.ERROR)  # the supervisor reports each restart of the server
-    missing = [package for package in ("httpx2", "websockets") if find_spec(package) is None]  # the client needs both
+    # the packages that the client needs
+    missing = [package for package in ("httpx2", "websockets") if find_spec(package) is None]
     if missing:
         if start.name == AGENTS[0]:
             print(
-                f"No agent runs in a process of its own, since {missing[0]} is missing: pip install 'holdfast[demo]'. "
-                "The server answers itself.",
+                f"No agent runs in a process of its own, since {missing[0]} is missing; install Holdfast with [demo], "
+                "as its README shows. The server answers itself.",
                 file=sys.stderr,
             )
         sys.exit(UNAVAILABLE)

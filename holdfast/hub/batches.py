@@ -21,7 +21,7 @@ MAX_CACHED_BYTES = 2 * 1024 * 1024
 
 
 class Behind(Exception):
-    """Raised by `take`: the feed's cursor is older than the events in memory.
+    """Raised by `Feed.take`, because the feed's cursor is older than the events in memory.
 
     Call `await feed.catch_up()`, then `take` again.
     """

@@ -41,7 +41,7 @@ class Channel:
         self.name = name
         self.state = ChannelState(name)
         self.is_stale = False  # the store may hold more than this state, so requests must wait until it is read
-        self.conflicts = 0  # number of commits in a row that failed with a conflict
+        self.conflicts = 0  # number of commits in a row that failed because the store's data differed from this state
         self.used_s = now_s
         self.presence_state = PresenceState(limits, self._ephemeral_moved)
         # functions to call after entries other than appends (a dict keeps their order)
@@ -302,7 +302,7 @@ class Channel:
         return (head.epoch, head.serial) == (self.state.epoch, self.state.serial)
 
     async def _follow(self, head: Head) -> None:
-        """Bring the state up to the head of the store."""
+        """Bring the state up to the channel's head in the store."""
         state = self.state
         if (head.epoch, head.serial) == (state.epoch, state.serial):
             return

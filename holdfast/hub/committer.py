@@ -121,8 +121,9 @@ class Committer:
         limits = self._limits
         if self.waiting >= limits.waiting_requests or self._waiting_bytes + item.size_bytes > limits.waiting_bytes:
             raise Busy(
-                f"hub has {self.waiting} requests waiting to be stored, the limit is {limits.waiting_requests}; "
-                "try again",
+                f"hub has {self.waiting} requests of {self._waiting_bytes} bytes waiting to be stored, the limits are "
+                f"{limits.waiting_requests} requests and {limits.waiting_bytes} bytes (Limits.waiting_requests, "
+                "Limits.waiting_bytes); try again",
                 limit=limits.waiting_requests,
             )
         self.waiting += 1

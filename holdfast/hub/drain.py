@@ -4,7 +4,8 @@ Layer: hub.
 
 ASGI servers wait for open responses at shutdown and at `--reload`, and do not notify the app before (measured on
 uvicorn and granian), so a single open tab would hang them. The hook is chained to the previous handler: it disconnects
-viewers at once, gives running answers their time, then calls the server's own handler. A second signal does not wait.
+viewers at once, gives running answers time to finish, then calls the server's own handler. A second signal does not
+wait.
 """
 
 from __future__ import annotations

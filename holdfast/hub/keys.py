@@ -88,14 +88,16 @@ def keys_of_set(given: Any) -> list[Key]:
     """Return the usable keys of a JWK set and ignore the others (RFC 7517, 5). Raises LocalError for another object."""
     listed = given.get("keys") if isinstance(given, dict) else None
     if not isinstance(listed, list) or len(listed) > MAX_KEYS:
-        raise LocalError(f"JWK set must be an object with a list of at most {MAX_KEYS} keys, got {shown(given)}")
+        raise LocalError(
+            f"JWK set must be an object whose `keys` is a list of at most {MAX_KEYS} keys, got {shown(given)}"
+        )
     return [key for one in listed if (key := _jwk_key(one)) is not None]
 
 
 def check_cryptography() -> None:
     """Raise LocalError unless the package for public keys (`cryptography`) is installed."""
     if "RS256" not in get_default_algorithms():
-        raise LocalError("public keys need the cryptography library: pip install 'holdfast[jwt]'")
+        raise LocalError("public keys need the package cryptography; install Holdfast with [jwt], as its README shows")
 
 
 def _json(text: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Loader:
             self._spawn(self._load(channel))
 
     def park_again(self, items: Mapping[Channel, Sequence[Item]], unclear: Mapping[Channel, Unclear]) -> None:
-        """Park items of a failed or unknown commit at the front of their channels, which are loaded anew.
+        """Park items of a failed or unknown commit before all others of their channels, which are loaded anew.
 
         `unclear`: channels whose store may hold the items.
         """

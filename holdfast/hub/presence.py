@@ -72,7 +72,8 @@ class PresenceTracker:
         limit = self._limits.socket_channels
         if len(leases) >= limit and (channel, member_id) not in leases:
             raise TooMany(
-                f"client {shown(client_of(member_id))} has {len(leases)} presence leases, the limit is {limit}",
+                f"client {shown(client_of(member_id))} has {len(leases)} presence leases, the limit is {limit}; end "
+                "one of them first",
                 limit=limit,
             )
         self.enter(channel, member_id, "lease", data)

@@ -128,7 +128,8 @@ class PresenceState:
         is_new = connection not in here.connections
         if is_new and kind == "user" and len(here.connections) >= MAX_CONNECTIONS:
             raise TooMany(
-                f"member {shown(member_id)} has {MAX_CONNECTIONS} connections, which is the limit",
+                f"member {shown(member_id)} has {MAX_CONNECTIONS} connections, which is the limit; close one of them "
+                "first",
                 limit=MAX_CONNECTIONS,
             )
         here.connections[connection] = None
@@ -140,10 +141,14 @@ class PresenceState:
         """Raise TooMany if the channel, or the client of `member_id`, has reached its limit of members."""
         limit = self._limits.members
         if self._people >= limit:
-            raise TooMany(f"channel has {self._people} members, the limit is {limit}", limit=limit)
+            raise TooMany(
+                f"channel has {self._people} members, the limit is {limit} (Limits.members); try again later",
+                limit=limit,
+            )
         if self._owned[client_of(member_id)] >= OWN_MEMBERS:
             raise TooMany(
-                f"client {shown(client_of(member_id))} has {OWN_MEMBERS} members in this channel, which is the limit",
+                f"client {shown(client_of(member_id))} has {OWN_MEMBERS} members in this channel, which is the limit; "
+                "leave with one of them first",
                 limit=OWN_MEMBERS,
             )
 

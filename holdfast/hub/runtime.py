@@ -3,7 +3,8 @@
 Layer: hub.
 
 A `Runtime` serves one run of the hub on one event loop. The lifecycle builds it, complete, once the store is open, and
-drops it when the run ends; a later start builds another one. Its methods need no start and check no names.
+drops it when the run ends; a later start builds another one. Its methods assume that the hub has started and that the
+names they get are valid.
 """
 
 from __future__ import annotations

@@ -79,7 +79,10 @@ class Tickets:
 
     def __init__(self, keys: Sequence[bytes] = (), *, now_ms: Callable[[], int] | None = None) -> None:
         if any(len(key) < MIN_KEY_BYTES for key in keys):
-            raise LocalError(f"ticket key has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes")
+            raise LocalError(
+                f"ticket key has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes; make one with: "
+                "openssl rand -base64 48"
+            )
         self._keys = list(keys) or [secrets.token_bytes(MIN_KEY_BYTES)]
         self._now_ms = now_ms or Clock().now_ms
         self._open: dict[str, Replaceable] = {}

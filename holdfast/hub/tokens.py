@@ -152,7 +152,9 @@ class JwtVerifier:
         Raises Unauthenticated, Expired, or Busy if the key cannot be fetched.
         """
         if len(token) > MAX_TOKEN_BYTES:
-            raise Unauthenticated(f"token has {len(token)} bytes, the limit is {MAX_TOKEN_BYTES}")
+            raise Unauthenticated(
+                f"token has {len(token)} bytes, the limit is {MAX_TOKEN_BYTES}; put fewer claims into it"
+            )
         return self._identity_of(await self._verified_claims(token))
 
     def _token_of(self, scope: Scope) -> str | None:
@@ -160,7 +162,7 @@ class JwtVerifier:
             value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"authorization"
         ]
         if len(values) > 1:
-            raise Unauthenticated(f"request has {len(values)} Authorization headers, expected one")
+            raise Unauthenticated(f"request has {len(values)} Authorization headers; send exactly one")
         if values:
             scheme, _, token = values[0].strip().partition(" ")
             if scheme.lower() != "bearer" or not token.strip():

@@ -97,7 +97,7 @@ class TurnScheduler:
         if not self.workers.remove(worker) and not is_broken:
             return
         self.workers.hide(worker, is_broken=is_broken)
-        if is_broken:  # a worker that only takes no more turns keeps those that it has
+        if is_broken:  # a worker that stops taking turns keeps those that it has
             for channel, turn in _turns_where(self._turns, lambda turn: turn.worker is worker):
                 turn.worker = None
                 if not worker.is_local:
@@ -371,7 +371,7 @@ class TurnScheduler:
         event = TurnEvent.FAILED if error.retry or turn.is_unchanged else TurnEvent.REFUSED
         self._moved(channel, turn, turn.resolve(event))
         if not error.retry:
-            logger.debug("message %s of %s was not for us: %s", turn.message_id, channel, error)
+            logger.debug("message %s of %s was not assigned to this hub: %s", turn.message_id, channel, error)
             self._loop.call_soon(self._offer, channel)
 
     def _try_again(self, channel: str, turn: OpenTurn) -> None:

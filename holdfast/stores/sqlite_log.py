@@ -70,7 +70,7 @@ LogEntry = tuple[Tracked, int, Op]  # an entry to store in the log: its message,
 
 
 class Row(NamedTuple):
-    """A row to write: its items, and for each item its entry."""
+    """One row to write: its items in MessagePack, their size in bytes, and for each item the entry that it stores."""
 
     items: list[bytes]
     size: int
@@ -78,7 +78,7 @@ class Row(NamedTuple):
 
 
 class CommitLog:
-    """The slots of the log and their pins. This state changes only after a commit: see `written`."""
+    """The slots of the log, and the messages that pin them. This state changes only after a commit: see `written`."""
 
     def __init__(self, now_ms: int | None = None) -> None:
         self.pinned: dict[int, Tracked] = {}  # messages that pin slots, by the key of their document
@@ -178,7 +178,7 @@ class CommitLog:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, list[Entry]]:
-        """Return the entries that follow the documents `keys`, in order; each row is read once."""
+        """Return for each document in `keys` the entries after its version, in order. Each row is read only once."""
         try:
             return self._read_entries(db, keys)
         except DAMAGE as error:

@@ -96,7 +96,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
             check_identity(hub, identity)
     if identity is not None:
         hub.rates.request(identity, peer_of(scope))
-        mark_known(scope)  # not before: a refused request must not take its connection out of the bounds
+        mark_known(scope)  # only now, because a refused request must not lift the bounds on its connection
     return identity
 
 

@@ -28,7 +28,7 @@ from holdfast.core.errors import (
     StoreUnusable,
 )
 from holdfast.core.events import CommandReply
-from holdfast.core.model import Message
+from holdfast.core.model import Message, lowered
 from holdfast.core.requests import (
     AppendText,
     ClaimTurn,
@@ -58,7 +58,9 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error)) from None
+        raise InvalidRequest(
+            f"the request does not follow the protocol (docs/protocol.md, 8): {lowered(error)}"
+        ) from None
     except RecursionError:
         raise InvalidRequest("the JSON is nested too deeply to be decoded; send fewer levels") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -75,7 +77,7 @@ def _refuse(data: bytes, error: Exception) -> NoReturn:
         raise InvalidText("the JSON is not encoded in UTF-8; send UTF-8") from None
     if "\\ud" in text.lower() and _holds_lone_surrogates(text):
         raise InvalidText("the text contains a lone surrogate: hold it back and join it to the next piece") from None
-    raise InvalidRequest(str(error)) from None
+    raise InvalidRequest(f"the request cannot be decoded: {lowered(error)}") from None
 
 
 def _holds_lone_surrogates(text: str) -> bool:

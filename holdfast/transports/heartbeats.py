@@ -1,4 +1,4 @@
-"""One timer for all heartbeats of a hub.
+"""One timer for all heartbeats of a hub, and one for the limit of all writes to its connections.
 
 Layer: transports.
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import Protocol
+
+from holdfast.watchdog import Watchdog
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -37,6 +39,7 @@ class Heartbeats:
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._emptied: asyncio.Future[None] | None = None
+        self._watchdog: Watchdog | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
@@ -59,6 +62,11 @@ class Heartbeats:
         slot.discard(target)
         if self._emptied is not None and not self._emptied.done() and not len(self):
             self._emptied.set_result(None)
+
+    def watchdog(self, limit_s: float) -> Watchdog:
+        """Return the watchdog of all writes to connections, each of which may take `limit_s`."""
+        self._watchdog = Watchdog.kept(self._watchdog, limit_s)
+        return self._watchdog
 
     async def until_empty(self) -> None:
         """Wait until no target is left."""

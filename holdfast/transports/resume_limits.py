@@ -16,7 +16,10 @@ from holdfast.hub.tickets import Tickets
 
 
 class ResumeLimits:
-    """The cursors that one client without `history` may resume from, on one channel."""
+    """Signs and checks the cursors of one client on one channel, if the client lacks the capability `history`.
+
+    Such a client may resume only from cursors that the server gave to it.
+    """
 
     __slots__ = ("_channel", "_client_id", "_tickets")
 

@@ -24,6 +24,8 @@ from starlette.types import Message, Receive, Send
 
 from holdfast.hub.batches import EncodedBatch
 from holdfast.transports.chunks import Chunks, Frames, can_frame, can_write, cycle_of, socket_of
+from holdfast.transports.heartbeats import Heartbeats
+from holdfast.watchdog import Watch
 
 # If a peer reads no bytes for this long, it counts as gone. It is long, because browsers freeze hidden pages for
 # minutes, and a frozen page costs no more than its socket.
@@ -49,9 +51,10 @@ class SenderOwner(Protocol):
 class Sender:
     """The common part of both senders. The ASGI call waits in `carry` until either side has ended."""
 
-    __slots__ = ("_cycle", "_owner", "_send", "error", "is_busy", "is_over")
+    __slots__ = ("_cycle", "_owner", "_send", "_watchdog", "error", "is_busy", "is_over")
 
-    def __init__(self, send: Send, owner: SenderOwner) -> None:
+    def __init__(self, send: Send, owner: SenderOwner, heartbeats: Heartbeats) -> None:
+        self._watchdog = heartbeats.watchdog(SEND_TIMEOUT_S)
         self._send = send
         self._owner = owner
         self._cycle = cycle_of(send)
@@ -110,14 +113,14 @@ class Sender:
 class TaskSender(Sender):
     """Sends from the ASGI call itself; a second task receives the peer's messages."""
 
-    __slots__ = ("_changed", "_message", "_timeout", "_timeout_s")
+    __slots__ = ("_changed", "_message", "_patience_s", "_watch")
 
-    def __init__(self, send: Send, owner: SenderOwner) -> None:
-        super().__init__(send, owner)
+    def __init__(self, send: Send, owner: SenderOwner, heartbeats: Heartbeats) -> None:
+        super().__init__(send, owner, heartbeats)
         self._message: Message | None = None
         self._changed: asyncio.Future[None] | None = None
-        self._timeout: asyncio.Timeout | None = None  # timeout of the write in progress
-        self._timeout_s = SEND_TIMEOUT_S
+        self._watch: Watch | None = None  # of the write in progress
+        self._patience_s: float | None = None  # limit of the last write, if it has not begun yet
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
@@ -134,13 +137,13 @@ class TaskSender(Sender):
         if last is not None:
             self.write(last)
         self.is_over = True
-        self._timeout_s = patience_s
+        self._patience_s = patience_s
         self._notify()
-        if self._timeout is not None and not self._timeout.expired():
-            self._timeout.reschedule(asyncio.get_running_loop().time() + patience_s)
+        if self._watch is not None:
+            self._limit(self._watch, patience_s)
 
     async def carry(self, receive: Receive) -> None:
-        watching = asyncio.get_running_loop().create_task(self._watch(receive))
+        watching = asyncio.get_running_loop().create_task(self._receive_all(receive))
         try:
             await self._send_all()
         finally:
@@ -168,16 +171,23 @@ class TaskSender(Sender):
     async def _is_sent(self, message: Message) -> bool:
         """Send `message`; return False if the connection is over."""
         try:
-            async with asyncio.timeout(self._timeout_s) as self._timeout:
+            with self._watchdog.watch() as self._watch:
+                if self._patience_s is not None:
+                    self._limit(self._watch, self._patience_s)
                 await self._send(message)
         except Exception as error:
             self._fail(error)
             return False
         finally:
-            self._timeout = None
+            self._watch = None
         return True
 
-    async def _watch(self, receive: Receive) -> None:
+    def _limit(self, watch: Watch, patience_s: float) -> None:
+        """End the last write after `patience_s`, if that is before the limit of every write."""
+        if patience_s < self._watchdog.limit_s:
+            asyncio.get_running_loop().call_later(patience_s, watch.expire)
+
+    async def _receive_all(self, receive: Receive) -> None:
         owner = self._owner
         try:
             while owner.received(await receive()):
@@ -196,8 +206,8 @@ class DirectSender(Sender):
 
     __slots__ = ("_call", "_finishing", "_is_aborted", "_socket")
 
-    def __init__(self, send: Send, owner: SenderOwner) -> None:
-        super().__init__(send, owner)
+    def __init__(self, send: Send, owner: SenderOwner, heartbeats: Heartbeats) -> None:
+        super().__init__(send, owner, heartbeats)
         self._send: Callable[[Message], Coroutine[Any, None, None]] = send  # type: ignore[assignment]  # uvicorn's is
         self._call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`
         self._finishing: asyncio.Task[None] | None = None
@@ -277,7 +287,7 @@ class DirectSender(Sender):
 
     async def _finish(self, sending: Coroutine[Any, None, None], blocked: Any) -> None:
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
+            with self._watchdog.watch():
                 await _drive(sending, blocked)
         except Exception as error:
             self._fail(error)

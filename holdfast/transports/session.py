@@ -279,7 +279,7 @@ class Session:
     def _late_bytes(
         self, channel: str, request: Request, result: Result | HoldfastError, weight: int, reply_bytes: int
     ) -> int:
-        """Return the bytes that a completed request has caused in addition to those counted when it was received."""
+        """Return the bytes of a completed request to charge to its client, besides those charged when it arrived."""
         expected = EXPECTED_BYTES if isinstance(request, UpdateFrame) else 0
         if isinstance(result, HoldfastError):
             return -expected

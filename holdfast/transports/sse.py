@@ -4,7 +4,7 @@ Layer: transports.
 
 A stream is a feed with a sender: when the feed wakes it, it takes the missed events as one batch and writes them.
 There is no queue, and an idle stream is a few small objects; so keep requests, headers and closures out of it.
-`docs/protocol.md`, 5, is the contract. `hub.feed` frames the events, because all streams share those bytes.
+`docs/protocol.md`, 5, is the contract. `hub.batches` frames the events, because all streams share those bytes.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class EventStream:
         self.resume_limits: ResumeLimits | None = None
         if sender_class is None:
             sender_class = DirectSender if app.hub.drive_by_hand else TaskSender
-        self.sender: Sender = sender_class(send, self)
+        self.sender: Sender = sender_class(send, self, app.heartbeats)
 
     async def run(self, receive: Receive) -> None:
         """Run the stream until the peer disconnects, or break it off. Only a subclass may complete the response."""
@@ -169,7 +169,7 @@ class EventStream:
         return bool(message["type"] != "http.disconnect")
 
     async def until_room(self) -> None:
-        """Return immediately, because a viewer sends no messages that could pile up."""
+        """Return immediately, because the peer sends no input after its request: the server need not slow it down."""
 
     def send_heartbeat(self) -> None:
         """Send a heartbeat, for the peer and for the proxies in between."""

@@ -113,7 +113,7 @@ class Sockets:
             self._unauthenticated.discard(authentication)
 
     async def _carry(self, credentials: Credentials, receive: Receive, send: Send) -> None:
-        socket = Socket(self._hub, credentials, send, self._frames)
+        socket = Socket(self._hub, credentials, send, self._frames, self._heartbeats)
         self._open.add(socket)
         slot = self._heartbeats.add(socket, int(PING_S))
         try:
@@ -231,7 +231,9 @@ class Socket:
         "session",
     )
 
-    def __init__(self, hub: HubCore, credentials: Credentials, send: Send, frames: Frames) -> None:
+    def __init__(
+        self, hub: HubCore, credentials: Credentials, send: Send, frames: Frames, heartbeats: Heartbeats
+    ) -> None:
         self.credentials = credentials
         self._frames = frames
         self._is_renewing = False
@@ -241,7 +243,8 @@ class Socket:
         self._pause_s = 0.0  # before the next frame
         self._is_due = False
         self._is_closing = False
-        self.sender: Sender = DirectSender(send, self) if hub.drive_by_hand else TaskSender(send, self)
+        sender_class = DirectSender if hub.drive_by_hand else TaskSender
+        self.sender: Sender = sender_class(send, self, heartbeats)
         self.session = Session(
             hub,
             credentials.identity,

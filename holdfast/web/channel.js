@@ -30,14 +30,14 @@ import { remember, View } from "./view.js"
  *   readonly typing: readonly string[], readonly unread: number, readonly isFromCache: boolean,
  *   readonly status: import("./client.js").Status, readonly lastCatchUp: CatchUp | null }} Snapshot
  *   `messages` are those of the selected path, `all` those of all branches; both end with the messages that are being
- *   sent. `streaming` are those that are being written; `typing` are client ids
+ *   sent. `streaming` are those that are being written; `typing` holds the client ids of the people who type
  */
 /** @typedef {{ events: number, points: number, ms: number }} CatchUp the first batch of a connection: events about messages, code points of text, and the time from the request to its end */
 /**
  * @typedef {object} Stats the input of one channel
  * @property {number} events
- * @property {number} batches complete ones
- * @property {number} bytes of the frames (WebSocket, long poll) or event objects (SSE), in UTF-8
+ * @property {number} batches number of complete batches
+ * @property {number} bytes size of the frames (WebSocket, long poll) or event objects (SSE), in UTF-8
  * @property {number} reconnects how often it became live again
  * @property {number} gaps how often text was lost; each is a bug
  * @property {CatchUp} catchUp the latest one
@@ -104,7 +104,7 @@ export class Channel extends Observable {
   /** Return the state to show: the same object until the subscribers are notified. @type {() => Snapshot<Meta, Data>} */
   getSnapshot = () => (this.#shown ??= this.#snapshot())
 
-  /** Receive the events that no snapshot keeps: signals, and replies to commands. @param {(event: import("./view.js").WireEvent<Meta, Data>) => void} listener @returns {() => void} removes it */
+  /** Call `listener` with the events that no snapshot keeps, which are signals and replies to commands. @param {(event: import("./view.js").WireEvent<Meta, Data>) => void} listener @returns {() => void} removes it */
   listen(listener) {
     this.#listeners.add(listener)
     return () => void this.#listeners.delete(listener)

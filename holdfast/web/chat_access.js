@@ -1,7 +1,7 @@
-/** Help for screen readers and keyboards: one voice that speaks rarely, and a focus that is never lost. @module */
+/** Help for screen readers and keyboards: few announcements, and a focus that stays inside the chat. @module */
 import { element } from "./chat_nodes.js"
 
-const SPOKEN_MS = 2_000 // between two announcements
+const SPOKEN_MS = 2_000 // least time between two announcements
 
 /** The only live region. Texts that come within two seconds are announced together. */
 export class Voice {
@@ -31,8 +31,8 @@ export function focusKeeper(root, fallback) {
   const isLost = () => held !== null && (held.disabled || held.getClientRects().length === 0)
   root.addEventListener("focusin", ({ target }) => (held = /** @type {HTMLElement} */ (target)))
   root.addEventListener("focusout", ({ target }) => {
-    queueMicrotask(() => { // a node that is being removed still has its place
-      if (held === target && !isLost()) held = null // the person went elsewhere
+    queueMicrotask(() => { // later, because a node that is being removed is laid out until the task ends
+      if (held === target && !isLost()) held = null // the person has moved the focus
     })
   })
   return () => {

@@ -5,13 +5,14 @@
  * @module
  */
 import { button, element, setText } from "./chat_nodes.js"
+import { keep } from "./chat_storage.js"
 
 /** @typedef {import("./view.js").Command} Command */
 
 const MAX_KEPT = 20
 
 export class Approvals {
-  /** @type {Map<string, { card: HTMLElement, command: Command, isOver?: boolean }>} by the id of the command */
+  /** @type {Map<string, HTMLElement>} by the id of the command */
   #cards = new Map()
   /** @type {readonly Command[]} */
   #shown = []
@@ -20,25 +21,21 @@ export class Approvals {
   constructor(panel, target) {
     this.panel = panel
     this.node = element("div", { class: "approvals" })
-    for (const [command, end] of target ? panel.list.kept : []) if (command.target === target) this.#end(this.#open(command), end)
+    for (const [command, end] of target ? panel.list.kept : []) if (command.target === target) this.#open(command, end)
   }
 
   /** @param {readonly Command[]} commands those that wait for a reply */
   update(commands) {
-    const mayReply = this.panel.may("command")
-    this.node.classList.toggle("mute", !mayReply)
-    if (commands === this.#shown) return
+    const before = this.#shown
+    this.node.classList.toggle("mute", !this.panel.may("command"))
+    if (commands === before) return
     this.#shown = commands
-    for (const command of commands) {
-      if (command.name !== "approve" || this.#cards.has(command.id)) continue
-      this.panel.voice.speak(/** @type {string} */ (this.#open(command).card.ariaLabel))
-      this.panel.tell("ask", { command })
-    }
-    for (const [id, known] of this.#cards) if (!known.isOver && !commands.some((one) => one.id === id)) this.#close(known)
+    for (const command of commands) if (command.name === "approve" && !this.#cards.has(command.id)) this.#open(command)
+    for (const command of before) if (!commands.some(({ id }) => id === command.id)) this.#close(command)
   }
 
-  /** @param {Command} command */
-  #open(command) {
+  /** @param {Command} command @param {string} [end] the words of a card that is over */
+  #open(command, end) {
     const { panel } = this
     const { words } = panel
     const { data } = command
@@ -58,32 +55,37 @@ export class Approvals {
     }
     const card = element("div", { class: "approval", part: "approval", role: "group", "aria-label": title },
       element("p", { class: "ask", dir: "auto" }, title), ...(code ? [element("code", {}, code)] : []), error, element("div", { class: "row" }, yes, no))
+    this.#cards.set(command.id, card)
     this.node.append(card)
-    const known = { card, command }
-    this.#cards.set(command.id, known)
-    return known
+    if (end) return over(card, end)
+    panel.voice.speak(title)
+    panel.tell("ask", { command })
   }
 
-  /** @param {{ card: HTMLElement, command: Command, isOver?: boolean }} known */
-  #close(known) {
+  /** @param {Command} command that does not wait any more, or stands elsewhere now */
+  #close(command) {
     const { panel } = this
-    const { words } = panel
-    const reply = panel.replies.get(known.command.id)
+    const { words, list } = panel
+    const card = this.#cards.get(command.id)
+    if (!card) return
+    if (list.commands.includes(command)) {
+      this.#cards.delete(command.id)
+      return card.remove()
+    }
+    const reply = panel.replies.get(command.id)
     const code = /** @type {{ code?: unknown } | undefined} */ (reply?.error)?.code
     let end = reply ? (reply.ok ? words.allowed : words.denied) : words.answered
     if (code === "expired") end = words.expired
     else if (code === "withdrawn") end = words.withdrawn
     else if (reply?.from && reply.from !== panel.me) end = `${words.answeredBy} ${panel.names.of(reply.from)}: ${end}`
-    panel.list.kept = [...panel.list.kept, /** @type {[Command, string]} */ ([known.command, end])].slice(-MAX_KEPT)
-    panel.storage.keep("approvals", panel.list.kept)
-    this.#end(known, end)
+    list.kept = [...list.kept, /** @type {[Command, string]} */ ([command, end])].slice(-MAX_KEPT)
+    keep(panel, "approvals", list.kept)
+    over(card, end)
   }
+}
 
-  /** @param {{ card: HTMLElement, isOver?: boolean }} known @param {string} end */
-  #end(known, end) {
-    const { card } = known
-    known.isOver = true
-    card.querySelector(".row")?.replaceWith(element("p", { class: "state", dir: "auto" }, end))
-    setText(/** @type {Element} */ (card.querySelector(".mistake")), "")
-  }
+/** @param {HTMLElement} card @param {string} end */
+function over(card, end) {
+  card.querySelector(".row")?.replaceWith(element("p", { class: "state", dir: "auto" }, end))
+  setText(/** @type {Element} */ (card.querySelector(".mistake")), "")
 }

@@ -1,5 +1,6 @@
 /** The input field of the chat: text over the full width, buttons below it. A draft survives a reload. @module */
 import { button, element, svg } from "./chat_nodes.js"
+import { keep, recall } from "./chat_storage.js"
 
 const MAX_LINES = 8
 const SEND = "M12 19V5M6 11l6-6 6 6"
@@ -19,7 +20,7 @@ export class Composer {
     const row = element("div", { class: "row" }, element("slot", { name: "composer-start" }), this.choices, element("span", { class: "fill" }), this.stop, this.send)
     this.node = element("div", { class: "composer", part: "composer" }, this.input, row)
     this.note = element("p", { class: "note", hidden: true }, words.readonly)
-    this.input.value = panel.storage.recall("draft") ?? ""
+    this.input.value = recall(panel, "draft") ?? ""
     this.input.addEventListener("input", () => this.changed())
     this.input.addEventListener("keydown", (event) => {
       if (!isSend(event)) return
@@ -33,7 +34,7 @@ export class Composer {
   update({ you, error }, isRunning) {
     const { panel, input, node } = this
     const { words, host } = panel
-    const isShut = Boolean(error) || (you !== null && !you.can.includes("publish")) // then a draft stays, to be copied
+    const isShut = Boolean(error) || (you !== null && !you.can.includes("publish")) // True: read-only, but a draft stays so that the person can copy it
     const wasHidden = node.hidden
     node.hidden = host.hasAttribute("readonly") || (isShut && !input.value)
     this.note.hidden = Boolean(error) || !(isShut || node.hidden)
@@ -55,13 +56,13 @@ export class Composer {
 
   changed() {
     const { input, panel } = this
-    panel.storage.keep("draft", input.value)
+    keep(panel, "draft", input.value)
     if (panel.may("presence")) panel.channel.typing(input.value !== "")
     this.send.disabled = input.readOnly || !input.value.trim()
     this.fit()
   }
 
-  /** Grow with the text, up to eight lines. */
+  /** Set the height of the field to that of its text, up to eight lines. */
   fit() {
     const { input, panel } = this
     input.rows = 1
@@ -75,14 +76,14 @@ export class Composer {
     const text = input.value.trim()
     if (!text || input.readOnly) return
     const sent = panel.send(text, this.isSteering)
-    if (!sent) return // the app keeps it
+    if (!sent) return // the app has prevented the sending; the text stays in the field
     input.value = ""
     this.changed()
     input.focus()
     void sent.then((isKept) => isKept || this.restore(text))
   }
 
-  /** Put a text back that no message keeps. @param {string} text */
+  /** Put a text back into the field, because it could not be sent and no message shows it. @param {string} text */
   restore(text) {
     if (this.input.value) return
     this.input.value = text
@@ -90,7 +91,7 @@ export class Composer {
   }
 }
 
-/** Return whether a key press sends: Enter alone, that does not end the composition of an input method. @param {KeyboardEvent} event */
+/** Return whether a key press sends the message: Enter without Shift, unless it ends the composition of an input method. @param {KeyboardEvent} event */
 export function isSend(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229
 }

@@ -5,6 +5,7 @@
 import { Approvals } from "./chat_approvals.js"
 import { MessageView } from "./chat_message.js"
 import { element } from "./chat_nodes.js"
+import { recall } from "./chat_storage.js"
 
 /** @typedef {import("./channel.js").Snapshot} Snapshot */
 /** @typedef {import("./snapshot.js").Message} Message */
@@ -18,9 +19,9 @@ export class MessageList {
   /** @type {Map<string, MessageView>} */
   views = new Map()
   round = 0 // rises when the buttons and names of all messages must be drawn again
-  isBehind = false // a message is not drawn yet, or a part of it only
-  isPaused = false // older messages are built when the reader comes near them
-  /** Those that wait for a reply. @type {readonly Command[]} */
+  isBehind = false // True: a message is not drawn yet, or not completely
+  isPaused = false // True: older messages are not built before the reader scrolls near them
+  /** The commands that wait for a reply. @type {readonly Command[]} */
   commands = NONE
   #newest = Infinity // the serial of the newest message that was drawn
   #rights = ""
@@ -31,11 +32,11 @@ export class MessageList {
   constructor(panel) {
     this.panel = panel
     /** The approvals of this tab that are over, each with the words of its card. @type {[Command, string][]} */
-    this.kept = panel.storage.recall("approvals") ?? []
-    this.approvals = new Approvals(panel) // of no message in view
+    this.kept = recall(panel, "approvals") ?? []
+    this.approvals = new Approvals(panel) // questions of agents that belong to no message in view
   }
 
-  /** Draw the messages, the newest first, until the time is over. @param {Snapshot} snapshot */
+  /** Draw the messages, the newest first, until the time for this frame is used up. @param {Snapshot} snapshot */
   draw({ messages, all, streaming, commands, you, error, state }) {
     if (commands !== this.commands) this.#sort(commands)
     const rights = [you?.id, you?.can, this.panel.host.hasAttribute("readonly"), all.length, streaming.length, error?.code].join(" ")
@@ -52,7 +53,7 @@ export class MessageList {
     /** @type {HTMLElement[]} */
     const added = []
     this.isBehind = this.isPaused = false
-    let hasBuilt = false // at least one, however slow the machine is
+    let hasBuilt = false // so that each frame builds at least one message, however slow the machine is
     const isFar = this.panel.scroller.isFar
     for (let n = messages.length - 1; n >= 0; n--) {
       const message = messages[n]
@@ -84,7 +85,7 @@ export class MessageList {
     if (state === "live") this.#newest = messages.filter(({ local }) => !local).at(-1)?.created ?? 0
   }
 
-  /** Remove the messages that are not shown any more, unless the person edits one. Return the nodes of those. @param {Snapshot["messages"]} messages @param {Snapshot["all"]} all */
+  /** Remove the messages that are not shown any more, but keep a message that the person edits. Return the kept nodes. @param {Snapshot["messages"]} messages @param {Snapshot["all"]} all */
   #dropOthers(messages, all) {
     /** @type {Set<Element>} */
     const kept = new Set()

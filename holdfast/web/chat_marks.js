@@ -1,11 +1,13 @@
 /**
- * Marks: lines in an answer that name what it survived, each before the first block that begins at or after its place.
+ * Marks: lines in an answer, such as "You reloaded here", each before the first block that begins at or after its
+ * place.
  *
  * The marks are those of the app, or else the element's own: it notes how long each running answer was when the
  * connection or the page ended, and counts what came back.
  * @module
  */
 import { element } from "./chat_nodes.js"
+import { keep, recall } from "./chat_storage.js"
 import { countPoints } from "./text.js"
 
 /** @typedef {{ message: string, at: number, text: string, place?: number }} Mark `at` counts code points of the message's `text`, `place` the same in units of JavaScript, once known; `text` may have `**bold**` words */
@@ -18,15 +20,15 @@ export class Marks {
   /** The length of each running answer when the connection or the page ended. @type {[string, number][] | null} */
   #stood = null
   #isLive = false
-  #wasLive = false // in this page
+  #wasLive = false // True: this page has been connected before
   /** @type {readonly Mark[]} */
   #shown = []
 
   /** @param {import("./chat_panel.js").Panel} panel */
   constructor(panel) {
     this.panel = panel
-    const { stood = null, own = [] } = panel.storage.recall("marks") ?? {}
-    panel.storage.keep("marks", null)
+    const { stood = null, own = [] } = recall(panel, "marks") ?? {}
+    keep(panel, "marks", null)
     this.#stood = stood
     this.#own = own
     addEventListener("pagehide", () => this.#save(), { signal: panel.closing.signal })
@@ -38,14 +40,14 @@ export class Marks {
     return this.#shown.filter(({ message }) => message === id)
   }
 
-  /** Use those of the app, or the own ones. */
+  /** Choose the marks to show: those of the app, or else the element's own. */
   choose() {
     const { marks } = this.panel.host
     const usable = marks?.filter((one) => one && Number.isFinite(one.at) && typeof one.text === "string")
-    this.#shown = (usable ?? this.#own).map(({ message, at, text }) => ({ message, at, text })).sort((a, b) => a.at - b.at)
+    this.#shown = (usable ?? this.#own).map((one) => ({ ...one })).sort((a, b) => a.at - b.at)
   }
 
-  /** The channel has changed, perhaps its connection. Return whether there are other marks. */
+  /** Note a change of the channel, which may be that of its connection. Return whether the marks have changed. */
   changed() {
     const { channel } = this.panel
     const isLive = channel.state === "live"
@@ -62,7 +64,7 @@ export class Marks {
     return true
   }
 
-  /** An answer is back that had `at` characters. @param {import("./snapshot.js").Message | undefined} message @param {number} at */
+  /** Add a mark to an answer that had `at` characters when the connection or the page ended. @param {import("./snapshot.js").Message | undefined} message @param {number} at */
   #return(message, at) {
     if (!message) return
     const { words } = this.panel
@@ -73,10 +75,10 @@ export class Marks {
     this.#own = [...this.#own.filter((one) => one.message !== message.id || one.at !== at), { message: message.id, at, text }].slice(-MAX_MARKS)
   }
 
-  /** The next page of this tab goes on from here. */
+  /** Save the lengths and marks for the next page of this tab. */
   #save() {
     const stood = this.#stood ?? lengthsOf(this.panel.channel.getSnapshot().messages)
-    if (stood.length || this.#own.length) this.panel.storage.keep("marks", { stood, own: this.#own })
+    if (stood.length || this.#own.length) keep(this.panel, "marks", { stood, own: this.#own })
   }
 }
 

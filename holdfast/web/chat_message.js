@@ -1,7 +1,6 @@
 /** One message of the chat element, with its parts, its state and its buttons. @module */
 import { Approvals } from "./chat_approvals.js"
 import { isSend } from "./chat_composer.js"
-import { placeOf } from "./chat_marks.js"
 import { button, copyText, element, report, setText, SPARK, svg } from "./chat_nodes.js"
 import { partView } from "./chat_parts.js"
 
@@ -9,10 +8,10 @@ import { partView } from "./chat_parts.js"
 /** @typedef {import("./view.js").Part} Part */
 /** @typedef {import("./view.js").Command} Command */
 
-const MAX_SPOKEN = 500 // characters of an answer that a screen reader is told
+const MAX_SPOKEN = 500 // limit of characters of an answer that a screen reader announces
 
 export class MessageView {
-  /** Whether it has drawn its message, or a part of it only. */
+  /** True: the message is not drawn yet, or not completely. */
   isBehind = true
   /** The field of a question that is being edited. @type {HTMLElement | null} */
   form = null
@@ -55,7 +54,7 @@ export class MessageView {
   /** @param {Message} message @param {readonly Command[]} commands that wait for a reply @param {boolean} isWaiting for its turn */
   update(message, commands, isWaiting) {
     const { panel } = this
-    const isNew = this.#round !== panel.list.round // other rights, or other branches
+    const isNew = this.#round !== panel.list.round // True: the person's rights or the branches have changed
     this.#round = panel.list.round
     this.approvals.update(commands)
     if (message === this.message && !isNew && !this.isBehind) return
@@ -70,21 +69,21 @@ export class MessageView {
     if (wasStreaming && isOver) this.ended()
   }
 
-  /** The answer has ended in view of this page. */
+  /** Announce that the answer has ended, because this page showed it while it streamed. */
   ended() {
     const { panel, message } = this
     panel.voice.speak(`${this.state.textContent || panel.words.complete}: ${message.text.slice(0, MAX_SPOKEN)}`)
     panel.tell("answer", { message })
   }
 
-  /** Draw other marks. */
+  /** Draw the marks again, because they have changed. */
   remark() {
     const before = this.marks
     const now = (this.marks = this.panel.marks.of(this.message.id))
     const longer = now.length > before.length ? now : before
     const n = longer.findIndex((_, n) => now[n]?.at !== before[n]?.at || now[n]?.text !== before[n]?.text)
-    const places = [now, before].flatMap((marks) => (marks[n] ? placeOf(marks[n], this.message.text) : []))
-    if (n >= 0) for (const { view } of this.#parts) view.remark?.(Math.min(...places))
+    // No place in units of JavaScript is less than the one in code points.
+    if (n >= 0) for (const { view } of this.#parts) view.remark?.(Math.min(now[n]?.at ?? Infinity, before[n]?.at ?? Infinity))
   }
 
   /** @param {Message} message @param {boolean} isWaiting */
@@ -186,7 +185,7 @@ export class MessageView {
       this.form = null
       this.body.hidden = false
       this.buttons.edit.focus()
-      panel.schedule() // the question may be gone
+      panel.schedule() // draw the messages, because the question may have been deleted meanwhile
     }
     const save = () => {
       const text = input.value.trim()
@@ -198,7 +197,7 @@ export class MessageView {
         event.preventDefault()
         save()
       } else if (event.key === "Escape" && !event.isComposing) {
-        event.stopPropagation() // it does not stop the answer
+        event.stopPropagation() // otherwise Escape would also stop the answer
         end()
       }
     })

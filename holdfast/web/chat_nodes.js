@@ -68,7 +68,7 @@ export async function copyText(node, text, words) {
   setTimeout(() => setText(node, words.copy), COPIED_MS)
 }
 
-/** Name a mistake of the page in the console. @param {string} words */
+/** Log a mistake of the page, such as a wrong attribute, to the console. @param {string} words */
 export function report(words) {
   console.error(words)
 }

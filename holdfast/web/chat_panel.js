@@ -12,7 +12,6 @@ import { MessageList } from "./chat_list.js"
 import { button, copyText, element, setText, SPARK, svg } from "./chat_nodes.js"
 import { Names, peopleWords, statusWords } from "./chat_people.js"
 import { Scroller } from "./chat_scroll.js"
-import { TabStorage } from "./chat_storage.js"
 import { PANEL_STYLE, sheetOf } from "./chat_style.js"
 import { remember } from "./view.js"
 
@@ -20,9 +19,9 @@ import { remember } from "./view.js"
 /** @typedef {import("./channel.js").Snapshot} Snapshot */
 
 const HIDDEN_MS = 250
-const SLICE_MS = 12 // of one drawing, …
-const HELD_MS = 6 // … of one that also lays messages out above the view, …
-const FIRST_MS = 30 // … and of the first one
+const SLICE_MS = 12 // time limit of one drawing
+const HELD_MS = 6 // time limit of a drawing that also lays out messages above the view
+const FIRST_MS = 30 // time limit of the first drawing
 const SLOW_MS = 1_000 // time to connect after which the status line mentions it
 const MAX_REPLIES = 100
 const CLOSE = "M6 6l12 12M18 6L6 18"
@@ -30,8 +29,8 @@ const DOWN = "M12 5v14M6 13l6 6 6-6"
 
 export class Panel {
   isBusy = false // True while a request for older messages runs
-  unheard = false // the server has said that no agent listens
-  trouble = "" // why a request has failed that has no place of its own
+  unheard = false // True: the server has signalled that no agent serves the channel
+  trouble = "" // the reason of a failed request that no message or button shows
   /** @type {Map<string, import("./view.js").Reply>} */
   replies = new Map()
   closing = new AbortController()
@@ -52,7 +51,6 @@ export class Panel {
     const name = host.getAttribute("channel") ?? ""
     this.ownsChannel = !client.channels.has(name)
     this.channel = client.channel(name)
-    this.storage = new TabStorage(`${host.url} ${name} ${host.getAttribute("identity") ?? ""}`)
     this.marks = new Marks(this)
     const sheet = sheetOf(PANEL_STYLE)
     if (!root.adoptedStyleSheets.includes(sheet)) root.adoptedStyleSheets = [...root.adoptedStyleSheets, sheet]
@@ -71,7 +69,7 @@ export class Panel {
     this.scroller = new Scroller(this)
     this.composer = new Composer(this)
     this.node = this.#panel()
-    // On touch the focus of the composer would open a keyboard.
+    // On a touch screen focus the messages, because a focused input field would open the keyboard.
     this.keepFocus = focusKeeper(this.node, () => (this.composer.node.hidden || matchMedia("(pointer: coarse)").matches ? this.log : this.composer.input))
     this.node.hidden = true // hidden until the first `update`
     const stops = [
@@ -124,7 +122,7 @@ export class Panel {
     clearTimeout(this.slow)
     this.closing.abort()
     this.scroller.observer.disconnect()
-    if (this.ownsChannel) this.channel.close() // else the app uses it too
+    if (this.ownsChannel) this.channel.close() // otherwise the app uses the channel, too
     if (this.ownsClient) this.client.close()
     this.node.remove()
   }
@@ -154,7 +152,7 @@ export class Panel {
     const frame = requestAnimationFrame(draw)
   }
 
-  /** Whether the rest waits for the next frame. */
+  /** True: the time limit of this drawing has passed, so the rest waits for the next frame. */
   get isLate() {
     return performance.now() > this.#deadline
   }
@@ -190,13 +188,13 @@ export class Panel {
     }
   }
 
-  /** Draw other marks. */
+  /** Draw the marks again, because they have changed. */
   remark() {
     this.marks.choose()
     for (const view of this.list.views.values()) view.remark()
   }
 
-  /** Draw the button that leads to the end, and the badge. What the person sees at the end is not unread. */
+  /** Draw the button that leads to the end, and the badge. Messages that the person sees at the end count as read. */
   drawJump() {
     const { host, jump, words, me } = this
     const { messages } = this.channel.getSnapshot()
@@ -214,13 +212,13 @@ export class Panel {
     badge.parentElement?.setAttribute("aria-label", badge.hidden ? words.open : `${words.open}: ${unread}`)
   }
 
-  /** The person is present while the chat is open. The app's own client enters as the app says. @param {Snapshot["you"]} you */
+  /** Make the person present while the chat is open. With a client of the app, the app itself calls `enter`. @param {Snapshot["you"]} you */
   #enter(you) {
     const isHere = this.ownsClient && this.host.isOpen && Boolean(you?.can.includes("presence"))
     if (isHere === this.#isPresent) return
     this.#isPresent = isHere
     const request = isHere ? this.channel.enter() : this.channel.leave()
-    request.catch(() => {}) // others do not see this person then
+    request.catch(() => {}) // if it fails, other people do not see this person
   }
 
   // -- what the element tells
@@ -266,7 +264,7 @@ export class Panel {
     this.drawJump()
   }
 
-  /** Send a message, unless the app keeps it. The promise is whether the element keeps the text. @param {string} text @param {boolean} isSteering */
+  /** Send a message; null if the app prevents it. Resolve with whether the text was sent or a message shows it. @param {string} text @param {boolean} isSteering */
   send(text, isSteering) {
     const detail = { parts: [{ type: "text", text }], isSteering }
     return this.tell("send", detail) ? this.#deliver(detail) : null
@@ -286,7 +284,7 @@ export class Panel {
       }
       return true
     } catch (error) {
-      const isShown = this.channel.getSnapshot().all.some((one) => one.id === id) // with the reason
+      const isShown = this.channel.getSnapshot().all.some((one) => one.id === id) // True: the message stays in view, with the reason
       this.failed(error, !isShown)
       return isShown
     }
@@ -312,7 +310,7 @@ export class Panel {
     }
   }
 
-  /** Carry out what the person asks for, and show in `place` why it fails. @param {() => unknown} request @param {HTMLElement} [place] @param {string} [expected] the code of an error that another event explains */
+  /** Carry out a request of the person, and show in `place` why it failed. @param {() => unknown} request @param {HTMLElement} [place] @param {string} [expected] the code of an error that another event explains */
   async run(request, place, expected) {
     let words = ""
     try {

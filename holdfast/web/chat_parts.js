@@ -11,7 +11,7 @@ import { GrowingMarkdown } from "./markdown.js"
  * @typedef {{ node: HTMLElement, update: (part: Part, isOver: boolean, start: number) => boolean | void, remark?: (at: number) => void }} PartView
  */
 
-const STEP = 16_384 // characters of text that are drawn before the time is looked at
+const STEP = 16_384 // characters of text to draw before the next check of the time limit
 
 /** Return the usual view of parts of one type. @param {import("./chat_message.js").MessageView} message @param {string} type @returns {PartView} */
 export function partView(message, type) {
@@ -27,7 +27,7 @@ export function partView(message, type) {
 function textPart(message) {
   const { panel } = message
   const node = element("div", { class: "markdown", part: "markdown" })
-  let length = 0 // of the text that is drawn
+  let length = 0 // length of the text that is drawn
   let start = 0
   const markdown = new GrowingMarkdown(node, {
     copyLabel: panel.words.copy,

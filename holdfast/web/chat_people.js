@@ -3,7 +3,7 @@
 /** @typedef {import("./channel.js").Snapshot} Snapshot */
 /** @typedef {import("./chat_panel.js").Panel} Panel */
 
-const NAMES = 3 // that are shown
+const NAMES = 3 // limit of names that are shown
 const OWN_WORDS = ["listening", "answering", "waiting"] // states of agents that the messages show
 
 /** The names that people and agents have given to themselves, also of those who have left. */
@@ -13,7 +13,7 @@ export class Names {
   /** @type {Snapshot["presence"] | undefined} */
   #presence
 
-  /** Return whether there are other names. @param {Snapshot["presence"]} presence */
+  /** Return whether a name has changed. @param {Snapshot["presence"]} presence */
   update(presence) {
     let isChanged = false
     if (presence !== this.#presence) {
@@ -34,7 +34,7 @@ export class Names {
   }
 }
 
-/** Return who is here. @param {Panel} panel @param {Snapshot} snapshot */
+/** Return the words that name the present people and agents. @param {Panel} panel @param {Snapshot} snapshot */
 export function peopleWords({ words, me, names: known }, { presence: { members, count }, state }) {
   const others = members.filter(({ id, kind }) => kind === "user" && id !== me)
   const more = others.length + count - members.length - NAMES
@@ -42,7 +42,7 @@ export function peopleWords({ words, me, names: known }, { presence: { members, 
   return [state === "live" && words.online, names && `${names}${more > 0 ? ` +${more}` : ""} ${words.here}`].filter(Boolean).join(" · ")
 }
 
-/** Return what the person should know now: the words of the first reason. @param {Panel} panel @param {Snapshot} snapshot @param {boolean} isSlow */
+/** Return the words of the status line, which name the most important state. @param {Panel} panel @param {Snapshot} snapshot @param {boolean} isSlow */
 export function statusWords({ words, me, names, unheard, trouble }, { status, isFromCache, error, typing, presence, streaming, commands }, isSlow) {
   if (status.state === "closed") return error?.message ?? status.error?.message ?? words.closed
   if (status.state !== "live") {

@@ -1,17 +1,17 @@
 /**
- * Scrolling: the view follows while the reader is at the end, a sent question stands at the top, and what the reader sees
- * stays where it is while older messages appear above it.
+ * Scrolling: the view follows new text while the reader is at the end, and begins with the question that was sent last.
+ * Elsewhere the visible text keeps its place while older messages are added above it.
  * @module
  */
 
 const NEAR_END = 40 // pixels from the end that count as the end
 const NEAR_START = 200 // pixels from the start at which older messages are loaded
-const NEAR_SCREENS = 2 // at this distance from the start the rest is built
+const NEAR_SCREENS = 2 // distance from the start, in heights of the view, at which older messages are built
 const GAP = 28 // pixels below the last message
 
 export class Scroller {
   isFollowing = true // the reader is at the end
-  /** The question that was sent last in this page stands at the top. @type {string | null} */
+  /** Id of the question that was sent last in this page, which is kept at the top of the view. @type {string | null} */
   pinned = null
   #lastTop = 0
 
@@ -31,13 +31,13 @@ export class Scroller {
     if (this.panel.log.scrollTop < NEAR_START) void this.panel.loadOlder()
   }
 
-  /** Whether the reader is somewhere between the start and the end: no message is added above. */
+  /** True: the reader is far from both ends, so that no message is built above the view. */
   get isFar() {
     const { scrollTop, clientHeight } = this.panel.log
     return !this.isFollowing && scrollTop > NEAR_SCREENS * clientHeight
   }
 
-  /** Only the reader's own moves count: new text alone can increase the distance from the end. */
+  /** Note whether the reader is at the end. Only the reader's own scrolling counts, because new text alone can increase the distance from the end. */
   notice() {
     const { scrollTop, scrollHeight, clientHeight } = this.panel.log
     const left = scrollHeight - clientHeight - scrollTop
@@ -49,7 +49,7 @@ export class Scroller {
   /** Keep the end in view while the reader is there, and the question that was sent last at the top. */
   keep() {
     const { log, list, spacer } = this.panel
-    this.notice() // the event of a move comes with the next frame
+    this.notice() // call it now, because the event of a scroll comes only with the next frame
     const question = this.pinned ? list.views.get(this.pinned)?.node : undefined
     const below = question ? list.node.offsetHeight - question.offsetTop : Infinity
     const height = `${Math.max(0, log.clientHeight - below - GAP)}px`
@@ -72,8 +72,9 @@ export class Scroller {
   }
 
   /**
-   * Return a function that moves the view as far as `node` was moved by nodes above it, which it gets. They are laid out
-   * at once, whether they are in view or not: their heights are known then, and the view does not move later.
+   * Return a function to call with the nodes that were added above `node`: it scrolls the view as far as they have
+   * moved `node`. It lays them out at once, also outside the view, so that their heights are known and the view does
+   * not move later.
    *
    * @param {Element} node
    */

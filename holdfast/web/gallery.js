@@ -35,7 +35,7 @@ figcaption a { color: inherit; }
 .narrow { width: 320px; }
 .large { font-size: 200%; }`
 
-/** The server's end of a connection: it plays the frames of a state. */
+/** The server's end of a connection: it sends the frames of a state. */
 class Socket {
   /** @type {((event: object) => void) | null} */
   onopen = null
@@ -66,7 +66,7 @@ class Socket {
   }
 }
 
-/** One state on the page: the element, its client, and the server that plays. */
+/** One state on the page: the element, its client, and the simulated server. */
 export class Scene {
   /** @type {Socket | null} the one that is open */
   socket = null
@@ -234,7 +234,7 @@ async function until(isTrue) {
 
 /** @param {string} name @param {State} state @param {boolean} isAlone */
 function show(name, state, isAlone) {
-  if (state.isOffline && isAlone) Object.defineProperty(navigator, "onLine", { value: false }) // of the whole page
+  if (state.isOffline && isAlone) Object.defineProperty(navigator, "onLine", { value: false }) // this changes the whole page
   const scene = new Scene(name, state)
   const place = element("div", { class: "place" }, scene.chat)
   const link = element("a", { href: `?state=${name}` }, state.title)

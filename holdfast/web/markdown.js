@@ -22,7 +22,7 @@ const MAX_BLOCK = 16_384 // characters of a list, a table, a quote or another bl
 const MAX_LINES = 4_096 // characters of an open fence in one node
 const MAX_INFO = 1_000 // longest first line of a code fence that is drawn line by line, in characters
 const FILLER = "x" // put before the rest of a long paragraph, so that the rest does not look like another kind of block
-const ANY = "\n" // stands for labels over several lines
+const ANY = "\n" // stands for all labels of links that span several lines
 const LABEL = /(^[ \t>]*)?\[((?:[^\[\]\\]|\\[^])+)\](:?)/gm
 const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
 
@@ -152,7 +152,7 @@ export class GrowingMarkdown {
     return { text, env, blocks: outermost(parseBlocks(text, env), text) }
   }
 
-  /** Return how much of `text` later text does not divide into other blocks. @param {string} text */
+  /** Return the length of the beginning of `text` whose division into blocks no later text can change. @param {string} text */
   #stable(text) {
     return this.#isOver ? text.length : text.lastIndexOf("\n", text.lastIndexOf("\n") - 1) + 1
   }

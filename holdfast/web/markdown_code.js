@@ -4,8 +4,8 @@
  */
 import { element } from "./chat_nodes.js"
 
-const MAX_CODE = 20_000 // characters: more takes longer than a frame
-const LONG_LINE = /[^\n]{1001}/ // the highlighter takes quadratic time for a line
+const MAX_CODE = 20_000 // limit of characters: longer code takes more time than a frame has
+const LONG_LINE = /[^\n]{1001}/ // code with such a line stays plain, because the highlighter takes quadratic time for a line
 const SLICE_MS = 8
 
 /** The names that authors write, by the highlighter's name of a language. */

@@ -107,7 +107,7 @@ export function appendInline(text, parent, env, options) {
   }
   /** @type {Node[]} */
   const stack = [parent]
-  let words = "" // of several tokens: one call for each would take quadratic time
+  let words = "" // the text of several tokens, because a call for each would take quadratic time
   for (const token of tokens) {
     if (token.type === "softbreak") words += "\n"
     else if (token.type === "text" || token.type === "text_special") words += token.content

@@ -56,7 +56,7 @@ function blockFormula(state, start, end, isSilent) {
   if (!mark) return false
   const first = state.src.slice(begin + 2, state.eMarks[start]).trimEnd()
   const at = first.indexOf(mark)
-  if (at >= 0 && at < first.length - 2) return false // text follows
+  if (at >= 0 && at < first.length - 2) return false // text follows the formula, so it is no block
   if (isSilent) return true
   let line = start + 1
   let isClosed = at >= 0
@@ -82,7 +82,7 @@ function inlineFormula(state, isSilent) {
   INLINE_FORMULA.lastIndex = state.pos
   const found = INLINE_FORMULA.exec(state.src)
   if (!found || state.pos + found[0].length > state.posMax) return false
-  if (found[3] && /[\p{L}\p{N}$]$/u.test(state.src.slice(Math.max(0, state.pos - 2), state.pos))) return false // a price, or a name
+  if (found[3] && /[\p{L}\p{N}$]$/u.test(state.src.slice(Math.max(0, state.pos - 2), state.pos))) return false // this is a price or a name, and no formula
   if (!isSilent) state.push("formula", "", 0).content = found[0]
   state.pos += found[0].length
   return true

@@ -4,7 +4,8 @@
  * Each is in the browser's storage before `send` returns, so that a reload sends it again, under the same id. A refused
  * message stays, with its error, until the app retries or discards it. With an `identity` the storage is shared by all
  * tabs (`localStorage`), else it is the tab's own (`sessionStorage`). An entry belongs to the client id that the server
- * confirms: the messages of another person are neither shown nor sent. A message that one tab discards leaves all tabs.
+ * confirms: the messages of another person are neither shown nor sent. A message that one tab discards is removed from
+ * all tabs.
  * @module
  */
 

@@ -1,7 +1,7 @@
 /**
- * What the pages of one identity share: the cache of views, one connection, and the end of a message that one discards.
+ * The state that the pages of one identity share: cached views, one connection, and which messages were discarded.
  *
- * Loaded only where an identity is known. The app vouches for it; the server's `you` decides.
+ * Loaded only if an identity is known. The app or its token names it; the server confirms or corrects it in `you`.
  * @module
  */
 

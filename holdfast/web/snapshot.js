@@ -1,5 +1,5 @@
 /**
- * Messages as a page renders them: `parts` and `meta` always stand, and `text` is all the text of the text parts.
+ * Messages as a page renders them: `parts` and `meta` are always set, and `text` is all the text of the text parts.
  * @module
  */
 

@@ -30,7 +30,7 @@ const LATE_MS = 1_000 // a timer that fires this late means that this page itsel
 const ELECTION_MS = 1_000 // time in which the other followers receive the first message of a new leader
 // time without a watcher after which the leader closes a channel that only other tabs have opened
 const IDLE_MS = 10_000
-// limit of characters that a follower has not confirmed; beyond it the follower starts anew with a dump
+// limit of characters sent to a follower that it has not confirmed; beyond it the follower connects anew, with a dump
 const MAX_LAG = 1_048_576
 
 export class Tabs {
@@ -103,7 +103,7 @@ export class Tabs {
     this.main = undefined
   }
 
-  /** Connect without the others. */
+  /** Connect without the other tabs. */
   alone() {
     this.#isAlone = true
     this.leave()
@@ -265,7 +265,7 @@ class Leader {
     this.#beats = setInterval(() => this.#beat(), BEAT_MS)
     this.term = tabs.term = Math.max(tabs.term + 1, Date.now())
     this.#beat()
-    /** Resolves when this tab stops to lead. */
+    /** Resolves when this tab is no longer the leader. */
     this.reign = new Promise((resolve) => this.#ended.signal.addEventListener("abort", resolve))
   }
 

@@ -1,7 +1,8 @@
 /**
  * Typing: signals that this person types, and the people that type now.
  *
- * A signal `typing` holds `{typing: boolean}`. One that is true is valid for some seconds, so that a page that closes suddenly stops to type.
+ * A signal `typing` holds `{typing: boolean}`. One that is true is valid for some seconds, so that a page that closes
+ * suddenly no longer types.
  * @module
  */
 
@@ -23,7 +24,7 @@ export class Typing {
     this.channel = channel
   }
 
-  /** Tell the others. @param {boolean} typing */
+  /** Send the other clients whether this person types. @param {boolean} typing */
   send(typing) {
     const now_ms = this.channel.client.now()
     if (typing ? now_ms - this.#sentAt < AGAIN_MS : this.#sentAt < 0) return

@@ -488,6 +488,25 @@ async def test_approval_without_a_message_in_view_stands_at_the_end(browser: Bro
         await here.until("Allowed")
 
 
+async def test_approval_that_moves_to_its_message_can_be_answered(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        await here.hub.create("chat:1", id="old", text="Delete", author="Bea")
+        for n in range(60):
+            await here.hub.create("chat:1", id=f"m{n}", text="word " * 100, author="Bea")
+        await here.hub.command("chat:1", "approve", target="old", data="May I?")
+        await here.mount()
+        await here.page.locator(".log > .approvals").get_by_text("May I?").wait_for()
+        await here.page.evaluate("channel.loadOlder()")
+        other = await here.hub.command("chat:1", "other")
+        await here.page.evaluate("root.querySelector('.log').scrollTop = 0")
+        card = here.page.locator("article .approval", has_text="May I?")
+        await card.get_by_text("Allow", exact=True).wait_for()
+        assert await here.page.locator(".approval").count() == 1
+        await here.hub.reply("chat:1", other.id)
+        await card.get_by_text("Allow", exact=True).click()
+        await card.get_by_text("Allowed", exact=True).wait_for()
+
+
 # Long conversations
 
 

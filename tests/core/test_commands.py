@@ -857,3 +857,18 @@ def test_of_two_replies_in_a_log_the_first_counts(harness: LogHarness) -> None:
         2,
         3,
     )
+
+
+def test_denied_approval_marks_its_tool_call(harness: LogHarness) -> None:
+    call = {"type": "tool", "call": "c1", "name": "pay", "input": "{}", "state": "called"}
+    harness.stream("m", parts=[call])
+    harness.command("yes", "approve", target="m", data={"call": "c1"})
+    harness.reply("yes", ok=True, caller=BOB)
+    assert harness.message("m").parts == [call]
+    harness.command("withdrawn", "approve", target="m", data={"call": "c1"})
+    harness.reply("withdrawn", ok=False, error={"code": "withdrawn"}, caller=BOB)
+    assert harness.message("m").parts == [call]
+    harness.command("no", "approve", target="m", data={"call": "c1"})
+    result = harness.reply("no", ok=False, caller=BOB)
+    assert harness.message("m").parts == [{**call, "state": "denied"}]
+    assert harness.known_command("no").reply_serial == result.serial

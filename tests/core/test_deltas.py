@@ -81,7 +81,7 @@ def is_continued(before: Message, after: Message) -> bool:
     if len(after.parts) < len(before.parts) or before.meta != after.meta:
         return False
     for old, new in zip(before.parts, after.parts, strict=False):
-        if old["type"] != new["type"]:  # lengths do not show the type of a part
+        if old["type"] != new["type"]:  # a reader that resumes by lengths alone could not notice the new type
             return False
         if old["type"] in ("text", "reasoning") and not new["text"].startswith(old["text"]):
             return False

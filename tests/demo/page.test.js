@@ -147,7 +147,7 @@ test("the pages are below 600 lines of JavaScript and HTML", () => {
   assert.ok(lines < 600, `${lines} lines`)
 })
 
-test("the React code of the page is the tested example of the documentation, and what runs is made of it", () => {
+test("the React code of the page is the tested example of the documentation, and the compiled code is made of it", () => {
   const page = readFileSync(new URL("../../docs/browser.md", import.meta.url), "utf8")
   const shown = readFileSync(new URL("react_chat.jsx", FOLDER), "utf8")
   assert.ok(page.includes(`\`\`\`jsx\n${shown.replaceAll("demo:one-tag", "chat:1")}\`\`\``))

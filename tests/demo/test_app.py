@@ -218,7 +218,8 @@ async def test_an_answer_continues_at_its_offset_after_a_restart(store: str, tok
     async with demo(store, blocked.sleep) as here:
         await blocked.is_waiting.wait()
         between = await here.answer(status="streaming")
-        assert len(text_of(between)) >= tokens - 1  # the first waits for the second
+        # the text of the last token may be missing
+        assert len(text_of(between)) >= tokens - 1
         assert whole(between).startswith(text_of(between))
     async with demo(store) as here:
         answer = await here.answer()

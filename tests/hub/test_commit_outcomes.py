@@ -42,6 +42,7 @@ from holdfast.core.requests import (
 )
 from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.batches import Behind, EncodedBatch
+from holdfast.hub.committer import STORE_TIMEOUT_S
 from holdfast.hub.feed import Feed
 from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.results import Result, result_later
@@ -377,4 +378,24 @@ async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: b
     assert await texts(hub, "m") == ["x" + "y" * 1_000]
     for feed in feeds:
         feed.close()
+    await hub.close()
+
+
+@virtually
+async def test_store_that_hangs_is_noticed_after_thirty_seconds_and_the_text_is_kept() -> None:
+    store = ScriptedStore()
+    hub = HubCore(store, hooks_signals=False, drain_s=0.1, clock=virtual_clock())
+    loop = asyncio.get_running_loop()
+    async with hub.message("c", id="m") as message:
+        await message.append("a")
+        await message.flush()
+        store.gate = asyncio.Event()
+        begun_s = loop.time()
+        await message.append("b")
+        await store.is_committing.wait()
+        gate, store.gate = store.gate, None
+        await message.flush()
+        assert loop.time() - begun_s == STORE_TIMEOUT_S
+        gate.set()
+    assert await texts(hub, "m") == ["ab"]
     await hub.close()

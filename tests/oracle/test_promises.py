@@ -127,6 +127,28 @@ def test_connection_that_ended_with_its_hub_leaves_the_whole_term_in_the_next_hu
         scene.promises.check_due()
 
 
+def interrupted() -> Finish:
+    return Finish(id="m", status="interrupted", reason="writer_gone", meta={}, at_ms=START_MS)
+
+
+def test_end_that_a_dying_hub_commits_three_seconds_after_its_connection_is_not_early(scene: Scene) -> None:
+    process = Process()
+    begin_message(scene, Connection(process), has_response=True)
+    scene.at(14.0)
+    process.is_alive = False  # while the commit is on its way to the store
+    scene.store(interrupted())
+
+
+def test_end_by_the_next_hub_three_seconds_after_a_connection_of_the_dead_hub_is_early(scene: Scene) -> None:
+    process = Process()
+    begin_message(scene, Connection(process), has_response=True)
+    scene.at(14.0)
+    process.is_alive = False
+    scene.promises.note_boot()
+    with pytest.raises(Violation, match="sign of life"):
+        scene.store(interrupted())
+
+
 def claim() -> Claim:
     return Claim(id="m", generation=1, state="taken", by="bot", node=None, lease_ms=15_000)
 

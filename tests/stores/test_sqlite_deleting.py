@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[SqliteStore]:
     async with opened(path) as store:
-        await store.tidy(0)  # the housekeeping after a start is over
+        await store.tidy(0)  # do the housekeeping that follows each start, so that the tests begin after it
         yield store
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from holdfast.transports import sender as sender_module
+from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.sender import DirectSender, Sender, TaskSender
+from simulation.clock import VirtualLoop
 from tests.transports.conftest import PATIENCE_S
+from tests.virtual import virtually
 
 Make = Callable[[Callable[[Any], Awaitable[None]], Any], Sender]
 
@@ -46,8 +49,8 @@ class Peer:
 
 @pytest.fixture(params=[TaskSender, DirectSender])
 def make(request: pytest.FixtureRequest) -> Make:
-    kind: Make = request.param
-    return kind
+    kind: type[Sender] = request.param
+    return lambda send, owner: kind(send, owner, Heartbeats())
 
 
 async def carried(sender: Sender, peer: Peer) -> None:
@@ -219,8 +222,53 @@ async def test_sending_that_does_not_block_makes_no_task() -> None:
     async def send(message: Any) -> None: ...
 
     peer = Peer(*"abc")
-    sender = peer.sender = DirectSender(send, peer)
+    sender = peer.sender = DirectSender(send, peer, Heartbeats())
     before = asyncio.all_tasks()
     peer.pump()
     assert asyncio.all_tasks() == before
     assert (sender.is_busy, peer.frees, peer.texts) == (False, 0, [])
+
+
+async def until_ended(make: Make, *, ends_s: float | None) -> float:
+    """Write a message that the peer never reads, and end the sender after `ends_s`. Return the seconds until then."""
+
+    async def send(message: Any) -> None:
+        await asyncio.Event().wait()
+
+    peer = Peer("x")
+    sender = peer.sender = make(send, peer)
+    loop = asyncio.get_running_loop()
+    begun_s = loop.time()
+    if ends_s is not None:
+        loop.call_later(ends_s, sender.end)
+    peer.pump()
+    await sender.carry(peer.receive)
+    return loop.time() - begun_s
+
+
+@virtually
+async def test_peer_that_reads_no_bytes_is_gone_after_five_minutes() -> None:
+    assert await until_ended(lambda *made: TaskSender(*made, Heartbeats()), ends_s=None) == 300.0
+    assert await until_ended(lambda *made: DirectSender(*made, Heartbeats()), ends_s=None) == 300.0
+
+
+@virtually
+async def test_write_in_progress_gets_half_a_second_when_its_sender_ends() -> None:
+    assert await until_ended(lambda *made: TaskSender(*made, Heartbeats()), ends_s=10.0) == 10.5
+
+
+@virtually
+async def test_writes_make_no_timer_each() -> None:
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0)
+        if len(peer.texts) == 0:
+            peer.left.set()
+
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    peer = Peer(*"x" * 1_000)
+    sender = peer.sender = TaskSender(send, peer, Heartbeats())
+    before = loop._made
+    peer.pump()
+    await sender.carry(peer.receive)
+    assert loop._made - before == 1

@@ -3,7 +3,7 @@ import { at, fill, keep, make, recall } from "./dom.js"
 
 /** Note what a chat shows, once it has a question. @param {Pick<Storage, "getItem" | "setItem">} storage @param {string} channel @param {import("../client.js").Snapshot} snapshot @param {readonly string[]} others names */
 export function noteChat(storage, channel, snapshot, others) {
-  const all = recall(storage, "chats", /** @type {{ channel: string, title: string, state: string, day: string }[]} */ ([])) // also those of other windows
+  const all = recall(storage, "chats", /** @type {{ channel: string, title: string, state: string, day: string }[]} */ ([])) // includes the chats of other windows
   const known = all.find((one) => one.channel === channel)
   const title = known?.title ?? snapshot.messages.find(({ role }) => role === "user")?.text.slice(0, 80)
   const state = stateOf(snapshot, others)

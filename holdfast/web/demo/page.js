@@ -13,10 +13,10 @@ import { autoplay, freeName, whoAmI } from "./visitor.js"
 const STATES = { connecting: "Connecting…", live: "Live", reconnecting: "Reconnecting…", suspended: "Offline", closed: "Disconnected" }
 const parameters = new URLSearchParams(location.search)
 const secret = new URLSearchParams(location.hash.slice(1)).get("join")
-if (secret) history.replaceState(null, "", location.pathname + location.search) // it stays in no address
+if (secret) history.replaceState(null, "", location.pathname + location.search) // remove the secret from the address
 const refusal = secret ? await post("/demo/join", { secret }).then(() => "", (error) => error.message) : ""
 let server = /** @type {any} */ (null)
-const info = async () => (server = await fetch("/demo/info").then((response) => response.json()).catch(() => server)) // the next connection asks again
+const info = async () => (server = await fetch("/demo/info").then((response) => response.json()).catch(() => server)) // after a failure, the next connection requests it again
 while (!(await info())) await new Promise((resolve) => setTimeout(resolve, 500))
 
 let channel = /** @type {import("../client.js").Channel} */ (/** @type {any} */ (null))
@@ -43,7 +43,7 @@ function draw() {
   say(at("connection-text"), STATES[state])
   Object.assign(at("connection"), { title: status.error?.message ?? "" }).dataset.state = state
   fill(at("people"), here.join(), () => [...here.slice(0, 4).map((name) => make("li", { title: name }, [...name][0].toUpperCase())), ...(here.length > 4 ? [`+${here.length - 4}`] : [])])
-  if (here.length > people) void renewInvite() // the invitation may be used
+  if (here.length > people) void renewInvite() // a person has come, perhaps by this invitation, so show another one
   if (JSON.stringify(marks) !== shownMarks) chat.marks = marks
   ;[shownMarks, people] = [JSON.stringify(marks), here.length]
   at("welcome").hidden = state !== "live" || messages.length > 0

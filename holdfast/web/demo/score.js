@@ -1,4 +1,4 @@
-/** What this window tried and what survived, from measured values alone. It is kept through reloads. @module */
+/** The scores: the trials of this window and how much text survived each, as measured. They survive a reload. @module */
 import { counted, keep, recall, size } from "./dom.js"
 
 /** @typedef {{ message: string, at: number, text: string, isKill?: boolean }} Mark `at` counts code points of the message's text */

@@ -14,7 +14,7 @@ const since = (/** @type {number} */ ms) => (performance.now() - ms) / 1_000
 export function watchTrials({ client, score, plain, isReload, info, draw }) {
   const notes = /** @type {Record<string, string>} what a box says now, instead of its hint */ ({})
   const theirs = new Map() // texts of joined windows, until as much is shown here
-  let seen = new Map() // answers as last shown
+  let seen = new Map() // for each answer its text as it was shown last
   let channel = /** @type {import("../client.js").Channel} */ (/** @type {any} */ (null))
   let gone = /** @type {{ answer: Answer | null, ms: number, how: string } | null} what was shown when the connection or the page ended */ (null)
   let { before } = score.kept
@@ -47,7 +47,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
     if (isLive && hasReturned) void settleReturn()
   }
 
-  /** Settle with the first complete view after a load or a lost connection. */
+  /** Compare with the first complete view after a load or a lost connection. */
   async function settleReturn() {
     const { answer, ms: left_ms, how } = gone ?? { answer: null, ms: 0, how: "" }
     const { points = 0, events = 0, ms = since(left_ms) * 1_000 } = /** @type {Record<string, number>} */ (channel.getSnapshot().lastCatchUp ?? {})
@@ -62,7 +62,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
     draw()
   }
 
-  /** Compare an answer with what it was. If nothing is lost, mark the place in a running answer. @param {string} id @param {Answer | null} answer @param {string} words @param {string} [mark] */
+  /** Compare an answer with its earlier state. If no text is lost, mark the place in a running answer. @param {string} id @param {Answer | null} answer @param {string} words @param {string} [mark] */
   function settle(id, answer, words, mark) {
     if (!answer?.text) return
     const { message, text, status } = answer
@@ -87,7 +87,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
     }
   }
 
-  /** Tell the other windows once what this one shows, and compare with what they have told. */
+  /** Send the other windows once the text that this one shows, and compare it with the texts that they have sent. */
   function compareWindows() {
     const answer = newest()
     if (!hasTold && answer?.text) channel.signal(TEXT, { window: WINDOW, message: answer.message, text: [...answer.text].slice(0, LONGEST).join("") })

@@ -1,0 +1,180 @@
+"""Deltas of a turn: the progress of all answers to one user message, for any wire format.
+
+Layer: core.
+
+A `TurnProgress` follows one turn for one reader, as `MessageProgress` (`deltas`) follows one message. It begins with
+the turn as it is, takes the channel's events and the state of the turn, and yields the new deltas. `holdfast.routes`
+makes a response of them. The types here are public (`docs/python.md`); new kinds of deltas are welcome, and formats
+leave out the kinds that they do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from holdfast.core.deltas import Delta, MessageProgress
+from holdfast.core.events import (
+    ChannelAttached,
+    CommandReply,
+    CommandSent,
+    MessageCreate,
+    MessageDelete,
+    MessageUpdate,
+    ServerEvent,
+)
+from holdfast.core.message_state import ClaimState, MessageState
+from holdfast.core.model import Command, Json, Message
+from holdfast.core.turns import CANCEL, REGENERATE, STEER
+
+_FOR_AGENTS = frozenset((CANCEL.name, STEER.name, REGENERATE.name))  # all other commands are questions to people
+# `none`: no agent serves the channel, and the app has not begun an answer
+TurnState = Literal["none", "waiting", "running", "over"]
+
+
+class TurnStatus(Struct, frozen=True, kw_only=True):
+    """A turn as it is: its user message, its answers in order, and the questions of the agent without a reply.
+
+    Of a question that was answered again (`regenerate`) the answers are those of the last round.
+    """
+
+    message: Message | None  # None for messages that answer no message, in `Access.conversation` only
+    state: TurnState
+    answers: list[Message]
+    questions: list[Command]
+    cursor: str
+
+
+class InAnswer(Struct, frozen=True):
+    """A delta of one answer of the turn (`holdfast.core.deltas`)."""
+
+    message_id: str
+    delta: Delta
+
+
+class QuestionAsked(Struct, frozen=True):
+    """The agent asks the people something (`Turn.ask`)."""
+
+    command: Command
+
+
+class QuestionAnswered(Struct, frozen=True):
+    """The one reply to a question, by a person, or by the server when it expired."""
+
+    id: str
+    ok: bool
+    data: Json
+    error: Json
+
+
+class TurnChanged(Struct, frozen=True):
+    """The new state of the turn. After `over` no delta follows."""
+
+    state: TurnState
+
+
+TurnDelta = InAnswer | QuestionAsked | QuestionAnswered | TurnChanged
+
+
+def is_question(command: Command, message_ids: Iterable[str]) -> bool:
+    """Return whether `command` is a question of the turn that has the messages `message_ids`."""
+    return command.target in set(message_ids) and command.name not in _FOR_AGENTS
+
+
+def turn_state(claim: ClaimState | None, answers: Sequence[str]) -> TurnState:
+    """Return the state of a turn with this claim, whose answers have the statuses `answers`."""
+    if "streaming" in answers:
+        return "running"
+    if claim is not None and claim.is_open:
+        return "waiting" if claim.state == "pending" else "running"
+    return "over" if claim is not None or answers else "none"
+
+
+def is_answer_of(message: Message | MessageState, message_id: str, claim: ClaimState | None) -> bool:
+    """Return whether `message` is an answer of the last round of the turn of `message_id`."""
+    round_from = claim.round_from if claim is not None else 0
+    return message.reply_to == message_id and message.role != "user" and message.created > round_from
+
+
+class TurnProgress:
+    """The progress of one reader in one turn. Call `begin` once, then `receive` for each batch; it does no I/O."""
+
+    def __init__(self, message_id: str) -> None:
+        self._id = message_id
+        self._answers: dict[str, MessageProgress] = {}
+        self._questions: set[str] = set()
+        self._is_deleted = self._is_cut = False
+        self.state: TurnState = "none"
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether no delta follows any more."""
+        return self.state == "over"
+
+    @property
+    def is_broken(self) -> bool:
+        """Return whether events are missing, so that the reader has to begin again."""
+        return self._is_cut or any(one.is_broken for one in self._answers.values())
+
+    def begin(self, status: TurnStatus) -> list[TurnDelta]:
+        """Return the deltas that bring a new reader to `status`."""
+        deltas: list[TurnDelta] = []
+        for answer in status.answers:
+            deltas += self._begin_answer(answer)
+        for command in status.questions:
+            deltas += self._ask(command)
+        self.state = status.state
+        return [*deltas, TurnChanged(status.state)]
+
+    def receive(self, events: Sequence[ServerEvent], message: MessageState | None) -> list[TurnDelta]:
+        """Return the deltas of a batch of the channel's events.
+
+        `message` is the user message as of the end of the batch; None if it is not in memory, because it has no open
+        turn.
+        """
+        deltas: list[TurnDelta] = []
+        claim = message.claim if message is not None else None
+        # commands last: an answer that was created in this batch may have changed since it asked
+        for event in sorted(events, key=lambda one: isinstance(one, CommandSent | CommandReply)):
+            match event:
+                case MessageCreate(message=one) | MessageUpdate(message=one) if one.id not in self._answers:
+                    if is_answer_of(one, self._id, claim):
+                        deltas += self._begin_answer(one)
+                case CommandSent(command=command):
+                    deltas += self._ask(command)
+                case CommandReply(id=command_id) if command_id in self._questions:
+                    self._questions.discard(command_id)
+                    deltas.append(QuestionAnswered(command_id, event.ok, event.data, event.error))
+                case MessageDelete(id=message_id) if message_id == self._id:
+                    self._is_deleted = True
+                case ChannelAttached():
+                    self._is_cut = self._is_cut or not event.resumed
+                case _:
+                    for message_id, progress in self._answers.items():
+                        deltas += [InAnswer(message_id, delta) for delta in progress.receive([event])]
+        return deltas + self._settle(claim)
+
+    def _begin_answer(self, message: Message) -> list[TurnDelta]:
+        progress = self._answers[message.id] = MessageProgress(message.id)
+        return [InAnswer(message.id, delta) for delta in progress.begin(message)]
+
+    def _ask(self, command: Command) -> list[TurnDelta]:
+        if not is_question(command, {self._id, *self._answers}):
+            return []
+        self._questions.add(command.id)
+        return [QuestionAsked(command)]
+
+    def _settle(self, claim: ClaimState | None) -> list[TurnDelta]:
+        """Return the delta of the turn's new state, if it has changed."""
+        statuses = [progress.status or "streaming" for progress in self._answers.values()]
+        state = turn_state(claim, statuses)
+        # a message that has left memory has no open turn
+        was_open = claim is None and self.state in ("waiting", "running") and "streaming" not in statuses
+        if was_open or (self._is_deleted and state != "running"):
+            state = "over"
+        if state == self.state:
+            return []
+        self.state = state
+        return [TurnChanged(state)]

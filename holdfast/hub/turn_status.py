@@ -1,0 +1,126 @@
+"""The state of a turn, and the turns of a conversation, as the store has them.
+
+Layer: hub.
+
+`Hub.turn` and the routes of an app (`holdfast.routes`) read turns here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from holdfast.core.branches import newest_branch
+from holdfast.core.document import restore
+from holdfast.core.message_state import ClaimState, MessageState
+from holdfast.core.model import Command, Message
+from holdfast.core.turn_deltas import TurnStatus, is_answer_of, is_question, turn_state
+from holdfast.hub.channel import Channel
+from holdfast.hub.results import own_copy
+from holdfast.hub.runtime import Runtime
+
+PAGES = (20, 200)  # newest messages to load until the answers of a turn are in memory; older ones are read in pages
+
+
+async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStatus:
+    """Return the turn of a user message. Raises NotFound, Deleted, StoreUnavailable."""
+    known = await runtime.message(channel, message_id)
+    live = await runtime.fresh(channel)
+    older = await _answers_outside_memory(live, runtime, known)
+    # No wait from here on, so that the parts of the status belong to one moment.
+    known = live.state.message(message_id) or known
+    answers = {one.id: one for one in older} | {
+        one.id: one for one in live.state.messages.values() if is_answer_of(one, message_id, known.claim)
+    }
+    return _status(live, known.message(), known.claim, answers.values())
+
+
+async def read_conversation(runtime: Runtime, channel: str, limit: int) -> list[TurnStatus]:
+    """Return the turns of the newest branch, oldest first, of the newest `limit` messages of the channel."""
+    live = await runtime.fresh(channel)
+    limits = runtime.limits
+    page = await runtime.store.page(
+        channel, before=None, limit=max(1, min(limit, limits.history)), limit_bytes=limits.history_bytes
+    )
+    states = {one.id: one for one in map(restore, page.messages)}
+    states |= {message_id: one for message_id, one in live.state.messages.items() if message_id in states}
+    messages = {message_id: one.message() for message_id, one in states.items() if not one.deleted}
+    branch = newest_branch(messages.values())
+    turns: list[TurnStatus] = []
+    answered = {one.reply_to for one in branch if one.role != "user"}
+    for message in branch:
+        if message.role == "user":
+            claim = states[message.id].claim
+            shown = [one for one in branch if one.reply_to == message.id and one.role != "user"]
+            is_last_round = not shown or all(is_answer_of(one, message.id, claim) for one in shown)
+            is_open = claim is not None and claim.is_open
+            if is_open or is_last_round:  # also the interrupted attempts of the round, which the branch leaves out
+                shown = [one for one in messages.values() if is_answer_of(one, message.id, claim)]
+            turns.append(_status(live, message, claim, (states[one.id] for one in shown)))
+        elif message.reply_to not in messages or message.reply_to not in answered:
+            turns.append(_status(live, None, None, [states[message.id]]))
+    return turns
+
+
+def _status(
+    live: Channel, message: Message | None, claim: ClaimState | None, answers: Iterable[MessageState]
+) -> TurnStatus:
+    ordered = sorted((one for one in answers if not one.deleted), key=lambda one: one.created)
+    ids = {one.id for one in ordered} | ({message.id} if message is not None else set())
+    return TurnStatus(
+        message=own_copy(message) if message is not None else None,
+        state=turn_state(claim, [one.status for one in ordered]),
+        answers=[own_copy(one.message()) for one in ordered],
+        questions=questions_of(live, ids),
+        cursor=str(live.state.cursor),
+    )
+
+
+def questions_of(live: Channel, message_ids: set[str]) -> list[Command]:
+    """Return the questions without a reply that name one of the messages, oldest first."""
+    commands = [one.command() for one in live.state.pending_commands()]
+    return [one for one in commands if is_question(one, message_ids)]
+
+
+async def _answers_outside_memory(live: Channel, runtime: Runtime, message: MessageState) -> list[MessageState]:
+    for wanted in PAGES:
+        if live.state.history_from <= message.created:
+            return []
+        await live.load_history(wanted)
+    found: list[MessageState] = []
+    before = None
+    while live.state.history_from > message.created and (before is None or before > message.created):
+        page = await runtime.store.page(
+            live.name, before=before, limit=PAGES[-1], limit_bytes=runtime.limits.history_bytes
+        )
+        restored = [restore(one) for one in page.messages]
+        found += [one for one in restored if is_answer_of(one, message.id, message.claim)]
+        if not page.more or not restored:
+            break
+        before = restored[-1].created
+    return found
+
+
+async def next_status(runtime: Runtime, channel: str, status: TurnStatus, woken: asyncio.Event) -> TurnStatus | None:
+    """Wait until the turn has another state, answer, end of an answer, or question, and return it as it is then.
+
+    Return None if `woken` was set without such a change, for example because the hub drains. Raises NotFound, Deleted.
+    """
+    assert status.message is not None
+    live = await runtime.fresh(channel)
+    live.listeners[woken.set] = None
+    try:
+        now = await read_turn(runtime, channel, status.message.id)
+        if _outline(now) != _outline(status):
+            return now
+        await woken.wait()
+        woken.clear()
+        now = await read_turn(runtime, channel, status.message.id)
+        return now if _outline(now) != _outline(status) else None
+    finally:
+        live.listeners.pop(woken.set, None)
+
+
+def _outline(status: TurnStatus) -> object:
+    answers = [(one.id, one.status) for one in status.answers]
+    return status.state, answers, [one.id for one in status.questions]

@@ -1,0 +1,247 @@
+"""The routes of the AI SDK (npm `ai`): `useChat` and `Chat` work on a hub unmodified.
+
+Layer: interop.
+
+`AISDK(hub, channel="chat:{id}").install(app, "/api/chat")` adds four routes to an app. The page's history is never
+believed: a request adds its last message, or answers the questions of the agent, and the store has the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from holdfast import Hub, Message
+from holdfast.core.errors import (
+    AlreadyAnswered,
+    Finished,
+    IdConflict,
+    InvalidRequest,
+    LocalError,
+    NotFound,
+    StillStreaming,
+)
+from holdfast.interop.ai_sdk_stream import Json, Release, UIStream, is_tool, ui_messages
+from holdfast.routes import Access, TurnStatus, guarded, versions_of
+
+_ID = re.compile(r"[A-Za-z0-9_.:~@=+-]{1,64}\Z")
+NEWEST = 50  # newest messages of a channel among which a running turn is looked for
+
+
+class AISDK:
+    """The routes of one chat of the AI SDK: `AISDK(hub, channel="chat:{id}").install(app, "/api/chat")`.
+
+    `{id}` in `channel` is the id of the page's chat. `version` is the major release of `ai` in the page; `strict`
+    leaves out optional fields, for early releases of 5 and 6. Tools in `browser_tools` run in the page.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        *,
+        channel: str,
+        version: int = 7,
+        strict: bool = False,
+        browser_tools: Sequence[str] = (),
+    ) -> None:
+        if version not in (5, 6, 7):
+            raise LocalError(f"version must be 5, 6 or 7, the major release of the package ai, got {version!r}")
+        if "{id}" not in channel:
+            raise LocalError(f'channel must hold {{id}}, the id of the chat, as in "chat:{{id}}", got {channel!r}')
+        self._hub = hub
+        self._channel = channel
+        self._release = Release(version, strict, frozenset(browser_tools))
+
+    def install(self, app: Any, path: str) -> None:
+        """Add the routes to a Starlette or FastAPI app, before its other routes."""
+        path = path.rstrip("/")
+        app.router.routes[:0] = [
+            Route(path, guarded(self._post), methods=["POST"]),
+            Route(f"{path}/{{id}}/stream", guarded(self._resume), methods=["GET"]),
+            Route(f"{path}/{{id}}/messages", guarded(self._messages), methods=["GET"]),
+            Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
+        ]
+
+    async def _post(self, request: Request) -> Response:
+        """Add the last message of the page, or answer the agent's questions, and stream the turn."""
+        access = await self._hub.authorize(request.scope)
+        body = await access.body(request)
+        channel = self._channel_of(body.get("id"))
+        earlier, last = _messages_in(body)
+        access.check(channel, "subscribe", "history", "publish" if last["role"] == "user" else "command")
+        if last["role"] == "assistant":
+            turn = await self._answer(access, channel, last)
+            message_id = turn.message.id if turn.message is not None else ""
+            return access.stream(channel, message_id, UIStream(self._release, message_id, last))
+        question = await self._question(access, channel, earlier, last, is_edit=body.get("messageId") is not None)
+        if body.get("trigger") == "regenerate-message":
+            await self._regenerate(access, channel, question)
+        return access.stream(channel, question, UIStream(self._release, question))
+
+    async def _question(self, access: Access, channel: str, earlier: list[Json], last: Json, *, is_edit: bool) -> str:
+        """Return the id of the page's last message, which is stored if it is new or an edit."""
+        parts = _stored_parts(last["parts"])
+        given = last["id"] if _ID.match(last["id"]) else _hashed(last["id"])
+        with suppress(NotFound):
+            return await self._version(access, channel, given, parts, is_edit=is_edit)
+        parent = _parent(earlier, await access.conversation(channel, limit=NEWEST))
+        try:
+            created = await access.create(channel, id=given, parts=parts, parent=UNSET if parent is None else parent)
+            return created.id
+        except IdConflict:  # the same message, sent twice at the same moment
+            return await self._version(access, channel, given, parts, is_edit=is_edit)
+
+    async def _version(self, access: Access, channel: str, given: str, parts: list[Json], *, is_edit: bool) -> str:
+        """Return the id of the version with these parts of a known question. A new version is stored."""
+        known = (await access.turn(channel, given)).message
+        if known is None or known.role != "user":
+            raise IdConflict(f"message {given!r} is an answer; send a question with another id")
+        page = await self._hub.history(channel, limit=200)
+        versions = versions_of(known, [one for one in page.messages if one.created >= known.created])
+        alike = [one for one in versions if one.parts == parts]
+        if alike and (not is_edit or alike[-1] is versions[-1]):
+            return alike[-1].id
+        id = _hashed(versions[-1].id, json.dumps(parts))
+        return (await access.create(channel, id=id, parts=parts, parent=known.parent)).id
+
+    async def _regenerate(self, access: Access, channel: str, question: str) -> None:
+        turn = await access.turn(channel, question)
+        if turn.state not in ("over", "none"):
+            return  # the same request, sent twice
+        newest = turn.answers[-1].id if turn.answers else ""
+        with suppress(StillStreaming):
+            await access.command(channel, "regenerate", target=question, id=_hashed("regenerate", question, newest))
+
+    async def _answer(self, access: Access, channel: str, last: Json) -> TurnStatus:
+        """Reply to the questions that the page's last message answers, and return its turn."""
+        turns = await access.conversation(channel)
+        turn = next((one for one in turns if one.message is not None and last["id"] in _ids_of(one)), None)
+        if turn is None:
+            raise NotFound(f"message {last['id'][:64]!r} is no answer in channel {channel!r}; load the messages again")
+        open_ids = {one.id for one in turn.questions}
+        calls = {
+            one.data["call"]: one.id for one in turn.questions if isinstance(one.data, dict) and "call" in one.data
+        }
+        for part in filter(is_tool, last["parts"]):
+            state, approval = part.get("state"), part.get("approval")
+            # another tab may have been faster, or the question may have expired: neither is an error
+            with suppress(AlreadyAnswered, NotFound):
+                if state == "approval-responded" and isinstance(approval, dict) and approval.get("id") in open_ids:
+                    reason = {"reason": approval["reason"]} if isinstance(approval.get("reason"), str) else None
+                    await access.reply(channel, approval["id"], ok=approval.get("approved") is True, data=reason)
+                elif part["toolCallId"] in calls and part["type"].removeprefix("tool-") in self._release.browser_tools:
+                    if state == "output-available":
+                        await access.reply(channel, calls[part["toolCallId"]], data=part.get("output"))
+                    elif state == "output-error":
+                        error = {"code": "tool_failed", "detail": str(part.get("errorText"))}
+                        await access.reply(channel, calls[part["toolCallId"]], ok=False, error=error)
+        return turn
+
+    async def _resume(self, request: Request) -> Response:
+        """Replay the running turn; 204 if none runs."""
+        channel = self._channel_of(request.path_params["id"])
+        access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
+        for turn in reversed(await access.conversation(channel, limit=NEWEST)):
+            if turn.message is not None and turn.state in ("waiting", "running"):
+                return access.stream(channel, turn.message.id, UIStream(self._release, turn.message.id))
+        return Response(status_code=204)
+
+    async def _messages(self, request: Request) -> Response:
+        channel = self._channel_of(request.path_params["id"])
+        access = await self._hub.authorize(request.scope, channel, ["history"])
+        messages = ui_messages(await access.conversation(channel), self._release)
+        return JSONResponse(messages, headers={"cache-control": "no-store"})
+
+    async def _stop(self, request: Request) -> Response:
+        """Cancel what runs, for all tabs. Closing a connection cancels nothing."""
+        channel = self._channel_of(request.path_params["id"])
+        access = await self._hub.authorize(request.scope, channel, ["history", "command"])
+        for turn in await access.conversation(channel, limit=NEWEST):
+            if turn.state in ("waiting", "running"):
+                with suppress(Finished, NotFound):
+                    target = turn.message.id if turn.message is not None else turn.answers[0].id
+                    await access.command(channel, "cancel", target=target)
+        return Response(status_code=204)
+
+    def _channel_of(self, chat: object) -> str:
+        if not isinstance(chat, str) or not chat:
+            raise InvalidRequest("the body needs the field id, the id of the chat as text")
+        return self._channel.replace("{id}", chat)
+
+
+def _messages_in(body: Json) -> tuple[list[Json], Json]:
+    """Return the page's messages before the last, and the last one, in the form that is relied on."""
+    messages = body["messages"] if "messages" in body else [body.get("message")]
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise InvalidRequest("messages must be a list of at least one message, each with id, role and parts")
+    last = messages[-1]
+    if body.get("trigger", "submit-message") not in ("submit-message", "regenerate-message"):
+        raise InvalidRequest(f"trigger must be submit-message or regenerate-message, got {body['trigger']!r:.80}")
+    if last["role"] not in ("user", "assistant"):
+        raise InvalidRequest(f"the last message must be of role user or assistant, got {last['role']!r:.80}")
+    return messages[:-1], last
+
+
+def _is_message(message: object) -> bool:
+    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
+        return False
+    if not all(isinstance(message.get(name), str) and message[name] for name in ("id", "role")):
+        return False
+    return all(
+        isinstance(part, dict)
+        and isinstance(part.get("type"), str)
+        and (part["type"] not in ("text", "reasoning") or isinstance(part.get("text"), str))
+        and (not part["type"].startswith("tool-") or isinstance(part.get("state"), str))
+        for part in message["parts"]
+    )
+
+
+def _stored_parts(parts: list[Json]) -> list[Json]:
+    """Return the parts of a page's user message as they are stored. Raises InvalidRequest if none is left."""
+    stored: list[Json] = []
+    for part in parts:
+        match part:
+            case {"type": "text", "text": str(text)} if text:
+                stored.append({"type": "text", "text": text})
+            case {"type": "file", "url": str()}:
+                names = ("url", "mediaType", "filename")
+                stored.append(
+                    {"type": "file", **{name: part[name] for name in names if isinstance(part.get(name), str)}}
+                )
+            case {"type": str(kind)} if kind.startswith("data-"):
+                stored.append({"type": "data", "name": kind.removeprefix("data-"), "data": part.get("data")})
+    if not stored:
+        raise InvalidRequest("the message has no part of type text, file or data-…; send one at least")
+    return stored
+
+
+def _parent(earlier: list[Json], turns: list[TurnStatus]) -> str | None:
+    """Return the message that the page's new message follows; None if the page names none that exists."""
+    followed = {id: _end_of(turn) for turn in turns for id in _ids_of(turn)}
+    shown = (one["id"] for one in reversed(earlier) if one["role"] == "assistant")
+    return next((followed[id] for id in shown if id in followed), None)
+
+
+def _end_of(turn: TurnStatus) -> str:
+    last: Message | None = turn.answers[-1] if turn.answers else turn.message
+    assert last is not None
+    return last.id
+
+
+def _ids_of(turn: TurnStatus) -> set[str]:
+    """Return the ids that the assistant message of a turn may have on a page."""
+    ids = {one.id for one in turn.answers}
+    return ids | {f"{turn.message.id}.none"} if turn.message is not None else ids
+
+
+def _hashed(*values: str) -> str:
+    return hashlib.sha256("\n".join(values).encode()).hexdigest()[:32]

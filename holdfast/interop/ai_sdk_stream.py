@@ -1,0 +1,398 @@
+"""A turn in the format of the AI SDK: its UI message stream, and its `UIMessage`s.
+
+Layer: interop.
+
+One turn is one assistant message of the page, with all answers of the turn. Clients refuse what they do not know: a
+chunk type or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool
+comes a step boundary, because pages that send on by themselves look at the last step only. `docs/interop.md` has the
+mapping.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.routes import (
+    InAnswer,
+    MessageContinued,
+    MessageDeleted,
+    MessageFinished,
+    MessageOpened,
+    MessageReplaced,
+    PartOpened,
+    PartReplaced,
+    QuestionAnswered,
+    QuestionAsked,
+    TextAdded,
+    TurnChanged,
+    TurnDelta,
+    TurnStatus,
+)
+
+Json = dict[str, Any]
+Place = tuple[str, int]  # the id of an answer, and the index of a part
+FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
+STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
+_STAGES = {"input-available": 2, "approval-requested": 2, "approval-responded": 2}
+_STAGES |= {"output-available": 3, "output-error": 3, "output-denied": 3}
+
+
+@dataclass(frozen=True)
+class Release:
+    """The release of `ai` in the page, and the tools that the page runs."""
+
+    version: int = 7
+    strict: bool = False
+    browser_tools: frozenset[str] = frozenset()
+
+
+@dataclass
+class _Tool:
+    call: str
+    name: str
+    stage: int = 0
+    sent: int = 0  # code points of the input
+
+
+class UIStream:
+    """The UI message stream of one turn. With `page`, the page's own message, it has only the parts that lack there."""
+
+    heartbeat = b":\n\n"
+
+    def __init__(self, release: Release, message_id: str, page: Json | None = None) -> None:
+        self.headers = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "x-accel-buffering": "no",
+            "x-vercel-ai-ui-message-stream": "v1",
+        }
+        self.is_over = False
+        self._release = release
+        self._message_id = message_id
+        self._page = page
+        self._chunks: list[Json] = []
+        self._is_begun = False
+        self._is_step_due = False  # the next part needs a new step
+        self._is_step_empty = True
+        self._open: dict[Place, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
+        self._sent: dict[Place, Any] = {}  # code points of a text, or the last value of another part
+        self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
+        self._tools: dict[Place, _Tool] = {}
+        self._asked: dict[str, Json | None] = {}  # open questions; None: the page answers it with its next request
+        self._meta: Json = {}
+        self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
+        parts = page["parts"] if page is not None else []
+        self._has_texts = {
+            kind: deque(one["text"] for one in parts if one["type"] == kind) for kind in ("text", "reasoning")
+        }
+        self._has_tools = {one["toolCallId"]: one["state"] for one in parts if is_tool(one)}
+        self._has_data = {one.get("id"): one.get("data") for one in parts if one["type"].startswith("data-")}
+        self._has_others = {one.get("sourceId") or one.get("url") for one in parts}
+
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        """Return the chunks for `deltas` (`TurnFormat.frame`)."""
+        if self._page is not None:
+            self._begin(self._page["id"])
+        state = ""
+        for delta in deltas:
+            match delta:
+                case InAnswer(message_id, inner):
+                    self._answer(message_id, inner)
+                case QuestionAsked(command):
+                    self._ask(command.id, command.name, command.data)
+                case QuestionAnswered(id, ok, data):
+                    if (question := self._asked.pop(id, None)) is not None:
+                        self._put(
+                            type="data-question", id=id, data={**question, "open": False, "ok": ok, "reply": data}
+                        )
+                case TurnChanged(state):
+                    pass
+        if state in ("over", "none"):
+            self._finish(state)
+        elif None in self._asked.values():
+            self._close()
+            self._put(type="finish-step")
+            self._put(type="finish", finishReason="tool-calls")
+            self.is_over = True
+        body = "".join(f"data: {json.dumps(one, separators=(',', ':'))}\n\n" for one in self._chunks)
+        self._chunks.clear()
+        return (body + ("data: [DONE]\n\n" if self.is_over else "")).encode()
+
+    def _put(self, **chunk: Any) -> None:
+        self._chunks.append(chunk)
+
+    def _begin(self, message_id: str) -> None:
+        if not self._is_begun:
+            self._is_begun = True
+            self._put(type="start", messageId=message_id, **({"messageMetadata": self._meta} if self._meta else {}))
+            self._put(type="start-step")
+
+    def _content(self) -> None:
+        """Begin a new step if one is due, before the chunk that makes a part."""
+        if self._is_step_due and not self._is_step_empty:
+            self._close()
+            self._put(type="finish-step")
+            self._put(type="start-step")
+        self._is_step_due = self._is_step_empty = False
+
+    def _close(self) -> None:
+        for kind, id in self._open.values():
+            self._ended.add(id)
+            self._put(type=f"{kind}-end", id=id)
+        self._open.clear()
+
+    def _answer(self, message_id: str, delta: object) -> None:
+        match delta:
+            case MessageOpened(message):
+                self._meta = {**self._meta, **message.meta}
+                self._is_step_due = self._is_step_due or self._is_begun
+                self._begin(message_id)
+            case PartOpened(index, part) | PartReplaced(index, part):
+                self._part((message_id, index), part)
+            case TextAdded(index, kind, _, text):
+                self._grow((message_id, index), kind, text)
+            case MessageReplaced(message):
+                self._meta = {**self._meta, **message.meta}
+                for index, part in enumerate(message.parts):
+                    self._part((message_id, index), part)
+            case MessageFinished(status, reason, meta):
+                self._end, self._meta = (status, reason), {**self._meta, **meta}
+            case MessageContinued():
+                self._end = None
+            case MessageDeleted():
+                self._end = ("deleted", None)
+
+    def _part(self, place: Place, part: Json) -> None:
+        match part["type"]:
+            case "text" | "reasoning" as kind:
+                if place not in self._sent:
+                    self._sent[place] = self._text_on_page(kind, part["text"])
+                self._grow(place, kind, part["text"][self._sent[place] :])
+            case "tool":
+                self._tool(place, part)
+            case _:
+                chunk = ui_part(f"{place[0]}.{place[1]}", part)
+                if chunk is not None and self._sent.get(place) != chunk and not self._is_on_page(chunk):
+                    if not chunk["type"].startswith("data-") or place not in self._sent:
+                        self._content()
+                    self._chunks.append(chunk)
+                self._sent[place] = chunk
+
+    def _text_on_page(self, kind: str, text: str) -> int:
+        """Return how many code points of a text the page has."""
+        sent, known = 0, self._has_texts[kind]
+        while known and text.startswith(known[0], sent):
+            sent += len(known.popleft())
+        return sent
+
+    def _is_on_page(self, chunk: Json) -> bool:
+        if chunk["type"].startswith("data-"):
+            return chunk["id"] in self._has_data and self._has_data[chunk["id"]] == chunk["data"]
+        return (chunk.get("sourceId") or chunk.get("url")) in self._has_others
+
+    def _grow(self, place: Place, kind: str, text: str) -> None:
+        if kind == "tool":
+            tool = self._tools[place]
+            tool.sent += len(text)
+            if tool.stage == STARTED:
+                self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
+            return
+        if not text:
+            return
+        self._content()
+        if place not in self._open:
+            id = f"{place[0]}.{place[1]}"
+            while id in self._ended:
+                id += ".more"
+            self._open[place] = kind, id
+            self._put(type=f"{kind}-start", id=id)
+        self._put(type=f"{kind}-delta", id=self._open[place][1], delta=text)
+        self._sent[place] = self._sent.get(place, 0) + len(text)
+
+    def _tool(self, place: Place, part: Json) -> None:
+        tool = self._tools.get(place)
+        text, state = part.get("input", ""), part.get("state")
+        if tool is None:
+            stage = _STAGES.get(self._has_tools.get(part["call"], ""), 0)
+            tool = self._tools[place] = _Tool(part["call"], part["name"], stage, len(text) if stage else 0)
+        is_new = tool.stage == 0
+        if is_new:
+            self._content()
+            tool.stage = STARTED
+            self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
+        if tool.stage == STARTED and len(text) > tool.sent:
+            self._grow(place, "tool", text[tool.sent :])
+        is_over = "output" in part or state in ("done", "error", "denied")
+        if state == "called" or is_over:
+            # without this chunk the page does not run a finished call again
+            self._make_available(tool, text, is_silent=is_new and is_over)
+        if is_over and tool.stage < OVER:
+            tool.stage = OVER
+            self._is_step_due = True
+            self._is_step_empty = self._is_step_empty and not is_new
+            self._put(
+                **_result(part, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
+            )
+
+    def _make_available(self, tool: _Tool, text: str, *, is_silent: bool = False) -> None:
+        if tool.stage != STARTED:
+            return
+        tool.stage = AVAILABLE
+        value, is_json = parsed(text)
+        if not (is_silent and is_json):
+            chunk = {"toolCallId": tool.call, "toolName": tool.name, "input": value}
+            self._put(type="tool-input-available", **chunk, **self._executed(tool))
+
+    def _executed(self, tool: _Tool, *, is_output: bool = False) -> Json:
+        is_here = tool.name not in self._release.browser_tools
+        return {"providerExecuted": True} if is_here and (is_output or not self._release.strict) else {}
+
+    def _ask(self, id: str, name: str, data: Any) -> None:
+        call = data.get("call") if isinstance(data, dict) else None
+        tool = next((one for one in self._tools.values() if one.call == call), None)
+        is_approval = name == "approve" and self._release.version >= 6
+        if tool is None or not (is_approval or tool.name in self._release.browser_tools):
+            self._asked[id] = question = {"name": name, "data": data}
+            self._begin(f"{self._message_id}.none") if not self._is_begun else None
+            self._content()
+            self._put(type="data-question", id=id, data={**question, "open": True})
+            return
+        self._asked[id] = None
+        self._make_available(tool, "")
+        if is_approval and self._has_tools.get(tool.call) != "approval-requested":
+            self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
+
+    def _finish(self, state: str) -> None:
+        self._begin(f"{self._message_id}.none")
+        self._close()
+        if self._is_step_due and not self._is_step_empty:
+            self._content()
+        status, reason = self._end or ("complete" if state == "over" else "failed", None)
+        if status in ("complete", "cancelled"):
+            self._put(type="finish-step")
+        if status == "complete":
+            finish: Json = {"messageMetadata": self._meta} if self._meta else {}
+            if self._end is not None and not (self._release.strict and self._release.version < 6):
+                known = self._meta.get("finish_reason")
+                finish["finishReason"] = FINISH_REASONS.get(known, "other") if known else "stop"
+            self._put(type="finish", **finish)
+        elif status == "cancelled":
+            self._put(type="abort")
+        else:
+            none = "no agent serves this chat" if state == "none" else status
+            self._put(type="error", errorText=reason or none)
+        self.is_over = True
+
+
+def is_tool(part: Json) -> bool:
+    """Return whether a part of a page's message is a call of a tool."""
+    return str(part["type"]).startswith("tool-") and isinstance(part.get("toolCallId"), str)
+
+
+def parsed(text: str) -> tuple[Any, bool]:
+    """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself."""
+    try:
+        return json.loads(text), True
+    except ValueError:
+        return text or {}, not text
+
+
+def _result(part: Json, release: Release) -> Json:
+    """Return the chunk with the result of a call."""
+    known = {"toolCallId": part["call"]}
+    if part.get("state") == "denied":
+        if release.version < 6:
+            return {"type": "tool-output-error", **known, "errorText": "denied"}
+        return {"type": "tool-output-denied", **known}
+    output = part.get("output")
+    if part.get("state") == "error":
+        text = output if isinstance(output, str) else json.dumps(output)
+        return {"type": "tool-output-error", **known, "errorText": text}
+    return {"type": "tool-output-available", **known, "output": output}
+
+
+def ui_part(id: str, part: Json) -> Json | None:
+    """Return a source, file or data part, which is the same as chunk and in a message; None if the page has no such."""
+    match part:
+        case {"type": "data", "name": str(name)}:
+            return {"type": f"data-{name}", "id": id, "data": part.get("data")}
+        case {"type": "file", "url": str(url)}:
+            media_type = part.get("mediaType") or part.get("media_type") or "application/octet-stream"
+            return {"type": "file", "url": url, "mediaType": media_type}
+        case {"type": "source", "url": str(url)}:
+            title = {"title": part["title"]} if isinstance(part.get("title"), str) else {}
+            return {"type": "source-url", "sourceId": id, "url": url, **title}
+        case {"type": "source"}:
+            name = str(part.get("title") or part.get("filename") or "source")
+            media_type = str(part.get("mediaType") or part.get("media_type") or "text/plain")
+            return {"type": "source-document", "sourceId": id, "mediaType": media_type, "title": name}
+    return None
+
+
+def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
+    """Return the conversation as `UIMessage`s, without the answers of turns that wait or run."""
+    messages: list[Json] = []
+    for turn in turns:
+        if turn.message is not None:
+            asked = turn.message
+            meta = {"metadata": asked.meta} if asked.meta else {}
+            messages.append({"id": asked.id, "role": "user", "parts": [_asked(one) for one in asked.parts], **meta})
+        if turn.answers and turn.state == "over":
+            metas: Json = {}
+            for answer in turn.answers:
+                metas |= answer.meta
+            message: Json = {"id": turn.answers[0].id, "role": "assistant", "parts": _parts(turn, release)}
+            messages.append({**message, **({"metadata": metas} if metas else {})})
+    return messages
+
+
+def _asked(part: Json) -> Json:
+    match part:
+        case {"type": "data", "name": name}:
+            return {"type": f"data-{name}", "data": part.get("data")}
+        case {"type": "file"}:
+            return {"mediaType": "application/octet-stream", **part}
+    return part
+
+
+def _parts(turn: TurnStatus, release: Release) -> list[Json]:
+    """Return the parts of a turn's answers as the page builds them from the stream."""
+    step = {"type": "step-start"}
+    parts: list[Json] = [step]
+    is_due = False
+    for answer in turn.answers:
+        is_due = is_due or len(parts) > 1
+        for index, part in enumerate(answer.parts):
+            one: Json | None
+            if part["type"] in ("text", "reasoning"):
+                # pages keep the id of a reasoning, but for early releases
+                id = {"id": f"{answer.id}.{index}"} if part["type"] == "reasoning" and not release.strict else {}
+                one = {"type": part["type"], **id, "text": part["text"], "state": "done"} if part["text"] else None
+            elif part["type"] == "tool":
+                one = _tool_part(part, release)
+            else:
+                one = ui_part(f"{answer.id}.{index}", part)
+            if one is None:
+                continue
+            if is_due and parts[-1] is not step:
+                parts.append(step)
+            parts.append(one)
+            is_due = part["type"] == "tool" and str(one["state"]).startswith("output-")
+    return [*parts, step] if is_due and parts[-1] is not step else parts
+
+
+def _tool_part(part: Json, release: Release) -> Json:
+    value, _ = parsed(part.get("input", ""))
+    state = part.get("state")
+    known: Json = {"type": f"tool-{part['name']}", "toolCallId": part["call"], "input": value}
+    executed = {"providerExecuted": True} if part["name"] not in release.browser_tools else {}
+    if "output" not in part and state not in ("done", "error", "denied"):
+        return {**known, "state": "input-available" if state == "called" else "input-streaming", **executed}
+    result = _result(part, release)
+    shown = {name: value for name, value in result.items() if name in ("output", "errorText")}
+    if result["type"] == "tool-output-denied":
+        return {**known, "state": "output-denied", "approval": {"id": part["call"], "approved": False}, **executed}
+    return {**known, "state": result["type"].removeprefix("tool-"), **shown, **executed}

@@ -1,0 +1,231 @@
+"""Routes of an app's own that serve turns in a wire format of its own.
+
+Layer: routes, below `app`.
+
+`await hub.authorize(…)` returns the `Access` of the caller of such a route: it checks, counts and stores as the hub's
+own routes do. `Access.stream` returns a response that streams a turn through a `TurnFormat`. The names in `__all__` are
+public (`docs/python.md`); the adapters of `holdfast.interop` use no others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from holdfast.core.branches import versions_of
+from holdfast.core.deltas import (
+    Delta,
+    MessageContinued,
+    MessageDeleted,
+    MessageFinished,
+    MessageOpened,
+    MessageReplaced,
+    PartFinished,
+    PartOpened,
+    PartReplaced,
+    TextAdded,
+)
+from holdfast.core.errors import HoldfastError
+from holdfast.core.model import Command, Json, Message, Part
+from holdfast.core.names import check_channel, check_id, command_key
+from holdfast.core.requests import CreateMessage, ReplyCommand, SendCommand
+from holdfast.core.requests import Request as HubRequest
+from holdfast.core.turn_deltas import (
+    InAnswer,
+    QuestionAnswered,
+    QuestionAsked,
+    TurnChanged,
+    TurnDelta,
+    TurnState,
+    TurnStatus,
+)
+from holdfast.hub.identity import Identity
+from holdfast.hub.identity import Scope as HubScope
+from holdfast.hub.results import Result, own_copy
+from holdfast.hub.turn_status import read_conversation, read_turn
+from holdfast.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
+from holdfast.transports.codec import decode, unexpected
+from holdfast.transports.credentials import Credentials
+from holdfast.transports.http import problem_response, read_body
+from holdfast.transports.origin import check_peer
+from holdfast.transports.sse import StreamApp
+from holdfast.transports.traffic import charge, event_bytes, open_body
+from holdfast.transports.turn_stream import TurnFormat, TurnStream
+
+__all__ = [
+    "Access",
+    "Delta",
+    "InAnswer",
+    "MessageContinued",
+    "MessageDeleted",
+    "MessageFinished",
+    "MessageOpened",
+    "MessageReplaced",
+    "PartFinished",
+    "PartOpened",
+    "PartReplaced",
+    "QuestionAnswered",
+    "QuestionAsked",
+    "TextAdded",
+    "TurnChanged",
+    "TurnDelta",
+    "TurnFormat",
+    "TurnResponse",
+    "TurnState",
+    "TurnStatus",
+    "guarded",
+    "versions_of",
+]
+
+logger = logging.getLogger("holdfast.transports")
+_JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Access:
+    """The access of one request to the hub: who sends it, and what the caller may do. See `Hub.authorize`."""
+
+    def __init__(self, app: StreamApp, scope: HubScope, identity: Identity) -> None:
+        self._app = app
+        self._hub = app.hub
+        self._scope = scope
+        self.identity = identity
+
+    def check(self, channel: str, *capabilities: str) -> None:
+        """Raise Forbidden unless the caller holds all `capabilities` on `channel`, InvalidName for an invalid name."""
+        check_channel(channel)
+        for capability in capabilities:
+            self.identity.check(capability, channel)
+
+    async def body(self, request: Request) -> dict[str, Json]:
+        """Return the request's body, a JSON object. Raises InvalidRequest, InvalidText, TooLarge, TooMany, …"""
+        with open_body(self._hub, self.identity, self._scope) as count:
+            data = await read_body(request, self._hub.limits.request_bytes, count.grow)
+        charge(self._hub, self.identity, self._scope, len(data))
+        return decode(data, _JSON_OBJECT)
+
+    async def create(
+        self,
+        channel: str,
+        *,
+        id: str | None = None,
+        text: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+    ) -> Message:
+        """Store a user message of the caller, and return it. With an `id` it is safe to repeat. Raises IdConflict."""
+        self.check(channel, "publish")
+        request = CreateMessage(text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to)
+        check_create(request, self.identity, channel)
+        result = await self._ask(channel, self._hub.clock.new_id() if id is None else check_id(id), request)
+        assert result.message is not None
+        return own_copy(result.message)
+
+    async def command(
+        self, channel: str, name: str, *, target: str | None = None, data: Json = None, id: str | None = None
+    ) -> Command:
+        """Send a command of the caller, such as `cancel` or `regenerate`. Raises NotFound, Finished, TooMany, …"""
+        self.check(channel, "command")
+        key = command_key(self._hub.clock.new_id() if id is None else check_id(id))
+        result = await self._ask(channel, key, SendCommand(name=name, target=target, data=data))
+        assert result.command is not None
+        return result.command
+
+    async def reply(
+        self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None
+    ) -> None:
+        """Reply to a command as the caller. Raises AlreadyAnswered, NotFound, Forbidden."""
+        self.check(channel, "command")
+        await self._ask(channel, command_key(check_id(command_id)), ReplyCommand(ok=ok, data=data, error=error))
+
+    async def turn(self, channel: str, message_id: str) -> TurnStatus:
+        """Return the turn of a user message, as `Hub.turn` does. Raises NotFound, Deleted."""
+        self.check(channel, "history")
+        return await read_turn(self._hub.runtime, channel, check_id(message_id))
+
+    async def conversation(self, channel: str, *, limit: int = 200) -> list[TurnStatus]:
+        """Return the turns of the newest branch, oldest first, of the newest `limit` messages (at most 200, 2 MiB)."""
+        self.check(channel, "history")
+        return await read_conversation(self._hub.runtime, channel, limit)
+
+    def stream(self, channel: str, message_id: str, turn_format: TurnFormat) -> TurnResponse:
+        """Return the response that streams a turn from its beginning, and ends with it. It needs `subscribe` too."""
+        self.check(channel, "subscribe", "history")
+        return TurnResponse(
+            self._app, Credentials(self._hub, self._scope, self.identity), channel, message_id, turn_format
+        )
+
+    async def _ask(self, channel: str, key: str, request: HubRequest) -> Result:
+        hub = self._hub
+        result = await hub.ask(channel, key, request, caller_of(hub, self.identity, channel))
+        count_new_channel(hub, self.identity, result)
+        size = len(msgspec.json.encode(request))
+        charge(hub, self.identity, self._scope, event_bytes(hub, channel, result, size))
+        return result
+
+
+class TurnResponse(Response):
+    """The stream of a turn as a response. An error before the first byte becomes a problem response."""
+
+    def __init__(
+        self, app: StreamApp, credentials: Credentials, channel: str, message_id: str, turn_format: TurnFormat
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache, no-transform", **turn_format.headers})
+        del self.headers["content-length"]
+        self._app = app
+        self._credentials = credentials
+        self._channel = channel
+        self._message_id = message_id
+        self._format = turn_format
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stream = TurnStream(self._app, send, self._credentials, self._message_id, self._format)
+        try:
+            try:
+                self._credentials.take_slot()
+                status = await read_turn(self._app.hub.runtime, self._channel, self._message_id)
+                await stream.attach(self._channel, status)
+            except HoldfastError as error:
+                await problem_response(error)(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await stream.run(receive)
+        finally:
+            stream.close()
+
+
+async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabilities: Iterable[str]) -> Access:
+    """Return the access of a caller (`Hub.authorize`)."""
+    await check_peer(app.hub, scope)
+    await check_serving(app.hub)
+    access = Access(app, scope, await identify(app.hub, scope))
+    if channel is not None:
+        access.check(channel, *capabilities)
+    return access
+
+
+def guarded(endpoint: Endpoint) -> Endpoint:
+    """Return `endpoint` with its errors as problem responses: a HoldfastError as it is, any other one as `internal`."""
+
+    async def wrapped(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except HoldfastError as error:
+            return problem_response(error)
+        except ClientDisconnect:
+            return Response(status_code=499)  # the peer is gone, so no client receives it
+        except Exception:
+            logger.exception("a route failed")
+            return problem_response(unexpected())
+
+    return wrapped

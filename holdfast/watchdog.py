@@ -1,0 +1,94 @@
+"""A watchdog: limits how long operations may take, with one timer for all of them.
+
+Layer: watchdog, directly above `core`. The store's thread, the committer and the senders use it.
+
+`asyncio.timeout` makes and cancels a timer for each operation, which costs more than most operations that succeed. The
+limit of a watchdog is the same for all its operations, so they become due in the order in which they began. The one
+timer is set for the oldest operation; when it fires, it is set for the oldest one of that time. So an operation is
+cancelled exactly at its limit, and a watchdog without operations has no timer soon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+
+class Watchdog:
+    """Cancels operations on one event loop that take longer than `limit_s`. Each runs in `with watchdog.watch():`."""
+
+    __slots__ = ("_has_timer", "_loop", "_watches", "limit_s")
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._loop = asyncio.get_running_loop()
+        self._watches: dict[Watch, None] = {}  # the running operations, oldest first
+        self._has_timer = False
+
+    @classmethod
+    def kept(cls, known: Watchdog | None, limit_s: float) -> Watchdog:
+        """Return `known` if it has this limit and serves the running event loop, else a new watchdog."""
+        if known is not None and known.limit_s == limit_s and known._loop is asyncio.get_running_loop():
+            return known
+        return cls(limit_s)
+
+    def watch(self) -> Watch:
+        """Return a context manager for one operation of the current task. It raises TimeoutError at the limit."""
+        task = asyncio.current_task()
+        assert task is not None
+        return Watch(self, task, self._loop.time() + self.limit_s)
+
+    def begin(self, watch: Watch) -> None:
+        """Watch an operation until `end`."""
+        self._watches[watch] = None
+        if not self._has_timer:
+            self._has_timer = True
+            self._loop.call_at(watch.due_s, self._run)
+
+    def end(self, watch: Watch) -> None:
+        """Stop watching an operation."""
+        self._watches.pop(watch, None)
+
+    def _run(self) -> None:
+        now_s = self._loop.time()
+        for watch in tuple(self._watches):
+            if watch.due_s > now_s:
+                self._loop.call_at(watch.due_s, self._run)
+                return
+            del self._watches[watch]
+            watch.expire()
+        self._has_timer = False
+
+
+class Watch:
+    """One operation of a task. At the limit its task is cancelled, and the block raises TimeoutError."""
+
+    __slots__ = ("_cancelling", "_is_over", "_task", "_watchdog", "due_s", "is_late")
+
+    def __init__(self, watchdog: Watchdog, task: asyncio.Task[object], due_s: float) -> None:
+        self.due_s = due_s
+        self.is_late = False
+        self._is_over = False
+        self._watchdog = watchdog
+        self._task = task
+        self._cancelling = 0
+
+    def expire(self) -> None:
+        """End the operation now, as if its limit had passed. After its end this has no effect."""
+        if not self.is_late and not self._is_over:
+            self.is_late = True
+            self._task.cancel()
+
+    def __enter__(self) -> Watch:
+        self._cancelling = self._task.cancelling()
+        self._watchdog.begin(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_over = True
+        self._watchdog.end(self)
+        # If other code has cancelled the task as well, that cancellation goes on; `asyncio.timeout` does the same.
+        if self.is_late and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error

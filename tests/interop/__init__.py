@@ -1,0 +1,4 @@
+"""Routes of an app, and the adapters of other wire formats, with the real clients.
+
+Layer: tests.
+"""

@@ -1,0 +1,80 @@
+/**
+ * Pages with the npm package `ai`: node ai_sdk_page.mjs MODULE URL. Each line of the input is a call, each line of the
+ * output its result: {page, status, error, messages, calls}.
+ */
+import { createInterface } from "node:readline"
+
+const [, , module, url] = process.argv
+const { AbstractChat, DefaultChatTransport, lastAssistantMessageIsCompleteWithToolCalls: hasOutputs, lastAssistantMessageIsCompleteWithApprovalResponses: hasApprovals } =
+  await import(module)
+
+class State {
+  status = "ready"
+  error = undefined
+  messages = []
+  pushMessage = (message) => (this.messages = [...this.messages, structuredClone(message)])
+  popMessage = () => (this.messages = this.messages.slice(0, -1))
+  replaceMessage = (index, message) => (this.messages = this.messages.with(index, structuredClone(message)))
+  snapshot = (value) => structuredClone(value)
+}
+
+class Chat extends AbstractChat {
+  calls = [] // the tools that the page was asked to run
+  requests = 0
+  constructor({ id, tool, sendsOn, message }) {
+    const transport = new DefaultChatTransport({
+      api: url,
+      fetch: (...request) => {
+        this.requests += 1
+        return fetch(...request)
+      },
+      ...(message && { prepareSendMessagesRequest: ({ id, messages }) => ({ body: { id, message: messages.at(-1) } }) }),
+    })
+    super({
+      id,
+      transport,
+      state: new State(),
+      generateId: (() => {
+        let last = 0
+        return () => `${id}-${process.pid}-${pages.size}-${(last += 1)}`
+      })(),
+      onToolCall: ({ toolCall }) => {
+        this.calls.push(toolCall.toolCallId)
+        if (toolCall.toolName === tool) void this.addToolOutput?.({ tool, toolCallId: toolCall.toolCallId, output: { here: true } })
+      },
+      ...(sendsOn && { sendAutomaticallyWhen: (one) => hasOutputs(one) || (hasApprovals?.(one) ?? false) }),
+    })
+  }
+}
+
+const pages = new Map()
+const text = (message) => message.parts.map((part) => (part.type === "text" ? part.text : "")).join("")
+const until = async (isTrue) => {
+  for (let left = 2000; !isTrue() && left; left -= 1) await new Promise((done) => setTimeout(done, 5))
+}
+
+const actions = {
+  async open(page, { id, load, resume, ...options }) {
+    const chat = new Chat({ id, ...options })
+    pages.set(page, chat)
+    if (load) chat.messages = await (await fetch(`${url}/${encodeURIComponent(id)}/messages`)).json()
+    if (resume) void chat.resumeStream()
+  },
+  send: (page, { text, messageId }) => void pages.get(page).sendMessage({ text, messageId }),
+  again: (page, { index }) => void pages.get(page).sendMessage(pages.get(page).messages[index]),
+  regenerate: (page) => void pages.get(page).regenerate(),
+  leave: (page) => void pages.get(page).stop(),
+  stop: async (page) => (await fetch(`${url}/${encodeURIComponent(pages.get(page).id)}/stop`, { method: "POST" })).status,
+  approve: (page, answer) => pages.get(page).addToolApprovalResponse(answer),
+  saw: (page, { wanted }) => until(() => pages.get(page).messages.map(text).join("\n").includes(wanted)),
+  is: (page, { status }) => until(() => pages.get(page).status === status),
+  state: () => {},
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { page, action, ...options } = JSON.parse(line)
+  const result = await actions[action](page, options)
+  const { status, error, messages, calls, requests } = pages.get(page)
+  console.log(JSON.stringify({ result, status, error: error?.message, messages, calls, requests }))
+}
+process.exit(0)

@@ -1,0 +1,170 @@
+"""Routes of an app's own: the program of `docs/python.md`, access control, joined turns, and how streams end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from holdfast import Hub, Identity, Turn
+from holdfast.core.errors import Draining
+from tests.transports.conftest import Served, new_hub, serving
+
+PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+
+
+def program(hub: Hub) -> Any:
+    """Return the app of the program in `docs/python.md`, with `hub` in place of its own."""
+    (source,) = (one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Lines" in one)
+    names: dict[str, Any] = {"hub": hub}
+    exec(source.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
+    return names["app"]
+
+
+class Agent:
+    """An agent that writes two words, the second one when its gate opens."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.gate = asyncio.Event()
+        self.turns = 0
+        hub.agent("*", name="agent")(self.answer)
+
+    async def answer(self, turn: Turn) -> None:
+        self.turns += 1
+        async with turn.reply() as message:
+            await message.append("first")
+            await self.gate.wait()
+            await message.append(" second")
+
+
+@asynccontextmanager
+async def served_app(**options: Any) -> AsyncIterator[tuple[Served, Agent]]:
+    hub = new_hub(**options)
+    agent = Agent(hub)
+    async with serving(hub, program(hub)) as served:
+        yield served, agent
+
+
+async def lines_until(lines: AsyncIterator[str], line: dict[str, str]) -> list[dict[str, str]]:
+    """Return the lines of a stream up to `line`."""
+    found: list[dict[str, str]] = []
+    async for text in lines:
+        if text:
+            found.append(json.loads(text))
+        if found and found[-1] == line:
+            break
+    return found
+
+
+def text_of(lines: list[dict[str, str]]) -> str:
+    return "".join(line.get("text", "") for line in lines)
+
+
+async def test_program_of_the_page_joins_a_repeated_request_to_the_running_turn() -> None:
+    async with served_app() as (served, agent):
+        asked = {"text": "Why?", "id": "q"}
+        async with (
+            served.http.stream("POST", "/ask/chat:1", json=asked) as one,
+            served.http.stream("POST", "/ask/chat:1", json=asked) as other,
+        ):
+            assert one.headers["content-type"] == "application/x-ndjson"
+            lines = one.aiter_lines()
+            began = await lines_until(lines, {"text": "first"})
+            agent.gate.set()
+            assert text_of(began + await lines_until(lines, {"state": "over"})) == "first second"
+            assert text_of(await lines_until(other.aiter_lines(), {"state": "over"})) == "first second"
+        assert agent.turns == 1
+        later = await served.http.post("/ask/chat:1", json=asked)
+        assert text_of([json.loads(line) for line in later.text.split("\n") if line]) == "first second"
+        assert agent.turns == 1
+
+
+async def test_turn_reports_its_states_and_waits_for_the_next_one() -> None:
+    async with served_app() as (served, agent):
+        hub = served.hub
+        await hub.create("chat:1", text="Why?", id="q")
+        status = await hub.turn("chat:1", "q")
+        seen = [status.state]
+        while status.state != "over":
+            waiting = asyncio.ensure_future(hub.turn("chat:1", "q", after=status))
+            if status.answers:
+                agent.gate.set()
+            status = await waiting
+            seen.append(status.state)
+        assert list(dict.fromkeys(seen)) in (["waiting", "running", "over"], ["running", "over"])
+        assert [one.text for one in status.answers] == ["first second"]
+        await hub.create("other", text="Why?", id="q")
+        hub_waits = asyncio.ensure_future(hub.turn("chat:1", "q", after=status))
+        await asyncio.sleep(0)
+        await hub.drain()
+        with pytest.raises(Draining):
+            await hub_waits
+
+
+async def test_regenerated_turn_has_the_answers_of_its_last_round_also_after_a_restart(tmp_path: Path) -> None:
+    hub = new_hub(f"sqlite:///{tmp_path}/hub.db")
+    agent = Agent(hub)
+    agent.gate.set()
+    await hub.create("chat:1", text="Why?", id="q")
+    first = await over(hub, "q")
+    await hub.command("chat:1", "regenerate", target="q")
+    second = await over(hub, "q")
+    assert [len(first), len(second)] == [1, 1]
+    assert first != second
+    await hub.close()
+    hub = new_hub(f"sqlite:///{tmp_path}/hub.db")
+    assert [one.id for one in (await hub.turn("chat:1", "q")).answers] == second
+    await hub.close()
+
+
+async def over(hub: Hub, message_id: str) -> list[str]:
+    """Return the ids of a turn's answers, once it is over."""
+    status = await hub.turn("chat:1", message_id)
+    while status.state != "over":
+        status = await hub.turn("chat:1", message_id, after=status)
+    return [one.id for one in status.answers]
+
+
+async def test_route_follows_the_rules_of_the_verifier() -> None:
+    granted = frozenset({"publish", "subscribe", "history"})
+
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        token = dict(scope["headers"]).get(b"cookie", b"").decode().removeprefix("token=")
+        grants = {"all": {"chat:*": granted}, "reader": {"chat:*": granted - {"publish"}}}
+        return Identity(client_id=token, grants=grants[token]) if token in grants else None
+
+    async with served_app(authenticate=verify) as (served, agent):
+        agent.gate.set()
+
+        async def status(token: str, channel: str = "chat:1", **headers: str) -> tuple[int, str]:
+            headers = {"origin": str(served.http.base_url).rstrip("/"), "cookie": f"token={token}", **headers}
+            response = await served.http.post(f"/ask/{channel}", json={"text": "Why?"}, headers=headers)
+            is_problem = response.headers["content-type"] == "application/problem+json"
+            return response.status_code, response.json()["code"] if is_problem else response.headers["content-type"]
+
+        assert await status("all") == (200, "application/x-ndjson")
+        assert await status("nobody") == (401, "unauthenticated")
+        assert await status("reader") == (403, "forbidden")
+        assert await status("all", "other") == (403, "forbidden")
+        assert await status("all", "a b") == (400, "invalid_name")
+        assert await status("all", origin="https://evil.example") == (403, "forbidden")
+        page = await served.hub.history("chat:1")
+        assert [one.author for one in page.messages if one.role == "user"] == ["all"]
+
+
+async def test_stream_of_a_hub_that_drains_is_cut() -> None:
+    async with served_app() as (served, agent):
+        async with served.http.stream("POST", "/ask/chat:1", json={"text": "Why?"}) as response:
+            lines = response.aiter_lines()
+            await lines_until(lines, {"text": "first"})
+            await served.hub.drain()
+            with pytest.raises(httpx2.RemoteProtocolError):
+                [line async for line in lines]
+        assert agent.turns == 1
