@@ -239,8 +239,12 @@ async def test_a_mistake_in_the_attributes_is_shown_in_place_of_the_chat(
     browser: Browser, tag: str, words: str
 ) -> None:
     async with scene(browser, tag) as here:
+        named: list[str] = []
+        here.page.on("console", lambda message: named.append(message.text) if message.type == "error" else None)
+        await here.page.reload()
         await here.until(words)
         assert await here.page.locator("textarea").count() == 0
+        assert [words in text and text.startswith("<holdfast-chat>") for text in named] == [True]
 
 
 async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) -> None:
@@ -822,6 +826,52 @@ async def test_right_that_is_withdrawn_is_named_and_the_draft_stays(browser: Bro
         assert await here.page.locator("textarea").is_visible()
         assert await here.page.locator(".send").is_disabled()
         await here.until("kept")
+
+
+async def test_copy_puts_a_message_or_its_code_on_the_clipboard(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        text = "Run **this**:\n\n```sh\nmake demo\n```"
+        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text=text)
+        await here.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        await here.mount()
+        for selector, copied in ((".code .copy", "make demo"), (".actions .action", text)):
+            button = here.page.locator(selector, has_text="Copy")
+            await button.click()
+            await here.page.locator(selector, has_text="Copied").wait_for()
+            assert await here.page.evaluate("navigator.clipboard.readText()") == copied
+            await here.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+            await button.click()  # as on a page without https
+            await here.page.evaluate("delete navigator.clipboard")
+            assert await here.page.evaluate("navigator.clipboard.readText()") == copied
+
+
+async def test_properties_and_attributes_of_a_tag_take_effect(browser: Browser) -> None:
+    async with scene(browser, "", verified()) as here:
+        image = f"{here.page.url}holdfast/icon.png"
+        text = f"![Icon]({image}) ![Other](https://other.example/x.png)"
+        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text=text)
+        await here.page.evaluate(
+            """([token]) => {
+              const chat = document.createElement("holdfast-chat")
+              for (const [name, value] of Object.entries({ channel: "chat:1", url: "/holdfast", lang: "de", theme: "dark",
+                images: "same-origin", placeholder: "Frag uns", heading: "Hilfe" })) chat.setAttribute(name, value)
+              chat.tokenProvider = async () => token
+              chat.strings = { copy: "Abschreiben" }
+              document.body.append(chat)
+              window.root = chat.shadowRoot
+            }""",
+            [token()],
+        )
+        await here.page.locator("textarea[placeholder='Frag uns']").wait_for()
+        await here.page.get_by_role("heading", name="Hilfe").wait_for()
+        await here.page.get_by_text("Abschreiben", exact=True).wait_for(state="attached")
+        await here.page.get_by_role("button", name="Senden").wait_for()
+        assert await here.page.evaluate("[...root.querySelectorAll('.markdown img')].map((node) => node.src)") == [image]
+        links = await here.page.evaluate("[...root.querySelectorAll('.markdown a')].map((node) => node.href)")
+        assert links == ["https://other.example/x.png"]
+        assert await here.page.evaluate("getComputedStyle(root.host).colorScheme") == "dark"
+        assert all("default-src 'none'" in text for text in here.violations)  # which has no images
+        here.violations.clear()
 
 
 async def test_failed_answer_is_requested_again(browser: Browser) -> None:
