@@ -27,10 +27,10 @@ from bench.proc import CLIENT_CORE, SERVER_CORE
 NAMES = (
     "client",
     "fanout",
-    "conversations",  # and its writes: storage
+    "conversations",  # its writes are also those of `storage`
     "highest",
     "memory",
-    "resume",  # and hydration
+    "resume",  # measures hydration, too
     "storm",
     "slow",
     "turns",
@@ -40,7 +40,7 @@ NAMES = (
 )
 BENCHMARKS = tuple(name for name in NAMES if importlib.util.find_spec(f"bench.{name}") is not None)
 _LONG = ("soak",)  # left out of a quick run unless it is named
-_SHORTEST_SOAK_S = 10.0  # a slope needs some samples
+_SHORTEST_SOAK_S = 10.0  # a shorter soak has too few samples for a slope
 _BROKEN_OFF = 130  # the exit code that shells report for a program ended by Ctrl-C
 
 

@@ -31,7 +31,7 @@ from bench.proc import BenchError, Child, cpu_s, raise_file_limit
 __all__ = ["Sizes", "measure", "run", "verify"]
 
 _LIMIT = 5.0
-_AT_ONCE = 20  # tokens of one await, in the pipelined variant
+_AT_ONCE = 20  # number of tokens of one await, in the pipelined variant
 _TIMEOUT_S = 60.0
 _FILES_PER_PRODUCER = 3  # a viewer, a connection to Redis, and one spare
 
@@ -43,8 +43,8 @@ class Sizes:
     producers: int = 500
     rounds: int = 3
     seconds: float = 4.0
-    warm_s: float = 0.5  # before the counters start
-    pages: int = 10  # loads of the page of 2,000 tokens, of each kind
+    warm_s: float = 0.5  # time of work before the counters start
+    pages: int = 10  # number of loads of the page of 2,000 tokens, for each kind of load
     page_tokens: int = 2_000
 
 
@@ -57,7 +57,7 @@ class _Round(NamedTuple):
     us_per_token: float
     redis_us_per_token: float
     wait_ms: list[float]  # time until a token is durable: median and p99
-    fewest: int  # tokens of the slowest producer
+    fewest: int  # number of tokens of the slowest producer
 
     def __str__(self) -> str:
         redis = f", {self.redis_us_per_token:.1f} of them Redis's" if self.redis_us_per_token else ""
@@ -83,7 +83,7 @@ def needs(options: Options) -> Needs:
 
 
 def _try_xadd(folder: Path) -> None:
-    """Start it once, to see whether it works."""
+    """Start the Redis system once, to see whether it works."""
     with xadd(folder, "always", pool=1):
         pass
 
@@ -138,7 +138,8 @@ def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag:
     used_s, redis_s = system.cpu_s(), _redis_s(system)
     done = child.request("append", seconds=sizes.seconds, at_once=at_once, reply_in_s=sizes.seconds + _TIMEOUT_S)
     used_s, redis_s = system.cpu_s() - used_s, _redis_s(system) - redis_s
-    if not system.written_bytes():  # since its start: a short round may change only pages that are already dirty
+    # counted since its start, because a short round may change only pages that are already dirty
+    if not system.written_bytes():
         raise BenchError("no bytes were written to a disk: choose a directory on a disk with --dir")
     tokens = done["tokens"] - before
     sent = child.request("finish", reply_in_s=_TIMEOUT_S)["messages"]

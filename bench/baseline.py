@@ -128,7 +128,7 @@ def _chunk(payload: bytes) -> bytes:
 
 async def _main() -> None:
     bare = Bare()
-    with serving.listen("127.0.0.1", 0) as listener:  # the same socket options
+    with serving.listen("127.0.0.1", 0) as listener:  # with the socket options of `holdfast serve`
         async with await asyncio.get_running_loop().create_server(lambda: _Viewer(bare), sock=listener):
             reply(port=listener.getsockname()[1])
             await serve_requests({"load": bare.load, "play": bare.play})

@@ -46,7 +46,9 @@ class Shape:
     viewers: int
     tokens_per_s: float
     has_goal: bool = (
-        False  # to cost less than nchan, by joining tokens; not where tokens are too far apart to be joined
+        # True: Holdfast must cost less than nchan, because it joins tokens; False where tokens are too far apart to be
+        # joined
+        False
     )
 
     @property
@@ -101,14 +103,16 @@ SYSTEMS: dict[str, Start] = {
 
 class _Round(NamedTuple):
     us_per_token: float
-    overrun_s: float  # from the due time of the last token to the arrival of the last one
+    overrun_s: float  # time from the due time of the last token to the arrival of the last token
     frames_per_token: float
     bytes_per_token: float
     latency_ms: list[float]
     server_load: float
     client_load: float
     publisher_load: (
-        float  # the publisher over HTTP shares the load client's core; other systems have producers in their process
+        # CPU time of the publisher over HTTP, which shares the load client's core; other systems have producers in
+        # their process
+        float
     )
     lag_ms: float  # lateness of the producers (p99)
 
@@ -136,7 +140,7 @@ def run(options: Options) -> Iterator[Row]:
 def needs(options: Options) -> Needs:
     peers = [
         name for name in SYSTEMS if name not in ("Holdfast", "nchan, joined")
-    ]  # it needs the same packages as nchan
+    ]  # nchan with Redis needs the same packages as nchan
     return Needs(
         seconds=170 if options.is_quick else 770,
         files=_most(QUICK if options.is_quick else FULL) + _FILES_TO_SPARE,
@@ -198,7 +202,7 @@ def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Size
                 one = _round(system, kind, client, shape, sizes.seconds, tag=f"{tag}-{kind}-{n}")
             except (BenchError, OSError) as error:  # OSError: the system has died, so its CPU time cannot be read
                 without[system, kind] = failed(f"  {shape}: {system.name}, {NAMES[kind]}", error)
-                with contextlib.suppress(BenchError):  # this system may be the dead one
+                with contextlib.suppress(BenchError):  # this system may be the one that has ended
                     client.request("close")
             else:
                 rounds[system, kind].append(one)

@@ -18,7 +18,7 @@ CHANNEL = "bench:client"
 
 _VIEWERS = 1_000
 _FRAMES_PER_S = 25
-_TEXT = "0123456789"  # in each frame: two tokens, as in 40 ms at 50 tokens per second
+_TEXT = "0123456789"  # text of each frame: two tokens, as many as arrive within 40 ms at 50 tokens per second
 
 
 def run(options: Options) -> list[Row]:
@@ -42,7 +42,7 @@ def _row(kind: str, name: str, count: int) -> Row:
 
 
 def replay(recorded: Json, sent: Json, *, viewers: int) -> tuple[Json, Json, float]:
-    """Play a recording by the bare server to so many viewers. Return `drained`, `decoded`, its CPU. Raises `Void`."""
+    """Play a recording by the bare server to `viewers` viewers. Return `drained`, `decoded`, its CPU. Raises `Void`."""
     raise_file_limit(viewers + 100)
     with Child("bench.baseline", core=SERVER_CORE) as baseline, load_client() as load:
         port = baseline.read(timeout_s=10)["port"]

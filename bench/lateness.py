@@ -19,7 +19,7 @@ class Lateness:
 
     def __init__(self) -> None:
         self._counts: defaultdict[int, int] = defaultdict(int)
-        self._next_s: dict[object, float] = {}  # by producer
+        self._next_s: dict[object, float] = {}  # for each producer the due time of its next token
 
     def made(self, producer: object, late_s: float, next_s: float = math.inf) -> None:
         """Note a token, made `late_s` after its due time. The next one, or the end, is due at `next_s`

@@ -34,7 +34,7 @@ __all__ = ["Connection", "Load"]
 _HOST = "127.0.0.1"
 _READ_BYTES = 32 * 1024
 _WAVE = 100  # connections opened before their first batches are waited for
-_QUIET_S = 0.4  # no bytes for this long, many times the flush window: all have arrived
+_QUIET_S = 0.4  # if no bytes arrive for this long, many times the flush window, all have arrived
 _POLL_S = 0.05  # between two checks whether all viewers are back
 _STDIN = 0
 
@@ -52,7 +52,7 @@ class Load:
         self._recorded: set[str] | None = None  # channels with a recorded viewer, while more may connect
         self._stalled: list[
             tuple[Connection, int]
-        ] = []  # with the bytes that each had received when it stopped reading
+        ] = []  # stalled viewers, with the number of bytes that each had received when it stopped reading
         self._is_stalling = False
         self._prefix = ""
         self._piece = tokens.WIDTH
@@ -122,7 +122,7 @@ class Load:
         With `last`, the last bytes of every viewer must contain it, unless a connection has ended; the comparison finds
         a viewer that does not get it in time. Without it, a pause is the only sign of the end.
         """
-        if not self._is_capturing:  # otherwise the time counts from here
+        if not self._is_capturing:  # outside a capture, the time counts from here
             self._captured_s, self._cpu_s = time.monotonic(), time.process_time()
         until_s = time.monotonic() + timeout_s
         self._last_read_s = time.monotonic()
@@ -175,7 +175,7 @@ class Load:
     def compare(self, *, sent: dict[str, Json], port: int | None, prefix: str = "") -> Json:
         """Compare the text of each viewer with the sent one and, with `port`, with the server's stored message."""
         stored = _stored(port, prefix, sent) if port is not None else {}
-        wrong: dict[str, list[str]] = {}  # by channel
+        wrong: dict[str, list[str]] = {}  # for each channel the reasons
         for channel, message in stored.items():
             if _digest(_text(message)) != sent[channel]["sha256"]:
                 wrong.setdefault(channel, []).append("the stored text differs from the appended text")

@@ -36,7 +36,7 @@ _CONVERSATIONS = 500
 _VIEWERS = 2
 _TOKENS_PER_S = 50.0
 _SECONDS = 2.0
-_STAMP = 10  # characters of a token with its append time
+_STAMP = 10  # number of characters of a token, which holds its append time
 # The further cost of a delivery and of a commit, which is not measured here, on the machine of `docs/benchmarks.md`.
 _SEND_S = 10e-6
 _COMMIT_S = 100e-6

@@ -11,7 +11,7 @@ __all__ = ["MESSAGE", "Conversation", "Visit", "conversations"]
 
 MESSAGE = "answer"  # the id of each conversation's message
 TOKENS_PER_S = 20
-LASTS_S = (2.0, 20.0)  # from the first token of a conversation to its last: minimum and maximum
+LASTS_S = (2.0, 20.0)  # minimum and maximum of the time from the first token of a conversation to its last
 _VIEWERS = (1, 4)
 _AWAY_S = 2.0  # maximum time between a cut and the reconnect
 
@@ -68,6 +68,6 @@ def _visit(random_: random.Random, starts_s: float, lasts_s: float) -> Visit:
         back_s = at_s + random_.uniform(0, _AWAY_S)
         cuts.append((at_s, back_s))
         at_s = back_s
-        if at_s > until_s:  # it reconnects once more, and gets the rest
+        if at_s > until_s:  # a viewer that is disconnected at the end reconnects once more and gets the rest
             break
     return Visit(random_.choice(("sse", "websocket")), max(0.0, arrives_s), leaves_s, tuple(cuts))

@@ -57,7 +57,7 @@ class Child:
         self._is_behind = False  # a reply that timed out may still arrive; it is not the reply to the next request
         self.pid = self._process.pid
         if core in os.sched_getaffinity(0):
-            with contextlib.suppress(ProcessLookupError):  # it has ended already: the first read reports that
+            with contextlib.suppress(ProcessLookupError):  # the process has ended already, which the first read reports
                 os.sched_setaffinity(self.pid, {core})
 
     def request(self, do: str, /, *, reply_in_s: float = 45.0, **fields: Any) -> Any:

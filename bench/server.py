@@ -30,7 +30,7 @@ _HOST = "127.0.0.1"
 _MOUNTED_AT = "/holdfast"
 _START_S = 10.0
 _POLL_S = 0.01
-_AT_ONCE = 100  # concurrent messages during a fill
+_AT_ONCE = 100  # limit of concurrent messages during a fill
 _CONNECTIONS = 20_000  # granian serves at most as many connections at once as its backlog
 
 
@@ -40,7 +40,7 @@ class Producers:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._soak: asyncio.Task[None] | None = None
-        self._lateness = Lateness()  # since the last request for work
+        self._lateness = Lateness()  # the lateness since the last request for work
         self._failure: Exception | None = None  # the error of a task that no request awaits
         hub.adopt("bench:*")(self._go_on)
 
@@ -97,7 +97,7 @@ class Producers:
         return {}
 
     async def fill(self, *, count: int, characters: int) -> dict[str, Any]:
-        """Store so many finished conversations of so many characters, each in a channel of its own.
+        """Store `count` finished conversations of `characters` characters, each in a channel of its own.
 
         Their channels leave memory at once: the memory of ten thousand channels, once freed, would hide a leak.
         """

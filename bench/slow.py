@@ -28,9 +28,9 @@ from bench.proc import BenchError, raise_file_limit, rss_bytes
 
 _READERS = 200
 _SLOW = (1, 10)
-_PIECE = 1_000  # characters per append
+_PIECE = 1_000  # number of characters of one append
 _PIECES_PER_S = 100
-_ANSWER = 1_000_000  # characters
+_ANSWER = 1_000_000  # number of characters of the answer
 _TIMEOUT_S = 30.0
 _CHANNEL = "bench:slow"
 _NAMES = {"sse": "SSE", "websocket": "WebSocket"}

@@ -31,9 +31,9 @@ _JUDGED_S = 300.0  # a shorter soak has a slope but no verdict: it would only sh
 _WARM_UP = 0.5
 _STEP_S = 1.0
 _OLD = 10_000  # conversations in the file before the soak
-_OLD_CHARACTERS = 2_000  # in each
+_OLD_CHARACTERS = 2_000  # number of characters of each of these conversations
 _IDLE_S = 10.0  # time after which an idle channel leaves the server's memory
-_AFTER_S = 20.0  # after the end of the last conversation, until viewers must have received it
+_AFTER_S = 20.0  # time after the end of the last conversation in which viewers must have received it
 _FILL_S = 120.0
 _RELEASE_S = 45.0
 _TIMEOUT_S = 45.0
@@ -156,7 +156,7 @@ def _visit(
             wrong = Void(f"{seen['wrong']} visits failed, e.g. {seen['example']}")
             try:
                 watch.look()
-            except (BenchError, OSError) as error:  # this may be the cause
+            except (BenchError, OSError) as error:  # an error of the server may be the cause of the failed visits
                 wrong.add_note(f"and {error}")
             raise wrong
         watch.look()

@@ -43,8 +43,8 @@ _NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 class _Round(NamedTuple):
     up_s: float  # from the kill until the new server listened
     live_s: float  # from the kill until the last viewer was live
-    burst_load: float  # load of the load client, from the kill until then
-    steady_load: float  # and from then on, while the answer streamed
+    burst_load: float  # load of the load client from the kill until the last viewer was live
+    steady_load: float  # load of the load client after that, while the answer streamed
 
     def __str__(self) -> str:
         return (

@@ -19,7 +19,7 @@ from wirecheck import Json
 __all__ = ["Visits"]
 
 _POLL_S = 0.05  # between two checks whether a viewer shows everything
-_PATIENCE_S = 15.0  # from the end of a conversation until viewers must show it
+_PATIENCE_S = 15.0  # time after the end of a conversation in which viewers must show all of it
 
 
 class Dialler(Protocol):

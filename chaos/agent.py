@@ -23,7 +23,7 @@ from oracle.plans import Piece, Script
 
 __all__ = ["AgentOrders", "asks"]
 
-FLUSHED_EVERY = 5  # pieces
+FLUSHED_EVERY = 5  # number of pieces between two flushes
 ASKS_S = 30.0  # how long it waits for the users
 
 
@@ -35,7 +35,7 @@ class AgentOrders:
     name: str
     pattern: str
     seed: int
-    steps: int  # steps of each answer
+    steps: int  # number of steps of each answer
     per_second: float
     on_crash: OnCrash
     drain_s: float

@@ -79,7 +79,7 @@ async def _server_killed(world: World, conversation: Conversation) -> None:
     await conversation.until_writing()
     conversation.expect_attempts(conversation.unstarted())
     await world.server.kill()
-    await asyncio.sleep(world.random.uniform(0.0, 0.5))  # a supervisor may take a while
+    await asyncio.sleep(world.random.uniform(0.0, 0.5))  # the time that a supervisor may take to start the server again
     await world.server.start()
     await conversation.check()
     await conversation.until_shown(conversation.agents, BACK_S)
@@ -138,7 +138,7 @@ async def _agent_cut_off(world: World, conversation: Conversation) -> None:
         for pause_s in pauses_s[: 2 if is_steady else 1]:
             await proxy.cut()
             world.note(f"{piece.writer} is cut off")
-            await asyncio.sleep(pause_s)  # somewhere within its reconnect
+            await asyncio.sleep(pause_s)  # a random moment of its reconnect
         await conversation.until_settled()
         if is_steady and conversation.departures(piece.writer) != known:
             raise Failure(f"a short break of a connection was shown as {piece.writer} leaving")

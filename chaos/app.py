@@ -28,7 +28,7 @@ from oracle.plans import Append, Plan
 
 __all__ = ["OPERATOR", "Wanted", "app"]
 
-FLUSHED_EVERY = 5  # steps
+FLUSHED_EVERY = 5  # number of steps between two flushes
 OPERATOR = "operator"  # the client that may read `/metrics`
 
 

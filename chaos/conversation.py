@@ -33,11 +33,11 @@ CHANNELS = ("talk:one", "talk:two")
 PATTERN = "talk:*"
 
 GONE_S = 6.0  # time in which viewers must see that a killed agent is gone and its answer is interrupted
-VANISHED_S = 20.0  # the same for an agent that falls silent
-BACK_S = 15.0  # the longest pause between two attempts to connect
+VANISHED_S = 20.0  # time in which viewers must see the same of an agent that falls silent
+BACK_S = 15.0  # longest pause between two tries of a client to connect
 STOPPED_S = 6.0  # longest time of a cancel: the agent has two seconds, then the server carries it out
 SETTLED_S = 45.0  # two leases of a turn whose agent never received it, and the answer
-REST_S = 30.0  # time in which all turns must end: the request that ends one may have been lost
+REST_S = 30.0  # time in which all turns must end, although the request that ends one may have been lost
 STEADY_S = 12.0  # an agent with an older connection reconnects at once; after a younger one it may wait
 LASTING_S = 30.0  # an agent that shuts down may finish its answer
 
@@ -48,7 +48,7 @@ class Conversation:
     def __init__(self, world: World, *, viewers: Iterable[Viewer] = ()) -> None:
         self.world = world
         self.questions = Questions(world.seed, world.scale.steps)
-        self.agents: dict[str, Child] = {}  # those that viewers shall show
+        self.agents: dict[str, Child] = {}  # the agents that viewers must show as present
         self.proxies: dict[str, FaultProxy] = {}  # the network between each agent and the server
         self._orders: dict[str, AgentOrders] = {}
         # Separate from the world's, which determines the faults: the number of draws here depends on real time.
@@ -251,7 +251,7 @@ class Conversation:
                     return status, response
                 if response.get("code") not in ("draining", "store_unavailable", "busy"):
                     raise Failure(f"{method} {path} got status {status}: {response}")
-            await asyncio.sleep(self._random.uniform(0.02, 0.2))  # between two attempts
+            await asyncio.sleep(self._random.uniform(0.02, 0.2))  # before the request is sent again
         raise Failure(f"{method} {path} had no response in {SETTLED_S:.0f} s")
 
     # -- viewers ---------------------------------------------------------------------------------------------------

@@ -238,7 +238,8 @@ async def _kill_on_full_disk(world: World, server: Server, *, is_limit: bool, ro
 def _fill(server: Server, mounted: Path | None, room: int) -> None:
     """Leave `room` bytes free, by a limit on file sizes or by filling the file system."""
     if mounted is None:
-        # The limit ignores the size of the file: the WAL starts at its beginning again; its index has 32 KiB.
+        # The limit applies to each file of the store. The database file may be larger, since the server writes to the
+        # WAL, from the WAL's beginning. The index of the WAL needs 32 KiB.
         limit = 40 * 1024 + room
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         return

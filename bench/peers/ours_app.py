@@ -22,7 +22,7 @@ class Appenders:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._open = contextlib.AsyncExitStack()
-        self._writers: dict[str, MessageWriter] = {}  # by channel
+        self._writers: dict[str, MessageWriter] = {}  # the open writers, by channel
         self._sent: dict[str, Sent] = {}
 
     async def begin(self, *, channels: list[str]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ class Appenders:
         return {}
 
     async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
-        """Grow all open messages for so long, each by `at_once` tokens and then a wait until they are stored."""
+        """Grow all open messages for `seconds`: each gets `at_once` tokens and then waits until they are stored."""
         for each in self._sent.values():
             del each.waits_s[:]
         started_s = time.monotonic()

@@ -27,7 +27,7 @@ class _Visits:
     failed: Row | None = None  # after an error there are no figures, and no further requests
 
     def attempt(self, do: Callable[[], None]) -> None:
-        """Do it, unless an earlier step has failed; other systems are measured all the same."""
+        """Call `do`, unless an earlier step has failed. After an error other systems are still measured."""
         if self.failed is not None:
             return
         try:

@@ -25,7 +25,8 @@ from bench.proc import BenchError
 from bench.tokens import token
 
 _HOST = "127.0.0.1"
-_CONNECTIONS = 256  # with 16, publishes that waited for Redis delayed one another: 110 ms instead of a few
+# with only 16 connections, requests that waited for Redis delayed one another: 110 ms instead of a few
+_CONNECTIONS = 256
 _RESPONSES_S = 15.0  # longest wait for missing responses at the end
 _STATUS = b"HTTP/1.1 "
 
@@ -140,7 +141,7 @@ def _send(lanes: _Lanes, channels: int, count: int, tokens_per_s: float, window_
     """Publish all tokens when they are due. Return the texts, and how late the tokens were."""
     sent: list[list[str]] = [[] for _ in range(channels)]
     gathered: list[list[str]] = [[] for _ in range(channels)]
-    closing: deque[tuple[float, int]] = deque()  # ends of windows, in order: all are equally long
+    closing: deque[tuple[float, int]] = deque()  # ends of windows, in order, because all windows are equally long
     lateness = Lateness()
     total, due = count * channels, 0
     period_s = 1 / tokens_per_s / channels  # the channels are spread over one token's time

@@ -21,8 +21,8 @@ from wirecheck import Checker, Session
 __all__ = ["Loaded", "Page", "follow", "load"]
 
 _HOST = "127.0.0.1"
-_QUIET_S = 0.15  # no bytes for this long: check whether the text is complete
-_PATIENCE_S = 5.0  # with a server that has not sent everything
+_QUIET_S = 0.15  # after this time without bytes, check whether the text is complete
+_PATIENCE_S = 5.0  # longest wait for a server that has not sent all of the text
 _TIMEOUT_S = 20.0
 _READ_BYTES = 256 * 1024
 
@@ -30,7 +30,7 @@ _READ_BYTES = 256 * 1024
 class Loaded(NamedTuple):
     seconds: float
     bytes: int  # size of bodies and payloads, without framing
-    wire_bytes: int  # as read from the socket: with heads, and the framing of chunks and frames
+    wire_bytes: int  # number of bytes read from the socket, with heads and the framing of chunks and frames
 
 
 class Page:

@@ -51,7 +51,7 @@ class SocketIo(System):
 
 @contextlib.contextmanager
 def socketio() -> Iterator[SocketIo]:
-    """Start it on a port of its own choice. Raises `BenchError` if it is missing or does not start."""
+    """Start a Socket.IO server on a free port. Raises `BenchError` if it is missing or does not start."""
     node = program("node", "nodejs npm")
     packages = node_packages(*SOCKET_IO)
     script = Path(__file__).with_name("socketio_server.mjs")

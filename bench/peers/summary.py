@@ -9,7 +9,7 @@ from bench.tokens import known_token
 
 __all__ = ["Sent", "appended", "summary"]
 
-_STEP = 97  # tokens between the beginnings of two producers' texts
+_STEP = 97  # number of tokens between the beginnings of two producers' texts
 _TOKENS = [known_token(0, n) for n in range(1 << 16)]
 
 
@@ -50,5 +50,5 @@ def appended(sent: Collection[Sent], seconds: float) -> dict[str, Any]:
         "wait_ms": [ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99)] if ordered else [],
         "fewest": min(
             each.tokens for each in sent
-        ),  # tokens of the producer that sent fewest: shows whether all were served
+        ),  # number of tokens of the producer that sent fewest, which shows whether all were served
     }

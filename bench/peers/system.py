@@ -101,7 +101,7 @@ def _check_alive(child: Child, pid: int) -> None:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        child.read(timeout_s=5)  # its keeper ends with it
+        child.read(timeout_s=5)  # the process that keeps the server ends with the server
 
 
 @contextlib.contextmanager

@@ -37,9 +37,9 @@ class TextChecker:
         self.channel = channel
         self.violations: list[Violation] = []
         self.batches = 0
-        self.payload_bytes = 0  # bodies without chunking, and payloads of frames
+        self.payload_bytes = 0  # size of bodies without chunking, and of payloads of frames
         self.is_done = False
-        self.position: str | None = None  # where to resume, in the peer's own format
+        self.position: str | None = None  # the position to resume from, in the peer's own format
         self.pieces: list[str] = []
         self._latencies = latencies
 

@@ -46,7 +46,7 @@ class Xadd(System):
 @contextlib.contextmanager
 def xadd(directory: Path, fsync: Fsync, *, pool: int = _POOL) -> Iterator[Xadd]:
     """Start it with its append-only file in `directory`. Raises `BenchError` if a program or package is missing."""
-    program("redis-server", "redis-server")  # before any download
+    program("redis-server", "redis-server")  # fail before any download if Redis is missing
     packages = python_packages(*REDIS_CLIENT)
     with (
         redis_server(directory, fsync) as redis,
@@ -58,7 +58,7 @@ def xadd(directory: Path, fsync: Fsync, *, pool: int = _POOL) -> Iterator[Xadd]:
 
 @contextlib.contextmanager
 def _import_path(folder: Path) -> Iterator[None]:
-    """Let children that start meanwhile import from `folder` first."""
+    """Let child processes that start while the block runs import modules from `folder` first."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before)))
     try:

@@ -25,9 +25,9 @@ from fastapi.responses import StreamingResponse
 from bench.control import reply, serve_requests
 from bench.peers.summary import Sent, appended, summary
 
-_READ_COUNT = 1_000  # entries of one XREAD
-_BLOCK_MS = 15_000  # then a comment is sent as heartbeat
-_VIEWERS = 2_000  # connections that may wait at once
+_READ_COUNT = 1_000  # limit of entries of one XREAD
+_BLOCK_MS = 15_000  # longest wait of one XREAD, after which a comment is sent as heartbeat
+_VIEWERS = 2_000  # limit of connections that may wait at the same time
 _TEXT, _DONE = b"t", b"done"
 
 
@@ -95,7 +95,7 @@ class Appenders:
         return {}
 
     async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
-        """Grow all streams for so long, each by `at_once` tokens and then a wait until they are stored."""
+        """Grow all streams for `seconds`: each gets `at_once` tokens and then waits until they are stored."""
         for each in self._sent.values():
             del each.waits_s[:]
         started_s = time.monotonic()

@@ -54,6 +54,7 @@ class LinkState(Enum):
     CONNECTING = auto()
     LIVE = auto()
     AWAY = auto()  # waiting between two sockets
+    ENDING = auto()  # the owner has ended the link: it opens no other socket
     STOPPED = auto()  # the link has stopped for good
 
 
@@ -213,6 +214,7 @@ class Link:
                 over = await self._one_socket()
                 if over.error is not None:
                     self._stop(over.error)
+                if self.state in (LinkState.ENDING, LinkState.STOPPED):
                     return
                 self._why = str(over)
                 failures = 1 if loop.time() - opened_at_s > self.timing.stable_s else failures + 1
@@ -223,6 +225,12 @@ class Link:
                 await asyncio.sleep(delay_s)
         finally:
             self._stop(LocalError(f"the client of {self._access.address} is closed; open another one"))
+
+    def end(self, run: asyncio.Task[None]) -> None:
+        """End `run`. The state is needed too: a task group drops a cancellation while it handles a broken socket."""
+        if self.state is not LinkState.STOPPED:
+            self.state = LinkState.ENDING
+        run.cancel()
 
     async def _one_socket(self) -> _Broken:
         """Open a socket and use it until it ends. Return how it ended."""

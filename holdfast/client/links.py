@@ -73,7 +73,7 @@ class Links:
         def let_go() -> None:
             if link is not first and not link.receivers:
                 self._links.remove(link)
-                self._runs.pop(link).cancel()
+                link.end(self._runs.pop(link))
 
         return Feed(link, channel, consumer, history=history, flush_ms=flush_ms, when_closed=let_go)
 
@@ -91,8 +91,8 @@ class Links:
                 self._open()
                 self._ready.set()
                 await self._stop.wait()
-                for run in self._runs.values():
-                    run.cancel()
+                for link, run in self._runs.items():
+                    link.end(run)
         except Exception:
             logger.exception("the client has failed")
         finally:

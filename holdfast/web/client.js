@@ -324,8 +324,7 @@ export class Client extends Observable {
   leave(channel) {
     this.channels.delete(channel.name)
     if (!this.isHttp) this.sendOnce("detach", channel.name)
-    for (const connection of this.#connections) if (connection.channel === channel) connection.stop()
-    this.#connections = this.#connections.filter((connection) => connection.channel !== channel)
+    this.#connections = this.#connections.filter((connection) => connection.channel !== channel || void connection.stop())
   }
 
   /** @internal Connect. @param {import("./connection.js").Transport} [transport] @param {number} [attempt] the number of failed attempts */

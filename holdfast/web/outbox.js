@@ -106,12 +106,14 @@ export class Outbox {
   /** Remove a message that is not stored yet, from all tabs. @param {string} id */
   remove(id) {
     this.drop(id)
+    this.#storage?.removeItem(this.prefix + id)
     this.client.sharing?.discarded(id)
   }
 
   /** Remove the messages of this person, because the person signs out. */
   forget() {
     const { id, options } = this.client
+    this.#load() // those that closed tabs have left
     for (const entry of this.entries.values()) if (options.identity !== undefined || (entry.by ?? id) === id) this.remove(entry.id)
   }
 
@@ -123,7 +125,7 @@ export class Outbox {
   /** Remove a message from this tab, and do not send a request that waits. @param {string} id */
   drop(id) {
     const { requests } = this.client
-    if (this.entries.delete(id)) this.#storage?.removeItem(this.prefix + id)
+    this.entries.delete(id)
     for (const [ref, { frame }] of requests.pending) if (frame.id === id && frame.type === "create") requests.settle(ref, discarded(id))
   }
 

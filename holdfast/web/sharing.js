@@ -12,10 +12,17 @@ import { Tabs } from "./tabs.js"
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {import("./connection.js").Transport} Transport */
 
+const MAX_UNITS = 4_000 // of the list of ended messages; a longer one begins anew
+const SIGN_OUT = "." // in that list; no message has this id
+
 /** Find the identity, show the cached views, and connect. @param {Client} client @param {Transport} socket the transport whose frames tabs exchange */
 export async function share(client, socket) {
-  const token = client.options.identity === undefined ? await Promise.resolve(client.token.get()).catch((error) => void client.explain(error)) : undefined
-  const identity = client.options.identity ?? subjectOf(token)
+  let { identity } = client.options
+  try {
+    identity ??= subjectOf(await client.token.get())
+  } catch (error) {
+    client.explain(/** @type {any} */ (error))
+  }
   if (identity !== undefined) {
     client.sharing = new Sharing(client, identity, socket)
     await client.sharing.start()
@@ -39,6 +46,8 @@ export class Sharing {
   #cache
   /** @type {Tabs | undefined} */
   #tabs
+  #isOver = false
+  #key
 
   /** @param {Client} client @param {string} identity @param {Transport} socket */
   constructor(client, identity, socket) {
@@ -46,21 +55,47 @@ export class Sharing {
     this.identity = identity
     if (client.options.cache !== false) this.#cache = new Cache(client, identity)
     if (client.options.tabs !== false) this.#tabs = new Tabs(client, identity, socket)
-    const { outbox, closing: signal } = client
-    addEventListener("storage", ({ key, newValue }) => {
-      if (newValue !== "" || !key?.startsWith(outbox.prefix)) return
-      outbox.drop(key.slice(outbox.prefix.length))
-      for (const channel of client.channels.values()) channel.notify()
-    }, { signal })
+    this.#key = `holdfast-ended:${JSON.stringify([client.base, identity])}`
+    const { closing: signal } = client
+    let list = this.#list
+    const check = () => {
+      const known = list
+      list = this.#list
+      if (list !== known) this.#end(list.startsWith(known) ? list.slice(known.length) : list)
+    }
+    // Events of another tab, of another client in this page, and of a page that was in the back/forward cache and received none.
+    for (const type of ["storage", this.#key, "pageshow"]) addEventListener(type, check, { signal })
   }
 
-  /** Tell the other tabs that an unsent message was discarded: they hold it too, and the leader may be sending it. @param {string} id */
-  discarded(id) {
-    const key = this.client.outbox.prefix + id
+  /** The ids of the messages that pages of this identity have discarded, and their sign-outs, each before a blank. @returns {string} */
+  get #list() {
     try {
-      localStorage.setItem(key, "") // an event in each other tab
-      localStorage.removeItem(key)
+      return (localStorage[this.#key] ??= "  ") // reserves room
+    } catch {
+      return "" // the storage is denied
+    }
+  }
+
+  /** Notify the other pages that an unsent message was discarded: they hold it too, and the leader may be sending it. @param {string} id */
+  discarded(id) {
+    const list = this.#list
+    for (const start of [list[MAX_UNITS] ? "" : list, ""]) try {
+      localStorage[this.#key] = `${start}${id} `
+      break
     } catch {} // the storage is denied or full
+    dispatchEvent(new Event(this.#key))
+  }
+
+  /** Other pages have discarded messages, or have signed out. @param {string} ids */
+  #end(ids) {
+    const { client } = this
+    for (const id of ids.split(" ")) {
+      if (id === SIGN_OUT) {
+        this.#isOver = true // notify no others: the person may have signed in again
+        void client.signOut()
+      } else client.outbox.drop(id)
+    }
+    for (const channel of client.channels.values()) channel.notify()
   }
 
   async start() {
@@ -86,7 +121,7 @@ export class Sharing {
   identified(id) {
     const { client, identity } = this
     if (id === identity) return
-    console.warn(`holdfast: the server knows this page as ${id}, not as ${identity}: the views of ${identity} are deleted`)
+    console.warn(`holdfast: the server knows this page as ${id}, not as ${identity}: its views are deleted`)
     void this.#cache?.clear()
     client.sharing = undefined
     for (const channel of client.channels.values()) channel.show()
@@ -96,9 +131,7 @@ export class Sharing {
 
   /** Delete the data that the browser keeps under the identity. */
   async signOut() {
-    try {
-      this.#tabs?.signOut()
-    } catch {} // without channels each tab is alone
+    if (!this.#isOver) this.discarded(SIGN_OUT)
     await this.#cache?.clear()
   }
 }

@@ -11,10 +11,10 @@ import { dump } from "./dump.js"
 
 /** @typedef {import("./client.js").Client} Client */
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
-/** @typedef {{ stop(): void, hear?(isUp?: boolean): void, welcome?(message: any): void }} Role */
+/** @typedef {{ stop(): void, heartbeat?(isUp?: boolean): void, accept?(message: any): void }} Role */
 /**
- * @typedef {object} Guest the leader's data about a follower
- * @property {BroadcastChannel} pipe
+ * @typedef {object} FollowerState the leader's data about a follower
+ * @property {BroadcastChannel} port
  * @property {number | null} n number of its socket; null: closed
  * @property {Set<string>} attached channels whose frames it gets
  * @property {Map<string, { ref: unknown, since: string | undefined }>} waiting channels that are not live yet
@@ -23,7 +23,7 @@ import { dump } from "./dump.js"
  * @property {number} received characters of frames that the follower has confirmed
  */
 
-const BEAT_MS = 500
+const HEARTBEAT_MS = 500
 const TICK_MS = 100
 const SILENT_MS = 1_500 // silence of the leader after which a follower takes the lead
 const LATE_MS = 1_000 // a timer that fires this late means that this page itself was stopped
@@ -43,8 +43,6 @@ export class Tabs {
   role
   #ended = new AbortController()
   #isAlone = false
-  #isAway = false
-  #isOver = false
 
   /** @param {Client} client @param {string} identity @param {import("./connection.js").Transport} socket the WebSocket transport */
   constructor(client, identity, socket) {
@@ -64,10 +62,10 @@ export class Tabs {
     follow()
     // A page that holds a lock or a connection may not enter the back/forward cache.
     addEventListener("pagehide", () => {
-      this.#isAway = client.state !== "suspended"
+      if (client.state === "suspended") return
       client.suspend()
+      addEventListener("pageshow", () => client.resume(), { signal, once: true })
     }, { signal })
-    addEventListener("pageshow", () => this.#isAway && client.resume(), { signal })
   }
 
   /** Lead or follow, and connect. */
@@ -76,7 +74,7 @@ export class Tabs {
     const { signal } = (this.#ended = new AbortController())
     try {
       this.main = new BroadcastChannel(this.name)
-      this.main.onmessage = ({ data }) => this.#hear(data)
+      this.main.onmessage = ({ data }) => this.#receive(data)
       // The leader waits for this lock, which it gets when this tab has closed.
       await new Promise((resolve, reject) => {
         const hold = () => new Promise((release) => {
@@ -121,21 +119,13 @@ export class Tabs {
         if (!lock) return void this.#become(new Follower(this))
         leader = new Leader(this)
         this.#become(leader)
-        return leader.reign
+        return leader.ended
       })
       .catch(() => {
         // The lock was stolen, or the browser refuses locks.
         if (leader && leader === this.role) this.#become(new Follower(this))
         else if (options.ifAvailable && !signal.aborted) this.alone()
       })
-  }
-
-  /** Sign out the other tabs of the identity too. */
-  signOut() {
-    if (this.#isOver) return
-    const main = new BroadcastChannel(this.name)
-    main.postMessage({ isOver: true })
-    main.close()
   }
 
   /** @param {Role} role */
@@ -146,22 +136,19 @@ export class Tabs {
   }
 
   /** @param {any} message of another tab to all */
-  #hear(message) {
-    if (message.isOver) {
-      this.#isOver = true
-      void this.client.signOut()
-    } else if (message.tab) this.role?.welcome?.(message)
+  #receive(message) {
+    if (message.tab) this.role?.accept?.(message)
     else if (message.term > this.term) {
       this.term = message.term
       this.#become(new Follower(this)) // another tab is the leader now
-    } else if (message.term === this.term) this.role?.hear?.(message.isUp)
+    } else if (message.term === this.term) this.role?.heartbeat?.(message.isUp)
   }
 }
 
 class Follower {
   #waiting = new AbortController()
   #now
-  #heard_ms
+  #received_ms
   #ticked_ms
   #ticks
 
@@ -169,7 +156,7 @@ class Follower {
   constructor(tabs) {
     this.tabs = tabs
     this.#now = tabs.client.now
-    this.#heard_ms = this.#ticked_ms = this.#now()
+    this.#received_ms = this.#ticked_ms = this.#now()
     this.#ticks = setInterval(() => this.#tick(), TICK_MS)
     tabs.campaign({ signal: this.#waiting.signal })
   }
@@ -180,18 +167,18 @@ class Follower {
   }
 
   /** Note that the leader is alive. @param {boolean} [isUp] it is connected, so this tab does not wait for the end of its back-off */
-  hear(isUp) {
+  heartbeat(isUp) {
     const { client, transport } = this.tabs
-    this.#heard_ms = this.#now()
+    this.#received_ms = this.#now()
     if (isUp && client.status.retryAt) client.use(transport)
   }
 
   #tick() {
     const now_ms = this.#now()
-    if (now_ms - this.#ticked_ms > LATE_MS) this.hear()
+    if (now_ms - this.#ticked_ms > LATE_MS) this.heartbeat()
     this.#ticked_ms = now_ms
-    if (now_ms - this.#heard_ms < SILENT_MS) return
-    this.hear()
+    if (now_ms - this.#received_ms < SILENT_MS) return
+    this.heartbeat()
     const { tabs } = this
     // If two followers notice the silence at the same time, one would steal the lock from the other.
     void navigator.locks.request(`${tabs.name}:election`, { ifAvailable: true }, (lock) => {
@@ -218,18 +205,18 @@ class TabSocket {
   constructor(tabs) {
     this.tabs = tabs
     this.#n = ++tabs.sockets
-    this.pipe = new BroadcastChannel(tabs.name + tabs.id)
-    this.pipe.onmessage = ({ data }) => this.#receive(data)
+    this.port = new BroadcastChannel(tabs.name + tabs.id)
+    this.port.onmessage = ({ data }) => this.#receive(data)
     tabs.main?.postMessage({ tab: tabs.id, n: this.#n })
   }
 
   /** @param {string} text */
   send(text) {
-    this.pipe.postMessage({ term: this.#term, n: this.#n, text })
+    this.port.postMessage({ term: this.#term, n: this.#n, text })
   }
 
   close() {
-    this.pipe.close()
+    this.port.close()
   }
 
   /** @param {{ term: number, n: number, text?: string, isForbidden?: boolean }} message */
@@ -237,7 +224,7 @@ class TabSocket {
     const { tabs } = this
     if (n !== this.#n || term < tabs.term) return
     tabs.term = term
-    tabs.role?.hear?.()
+    tabs.role?.heartbeat?.()
     if (isForbidden) tabs.alone() // the leader's token may have fewer rights than this tab's
     else if (text) this.onmessage?.({ data: text })
     else if (text === "") this.onclose?.({ code: 1006 })
@@ -249,48 +236,48 @@ class TabSocket {
 }
 
 class Leader {
-  /** @type {Map<string, Guest>} by tab */
-  #guests = new Map()
+  /** @type {Map<string, FollowerState>} by tab */
+  #followers = new Map()
   /** @type {Map<Channel, () => void>} */
   #watched = new Map()
   /** @type {Map<Channel, number>} channels without a watcher → since when */
   #idle = new Map()
-  #ended = new AbortController()
-  #beats
+  #ending = new AbortController()
+  #heartbeats
 
   /** @param {Tabs} tabs */
   constructor(tabs) {
     this.tabs = tabs
     this.client = tabs.client
-    this.#beats = setInterval(() => this.#beat(), BEAT_MS)
+    this.#heartbeats = setInterval(() => this.#sendHeartbeat(), HEARTBEAT_MS)
     this.term = tabs.term = Math.max(tabs.term + 1, Date.now())
-    this.#beat()
+    this.#sendHeartbeat()
     /** Resolves when this tab is no longer the leader. */
-    this.reign = new Promise((resolve) => this.#ended.signal.addEventListener("abort", resolve))
+    this.ended = new Promise((resolve) => this.#ending.signal.addEventListener("abort", resolve))
   }
 
   stop() {
-    clearInterval(this.#beats)
-    this.#ended.abort()
+    clearInterval(this.#heartbeats)
+    this.#ending.abort()
     for (const unwatch of this.#watched.values()) unwatch()
-    for (const { pipe } of this.#guests.values()) pipe.close()
-    this.#guests.clear()
+    for (const { port } of this.#followers.values()) port.close()
+    this.#followers.clear()
     for (const channel of this.client.channels.values()) if (!channel.isOwn) channel.close()
   }
 
   /** A follower opens a socket. @param {{ tab: string, n: number }} message */
-  welcome({ tab, n }) {
+  accept({ tab, n }) {
     const name = this.tabs.name + tab
-    const { pipe, present } = this.#guests.get(tab) ?? { pipe: new BroadcastChannel(name), present: new Set() }
-    /** @type {Guest} */
-    const guest = { pipe, present, n, attached: new Set(), waiting: new Map(), sent: 0, received: 0 }
-    if (!this.#guests.has(tab)) {
-      navigator.locks.request(name, { signal: this.#ended.signal }, () => this.#drop(tab)).catch(() => {})
+    const { port, present } = this.#followers.get(tab) ?? { port: new BroadcastChannel(name), present: new Set() }
+    /** @type {FollowerState} */
+    const follower = { port, present, n, attached: new Set(), waiting: new Map(), sent: 0, received: 0 }
+    if (!this.#followers.has(tab)) {
+      navigator.locks.request(name, { signal: this.#ending.signal }, () => this.#drop(tab)).catch(() => {})
     }
-    this.#guests.set(tab, guest)
-    pipe.onmessage = ({ data }) => this.#receive(tab, guest, data)
-    if (this.#isUp) this.#post(guest)
-    else this.#close(guest) // a follower cannot be live while its leader is not
+    this.#followers.set(tab, follower)
+    port.onmessage = ({ data }) => this.#receive(tab, follower, data)
+    if (this.#isUp) this.#post(follower)
+    else this.#close(follower) // a follower cannot be live while its leader is not
   }
 
   get #isUp() {
@@ -302,56 +289,56 @@ class Leader {
   /** Pass on a frame that a channel has applied. @param {Channel} channel @param {import("./view.js").Batch} batch */
   received(channel, batch) {
     let text
-    for (const guest of this.#guests.values()) {
-      if (!guest.attached.has(channel.name)) continue
+    for (const follower of this.#followers.values()) {
+      if (!follower.attached.has(channel.name)) continue
       text ??= JSON.stringify({ type: "events", channel: channel.name, ...batch })
-      guest.sent += text.length
-      if (guest.sent - guest.received > MAX_LAG) this.#close(guest)
-      else this.#post(guest, text)
+      follower.sent += text.length
+      if (follower.sent - follower.received > MAX_LAG) this.#close(follower)
+      else this.#post(follower, text)
     }
     this.#attachWaiting(channel)
   }
 
-  #beat() {
+  #sendHeartbeat() {
     const { channels, now } = this.client
-    const guests = [...this.#guests.values()]
+    const followers = [...this.#followers.values()]
     this.tabs.main?.postMessage({ term: this.term, isUp: this.#isUp })
-    for (const guest of guests) this.#send(guest, { type: "ping", n: guest.sent })
+    for (const follower of followers) this.#send(follower, { type: "ping", n: follower.sent })
     for (const channel of channels.values()) {
       const { name, isOwn } = channel
       const since_ms = this.#idle.get(channel) ?? now()
-      if (isOwn || guests.some(({ attached, waiting }) => attached.has(name) || waiting.has(name))) this.#idle.delete(channel)
+      if (isOwn || followers.some(({ attached, waiting }) => attached.has(name) || waiting.has(name))) this.#idle.delete(channel)
       else if (now() - since_ms > IDLE_MS) channel.close()
       else this.#idle.set(channel, since_ms)
     }
   }
 
-  /** @param {string} tab @param {Guest} guest @param {{ term: number, n: number, text: string }} message */
-  #receive(tab, guest, { term, n, text }) {
-    if (term !== this.term || n !== guest.n) return
+  /** @param {string} tab @param {FollowerState} follower @param {{ term: number, n: number, text: string }} message */
+  #receive(tab, follower, { term, n, text }) {
+    if (term !== this.term || n !== follower.n) return
     const { client } = this
     const { type, ref, channel: name, ...fields } = JSON.parse(text)
-    if (type === "pong") guest.received = fields.n
+    if (type === "pong") follower.received = fields.n
     else if (type === "attach") {
       const channel = client.follow(name, { history: fields.history })
-      guest.waiting.set(name, { ref, since: fields.since })
+      follower.waiting.set(name, { ref, since: fields.since })
       if (!this.#watched.has(channel)) this.#watched.set(channel, channel.subscribe(() => this.#changed(channel)))
       this.#attachWaiting(channel)
     } else if (type === "detach") {
-      guest.attached.delete(name)
-      guest.waiting.delete(name)
+      follower.attached.delete(name)
+      follower.waiting.delete(name)
     }
     else if (type === "signal") client.sendOnce(type, name, fields)
     else {
       const channel = client.channels.get(name)
       const isPresence = type === "presence" && channel
-      if (isPresence) guest.present.add(name)
+      if (isPresence) follower.present.add(name)
       const done = isPresence ? channel.presence.set(tab, fields.leave ? undefined : fields) : client.request(type, name, fields)
       // otherwise the follower sends the request to the next leader
-      const isCurrent = () => n === guest.n && !this.#ended.signal.aborted
+      const isCurrent = () => n === follower.n && !this.#ending.signal.aborted
       done.then(
-        (response) => isCurrent() && this.#send(guest, { ...response, type: "ok", ref }),
-        (error) => isCurrent() && this.#refuse(guest, ref, error),
+        (response) => isCurrent() && this.#send(follower, { ...response, type: "ok", ref }),
+        (error) => isCurrent() && this.#refuse(follower, ref, error),
       )
     }
   }
@@ -360,15 +347,15 @@ class Leader {
   #attachWaiting(channel) {
     const { name, state, you, view } = channel
     if (state !== "live") return
-    for (const guest of this.#guests.values()) {
-      const { ref, since } = guest.waiting.get(name) ?? {}
+    for (const follower of this.#followers.values()) {
+      const { ref, since } = follower.waiting.get(name) ?? {}
       const batch = ref === undefined ? null : dump(view)
       if (!batch) continue
       if (since === batch.cursor) batch.events = [{ ...batch.events[0], resumed: true }]
-      guest.waiting.delete(name)
-      guest.attached.add(name)
-      this.#send(guest, { type: "ok", ref, you })
-      this.#send(guest, { type: "events", channel: name, ...batch })
+      follower.waiting.delete(name)
+      follower.attached.add(name)
+      this.#send(follower, { type: "ok", ref, you })
+      this.#send(follower, { type: "events", channel: name, ...batch })
     }
   }
 
@@ -377,48 +364,48 @@ class Leader {
     const { name, state, error } = channel
     if (state === "live") return
     if (state === "closed") this.#watched.delete(channel)
-    for (const guest of this.#guests.values()) {
-      const waiting = guest.waiting.get(name)
+    for (const follower of this.#followers.values()) {
+      const waiting = follower.waiting.get(name)
       // end the follower's socket, so that its channels do not look live
-      if (guest.attached.has(name)) this.#close(guest)
+      if (follower.attached.has(name)) this.#close(follower)
       else if (waiting && state === "closed") {
-        guest.waiting.delete(name)
-        if (error) this.#refuse(guest, waiting.ref, error)
-        else this.#close(guest)
+        follower.waiting.delete(name)
+        if (error) this.#refuse(follower, waiting.ref, error)
+        else this.#close(follower)
       }
     }
   }
 
-  /** @param {Guest} guest @param {unknown} ref @param {import("./errors.js").HoldfastError} error */
-  #refuse(guest, ref, { code, message, problem }) {
+  /** @param {FollowerState} follower @param {unknown} ref @param {import("./errors.js").HoldfastError} error */
+  #refuse(follower, ref, { code, message, problem }) {
     const frame = { ...problem, type: "error", ref, code, detail: message }
-    this.#post(guest, JSON.stringify(frame), code === "forbidden")
+    this.#post(follower, JSON.stringify(frame), code === "forbidden")
   }
 
-  /** End the socket of a follower; it opens another one. @param {Guest} guest */
-  #close(guest) {
-    this.#post(guest, "")
-    guest.n = null
-    guest.attached.clear()
-    guest.waiting.clear()
+  /** End the socket of a follower; it opens another one. @param {FollowerState} follower */
+  #close(follower) {
+    this.#post(follower, "")
+    follower.n = null
+    follower.attached.clear()
+    follower.waiting.clear()
   }
 
   /** Forget a tab that has closed. @param {string} tab */
   #drop(tab) {
-    const guest = /** @type {Guest} */ (this.#guests.get(tab))
-    guest.n = null
-    guest.pipe.close()
-    this.#guests.delete(tab)
-    for (const name of guest.present) this.client.channels.get(name)?.presence.set(tab).catch(() => {})
+    const follower = /** @type {FollowerState} */ (this.#followers.get(tab))
+    follower.n = null
+    follower.port.close()
+    this.#followers.delete(tab)
+    for (const name of follower.present) this.client.channels.get(name)?.presence.set(tab).catch(() => {})
   }
 
-  /** @param {Guest} guest @param {object} frame */
-  #send(guest, frame) {
-    this.#post(guest, JSON.stringify(frame))
+  /** @param {FollowerState} follower @param {object} frame */
+  #send(follower, frame) {
+    this.#post(follower, JSON.stringify(frame))
   }
 
-  /** Post a frame; without a text the socket opens, with an empty one it ends. @param {Guest} guest @param {string} [text] @param {boolean} [isForbidden] */
-  #post({ pipe, n }, text, isForbidden) {
-    if (n !== null) pipe.postMessage({ term: this.term, n, text, isForbidden })
+  /** Post a frame; without a text the socket opens, with an empty one it ends. @param {FollowerState} follower @param {string} [text] @param {boolean} [isForbidden] */
+  #post({ port, n }, text, isForbidden) {
+    if (n !== null) port.postMessage({ term: this.term, n, text, isForbidden })
   }
 }

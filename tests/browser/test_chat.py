@@ -839,7 +839,7 @@ async def test_copy_puts_a_message_or_its_code_on_the_clipboard(browser: Browser
             await button.click()
             await here.page.locator(selector, has_text="Copied").wait_for()
             assert await here.page.evaluate("navigator.clipboard.readText()") == copied
-            await here.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+            await here.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })")
             await button.click()  # as on a page without https
             await here.page.evaluate("delete navigator.clipboard")
             assert await here.page.evaluate("navigator.clipboard.readText()") == copied

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +16,7 @@ import jwt
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
+from holdfast.testing.proxy import FaultProxy
 from tests.browser.tab import TIMEOUT_MS, chromium_path
 from tests.browser.test_cache import stored
 from tests.browser.test_client import SECRET, app_with, token, verified
@@ -33,6 +36,7 @@ _FOLLOW = """async ([port, channel, options]) => {
     if (text !== window.shown.at(-1)) window.shown.push(text)
   })
 }"""
+_TEXTS = "channel.getSnapshot().messages.map(({ text }) => text)"
 # All that a page receives from other pages, for the test that two people share a browser.
 _LISTEN = """
   window.received = []
@@ -248,22 +252,78 @@ async def test_member_is_present_while_any_of_its_tabs_is(browser: Browser) -> N
         await watcher.wait_for_function(count, arg=1)
 
 
-async def test_page_in_the_back_forward_cache_gives_the_lead_away_and_follows_when_it_returns() -> None:
-    hub = verified()
-    async with async_playwright() as playwright, app_with(hub) as port:
+@asynccontextmanager
+async def caching_window() -> AsyncIterator[BrowserContext]:
+    """A window of a Chromium with its back/forward cache, which Playwright switches off by default."""
+    async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=chromium_path(), args=list(ARGUMENTS), ignore_default_args=["--disable-back-forward-cache"]
         )
-        context = await window_of(browser)
+        yield await window_of(browser)
+        await browser.close()
+
+
+async def leave_page(tab: Page) -> None:
+    """Go to another page of the origin, so that this one enters the back/forward cache."""
+    await tab.evaluate("void (window.returned = new Promise((resolve) => addEventListener('pageshow', resolve)))")
+    await tab.goto(tab.url + "?elsewhere")
+
+
+async def return_to_page(tab: Page) -> None:
+    await tab.go_back(wait_until="commit")  # the page loads nothing when it returns
+    assert await tab.evaluate("window.returned?.then(({ persisted }) => persisted)") is True
+
+
+async def test_page_in_the_back_forward_cache_gives_the_lead_away_and_follows_when_it_returns() -> None:
+    hub = verified()
+    async with caching_window() as context, app_with(hub) as port:
         first = await open_tab(context, port)
         second = await open_tab(context, port)
-        await first.evaluate("void (window.returned = new Promise((resolve) => addEventListener('pageshow', resolve)))")
-        await first.goto(f"http://localhost:{port}/?elsewhere")
+        await leave_page(first)
         await second.wait_for_function("() => window.client.status.transport === 'websocket'")
         await second.evaluate("window.channel.send('meanwhile')")
         await until_shown(second, "meanwhile")
-        await first.go_back(wait_until="commit")  # the page loads nothing when it returns
-        assert await first.evaluate("window.returned?.then(({ persisted }) => persisted)") is True
+        await return_to_page(first)
         await until_shown(first, "meanwhile")
         assert await transport(first) == "tab"
-        await browser.close()
+
+
+async def test_page_that_returns_from_the_back_forward_cache_sends_no_message_that_another_tab_has_discarded() -> None:
+    hub = verified(allowed_origins=["*"])
+    async with caching_window() as context, app_with(hub) as port, FaultProxy("127.0.0.1", port) as proxy:
+        own = {"identity": "ada", "url": f"http://localhost:{proxy.port}/holdfast"}
+        leader, first = [await open_tab(context, port, **own) for _ in range(2)]
+        proxy.black_hole()
+        await first.evaluate("""() => {
+          const send = (id) => channel.send({ id, text: id }).then(({ text }) => text, ({ code }) => code)
+          window.sent = ["q", "p"].map(send)
+        }""")
+        await leave_page(first)
+        second = await open_tab(context, port, **own)
+        assert await second.evaluate(_TEXTS) == ["q", "p"]  # from the storage of the browser
+        await second.evaluate("channel.discard('q')")
+        proxy.resume()
+        await proxy.cut()
+        await leader.evaluate("dispatchEvent(new Event('online'))")  # connect now
+        await second.wait_for_function("() => channel.getSnapshot().messages.every(({ local }) => !local)")
+        await return_to_page(first)
+        await first.wait_for_function("() => channel.state === 'live'")
+        assert await first.evaluate("Promise.all(sent)") == ["discarded", "p"]  # the other tab has sent p
+        assert await first.evaluate(_TEXTS) == ["p"]
+        assert [one.text for one in (await hub.history("chat:1")).messages] == ["p"]
+
+
+async def test_page_that_returns_from_the_back_forward_cache_is_closed_after_a_sign_out() -> None:
+    hub = verified()
+    async with caching_window() as context, app_with(hub) as port:
+        # Chromium drops a page from its cache if a transaction of its database is open and another page waits for it.
+        own = {"identity": "ada", "cache": False}
+        first, second = [await open_tab(context, port, **own) for _ in range(2)]
+        await leave_page(first)
+        await second.evaluate("client.signOut()")
+        third = await open_tab(context, port, **own)  # the person signs in again
+        await return_to_page(first)
+        await first.wait_for_function("() => client.state === 'closed'")
+        await third.evaluate("channel.send('again')")
+        await until_shown(third, "again")
+        assert await third.evaluate("client.state") == "live"

@@ -24,6 +24,8 @@ from holdfast.client.pending import PENDING_REQUESTS
 from holdfast.core import errors
 from holdfast.core.errors import HoldfastError, LocalError
 from tests.client.script import QUICK, Script, client_of
+from tests.client.wire import PATIENCE_S, Wire, memory_hub
+from tests.client.wire import client_of as wired_client
 
 
 @pytest.fixture
@@ -399,6 +401,23 @@ async def test_closed_client_raises(script: Script) -> None:
         await asked
     with pytest.raises(LocalError):
         await client.delete("c", "m")
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_client_closes_while_its_connection_breaks(steps: int) -> None:
+    """A task group that handles the end of a socket drops a cancellation which comes meanwhile."""
+    hub = memory_hub()
+    wire = Wire(hub)
+    client = wired_client(wire)
+    await client.start()
+    await client.create("c", text="one")
+    wire.cut()
+    for _ in range(steps):  # of the event loop
+        await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE_S):
+        await client.close()
+    await wire.end()
+    await hub.close()
 
 
 @pytest.mark.parametrize(

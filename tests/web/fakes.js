@@ -169,6 +169,12 @@ export async function settled() {
 /** @type {import("../../holdfast/web/client.js").Client | undefined} of the latest world */
 let current
 
+/** Let `page` be the page of the code that runs from now on; without one there is none. @param {EventTarget} [page] */
+export function usePage(page) {
+  globalThis.addEventListener = page?.addEventListener.bind(page)
+  globalThis.dispatchEvent = page?.dispatchEvent.bind(page)
+}
+
 /** Return a client on fakes. Only `pass` moves the time. `t`: the test's context. */
 export function world(t, options = {}) {
   FakeSocket.all = []
@@ -177,7 +183,7 @@ export function world(t, options = {}) {
   mock.timers.reset()
   mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 })
   const page = new EventTarget()
-  globalThis.addEventListener = page.addEventListener.bind(page)
+  usePage(page)
   const http = new FakeFetch()
   const client = connect({
     url: "http://server.test/base/",
@@ -190,7 +196,7 @@ export function world(t, options = {}) {
   current = client
   t.after(() => {
     client.close()
-    delete globalThis.addEventListener
+    usePage()
   })
   return {
     client,

@@ -2,9 +2,10 @@
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
+import { connect } from "../../holdfast/web/client.js"
 import { Sharing } from "../../holdfast/web/sharing.js"
 import { WEBSOCKET } from "../../holdfast/web/websocket.js"
-import { attached, message, settled, texts, update, world } from "./fakes.js"
+import { attached, message, settled, texts, update, usePage, world } from "./fakes.js"
 
 /** A browser's storage; `limit` characters fit. */
 class FakeStorage {
@@ -49,6 +50,25 @@ function live(t, id = "ann", options = {}) {
   w.socket.events("c", "e:1", attached(1))
   return { w, channel }
 }
+
+/** As `live`, for a page that shares with others of its identity. */
+function sharing(t) {
+  const { w, channel } = live(t, "ann", { identity: "ann", cache: false, tabs: false })
+  w.client.sharing = new Sharing(w.client, "ann", WEBSOCKET) // as a page with a document does
+  return { w, channel }
+}
+
+/** Run `action` with a client in another tab of the identity, and then close that tab. */
+async function inAnotherTab(w, action) {
+  usePage(new EventTarget())
+  const client = connect({ ...w.client.options, WebSocket: class { close() {} } })
+  client.sharing = new Sharing(client, "ann", WEBSOCKET)
+  await action(client)
+  client.close()
+  usePage(w.page)
+}
+
+const unsent = (w) => Object.keys(globalThis.localStorage).filter((key) => key.startsWith(w.client.outbox.prefix))
 
 describe("a sent message", () => {
   test("is in the snapshot at once, and once when it is stored", async (t) => {
@@ -135,28 +155,41 @@ describe("a sent message", () => {
     await sent[1]
   })
 
-  test("that another tab discards is neither shown nor sent, nor stored again", async (t) => {
+  for (const [type, when] of [["storage", "now"], ["pageshow", "while this page was in the back/forward cache"]]) {
+    test(`that another tab discards ${when} is neither shown nor sent, nor stored again`, async (t) => {
+      withStorage(t)
+      const { w, channel } = sharing(t)
+      w.socket.drop()
+      const [discarded, kept] = ["q", "r"].map((id) => channel.send({ id, text: id }))
+      await settled()
+      await inAnotherTab(w, (client) => client.channel("c").discard("q"))
+      assert.deepEqual(shown(channel), [["q", "q", "sending"], ["r", "r", "sending"]])
+      w.page.dispatchEvent(new Event(type))
+      await assert.rejects(discarded, { code: "discarded" })
+      assert.deepEqual(shown(channel), [["r", "r", "sending"]])
+      w.pass(250)
+      w.socket.open()
+      w.socket.ok("attach", you("ann"))
+      await settled()
+      assert.deepEqual(w.socket.sentOf("create").map(({ id }) => id), ["r"])
+      w.socket.ok("create", { message: message("r", 2, "r") })
+      await kept
+      assert.deepEqual(unsent(w), [])
+    })
+  }
+
+  test("that another tab has sent, or that is sent again under a discarded id, stays", async (t) => {
     withStorage(t)
-    const options = { identity: "ann", cache: false, tabs: false }
-    const { w, channel } = live(t, "ann", options)
-    w.client.sharing = new Sharing(w.client, "ann", WEBSOCKET) // as a page with a document does
+    const { w, channel } = sharing(t)
     w.socket.drop()
-    const sent = channel.send({ id: "q", text: "hi" })
+    channel.send({ id: "q", text: "1" }).catch(() => {})
     await settled()
-    const key = "holdfast:http://server.test/base:ann:q"
-    const changed = (newValue) => w.page.dispatchEvent(Object.assign(new Event("storage"), { key, newValue }))
-    changed(null) // another tab has sent it: this tab finds out by the server's response
-    changed("{}")
-    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
-    changed("")
-    await assert.rejects(sent, { code: "discarded" })
-    assert.deepEqual(shown(channel), [])
-    w.pass(250)
-    w.socket.open()
-    w.socket.ok("attach", you("ann"))
-    await settled()
-    assert.deepEqual(w.socket.sentOf("create"), [])
-    assert.deepEqual(Object.keys(globalThis.localStorage), [])
+    await inAnotherTab(w, (client) => client.channel("c").discard("q"))
+    w.page.dispatchEvent(new Event("storage"))
+    channel.send({ id: "q", text: "2" }).catch(() => {})
+    delete globalThis.localStorage[`${w.client.outbox.prefix}q`] // by the tab that has sent it
+    for (const type of ["storage", "pageshow"]) w.page.dispatchEvent(new Event(type))
+    assert.deepEqual(shown(channel), [["q", "2", "sending"]])
   })
 
   test("that another tab discards at this moment is not loaded", (t) => {
@@ -274,3 +307,52 @@ describe("a snapshot", () => {
     assert.deepEqual(texts(channel).length, 2)
   })
 })
+
+describe("the sign-out of another tab", () => {
+  for (const type of ["storage", "pageshow"]) {
+    test(`closes a client that is suspended or was in the back/forward cache: ${type}`, async (t) => {
+      withStorage(t)
+      const { w } = sharing(t)
+      w.client.suspend()
+      await inAnotherTab(w, (client) => client.signOut())
+      await settled()
+      await inAnotherTab(w, (client) => assert.equal(client.state, "connecting")) // the person signs in again
+      const { localStorage } = globalThis
+      const before = { ...localStorage }
+      w.page.dispatchEvent(new Event(type))
+      await settled()
+      assert.equal(w.client.state, "closed")
+      assert.deepEqual({ ...localStorage }, before) // no other tab is signed out by this one
+    })
+  }
+
+  test("arrives although the storage is full", async (t) => {
+    withStorage(t)
+    const { w } = sharing(t)
+    Object.defineProperty(globalThis, "localStorage", { configurable: true, value: full(globalThis.localStorage) })
+    await inAnotherTab(w, (client) => client.signOut())
+    await settled()
+    w.page.dispatchEvent(new Event("storage"))
+    assert.equal(w.client.state, "closed")
+  })
+
+  test("removes the unsent messages that closed tabs have left", async (t) => {
+    withStorage(t)
+    const { w } = sharing(t)
+    await inAnotherTab(w, (client) => void client.channel("c").send({ id: "q", text: "secret" }).catch(() => {}))
+    await settled()
+    assert.equal(unsent(w).length, 1)
+    await w.client.signOut()
+    assert.deepEqual(unsent(w), [])
+  })
+})
+
+/** Return a storage that takes no more characters than it has. */
+function full(storage) {
+  return new Proxy(storage, {
+    set(target, key, value) {
+      if (String(value).length > (target[key]?.length ?? 0)) throw new DOMException("full", "QuotaExceededError")
+      return Reflect.set(target, key, value)
+    },
+  })
+}

@@ -18,6 +18,7 @@ const LIMITS = [
   ["client.js", LAZY, 11_100, "core"],
   ["fallback.js", ["./errors.js"], 2_100, "SSE, long poll and requests over HTTP"],
   ["cache.js", CORE, 1_500, "cache"],
+  ["sharing.js", [...CORE, "./cache.js", "./tabs.js"], 1_000, "identity, sign-out"],
   ["chat.js", ["./chat_panel.js", "./client.js", GERMAN], 4_000], // the closed chat element
   ["chat.js", ["./vendor/highlight.js", GERMAN], 50_000], // the open one, with everything that it loads …
   ["vendor/highlight.js", [], 7_000], // … but this, for the first code in a known language …

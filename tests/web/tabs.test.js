@@ -210,8 +210,8 @@ test("a leader that was stopped follows when it continues, and its old frames ar
   await w.pass(2_000)
   first.isStopped = false
   const n = w.posted.findLast(({ data }) => data.tab === third.tabs.id).data.n
-  const pipe = first.as(() => new BroadcastChannel(first.tabs.name + third.tabs.id))
-  pipe.postMessage({ term, n, text: '{"type":"late"}' })
+  const port = first.as(() => new BroadcastChannel(first.tabs.name + third.tabs.id))
+  port.postMessage({ term, n, text: '{"type":"late"}' })
   for (const receive of first.missed) receive()
   await w.pass(1_000)
   assert.ok(third.seen.includes("ping"))
