@@ -215,9 +215,10 @@ class Conversation:
                 for command in list(viewer.notices.pending.values()):
                     if command["name"] == "approve" and command["id"] not in begun:
                         begun.add(command["id"])
-                        await asyncio.sleep(self._random.uniform(0.0, 0.2))  # the time to read it
+                        # the time in which a user reads the question
+                        await asyncio.sleep(self._random.uniform(0.0, 0.2))
                         await self._approve(viewer.watching.channel, command["id"])
-            await asyncio.sleep(0.02)  # between two looks at the viewers
+            await asyncio.sleep(0.02)  # pause before the viewers are checked again
 
     async def _approve(self, channel: str, command_id: str) -> None:
         """Reply as two users: the first reply counts, repeats get the same response, and the other user is refused."""
@@ -245,7 +246,7 @@ class Conversation:
         """Send the same request until it has a response; return it."""
         server, deadline_s = self.world.server, time.monotonic() + SETTLED_S
         while time.monotonic() < deadline_s:
-            with contextlib.suppress(OSError, json.JSONDecodeError):  # no server, or a cut
+            with contextlib.suppress(OSError, json.JSONDecodeError):  # there is no server, or the connection was cut
                 status, response = await ask(server.port, method, server.prefix + path, body)
                 if status < 500:
                     return status, response
@@ -279,7 +280,7 @@ class Conversation:
             SETTLED_S,
         )
         found = self._random.choice(self.writing())
-        await asyncio.sleep(self._random.uniform(0.0, 0.03))  # somewhere within a commit
+        await asyncio.sleep(self._random.uniform(0.0, 0.03))  # a random moment of a commit
         return found
 
     async def until_shown(self, names: Iterable[str], within_s: float) -> None:
@@ -365,7 +366,7 @@ class Conversation:
             lambda: not self._unsettled_on_screens(), lambda: str(self._unsettled_on_screens()), SETTLED_S
         )
         for sent in [one for one in self.questions.commands.values() if not one.is_refused]:
-            await self.send(sent)  # a repeat has the same response
+            await self.send(sent)  # send it once more, because a repeated command must get the same response
         await self.check()
         for question in self.questions.open:
             self._settle(question, await self.world.stored(question.channel))
@@ -406,7 +407,7 @@ class Conversation:
             if time.monotonic() > deadline_s:
                 raise Failure(f"all questions are settled, and after {REST_S:.0f} s turns are left: {left}")
             self.world.check()
-            await asyncio.sleep(0.05)  # the server has no event for it
+            await asyncio.sleep(0.05)  # poll, because the server has no event for the end of a turn
 
     async def _turns_left(self) -> dict[str, int]:
         status, text = await self.world.server.get(f"/metrics?client={OPERATOR}")

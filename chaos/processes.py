@@ -87,7 +87,7 @@ class Child:
         self._log = log
         self._report = report
         self._takes_input = takes_input
-        self.environment: dict[str, str] = {}  # added to those of this process
+        self.environment: dict[str, str] = {}  # variables that are added to the environment of this process
         self.spawned_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -206,7 +206,7 @@ class Server(Child):
             with contextlib.suppress(OSError):
                 if (await self.get("/healthz"))[0] == 200:
                     return
-            await asyncio.sleep(0.01)  # between two attempts to connect
+            await asyncio.sleep(0.01)  # pause before the next try to connect
         raise AssertionError(f"{self.name} did not start within {START_S} s:\n{self.log[-2_000:]}")
 
     async def get(self, path: str) -> tuple[int, Any]:

@@ -29,7 +29,7 @@ from oracle.plans import Append, Plan, Put, Step
 __all__ = ["Orders"]
 
 GIVE_UP_S = 60.0  # longest wait for one response, over all tries
-MOST_JOINED = 64  # steps in one request
+MOST_JOINED = 64  # limit of steps in one request
 HURRY_PER_S = 1_000.0  # steps per second of a producer that is shutting down
 
 Json = dict[str, Any]
@@ -43,14 +43,14 @@ class Orders:
     name: str  # the prefix of the ids of its messages: `name-0`, `name-1`, …
     channel: str
     seed: int
-    steps: int  # steps of each message
+    steps: int  # number of steps of each message
     per_second: float
     prefix: str = ""
     timeout_s: float = 3.0  # longest time of one try
     first: int = 0  # the number of its first message
     last: int | None = None  # the number of its last message; None: it writes until SIGTERM
     takes_up: bool = False  # whether another producer may have begun that message
-    lease_s: int = 60  # longer than any fault: a writer that continues keeps its message
+    lease_s: int = 60  # longer than any fault, so that a writer that continues keeps its message
     ending: str = "complete"  # "failed": only end the first message
 
 

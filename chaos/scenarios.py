@@ -49,7 +49,7 @@ async def kill_server(world: World) -> None:
         world.note(f"round {number}: killed at {world.acknowledged.characters} characters")
         while world.random.random() < 0.2:
             await server.spawn()
-            await asyncio.sleep(world.random.uniform(0.0, 0.4))  # somewhere within its start
+            await asyncio.sleep(world.random.uniform(0.0, 0.4))  # a random moment of its start
             await server.kill()
             world.note("killed during its start")
             world.count("kills during a start")
@@ -82,7 +82,7 @@ async def kill_producer(world: World) -> None:
         first = max((int(id.rpartition("-")[2]) for id in ids), default=first)
         last = world.acknowledged.messages.get(f"mortal-{first}")
         is_both = world.random.random() < 0.2
-        if is_both:  # as if the whole machine had failed
+        if is_both:  # kill both, as a failure of the whole machine would
             await server.kill()
             await server.start()
         ending = world.random.choice(("complete", "complete", "failed"))
@@ -294,7 +294,7 @@ async def locked_store(world: World) -> None:
             await _lock(world, kind)
         second = world.adds(Server.of_app(f"heir-{number}", world.folder, lazy), serves=False)
         await second.spawn()
-        await second.serves()  # it serves without the file
+        await second.serves()  # it responds to requests although it does not have the file
         await _check_in_use(second, third)
         await world.server.kill()
         world.adds(second)
@@ -321,7 +321,7 @@ async def _lock(world: World, kind: str) -> None:
             await world.until(
                 lambda: len(world.acknowledged.refusals) >= known + 2, "two refusals by a locked database"
             )
-            await world.check_stored()  # reads continue
+            await world.check_stored()  # reads must work while the database is locked
             wrong = [one for one in world.acknowledged.refusals[known:] if one["code"] != "store_unavailable"]
             if wrong:
                 raise Failure(f"a locked store was reported as {wrong[0]}")
@@ -371,7 +371,7 @@ async def stopped(world: World) -> None:
             world.note(f"round {number}: {victim.name} is stopped")
             await asyncio.sleep(world.scale.stopped_s)  # the fault itself
             if victim is not server:
-                await world.check_stored()  # a stopped peer delays no other one
+                await world.check_stored()  # a stopped peer must not delay others
             victim.signal(signal.SIGCONT)
             await world.until_each_writes()
             await world.check_stored()
@@ -501,10 +501,10 @@ async def _until_gone(world: World, text: str) -> None:
     files = [path for path in world.folder.iterdir() if path.name.startswith(world.store.name)]
     while any(text.encode() in path.read_bytes() for path in files if path.exists()):
         spent_s = asyncio.get_running_loop().time() - begun_s
-        if spent_s > 75.0:  # a minute, and the interval of housekeeping
+        if spent_s > 75.0:  # a minute, plus the interval of housekeeping and a margin
             raise Failure(f"deleted text is still in the file after {spent_s:.0f} s")
         world.check()
-        await asyncio.sleep(0.5)  # no event reports it
+        await asyncio.sleep(0.5)  # poll, because no event reports that the text is gone
     spent_s = asyncio.get_running_loop().time() - begun_s
     world.note(f"deleted text was gone after {spent_s:.0f} s")
     world.count("deleted texts that left the file")

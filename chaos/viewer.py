@@ -40,7 +40,7 @@ TRANSPORTS: tuple[tuple[Transport, bool], ...] = (
     ("eventsource", True),
 )
 POLL_S = 1  # a long poll's `wait_s`
-KEPT_EVENTS = 12  # the last events, for the report of a failure
+KEPT_EVENTS = 12  # number of the last events to keep for the report of a failure
 
 
 class Watching:
@@ -59,7 +59,7 @@ class Watching:
         self.prefix = prefix
         self.flush_ms = flush_ms
         self.silence_s = silence_s  # without an event for this time, it reconnects
-        self.kind = kind  # kind of the texts
+        self.kind = kind  # kind of the planned texts: a plan or a script
 
 
 class Viewer:
@@ -73,7 +73,7 @@ class Viewer:
         self.connections = 0
         self.reloads = 0
         self.last_events: deque[Json] = deque(maxlen=KEPT_EVENTS)
-        self.news = news or asyncio.Event()  # set after each look
+        self.news = news or asyncio.Event()  # set after each check of the view
         self._random = random.Random(f"{watching.seed}:{watching.name}:pauses")
         self._task: asyncio.Task[None] | None = None
 
@@ -123,7 +123,8 @@ class Viewer:
         viewer = self._wire_viewer()
         try:
             while True:
-                with contextlib.suppress(OSError), self._resuming():  # refused, or reset at once
+                # the server refuses the connection or resets it at once
+                with contextlib.suppress(OSError), self._resuming():
                     await viewer.reconnect(reset=self._random.random() < 0.5)
                     self.connections += 1
                     await self._follow(viewer)
@@ -234,7 +235,7 @@ async def _watch(watching: Watching) -> dict[str, Any]:
     viewer.start()
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        wanted: dict[str, int] = json.loads(line)  # versions to wait for
+        wanted: dict[str, int] = json.loads(line)  # for each message the version to wait for
         while any(id not in viewer.messages or viewer.messages[id].version < at for id, at in wanted.items()):
             viewer.check_running()
             viewer.news.clear()

@@ -49,11 +49,11 @@ class Scale:
     rounds: int
     steps: int = 200  # steps of each message
     per_second: float = 60.0  # steps per second of a producer
-    stopped_s: float = 10.0  # SIGSTOP
-    silent_s: float = 22.0  # SIGSTOP of an agent: longer than its lease
-    alone_s: float = 6.0  # without an agent: longer than the time until the signal
+    stopped_s: float = 10.0  # time for which a process is stopped by SIGSTOP
+    silent_s: float = 22.0  # time for which an agent is stopped by SIGSTOP, longer than its lease
+    alone_s: float = 6.0  # time without an agent, longer than the time until the signal `nobody_listening`
     locked_s: float = 8.0
-    faults_s: float = 10.0  # per round
+    faults_s: float = 10.0  # time with network faults in each round
     waits_for_deleted_text: bool = True  # wait, about a minute, until no file holds deleted text
 
     @classmethod
@@ -91,7 +91,7 @@ class World:
         self.store = self.folder / "chaos.db"
         self.acknowledged = Acknowledged(seed, scale.steps)
         self.viewers: list[Viewer] = []
-        self.producers: dict[str, Child] = {}  # and agents: those that must be running
+        self.producers: dict[str, Child] = {}  # the producers and agents that must be running
         self.figures: dict[str, int] = {}
         self.counts_entries = True
         self.news = asyncio.Event()

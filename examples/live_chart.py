@@ -20,7 +20,7 @@ from holdfast import Hub
 hub = Hub("sqlite:///chart-example.db")
 
 PACE_S = 0.25
-VALUES = 240  # in one message
+VALUES = 240  # number of values in one message
 
 
 async def measure() -> None:
@@ -38,7 +38,7 @@ async def measure() -> None:
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     job = hub.start_task(measure())
     yield
-    job.cancel()  # it has no end of its own to wait for
+    job.cancel()  # the job never ends by itself
 
 
 app = FastAPI(lifespan=lifespan)

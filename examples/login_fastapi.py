@@ -50,7 +50,7 @@ hub.install(app, "/holdfast")
 
 
 class Login(BaseModel):
-    name: str = Field(pattern="^[a-z]{1,20}$")  # channel names contain it
+    name: str = Field(pattern="^[a-z]{1,20}$")  # limited, because channel names contain the name
 
 
 @app.post("/login", status_code=204)
@@ -58,7 +58,7 @@ async def login(who: Login, response: Response) -> None:
     """Log in without a password; your own login checks one."""
     session = secrets.token_urlsafe(32)
     sessions[session] = (who.name, time.time() + LASTS_S)
-    response.set_cookie("session", session, httponly=True, samesite="lax")  # and secure=True with https
+    response.set_cookie("session", session, httponly=True, samesite="lax")  # add secure=True on a site with https
 
 
 @app.post("/logout", status_code=204)

@@ -81,7 +81,7 @@ def print_report(
         write_line(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
         write_line(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
     if report.found:
-        # Not by the seed: the corpus now contains the finding, so the same seed draws other inputs.
+        # The seed alone does not repeat the finding: the corpus now contains it, so the same seed draws other inputs.
         write_line(f"found with seed {seed}; all known inputs again: python -m fuzz {report.target} --runs 0")
     if is_kept:
         for given in report.kept:

@@ -65,7 +65,7 @@ class Coverage:
             found.setdefault(name, set()).add(pair & ((1 << _LINE_BITS) - 1))
         return found
 
-    def _tracer(self, reached: set[int]) -> Any:  # with the signature that sys.settrace expects
+    def _tracer(self, reached: set[int]) -> Any:  # `Any`, because `sys.settrace` expects this signature
         codes, number_of = self._codes, self._number_of
 
         def called(frame: FrameType, event: str, argument: Any) -> Any:

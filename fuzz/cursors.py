@@ -157,7 +157,7 @@ class Past:
 
     @classmethod
     async def lived(cls, world: World) -> Past:
-        """Return a past with a deleted log, and every kind of entry since then."""
+        """Return the past of a channel that has a deleted log, and after it a log with every kind of entry."""
         past = cls(world)
         for id in ("o1", "o2", "o3"):
             await world.expect(201, "POST", M, {"id": id, "text": "old"})

@@ -24,7 +24,7 @@ from fuzz.coverage import Coverage
 from fuzz.mutate import Json
 
 CORPUS = Path(__file__).parent / "corpus"
-TRACED_EVERY = 4  # one run in this many is traced
+TRACED_EVERY = 4  # one run out of this many is traced
 SHRINK_RUNS = 1_000
 RETRIES = 2  # further tries of an input that took too long: the machine may be the cause
 MAX_POOL = 2_000
@@ -35,7 +35,7 @@ class Finding(Exception):
 
     @property
     def kind(self) -> str:
-        """Return the kind: a smaller input must still find the same."""
+        """Return the kind of the finding; a smaller input must cause a finding of the same kind."""
         return str(self).partition(":")[0]
 
 
@@ -44,7 +44,7 @@ class Target(Protocol):
 
     name: str
     cpu_s: float  # more processor time than this for one input is a finding
-    is_guided: bool  # does it run in this process, so that coverage can be traced?
+    is_guided: bool  # True: the target runs in this process, so that coverage can be traced
 
     def seeds(self) -> list[Json]:
         """Return the inputs of the first round."""
@@ -78,8 +78,8 @@ class Report:
 
     target: str
     runs: int = 0
-    known: int = 0  # the first of them, which the seeds and the corpus contain
-    known_s: float = 0.0  # the time that those took
+    known: int = 0  # number of runs with known inputs, those of the seeds and the corpus
+    known_s: float = 0.0  # time that the runs with known inputs took
     spent_s: float = 0.0
     cpu_s: float = 0.0
     kept: list[Json] = field(default_factory=list)
@@ -154,7 +154,7 @@ def fuzz(
         is_watched = target.is_guided and (runs != 0 if is_known else draw.randrange(TRACED_EVERY) == 0)
         if is_watched:
             with coverage.watching() as new:
-                text = _run(target, given)  # tracing makes it slow, so its time is not checked
+                text = _run(target, given)  # without a check of its time, because tracing makes it slow
             if new and text is None and not is_known and len(pool) < MAX_POOL:
                 report.kept.append(given)
                 pool.append(given)

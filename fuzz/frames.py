@@ -241,16 +241,18 @@ class Peer:
 
     def __init__(self, world: World, known: dict[str, Any]) -> None:
         self._world = world
-        self._waiting: deque[dict[str, Any]] = deque()  # the next messages of `receive`; an empty one is a pause
+        # the next ASGI messages that `receive` returns; an empty one is a pause
+        self._waiting: deque[dict[str, Any]] = deque()
         self._room = asyncio.Event()
         self._room.set()
         self._left = asyncio.Event()
         self._sent: list[bytes] = []  # text frames of the app that the peer has accepted
         self._replies: list[dict[str, Any]] = []
         self._checkers: dict[str, Checker] = {}
-        self._attaching: dict[str, tuple[int, str, Any]] = {}  # by ref: its number, channel and cursor
+        # for the `ref` of each attach frame: its number, channel and cursor
+        self._attaching: dict[str, tuple[int, str, Any]] = {}
         self._attached_by: dict[str, int] = {}  # the number of the latest attach that has a reply, by channel
-        self._is_plain = True  # no ref occurs twice, so each reply belongs to one known attach
+        self._is_plain = True  # True: no ref occurs twice, so each reply belongs to one known attach frame
         self._refs: set[str] = set()
         self.is_accepted = False
         self.close_code: int | None = None

@@ -27,7 +27,7 @@ AUDIENCE = "chat"
 COOKIE = "token"
 LEEWAY_S = 10.0
 START_S = START_MS / 1000  # the wall clock at the beginning of virtual time
-EVERYWHERE = "*"  # in place of a channel: all channels
+EVERYWHERE = "*"  # used in place of a channel's name: all channels
 _NAME = re.compile(r"[A-Za-z0-9_.:@=+-]{1,64}\Z")
 Json = Any
 

@@ -1,4 +1,4 @@
-"""A town: a guarded hub, its callers, and the invariants of everything that they are granted and shown.
+"""A town: a hub with a verifier, its callers, and the invariants of everything that they are granted and shown.
 
 Layer: fuzz.
 
@@ -77,7 +77,7 @@ class Issued:
         self.channel = channel
         self.rights = rights.narrowed(channel, frozenset(READ))
         self.at_s = at_s
-        self.seals: set[str] = set()  # the marks in its streams' cursors
+        self.seals: set[str] = set()  # the seals in the cursors of its streams
 
 
 class Seen(NamedTuple):

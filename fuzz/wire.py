@@ -33,7 +33,7 @@ from fuzz.world import PRECIOUS, PRECIOUS_TEXT, as_dict, as_list, as_number, as_
 from tests.processes import Server
 from wirecheck import Frames, WireError, encode_frame
 
-QUIET_S = 0.03  # a server does not signal that it has sent everything
+QUIET_S = 0.03  # if no bytes arrive for this long, the server has sent everything, because it sends no signal for that
 END_S = 8.0
 # While a request waits behind another, uvicorn does not read, and so does not notice that the peer leaves. A poll then
 # lasts as long as requested, and a stream until its second heartbeat.
@@ -41,7 +41,7 @@ LET_GO_S = 75.0
 PROBED_EVERY = 25
 SERVER_CPU_S = 2.0
 MAX_BYTES = 3_000_000
-MAX_FRAMES = 30  # most frames of one input
+MAX_FRAMES = 30  # limit of frames of one input
 SPARE_FILES = 40
 SPARE_RSS_KIB = 300_000
 # Of a request that the server cannot read; the protocol names these below its table of errors.

@@ -266,7 +266,7 @@ class World:
             await self._converse()
             await self._check_precious()
             await witness.leave()
-            await self._check_nothing_is_left(tasks - 1)  # minus the witness's own task
+            await self._check_nothing_is_left(tasks - 1)  # not counting the task of the witness
         finally:
             await self._end()
 
@@ -315,7 +315,8 @@ class World:
         found = [(one["id"], one["parts"]) for one in page["messages"]]
         status = page["messages"][0]["status"] if found else ""
         parts = [{"type": "text", "text": PRECIOUS_TEXT}]
-        serial = 2 if asyncio.get_running_loop().time() < 3_600 else 3  # by then its lease has expired
+        # after an hour the lease of the streaming message has expired, which adds an entry
+        serial = 2 if asyncio.get_running_loop().time() < 3_600 else 3
         expected = "streaming" if serial == 2 else "interrupted"
         if found != [("s", parts), ("p", parts)] or status != expected or not page["cursor"].endswith(f":{serial}"):
             raise Finding(f"lost: {page}")
@@ -443,7 +444,8 @@ class Exchange:
         if self.block_s:
             await asyncio.wait([self._left], timeout=self.block_s)
         if self._left.done():
-            raise OSError("the peer has left")  # as ASGI requires since 2.4; some servers return silently instead
+            # ASGI requires this error since 2.4; some servers return silently instead
+            raise OSError("the peer has left")
         self.response.take(message)
 
 

@@ -33,7 +33,7 @@ class AcknowledgedMessage:
     entries_before: int = 0  # number of entries of earlier producers
 
     def stored(self, report: Json) -> None:
-        """Take a report: this much is stored."""
+        """Take a report: the producer knows that this content is stored."""
         self.lengths = report["lengths"]
         self.progress = report["progress"]
         self.status = report.get("status", self.status or "streaming")

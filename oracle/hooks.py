@@ -63,7 +63,8 @@ class HookOracle:
         self._kept: dict[str, Position] = {}  # by channel, the position that the store keeps
         self._running: dict[str, Process] = {}
         self._at_start: dict[str, Position] = {}  # the heads of the channels when this run registered the hook
-        self._since: dict[str, Position] | None = None  # the same for the run that registered it first
+        # the heads of the channels when a run registered the hook for the first time
+        self._since: dict[str, Position] | None = None
 
     def note_registered(self) -> None:
         """Note that a run of the hub registers the hook."""
@@ -184,7 +185,7 @@ class HookOracle:
 
 def _due(log: EpochLog) -> Iterator[Call]:
     """Yield the calls that a hook must get of an epoch, if it reads the epoch only now."""
-    last: dict[tuple[str, type[Op]], int] = {}  # by id and kind
+    last: dict[tuple[str, type[Op]], int] = {}  # for each id and kind of entry the last serial
     for serial, op in enumerate(log.ops, 1):
         last[op.id, type(op)] = serial
     for (key, kind), serial in last.items():

@@ -38,7 +38,7 @@ from holdfast.core.ops import (
 from holdfast.stores.base import Head, Write
 from oracle.violation import Violation
 
-Version = tuple[int, Message | None]  # from this serial on; None: deleted
+Version = tuple[int, Message | None]  # a message as it was from this serial on; None: it was deleted
 EventOp = Create | Append | SetPart | Update | Finish | Takeover | Delete
 MessageOp = EventOp | Claim | Lease
 
@@ -63,7 +63,7 @@ class EpochLog:
         self.requests: dict[tuple[str, str], int] = {}  # by message and request id, the serial of its entry
         self.writers: dict[
             str, list[tuple[int, WriterIdentity | None]]
-        ] = {}  # by message, with the first serial of each
+        ] = {}  # for each message its writers, each with the serial from which it writes
         self.turns: dict[str, list[tuple[int, str, int]]] = {}  # by message: serial, state and generation
         self.claims: dict[tuple[str, int], Claim] = {}  # by message and generation
         self.commands: dict[str, tuple[int, Command]] = {}  # with their serials
@@ -234,7 +234,7 @@ class EpochLog:
             raise Violation(f"{self.channel}: {describe(op)} was stored as {self.serial + 1}, but {wrong}")
 
     def _wrong_mark(self, op: MessageOp) -> str | None:
-        """Return the fault in the generation that text or an end is marked with, or None."""
+        """Return what is wrong with the generation that text or an end carries, or None."""
         generation = 1 + len(self.takeovers.get(op.id, []))
         if isinstance(op, Append) and not op.text.isascii():
             return _wrong_marks(op.text, op.at, generation)
@@ -259,7 +259,7 @@ class EpochLog:
         return None if is_next or is_of_new_round else f"its turn is in attempt {generation}"
 
     def _wrong_restart(self, op: Claim) -> str | None:
-        """Return the fault in a message that waits again, or None: its turn is over, and a round begins."""
+        """Return why a message may not wait again, or None: its turn must be over, and a new round begins."""
         _, state, generation = self.turns.get(op.id, [(0, "cancelled", 0)])[-1]
         if state in ("pending", "taken"):
             return f"its turn is {state}"

@@ -31,7 +31,7 @@ class MessageStreamOracle:
         self._log = stored.head(channel)
         self._begun = stored.stamp
         self._received = {"answer": "", "thinking": ""}
-        self._certain = dict(self._received)  # the text at the last event id
+        self._certain = dict(self._received)  # the text that had been received at the last event id
         self._is_known = False  # whether a client had received the message before this request
 
     def begin(self) -> None:

@@ -178,8 +178,8 @@ class Plan:
 class Piece(NamedTuple):
     """The text of one append in a `Script`."""
 
-    number: int  # from 0, over all attempts
-    attempt: int  # at the turn; 0 for a question
+    number: int  # number of the piece, from 0, over all attempts
+    attempt: int  # number of the attempt at the turn; 0 for a question
     writer: str
 
 

@@ -25,9 +25,10 @@ from oracle.violation import Violation
 Place = tuple[str, str]  # a channel, and the id of a message, command or member
 
 SOON_S = 5.0  # without faults the server ends a due lease or turn within this time
-EARLY_S = 0.01  # two clocks may differ by this
-CROSSING_S = 1.0  # a frame on one connection may overtake a frame on another by this
-TROUBLE_S = 0.3  # a store that takes longer holds the hub up
+EARLY_S = 0.01  # tolerated difference between two clocks
+# a frame on one connection may arrive by this much earlier than a frame that was sent before it on another
+CROSSING_S = 1.0
+TROUBLE_S = 0.3  # a store that takes longer than this counts as holding the hub up
 SKEWED_MS = 1_000
 
 
@@ -58,10 +59,10 @@ class Held:
     tried_s: float  # the last sign of life that the holder sent; the hub received none after it
     by: str | None = None
     node: str | None = None  # the node of a holder in a hub's process, which has no lease
-    connections: list[Connection] = field(default_factory=list)  # all that the holder used
+    connections: list[Connection] = field(default_factory=list)  # all connections that the holder used
     connection: Connection | None = None  # connection of the last sign of life; None: HTTP
     responded: Connection | None = None  # connection of the last response to a sign of life: the hub knows it
-    is_given: bool = True  # whether the holder knows of it
+    is_given: bool = True  # True: the holder knows that it has the lease
     overdue_s: float = float("-inf")  # when a sign of life arrived that may have been too late
 
 
@@ -96,7 +97,7 @@ class Promises:
     ) -> None:
         """Judge by the clock `now_s`, which is 0 at `start_ms` of the wall clock."""
         self.booted_s = 0.0  # the last boot of a hub
-        self.healthy_s = float("inf")  # since then the effects of all faults are over
+        self.healthy_s = float("inf")  # time since which the effects of all faults are over
         self.is_served = False  # whether each run of the hub begins with an agent for all channels
         self.is_skewed = False  # whether the hub's wall clock was set to another time
         self.signals: dict[str, float] = {}  # the data of all sent signals, and when they were sent
@@ -109,7 +110,8 @@ class Promises:
         self._trouble_s = 0.0  # time until which the hub was held up
         self._leases: dict[Place, Held] = {}
         self._turns: dict[Place, Held] = {}
-        self._connections: dict[Place, list[Connection]] = {}  # that ever carried a request about a message
+        # for each message the connections that ever carried a request about it
+        self._connections: dict[Place, list[Connection]] = {}
         self._last: dict[tuple[Place, int], Connection | None] = {}  # the last connection of each generation
         self._commands: dict[Place, Sent] = {}
         self._stored_s: dict[Place, float] = {}  # when each command was stored last
@@ -348,7 +350,7 @@ class Promises:
         """Return whether the lease may end: after its term, or sooner after the end of its connection."""
         now_s = self._now_s()
         if not held.is_given:
-            return True  # the holder does not know of it
+            return True  # the holder does not know that it has the lease
         if self._trouble_s >= held.received_s or now_s >= max(held.received_s, self.booted_s) + held.term_s - EARLY_S:
             return True
         for connection in held.connections:

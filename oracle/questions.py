@@ -25,7 +25,7 @@ class Question:
 
     id: str
     channel: str
-    attempts: int = 1  # the attempts that the faults so far explain
+    attempts: int = 1  # number of attempts that the faults so far explain
     final: list[Json] | None = None  # the answers when the question was settled; they do not change after that
 
 
@@ -37,7 +37,7 @@ class SentCommand:
     channel: str
     name: str
     target: str
-    question: str  # the question that it is about
+    question: str  # the id of the question that the command is about
     stored: Json | None = None  # the command and its serial, as acknowledged
     reply: Json | None = None
     is_refused: bool = False

@@ -60,7 +60,7 @@ class ViewOracle:
         self.epoch = NO_EPOCH  # epoch of the shown messages
         self.starts = 0  # how often the view was begun anew
         self.signals: set[object] = set()  # the data of all received signals
-        self.follows_s = float("inf")  # since then it receives notices at once
+        self.follows_s = float("inf")  # time since which it receives ephemeral events at once
         self._checker = Checker(channel)
         self._stored = stored
         self._note = note
@@ -121,7 +121,7 @@ class ViewOracle:
         except ViewGap as gap:
             raise self._violation(f"a gap: {gap}") from None
         if events and cursor is None and all(isinstance(event, EphemeralEvent) for event in events):
-            return  # notices belong to no batch of the log
+            return  # ephemeral events belong to no batch of the log
         self._is_whole = cursor is not None
         if cursor is None:
             self._check_prefixes()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from simulation.node import Node
     from simulation.world import World
 
-STUCK_S = 120.0  # without faults, no request is refused for so long
+STUCK_S = 120.0  # without faults, no request may be refused for longer than this
 RETRY_STATUS = (429, 503)  # the server asks the client to try again
 RETRY_ERRORS = (Draining, LocalError, StoreUnavailable, Busy)  # the hub shuts down, or its store fails
 

@@ -93,9 +93,9 @@ class Worker(Actor):
         super().__init__(world, name)
         self.slots = self.draw.choice((1, 2))
         self.when_busy: WhenBusy = self.draw.choice(("queue", "interrupt", "parallel"))
-        self._listens = self.draw.random() < 0.5  # to commands that ask it to stop
+        self._listens = self.draw.random() < 0.5  # True: it carries out `cancel` commands
         self._choices = Random(f"{world.plan.seed}/{name}/moods")
-        self._is_off = False  # it wants no turns now
+        self._is_off = False  # True: it wants no turns now
         self._socket: ClientSocket | None = None
         self._back: asyncio.Event = asyncio.Event()
         self._attempts: dict[tuple[str, str], Attempt] = {}
@@ -141,7 +141,7 @@ class Worker(Actor):
         await socket.rest(stay_s)
 
     async def _want(self, socket: ClientSocket, slots: int) -> None:
-        """Announce how many turns it takes at once; 0: no more than it has. Raises ConnectionLost."""
+        """Send `work` with the number of turns that it takes at once; 0: no further ones. Raises ConnectionLost."""
         frame = {"type": "work", "pattern": "*", "slots": slots, "when_busy": self.when_busy, "name": self.name}
         response, _ = await socket.ask(frame)
         if response["type"] == "error":
@@ -186,7 +186,8 @@ class Worker(Actor):
             try:
                 if socket is None:
                     raise ConnectionLost("none")
-                if "id" in frame:  # each time: the hub knows a writer by the connection of its requests
+                # note it for each request, because the hub knows a writer by the connection of its requests
+                if "id" in frame:
                     self.world.promises.note_request((frame["channel"], frame["id"]), socket.connection)
                 response, _ = await socket.ask(frame)
                 if response["type"] == "ok" or response["status"] not in RETRY_STATUS:

@@ -28,11 +28,11 @@ from holdfast.transports.app import App
 from holdfast.transports.session import Session
 from oracle.violation import Violation
 
-EVERY = 16  # steps
-SPARE = 200  # 71 were seen at most
-HELD = 16  # items; a batch in transit is one
-HELD_CHARACTERS = 1_000  # length of one text
-DROPPED = 1_000  # dropped deadlines that are still in the heap, beside as many as are due
+EVERY = 16  # number of steps between two checks of all parts
+SPARE = 200  # limit of items in a container; runs had at most 71
+HELD = 16  # limit of items that belong to one viewer; a batch in transit counts as one
+HELD_CHARACTERS = 1_000  # limit of the length of one text that belongs to a viewer
+DROPPED = 1_000  # limit of dropped deadlines in the heap, besides one for each live deadline
 PATIENCE_S = 30.0  # time for housekeeping, without faults
 
 Part = tuple[
@@ -85,7 +85,7 @@ class Bounds:
                 elif isinstance(value, str | bytes) and len(value) > HELD_CHARACTERS and spare <= HELD:
                     self._at_most(f"characters are in {type(part).__name__}.{name}", len(value), HELD_CHARACTERS)
         for name in self._too_much_s.keys() - runtime.channels.keys():
-            del self._too_much_s[name]  # it has left memory; a channel of that name was loaded just now
+            del self._too_much_s[name]  # the channel has left memory, and a channel of that name was loaded just now
         for channel in runtime.channels.values():
             self._check_channel(channel)
 

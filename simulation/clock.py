@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 START_MS = 1_750_000_000_000  # a day in 2025
 MAX_STEPS_AT_ONCE = 50_000  # a loop that makes so many steps at one moment never waits
-SHOWN_STEPS = 5  # most steps of such a loop that are shown
+SHOWN_STEPS = 5  # number of steps of such a loop that a report shows
 MAX_STEPS_A_SECOND = 200_000  # a loop that makes so many steps in one second waits too shortly (2,400 are common)
 
 

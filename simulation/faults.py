@@ -21,7 +21,7 @@ class FaultModel:
     hole_chance: float = 0.0  # chance that neither side notices a cut, and all later bytes are lost
     stall_chance: float = 0.0  # chance that a viewer reads no bytes for a while after a batch
     split_chance: float = 0.0  # chance that a chunk of a stream arrives in two pieces
-    room_bytes: int = 100_000  # in flight on a connection before the sender has to wait
+    room_bytes: int = 100_000  # limit of bytes in flight on a connection, above which the sender has to wait
     store_s: tuple[float, float] = (0.0005, 0.005)
     slow_chance: float = 0.0  # chance that a response of the store takes very long
     down_chance: float = 0.0  # chance that the store refuses a call and does not carry it out

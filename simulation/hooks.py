@@ -43,7 +43,7 @@ class HookPlan:
     name: str
     kinds: tuple[HookKind, ...]
     pattern: str
-    pause_s: float  # the most of a usual call
+    pause_s: float  # longest time that a usual call takes
     fail_chance: float
     hang_chance: float
     late_chance: float  # chance that a hub registers the hook some time after its start

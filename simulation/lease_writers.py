@@ -109,7 +109,8 @@ class LeaseWriter(Author):
     async def _fence(self, attempt: WriteAttempt) -> None:
         """Let a successor take over while the first writer continues: the first one must be refused."""
         await attempt.rest(self.draw.choice((0.0, 0.0, attempt.term_s + 1.0)))
-        successor = await self._take_over(attempt)  # without an interruption: each client here is `admin`
+        # possible while the message streams, because each client of the simulation is `admin`
+        successor = await self._take_over(attempt)
         if self.is_excused(attempt.channel, attempt.begun):
             return
         for deed in (partial(attempt.append, 1), attempt.renew, partial(attempt.finish, "complete")):

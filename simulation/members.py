@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from simulation.node import Node
     from simulation.world import World
 
-EPHEMERAL_S = 2.0  # within which a viewer receives a presence change or a signal
-SLOW_S = 0.1  # a slower network can delay that
-HERE_S = (5.0, 8.0)  # leases of members over HTTP
+EPHEMERAL_S = 2.0  # time within which a viewer must receive a presence change or a signal
+SLOW_S = 0.1  # a network with a higher latency can delay these events further
+HERE_S = (5.0, 8.0)  # lengths of the leases of members over HTTP
 
 
 class Member(Actor):
@@ -39,8 +39,8 @@ class Member(Actor):
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
         self.channel = self.draw.choice(world.channels)
-        self.node: Node | None = None  # where it is present, if the server has acknowledged it
-        self._stays = self.draw.random() < 0.5  # in the channel at the end
+        self.node: Node | None = None  # the node where the member is present, if the server has acknowledged that
+        self._stays = self.draw.random() < 0.5  # True: it is in the channel at the end of the run
         self._changes = 0  # number of changes of its data
 
     async def run(self) -> None:
@@ -143,7 +143,8 @@ class Member(Actor):
         self.world.promises.note_left(place, lease_s + RESPONSE_S)
         for _ in range(self.draw.randrange(1, 4)):
             await self._put(node, path, lease_s)
-            self.world.promises.note_left(place, lease_s + RESPONSE_S)  # it may end at any time, without a grace
+            # the presence may end at any time, without a grace period
+            self.world.promises.note_left(place, lease_s + RESPONSE_S)
             await self.pause(lease_s / 3, lease_s / 3)
         while self.world.is_quiet and self._stays:
             await self._put(node, path, lease_s)
@@ -252,13 +253,13 @@ class Commander(Author):
             return
         is_known = is_deleted or (target is not None and log.now(target) is not None)
         if response.code == "streaming" and name == "regenerate" and is_known:
-            return  # another one came first
+            return  # another reply came first
         if response.code == "finished" and name == "cancel" and is_known:
             return  # another cancel came first, and another client may have deleted the message since
         raise Violation(f"{self.name} could not send {name} {target} to {channel}: {response.fields}")
 
     async def _reply(self, channel: str) -> None:
-        """DecodedResponse to a command, sometimes twice with different data: the first reply counts."""
+        """Reply to a command, sometimes twice with different data: the first reply counts."""
         log = self.world.stored.head(channel)
         begun = self.world.stored.stamp
         pending = [

@@ -25,7 +25,7 @@ from simulation.trace import Trace
 
 T = TypeVar("T")
 
-DEAD_S = 60.0  # after which an end of a hole closes the connection
+DEAD_S = 60.0  # time after which either end of a hole closes the connection
 
 
 class ConnectionLost(Exception):

@@ -69,7 +69,7 @@ class Plan:
     readers: int
     edits: list[str]
     faults: list[str]
-    fault_s: float  # between two faults
+    fault_s: float  # time between two faults
     adopts: bool
     by_hand: bool
     flush_ms: int

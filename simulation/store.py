@@ -69,7 +69,8 @@ class SimStore:
         self.trace = trace
         self._done: list[Done] = []
         self._synced = (
-            0  # how many of them survive a power cut, if the store acknowledges writes before they are durable
+            # number of these changes that survive a power cut, if the store acknowledges writes before they are durable
+            0
         )
         self._epochs = 0
 

@@ -53,9 +53,9 @@ class Viewer(Actor):
         self.node: Node | None = None  # that it is connected to
         self.oracles: dict[str, ViewOracle] = {}
         self._pages: set[asyncio.Task[None]] = set()
-        self._tabs: dict[str, tuple[View, Checker, str]] = {}  # saved pages, by channel
+        self._tabs: dict[str, tuple[View, Checker, str]] = {}  # saved pages of a channel, as in the tabs of a browser
         self._process: Process | None = None  # that it is connected to
-        self._connection: Connection | None = None  # None: it watches in that process
+        self._connection: Connection | None = None  # connection to the process; None: it watches inside the process
         self._busy_s = 0.0  # time until which it reads no bytes
 
     def look_at(self, channel: str) -> None:

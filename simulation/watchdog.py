@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-BUSY_TICKS, BUSY_TICK_S = 5, 1.0  # processor time; the longest step of a run takes some milliseconds
-IDLE_TICKS, IDLE_TICK_S = 12, 5.0  # real time
+BUSY_TICKS, BUSY_TICK_S = 5, 1.0  # limits of processor time; the longest step of a run takes some milliseconds
+IDLE_TICKS, IDLE_TICK_S = 12, 5.0  # limits of real time
 SHOWN_FRAMES = 12
 
 

@@ -105,7 +105,7 @@ class World:
         self.calm_s = float("inf")
         self.is_quiet = False  # members stay in their channels
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._hung_s: float | None = None  # when a step began that did not end
+        self._hung_s: float | None = None  # when the step began that does not end
 
     def run(self) -> Report:
         """Run to the end, or to the first violation."""

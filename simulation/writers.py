@@ -90,7 +90,7 @@ class _HttpMessage:
         self._channel = channel
         self._id = writer.new_id()
         self._begun = self._stored.stamp
-        self._parts: list[Part] = []  # as they shall be
+        self._parts: list[Part] = []  # the parts as they will be once all requests are stored
         self._acked: list[int] = []  # the stored length of each; -1: the first append opens the part
         self._unclear: set[int] = set()  # parts with text in transit
 

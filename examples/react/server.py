@@ -26,7 +26,7 @@ from holdfast.hub.tokens import jwt_verifier
 PAGE = os.environ.get("PAGE_ORIGIN", "http://localhost:5173")
 PORT = int(os.environ.get("PORT", "8000"))
 SECRET = os.environ.get("SECRET", "a secret for this example, of at least thirty-two bytes")
-LASTS_S = 300  # a token; the client asks for the next one thirty seconds before its end
+LASTS_S = 300  # lifetime of a token; the client requests the next token thirty seconds before its end
 PACE_S = 0.03
 
 verify = jwt_verifier(secret=SECRET, audience="chat")

@@ -115,7 +115,7 @@ class UIStream:
         elif None in self._asked.values():
             self._close()
             self._put(type="finish-step")
-            self._put(type="finish", finishReason="tool-calls")
+            self._put(type="finish", **self._reason("tool-calls"))
             self.is_over = True
         body = "".join(f"data: {json.dumps(one, separators=(',', ':'))}\n\n" for one in self._chunks)
         self._chunks.clear()
@@ -256,7 +256,7 @@ class UIStream:
         is_approval = name == "approve" and self._release.version >= 6
         if tool is None or not (is_approval or tool.name in self._release.browser_tools):
             self._asked[id] = question = {"name": name, "data": data}
-            self._begin(f"{self._message_id}.none") if not self._is_begun else None
+            self._begin(f"{self._message_id}.none")
             self._content()
             self._put(type="data-question", id=id, data={**question, "open": True})
             return
@@ -264,6 +264,9 @@ class UIStream:
         self._make_available(tool, "")
         if is_approval and self._has_tools.get(tool.call) != "approval-requested":
             self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
+
+    def _reason(self, reason: str) -> Json:
+        return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
 
     def _finish(self, state: str) -> None:
         self._begin(f"{self._message_id}.none")
@@ -275,15 +278,14 @@ class UIStream:
             self._put(type="finish-step")
         if status == "complete":
             finish: Json = {"messageMetadata": self._meta} if self._meta else {}
-            if self._end is not None and not (self._release.strict and self._release.version < 6):
+            if self._end is not None:
                 known = self._meta.get("finish_reason")
-                finish["finishReason"] = FINISH_REASONS.get(known, "other") if known else "stop"
+                finish |= self._reason(FINISH_REASONS.get(known, "other") if known else "stop")
             self._put(type="finish", **finish)
         elif status == "cancelled":
             self._put(type="abort")
         else:
-            none = "no agent serves this chat" if state == "none" else status
-            self._put(type="error", errorText=reason or none)
+            self._put(type="error", errorText=reason or ("no agent serves this chat" if state == "none" else status))
         self.is_over = True
 
 

@@ -11,8 +11,6 @@ import { GrowingMarkdown } from "./markdown.js"
  * @typedef {{ node: HTMLElement, update: (part: Part, isOver: boolean, start: number) => boolean | void, remark?: (at: number) => void }} PartView
  */
 
-const STEP = 16_384 // characters of text to draw before the next check of the time limit
-
 /** Return the usual view of parts of one type. @param {import("./chat_message.js").MessageView} message @param {string} type @returns {PartView} */
 export function partView(message, type) {
   const { words } = message.panel
@@ -27,7 +25,6 @@ export function partView(message, type) {
 function textPart(message) {
   const { panel } = message
   const node = element("div", { class: "markdown", part: "markdown" })
-  let length = 0 // length of the text that is drawn
   let start = 0
   const markdown = new GrowingMarkdown(node, {
     copyLabel: panel.words.copy,
@@ -43,11 +40,7 @@ function textPart(message) {
     node,
     update({ text = "" }, isOver, at) {
       start = at
-      do {
-        length = Math.min(text.length, length + STEP)
-        markdown.update(text.slice(0, length), isOver && length === text.length)
-      } while (length < text.length && !panel.isLate)
-      return length < text.length
+      return markdown.update(text, isOver, () => panel.isLate)
     },
     remark: (at) => markdown.redraw(at - start),
   }

@@ -1,23 +1,23 @@
 /**
  * Draws Markdown text that grows: only the end of an answer is parsed and drawn again.
  *
- * A block is final when the block behind it has a complete first line; its nodes are never touched again. In long lists
- * and tables the finished items and rows are final too, an open fence takes its lines without the parser, and a paragraph
- * is cut after 16,384 characters. The nodes of an answer do not depend on the pieces in which it came.
+ * A block is final when the block behind it has a complete first line; its nodes are never touched again. In long lists,
+ * tables and paragraphs the finished items, rows and words are final too, and an open fence takes its lines without the
+ * parser. Final text is dropped. The nodes of an answer do not depend on the pieces in which it came.
  *
  * @import { Environment } from "./vendor/markdown.js"
  * @import { Block } from "./markdown_blocks.js"
  * @import { DrawOptions, MarkdownOptions } from "./markdown_nodes.js"
  */
 import { element } from "./chat_nodes.js"
-import { childrenOf, isLongParagraph, isLoose, normalized, outermost, tableHead } from "./markdown_blocks.js"
+import { childrenOf, finalWords, isLongParagraph, isLoose, normalized, outermost, tableHead } from "./markdown_blocks.js"
 import { highlight } from "./markdown_code.js"
 import { appendBlocks, appendInline, codeBlock, loosen, MAX_INLINE, visible } from "./markdown_nodes.js"
-import { parseBlocks } from "./markdown_parser.js"
+import { LONG, parseBlocks } from "./markdown_parser.js"
 import { repaired } from "./markdown_repair.js"
 
-const LONG = 4_096 // length of a list or table, in characters, from which its finished items or rows become final
 const BLOCKS_OF_CHUNK = 50
+const STEP = 16_384 // characters that are drawn before the time is looked at
 const MAX_BLOCK = 16_384 // characters of a list, a table, a quote or another block
 const MAX_LINES = 4_096 // characters of an open fence in one node
 const MAX_INFO = 1_000 // longest first line of a code fence that is drawn line by line, in characters
@@ -35,7 +35,7 @@ const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
 /**
  * A long block whose first `count` children are final. `prefix` is parsed before the rest of it, and is not shown.
  *
- * @typedef {{ kind: "list" | "table" | "paragraph", node: Element, prefix: string, start: number, count: number, isLoose: boolean }} OpenBlock
+ * @typedef {{ kind: "list" | "table" | "paragraph", node: Element, prefix: string, start: number, count: number, isLoose: boolean, isBlankBefore?: boolean }} OpenBlock
  */
 
 export class GrowingMarkdown {
@@ -46,15 +46,18 @@ export class GrowingMarkdown {
     this.hasFormulas = Boolean(options.renderMath)
     /** @type {DrawOptions} */
     this.final = { ...options, isFinal: true }
+    this.#target = root
     this.#restart(Object.create(null))
   }
 
   #given = "" // the text given to the last update …
-  #taken = 0 // … the number of its characters that were taken over into …
-  #text = "" // … this text, whose line breaks are all line feeds
+  #taken = 0 // … and the number of its characters that are drawn
+  #text = "" // the drawn text that is not final, whose line breaks are all line feeds …
+  #at = 0 // … and where it begins
   #isOver = false
-  #at = 0 // offset from which the text is not final
-  #count = 0 // number of child nodes of blocks that are final or begin with final text …
+  #isBehind = false // some of the given text is not drawn
+  #chunk = 0 // where the last chunk begins, …
+  #count = 0 // … the number of its blocks, which are final or begin with final text, …
   #begun = -1 // … and where the last of them begins
   /** Definitions in final text. @type {NonNullable<Environment["references"]>} */
   #references = {}
@@ -66,57 +69,76 @@ export class GrowingMarkdown {
   /** @type {OpenBlock | null} */
   #open = null
   #tail = element("div", {})
+  /** The parent of the blocks: the root, or another element until all is drawn anew. */
+  #target
 
-  /** Show `text`, the whole answer so far. With `isOver` it is complete. @param {string} text @param {boolean} [isOver] */
-  update(text, isOver = false) {
-    if (text === this.#given && isOver === this.#isOver) return
-    if (this.#isOver || !text.startsWith(this.#given)) this.#clear()
-    // without a "\r" at the end, which may be half of a line break
-    const until = text.length - (!isOver && text.endsWith("\r") ? 1 : 0)
-    this.#text += text.slice(this.#taken, until).replace(/\r\n?/g, "\n").replace(/\0/g, "\ufffd")
+  /**
+   * Show `text`, the whole answer so far, until the time is over. With `isOver` it is complete. Return whether text is left.
+   *
+   * @param {string} text @param {boolean} [isOver] @param {() => boolean} [isLate]
+   */
+  update(text, isOver = false, isLate = () => false) {
+    const isSame = text === this.#given
+    if (isSame && isOver === this.#isOver && !this.#isBehind) return false
+    // equality of slices takes a tenth of the time of `startsWith`
+    if (this.#isOver || (!isSame && text.slice(0, this.#taken) !== this.#given.slice(0, this.#taken))) this.#clear()
     this.#given = text
-    this.#taken = until
-    this.#isOver = isOver
-    this.#draw()
-    if (isOver && this.#isLate) {
+    do {
+      this.#take(isOver)
+      if (!this.#isOver || !this.#isLate) continue
+      this.#target = element("div", {})
       this.#restart(this.#references)
-      this.#draw()
+      this.#isBehind = true
+    } while (this.#isBehind && !isLate())
+    this.#drawTail()
+    if (this.#isOver) {
+      if (!this.#tail.hasChildNodes()) this.#tail.remove()
+      if (this.#target !== this.root) this.root.replaceChildren(...this.#target.childNodes)
     }
+    return this.#isBehind
+  }
+
+  /** Take over the next characters of the given text. @param {boolean} isOver */
+  #take(isOver) {
+    const text = this.#given
+    let until = this.#taken + STEP
+    this.#isBehind = until < text.length
+    this.#isOver = isOver && !this.#isBehind
+    // without a "\r" at the end, which may be half of a line break
+    if (!this.#isBehind) until = text.length
+    if (!this.#isOver && text[until - 1] === "\r") until--
+    this.#text += text.slice(this.#taken, until).replace(/\r\n?/g, "\n").replace(/\0/g, "\ufffd")
+    this.#taken = until
+    while (this.#advance()) { /* each step makes some of the text final */ }
   }
 
   /** Draw again what the option `between` returns for places from `at` on. @param {number} at */
   redraw(at) {
     const text = this.#given
     const isOver = this.#isOver
-    if (at > this.#begun) return this.#draw()
+    if (at > this.#begun) return this.#drawTail()
     this.#clear()
     this.update(text, isOver)
   }
 
   #clear() {
-    this.#given = this.#text = ""
-    this.#taken = 0
+    this.#given = ""
+    this.#target = this.root
     this.#restart(Object.create(null))
   }
 
   /** Draw from the beginning at the next step. @param {NonNullable<Environment["references"]>} references */
   #restart(references) {
-    this.root.replaceChildren(this.#tail)
+    this.#target.replaceChildren(this.#tail)
     this.#tail.replaceChildren()
-    this.#count = 0
+    this.#text = ""
+    this.#isOver = false
+    this.#taken = this.#at = this.#count = 0
     this.#begun = -1
-    this.#at = 0
     this.#references = references
     this.#labels = new Set()
     this.#isLate = false
     this.#fence = this.#open = null
-  }
-
-  #draw() {
-    while (this.#advance()) { /* each step makes some of the text final */ }
-    this.#drawTail()
-    if (this.#isOver && !this.#tail.hasChildNodes()) this.#tail.remove()
-    else if (!this.#tail.parentNode) this.root.append(this.#tail)
   }
 
   // -- final text
@@ -124,22 +146,27 @@ export class GrowingMarkdown {
   /** Make some of the text final. Return whether more may become final. */
   #advance() {
     if (this.#fence) return this.#takeLines(this.#fence)
-    if (this.#at >= this.#text.length && !this.#open) return false
+    if (!this.#text && !this.#open) return false
     if (!this.#open && this.#beginFence()) return true
-    const { text, blocks, env } = this.#parse(this.#text.slice(this.#at))
-    const shift = this.#at - (text.length - (this.#text.length - this.#at))
+    const { text, blocks, env } = this.#parse(this.#text)
+    const shift = this.#at - (text.length - this.#text.length)
     const count = this.#countFinal(blocks, text)
     const tooFar = this.#open ? 0 : this.#cutAfter(text, 0, blocks[0]?.start ?? this.#stable(text))
     if (tooFar) return this.#moveTo(shift + tooFar) // definitions and blank lines
     for (let n = 0; n < blocks.length; n++) {
       const { start, end } = blocks[n]
-      if (isLongParagraph(blocks[n])) return n > 0 ? this.#moveTo(shift + start) : this.#cut(shift + start, shift + end, env)
+      if (!this.#open && isLongParagraph(blocks[n], text)) {
+        this.#moveTo(shift + start + text.slice(start, start + 4).search(/[^ ]/))
+        this.#open = this.#openParagraph()
+        return true
+      }
+      if (n === 0 && this.#open?.kind === "paragraph" && shift + end - this.#open.start > MAX_INLINE) return this.#cut(this.#open, env)
       const to = this.#cutWithin(blocks[n], text, shift, blocks[n + 1]?.start ?? this.#stable(text))
       if (to >= 0) return n > 0 ? this.#moveTo(shift + start) : this.#finishUntil(blocks[n], text, shift + to)
       if (n >= count) break
       this.#finish(blocks[n], shift, env)
     }
-    if (this.#isOver) return this.#moveTo(this.#text.length)
+    if (this.#isOver) return this.#moveTo(this.#at + this.#text.length)
     if (count > 0) return this.#moveTo(shift + blocks[count].start)
     return blocks.length > 0 && this.#freeze(blocks[0], text, shift, env)
   }
@@ -148,7 +175,7 @@ export class GrowingMarkdown {
   #parse(tail) {
     const text = (this.#open?.prefix ?? "") + tail
     /** @type {Environment} */
-    const env = { references: Object.create(this.#references), hasFormulas: this.hasFormulas }
+    const env = { references: Object.create(this.#references), hasFormulas: this.hasFormulas, isLong: this.#open?.kind === "paragraph" }
     return { text, env, blocks: outermost(parseBlocks(text, env), text) }
   }
 
@@ -183,7 +210,7 @@ export class GrowingMarkdown {
   #finishUntil(block, text, to) {
     const prefix = block.tokens[0].type === "table_open" ? tableHead(block, text) : ""
     if (this.#open) dropAfter(this.#open.node, this.#open.count)
-    const part = this.#parse(this.#text.slice(this.#at, to))
+    const part = this.#parse(this.#text.slice(0, to - this.#at))
     for (const one of part.blocks) this.#finish(one, to - part.text.length, part.env)
     this.#open = null
     const isMore = this.#moveTo(to)
@@ -213,16 +240,24 @@ export class GrowingMarkdown {
 
   /** Let the text that is not final begin at `at`, and keep the definitions before it. Return whether text is left. @param {number} at */
   #moveTo(at) {
-    this.#define(this.#text.slice(this.#at, at))
-    this.#at = at
-    return at < this.#text.length
+    const passed = this.#text.slice(0, at - this.#at)
+    this.#define(passed)
+    if (this.#open) this.#open.isBlankBefore = /\n[ \t]*\n$/.test(passed.slice(-MAX_INFO))
+    return this.#skip(passed.length)
+  }
+
+  /** Drop the first `count` characters, which are final. Return whether text is left. @param {number} count */
+  #skip(count) {
+    this.#text = this.#text.slice(count)
+    this.#at += count
+    return this.#text !== ""
   }
 
   /** Keep the definitions in `passed`, and note whether text before them may use one. @param {string} passed */
   #define(passed) {
     /** @type {NonNullable<Environment["references"]>} */
     const found = Object.create(null)
-    if (passed.includes("]:")) parseBlocks(passed, { references: found, hasFormulas: this.hasFormulas })
+    if (passed.includes("]:")) parseBlocks((this.#open?.prefix ?? "") + passed, { references: found, hasFormulas: this.hasFormulas })
     const defined = new Set()
     for (const [, start, label, colon] of passed.matchAll(LABEL)) {
       const name = label.includes("\n") ? ANY : normalized(label)
@@ -248,7 +283,12 @@ export class GrowingMarkdown {
 
   /** Return the parent of the next block, which begins at `at`. @param {number} at */
   #place(at) {
-    if (this.#count++ % BLOCKS_OF_CHUNK === 0) this.#tail.before(element("div", { class: "chunk" }))
+    if (this.#count === 0 || this.#count === BLOCKS_OF_CHUNK || at > this.#chunk + MAX_BLOCK) {
+      this.#tail.before(element("div", { class: "chunk" }))
+      this.#chunk = at
+      this.#count = 0
+    }
+    this.#count++
     const chunk = /** @type {Element} */ (this.#tail.previousSibling)
     this.#begun = this.#begin(chunk, this.#begun, at)
     return chunk
@@ -264,7 +304,7 @@ export class GrowingMarkdown {
 
   /** Draw a fence whose first line begins the text that is not final. */
   #beginFence() {
-    const match = FENCE.exec(this.#text.slice(this.#at, this.#at + MAX_INFO))
+    const match = FENCE.exec(this.#text.slice(0, MAX_INFO))
     if (!match) return false
     const [line, indent, mark, info] = match
     const block = codeBlock(info, this.options)
@@ -279,17 +319,19 @@ export class GrowingMarkdown {
       partial: "",
       size: 0,
     }
-    this.#at += line.length
+    this.#skip(line.length)
     return true
   }
 
   /** Draw the lines of the open fence. Return whether it has ended, and text is left. @param {OpenFence} fence */
   #takeLines(fence) {
+    const text = this.#text
+    let at = 0
     let drawn = ""
     let line = ""
     let isEnd = false
-    /** @param {string} text */
-    const draw = (text) => {
+    /** @param {string} line */
+    const draw = (line) => {
       if (!fence.isEmpty) drawn += "\n"
       if (fence.size > MAX_LINES) { // a browser lays out this much again with each line
         replaceEnd(fence.text, fence.partial.length, drawn)
@@ -297,62 +339,72 @@ export class GrowingMarkdown {
         fence.partial = drawn = ""
         fence.size = 0
       }
-      drawn += visible(text.replace(fence.indent, ""))
-      fence.size += text.length + 1
+      drawn += visible(line.replace(fence.indent, ""))
+      fence.size += line.length + 1
       fence.isEmpty = false
     }
-    for (let feed; !isEnd && (feed = this.#text.indexOf("\n", this.#at)) >= 0; this.#at = feed + 1) {
-      line = this.#text.slice(this.#at, feed)
+    for (let feed; !isEnd && (feed = text.indexOf("\n", at)) >= 0; at = feed + 1) {
+      line = text.slice(at, feed)
       isEnd = fence.end.test(line)
       if (!isEnd) draw(line)
     }
-    line = isEnd ? "" : this.#text.slice(this.#at)
+    line = isEnd ? "" : text.slice(at)
     if (this.#isOver && line) {
-      this.#at = this.#text.length
+      at = text.length
       if (!fence.end.test(line)) draw(line)
       line = ""
     }
     const partial = line && !/^ {0,3}[`~]+[ \t]*$/.test(line) ? (fence.isEmpty ? "" : "\n") + visible(line.replace(fence.indent, "")) : ""
     replaceEnd(fence.text, fence.partial.length, drawn + partial)
     fence.partial = partial
+    const isMore = this.#skip(at)
     if (!isEnd && !this.#isOver) return false
     this.#fence = null
     highlight(fence.code, fence.language)
-    return this.#at < this.#text.length
+    return isMore
   }
 
   // -- other long blocks
 
-  /** Draw the first 16,384 characters of a longer paragraph, from `start` to `end`, for the last time. @param {number} start @param {number} end @param {Environment} env */
-  #cut(start, end, env) {
-    const text = this.#text.slice(this.#at, Math.min(end, this.#at + MAX_INLINE))
+  /** Draw a paragraph up to its 16,384th character for the last time; the rest is another one. @param {OpenBlock} open @param {Environment} env */
+  #cut(open, env) {
+    const text = this.#text.slice(0, open.start + MAX_INLINE - this.#at)
     const space = text.search(/\s\S*$/)
     const half = /[\ud800-\udbff]$/.test(text) ? 1 : 0
-    const shown = space > 0 ? text.slice(0, space + 1) : text.slice(0, text.length - half)
-    const open = this.#open ?? this.#openParagraph(start)
-    dropAfter(open.node, 0)
-    appendInline(shown, open.node, env, this.final)
-    const isMore = this.#moveTo(this.#at + shown.length)
-    this.#open = this.#openParagraph(this.#at)
-    return isMore
+    this.#pass(open, space > 0 || open.count ? text.slice(0, space + 1) : text.slice(0, text.length - half), env)
+    this.#open = this.#openParagraph()
+    return this.#text !== ""
   }
 
-  /** Begin a paragraph, perhaps one that continues a long one. @param {number} start @returns {OpenBlock} */
-  #openParagraph(start) {
-    const node = this.#place(start).appendChild(element("p", { dir: "auto" }))
-    return { kind: "paragraph", node, prefix: FILLER, start, count: 0, isLoose: false }
+  /** Draw the first characters of an open paragraph for the last time. @param {OpenBlock} open @param {string} shown @param {Environment} env */
+  #pass(open, shown, env) {
+    dropAfter(open.node, open.count)
+    appendInline(shown, open.node, env, this.final)
+    open.count = open.node.childNodes.length
+    this.#moveTo(this.#at + shown.length)
+  }
+
+  /** Begin a long paragraph, perhaps one that continues another one. @returns {OpenBlock} */
+  #openParagraph() {
+    const node = this.#place(this.#at).appendChild(element("p", { dir: "auto" }))
+    return { kind: "paragraph", node, prefix: FILLER, start: this.#at, count: 0, isLoose: false }
   }
 
   /**
-   * Draw the finished items or rows of a long list or table for the last time. Return whether there were any.
+   * Draw the finished items, rows or words of a long list, table or paragraph for the last time.
    *
    * @param {Block} block the first one @param {string} text the parsed text @param {number} shift from it to the whole text @param {Environment} env
    */
   #freeze(block, text, shift, env) {
-    if (block.end - block.start < LONG) return false
+    if (this.#open?.kind === "paragraph") {
+      const words = finalWords(this.#text.slice(0, block.end - FILLER.length), env)
+      if (words) this.#pass(this.#open, words, env)
+      return false
+    }
+    if (!this.#open && block.end - block.start < LONG) return false
     const limit = (this.#open?.start ?? shift + block.start) - shift + MAX_BLOCK
-    const begins = childrenOf(block, text).begins.filter(({ at }) => at <= limit)
-    const next = begins[begins.length - 1] // an item or row is final when the next one has begun
+    const begins = childrenOf(block, text).begins.filter(({ at }) => at <= limit && text.includes("\n", at))
+    const next = begins[begins.length - 1] // an item or row is final when the next one has a complete first line
     if (!next || next === begins[0]) return false
     const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
     if (this.#open) this.#appendRest(this.#open, done, env, block)
@@ -396,8 +448,7 @@ export class GrowingMarkdown {
       const last = block.tokens.findIndex((token) => token.type === "tbody_close")
       if (first >= 0) appendBlocks(block.tokens.slice(first + 1, last < 0 ? undefined : last), parent, env, options)
     } else {
-      const isBlankBefore = /\n[ \t]*\n$/.test(this.#text.slice(0, this.#at).slice(-MAX_INFO))
-      const hasParagraphs = open.isLoose || isBlankBefore || isLoose(whole)
+      const hasParagraphs = open.isLoose || open.isBlankBefore || isLoose(whole)
       if (hasParagraphs && !open.isLoose && parent === open.node) {
         loosen(open.node)
         open.isLoose = true
@@ -411,7 +462,7 @@ export class GrowingMarkdown {
 
   #drawTail() {
     const open = this.#open
-    const text = this.#fence ? "" : this.#text.slice(this.#at) // an open fence draws its own lines
+    const text = this.#fence ? "" : this.#text // an open fence draws its own lines
     const { blocks, env } = this.#parse(this.#isOver ? text : repaired(text, this.hasFormulas))
     const inside = document.createDocumentFragment()
     const outside = document.createDocumentFragment()
@@ -423,7 +474,7 @@ export class GrowingMarkdown {
         appendBlocks(block.tokens, outside, env, this.options)
       } else this.#appendInside(open, block, inside, env, this.options)
     }
-    this.#begin(outside, begun, this.#given.length)
+    this.#begin(outside, begun, this.#taken)
     if (open) patch(open.node, open.count, inside)
     patch(this.#tail, 0, outside)
   }

@@ -1,9 +1,14 @@
 /**
  * Blocks of the outermost level: their tokens and their places in a text.
  *
- * @import { Token } from "./vendor/markdown.js"
+ * @import { Environment, Token } from "./vendor/markdown.js"
  */
 import { MAX_INLINE } from "./markdown_nodes.js"
+import { LONG, parseInline } from "./markdown_parser.js"
+
+const MIN_WORDS = 512 // characters
+const OPEN = /[*_~`[\]]/ // marks that later text may close
+const CLOSED = /(?<=[\p{L}\p{N}])_+(?=[\p{L}\p{N}])|(?<=\s)[*_~]+(?=\s)/gu // marks that are text
 
 /** @typedef {{ tokens: Token[], start: number, end: number }} Block a block of the outermost level, and its place in the parsed text */
 
@@ -40,9 +45,24 @@ export function lineStart(text, line, at = 0) {
   return at
 }
 
-/** @param {Block} block */
-export function isLongParagraph({ tokens: [first], start, end }) {
-  return end - start > MAX_INLINE && (first.type === "paragraph_open" || (first.type === "heading_open" && first.markup !== "#".repeat(first.markup.length)))
+/**
+ * Return whether a block is a paragraph that is drawn by words. If it has an underline it would be a heading. One that
+ * begins with a bracket may still be a definition.
+ *
+ * @param {Block} block @param {string} text
+ */
+export function isLongParagraph({ tokens: [first], start, end }, text) {
+  const isParagraph = /^(paragraph|heading)_open/.test(first.type) && first.markup[0] !== "#"
+  return isParagraph && end - start > (/^ *\[/.test(text.slice(start, start + 4)) ? MAX_INLINE : LONG)
+}
+
+/** Return words at the beginning of a paragraph if they are many, and no later text changes their nodes; or "". @param {string} text @param {Environment} env */
+export function finalWords(text, env) {
+  const until = text.lastIndexOf("\n") // the last line may begin another block
+  const words = /^[^]*\S (?=\S)/.exec(until < 0 ? text : text.slice(0, until))?.[0] ?? ""
+  if (words.length < MIN_WORDS || (env.hasFormulas && /[$\\]/.test(words))) return ""
+  const isOpen = parseInline(words, env).some(({ type, content }) => type === "text" && OPEN.test(content.replace(CLOSED, "")))
+  return isOpen ? "" : words
 }
 
 /** Return the items of a list or the rows of a table but its header: the number of their first token, and where they begin. @param {Block} block @param {string} text */

@@ -8,6 +8,8 @@
 import MarkdownIt from "./vendor/markdown.js"
 
 const MAX_NESTING = 20
+/** Length of a paragraph, list or table, in characters, from which its finished words, items or rows become final. */
+export const LONG = 4_096
 const MAX_COLUMNS = 30 // limit of columns in a table, since 200 columns in 2,000 rows take 0.7 s
 const MAX_FORMULA = 4_000 // characters; the search for the end of a formula stops there
 const INLINE_FORMULA = /\\\(([^]{1,1000}?)\\\)|\$\$([^$]{1,1000})\$\$|\$(?![\s$])([^$\n]{0,999}[^\s$\\])\$(?![\p{N}$])/uy
@@ -19,13 +21,14 @@ limitNesting()
 parser.block.ruler.before("fence", "formula", blockFormula, { alt: ["paragraph", "reference", "blockquote", "list"] })
 parser.inline.ruler.before("escape", "formula", inlineFormula)
 
-/** Make the parser treat a table with more columns as a paragraph. */
+/** Make the parser treat a table with more columns as a paragraph, and let no table begin in a long paragraph. */
 function limitColumns() {
   const ruler = parser.block.ruler
   const table = ruler.getRules("")[0]
   ruler.at("table", (state, start, end, isSilent) => {
     const header = state.src.slice(state.bMarks[start], state.eMarks[start])
-    return header.split("|").length <= MAX_COLUMNS + 2 && table(state, start, end, isSilent)
+    const isLong = (state.env.isLong && state.line === 0) || state.eMarks[start + 1] - state.bMarks[state.line] > LONG
+    return !isLong && header.split("|").length <= MAX_COLUMNS + 2 && table(state, start, end, isSilent)
   }, { alt: ["paragraph", "reference"] })
 }
 

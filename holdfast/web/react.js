@@ -4,6 +4,8 @@
  *
  * A channel is followed while a mounted component uses it, and one second longer: StrictMode mounts twice, and a page
  * that changes between two chats would otherwise connect anew each time. On a server the hooks return an empty view.
+ * Each hook takes the name of a channel, or a channel that the app has opened; the app closes that channel itself, and the
+ * component needs no provider.
  * @module
  */
 
@@ -49,7 +51,11 @@ export function HoldfastProvider({ client, children }) {
 
 /** Return the client of the provider. */
 export function useClient() {
-  const client = useContext(Context)
+  return provided(useContext(Context))
+}
+
+/** @param {Client | null} client */
+function provided(client) {
   if (!client) throw new Error("this component needs a <HoldfastProvider client={connect({ url })}> above it")
   return client
 }
@@ -58,14 +64,16 @@ export function useClient() {
  * Return a channel, for its verbs, and follow it while the component is mounted.
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
- * @param {string} name @param {{ history?: number }} [options] @returns {Channel<Meta, Data>}
+ * @param {string | Channel<Meta, Data>} name of the channel, or the channel @param {{ history?: number }} [options] @returns {Channel<Meta, Data>}
  */
 export function useChannel(name, options) {
-  const client = useClient()
+  const client = useContext(Context)
+  const isNamed = typeof name === "string"
   /** @type {Channel<Meta, Data>} */
-  const channel = client.channel(name, options)
-  const use = useOf(channel)
+  const channel = isNamed ? provided(client).channel(name, options) : name
+  const use = isNamed ? useOf(channel) : null
   useEffect(() => {
+    if (!use) return
     use.count++
     clearTimeout(use.timer)
     return () => {
@@ -80,7 +88,7 @@ export function useChannel(name, options) {
  * Return the snapshot of a channel.
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
- * @param {string} name @param {{ history?: number }} [options] @returns {Snapshot<Meta, Data>}
+ * @param {string | Channel<Meta, Data>} name of the channel, or the channel @param {{ history?: number }} [options] @returns {Snapshot<Meta, Data>}
  */
 export function useSnapshot(name, options) {
   /** @type {Channel<Meta, Data>} */
@@ -92,7 +100,7 @@ export function useSnapshot(name, options) {
  * Return the messages of a channel; renders only when one of them has changed.
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
- * @param {string} name @param {{ history?: number }} [options] @returns {readonly Message<Meta, Data>[]}
+ * @param {string | Channel<Meta, Data>} name of the channel, or the channel @param {{ history?: number }} [options] @returns {readonly Message<Meta, Data>[]}
  */
 export function useMessages(name, options) {
   /** @type {Channel<Meta, Data>} */
@@ -104,7 +112,7 @@ export function useMessages(name, options) {
  * Return one message; renders only when this message has changed.
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
- * @param {string} name @param {string} id @returns {Message<Meta, Data> | undefined}
+ * @param {string | Channel<Meta, Data>} name of the channel, or the channel @param {string} id @returns {Message<Meta, Data> | undefined}
  */
 export function useMessage(name, id) {
   /** @type {Channel<Meta, Data>} */

@@ -72,7 +72,7 @@ def read_all(one: socket.socket, timeout_s: float = 3.0) -> bytes:
 
 
 def again(attempt: Callable[[float], tuple[int, bytes]], seconds: float, at_once: int = 1) -> Report:
-    """Attack on one connection after another for `seconds`, on `at_once` of them at any time.
+    """Call `attempt` for one connection after another during `seconds`, for `at_once` connections at any time.
 
     `attempt` returns the bytes sent and received.
     """

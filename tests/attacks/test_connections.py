@@ -19,13 +19,13 @@ SOCKET = (
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
 MANY_FORWARDED = {"total": 1_500, "begin": f"{SOCKET}X-Forwarded-For: 198.51.100.{{n}}\r\n\r\n", "seconds": 9}
-BURST = 1_200  # at one moment, as `docs/security.md` has it
+BURST = 1_200  # number of connections that may exceed the limits at one moment, as in `docs/security.md`
 SPARE = 200  # the clients of the test, and connections that begin or end at the moment
 GRACE_S = 3.0  # the sweep runs once a second, and the machine has other work
-OF_ADDRESS = 96  # waiting connections, once they had their chance
-WAITING = 144  # the same of all addresses
-LARGE = 50  # those that hold more than 8 KiB
-SPARE_FILES = 20  # the clients of the test
+OF_ADDRESS = 96  # limit of waiting connections of one address, after `CHANCE_S`
+WAITING = 144  # limit of waiting connections of all addresses
+LARGE = 50  # limit of waiting connections that hold more than 8 KiB
+SPARE_FILES = 20  # files that the clients of the test may have open
 # Python's arguments in place of `-m holdfast`: a system that allows only 1,024 files.
 FEW_FILES = (
     "-c",

@@ -9,7 +9,7 @@ from tests.attacks.scene import Scene
 from wirecheck import encode_frame
 
 ATTEMPTS = 200
-LINES = 5  # a reason is logged once, and others of the moment beside it
+LINES = 5  # limit of lines: a reason is logged once, and a few other lines may come meanwhile
 
 INTRODUCED = encode_frame(1, b'{"type":"auth","ref":1,"token":"x"}', mask=b"\0\0\0\0")
 TRIES = {

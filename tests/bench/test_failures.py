@@ -31,8 +31,8 @@ from tests.bench import small
 from tests.bench.test_peers import needs_redis_client
 
 ROOT = Path(__file__).parents[2]
-STEADY = ["client", "fanout", "conversations", "highest", "slow", "storm", "soak"]  # load that lasts
-LOADED = [*STEADY, "memory"]  # by the load client
+STEADY = ["client", "fanout", "conversations", "highest", "slow", "storm", "soak"]  # benchmarks whose load lasts
+LOADED = [*STEADY, "memory"]  # benchmarks with the load client
 ALL = [*LOADED, "resume", "turns"]
 
 # In an own user namespace, an unprivileged user can mount a disk; some systems forbid it.

@@ -100,6 +100,15 @@ export function longBlocks(length) {
     "a paragraph of lines": `${lines(() => words(7))}\n- list\n- two`,
     "a paragraph without spaces": `${"漢".repeat(length)}\n\nend`,
     "a paragraph of marks": lines(() => "a - b 1. c # d > e"),
+    "a paragraph of sentences": words(length / 8).replaceAll(" the ", " the 2 * 3, a_b and \\* of [it](https://a.example/c d) **some bold words** `two` _em_ ~~no more~~ "),
+    "a paragraph with a mark that is never closed": `${words(length / 20)} **open ${words(length / 40)}`,
+    "a paragraph with a mark that is closed late": `${words(length / 30)} **open ${words(length / 30)} closed** ${words(length / 30)}`,
+    "a paragraph with an underline": `${words(length / 10)}\n===\n\nend`,
+    "a paragraph of lines with an underline": `${lines(() => words(7))}\n---\nend`,
+    "a paragraph before a table": `${lines(() => words(7))}\n| a | b |\n|---|---|\n| 1 | 2 |\n\nend`,
+    "a paragraph with bars before a delimiter row": `| ${words(length / 20)} | b |\n|---|---|\n| 1 | 2 |\n\nend`,
+    "a paragraph with definitions": `[foo]: https://f.example/\n\n\n   ${words(length / 10)} [foo]: https://g.example/ [foo] ${words(length / 20)} [foo]\n[foo]: x`,
+    "a paragraph that begins with a link": `[a](https://a.example/) ${words(length / 8)}`,
     "a definition at the end": `see [foo]\n\n${lines((n) => `para ${n} [foo]\n`)}\n[foo]: https://f.example/\n\nend [foo]`,
   }
 }

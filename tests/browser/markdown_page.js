@@ -86,7 +86,8 @@ window.tests = {
     const text = longBlocks(length)[name]
     const whole = grown(text)
     const steps = [first]
-    const isCut = name.startsWith("a paragraph") || length > 16_000 // after 16,384 characters, which the parser alone does not
+    // A block is cut after 16,384 characters, and a paragraph of more than 4,096 is no heading or table: not so in the parser.
+    const isCut = text.length > 16_000 || /underline|before a/.test(name)
     const count = (html) => String([/<li/g, /<td/g, /<code/g].map((one) => html.match(one)?.length))
     return [
       ...(isCut ? [] : difference("parser", withoutChunks(whole), direct(text))),

@@ -37,7 +37,7 @@ from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving
 
 SECRET = "0123456789abcdef0123456789abcdef"
-FIRST_WORDS_S = 5.0  # within this time a mistake has a name
+FIRST_WORDS_S = 5.0  # time within which the client must name the reason of a failure
 BUFFERED_S = 12.0  # a proxy that holds streams back is noticed within 10 s; then comes the first poll
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser

@@ -100,7 +100,7 @@ async def test_tabs_that_are_reloaded_at_random_moments_lose_and_double_nothing(
                 length = len(await tab.evaluate("text('a')")) + chosen.randrange(1, 300)
                 await tab.wait_for_function("length => text('a').length >= length", arg=length)
                 if number % 2:
-                    await tab.evaluate("client.suspend()")  # then only the storage of the browser has the message
+                    await tab.evaluate("client.suspend()")  # so that only the storage of the browser has the message
                 async with tab.expect_navigation():
                     await tab.evaluate(
                         "text => { void channel.send({ id: text, text }).catch(() => {}); location.reload() }", text
@@ -274,7 +274,7 @@ async def test_wrong_clock_of_the_device_changes_nothing(browser: Browser, years
                 await tab.evaluate("window.moved = 0")  # the device corrects its clock
             await message.append("two ")
             await check_shown(tabs, "one two ")
-            assert await tabs[0].evaluate("calls") == ["start"]  # no renewal
+            assert await tabs[0].evaluate("calls") == ["start"]  # the callback was not called to renew the token
             await tabs[0].close()
             await tabs[1].wait_for_function("() => client.status.transport === 'websocket'")
             await message.append("three")

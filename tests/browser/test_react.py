@@ -46,6 +46,21 @@ export default function Page() {
   return <HoldfastProvider client={client}><One id="first" /><One id="second" /><Status /></HoldfastProvider>
 }
 """
+# One component names its channel, the other gets the app's own. `show` mounts and unmounts both.
+_MOUNTED = """
+import { useState } from "react"
+import { connect } from "holdfast"
+import { HoldfastProvider, useMessages } from "holdfast/react"
+const client = window.client = connect({ url: "/holdfast" })
+const own = client.channel("chat:own")
+const Texts = ({ of, id }) => <p id={id}>{useMessages(of).map(({ text }) => text).join()}</p>
+const Both = () => <HoldfastProvider client={client}><Texts of="chat:named" id="named" /></HoldfastProvider>
+export default function Page() {
+  const [isShown, show] = useState(true)
+  window.show = show
+  return isShown && <><Both /><Texts of={own} id="own" /></>
+}
+"""
 
 
 def documented_page() -> str:
@@ -84,7 +99,8 @@ async def app_of(folder: Path, page: str) -> Starlette:
     return Starlette(routes=[Route("/", document), Route("/bundle.js", code)])
 
 
-async def test_documented_chat_sends_and_shows_messages_in_strict_mode(browser: Browser, tmp_path: Path) -> None:
+async def test_documented_chat_has_ten_lines_and_runs_in_strict_mode(browser: Browser, tmp_path: Path) -> None:
+    assert len(documented_page().splitlines()) == 10
     hub = new_hub()
     app = await app_of(tmp_path, documented_page())
     app.routes.append(Mount("/holdfast", hub))
@@ -120,4 +136,31 @@ async def test_component_of_one_message_renders_only_for_its_own_changes(browser
         after = await window.evaluate("window.renders")
         assert after["first"] == before["first"]
         assert after["second"] > before["second"]
+        await window.goto("about:blank")
+
+
+async def test_hook_closes_the_channel_that_it_has_opened_and_not_that_of_the_app(
+    browser: Browser, tmp_path: Path
+) -> None:
+    hub = new_hub()
+    app = await app_of(tmp_path, _MOUNTED)
+    app.routes.append(Mount("/holdfast", hub))
+    async with serving(hub, app) as served:
+        for name in ("named", "own"):
+            await hub.create(f"chat:{name}", text=name)
+        context = await browser.new_context()
+        await context.clock.install()
+        window = await context.new_page()
+        await window.goto(f"http://localhost:{served.port}/")
+        for _ in range(2):
+            for name in ("named", "own"):
+                await window.wait_for_function("id => document.getElementById(id)?.textContent === id", arg=name)
+            await window.clock.fast_forward(5_000)
+            assert await window.evaluate("[...client.channels.keys()].sort()") == ["chat:named", "chat:own"]
+            await window.evaluate("show(false)")
+            await window.wait_for_selector("#own", state="detached")
+            await window.clock.fast_forward(1_000)
+            assert await window.evaluate("[...client.channels.keys()]") == ["chat:own"]
+            assert await window.evaluate("client.channel('chat:own').state") == "live"
+            await window.evaluate("show(true)")
         await window.goto("about:blank")

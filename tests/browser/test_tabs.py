@@ -195,7 +195,7 @@ async def test_two_people_on_one_browser_see_nothing_of_each_other(browser: Brow
             assert f"canary of {own}" in "".join(received)
             assert not any(f"canary of {other}" in text or f"chat:{other}" in text for text in received)
         await bob[0].evaluate("window.client.signOut()")
-        await bob[1].wait_for_function("() => window.client.status.state === 'closed'")  # the other tab is told
+        await bob[1].wait_for_function("() => window.client.status.state === 'closed'")  # the other tab is notified
         assert "canary of bob" not in await stored(bob[0])
         assert [await tab.evaluate("window.client.status.state") for tab in ada] == ["live", "live"]
 

@@ -359,7 +359,8 @@ async def test_turn_of_an_old_socket_takes_a_slot_of_the_new_one_and_frees_it(hu
         stats = hub.stats()
         assert (stats["turns_running"], stats["turns_waiting"]) == (1, 3)
         release.set()
-        async with asyncio.timeout(QUICK.silence_s / 2):  # by this socket: a further one has all its slots anyhow
+        # over this socket, because a new socket would have all its slots free anyway
+        async with asyncio.timeout(QUICK.silence_s / 2):
             for number in range(1, 5):
                 (answer,) = await until_answered(hub, 1, f"chat:{number}")
                 assert answer.text == "whole"
@@ -377,7 +378,7 @@ async def test_answer_cancelled_while_it_opens_does_not_stream_on(is_stop: bool)
             writer.cancelled_as = ("interrupted", None)
         opening = asyncio.ensure_future(writer.open())
         await becomes(lambda: any(frame["type"] == "create" for frame in wire.sent))
-        opening.cancel()  # it is being stored
+        opening.cancel()  # the create is being stored at this moment
         await asyncio.wait([opening])
         assert opening.cancelled()
         message, _ = await hub.read("chat:1", "r")

@@ -17,7 +17,8 @@ from tests.client.test_agents import answers, virtual_hub, working
 from tests.client.wire import Wire, becomes, client_of
 from tests.virtual import virtually
 
-SLEEPY = Timing(silence_s=1000.0, response_s=1000.0, send_s=1000.0)  # it sleeps: it looks at no clock
+# a client that sleeps: no time limit of its own ends a connection
+SLEEPY = Timing(silence_s=1000.0, response_s=1000.0, send_s=1000.0)
 
 
 def drowsy(wire: Wire, awake: asyncio.Event) -> Any:

@@ -34,7 +34,7 @@ def script() -> Script:
 
 
 async def deleting(client: Client, message_id: str) -> asyncio.Task[None]:
-    """Start a request."""
+    """Start a `delete` request."""
     task = asyncio.create_task(client.delete("c", message_id))
     await asyncio.sleep(0)
     return task

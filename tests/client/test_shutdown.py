@@ -20,7 +20,7 @@ from tests.client.test_agents import agent_process, answers, until_answered
 from tests.client.wire import Wire, becomes, client_of
 from tests.transports.conftest import Served, new_hub, serving
 
-AT_ONCE_S = 5.0  # an interpreter ends in this time on a busy machine
+AT_ONCE_S = 5.0  # time in which an interpreter ends on a busy machine
 
 
 @contextlib.asynccontextmanager
@@ -44,7 +44,8 @@ async def test_process_finishes_its_answer_after_a_signal_and_takes_no_other() -
         await hub.command("chat:1", "steer", target=asked, data="go on")
         (answer,) = await until_answered(hub)
         assert (answer.text, answer.status) == ("half and the rest", "complete")
-        assert await process.wait() == -signal.SIGTERM  # as it would have without us, only later
+        # the process ends by the signal as it would without the client, but later
+        assert await process.wait() == -signal.SIGTERM
         assert (await answers(hub, "chat:2")) == []
         stats = hub.stats()
         assert (stats["turns_waiting"], stats["turns_running"]) == (1, 0)
@@ -98,7 +99,7 @@ async def test_draining_ends_with_its_turns_also_if_the_connection_breaks(hub: H
             await becomes(lambda: wire.dials == 2 and client.is_connected)
         await becomes(lambda: not hub.runtime.scheduler.workers.has_agent("chat:1"))
         await hub.create("chat:1", text="second")
-        if is_cut:  # its last words, and the end of its turn, come after one more connection
+        if is_cut:  # the rest of its text, and the end of its turn, come after one more connection
             wire.cut()
         go_on.set()
         await running
@@ -147,7 +148,7 @@ async def test_signal_is_passed_on_to_the_apps_handler_at_the_end(received: list
         signal.raise_signal(signal.SIGTERM)
         await again.wait()
         assert received == []
-        signal.raise_signal(signal.SIGTERM)  # a third is not ours
+        signal.raise_signal(signal.SIGTERM)  # a third signal is not handled by the client
         assert received == ["app"]
     assert received == ["app", "app"]
 

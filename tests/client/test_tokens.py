@@ -110,7 +110,7 @@ async def test_agent_with_an_expired_token_ends(hub: Hub, wire: Wire, monkeypatc
         later_ms = hub.clock.now_ms() + 60_000
         monkeypatch.setattr(hub.clock, "now_ms", lambda: later_ms)
         with pytest.raises(Unauthenticated):
-            await client.history("chat:1")  # the next frame finds the token over
+            await client.history("chat:1")  # the next frame finds that the token has expired
         with pytest.raises(Unauthenticated, match="token_provider"):
             await running
 

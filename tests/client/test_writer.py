@@ -239,7 +239,7 @@ async def test_a_writer_ahead_of_a_slow_store_waits() -> None:
             sizes.append(len(frame.get("text") or frame["value"]["text"]))
             socket.say(type="ok", ref=frame["ref"])
             await asyncio.sleep(0)
-        assert max(sizes) > 1000  # text that gathers meanwhile goes as one request
+        assert max(sizes) > 1000  # text that gathers meanwhile is sent as one request
         await writing
         await client.close()
 

@@ -46,7 +46,7 @@ async def write(writer: RemoteWriter, expected: Expected, todo: list[Action]) ->
 
 
 def refusing(refused: list[bool]) -> Any:
-    """Return a function that refuses those of the first requests that `refused` names."""
+    """Return a function that refuses the requests whose numbers are in `refused`."""
     numbers = iter(range(1_000_000))
 
     def refuse(frame: dict[str, Any]) -> str | None:

@@ -46,8 +46,9 @@ class Wire:
         self.app = app
         self.dials = 0
         self.headers: list[dict[str, str]] = []
-        self.sent: list[dict[str, Any]] = []  # by clients, as far as it arrived
-        self.refuse: Callable[[dict[str, Any]], str | None] = lambda frame: None  # a code, instead of passing it on
+        self.sent: list[dict[str, Any]] = []  # the frames of clients that have arrived
+        # returns the code of the error with which a frame is refused; None: the frame is passed on
+        self.refuse: Callable[[dict[str, Any]], str | None] = lambda frame: None
         self._lives: Iterator[int] = iter(lives)
         self._open: set[Line] = set()
 

@@ -42,12 +42,12 @@ ANN = Caller(id="ann")
 BOB = Caller(id="bob")
 ADMIN = Caller(id="root", is_admin=True)
 NAMELESS = Caller()
-PERSON = Caller(id="eve", may_write=False)  # writes no answers
+PERSON = Caller(id="eve", may_write=False)  # a caller that may not write answers
 SERVER = Caller(id="ann", is_server=True)
 APP = Caller(id="app", writer=WriterIdentity(by="app", node="here"), is_app=True)
 AGENT = Caller(
     id="agent", writer=WriterIdentity(by="agent", node="here"), is_server=True
-)  # as the harness of a hub claims turns
+)  # the hub itself, which claims turns
 
 
 class LogHarness:
@@ -60,7 +60,7 @@ class LogHarness:
         self.draft = Draft(self.state)
         self.log: list[Entry] = []
         self.now_ms = 1_000
-        self.is_served = False  # agents serve this channel
+        self.is_served = False  # True: agents serve this channel
 
     def ask(self, message_id: str, request: Request, caller: Caller = ANN) -> Decision:
         """Decide; a decision that stores something gets the serial of its last operation, unless it names another."""

@@ -48,8 +48,8 @@ def test_cursor_has_an_epoch_a_serial_and_optional_fields(text: str, cursor: Cur
         "e1:1:x\n",
         "e 1:1",
         "é:1",
-        "e1:١",  # a digit elsewhere
-        "e1:12345678901234567",  # longer than any that we ever wrote
+        "e1:١",  # a digit of another script
+        "e1:12345678901234567",  # a serial with more digits than any valid one
         "x" * 33 + ":1",
         "e1:1:" + "x" * 301,
         "e1:1:é",

@@ -50,7 +50,7 @@ from tests.core.worlds import (
 from tests.core.worlds import everything as everything_in
 from tests.core.worlds import everything_of_message as everything
 
-REMOTE = Caller(id="agent", is_server=True)  # the harness of a hub, for a worker elsewhere
+REMOTE = Caller(id="agent", is_server=True)  # the hub, which acts for a worker in another process
 
 
 def stored(message: MessageState) -> Stored:

@@ -244,7 +244,7 @@ class Viewer:
 
     def __init__(self) -> None:
         self.view = View()
-        self.sent: list[Batch] = []  # since the last new start
+        self.sent: list[Batch] = []  # the batches since the last new start
         self.received: list[CommandReply] = []
 
     def receive(self, batch: Batch) -> None:

@@ -280,7 +280,7 @@ def test_only_the_new_writer_writes_in_its_generation() -> None:
     carol = Caller(id="carol")
     harness.append("m", "!", generation=2, caller=carol)
     harness.renew("m", 60, generation=2, caller=carol)
-    for caller in (ANN, BOB, ADMIN):  # not even the author
+    for caller in (ANN, BOB, ADMIN):  # ANN is the author
         with pytest.raises(NotWriter):
             harness.append("m", "?", generation=2, caller=caller)
     with pytest.raises(NotWriter):
@@ -339,7 +339,8 @@ def test_person_with_an_agents_name_does_not_own_its_answers(asked: Request) -> 
     with pytest.raises(Forbidden):
         harness.ask("answer", asked, namesake)
     assert harness.text("answer") == "so it is"
-    harness.create("question", role="user", text="is it so?", caller=namesake)  # messages of people stay their own
+    # a message of a person stays that person's, even if an agent has the same id
+    harness.create("question", role="user", text="is it so?", caller=namesake)
     harness.ask("question", asked, namesake)
 
 

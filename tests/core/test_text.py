@@ -19,7 +19,7 @@ from holdfast.core.text import JOIN_PIECES, MAX_MARKS, Text, TextFork
 
 letters = st.sampled_from("ab é中🙂\n")
 pieces = st.lists(st.tuples(st.text(letters, max_size=6), st.integers(0, 3)), max_size=3 * JOIN_PIECES)
-real_pieces = st.lists(st.text(letters, min_size=1, max_size=6), max_size=2 * JOIN_PIECES)  # none is empty
+real_pieces = st.lists(st.text(letters, min_size=1, max_size=6), max_size=2 * JOIN_PIECES)  # texts that are not empty
 places = st.integers(0, 200)
 
 
@@ -28,7 +28,7 @@ class Plain:
 
     def __init__(self) -> None:
         self.text = ""
-        self.lengths = {0: 0}  # by serial
+        self.lengths = {0: 0}  # for each serial the length of the text
         self.serial = 0
 
     def grow(self, texts: Iterable[Text | TextFork], piece: str, step: int) -> None:
@@ -166,7 +166,7 @@ def cpu_s(appends: int) -> float:
 def test_cost_of_an_append_is_independent_of_the_text_before_it() -> None:
     few = min(cpu_s(20_000) for _ in range(3))
     many = min(cpu_s(200_000) for _ in range(2))
-    assert many < 10 * few * 4  # quadratic cost would be a hundred times
+    assert many < 10 * few * 4  # with quadratic cost it would be a hundred times as much
 
 
 def test_a_slice_of_the_end_does_not_read_the_beginning() -> None:
@@ -176,4 +176,4 @@ def test_a_slice_of_the_end_does_not_read_the_beginning() -> None:
     started_s = time.process_time()
     for _ in range(2_000):
         assert text.slice(text.length - 50) == "x" * 50
-    assert time.process_time() - started_s < 1.0  # joining the megabyte each time would take several
+    assert time.process_time() - started_s < 1.0  # joining the megabyte for each append would take several seconds

@@ -265,7 +265,7 @@ def test_turn_agrees_with_the_log_whenever_no_claim_is_under_way(steps: list[str
     log = served("host", "q")
     log.claim("host", caller=FAR, lease_s=15)
     turn = observed(log)
-    lost = -1  # the attempt that was lost last
+    lost = -1  # number of the attempt that was lost last
     outcome: TurnEvent | None = None  # outcome of the claim under way
     for step in steps:
         try:
@@ -294,7 +294,7 @@ def test_turn_agrees_with_the_log_whenever_no_claim_is_under_way(steps: list[str
                 case "delete":
                     log.delete("q")
         except HoldfastError:
-            pass  # refused by the log: the turn was over, or another attempt had it
+            pass  # the log refuses the claim, because the turn is over or another attempt has it
         look(turn, log)
         claim = log.known("q").claim
         assert claim is not None

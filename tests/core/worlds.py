@@ -61,7 +61,7 @@ words = st.sampled_from((None, 1))
 class Asked:
     """A request, before the generation and length of its message are known."""
 
-    message_id: str  # or the key of a command
+    message_id: str  # id of the message, or key of the command
     request: Request
 
 

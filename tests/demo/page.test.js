@@ -43,7 +43,7 @@ test("a box is ticked only if no character is lost, and the score survives a rel
 test("servers that died between two looks are counted, and the first look counts none", () => {
   const score = new Score(new MemoryStorage())
   const deaths = [3, 3, 4, 7, 1].map((starts) => score.seeServer({ starts, kill: "kill -9 1" }))
-  assert.deepEqual(deaths, [0, 0, 1, 3, 0]) // the last one is another supervisor
+  assert.deepEqual(deaths, [0, 0, 1, 3, 0]) // the last count is that of another supervisor
   assert.equal(score.kept.deaths, 4)
 })
 

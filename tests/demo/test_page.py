@@ -381,7 +381,7 @@ async def test_the_page_one_tag_shows_the_code_that_runs(browser: Browser, share
         await expect(page.locator("#code")).to_contain_text(tag)
         await expect(page.locator("textarea")).to_be_visible()
         await page.get_by_role("button", name="React").click()
-        await expect(page.locator("#code")).to_contain_text("<HoldfastProvider client={client}>")
+        await expect(page.locator("#code")).to_contain_text("useMessages(channel)")
         await page.fill("#react input", "What is a cursor?")
         await page.press("#react input", "Enter")
         await expect(page.locator("holdfast-chat .user")).to_contain_text("What is a cursor?")

@@ -110,7 +110,7 @@ def test_a_killed_server_is_started_again_and_the_answer_goes_on_word_for_word(d
     status, killed = demo.post("/demo/kill", {})
     assert (status, killed) == (202, {"pid": before["pid"]})
     assert has_ended(before["pid"])
-    after = info(demo)  # it waits for the next server, and is not refused
+    after = info(demo)  # the request waits for the next server, and is not refused
     assert after["pid"] != before["pid"]
     assert after["starts"] == 2
     assert 0 < after["downSeconds"] < PATIENCE_S
@@ -121,7 +121,7 @@ def test_a_killed_server_is_started_again_and_the_answer_goes_on_word_for_word(d
     (one,) = ended["meta"]["continued"]
     assert one["by"] == one["successor"]
     assert re.search(r"^Server restarted after \d+\.\d s \(killed\)\.$", demo.output, re.MULTILINE)
-    assert "no connection" not in demo.output  # the line above says it all
+    assert "no connection" not in demo.output  # the line about the restart is enough
     assert "Traceback" not in demo.output
 
 
@@ -231,7 +231,7 @@ def test_guests_of_the_network_are_let_in_by_invitation_and_stay_through_a_kille
         _, present = send("GET", f"{lan.hub}/v1/channels/{CHANNEL}/presence", cookie=cookie)
         return {one["id"] for one in present["members"]} >= set(AGENTS)
 
-    lan.until(agents_are_there)  # they have a token
+    lan.until(agents_are_there)  # the agents have a token, so they are not strangers
     status, invite = send("POST", "/demo/invites", {"channel": CHANNEL}, cookie)
     assert status == 201
     guest = join(lan, invite["url"].partition("#join=")[2])

@@ -25,4 +25,4 @@ async def test_stream_with_a_pipelined_request_detaches_when_its_peer_leaves(by_
         async with asyncio.timeout(PATIENCE_S):
             while hub.stats()["feeds"]:
                 hub._asgi.heartbeats.tick()  # type: ignore[attr-defined]  # a second of heartbeats
-                await asyncio.sleep(0.005)  # the network sends no signal to wait for
+                await asyncio.sleep(0.005)  # poll, because the network gives no signal

@@ -64,7 +64,7 @@ class ScriptedStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.script: list[str] = []
-        self.gate: asyncio.Event | None = None  # a commit waits until it is set
+        self.gate: asyncio.Event | None = None  # if there is a gate, each commit waits until it is set
         self.is_committing = asyncio.Event()  # set once a commit waits
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
@@ -280,7 +280,7 @@ async def test_error_for_a_cancelled_caller_is_not_reported_by_asyncio() -> None
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
     result, done = result_later()
-    shielded = asyncio.shield(result)  # as the opening of a message does
+    shielded = asyncio.shield(result)  # shielded, as the request that opens a message is
     shielded.cancel()
     await asyncio.sleep(0)
     done(Draining("the hub has stopped"))

@@ -173,7 +173,7 @@ async def test_broken_socket_cuts_the_lease_to_three_seconds_and_a_reconnect_res
 async def test_lease_of_a_writer_that_is_known_to_be_gone_ends_at_once() -> None:
     hub = new_hub()
     await begin(hub)
-    hub.runtime.leases.end("c", "other")  # has no lease
+    hub.runtime.leases.end("c", "other")  # no effect, because the message has no lease
     hub.runtime.leases.end("c", "m")
     await asyncio.sleep(0.1)
     assert await status(hub) == INTERRUPTED

@@ -354,7 +354,8 @@ async def test_client_is_at_most_a_hundred_members_of_a_channel() -> None:
         with pytest.raises(TooMany) as caught:
             hub.runtime.presence.enter("c", one, "tab", None)
         assert caught.value.details == {"limit": OWN_MEMBERS}
-    hub.runtime.presence.enter("c", "eve~7", "another tab", None)  # a present member may connect again
+    # a member that is present already may open another connection
+    hub.runtime.presence.enter("c", "eve~7", "another tab", None)
     hub.runtime.presence.enter("c", "ann", "tab", None)
     hub.runtime.presence.enter("d", "eve", "tab", None)
     hub.runtime.presence.leave("c", "eve~3", "tab", is_final=True)

@@ -98,7 +98,7 @@ def test_request_is_refused_for_earlier_traffic_and_not_for_its_own(counted: Rat
 
 def test_traffic_of_an_idle_client_is_not_paid_by_the_time_before_it(counted: Rates, time: Time) -> None:
     counted.request(ADA)
-    time.now_s += 60  # a long poll waits
+    time.now_s += 60  # the time that a long poll waits
     counted.charge(ADA, size=16 * MIB)
     with pytest.raises(TooMany):
         counted.request(ADA)

@@ -445,14 +445,14 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
         try:
             await asyncio.sleep(60 if turn.text == "old" else 1)
         finally:
-            await asyncio.sleep(3)  # it cleans up
+            await asyncio.sleep(3)  # the time in which the cancelled handler cleans up
             events.append(("ends", turn.text, loop.time()))
 
     await hub.create(CHANNEL, id="m1", text="old")
     await asyncio.sleep(1)
     await hub.delete_channel(CHANNEL)
     await hub.create(CHANNEL, id="m1", text="new")
-    await hub.create(CHANNEL, id="m2", text="other")  # another message does not wait
+    await hub.create(CHANNEL, id="m2", text="other")  # a further message gets its turn without a wait
     await asyncio.sleep(20)
     order = [(event, text) for event, text, _ in events if text != "other"]
     assert order == [("begins", "old"), ("ends", "old"), ("begins", "new"), ("ends", "new")]
@@ -538,7 +538,7 @@ async def test_message_whose_handler_crashes_the_process_has_limited_attempts(on
         await hub.start()
         if not attempts:
             await hub.create(CHANNEL, id="poison", text="?")
-            await hub.create(CHANNEL, id="next", text="?")  # it waits behind `poison`
+            await hub.create(CHANNEL, id="next", text="?")  # this message waits behind the message `poison`
         await asyncio.sleep(20)
         found = await answers(hub)
         await hub.close()  # at once, while the turn runs

@@ -44,7 +44,7 @@ class Shown:
     def __init__(self) -> None:
         self.feed: Feed
         self.text = ""
-        self.at_s: list[float] = []  # one for each character of the text
+        self.at_s: list[float] = []  # for each character of the text the time of its arrival
 
     @classmethod
     async def of(cls, hub: HubCore, flush_ms: int = 40) -> Shown:

@@ -40,7 +40,8 @@ class Chat extends AbstractChat {
       })(),
       onToolCall: ({ toolCall }) => {
         this.calls.push(toolCall.toolCallId)
-        if (toolCall.toolName === tool) void this.addToolOutput?.({ tool, toolCallId: toolCall.toolCallId, output: { here: true } })
+        const result = { tool, toolCallId: toolCall.toolCallId, output: { here: true } }
+        if (toolCall.toolName === tool) void (this.addToolOutput?.(result) ?? this.addToolResult(result))
       },
       ...(sendsOn && { sendAutomaticallyWhen: (one) => hasOutputs(one) || (hasApprovals?.(one) ?? false) }),
     })

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 import pytest
+from fastapi import FastAPI
 
-from holdfast import Hub, Turn
+from holdfast import Hub, Identity, Turn
 from holdfast.core.model import Message
 from holdfast.interop import AISDK
 from tests.interop.pages import MAJOR, Pages, pages_at, text_of
@@ -49,8 +53,6 @@ class Scene:
 
 @pytest.fixture
 async def scene() -> AsyncIterator[Scene]:
-    from fastapi import FastAPI
-
     hub, app = new_hub(), FastAPI()
     hub.install(app, "/holdfast")
     AISDK(hub, channel="chat:{id}", version=MAJOR, strict=IS_STRICT, browser_tools=["place"]).install(app, "/api/chat")
@@ -260,3 +262,254 @@ async def test_failed_silent_and_double_answers(scene: Scene, end: str) -> None:
     assert text_of(state) == ("" if end == "silent" else "One.Two.")
     if end == "two":
         assert state["messages"] == await scene.loaded()
+
+
+async def with_question(turn: Turn) -> None:
+    """Ask before a call, and write the outcome."""
+    async with turn.reply() as message:
+        await message.append("May I? ")
+        index = await message.part({**CALL, "state": "called"})
+        reply = await turn.ask("approve", {"call": "c1"})
+        if reply.ok:
+            await message.part({**CALL, "state": "done", "output": {"c": 7}}, index=index)
+        await message.part({"type": "text", "text": "Seven." if reply.ok else f"No: {reply.data['reason']}."})
+
+
+def tool_of(state: Any) -> Any:
+    """Return the part of the call in a page's last message."""
+    (part,) = (one for one in state["messages"][-1]["parts"] if one["type"].startswith("tool-"))
+    return part
+
+
+@pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
+@pytest.mark.parametrize("answering", ["a", "b"], ids=["same page", "reloaded page"])
+@pytest.mark.parametrize("is_approved", [True, False], ids=["yes", "no"])
+async def test_approval_ends_the_response_and_the_next_request_goes_on(
+    scene: Scene, answering: str, is_approved: bool
+) -> None:
+    scene.script = with_question  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", id="1", sendsOn=True)
+    await pages("a", "send", text="you")
+    await pages("a", "saw", wanted="May I?")
+    state = await finished(scene, "a")
+    assert tool_of(state)["state"] == "approval-requested"
+    approval = tool_of(state)["approval"]["id"]
+    await pages("b", "open", id="1", load=True, resume=True, sendsOn=True)
+    await pages("b", "saw", wanted="May I?")
+    assert tool_of(await finished(scene, "b")) == tool_of(state)
+    late = "b" if answering == "a" else "a"
+    outcome = "Seven." if is_approved else "No: too far."
+    await pages(answering, "approve", id=approval, approved=is_approved, reason="too far")
+    await pages(answering, "saw", wanted=outcome)
+    state = await finished(scene, answering)
+    await pages(late, "approve", id=approval, approved=not is_approved, reason="late")
+    await pages(late, "saw", wanted=outcome)
+    assert text_of(state) == text_of(await finished(scene, late)) == f"May I? {outcome}"
+    loaded = await scene.loaded()
+    assert [step_of(one) for one in loaded] == [step_of(one) for one in state["messages"]]
+    stored = (await scene.answers())[0]
+    assert stored.parts[1]["state"] == ("done" if is_approved else "denied")
+    for name in "ab":
+        state = await pages(name, "state")
+        assert state["requests"] == 2
+        assert tool_of(state)["state"] == ("output-available" if is_approved else "output-denied")
+    assert len(scene.turns) == 1
+
+
+def step_of(message: Any) -> Any:
+    """Return the outline of a message: its parts without the details of an approval, which a reload does not know."""
+    names = ("type", "text", "toolCallId", "state", "input", "output")
+    return message["id"], [{name: part[name] for name in names if name in part} for part in message["parts"]]
+
+
+@pytest.mark.parametrize("is_reloaded", [False, True], ids=["same page", "reloaded page"])
+async def test_tool_in_the_page_runs_once_and_the_turn_goes_on(scene: Scene, is_reloaded: bool) -> None:
+    call = {**CALL, "name": "place"}
+
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Where? ")
+            index = await message.part({**call, "state": "called"})
+            reply = await turn.ask("where", {"call": "c1"})
+            await message.part({**call, "state": "done", "output": reply.data}, index=index)
+            await message.part({"type": "text", "text": f"Here: {reply.data['here']}."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", id="1", sendsOn=True, tool=None if is_reloaded else "place")
+    await pages("a", "send", text="you")
+    name = "a"
+    if is_reloaded:
+        await pages("a", "saw", wanted="Where?")
+        await finished(scene, "a")
+        name = "b"
+        await pages("b", "open", id="1", load=True, resume=True, sendsOn=True, tool="place")
+    await pages(name, "saw", wanted="Here: True.")
+    state = await finished(scene, name)
+    assert text_of(state) == "Where? Here: True."
+    assert (state["calls"], state["requests"]) == (["c1"], 2)
+    assert [step_of(one) for one in state["messages"]] == [step_of(one) for one in await scene.loaded()]
+    await pages("c", "open", id="1", load=True, resume=True, sendsOn=True, tool="place")
+    assert (await finished(scene, "c"))["calls"] == []
+    assert len(scene.turns) == 1
+
+
+async def test_other_questions_are_data_and_the_response_stays_open(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Which? ")
+            reply = await turn.ask("choose", {"of": ["red", "blue"]})
+            await message.append(f"{reply.data}!")
+
+    scene.script = asks  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", id="1")
+    await pages("a", "send", text="you")
+    await scene.served.until(lambda: scene.turns and scene.turns[0].open_questions)
+    (question,) = scene.turns[0].open_questions
+    await scene.hub.reply("chat:1", question, data="red")
+    await pages("a", "saw", wanted="red!")
+    state = await finished(scene, "a")
+    (part,) = (one for one in state["messages"][-1]["parts"] if one["type"] == "data-question")
+    assert (part["id"], part["data"]["open"], part["data"]["reply"]) == (question, False, "red")
+    assert text_of(state) == "Which? red!"
+
+
+def user(text: str = "you", id: str = "u") -> dict[str, Any]:
+    return {"id": id, "role": "user", "parts": [{"type": "text", "text": text}]}
+
+
+ASSISTANT = {"id": "x", "role": "assistant", "parts": [{"type": "text", "text": "I"}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"[]", 400),
+        (b'"text"', 400),
+        (b'{"id": "1", "message": {"id": "u", "role": "user", "parts": [{"type": "text", "text": "\\ud800"}]}}', 400),
+        (b"x" * 1_100_000, 413),
+        ({}, 400),
+        ({"id": 1, "messages": [user()]}, 400),
+        ({"id": "a/b", "messages": [user()]}, 400),
+        ({"id": "", "messages": [user()]}, 400),
+        ({"id": "1"}, 400),
+        ({"id": "1", "messages": []}, 400),
+        ({"id": "1", "messages": {}}, 400),
+        ({"id": "1", "messages": ["text"]}, 400),
+        ({"id": "1", "messages": [{**user(), "role": "system"}]}, 400),
+        ({"id": "1", "messages": [{**user(), "role": 1}]}, 400),
+        ({"id": "1", "messages": [{**user(), "parts": []}]}, 400),
+        ({"id": "1", "messages": [{**user(), "parts": [{"type": "text", "text": 1}]}]}, 400),
+        ({"id": "1", "messages": [{**user(), "parts": [{"type": "tool-x", "state": "called"}]}]}, 400),
+        ({"id": "1", "messages": [{**user(), "id": None}]}, 400),
+        ({"id": "1", "messages": [user()], "trigger": "other"}, 400),
+        ({"id": "1", "messages": [user()], "trigger": []}, 400),
+        ({"id": "1", "messages": [ASSISTANT]}, 404),
+        ({"id": "1", "messages": [{**ASSISTANT, "parts": [{"type": "tool-x", "state": 1}]}]}, 400),
+    ],
+)
+async def test_bad_input_gets_a_clear_status_and_stores_no_message(body: object, status: int) -> None:
+    async with routes_only() as (hub, client):
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        response = await client.post("/api/chat", content=content, headers={"content-type": "application/json"})
+        assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
+        assert response.json()["detail"]
+        assert (await hub.history("chat:1")).messages == []
+
+
+@pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
+async def test_approvals_of_other_questions_are_left_alone(scene: Scene) -> None:
+    scene.script = with_question  # type: ignore[method-assign]
+    scene.gate().set()
+    other = await scene.hub.command("chat:1", "approve", data={"call": "c1"})
+    await scene.served.http.post("/api/chat", json={"id": "1", "messages": [user()]})
+    (answer,) = (await scene.hub.turn("chat:1", "u")).answers
+    for id in (other.id, "unknown"):
+        tool = {"type": "tool-weather", "toolCallId": "c1", "state": "approval-responded", "input": {}}
+        tool["approval"] = {"id": id, "approved": True}
+        last = {"id": answer.id, "role": "assistant", "parts": [{"type": "text", "text": "May I? "}, tool]}
+        response = await scene.served.http.post("/api/chat", json={"id": "1", "messages": [last]})
+        assert response.status_code == 200
+        assert '"finishReason":"tool-calls"' in response.text
+    assert len((await scene.hub.turn("chat:1", "u")).questions) == 1
+
+
+ROUTES = [
+    ("POST", "/api/chat", {"id": "1", "messages": [user()]}, {"subscribe", "history", "publish"}),
+    ("POST", "/api/chat", {"id": "1", "messages": [ASSISTANT]}, {"subscribe", "history", "command"}),
+    ("GET", "/api/chat/1/stream", None, {"subscribe", "history"}),
+    ("GET", "/api/chat/1/messages", None, {"history"}),
+    ("POST", "/api/chat/1/stop", None, {"history", "command"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "needs"), ROUTES)
+async def test_every_route_needs_its_capabilities(method: str, path: str, body: object, needs: set[str]) -> None:
+    granted: list[frozenset[str] | None] = [None]
+
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        return Identity(client_id="ann", grants={"chat:*": granted[0]}) if granted[0] is not None else None
+
+    async with routes_only(authenticate=verify) as (_, client):
+
+        async def status(capabilities: set[str] | None, **headers: str) -> int:
+            granted[0] = frozenset(capabilities) if capabilities is not None else None
+            return (await client.request(method, path, json=body, headers=headers)).status_code
+
+        assert await status(None) == 401
+        for missing in needs:
+            assert await status(needs - {missing}) == 403
+        cookie = {"cookie": "a=b", "origin": "https://evil.example"}
+        assert await status(needs, **cookie) == (403 if method == "POST" else await status(needs))
+        assert await status(needs) in (200, 204, 404)
+
+
+@asynccontextmanager
+async def routes_only(**options: Any) -> AsyncIterator[tuple[Hub, httpx2.AsyncClient]]:
+    """The routes without an agent and without a server."""
+    hub, app = new_hub(**options), FastAPI()
+    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
+    transport = httpx2.ASGITransport(app, client=("127.0.0.1", 1))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield hub, client
+    await hub.close()
+
+
+async def test_page_of_a_server_that_drains_has_an_error_and_after_a_reload_the_whole_answer(scene: Scene) -> None:
+    pages = scene.pages
+    await pages("a", "open", id="1")
+    await pages("a", "send", text="you")
+    await pages("a", "saw", wanted="Hello ")
+    draining = asyncio.ensure_future(scene.hub.drain())
+    state = await pages("a", "is", status="error")
+    assert (state["status"], text_of(state)) == ("error", "Hello ")
+    await draining
+
+
+async def test_long_answer_costs_a_reloaded_page_four_frames_before_its_text(scene: Scene) -> None:
+    text = "word " * 40_000
+
+    async def long(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(text)
+            await message.flush()
+            await scene.gate().wait()
+
+    scene.script = long  # type: ignore[method-assign]
+    await scene.hub.create("chat:1", text="you")
+    await scene.served.until(lambda: scene.turns)
+    await scene.served.until(lambda: scene.turns[0].replies and scene.turns[0].replies[0].length == len(text))
+    await scene.turns[0].replies[0].flush()
+    async with scene.served.http.stream("GET", "/api/chat/1/stream") as response:
+        lines = response.aiter_lines()
+        chunks: list[Any] = []
+        while not chunks or chunks[-1]["type"] != "text-delta":
+            line = await anext(lines)
+            if line.startswith("data: "):
+                chunks.append(json.loads(line.removeprefix("data: ")))
+    assert [one["type"] for one in chunks] == ["start", "start-step", "text-start", "text-delta"]
+    assert chunks[-1]["delta"] == text
+    scene.gate().set()

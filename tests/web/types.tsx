@@ -68,6 +68,9 @@ export function Typed({ name, id }: { name: string; id: string }) {
   const channel: Channel<Meta, Data> = useChannel<Meta, Data>(name)
   const models = useMessages<Meta>(name).map(({ meta }) => meta.model satisfies string | undefined)
   const { streaming } = useSnapshot<Meta, Data>(name, { history: 20 })
+  useMessages(channel).map(({ meta }) => meta.model satisfies string | undefined)
+  // @ts-expect-error of another type
+  useMessage(channel, id)?.meta.model satisfies number | undefined
   const data: Data | undefined = useMessage<Meta, Data>(name, id)?.parts[0]?.data
   const untyped: unknown = useMessage(name, id)?.meta["model"]
   // @ts-expect-error of another type

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
 const SHA256 = {
-  "vendor/markdown.js": "77c78dab82e64dd189f705f4f633655ed965f858dbdb49dff6f4b2408d7e4571",
+  "vendor/markdown.js": "89b911b0f5d02bc7fcb72c6946f1abac1379acf414e91dbe69b1868895d5d762",
   "vendor/highlight.js": "863731bfd4392a1b15576d6d3794f5f6e7814443506d4428b73690dd4f56a851",
   "demo/vendor/react.js": "cdc9a4c3114ccfb9208c7418bff3b9806d8417f1b91e4bcbc369703b506f7247",
 }

@@ -17,6 +17,8 @@ export interface Environment {
   references?: Record<string, { title: string; href: string }>
   /** Formulas are tokens, and not text. */
   hasFormulas?: boolean
+  /** The text is the rest of a long paragraph. */
+  isLong?: boolean
 }
 interface State {
   src: string

@@ -15,7 +15,7 @@ from holdfast.core.model import Message
 from tests.agents.sources.provider import Provider
 
 PATIENCE_S = 5
-SEEN_WITHIN_S = 1.0  # a provider sees a stop
+SEEN_WITHIN_S = 1.0  # time within which a provider must see that a stream was stopped
 
 
 async def pipe_all(hub: Hub, stream: object, *, source: str | None = None) -> tuple[Message, Piped]:

@@ -25,8 +25,8 @@ class Provider:
     def __init__(self) -> None:
         self.scripts: list[Sequence[Step]] = []
         self.requests: list[tuple[str, Any]] = []
-        self.is_held = asyncio.Event()  # a client has received all bytes before a `HOLD`
-        self.is_left = asyncio.Event()  # and has disconnected
+        self.is_held = asyncio.Event()  # set when a client has received all bytes before a `HOLD`
+        self.is_left = asyncio.Event()  # set when a client has disconnected
         self.status = 200
         self.url = ""
         self._server: asyncio.Server | None = None

@@ -16,7 +16,7 @@ from tests.client.wire import Wire, client_of, memory_hub
 
 PATIENCE_S = 10.0
 SAID = "Hello"
-CLOSED_S = 1.0  # after the stop
+CLOSED_S = 1.0  # time after the stop in which the stream must be closed
 
 
 async def answer_in(view: ChannelView, status: str) -> Message:
@@ -52,7 +52,7 @@ async def test_stop_from_another_device_ends_the_answer_and_closes_the_stream(pr
             assert (await answer_in(view, "streaming")).reply_to == asked.id
         await provider.is_held.wait()
 
-        wires[2].cut()  # it reconnects by itself
+        wires[2].cut()  # the viewer reconnects by itself
         await clients[1].command("chat:1", "cancel", target=asked.id)
         async with asyncio.timeout(CLOSED_S):
             await provider.is_left.wait()

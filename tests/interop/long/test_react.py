@@ -1,0 +1,112 @@
+"""The page and the server of `docs/interop.md`, as they stand: `useChat` in Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, expect
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from holdfast import Hub, Turn
+from tests.browser.tab import chromium
+from tests.interop.pages import PACKAGE, ROOT
+from tests.transports.conftest import new_hub, serving
+
+PAGE = (ROOT / "docs" / "interop.md").read_text()
+ENTRY = """
+import { createRoot } from "react-dom/client"
+import { Chat } from "./Chat.jsx"
+const initial = await (await fetch("/api/chat/1/messages")).json()
+createRoot(document.getElementById("root")).render(<Chat id="1" initial={initial} />)
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The page of the document, built."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "Chat.jsx").write_text(re.findall(r"```jsx\n(.*?)```", PAGE, re.DOTALL)[0])
+    (folder / "main.jsx").write_text(ENTRY)
+    (folder / "node_modules").symlink_to(PACKAGE.parent)
+    build = ["--bundle", "--format=esm", "--jsx=automatic", '--define:process.env.NODE_ENV="production"']
+    esbuild = ROOT / "node_modules" / ".bin" / "esbuild"
+    subprocess.run([esbuild, "main.jsx", "--outfile=main.js", "--log-level=error", *build], cwd=folder, check=True)
+    return (folder / "main.js").read_bytes()
+
+
+def program(hub: Hub, script: bytes, *, has_agent: bool = True) -> Any:
+    """Return the app of the program in the document, with `hub` in place of its own, and with the page."""
+    source = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
+    source = source if has_agent else source.partition("@hub.agent")[0]
+    names: dict[str, Any] = {"hub": hub}
+    exec(source.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
+    html = '<!doctype html><div id="root"></div><script type="module" src="/main.js"></script>'
+
+    async def page(_: object) -> Response:
+        return HTMLResponse(html)
+
+    async def main(_: object) -> Response:
+        return Response(script, media_type="text/javascript")
+
+    names["app"].router.routes += [Route("/", page), Route("/main.js", main)]
+    return names["app"]
+
+
+async def ask(page: Page, text: str) -> None:
+    await page.fill("input[name=text]", text)
+    await page.get_by_role("button", name="Send").click()
+
+
+async def test_program_of_the_page_answers_and_keeps_the_answer(script: bytes) -> None:
+    hub = new_hub()
+    async with serving(hub, program(hub, script)) as served, chromium() as browser:
+        page = await (await browser.new_context()).new_page()
+        await page.goto(f"http://127.0.0.1:{served.port}/")
+        await ask(page, "hi")
+        await expect(page.locator("p")).to_have_text(["hi", "You said: hi"])
+        await ask(page, "ho")
+        await expect(page.locator("p")).to_have_text(["hi", "You said: hi", "ho", "You said: ho"])
+        await page.reload()
+        await expect(page.locator("p")).to_have_text(["hi", "You said: hi", "ho", "You said: ho"])
+
+
+async def test_reloaded_page_resumes_and_the_stop_button_stops_both_tabs(script: bytes) -> None:
+    hub = new_hub()
+    gate = asyncio.Event()
+
+    @hub.agent("chat:*")
+    async def waits(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello ")
+            await gate.wait()
+            await message.append("to you")
+            await asyncio.Event().wait()
+
+    async with serving(hub, program(hub, script, has_agent=False)) as served, chromium() as browser:
+        context = await browser.new_context()
+        one, other = await context.new_page(), await context.new_page()
+        errors: list[str] = []
+        for page in (one, other):
+            page.on("pageerror", lambda error: errors.append(str(error)))
+        await one.goto(f"http://127.0.0.1:{served.port}/")
+        await ask(one, "hi")
+        await expect(one.locator("p")).to_have_text(["hi", "Hello "])
+        for _ in range(3):
+            await one.reload()
+            await expect(one.locator("p")).to_have_text(["hi", "Hello "])
+        await other.goto(f"http://127.0.0.1:{served.port}/")
+        gate.set()
+        for page in (one, other):
+            await expect(page.locator("p")).to_have_text(["hi", "Hello to you"])
+        await other.get_by_role("button", name="Stop").click()
+        for page in (one, other):
+            await expect(page.get_by_role("button", name="Send")).to_be_visible()
+            await expect(page.locator("p")).to_have_text(["hi", "Hello to you"])
+        (answer,) = [found for found in (await hub.history("chat:1")).messages if found.role == "assistant"]
+        assert (answer.text, answer.status) == ("Hello to you", "cancelled")
+        assert errors == []
