@@ -25,7 +25,7 @@ ANSWER = ".assistant"
 # The messages as the chat element has them: their text as stored, not as drawn. Unsent ones count too.
 _MESSAGES = """(() => {
   const chat = document.querySelector("holdfast-chat")
-  return chat.client.channel(chat.getAttribute("channel")).getSnapshot().messages
+  return chat?.client?.channel(chat.getAttribute("channel")).getSnapshot().messages ?? []
 })()"""
 _ANSWER = f"""() => {_MESSAGES}.filter(({{ role }}) => role === "assistant").at(-1)?.text ?? "" """
 

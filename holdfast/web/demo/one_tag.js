@@ -18,8 +18,8 @@ async function choose({ id, about, code, run }) {
   say(at("language"), id)
   say(at("about"), about)
   say(at("code"), (await code()).trim())
+  await run?.() // before its form can be sent
   for (const [stage, of] of [["stage", "js"], ["react", "jsx"]]) at(stage).hidden = id !== of
-  await run?.()
 }
 
 at("ways").append(...WAYS.map((way) => make("button", { id: `way-${way.id}`, onclick: () => choose(way) }, way.name)))
