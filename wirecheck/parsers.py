@@ -107,7 +107,7 @@ class SseParser:
         self.retry_ms: int | None = None
         self.comments = 0
         self.without_data = 0  # events without data: a browser drops them with all their other fields
-        self._unfinished: list[bytes] = []  # the beginning of a line
+        self._unfinished: list[bytes] = []  # the pieces of a line that has not ended
         self._is_after_cr = False
         self._event = ""
         self._data: list[bytes] = []

@@ -15,7 +15,7 @@ from tests.transports.test_identity import EVENTS, Verified, served
 from tests.transports.test_websocket import dialled
 from tests.transports.watching import Stream
 
-__all__ = ["served"]  # the fixture
+__all__ = ["served"]  # the fixture `served`, which pytest finds in this module
 
 CHANNEL = "/v1/channels/chat:1"
 TEXT = "x" * 150_000

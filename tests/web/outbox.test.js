@@ -54,7 +54,7 @@ function live(t, id = "ann", options = {}) {
 /** As `live`, for a page that shares with others of its identity. */
 function sharing(t) {
   const { w, channel } = live(t, "ann", { identity: "ann", cache: false, tabs: false })
-  w.client.sharing = new Sharing(w.client, "ann", WEBSOCKET) // as a page with a document does
+  w.client.sharing = new Sharing(w.client, "ann", WEBSOCKET) // as `share` does for a page that knows its identity
   return { w, channel }
 }
 
@@ -80,7 +80,7 @@ describe("a sent message", () => {
     const stored = message("q", 2, "hi", { role: "user", author: "ann", status: "complete" })
     w.socket.ok("create", { message: stored })
     assert.equal((await sent).text, "hi")
-    assert.deepEqual(shown(channel), [["q", "hi", undefined]]) // though its event is not here yet
+    assert.deepEqual(shown(channel), [["q", "hi", undefined]]) // although the event of the message has not arrived yet
     w.socket.events("c", "e:2", { ...update(stored), type: "message.create" })
     assert.deepEqual(shown(channel), [["q", "hi", undefined]])
     assert.equal(w.client.outbox.entries.size, 0)
