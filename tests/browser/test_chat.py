@@ -24,7 +24,7 @@ from tests.browser.test_client import SECRET, page_at, token, verified
 from tests.browser.test_markdown import POLICY, ROOT
 from tests.transports.conftest import new_hub, serving
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _INLINE = '<holdfast-chat channel="chat:1" heading="Ask the docs"></holdfast-chat>'
 _FLOATING = '<holdfast-chat channel="chat:1" heading="Ask the docs" launcher></holdfast-chat>'
@@ -828,6 +828,9 @@ async def test_right_that_is_withdrawn_is_named_and_the_draft_stays(browser: Bro
         await here.until("kept")
 
 
+_NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })"
+
+
 async def test_copy_puts_a_message_or_its_code_on_the_clipboard(browser: Browser) -> None:
     async with scene(browser, "", has_agent=False) as here:
         text = "Run **this**:\n\n```sh\nmake demo\n```"
@@ -839,7 +842,7 @@ async def test_copy_puts_a_message_or_its_code_on_the_clipboard(browser: Browser
             await button.click()
             await here.page.locator(selector, has_text="Copied").wait_for()
             assert await here.page.evaluate("navigator.clipboard.readText()") == copied
-            await here.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })")
+            await here.page.evaluate(_NO_CLIPBOARD)
             await button.click()  # as on a page without https
             await here.page.evaluate("delete navigator.clipboard")
             assert await here.page.evaluate("navigator.clipboard.readText()") == copied
@@ -853,8 +856,9 @@ async def test_properties_and_attributes_of_a_tag_take_effect(browser: Browser) 
         await here.page.evaluate(
             """([token]) => {
               const chat = document.createElement("holdfast-chat")
-              for (const [name, value] of Object.entries({ channel: "chat:1", url: "/holdfast", lang: "de", theme: "dark",
-                images: "same-origin", placeholder: "Frag uns", heading: "Hilfe" })) chat.setAttribute(name, value)
+              const attributes = { channel: "chat:1", url: "/holdfast", lang: "de", theme: "dark",
+                images: "same-origin", placeholder: "Frag uns", heading: "Hilfe" }
+              for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
               chat.tokenProvider = async () => token
               chat.strings = { copy: "Abschreiben" }
               document.body.append(chat)
@@ -866,7 +870,8 @@ async def test_properties_and_attributes_of_a_tag_take_effect(browser: Browser) 
         await here.page.get_by_role("heading", name="Hilfe").wait_for()
         await here.page.get_by_text("Abschreiben", exact=True).wait_for(state="attached")
         await here.page.get_by_role("button", name="Senden").wait_for()
-        assert await here.page.evaluate("[...root.querySelectorAll('.markdown img')].map((node) => node.src)") == [image]
+        images = await here.page.evaluate("[...root.querySelectorAll('.markdown img')].map((node) => node.src)")
+        assert images == [image]
         links = await here.page.evaluate("[...root.querySelectorAll('.markdown a')].map((node) => node.href)")
         assert links == ["https://other.example/x.png"]
         assert await here.page.evaluate("getComputedStyle(root.host).colorScheme") == "dark"
