@@ -205,7 +205,7 @@ class StreamResponse(Response):
             return
         answering = await self._begin_or_join(since)  # None: the answer exists already, and this is one more reader
         message, cursor = await hub.read(self._channel, self._message_id)
-        # of a new answer no reader has received any text
+        # no reader has received any text of a new answer
         sent = resume_point(since if answering is None else None, cursor)
         if sent.is_finished and message.status != "streaming":
             await Response(status_code=204)(scope, receive, send)  # status 204 stops an EventSource

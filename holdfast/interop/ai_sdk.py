@@ -98,7 +98,7 @@ class AISDK:
         try:
             created = await access.create(channel, id=given, parts=parts, parent=UNSET if parent is None else parent)
             return created.id
-        except IdConflict:  # the same message, sent twice at the same moment
+        except IdConflict:  # a repeat of this request has created the same message at the same moment
             return await self._version(access, channel, given, parts, is_edit=is_edit)
 
     async def _version(self, access: Access, channel: str, given: str, parts: list[Json], *, is_edit: bool) -> str:
@@ -117,7 +117,7 @@ class AISDK:
     async def _regenerate(self, access: Access, channel: str, question: str) -> None:
         turn = await access.turn(channel, question)
         if turn.state not in ("over", "none"):
-            return  # the same request, sent twice
+            return  # the request is a repeat
         newest = turn.answers[-1].id if turn.answers else ""
         with suppress(StillStreaming):
             await access.command(channel, "regenerate", target=question, id=_hashed("regenerate", question, newest))
