@@ -435,7 +435,7 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
 def a_second_reply_is_accepted(patch: pytest.MonkeyPatch) -> None:
     """The newest reply is the best one."""
 
-    def reply(state: Any, key: str, request: Any, caller: Any, limits: Any) -> Decision:
+    def reply(state: Any, key: str, request: Any, caller: Any, now_ms: int, limits: Any) -> Decision:
         op = Reply(id=key, ok=request.ok, data=request.data, error=None, by=caller.id, request=request.request)
         return Decision(ops=(op,))
 
