@@ -4,7 +4,8 @@ Layer: serving, between `connections` and `serving`, which imports it on first u
 
 uvicorn parses all input as fast as it arrives. This subclass bounds heads, parses in slices, and reads no further while
 a request waits behind the running one or while the peer does not read. Knowledge of uvicorn's internals is here, in
-`bounded_websocket` and in `transports.chunks`; `tests/attacks` shows whether the installed uvicorn is as expected.
+`http_parts`, `bounded_websocket` and `transports.chunks`; `tests/attacks` shows whether the installed uvicorn is as
+expected.
 
 Safe to change: the constants, which `docs/security.md` names. Not safe: one more `await` or copy for each request.
 """
@@ -16,14 +17,13 @@ from functools import partial
 from typing import Any
 
 import httptools
-import msgspec
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from holdfast.connections import LARGE_BYTES, Connection, Connections
-from holdfast.core.errors import HoldfastError, InvalidRequest, TooLarge
+from holdfast.core.errors import HoldfastError, InvalidRequest
+from holdfast.http_parts import Flow, refusal, too_large
 from holdfast.parse_turns import TURN_S
-from holdfast.transports.problem import problem_headers
 from holdfast.transports.server_connection import EXTENSION
 
 MAX_HEAD_BYTES = 64 * 1024  # limit of a request line with its headers, and of a trailer
@@ -40,18 +40,6 @@ _HEAD_END = b"\r\n\r\n"
 
 class _HeadTooLarge(Exception):
     """A head has too many headers. Raised through the parser of uvicorn."""
-
-
-class _Flow(FlowControl):
-    """uvicorn's flow control. This one also stops reading, for example while a request waits behind the running one."""
-
-    def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
-        super().__init__(transport)
-        self.protocol: BoundedHttpProtocol | None = protocol  # None once the connection is lost
-
-    def resume_reading(self) -> None:
-        if self.read_paused and self.protocol is not None and self.protocol.may_read():
-            super().resume_reading()
 
 
 class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
@@ -98,7 +86,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow: _Flow = _Flow(transport, self)
+        self.flow: Flow = Flow(transport, self)
         connection = self._connection = self._book.opened(self.client[0] if self.client else "", self)
         if connection is None:
             transport.abort()
@@ -159,6 +147,30 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             connection.proceed()
             if self.cycle.more_body and not connection.is_from_proxy:
                 connection.rest()
+
+    def verify(self, limit: asyncio.Timeout) -> None:
+        """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
+        connection = self._connection
+        if connection is not None and not self._is_known:
+            connection.verification = limit
+            if not self._is_refused:
+                self._wait_for_verifier(connection)
+
+    def verified(self) -> None:
+        """Stop counting the connection for its verifier."""
+        connection = self._connection
+        if connection is None or connection.verification is None:
+            return
+        connection.verification = None
+        is_unread = self.flow.write_paused and not connection.is_from_proxy
+        if not (self._is_refused or self._is_in_body or is_unread):
+            connection.proceed()
+
+    def _wait_for_verifier(self, connection: Connection) -> None:
+        connection.wait_for_verifier()
+        head_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if head_bytes + len(self.cycle.body) > LARGE_BYTES:
+            connection.grow()
 
     # Reading
 
@@ -264,7 +276,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._connection.grow()
         if self._stalled_bytes <= MAX_HEAD_BYTES:
             return
-        error = _too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes")
+        error = too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes")
         if cycle.response_complete:
             self._is_refused = True
             self._book.note(error.detail)
@@ -292,7 +304,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is not None:
             if connection.is_from_proxy:
                 self._take_forwarded(connection)
-            else:
+            elif connection.verification is None:  # else the request waits behind the one that is verified
                 connection.proceed()
         self.scope["extensions"] = self._extensions
         self._begun_scope = self.scope
@@ -404,6 +416,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             connection.proceed()
             if self._is_in_body:
                 self._wait_for_body()
+            elif connection.verification is not None:
+                self._wait_for_verifier(connection)
         self._go_on()
 
     def _follow_body(self, size: int) -> None:
@@ -419,12 +433,14 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         elif not cycle.response_complete:
             self._is_in_body = True
             self._wait_for_body()
+        if connection.verification is not None:
+            self._wait_for_verifier(connection)
 
     def _wait_for_body(self) -> None:
         connection = self._connection
         if connection is not None:
             self._body_bytes = 0
-            # in its first request the peer may belong to a burst, as for the head
+            # while its first request arrives, the connection may be part of a burst, as for the head
             connection.wait(BODY_S, may_burst=connection.may_burst)
 
     def _wait_for_head(self, connection: Connection) -> None:
@@ -446,11 +462,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _refuse_head(self) -> None:
         if len(self.headers) > MAX_HEADERS:
-            self._refuse(_too_large("a request", MAX_HEADERS, "headers"), 431)
+            self._refuse(too_large("a request", MAX_HEADERS, "headers"), 431)
         elif not self.headers and len(self.url) > MAX_HEAD_BYTES // 2:
-            self._refuse(_too_large("the head of a request, with its URL,", MAX_HEAD_BYTES, "bytes"), 414)
+            self._refuse(too_large("the head of a request, with its URL,", MAX_HEAD_BYTES, "bytes"), 414)
         else:
-            self._refuse(_too_large("the head of a request", MAX_HEAD_BYTES, "bytes"), 431)
+            self._refuse(too_large("the head of a request", MAX_HEAD_BYTES, "bytes"), 431)
 
     def _refuse(self, error: HoldfastError, status: int) -> None:
         """Respond with `error`, and read no more. A running request gets its response first, and is the last one."""
@@ -481,19 +497,3 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.loop.call_later(LINGER_S, self.transport.abort)
         else:
             self._connection.wait(LINGER_S, may_burst=False)
-
-
-def _too_large(what: str, limit: int, unit: str) -> TooLarge:
-    return TooLarge(f"{what} exceeds the limit of {limit} {unit}; send fewer", limit=limit)
-
-
-def refusal(error: HoldfastError, status: int) -> bytes:
-    """Return a complete HTTP response with `error`, for a connection that ends with it."""
-    body = msgspec.json.encode({**error.problem(), "status": status})
-    lines = "".join(f"{name}: {value}\r\n" for name, value in refusal_headers(error).items())
-    return STATUS_LINE[status] + lines.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
-
-
-def refusal_headers(error: HoldfastError) -> dict[str, str]:
-    """Return the headers of a response with `error`, but for its length, on a connection that ends with it."""
-    return {**problem_headers(error), "connection": "close"}

@@ -25,9 +25,9 @@ from websockets.frames import Frame
 from websockets.http11 import Request, Response
 from websockets.typing import StatusLike
 
-from holdfast.bounded_http import refusal, refusal_headers
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
+from holdfast.http_parts import refusal, refusal_headers
 from holdfast.parse_turns import TURN_S
 from holdfast.transports.server_connection import EXTENSION
 
@@ -113,6 +113,21 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self._connection.proceed()
             self.conn.max_message_size = self.config.ws_max_size
             self.transport.set_write_buffer_limits()
+
+    def verify(self, limit: asyncio.Timeout) -> None:
+        """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
+        if self._is_known:
+            return
+        self._connection.verification = limit
+        self._connection.wait_for_verifier()
+        if self._is_head_large:
+            self._connection.grow()
+
+    def verified(self) -> None:
+        """Stop counting the connection for its verifier. A socket that must still introduce itself goes on to count."""
+        self._connection.verification = None
+        if not (self._is_known or self._is_expected):
+            self._connection.proceed()
 
     def expect_introduction(self, timeout_s: float) -> None:
         """Keep the bounds for unknown peers until the peer authenticates, at most `timeout_s` seconds."""

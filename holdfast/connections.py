@@ -4,8 +4,9 @@ Layer: serving, below `bounded_http` and `bounded_websocket`.
 
 A connection is *waiting* while its peer has to act before any work is done for it: until the head of its first request
 is complete, until a socket is authenticated, between two requests of a client that no verifier has identified, and
-while a peer does not read its response. Only waiting connections are bounded, first by address, then in total. If there
-is no room, the book ends the oldest waiting connection, so that a new one gets its chance: its peer may be known.
+while a peer does not read its response. It is also waiting while the verifier runs for an unknown peer. Only waiting
+connections are bounded, first by address, then in total. If there is no room, the book ends the oldest waiting
+connection, so that a new one gets its chance: its peer may be known.
 
 A connection is *idle* while a known peer has to act: between two of its requests, and while its body is to come. Idle
 connections are not bounded, and the book ends the oldest one only if no descriptor is left and no connection waits.
@@ -48,13 +49,15 @@ MAX_DESCRIPTORS = 1_048_576  # a higher soft limit has no use, and some systems 
 # enforced.
 CHANCE_S = 2.0
 MAX_BURST = 1_200
+# Time for the verifier of an unknown peer. It is above the time limit of `transports.access`, which ends the verifier.
+VERIFY_S = 20.0
 SWEEP_S = 1.0
 NOTICE_S = 10.0  # least time between two log lines about connections that were ended
 # After this many waiting connections have ended, free memory is returned to the system, at most once in `TRIM_S`
 # seconds.
 TRIM_AFTER = 200
 TRIM_S = 5.0
-TRIM_PAUSE = 50  # pause after it, as a multiple of its duration, which grows with the objects in memory
+TRIM_PAUSE = 50  # pause after a return of memory, as a multiple of its duration, which grows with the objects in memory
 MAX_COLLECTED = 1_000  # with more open connections, a garbage collection would hold the event loop for too long
 READ_BYTES = 16 * 1024  # limit of bytes read from one connection at once, after which the loop serves the others
 
@@ -80,10 +83,12 @@ class Connection:
         "is_from_proxy",
         "is_idle",
         "is_large",
+        "is_verifying",
         "is_waiting",
         "may_burst",
         "owner",
         "since_s",
+        "verification",
     )
 
     def __init__(self, book: Connections, address: str, owner: ConnectionOwner, *, is_from_proxy: bool) -> None:
@@ -95,9 +100,11 @@ class Connection:
         self.is_idle = False
         self.may_burst = True
         self.is_large = False
+        self.is_verifying = False
         self.is_evicted = False
         self.since_s = asyncio.get_running_loop().time()  # loop time from which `CHANCE_S` is counted
         self.deadline_s = 0.0
+        self.verification: asyncio.Timeout | None = None  # time limit of the verifier that runs for an unknown peer
 
     def wait(self, timeout_s: float, *, may_burst: bool) -> None:
         """Count the connection as waiting, for at most `timeout_s` seconds. Call it again for a new deadline.
@@ -111,6 +118,13 @@ class Connection:
     def grow(self) -> None:
         """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
         self._book.grow(self)
+
+    def wait_for_verifier(self) -> None:
+        """Count the connection as waiting while `verification` runs."""
+        if not self.is_waiting:  # else its peer has to act, too, and has less time for that
+            # in its first request the peer may belong to a burst, as for the head
+            self.wait(VERIFY_S, may_burst=self.may_burst)
+        self._book.verify(self)
 
     def rest(self) -> None:
         """Count the connection as idle: its peer is known, and has to act."""
@@ -128,8 +142,14 @@ class Connection:
         self.since_s = asyncio.get_running_loop().time()
 
     def close(self) -> None:
-        """Remove the connection from the book, because its transport is closed."""
+        """Remove the connection from the book, because its transport is closed.
+
+        A verifier that runs for the peer ends, as if its time were over.
+        """
         self._book.close(self)
+        limit, self.verification = self.verification, None
+        if limit is not None and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time())
 
 
 class Connections:
@@ -154,6 +174,7 @@ class Connections:
         self.waiting = 0
         self._by_address: dict[str, dict[Connection, None]] = {}  # waiting connections by address, the oldest first
         self._large: dict[Connection, None] = {}
+        self._verifying: dict[Connection, None] = {}
         self._idle: dict[Connection, None] = {}  # idle connections, the oldest first
         self._timer: asyncio.TimerHandle | None = None
         self._ended = 0  # connections ended since the last log line
@@ -210,6 +231,16 @@ class Connections:
         one.is_large = True
         self._large[one] = None
 
+    def verify(self, one: Connection) -> None:
+        """Count a connection as one for which a verifier runs (`Connection.wait_for_verifier`)."""
+        if one.is_verifying:
+            return
+        # No more in a burst: a request in progress takes some 25 KiB in small objects (measured).
+        if len(self._verifying) >= self.max_waiting:
+            self._evict(next(iter(self._verifying)), f"the verifier ran for {self.max_waiting} unknown peers")
+        one.is_verifying = True
+        self._verifying[one] = None
+
     def rest(self, one: Connection) -> None:
         """Count a connection as idle (`Connection.rest`)."""
         one.proceed()
@@ -231,6 +262,9 @@ class Connections:
         if one.is_large:
             one.is_large = False
             del self._large[one]
+        if one.is_verifying:
+            one.is_verifying = False
+            del self._verifying[one]
 
     def close(self, one: Connection) -> None:
         """Remove a connection (`Connection.close`)."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
 from holdfast.bounded_http import BODY_BYTES, BODY_S, BoundedHttpProtocol
-from holdfast.connections import CHANCE_S, SWEEP_S, Connections
+from holdfast.connections import CHANCE_S, MAX_LARGE, SWEEP_S, Connections
+from holdfast.transports.server_connection import connection_of
 from tests.virtual import virtually
 
 
@@ -55,30 +57,66 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+class Verifying:
+    """An application whose verifier takes `wait_s`, as `transports.access` runs it, before it reads the body."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+        self.running = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        connection = connection_of(scope)
+        assert connection is not None
+        self.running += 1
+        try:
+            async with asyncio.timeout(self.wait_s + 1) as limit:
+                connection.verify(limit)
+                try:
+                    await asyncio.sleep(self.wait_s)
+                finally:
+                    connection.verified()
+        except TimeoutError:
+            return
+        finally:
+            self.running -= 1
+        await app(scope, receive, send)
+
+
 class Peers:
     """A server without sockets, and peers of one address that have sent a head and `body`."""
 
-    def __init__(self, count: int, length: int, body: bytes) -> None:
-        config = uvicorn.Config(app, log_level="error", lifespan="off")
-        config.load()
+    def __init__(self, count: int, length: int, body: bytes, app: Any = app) -> None:
+        self._config = uvicorn.Config(app, log_level="error", lifespan="off")
+        self._config.load()
         self.book = Connections(max_open=5_000)
         self.transports: list[Transport] = []
         self.protocols: list[BoundedHttpProtocol] = []
         for _ in range(count):
-            protocol = BoundedHttpProtocol(self.book, config=config, server_state=ServerState(), app_state={})
-            self.transports.append(Transport())
-            self.protocols.append(protocol)
-            protocol.connection_made(self.transports[-1])
-            protocol.data_received(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + body)
+            self.add(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + body)
+
+    def add(self, data: bytes) -> None:
+        """Open a connection whose peer has sent `data`."""
+        protocol = BoundedHttpProtocol(self.book, config=self._config, server_state=ServerState(), app_state={})
+        self.transports.append(Transport())
+        self.protocols.append(protocol)
+        protocol.connection_made(self.transports[-1])
+        protocol.data_received(data)
 
     def left(self) -> int:
         """Return how many connections are open."""
         return sum(not transport.is_over for transport in self.transports)
 
+    def lose_ended(self) -> None:
+        """Report the end of each aborted connection, as the event loop does."""
+        for protocol, transport in zip(self.protocols, self.transports, strict=True):
+            if transport.is_over and protocol._connection is not None:
+                protocol.connection_lost(None)
+
     async def close(self) -> None:
         """End all connections, and wait for the requests."""
-        for protocol in self.protocols:
-            protocol.connection_lost(None)
+        for transport in self.transports:
+            transport.is_over = True
+        self.lose_ended()
         await asyncio.sleep(2 * SWEEP_S)
 
 
@@ -121,4 +159,81 @@ async def test_known_peer_is_not_counted_while_it_sends_its_body() -> None:
         protocol.known()
     await asyncio.sleep(2 * BODY_S)
     assert (peers.left(), peers.book.waiting) == (200, 0)
+    await peers.close()
+
+
+@virtually
+async def test_unknown_peers_are_bounded_by_address_while_the_verifier_runs() -> None:
+    slow = Verifying(30)
+    peers = Peers(200, 0, b"", slow)
+    await asyncio.sleep(CHANCE_S + 2 * SWEEP_S)
+    peers.lose_ended()
+    await asyncio.sleep(0.1)
+    assert (peers.left(), slow.running) == (peers.book.max_waiting_of_address,) * 2
+    await peers.close()
+
+
+@virtually
+async def test_burst_of_verifications_is_bounded_at_once() -> None:
+    slow = Verifying(30)
+    peers = Peers(200, 0, b"", slow)
+    await asyncio.sleep(0.1)
+    assert peers.left() == peers.book.max_waiting
+    await peers.close()
+
+
+@virtually
+@pytest.mark.parametrize("is_head", [True, False])
+async def test_large_heads_and_bodies_are_bounded_while_the_verifier_runs(is_head: bool) -> None:
+    slow = Verifying(30)
+    peers = Peers(60, 10_000, b"" if is_head else b"x" * 9_000, slow)
+    if is_head:
+        for protocol in peers.protocols:
+            protocol.headers.append((b"x-long", b"x" * 9_000))
+    await asyncio.sleep(0.1)
+    assert peers.left() == MAX_LARGE
+    await peers.close()
+
+
+@virtually
+async def test_verifier_of_an_unknown_peer_that_leaves_is_ended() -> None:
+    slow = Verifying(30)
+    peers = Peers(1, 0, b"", slow)
+    await asyncio.sleep(1)
+    assert slow.running == 1
+    peers.transports[0].abort()
+    peers.lose_ended()
+    await asyncio.sleep(0.1)
+    assert (slow.running, peers.book.waiting, peers.book.open) == (0, 0, 0)
+
+
+@virtually
+async def test_peer_counts_no_longer_when_its_verifier_has_ended() -> None:
+    slow = Verifying(3)
+    peers = Peers(1, 1, b"", slow)
+    await asyncio.sleep(1)
+    peers.protocols[0].data_received(b"1")  # the body is complete before the verifier has ended
+    assert peers.book.waiting == 1
+    await asyncio.sleep(2.5)
+    assert peers.transports[0].written.endswith(b"1")
+    peers.protocols[0].known()
+    assert peers.book.waiting == 0
+    await peers.close()
+
+
+@virtually
+async def test_refused_body_of_a_peer_whose_verifier_runs_ends_the_connection() -> None:
+    peers = Peers(0, 0, b"", Verifying(0.5))
+    peers.add(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
+    await asyncio.sleep(5 * SWEEP_S)
+    assert peers.left() == 0
+    await peers.close()
+
+
+@virtually
+async def test_request_behind_one_that_is_verified_does_not_end_the_count() -> None:
+    peers = Peers(1, 0, b"", Verifying(30))
+    await asyncio.sleep(0.1)
+    peers.protocols[0].data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert peers.book.waiting == 1
     await peers.close()

@@ -96,7 +96,7 @@ async def test_listening_socket_keeps_room_for_a_thousand_viewers_while_a_server
     clients = [socket.socket() for _ in range(200)]
     for client in clients:
         client.setblocking(False)
-        client.connect_ex(listening.getsockname())  # this loop accepts none of them meanwhile
+        client.connect_ex(listening.getsockname())  # the loop of this test accepts none of them meanwhile
     connected = select.select([], clients, [], 0.5)[1]
     for client in clients:
         client.close()
@@ -201,12 +201,13 @@ async def test_idle_connection_of_a_known_peer_ends_only_for_want_of_descriptors
     first, second, third = (Peer(book, "192.0.2.1") for _ in range(3))
     for peer in (first, second, third):
         peer.connection.rest()
-    first.connection.proceed()  # a request runs
+    first.connection.proceed()  # a request of the first peer runs
     third.connection.wait(10, may_burst=True)
     waiting(book, "192.0.2.2")
     assert [peer.is_evicted for peer in (first, second, third)] == [False, False, True]
     assert book.opened("192.0.2.3", first) is not None
-    assert [peer.is_evicted for peer in (first, second)] == [False, False]  # the waiting one went first
+    # the book ended the waiting connection first
+    assert [peer.is_evicted for peer in (first, second)] == [False, False]
     assert book.opened("192.0.2.4", first) is not None
     assert second.is_evicted
     assert book.opened("192.0.2.5", first) is None

@@ -259,7 +259,7 @@ def test_the_glossary_defines_each_term_once_in_alphabetical_order() -> None:
 def test_a_term_of_the_glossary_has_a_specification_and_names_in_code(row: list[str]) -> None:
     _, definition, specified, names = row
     assert definition.endswith(".")
-    assert _LINK.search(specified)  # the test of links follows it
+    assert _LINK.search(specified)  # the test of links checks the target
     assert names
     for name in re.findall(r"`([^`]+)`", names):
         assert is_in_code(name), name

@@ -93,7 +93,7 @@ async def test_caller_gets_the_stream_and_its_location() -> None:
             ("user", "ann", "hi", "complete"),
             ("assistant", "assistant", "with session: the end", "complete"),
         ]
-        assert source.tenant == "acme"  # it runs in the caller's context
+        assert source.tenant == "acme"  # the source runs in the caller's context
 
 
 async def test_plain_data_ends_with_done() -> None:
@@ -209,7 +209,8 @@ async def test_answer_is_cancelled_after_its_last_viewer() -> None:
             batches = watching.batches()
             await anext(batches)
         await served.until(lambda: len(served.hub.channel("chat:1").feeds) == 1)
-        assert (await served.hub.read("chat:1", "r"))[0].status == "streaming"  # there is a viewer
+        # the answer goes on, because it has a viewer
+        assert (await served.hub.read("chat:1", "r"))[0].status == "streaming"
         await batches.aclose()
         async with asyncio.timeout(5):
             await source.is_closed.wait()
@@ -377,7 +378,7 @@ async def async_style(text: str) -> str:
 @pytest.mark.parametrize(
     ("options", "detail"),
     [
-        ({"style": "sse"}, "style must be 'events', 'data', or a function"),
+        ({"style": "sse"}, "style must be 'events', 'data', 'ai-sdk', or a function"),
         ({"style": async_style}, "style must be an ordinary function"),
         ({"end_frame": "x"}, "end_frame belongs to a style that is a function"),
         ({"style": json_frame, "end_frame": 5}, "end_frame must be a str"),

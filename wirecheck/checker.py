@@ -33,7 +33,7 @@ class SeenPart:
 
     fields: Json
     serial: int  # serial of its last change
-    length: int = 0  # in code points
+    length: int = 0  # length of the text in code points
     pieces: list[str] = field(default_factory=list)
 
     @classmethod
@@ -81,7 +81,7 @@ class SeenMessage:
 
     @property
     def text(self) -> str:
-        """The text of all its text parts, concatenated."""
+        """Return the text of all its text parts, concatenated."""
         return "".join(part.text for part in self.parts if part.fields.get("type") == "text")
 
     def as_json(self) -> Json:
@@ -126,7 +126,7 @@ class Checker:
         self.cursor: str | None = None  # cursor of the last complete batch; None after a hole, until a new start
         self.epoch = "-"
         self._view = _View()
-        self._aside: _View | None = None  # a new start assembles it; it replaces `_view` when complete
+        self._aside: _View | None = None  # the view of an incomplete new start; it replaces `_view` when it is complete
         self._since: tuple[str, int] | None = None
         self.has_attached = False  # whether this connection's first batch is complete
         self._has_begun = False  # whether this connection has received channel.attached
@@ -263,7 +263,7 @@ class Checker:
             self.violate("resumed", f"resumed: true from serial {known[1]} at serial {serial}")
 
     def _check_poll(self, before: str, after: str, *, has_notices: bool) -> None:
-        """Check the cursor of a poll without an event of the log: only its position among the notices can differ.
+        """Check the cursor of a poll without an event of the log: only its position in the presence can differ.
 
         The serial can rise, because claims and leases are entries without an event.
         """

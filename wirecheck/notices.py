@@ -21,12 +21,12 @@ class Notices:
 
     def __init__(self, violate: Callable[[str, str], None]) -> None:
         self.members: dict[str, Json] = {}
-        self.left: list[str] = []  # one id for each presence.leave
+        self.left: list[str] = []  # for each `presence.leave` the id of the member
         self.signals: list[Json] = []
         self.pending: dict[str, Json] = {}  # commands that wait for a reply
         self.replies: dict[str, Json] = {}
         self._epoch: str | None = None
-        self._commands: dict[str, Json] = {}  # all that were received
+        self._commands: dict[str, Json] = {}  # all commands that were received
         self._without_reply: set[str] = set()  # received commands whose reply has not come; a new start may omit it
         self._violate = violate
 

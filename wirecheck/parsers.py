@@ -33,7 +33,7 @@ _UPGRADE = h11.Request(
 )
 _END = h11.EndOfMessage()
 
-_MAX_HEAD_BYTES = 8 * 1024  # largest response head, and largest line with a chunk's size
+_MAX_HEAD_BYTES = 8 * 1024  # limit of a response head, and of a line with a chunk's size
 
 
 def get_request(target: str, headers: dict[str, str]) -> bytes:
@@ -107,7 +107,7 @@ class SseParser:
         self.retry_ms: int | None = None
         self.comments = 0
         self.without_data = 0  # events without data: a browser drops them with all their other fields
-        self._unfinished: list[bytes] = []  # the beginning of a line
+        self._unfinished: list[bytes] = []  # the pieces of a line that has not ended
         self._is_after_cr = False
         self._event = ""
         self._data: list[bytes] = []

@@ -64,7 +64,7 @@ class _Viewer:
 
     @property
     def is_over(self) -> bool:
-        """Whether the client or the server has ended the connection."""
+        """Return whether the client or the server has ended the connection."""
         return self._reader is None or self._reader.done()
 
     async def __aenter__(self) -> Self:

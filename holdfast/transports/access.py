@@ -46,7 +46,7 @@ from holdfast.transports.operations import BY_NAME, Operation
 from holdfast.transports.origin import check_origin
 from holdfast.transports.query import Query
 from holdfast.transports.refusals import refusals
-from holdfast.transports.server_connection import mark_known
+from holdfast.transports.server_connection import connection_of, mark_known
 
 # longest time that the app's verifier may take, which may query a database while the caller waits
 VERIFY_TIMEOUT_S = 10.0
@@ -151,8 +151,15 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
     A HoldfastError passes; any other exception is logged and not sent to the peer.
     """
     try:
-        async with asyncio.timeout(VERIFY_TIMEOUT_S):
-            return _checked(await _awaitable(verify()))
+        async with asyncio.timeout(VERIFY_TIMEOUT_S) as limit:
+            connection = connection_of(scope)
+            if connection is None:
+                return _checked(await _awaitable(verify()))
+            connection.verify(limit)
+            try:
+                return _checked(await _awaitable(verify()))
+            finally:
+                connection.verified()
     except HoldfastError:
         raise
     except TimeoutError:

@@ -76,14 +76,24 @@ async def check_peer(hub: HubCore, scope: Scope) -> None:
     try:
         if hub.authenticate is None:
             _check_own_machine(hub, scope)
-            reason = await foreign_owner(scope)
-            if reason is not None:
-                raise _not_ours(reason)
         elif hub.requires_own_host:
             _check_own_host(hub, scope)
     except (NoVerifier, Forbidden) as error:
         refusals.log(peer_of(scope), error)
         raise
+    if hub.authenticate is None:
+        await _check_own_user(scope)
+
+
+async def _check_own_user(scope: Scope) -> None:
+    """Raise NoVerifier if the peer's socket belongs to another user. Only the log names the accounts."""
+    reason = await foreign_owner(scope)
+    if reason is not None:
+        refusals.log(peer_of(scope), _not_ours(reason))
+        raise _not_ours(
+            "the peer's socket does not belong to the user that runs this server, or it is closed already (the log of "
+            "the server has the details)"
+        )
 
 
 def is_by_cookie(hub: HubCore, scope: Scope) -> bool:

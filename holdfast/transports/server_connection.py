@@ -9,6 +9,7 @@ other server the scope has no such object, and each call here has no effect.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -20,6 +21,12 @@ class ServerConnection(Protocol):
 
     def known(self) -> None:
         """Lift the bounds on unknown peers, because a verifier has identified this one."""
+
+    def verify(self, limit: asyncio.Timeout) -> None:
+        """Count an unknown peer until `verified`, because a verifier runs for it. End `limit` if the peer is gone."""
+
+    def verified(self) -> None:
+        """Note that the verifier has ended, whatever its result."""
 
 
 class ServerSocket(ServerConnection, Protocol):

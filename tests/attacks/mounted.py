@@ -29,11 +29,21 @@ DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 HYPERCORN = os.environ.get("HOLDFAST_HYPERCORN") or shutil.which("hypercorn")  # its program, in any environment
 
 _APP = """
+import asyncio
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 from holdfast import Hub
 from holdfast.hub.tokens import jwt_verifier
-hub = Hub({store!r}, authenticate=jwt_verifier(secret={secret!r}, audience={audience!r}))
+verifier = jwt_verifier(secret={secret!r}, audience={audience!r})
+hub = Hub({store!r}, authenticate=verifier)
+
+async def slow_verifier(scope):
+    # as one that queries a database for a token that it has not seen, and finds none
+    if (b"authorization", b"Bearer slow") in scope["headers"]:
+        await asyncio.sleep(9)
+    return await verifier(scope)
+
+slow_hub = Hub({store!r}, authenticate=slow_verifier)
 
 async def words():
     yield "the answer"
@@ -68,6 +78,7 @@ SERVERS = {
         "{port}",
         "served:app",
     ],
+    "holdfast": ["-m", "holdfast", "serve", "--port", "{port}", "--app", "served:slow_hub"],
     "hypercorn": ["-w", "0", "-b", "127.0.0.1:{port}", "served:app"],
 }
 

@@ -24,7 +24,7 @@ from tests.browser.test_client import SECRET, page_at, token, verified
 from tests.browser.test_markdown import POLICY, ROOT
 from tests.transports.conftest import new_hub, serving
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _INLINE = '<holdfast-chat channel="chat:1" heading="Ask the docs"></holdfast-chat>'
 _FLOATING = '<holdfast-chat channel="chat:1" heading="Ask the docs" launcher></holdfast-chat>'

@@ -24,7 +24,7 @@ from tests.conftest import ARGUMENTS
 
 TAKEOVER_S = 2.0
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _FOLLOW = """async ([port, channel, options]) => {
   const { connect } = await import(`http://localhost:${port}/holdfast/web/client.js`)
@@ -119,7 +119,8 @@ async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubl
             if end == "closed":
                 await leader.close()
             elif end == "crashed":
-                crashing.add(asyncio.create_task(session.send("Page.crash")))  # without a response
+                # a task, because the crash sends no response
+                crashing.add(asyncio.create_task(session.send("Page.crash")))
             else:
                 await session.send("Debugger.enable")
                 await session.send("Debugger.pause")

@@ -35,7 +35,7 @@ _NAVIGATION = """performance.getEntriesByType = name =>
 
 expect.set_options(timeout=TIMEOUT_MS)
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

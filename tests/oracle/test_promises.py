@@ -119,7 +119,7 @@ def test_connection_that_ended_with_its_hub_leaves_the_whole_term_in_the_next_hu
     process = Process()
     begin_message(scene, Connection(process), has_response=True)
     process.is_alive = False
-    scene.promises.note_boot()  # at the same moment
+    scene.promises.note_boot()  # the hub boots at the same moment
     scene.at(29.0)
     scene.promises.check_due()
     scene.at(32.0)

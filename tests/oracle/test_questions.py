@@ -93,7 +93,7 @@ def test_settled_answers_do_not_change() -> None:
     questions, question = one_question()
     questions.settle(question, stored(INTERRUPTED, answer(2, "complete")))
     assert questions.wrong(question, stored(INTERRUPTED, answer(2, "complete"))) is None
-    longer = answer(1, "interrupted", (3, 1, "bot-1"))  # with a token of a fenced agent
+    longer = answer(1, "interrupted", (3, 1, "bot-1"))  # holds a token of a fenced agent
     for later in (stored(longer, answer(2, "complete")), stored(answer(2, "complete")), {}):
         assert questions.wrong(question, later) is not None
 

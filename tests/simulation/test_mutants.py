@@ -16,7 +16,7 @@ from simulation.plan import Plan
 from tests.simulation import mutants
 from tests.simulation.mutants import MUTANTS, NEEDS, SHOWN_BY, Mutant
 
-FOUND_WITHIN = 300  # seeds
+FOUND_WITHIN = 300  # number of seeds within which a mutant must be found
 
 
 def test_each_mutant_is_listed() -> None:

@@ -56,7 +56,7 @@ async def test_committed_entries_survive_kill_9(path: Path) -> None:
 
 
 async def test_wal_cut_at_any_byte_restores_a_whole_prefix(path: Path, tmp_path: Path) -> None:
-    after: dict[int, dict[str, str]] = {0: {}}  # the texts at each serial
+    after: dict[int, dict[str, str]] = {0: {}}  # for each serial the texts of the messages
     async with opened(path) as store:
         chat = Chat(store)
         for serial in range(1, 60):

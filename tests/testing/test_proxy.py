@@ -112,7 +112,7 @@ async def at_rest(look: Callable[[], int], timeout_s: float = 5.0) -> int:
     async with asyncio.timeout(timeout_s):
         before, now = 0, look()
         while now == 0 or now != before:
-            await asyncio.sleep(0.05)  # longer than TCP keeps an acknowledgement back
+            await asyncio.sleep(0.05)  # longer than TCP delays an acknowledgement
             before, now = now, look()
     return now
 
@@ -236,8 +236,8 @@ async def test_stall_holds_back_the_rest_of_a_partly_sent_piece(upstream, proxy,
     before = await at_rest(lambda: proxy.bytes_down)  # no further bytes fit into the client's socket
     proxy.stall("down")
     client.writer.transport.resume_reading()
-    await client.read(before)  # now there is room
-    client.writer.write(b"?")  # and with this byte the proxy notices it
+    await client.read(before)  # so that the client's socket has room again
+    client.writer.write(b"?")  # the proxy notices the room when it gets this byte
     async with asyncio.timeout(2):
         await reader.readexactly(1)
     assert proxy.bytes_down == before

@@ -30,7 +30,7 @@ async def ask(
     version: str = "1.1",
     scheme: str = "http",
 ) -> tuple[int, Any]:
-    """Return status and problem of one request or refused socket; (101, None) for an accepted socket."""
+    """Send one request, or open a socket. Return its status and problem; (101, None) for an accepted socket."""
     sent: list[Any] = []
     is_socket = kind == "websocket"
     waiting: list[dict[str, Any]] = [{"type": "http.request", "body": body}]

@@ -97,7 +97,7 @@ class LiveLine(Line):
         return await self.until(lambda frame: frame.get("ref") == self._refs)
 
     async def until(self, is_it: Any, *, patience_s: float = 60.0) -> Json:
-        """The first frame for which `is_it` holds."""
+        """Return the first frame for which `is_it` holds."""
         async with asyncio.timeout(patience_s):
             while True:
                 for frame in self.frames:
@@ -115,13 +115,13 @@ class LiveLine(Line):
         ]
 
     async def turn(self) -> Json:
-        """The next turn."""
+        """Return the next frame `turn`."""
         turn = await self.until(lambda frame: frame["type"] == "turn")
         self.frames.remove(turn)
         return turn
 
     async def cut(self) -> None:
-        """The connection is gone."""
+        """Close the session, as after the end of its connection."""
         self._pumping.cancel()
         self.session.close()
         await asyncio.wait([self._pumping])

@@ -47,7 +47,7 @@ class Operation(NamedTuple):
     """An operation that a client can request. `about` names its target in the test's world."""
 
     name: str
-    needs: tuple[str, ...]  # all of these, on the channel
+    needs: tuple[str, ...]  # the capabilities that the operation needs on the channel, all of them
     http: str | None = None  # method and path
     body: Json | None = None  # the body of HTTP; also the fields of the frame, unless `fields` is set
     frame: str | None = None

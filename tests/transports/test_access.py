@@ -325,7 +325,7 @@ FOREIGN: tuple[bytes, bytes] = (b"origin", b"https://evil.example")
 OURS: tuple[bytes, bytes] = (b"host", b"chat.example")
 COOKIE: tuple[bytes, bytes] = (b"cookie", b"a=b")
 TOKEN: tuple[bytes, bytes] = (b"authorization", b"Bearer x")
-PASSWORD: tuple[bytes, bytes] = (b"authorization", b"Basic eDp5")  # a browser adds it by itself
+PASSWORD: tuple[bytes, bytes] = (b"authorization", b"Basic eDp5")  # a browser adds this header by itself
 
 
 def from_page(origin: str) -> tuple[bytes, bytes]:
@@ -365,10 +365,10 @@ CHANGES: list[tuple[Headers, int]] = [
     ([OURS], 204),
     ([OURS, FOREIGN], 204),  # without a cookie a browser adds no credentials
     ([OURS, FOREIGN, COOKIE], 403),
-    ([OURS, FOREIGN, COOKIE, TOKEN], 204),  # CORS has to let a foreign page add this one
+    ([OURS, FOREIGN, COOKIE, TOKEN], 204),  # a foreign page can add this header only with permission by CORS
     ([OURS, FOREIGN, PASSWORD], 403),
     ([OURS, FOREIGN, COOKIE, PASSWORD], 403),
-    ([OURS, PASSWORD], 204),  # no browser: it would name the origin
+    ([OURS, PASSWORD], 204),  # no browser sends this, because it would name the origin
     ([OURS, COOKIE], 403),
     ([OURS, COOKIE, from_site("same-origin")], 204),
     ([OURS, COOKIE, from_site("same-site")], 403),

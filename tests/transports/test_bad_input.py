@@ -219,7 +219,7 @@ class Chunks:
 
 
 async def asked_with(hub: Hub, body: Chunks) -> tuple[int, dict[str, Any]]:
-    """Status and problem of a create whose body is `body`, without a Content-Length."""
+    """Send a create with the body `body` and no Content-Length; return status and problem."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:

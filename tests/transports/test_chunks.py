@@ -26,7 +26,7 @@ from wirecheck import SseViewer, WsViewer
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The bodies that went through uvicorn's `send`."""
+    """Return a list that collects the bodies that go through uvicorn's `send`."""
     bodies: list[bytes] = []
     send = RequestResponseCycle.send
 
@@ -119,12 +119,12 @@ def test_without_uvicorn_there_is_no_cycle(monkeypatch: pytest.MonkeyPatch) -> N
     assert cycle_of(send) is None
 
 
-# The same for WebSocket
+# The same tests for WebSocket
 
 
 @pytest.fixture
 def sent_frames(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The text that went through uvicorn's `send`."""
+    """Return a list that collects the texts that go through uvicorn's `send`."""
     frames: list[str] = []
     send = WebSocketsSansIOProtocol.send
 
@@ -149,7 +149,8 @@ async def watched_by_socket(served: Served, prefix: str = "") -> None:
 
 async def test_frames_do_not_go_through_the_servers_send(by_hand: Served, sent_frames: list[str]) -> None:
     await watched_by_socket(by_hand)
-    # One may: a batch for a peer that has not read yet goes through `send`, which waits for the peer.
+    # One text may go through `send`: that of a batch for a peer that has not read yet, because `send` waits for the
+    # peer.
     assert len([text for text in sent_frames if "events" in text and len(text) <= MAX_BYTES]) <= 1
 
 

@@ -610,7 +610,7 @@ def test_presence_lease_ends_with_the_identity() -> None:
 
             await enter()
             await asyncio.sleep(9)
-            await enter()  # with a new token
+            await enter()  # again, with a new token
             await asyncio.sleep(9)
             assert (await hub.members("c")).count == 1
             await asyncio.sleep(2)

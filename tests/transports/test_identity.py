@@ -181,7 +181,7 @@ async def test_the_callback_has_ended_before_the_stream_begins() -> None:
 
     async def authenticate(scope: Any) -> Identity | None:
         nonlocal held
-        held += 1  # a session of a database, say
+        held += 1  # stands for a session of a database
         try:
             await asyncio.sleep(0)
             return Identity(client_id="ada", capabilities=frozenset(READER))
@@ -431,7 +431,8 @@ async def test_viewer_with_a_ticket_resumes_repeatedly(served: Verified) -> None
             await message.flush()
             await viewer.until(partial(is_text, viewer, "".join(f"round {n} " for n in range(round + 1))))
             await viewer.close()
-            served.watch.ahead_ms += 61_000  # only its cursor lets it in again
+            # now the ticket has expired, and only the seal in the cursor lets the stream begin again
+            served.watch.ahead_ms += 61_000
             await viewer.reconnect()
             await viewer.until_attached()
         await message.finish()
@@ -553,7 +554,8 @@ async def test_a_ticket_outlives_the_server_where_the_verifier_has_a_secret(tmp_
         attached = await again.until_event("channel.attached")
         assert json.loads(attached.data)["resumed"] is True
         again.close()
-        after.hub.tickets = Tickets(now_ms=watch.now_ms)  # as with a verifier that has only a public key
+        # tickets of a hub whose verifier has only a public key, and so no key for tickets
+        after.hub.tickets = Tickets(now_ms=watch.now_ms)
         assert (await Stream.open(after, path, Last_Event_ID=cursor)).response.status == 401
 
 
@@ -591,7 +593,7 @@ async def test_client_above_its_request_rate_is_refused(served: Verified) -> Non
 async def test_frames_count_as_requests(served: Verified) -> None:
     still(served, client_requests=3)
     async with dialled(served, additional_headers=served.bearer()) as peer:
-        for _ in range(5):  # the upgrade was the first of six
+        for _ in range(5):  # the upgrade request was the first of six requests
             assert (await peer.ask("detach", channel="c"))["type"] == "ok"
         refused = await peer.ask("create", channel="chat:1", text="x")
         assert (refused["code"], refused["status"]) == ("too_many", 429)
@@ -828,7 +830,7 @@ SECURITY = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 
 
 def first_cells(heading: str) -> set[str]:
-    """The names in the first column of the table under `heading`."""
+    """Return the names in the first column of the table under `heading`."""
     text = SECURITY.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
 

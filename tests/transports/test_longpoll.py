@@ -222,7 +222,8 @@ async def test_presence_changes_between_two_polls_are_sent_at_once(served: Serve
     assert third["events"][0]["member"]["data"] == {"mood": "curious"}
     assert third["events"][1]["id"] == "ann"
     assert await poll(served, third["cursor"], wait_s=0) == {"cursor": third["cursor"], "events": []}
-    assert kinds(await poll(served, first["cursor"])) == ["presence.enter"]  # only bob: ann made no event
+    # only that of bob, because ann has entered and left since the last poll
+    assert kinds(await poll(served, first["cursor"])) == ["presence.enter"]
 
 
 async def test_missed_text_and_presence_come_in_one_response(served: Served) -> None:
@@ -230,7 +231,8 @@ async def test_missed_text_and_presence_come_in_one_response(served: Served) -> 
     await served.hub.create("c", id="m1", text="one")
     served.hub.runtime.presence.enter("c", "ann", "tab", {})
     second = await poll(served, first["cursor"])
-    assert kinds(second) == ["channel.attached", "message.create"]  # because the first has the present members
+    # `channel.attached`, because it holds the present members
+    assert kinds(second) == ["channel.attached", "message.create"]
     assert second["events"][0]["presence"]["count"] == 1
     await served.hub.create("c", id="m2", text="two")
     served.hub.runtime.presence.enter("c", "bob", "tab", {})
@@ -339,7 +341,7 @@ async def test_poll_after_the_channel_left_memory_gets_all_members(tmp_path: Pat
         ":@{epoch}:-1",
         ":@{epoch}:01",
         ":@{epoch}:9007199254740993",
-        ":@{epoch}:2",  # ahead of the channel's position
+        ":@{epoch}:2",  # a position above that of the channel
         ":@other:1",
         ":@-:0",
         ":@@{epoch}:1",

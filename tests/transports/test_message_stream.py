@@ -111,7 +111,7 @@ async def test_message_stream_resumes_exactly_after_memory_was_freed(served: Ser
     first.close()
     await append(served, "50")
     await served.hub.close()
-    await served.hub.start()  # with empty memory
+    await served.hub.start()  # start again, with no channel in memory
     second = await Stream.open(served, EVENTS, Last_Event_ID=last_id(first))
     await second.until_event("answer")
     assert added_up(first) + added_up(second) == "".join(f"{number} " for number in range(50)) + "50"

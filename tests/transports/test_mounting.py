@@ -162,7 +162,7 @@ async def test_install_puts_the_hub_before_a_route_that_would_hide_it(
         assert (await served.http.get("/holdfast/readyz")).status_code == 200
         async with WsViewer(served.host, served.port, "c", prefix="/holdfast") as socket:
             await socket.until_attached()
-        assert (await served.http.get("/holdfast/own")).text == "page"  # routes that hide less stay before the hub
+        assert (await served.http.get("/holdfast/own")).text == "page"  # routes that do not hide the hub stay before it
 
 
 async def test_install_leaves_other_routes_in_their_order(caplog: pytest.LogCaptureFixture) -> None:

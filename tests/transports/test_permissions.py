@@ -178,7 +178,7 @@ class Wire:
     def __init__(self) -> None:
         self.frames: list[Json] = []
         self.refused: Json | None = None  # the response of a socket that was not accepted
-        self.code: int | None = None  # its close code
+        self.code: int | None = None  # the close code of the socket
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inbox.put_nowait({"type": "websocket.connect"})
         self._came = asyncio.Event()
@@ -643,7 +643,8 @@ async def test_cancel_takes_effect_although_a_stranger_replies_to_it(place: Plac
     await place.hub.command(CHANNEL, "cancel", target="m1", by="sam", id="q")
     async with place.socket(place.token("bob", *(CAPABILITIES - {"admin"}))) as wire:
         assert (await wire.ask("reply", channel=CHANNEL, id="q", ok=True)).code == "forbidden"
-    await place.hub.ask(CHANNEL, "!q", SettleCommand(), SERVER)  # as the lease monitor does after two seconds
+    # carry out the cancel, as the lease monitor does after two seconds
+    await place.hub.ask(CHANNEL, "!q", SettleCommand(), SERVER)
     assert (await place.hub.read(CHANNEL, "m1"))[0].status == "cancelled"
 
 
@@ -739,7 +740,7 @@ async def test_turn_is_renewed_and_ended_only_by_its_agent(place: Place, held: t
             ]
             assert {refused.code for refused in refusals} == {"fenced"}
             assert len({refused.problem for refused in refusals}) == 1
-        await put(place.hub, "done", "u2")  # it waits, because one turn runs at a time
+        await put(place.hub, "done", "u2")  # its turn waits, because one turn runs at a time
         for message in ("u1", "u2", "m1", "none"):
             assert (await eve.ask("turn.take", channel=CHANNEL, message=message)).body["taken"] is False
         assert (await bot.ask("turn.renew", **about)).code == "ok"
@@ -828,7 +829,7 @@ async def test_subscriber_without_history_sees_no_past_with_any_cursor(place: Pl
     epoch = (await place.hub.info(CHANNEL)).epoch
     _, theirs = await looked(place, other, way, None)
     _, elsewhere = await looked(place, token, way, None, "chat:2")
-    _, empty = await looked(place, token, way, None, "chat:empty")  # its cursor resumes in any log
+    _, empty = await looked(place, token, way, None, "chat:empty")  # the cursor of an empty channel resumes in any log
     _, own = await looked(place, token, way, None)
     _, plain = await looked(place, reader, way, None)
     of_log, at, of_presence = own.partition("@")  # a poll's cursor has one, with a mark of its own
@@ -839,13 +840,13 @@ async def test_subscriber_without_history_sees_no_past_with_any_cursor(place: Pl
         events, _ = await looked(place, token, way, since)
         attached, *rest = events
         assert (attached["type"], attached["resumed"]) == ("channel.attached", False)
-        assert {event["type"] for event in rest} <= {"presence.sync"}  # presence is not part of the past
+        assert {event["type"] for event in rest} <= {"presence.sync"}  # presence events are not part of the history
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_subscriber_without_history_misses_no_event_after_attaching(place: Place, way: str) -> None:
     token = place.token("eve", "subscribe")
-    for since in (None, (await looked(place, token, "poll", None))[1]):  # with and without a past
+    for since in (None, (await looked(place, token, "poll", None))[1]):  # of a new viewer, and of one with a cursor
         _, cursor = await looked(place, token, way, since)
         for number, again in enumerate((way, *WAYS)):  # the cursor of one transport is valid on the others
             await place.hub.create(CHANNEL, text=f"new {number}")
@@ -983,7 +984,7 @@ async def test_invalid_token_is_refused_everywhere(guarded: Place, kind: str) ->
     async with guarded.socket(None) as wire:
         assert (await wire.ask("auth", token=token)).code == "unauthenticated"
         await wire.until(lambda: wire.code == 4201)
-    async with guarded.socket(signed()) as wire:  # and it does not change open connections
+    async with guarded.socket(signed()) as wire:  # the change does not affect open connections
         assert (await wire.ask("auth", token=token)).code == "unauthenticated"
         assert (await wire.ask("history", channel=CHANNEL)).code == "ok"
     assert (await guarded.hub.info(CHANNEL)).serial == 1

@@ -17,7 +17,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
 
 def section(number: str) -> str:
-    """The text of a numbered section."""
+    """Return the text of a numbered section."""
     start = re.search(rf"^#+ {re.escape(number)}\.? .*$", TEXT, re.MULTILINE)
     assert start is not None, number
     end = re.search(r"^#+ \d", TEXT[start.end() :], re.MULTILINE)
@@ -25,7 +25,7 @@ def section(number: str) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of a table's rows."""
+    """Return the cells of each row of the table in `text`."""
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 

@@ -169,7 +169,7 @@ async def test_attaches_of_one_channel_get_their_responses_in_order(
 
     monkeypatch.setattr(own_hub, "attach", slow_at_first)
     line.tell("attach", 1, channel="c", history=0)
-    await asyncio.sleep(0)  # it reads the channel
+    await asyncio.sleep(0)  # let the session read the channel
     line.tell("attach", 2, channel="c", history=0)  # superseded before its turn
     line.tell("attach", 3, channel="c", history=1)
     line.tell("attach", 4, channel="other")

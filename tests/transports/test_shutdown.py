@@ -59,8 +59,8 @@ async def deaf(turn):
 
 app = Starlette(routes=[Route("/pid", pid), Mount("/mounted", hub)])
 """
-START_S = 20.0  # an interpreter and a server on a busy machine
-END_S = 4.0  # the test looks for any end: a hang lasts for ever
+START_S = 20.0  # time in which an interpreter and a server start on a busy machine
+END_S = 4.0  # time limit for the end; without the hub's hook the process would never end
 
 SERVERS = {
     "uvicorn": ["-m", "uvicorn", "--app-dir", ".", "--port", "{port}"],
@@ -123,7 +123,7 @@ class Running:
         return self._log.read_text()
 
     async def text_at(self, path: str) -> str:
-        """The text of a GET, as soon as there is one."""
+        """Return the text of a GET, once the server responds."""
         deadline_s = time.monotonic() + START_S
         async with httpx2.AsyncClient(trust_env=False) as http:
             while time.monotonic() < deadline_s:
@@ -195,7 +195,8 @@ async def test_a_server_with_open_streams_ends_at_once(
             assert plain.session.bye == "draining"
             assert ours.session.bye is None
             for one in (socket, other):
-                if name != "granian":  # it hears the signal too, and may drop sockets before we have said goodbye
+                # the worker of granian gets the signal, too, and may end sockets before the hub has sent `bye`
+                if name != "granian":
                     assert one.session.bye is not None
                     assert one.session.bye["reason"] == "draining"
         assert "Traceback" not in server.output
@@ -274,7 +275,7 @@ async def post(server: Running, path: str, body: object) -> None:
 
 
 async def fill(server: Running, prefix: str, megabytes: int = 8) -> None:
-    """More than the kernel buffers for a stalled peer."""
+    """Write more text than the kernel buffers for a stalled peer."""
     for _ in range(megabytes * 2):
         await post(server, f"{prefix}/v1/channels/c/messages", {"text": "x" * 500_000})
 

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +17,10 @@ import pytest
 
 from chaos.processes import free_port
 from holdfast import serving
-from holdfast.core.errors import Busy
+from holdfast.core.errors import Busy, NoVerifier
 from holdfast.transports import socket_owner
+from holdfast.transports.origin import check_peer
+from holdfast.transports.refusals import refusals
 from holdfast.transports.socket_owner import Pair, SocketOwner, by_netlink, by_table, foreign_owner, objection, pair_of
 from tests.transports.conftest import new_hub
 
@@ -111,6 +114,31 @@ def test_socket_that_listens_on_the_port_of_a_closed_peer_is_not_taken_for_it(so
 )
 def test_only_the_server_s_account_and_root_pass(owner: SocketOwner | None, uid: int, is_refused: bool) -> None:
     assert (objection(owner, uid) is not None) is is_refused
+
+
+async def test_only_the_log_names_the_accounts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(refusals, "_logged_at_s", OrderedDict())
+    monkeypatch.setattr(socket_owner, "objection", lambda owner, uid: objection(SocketOwner(NOBODY, 7), 4_242))
+    hub = new_hub()
+    with socket.socket() as listening, socket.socket() as peer:
+        listening.bind((HERE, 0))
+        listening.listen()
+        peer.connect(listening.getsockname())
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "headers": [(b"host", b"localhost")],
+            "client": peer.getsockname(),
+            "server": listening.getsockname(),
+        }
+        with pytest.raises(NoVerifier) as refused:
+            await check_peer(hub, scope)
+    assert "4242" in caplog.text
+    assert str(NOBODY) in caplog.text
+    assert not any(word in refused.value.detail for word in ("4242", "nobody", str(NOBODY)))
+    assert "Hub(authenticate=...)" in refused.value.detail
 
 
 def test_objection_names_both_accounts() -> None:

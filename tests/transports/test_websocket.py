@@ -51,7 +51,7 @@ class Peer:
         return frame
 
     async def reply(self, ref: object) -> Json:
-        """The `ok` or `error` for this `ref`."""
+        """Return the `ok` or `error` for this `ref`."""
         while True:
             for frame in self.frames:
                 if frame["type"] in ("ok", "error") and frame["ref"] == ref:
@@ -63,7 +63,7 @@ class Peer:
         return await self.reply(await self.send(type, **fields))
 
     async def until(self, type: str) -> Json:
-        """The first frame of this type."""
+        """Return the first frame of this type."""
         while True:
             for frame in self.frames:
                 if frame["type"] == type:

@@ -28,7 +28,7 @@ def new_hub(store: Any = "memory://") -> Hub:
 
 
 async def answer(hub: Hub) -> Message:
-    """The newest message of the channel."""
+    """Return the newest message of the channel."""
     return (await hub.history("chat:1")).messages[0]
 
 
@@ -68,7 +68,7 @@ async def test_a_network_that_vanished_is_noticed_within_twenty_seconds() -> Non
     await watcher.ask("attach", channel="chat:1")
     await line.ask("presence", channel="chat:1")
     await line.ask("create", channel="chat:1", id="a", role="assistant", status="streaming", lease_s=3600)
-    await asyncio.sleep(30)  # it responds to pings
+    await asyncio.sleep(30)  # the session stays open, because the peer responds to pings
     assert line.session.closing is None
     line.is_silent = True
     begun_s = asyncio.get_running_loop().time()
@@ -278,7 +278,7 @@ async def test_agent_on_a_socket_is_present_and_takes_turns() -> None:
     await asyncio.sleep(1)
     assert person.events()[-1]["member"]["data"] == {"state": "thinking"}
     assert (await agent.ask("turn.done", **about))["type"] == "ok"
-    assert (await agent.ask("turn.done", **about))["type"] == "ok"  # again is success
+    assert (await agent.ask("turn.done", **about))["type"] == "ok"  # a repeated end succeeds, too
     assert (await agent.ask("turn.renew", **about))["code"] == "fenced"
     await asyncio.sleep(60)
     assert not [frame for frame in agent.frames if frame["type"] == "turn"]
@@ -300,7 +300,7 @@ async def test_message_is_one_turn_for_two_agents() -> None:
     for number in range(10):
         await asyncio.sleep(1)
         turns = [(agent, frame) for agent in agents for frame in agent.frames if frame["type"] == "turn"]
-        assert len(turns) == number + 1  # one at a time
+        assert len(turns) == number + 1  # the worker gets one turn at a time
         agent, turn = max(turns, key=lambda pair: pair[1]["message"]["created"])
         await agent.ask("turn.done", channel="chat:1", message=turn["message"]["id"], generation=turn["generation"])
     await asyncio.sleep(60)
@@ -324,12 +324,12 @@ async def test_agent_that_dies_loses_its_turn_and_a_reconnect_keeps_it() -> None
     about = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1}
     await one.cut()
     await asyncio.sleep(2)
-    back = Line(hub, "bot1")  # a blip
+    back = Line(hub, "bot1")  # a short break of the connection
     await back.ask("work", pattern="chat:*")
     assert (await back.ask("turn.renew", **about))["type"] == "ok"
     await asyncio.sleep(10)
     assert not any(frame["type"] == "turn" for frame in two.frames)
-    await back.cut()  # and then a crash
+    await back.cut()  # then the process crashes
     again = await two.turn()
     assert (again["message"]["id"], again["generation"]) == (turn["message"]["id"], 2)
     zombie = Line(hub, "bot1")
@@ -403,7 +403,7 @@ async def test_turn_of_the_previous_socket_takes_a_slot() -> None:
     await agent.cut()
     back = Line(hub, "bot")
     await back.ask("work", pattern="chat:*", slots=1)
-    for _ in range(2):  # the second time it is known
+    for _ in range(2):  # the second time, the message is in memory
         assert (await back.ask("turn.renew", **about))["type"] == "ok"
     await person.ask("create", channel="chat:2", text="hello")
     await asyncio.sleep(1)
@@ -497,7 +497,7 @@ async def test_local_agents_and_agents_on_sockets_share_the_work() -> None:
         await person.ask("create", channel=f"chat:{number}", text="hello")
     await asyncio.sleep(10)
     given = [frame["channel"] for frame in distant.frames if frame["type"] == "turn"]
-    assert len(given) == 1  # it has one slot and never ends
+    assert len(given) == 1  # the worker has one slot and never ends its turn
     assert sorted([*given, *answered]) == [f"chat:{number}" for number in range(4)]
     await distant.cut()
     await person.cut()
@@ -548,7 +548,7 @@ async def test_repeated_work_frame_gets_turns_for_its_free_slots() -> None:
     await line.ask("work", pattern="chat:*", slots=2)
     await asyncio.sleep(1)
     assert begun() == ["m1", "m2"]
-    await line.ask("work", pattern="chat:*", slots=1)  # fewer than it has turns
+    await line.ask("work", pattern="chat:*", slots=1)  # fewer slots than it has turns
     await end(1)
     assert begun() == ["m1", "m2"]
     await end(2)

@@ -61,7 +61,7 @@ class Stream:
                 self.is_over = not data or self.response.is_complete
 
     async def until_event(self, kind: str) -> SseEvent:
-        """Read until there is such an event; the first one."""
+        """Read until there is an event of this type; return the first one."""
         await self.until(lambda: any(event.event == kind for event in self.events))
         return next(event for event in self.events if event.event == kind)
 
@@ -76,7 +76,7 @@ class Stream:
 
 
 async def write(hub: Hub, channel: str, pieces: list[str], *, id: str = "m1") -> str:
-    """A message written piece by piece, each stored before the next; returns its text."""
+    """Write a message piece by piece, each stored before the next; return its text."""
     async with hub.message(channel, id=id) as message:
         for piece in pieces:
             await message.append(piece)
@@ -85,6 +85,6 @@ async def write(hub: Hub, channel: str, pieces: list[str], *, id: str = "m1") ->
 
 
 async def stored(hub: Hub, channel: str, id: str) -> dict[str, Any]:
-    """The message as the hub has it, in the form of the wire."""
+    """Return the message as the hub has it, in the form of the wire."""
     found: dict[str, Any] = msgspec.to_builtins((await hub.read(channel, id))[0])
     return found

@@ -272,7 +272,7 @@ describe("a snapshot", () => {
     const shown = () => channel.getSnapshot().typing.join(" ")
     types("bob")
     types("__proto__")
-    types("ann") // this client itself
+    types("ann") // the signals of this client itself do not count
     w.pass(20)
     assert.equal(shown(), "bob __proto__")
     types("bob", false)

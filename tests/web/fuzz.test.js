@@ -15,7 +15,7 @@ import { append, attached, message, settled, texts, update, world } from "./fake
 import { anything, changed, changedText, IDS, isUnpolluted, SEED, seeds, TEXTS } from "./fuzzing.js"
 import { randomOf } from "./random.js"
 
-const MAX_MS = 2_000 // for one input; normally a hundredth of it is sufficient
+const MAX_MS = 2_000 // time limit for one input; normally a hundredth of it is sufficient
 const PARTS = [
   { type: "text", text: "ab😀" },
   { type: "reasoning", text: "" },

@@ -241,7 +241,7 @@ const lengthAt = ({ marks }, serial) => marks.findLast((mark) => mark.serial <= 
 /** A viewer on a bad network. */
 class Viewer {
   view = new View()
-  frames = [] // on their way
+  frames = [] // frames that are on their way
   taken = null // the cursor up to which the server has sent
   pages = []
 
@@ -337,5 +337,5 @@ test("law 5: every view is a prefix of the truth and ends equal to it", () => {
       throw error
     }
   }
-  assert.ok(shown > SEEDS.length) // it was about something
+  assert.ok(shown > SEEDS.length) // the views have shown messages
 })

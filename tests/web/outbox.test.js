@@ -54,7 +54,7 @@ function live(t, id = "ann", options = {}) {
 /** As `live`, for a page that shares with others of its identity. */
 function sharing(t) {
   const { w, channel } = live(t, "ann", { identity: "ann", cache: false, tabs: false })
-  w.client.sharing = new Sharing(w.client, "ann", WEBSOCKET) // as a page with a document does
+  w.client.sharing = new Sharing(w.client, "ann", WEBSOCKET) // as `share` does for a page that knows its identity
   return { w, channel }
 }
 
@@ -80,7 +80,7 @@ describe("a sent message", () => {
     const stored = message("q", 2, "hi", { role: "user", author: "ann", status: "complete" })
     w.socket.ok("create", { message: stored })
     assert.equal((await sent).text, "hi")
-    assert.deepEqual(shown(channel), [["q", "hi", undefined]]) // though its event is not here yet
+    assert.deepEqual(shown(channel), [["q", "hi", undefined]]) // although the event of the message has not arrived yet
     w.socket.events("c", "e:2", { ...update(stored), type: "message.create" })
     assert.deepEqual(shown(channel), [["q", "hi", undefined]])
     assert.equal(w.client.outbox.entries.size, 0)
@@ -187,7 +187,7 @@ describe("a sent message", () => {
     await inAnotherTab(w, (client) => client.channel("c").discard("q"))
     w.page.dispatchEvent(new Event("storage"))
     channel.send({ id: "q", text: "2" }).catch(() => {})
-    delete globalThis.localStorage[`${w.client.outbox.prefix}q`] // by the tab that has sent it
+    delete globalThis.localStorage[`${w.client.outbox.prefix}q`] // as the tab that has sent the message does
     for (const type of ["storage", "pageshow"]) w.page.dispatchEvent(new Event(type))
     assert.deepEqual(shown(channel), [["q", "2", "sending"]])
   })

@@ -12,7 +12,7 @@ import { buildSync } from "esbuild"
 
 // Modules that the core imports later do not count as core.
 const LAZY = ["./fallback.js", "./probe.js", "./sharing.js"]
-const CORE = ["./errors.js", "./view.js"] // every page has them
+const CORE = ["./errors.js", "./view.js"] // modules that every page loads
 const GERMAN = "./chat_strings_de.js"
 const LIMITS = [
   ["client.js", LAZY, 11_100, "core"],
@@ -20,14 +20,14 @@ const LIMITS = [
   ["cache.js", CORE, 1_500, "cache"],
   ["sharing.js", [...CORE, "./cache.js", "./tabs.js"], 1_000, "identity, sign-out"],
   ["chat.js", ["./chat_panel.js", "./client.js", GERMAN], 4_000], // the closed chat element
-  ["chat.js", ["./vendor/highlight.js", GERMAN], 50_000], // the open one, with everything that it loads …
-  ["vendor/highlight.js", [], 7_000], // … but this, for the first code in a known language …
-  ["chat_strings_de.js", [], 1_500], // … and this, for German
+  ["chat.js", ["./vendor/highlight.js", GERMAN], 50_000], // the open chat element, with all modules that it loads …
+  ["vendor/highlight.js", [], 7_000], // … but for this module, which it loads for the first code in a known language …
+  ["chat_strings_de.js", [], 1_500], // … and this one, which it loads for German
   ["tabs.js", [...CORE, "./dump.js"], 2_500, "tabs"],
   ["react.js", ["react"], 1_000, "React hooks"],
 ]
 const ROWS = readFileSync(new URL("../../docs/browser.md", import.meta.url), "utf8").split("\n## Size\n")[1].split("\n## ")[0]
-const TOLERANCE = 0.02 // of a documented size, so that not every change of a line changes the page
+const TOLERANCE = 0.02 // share of a documented size, so that the page need not change with each line of code
 
 /** Assert that a row of the page has the limit, and nearly the size. @param {string} row @param {number} bytes @param {number} limit_bytes */
 function checkDocumented(row, bytes, limit_bytes) {

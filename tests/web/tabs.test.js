@@ -121,7 +121,7 @@ class TabClient extends Observable {
   isHttp = false
   missed = []
   uses = []
-  seen = [] // types of all frames
+  seen = [] // types of all received frames
   closing = new AbortController().signal
 
   constructor(as) {

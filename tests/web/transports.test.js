@@ -118,7 +118,7 @@ describe("a better transport", () => {
     assert.equal(w.sockets.length, 2)
     assert.equal(w.client.state, "live")
     w.socket.open()
-    assert.equal(w.sockets[1].isClosed, true) // the one that was only a trial
+    assert.equal(w.sockets[1].isClosed, true) // the WebSocket that was opened only as a trial
     assert.equal(w.client.status.transport, "websocket")
     w.socket.open()
     assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", since: "e:1" }])
@@ -188,7 +188,7 @@ describe("the diagnosis", () => {
     const w = world(t, { transport: "websocket", ...options })
     w.client.channel("c")
     w.socket.drop()
-    await import("../../holdfast/web/probe.js") // as the client does
+    await import("../../holdfast/web/probe.js") // the client loads this module in the same way
     await settled()
     return { w, warnings: () => warn.mock.calls.map(({ arguments: [text] }) => text) }
   }

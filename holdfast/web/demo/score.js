@@ -3,7 +3,7 @@ import { counted, keep, recall, size } from "./dom.js"
 
 /** @typedef {{ message: string, at: number, text: string, isKill?: boolean }} Mark `at` is a place in the message's text */
 /** @typedef {{ message: string, text: string, status: string }} Answer as it was shown */
-/** @typedef {{ channel: string, answer: Answer | null, plain: number }} Before what the page had when it was left */
+/** @typedef {{ channel: string, answer: Answer | null, plain: number }} Before the texts that the page showed when it was left */
 /** @typedef {{ boxes: Record<string, { count: number, isOk: boolean, words: string }>, marks: Mark[], reloads: number, deaths: number, lost: number, plainLost: number, starts: number, kill: string, before: Before | null }} Kept */
 
 /** Return the number of characters of `before` that are missing from the beginning of `after`. @param {string} before @param {string} after */

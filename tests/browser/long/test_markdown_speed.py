@@ -2,10 +2,10 @@
 
 Layer: tests.
 
-A growing answer has 200 KB and comes in pieces of 100 characters, one for each frame, in a message of the panel's style. Its
-end stays in view. A step is everything that the main thread does for one piece, so no task is longer than its step.
-CPU time is less than the time on a clock, but it too grows on a busy machine: each limit of a time is twice its budget, and
-a figure is the best of at most three tries. `docs/benchmarks.md` has the measured figures.
+A growing answer has 200 KB and comes in pieces of 100 characters, one for each frame, in a message of the panel's
+style. Its end stays in view. A step is everything that the main thread does for one piece, so no task is longer than
+its step. CPU time too grows on a busy machine: each limit of a time is twice its budget, and a figure is the best of at
+most three tries. `docs/widget.md` has the measured figures.
 """
 
 from __future__ import annotations
