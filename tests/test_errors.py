@@ -312,6 +312,19 @@ async def store_unusable(place: Place) -> None:
     await SqliteStore(place.folder / "chat.db").open()
 
 
+async def damaged(place: Place) -> None:
+    hub = Hub(f"sqlite:///{place.folder / 'chat.db'}", hooks_signals=False)
+    await hub.create(C, id="m1", text="hello")
+    await hub.close()
+    with closing(sqlite3.connect(place.folder / "chat.db")) as db, db:
+        db.execute("UPDATE documents SET crc = crc + 1")
+    hub = Hub(f"sqlite:///{place.folder / 'chat.db'}", hooks_signals=False)
+    try:
+        await hub.update(C, "m1", text="x")
+    finally:
+        await hub.close()
+
+
 async def store_not_open(place: Place) -> None:
     await SqliteStore(place.folder / "chat.db").head(C)
 
@@ -471,6 +484,7 @@ CASES: list[Case] = [
     # the stores
     Case(errors.StoreUnavailable, ("nowhere",), store_missing),
     Case(errors.StoreInUse, ("chat.db", "process"), store_in_use),
+    Case(errors.Damaged, ("m1", "delete it, or restore a backup"), damaged),
     Case(errors.StoreUnusable, ("chat.db", "SQLITE_NOTADB"), store_unusable),
     Case(CommitUnknown, ("chat.db", "s;"), commit_in_doubt),
     Case(LocalError, ("chat.db", "open()"), store_not_open),

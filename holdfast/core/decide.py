@@ -49,6 +49,7 @@ from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Ta
 from holdfast.core.ownership import (
     check_generation,
     check_may_change,
+    check_readable,
     check_writer,
     fenced,
     is_author,
@@ -110,10 +111,9 @@ def decide(
     message = state.message(key)
     if message is None or (not caller.may_read and not is_author_or_writer(message, caller)):
         raise NotFound(f"message {shown(key)} does not exist in this channel; check the id")
-    if message.deleted:
-        if isinstance(request, DeleteMessage):
-            return Decision(serial=message.version)
-        raise Deleted(f"message {shown(key)} was deleted; create another one")
+    if message.deleted and isinstance(request, DeleteMessage):
+        return Decision(serial=message.version)
+    check_readable(message, request)
     return _decide_existing(message, request, caller, now_ms, limits)
 
 

@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from holdfast.core.errors import StoreUnusable
-from holdfast.core.message_state import ClaimState, CommandState, MessageState, PartState, utf8_len
+from holdfast.core.message_state import DAMAGED, ClaimState, CommandState, MessageState, PartState, utf8_len
 from holdfast.core.model import Json, Part
 from holdfast.core.names import COMMAND_MARK, is_id
 from holdfast.core.ops import Append, Command, Create, Entry, Reply, WriterIdentity
@@ -298,6 +298,23 @@ def _used_up_message(message_id: str) -> MessageState:
     )
     message.deleted = True
     return message
+
+
+def damaged_head(message_id: str, created: int, version: int) -> bytes:
+    """Return the head of a damaged message, which has failed and has no text, or of a damaged command."""
+    if message_id.startswith(COMMAND_MARK):
+        command = Command(
+            id=message_id, name=DAMAGED, target=None, data=None, by=None, at_ms=0, expires_ms=0, digest=b""
+        )
+        reply = Reply(id=message_id, ok=False, data=None, error={"code": DAMAGED}, by=None)
+        return _encode_head(CommandHead(command=command, created=version, reply=reply, reply_serial=version))
+    message = _used_up_message(message_id)
+    message.deleted = False
+    message.status, message.reason = "failed", DAMAGED
+    message.created, message.version, message.last = created, version, version
+    message.edited = message.shaped = message.finished = version  # so a viewer gets the message whole
+    message.finished_as = ("failed", DAMAGED)
+    return _encode_head(_head(message))
 
 
 def _segment(index: int, text: Text | TextFork, start: int) -> Segment:

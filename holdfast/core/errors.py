@@ -222,6 +222,12 @@ class StoreUnusable(HoldfastError):
     code, status, title = "store_unusable", 500, "Store unusable"
 
 
+class Damaged(HoldfastError):
+    """The store can no longer read this message: bytes of it changed on the disk. Other messages are whole."""
+
+    code, status, title = "damaged", 500, "Damaged"
+
+
 class LocalError(HoldfastError):
     """The calling code used an object in a way that cannot work, for example appended after the end."""
 

@@ -24,6 +24,9 @@ from holdfast.core.text import Text, TextFork
 KEPT_REQUESTS = 16
 
 
+DAMAGED = "damaged"  # reason of a message that a store can no longer read; a command has it as its error's code
+
+
 class PartState:
     """The state of one part: its fields, and its growing text if its type has one."""
 
@@ -159,6 +162,11 @@ class MessageState:
     def is_open(self) -> bool:
         """Return whether the message streams, or its turn is waiting or taken."""
         return self.is_streaming or (self.claim is not None and self.claim.is_open and not self.deleted)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Return whether this stands for a message that the store cannot read (`document.damaged_head`)."""
+        return self.reason == DAMAGED and self.status == "failed" and not self.created_at and not self.deleted
 
     @property
     def is_pending(self) -> bool:

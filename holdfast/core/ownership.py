@@ -5,9 +5,9 @@ Layer: core. `decide` asks this module, in the order of the protocol.
 
 from __future__ import annotations
 
-from holdfast.core.errors import Fenced, Forbidden, NotWriter, shown
+from holdfast.core.errors import Damaged, Deleted, Fenced, Forbidden, NotWriter, shown
 from holdfast.core.message_state import MessageState
-from holdfast.core.requests import Caller
+from holdfast.core.requests import Caller, DeleteMessage, Request
 
 
 def check_writer(message: MessageState, caller: Caller, generation: int | None) -> None:
@@ -92,3 +92,13 @@ def fenced(message: MessageState, generation: int | None) -> Fenced:
 def is_current(message: MessageState, generation: int | None) -> bool:
     """Return whether `generation` (by default 1) is the one that may write now."""
     return message.generation == (1 if generation is None else generation)
+
+
+def check_readable(message: MessageState, request: Request) -> None:
+    """Raise Deleted, or Damaged for a message that the store cannot read; such a message may be deleted."""
+    if message.deleted:
+        raise Deleted(f"message {shown(message.id)} was deleted; create another one")
+    if message.is_damaged and not isinstance(request, DeleteMessage):
+        raise Damaged(
+            f"message {shown(message.id)} is damaged in the store; delete it, or restore a backup of the store"
+        )

@@ -159,6 +159,12 @@ class Channel:
         """Return when the first flush window ends, in the loop's time; without viewers, a time in the past."""
         return min([group.over_s for group in self._groups.values() if len(group)], default=0.0)
 
+    @property
+    def has_unbuffered_viewers(self) -> bool:
+        """Return whether a viewer has requested each event at once, without a flush window."""
+        group = self._groups.get(0)
+        return group is not None and len(group) > 0
+
     def moved(self) -> None:
         """Wake the feeds, because the durable serial has moved."""
         self.batches.forget()

@@ -103,6 +103,7 @@ class Committer:
         self._channels = channels
         self._channel = channel
         self._pace = pace
+        self._gap = pace.gap
         self._loader = Loader(spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail)
         self._queue: deque[Item] = deque()
         self.waiting = 0  # number of items that are queued or parked
@@ -114,8 +115,11 @@ class Committer:
         self.commits = 0
         self.entries = 0
 
-    def submit(self, item: Item) -> None:
-        """Queue `item` for the next batch. Raises Busy if the queue is full, Draining after the hub has ended."""
+    def submit(self, item: Item, *, is_urgent: bool = True) -> None:
+        """Queue `item` for the next batch. Raises Busy if the queue is full, Draining after the hub has ended.
+
+        Unless `is_urgent`, the batch may keep its gap to the last one.
+        """
         if self._is_over:
             raise Draining("hub is closed; start it again, or reconnect to another one")
         limits = self._limits
@@ -132,6 +136,12 @@ class Committer:
         if self._since_s is None:
             self._since_s = asyncio.get_running_loop().time()
         self._wake.set()
+        if is_urgent or len(self._queue) >= MAX_ROWS:
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Begin the next commit without a gap, because a caller waits for a queued item."""
+        self._gap.end()
 
     def is_parked(self, channel: Channel) -> bool:
         """Return whether requests of `channel` are parked until the store has been read."""
@@ -143,6 +153,10 @@ class Committer:
             while True:
                 await self._wake.wait()
                 while self._queue:
+                    if await self._gap.keep():
+                        # The gap is no part of the time that a commit takes: text inside of a flush window does not
+                        # wait for it.
+                        self._since_s = asyncio.get_running_loop().time()
                     self._cut_now = self._assemble()
                     await self._commit(self._cut_now)
                     self._cut_now = None
@@ -198,6 +212,7 @@ class Committer:
             rows += len(draft.ops) - before
         if not self._queue:
             self._since_s = None
+            self._gap.reset()
         return batch
 
     def _asks(self, item: Item) -> Sequence[Ask] | None:
@@ -398,6 +413,7 @@ class Committer:
         """Queue `items`, which were parked, before all others."""
         self._queue.extendleft(reversed(tuple(items)))
         self._wake.set()
+        self.hurry()
 
 
 def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:

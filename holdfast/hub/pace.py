@@ -1,15 +1,18 @@
-"""The pace of commits for viewers: text that only viewers wait for is stored shortly before their flush window ends.
+"""The pace of commits for viewers: when the committer stores text that only viewers wait for.
 
 Layer: hub.
 
-Committing more often than viewers flush gains nothing. A slow store must start earlier, so the committer reports how
-long its commits take. A writer asks `call_in_time` when it has new text; without viewers it commits at once.
+Inside of a flush window the text is stored shortly before the end of the window, because viewers see it no earlier. A
+slow store must start earlier, so the committer reports how long its commits take. After the window, viewers see the
+text as soon as it is stored; such text of many channels shares a commit, at the next point of the ticks' grid after the
+last one (the gap). A writer asks `begin` when it has new text; without viewers it commits at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from enum import Enum, auto
 
 from holdfast.hub.channel import Channel
 from holdfast.hub.ticks import Ticks
@@ -18,11 +21,20 @@ PATIENCE_S = 0.04  # longest delay of a commit that only viewers wait for; equal
 SPARE_S = 0.001  # safety margin, in addition to twice the recent duration of a commit
 
 
+class Begin(Enum):
+    """When a writer queues new text at the committer, and when the committer takes it."""
+
+    NOW = auto()  # now; the next commit begins without a gap
+    AFTER_GAP = auto()  # now; the next commit may keep its gap to the last one
+    LATER = auto()  # at the call of the callback, as for NOW
+
+
 class Pace:
     """The recent duration of commits, and the timers of commits that viewers wait for."""
 
     def __init__(self, ticks: Ticks) -> None:
         self._ticks = ticks
+        self.gap = Gap(ticks)
         self._took_s = 0.0  # moving average of the time from queueing an item until it is stored
 
     def took(self, took_s: float) -> None:
@@ -30,14 +42,50 @@ class Pace:
         more_s = took_s - self._took_s
         self._took_s += more_s * (0.5 if more_s > 0 else 0.1)
 
-    def call_in_time(self, channel: Channel, callback: Callable[[], None]) -> bool:
-        """Call `callback`, which begins a commit, so early that the text is stored by the next flush of `channel`.
+    def begin(self, channel: Channel, callback: Callable[[], None]) -> Begin:
+        """Return when to commit text for the viewers of `channel`; if LATER, call `callback` then.
 
-        Return False if a flush is due now or there are no viewers. Until the flush no viewer sees a difference if more
-        text is stored.
+        That is so early that the text is stored by the next flush. Until the flush no viewer sees a difference if more
+        text is stored. The gap never delays text inside of a flush window, so it makes no text miss its flush.
         """
         over_s = channel.flush_s
         now_s = asyncio.get_running_loop().time()
-        if over_s <= now_s:
-            return False
-        return self._ticks.call_before(min(over_s, now_s + PATIENCE_S), 2 * self._took_s + SPARE_S, callback)
+        if self._ticks.tick_s(over_s) <= now_s:  # until the tick, a flush of earlier text may still be due
+            return Begin.NOW if channel.has_unbuffered_viewers else Begin.AFTER_GAP
+        if self._ticks.call_before(min(over_s, now_s + PATIENCE_S), 2 * self._took_s + SPARE_S, callback):
+            return Begin.LATER
+        return Begin.NOW
+
+
+class Gap:
+    """The gap between two commits. It ends at the first point of the ticks' grid after the cut that began a commit.
+
+    So a commit after a pause begins at once, and text that a tick has queued shares the commit of that tick.
+    """
+
+    def __init__(self, ticks: Ticks) -> None:
+        self._ticks = ticks
+        self._cut_s = -1.0  # loop time of the last cut
+        self._is_urgent = False  # True: the next commit keeps no gap
+        self._over: asyncio.Event | None = None  # set to end the gap; None: no gap is kept now
+
+    def end(self) -> None:
+        """End the gap, and keep none before the next commit, because a queued item is urgent."""
+        self._is_urgent = True
+        if self._over is not None:
+            self._over.set()
+
+    def reset(self) -> None:
+        """Keep a gap before the next commit, because no urgent item is queued any more."""
+        self._is_urgent = False
+
+    async def keep(self) -> bool:
+        """Wait until the gap after the last cut has ended, and note a cut now. Return whether there was a gap."""
+        over = asyncio.Event()
+        is_kept = not self._is_urgent and self._ticks.call_after(self._cut_s, over.set)
+        if is_kept:
+            self._over = over
+            await over.wait()
+            self._over = None
+        self._cut_s = asyncio.get_running_loop().time()
+        return is_kept

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from math import ceil
+from math import ceil, floor
 from typing import Protocol
 
 logger = logging.getLogger("holdfast.hub")
@@ -40,9 +40,15 @@ class Ticks:
     """The timers of all flush windows, on a grid of a few milliseconds, so that one timer serves many channels."""
 
     GRID_S = 0.004
+    # A time this close to a point of the grid is that point: products of floats, and timers, differ from it by less.
+    _EXACT = 1e-6
 
     def __init__(self) -> None:
         self._due: dict[int, list[Callable[[], None]]] = {}
+
+    def tick_s(self, due_s: float) -> float:
+        """Return the time of the first point of the grid that is not before `due_s`."""
+        return ceil(due_s / self.GRID_S) * self.GRID_S
 
     def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
         """Call `callback` at the first point of the grid that is not before `due_s` (of the loop's clock)."""
@@ -61,6 +67,14 @@ class Ticks:
         Return False if that point has passed.
         """
         point = ceil(over_s / self.GRID_S) - ceil(lead_s / self.GRID_S)
+        if point * self.GRID_S <= asyncio.get_running_loop().time():
+            return False
+        self._call(point, callback)
+        return True
+
+    def call_after(self, time_s: float, callback: Callable[[], None]) -> bool:
+        """Call `callback` at the first point of the grid after `time_s`. Return False if that point has passed."""
+        point = floor(time_s / self.GRID_S + self._EXACT) + 1
         if point * self.GRID_S <= asyncio.get_running_loop().time():
             return False
         self._call(point, callback)

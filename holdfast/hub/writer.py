@@ -33,6 +33,7 @@ from holdfast.core.errors import (
 from holdfast.core.model import Json, Message, Part
 from holdfast.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, end_for
 from holdfast.core.requests import Caller, CreateMessage, FinishMessage
+from holdfast.hub.pace import Begin
 from holdfast.hub.pending import Ask, Decided
 from holdfast.hub.results import Result, result_later
 from holdfast.portal import retrieve_exception
@@ -294,10 +295,14 @@ class MessageWriter(OutgoingProperties):
         if self._is_delayed:
             return
         live = self._live
-        if live is not None and live.watchers and self._hub.schedule_commit(live, self._delay_ended):
+        if live is None or not live.watchers:
+            self._submit()
+            return
+        begin = self._hub.schedule_commit(live, self._delay_ended)
+        if begin is Begin.LATER:
             self._is_delayed = True
         else:
-            self._submit()
+            self._submit(is_urgent=begin is Begin.NOW)
 
     def _delay_ended(self) -> None:
         self._is_delayed = False
@@ -308,12 +313,18 @@ class MessageWriter(OutgoingProperties):
         self._retry = None
         self._submit()
 
-    def _submit(self) -> None:
-        """Queue this writer at the committer if it has requests; while the store fails, `_try_again` does so later."""
-        if self._retry is None and not self._is_waiting and self._outgoing.unstored_bytes:
+    def _submit(self, *, is_urgent: bool = True) -> None:
+        """Queue this writer at the committer if it has requests; while the store fails, `_try_again` does so later.
+
+        With `is_urgent` the next commit keeps no gap to the last one.
+        """
+        if self._is_waiting:
+            if is_urgent:
+                self._hub.hurry_commit()
+        elif self._retry is None and self._outgoing.unstored_bytes:
             self._is_waiting = True
             try:
-                self._hub.queue(self)
+                self._hub.queue(self, is_urgent=is_urgent)
             except HoldfastError as error:
                 self.failed(error)
 
@@ -330,7 +341,7 @@ class MessageWriter(OutgoingProperties):
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         # do not wait for the flush; but while the store fails, a retry is already scheduled
-        if self._is_delayed and self._trouble is None:
+        if self._is_waiting or (self._is_delayed and self._trouble is None):
             self._submit()
         return waiter
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from holdfast.core.limits import Limits
 from holdfast.core.requests import Caller, Request
 from holdfast.hub.channel import Channel
+from holdfast.hub.pace import Begin
 from holdfast.hub.pending import Item
 from holdfast.hub.results import Done, Result
 
@@ -61,11 +62,14 @@ class WriterHub(Protocol):
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
         """Submit `request` and return its result. Raises the refusal."""
 
-    def queue(self, item: Item) -> None:
-        """Queue `item` for the next commit. Raises Busy, Draining."""
+    def queue(self, item: Item, *, is_urgent: bool) -> None:
+        """Queue `item` for the next commit, as `Committer.submit` does. Raises Busy, Draining."""
 
-    def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> bool:
-        """Schedule a commit for the viewers of `channel`, as `Pace.call_in_time` does."""
+    def hurry_commit(self) -> None:
+        """Begin the next commit without a gap, because a caller waits for a queued item."""
+
+    def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> Begin:
+        """Return when to commit new text for the viewers of `channel`, as `Pace.begin` does."""
 
     def register_writer(self, writer: OpenWriter) -> None:
         """Register `writer`. Raises IdConflict if another one in this process writes the same message."""

@@ -20,6 +20,7 @@ from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request, TakeOver
 from holdfast.hub.channel import Channel
 from holdfast.hub.lifecycle import Lifecycle
+from holdfast.hub.pace import Begin
 from holdfast.hub.pending import Item
 from holdfast.hub.results import Done, Result, own_copy
 from holdfast.hub.writer import MessageWriter
@@ -94,14 +95,18 @@ class Writers:
         await self._lifecycle.start()
         return await self._lifecycle.runtime.ask(channel, key, request, caller)
 
-    def queue(self, item: Item) -> None:
-        self._lifecycle.runtime.committer.submit(item)
+    def queue(self, item: Item, *, is_urgent: bool) -> None:
+        self._lifecycle.runtime.committer.submit(item, is_urgent=is_urgent)
 
-    def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> bool:
+    def hurry_commit(self) -> None:
+        with contextlib.suppress(HoldfastError):  # the hub has ended meanwhile
+            self._lifecycle.runtime.committer.hurry()
+
+    def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> Begin:
         try:
-            return self._lifecycle.runtime.pace.call_in_time(channel, callback)
+            return self._lifecycle.runtime.pace.begin(channel, callback)
         except HoldfastError:  # the hub has ended meanwhile
-            return False
+            return Begin.NOW
 
     def register_writer(self, writer: OpenWriter) -> None:
         known = self._lifecycle.runtime.writers.setdefault((writer.channel, writer.id), writer)

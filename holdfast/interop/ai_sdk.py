@@ -30,11 +30,12 @@ from holdfast.core.errors import (
     NotFound,
     StillStreaming,
 )
-from holdfast.interop.ai_sdk_stream import Json, Release, UIStream, is_tool, ui_messages
+from holdfast.interop.ai_sdk_parts import Json, Release, is_tool, ui_messages
+from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.routes import Access, TurnStatus, guarded, versions_of
 
 _ID = re.compile(r"[A-Za-z0-9_.:~@=+-]{1,64}\Z")
-NEWEST = 50  # newest messages of a channel among which a running turn is looked for
+NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
 class AISDK:
@@ -135,7 +136,7 @@ class AISDK:
             state, approval = part.get("state"), part.get("approval")
             # another tab may have been faster, or the question may have expired: neither is an error
             with suppress(AlreadyAnswered, NotFound):
-                if state == "approval-responded" and isinstance(approval, dict) and approval.get("id") in open_ids:
+                if state == "approval-responded" and isinstance(approval, dict) and str(approval.get("id")) in open_ids:
                     reason = {"reason": approval["reason"]} if isinstance(approval.get("reason"), str) else None
                     await access.reply(channel, approval["id"], ok=approval.get("approved") is True, data=reason)
                 elif part["toolCallId"] in calls and part["type"].removeprefix("tool-") in self._release.browser_tools:
@@ -150,8 +151,8 @@ class AISDK:
         """Replay the running turn; 204 if none runs."""
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
-        for turn in reversed(await access.conversation(channel, limit=NEWEST)):
-            if turn.message is not None and turn.state in ("waiting", "running"):
+        for turn in reversed(await access.open_turns(channel)):
+            if turn.message is not None:
                 return access.stream(channel, turn.message.id, UIStream(self._release, turn.message.id))
         return Response(status_code=204)
 
@@ -165,11 +166,10 @@ class AISDK:
         """Cancel what runs, for all tabs. Closing a connection cancels nothing."""
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["history", "command"])
-        for turn in await access.conversation(channel, limit=NEWEST):
-            if turn.state in ("waiting", "running"):
-                with suppress(Finished, NotFound):
-                    target = turn.message.id if turn.message is not None else turn.answers[0].id
-                    await access.command(channel, "cancel", target=target)
+        for turn in await access.open_turns(channel):
+            with suppress(Finished, NotFound):
+                target = turn.message.id if turn.message is not None else turn.answers[0].id
+                await access.command(channel, "cancel", target=target)
         return Response(status_code=204)
 
     def _channel_of(self, chat: object) -> str:

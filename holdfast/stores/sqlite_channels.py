@@ -5,12 +5,15 @@ Layer: stores. This code runs on the store's thread.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 
-from holdfast.core.document import Document
+from holdfast.core.document import DAMAGE, Document
+from holdfast.core.errors import StoreUnusable
 from holdfast.stores.base import NOTHING, Head
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_log import Tracked
+from holdfast.stores.sqlite_sums import channel_sum
 
 # limit of channels in memory; above it half of them are dropped, except those with pinned log rows
 MAX_CHANNELS = 10_000
@@ -35,6 +38,34 @@ class Channel:
     @property
     def head(self) -> Head:
         return Head(self.epoch, self.serial, self.floor)
+
+
+def begin_epochs(db: sqlite3.Connection) -> None:
+    """Begin a new epoch in each channel. A damaged row stays damaged."""
+    for number, name, epoch, floor, checksum in db.execute(
+        "SELECT id, name, epoch, floor, crc FROM channels WHERE name IS NOT NULL"
+    ).fetchall():
+        if checksum == _sum_or_none(number, name, epoch, floor):
+            new = secrets.token_hex(4)
+            db.execute(
+                "UPDATE channels SET epoch = ?, crc = ? WHERE id = ?",
+                (new, channel_sum(number, name, new, floor), number),
+            )
+
+
+def add_channel_sums(db: sqlite3.Connection) -> None:
+    """Add the checksums of all channels: schema 4 introduced them."""
+    for number, name, epoch, floor in db.execute(
+        "SELECT id, name, epoch, floor FROM channels WHERE name IS NOT NULL"
+    ).fetchall():
+        db.execute("UPDATE channels SET crc = ? WHERE id = ?", (channel_sum(number, name, epoch, floor), number))
+
+
+def _sum_or_none(number: int, name: str, epoch: str, floor: int) -> int | None:
+    try:
+        return channel_sum(number, name, epoch, floor)
+    except DAMAGE:  # a value of another type
+        return None
 
 
 class Plan:
@@ -65,14 +96,17 @@ class Channels:
     def find(self, name: str, *, at: int) -> Channel | None:
         """Return the channel `name`, read from the file if needed; None if it does not exist.
 
-        `at` is the number of the latest commit, which counts as the time of use.
+        `at` is the number of the latest commit, which counts as the time of use. Raises StoreUnusable if the row is
+        damaged.
         """
         channel = self.by_name.get(name)
         if channel is None:
-            row = self._db.execute("SELECT id, epoch, floor FROM channels WHERE name = ?", (name,)).fetchone()
+            row = self._db.execute("SELECT id, epoch, floor, crc FROM channels WHERE name = ?", (name,)).fetchone()
             if row is None:
                 return None
-            number, epoch, floor = row
+            number, epoch, floor, checksum = row
+            if checksum != _sum_or_none(number, name, epoch, floor):
+                raise StoreUnusable(f"channel {name!r} is damaged: its row has a wrong checksum; restore a backup")
             channel = Channel(number, name, epoch, floor, self._documents.top(number))
             self.by_name[name] = channel
         channel.used = at
@@ -83,6 +117,12 @@ class Channels:
         channel = Channel(self._next, name, epoch, 0, 0)
         self._next += 1
         return channel
+
+    def add(self, channel: Channel) -> None:
+        """Write the row of a new channel, in the transaction of the caller."""
+        checksum = channel_sum(channel.id, channel.name, channel.epoch, channel.floor)
+        row = (channel.id, channel.name, channel.epoch, channel.floor, checksum)
+        self._db.execute("INSERT INTO channels VALUES (?, ?, ?, ?, ?)", row)
 
     def deleted(self, name: str, *, at: int) -> None:
         """Drop a channel that commit `at` has deleted."""

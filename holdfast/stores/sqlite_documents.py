@@ -5,13 +5,17 @@ Layer: stores. This code runs on the store's thread.
 A row in `documents` holds the indexed fields; a document's bytes are
 blobs, cut into chunks that lie in slots (`sqlite_file`). Blob 0 is the head, which each write replaces, in the same
 slot if it fits; each later blob holds the segments of one write. Freed slots are filled with zeros at once.
+
+Each read checks the checksums (`sqlite_sums`): that of each piece of segments is in `pieces`, that of the head in
+`documents`. The latter covers the row's other fields, and the number of the last blob, so that a missing blob is
+noticed. A row without a checksum is damaged: entries of its message were lost (`CommitLog`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -19,12 +23,20 @@ import msgspec
 from holdfast.core.document import DAMAGE, Document, Segment, Stored, document, restore_command
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, larger_rooms, pack, room_for, unpack
+from holdfast.stores.sqlite_sums import head_sum, piece_sum
 
 HEAD = 0  # number of the blob that holds a document's head
 INTEGER_BYTES = 8  # bytes that an integer in a row counts for in `row_bytes`
 
 _encode_segments = msgspec.msgpack.Encoder().encode
 _decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
+
+
+class WrongChecksum(ValueError):
+    """A checksum differs from that of the data."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} has a wrong checksum")
 
 
 class Found(NamedTuple):
@@ -36,6 +48,8 @@ class Found(NamedTuple):
     size_bytes: int
 
 
+# The fields of a row that the checksum of the head covers, and the checksum.
+_ROW = "SELECT channel, message, created, version, open, deleted, size_bytes, target, crc FROM documents WHERE id = ?"
 _FOUND = "SELECT id, message, version, size_bytes FROM documents "
 
 
@@ -64,32 +78,40 @@ class Documents:
 
     def add(self, channel: int, key: int, document: Document) -> None:
         """Write the first document of a message."""
+        has_segments = bool(document.segments) and self._may_keep_data(channel, document)
+        checksum = _sum_of(channel, document, HEAD + has_segments)
         self._db.execute(
-            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, channel, document.id, document.created, *_changing(document), document.target, document.until_ms),
+            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(key, channel, document.id, document.created, *_changing(document)),
+                *(document.target, document.until_ms, checksum),
+            ),
         )
-        self.row_bytes += 7 * INTEGER_BYTES + len(document.id) + len(document.target or "")
+        self.row_bytes += 8 * INTEGER_BYTES + len(document.id) + len(document.target or "")
         self._put(key, HEAD, document.head, self._head_room(document))
-        if document.segments and self._may_keep_data(channel, document):
+        if has_segments:
             self._put(key, HEAD + 1, _encode_segments(document.segments))
         if document.is_deleted:
             self._drop_data_about(channel, document.id)
 
     def update(self, channel: int, key: int, document: Document) -> None:
         """Write a further document of a message."""
-        self._db.execute(
-            "UPDATE documents SET version = ?, open = ?, deleted = ?, size_bytes = ? WHERE id = ?",
-            (*_changing(document), key),
-        )
-        self.row_bytes += 5 * INTEGER_BYTES
         if document.fresh:
             self._free(key, from_blob=HEAD + 1)
+            last = HEAD
+        else:
+            (last,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
         self._replace_head(key, document)
+        if document.segments and self._may_keep_data(channel, document):
+            last += 1
+            self._put(key, last, _encode_segments(document.segments))
+        self._db.execute(
+            "UPDATE documents SET version = ?, open = ?, deleted = ?, size_bytes = ?, crc = ? WHERE id = ?",
+            (*_changing(document), _sum_of(channel, document, last), key),
+        )
+        self.row_bytes += 6 * INTEGER_BYTES
         if document.is_deleted:
             self._drop_data_about(channel, document.id)
-        if document.segments and self._may_keep_data(channel, document):
-            (last,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
-            self._put(key, last + 1, _encode_segments(document.segments))
 
     def remove(self, channel: int, limit: int) -> bool:
         """Remove up to `limit` documents of `channel`; returns False if it had none."""
@@ -117,7 +139,7 @@ class Documents:
             "SELECT id FROM documents WHERE channel = ? AND target = ? AND open = 0", (channel, target)
         ).fetchall()
         for (key,) in keys:
-            self._free(key, from_blob=HEAD + 1)
+            self._free_segments(key)
 
     def outdated(self, now_ms: int, limit: int) -> list[int]:
         """Return the keys of up to `limit` documents that are no longer open and whose `until_ms` has passed."""
@@ -127,20 +149,45 @@ class Documents:
     def drop_data(self, keys: list[int]) -> None:
         """Remove the segments of the documents `keys`, because their `until_ms` has passed."""
         for key in keys:
-            self._free(key, from_blob=HEAD + 1)
+            self._free_segments(key)
         self._db.executemany("UPDATE documents SET until_ms = NULL WHERE id = ?", [(key,) for key in keys])
 
     def upgrade_commands(self) -> None:
         """Rewrite all commands: before schema 3 their data was in their heads and had no target."""
         rows = self._db.execute("SELECT id, channel, message FROM documents WHERE message >= '!' AND message < '\"'")
         for key, channel, message_id in rows.fetchall():
-            head, segments = self.read(key)
+            blobs = self._blobs(key, is_checked=False)
+            head, segments = blobs.pop(HEAD), _segments(blobs)
             command = restore_command(Stored(id=message_id, head=head, segments=segments, entries=[]))
             current = document(command)
             self._db.execute(
                 "UPDATE documents SET target = ?, until_ms = ? WHERE id = ?", (current.target, current.until_ms, key)
             )
             self.update(channel, key, current)
+
+    def add_sums(self) -> None:
+        """Add all checksums of pieces and heads: schema 4 introduced them. Damaged rows get none."""
+        for (key,) in self._db.execute("SELECT id FROM documents").fetchall():
+            with contextlib.suppress(*DAMAGE):
+                self.add_sums_of(key)
+
+    def add_sums_of(self, key: int) -> None:
+        """Add the checksums of one document."""
+        rows = self._db.execute(
+            "SELECT blob, chunk, body FROM pieces JOIN texts ON texts.id = slot WHERE document = ? AND blob > ?",
+            (key, HEAD),
+        )
+        sums = [(piece_sum(key, blob, chunk, unpack(body)), key, blob, chunk) for blob, chunk, body in rows.fetchall()]
+        self._db.executemany("UPDATE pieces SET crc = ? WHERE document = ? AND blob = ? AND chunk = ?", sums)
+        *fields, _ = self._db.execute(_ROW, (key,)).fetchone()
+        blobs = self._blobs(key, is_checked=False)
+        checksum = head_sum((*fields, max(blobs)), blobs[HEAD])
+        self._db.execute("UPDATE documents SET crc = ? WHERE id = ?", (checksum, key))
+
+    def mark_damaged(self, keys: Iterable[int]) -> None:
+        """Mark all open documents and those with `keys` as damaged: entries of their messages were lost."""
+        self._db.execute("UPDATE documents SET crc = NULL WHERE open = 1")
+        self._db.executemany("UPDATE documents SET crc = NULL WHERE id = ?", [(key,) for key in keys])
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -157,6 +204,14 @@ class Documents:
         (channel,) = self._db.execute("SELECT channel FROM documents WHERE id = ?", (key,)).fetchone()
         return Found(*row), channel
 
+    def place(self, key: int) -> tuple[int, int]:
+        """Return at which serial a document's message was created, and the document's version; 1 and 1 if unknown."""
+        try:
+            row = self._db.execute("SELECT created, version FROM documents WHERE id = ?", (key,)).fetchone()
+            return int(row[0]), int(row[1])
+        except (sqlite3.DatabaseError, *DAMAGE):
+            return 1, 1
+
     def changed(self, channel: int, after: int, limit: int) -> list[Found]:
         """Return up to `limit` documents whose version is above `after`."""
         rows = self._db.execute(_FOUND + "WHERE channel = ? AND version > ? LIMIT ?", (channel, after, limit))
@@ -171,6 +226,13 @@ class Documents:
         with contextlib.closing(rows):  # a statement that is left open would keep the WAL from being emptied
             for row in rows:
                 yield Found(*row)
+
+    def is_used_up(self, channel: str, message_id: str) -> bool:
+        """Return whether the id belonged to a message of the deleted channel of this name."""
+        row = self._db.execute(
+            "SELECT 1 FROM graves WHERE channel = ? AND message = ?", (channel, message_id)
+        ).fetchone()
+        return row is not None
 
     def newest(self, channel: int) -> str | None:
         """Return the id of the message that was created last, even if it is deleted."""
@@ -204,24 +266,35 @@ class Documents:
         )
         return dict(rows.fetchall())
 
-    def read(self, key: int) -> tuple[bytes, list[Segment]]:
-        """Return the head and the segments of a document. Raises StoreUnusable if it is damaged."""
+    def read(self, key: int, message_id: str) -> tuple[bytes, list[Segment]]:
+        """Return the head and the segments of the document of a message. Raises StoreUnusable if it is damaged."""
+        try:
+            row = self._db.execute(_ROW, (key,)).fetchone()
+            blobs = self._blobs(key)
+            last = max(blobs, default=HEAD)
+            head = blobs.pop(HEAD, b"")
+            if row is None or not head or row[1] != message_id or row[-1] != head_sum((*row[:-1], last), head):
+                raise WrongChecksum("its head")
+            return head, _segments(blobs)
+        except DAMAGE as error:
+            reason = str(error) if isinstance(error, WrongChecksum) else type(error).__name__
+            raise StoreUnusable(f"message {message_id!r} is damaged ({reason}); restore a backup") from error
+
+    def _blobs(self, key: int, *, is_checked: bool = True) -> dict[int, bytes]:
+        """Return the blobs of a document, by their numbers. Raises WrongChecksum."""
         rows = self._db.execute(
             # LEFT JOIN, so that a missing slot is found as damage instead of shortening the document.
-            "SELECT blob, body FROM pieces LEFT JOIN texts ON texts.id = slot WHERE document = ? ORDER BY blob, chunk",
+            "SELECT blob, chunk, body, crc FROM pieces LEFT JOIN texts ON texts.id = slot WHERE document = ?"
+            " ORDER BY blob, chunk",
             (key,),
         )
-        blobs: dict[int, list[bytes]] = {}
-        try:
-            for blob, body in rows:
-                blobs.setdefault(blob, []).append(unpack(body))
-            head = b"".join(blobs.pop(HEAD, ()))
-            segments = [segment for chunks in blobs.values() for segment in _decode_segments(b"".join(chunks))]
-        except DAMAGE as error:
-            raise StoreUnusable(f"document {key} is damaged ({type(error).__name__}); restore a backup") from error
-        if not head:
-            raise StoreUnusable(f"document {key} is damaged: it has no head; restore a backup")
-        return head, segments
+        chunks: dict[int, list[bytes]] = {}
+        for blob, chunk, body, checksum in rows.fetchall():
+            data = unpack(body)
+            if is_checked and blob != HEAD and checksum != piece_sum(key, blob, chunk, data):
+                raise WrongChecksum(f"piece {chunk} of text {blob}")
+            chunks.setdefault(blob, []).append(data)
+        return {blob: b"".join(pieces) for blob, pieces in chunks.items()}
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
@@ -253,8 +326,9 @@ class Documents:
         for chunk, start in enumerate(range(0, len(data), MAX_DATA)):
             piece = data[start : start + MAX_DATA]
             slot = self._write(piece, room_for(LENGTH_BYTES + max(len(piece), room_bytes - start)))
-            self._db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?)", (key, blob, chunk, slot))
-            self.row_bytes += 4 * INTEGER_BYTES
+            checksum = piece_sum(key, blob, chunk, piece) if blob != HEAD else None
+            self._db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)", (key, blob, chunk, slot, checksum))
+            self.row_bytes += 5 * INTEGER_BYTES
 
     def _write(self, data: bytes, wanted: int) -> int:
         free = self._db.execute(
@@ -272,6 +346,19 @@ class Documents:
         self.row_bytes += room + INTEGER_BYTES
         return int(slot)
 
+    def _free_segments(self, key: int) -> None:
+        """Free the segments of a document, and note in its checksum that it has none."""
+        try:
+            blobs = self._blobs(key)
+            *fields, checksum = self._db.execute(_ROW, (key,)).fetchone()
+            is_whole = checksum == head_sum((*fields, max(blobs)), blobs[HEAD])
+        except DAMAGE:
+            is_whole = False
+        self._free(key, from_blob=HEAD + 1)
+        if is_whole:  # otherwise the document stays damaged
+            checksum = head_sum((*fields, HEAD), blobs[HEAD])
+            self._db.execute("UPDATE documents SET crc = ? WHERE id = ?", (checksum, key))
+
     def _free(self, key: int, *, from_blob: int, to_blob: int = 2**62) -> None:
         """Fill the slots of some blobs with zeros, and free them."""
         which = (key, from_blob, to_blob)
@@ -283,3 +370,15 @@ class Documents:
 
 def _changing(document: Document) -> tuple[int, bool, bool, int]:
     return document.version, document.is_open, document.is_deleted, document.size_bytes
+
+
+def _sum_of(channel: int, document: Document, last_blob: int) -> int:
+    """Return the checksum for a document's row and head."""
+    version, is_open, is_deleted, size_bytes = _changing(document)
+    fields = (channel, document.id, document.created, version, int(is_open), int(is_deleted), size_bytes)
+    return head_sum((*fields, document.target, last_blob), document.head)
+
+
+def _segments(blobs: dict[int, bytes]) -> list[Segment]:
+    """Return the segments in `blobs`, which are in order."""
+    return [segment for data in blobs.values() for segment in _decode_segments(data)]

@@ -23,6 +23,7 @@ from holdfast.stores.sqlite_channels import Channel, Channels, Plan
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
+from holdfast.stores.sqlite_whole import WholeMessages
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -97,10 +98,14 @@ class Engine:
         self._log = CommitLog()
         self._documents = Documents(db)
         self._channels = Channels(db, self._documents)
+        self._whole = WholeMessages(self._file.path, self._documents, self._channels)
         self._documents.skip_keys(self._log.load(db, self._tracked_by_key))
+        if self._log.damaged:
+            self._whole.drop_log_rows(self._file, self._log)
         for tracked in self._log.pinned.values():
-            channel = self._channel(tracked.channel)
-            assert channel is not None
+            channel = self._whole.channel(tracked.channel, at=0)
+            if channel is None:
+                continue
             channel.tracked[tracked.id] = tracked
             channel.serial = max(channel.serial, tracked.last)
         # Deleted channels whose documents are still to be removed.
@@ -217,8 +222,8 @@ class Engine:
         channel = plan.channel
         handed = 0
         if plan.is_born:
-            db.execute("INSERT INTO channels VALUES (?, ?, ?, 0)", (channel.id, channel.name, channel.epoch))
-            handed = 2 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
+            self._channels.add(channel)
+            handed = 3 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
         new = set(plan.new)
         for tracked, document in plan.documents:
             if document.id in new:
@@ -302,7 +307,7 @@ class Engine:
                 found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
                 known = {stored.id: stored for stored in self._stored({one.key: one.id for one in found})}
             for message_id in ids:
-                if message_id not in known and self._is_used_up(name, message_id):
+                if message_id not in known and self._documents.is_used_up(name, message_id):
                     known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
             return self.head(name), known
 
@@ -330,7 +335,8 @@ class Engine:
 
     def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""
-        return self._documents.open_channels()
+        names = self._documents.open_channels()
+        return [name for name in names if self._whole.channel(name, at=self._commits) is not None]
 
     def open_documents(self, name: str) -> list[Stored]:
         """Return the open documents of `channel` (`Store.open_documents`)."""
@@ -359,18 +365,7 @@ class Engine:
 
     def _stored(self, documents: dict[int, str]) -> list[Stored]:
         """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
-        entries = self._log.entries(self._file.db, documents)
-        stored = []
-        for key, message_id in documents.items():
-            head, segments = self._documents.read(key)
-            stored.append(Stored(id=message_id, head=head, segments=segments, entries=entries.get(key, [])))
-        return stored
-
-    def _is_used_up(self, channel: str, message_id: str) -> bool:
-        row = self._file.db.execute(
-            "SELECT 1 FROM graves WHERE channel = ? AND message = ?", (channel, message_id)
-        ).fetchone()
-        return row is not None
+        return self._whole.read(self._file.db, self._log, documents)
 
     def _channel(self, name: str) -> Channel | None:
         return self._channels.find(name, at=self._commits)
@@ -393,7 +388,7 @@ class Engine:
         deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
-        return [(tracked.channel, tracked.id) for tracked in due]
+        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked.channel)]
 
     def _drop_outdated(self, now_ms: int) -> None:
         """Remove expired data: used-up ids, and the data of some commands."""
@@ -497,4 +492,5 @@ class Engine:
             "log_slots": log.slots,
             "log_slot_bytes": log.slot_bytes,
             "pinned": len(log.pinned),
+            "damaged": len(self._whole.messages),
         }

@@ -43,14 +43,16 @@ from typing import Literal
 from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.stores.base import CommitUnknown
 from holdfast.stores.lock_holder import holder_of, note_held, note_released
+from holdfast.stores.sqlite_channels import add_channel_sums, begin_epochs
 from holdfast.stores.sqlite_documents import Documents
+from holdfast.stores.sqlite_log import add_log_sums
 
 logger = logging.getLogger("holdfast.stores")
 
 Synchronous = Literal["normal", "full", "extra"]
 
 APPLICATION_ID = 0x486F6C64  # the letters "Hold" as a number, by which SQLite files show their application
-SCHEMA = 3
+SCHEMA = 4
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 FILE_MODE = 0o600  # mode of new files: only the user who runs the server may read conversations
 LOCK_POLL_S = 0.05
@@ -63,6 +65,8 @@ _INDEXES_OF_DATA = (
     "CREATE INDEX documents_until ON documents (until_ms) WHERE until_ms IS NOT NULL",
 )
 
+_LOG = "CREATE TABLE log (id INTEGER PRIMARY KEY, body BLOB NOT NULL)"
+
 _TABLES = (
     # One row about the state in which a process left the file, for the checks of the next process. `inode` is the
     # file's inode number and, after a space, the nonce. The nonce is here and not in a note: no other data is on this
@@ -72,11 +76,11 @@ _TABLES = (
         clean INTEGER NOT NULL)""",
     # A deleted channel has no name. Its row stays until its documents are removed.
     """CREATE TABLE channels (
-        id INTEGER PRIMARY KEY, name TEXT UNIQUE, epoch TEXT NOT NULL, floor INTEGER NOT NULL)""",
+        id INTEGER PRIMARY KEY, name TEXT UNIQUE, epoch TEXT NOT NULL, floor INTEGER NOT NULL, crc INTEGER)""",
     """CREATE TABLE documents (
         id INTEGER PRIMARY KEY, channel INTEGER NOT NULL, message TEXT NOT NULL, created INTEGER NOT NULL,
         version INTEGER NOT NULL, open INTEGER NOT NULL, deleted INTEGER NOT NULL,
-        size_bytes INTEGER NOT NULL, target TEXT, until_ms INTEGER)""",
+        size_bytes INTEGER NOT NULL, target TEXT, until_ms INTEGER, crc INTEGER)""",
     "CREATE UNIQUE INDEX documents_message ON documents (channel, message)",
     "CREATE INDEX documents_version ON documents (channel, version)",
     "CREATE INDEX documents_created ON documents (channel, deleted, created)",
@@ -84,11 +88,11 @@ _TABLES = (
     *_INDEXES_OF_DATA,
     # The slots of a document: blob 0 is its head, each later blob holds the segments of one write.
     """CREATE TABLE pieces (
-        document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL,
+        document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL, crc INTEGER,
         PRIMARY KEY (document, blob, chunk)) WITHOUT ROWID""",
     "CREATE TABLE texts (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     "CREATE TABLE free (room INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (room, slot)) WITHOUT ROWID",
-    "CREATE TABLE log (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    _LOG,
     # Ids that cannot be used again, of messages in deleted channels.
     """CREATE TABLE graves (
         channel TEXT NOT NULL, message TEXT NOT NULL, until_ms INTEGER NOT NULL,
@@ -111,8 +115,17 @@ _STEPS = {
         "ALTER TABLE documents ADD COLUMN until_ms INTEGER",
         *_INDEXES_OF_DATA,
     ),
+    3: (
+        "ALTER TABLE channels ADD COLUMN crc INTEGER",
+        "ALTER TABLE documents ADD COLUMN crc INTEGER",
+        "ALTER TABLE pieces ADD COLUMN crc INTEGER",
+        # Rows of the log get longer, and rows that hold text never move, so they are copied into a new table.
+        "ALTER TABLE log RENAME TO log_before",
+        _LOG,
+    ),
 }
 DATA_IN_SEGMENTS = 3  # the first schema in which the data of commands is stored in segments
+CHECKSUMS = 4  # the first schema with checksums
 
 
 class SqliteFile:
@@ -207,7 +220,7 @@ class SqliteFile:
 
     def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
         """Return the Holdfast error for a file that could not be opened."""
-        if _code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        if is_damage(error):
             return StoreUnusable(f"store file {self.path} cannot be used: {_explain(error)}")
         return self.unavailable(error)
 
@@ -242,6 +255,11 @@ class SqliteFile:
                 db.execute(statement)
             if not is_new and schema < DATA_IN_SEGMENTS:
                 Documents(db).upgrade_commands()
+            if not is_new and schema < CHECKSUMS:
+                Documents(db).add_sums()
+                add_channel_sums(db)
+                add_log_sums(db)
+                db.execute("DROP TABLE log_before")
             nonce = self._record_start()
         self._lock.keep_nonces(nonce)
         self.checkpoint("TRUNCATE")
@@ -301,7 +319,7 @@ class SqliteFile:
                 reason = "the machine went down while the file was open with synchronous=normal"
             if reason is not None:
                 logger.warning("store file %s begins new epochs for all channels: %s", self.path, reason)
-                self.db.execute("UPDATE channels SET epoch = lower(hex(randomblob(4)))")
+                begin_epochs(self.db)
             # without this, a crash before the commit would leave a nonce of the old history valid
             if nonce_before in self._lock.nonces:
                 known = [nonce_before, nonce]
@@ -453,6 +471,11 @@ def _boot_id() -> str:
         return BOOT_ID.read_text().strip()
     except OSError:
         return ""
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether SQLite found the file damaged, at the place that it read."""
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -7,7 +7,8 @@ conversations, one row per commit 72, and overwriting rows that are no longer ne
 (`sqlite_file`) with a list of items in MessagePack: `[document, serial, at, text]` for an append to part 0,
 `[document, serial, part, at, text]` to another one, `[document, serial, n, bytes]` for the n-th piece of another
 operation. A commit that does not fit into one slot uses more, and a long append becomes several items with one serial.
-One filler element, which is not an item, fills the rest of a slot. A slot of zeros is empty.
+One filler element, which is not an item, fills the rest of a slot. A checksum precedes the list (`sqlite_sums`). A slot
+of zeros is empty.
 
 Only memory knows which slots are needed: each message pins the slots that hold entries above its
 document's version. A slot without pins is free to be overwritten; its old items have no effect, since their documents
@@ -30,6 +31,7 @@ from holdfast.core.document import DAMAGE
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
 from holdfast.stores.sqlite_slots import MAX_ROOM, larger_rooms, room_for
+from holdfast.stores.sqlite_sums import SUM_BYTES, opened, sealed
 
 SHORT_LIST = 14  # items in a list whose head takes one byte, less the element that fills the slot
 MAX_ITEM_BYTES = MAX_ROOM - 3  # largest item: a slot without the head of a long list
@@ -96,6 +98,7 @@ class CommitLog:
         self._wipe_stamp = 0
         self._wipe_list: list[int] = []
         self._wipe_waits = 0  # number of slots to wipe that are still pinned
+        self.damaged: list[int] = []  # slots whose rows were found damaged by `load`
 
     @property
     def slots(self) -> int:
@@ -138,11 +141,11 @@ class CommitLog:
             wanted = room_for(row.size)
             slot = self._find_free(wanted, taken)
             if slot is None:
-                body = _body(row, wanted)
                 slot, new = new, new + 1
+                body = sealed(slot, _body(row, wanted))
                 db.execute("INSERT INTO log VALUES (?, ?)", (slot, body))
             else:
-                body = _body(row, self._rooms[slot])
+                body = sealed(slot, _body(row, self._rooms[slot]))
                 db.execute("UPDATE log SET body = ? WHERE id = ?", (body, slot))
             slots.append(slot)
             handed += len(body) + 8
@@ -177,28 +180,38 @@ class CommitLog:
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    def entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, list[Entry]]:
-        """Return for each document in `keys` the entries after its version, in order. Each row is read only once."""
-        try:
-            return self._read_entries(db, keys)
-        except DAMAGE as error:
-            raise _damaged(error) from error
+    def entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+        """Return for each document in `keys` the entries after its version, in order. Each row is read only once.
 
-    def _read_entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, list[Entry]]:
+        The second result holds the documents of which a row is damaged, each with the reason.
+        """
         wanted = {key: self.pinned[key] for key in keys if key in self.pinned}
         found: dict[int, list[Item]] = {key: [] for key in wanted}
+        damaged: dict[int, str] = {}
         for slot in sorted({slot for tracked in wanted.values() for slot in tracked.slots}):
-            (body,) = db.execute("SELECT body FROM log WHERE id = ?", (slot,)).fetchone()
+            row = db.execute("SELECT body FROM log WHERE id = ?", (slot,)).fetchone()
+            body = opened(slot, row[0]) if row is not None else None
+            if body is None:
+                reason = f"row {slot} of the log is damaged"
+                damaged |= {key: reason for key, tracked in wanted.items() if slot in tracked.slots}
+                continue
             for item in _read_items(body, slot):
                 of_message = found.get(item[0])
                 if of_message is not None:
                     of_message.append(item)
-        return {key: _entries(wanted[key], items) for key, items in found.items()}
+        entries = {}
+        for key in wanted.keys() - damaged.keys():
+            try:
+                entries[key] = _entries(wanted[key], found[key])
+            except DAMAGE as error:
+                damaged[key] = f"its entries cannot be read ({type(error).__name__})"
+        return entries, damaged
 
     def load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
         """Compute from the rows which slots are pinned; `find` returns the tracked state of the document with a key.
 
-        Returns the highest key in the rows. Raises StoreUnusable if they are damaged.
+        Returns the highest key in the rows. Raises StoreUnusable if they cannot be read. `damaged` are the slots whose
+        rows have a wrong checksum; the caller overwrites them (`drop_damaged`).
         """
         try:
             return self._load(db, find)
@@ -209,10 +222,14 @@ class CommitLog:
         known: dict[int, Tracked | None] = {}
         pins: list[tuple[int, int, Tracked]] = []
         operations: dict[tuple[int, int], list[Item]] = {}
-        for slot, body in db.execute("SELECT id, body FROM log ORDER BY id"):
-            if slot != len(self._rooms):
+        for slot, row in db.execute("SELECT id, body FROM log ORDER BY id"):
+            if slot != len(self._rooms) or type(row) is not bytes or len(row) <= SUM_BYTES:
                 raise StoreUnusable(f"the log is damaged: slot {len(self._rooms)} is missing; restore a backup")
-            self._add_slot(len(body))
+            self._add_slot(len(row) - SUM_BYTES)
+            body = opened(slot, row)
+            if body is None:
+                self.damaged.append(slot)
+                continue
             for item in _read_items(body, slot):
                 self._stamps[slot] = 1
                 key, serial = item[0], item[1]
@@ -233,6 +250,10 @@ class CommitLog:
             if not self._pins[slot]:
                 self._free.setdefault(self._rooms[slot], []).append(slot)
         return max(known, default=0)
+
+    def drop_damaged(self, db: sqlite3.Connection) -> None:
+        """Overwrite the damaged slots with zeros."""
+        db.executemany("UPDATE log SET body = zeroblob(?) WHERE id = ?", [self._empty(slot) for slot in self.damaged])
 
     # -- freeing -------------------------------------------------------------------------------------------------
 
@@ -256,7 +277,7 @@ class CommitLog:
         """Overwrite up to `limit` slots with zeros. The caller must call the returned function after the commit."""
         taken = self._wipe_list[-limit:]
         dirty = [slot for slot in taken if not self._pins[slot] and 0 < self._stamps[slot] <= self._wipe_stamp]
-        db.executemany("UPDATE log SET body = zeroblob(?) WHERE id = ?", [(self._rooms[slot], slot) for slot in dirty])
+        db.executemany("UPDATE log SET body = zeroblob(?) WHERE id = ?", [self._empty(slot) for slot in dirty])
 
         def wiped() -> None:
             del self._wipe_list[-len(taken) :]
@@ -288,6 +309,9 @@ class CommitLog:
                     tracked.since_ms -= set_back_ms
 
     # -- slots ---------------------------------------------------------------------------------------------------
+
+    def _empty(self, slot: int) -> tuple[int, int]:
+        return self._rooms[slot] + SUM_BYTES, slot
 
     def _add_slot(self, room: int) -> None:
         self._rooms.append(room)
@@ -421,3 +445,10 @@ def _operation(message_id: str, items: list[Item]) -> Op:
             "upgrade Holdfast"
         ) from error
     return replace(op, id=message_id)
+
+
+def add_log_sums(db: sqlite3.Connection) -> None:
+    """Copy the rows of the table `log_before` into the log, each with its checksum: schema 4 introduced them."""
+    for slot, body in db.execute("SELECT id, body FROM log_before ORDER BY id"):
+        row = sealed(slot, body) if any(body) else bytes(SUM_BYTES + len(body))
+        db.execute("INSERT INTO log VALUES (?, ?)", (slot, row))

@@ -9,7 +9,7 @@ the end. (The slots of the log have another layout.)
 from __future__ import annotations
 
 # Largest size of a slot: SQLite keeps a row of 4,057 bytes whole in a leaf of 4,096 bytes, so that no slot spans two
-# pages.
+# pages. A slot of the log has a checksum of four bytes besides.
 MAX_ROOM = 4_048
 LENGTH_BYTES = 2
 MAX_DATA = MAX_ROOM - LENGTH_BYTES

@@ -29,8 +29,8 @@ def raises_key_error(self: Any, prefix: str) -> dict[str, bytes]:
     raise KeyError(prefix)
 
 
-def forgets_a_segment(self: Any, key: int) -> tuple[bytes, list[document.Segment]]:
-    head, segments = read(self, key)
+def forgets_a_segment(self: Any, key: int, message_id: str) -> tuple[bytes, list[document.Segment]]:
+    head, segments = read(self, key, message_id)
     return head, segments[:-1]
 
 
@@ -101,8 +101,8 @@ def outcomes_of(outcomes: list[Message | BaseException]) -> list[str]:
     return [str(getattr(one, "code", repr(one))) if isinstance(one, BaseException) else "ok" for one in outcomes]
 
 
-async def test_damaged_message_is_unusable_and_blocks_no_other_message(tmp_path: Path) -> None:
+async def test_damaged_message_is_refused_and_blocks_no_other_message(tmp_path: Path) -> None:
     async with Damaged(tmp_path / "chat.db") as hub, asyncio.timeout(2.0):
         damaged = await asyncio.gather(hub.update("c", "m1", text="x"), return_exceptions=True)
         others = await asyncio.gather(hub.update("c", "m2", text="x"), return_exceptions=True)
-        assert (outcomes_of([*damaged]), outcomes_of([*others])) == (["store_unusable"], ["ok"])
+        assert (outcomes_of([*damaged]), outcomes_of([*others])) == (["damaged"], ["ok"])

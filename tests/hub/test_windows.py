@@ -47,9 +47,9 @@ class Shown:
         self.at_s: list[float] = []  # for each character of the text the time of its arrival
 
     @classmethod
-    async def of(cls, hub: HubCore, flush_ms: int = 40) -> Shown:
+    async def of(cls, hub: HubCore, flush_ms: int = 40, channel: str = "c") -> Shown:
         viewer = cls()
-        viewer.feed = await hub.attach("c", None, history=0, flush_ms=flush_ms, wake=viewer.take)
+        viewer.feed = await hub.attach(channel, None, history=0, flush_ms=flush_ms, wake=viewer.take)
         viewer.feed.take()
         return viewer
 

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from holdfast import Hub, Identity, Turn
 from holdfast.core.model import Message
+from holdfast.hub.clock import Clock
 from holdfast.interop import AISDK
 from tests.interop.pages import MAJOR, Pages, pages_at, text_of
 from tests.transports.conftest import Served, new_hub, serving
@@ -513,3 +514,72 @@ async def test_long_answer_costs_a_reloaded_page_four_frames_before_its_text(sce
     assert [one["type"] for one in chunks] == ["start", "start-step", "text-start", "text-delta"]
     assert chunks[-1]["delta"] == text
     scene.gate().set()
+
+
+async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene: Scene) -> None:
+    pages = scene.pages
+    await pages("a", "open", id="1", message=True)
+    await pages("a", "send", text="you")
+    await pages("a", "saw", wanted="Hello ")
+    await scene.hub.delete("chat:1", (await scene.answers())[0].id)
+    scene.gate().set()
+    state = await pages("a", "is", status="error")
+    assert (state["status"], state["error"]) == ("error", "deleted")
+    assert [one["role"] for one in await scene.loaded()] == ["user"]
+
+
+async def test_head_of_a_stream_ends_while_the_turn_runs(scene: Scene) -> None:
+    await scene.hub.create("chat:1", text="you")
+    await scene.served.until(lambda: scene.turns)
+    response = await scene.served.http.head("/api/chat/1/stream")
+    assert (response.status_code, response.headers["x-vercel-ai-ui-message-stream"]) == (200, "v1")
+    await scene.served.until(lambda: not scene.hub.channel("chat:1").feeds)
+    scene.gate().set()
+
+
+async def test_stream_ends_when_the_identity_of_its_caller_ends() -> None:
+    clock_ms = [0]
+
+    class Ending(Clock):
+        def now_ms(self) -> int:
+            return clock_ms[0] or super().now_ms()
+
+    clock = Ending()
+
+    async def verify(scope: dict[str, Any]) -> Identity:
+        grants = {"chat:*": frozenset({"subscribe", "history", "publish"})}
+        return Identity(client_id="ann", grants=grants, expires_at_ms=clock.now_ms() + 600_000)
+
+    hub, app = new_hub(authenticate=verify, clock=clock), FastAPI()
+    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
+
+    async def waits(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello")
+            await asyncio.Event().wait()
+
+    hub.agent("chat:*")(waits)
+    async with (
+        serving(hub, app) as served,
+        served.http.stream("POST", "/api/chat", json={"id": "1", "message": user()}) as response,
+    ):
+        lines = response.aiter_lines()
+        while "Hello" not in await anext(lines):
+            pass
+        (feed,) = hub.channel("chat:1").feeds
+        clock_ms[0] = clock.now_ms() + 700_000
+        feed.wake.__self__.send_heartbeat()  # type: ignore[attr-defined]
+        with pytest.raises(httpx2.RemoteProtocolError):
+            [line async for line in lines]
+
+
+async def test_values_of_other_types_in_an_answer_of_the_page_are_ignored(scene: Scene) -> None:
+    scene.gate().set()
+    await scene.served.http.post("/api/chat", json={"id": "1", "message": user()})
+    (answer,) = await scene.answers()
+    tool = {"type": "tool-x", "toolCallId": "c", "state": "approval-responded", "approval": {"id": [{}]}}
+    others = [{"type": "data-x", "id": []}, {"type": "source-url", "sourceId": {}}, {"type": "file", "url": [1]}, tool]
+    last = {"id": answer.id, "role": "assistant", "parts": [*others, {"type": "tool-x", "toolCallId": [], "state": ""}]}
+    response = await scene.served.http.post("/api/chat", json={"id": "1", "message": last})
+    assert response.status_code == 200
+    assert "Hello to you" in response.text

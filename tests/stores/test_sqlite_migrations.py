@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from holdfast.core.document import restored
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_file import SCHEMA
-from holdfast.testing.contract import Chat, append, create, texts
+from holdfast.testing.contract import Chat, append, create, delete, texts
 from tests.stores.files import PATIENCE_S, on_disk, opened, run_from_outside, write
 from tests.stores.old_schemas import content
 
@@ -78,6 +79,22 @@ async def test_migrated_file_takes_new_text_and_loses_what_was_deleted(path: Pat
     for file in path.parent.glob("*before*"):
         file.unlink()  # the backup that was made before the migration
     assert b"SECRET" not in on_disk(path)
+
+
+async def test_data_of_a_migrated_command_leaves_with_its_target(path: Path) -> None:
+    """In schema 2 the data was in the heads of documents, and documents had no target."""
+    write(path, unpacked(2))
+    pieces = "SELECT count(*) FROM pieces JOIN documents ON id = document WHERE message = '!c-replied' AND blob > 0"
+    async with opened(path) as store:
+        chat = Chat(store, "served")
+        changes = await store.changes("served", after=0, limit=10)
+        chat.state.epoch, chat.state.serial = changes.head.epoch, changes.head.serial
+        chat.state.insert(restored(changes.messages or ()))
+        assert run_from_outside(path, pieces) == [(1,)]
+        await chat.do(delete("u-waiting"), documents=["u-waiting"])
+        assert run_from_outside(path, pieces) == [(0,)]
+        assert (await store.messages("served", ["!c-replied"]))[1]["!c-replied"].segments == []
+        assert store.stats()["damaged"] == 0
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)

@@ -1,9 +1,7 @@
 """The files that the SQLite store opens, and its errors for those that it refuses."""
 
 import asyncio
-import contextlib
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -14,16 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from holdfast.core.document import CommandHead, restore_command
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
-from holdfast.core.message_state import CommandState
-from holdfast.core.ops import Command
-from holdfast.core.requests import ReplyCommand, SendCommand
 from holdfast.stores.base import Committed, Head
 from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_documents import Documents
-from holdfast.testing.contract import Chat, append, create, delete, finish, known_command
-from tests.stores.files import PATIENCE_S, no_thread_left, on_disk, opened, read, run_from_outside, write
+from holdfast.stores.sqlite_sums import sealed
+from holdfast.testing.contract import Chat, append, create, finish
+from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
 
 
 @pytest.fixture
@@ -173,55 +167,8 @@ async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
     async with opened(path):
         pass
     run_from_outside(path, "PRAGMA user_version = 7")
-    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 3\. Upgrade Holdfast"):
+    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 4\. Upgrade Holdfast"):
         await SqliteStore(path).open()
-
-
-async def test_data_of_commands_in_a_file_of_the_second_schema_leaves_with_its_target(path: Path) -> None:
-    """In that schema the data was in the heads of documents, and documents had no target."""
-    async with opened(path) as store:
-        chat = Chat(store)
-        send = SendCommand(name="approve", target="m1", data="SECRET")
-        await chat.do(create("m1", "a"), ("!c1", send), ("!c2", send))
-        await chat.do(("!c1", ReplyCommand(ok=False, data="SECRET", error={"code": "no"})), documents=["!c1"])
-        old = {key: _old_head(command) for key, command in chat.state.commands.items()}
-    for sql in ("DROP INDEX documents_target", "DROP INDEX documents_until", "PRAGMA user_version = 2"):
-        run_from_outside(path, sql)
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        for key, head in old.items():
-            (number,) = db.execute("SELECT id FROM documents WHERE message = ?", (key,)).fetchone()
-            documents = Documents(db)
-            documents._free(number, from_blob=0)
-            documents._put(number, 0, head)
-        for column in ("target", "until_ms"):
-            db.execute(f"ALTER TABLE documents DROP COLUMN {column}")
-    async with opened(path) as store:
-        _, found = await store.messages("c", ["!c1", "!c2"])
-        for key, command in chat.state.commands.items():
-            assert known_command(restore_command(found[key])) == known_command(command)
-        chat.store = store
-        await chat.do(delete("m1"), documents=["m1"])
-        await chat.do(("!c2", ReplyCommand(data="SECRET")), documents=["!c2"])
-    async with opened(path) as store:
-        await store.tidy(0)
-        await store.close()
-        assert b"SECRET" not in on_disk(path)
-
-
-def _old_head(command: CommandState) -> bytes:
-    """Return the head of a command's document as it was before schema 3."""
-    sent = Command(
-        id=command.id,
-        name=command.name,
-        target=command.target,
-        data=command.data,
-        by=command.by,
-        at_ms=command.created_at,
-        expires_ms=command.expires_ms,
-        digest=command.digest,
-    )
-    head = CommandHead(command=sent, created=command.created, reply=command.reply, reply_serial=command.reply_serial)
-    return msgspec.msgpack.encode(head)
 
 
 async def test_database_of_another_program_is_refused_and_unchanged(path: Path) -> None:
@@ -281,7 +228,7 @@ async def test_a_torn_file_is_refused(path: Path) -> None:
 async def test_a_log_that_cannot_be_read_is_refused(path: Path) -> None:
     async with opened(path) as store:
         await Chat(store).do_each(create("m1", streaming=True), append("m1", "a"))
-    run_from_outside(path, "UPDATE log SET body = ?", b"\xc1" * 10)
+    run_from_outside(path, "UPDATE log SET body = ?", sealed(1, b"\xc1" * 10))
     with pytest.raises(StoreUnusable, match="the log is damaged: slot 1 cannot be read"):
         await SqliteStore(path).open()
 
@@ -290,7 +237,7 @@ async def test_a_log_with_an_unknown_operation_is_refused(path: Path) -> None:
     async with opened(path) as store:
         await Chat(store).do_each(create("m1", streaming=True), finish("m1"))
     unknown = msgspec.msgpack.encode([[1, 2, 0, msgspec.msgpack.encode([99, ""])]])
-    run_from_outside(path, "UPDATE log SET body = ?", unknown)
+    run_from_outside(path, "UPDATE log SET body = ?", sealed(1, unknown))
     with pytest.raises(StoreUnusable, match="an operation that this Holdfast does not know"):
         await SqliteStore(path).open()
 

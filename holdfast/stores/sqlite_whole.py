@@ -1,0 +1,98 @@
+"""Messages as the SQLite store returns them: whole ones, and stand-ins for damaged ones.
+
+Layer: stores. This code runs on the store's thread.
+
+A damaged message is returned as a failed one without text (`damaged_head`), so that all other messages of its channel
+stay readable. A channel whose row is damaged cannot be read at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+
+from holdfast.core.document import Stored, damaged_head
+from holdfast.core.errors import StoreUnusable
+from holdfast.stores.sqlite_channels import Channel, Channels, begin_epochs
+from holdfast.stores.sqlite_documents import Documents
+from holdfast.stores.sqlite_file import SqliteFile, is_damage
+from holdfast.stores.sqlite_log import CommitLog
+
+logger = logging.getLogger("holdfast.stores")
+
+
+class WholeMessages:
+    """Reads messages, and notes the damage that it finds."""
+
+    def __init__(self, path: Path, documents: Documents, channels: Channels) -> None:
+        self.messages: set[int] = set()  # keys of the damaged messages that were found
+        self._names: set[str] = set()  # damaged channels that were found
+        self._path = path
+        self._documents = documents
+        self._channels = channels
+
+    def read(self, db: sqlite3.Connection, log: CommitLog, wanted: Mapping[int, str]) -> list[Stored]:
+        """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
+        entries, damaged = log.entries(db, wanted)
+        stored = []
+        for key, message_id in wanted.items():
+            try:
+                if key in damaged:
+                    raise StoreUnusable(f"message {message_id!r} is damaged ({damaged[key]}); restore a backup")
+                head, segments = self._documents.read(key, message_id)
+            except StoreUnusable as error:
+                stored.append(self._damaged(log, key, message_id, error))
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                stored.append(self._damaged(log, key, message_id, error))
+            else:
+                stored.append(Stored(id=message_id, head=head, segments=segments, entries=entries.get(key, [])))
+        return stored
+
+    def _damaged(self, log: CommitLog, key: int, message_id: str, error: Exception) -> Stored:
+        if key not in self.messages:
+            self.messages.add(key)
+            logger.error("store file %s: message %r cannot be read: %s", self._path, message_id, error)
+        created, version = self._documents.place(key)
+        tracked = log.pinned.get(key)
+        version = max(version, created, tracked.last if tracked is not None else 0)
+        return Stored(id=message_id, head=damaged_head(message_id, created, version), segments=[], entries=[])
+
+    def channel(self, name: str, *, at: int) -> Channel | None:
+        """Return a channel that exists, as `Channels.find` does; None if it is damaged."""
+        try:
+            channel = self._channels.find(name, at=at)
+            if channel is not None:
+                return channel
+            reason = "its row is not in the index"
+        except StoreUnusable as error:
+            reason = str(error)
+        if name not in self._names:
+            self._names.add(name)
+            logger.error("store file %s: channel %r cannot be read: %s", self._path, name, reason)
+        return None
+
+    def is_readable(self, name: str) -> bool:
+        """Return whether no damage of this channel is known."""
+        return name not in self._names
+
+    def drop_log_rows(self, file: SqliteFile, log: CommitLog) -> None:
+        """Go on without the damaged rows of the log.
+
+        Such a row may hold the last entries of any open message, so all of them are damaged. A serial may be lost with
+        it, so all channels begin new epochs.
+        """
+        logger.error(
+            "store file %s: %d rows of the log are damaged; the messages that were open when the last process ended "
+            "are damaged too, and all channels begin new epochs; restore a backup",
+            self._path,
+            len(log.damaged),
+        )
+        with file.transaction() as db:
+            self._documents.mark_damaged(log.pinned)
+            begin_epochs(db)
+            log.drop_damaged(db)
+        log.damaged.clear()

@@ -1,0 +1,313 @@
+"""The gap between commits: text that only viewers wait for shares commits on the grid of the ticks.
+
+Layer: tests.
+
+Time is virtual. Many channels have one viewer each, and tokens far enough apart that each is shown as soon as it is
+stored; so without a gap each token would get a commit of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from holdfast.core.errors import StoreUnavailable
+from holdfast.core.requests import AppendText, Caller, CreateMessage
+from holdfast.hub import HubCore, MessageWriter
+from holdfast.hub.committer import MAX_ROWS, STORE_TIMEOUT_S
+from holdfast.hub.ticks import Ticks
+from holdfast.hub.writer import RETRY_S
+from holdfast.stores.base import Committed, Conflict, Write
+from simulation.clock import SimClock, VirtualLoop
+from tests.hub.test_windows import WINDOW_S, Shown, Timed, new_hub, now_s
+from tests.virtual import virtually
+
+GRID_S = Ticks.GRID_S
+TAKES_S = 0.0005
+TOKEN_S = 0.1  # between two tokens of a channel: longer than the flush window
+ALMOST_S = 1e-6  # products of floats
+
+
+class Troubled(Timed):
+    """A store whose commits fail or take long, as `trouble` says: it returns the seconds of a commit, or raises."""
+
+    def __init__(self, trouble: Callable[[int], float] = lambda _: TAKES_S) -> None:
+        super().__init__(TAKES_S)
+        self.trouble = trouble
+        self.calls = 0
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        self.calls += 1
+        self.takes_s = self.trouble(self.calls)
+        return await super().commit(writes)
+
+
+class Stage:
+    """Conversations with one viewer each, which stream a number of tokens."""
+
+    def __init__(self, hub: HubCore) -> None:
+        self.hub = hub
+        self.stack = AsyncExitStack()
+        self.writers: list[MessageWriter] = []
+        self.viewers: list[Shown] = []
+        self.appended_s: list[list[float]] = []
+
+    async def open(self, count: int, *, flush_ms: int = 40) -> None:
+        for number in range(count):
+            name = f"c{number}"
+            self.writers.append(await self.stack.enter_async_context(self.hub.message(name, id="m")))
+            self.viewers.append(await Shown.of(self.hub, flush_ms=flush_ms, channel=name))
+            self.appended_s.append([])
+            await self.writers[-1].append("-")  # opens the text part
+            self.appended_s[-1].append(now_s())
+            await self.writers[-1].flush()
+        await asyncio.sleep(1)
+
+    async def stream(self, tokens: int, token_s: float = TOKEN_S, *, draw: Random | None = None) -> None:
+        """Write `tokens` tokens of one character to each channel, spread over the time of a token."""
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(token_s * number / len(self.writers))
+            for _ in range(tokens):
+                await self.writers[number].append("x")
+                self.appended_s[number].append(now_s())
+                await asyncio.sleep(token_s if draw is None else draw.uniform(0, 2 * token_s))
+
+        await asyncio.gather(*(one(number) for number in range(len(self.writers))))
+
+    async def close(self) -> None:
+        """End all messages, and check that each viewer has been shown exactly the text that is stored."""
+        await self.stack.aclose()
+        await asyncio.sleep(1)
+        for number, viewer in enumerate(self.viewers):
+            assert viewer.text == "-" + "x" * (len(self.appended_s[number]) - 1)
+            assert (await self.hub.read(f"c{number}", "m"))[0].text == viewer.text
+        await self.hub.close()
+
+    def delays_s(self) -> list[float]:
+        """Return, for each token, the time from its append until its viewer was shown it."""
+        pairs = zip(self.viewers, self.appended_s, strict=True)
+        return [
+            shown_s - made_s
+            for viewer, appended in pairs
+            for shown_s, made_s in zip(viewer.at_s, appended, strict=True)
+        ]
+
+
+async def staged(store: Timed, count: int, **options: int) -> Stage:
+    stage = Stage(new_hub(store))
+    await stage.open(count, **options)
+    store.begun_s.clear()
+    return stage
+
+
+@virtually
+async def test_tokens_of_many_channels_share_commits_on_the_grid() -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 200)
+    await stage.stream(10)
+    begun_s = list(store.begun_s)
+    await stage.close()
+    assert len(begun_s) <= 1 + 11 * TOKEN_S / GRID_S  # of 2,000 tokens
+    assert min(later - earlier for earlier, later in pairwise(begun_s[1:])) >= GRID_S - ALMOST_S
+    assert max(stage.delays_s()) <= GRID_S + 2 * TAKES_S
+
+
+@virtually
+async def test_token_waits_only_if_a_commit_has_just_begun() -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 2)
+    await stage.stream(5)  # a token every 50 ms
+    assert max(stage.delays_s()) <= TAKES_S + ALMOST_S
+    await stage.close()
+
+
+@virtually
+async def test_as_many_waiting_rows_as_a_commit_takes_end_the_gap() -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 1 + MAX_ROWS)
+    await asyncio.sleep(GRID_S * 0.1)  # off the grid
+    await stage.writers[0].append("x")
+    await asyncio.sleep(GRID_S * 0.2)
+    stored_s = now_s()
+    for writer in stage.writers[1:]:
+        await writer.append("x")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert store.begun_s[-1] == stored_s
+    for appended in stage.appended_s:
+        appended.append(stored_s)
+    await stage.close()
+
+
+@virtually
+async def test_viewer_without_a_flush_window_ends_the_gap() -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 100, flush_ms=0)
+    await stage.stream(3)
+    assert max(stage.delays_s()) <= 2 * TAKES_S + ALMOST_S
+    await stage.close()
+
+
+@virtually
+async def test_awaited_append_among_ten_thousand_paced_ones_a_second_keeps_its_latency() -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 1_000)
+    hub = stage.hub
+    caller = Caller(id="ann")
+    await hub.ask(
+        "other", "m", CreateMessage(role="assistant", status="streaming", parts=[{"type": "text", "text": ""}]), caller
+    )
+    took_s: list[float] = []
+    spots = Random(3)
+
+    async def request() -> None:
+        for second in range(2):
+            await asyncio.sleep(1 - now_s() % 1 + spots.uniform(0, 0.4))
+            begun_s = now_s()
+            if second % 2:
+                await hub.ask("other", "m", AppendText(text="x", part=0, generation=1), caller)
+            else:
+                stage.appended_s[0].append(begun_s)
+                await stage.writers[0].append("x")
+                await stage.writers[0].flush()
+            took_s.append(now_s() - begun_s)
+
+    await asyncio.gather(stage.stream(15), request())
+    # a commit may just have begun; the next one has the append
+    assert max(took_s) <= 2 * TAKES_S + ALMOST_S
+    stage.appended_s[0].sort()
+    await stage.close()
+
+
+@virtually
+async def test_flush_of_text_that_is_queued_ends_the_gap() -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 2)
+    await asyncio.sleep(GRID_S * 0.1)
+    for number in (0, 1):  # the second text is queued during the commit of the first one, and waits for the gap
+        await stage.writers[number].append("x")
+        stage.appended_s[number].append(now_s())
+        await asyncio.sleep(TAKES_S / 2)
+    begun_s = now_s()
+    await stage.writers[1].flush()
+    assert now_s() - begun_s <= 1.5 * TAKES_S + ALMOST_S
+    await stage.close()
+
+
+@pytest.mark.parametrize("takes_s", [0.0, 0.0005, 0.003, 0.008])
+def test_windows_are_kept_at_every_rate(takes_s: float) -> None:
+    @virtually
+    async def run() -> None:
+        store = Timed(takes_s)
+        stage = await staged(store, 20)
+        for token_s in (0.011, 0.03, 0.045, 0.09):
+            await stage.stream(30, token_s, draw=Random(takes_s))
+            await asyncio.sleep(1)
+        await stage.close()
+        # The first text after a window waits for the gap instead; a commit may just have begun, and text at the end of
+        # a window that misses its flush is in the next one.
+        assert max(stage.delays_s()) <= WINDOW_S + GRID_S + 2 * takes_s + ALMOST_S
+
+    run()
+
+
+@virtually
+async def test_store_that_fails_every_tenth_commit_neither_loses_nor_doubles_text() -> None:
+    def trouble(number: int) -> float:
+        if number % 10 == 0:
+            raise StoreUnavailable("on purpose")
+        return TAKES_S
+
+    store = Troubled()
+    stage = await staged(store, 100)
+    store.trouble = trouble
+    await stage.stream(20)
+    await stage.close()
+    delays_s = sorted(stage.delays_s())
+    assert delays_s[len(delays_s) // 2] <= GRID_S + 2 * TAKES_S
+    assert delays_s[-1] <= 3 * RETRY_S
+
+
+@virtually
+async def test_store_that_is_slow_for_a_second_leaves_no_delay_behind() -> None:
+    store = Troubled()
+    stage = await staged(store, 50)
+    await stage.stream(5)
+    from_s, until_s = now_s(), now_s() + 1
+    store.trouble = lambda _: 0.2 if from_s <= now_s() < until_s else TAKES_S
+    await stage.stream(15)
+    assert max(stage.delays_s()) <= 2 * 0.2 + GRID_S + WINDOW_S
+    for appended, viewer in zip(stage.appended_s, stage.viewers, strict=True):
+        del appended[1:], viewer.at_s[1:]
+        viewer.text = viewer.text[:1]
+    await stage.stream(5)
+    assert max(stage.delays_s()[1:]) <= WINDOW_S + GRID_S
+    await stage.stack.aclose()
+    await stage.hub.close()
+
+
+@virtually
+async def test_store_that_hangs_is_noticed_in_time_and_no_text_is_lost() -> None:
+    store = Troubled()
+    stage = await staged(store, 50)
+    hung = store.calls + 20
+
+    def trouble(number: int) -> float:
+        return 3600.0 if number == hung else TAKES_S
+
+    store.trouble = trouble
+    await stage.stream(20)
+    await asyncio.sleep(STORE_TIMEOUT_S + 1)
+    assert max(stage.delays_s()) <= STORE_TIMEOUT_S + 1
+    assert max(stage.delays_s()) >= STORE_TIMEOUT_S
+    await stage.close()
+
+
+@virtually
+async def test_clocks_that_jump_delay_no_text() -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 50)
+    loop, clock = asyncio.get_running_loop(), stage.hub.clock
+    assert isinstance(loop, VirtualLoop)
+    assert isinstance(clock, SimClock)
+
+    async def jump() -> None:
+        for skew_ms in (3_600_000, -3_600_000, 0):
+            await asyncio.sleep(0.31)
+            clock.skew_ms = skew_ms  # the wall clock is set
+
+    await asyncio.gather(stage.stream(15), jump())
+    assert max(stage.delays_s()) <= GRID_S + 2 * TAKES_S
+    for writer, appended in zip(stage.writers, stage.appended_s, strict=True):
+        await writer.append("x")
+        appended.append(now_s())
+    await asyncio.sleep(TAKES_S * 1.5)
+    loop._now_s += 600.0  # the machine was suspended in the middle of a gap
+    await asyncio.sleep(1)
+    await stage.close()
+
+
+@virtually
+async def test_idle_hub_fires_no_timer_of_its_commits() -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 20)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    await asyncio.sleep(STORE_TIMEOUT_S)
+    idle = await steps_of_a_minute(loop)
+    await stage.stream(10)
+    await asyncio.sleep(STORE_TIMEOUT_S)
+    assert await steps_of_a_minute(loop) == idle
+    await stage.close()
+
+
+async def steps_of_a_minute(loop: VirtualLoop) -> int:
+    before = loop.steps
+    await asyncio.sleep(60)
+    return loop.steps - before

@@ -1,0 +1,230 @@
+"""Bytes that change on the disk are never read as text; the other messages stay readable."""
+
+import gzip
+import json
+import os
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.core.document import restored
+from holdfast.core.errors import StoreUnavailable, StoreUnusable
+from holdfast.core.message_state import DAMAGED, MessageState
+from holdfast.stores.base import NOTHING, Committed, Store
+from holdfast.stores.sqlite_file import SCHEMA
+from holdfast.stores.sqlite_sums import SUM_BYTES, sealed
+from holdfast.stores.sqlite_sums import opened as opened_row
+from holdfast.testing.contract import Chat, append, create, delete
+from tests.stores.files import opened, run_from_outside, write
+from tests.stores.old_schemas import described
+
+FILE = Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz"
+IS_LONG = os.environ.get("HOLDFAST_STORES") == "long"
+FLIPS, TORN = (2_000, 200) if IS_LONG else (300, 30)
+PAGE = 4_096
+
+
+def is_damaged(one: Any) -> bool:
+    return one.is_damaged if isinstance(one, MessageState) else one.name == DAMAGED
+
+
+async def compared(store: Store, truth: dict[str, Any]) -> Counter[str]:
+    """Count the messages of `truth` that are whole, damaged or refused, read one by one. Fails for a wrong one."""
+    found: Counter[str] = Counter()
+    for channel, known in truth.items():
+        for message_id, whole in known["messages"].items():
+            try:
+                _, stored = await store.messages(channel, [message_id])
+                for one, state in zip(stored.values(), restored(stored.values()), strict=True):
+                    if is_damaged(state):
+                        found["damaged"] += 1
+                        continue
+                    assert json.loads(json.dumps(described(one))) == whole, (channel, message_id)
+                    found["whole"] += 1
+                found["missing"] += not stored
+            except (StoreUnusable, StoreUnavailable):
+                found["refused"] += 1
+        try:
+            page = await store.page(channel, before=None, limit=100, limit_bytes=10**9)
+            changes = await store.changes(channel, after=0, limit=100)
+        except (StoreUnusable, StoreUnavailable):
+            found["no page"] += 1
+            continue
+        for one in (*page.messages, *(changes.messages or ())):
+            (state,) = restored([one])
+            assert is_damaged(state) or json.loads(json.dumps(described(one))) == known["messages"].get(one.id)
+    return found
+
+
+async def outcome_of(path: Path, data: bytes, truth: dict[str, Any]) -> Counter[str]:
+    write(path, data)
+    try:
+        async with opened(path) as store:
+            return await compared(store, truth)
+    except (StoreUnusable, StoreUnavailable):
+        return Counter({"file refused": 1})
+    finally:
+        for one in path.parent.glob("chat.db*"):
+            one.unlink()
+
+
+@pytest.fixture(scope="module")
+def whole() -> bytes:
+    return gzip.decompress(FILE.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict[str, Any]:
+    return dict(json.loads(FILE.with_suffix("").with_suffix(".json").read_text())["channels"])
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory if the system has one: each of many files is synced several times."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+async def test_no_flipped_bit_is_read_as_text(memory: Path, whole: bytes, truth: dict[str, Any]) -> None:
+    draw = random.Random(17)
+    found: Counter[str] = Counter()
+    for _ in range(FLIPS):
+        data = bytearray(whole)
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        found += await outcome_of(memory / "chat.db", bytes(data), truth)
+    messages = FLIPS * sum(len(known["messages"]) for known in truth.values())
+    assert found["damaged"] > 0
+    assert found["whole"] > 0.9 * messages
+
+
+async def test_no_torn_page_is_read_as_text(memory: Path, whole: bytes, truth: dict[str, Any]) -> None:
+    draw = random.Random(18)
+    found: Counter[str] = Counter()
+    for number in range(TORN):
+        at = PAGE * draw.randrange(len(whole) // PAGE) + draw.choice((0, PAGE // 2))
+        half = bytes(PAGE // 2) if number % 2 else draw.randbytes(PAGE // 2)
+        found += await outcome_of(memory / "chat.db", whole[:at] + half + whole[at + PAGE // 2 :], truth)
+    assert found["damaged"] > 0
+
+
+# -- damaged messages ------------------ -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def path(tmp_path: Path) -> Path:
+    """A closed file with two finished messages, and one that streams."""
+    path = tmp_path / "chat.db"
+    async with opened(path) as store:
+        chat = Chat(store)
+        await chat.do(create("m1", "first " * 2_000), create("m2", "second " * 2_000))
+        await chat.do(create("m3", "third ", streaming=True))
+        for number in range(8):
+            await chat.do(append("m3", f"{number} "))
+    return path
+
+
+async def states(store: Store) -> dict[str, Any]:
+    changes = await store.changes("c", after=0, limit=10)
+    return {one.id: one for one in restored(changes.messages or ())}
+
+
+ONE_PIECE = "(SELECT slot FROM pieces JOIN documents ON id = document WHERE message = 'm1' AND blob = 1 AND chunk = 1)"
+
+
+async def test_message_with_a_changed_byte_has_failed_and_names_the_reason(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_from_outside(path, f"UPDATE texts SET body = CAST(replace(body, 'f', 'F') AS BLOB) WHERE id = {ONE_PIECE}")
+    async with opened(path) as store:
+        found = await states(store)
+        assert (found["m1"].status, found["m1"].reason, found["m1"].parts) == ("failed", "damaged", [])
+        assert (found["m1"].created, found["m1"].version) == (1, 1)
+        assert [found[one].message().text for one in ("m2", "m3")] == ["second " * 2_000, "third 0 1 2 3 4 5 6 7 "]
+        assert store.stats()["damaged"] == 1
+    assert "message 'm1' is damaged" in caplog.text
+
+
+async def test_text_of_another_message_is_not_read_for_it(path: Path) -> None:
+    (pieces,) = run_from_outside(
+        path,
+        "SELECT max(slot) FROM pieces JOIN documents ON id = document WHERE message = 'm2' AND blob = 1 AND chunk = 1",
+    )
+    run_from_outside(
+        path,
+        "UPDATE pieces SET slot = ? WHERE document = (SELECT id FROM documents WHERE message = 'm1')"
+        " AND blob = 1 AND chunk = 1",
+        *pieces,
+    )
+    async with opened(path) as store:
+        assert (await states(store))["m1"].is_damaged
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM pieces WHERE document = 1 AND blob = 1",
+        "UPDATE documents SET version = 7 WHERE message = 'm1'",
+        "UPDATE documents SET message = 'm9' WHERE message = 'm1'",
+        "UPDATE documents SET deleted = 1 WHERE message = 'm1'",
+    ],
+)
+async def test_changed_row_of_a_message_is_noticed(path: Path, change: str) -> None:
+    run_from_outside(path, change)
+    async with opened(path) as store:
+        found = await states(store)
+        assert found.get("m1", found.get("m9")).is_damaged
+        assert not found["m2"].is_damaged
+
+
+async def test_deletion_makes_a_damaged_message_whole(path: Path) -> None:
+    run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message = 'm1'")
+    async with opened(path) as store:
+        chat = Chat(store)
+        chat.state.epoch, chat.state.serial = (await store.head("c"))[:2]
+        chat.state.insert((await states(store)).values())
+        await chat.do(delete("m1"), documents=["m1"])
+    async with opened(path) as store:
+        found = (await states(store))["m1"]
+        assert (found.deleted, found.is_damaged) == (True, False)
+
+
+async def test_channel_under_another_name_is_not_read(path: Path) -> None:
+    run_from_outside(path, "UPDATE channels SET name = 'd'")
+    async with opened(path) as store:
+        assert await store.head("c") == NOTHING
+        with pytest.raises(StoreUnusable, match="channel 'd' is damaged"):
+            await store.changes("d", after=0, limit=10)
+        assert await store.open_channels() == []
+        assert await store.tidy(2**40) == []
+
+
+async def test_damaged_row_of_the_log_damages_the_open_messages_for_good(path: Path) -> None:
+    (row,) = run_from_outside(path, "SELECT max(id), body FROM log")
+    run_from_outside(path, "UPDATE log SET body = ? WHERE id = ?", row[1][:8] + b"????" + row[1][12:], row[0])
+    for _ in range(2):
+        async with opened(path) as store:
+            found = await states(store)
+            assert {one.id: one.is_damaged for one in found.values()} == {"m1": False, "m2": False, "m3": True}
+            assert (await store.head("c")).epoch != "e1"
+            assert (await Chat(store, f"new {_}").do(create("m1", streaming=True))) == Committed(1)
+
+
+async def test_flipped_bit_in_the_log_is_put_right(path: Path) -> None:
+    (row,) = run_from_outside(path, "SELECT max(id), body FROM log")
+    body = bytearray(row[1])
+    for bit in range(0, 8 * len(body), 7):
+        body[bit // 8] ^= 1 << bit % 8
+        assert opened_row(row[0], bytes(body)) == row[1][SUM_BYTES:]
+        body[bit // 8] ^= 1 << bit % 8
+
+
+def test_row_of_the_log_is_opened_in_its_own_slot_only() -> None:
+    row = sealed(3, b"\x91\x01")
+    assert opened_row(3, row) == b"\x91\x01"
+    assert opened_row(4, row) is None
+    assert opened_row(4, bytes(40)) == bytes(36)
