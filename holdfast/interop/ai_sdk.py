@@ -82,11 +82,11 @@ class AISDK:
         if last["role"] == "assistant":
             turn = await self._answer(access, channel, last)
             message_id = turn.message.id if turn.message is not None else ""
-            return access.stream(channel, message_id, UIStream(self._release, message_id, last))
+            return access.stream(channel, message_id, UIStream(message_id, self._release, last))
         question = await self._question(access, channel, earlier, last, is_edit=body.get("messageId") is not None)
         if body.get("trigger") == "regenerate-message":
             await self._regenerate(access, channel, question)
-        return access.stream(channel, question, UIStream(self._release, question))
+        return access.stream(channel, question, UIStream(question, self._release))
 
     async def _question(self, access: Access, channel: str, earlier: list[Json], last: Json, *, is_edit: bool) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
@@ -155,7 +155,7 @@ class AISDK:
         access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
         for turn in reversed(await access.open_turns(channel)):
             if turn.message is not None:
-                return access.stream(channel, turn.message.id, UIStream(self._release, turn.message.id))
+                return access.stream(channel, turn.message.id, UIStream(turn.message.id, self._release))
         return Response(status_code=204)
 
     async def _messages(self, request: Request) -> Response:

@@ -26,6 +26,9 @@ class Release:
     browser_tools: frozenset[str] = frozenset()
 
 
+LATEST = Release()
+
+
 def is_tool(part: Json) -> bool:
     """Return whether a part of a page's message is a call of a tool."""
     return str(part["type"]).startswith("tool-") and isinstance(part.get("toolCallId"), str)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.interop.ai_sdk_parts import Json, Release, is_tool, parsed, result_of, ui_part
+from holdfast.interop.ai_sdk_parts import LATEST, Json, Release, is_tool, parsed, result_of, ui_part
 from holdfast.routes import (
     InAnswer,
     MessageContinued,
@@ -57,7 +57,7 @@ class UIStream:
 
     heartbeat = b":\n\n"
 
-    def __init__(self, release: Release, message_id: str, page: Json | None = None) -> None:
+    def __init__(self, message_id: str, release: Release = LATEST, page: Json | None = None) -> None:
         self.headers = {
             "content-type": "text/event-stream; charset=utf-8",
             "x-accel-buffering": "no",
