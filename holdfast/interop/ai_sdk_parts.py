@@ -26,6 +26,9 @@ class Release:
     browser_tools: frozenset[str] = frozenset()
 
 
+LATEST = Release()
+
+
 def is_tool(part: Json) -> bool:
     """Return whether a part of a page's message is a call of a tool."""
     return str(part["type"]).startswith("tool-") and isinstance(part.get("toolCallId"), str)
@@ -54,7 +57,7 @@ def result_of(part: Json, release: Release) -> Json:
 
 
 def ui_part(id: str, part: Json) -> Json | None:
-    """Return a source, file or data part, which is the same as chunk and in a message; None if the page has no such."""
+    """Return a source, file or data part, which is the same as a chunk and in a message; None for other parts."""
     match part:
         case {"type": "data", "name": str(name)}:
             return {"type": f"data-{name}", "id": id, "data": part.get("data")}

@@ -2,10 +2,9 @@
 
 Layer: interop.
 
-One turn is one assistant message of the page, with all answers of the turn. Clients refuse what they do not know: a
-chunk type or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool
-comes a step boundary, because pages that send on by themselves look at the last step only. `docs/interop.md` has the
-mapping.
+One turn is one assistant message of the page, with all answers of the turn. Clients refuse unknown data: a chunk type
+or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool comes a step
+boundary, because pages that continue by themselves look at the last step only. `docs/interop.md` has the mapping.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.interop.ai_sdk_parts import Json, Release, is_tool, parsed, result_of, ui_part
+from holdfast.interop.ai_sdk_parts import LATEST, Json, Release, is_tool, parsed, result_of, ui_part
 from holdfast.routes import (
     InAnswer,
     MessageContinued,
@@ -47,15 +46,18 @@ class _Tool:
     call: str
     name: str
     stage: int = 0
-    sent: int = 0  # code points of the input
+    sent: int = 0  # number of code points of the input that were sent
 
 
 class UIStream:
-    """The UI message stream of one turn. With `page`, the page's own message, it has only the parts that lack there."""
+    """The UI message stream of one turn.
+
+    With `page`, the page's own message, it has only the parts that are missing there.
+    """
 
     heartbeat = b":\n\n"
 
-    def __init__(self, release: Release, message_id: str, page: Json | None = None) -> None:
+    def __init__(self, message_id: str, release: Release = LATEST, page: Json | None = None) -> None:
         self.headers = {
             "content-type": "text/event-stream; charset=utf-8",
             "x-accel-buffering": "no",

@@ -1,8 +1,8 @@
 /**
  * Typing: signals that this person types, and the people that type now.
  *
- * A signal `typing` holds `{typing: boolean}`. One that is true is valid for some seconds, so that a page that closes
- * suddenly no longer types.
+ * A signal `typing` holds `{typing: boolean}`. One that is true is valid for some seconds, so that the typing also ends
+ * if a page closes suddenly.
  * @module
  */
 

@@ -31,7 +31,7 @@ from tests.transports.conftest import listening
 WEB = Path(__file__).parents[2] / "holdfast" / "web"
 HUB_HOST = "hub.test"  # to a browser a name of loopback would be as secure as https
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 def certificate_for(host: str, folder: Path) -> dict[str, str]:

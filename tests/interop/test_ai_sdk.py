@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from starlette.responses import Response
 
 from holdfast import Hub, Identity, Turn
 from holdfast.core.model import Message
@@ -68,10 +69,8 @@ async def scene() -> AsyncIterator[Scene]:
         yield scene
 
 
-async def finished(scene: Scene, page: str, status: str = "ready") -> Any:
-    state = await scene.pages(page, "is", status=status)
-    assert (state["status"], state.get("error")) == (status, None)
-    return state
+async def finished(scene: Scene, page: str) -> Any:
+    return await finished_in(scene.pages, page)
 
 
 async def test_page_sends_and_a_reloaded_page_and_other_tabs_have_the_whole_answer(scene: Scene) -> None:
@@ -583,3 +582,37 @@ async def test_values_of_other_types_in_an_answer_of_the_page_are_ignored(scene:
     response = await scene.served.http.post("/api/chat", json={"id": "1", "message": last})
     assert response.status_code == 200
     assert "Hello to you" in response.text
+
+
+async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
+    hub, app = new_hub(), FastAPI()
+    hub.install(app, "/holdfast")
+    gate = asyncio.Event()
+
+    async def words() -> AsyncIterator[str]:
+        yield "Hello "
+        await gate.wait()
+        yield "to you"
+
+    @app.post("/api/own")
+    async def own(request: Request) -> Response:
+        message = (await request.json())["messages"][-1]
+        text = message["parts"][0]["text"]
+        return hub.stream_response("chat:1", words, prompt=text, reply_id=f"{message['id']}-r", style="ai-sdk")
+
+    async with serving(hub, app) as served, pages_at(f"http://127.0.0.1:{served.port}/api/own") as pages:
+        for name in "ab":
+            await pages(name, "open", id="1")
+        await pages("a", "send", text="you")
+        await pages("a", "saw", wanted="Hello ")
+        gate.set()
+        state = await finished_in(pages, "a")
+        assert text_of(state) == "Hello to you"
+        (answer,) = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
+        assert (answer.id, answer.text) == (state["messages"][-1]["id"], "Hello to you")
+
+
+async def finished_in(pages: Pages, page: str) -> Any:
+    state = await pages(page, "is", status="ready")
+    assert (state["status"], state.get("error")) == ("ready", None)
+    return state
