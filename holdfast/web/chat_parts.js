@@ -1,5 +1,5 @@
 /** The parts of a message: text, reasoning, tools, sources, attachments and data. @module */
-import { markNode } from "./chat_marks.js"
+import { markNode, placeOf } from "./chat_marks.js"
 import { element, growText, setText } from "./chat_nodes.js"
 import { GrowingMarkdown } from "./markdown.js"
 
@@ -34,7 +34,8 @@ function textPart(message) {
     images: panel.host.getAttribute("images") === "same-origin" ? "same-origin" : "link",
     between(from, to) {
       const after = from < 0 && start ? 0 : from // a place between two parts belongs to the first one
-      return message.marks.filter(({ at }) => at - start > after && at - start <= to).map(markNode)
+      const isHere = (/** @type {number} */ place) => place > after && place <= to
+      return message.marks.filter((mark) => isHere(placeOf(mark, message.message.text) - start)).map(markNode)
     },
   })
   return {
