@@ -38,7 +38,7 @@ __all__ = [
 
 
 CLIENT_LIMIT = 0.95  # share of the load client's core: above it, the client's own time distorts the measurement
-FINISHED = "message.finish"  # in the last bytes for each viewer of an answer: `drain` looks for it
+FINISHED = "message.finish"  # the last bytes for each viewer of an answer contain this text, for which `drain` looks
 
 
 class Void(BenchError):
@@ -63,7 +63,7 @@ class Row:
     is_met: bool | None = None  # None: the row has no limit
     note: str = ""
     has_failed: bool = False  # there is no figure: it could not be measured, or the run is void
-    raw: tuple[str, ...] = ()  # each measurement behind the figure
+    raw: tuple[str, ...] = ()  # the single measurements from which the figure was computed
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bench.proc import BenchError
 
 _FIRST = 500
 _LASTS_S, _QUICK_S = 8.0, 4.0
-_STEP = 1.3  # from try to try, until one rate has passed and one has failed
+_STEP = 1.3  # factor from one try to the next, until one rate has passed and one has failed
 _EXACT = 0.05  # share of the rate: the precision at which the search ends
 _MAJORITY = 2  # rounds, of at most three: one round that the machine disturbed does not decide
 _TRIES = 12

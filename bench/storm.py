@@ -41,8 +41,8 @@ _NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 
 
 class _Round(NamedTuple):
-    up_s: float  # from the kill until the new server listened
-    live_s: float  # from the kill until the last viewer was live
+    up_s: float  # time from the kill until the new server listened
+    live_s: float  # time from the kill until the last viewer was live
     burst_load: float  # load of the load client from the kill until the last viewer was live
     steady_load: float  # load of the load client after that, while the answer streamed
 

@@ -67,7 +67,8 @@ async def _agent_killed(world: World, conversation: Conversation) -> None:
     await conversation.kill_agent(piece.writer)
     shown = conversation.until_interrupted(id, piece.attempt, GONE_S)
     if has_namesake:
-        await _together(shown, conversation.start_agent(piece.writer))  # its presence may not be interrupted
+        # viewers must show the agent without interruption
+        await _together(shown, conversation.start_agent(piece.writer))
     else:
         await _together(shown, conversation.until_gone(piece.writer, GONE_S))
     if is_cancelled:

@@ -128,7 +128,7 @@ async def kill_agent(world: World) -> None:
         for id in ids:
             message, written = stored.get(id), world.acknowledged.messages[id]
             if message is None:
-                continue  # its creation was not stored at the kill; another check covers the shown text
+                continue  # the creation of the message was not stored at the kill; another check covers the shown text
             if message["status"] not in ("interrupted", "complete"):
                 raise Failure(f"{id} is {message['status']} after its writer's process was killed")
             written.status, written.is_over = message["status"], True
@@ -289,7 +289,7 @@ async def locked_store(world: World) -> None:
     for number in range(world.scale.rounds):
         await world.until_each_writes()
         third = world.adds(Server.plain(f"third-{number}", world.folder, world.store), serves=False)
-        await third.spawn()  # it waits a few seconds for the file
+        await third.spawn()  # the third server waits a few seconds for the file
         for kind in ("write", "read"):
             await _lock(world, kind)
         second = world.adds(Server.of_app(f"heir-{number}", world.folder, lazy), serves=False)

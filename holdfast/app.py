@@ -108,13 +108,14 @@ class Hub(HubCore):
         the hub, with the caller's context variables, writes the stream to message `reply_id` of `channel`, after the
         user's `prompt` if given.
 
-        `style` is `events` (named events `thinking`, `answer`, `done`), `data` (plain `data:` and `[DONE]`), or a
-        function that returns the frame of a text; `end_frame` then follows a complete answer, or is a function of the
-        answer's status. The headers `Holdfast-Channel`, `Holdfast-Message` and `Location` tell a reloaded page where to
-        find the answer. A disconnected reader does not stop the answer; with `cancel_after_s` it is cancelled after
-        that time without any reader, of this response or of the channel. A repeat with the same `reply_id` joins the
-        existing answer, if this application began it as `author` for the same prompt; any other message under that id
-        is an IdConflict. Without a `reply_id`, an EventSource that reconnects joins the answer that it was reading.
+        `style` is `events` (named events `thinking`, `answer`, `done`), `data` (plain `data:` and `[DONE]`), `ai-sdk`
+        (the stream of the AI SDK), or a function that returns the frame of a text; `end_frame` then follows a complete
+        answer, or is a function of the answer's status. The headers `Holdfast-Channel`, `Holdfast-Message` and
+        `Location` tell a reloaded page where to find the answer. A disconnected reader does not stop the answer; with
+        `cancel_after_s` it is cancelled after that time without any reader, of this response or of the channel. A
+        repeat with the same `reply_id` joins the existing answer, if this application began it as `author` for the same
+        prompt; any other message under that id is an IdConflict. Without a `reply_id`, an EventSource that reconnects
+        joins the answer that it was reading.
         """
         check_style(style, end_frame)
         message_id = self.clock.new_id() if reply_id is None else check_id(reply_id)

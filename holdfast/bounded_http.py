@@ -440,7 +440,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection = self._connection
         if connection is not None:
             self._body_bytes = 0
-            # in its first request the peer may belong to a burst, as for the head
+            # while its first request arrives, the connection may be part of a burst, as for the head
             connection.wait(BODY_S, may_burst=connection.may_burst)
 
     def _wait_for_head(self, connection: Connection) -> None:

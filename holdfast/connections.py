@@ -57,7 +57,7 @@ NOTICE_S = 10.0  # least time between two log lines about connections that were 
 # seconds.
 TRIM_AFTER = 200
 TRIM_S = 5.0
-TRIM_PAUSE = 50  # pause after it, as a multiple of its duration, which grows with the objects in memory
+TRIM_PAUSE = 50  # pause after a return of memory, as a multiple of its duration, which grows with the objects in memory
 MAX_COLLECTED = 1_000  # with more open connections, a garbage collection would hold the event loop for too long
 READ_BYTES = 16 * 1024  # limit of bytes read from one connection at once, after which the loop serves the others
 

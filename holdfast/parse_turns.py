@@ -22,7 +22,7 @@ class ParseTurns:
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
-        self._end_s = 0.0  # of this turn; 0 until a connection has asked
+        self._end_s = 0.0  # end of this turn, in the loop's time; 0 until a connection has requested it
         self._is_called = False
 
     def end_s(self) -> float:

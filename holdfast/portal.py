@@ -151,7 +151,7 @@ class SyncWriter:
 
     @property
     def length(self) -> int:
-        """Return the accepted code points of the text part that `append` goes to; 0 without one."""
+        """Return the number of accepted code points of the text part that `append` goes to; 0 without one."""
         return self._writer.length
 
     @property

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -23,17 +24,22 @@ from holdfast.agents.local import LocalWatch
 from holdfast.agents.stops import reply_to_stops, until_stopped
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.cursor import Cursor, parse_cursor
+from holdfast.core.deltas import Delta
 from holdfast.core.errors import HoldfastError, LocalError, shown
+from holdfast.core.turn_deltas import InAnswer, TurnChanged
 from holdfast.hub.hub import HubCore
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, sent_by
+from holdfast.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, Position, sent_by
 from holdfast.transports.message_stream import MessageStream, resume_point
 from holdfast.transports.sender import TaskSender
 from holdfast.transports.sse import StreamApp
+from holdfast.transports.turn_stream import TurnFormat
 
 logger = logging.getLogger("holdfast.agents")
 
-Style = Literal["events", "data"] | Callable[[str], str | bytes]
+Style = Literal["events", "data", "ai-sdk"] | Callable[[str], str | bytes]
+# For a style in the format of another client: the class of the format. It is in a layer above, and so named here only.
+FORMATS = {"ai-sdk": ("holdfast.interop.ai_sdk_stream", "UIStream")}
 VIEWERS_POLL_S = 1.0  # interval of the check whether an answer that ends without viewers has any
 
 
@@ -161,6 +167,8 @@ class StreamResponse(Response):
             **self._location_of(message_id),
             **(headers or {}),
         }
+        if (turn_format := self._turn_format()) is not None:
+            known = {**known, **turn_format.headers, **(headers or {})}
         self._own_headers = {name.lower() for name in headers or ()}
         del self.headers["content-length"]
         for name, value in known.items():
@@ -189,14 +197,15 @@ class StreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hub = self._app.hub
         requested = Headers(scope=scope)
-        since = parse_cursor(requested.get("last-event-id", ""))
+        # a format of another client begins with the first character, because its chunks have no ids
+        since = parse_cursor(requested.get("last-event-id", "")) if self._turn_format() is None else None
         if not self._is_repeatable and sent_by(since).is_finished:
             # status 204 stops an EventSource, which would otherwise repeat the request
             await Response(status_code=204)(scope, receive, send)
             return
         answering = await self._begin_or_join(since)  # None: the answer exists already, and this is one more reader
         message, cursor = await hub.read(self._channel, self._message_id)
-        # of a new answer no reader has received any text
+        # no reader has received any text of a new answer
         sent = resume_point(since if answering is None else None, cursor)
         if sent.is_finished and message.status != "streaming":
             await Response(status_code=204)(scope, receive, send)  # status 204 stops an EventSource
@@ -226,7 +235,16 @@ class StreamResponse(Response):
                 answering.reader_left()
             stream.close()
 
+    def _turn_format(self) -> TurnFormat | None:
+        if not isinstance(self._style, str) or self._style not in FORMATS:
+            return None
+        module, name = FORMATS[self._style]
+        turn_format: TurnFormat = getattr(import_module(module), name)(self._message_id)
+        return turn_format
+
     def _framer(self, requested: Headers) -> Framer:
+        if (turn_format := self._turn_format()) is not None:
+            return TurnFrames(turn_format, self._message_id)
         if self._style == "events":
             return NamedEvents()
         # Only an EventSource gets ids, from which it resumes after it reconnects by itself. Other readers get only the
@@ -234,14 +252,29 @@ class StreamResponse(Response):
         has_ids = "text/event-stream" in requested.get("accept", "")
         if self._style == "data":
             return PlainData(has_ids=has_ids)
+        assert callable(self._style)
         return OwnFrames(self._style, self._end_frame, has_ids=has_ids)
+
+
+class TurnFrames:
+    """One answer through the format of a turn."""
+
+    def __init__(self, turn_format: TurnFormat, message_id: str) -> None:
+        self._format = turn_format
+        self._message_id = message_id
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Return the bytes for `deltas` (`Framer.frame`)."""
+        over = [TurnChanged("over")] if status is not None else []
+        return self._format.frame([*(InAnswer(self._message_id, delta) for delta in deltas), *over])
 
 
 def check_style(style: object, end_frame: object) -> None:
     """Raise LocalError unless `style` is a known style or a function, and `end_frame` fits it."""
-    if not callable(style) and style not in ("events", "data"):
+    if not callable(style) and style not in ("events", "data", *FORMATS):
         raise LocalError(
-            f"style must be 'events', 'data', or a function that returns the frame of a text, got {shown(style)}"
+            "style must be 'events', 'data', 'ai-sdk', or a function that returns the frame of a text, "
+            f"got {shown(style)}"
         )
     if inspect.iscoroutinefunction(style):
         raise LocalError(

@@ -49,7 +49,7 @@ from holdfast.core.turn_deltas import (
 from holdfast.hub.identity import Identity
 from holdfast.hub.identity import Scope as HubScope
 from holdfast.hub.results import Result, own_copy
-from holdfast.hub.turn_status import read_conversation, read_turn
+from holdfast.hub.turn_status import read_conversation, read_open_turns, read_turn
 from holdfast.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
 from holdfast.transports.codec import decode, unexpected
 from holdfast.transports.credentials import Credentials
@@ -158,6 +158,11 @@ class Access:
         self.check(channel, "history")
         return await read_conversation(self._hub.runtime, channel, limit)
 
+    async def open_turns(self, channel: str) -> list[TurnStatus]:
+        """Return the turns that wait or run, oldest first, and answers that stream without a user message."""
+        self.check(channel, "history")
+        return await read_open_turns(self._hub.runtime, channel)
+
     def stream(self, channel: str, message_id: str, turn_format: TurnFormat) -> TurnResponse:
         """Return the response that streams a turn from its beginning, and ends with it. It needs `subscribe` too."""
         self.check(channel, "subscribe", "history")
@@ -199,7 +204,10 @@ class TurnResponse(Response):
                 await problem_response(error)(scope, receive, send)
                 return
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await stream.run(receive)
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await stream.run(receive)
         finally:
             stream.close()
 

@@ -123,7 +123,7 @@ def adopt(descriptor: int) -> socket.socket:
     """Return the socket of `listen` that the parent process has opened and passed on."""
     with socket.socket(fileno=os.dup(descriptor)) as same:
         family = same.family
-    # same family and protocol as the sockets of `listen`
+    # with the address family and the protocol that `listen` gives to a socket
     return _Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)
 
 

@@ -58,9 +58,9 @@ class HookOracle:
         self.calls = 0
         self._hook = hook
         self._stored = stored
-        self._done: dict[str, set[Call]] = {}  # by channel, the calls that succeeded
-        self._last: dict[str, Position] = {}  # by channel, the position of the last call
-        self._kept: dict[str, Position] = {}  # by channel, the position that the store keeps
+        self._done: dict[str, set[Call]] = {}  # for each channel the calls that succeeded
+        self._last: dict[str, Position] = {}  # for each channel the position of the last call
+        self._kept: dict[str, Position] = {}  # for each channel the position that the store keeps
         self._running: dict[str, Process] = {}
         self._at_start: dict[str, Position] = {}  # the heads of the channels when this run registered the hook
         # the heads of the channels when a run registered the hook for the first time

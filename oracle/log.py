@@ -64,9 +64,10 @@ class EpochLog:
         self.writers: dict[
             str, list[tuple[int, WriterIdentity | None]]
         ] = {}  # for each message its writers, each with the serial from which it writes
-        self.turns: dict[str, list[tuple[int, str, int]]] = {}  # by message: serial, state and generation
-        self.claims: dict[tuple[str, int], Claim] = {}  # by message and generation
-        self.commands: dict[str, tuple[int, Command]] = {}  # with their serials
+        # for each message the changes of its turn: serial, state and generation
+        self.turns: dict[str, list[tuple[int, str, int]]] = {}
+        self.claims: dict[tuple[str, int], Claim] = {}  # the claim of each message and generation
+        self.commands: dict[str, tuple[int, Command]] = {}  # for each command its serial and its entry
         self.replies: dict[str, tuple[int, Reply]] = {}
         self.replaced: set[str] = set()  # messages that had text replaced
         self.last_event = 0  # the serial of the last entry that is an event

@@ -37,7 +37,7 @@ PATIENCE_S = 30.0  # time for housekeeping, without faults
 
 Part = tuple[
     object, int, Mapping[str, int]
-]  # a part, the bound of its containers, and the containers with bounds of their own
+]  # a part of the hub, the bound of its containers, and those of its containers that have bounds of their own
 
 
 class Bounds:

@@ -378,7 +378,7 @@ async def async_style(text: str) -> str:
 @pytest.mark.parametrize(
     ("options", "detail"),
     [
-        ({"style": "sse"}, "style must be 'events', 'data', or a function"),
+        ({"style": "sse"}, "style must be 'events', 'data', 'ai-sdk', or a function"),
         ({"style": async_style}, "style must be an ordinary function"),
         ({"end_frame": "x"}, "end_frame belongs to a style that is a function"),
         ({"style": json_frame, "end_frame": 5}, "end_frame must be a str"),

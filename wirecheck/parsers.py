@@ -33,7 +33,7 @@ _UPGRADE = h11.Request(
 )
 _END = h11.EndOfMessage()
 
-_MAX_HEAD_BYTES = 8 * 1024  # largest response head, and largest line with a chunk's size
+_MAX_HEAD_BYTES = 8 * 1024  # limit of a response head, and of a line with a chunk's size
 
 
 def get_request(target: str, headers: dict[str, str]) -> bytes:

@@ -20,6 +20,7 @@ from holdfast.core.events import (
     ChannelAttached,
     CommandReply,
     CommandSent,
+    MessageAppend,
     MessageCreate,
     MessageDelete,
     MessageUpdate,
@@ -106,6 +107,7 @@ class TurnProgress:
         self._answers: dict[str, MessageProgress] = {}
         self._questions: set[str] = set()
         self._is_deleted = self._is_cut = False
+        self._claim: ClaimState | None = None  # the claim of the turn as of the last batch
         self.state: TurnState = "none"
 
     @property
@@ -134,8 +136,13 @@ class TurnProgress:
         `message` is the user message as of the end of the batch; None if it is not in memory, because it has no open
         turn.
         """
-        deltas: list[TurnDelta] = []
         claim = message.claim if message is not None else None
+        if len(events) == 1 and type(event := events[0]) is MessageAppend and claim is self._claim:
+            # hot path: nearly all events are text, which does not change the state of the turn
+            answer = self._answers.get(event.id)
+            return [InAnswer(event.id, delta) for delta in answer.receive(events)] if answer is not None else []
+        self._claim = claim
+        deltas: list[TurnDelta] = []
         # commands last: an answer that was created in this batch may have changed since it asked
         for event in sorted(events, key=lambda one: isinstance(one, CommandSent | CommandReply)):
             match event:

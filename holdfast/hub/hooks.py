@@ -131,7 +131,7 @@ class HookRunner:
             found: dict[str, tuple[str, int]] = {}
             for channel in fresh:
                 head = await store.head(channel)
-                # not the head that the store returns: it may have moved since the registration
+                # use the head as it was at the registration; that which the store returns may have moved since
                 found[channel] = self._early.get(channel, (head.epoch, head.serial))
             await store.note({f"hook/{name}/{channel}": _noted(*at) for channel, at in found.items()})
             self._positions |= found

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import restore
@@ -274,6 +275,7 @@ class HubCore:
         meta: dict[str, Json] | None = None,
         parent: str | UnsetType | None = UNSET,
         reply_to: str | None = None,
+        starts_turn: bool = True,
     ) -> Message:
         """Store a whole message and return it. With your own `id` the call is safe to repeat. Raises IdConflict."""
         request = CreateMessage(
@@ -285,7 +287,9 @@ class HubCore:
             reply_to=reply_to,
         )
         message_id = self._id(id)
-        return _present(await self.ask(channel, message_id, request, self.caller(author)), message_id)
+        # a user message that starts no turn waits for no agent, such as one of an imported conversation
+        caller = replace(self.caller(author), brings_answer=not starts_turn)
+        return _present(await self.ask(channel, message_id, request, caller), message_id)
 
     async def update(
         self,

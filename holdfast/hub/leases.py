@@ -136,7 +136,7 @@ class LeaseMonitor:
     def inspect_command(self, channel: str, key: str, command: CommandState | None) -> None:
         """Set or drop the deadlines of the command `key`; None if the command no longer exists."""
         if command is None:
-            return  # no need to drop its deadlines: they do nothing for a command that has a reply or is gone
+            return  # its deadlines need not be dropped: they have no effect on a command that has a reply or is gone
         expires_ms = command.expires_ms
         cancel, expiry = ("cancel", channel, key, expires_ms), ("expiry", channel, key, expires_ms)
         if not command.is_open:

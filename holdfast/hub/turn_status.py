@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 
 from holdfast.core.branches import newest_branch
 from holdfast.core.document import restore
+from holdfast.core.errors import Deleted, NotFound
 from holdfast.core.message_state import ClaimState, MessageState
 from holdfast.core.model import Command, Message
 from holdfast.core.turn_deltas import TurnStatus, is_answer_of, is_question, turn_state
@@ -33,6 +35,24 @@ async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStat
         one.id: one for one in live.state.messages.values() if is_answer_of(one, message_id, known.claim)
     }
     return _status(live, known.message(), known.claim, answers.values())
+
+
+async def read_open_turns(runtime: Runtime, channel: str) -> list[TurnStatus]:
+    """Return the turns that wait or run, oldest first, and answers that stream without a user message.
+
+    These messages are always in memory, so this is cheap.
+    """
+    live = await runtime.fresh(channel)
+    messages = live.state.messages
+    streaming = [one for one in messages.values() if one.is_streaming and one.role != "user"]
+    asked = {one.id for one in messages.values() if one.is_open and one.role == "user"}
+    asked |= {one.reply_to for one in streaming if one.reply_to is not None}
+    turns = [_status(live, None, None, [one]) for one in streaming if one.reply_to is None]
+    for message_id in asked:
+        with suppress(NotFound, Deleted):
+            turns.append(await read_turn(runtime, channel, message_id))
+    is_open = [one for one in turns if one.state in ("waiting", "running")]
+    return sorted(is_open, key=lambda one: (one.message or one.answers[0]).created)
 
 
 async def read_conversation(runtime: Runtime, channel: str, limit: int) -> list[TurnStatus]:

@@ -2,8 +2,8 @@
 
 Layer: interop.
 
-`AISDK(hub, channel="chat:{id}").install(app, "/api/chat")` adds four routes to an app. The page's history is never
-believed: a request adds its last message, or answers the questions of the agent, and the store has the rest.
+`AISDK(hub, channel="chat:{id}").install(app, "/api/chat")` adds four routes to an app. The history that a page sends is
+ignored: a request adds its last message, or answers the questions of the agent, and the store has all earlier messages.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from holdfast.core.errors import (
     NotFound,
     StillStreaming,
 )
-from holdfast.interop.ai_sdk_stream import Json, Release, UIStream, is_tool, ui_messages
+from holdfast.interop.ai_sdk_parts import Json, Release, is_tool, ui_messages
+from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.routes import Access, TurnStatus, guarded, versions_of
 
 _ID = re.compile(r"[A-Za-z0-9_.:~@=+-]{1,64}\Z")
-NEWEST = 50  # newest messages of a channel among which a running turn is looked for
+NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
 class AISDK:
@@ -81,11 +82,11 @@ class AISDK:
         if last["role"] == "assistant":
             turn = await self._answer(access, channel, last)
             message_id = turn.message.id if turn.message is not None else ""
-            return access.stream(channel, message_id, UIStream(self._release, message_id, last))
+            return access.stream(channel, message_id, UIStream(message_id, self._release, last))
         question = await self._question(access, channel, earlier, last, is_edit=body.get("messageId") is not None)
         if body.get("trigger") == "regenerate-message":
             await self._regenerate(access, channel, question)
-        return access.stream(channel, question, UIStream(self._release, question))
+        return access.stream(channel, question, UIStream(question, self._release))
 
     async def _question(self, access: Access, channel: str, earlier: list[Json], last: Json, *, is_edit: bool) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
@@ -97,7 +98,7 @@ class AISDK:
         try:
             created = await access.create(channel, id=given, parts=parts, parent=UNSET if parent is None else parent)
             return created.id
-        except IdConflict:  # the same message, sent twice at the same moment
+        except IdConflict:  # a repeat of this request has created the same message at the same moment
             return await self._version(access, channel, given, parts, is_edit=is_edit)
 
     async def _version(self, access: Access, channel: str, given: str, parts: list[Json], *, is_edit: bool) -> str:
@@ -116,7 +117,7 @@ class AISDK:
     async def _regenerate(self, access: Access, channel: str, question: str) -> None:
         turn = await access.turn(channel, question)
         if turn.state not in ("over", "none"):
-            return  # the same request, sent twice
+            return  # the request is a repeat
         newest = turn.answers[-1].id if turn.answers else ""
         with suppress(StillStreaming):
             await access.command(channel, "regenerate", target=question, id=_hashed("regenerate", question, newest))
@@ -126,7 +127,9 @@ class AISDK:
         turns = await access.conversation(channel)
         turn = next((one for one in turns if one.message is not None and last["id"] in _ids_of(one)), None)
         if turn is None:
-            raise NotFound(f"message {last['id'][:64]!r} is no answer in channel {channel!r}; load the messages again")
+            raise NotFound(
+                f"message {last['id'][:64]!r} is not an answer in channel {channel!r}; load the messages again"
+            )
         open_ids = {one.id for one in turn.questions}
         calls = {
             one.data["call"]: one.id for one in turn.questions if isinstance(one.data, dict) and "call" in one.data
@@ -135,7 +138,7 @@ class AISDK:
             state, approval = part.get("state"), part.get("approval")
             # another tab may have been faster, or the question may have expired: neither is an error
             with suppress(AlreadyAnswered, NotFound):
-                if state == "approval-responded" and isinstance(approval, dict) and approval.get("id") in open_ids:
+                if state == "approval-responded" and isinstance(approval, dict) and str(approval.get("id")) in open_ids:
                     reason = {"reason": approval["reason"]} if isinstance(approval.get("reason"), str) else None
                     await access.reply(channel, approval["id"], ok=approval.get("approved") is True, data=reason)
                 elif part["toolCallId"] in calls and part["type"].removeprefix("tool-") in self._release.browser_tools:
@@ -150,9 +153,9 @@ class AISDK:
         """Replay the running turn; 204 if none runs."""
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
-        for turn in reversed(await access.conversation(channel, limit=NEWEST)):
-            if turn.message is not None and turn.state in ("waiting", "running"):
-                return access.stream(channel, turn.message.id, UIStream(self._release, turn.message.id))
+        for turn in reversed(await access.open_turns(channel)):
+            if turn.message is not None:
+                return access.stream(channel, turn.message.id, UIStream(turn.message.id, self._release))
         return Response(status_code=204)
 
     async def _messages(self, request: Request) -> Response:
@@ -162,14 +165,13 @@ class AISDK:
         return JSONResponse(messages, headers={"cache-control": "no-store"})
 
     async def _stop(self, request: Request) -> Response:
-        """Cancel what runs, for all tabs. Closing a connection cancels nothing."""
+        """Cancel the running turns, for all tabs. Closing a connection cancels nothing."""
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["history", "command"])
-        for turn in await access.conversation(channel, limit=NEWEST):
-            if turn.state in ("waiting", "running"):
-                with suppress(Finished, NotFound):
-                    target = turn.message.id if turn.message is not None else turn.answers[0].id
-                    await access.command(channel, "cancel", target=target)
+        for turn in await access.open_turns(channel):
+            with suppress(Finished, NotFound):
+                target = turn.message.id if turn.message is not None else turn.answers[0].id
+                await access.command(channel, "cancel", target=target)
         return Response(status_code=204)
 
     def _channel_of(self, chat: object) -> str:

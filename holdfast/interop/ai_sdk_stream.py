@@ -1,21 +1,22 @@
-"""A turn in the format of the AI SDK: its UI message stream, and its `UIMessage`s.
+"""A turn as the UI message stream of the AI SDK.
 
 Layer: interop.
 
-One turn is one assistant message of the page, with all answers of the turn. Clients refuse what they do not know: a
-chunk type or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool
-comes a step boundary, because pages that send on by themselves look at the last step only. `docs/interop.md` has the
-mapping.
+One turn is one assistant message of the page, with all answers of the turn. Clients refuse unknown data: a chunk type
+or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool comes a step
+boundary, because pages that continue by themselves look at the last step only. `docs/interop.md` has the mapping.
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from holdfast.interop.ai_sdk_parts import LATEST, Json, Release, is_tool, parsed, result_of, ui_part
 from holdfast.routes import (
     InAnswer,
     MessageContinued,
@@ -30,10 +31,9 @@ from holdfast.routes import (
     TextAdded,
     TurnChanged,
     TurnDelta,
-    TurnStatus,
 )
 
-Json = dict[str, Any]
+_encode = msgspec.json.Encoder().encode
 Place = tuple[str, int]  # the id of an answer, and the index of a part
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
@@ -41,29 +41,23 @@ _STAGES = {"input-available": 2, "approval-requested": 2, "approval-responded": 
 _STAGES |= {"output-available": 3, "output-error": 3, "output-denied": 3}
 
 
-@dataclass(frozen=True)
-class Release:
-    """The release of `ai` in the page, and the tools that the page runs."""
-
-    version: int = 7
-    strict: bool = False
-    browser_tools: frozenset[str] = frozenset()
-
-
 @dataclass
 class _Tool:
     call: str
     name: str
     stage: int = 0
-    sent: int = 0  # code points of the input
+    sent: int = 0  # number of code points of the input that were sent
 
 
 class UIStream:
-    """The UI message stream of one turn. With `page`, the page's own message, it has only the parts that lack there."""
+    """The UI message stream of one turn.
+
+    With `page`, the page's own message, it has only the parts that are missing there.
+    """
 
     heartbeat = b":\n\n"
 
-    def __init__(self, release: Release, message_id: str, page: Json | None = None) -> None:
+    def __init__(self, message_id: str, release: Release = LATEST, page: Json | None = None) -> None:
         self.headers = {
             "content-type": "text/event-stream; charset=utf-8",
             "x-accel-buffering": "no",
@@ -89,11 +83,13 @@ class UIStream:
             kind: deque(one["text"] for one in parts if one["type"] == kind) for kind in ("text", "reasoning")
         }
         self._has_tools = {one["toolCallId"]: one["state"] for one in parts if is_tool(one)}
-        self._has_data = {one.get("id"): one.get("data") for one in parts if one["type"].startswith("data-")}
-        self._has_others = {one.get("sourceId") or one.get("url") for one in parts}
+        self._has_data = {str(one.get("id")): one.get("data") for one in parts if one["type"].startswith("data-")}
+        self._has_others = {str(one.get("sourceId") or one.get("url")) for one in parts}
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
+        if len(deltas) == 1 and (body := self._more_text(deltas[0])):
+            return body
         if self._page is not None:
             self._begin(self._page["id"])
         state = ""
@@ -117,9 +113,19 @@ class UIStream:
             self._put(type="finish-step")
             self._put(type="finish", **self._reason("tool-calls"))
             self.is_over = True
-        body = "".join(f"data: {json.dumps(one, separators=(',', ':'))}\n\n" for one in self._chunks)
+        body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._chunks])
         self._chunks.clear()
-        return (body + ("data: [DONE]\n\n" if self.is_over else "")).encode()
+        return body + b"data: [DONE]\n\n" if self.is_over else body
+
+    def _more_text(self, delta: TurnDelta) -> bytes:
+        """Return the chunk for more text of an open part, as nearly all deltas are; no bytes for other deltas."""
+        if type(delta) is not InAnswer or type(added := delta.delta) is not TextAdded:
+            return b""
+        kind, id = self._open.get((delta.message_id, added.index), ("", ""))
+        if not kind or self._is_step_due:
+            return b""
+        self._sent[delta.message_id, added.index] += len(added.text)
+        return b"data: %b\n\n" % _encode({"type": f"{kind}-delta", "id": id, "delta": added.text})
 
     def _put(self, **chunk: Any) -> None:
         self._chunks.append(chunk)
@@ -190,7 +196,7 @@ class UIStream:
 
     def _is_on_page(self, chunk: Json) -> bool:
         if chunk["type"].startswith("data-"):
-            return chunk["id"] in self._has_data and self._has_data[chunk["id"]] == chunk["data"]
+            return bool(self._has_data.get(chunk["id"], ...) == chunk["data"])
         return (chunk.get("sourceId") or chunk.get("url")) in self._has_others
 
     def _grow(self, place: Place, kind: str, text: str) -> None:
@@ -234,7 +240,7 @@ class UIStream:
             self._is_step_due = True
             self._is_step_empty = self._is_step_empty and not is_new
             self._put(
-                **_result(part, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
+                **result_of(part, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
             )
 
     def _make_available(self, tool: _Tool, text: str, *, is_silent: bool = False) -> None:
@@ -279,122 +285,10 @@ class UIStream:
         if status == "complete":
             finish: Json = {"messageMetadata": self._meta} if self._meta else {}
             if self._end is not None:
-                known = self._meta.get("finish_reason")
-                finish |= self._reason(FINISH_REASONS.get(known, "other") if known else "stop")
+                finish |= self._reason(FINISH_REASONS.get(self._meta.get("finish_reason", "stop"), "other"))
             self._put(type="finish", **finish)
         elif status == "cancelled":
             self._put(type="abort")
         else:
             self._put(type="error", errorText=reason or ("no agent serves this chat" if state == "none" else status))
         self.is_over = True
-
-
-def is_tool(part: Json) -> bool:
-    """Return whether a part of a page's message is a call of a tool."""
-    return str(part["type"]).startswith("tool-") and isinstance(part.get("toolCallId"), str)
-
-
-def parsed(text: str) -> tuple[Any, bool]:
-    """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself."""
-    try:
-        return json.loads(text), True
-    except ValueError:
-        return text or {}, not text
-
-
-def _result(part: Json, release: Release) -> Json:
-    """Return the chunk with the result of a call."""
-    known = {"toolCallId": part["call"]}
-    if part.get("state") == "denied":
-        if release.version < 6:
-            return {"type": "tool-output-error", **known, "errorText": "denied"}
-        return {"type": "tool-output-denied", **known}
-    output = part.get("output")
-    if part.get("state") == "error":
-        text = output if isinstance(output, str) else json.dumps(output)
-        return {"type": "tool-output-error", **known, "errorText": text}
-    return {"type": "tool-output-available", **known, "output": output}
-
-
-def ui_part(id: str, part: Json) -> Json | None:
-    """Return a source, file or data part, which is the same as chunk and in a message; None if the page has no such."""
-    match part:
-        case {"type": "data", "name": str(name)}:
-            return {"type": f"data-{name}", "id": id, "data": part.get("data")}
-        case {"type": "file", "url": str(url)}:
-            media_type = part.get("mediaType") or part.get("media_type") or "application/octet-stream"
-            return {"type": "file", "url": url, "mediaType": media_type}
-        case {"type": "source", "url": str(url)}:
-            title = {"title": part["title"]} if isinstance(part.get("title"), str) else {}
-            return {"type": "source-url", "sourceId": id, "url": url, **title}
-        case {"type": "source"}:
-            name = str(part.get("title") or part.get("filename") or "source")
-            media_type = str(part.get("mediaType") or part.get("media_type") or "text/plain")
-            return {"type": "source-document", "sourceId": id, "mediaType": media_type, "title": name}
-    return None
-
-
-def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
-    """Return the conversation as `UIMessage`s, without the answers of turns that wait or run."""
-    messages: list[Json] = []
-    for turn in turns:
-        if turn.message is not None:
-            asked = turn.message
-            meta = {"metadata": asked.meta} if asked.meta else {}
-            messages.append({"id": asked.id, "role": "user", "parts": [_asked(one) for one in asked.parts], **meta})
-        if turn.answers and turn.state == "over":
-            metas: Json = {}
-            for answer in turn.answers:
-                metas |= answer.meta
-            message: Json = {"id": turn.answers[0].id, "role": "assistant", "parts": _parts(turn, release)}
-            messages.append({**message, **({"metadata": metas} if metas else {})})
-    return messages
-
-
-def _asked(part: Json) -> Json:
-    match part:
-        case {"type": "data", "name": name}:
-            return {"type": f"data-{name}", "data": part.get("data")}
-        case {"type": "file"}:
-            return {"mediaType": "application/octet-stream", **part}
-    return part
-
-
-def _parts(turn: TurnStatus, release: Release) -> list[Json]:
-    """Return the parts of a turn's answers as the page builds them from the stream."""
-    step = {"type": "step-start"}
-    parts: list[Json] = [step]
-    is_due = False
-    for answer in turn.answers:
-        is_due = is_due or len(parts) > 1
-        for index, part in enumerate(answer.parts):
-            one: Json | None
-            if part["type"] in ("text", "reasoning"):
-                # pages keep the id of a reasoning, but for early releases
-                id = {"id": f"{answer.id}.{index}"} if part["type"] == "reasoning" and not release.strict else {}
-                one = {"type": part["type"], **id, "text": part["text"], "state": "done"} if part["text"] else None
-            elif part["type"] == "tool":
-                one = _tool_part(part, release)
-            else:
-                one = ui_part(f"{answer.id}.{index}", part)
-            if one is None:
-                continue
-            if is_due and parts[-1] is not step:
-                parts.append(step)
-            parts.append(one)
-            is_due = part["type"] == "tool" and str(one["state"]).startswith("output-")
-    return [*parts, step] if is_due and parts[-1] is not step else parts
-
-
-def _tool_part(part: Json, release: Release) -> Json:
-    value, _ = parsed(part.get("input", ""))
-    state = part.get("state")
-    known: Json = {"type": f"tool-{part['name']}", "toolCallId": part["call"], "input": value}
-    executed = {"providerExecuted": True} if part["name"] not in release.browser_tools else {}
-    if "output" not in part and state not in ("done", "error", "denied"):
-        return {**known, "state": "input-available" if state == "called" else "input-streaming", **executed}
-    result = _result(part, release)
-    shown = {name: value for name, value in result.items() if name in ("output", "errorText")}
-    if result["type"] == "tool-output-denied":
-        return {**known, "state": "output-denied", "approval": {"id": part["call"], "approved": False}, **executed}
-    return {**known, "state": result["type"].removeprefix("tool-"), **shown, **executed}

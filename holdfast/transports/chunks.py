@@ -33,7 +33,7 @@ class Chunks:
         self._chunk = b""
 
     def of(self, batch: EncodedBatch) -> bytes | None:
-        """Return the batch as an HTTP/1.1 chunk; None if it is too large to be worth it."""
+        """Return the batch as an HTTP/1.1 chunk; None if it is too large to cache."""
         if batch is not self._batch:
             body = batch.sse
             if len(body) > MAX_BYTES:
@@ -104,7 +104,7 @@ class Frames:
         self._frame = b"\x81\x00"
 
     def of(self, text: str) -> bytes | None:
-        """Return `text` as one unmasked frame; None if it is too large to be worth it."""
+        """Return `text` as one unmasked frame; None if it is too large to cache."""
         if text is not self._text:
             if len(text) > MAX_BYTES:
                 return None

@@ -119,7 +119,7 @@ class TaskSender(Sender):
         super().__init__(send, owner, heartbeats)
         self._message: Message | None = None
         self._changed: asyncio.Future[None] | None = None
-        self._watch: Watch | None = None  # of the write in progress
+        self._watch: Watch | None = None  # watch over the write in progress
         self._patience_s: float | None = None  # limit of the last write, if it has not begun yet
 
     def write(self, message: Message) -> None:

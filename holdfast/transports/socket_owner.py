@@ -33,12 +33,13 @@ Address = IPv4Address | IPv6Address
 
 _SOCK_DIAG = 4  # the netlink family NETLINK_SOCK_DIAG, for which the module `socket` has no name
 _BY_FAMILY, _ERROR, _REQUEST = 20, 2, 1  # message types SOCK_DIAG_BY_FAMILY and NLMSG_ERROR, and flag NLM_F_REQUEST
-_HEADER = struct.Struct("=IHHII")  # of each message: length, type, flags, sequence number, port
-_FILTER = struct.Struct("=BBBBI")  # of the request: family, protocol, extensions, padding, states
-_STATE = struct.Struct("=BBBB")  # of the response: family, state, timer, retransmits
-_PAIR = struct.Struct(">HH16s16s")  # of both: source port, destination port, source, destination
-_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)  # of the request: any interface, no cookie
-_OWNER = struct.Struct("=IIIII")  # of the response: timer, bytes to read, bytes to write, user, inode
+_HEADER = struct.Struct("=IHHII")  # header of each message: length, type, flags, sequence number, port
+_FILTER = struct.Struct("=BBBBI")  # filter of the request: family, protocol, extensions, padding, states
+_STATE = struct.Struct("=BBBB")  # beginning of the response: family, state, timer, retransmits
+# ends of the connection in request and response: source port, destination port, source, destination
+_PAIR = struct.Struct(">HH16s16s")
+_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)  # end of the request: any interface, no cookie
+_OWNER = struct.Struct("=IIIII")  # end of the response: timer, bytes to read, bytes to write, user, inode
 _OWNER_AT = _HEADER.size + _STATE.size + _PAIR.size + len(_COOKIE)
 _EVERY_STATE = 0xFFFFFFFF
 _ROOT = 0

@@ -27,7 +27,7 @@ from holdfast.transports.sse import EventStream, StreamApp
 class TurnFormat(Protocol):
     """Turns the deltas of a turn into the bytes of a wire format. An instance belongs to one response."""
 
-    headers: dict[str, str]  # of the response, with its `content-type`
+    headers: dict[str, str]  # headers of the response, with its `content-type`
     heartbeat: bytes  # sent when the turn is silent for 15 seconds; readers of the format ignore it
     is_over: bool  # True: the response is complete with the bytes of the last call, although the turn may go on
 

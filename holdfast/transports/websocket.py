@@ -240,7 +240,7 @@ class Socket:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] | None = None
         self._room: asyncio.Future[None] | None = None
-        self._pause_s = 0.0  # before the next frame
+        self._pause_s = 0.0  # pause before the next frame is received
         self._is_due = False
         self._is_closing = False
         sender_class = DirectSender if hub.drive_by_hand else TaskSender

@@ -73,6 +73,7 @@ const TRANSPORTS = [WEBSOCKET, STREAM, POLL]
 // blocked
 const SOCKET_TRIES = 3
 const UPGRADE_MS = 300_000 // time between two attempts to use a better transport
+const SLOW_MS = 1_500 // an attempt that takes longer is diagnosed before it fails
 const WAKING = ["online", "visibilitychange", "pageshow", "resume"]
 
 /** @param {Options} options */
@@ -105,7 +106,7 @@ export class Client extends Observable {
   /** @type {Promise<unknown> | undefined} of `sharing`, where an identity may be known */
   #starts
   /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #upgrade
+  #later
   /** @type {string | undefined} the client id that the server has confirmed */
   #id
 
@@ -148,7 +149,7 @@ export class Client extends Observable {
     const now = { state: this.state, error: this.#error, transport: this.#transport.name, retryAt }
     const fields = /** @type {(keyof Status)[]} */ (Object.keys(now))
     if (!fields.every((name) => now[name] === this.#shown?.[name])) this.#shown = now
-    return this.#shown ?? now
+    return /** @type {Status} */ (this.#shown)
   }
 
   /**
@@ -338,11 +339,11 @@ export class Client extends Observable {
       connection.attempt = attempt
       connection.start()
     }
-    if (this.isHttp && this.#isFree) this.#upgrade = setTimeout(() => this.#climb(), UPGRADE_MS)
+    this.#later = this.isHttp && this.#isFree ? setTimeout(() => this.#climb(), UPGRADE_MS) : setTimeout(() => this.#probe(), SLOW_MS)
   }
 
   #stopAll() {
-    clearTimeout(this.#upgrade)
+    clearTimeout(this.#later)
     for (const connection of this.#connections) connection.stop()
     this.#connections = []
   }

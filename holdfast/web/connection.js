@@ -175,7 +175,7 @@ export class Connection {
     const left_ms = this.#receivedAt + (this.isOpen ? this.transport.silence_ms : OPEN_MS) - this.client.now()
     if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), left_ms)
     else {
-      this.isBuffered = true // some proxies hold back even the headers
+      this.isBuffered = true // True: some proxies hold back even the headers
       this.fail()
     }
   }

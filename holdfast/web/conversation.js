@@ -79,8 +79,8 @@ export class Conversation {
 
   /** The message to stop: the newest answer that is being written, or the newest question. */
   get running() {
-    const newest = [...this.messages].reverse()
-    return newest.find(({ status }) => status === "streaming") ?? newest.find(({ role, local }) => role === "user" && !local)
+    const { messages } = this
+    return messages.findLast(({ status }) => status === "streaming") ?? messages.findLast(({ role, local }) => role === "user" && !local)
   }
 
   /** Find the alternatives and the path. */

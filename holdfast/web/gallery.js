@@ -255,4 +255,4 @@ await Promise.all(shown.map(async ({ scene, figure }) => {
   await scene.shown()
   figure.dataset.ready = "yes"
 }))
-document.body.dataset.ready = "yes" // for tests
+document.body.dataset.ready = "yes" // tests wait for this

@@ -116,7 +116,7 @@ export class GrowingMarkdown {
   redraw(at) {
     const text = this.#given
     const isOver = this.#isOver
-    if (at > this.#begun) return this.#drawTail()
+    if (at > this.#begun && this.#tail.parentNode) return this.#drawTail() // a complete answer has no tail
     this.#clear()
     this.update(text, isOver)
   }

@@ -113,7 +113,7 @@ export class Outbox {
   /** Remove the messages of this person, because the person signs out. */
   forget() {
     const { id, options } = this.client
-    this.#load() // those that closed tabs have left
+    this.#load() // load the messages that closed tabs have left in the storage
     for (const entry of this.entries.values()) if (options.identity !== undefined || (entry.by ?? id) === id) this.remove(entry.id)
   }
 

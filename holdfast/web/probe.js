@@ -9,7 +9,7 @@
 import { HoldfastError, refusal } from "./errors.js"
 
 const PROTOCOL = 1
-const PROBE_MS = 3_000
+const PROBE_MS = 3_000 // time limit of both requests together
 const REPORT_MS = 50 // time to wait for the report of a policy violation, which the browser sends in a later task
 
 /**
@@ -23,6 +23,7 @@ export async function diagnose(base, fetch) {
     return refusal("mixed_content", `the page is loaded over https, so the browser blocks ${base}: serve Holdfast over https`)
   }
   const address = `${base}/v1`
+  const signal = AbortSignal.timeout(PROBE_MS)
   /** @type {string | undefined} */
   let directive
   /** @param {SecurityPolicyViolationEvent} event */
@@ -31,7 +32,7 @@ export async function diagnose(base, fetch) {
   }
   globalThis.document?.addEventListener?.("securitypolicyviolation", blocked)
   try {
-    const response = await fetch(address, { signal: AbortSignal.timeout(PROBE_MS), cache: "no-store" })
+    const response = await fetch(address, { signal, cache: "no-store" })
     const body = await response.json().catch(() => ({}))
     if (body?.server === "holdfast" && body.protocol !== PROTOCOL) {
       return refusal("unsupported_protocol", `${base} speaks protocol ${body.protocol}, this client ${PROTOCOL}: use the client of the server's release, for example ${base}/web/client.js`)
@@ -40,7 +41,7 @@ export async function diagnose(base, fetch) {
     if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} got status ${response.status}`, body)
     return refusal("not_holdfast", `${base} responds (status ${response.status}), but not as a Holdfast server: is it mounted at another path?`)
   } catch {
-    const isThere = await fetch(address, { mode: "no-cors", signal: AbortSignal.timeout(PROBE_MS) }).then(() => true, () => false)
+    const isThere = await fetch(address, { mode: "no-cors", signal }).then(() => true, () => false)
     if (globalThis.document) await new Promise((resolve) => setTimeout(resolve, REPORT_MS))
     if (directive) {
       return refusal("blocked_by_csp", `the page's Content-Security-Policy blocks ${base}: add ${new URL(base).origin} to ${directive}`)

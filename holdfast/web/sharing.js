@@ -12,8 +12,8 @@ import { Tabs } from "./tabs.js"
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /** @typedef {import("./connection.js").Transport} Transport */
 
-const MAX_UNITS = 4_000 // of the list of ended messages; a longer one begins anew
-const SIGN_OUT = "." // in that list; no message has this id
+const MAX_UNITS = 4_000 // limit of the list of ended messages, in UTF-16 units; a longer list begins anew
+const SIGN_OUT = "." // stands for a sign-out in that list; no message has this id
 
 /** Find the identity, show the cached views, and connect. @param {Client} client @param {Transport} socket the transport whose frames tabs exchange */
 export async function share(client, socket) {

@@ -41,7 +41,7 @@ export class Token {
 
   /**
    * The server does not accept `token` (any more). Return whether another attempt makes sense. Several requests may
-   * have sent the same token: once it is replaced, a further refusal of it says nothing new.
+   * have sent the same token: refusals after the first do not count, because the token is replaced already.
    * @param {string | undefined} token @param {boolean} isExpired
    */
   refused(token, isExpired) {

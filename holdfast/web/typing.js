@@ -1,13 +1,12 @@
 /**
  * Typing: signals that this person types, and the people that type now.
  *
- * A signal `typing` holds `{typing: boolean}`. One that is true is valid for some seconds, so that a page that closes
- * suddenly no longer types.
+ * A signal `typing` holds `{typing: boolean}`. One that is true is valid for some seconds, so that the typing also ends
+ * if a page closes suddenly.
  * @module
  */
 
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
-/** @typedef {import("./view.js").WireEvent} WireEvent */
 
 const AGAIN_MS = 2_000 // time between two signals while a person continues to type
 const VALID_MS = 6_000
@@ -32,11 +31,12 @@ export class Typing {
     this.channel.signal("typing", { typing })
   }
 
-  /** @param {WireEvent} event */
-  receive(event) {
-    if (event.type === "message.create" && this.#ends.has(event.message.author ?? "")) this.#set(event.message.author ?? "", false)
-    if (event.type !== "signal" || event.name !== "typing" || typeof event.from !== "string") return
-    if (event.from !== this.channel.client.id) this.#set(event.from, /** @type {any} */ (event.data)?.typing === true)
+  /** @param {any} event */
+  receive({ type, name, from, data, message }) {
+    if (type === "message.create" && this.#ends.has(message.author)) this.#set(message.author, false)
+    if (type === "signal" && name === "typing" && typeof from === "string" && from !== this.channel.client.id) {
+      this.#set(from, data?.typing === true)
+    }
   }
 
   stop() {
@@ -47,11 +47,12 @@ export class Typing {
   #set(id, isTyping) {
     clearTimeout(this.#ends.get(id))
     this.#ends.delete(id)
-    const end = () => {
-      this.#set(id, false)
-      this.channel.notify()
+    if (isTyping) {
+      this.#ends.set(id, setTimeout(() => {
+        this.#set(id, false)
+        this.channel.notify()
+      }, VALID_MS))
     }
-    if (isTyping) this.#ends.set(id, setTimeout(end, VALID_MS))
     this.ids = [...this.#ends.keys()]
   }
 }

@@ -60,8 +60,7 @@ function dial(connection, token) {
       const ref = client.nextRef()
       attaching.set(ref, channel)
       channel.attaching()
-      const { name, limit, cursor } = channel
-      send({ type: "attach", ref, channel: name, history: limit, since: cursor ?? undefined })
+      send({ type: "attach", ref, channel: channel.name, history: channel.limit, since: channel.cursor ?? undefined })
     }
     for (const channel of connection.channels) connection.attach(channel)
     for (const { text } of client.requests.pending.values()) socket.send(text)

@@ -557,7 +557,7 @@ async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> No
     third.agent("chat:*", name="bot")(resuming)
     await third.start()
     await asyncio.sleep(5)
-    assert len(attempts) <= 1  # it is over
+    assert len(attempts) <= 1  # the turn is over
     assert (await third.read("chat:1", asked.id))[0].version == asked.version  # a claim changes no version
     await third.close()
 

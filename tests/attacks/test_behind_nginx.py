@@ -77,4 +77,4 @@ async def test_nginx_bounds_the_sockets_of_one_address(behind_nginx: Scene) -> N
     )
     assert outcome.growth_bytes <= 64 * MIB
     assert outcome.beside == 20
-    assert outcome.descriptors < 96 + 40, outcome  # those of the good clients, and connections that begin or end
+    assert outcome.descriptors < 96 + 40, outcome  # the files of the good clients, and of connections that begin or end

@@ -111,14 +111,15 @@ def test_server_with_too_few_file_descriptors_is_reported(tmp_path: Path) -> Non
             load.request("connect", kind="sse", channels=["bench:1"] * 40, timeout_s=0.5, **server.address)
 
 
-SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")  # from Holdfast, the kernel, Redis
+# words of a full disk: of Holdfast, the kernel and Redis
+SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")
 
 
 @needs_mount
 @pytest.mark.parametrize(
     "name",
     [
-        "conversations",  # and all others whose producers are awaited
+        "conversations",  # stands for all benchmarks whose producers are awaited
         "storm",
         "soak",
         "resume",

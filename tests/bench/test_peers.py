@@ -409,7 +409,7 @@ def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
-        pytest.param("nchan", 2 + 3, marks=needs_nchan),  # of fan-out, and of reload with resume
+        pytest.param("nchan", 2 + 3, marks=needs_nchan),  # rows of fan-out, and of reload with resume
         pytest.param("nchan with Redis", 2 + 3, marks=[needs_nchan, needs_redis]),
         pytest.param("socket.io", 1 + 1, marks=needs_socketio),
     ],

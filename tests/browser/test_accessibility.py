@@ -15,7 +15,7 @@ from playwright.async_api import Browser, Page
 from tests.browser.gallery import gallery_server, open_gallery
 from tests.browser.test_chat import scene
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _FLOATING = '<button>Before</button><holdfast-chat channel="chat:1" heading="Ask the docs" launcher></holdfast-chat>'
 # Define `focused()`: the focused element, and whether a person sees it.

@@ -13,7 +13,7 @@ from playwright.async_api import Browser, Page
 
 from tests.browser.test_client import app_with, page_at, token, verified
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 SECRET_TEXT = "canary of ada"
 

@@ -40,7 +40,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 FIRST_WORDS_S = 5.0  # time within which the client must name the reason of a failure
 BUFFERED_S = 12.0  # a proxy that holds streams back is noticed within 10 s; then comes the first poll
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 # The page records its history: each text that was shown, and each state of the client.
 _FOLLOW = """async ([module, options, name]) => {

@@ -17,7 +17,7 @@ from holdfast.app import Hub
 from holdfast.hub.clock import Clock
 from tests.browser.test_client import SECRET, app_with, page_at, verified
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _FOLLOW = """async ([options, name]) => {
   const { connect } = await import("/holdfast/web/client.js")

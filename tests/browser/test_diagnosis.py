@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from holdfast.testing.proxy import FaultProxy
 from tests.browser.tab import TIMEOUT_MS, chromium_path
 from tests.browser.test_client import _FOLLOW, app_with, error_code, follow, page, page_at, token, verified
 from tests.conftest import ARGUMENTS
@@ -30,7 +31,7 @@ from tests.transports.conftest import listening
 WEB = Path(__file__).parents[2] / "holdfast" / "web"
 HUB_HOST = "hub.test"  # to a browser a name of loopback would be as secure as https
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 def certificate_for(host: str, folder: Path) -> dict[str, str]:
@@ -148,3 +149,13 @@ async def test_token_callback_that_hangs_or_throws_counts_as_a_failed_attempt(br
         status = await window.evaluate("client.status")
         assert (status["error"], status["transport"]) == (None, "websocket")
         await window.evaluate("client.close()")
+
+
+async def test_port_that_accepts_connections_and_never_responds_is_unreachable(browser: Browser) -> None:
+    """Such as the port of a database, or an address that a firewall silences."""
+    async with app_with(verified(allowed_origins=["*"])) as port, FaultProxy("127.0.0.1", port) as proxy:
+        proxy.black_hole()
+        window = await page_at(browser, port)
+        await follow(window, port, url=f"http://localhost:{proxy.port}/holdfast", token=token())
+        assert await error_code(window) == "unreachable"
+        await window.goto("about:blank")

@@ -24,7 +24,7 @@ from tests.transports.conftest import Served, new_hub, serving
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 def block(page: str, heading: str) -> str:

@@ -25,7 +25,7 @@ from holdfast.testing.proxy import FaultProxy
 from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.browser.test_tabs import transport, window_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 # The page keeps each text of message `a` that it has shown, and whether any snapshot had a message twice.
 _FOLLOW = """async ([options]) => {

@@ -27,7 +27,7 @@ POLICY = (
 )
 _PAGE = "<!doctype html><div id=root></div><script type=module src=/tests/browser/markdown_page.js></script>"
 HOSTILE = json.loads((Path(__file__).parent / "hostile.json").read_text())
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ _MARKS = "document.querySelector('holdfast-chat').marks"
 
 expect.set_options(timeout=TIMEOUT_MS)
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 async def two_people(browser: Browser, demo: Server, transports: str = "ws sse") -> tuple[Tab, Tab]:

@@ -22,7 +22,7 @@ from tests.transports.conftest import new_hub, serving
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "holdfast" / "web"
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 # Two components of their own: one counts how often it renders. StrictMode mounts each component twice.
 _MAIN = """

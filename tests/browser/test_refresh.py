@@ -26,7 +26,7 @@ from tests.processes import Process, Server, text_of
 TOKENS = 400
 PER_SECOND = 120
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 @contextmanager

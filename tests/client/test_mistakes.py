@@ -27,7 +27,7 @@ async def test_append_without_await_fails_the_block(hub: Hub, client: Client, co
         async with client.message("c", id="m") as message:
             await message.append("one ")
             for _ in range(count):
-                message.append("two ").close()  # without Python's own warning
+                message.append("two ").close()  # closed, so that Python does not warn of it
     assert raised.value.detail == (
         f"the append to message 'm' was called {times} without await, so its text is missing; "
         "write `await message.append(text)`"
@@ -68,7 +68,7 @@ async def test_open_answer_with_a_forgotten_append_ends_with_its_turn(hub: Hub, 
     @(hub if is_local else client).agent("chat:*")
     async def bot(turn: Turn) -> None:
         message: Any = turn.reply()
-        await message.__aenter__()  # and no block
+        await message.__aenter__()  # entered without an `async with` block
         message.append("forgotten").close()
 
     async with nullcontext() if is_local else working(client):

@@ -151,7 +151,7 @@ async def test_token_that_expires_on_a_live_connection_is_renewed_on_another(hub
         async with client.message("c") as message:
             while wire.dials < 2:
                 await message.append("on ")
-                await asyncio.sleep(0.01)  # as above
+                await asyncio.sleep(0.01)  # the pace of a model, as above
         stored, _ = await hub.read("c", message.id)
         assert stored.text == message.text
 

@@ -143,7 +143,8 @@ async def test_batches_before_the_reply_to_the_newest_attach_are_ignored() -> No
         newest = await socket.frame("attach")
         socket.say(type="ok", ref=superseded["ref"])
         socket.say(type="events", channel="c", cursor="e:1", events=[attached("e", 1), shown("abc", 1)])
-        socket.say(type="error", ref=superseded["ref"], code="forbidden", status=403)  # as by another server
+        # an error as another server could send it
+        socket.say(type="error", ref=superseded["ref"], code="forbidden", status=403)
         socket.say(type="ok", ref=newest["ref"])
         socket.say(type="events", channel="c", cursor="e:2", events=[attached("e", 2), shown("abcdef", 2)])
         await view.live()

@@ -38,7 +38,7 @@ from tests.core.harness import APP, LogHarness
 from tests.core.writing import Action, Expected, contents
 
 LIMITS = Limits(append_bytes=400)  # pieces of 100 characters, so that some text needs several
-EXAMPLES = 4 * settings.default.max_examples  # they are cheap
+EXAMPLES = 4 * settings.default.max_examples  # four times as many as usual, because these examples are cheap
 VERBS = {"append": "accept_text", "part": "accept_part", "update": "accept_update"}
 
 

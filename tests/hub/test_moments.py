@@ -38,7 +38,7 @@ class Trying(MemoryStore):
         self.may_open.set()
         self.is_silent = False  # the next commit is stored, and its outcome is reported as unknown
         self.is_unreadable = False
-        self.result_delay_s = 0.0  # from the commit to its result
+        self.result_delay_s = 0.0  # delay from a commit to its result
 
     async def open(self) -> None:
         self.opening.set()
@@ -168,7 +168,7 @@ async def test_takeover_that_was_stored_without_a_result_is_interrupted_again() 
 LEFT = [
     ("half", "streaming", None),
     ("half", "interrupted", "writer_gone"),
-]  # after a takeover whose caller got no result
+]  # cases: the state after a takeover whose caller got no result
 
 
 async def states_now_and_later(hub: HubCore) -> list[tuple[str, str, str | None]]:

@@ -111,7 +111,7 @@ async def test_messages_that_wait_for_an_interrupting_agent_are_cancelled_except
     hub = new_hub()
     await hub.start()
     serving = Worker("other")
-    serving.free = 0  # it serves the channel and has no room
+    serving.free = 0  # the worker serves the channel and has no free slot
     hub.runtime.scheduler.register(serving)
     for number in range(3):
         await hub.create(CHANNEL, id=f"m{number}", text="?")
@@ -206,7 +206,7 @@ async def test_message_behind_one_deleted_during_its_claim_is_next() -> None:
     hub.runtime.scheduler.register(crowded)
     for message_id in ("m1", "m2"):
         await hub.create(CHANNEL, id=message_id, text="?")
-    worker = Worker()  # it has more slots, so that the returned slot does not announce itself
+    worker = Worker()  # a worker with more slots, so that the returned slot alone causes no offer
 
     async def meanwhile() -> None:
         await asyncio.sleep(0.01)

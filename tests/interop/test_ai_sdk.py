@@ -11,10 +11,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from starlette.responses import Response
 
 from holdfast import Hub, Identity, Turn
 from holdfast.core.model import Message
+from holdfast.hub.clock import Clock
 from holdfast.interop import AISDK
 from tests.interop.pages import MAJOR, Pages, pages_at, text_of
 from tests.transports.conftest import Served, new_hub, serving
@@ -67,10 +69,8 @@ async def scene() -> AsyncIterator[Scene]:
         yield scene
 
 
-async def finished(scene: Scene, page: str, status: str = "ready") -> Any:
-    state = await scene.pages(page, "is", status=status)
-    assert (state["status"], state.get("error")) == (status, None)
-    return state
+async def finished(scene: Scene, page: str) -> Any:
+    return await finished_in(scene.pages, page)
 
 
 async def test_page_sends_and_a_reloaded_page_and_other_tabs_have_the_whole_answer(scene: Scene) -> None:
@@ -513,3 +513,106 @@ async def test_long_answer_costs_a_reloaded_page_four_frames_before_its_text(sce
     assert [one["type"] for one in chunks] == ["start", "start-step", "text-start", "text-delta"]
     assert chunks[-1]["delta"] == text
     scene.gate().set()
+
+
+async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene: Scene) -> None:
+    pages = scene.pages
+    await pages("a", "open", id="1", message=True)
+    await pages("a", "send", text="you")
+    await pages("a", "saw", wanted="Hello ")
+    await scene.hub.delete("chat:1", (await scene.answers())[0].id)
+    scene.gate().set()
+    state = await pages("a", "is", status="error")
+    assert (state["status"], state["error"]) == ("error", "deleted")
+    assert [one["role"] for one in await scene.loaded()] == ["user"]
+
+
+async def test_head_of_a_stream_ends_while_the_turn_runs(scene: Scene) -> None:
+    await scene.hub.create("chat:1", text="you")
+    await scene.served.until(lambda: scene.turns)
+    response = await scene.served.http.head("/api/chat/1/stream")
+    assert (response.status_code, response.headers["x-vercel-ai-ui-message-stream"]) == (200, "v1")
+    await scene.served.until(lambda: not scene.hub.channel("chat:1").feeds)
+    scene.gate().set()
+
+
+async def test_stream_ends_when_the_identity_of_its_caller_ends() -> None:
+    clock_ms = [0]
+
+    class Ending(Clock):
+        def now_ms(self) -> int:
+            return clock_ms[0] or super().now_ms()
+
+    clock = Ending()
+
+    async def verify(scope: dict[str, Any]) -> Identity:
+        grants = {"chat:*": frozenset({"subscribe", "history", "publish"})}
+        return Identity(client_id="ann", grants=grants, expires_at_ms=clock.now_ms() + 600_000)
+
+    hub, app = new_hub(authenticate=verify, clock=clock), FastAPI()
+    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
+
+    async def waits(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello")
+            await asyncio.Event().wait()
+
+    hub.agent("chat:*")(waits)
+    async with (
+        serving(hub, app) as served,
+        served.http.stream("POST", "/api/chat", json={"id": "1", "message": user()}) as response,
+    ):
+        lines = response.aiter_lines()
+        while "Hello" not in await anext(lines):
+            pass
+        (feed,) = hub.channel("chat:1").feeds
+        clock_ms[0] = clock.now_ms() + 700_000
+        feed.wake.__self__.send_heartbeat()  # type: ignore[attr-defined]
+        with pytest.raises(httpx2.RemoteProtocolError):
+            [line async for line in lines]
+
+
+async def test_values_of_other_types_in_an_answer_of_the_page_are_ignored(scene: Scene) -> None:
+    scene.gate().set()
+    await scene.served.http.post("/api/chat", json={"id": "1", "message": user()})
+    (answer,) = await scene.answers()
+    tool = {"type": "tool-x", "toolCallId": "c", "state": "approval-responded", "approval": {"id": [{}]}}
+    others = [{"type": "data-x", "id": []}, {"type": "source-url", "sourceId": {}}, {"type": "file", "url": [1]}, tool]
+    last = {"id": answer.id, "role": "assistant", "parts": [*others, {"type": "tool-x", "toolCallId": [], "state": ""}]}
+    response = await scene.served.http.post("/api/chat", json={"id": "1", "message": last})
+    assert response.status_code == 200
+    assert "Hello to you" in response.text
+
+
+async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
+    hub, app = new_hub(), FastAPI()
+    hub.install(app, "/holdfast")
+    gate = asyncio.Event()
+
+    async def words() -> AsyncIterator[str]:
+        yield "Hello "
+        await gate.wait()
+        yield "to you"
+
+    @app.post("/api/own")
+    async def own(request: Request) -> Response:
+        message = (await request.json())["messages"][-1]
+        text = message["parts"][0]["text"]
+        return hub.stream_response("chat:1", words, prompt=text, reply_id=f"{message['id']}-r", style="ai-sdk")
+
+    async with serving(hub, app) as served, pages_at(f"http://127.0.0.1:{served.port}/api/own") as pages:
+        for name in "ab":
+            await pages(name, "open", id="1")
+        await pages("a", "send", text="you")
+        await pages("a", "saw", wanted="Hello ")
+        gate.set()
+        state = await finished_in(pages, "a")
+        assert text_of(state) == "Hello to you"
+        (answer,) = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
+        assert (answer.id, answer.text) == (state["messages"][-1]["id"], "Hello to you")
+
+
+async def finished_in(pages: Pages, page: str) -> Any:
+    state = await pages(page, "is", status="ready")
+    assert (state["status"], state.get("error")) == ("ready", None)
+    return state

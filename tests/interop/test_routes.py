@@ -168,3 +168,17 @@ async def test_stream_of_a_hub_that_drains_is_cut() -> None:
             with pytest.raises(httpx2.RemoteProtocolError):
                 [line async for line in lines]
         assert agent.turns == 1
+
+
+async def test_imported_user_message_starts_no_turn_until_it_is_regenerated() -> None:
+    hub = new_hub()
+    agent = Agent(hub)
+    agent.gate.set()
+    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
+    assert (await hub.turn("chat:1", "q")).state == "none"
+    await hub.create("chat:1", text="Because.", role="assistant", reply_to="q")
+    status = await hub.turn("chat:1", "q")
+    assert (status.state, [one.text for one in status.answers], agent.turns) == ("over", ["Because."], 0)
+    await hub.command("chat:1", "regenerate", target="q")
+    assert (len(await over(hub, "q")), agent.turns) == (1, 1)
+    await hub.close()

@@ -817,7 +817,7 @@ def block_until_a_load(patch: pytest.MonkeyPatch) -> None:
             pass
 
     patch.setattr(Loader, "park", wait)
-    patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # instead of seconds
+    patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # shortened, because a tick usually takes seconds
 
 
 def feeds_behind_are_woken_without_end(patch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ class Wire:
     def __init__(self) -> None:
         self.frames: list[Json] = []
         self.refused: Json | None = None  # the response of a socket that was not accepted
-        self.code: int | None = None  # its close code
+        self.code: int | None = None  # the close code of the socket
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inbox.put_nowait({"type": "websocket.connect"})
         self._came = asyncio.Event()
@@ -984,7 +984,7 @@ async def test_invalid_token_is_refused_everywhere(guarded: Place, kind: str) ->
     async with guarded.socket(None) as wire:
         assert (await wire.ask("auth", token=token)).code == "unauthenticated"
         await wire.until(lambda: wire.code == 4201)
-    async with guarded.socket(signed()) as wire:  # and it does not change open connections
+    async with guarded.socket(signed()) as wire:  # the change does not affect open connections
         assert (await wire.ask("auth", token=token)).code == "unauthenticated"
         assert (await wire.ask("history", channel=CHANNEL)).code == "ok"
     assert (await guarded.hub.info(CHANNEL)).serial == 1

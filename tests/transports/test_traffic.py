@@ -278,6 +278,6 @@ async def test_few_large_pages_are_read_at_once(served: Verified) -> None:
         release.set()
     assert begun == 20
     assert sorted({one.result().status_code for one in pages}) == [200, 429]
-    for _ in range(80):  # each of the 20 has cost one request, and no more
+    for _ in range(80):  # each of the 20 pages has cost one request, and no more
         assert (await served.http.get(CHANNEL, headers=headers)).status_code == 200
     assert (await served.http.get(CHANNEL, headers=headers)).status_code == 429

@@ -23,7 +23,7 @@ from holdfast import Hub
 
 app = Starlette(routes=[Mount("/mounted", Hub("sqlite:///chat.db"))])
 """
-TRIES = 400  # each on a connection of its own, which the kernel gives to either worker
+TRIES = 400  # number of tries; the kernel gives the connection of each to either worker
 
 
 async def test_a_second_worker_refuses_at_once_and_is_not_ready(tmp_path: Path) -> None:

@@ -895,7 +895,7 @@ describe("people", () => {
     w.pass(250)
     w.socket.open()
     assert.deepEqual(w.socket.sentOf("presence"), [{ channel: "c", data: { name: "Ann" } }])
-    w.socket.drop() // before its response
+    w.socket.drop() // the connection breaks before the response
     w.pass(500)
     w.socket.open()
     assert.deepEqual(w.socket.sentOf("presence"), [{ channel: "c", data: { name: "Ann" } }])

@@ -58,7 +58,7 @@ export function changedText(random, text) {
 /** The first seed: always the same, unless `SEED` names another. */
 export const SEED = Number(process.env.SEED ?? 0)
 
-const MORE_MS = (Number(process.env.FUZZ_SECONDS ?? 0) * 1_000) / 7 // for each of the tests
+const MORE_MS = (Number(process.env.FUZZ_SECONDS ?? 0) * 1_000) / 7 // time for further inputs, for each of the tests
 
 /** One seed after another: `count` of them (`FUZZ=10`: ten times as many, `FUZZ=0`: one), and on for a share of `FUZZ_SECONDS`. */
 export function* seeds(count) {

@@ -187,7 +187,7 @@ describe("a sent message", () => {
     await inAnotherTab(w, (client) => client.channel("c").discard("q"))
     w.page.dispatchEvent(new Event("storage"))
     channel.send({ id: "q", text: "2" }).catch(() => {})
-    delete globalThis.localStorage[`${w.client.outbox.prefix}q`] // by the tab that has sent it
+    delete globalThis.localStorage[`${w.client.outbox.prefix}q`] // as the tab that has sent the message does
     for (const type of ["storage", "pageshow"]) w.page.dispatchEvent(new Event(type))
     assert.deepEqual(shown(channel), [["q", "2", "sending"]])
   })

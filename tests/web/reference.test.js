@@ -36,6 +36,6 @@ test("the page names every state, transport and reason for a token", () => {
 test("the page names every error code of the client's own that a status can have", () => {
   const sources = FOLDER.map((name) => read(`holdfast/web/${name}.js`)).join("\n")
   const codes = new Set([...sources.matchAll(/refusal\(\s*"(\w+)"/g)].map(([, code]) => code))
-  const others = ["closed", "too_many", "stale", "invalid_request", "discarded", "deleted", "not_found"] // of requests, in the table of verbs or the protocol
+  const others = ["closed", "too_many", "stale", "invalid_request", "discarded", "deleted", "not_found"] // codes of requests, which the table of verbs or the protocol explains
   checkNamed([...codes].filter((code) => !others.includes(code)), "codes")
 })

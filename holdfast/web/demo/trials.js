@@ -67,7 +67,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
     if (!answer?.text) return
     const { message, text, status } = answer
     const lost = score.settle(id, text, find(message)?.text ?? "", words)
-    if (mark && !lost && status === "streaming") score.keep({ marks: [...score.kept.marks, { message, at: text.length, text: mark, isKill: id === "kill" }].slice(-50) })
+    if (mark && !lost && status === "streaming") score.keep({ marks: [...score.kept.marks, { message, at: size(text), text: mark, isKill: id === "kill" }].slice(-50) })
   }
 
   function noticeAnswers() {

@@ -154,7 +154,7 @@ async def test_malformed_events_fail_or_are_ignored(hub: Hub, garbage: object) -
 @pytest.mark.parametrize(
     "usage",
     [
-        {"inputTokens": 9, "cachedInputTokens": 4, "reasoningTokens": 2},  # up to version 6
+        {"inputTokens": 9, "cachedInputTokens": 4, "reasoningTokens": 2},  # the names of the SDK up to version 6
         {
             "inputTokens": 9,
             "inputTokenDetails": {"cacheReadTokens": 4},

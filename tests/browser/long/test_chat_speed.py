@@ -15,7 +15,7 @@ from playwright.async_api import Browser
 
 from tests.browser.test_chat import Scene, scene
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 FIRST_PAINT_MS = 300
 LONG_TASK_MS = 100

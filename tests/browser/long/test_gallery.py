@@ -14,7 +14,7 @@ from playwright.async_api import Browser
 
 from tests.browser.gallery import STATES, gallery_server, open_gallery
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
 _FINDINGS = """async () => {

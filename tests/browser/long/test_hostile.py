@@ -18,7 +18,7 @@ MAX_STEP_MS = 100.0
 LENGTH = 200_000
 STEPS = 40
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 @pytest_asyncio.fixture(loop_scope="module")

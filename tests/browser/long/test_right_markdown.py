@@ -32,7 +32,7 @@ DIFFERENT_ANSWERS = {
     "html": "HTML is text",
 }
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ createRoot(document.getElementById("root")).render(<Chat id="1" initial={initial
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The page of the document, built."""
+    assert (PACKAGE.parent / "@ai-sdk" / "react").is_dir(), "scripts/test_interop installs React, and runs this test"
     folder = tmp_path_factory.mktemp("page")
     (folder / "Chat.jsx").write_text(re.findall(r"```jsx\n(.*?)```", PAGE, re.DOTALL)[0])
     (folder / "main.jsx").write_text(ENTRY)

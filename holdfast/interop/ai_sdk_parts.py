@@ -1,0 +1,140 @@
+"""The parts and messages of a page with the AI SDK (`UIMessage`).
+
+Layer: interop.
+
+The stream (`ai_sdk_stream`) and the stored conversation give a page the same parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.routes import TurnStatus
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """The release of `ai` in the page, and the tools that the page runs."""
+
+    version: int = 7
+    strict: bool = False
+    browser_tools: frozenset[str] = frozenset()
+
+
+LATEST = Release()
+
+
+def is_tool(part: Json) -> bool:
+    """Return whether a part of a page's message is a call of a tool."""
+    return str(part["type"]).startswith("tool-") and isinstance(part.get("toolCallId"), str)
+
+
+def parsed(text: str) -> tuple[Any, bool]:
+    """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself."""
+    try:
+        return json.loads(text), True
+    except ValueError:
+        return text or {}, not text
+
+
+def result_of(part: Json, release: Release) -> Json:
+    """Return the chunk with the result of a call."""
+    known = {"toolCallId": part["call"]}
+    if part.get("state") == "denied":
+        if release.version < 6:
+            return {"type": "tool-output-error", **known, "errorText": "denied"}
+        return {"type": "tool-output-denied", **known}
+    output = part.get("output")
+    if part.get("state") == "error":
+        text = output if isinstance(output, str) else json.dumps(output)
+        return {"type": "tool-output-error", **known, "errorText": text}
+    return {"type": "tool-output-available", **known, "output": output}
+
+
+def ui_part(id: str, part: Json) -> Json | None:
+    """Return a source, file or data part, which is the same as a chunk and in a message; None for other parts."""
+    match part:
+        case {"type": "data", "name": str(name)}:
+            return {"type": f"data-{name}", "id": id, "data": part.get("data")}
+        case {"type": "file", "url": str(url)}:
+            media_type = part.get("mediaType") or part.get("media_type") or "application/octet-stream"
+            return {"type": "file", "url": url, "mediaType": media_type}
+        case {"type": "source", "url": str(url)}:
+            title = {"title": part["title"]} if isinstance(part.get("title"), str) else {}
+            return {"type": "source-url", "sourceId": id, "url": url, **title}
+        case {"type": "source"}:
+            name = str(part.get("title") or part.get("filename") or "source")
+            media_type = str(part.get("mediaType") or part.get("media_type") or "text/plain")
+            return {"type": "source-document", "sourceId": id, "mediaType": media_type, "title": name}
+    return None
+
+
+def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
+    """Return the conversation as `UIMessage`s, without the answers of turns that wait or run."""
+    messages: list[Json] = []
+    for turn in turns:
+        if turn.message is not None:
+            asked = turn.message
+            meta = {"metadata": asked.meta} if asked.meta else {}
+            messages.append({"id": asked.id, "role": "user", "parts": [_asked(one) for one in asked.parts], **meta})
+        if turn.answers and turn.state == "over":
+            metas: Json = {}
+            for answer in turn.answers:
+                metas |= answer.meta
+            message: Json = {"id": turn.answers[0].id, "role": "assistant", "parts": _parts(turn, release)}
+            messages.append({**message, **({"metadata": metas} if metas else {})})
+    return messages
+
+
+def _asked(part: Json) -> Json:
+    match part:
+        case {"type": "data", "name": name}:
+            return {"type": f"data-{name}", "data": part.get("data")}
+        case {"type": "file"}:
+            return {"mediaType": "application/octet-stream", **part}
+    return part
+
+
+def _parts(turn: TurnStatus, release: Release) -> list[Json]:
+    """Return the parts of a turn's answers as the page builds them from the stream."""
+    step = {"type": "step-start"}
+    parts: list[Json] = [step]
+    is_due = False
+    for answer in turn.answers:
+        is_due = is_due or len(parts) > 1
+        for index, part in enumerate(answer.parts):
+            one: Json | None
+            if part["type"] in ("text", "reasoning"):
+                # pages keep the id of a reasoning, but for early releases
+                id = {"id": f"{answer.id}.{index}"} if part["type"] == "reasoning" and not release.strict else {}
+                one = {"type": part["type"], **id, "text": part["text"], "state": "done"} if part["text"] else None
+            elif part["type"] == "tool":
+                one = _tool_part(part, release)
+            else:
+                one = ui_part(f"{answer.id}.{index}", part)
+            if one is None:
+                continue
+            if is_due and parts[-1] is not step:
+                parts.append(step)
+            parts.append(one)
+            is_due = part["type"] == "tool" and str(one["state"]).startswith("output-")
+    return [*parts, step] if is_due and parts[-1] is not step else parts
+
+
+def _tool_part(part: Json, release: Release) -> Json:
+    value, _ = parsed(part.get("input", ""))
+    state = part.get("state")
+    known: Json = {"type": f"tool-{part['name']}", "toolCallId": part["call"], "input": value}
+    executed = {"providerExecuted": True} if part["name"] not in release.browser_tools else {}
+    if "output" not in part and state not in ("done", "error", "denied"):
+        return {**known, "state": "input-available" if state == "called" else "input-streaming", **executed}
+    result = result_of(part, release)
+    shown = {name: value for name, value in result.items() if name in ("output", "errorText")}
+    if result["type"] == "tool-output-denied":
+        return {**known, "state": "output-denied", "approval": {"id": part["call"], "approved": False}, **executed}
+    return {**known, "state": result["type"].removeprefix("tool-"), **shown, **executed}
