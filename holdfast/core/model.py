@@ -99,6 +99,9 @@ _FIXED: dict[str, type[Struct]] = {"text": _Text, "reasoning": _Reasoning, "tool
 _FREE = ("source", "file")
 
 
+MAX_REASON = 300  # limit of characters of a decoder's error that a response shows
+
+
 def check_part(part: object, limits: Limits) -> Part:
     """Return `part` in its stored form; raises InvalidRequest, InvalidText or TooLarge."""
     if not isinstance(part, dict):
@@ -143,8 +146,13 @@ def lone_surrogate(error: UnicodeEncodeError) -> str:
 
 
 def lowered(error: Exception) -> str:
-    """Return the text of a msgspec error, to follow a colon: its first letter is made small."""
+    """Return the text of a msgspec error, to follow a colon: its first letter is made small.
+
+    The text may contain a value of the peer, whatever its size; its middle is left out.
+    """
     text = str(error)
+    if len(text) > MAX_REASON:
+        text = f"{text[: MAX_REASON // 2]}...{text[-MAX_REASON // 2 :]}"
     return f"{text[:1].lower()}{text[1:]}"
 
 
