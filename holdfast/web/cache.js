@@ -33,14 +33,14 @@ export class Cache {
   constructor(client, identity) {
     this.client = client
     this.identity = identity
-    const write = () => this.write()
+    const write = () => this.write(true)
     addEventListener("pagehide", write, { signal: client.closing })
     client.closing.addEventListener("abort", write)
   }
 
   /** Read the views of the identity. It always resolves. */
   async open() {
-    const late = new Promise((_, reject) => setTimeout(reject, OPEN_MS, "no response in time"))
+    const late = new Promise((_, reject) => setTimeout(reject, OPEN_MS, "no response"))
     const read = async () => {
       const opening = indexedDB.open(`holdfast:${this.client.base}`, VERSION)
       opening.onupgradeneeded = () =>
@@ -85,8 +85,8 @@ export class Cache {
     this.#timer ??= setTimeout(() => this.write(), WRITE_MS)
   }
 
-  /** Write the views that have changed, as far as they are complete now. */
-  write() {
+  /** Write the views that have changed, as far as they are complete now. @param {boolean} [isLast] True: the page ends, or enters the back/forward cache */
+  write(isLast) {
     clearTimeout(this.#timer)
     this.#timer = undefined
     /** @type {Stored[]} */
@@ -104,7 +104,7 @@ export class Cache {
     }
     const fits = bounds()
     for (const [name, { length }] of [...this.#views].reverse()) if (!fits(length)) this.#views.delete(name)
-    if (stored.length) void this.#attempt(() => this.#put(stored))
+    if (stored.length) void this.#attempt(() => this.#put(stored, isLast))
   }
 
   /** Delete all views of the identity, and write none any more. */
@@ -126,13 +126,14 @@ export class Cache {
     return /** @type {IDBDatabase} */ (this.#database).transaction("views", mode).objectStore("views")
   }
 
-  /** Put the records in a transaction of its own, which a page that ends can still complete; then delete the oldest. @param {Stored[]} stored */
-  async #put(stored) {
+  /** Put the records in a transaction of its own, which a page that ends can still complete; then delete the oldest. @param {Stored[]} stored @param {boolean} [isLast] */
+  async #put(stored, isLast) {
     const store = this.#store("readwrite")
     const puts = stored.map((one) => result(store.put(one)))
     store.transaction.commit()
     await Promise.all(puts)
-    if (!this.#database) return
+    // A browser drops a page from the back/forward cache whose open transaction another page waits for.
+    if (isLast || !this.#database) return
     const all = this.#store("readwrite")
     const fits = bounds()
     const keys = all.index("use").openKeyCursor(null, "prev")
