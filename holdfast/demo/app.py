@@ -12,7 +12,10 @@ sentence, so with a model the interrupted answer stays and another answer follow
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -320,9 +323,20 @@ def qr_rows(text: str) -> list[str] | None:
 # The pages
 
 
+_IMPORT_MAP = re.compile(r'<script type="importmap">(.*?)</script>', re.DOTALL)
+
+
 def _page(file: str) -> Callable[[Request], Awaitable[Response]]:
+    path = WEB / "demo" / file
+    policy = _PAGE_HEADERS["content-security-policy"]
+    for imports in _IMPORT_MAP.findall(
+        path.read_text(encoding="utf-8")
+    ):  # browsers know import maps within pages alone
+        digest = base64.b64encode(hashlib.sha256(imports.encode()).digest()).decode()
+        policy += f"; script-src 'self' 'sha256-{digest}'"
+
     async def page(request: Request) -> Response:
-        return FileResponse(WEB / "demo" / file, headers=_PAGE_HEADERS)
+        return FileResponse(path, headers={**_PAGE_HEADERS, "content-security-policy": policy})
 
     return page
 

@@ -1,7 +1,15 @@
-/** Approvals: the questions of agents, each as a card with two buttons until a person replies in any window. @module */
+/**
+ * Approvals: the questions of agents, each as a card with two buttons until a person replies in any window.
+ *
+ * The server sends only commands that wait for a reply, so the tab keeps those that have one: their cards survive a reload.
+ * @module
+ */
 import { button, element, setText } from "./chat_nodes.js"
+import { keep } from "./chat_storage.js"
 
 /** @typedef {import("./view.js").Command} Command */
+
+const MAX_KEPT = 20
 
 export class Approvals {
   /** @type {Map<string, HTMLElement>} by the id of the command */
@@ -9,24 +17,25 @@ export class Approvals {
   /** @type {readonly Command[]} */
   #shown = []
 
-  /** @param {import("./chat_panel.js").Panel} panel */
-  constructor(panel) {
+  /** @param {import("./chat_panel.js").Panel} panel @param {string} [target] the message under which they stand */
+  constructor(panel, target) {
     this.panel = panel
     this.node = element("div", { class: "approvals" })
+    for (const [command, end] of target ? panel.list.kept : []) if (command.target === target) this.#open(command, end)
   }
 
   /** @param {readonly Command[]} commands those that wait for a reply */
   update(commands) {
-    const mayReply = this.panel.may("command")
-    this.node.classList.toggle("mute", !mayReply)
-    if (commands === this.#shown) return
+    const before = this.#shown
+    this.node.classList.toggle("mute", !this.panel.may("command"))
+    if (commands === before) return
     this.#shown = commands
     for (const command of commands) if (command.name === "approve" && !this.#cards.has(command.id)) this.#open(command)
-    for (const [id, card] of this.#cards) if (!card.dataset.over && !commands.some((one) => one.id === id)) this.#close(id, card)
+    for (const command of before) if (!commands.some(({ id }) => id === command.id)) this.#close(command)
   }
 
-  /** @param {Command} command */
-  #open(command) {
+  /** @param {Command} command @param {string} [end] the words of a card that is over */
+  #open(command, end) {
     const { panel } = this
     const { words } = panel
     const { data } = command
@@ -48,23 +57,35 @@ export class Approvals {
       element("p", { class: "ask", dir: "auto" }, title), ...(code ? [element("code", {}, code)] : []), error, element("div", { class: "row" }, yes, no))
     this.#cards.set(command.id, card)
     this.node.append(card)
+    if (end) return over(card, end)
     panel.voice.speak(title)
     panel.tell("ask", { command })
   }
 
-  /** @param {string} id @param {HTMLElement} card */
-  #close(id, card) {
+  /** @param {Command} command that does not wait any more, or stands elsewhere now */
+  #close(command) {
     const { panel } = this
-    const { words } = panel
-    const reply = panel.replies.get(id)
+    const { words, list } = panel
+    const card = this.#cards.get(command.id)
+    if (!card) return
+    if (list.commands.includes(command)) {
+      this.#cards.delete(command.id)
+      return card.remove()
+    }
+    const reply = panel.replies.get(command.id)
     const code = /** @type {{ code?: unknown } | undefined} */ (reply?.error)?.code
     let end = reply ? (reply.ok ? words.allowed : words.denied) : words.answered
     if (code === "expired") end = words.expired
     else if (code === "withdrawn") end = words.withdrawn
     else if (reply?.from && reply.from !== panel.me) end = `${words.answeredBy} ${panel.names.of(reply.from)}: ${end}`
-    card.dataset.over = "yes"
-    const row = card.querySelector(".row")
-    row?.replaceWith(element("p", { class: "state", dir: "auto" }, end))
-    setText(/** @type {Element} */ (card.querySelector(".mistake")), "")
+    list.kept = [...list.kept, /** @type {[Command, string]} */ ([command, end])].slice(-MAX_KEPT)
+    keep(panel, "approvals", list.kept)
+    over(card, end)
   }
+}
+
+/** @param {HTMLElement} card @param {string} end */
+function over(card, end) {
+  card.querySelector(".row")?.replaceWith(element("p", { class: "state", dir: "auto" }, end))
+  setText(/** @type {Element} */ (card.querySelector(".mistake")), "")
 }

@@ -1,5 +1,6 @@
 /** The input field of the chat: text over the full width, buttons below it. A draft survives a reload. @module */
 import { button, element, svg } from "./chat_nodes.js"
+import { keep, recall } from "./chat_storage.js"
 
 const MAX_LINES = 8
 const SEND = "M12 19V5M6 11l6-6 6 6"
@@ -7,10 +8,9 @@ const SEND = "M12 19V5M6 11l6-6 6 6"
 export class Composer {
   /** @param {import("./chat_panel.js").Panel} panel */
   constructor(panel) {
-    const { words, host } = panel
+    const { words } = panel
     this.panel = panel
     this.isSteering = false
-    this.key = `holdfast-draft ${host.url} ${panel.channel.name} ${host.getAttribute("identity") ?? ""}`
     this.input = element("textarea", { part: "input", rows: "1", "aria-label": words.placeholder, dir: "auto" })
     this.next = button(words.next, "choice", () => this.choose(false))
     this.steer = button(words.steer, "choice", () => this.choose(true))
@@ -20,7 +20,7 @@ export class Composer {
     const row = element("div", { class: "row" }, element("slot", { name: "composer-start" }), this.choices, element("span", { class: "fill" }), this.stop, this.send)
     this.node = element("div", { class: "composer", part: "composer" }, this.input, row)
     this.note = element("p", { class: "note", hidden: true }, words.readonly)
-    this.input.value = this.draft
+    this.input.value = recall(panel, "draft") ?? ""
     this.input.addEventListener("input", () => this.changed())
     this.input.addEventListener("keydown", (event) => {
       if (!isSend(event)) return
@@ -28,21 +28,6 @@ export class Composer {
       this.submit()
     })
     this.choose(false)
-  }
-
-  get draft() {
-    try {
-      return sessionStorage.getItem(this.key) ?? ""
-    } catch {
-      return ""
-    }
-  }
-
-  set draft(text) {
-    try {
-      if (text) sessionStorage.setItem(this.key, text)
-      else sessionStorage.removeItem(this.key)
-    } catch { /* without storage the draft ends with the page */ }
   }
 
   /** @param {import("./channel.js").Snapshot} snapshot @param {boolean} isRunning */
@@ -71,7 +56,7 @@ export class Composer {
 
   changed() {
     const { input, panel } = this
-    this.draft = input.value
+    keep(panel, "draft", input.value)
     if (panel.may("presence")) panel.channel.typing(input.value !== "")
     this.send.disabled = input.readOnly || !input.value.trim()
     this.fit()

@@ -5,6 +5,7 @@
 import { Approvals } from "./chat_approvals.js"
 import { MessageView } from "./chat_message.js"
 import { element } from "./chat_nodes.js"
+import { recall } from "./chat_storage.js"
 
 /** @typedef {import("./channel.js").Snapshot} Snapshot */
 /** @typedef {import("./snapshot.js").Message} Message */
@@ -30,6 +31,8 @@ export class MessageList {
   /** @param {import("./chat_panel.js").Panel} panel */
   constructor(panel) {
     this.panel = panel
+    /** The approvals of this tab that are over, each with the words of its card. @type {[Command, string][]} */
+    this.kept = recall(panel, "approvals") ?? []
     this.approvals = new Approvals(panel) // questions of agents that belong to no message in view
   }
 

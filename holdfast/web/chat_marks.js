@@ -7,9 +7,10 @@
  * @module
  */
 import { element } from "./chat_nodes.js"
+import { keep, recall } from "./chat_storage.js"
 import { countPoints } from "./text.js"
 
-/** @typedef {{ message: string, at: number, text: string }} Mark `at` counts characters of the message's `text`; `text` may have `**bold**` words */
+/** @typedef {{ message: string, at: number, text: string, place?: number }} Mark `at` counts code points of the message's `text`, `place` the same in units of JavaScript, once known; `text` may have `**bold**` words */
 
 const MAX_MARKS = 50
 
@@ -25,15 +26,11 @@ export class Marks {
 
   /** @param {import("./chat_panel.js").Panel} panel */
   constructor(panel) {
-    const { host } = panel
     this.panel = panel
-    this.key = `holdfast-marks ${host.url} ${panel.channel.name}`
-    try {
-      const { stood, own } = JSON.parse(sessionStorage.getItem(this.key) ?? "{}")
-      sessionStorage.removeItem(this.key)
-      this.#stood = stood ?? null
-      this.#own = own ?? []
-    } catch { /* without storage the marks end with the page */ }
+    const { stood = null, own = [] } = recall(panel, "marks") ?? {}
+    keep(panel, "marks", null)
+    this.#stood = stood
+    this.#own = own
     addEventListener("pagehide", () => this.#save(), { signal: panel.closing.signal })
     if (!this.changed()) this.choose()
   }
@@ -47,7 +44,7 @@ export class Marks {
   choose() {
     const { marks } = this.panel.host
     const usable = marks?.filter((one) => one && Number.isFinite(one.at) && typeof one.text === "string")
-    this.#shown = [...(usable ?? this.#own)].sort((a, b) => a.at - b.at)
+    this.#shown = (usable ?? this.#own).map((one) => ({ ...one })).sort((a, b) => a.at - b.at)
   }
 
   /** Note a change of the channel, which may be that of its connection. Return whether the marks have changed. */
@@ -69,9 +66,10 @@ export class Marks {
 
   /** Add a mark to an answer that had `at` characters when the connection or the page ended. @param {import("./snapshot.js").Message | undefined} message @param {number} at */
   #return(message, at) {
-    if (!message || at > message.text.length) return
+    if (!message) return
     const { words } = this.panel
-    const count = countPoints(message.text.slice(at))
+    const count = countPoints(message.text) - at
+    if (count < 0) return
     const start = this.#wasLive ? words.reconnected : words.welcomeBack
     const text = count ? `${start}. **${count.toLocaleString()} ${words.charactersBack}** ${words.cameBack}.` : `${start}, ${words.nothingMissed}.`
     this.#own = [...this.#own.filter((one) => one.message !== message.id || one.at !== at), { message: message.id, at, text }].slice(-MAX_MARKS)
@@ -80,15 +78,24 @@ export class Marks {
   /** Save the lengths and marks for the next page of this tab. */
   #save() {
     const stood = this.#stood ?? lengthsOf(this.panel.channel.getSnapshot().messages)
-    try {
-      if (stood.length || this.#own.length) sessionStorage.setItem(this.key, JSON.stringify({ stood, own: this.#own }))
-    } catch { /* denied, or full */ }
+    if (stood.length || this.#own.length) keep(this.panel, "marks", { stood, own: this.#own })
   }
 }
 
 /** @param {readonly import("./snapshot.js").Message[]} messages @returns {[string, number][]} */
 function lengthsOf(messages) {
-  return messages.flatMap(({ id, status, text }) => (status === "streaming" && text ? [[id, text.length]] : []))
+  return messages.flatMap(({ id, status, text }) => (status === "streaming" && text ? [[id, countPoints(text)]] : []))
+}
+
+/** Return the place of a mark in `text`, in units of JavaScript, or Infinity while the text does not reach it. @param {Mark} mark @param {string} text */
+export function placeOf(mark, text) {
+  if (mark.place !== undefined) return mark.place
+  let place = 0
+  for (let left = mark.at; left > 0; left--) {
+    if (place >= text.length) return Infinity
+    place += /** @type {number} */ (text.codePointAt(place)) > 0xffff ? 2 : 1
+  }
+  return (mark.place = place)
 }
 
 /** Return the line of a mark. @param {Mark} mark */

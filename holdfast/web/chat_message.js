@@ -26,7 +26,7 @@ export class MessageView {
     this.panel = panel
     this.message = message
     this.marks = panel.marks.of(message.id)
-    this.approvals = new Approvals(panel)
+    this.approvals = new Approvals(panel, message.id)
     this.author = element("span", { class: "author", part: "author", dir: "auto" })
     this.state = element("span", { class: "state" })
     this.body = element("div", { class: "body", part: "bubble" })
@@ -82,6 +82,7 @@ export class MessageView {
     const now = (this.marks = this.panel.marks.of(this.message.id))
     const longer = now.length > before.length ? now : before
     const n = longer.findIndex((_, n) => now[n]?.at !== before[n]?.at || now[n]?.text !== before[n]?.text)
+    // No place in units of JavaScript is less than the one in code points.
     if (n >= 0) for (const { view } of this.#parts) view.remark?.(Math.min(now[n]?.at ?? Infinity, before[n]?.at ?? Infinity))
   }
 

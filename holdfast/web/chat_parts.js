@@ -1,5 +1,5 @@
 /** The parts of a message: text, reasoning, tools, sources, attachments and data. @module */
-import { markNode } from "./chat_marks.js"
+import { markNode, placeOf } from "./chat_marks.js"
 import { element, growText, setText } from "./chat_nodes.js"
 import { GrowingMarkdown } from "./markdown.js"
 
@@ -10,6 +10,8 @@ import { GrowingMarkdown } from "./markdown.js"
  *
  * @typedef {{ node: HTMLElement, update: (part: Part, isOver: boolean, start: number) => boolean | void, remark?: (at: number) => void }} PartView
  */
+
+const MAX_STEPS = 4 // number of steps of the text that are drawn in one frame
 
 /** Return the usual view of parts of one type. @param {import("./chat_message.js").MessageView} message @param {string} type @returns {PartView} */
 export function partView(message, type) {
@@ -32,14 +34,16 @@ function textPart(message) {
     images: panel.host.getAttribute("images") === "same-origin" ? "same-origin" : "link",
     between(from, to) {
       const after = from < 0 && start ? 0 : from // a place between two parts belongs to the first one
-      return message.marks.filter(({ at }) => at - start > after && at - start <= to).map(markNode)
+      const isHere = (/** @type {number} */ place) => place > after && place <= to
+      return message.marks.filter((mark) => isHere(placeOf(mark, message.message.text) - start)).map(markNode)
     },
   })
   return {
     node,
     update({ text = "" }, isOver, at) {
       start = at
-      return markdown.update(text, isOver, () => panel.isLate)
+      let steps = 0 // the browser lays out what they draw in the same task
+      return markdown.update(text, isOver, () => ++steps === MAX_STEPS || panel.isLate)
     },
     remark: (at) => markdown.redraw(at - start),
   }

@@ -117,6 +117,7 @@ details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--bo
 .markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
 .markdown table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.9375em}
 .markdown :is(th,td){padding:5px 18px 5px 0;border-bottom:1px solid var(--border);text-align:start;vertical-align:top;overflow-wrap:normal}
+td > code{white-space:nowrap}
 code{font:.875em/1.5 var(--hf-mono,ui-monospace,monospace)}
 .markdown :not(pre) > code,.approval code{padding:1px 5px;border-radius:5px;background:color-mix(in srgb,var(--muted) 16%,transparent)}
 .code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e6efec}

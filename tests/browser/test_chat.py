@@ -189,6 +189,9 @@ async def test_an_approval_is_a_card_with_two_buttons_and_then_its_reply(browser
         here.pieces.put_nowait(None)
         await here.until("Kept.")
         assert await here.page.locator(".approval button").count() == 0
+        await here.page.reload()
+        await here.until("Kept.")
+        assert await here.page.locator("article .approval").text_content() == "Delete 3 files?drafts/*Not allowed"
 
 
 async def test_enter_of_an_input_method_does_not_send_and_a_draft_survives_a_reload(browser: Browser) -> None:
@@ -236,8 +239,12 @@ async def test_a_mistake_in_the_attributes_is_shown_in_place_of_the_chat(
     browser: Browser, tag: str, words: str
 ) -> None:
     async with scene(browser, tag) as here:
+        named: list[str] = []
+        here.page.on("console", lambda message: named.append(message.text) if message.type == "error" else None)
+        await here.page.reload()
         await here.until(words)
         assert await here.page.locator("textarea").count() == 0
+        assert [words in text and text.startswith("<holdfast-chat>") for text in named] == [True]
 
 
 async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) -> None:
@@ -288,6 +295,20 @@ async def test_mark_stands_before_the_next_block_and_moves_no_more(browser: Brow
         assert await here.page.evaluate(_LINES) == lines
         await here.page.evaluate("chat.marks = []")
         assert "(Kill)" not in await here.page.evaluate(_LINES)
+
+
+async def test_places_of_marks_count_code_points(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        parts = [{"type": "text", "text": "🎉🎉🎉🎉🎉\n\n"}, {"type": "text", "text": "Second\n\nThird"}]
+        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", parts=parts)
+        await here.mount()
+        await here.until("Third")
+        lines = {5: "before Second", 7: "before Second", 8: "before Third", 15: "before Third", 16: "end", 21: "none"}
+        for at, place in lines.items():
+            await here.page.evaluate("at => { chat.marks = [{ message: 'a', at, text: 'Mark' }] }", at)
+            found = await here.page.evaluate(_LINES)
+            after = [*found, "(end)"][found.index("(Mark)") + 1] if "(Mark)" in found else "none"
+            assert after == {"end": "(end)"}.get(place, place.removeprefix("before ")), (at, found)
 
 
 async def test_places_of_marks_do_not_depend_on_the_pieces(browser: Browser) -> None:
@@ -471,6 +492,25 @@ async def test_approval_without_a_message_in_view_stands_at_the_end(browser: Bro
         await here.until("Allowed")
 
 
+async def test_approval_that_moves_to_its_message_can_be_answered(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        await here.hub.create("chat:1", id="old", text="Delete", author="Bea")
+        for n in range(60):
+            await here.hub.create("chat:1", id=f"m{n}", text="word " * 100, author="Bea")
+        await here.hub.command("chat:1", "approve", target="old", data="May I?")
+        await here.mount()
+        await here.page.locator(".log > .approvals").get_by_text("May I?").wait_for()
+        await here.page.evaluate("channel.loadOlder()")
+        other = await here.hub.command("chat:1", "other")
+        await here.page.evaluate("root.querySelector('.log').scrollTop = 0")
+        card = here.page.locator("article .approval", has_text="May I?")
+        await card.get_by_text("Allow", exact=True).wait_for()
+        assert await here.page.locator(".approval").count() == 1
+        await here.hub.reply("chat:1", other.id)
+        await card.get_by_text("Allow", exact=True).click()
+        await card.get_by_text("Allowed", exact=True).wait_for()
+
+
 # Long conversations
 
 
@@ -597,6 +637,25 @@ async def test_each_part_has_its_form(browser: Browser) -> None:
         await here.page.evaluate("chat.addEventListener('holdfast-link', (event) => event.preventDefault())")
         await here.page.get_by_text("Protocol").click()
         assert await here.page.evaluate("told.at(-1)") == ["link", {"href": "https://docs.example/protocol"}]
+
+
+async def test_narrow_table_breaks_no_word(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        rows = ("|transport|where it travels|", "|-|-|", "|Verschlüsselung|`Last-Event-ID`, or `?since=`|")
+        await here.hub.create("chat:1", id="a", role="assistant", text="\n".join(rows))
+        await here.page.set_viewport_size({"width": 320, "height": 640})
+        await here.mount()
+        await here.until("Verschlüsselung")
+        lines = """() => [...root.querySelectorAll("table :is(th, td, code)")].flatMap((cell) =>
+          [...cell.childNodes].filter((node) => node.nodeType === 3).flatMap((text) =>
+            [...text.data.matchAll(/\\S+/g)].map(({ 0: word, index }) => {
+              const range = new Range()
+              range.setStart(text, index)
+              range.setEnd(text, index + word.length)
+              return [word, range.getClientRects().length]
+            })))"""
+        words = ["transport", "where", "it", "travels", "Verschlüsselung", ",", "or", "Last-Event-ID", "?since="]
+        assert await here.page.evaluate(lines) == [[word, 1] for word in words]
 
 
 async def test_app_draws_parts_of_its_own_and_its_mistake_harms_no_other(browser: Browser) -> None:
@@ -767,6 +826,57 @@ async def test_right_that_is_withdrawn_is_named_and_the_draft_stays(browser: Bro
         assert await here.page.locator("textarea").is_visible()
         assert await here.page.locator(".send").is_disabled()
         await here.until("kept")
+
+
+_NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })"
+
+
+async def test_copy_puts_a_message_or_its_code_on_the_clipboard(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        text = "Run **this**:\n\n```sh\nmake demo\n```"
+        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text=text)
+        await here.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        await here.mount()
+        for selector, copied in ((".code .copy", "make demo"), (".actions .action", text)):
+            button = here.page.locator(selector, has_text="Copy")
+            await button.click()
+            await here.page.locator(selector, has_text="Copied").wait_for()
+            assert await here.page.evaluate("navigator.clipboard.readText()") == copied
+            await here.page.evaluate(_NO_CLIPBOARD)
+            await button.click()  # as on a page without https
+            await here.page.evaluate("delete navigator.clipboard")
+            assert await here.page.evaluate("navigator.clipboard.readText()") == copied
+
+
+async def test_properties_and_attributes_of_a_tag_take_effect(browser: Browser) -> None:
+    async with scene(browser, "", verified()) as here:
+        image = f"{here.page.url}holdfast/icon.png"
+        text = f"![Icon]({image}) ![Other](https://other.example/x.png)"
+        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text=text)
+        await here.page.evaluate(
+            """([token]) => {
+              const chat = document.createElement("holdfast-chat")
+              const attributes = { channel: "chat:1", url: "/holdfast", lang: "de", theme: "dark",
+                images: "same-origin", placeholder: "Frag uns", heading: "Hilfe" }
+              for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
+              chat.tokenProvider = async () => token
+              chat.strings = { copy: "Abschreiben" }
+              document.body.append(chat)
+              window.root = chat.shadowRoot
+            }""",
+            [token()],
+        )
+        await here.page.locator("textarea[placeholder='Frag uns']").wait_for()
+        await here.page.get_by_role("heading", name="Hilfe").wait_for()
+        await here.page.get_by_text("Abschreiben", exact=True).wait_for(state="attached")
+        await here.page.get_by_role("button", name="Senden").wait_for()
+        images = await here.page.evaluate("[...root.querySelectorAll('.markdown img')].map((node) => node.src)")
+        assert images == [image]
+        links = await here.page.evaluate("[...root.querySelectorAll('.markdown a')].map((node) => node.href)")
+        assert links == ["https://other.example/x.png"]
+        assert await here.page.evaluate("getComputedStyle(root.host).colorScheme") == "dark"
+        assert all("default-src 'none'" in text for text in here.violations)  # which has no images
+        here.violations.clear()
 
 
 async def test_failed_answer_is_requested_again(browser: Browser) -> None:

@@ -317,12 +317,10 @@ async def test_page_that_returns_from_the_back_forward_cache_sends_no_message_th
 async def test_page_that_returns_from_the_back_forward_cache_is_closed_after_a_sign_out() -> None:
     hub = verified()
     async with caching_window() as context, app_with(hub) as port:
-        # Chromium drops a page from its cache if a transaction of its database is open and another page waits for it.
-        own = {"identity": "ada", "cache": False}
-        first, second = [await open_tab(context, port, **own) for _ in range(2)]
-        await leave_page(first)
+        first, second = [await open_tab(context, port, identity="ada") for _ in range(2)]
+        await leave_page(first)  # while it writes its view: the other tabs do not wait for its database
         await second.evaluate("client.signOut()")
-        third = await open_tab(context, port, **own)  # the person signs in again
+        third = await open_tab(context, port, identity="ada")  # the person signs in again
         await return_to_page(first)
         await first.wait_for_function("() => client.state === 'closed'")
         await third.evaluate("channel.send('again')")

@@ -6,6 +6,8 @@ import assert from "node:assert/strict"
 import { readdirSync, readFileSync } from "node:fs"
 import { test } from "node:test"
 
+import { transformSync } from "esbuild"
+
 import { noteChat, stateOf } from "../../holdfast/web/demo/chats.js"
 import { breaksOf, lostOf, marksOf, Score } from "../../holdfast/web/demo/score.js"
 import { freeName, idOf, whoAmI } from "../../holdfast/web/demo/visitor.js"
@@ -53,9 +55,9 @@ test("a damaged score in the storage counts as empty", () => {
   }
 })
 
-test("breaks have places in the text, and a meta of another form has none", () => {
-  assert.deepEqual(breaksOf({ text: "🧜ab", meta: { continued: [{ at: 2, by: "guide", successor: "guide" }] } }), [{ at: 3, by: "guide", successor: "guide", isCrash: false }])
-  for (const continued of [undefined, null, 5, "x", {}, [null], [{ at: "1" }]]) assert.deepEqual(breaksOf({ text: "abc", meta: { continued } }), [])
+test("breaks have offsets in the text, and a meta of another form has none", () => {
+  assert.deepEqual(breaksOf({ meta: { continued: [{ at: 2, by: "guide", successor: "guide" }] } }), [{ at: 2, by: "guide", successor: "guide", isCrash: false }])
+  for (const continued of [undefined, null, 5, "x", {}, [null], [{ at: "1" }]]) assert.deepEqual(breaksOf({ meta: { continued } }), [])
 })
 
 test("marks name crashes and restarts, with the figures of this window where it saw them", () => {
@@ -145,8 +147,11 @@ test("the pages are below 600 lines of JavaScript and HTML", () => {
   assert.ok(lines < 600, `${lines} lines`)
 })
 
-test("the React code of the page is the tested example of the documentation", () => {
+test("the React code of the page is the tested example of the documentation, and the compiled code is made of it", () => {
   const page = readFileSync(new URL("../../docs/browser.md", import.meta.url), "utf8")
   const shown = readFileSync(new URL("react_chat.jsx", FOLDER), "utf8")
-  assert.ok(page.includes(`\`\`\`jsx\n${shown}\`\`\``))
+  assert.ok(page.includes(`\`\`\`jsx\n${shown.replaceAll("demo:one-tag", "chat:1")}\`\`\``))
+  const [header, ...lines] = readFileSync(new URL("vendor/react_chat.js", FOLDER), "utf8").split("\n")
+  assert.match(header, /made by scripts\/vendor_web/)
+  assert.equal(lines.join("\n"), transformSync(shown, { loader: "jsx", jsx: "automatic" }).code)
 })

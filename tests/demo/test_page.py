@@ -25,9 +25,21 @@ ANSWER = ".assistant"
 # The messages as the chat element has them: their text as stored, not as drawn. Unsent ones count too.
 _MESSAGES = """(() => {
   const chat = document.querySelector("holdfast-chat")
-  return chat.client.channel(chat.getAttribute("channel")).getSnapshot().messages
+  return chat?.client?.channel(chat.getAttribute("channel")).getSnapshot().messages ?? []
 })()"""
 _ANSWER = f"""() => {_MESSAGES}.filter(({{ role }}) => role === "assistant").at(-1)?.text ?? "" """
+
+# Press a button, and return the seconds until the text of a running answer moves again after its connection was lost.
+_PAUSE_OF = f"""async (button) => {{
+  const length = () => {_MESSAGES}.filter(({{ role }}) => role === "assistant").at(-1).text.length
+  const until = async (isTrue) => {{ while (!isTrue()) await new Promise((done) => setTimeout(done, 5)) }}
+  const begun = performance.now()
+  document.getElementById(button).click()
+  await until(() => document.getElementById("connection").dataset.state !== "live")
+  const stood = length()
+  await until(() => length() > stood)
+  return (performance.now() - begun) / 1_000
+}}"""
 
 # Playwright's clock hides how the page was loaded; this gives it back.
 _NAVIGATION = """performance.getEntriesByType = name =>
@@ -170,7 +182,9 @@ async def test_a_killed_server_and_a_crashed_agent_lose_nothing(browser: Browser
         page = await open_page(context, demo, "demo:test")
         before = await ask(page, question=2)
         _, killed = await asyncio.to_thread(demo.get, "/demo/info")
-        await page.click("#do-kill")
+        pause_s = await page.evaluate(_PAUSE_OF, "do-kill")
+        print(f"from the kill to moving text: {pause_s:.2f} s")
+        assert pause_s < 6, pause_s  # three times what is promised, for busy machines
         await box(page, "kill").to_have_attribute("data-state", "ok")
         words = await page.inner_text("#box-kill p")
         assert re.fullmatch(rf"kill -9 {killed['pid']} · down \d+\.\d s, nothing lost", words), words
@@ -367,12 +381,20 @@ async def test_the_page_one_tag_shows_the_code_that_runs(browser: Browser, share
         await expect(page.locator("#code")).to_contain_text(tag)
         await expect(page.locator("textarea")).to_be_visible()
         await page.get_by_role("button", name="React").click()
-        await expect(page.locator("#code")).to_contain_text("<HoldfastProvider client={client}>")
-        await expect(page.locator("#about")).to_contain_text("does not run here")
+        await expect(page.locator("#code")).to_contain_text("useMessages(channel)")
+        await page.fill("#react input", "What is a cursor?")
+        await page.press("#react input", "Enter")
+        await expect(page.locator("holdfast-chat .user")).to_contain_text("What is a cursor?")
+        await expect(page.locator("#react p").nth(1)).to_contain_text("A cursor says")
+        await page.click(".stop")
+        await page.get_by_role("button", name="One tag").click()
+        await expect(page.locator("#react")).to_be_hidden()
         await page.get_by_role("button", name="Plain JS").click()
         await expect(page.locator("#code")).to_contain_text("channel.send(form.text.value)")
         await page.fill("#stage input", "What does it cost?")
         await page.press("#stage input", "Enter")
-        await expect(page.locator("holdfast-chat .user")).to_contain_text("What does it cost?")
-        await expect(page.locator("#stage > div")).to_contain_text(re.compile("guide: .+"))
+        await expect(page.locator("holdfast-chat .user").nth(1)).to_contain_text("What does it cost?")
+        await expect(page.locator("#stage > div")).to_contain_text(
+            re.compile("What does it cost.*guide: .+", re.DOTALL)
+        )
         await page.click(".stop")

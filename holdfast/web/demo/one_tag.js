@@ -2,20 +2,24 @@
 import { at, copyBy, make, say } from "./dom.js"
 
 const read = async (/** @type {string} */ path) => (await fetch(path)).text()
+const runReact = async () => { // a script has compiled the JSX
+  const [{ createElement, createRoot }, { default: App }] = await Promise.all([import("./vendor/react.js"), import("./vendor/react_chat.js")])
+  if (!at("react").firstChild) createRoot(at("react")).render(createElement(App))
+}
 const WAYS = [
   { id: "html", name: "One tag", about: "This is the source of this page. The chat in the corner is what it makes.", code: async () => (await read(location.href)).split(/<!-- (?:begin|end) -->/)[1].replace(/^ {4}/gm, "") },
-  { id: "jsx", name: "React", about: "React needs a build, so this code does not run here. examples/react is a whole app in this way.", code: () => read("/holdfast/web/demo/react_chat.jsx") },
-  { id: "js", name: "Plain JS", about: "This module runs below, in the same conversation as the chat in the corner.", code: () => read("/holdfast/web/demo/plain.js") },
+  { id: "jsx", name: "React", about: "This component runs below, in the same conversation as the chat in the corner. examples/react is a whole app in this way.", code: () => read("/holdfast/web/demo/react_chat.jsx"), run: runReact },
+  { id: "js", name: "Plain JS", about: "This module runs below, in the same conversation as the chat in the corner.", code: () => read("/holdfast/web/demo/plain.js"), run: () => import("./plain.js") },
 ]
 
-/** @param {typeof WAYS[number]} way */
-async function choose({ id, about, code }) {
+/** @param {{ id: string, about: string, code: () => Promise<string>, run?: () => unknown }} way */
+async function choose({ id, about, code, run }) {
   for (const way of WAYS) at(`way-${way.id}`).ariaPressed = String(way.id === id)
   say(at("language"), id)
   say(at("about"), about)
   say(at("code"), (await code()).trim())
-  at("stage").hidden = id !== "js"
-  if (id === "js") await import("./plain.js")
+  await run?.() // before its form can be sent
+  for (const [stage, of] of [["stage", "js"], ["react", "jsx"]]) at(stage).hidden = id !== of
 }
 
 at("ways").append(...WAYS.map((way) => make("button", { id: `way-${way.id}`, onclick: () => choose(way) }, way.name)))

@@ -6,8 +6,7 @@ const list = document.createElement("div")
 form.before(list)
 
 channel.subscribe(() => {
-  const lines = channel.getSnapshot().messages.map(({ author, text }) => `${author}: ${text}`)
-  list.innerText = lines.join("\n\n")
+  list.innerText = channel.getSnapshot().messages.map(({ author, text }) => `${author}: ${text}`).join("\n\n")
 })
 form.onsubmit = (event) => {
   event.preventDefault()

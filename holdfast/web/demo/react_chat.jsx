@@ -1,21 +1,10 @@
 import { connect } from "holdfast"
-import { HoldfastProvider, useChannel, useMessages } from "holdfast/react"
+import { useMessages } from "holdfast/react"
+const channel = connect({ url: "/holdfast" }).channel("demo:one-tag")
 
-const client = connect({ url: "/holdfast" })
-
-function Chat() {
-  const channel = useChannel("chat:1")
-  const ask = (event) => {
-    event.preventDefault()
-    channel.send(event.target.text.value)
-    event.target.reset()
-  }
-  return (
-    <form onSubmit={ask}>
-      {useMessages("chat:1").map(({ id, text }) => <p key={id}>{text}</p>)}
-      <input name="text" required />
-    </form>
-  )
-}
-
-export default () => <HoldfastProvider client={client}><Chat /></HoldfastProvider>
+export default () => (
+  <form onSubmit={(event) => (event.preventDefault(), channel.send(event.target.text.value), event.target.reset())}>
+    {useMessages(channel).map(({ id, text }) => <p key={id}>{text}</p>)}
+    <input name="text" required />
+  </form>
+)

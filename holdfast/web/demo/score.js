@@ -1,7 +1,7 @@
 /** The scores: the trials of this window and how much text survived each, as measured. They survive a reload. @module */
 import { counted, keep, recall, size } from "./dom.js"
 
-/** @typedef {{ message: string, at: number, text: string, isKill?: boolean }} Mark `at` is a place in the message's text */
+/** @typedef {{ message: string, at: number, text: string, isKill?: boolean }} Mark `at` counts code points of the message's text */
 /** @typedef {{ message: string, text: string, status: string }} Answer as it was shown */
 /** @typedef {{ channel: string, answer: Answer | null, plain: number }} Before the texts that the page showed when it was left */
 /** @typedef {{ boxes: Record<string, { count: number, isOk: boolean, words: string }>, marks: Mark[], reloads: number, deaths: number, lost: number, plainLost: number, starts: number, kill: string, before: Before | null }} Kept */
@@ -40,10 +40,9 @@ export class Score {
   }
 }
 
-/** Return where a writer ended and another continued; it is a crash unless the same one continued, after a restart of the server. @param {{ text: string, meta: Readonly<Record<string, any>> }} message */
-export function breaksOf({ text, meta }) {
-  const all = [meta.continued ?? []].flat().filter((one) => Number.isInteger(one?.at))
-  return all.map(({ at, by, successor }) => ({ at: [...text].slice(0, at).join("").length, by, successor, isCrash: Boolean(by) && by !== successor }))
+/** Return where a writer ended and another continued; it is a crash unless the same one continued, after a restart of the server. @param {{ meta: Readonly<Record<string, any>> }} message */
+export function breaksOf({ meta }) {
+  return [meta.continued ?? []].flat().filter((one) => Number.isInteger(one?.at)).map(({ at, by, successor }) => ({ at, by, successor, isCrash: Boolean(by) && by !== successor }))
 }
 
 /** Return the marks of this window, and of the breaks that the server has recorded. @param {readonly import("../client.js").Message[]} messages @param {readonly Mark[]} own @returns {Mark[]} */

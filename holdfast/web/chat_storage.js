@@ -1,0 +1,22 @@
+/** Values that a tab keeps through a reload; without a storage they end with the page. @module */
+
+/** @typedef {import("./chat_panel.js").Panel} Panel */
+
+/** Return a kept value of a chat, or null. @param {Panel} panel @param {string} name @returns {any} */
+export function recall(panel, name) {
+  try {
+    return JSON.parse(/** @type {string} */ (sessionStorage.getItem(keyOf(panel, name))))
+  } catch {
+    return null
+  }
+}
+
+/** @param {Panel} panel @param {string} name @param {unknown} value */
+export function keep(panel, name, value) {
+  try {
+    sessionStorage.setItem(keyOf(panel, name), JSON.stringify(value))
+  } catch { /* denied, or full */ }
+}
+
+/** @param {Panel} panel @param {string} name */
+const keyOf = ({ host, channel }, name) => `holdfast-${name} ${host.url} ${channel.name} ${host.getAttribute("identity") ?? ""}`
