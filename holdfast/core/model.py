@@ -167,7 +167,7 @@ def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, UnicodeEncodeError):
             raise InvalidText(f"{what} holds {lone_surrogate(error)}") from None
-        raise InvalidRequest(f"{what} cannot be stored as JSON: {error}") from None
+        raise InvalidRequest(f"{what} cannot be stored as JSON ({error}); send JSON values only") from None
     if size > limit_bytes:
         raise TooLarge(
             f"{what} has {size} bytes as JSON, the limit is {limit_bytes}; make it smaller", limit=limit_bytes
