@@ -386,7 +386,8 @@ class Exchange:
             "query_string": query,
             "headers": [(bytes(name), bytes(value)) for name, value in headers],
             "client": (address, 5),
-            "server": ("in-process", 80),  # an address would have the owner of a real socket looked up
+            # no address, because the hub would look up the owner of a real socket with it
+            "server": ("in-process", 80),
             "extensions": {},
         }
         self._task: asyncio.Task[None] | None = None

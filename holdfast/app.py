@@ -9,9 +9,11 @@ its lifespan to that of the host.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -33,6 +35,7 @@ from holdfast.hub.turn_status import next_status, read_turn
 from holdfast.hub.workers import WhenBusy
 from holdfast.response import Answering, StreamResponse, Style, check_style
 from holdfast.routes import Access, authorize
+from holdfast.stores.sqlite import SqliteStore
 from holdfast.transports.app import App, asgi
 from holdfast.transports.framing import EndFrame
 from holdfast.transports.mounting import check_asgi, check_path, mount
@@ -136,7 +139,7 @@ class Hub(HubCore):
             await self.start()
             prompt_id = reply_id_of(known, 0) if prompt is not None else None
             try:
-                await self._check_own_answer(channel, known, author=author, reply_to=prompt_id)
+                await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
                 await ask(known)  # raises IdConflict if the prompt is another one
                 await self.read(channel, known)
             except (NotFound, Deleted, IdConflict):
@@ -153,7 +156,7 @@ class Hub(HubCore):
                 try:
                     await writer.open()
                 except IdConflict:
-                    await self._check_own_answer(channel, message_id, author=author, reply_to=prompt_id)
+                    await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
                     return None
             answering = Answering(self, writer, source, prompt_id, text_field=text_field, cancel_after_s=cancel_after_s)
             answering.start()
@@ -176,23 +179,6 @@ class Hub(HubCore):
     def _openings(self) -> WeakValueDictionary[tuple[str, str], asyncio.Lock]:
         """Return the locks of answers that are being opened. A lock lives as long as a request holds it."""
         return WeakValueDictionary()
-
-    async def _check_own_answer(
-        self, channel: str, message_id: str, *, author: str | None, reply_to: str | None
-    ) -> None:
-        """Raise IdConflict unless the message is an answer to `reply_to` that this application began as `author`.
-
-        An id may come from the page. Another message under it, of a person or for another prompt, is not the answer.
-        """
-        known = await self.runtime.message(channel, message_id)
-        writer = known.writer
-        # only a writer in a hub's process has a `node`, so the message is this application's, not a client's
-        is_by_app = writer is not None and writer.node is not None and writer.by == author
-        if not (is_by_app and (known.role, known.author, known.reply_to) == ("assistant", author, reply_to)):
-            raise IdConflict(
-                f"message {shown(message_id)} exists and is not the answer of author {shown(author)} that this "
-                "application began for the same prompt; choose another reply_id"
-            )
 
     async def authorize(
         self, scope: MutableMapping[str, Any], channel: str | None = None, capabilities: Iterable[str] = ()
@@ -224,6 +210,19 @@ class Hub(HubCore):
                     return now
         finally:
             unhook()
+
+    async def backup(self, path: str | os.PathLike[str], *, mb_per_s: float = 50) -> None:
+        """Write a backup of the store into the new file `path` while the hub serves, at most `mb_per_s` MB in a second.
+
+        It is one file with mode 0600. The name `path` appears when it is whole and checked. A start from it begins new
+        epochs.
+        """
+        if not isinstance(mb_per_s, int | float) or not 0 < mb_per_s <= 100_000:
+            raise LocalError(f"mb_per_s must be a number above 0, at most 100000, got {shown(mb_per_s)}")
+        await self.start()
+        if not isinstance(self.store, SqliteStore):
+            raise LocalError(f"a {self.store.name} store has no backup; use a store in a file, sqlite:///chat.db")
+        await self.store.backup(Path(path), mb_per_s=mb_per_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
@@ -272,3 +271,21 @@ class Hub(HubCore):
                 await app(scope, receive, send)
 
         return wrapped
+
+
+async def _check_own_answer(
+    hub: Hub, channel: str, message_id: str, *, author: str | None, reply_to: str | None
+) -> None:
+    """Raise IdConflict unless the message is an answer to `reply_to` that this application began as `author`.
+
+    An id may come from the page. Another message under it, of a person or for another prompt, is not the answer.
+    """
+    known = await hub.runtime.message(channel, message_id)
+    writer = known.writer
+    # only a writer in a hub's process has a `node`, so the message is this application's, not a client's
+    is_by_app = writer is not None and writer.node is not None and writer.by == author
+    if not (is_by_app and (known.role, known.author, known.reply_to) == ("assistant", author, reply_to)):
+        raise IdConflict(
+            f"message {shown(message_id)} exists and is not the answer of author {shown(author)} that this "
+            "application began for the same prompt; choose another reply_id"
+        )

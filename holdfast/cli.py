@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, tail.
+"""The `holdfast` command: serve, demo, backup, restore, verify, tail.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -6,6 +6,7 @@ status 1; a traceback means a bug of Holdfast.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import os
@@ -18,11 +19,13 @@ from urllib.parse import urlsplit
 import click
 
 from holdfast._version import __version__
-from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown_url
 from holdfast.hub import identity
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
 from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_local, listen, run
+from holdfast.stores import open_url
+from holdfast.stores.sqlite import SqliteStore
 
 DEFAULT_PORT = 8000
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
@@ -179,6 +182,77 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
     if number == signal.SIGTERM:  # end as other programs do, so that the caller sees the signal
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
+
+
+_STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=True, help="The store, sqlite:///path.")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_STORE
+def backup(file: Path, store: str) -> None:
+    """Write a backup of a store that no process serves into FILE. A serving process does it by `hub.backup(path)`."""
+    opened = _sqlite_store(store)
+    if not opened.path.exists():
+        raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
+
+    async def run_backup() -> None:
+        try:
+            await opened.open()
+        except StoreInUse as error:
+            raise LocalError(f"{error}. To back it up while it is served, call hub.backup(path) there") from None
+        try:
+            await opened.backup(file, mb_per_s=100_000)
+        finally:
+            await opened.close()
+
+    asyncio.run(run_backup())
+    click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
+
+
+@main.command()
+@click.argument("backup", required=False, type=click.Path(path_type=Path))
+@_STORE
+@click.option("--keep-wal", is_flag=True, help="No backup: the -wal beside the file is its own.")
+def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
+    """Put BACKUP in the place of a store's file, which is kept under another name."""
+    from holdfast.stores import sqlite_backup
+
+    path = _sqlite_store(store).path
+    if (backup is None) != keep_wal:
+        raise LocalError("restore needs either a BACKUP or --keep-wal; give one of them")
+    if backup is None:
+        sqlite_backup.keep_wal(path)
+        click.echo(f"The next start of {path} uses its -wal, and begins new epochs.")
+        return
+    kept = sqlite_backup.restore(backup, path)
+    click.echo(f"{path} is now the content of {backup}; its next start begins new epochs.")
+    if kept is not None:
+        click.echo(f"The replaced file is {kept}.")
+
+
+@main.command()
+@_STORE
+def verify(store: str) -> None:
+    """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
+    from holdfast.stores.sqlite_verify import verify as damage_in
+
+    path = _sqlite_store(store).path
+    found = 0
+    for line in damage_in(path):
+        click.echo(line)
+        found += 1
+    click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
+    if found:
+        sys.exit(1)
+
+
+def _sqlite_store(url: str) -> SqliteStore:
+    """Return the store in a file that `url` names. Raises LocalError for another store."""
+    store = open_url(url)
+    if not isinstance(store, SqliteStore):
+        raise LocalError(f"--store must name a file, sqlite:///path, got {shown_url(url)}")
+    return store
 
 
 @main.command()

@@ -192,7 +192,8 @@ def server(
         access_log=False,  # no access log, because URLs carry cursors and names
         log_level=log_level,
         server_header=False,
-        # a header must not decide whether a peer is admitted; uvicorn's handling would also cost a coroutine per viewer
+        # uvicorn would take the peer's address from a header, which must not decide whether a peer is admitted, and
+        # would use one more coroutine for each viewer
         proxy_headers=False,
         timeout_graceful_shutdown=CANCEL_S,
     )

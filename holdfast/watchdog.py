@@ -5,7 +5,7 @@ Layer: watchdog, directly above `core`. The store's thread, the committer and th
 `asyncio.timeout` makes and cancels a timer for each operation, which costs more than most operations that succeed. The
 limit of a watchdog is the same for all its operations, so they become due in the order in which they began. The one
 timer is set for the oldest operation; when it fires, it is set for the oldest one of that time. So an operation is
-cancelled exactly at its limit, and a watchdog without operations has no timer soon.
+cancelled exactly at its limit, and a watchdog without operations soon has no timer.
 """
 
 from __future__ import annotations

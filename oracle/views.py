@@ -67,7 +67,7 @@ class ViewOracle:
         self._limits = limits
         self._promises = promises
         self._now_s = now_s
-        self._begun_s = 0.0  # when this connection began
+        self._begun_s = 0.0  # time at which this connection began
         self._attached_s = 0.0  # the view receives presence changes from then on, at the earliest
         self._next_epoch: str | None = None  # epoch of a new start that is not complete
         self._since: Cursor | None = None  # the cursor that this connection sent, until it is attached

@@ -74,7 +74,7 @@ async def test_cancellation_by_other_code_goes_on() -> None:
     task = asyncio.create_task(operate())
     await asyncio.sleep(1)
     task.cancel()
-    watches[0].expire()  # at the same moment
+    watches[0].expire()  # the limit passes at the moment of the cancellation
     with pytest.raises(asyncio.CancelledError):
         await task
     watches[0].expire()  # the operation has ended: no effect

@@ -121,7 +121,8 @@ class _Lanes:
         for lane in self._lanes:
             if lane.waiting:
                 lane.write()
-        # Not epoll, whose timeouts are whole milliseconds: rounded down, it would spin on the load client's core.
+        # Wait by `select`, because the timeouts of epoll are whole milliseconds: rounded down, they would make a busy
+        # loop on the load client's core.
         for sock in select.select(self._by_socket, (), (), min(timeout_s, 0.1))[0]:
             self._by_socket[sock].read()
 

@@ -99,6 +99,9 @@ _FIXED: dict[str, type[Struct]] = {"text": _Text, "reasoning": _Reasoning, "tool
 _FREE = ("source", "file")
 
 
+MAX_REASON = 300  # limit of characters of a decoder's error that a response shows
+
+
 def check_part(part: object, limits: Limits) -> Part:
     """Return `part` in its stored form; raises InvalidRequest, InvalidText or TooLarge."""
     if not isinstance(part, dict):
@@ -143,8 +146,13 @@ def lone_surrogate(error: UnicodeEncodeError) -> str:
 
 
 def lowered(error: Exception) -> str:
-    """Return the text of a msgspec error, to follow a colon: its first letter is made small."""
+    """Return the text of a msgspec error, to follow a colon: its first letter is made small.
+
+    The text may contain a value of the peer, whatever its size; its middle is left out.
+    """
     text = str(error)
+    if len(text) > MAX_REASON:
+        text = f"{text[: MAX_REASON // 2]}...{text[-MAX_REASON // 2 :]}"
     return f"{text[:1].lower()}{text[1:]}"
 
 
@@ -159,7 +167,7 @@ def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, UnicodeEncodeError):
             raise InvalidText(f"{what} holds {lone_surrogate(error)}") from None
-        raise InvalidRequest(f"{what} cannot be stored as JSON: {error}") from None
+        raise InvalidRequest(f"{what} cannot be stored as JSON ({error}); send JSON values only") from None
     if size > limit_bytes:
         raise TooLarge(
             f"{what} has {size} bytes as JSON, the limit is {limit_bytes}; make it smaller", limit=limit_bytes

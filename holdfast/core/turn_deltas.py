@@ -107,7 +107,7 @@ class TurnProgress:
         self._answers: dict[str, MessageProgress] = {}
         self._questions: set[str] = set()
         self._is_deleted = self._is_cut = False
-        self._claim: ClaimState | None = None  # as of the last batch
+        self._claim: ClaimState | None = None  # the claim of the turn as of the last batch
         self.state: TurnState = "none"
 
     @property

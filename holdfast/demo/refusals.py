@@ -32,7 +32,7 @@ class NoSupervisor(HoldfastError):
 
 
 class NoAnswer(HoldfastError):
-    """No answer is running, or its agent is dead already."""
+    """No answer is running, or its agent has ended already."""
 
     code, status, title = "no_answer", 409, "No running answer"
 

@@ -278,7 +278,7 @@ class MessageWriter(OutgoingProperties):
 
     def take_up(self, message: Message, generation: int) -> None:
         """Continue at the end of `message`, which may contain text of another writer."""
-        # set here, since the name of the run is known only once the hub has started
+        # the prefix of the request ids is set only now: the name of the hub's run is known once the hub has started
         self._outgoing.nonce = self._hub.node[-5:]
         self._outgoing.load(message, generation)
 

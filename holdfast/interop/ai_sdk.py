@@ -2,8 +2,8 @@
 
 Layer: interop.
 
-`AISDK(hub, channel="chat:{id}").install(app, "/api/chat")` adds four routes to an app. The page's history is never
-believed: a request adds its last message, or answers the questions of the agent, and the store has the rest.
+`AISDK(hub, channel="chat:{id}").install(app, "/api/chat")` adds four routes to an app. The history that a page sends is
+ignored: a request adds its last message, or answers the questions of the agent, and the store has all earlier messages.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ class AISDK:
         turns = await access.conversation(channel)
         turn = next((one for one in turns if one.message is not None and last["id"] in _ids_of(one)), None)
         if turn is None:
-            raise NotFound(f"message {last['id'][:64]!r} is no answer in channel {channel!r}; load the messages again")
+            raise NotFound(
+                f"message {last['id'][:64]!r} is not an answer in channel {channel!r}; load the messages again"
+            )
         open_ids = {one.id for one in turn.questions}
         calls = {
             one.data["call"]: one.id for one in turn.questions if isinstance(one.data, dict) and "call" in one.data
@@ -163,7 +165,7 @@ class AISDK:
         return JSONResponse(messages, headers={"cache-control": "no-store"})
 
     async def _stop(self, request: Request) -> Response:
-        """Cancel what runs, for all tabs. Closing a connection cancels nothing."""
+        """Cancel the running turns, for all tabs. Closing a connection cancels nothing."""
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["history", "command"])
         for turn in await access.open_turns(channel):

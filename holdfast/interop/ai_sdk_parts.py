@@ -57,7 +57,7 @@ def result_of(part: Json, release: Release) -> Json:
 
 
 def ui_part(id: str, part: Json) -> Json | None:
-    """Return a source, file or data part, which is the same as chunk and in a message; None if the page has no such."""
+    """Return a source, file or data part, which is the same as a chunk and in a message; None for other parts."""
     match part:
         case {"type": "data", "name": str(name)}:
             return {"type": f"data-{name}", "id": id, "data": part.get("data")}

@@ -2,10 +2,9 @@
 
 Layer: interop.
 
-One turn is one assistant message of the page, with all answers of the turn. Clients refuse what they do not know: a
-chunk type or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool
-comes a step boundary, because pages that send on by themselves look at the last step only. `docs/interop.md` has the
-mapping.
+One turn is one assistant message of the page, with all answers of the turn. Clients refuse unknown data: a chunk type
+or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool comes a step
+boundary, because pages that continue by themselves look at the last step only. `docs/interop.md` has the mapping.
 """
 
 from __future__ import annotations
@@ -47,11 +46,14 @@ class _Tool:
     call: str
     name: str
     stage: int = 0
-    sent: int = 0  # code points of the input
+    sent: int = 0  # number of code points of the input that were sent
 
 
 class UIStream:
-    """The UI message stream of one turn. With `page`, the page's own message, it has only the parts that lack there."""
+    """The UI message stream of one turn.
+
+    With `page`, the page's own message, it has only the parts that are missing there.
+    """
 
     heartbeat = b":\n\n"
 

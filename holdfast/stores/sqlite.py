@@ -10,9 +10,11 @@ Reads are rare: the hub keeps live channels in memory.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -29,6 +31,7 @@ from holdfast.stores.base import (
     StoredPage,
     Write,
 )
+from holdfast.stores.sqlite_backup import Stopped, check_target, copy, finish, partial_file
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile, Synchronous
 from holdfast.stores.thread import Late, StoreThread
@@ -158,6 +161,33 @@ class SqliteStore:
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         return await self._run(lambda engine: engine.tidy(now_ms))
+
+    async def backup(self, target: Path, *, mb_per_s: float) -> None:
+        """Write a backup of the open store into the new file `target`, at most `mb_per_s` MB in a second.
+
+        Commits and reads go on meanwhile. Raises LocalError, StoreUnavailable or StoreUnusable.
+        """
+        opened = self._open
+        if opened is None:
+            raise LocalError(f"store file {self.path} is not open; call open() first")
+        check_target(target, self.path)
+        gone = threading.Event()
+
+        def pause(seconds: float) -> bool:
+            return opened.thread.serve(seconds) and not gone.is_set()
+
+        with partial_file(target) as partial:
+
+            def call() -> None:
+                copy(opened.file.db, partial, bytes_per_s=mb_per_s * 1e6, pause=pause)
+
+            try:
+                await opened.thread.run(call, timeout_s=None)
+            except Stopped:
+                raise StoreUnavailable(f"backup {target} was stopped: the store closes") from None
+            finally:
+                gone.set()
+            await asyncio.to_thread(finish, partial, target)
 
     def stats(self) -> dict[str, int]:
         """Return counters since the store was opened (`Store.stats`)."""

@@ -13,9 +13,9 @@ The lock file first gets both nonces, then the database takes the new one, then 
 step is on the disk before the next. So after a crash at any point the lock file names the database's nonce; and no
 entry is stored before the old nonce is dropped. A removed or emptied lock file names no nonce: a database with a nonce
 then begins new epochs, whose only cost is that viewers start anew. A database without one (from before there were
-nonces) keeps its epochs if its inode is the same. Two cases go unnoticed: a backup of the running database, restored
-after that very process was killed, and a backup restored together with its lock file. Removing the lock file before
-the start makes both noticed.
+nonces) keeps its epochs if its inode is the same. A backup by `sqlite_backup` carries a mark in place of a nonce, so
+each start from it begins new epochs. Two cases go unnoticed: a copy of the running database that another program made,
+restored after that very process was killed, and a backup restored together with its lock file.
 
 Deleted text must leave the file, and `secure_delete` alone does not ensure that. SQLite zeroes the space that it
 frees, but when it redistributes rows over neighbouring pages it leaves copies in their gaps: with 3.40, one deleted
@@ -27,25 +27,21 @@ never moves such rows. All other tables hold numbers, names and ids only.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 import secrets
 import sqlite3
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.stores.base import CommitUnknown
-from holdfast.stores.lock_holder import holder_of, note_held, note_released
 from holdfast.stores.sqlite_channels import add_channel_sums, begin_epochs
 from holdfast.stores.sqlite_documents import Documents
+from holdfast.stores.sqlite_lock import FILE_MODE, NO_NONCE, FileLock
 from holdfast.stores.sqlite_log import add_log_sums
+from holdfast.stores.sqlite_restored import check_wal, inode_and_nonce
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -54,10 +50,6 @@ Synchronous = Literal["normal", "full", "extra"]
 APPLICATION_ID = 0x486F6C64  # the letters "Hold" as a number, by which SQLite files show their application
 SCHEMA = 4
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-FILE_MODE = 0o600  # mode of new files: only the user who runs the server may read conversations
-LOCK_POLL_S = 0.05
-LOCK_BYTES = 4096  # limit when reading a lock file, which is always shorter
-NO_NONCE = "-"  # stands for a missing nonce in a database or lock file
 
 # Indexes of documents whose data will be removed with their target or after a time; only commands have such data.
 _INDEXES_OF_DATA = (
@@ -152,6 +144,7 @@ class SqliteFile:
             self._check_before_lock()
         self._lock.take(self.path, wait_s=self._lock_wait_s)
         try:
+            check_wal(self.path, self._lock)
             self._connect()
         except sqlite3.Error as error:
             self.abandon()
@@ -168,8 +161,8 @@ class SqliteFile:
         """Close the file cleanly, and record in it that it was closed."""
         try:
             if hasattr(self, "db"):
-                self._record_end()
-                self.checkpoint("TRUNCATE")
+                before, nonce = self._record_end()
+                self._keep_after_checkpoint(before, nonce)
         except (sqlite3.Error, StoreUnavailable) as error:
             logger.warning(
                 "store file %s could not be closed cleanly; the next start will repair it: %s", self.path, error
@@ -260,10 +253,18 @@ class SqliteFile:
                 add_channel_sums(db)
                 add_log_sums(db)
                 db.execute("DROP TABLE log_before")
-            nonce = self._record_start()
-        self._lock.keep_nonces(nonce)
-        self.checkpoint("TRUNCATE")
+            before, nonce = self._record_start()
+        self._keep_after_checkpoint(before, nonce)
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    def _keep_after_checkpoint(self, before: str, nonce: str) -> None:
+        """Move the WAL with the new nonce into the file; from then on the lock file names that nonce alone.
+
+        While a reader blocks this, the file itself still has an earlier nonce, which the lock file goes on to name
+        (`check_wal`).
+        """
+        former = () if self.checkpoint("TRUNCATE") else tuple(dict.fromkeys((*self._lock.former, before)))
+        self._lock.keep_nonces(nonce, former=former)
 
     def _check_before_lock(self) -> None:
         """Raise StoreUnusable for a file that Holdfast cannot use, before a lock file is made beside it.
@@ -299,17 +300,18 @@ class SqliteFile:
             )
         return bool(application != APPLICATION_ID)
 
-    def _record_start(self) -> str:
-        """Begin new epochs if the history behind a serial may have changed. Returns the database's new nonce.
+    def _record_start(self) -> tuple[str, str]:
+        """Begin new epochs if the history behind a serial may have changed. Returns the old nonce and the new one.
 
         The caller is in a transaction; once that is committed, it makes the lock file keep this nonce alone.
         """
         boot, inode, nonce = _boot_id(), str(os.stat(self.path).st_ino), _new_nonce()
+        nonce_before = NO_NONCE
         known = [nonce]
         before = self.db.execute("SELECT boot, inode, synchronous, clean FROM life").fetchone()
         if before is not None:
             boot_before, file_before, synchronous_before, was_clean = before
-            inode_before, nonce_before = _inode_and_nonce(file_before)
+            inode_before, nonce_before = inode_and_nonce(file_before)
             reason = None
             if inode_before != inode:
                 reason = "the file is a copy"
@@ -327,20 +329,23 @@ class SqliteFile:
             logger.warning(
                 "store file %s is open with synchronous=normal: a power cut may lose the last moments", self.path
             )
-        self._lock.keep_nonces(*known)
+        self._lock.keep_nonces(*known, former=(*self._lock.former, nonce_before))
         self.db.execute("REPLACE INTO life VALUES (1, ?, ?, ?, 0)", (boot, f"{inode} {nonce}", self._synchronous))
-        return nonce
+        return nonce_before, nonce
 
-    def _record_end(self) -> None:
-        """Record a clean close, under a new nonce, so that a backup of the open file has an outdated one."""
+    def _record_end(self) -> tuple[str, str]:
+        """Record a clean close, under a new nonce, so that a backup of the open file has an outdated one.
+
+        Returns the old nonce and the new one.
+        """
         nonce = _new_nonce()
         self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction() as db:
             (file,) = db.execute("SELECT inode FROM life").fetchone()
-            inode, nonce_before = _inode_and_nonce(file)
-            self._lock.keep_nonces(nonce_before, nonce)
+            inode, nonce_before = inode_and_nonce(file)
+            self._lock.keep_nonces(nonce_before, nonce, former=self._lock.former)
             db.execute("UPDATE life SET inode = ?, clean = 1", (f"{inode} {nonce}",))
-        self._lock.keep_nonces(nonce)
+        return nonce_before, nonce
 
     def _roll_back(self) -> None:
         if self.db.in_transaction:  # after some errors SQLite has already rolled back
@@ -354,115 +359,8 @@ def _steps(schema: int) -> list[str]:
     return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
 
-class FileLock:
-    """An exclusive lock for the life of a process, in a file that is never deleted.
-
-    The file's first line names the process that holds or last held the lock; the second lists the nonces that the
-    database may have.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.nonces: tuple[str, ...] = (NO_NONCE,)
-        self._path = path
-        self._handle: int | None = None
-        self.give_up = threading.Event()
-
-    @property
-    def is_known(self) -> bool:
-        """Return whether the lock file exists, which means that a store was opened here before."""
-        return self._path.exists()
-
-    def take(self, what: Path, *, wait_s: float) -> None:
-        """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""
-        deadline_s = time.monotonic() + wait_s
-        handle = self._open(what)
-        try:
-            while not _locked(handle):
-                holder = holder_of(self._path)
-                if holder.is_sibling or time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
-                    detail = f"store file {what} is in use by {holder.name}: {holder.remedy()}"
-                    raise StoreInUse(detail, holder=holder.name, remedy=holder.remedy())
-            self.nonces = _read_nonces(handle)
-            self._write(handle)
-        except OSError as error:
-            os.close(handle)
-            raise self._unwritable(error) from error
-        except BaseException:
-            os.close(handle)
-            raise
-        self._handle = handle
-        note_held(self._path)
-
-    def keep_nonces(self, *nonces: str) -> None:
-        """Replace the nonces in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
-        assert self._handle is not None
-        self.nonces = nonces
-        try:
-            self._write(self._handle)
-            os.fsync(self._handle)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def release(self) -> None:
-        """Release the lock. A second call does nothing."""
-        if self._handle is not None:
-            note_released(self._path)
-            os.close(self._handle)
-            self._handle = None
-
-    def _open(self, what: Path) -> int:
-        try:
-            return os.open(self._path, os.O_RDWR | os.O_CREAT, FILE_MODE)
-        except FileNotFoundError as error:
-            raise StoreUnavailable(
-                f"store file {what} cannot be created: there is no directory {self._path.parent}; create it"
-            ) from error
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> StoreUnavailable:
-        is_of_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-        advice = "check the disk" if is_of_disk else "the directory and the files in it must be writable for this user"
-        return StoreUnavailable(f"lock file {self._path} cannot be written ({error.strerror}); {advice}")
-
-    def _write(self, handle: int) -> None:
-        # Overwrite first and truncate afterwards, so that the file contains nonces at every moment.
-        content = f"process {os.getpid()} ({_command()})\n{_NONCES}{' '.join(self.nonces)}\n".encode()
-        os.pwrite(handle, content, 0)
-        os.ftruncate(handle, len(content))
-
-
-_NONCES = "nonces "
-
-
-def _read_nonces(handle: int) -> tuple[str, ...]:
-    for line in os.pread(handle, LOCK_BYTES, 0).decode(errors="replace").splitlines():
-        # Use the first line with nonces: a killed process may have left the rest of an older file behind it.
-        if line.startswith(_NONCES):
-            return tuple(line.removeprefix(_NONCES).split())
-    return (NO_NONCE,)
-
-
-def _inode_and_nonce(file: str) -> tuple[str, str]:
-    inode, _, nonce = file.partition(" ")
-    return inode, nonce or NO_NONCE
-
-
 def _new_nonce() -> str:
     return secrets.token_hex(8)
-
-
-def _locked(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _command() -> str:
-    # Only the program's name: its arguments may hold secrets.
-    return Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name[:80]
 
 
 def _boot_id() -> str:

@@ -16,7 +16,7 @@ from zlib import crc32
 import msgspec
 
 SUM_BYTES = 4  # length of the checksum in front of a row of the log
-_POLYNOMIAL = 0xEDB88320  # that of CRC-32, with its bits reversed
+_POLYNOMIAL = 0xEDB88320  # the polynomial of CRC-32, with its bits reversed
 _LAST_BIT = crc32(b"\x80") ^ crc32(b"\x00")  # change of a checksum when the last bit of the data changes
 
 _slot = struct.Struct("<Q").pack

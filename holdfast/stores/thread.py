@@ -15,6 +15,8 @@ import contextlib
 import logging
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -45,12 +47,13 @@ class StoreThread:
     def __init__(self, name: str, spare: Callable[[bool], float | None]) -> None:
         self._spare = spare
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
+        self._left: deque[_Work[Any] | None] = deque()  # taken from the queue by `serve`, and not run
         self._is_stopping = False
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, call: Callable[[], T], *, timeout_s: float) -> T:
-        """Run `call` on the thread and return its result, or raise its error; raises Late after `timeout_s`.
+    async def run(self, call: Callable[[], T], *, timeout_s: float | None) -> T:
+        """Run `call` on the thread and return its result, or raise its error; raises Late after `timeout_s`, if given.
 
         The thread skips a call whose caller has stopped waiting.
         """
@@ -84,6 +87,26 @@ class StoreThread:
             raise Late(is_begun=True) from None
         self._thread.join(END_S)
 
+    def serve(self, seconds: float) -> bool:
+        """Run queued calls from within a call, for up to `seconds`, and all that wait. Returns False when it must end.
+
+        It must end when the thread is to stop: the calls that are left run after the current one.
+        """
+        end_s = time.monotonic() + seconds
+        while not self._is_stopping:
+            try:
+                left_s = end_s - time.monotonic()
+                work = self._queue.get(block=left_s > 0, timeout=max(0.0, left_s))
+            except queue.Empty:
+                return True
+            if self._is_stopping or work is None:
+                self._left.append(work)
+                return False
+            work.run()
+            del work
+            self._do_spare(is_idle=False)
+        return False
+
     def stop(self, last: Callable[[], object]) -> None:
         """Finish as `finish` does, but without waiting and from any thread."""
         self._put_last(_Work(last, None, None))
@@ -102,7 +125,7 @@ class StoreThread:
         wait_s: float | None = None
         while True:
             try:
-                work = self._queue.get(timeout=wait_s)
+                work = self._left.popleft() if self._left else self._queue.get(timeout=wait_s)
             except queue.Empty:
                 wait_s = self._do_spare(is_idle=bool(wait_s))
                 continue

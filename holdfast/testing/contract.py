@@ -180,7 +180,7 @@ def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:
 
 
 def known(message: MessageState) -> dict[str, Json]:
-    """Return all facts of a message's state that must not depend on how it was stored."""
+    """Return the fields of a message's state that must be the same after it was stored and read."""
     return {
         "message": message.message(),
         "digest": message.digest,

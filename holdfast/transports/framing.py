@@ -48,7 +48,10 @@ class Position(NamedTuple):
     sent: Sent
 
     def id(self, *, is_finished: bool) -> str:
-        """Return the cursor that `sent_by` reads back. `is_finished`: the frame is the message's end."""
+        """Return the id of an event: a cursor from which `sent_by` reads the position.
+
+        `is_finished`: the frame is the last.
+        """
         return f"{self.cursor}:{self.seal}{sent_field(self.sent.lengths, is_finished=is_finished)}"
 
 

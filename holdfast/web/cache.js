@@ -33,14 +33,14 @@ export class Cache {
   constructor(client, identity) {
     this.client = client
     this.identity = identity
-    const write = () => this.write(true)
+    const write = (/** @type {any} */ { persisted }) => this.write(persisted)
     addEventListener("pagehide", write, { signal: client.closing })
     client.closing.addEventListener("abort", write)
   }
 
   /** Read the views of the identity. It always resolves. */
   async open() {
-    const late = new Promise((_, reject) => setTimeout(reject, OPEN_MS, "no response"))
+    const late = new Promise((_, reject) => setTimeout(reject, OPEN_MS, "no response in time"))
     const read = async () => {
       const opening = indexedDB.open(`holdfast:${this.client.base}`, VERSION)
       opening.onupgradeneeded = () =>
@@ -64,7 +64,7 @@ export class Cache {
     const view = new View()
     try {
       view.apply(JSON.parse(new TextDecoder().decode(data)))
-      if (!view.cursor) throw "it has no cursor"
+      if (!view.cursor) throw "no cursor"
     } catch (error) {
       this.#forget(channel.name)
       return this.#warn(`the view of channel ${channel.name} is damaged: ${error}`)
@@ -85,8 +85,8 @@ export class Cache {
     this.#timer ??= setTimeout(() => this.write(), WRITE_MS)
   }
 
-  /** Write the views that have changed, as far as they are complete now. @param {boolean} [isLast] True: the page ends, or enters the back/forward cache */
-  write(isLast) {
+  /** Write the views that have changed, as far as they are complete now. @param {boolean} [isAway] True: the page may enter the back/forward cache */
+  write(isAway) {
     clearTimeout(this.#timer)
     this.#timer = undefined
     /** @type {Stored[]} */
@@ -99,12 +99,11 @@ export class Cache {
       const data = new TextEncoder().encode(JSON.stringify(batch))
       this.#views.delete(channel.name)
       this.#views.set(channel.name, data)
-      const { identity } = this
-      stored.push({ identity, channel: channel.name, at: Date.now(), bytes: data.length, data })
+      stored.push({ identity: this.identity, channel: channel.name, at: Date.now(), bytes: data.length, data })
     }
     const fits = bounds()
     for (const [name, { length }] of [...this.#views].reverse()) if (!fits(length)) this.#views.delete(name)
-    if (stored.length) void this.#attempt(() => this.#put(stored, isLast))
+    if (stored.length) void this.#attempt(() => this.#put(stored, isAway))
   }
 
   /** Delete all views of the identity, and write none any more. */
@@ -126,14 +125,14 @@ export class Cache {
     return /** @type {IDBDatabase} */ (this.#database).transaction("views", mode).objectStore("views")
   }
 
-  /** Put the records in a transaction of its own, which a page that ends can still complete; then delete the oldest. @param {Stored[]} stored @param {boolean} [isLast] */
-  async #put(stored, isLast) {
+  /** Put the records in a transaction of its own, which a page that ends can still complete; then delete the oldest. @param {Stored[]} stored @param {boolean} [isAway] */
+  async #put(stored, isAway) {
     const store = this.#store("readwrite")
     const puts = stored.map((one) => result(store.put(one)))
     store.transaction.commit()
     await Promise.all(puts)
     // A browser drops a page from the back/forward cache whose open transaction another page waits for.
-    if (isLast || !this.#database) return
+    if (isAway || !this.#database) return
     const all = this.#store("readwrite")
     const fits = bounds()
     const keys = all.index("use").openKeyCursor(null, "prev")
@@ -169,7 +168,7 @@ export class Cache {
 
   /** @param {unknown} why */
   #warn(why) {
-    if (!this.#hasWarned) console.warn(`holdfast: views are not cached for a reload: ${why}`)
+    if (!this.#hasWarned) console.warn(`holdfast: views are not cached: ${why}`)
     this.#hasWarned = true
   }
 }

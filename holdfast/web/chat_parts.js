@@ -11,6 +11,8 @@ import { GrowingMarkdown } from "./markdown.js"
  * @typedef {{ node: HTMLElement, update: (part: Part, isOver: boolean, start: number) => boolean | void, remark?: (at: number) => void }} PartView
  */
 
+const MAX_STEPS = 4 // number of steps of the text that are drawn in one frame
+
 /** Return the usual view of parts of one type. @param {import("./chat_message.js").MessageView} message @param {string} type @returns {PartView} */
 export function partView(message, type) {
   const { words } = message.panel
@@ -40,7 +42,8 @@ function textPart(message) {
     node,
     update({ text = "" }, isOver, at) {
       start = at
-      return markdown.update(text, isOver, () => panel.isLate)
+      let steps = 0 // the browser lays out what they draw in the same task
+      return markdown.update(text, isOver, () => ++steps === MAX_STEPS || panel.isLate)
     },
     remark: (at) => markdown.redraw(at - start),
   }

@@ -503,7 +503,7 @@ function patch(parent, from, wanted) {
   dropAfter(parent, n)
 }
 
-/** Make `here` equal to `next` if both are of one kind. Return whether it is. @param {Node} here @param {Node} next */
+/** Change the node `here` into a copy of `next`, if both are of the same kind. Return whether that was possible. @param {Node} here @param {Node} next */
 function isPatched(here, next) {
   if (here instanceof Text && next instanceof Text) replaceEnd(here, here.length, next.data)
   else if (here instanceof Element && here.cloneNode(false).isEqualNode(next.cloneNode(false))) patch(here, 0, next)

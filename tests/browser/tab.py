@@ -39,10 +39,10 @@ def chromium_path() -> str:
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    """Run a Chromium for several tests, which open windows in profiles of their own."""
+async def chromium(*more: str) -> AsyncIterator[Browser]:
+    """Run a Chromium, perhaps with more arguments, for several tests, which open windows in profiles of their own."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=list(ARGUMENTS))
+        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=[*ARGUMENTS, *more])
         yield browser
         await browser.close()
 

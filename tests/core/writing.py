@@ -62,7 +62,7 @@ class Expected:
                 return [("update", (value,))]
 
     def _part(self, kind: str, empty: Any) -> list[Any]:
-        """Return the part of this kind, and open it behind the others if there is none."""
+        """Return the part of type `kind`; if there is none, add one as the last part."""
         if kind not in self._indexes:
             # Half a character that was to open the text part becomes a replacement when another part opens after it.
             if self.parts and self.parts[-1] == ["text", "\ud83d"]:

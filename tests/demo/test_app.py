@@ -422,7 +422,7 @@ async def test_the_plain_stream_has_the_text_and_the_pace_of_the_answer() -> Non
         assert response.headers["content-type"] == "text/plain; charset=utf-8"
         assert response.text == text_of(answer)
         assert delays_s == of_answer_s
-        assert len(await here.messages()) == 2  # it stores no message
+        assert len(await here.messages()) == 2  # the request has stored no message
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from tests.virtual import virtually
 
 GRID_S = Ticks.GRID_S
 TAKES_S = 0.0005
-TOKEN_S = 0.1  # between two tokens of a channel: longer than the flush window
-ALMOST_S = 1e-6  # products of floats
+TOKEN_S = 0.1  # time between two tokens of a channel: longer than the flush window
+ALMOST_S = 1e-6  # tolerance for products of floats
 
 
 class Troubled(Timed):
@@ -113,7 +113,7 @@ async def test_tokens_of_many_channels_share_commits_on_the_grid() -> None:
     await stage.stream(10)
     begun_s = list(store.begun_s)
     await stage.close()
-    assert len(begun_s) <= 1 + 11 * TOKEN_S / GRID_S  # of 2,000 tokens
+    assert len(begun_s) <= 1 + 11 * TOKEN_S / GRID_S  # instead of one commit for each of 2,000 tokens
     assert min(later - earlier for earlier, later in pairwise(begun_s[1:])) >= GRID_S - ALMOST_S
     assert max(stage.delays_s()) <= GRID_S + 2 * TAKES_S
 
@@ -131,7 +131,7 @@ async def test_token_waits_only_if_a_commit_has_just_begun() -> None:
 async def test_as_many_waiting_rows_as_a_commit_takes_end_the_gap() -> None:
     store = Timed(TAKES_S)
     stage = await staged(store, 1 + MAX_ROWS)
-    await asyncio.sleep(GRID_S * 0.1)  # off the grid
+    await asyncio.sleep(GRID_S * 0.1)  # so that the next append is not on the grid
     await stage.writers[0].append("x")
     await asyncio.sleep(GRID_S * 0.2)
     stored_s = now_s()

@@ -13,19 +13,19 @@ from pathlib import Path
 
 from holdfast.stores.base import Committed
 from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_file import FileLock
+from holdfast.stores.sqlite_lock import FileLock
 from holdfast.testing.contract import Chat, create
 
 
 def die_at(write: int, moment: str) -> None:
     keep_nonces, written = FileLock.keep_nonces, 0
 
-    def keep_nonces_or_die(lock: FileLock, *nonces: str) -> None:
+    def keep_nonces_or_die(lock: FileLock, *nonces: str, former: tuple[str, ...] = ()) -> None:
         nonlocal written
         written += 1
         if (written, moment) == (write, "before"):
             os.kill(os.getpid(), signal.SIGKILL)
-        keep_nonces(lock, *nonces)
+        keep_nonces(lock, *nonces, former=former)
         if (written, moment) == (write, "after"):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.core.errors import StoreUnusable
 from holdfast.stores import sqlite_file
 from holdfast.stores.base import Committed, Head
+from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_backup import keep_wal
 from holdfast.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, wal, write
 from tests.stores.writing import MESSAGES
@@ -67,13 +70,14 @@ async def test_wal_cut_at_any_byte_restores_a_whole_prefix(path: Path, tmp_path:
                 due = [message_id] if serial % 5 == 0 else []
                 await chat.do(append(message_id, f"{serial} " * (1 + serial % 9)), documents=due)
             after[serial] = {one.id: one.message().text for one in chat.state.messages.values()}
-        frames, kept = read(wal(path)), read(path)
+        frames, kept, locked = read(wal(path)), read(path), read(lock(path))
     random.seed(4)
     found = set()
     for cut in [0, len(frames), *random.sample(range(len(frames)), 30)]:
         copy = tmp_path / f"cut-{cut}" / "chat.db"
         write(copy, kept)
         write(wal(copy), frames[:cut])
+        write(lock(copy), locked)
         async with opened(copy) as store:
             serial = (await store.head("c")).serial
             found.add(serial)
@@ -183,13 +187,20 @@ async def test_restored_backup_begins_new_epochs_once(
     assert await epoch(path) == new
 
 
-async def test_backup_restored_with_its_wal_begins_new_epochs(path: Path, backup: bytes) -> None:
+async def test_copy_of_a_running_file_restored_with_its_wal_is_refused_until_the_wal_is_kept(
+    path: Path, backup: bytes
+) -> None:
     async with opened(path) as store:
         await Chat(store, "other").do(create("m1", "x"))
         kept, frames = read(path), read(wal(path))
         assert frames
     put_back(path, kept)
     write(wal(path), frames)
+    for _ in range(2):
+        with pytest.raises(StoreUnusable, match=r"restore BACKUP --store .*chat\.db`; if not, keep the -wal by"):
+            await SqliteStore(path).open()
+        assert (read(path), read(wal(path))) == (kept, frames)
+    keep_wal(path)
     async with opened(path) as store:
         assert (await store.head("other")).serial == 1
         assert (await store.head("other")).epoch != "e1"

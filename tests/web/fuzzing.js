@@ -48,7 +48,7 @@ function own(object, key, value) {
   Object.defineProperty(object, key, { value, enumerable: true, configurable: true, writable: true })
 }
 
-/** `text` with a few characters changed. */
+/** Return `text` with a few characters changed. */
 export function changedText(random, text) {
   const at = random.upTo(text.length + 1)
   const piece = random.of(["", ...TEXTS, "{", "}", "[", "]", '"', "\\", "\\ud800", "null", "1e999", ",", ":"])

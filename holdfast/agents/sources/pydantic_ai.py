@@ -212,7 +212,8 @@ def _arguments(args: object) -> str:
     return as_json(args)
 
 
-# Classes whose streams yield more than events. `Any`: the package of these objects need not be installed.
+# Functions for the classes of Pydantic AI whose streams hold more than events. `Any`: the package of these objects need
+# not be installed.
 
 
 async def _of_node(stream: Any) -> AsyncIterator[object]:

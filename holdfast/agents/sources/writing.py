@@ -22,8 +22,8 @@ from holdfast.core.model import Json, Part
 
 logger = logging.getLogger("holdfast.agents")
 
-# Usage of the earlier streams of each message. A handler that continues after tools pipes several streams into one
-# message.
+# Token usage of the earlier streams of each message: a handler that continues after tool calls pipes several streams
+# into one message, and their usage is added up.
 _used: WeakKeyDictionary[Writer, dict[str, int]] = WeakKeyDictionary()
 
 

@@ -10,7 +10,7 @@ const [OFFLINE_MS, TEXT, WINDOW] = [10_000, "demo-text", Math.random().toString(
 const LONGEST = 800 // code points of a text that windows compare: the data of a signal has at most 4 KiB
 const since = (/** @type {number} */ ms) => (performance.now() - ms) / 1_000
 
-/** Watch the conversation for trials, also those of other windows and terminals. @param {Page} page */
+/** Watch the conversation for the five trials, also if another window or a terminal causes them. @param {Page} page */
 export function watchTrials({ client, score, plain, isReload, info, draw }) {
   const notes = /** @type {Record<string, string>} what a box says now, instead of its hint */ ({})
   const theirs = new Map() // texts of joined windows, until as much is shown here

@@ -1,0 +1,199 @@
+"""Backups of a SQLite store, and their way back.
+
+Layer: stores.
+
+A backup is made on the store's own connection, in small steps between which the store does its waiting work: changes
+by the same connection go into the running backup and do not restart it, and no read lock stays between two steps. It is
+written as `NAME.partial`, checked, synced, and renamed. A mark in it makes each start from it begin new epochs.
+
+A restore verifies the backup, keeps the replaced file under another name, and puts the new one in its place in one
+step. Killed at any point, it leaves the old file or the new one, never a mixture: a `-wal` that it did not remove is
+set aside by the next start (`sqlite_restored`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable
+from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA
+from holdfast.stores.sqlite_lock import FILE_MODE, FileLock
+from holdfast.stores.sqlite_restored import BACKUP, read_life, sync_folder, wal_of
+
+STEP_PAGES = 64
+PAGE_BYTES = 4_096
+
+
+class Stopped(Exception):
+    """The store closes, or the caller went away: the backup ends without a result."""
+
+
+def check_target(target: Path, store: Path) -> None:
+    """Raise LocalError for a path at which no backup can be made."""
+    of_store = [Path(f"{os.path.realpath(store)}{end}") for end in ("", "-wal", "-shm", ".lock")]
+    if Path(os.path.realpath(target)) in of_store:
+        raise LocalError(f"backup target {target} is a file of the store itself; name another file")
+    if target.exists() or target.is_symlink():
+        raise LocalError(f"backup target {target} exists already; name a new file, or remove it first")
+    if not target.parent.is_dir():
+        raise LocalError(f"backup target {target} cannot be created: there is no directory {target.parent}; create it")
+
+
+@contextlib.contextmanager
+def partial_file(target: Path) -> Iterator[Path]:
+    """Create the file in which the backup `target` is made. It is removed if the block fails."""
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    except OSError as error:
+        raise StoreUnavailable(f"backup {partial} cannot be written ({error.strerror}); check the directory") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError(f"another backup to {target} is running; wait for its end, or name another file") from None
+        try:
+            os.ftruncate(handle, 0)
+            yield partial
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(handle)
+
+
+def copy(db: sqlite3.Connection, partial: Path, *, bytes_per_s: float, pause: Callable[[float], bool]) -> None:
+    """Copy the database of `db` into the file `partial`, in steps.
+
+    After each step `pause(seconds)` does other work; it returns False to end the copy. Raises Stopped and
+    StoreUnavailable.
+    """
+    begun_s = time.monotonic()
+    step_s = STEP_PAGES * PAGE_BYTES / bytes_per_s
+    steps = 0
+
+    def progress(_status: int, _remaining: int, _total: int) -> None:
+        nonlocal steps
+        steps += 1
+        if not pause(max(0.0, begun_s + steps * step_s - time.monotonic())):
+            raise Stopped
+
+    try:
+        with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as new:
+            new.execute("PRAGMA synchronous = OFF")  # `finish` syncs the whole file
+            new.execute("PRAGMA journal_mode = OFF")
+            db.backup(new, pages=STEP_PAGES, progress=progress, sleep=0.01)
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"backup {partial} failed: {error}; check the disk and its free space") from error
+
+
+def finish(partial: Path, target: Path) -> None:
+    """Mark, check and sync the copy, and give it its name. Raises StoreUnavailable and StoreUnusable."""
+    try:
+        with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = DELETE")  # a backup has no -wal
+            db.execute("UPDATE life SET inode = ?", (f"{BACKUP} {secrets.token_hex(8)}",))
+            check(db, partial)
+        handle = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if target.exists():
+            raise LocalError(f"backup target {target} exists already; name a new file, or remove it first")
+        partial.rename(target)
+        sync_folder(target)
+    except (sqlite3.Error, OSError) as error:
+        raise StoreUnavailable(f"backup {target} failed: {error}; check the disk and its free space") from error
+
+
+def check(db: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreUnusable for a database that Holdfast cannot open, or whose structure is damaged."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (schema,) = db.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        raise StoreUnusable(f"{path} is not a backup of a Holdfast store; name the file that `holdfast backup` wrote")
+    if schema > SCHEMA:
+        raise StoreUnusable(
+            f"backup {path} was written by a newer Holdfast: it has schema {schema}, this one knows up to {SCHEMA}. "
+            "Upgrade Holdfast"
+        )
+    (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    if found != "ok":
+        raise StoreUnusable(f"backup {path} is damaged ({found}); use an earlier one")
+
+
+def restore(backup: Path, store: Path) -> Path | None:
+    """Put a backup in the place of the store's file; returns the new name of the replaced file, if there was one.
+
+    Raises StoreInUse while a process has the store, and StoreUnusable for a file that is not a whole backup.
+    """
+    if not backup.is_file():
+        raise LocalError(f"backup {backup} is not a file; name the file that `holdfast backup` wrote")
+    if os.path.realpath(backup) == os.path.realpath(store):
+        raise LocalError(f"backup {backup} is the store's own file; name the file that `holdfast backup` wrote")
+    place = Path(os.path.realpath(store))
+    lock = FileLock(Path(f"{place}.lock"))
+    lock.take(place, wait_s=0)
+    try:
+        with partial_file(place.with_name(f"{place.name}.restored")) as partial:
+            try:
+                with contextlib.closing(sqlite3.connect(f"{backup.resolve().as_uri()}?mode=ro", uri=True)) as db:
+                    check(db, backup)
+                    copy(db, partial, bytes_per_s=float("inf"), pause=lambda _: True)
+            except sqlite3.DatabaseError as error:
+                raise StoreUnusable(f"backup {backup} cannot be read: {error}; use an earlier one") from error
+            new = place.with_name(f"{place.name}.restored")
+            new.unlink(missing_ok=True)
+            finish(partial, new)
+        kept = _keep(place)
+        # From here on the lock file names no nonce of the new file, so a -wal that a crash leaves is set aside.
+        lock.keep_nonces(secrets.token_hex(8))
+        new.replace(place)
+        sync_folder(place)
+        for end in ("-wal", "-shm"):
+            Path(f"{place}{end}").unlink(missing_ok=True)
+        sync_folder(place)
+        return kept
+    finally:
+        lock.release()
+
+
+def _keep(place: Path) -> Path | None:
+    """Give the store's file and its WAL a second name, under which they stay."""
+    if not place.exists():
+        return None
+    kept = place.with_name(f"{place.name}.before-restore-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+    for end in ("", "-wal"):
+        old, new = Path(f"{place}{end}"), Path(f"{kept}{end}")
+        if old.exists():
+            try:
+                os.link(old, new)
+            except OSError:  # a file system without hard links
+                shutil.copy2(old, new)
+    sync_folder(place)
+    return kept
+
+
+def keep_wal(store: Path) -> None:
+    """Note in the lock file that the `-wal` belongs to the store's file; the next start begins new epochs."""
+    place = Path(os.path.realpath(store))
+    if not place.is_file() or not wal_of(place).exists():
+        raise LocalError(f"store file {store} has no -wal beside it; start the server")
+    life = read_life(place)
+    if life is None:
+        raise StoreUnusable(f"store file {store} cannot be read; restore a backup")
+    lock = FileLock(Path(f"{place}.lock"))
+    lock.take(place, wait_s=0)
+    try:
+        lock.keep_nonces(secrets.token_hex(8), former=(life.nonce,))
+    finally:
+        lock.release()

@@ -1,0 +1,102 @@
+"""The `-wal` beside a SQLite file: whether it belongs to the file, or was left by the one that a backup replaced.
+
+Layer: stores. This code runs on the store's thread.
+
+SQLite would apply a foreign `-wal` to the file, and destroy it. So the file is first read without its `-wal`. If the
+lock file names its nonce, the `-wal` is its own. If the file is a backup, or was closed cleanly elsewhere, the `-wal`
+is foreign: it gets another name. In all other cases the store does not guess and refuses to start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import NamedTuple
+
+from holdfast.core.errors import StoreUnusable
+from holdfast.stores.sqlite_lock import NO_NONCE, FileLock
+
+logger = logging.getLogger("holdfast.stores")
+
+BACKUP = "backup"  # stands for the inode number in a backup; a start replaces it
+_WAL_MODE = b"\x02\x02"  # bytes 18 and 19 of each file that has a WAL
+
+
+class Life(NamedTuple):
+    """The state in which a process left a file, read without its `-wal`."""
+
+    inode: str
+    nonce: str
+    was_clean: bool
+
+
+def inode_and_nonce(file: str) -> tuple[str, str]:
+    """Return the inode number and the nonce in a row of `life`."""
+    inode, _, nonce = file.partition(" ")
+    return inode, nonce or NO_NONCE
+
+
+def read_life(path: Path) -> Life | None:
+    """Return the state of the file itself, without its `-wal`; None if it cannot be read."""
+    try:
+        uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'life'").fetchone() is None:
+                return Life("", NO_NONCE, False)
+            row = db.execute("SELECT inode, clean FROM life").fetchone()
+    except sqlite3.Error:
+        return None
+    return Life(*inode_and_nonce(row[0]), bool(row[1])) if row is not None else Life("", NO_NONCE, False)
+
+
+def check_wal(path: Path, lock: FileLock) -> None:
+    """Set a foreign `-wal` aside. Raises StoreUnusable if it is not certain whether it is foreign."""
+    wal = wal_of(path)
+    if not wal.exists() or not wal.stat().st_size:
+        return
+    is_empty = not path.exists() or not path.stat().st_size
+    life = Life(BACKUP, "", True) if is_empty else read_life(path)
+    if life is None:
+        return  # a crash may have left the file half written, and the WAL repairs it
+    if life.nonce in (*lock.nonces, *lock.former):
+        return
+    if life.inode == BACKUP or _header(path) != _WAL_MODE or (life.was_clean and not lock.is_blank):
+        aside = wal.with_name(f"{wal.name}.foreign-{secrets.token_hex(4)}")
+        wal.rename(aside)
+        wal.with_name(f"{path.name}-shm").unlink(missing_ok=True)
+        sync_folder(path)
+        logger.warning(
+            "store file %s is a backup, and %s belongs to the file that it replaced; it is now %s", path, wal, aside
+        )
+        return
+    why = "its lock file is missing" if lock.is_blank else "its lock file belongs to another file"
+    raise StoreUnusable(
+        f"store file {path} has a {wal.name} beside it that may belong to another file ({why}). If a backup was copied "
+        f"here, run `holdfast restore BACKUP --store sqlite:///{path}`; if not, keep the -wal by "
+        f"`holdfast restore --keep-wal --store sqlite:///{path}`"
+    )
+
+
+def wal_of(path: Path) -> Path:
+    """Return the path of the WAL, which SQLite puts beside the real file."""
+    return Path(f"{os.path.realpath(path)}-wal")
+
+
+def sync_folder(path: Path) -> None:
+    """Make new names in the folder of `path` durable."""
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _header(path: Path) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        return file.read(20)[18:]

@@ -1,0 +1,277 @@
+"""Backups of an open store, and what a start does with them."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from holdfast.app import Hub
+from holdfast.cli import main
+from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.stores.base import Committed
+from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_backup import keep_wal, restore
+from holdfast.testing.contract import Chat, append, create, texts
+from tests.stores.files import PATIENCE_S, on_disk, opened, read, run_from_outside, wal, write
+from tests.stores.writing import MESSAGES
+
+SPEED = 10_000.0  # MB per second: no pause between steps
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chat.db"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "backups").mkdir()
+    return tmp_path / "backups" / "one.db"
+
+
+def killed_writer(path: Path, commits: int) -> int:
+    """Let a process write, and kill it; returns the last serial that it printed. Its `-wal` stays."""
+    boot_id = path.with_name("boot_id")
+    write(boot_id, b"boot-1")
+    arguments = [sys.executable, "-m", "tests.stores.writing", str(path), "full", str(boot_id)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        serials = [int(process.stdout.readline()) for _ in range(commits)]
+        process.send_signal(signal.SIGKILL)
+        process.wait(PATIENCE_S)
+    assert wal(path).stat().st_size > 0
+    return serials[-1]
+
+
+def lock(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def modes(folder: Path) -> dict[str, int]:
+    """Return the modes of the files in `folder`."""
+    return {one.name: one.stat().st_mode & 0o777 for one in folder.iterdir()}
+
+
+async def made(path: Path, target: Path) -> None:
+    """Make a backup of the store when its channel "c" is at e1:1."""
+    async with opened(path) as store:
+        await Chat(store).do(create("m0", "backed up"))
+        await store.backup(target, mb_per_s=SPEED)
+
+
+async def test_backup_begins_new_epochs_after_a_kill_although_the_file_keeps_its_inode(
+    path: Path, target: Path
+) -> None:
+    async with opened(path) as store:
+        chat = Chat(store)
+        await chat.do(create("m0", "backed up"))
+        await store.backup(target, mb_per_s=SPEED)
+        await chat.do(create("m1", "lost"))
+        locked = read(lock(path))  # the lock file as a killed process leaves it
+    write(path, read(target))
+    write(lock(path), locked)
+    async with opened(path) as store:
+        assert (await texts(store, "c", "m0", "m1")) == ["backed up"]
+        assert (await store.head("c")).epoch != "e1"
+
+
+@pytest.mark.parametrize("has_lock", [True, False], ids=["lock", "no_lock"])
+@pytest.mark.parametrize("has_shm", [True, False], ids=["shm", "no_shm"])
+async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with_its_wal(
+    path: Path, target: Path, has_lock: bool, has_shm: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    await made(path.with_name("other.db"), target)
+    await asyncio.to_thread(killed_writer, path, 40)
+    shutil.copyfile(target, path)
+    if not has_lock:
+        lock(path).unlink()
+    if not has_shm:
+        path.with_name("chat.db-shm").unlink()
+    async with opened(path) as store:
+        assert await texts(store, "c", "m0", *MESSAGES) == ["backed up", "backed up"]
+        assert (await store.head("c")).epoch != "e1"
+    assert "belongs to the file that it replaced" in caplog.text
+    assert len(list(path.parent.glob("chat.db-wal.foreign-*"))) == 1
+    assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_wal_of_a_killed_process_is_never_set_aside(path: Path) -> None:
+    serial = 0
+    for commits in (5, 30):
+        serial = await asyncio.to_thread(killed_writer, path, commits)
+        async with opened(path) as store:
+            head = await store.head("c")
+            assert (head.epoch, head.serial >= serial) == ("e1", True)
+
+
+async def test_own_wal_is_known_although_a_reader_blocked_each_checkpoint(path: Path) -> None:
+    async with opened(path) as store:
+        await Chat(store, "a").do(create("m1", "x"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM documents").fetchone()
+        for channel in "bc":
+            async with opened(path) as store:
+                await Chat(store, channel).do(create("m1", "y"))
+        copies = [(one.name, read(one)) for one in path.parent.iterdir() if not one.name.endswith("-shm")]
+    moved = path.parent / "moved"
+    for name, data in copies:
+        write(moved / name, data)
+    async with opened(moved / path.name) as store:
+        assert [await texts(store, channel, "m1") for channel in "abc"] == [["x"], ["y"], ["y"]]
+    assert not list(moved.glob("*foreign*"))
+
+
+async def test_missing_lock_file_beside_a_wal_stops_the_start_and_names_both_commands(path: Path) -> None:
+    serial = await asyncio.to_thread(killed_writer, path, 5)
+    lock(path).unlink()
+    for _ in range(2):
+        with pytest.raises(
+            StoreUnusable, match=r"its lock file is missing.*holdfast restore BACKUP.*restore --keep-wal"
+        ):
+            await SqliteStore(path).open()
+    keep_wal(path)
+    async with opened(path) as store:
+        assert (await store.head("c")).serial >= serial
+        assert (await store.head("c")).epoch != "e1"
+
+
+async def test_backup_during_commits_holds_a_prefix_and_stops_none(path: Path, target: Path) -> None:
+    async with opened(path) as store:
+        chat = Chat(store)
+        await chat.do(create("old", "x" * 400_000), create("m1", streaming=True))
+        backing = asyncio.create_task(store.backup(target, mb_per_s=2.0))
+        count = 0
+        while not backing.done():
+            assert isinstance(await chat.do(append("m1", f"{count} ")), Committed)
+            count += 1
+        await backing
+        whole = "".join(f"{number} " for number in range(count))
+    assert count > 3
+    assert modes(target.parent) == {"one.db": 0o600}
+    async with opened(target) as store:
+        (old, new) = await texts(store, "c", "old", "m1")
+        assert old == "x" * 400_000
+        assert whole.startswith(new)
+
+
+async def test_store_that_closes_stops_its_backup(path: Path, target: Path) -> None:
+    store = SqliteStore(path)
+    await store.open()
+    await Chat(store).do(create("m1", "x" * 1_000_000))
+    backing = asyncio.create_task(store.backup(target, mb_per_s=0.5))
+    await asyncio.sleep(0)  # the backup begins
+    await store.head("c")
+    await store.close()
+    with pytest.raises(StoreUnavailable, match="the store closes"):
+        await backing
+    assert list(target.parent.iterdir()) == []
+    async with opened(path) as again:
+        assert await texts(again, "c", "m1") == ["x" * 1_000_000]
+
+
+async def test_targets_that_cannot_be_written_are_refused(path: Path, target: Path) -> None:
+    async with opened(path) as store:
+        await store.backup(target, mb_per_s=SPEED)
+        before = await asyncio.to_thread(on_disk, target)
+        for wrong, why in (
+            (target, "exists already"),
+            (path, "is a file of the store itself"),
+            (path.with_name("chat.db-wal"), "is a file of the store itself"),
+            (path.parent / "nowhere" / "x.db", "there is no directory"),
+        ):
+            with pytest.raises(LocalError, match=why):
+                await store.backup(wrong, mb_per_s=SPEED)
+        assert await asyncio.to_thread(on_disk, target) == before
+        other = target.with_name("two.db")
+        both = await asyncio.gather(*(store.backup(other, mb_per_s=SPEED) for _ in range(2)), return_exceptions=True)
+        assert sorted(type(one).__name__ for one in both) == ["LocalError", "NoneType"]
+
+
+# -- restore ---------------------------------------------------------------------------------------------------------
+
+
+async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: Path) -> None:
+    await made(path.with_name("other.db"), target)
+    serial = await asyncio.to_thread(killed_writer, path, 20)
+    kept = restore(target, path)
+    assert kept is not None
+    assert not wal(path).exists()
+    async with opened(path) as store:
+        assert await texts(store, "c", "m0") == ["backed up"]
+        assert (await store.head("c")).epoch != "e1"
+    keep_wal(kept)
+    async with opened(kept) as store:
+        assert (await store.head("c")).serial >= serial
+
+
+async def test_restore_while_the_store_is_open_is_refused(path: Path, target: Path) -> None:
+    await made(path, target)
+    async with opened(path) as store:
+        with pytest.raises(StoreInUse):
+            restore(target, path)
+        assert await texts(store, "c", "m0") == ["backed up"]
+
+
+@pytest.mark.parametrize("kind", ["half", "foreign", "newer", "text", "damaged"])
+async def test_file_that_is_not_a_whole_backup_is_not_restored(path: Path, target: Path, kind: str) -> None:
+    await made(path, target)
+    before = read(path)
+    match kind:
+        case "half":
+            write(target, read(target)[: 4096 * 5])
+        case "foreign":
+            write(target, b"")
+            run_from_outside(target, "CREATE TABLE orders (id INTEGER)")
+        case "newer":
+            run_from_outside(target, "PRAGMA user_version = 99")
+        case "text":
+            write(target, b"Dear diary, " * 1_000)
+        case "damaged":
+            write(target, read(target)[:8192] + os.urandom(4096) + read(target)[12288:])
+    with pytest.raises(StoreUnusable):
+        restore(target, path)
+    assert read(path) == before
+    assert not list(path.parent.glob("*before-restore*"))
+    assert not list(path.parent.glob("*.partial"))
+
+
+def test_commands_make_a_backup_and_restore_it(path: Path, target: Path) -> None:
+    async def fill(text: str) -> None:
+        hub = Hub(f"sqlite:///{path}", hooks_signals=False)
+        await hub.create("c", text=text)
+        if text == "served":
+            await hub.backup(target.with_name("served.db"))
+        await hub.close()
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, [*arguments, "--store", f"sqlite:///{path}"])
+        return f"{result.exit_code}: {result.output}"
+
+    asyncio.run(fill("kept"))
+    assert run("backup", str(target)).startswith(f"0: {target} is a backup of {path}")
+    assert "exists already; name a new file" in run("backup", str(target))
+    asyncio.run(fill("lost"))
+    asyncio.run(fill("served"))
+    assert f"{path} is now the content of {target}" in run("restore", str(target))
+    assert "needs either a BACKUP or --keep-wal" in run("restore")
+    assert "has no -wal beside it" in run("restore", "--keep-wal")
+    for file, count in ((path, 1), (target.with_name("served.db"), 3)):
+        assert run_from_outside(file, "SELECT count(*) FROM documents") == [(count,)]
+
+
+async def test_store_in_memory_has_no_backup(target: Path) -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    with pytest.raises(LocalError, match="a memory store has no backup; use a store in a file"):
+        await hub.backup(target)
+    with pytest.raises(LocalError, match="mb_per_s must be a number above 0"):
+        await hub.backup(target, mb_per_s=0)
+    await hub.close()
