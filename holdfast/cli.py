@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, tail.
+"""The `holdfast` command: serve, demo, backup, restore, verify, tail.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -229,6 +229,22 @@ def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
     click.echo(f"{path} is now the content of {backup}; its next start begins new epochs.")
     if kept is not None:
         click.echo(f"The replaced file is {kept}.")
+
+
+@main.command()
+@_STORE
+def verify(store: str) -> None:
+    """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
+    from holdfast.stores.sqlite_verify import verify as damage_in
+
+    path = _sqlite_store(store).path
+    found = 0
+    for line in damage_in(path):
+        click.echo(line)
+        found += 1
+    click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
+    if found:
+        sys.exit(1)
 
 
 def _sqlite_store(url: str) -> SqliteStore:

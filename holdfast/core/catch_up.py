@@ -28,7 +28,7 @@ from holdfast.core.events import (
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import CommandState, MessageState, PartState
 from holdfast.core.names import command_id
-from holdfast.core.ops import SetPart
+from holdfast.core.ops import Append, Entry, SetPart
 from holdfast.core.state import ChannelState, Tail
 from holdfast.core.text import Text
 
@@ -51,6 +51,23 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
     if len(events) > 1:
         events.sort(key=lambda event: event.serial)
     return events
+
+
+def sole_append(state: ChannelState, entry: Entry) -> MessageAppend | None:
+    """Return the event of an append that `entry` will add to `state`, for a viewer at the serial before it, or None.
+
+    Hot path: it must return exactly what `events_since` would return once the entry is applied, or None.
+    """
+    op = entry.op
+    if type(op) is not Append or entry.serial != state.serial + 1 or not op.text:
+        return None
+    message = state.messages.get(op.id)
+    if message is None or message.deleted or op.part >= len(message.parts):
+        return None
+    text = message.parts[op.part].text
+    if not isinstance(text, Text) or text.length != op.at or text.length_at(state.serial) != op.at:
+        return None
+    return MessageAppend(serial=entry.serial, id=op.id, part=op.part, at=op.at, text=op.text)
 
 
 def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[list[MessageState], bool] | None:

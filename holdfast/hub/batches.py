@@ -62,6 +62,10 @@ class EncodedBatch:
     @property
     def sse(self) -> bytes:
         """Return the batch as Server-Sent Events; only the last one carries the cursor as its id."""
+        if self._sse is None and len(self.events) == 1 and self.cursor:  # hot path, with the same bytes as below
+            event = self.events[0]
+            kind = _APPEND if type(event) is MessageAppend else _type_of(event)
+            self._sse = b"event: %b\ndata: %b\nid: %b\n\n" % (kind, self.raw[0], self.cursor.encode())
         if self._sse is None:
             pieces: list[bytes] = []
             for event, data in zip(self.events, self.raw, strict=True):
@@ -127,14 +131,19 @@ def _groups(raw: Sequence[bytes]) -> Iterator[str]:
     yield b",".join(group).decode()
 
 
+_APPEND = str(MessageAppend.__struct_config__.tag).encode()
+
+
 class BatchCache:
     """The batches of one channel that are kept for other feeds at the same cursor, within a limit of memory."""
 
-    __slots__ = ("ephemeral", "first", "live", "text_bytes")
+    __slots__ = ("appended", "ephemeral", "first", "live", "text_bytes")
 
     def __init__(self) -> None:
         # batches by the serial that they follow; dropped as soon as the channel's serial moves
         self.live: dict[int, EncodedBatch] = {}
+        # the epoch and the event of the last commit, if it was a single append
+        self.appended: tuple[str, MessageAppend] | None = None
         # batches that begin with `channel.attached`, by kind of attach, and serial or length of history
         self.first: dict[tuple[str, int], EncodedBatch] = {}
         # ephemeral batches, by the position in the presence state that they follow
@@ -163,6 +172,7 @@ class BatchCache:
         """Drop the batches of stored events."""
         self.live.clear()
         self.first.clear()
+        self.appended = None
         self.text_bytes = 0
 
     def forget_presence(self) -> None:

@@ -80,7 +80,7 @@ class Feed:
                 return self._take_ephemeral()
             # Hot path: another feed has already taken the batch that follows this cursor, for example one of a thousand
             # viewers.
-            known = channel.batches.live.get(self._serial)
+            known = channel.batches.live.get(self._serial) or channel.append_since(self._serial)
             if known is not None:
                 self._serial = state.serial
                 return known if known.events else self._take_ephemeral()

@@ -51,7 +51,7 @@ class Chat extends AbstractChat {
 const pages = new Map()
 const text = (message) => message.parts.map((part) => (part.type === "text" ? part.text : "")).join("")
 const until = async (isTrue) => {
-  for (let left = 2000; !isTrue() && left; left -= 1) await new Promise((done) => setTimeout(done, 5))
+  for (let left = 4000; !isTrue() && left; left -= 1) await new Promise((done) => setTimeout(done, 5))
 }
 
 const actions = {
@@ -59,7 +59,9 @@ const actions = {
     const chat = new Chat({ id, ...options })
     pages.set(page, chat)
     if (load) chat.messages = await (await fetch(`${url}/${encodeURIComponent(id)}/messages`)).json()
-    if (resume) void chat.resumeStream()
+    if (!resume) return
+    void chat.resumeStream()
+    await until(() => chat.requests)
   },
   send: (page, { text, messageId }) => void pages.get(page).sendMessage({ text, messageId }),
   again: (page, { index }) => void pages.get(page).sendMessage(pages.get(page).messages[index]),

@@ -435,7 +435,7 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
 def a_second_reply_is_accepted(patch: pytest.MonkeyPatch) -> None:
     """The newest reply is the best one."""
 
-    def reply(state: Any, key: str, request: Any, caller: Any, limits: Any) -> Decision:
+    def reply(state: Any, key: str, request: Any, caller: Any, now_ms: int, limits: Any) -> Decision:
         op = Reply(id=key, ok=request.ok, data=request.data, error=None, by=caller.id, request=request.request)
         return Decision(ops=(op,))
 
@@ -783,6 +783,25 @@ def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BatchCache, "_make_room", make_room)
 
 
+def a_kept_append_outlives_its_state(patch: pytest.MonkeyPatch) -> None:
+    """A viewer at the serial before the last append misses that append."""
+    forget = BatchCache.forget
+
+    def forget_batches(self: BatchCache) -> None:
+        appended = self.appended
+        forget(self)
+        self.appended = appended
+
+    def append_since(self: Channel, since: int) -> EncodedBatch | None:
+        kept = self.batches.appended
+        if kept is None or kept[1].serial != since + 1:
+            return None
+        return EncodedBatch(self.name, str(self.state.cursor), (kept[1],))
+
+    patch.setattr(BatchCache, "forget", forget_batches)
+    patch.setattr(Channel, "append_since", append_since)
+
+
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
     """Each signal is small."""
 
@@ -839,6 +858,7 @@ MUTANTS: dict[Mutant, str] = {
     a_mark_counts_for_the_serial_before: "stored is",
     viewers_miss_a_mark: "hole|a gap|it shows",
     catch_up_skips_an_entry: "it shows",
+    a_kept_append_outlives_its_state: "hole|a gap|it shows|it does not show",
     appends_join_across_an_edit: "wrote to",
     appends_are_acknowledged_before_the_commit: "was acknowledged as",
     each_event_moves_the_cursor: "it shows|it does not show|pending are|back to",

@@ -19,6 +19,7 @@ from holdfast.stores.base import NOTHING, Committed, Store
 from holdfast.stores.sqlite_file import SCHEMA
 from holdfast.stores.sqlite_sums import SUM_BYTES, sealed
 from holdfast.stores.sqlite_sums import opened as opened_row
+from holdfast.stores.sqlite_verify import verify
 from holdfast.testing.contract import Chat, append, create, delete
 from tests.stores.files import opened, run_from_outside, write
 from tests.stores.old_schemas import described
@@ -228,3 +229,14 @@ def test_row_of_the_log_is_opened_in_its_own_slot_only() -> None:
     assert opened_row(3, row) == b"\x91\x01"
     assert opened_row(4, row) is None
     assert opened_row(4, bytes(40)) == bytes(36)
+
+
+async def test_verify_names_each_damaged_message_and_no_other(path: Path) -> None:
+    assert list(verify(path)) == []
+    run_from_outside(path, f"UPDATE texts SET body = CAST(replace(body, 'f', 'F') AS BLOB) WHERE id = {ONE_PIECE}")
+    run_from_outside(path, "UPDATE documents SET version = 7 WHERE message = 'm2'")
+    async with opened(path) as store:  # it also runs beside a server
+        await Chat(store, "other").do(create("m1", "x"))
+        one, two = verify(path)
+    assert one.startswith("channel 'c': message 'm1': message 'm1' is damaged (piece 1 of text 1 has a wrong checksum)")
+    assert two.startswith("channel 'c': message 'm2': message 'm2' is damaged (its head has a wrong checksum)")

@@ -1,0 +1,63 @@
+"""The check of a whole SQLite store: its structure, and each checksum.
+
+Layer: stores.
+
+It reads through a connection of its own that cannot write, in short transactions, so it also runs beside a server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from holdfast.core.errors import LocalError, StoreUnusable
+from holdfast.stores.sqlite_backup import check
+from holdfast.stores.sqlite_channels import Channels
+from holdfast.stores.sqlite_documents import Documents
+from holdfast.stores.sqlite_file import CHECKSUMS
+from holdfast.stores.sqlite_sums import opened
+
+
+def verify(path: Path) -> Iterator[str]:
+    """Yield one line for each damaged part of the store. Raises StoreUnusable if the file cannot be read at all."""
+    if not path.is_file():
+        raise LocalError(f"store file {path} does not exist; name the store with --store")
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        ) as db:
+            yield from _damage(db, path)
+    except sqlite3.DatabaseError as error:
+        raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error
+
+
+def _damage(db: sqlite3.Connection, path: Path) -> Iterator[str]:
+    try:
+        check(db, path)
+    except StoreUnusable as error:
+        yield str(error)
+    if db.execute("PRAGMA user_version").fetchone()[0] < CHECKSUMS:
+        raise StoreUnusable(f"store file {path} has no checksums yet; start the server once, which adds them")
+    documents = Documents(db)
+    channels = Channels(db, documents)
+    names = dict(db.execute("SELECT id, name FROM channels WHERE name IS NOT NULL"))
+    for name in names.values():
+        with contextlib.suppress(sqlite3.DatabaseError):  # reported above
+            try:
+                channels.find(name, at=0)
+            except StoreUnusable as error:
+                yield str(error)
+    for key, number, message_id in db.execute("SELECT id, channel, message FROM documents").fetchall():
+        db.execute("BEGIN")
+        try:
+            documents.read(key, message_id)
+        except (StoreUnusable, sqlite3.DatabaseError) as error:
+            if documents.by_key(key) is not None:  # otherwise the server has removed it meanwhile
+                yield f"channel {names.get(number)!r}: message {message_id!r}: {error}"
+        finally:
+            db.execute("ROLLBACK")
+    for slot, row in db.execute("SELECT id, body FROM log"):
+        if opened(slot, row) is None:
+            yield f"row {slot} of the log is damaged; messages that are open may have lost text; restore a backup"
