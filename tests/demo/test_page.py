@@ -251,19 +251,29 @@ async def test_a_question_sent_while_no_server_runs_survives_a_reload_and_is_ans
 
 
 async def test_any_input_ends_autoplay_and_with_reduced_motion_there_is_none(browser: Browser, shared: Server) -> None:
-    cases: list[tuple[dict[str, Any], str]] = [({}, "key"), ({}, "wheel"), ({"reduced_motion": "reduce"}, "")]
+    cases: list[tuple[dict[str, Any], str]] = [({}, "keydown"), ({}, "wheel"), ({"reduced_motion": "reduce"}, "")]
     for options, kind in cases:
         async with visiting(browser, **options) as context:
             page = await context.new_page()
             await page.clock.install()
             await page.goto(f"http://127.0.0.1:{shared.port}/")
             await expect(page.locator("#welcome")).to_be_visible()
-            if kind == "key":
-                await page.keyboard.press("Shift")
-            elif kind == "wheel":
-                await page.mouse.move(600, 400)
-                await page.mouse.wheel(0, 100)
-                await page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            if kind:
+                await page.wait_for_function(
+                    "sessionStorage.getItem('holdfast-demo.visited')"
+                )  # the page listens for input
+                await page.evaluate(
+                    """type => {
+                      window.heard = new Promise((done) => addEventListener(type, () => done(type), { capture: true }))
+                    }""",
+                    kind,
+                )
+                if kind == "keydown":
+                    await page.keyboard.press("Shift")
+                else:
+                    await page.mouse.move(600, 400)
+                    await page.mouse.wheel(0, 100)
+                assert await page.evaluate("heard") == kind
             await page.clock.fast_forward(8_000)  # a longer jump would end the connection, and with it autoplay
             assert await page.evaluate(_MESSAGES) == []
 

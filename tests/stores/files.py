@@ -63,3 +63,7 @@ def write(path: Path, data: bytes) -> None:
 
 def wal(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
+
+
+def lock(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")

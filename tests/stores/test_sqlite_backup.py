@@ -20,7 +20,7 @@ from holdfast.stores.base import Committed
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_backup import keep_wal, restore
 from holdfast.testing.contract import Chat, append, create, texts
-from tests.stores.files import PATIENCE_S, on_disk, opened, read, run_from_outside, wal, write
+from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, wal, write
 from tests.stores.writing import MESSAGES
 
 SPEED = 10_000.0  # MB per second: no pause between steps
@@ -49,10 +49,6 @@ def killed_writer(path: Path, commits: int) -> int:
         process.wait(PATIENCE_S)
     assert wal(path).stat().st_size > 0
     return serials[-1]
-
-
-def lock(path: Path) -> Path:
-    return path.with_name(f"{path.name}.lock")
 
 
 def modes(folder: Path) -> dict[str, int]:

@@ -17,7 +17,7 @@ from holdfast.stores.base import Committed, Head
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_backup import keep_wal
 from holdfast.testing.contract import Chat, append, create, texts
-from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, wal, write
+from tests.stores.files import PATIENCE_S, lock, opened, read, run_from_outside, wal, write
 from tests.stores.writing import MESSAGES
 
 
@@ -126,10 +126,6 @@ async def test_all_channels_of_a_copied_file_begin_a_new_epoch_once(path: Path) 
 
 
 # -- restored backups --------------------------------------------------------------------------------------------------
-
-
-def lock(path: Path) -> Path:
-    return path.with_name(f"{path.name}.lock")
 
 
 def put_back(path: Path, backup: bytes) -> None:

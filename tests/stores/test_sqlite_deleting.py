@@ -15,7 +15,7 @@ from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_slots import MAX_ROOM
 from holdfast.stores.sqlite_sums import SUM_BYTES
 from holdfast.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, finish, put_part, texts
-from tests.stores.files import on_disk, opened, read, run_on_thread, wal, write
+from tests.stores.files import lock, on_disk, opened, read, run_on_thread, wal, write
 
 WORD = re.compile(rb"<(\d{6})>")
 
@@ -108,6 +108,7 @@ async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, 
         crashed = tmp_path / "crashed" / "chat.db"
         write(crashed, read(path))
         write(wal(crashed), read(wal(path)))
+        write(lock(crashed), read(lock(path)))
     assert b"SECRET" in on_disk(crashed)
     async with opened(crashed) as store:
         assert await store.head("c") == Head("-", 0)
