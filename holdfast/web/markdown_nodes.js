@@ -65,6 +65,7 @@ function blockElement(token) {
   const tag = token.type === "heading_open" ? `h${Math.min(6, Number(token.tag[1]) + 2)}` : token.tag
   const node = document.createElement(tag)
   if (/^(p|h\d|li|t[hd]|blockquote)$/.test(tag)) node.dir = "auto"
+  if (tag === "table") node.tabIndex = 0 // the keyboard scrolls a wide one
   for (const [name, value] of token.attrs ?? []) {
     if (name === "start") node.setAttribute("start", value)
     const aligned = name === "style" ? ALIGNED.exec(value) : null

@@ -12,7 +12,7 @@ import { reference, shown } from "/tests/browser/markdown_reference.js"
 const ELEMENTS = new Set(
   "p h3 h4 h5 h6 ul ol li blockquote pre code strong em s br hr table thead tbody tr th td a input span div button".split(" "),
 )
-const ATTRIBUTES = new Set("dir class type disabled checked aria-label start style href target rel".split(" "))
+const ATTRIBUTES = new Set("dir class type disabled checked aria-label start style href target rel tabindex".split(" "))
 
 /** Let `text` come in pieces of `next()` characters. Return its element. */
 function grow(text, next = () => text.length, options = {}) {
