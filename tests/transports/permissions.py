@@ -30,8 +30,8 @@ LEFT = "every interrupted message; with `admin` also a streaming one"
 KNOWN = "a target that the caller may read, or created"
 REPLY = (
     "commands that the caller may read, or sent, or on whose target it works. A reply to `cancel` or `steer` needs one "
-    "of these: the caller works on the target (as its writer with `append`, the holder of its turn, or the writer of all "
-    "its answers); the caller has `admin`; or the command has no target, and the caller has `append`"
+    "of these: the caller works on the target (as its writer with `append`, the holder of its turn, or the writer of "
+    "all its answers); the caller has `admin`; or the command has no target, and the caller has `append`"
 )
 MEMBER = "the client's own id, or that with `~` and a suffix"
 TURN = "the caller's own turn"
