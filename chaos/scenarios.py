@@ -354,7 +354,7 @@ async def _check_in_use(mounted: Server, served: Server) -> None:
 
 
 async def stopped(world: World) -> None:
-    """SIGSTOP of the server, of a viewer, of a producer; each continues after SIGCONT."""
+    """SIGSTOP of the server, of a viewer's process and of a writer's process; each continues after SIGCONT."""
     patience_s = world.scale.stopped_s / 3
     server = world.adds(Server.plain("server", world.folder, world.store))
     await server.start()

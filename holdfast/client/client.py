@@ -284,9 +284,10 @@ class Client:
         await self._ask("reply", channel, {"id": check_id(command_id), **fields})
 
     async def _reply_to(self, channel: str, command: Command) -> CommandReply | None:
-        """Return the reply to a command of this client, or None. If the server has lost the command, send it again.
+        """Send a command of this client again, under the same id. Return its reply, or None while there is none.
 
-        The server responds to a repeated command with its reply. Raises as `command`.
+        The server responds to a repeated command with its reply, and stores the command again if a crash has lost it.
+        Raises as `command`.
         """
         left_s = command.expires_at / 1000 - self._now()
         fields = _given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))

@@ -214,7 +214,7 @@ def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
             request.reply_to,
         )
     except UnicodeEncodeError as error:
-        raise InvalidText(f"the message holds {lone_surrogate(error)}") from None
+        raise InvalidText(f"a string in the new message holds {lone_surrogate(error)}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidRequest(f"the new message cannot be stored as JSON ({error}); send JSON values only") from None
 

@@ -208,7 +208,7 @@ def script(question: str, seed: int, source: Library | None = None) -> list[Step
 
 
 def _quotations(question: str, chance: random.Random, source: Library) -> list[Step]:
-    """Return the passages that fit `question`, with words around them."""
+    """Return an answer that quotes the passages which fit `question`, between an introduction and a closing."""
     enough_s = chance.uniform(*_ENOUGH_S)
     steps: list[Step] = []
     spent_s = 0.0

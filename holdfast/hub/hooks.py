@@ -80,7 +80,7 @@ class Hook:
 
 
 class HookRunner:
-    """Calls one hook, for each channel in order, and keeps its positions."""
+    """Calls one hook for the entries of each channel in order of their serials, and stores the last serial."""
 
     def __init__(self, store: Store, start_background: Start, hook: Hook, live: Mapping[str, ChannelState]) -> None:
         """Run `hook`; `live` maps names to the channels in memory."""

@@ -137,8 +137,8 @@ class OpenBody:
     def _count(self, client: _Client, size: int) -> None:
         if client.body_bytes + size > self._max_bytes:
             raise TooMany(
-                f"the bodies of client {self._name} that have not ended hold {client.body_bytes} bytes, the limit is "
-                f"{self._max_bytes}. Send fewer of them at a time",
+                f"the unfinished request bodies of client {self._name} have {client.body_bytes} bytes together, the "
+                f"limit is {self._max_bytes}; send fewer at a time",
                 limit=self._max_bytes,
             )
         client.body_bytes += size

@@ -200,7 +200,7 @@ def _check_own_machine(hub: HubCore, scope: Scope) -> None:
     others = [site for site in headers_of(scope, b"sec-fetch-site") if site not in _OWN_SITE]
     if others and not foreign:
         raise _not_ours(
-            f"a page of another address sent it (Sec-Fetch-Site: {shown(others[0])})",
+            f"a page of another origin sent the request (Sec-Fetch-Site: {shown(others[0])})",
             "Open the address itself, or list the page's origin in Hub(allowed_origins=[...]).",
         )
 
@@ -208,7 +208,7 @@ def _check_own_machine(hub: HubCore, scope: Scope) -> None:
 def _check_own_host(hub: HubCore, scope: Scope) -> None:
     """Raise Forbidden unless the Host is this machine's own, or that of `public_origin`.
 
-    Any web page can let a name of its own point at a loopback address, and is then of the same origin as the hub.
+    Any web page can make its domain name resolve to a loopback address, and is then of the same origin as the hub.
     """
     if not _is_own_host(scope, hub.public_origin):
         raise Forbidden(

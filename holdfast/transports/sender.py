@@ -97,9 +97,10 @@ class Sender:
         return self._cycle is not None and bool(self._cycle.transport.is_closing())
 
     def _fail(self, error: Exception) -> None:
-        """Record why sending failed. Servers raise OSError when the peer has disconnected; `carry` raises other errors.
+        """Record why sending failed, so that `carry` raises it again.
 
-        uvicorn raises RuntimeError instead after it has closed a socket by itself because of a protocol error.
+        An OSError is not recorded: servers raise it when the peer has disconnected. uvicorn raises RuntimeError instead
+        after it has closed a socket by itself because of a protocol error.
         """
         is_closed = isinstance(error, RuntimeError) and "after sending 'websocket.close'" in str(error)
         if not (is_closed or isinstance(error, OSError | TimeoutError)):

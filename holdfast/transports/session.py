@@ -216,7 +216,7 @@ class Session:
             self._pings += 1
             return f'{{"type":"ping","n":{self._pings}}}'
         frame = self._attachments.next_frame()
-        # The session may have ended because the events could not be framed: then `bye` is the only frame left.
+        # If the events could not be framed, `next_frame` has ended the session: then `bye` is the only frame left.
         return frame if frame is not None or self.closing is None else self.frame_to_send(now_s=now_s)
 
     def close_if_silent(self, *, now_s: float) -> bool:

@@ -335,8 +335,8 @@ class Socket:
         session.charge = self.credentials.charge if self.credentials.is_counted else None
         session.respond({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
         if session.closing is None and not identity.includes(before):
-            # With the new identity the client requests each attachment, presence and work again, because it may have
-            # lost the capability.
+            # The client reconnects and requests its attachments, presence and work again: each is checked against the
+            # new identity, which lacks a capability of the old one.
             session.end(NARROWED, "forbidden")
 
     def _expire(self) -> None:

@@ -131,7 +131,7 @@ export class Cache {
     const puts = stored.map((one) => result(store.put(one)))
     store.transaction.commit()
     await Promise.all(puts)
-    // A browser drops a page from the back/forward cache whose open transaction another page waits for.
+    // If another page waits for an open transaction of a page in the back/forward cache, the browser drops that page.
     if (isAway || !this.#database) return
     const all = this.#store("readwrite")
     const fits = bounds()

@@ -69,7 +69,7 @@ export const STRINGS = {
 
 /** @typedef {typeof STRINGS} Strings */
 
-/** Return the words of a language, or English. Other languages than English are loaded first. @param {string | null} lang @returns {Strings | Promise<Strings>} */
+/** Return the words of a language, or the English ones. Only the words of languages other than English are loaded first. @param {string | null} lang @returns {Strings | Promise<Strings>} */
 export function stringsOf(lang) {
   return /^de\b/i.test(lang ?? "") ? import("./chat_strings_de.js").then((module) => module.STRINGS, () => STRINGS) : STRINGS
 }

@@ -3,7 +3,7 @@
  * @module
  */
 
-/** A refusal by the server or by this client. `code` is stable; `problem` is the server's whole problem. */
+/** A refusal by the server or by this client. `code` is stable; `problem` is the whole error object that the server sent; without one it has the `detail` alone. */
 export class HoldfastError extends Error {
   /** @internal @param {string} code @param {Record<string, any>} [problem] */
   constructor(code, problem = {}) {

@@ -84,7 +84,7 @@ class Scene:
         while self.memory_bytes() > before_bytes * 1.15:
             if time.monotonic() > began_s + PATIENCE_S:
                 raise TimeoutError(f"{self.memory_bytes() / MIB:.1f} MiB, {before_bytes / MIB:.1f} before")
-            await asyncio.sleep(0.1)  # the system gives no signal
+            await asyncio.sleep(0.1)  # polls, because the operating system reports no change
         return time.monotonic() - began_s
 
     def descriptors(self) -> int:
@@ -96,7 +96,7 @@ class Scene:
         before = most = self.descriptors()
         while not until.done():
             most = max(most, self.descriptors())
-            await asyncio.sleep(0.02)  # the system gives no signal
+            await asyncio.sleep(0.02)  # polls, because the operating system reports no change
         return most - before
 
     def _status(self, field: str) -> int:

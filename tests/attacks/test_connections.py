@@ -36,7 +36,7 @@ FEW_FILES = (
 
 async def left(one: Scene) -> int:
     """Return how many files the server has open when the crowd had its chance."""
-    await asyncio.sleep(GRACE_S + 1)  # the system gives no signal
+    await asyncio.sleep(GRACE_S + 1)  # the server does not report when it has ended connections
     return one.descriptors()
 
 

@@ -44,7 +44,7 @@ def vectors(name: str) -> list[Any]:
 
 
 class Run:
-    """A view, and its history as the vectors check it."""
+    """A view that takes the steps of a vector. Its state is compared in the form of the vectors."""
 
     def __init__(self) -> None:
         self.view = View()

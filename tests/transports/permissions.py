@@ -29,9 +29,9 @@ OWN = "own messages; with `admin` all"
 LEFT = "every interrupted message; with `admin` also a streaming one"
 KNOWN = "a target that the caller may read, or created"
 REPLY = (
-    "commands that the caller may read, or sent; to `cancel` and `steer` only as the worker of the target (its writer "
-    "with `append`, the holder of its turn, or the writer of all its answers), with `admin`, or, if the command has no "
-    "target, with `append`"
+    "commands that the caller may read, or sent, or on whose target it works. A reply to `cancel` or `steer` needs one "
+    "of these: the caller works on the target (as its writer with `append`, the holder of its turn, or the writer of "
+    "all its answers); the caller has `admin`; or the command has no target, and the caller has `append`"
 )
 MEMBER = "the client's own id, or that with `~` and a suffix"
 TURN = "the caller's own turn"
@@ -104,13 +104,13 @@ OPERATIONS = (
         "done",
     ),
     Operation(
-        "… while it streams",
+        "… with generation",
         ("publish",),
         f"PATCH {_M}",
         {"text": "other", "generation": 1},
         "update",
         None,
-        "its writer, with `append`",
+        "its writer, with `append`, while it streams; then as for `change`",
         "done",
         also=("append",),
     ),
@@ -249,11 +249,11 @@ change             reader   forbidden  forbidden  forbidden   forbidden  forbidd
 change             admin    streaming  ok         ok          streaming  streaming  ok         deleted   not_found
 change             stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
 change             blind    streaming  ok         ok          streaming  streaming  not_found  deleted   not_found
-… while it streams owner    ok         ok         ok          fenced     not_writer forbidden  deleted   not_found
-… while it streams reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  deleted   not_found
-… while it streams admin    not_writer ok         ok          not_writer not_writer ok         deleted   not_found
-… while it streams stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
-… while it streams blind    ok         ok         ok          fenced     not_writer not_found  deleted   not_found
+… with generation  owner    ok         ok         ok          fenced     not_writer forbidden  deleted   not_found
+… with generation  reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  deleted   not_found
+… with generation  admin    not_writer ok         ok          not_writer not_writer ok         deleted   not_found
+… with generation  stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
+… with generation  blind    ok         ok         ok          fenced     not_writer not_found  deleted   not_found
 delete             owner    ok         ok         ok          ok         ok         forbidden  ok        not_found
 delete             reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  ok        not_found
 delete             admin    ok         ok         ok          ok         ok         ok         ok        not_found

@@ -1,4 +1,4 @@
-/** Tabs that share a connection, with locks and channels of the test and a virtual clock. */
+/** Tabs that share a connection, with the test's own Web Locks and BroadcastChannel, and a virtual clock. */
 import assert from "node:assert/strict"
 import { mock, test } from "node:test"
 

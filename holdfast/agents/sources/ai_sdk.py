@@ -6,7 +6,8 @@
 | `reasoning-start`, `reasoning-delta` | reasoning, likewise |
 | `tool-input-start`, `tool-input-delta` | tool: call, name, streaming input |
 | `tool-input-available`, `tool-input-error` | the tool is `called` (with its input), or in `error` |
-| `tool-output-available`, `tool-output-error`, `tool-output-denied` | its output: `done`, or `error` |
+| `tool-output-available`, `tool-output-error` | its output: `done`, or `error` |
+| `tool-output-denied` | `error`, with the output `denied` |
 | `tool-output-available` that is preliminary | the output so far |
 | `source-url`, `source-document` | source |
 | `file`, `reasoning-file` | file |

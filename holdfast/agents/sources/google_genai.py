@@ -3,8 +3,8 @@
 | event | becomes |
 |---|---|
 | a part with `text` | text, or reasoning when it is a `thought` |
-| `function_call` | tool: call, name, input whole, `called` |
-| `function_response`, also of a history of automatic calls | the output of that tool, `done` |
+| `function_call` | tool: call, name, complete input, `called` |
+| `function_response`, also in the history of automatic function calls | the output of that tool, `done` |
 | `executable_code`, `code_execution_result` | tool `code_execution`: input, output |
 | `inline_data`, `file_data` | file |
 | `grounding_metadata.grounding_chunks[].web` | source |

@@ -6,10 +6,10 @@
 | its tool call chunks | tool: call, name, streaming input |
 | its citations | source |
 | its image and file blocks with a URL or data | file |
-| `finish_reason` (`stop_reason`, `done_reason`, `status`) | `meta.finish_reason`; tools are `called`; its end |
+| `finish_reason`, `stop_reason`, `done_reason`, `status` | `meta.finish_reason`; tools are `called`; the message ends |
 | `usage_metadata`, `model_name` | `meta.usage`, `meta.model` |
 | `ToolMessage` | the output of that tool: `done`, or `error` |
-| `on_chat_model_stream`, `on_chat_model_end` | what their chunk or message does |
+| `on_chat_model_stream`, `on_chat_model_end` | as for the chunk or message in it |
 | `on_tool_end` | the output of its tool |
 | other events | ignored |
 | the end, with every message ended | the end |

@@ -9,7 +9,7 @@
 | `reasoning_summary_part.added`, `reasoning_summary_text.delta`, `reasoning_text.delta` | reasoning |
 | `function_call_arguments.delta`, `custom_tool_call_input.delta` | a tool's input |
 | `mcp_call_arguments.delta`, `code_interpreter_call_code.delta` | the input of a tool that the provider runs |
-| the same with `.done`, `output_text.done` | the whole, if no delta came before |
+| `.done` of these inputs, `output_text.done`, `refusal.done` | the whole, if no delta came before |
 | `output_text.annotation.added` | source |
 | `output_item.done` of a call | the tool is `called`; or `done` or `error`, with its output, if the provider ran it |
 | `output_item.done` of an `image_generation_call` | file |

@@ -158,7 +158,10 @@ class SSEText(Source):
                 yield from self._frame(event, data)
         except NotAFrame:
             if self._before is None:
-                raise malformed("a line is not a field of a server-sent event") from None
+                raise malformed(
+                    "a line of the stream is not a field of a server-sent event such as `data:`; for plain text pass "
+                    "source='text'"
+                ) from None
             self._is_text = True
             yield Text("text", "".join(self._before))
 
@@ -200,7 +203,7 @@ class SSEText(Source):
         if isinstance(found, str):
             return found
         if found is not None:
-            raise LocalError(f"text_field {self._shown_path()} must name a text, it names a {type(found).__name__}")
+            raise LocalError(f"text_field {self._shown_path()} must name a string, it names a {type(found).__name__}")
         if value.get("error") is not None:
             raise reported(*_codes(value))
         self._keys = self._keys or [str(key) for key in value][:_SHOWN_KEYS]
