@@ -102,7 +102,7 @@ class Child:
                 stdin=asyncio.subprocess.PIPE if self._takes_input else asyncio.subprocess.DEVNULL,
                 stdout=log if self._report is None else asyncio.subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **self.environment},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **self.environment},
                 limit=64 * 1024 * 1024,  # a report of all that a viewer shows is one line
             )
         if self._report is not None:
@@ -207,7 +207,9 @@ class Server(Child):
                 if (await self.get("/healthz"))[0] == 200:
                     return
             await asyncio.sleep(0.01)  # pause before the next try to connect
-        raise AssertionError(f"{self.name} did not start within {START_S} s:\n{self.log[-2_000:]}")
+        self.signal(signal.SIGABRT)  # the process prints where it hangs
+        await self.ended()
+        raise AssertionError(f"{self.name} did not start within {START_S} s:\n{self.log[-4_000:]}")
 
     async def get(self, path: str) -> tuple[int, Any]:
         """Send a GET to its hub."""
