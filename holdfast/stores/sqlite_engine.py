@@ -388,7 +388,7 @@ class Engine:
         deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
-        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked.channel)]
+        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
 
     def _drop_outdated(self, now_ms: int) -> None:
         """Remove expired data: used-up ids, and the data of some commands."""
