@@ -64,7 +64,7 @@ def check_wal(path: Path, lock: FileLock) -> None:
         return  # a crash may have left the file half written, and the WAL repairs it
     if life.nonce in (*lock.nonces, *lock.former):
         return
-    if life.inode == BACKUP or _header(path) != _WAL_MODE or (life.was_clean and not lock.is_blank):
+    if life.inode == BACKUP or _header(path) != _WAL_MODE or (life.was_clean and lock.has_former):
         aside = wal.with_name(f"{wal.name}.foreign-{secrets.token_hex(4)}")
         wal.rename(aside)
         wal.with_name(f"{path.name}-shm").unlink(missing_ok=True)
@@ -73,7 +73,12 @@ def check_wal(path: Path, lock: FileLock) -> None:
             "store file %s is a backup, and %s belongs to the file that it replaced; it is now %s", path, wal, aside
         )
         return
-    why = "its lock file is missing" if lock.is_blank else "its lock file belongs to another file"
+    if lock.is_blank:
+        why = "its lock file is missing"
+    elif not lock.has_former:
+        why = "an earlier version of Holdfast wrote its lock file"
+    else:
+        why = "its lock file belongs to another file"
     raise StoreUnusable(
         f"store file {path} has a {wal.name} beside it that may belong to another file ({why}). If a backup was copied "
         f"here, run `holdfast restore BACKUP --store sqlite:///{path}`; if not, keep the -wal by "
