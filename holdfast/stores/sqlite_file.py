@@ -31,7 +31,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +42,7 @@ from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_lock import FILE_MODE, NO_NONCE, FileLock
 from holdfast.stores.sqlite_log import add_log_sums
 from holdfast.stores.sqlite_restored import check_wal, inode_and_nonce
+from holdfast.stores.sqlite_sums import error_code, is_damage
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -193,7 +194,7 @@ class SqliteFile:
             self.db.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            if _code(error) == sqlite3.SQLITE_IOERR and error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
+            if error_code(error) == sqlite3.SQLITE_IOERR and error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
                 # The WAL may hold the whole transaction although its sync failed: after a crash, the transaction might
                 # count.
                 raise CommitUnknown(f"commit to store file {self.path} is in doubt: {_explain(error)}") from error
@@ -242,20 +243,30 @@ class SqliteFile:
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
-        with self.transaction():
+        try:
+            before, nonce = self._start(is_new=is_new)
+        except sqlite3.DatabaseError as error:
+            (schema,) = db.execute("PRAGMA user_version").fetchone()
+            if not is_damage(error) or is_new or schema >= CHECKSUMS:
+                raise
+            before, nonce = self._start(is_new=False, unreadable=Documents(db).unreadable())
+        self._keep_after_checkpoint(before, nonce)
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    def _start(self, *, is_new: bool, unreadable: Collection[int] = ()) -> tuple[str, str]:
+        """Bring the file to the current schema, and record the start. Returns the old nonce and the new one."""
+        with self.transaction() as db:
             (schema,) = db.execute("PRAGMA user_version").fetchone()
             for statement in _TABLES if is_new else _steps(schema):
                 db.execute(statement)
             if not is_new and schema < DATA_IN_SEGMENTS:
                 Documents(db).upgrade_commands()
             if not is_new and schema < CHECKSUMS:
-                Documents(db).add_sums()
+                Documents(db).add_sums(unreadable)
                 add_channel_sums(db)
                 add_log_sums(db)
                 db.execute("DROP TABLE log_before")
-            before, nonce = self._record_start()
-        self._keep_after_checkpoint(before, nonce)
-        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+            return self._record_start()
 
     def _keep_after_checkpoint(self, before: str, nonce: str) -> None:
         """Move the WAL with the new nonce into the file; from then on the lock file names that nonce alone.
@@ -371,16 +382,6 @@ def _boot_id() -> str:
         return ""
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Return whether SQLite found the file damaged, at the place that it read."""
-    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _code(error: sqlite3.Error) -> int:
-    """Return the primary error code of SQLite."""
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-
-
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full; free some space",
     sqlite3.SQLITE_READONLY: "it cannot be written; file and directory must be writable for this user",
@@ -393,6 +394,6 @@ _ADVICE = {
 
 
 def _explain(error: sqlite3.Error) -> str:
-    advice = _ADVICE.get(_code(error))
+    advice = _ADVICE.get(error_code(error))
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return f"{advice} ({name}: {error})" if advice else f"{name}: {error}"

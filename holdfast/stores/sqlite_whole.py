@@ -17,8 +17,9 @@ from holdfast.core.document import Stored, damaged_head
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_channels import Channel, Channels, begin_epochs
 from holdfast.stores.sqlite_documents import Documents
-from holdfast.stores.sqlite_file import SqliteFile, is_damage
+from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, Tracked
+from holdfast.stores.sqlite_sums import is_damage
 
 logger = logging.getLogger("holdfast.stores")
 

@@ -33,6 +33,7 @@ FILE = Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz"
 IS_LONG = os.environ.get("HOLDFAST_STORES") == "long"
 FLIPS, TORN = (2_000, 200) if IS_LONG else (300, 30)
 PAGE = 4_096
+INNER_PAGE = 5  # first byte of a page of a table that holds the numbers of other pages
 
 
 async def compared(store: Store, truth: dict[str, Any]) -> Counter[str]:
@@ -112,6 +113,26 @@ async def test_no_torn_page_is_read_as_text(memory: Path, whole: bytes, truth: d
         half = bytes(PAGE // 2) if number % 2 else draw.randbytes(PAGE // 2)
         found += await outcome_of(memory / "chat.db", whole[:at] + half + whole[at + PAGE // 2 :], truth)
     assert found["damaged"] > 0
+
+
+def first_page_of_texts(data: bytes, path: Path) -> int:
+    """Return where the first page of rows of `texts` begins (sqlite.org/fileformat2.html)."""
+    write(path, data)
+    ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'texts'")
+    page = data[PAGE * (root - 1) : PAGE * root]
+    assert page[0] == INNER_PAGE
+    cell = int.from_bytes(page[12:14])
+    return PAGE * (int.from_bytes(page[cell : cell + 4]) - 1)
+
+
+async def test_damaged_page_of_texts_does_not_stop_the_migration(memory: Path) -> None:
+    old = FILE.with_name("schema-3.db.gz")
+    data = bytearray(gzip.decompress(old.read_bytes()))
+    at = first_page_of_texts(bytes(data), memory / "chat.db")
+    data[at : at + 8] = bytes(8)
+    truth = json.loads(old.with_suffix("").with_suffix(".json").read_text())["channels"]
+    found = await outcome_of(memory / "chat.db", bytes(data), dict(truth))
+    assert min(found["damaged"], found["whole"]) > 0, found
 
 
 # -- damaged messages ------------------ -------------------------------------------------------------------------------
