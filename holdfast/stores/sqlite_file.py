@@ -31,7 +31,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -136,6 +136,7 @@ class SqliteFile:
         self._busy_ms = int(busy_s * 1000)
         self._lock_wait_s = lock_wait_s
         self._lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
+        self.on_migration: Callable[[], None] = _do_nothing  # called before a migration, which may take minutes
 
     def open(self) -> None:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
@@ -257,6 +258,14 @@ class SqliteFile:
         """Bring the file to the current schema, and record the start. Returns the old nonce and the new one."""
         with self.transaction() as db:
             (schema,) = db.execute("PRAGMA user_version").fetchone()
+            if not is_new and schema < SCHEMA:
+                (count,) = db.execute("SELECT count(*) FROM documents").fetchone()
+                logger.warning(
+                    "store file %s: migration from schema %d to %d begins; it reads all %d messages and commands, "
+                    "and the start waits for its end",
+                    *(self.path, schema, SCHEMA, count),
+                )
+                self.on_migration()
             for statement in _TABLES if is_new else _steps(schema):
                 db.execute(statement)
             if not is_new and schema < DATA_IN_SEGMENTS:
@@ -362,6 +371,10 @@ class SqliteFile:
         if self.db.in_transaction:  # after some errors SQLite has already rolled back
             with contextlib.suppress(sqlite3.Error):
                 self.db.execute("ROLLBACK")
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _steps(schema: int) -> list[str]:
