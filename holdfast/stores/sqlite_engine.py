@@ -472,6 +472,8 @@ class Engine:
         is_done = self._file.checkpoint(mode)
         self._is_wal_empty = is_done and mode == "TRUNCATE"
         self._checkpoints += 1
+        if is_done:
+            self._file.drop_former_nonces()
         return is_done
 
     def _note_pages(self, pages: int) -> None:

@@ -213,6 +213,11 @@ class SqliteFile:
             self.db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
         return not busy and bool(frames == moved)
 
+    def drop_former_nonces(self) -> None:
+        """Drop former nonces from the lock file, once a checkpoint has moved the last one into the file."""
+        if self._lock.former:
+            self._lock.keep_nonces(*self._lock.nonces)
+
     def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
         """Return the Holdfast error for a file that could not be opened."""
         if is_damage(error):

@@ -145,6 +145,30 @@ async def test_own_wal_is_known_although_a_reader_blocked_each_checkpoint(path: 
     assert not list(moved.glob("*foreign*"))
 
 
+async def test_file_copied_back_twice_is_not_mixed_with_a_wal_although_a_reader_blocked_the_first_start(
+    path: Path,
+) -> None:
+    async with opened(path) as store:
+        await Chat(store, "a").do(create("m1", "x"))
+    old = read(path)
+    store = SqliteStore(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM documents").fetchone()
+        await store.open()
+    await Chat(store, "b").do(create("m1", "y"))
+    assert await store._run(lambda engine: engine._checkpoint("PASSIVE"))
+    await Chat(store, "c").do(create("m1", "z"))
+    killed = {name: read(name(path)) for name in (wal, lock)}
+    await store.close()
+    for file, data in ((path, old), *((name(path), data) for name, data in killed.items())):
+        write(file, data)
+    async with opened(path) as store:
+        assert await store.channels(after=None, limit=10) == ["a"]
+    assert len(list(path.parent.glob("chat.db-wal.foreign-*"))) == 1
+    assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
+
+
 async def test_missing_lock_file_beside_a_wal_stops_the_start_and_names_both_commands(path: Path) -> None:
     serial = await asyncio.to_thread(killed_writer, path, 5)
     lock(path).unlink()
