@@ -155,13 +155,14 @@ def restore(backup: Path, store: Path) -> Path | None:
             new.unlink(missing_ok=True)
             finish(partial, new)
         kept = _keep(place)
-        # From here on the lock file names no nonce of the new file, so a -wal that a crash leaves is set aside.
-        lock.keep_nonces(secrets.token_hex(8))
+        # Until the replace, the lock file must name the nonce of the old file: its -wal is its own. The new file has the
+        # mark of a backup, so a start sets aside a -wal that is left beside it.
         new.replace(place)
         sync_folder(place)
         for end in ("-wal", "-shm"):
             Path(f"{place}{end}").unlink(missing_ok=True)
         sync_folder(place)
+        lock.keep_nonces(secrets.token_hex(8))
         return kept
     finally:
         lock.release()

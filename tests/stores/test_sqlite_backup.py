@@ -252,6 +252,24 @@ async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: 
         assert (await store.head("c")).serial >= serial
 
 
+async def test_restore_that_ends_before_its_last_step_leaves_the_store_with_its_wal(
+    path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await made(path.with_name("other.db"), target)
+    serial = await asyncio.to_thread(killed_writer, path, 20)
+
+    def die(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            restore(target, path)
+    async with opened(path) as store:
+        head = await store.head("c")
+        assert (head.epoch, head.serial >= serial) == ("e1", True)
+
+
 async def test_restore_while_the_store_is_open_is_refused(path: Path, target: Path) -> None:
     await made(path, target)
     async with opened(path) as store:
