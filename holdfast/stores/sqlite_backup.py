@@ -155,8 +155,8 @@ def restore(backup: Path, store: Path) -> Path | None:
             new.unlink(missing_ok=True)
             finish(partial, new)
         kept = _keep(place)
-        # Until the replace, the lock file must name the nonce of the old file: its -wal is its own. The new file has the
-        # mark of a backup, so a start sets aside a -wal that is left beside it.
+        # Until the replace, the lock file must name the nonce of the old file: its -wal is its own. The new file has
+        # the mark of a backup, so a start sets aside a -wal that is left beside it.
         new.replace(place)
         sync_folder(place)
         for end in ("-wal", "-shm"):
@@ -189,12 +189,9 @@ def keep_wal(store: Path) -> None:
     place = Path(os.path.realpath(store))
     if not place.is_file() or not wal_of(place).exists():
         raise LocalError(f"store file {store} has no -wal beside it; start the server")
-    life = read_life(place)
-    if life is None:
-        raise StoreUnusable(f"store file {store} cannot be read; restore a backup")
     lock = FileLock(Path(f"{place}.lock"))
     lock.take(place, wait_s=0)
     try:
-        lock.keep_nonces(secrets.token_hex(8), former=(life.nonce,))
+        lock.keep_nonces(secrets.token_hex(8), former=(read_life(place).nonce,))
     finally:
         lock.release()

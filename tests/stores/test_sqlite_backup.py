@@ -99,6 +99,37 @@ async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with
     assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
 
 
+@pytest.mark.parametrize("kept_bytes", [4096 * 5, 4096], ids=["life", "no_life"])
+async def test_incomplete_copy_of_a_backup_is_not_mixed_with_a_wal(path: Path, target: Path, kept_bytes: int) -> None:
+    await made(path.with_name("other.db"), target)
+    await asyncio.to_thread(killed_writer, path, 40)
+    frames, copied = read(wal(path)), read(target)[:kept_bytes]
+    write(path, copied)
+    with pytest.raises(StoreUnusable, match=r"the file is damaged|cannot be read\).*BACKUP.*restore --keep-wal"):
+        await SqliteStore(path).open()
+    assert read(path) == copied
+    assert [read(one) for one in path.parent.glob("chat.db-wal*")] == [frames]
+
+
+async def test_file_torn_by_a_crash_is_repaired_by_its_wal_once_that_is_kept(path: Path) -> None:
+    async with opened(path):
+        pass
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM documents").fetchone()
+        async with opened(path) as store:
+            await Chat(store).do(create("m1", "x"))
+            main, frames, locked = read(path), read(wal(path)), read(lock(path))
+    write(path, main[:4096] + bytes(4096) + main[8192:])  # a crash within a checkpoint tore the page of `life`
+    write(wal(path), frames)
+    write(lock(path), locked)
+    with pytest.raises(StoreUnusable, match=r"the file itself cannot be read\).*BACKUP.*restore --keep-wal"):
+        await SqliteStore(path).open()
+    keep_wal(path)
+    async with opened(path) as store:
+        assert await texts(store, "c", "m1") == ["x"]
+
+
 async def test_wal_of_a_killed_process_is_never_set_aside(path: Path) -> None:
     serial = 0
     for commits in (5, 30):
