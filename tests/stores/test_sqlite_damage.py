@@ -241,6 +241,14 @@ async def test_damaged_row_of_the_log_damages_the_open_messages_for_good(path: P
             assert (await Chat(store, f"new {_}").do(create("m1", streaming=True))) == Committed(1)
 
 
+@pytest.mark.parametrize("body", ["zeroblob(length(body))", "x''"], ids=["zeros", "empty"])
+async def test_needed_row_of_the_log_without_entries_is_damage(path: Path, body: str) -> None:
+    async with opened(path) as store:
+        run_from_outside(path, f"UPDATE log SET body = {body} WHERE id = (SELECT max(id) FROM log)")
+        found = await states(store)
+        assert {one.id: one.is_damaged for one in found.values()} == {"m1": False, "m2": False, "m3": True}
+
+
 async def test_stand_in_of_a_damaged_message_is_never_stored(path: Path) -> None:
     async with opened(path) as store:
         chat = Chat(store)
