@@ -69,8 +69,8 @@ def check_wal(path: Path, lock: FileLock) -> None:
     if is_foreign and life.nonce != UNREADABLE:
         aside = wal.with_name(f"{wal.name}.foreign-{secrets.token_hex(4)}")
         wal.rename(aside)
-        wal.with_name(f"{path.name}-shm").unlink(missing_ok=True)
-        sync_folder(path)
+        Path(f"{os.path.realpath(path)}-shm").unlink(missing_ok=True)
+        sync_folder(wal)
         logger.warning(
             "store file %s is a backup, and %s belongs to the file that it replaced; it is now %s", path, wal, aside
         )

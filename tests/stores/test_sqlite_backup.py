@@ -19,6 +19,8 @@ from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, Store
 from holdfast.stores.base import Committed
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_backup import keep_wal, restore
+from holdfast.stores.sqlite_lock import FileLock
+from holdfast.stores.sqlite_restored import check_wal
 from holdfast.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, wal, write
 from tests.stores.writing import MESSAGES
@@ -97,6 +99,20 @@ async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with
     assert "belongs to the file that it replaced" in caplog.text
     assert len(list(path.parent.glob("chat.db-wal.foreign-*"))) == 1
     assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_files_of_a_foreign_wal_are_found_beside_the_file_that_a_link_names(path: Path, target: Path) -> None:
+    await made(path.with_name("other.db"), target)
+    await asyncio.to_thread(killed_writer, path, 40)
+    shutil.copyfile(target, path)
+    (path.parent / "links").mkdir()
+    link = path.parent / "links" / "link.db"
+    link.symlink_to(path)
+    own = FileLock(lock(path))
+    own.take(path, wait_s=0)
+    check_wal(link, own)
+    own.release()
+    assert [one.name for one in path.parent.glob("chat.db-*") if "foreign" not in one.name] == []
 
 
 @pytest.mark.parametrize("kept_bytes", [4096 * 5, 4096], ids=["life", "no_life"])
@@ -283,6 +299,15 @@ async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: 
         assert (await store.head("c")).serial >= serial
 
 
+async def test_restore_keeps_and_removes_the_rollback_journal(path: Path, target: Path) -> None:
+    await made(path, target)
+    write(path.with_name("chat.db-journal"), b"of the replaced file")
+    kept = restore(target, path)
+    assert kept is not None
+    assert read(kept.with_name(f"{kept.name}-journal")) == b"of the replaced file"
+    assert not list(path.parent.glob("chat.db-journal"))
+
+
 async def test_restore_that_ends_before_its_last_step_leaves_the_store_with_its_wal(
     path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +324,22 @@ async def test_restore_that_ends_before_its_last_step_leaves_the_store_with_its_
     async with opened(path) as store:
         head = await store.head("c")
         assert (head.epoch, head.serial >= serial) == ("e1", True)
+
+
+@pytest.mark.parametrize("has_file", [True, False], ids=["file", "no_file"])
+def test_restored_file_has_the_mode_and_owner_of_the_replaced_one(path: Path, target: Path, has_file: bool) -> None:
+    asyncio.run(made(path, target))
+    user = 4_711 if os.geteuid() == 0 else os.geteuid()
+    if has_file:
+        path.chmod(0o640)
+        os.chown(path, user, -1)
+    else:
+        path.unlink()
+        lock(path).unlink()
+        os.chown(path.parent, user, -1)
+    restore(target, path)
+    assert lock(path).stat().st_uid == user
+    assert (path.stat().st_mode & 0o777, path.stat().st_uid) == (0o640 if has_file else 0o600, user)
 
 
 async def test_restore_while_the_store_is_open_is_refused(path: Path, target: Path) -> None:
