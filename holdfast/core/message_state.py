@@ -249,6 +249,11 @@ class CommandState:
         return copy
 
     @property
+    def is_damaged(self) -> bool:
+        """Return whether this stands for a command that the store cannot read (`document.damaged_head`)."""
+        return self.name == DAMAGED and not self.created_at
+
+    @property
     def version(self) -> int:
         """Return the serial of the command's last entry."""
         return self.reply_serial or self.created

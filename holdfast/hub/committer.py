@@ -419,7 +419,8 @@ class Committer:
 def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
     """Return the documents to store with a batch:
 
-    of messages with other entries than appends, with much new text, or whose document the store has requested.
+    of messages with other entries than appends, with much new text, or whose document the store has requested. A
+    damaged message gets none, since that would replace the rest of its text.
     """
     messages = draft.base.messages
     grown = []
@@ -430,4 +431,4 @@ def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
     if not (draft.reshaped or grown or due):  # the common case: no document
         return ()
     things = [draft.thing(key) for key in dict.fromkeys((*draft.reshaped, *grown, *due))]
-    return [document(thing) for thing in things if thing is not None]
+    return [document(thing) for thing in things if thing is not None and not thing.is_damaged]

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -38,7 +40,7 @@ from holdfast.stores.thread import Late, StoreThread
 
 T = TypeVar("T")
 
-OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log
+OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log; a migration has no limit
 TIMEOUT_S = 30.0  # far above `busy_s`; a disk that is slower than this counts as failed
 JOIN_S = 5.0
 
@@ -83,12 +85,14 @@ class SqliteStore:
         engine = Engine(file)
         thread = StoreThread(f"holdfast-sqlite-{self.path.name}", engine.spare)
         try:
-            await thread.run(engine.open, timeout_s=OPEN_TIMEOUT_S)
+            async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
+                file.on_migration = partial(_lift, asyncio.get_running_loop(), limit)
+                await thread.run(engine.open, timeout_s=None)
         except BaseException as error:
             file.give_up()
             thread.stop(file.abandon)
             self._was_in_use = isinstance(error, StoreInUse)
-            if isinstance(error, Late):
+            if isinstance(error, TimeoutError):
                 raise StoreUnavailable(
                     f"store file {self.path} could not be opened in {OPEN_TIMEOUT_S:.0f} s; check the disk"
                 ) from None
@@ -225,6 +229,17 @@ class SqliteStore:
         if opened is not None:
             opened.thread.stop(opened.engine.close)
             opened.thread.join(JOIN_S)
+
+
+def _lift(loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout) -> None:
+    """Lift a time limit, from any thread: a migration takes as long as it needs."""
+
+    def lift() -> None:
+        with contextlib.suppress(RuntimeError):  # the caller has stopped waiting
+            limit.reschedule(None)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(lift)
 
 
 class _Open(NamedTuple):

@@ -19,6 +19,7 @@ import os
 import secrets
 import shutil
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ class Stopped(Exception):
 
 def check_target(target: Path, store: Path) -> None:
     """Raise LocalError for a path at which no backup can be made."""
-    of_store = [Path(f"{os.path.realpath(store)}{end}") for end in ("", "-wal", "-shm", ".lock")]
+    of_store = [Path(f"{os.path.realpath(store)}{end}") for end in ("", "-journal", "-wal", "-shm", ".lock")]
     if Path(os.path.realpath(target)) in of_store:
         raise LocalError(f"backup target {target} is a file of the store itself; name another file")
     if target.exists() or target.is_symlink():
@@ -154,25 +155,42 @@ def restore(backup: Path, store: Path) -> Path | None:
             new = place.with_name(f"{place.name}.restored")
             new.unlink(missing_ok=True)
             finish(partial, new)
+        _give_owner_of(place, new)
         kept = _keep(place)
-        # From here on the lock file names no nonce of the new file, so a -wal that a crash leaves is set aside.
-        lock.keep_nonces(secrets.token_hex(8))
+        # Until the replace, the lock file must name the nonce of the old file: its -wal is its own. The new file has
+        # the mark of a backup, so a start sets aside a -wal that is left beside it.
         new.replace(place)
         sync_folder(place)
-        for end in ("-wal", "-shm"):
+        for end in ("-journal", "-wal", "-shm"):
             Path(f"{place}{end}").unlink(missing_ok=True)
         sync_folder(place)
+        lock.keep_nonces(secrets.token_hex(8))
         return kept
     finally:
         lock.release()
 
 
+def _give_owner_of(place: Path, new: Path) -> None:
+    """Give the file `new` the mode and the owner of the store's file; without one, the owner of its folder.
+
+    The lock file gets that owner, too.
+    """
+    is_there = place.exists()
+    old = (place if is_there else place.parent).stat()
+    if is_there:
+        new.chmod(stat.S_IMODE(old.st_mode))
+    if os.geteuid() == 0:
+        with contextlib.suppress(PermissionError):
+            for one in (new, Path(f"{place}.lock")):
+                os.chown(one, old.st_uid, old.st_gid)
+
+
 def _keep(place: Path) -> Path | None:
-    """Give the store's file and its WAL a second name, under which they stay."""
+    """Give the store's file and its journals a second name, under which they stay."""
     if not place.exists():
         return None
     kept = place.with_name(f"{place.name}.before-restore-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
-    for end in ("", "-wal"):
+    for end in ("", "-journal", "-wal"):
         old, new = Path(f"{place}{end}"), Path(f"{kept}{end}")
         if old.exists():
             try:
@@ -188,12 +206,9 @@ def keep_wal(store: Path) -> None:
     place = Path(os.path.realpath(store))
     if not place.is_file() or not wal_of(place).exists():
         raise LocalError(f"store file {store} has no -wal beside it; start the server")
-    life = read_life(place)
-    if life is None:
-        raise StoreUnusable(f"store file {store} cannot be read; restore a backup")
     lock = FileLock(Path(f"{place}.lock"))
     lock.take(place, wait_s=0)
     try:
-        lock.keep_nonces(secrets.token_hex(8), former=(life.nonce,))
+        lock.keep_nonces(secrets.token_hex(8), former=(read_life(place).nonce,))
     finally:
         lock.release()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -23,7 +23,7 @@ import msgspec
 from holdfast.core.document import DAMAGE, Document, Segment, Stored, document, restore_command
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, larger_rooms, pack, room_for, unpack
-from holdfast.stores.sqlite_sums import head_sum, piece_sum
+from holdfast.stores.sqlite_sums import head_sum, is_damage, piece_sum
 
 HEAD = 0  # number of the blob that holds a document's head
 INTEGER_BYTES = 8  # bytes that an integer in a row counts for in `row_bytes`
@@ -165,11 +165,29 @@ class Documents:
             )
             self.update(channel, key, current)
 
-    def add_sums(self) -> None:
-        """Add all checksums of pieces and heads: schema 4 introduced them. Damaged rows get none."""
+    def add_sums(self, unreadable: Collection[int]) -> None:
+        """Add all checksums of pieces and heads: schema 4 introduced them. Damaged rows get none.
+
+        The documents `unreadable` are skipped: SQLite refuses all writes of a transaction that read a damaged page.
+        """
         for (key,) in self._db.execute("SELECT id FROM documents").fetchall():
-            with contextlib.suppress(*DAMAGE):
-                self.add_sums_of(key)
+            if key not in unreadable:
+                with contextlib.suppress(*DAMAGE):
+                    self.add_sums_of(key)
+
+    def unreadable(self) -> set[int]:
+        """Return the documents with text on pages that SQLite cannot read. Call it outside of a transaction."""
+        found = set()
+        for (key,) in self._db.execute("SELECT id FROM documents").fetchall():
+            try:
+                self._db.execute(
+                    "SELECT body FROM pieces JOIN texts ON texts.id = slot WHERE document = ?", (key,)
+                ).fetchall()
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                found.add(key)
+        return found
 
     def add_sums_of(self, key: int) -> None:
         """Add the checksums of one document."""

@@ -388,7 +388,7 @@ class Engine:
         deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
-        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked.channel)]
+        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
 
     def _drop_outdated(self, now_ms: int) -> None:
         """Remove expired data: used-up ids, and the data of some commands."""
@@ -472,6 +472,8 @@ class Engine:
         is_done = self._file.checkpoint(mode)
         self._is_wal_empty = is_done and mode == "TRUNCATE"
         self._checkpoints += 1
+        if is_done:
+            self._file.drop_former_nonces()
         return is_done
 
     def _note_pages(self, pages: int) -> None:

@@ -31,7 +31,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +42,7 @@ from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_lock import FILE_MODE, NO_NONCE, FileLock
 from holdfast.stores.sqlite_log import add_log_sums
 from holdfast.stores.sqlite_restored import check_wal, inode_and_nonce
+from holdfast.stores.sqlite_sums import error_code, is_damage
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -135,6 +136,7 @@ class SqliteFile:
         self._busy_ms = int(busy_s * 1000)
         self._lock_wait_s = lock_wait_s
         self._lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
+        self.on_migration: Callable[[], None] = _do_nothing  # called before a migration, which may take minutes
 
     def open(self) -> None:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
@@ -193,7 +195,7 @@ class SqliteFile:
             self.db.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            if _code(error) == sqlite3.SQLITE_IOERR and error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
+            if error_code(error) == sqlite3.SQLITE_IOERR and error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
                 # The WAL may hold the whole transaction although its sync failed: after a crash, the transaction might
                 # count.
                 raise CommitUnknown(f"commit to store file {self.path} is in doubt: {_explain(error)}") from error
@@ -210,6 +212,11 @@ class SqliteFile:
         finally:
             self.db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
         return not busy and bool(frames == moved)
+
+    def drop_former_nonces(self) -> None:
+        """Drop former nonces from the lock file, once a checkpoint has moved the last one into the file."""
+        if self._lock.former:
+            self._lock.keep_nonces(*self._lock.nonces)
 
     def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
         """Return the Holdfast error for a file that could not be opened."""
@@ -242,20 +249,38 @@ class SqliteFile:
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
-        with self.transaction():
+        try:
+            before, nonce = self._start(is_new=is_new)
+        except sqlite3.DatabaseError as error:
             (schema,) = db.execute("PRAGMA user_version").fetchone()
+            if not is_damage(error) or is_new or schema >= CHECKSUMS:
+                raise
+            before, nonce = self._start(is_new=False, unreadable=Documents(db).unreadable())
+        self._keep_after_checkpoint(before, nonce)
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    def _start(self, *, is_new: bool, unreadable: Collection[int] = ()) -> tuple[str, str]:
+        """Bring the file to the current schema, and record the start. Returns the old nonce and the new one."""
+        with self.transaction() as db:
+            (schema,) = db.execute("PRAGMA user_version").fetchone()
+            if not is_new and schema < SCHEMA:
+                (count,) = db.execute("SELECT count(*) FROM documents").fetchone()
+                logger.warning(
+                    "store file %s: migration from schema %d to %d begins; it reads all %d messages and commands, "
+                    "and the start waits for its end",
+                    *(self.path, schema, SCHEMA, count),
+                )
+                self.on_migration()
             for statement in _TABLES if is_new else _steps(schema):
                 db.execute(statement)
             if not is_new and schema < DATA_IN_SEGMENTS:
                 Documents(db).upgrade_commands()
             if not is_new and schema < CHECKSUMS:
-                Documents(db).add_sums()
+                Documents(db).add_sums(unreadable)
                 add_channel_sums(db)
                 add_log_sums(db)
                 db.execute("DROP TABLE log_before")
-            before, nonce = self._record_start()
-        self._keep_after_checkpoint(before, nonce)
-        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+            return self._record_start()
 
     def _keep_after_checkpoint(self, before: str, nonce: str) -> None:
         """Move the WAL with the new nonce into the file; from then on the lock file names that nonce alone.
@@ -353,6 +378,10 @@ class SqliteFile:
                 self.db.execute("ROLLBACK")
 
 
+def _do_nothing() -> None:
+    pass
+
+
 def _steps(schema: int) -> list[str]:
     """Return the statements that bring a file of schema number `schema` to the current schema."""
     steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
@@ -371,16 +400,6 @@ def _boot_id() -> str:
         return ""
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Return whether SQLite found the file damaged, at the place that it read."""
-    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _code(error: sqlite3.Error) -> int:
-    """Return the primary error code of SQLite."""
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-
-
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full; free some space",
     sqlite3.SQLITE_READONLY: "it cannot be written; file and directory must be writable for this user",
@@ -393,6 +412,6 @@ _ADVICE = {
 
 
 def _explain(error: sqlite3.Error) -> str:
-    advice = _ADVICE.get(_code(error))
+    advice = _ADVICE.get(error_code(error))
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return f"{advice} ({name}: {error})" if advice else f"{name}: {error}"

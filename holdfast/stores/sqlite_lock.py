@@ -27,12 +27,14 @@ class FileLock:
 
     The file's first line names the process that holds or last held the lock; the second lists the nonces that the
     database may have. A third one lists further nonces that its file may have as long as the last ones are only in
-    the `-wal`, because a checkpoint was blocked.
+    the `-wal`, because a checkpoint was blocked. An older Holdfast wrote no third line, and dropped the old nonce
+    before the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
         self.nonces: tuple[str, ...] = (NO_NONCE,)
         self.former: tuple[str, ...] = ()
+        self.has_former = True  # False: an older Holdfast wrote the file, so the database may have a dropped nonce
         self._path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
@@ -58,7 +60,8 @@ class FileLock:
                     detail = f"store file {what} is in use by {holder.name}: {holder.remedy()}"
                     raise StoreInUse(detail, holder=holder.name, remedy=holder.remedy())
             self.nonces = _read_line(handle, _NONCES) or (NO_NONCE,)
-            self.former = _read_line(handle, _FORMER)
+            former = _read_line(handle, _FORMER)
+            self.former, self.has_former = former or (), former is not None
             self._write(handle)
         except OSError as error:
             os.close(handle)
@@ -72,7 +75,7 @@ class FileLock:
     def keep_nonces(self, *nonces: str, former: tuple[str, ...] = ()) -> None:
         """Replace the nonces in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
         assert self._handle is not None
-        self.nonces, self.former = nonces, former
+        self.nonces, self.former, self.has_former = nonces, former, True
         try:
             self._write(self._handle)
             os.fsync(self._handle)
@@ -104,7 +107,7 @@ class FileLock:
     def _write(self, handle: int) -> None:
         # Overwrite first and truncate afterwards, so that the file contains nonces at every moment.
         lines = [f"process {os.getpid()} ({_command()})", _NONCES + " ".join(self.nonces)]
-        if self.former:
+        if self.has_former:
             lines.append(_FORMER + " ".join(self.former))
         content = "\n".join([*lines, ""]).encode()
         os.pwrite(handle, content, 0)
@@ -115,12 +118,12 @@ _NONCES = "nonces "
 _FORMER = "former "
 
 
-def _read_line(handle: int, begin: str) -> tuple[str, ...]:
+def _read_line(handle: int, begin: str) -> tuple[str, ...] | None:
     for line in os.pread(handle, LOCK_BYTES, 0).decode(errors="replace").splitlines():
         # Use the first such line: a killed process may have left the rest of an older file behind it.
         if line.startswith(begin):
             return tuple(line.removeprefix(begin).split())
-    return ()
+    return None
 
 
 def _locked(handle: int) -> bool:

@@ -191,7 +191,7 @@ class CommitLog:
         for slot in sorted({slot for tracked in wanted.values() for slot in tracked.slots}):
             row = db.execute("SELECT body FROM log WHERE id = ?", (slot,)).fetchone()
             body = opened(slot, row[0]) if row is not None else None
-            if body is None:
+            if not body or not body[0]:  # damaged, missing, or zeros, which no pinned slot has
                 reason = f"row {slot} of the log is damaged"
                 damaged |= {key: reason for key, tracked in wanted.items() if slot in tracked.slots}
                 continue

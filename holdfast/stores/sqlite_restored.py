@@ -4,7 +4,8 @@ Layer: stores. This code runs on the store's thread.
 
 SQLite would apply a foreign `-wal` to the file, and destroy it. So the file is first read without its `-wal`. If the
 lock file names its nonce, the `-wal` is its own. If the file is a backup, or was closed cleanly elsewhere, the `-wal`
-is foreign: it gets another name. In all other cases the store does not guess and refuses to start.
+is foreign: it gets another name. In all other cases the store does not guess and refuses to start, also if it cannot
+read the file: a crash within a checkpoint may have torn it, which its `-wal` repairs, or it is an incomplete copy.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from holdfast.stores.sqlite_lock import NO_NONCE, FileLock
 
 logger = logging.getLogger("holdfast.stores")
 
+UNREADABLE = "?"  # stands for the nonce of a file that cannot be read
 BACKUP = "backup"  # stands for the inode number in a backup; a start replaces it
 _WAL_MODE = b"\x02\x02"  # bytes 18 and 19 of each file that has a WAL
 
@@ -40,16 +42,17 @@ def inode_and_nonce(file: str) -> tuple[str, str]:
     return inode, nonce or NO_NONCE
 
 
-def read_life(path: Path) -> Life | None:
-    """Return the state of the file itself, without its `-wal`; None if it cannot be read."""
+def read_life(path: Path) -> Life:
+    """Return the state of the file itself, without its `-wal`; one with the nonce UNREADABLE if it cannot be read."""
     try:
         uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+            db.execute("PRAGMA writable_schema = 1")  # so that SQLite reads a file that was cut, too
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'life'").fetchone() is None:
                 return Life("", NO_NONCE, False)
             row = db.execute("SELECT inode, clean FROM life").fetchone()
     except sqlite3.Error:
-        return None
+        return Life("", UNREADABLE, False)
     return Life(*inode_and_nonce(row[0]), bool(row[1])) if row is not None else Life("", NO_NONCE, False)
 
 
@@ -60,20 +63,26 @@ def check_wal(path: Path, lock: FileLock) -> None:
         return
     is_empty = not path.exists() or not path.stat().st_size
     life = Life(BACKUP, "", True) if is_empty else read_life(path)
-    if life is None:
-        return  # a crash may have left the file half written, and the WAL repairs it
     if life.nonce in (*lock.nonces, *lock.former):
         return
-    if life.inode == BACKUP or _header(path) != _WAL_MODE or (life.was_clean and not lock.is_blank):
+    is_foreign = life.inode == BACKUP or _header(path) != _WAL_MODE or (life.was_clean and lock.has_former)
+    if is_foreign and life.nonce != UNREADABLE:
         aside = wal.with_name(f"{wal.name}.foreign-{secrets.token_hex(4)}")
         wal.rename(aside)
-        wal.with_name(f"{path.name}-shm").unlink(missing_ok=True)
-        sync_folder(path)
+        Path(f"{os.path.realpath(path)}-shm").unlink(missing_ok=True)
+        sync_folder(wal)
         logger.warning(
             "store file %s is a backup, and %s belongs to the file that it replaced; it is now %s", path, wal, aside
         )
         return
-    why = "its lock file is missing" if lock.is_blank else "its lock file belongs to another file"
+    if life.nonce == UNREADABLE:
+        why = "the file itself cannot be read"
+    elif lock.is_blank:
+        why = "its lock file is missing"
+    elif not lock.has_former:
+        why = "an earlier version of Holdfast wrote its lock file"
+    else:
+        why = "its lock file belongs to another file"
     raise StoreUnusable(
         f"store file {path} has a {wal.name} beside it that may belong to another file ({why}). If a backup was copied "
         f"here, run `holdfast restore BACKUP --store sqlite:///{path}`; if not, keep the -wal by "

@@ -9,6 +9,7 @@ be changed without a new schema.
 
 from __future__ import annotations
 
+import sqlite3
 import struct
 from typing import Any
 from zlib import crc32
@@ -63,6 +64,16 @@ def opened(slot: int, row: bytes) -> bytes | None:
     right = bytearray(body)
     right[bit // 8] ^= 1 << bit % 8
     return bytes(right)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether SQLite found the file damaged, at the place that it read."""
+    return error_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def error_code(error: sqlite3.Error) -> int:
+    """Return the primary error code of SQLite."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
 def _changed_bit(difference: int, bits: int) -> int | None:

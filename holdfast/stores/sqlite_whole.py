@@ -17,8 +17,9 @@ from holdfast.core.document import Stored, damaged_head
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_channels import Channel, Channels, begin_epochs
 from holdfast.stores.sqlite_documents import Documents
-from holdfast.stores.sqlite_file import SqliteFile, is_damage
-from holdfast.stores.sqlite_log import CommitLog
+from holdfast.stores.sqlite_file import SqliteFile
+from holdfast.stores.sqlite_log import CommitLog, Tracked
+from holdfast.stores.sqlite_sums import is_damage
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -75,9 +76,9 @@ class WholeMessages:
             logger.error("store file %s: channel %r cannot be read: %s", self._path, name, reason)
         return None
 
-    def is_readable(self, name: str) -> bool:
-        """Return whether no damage of this channel is known."""
-        return name not in self._names
+    def is_readable(self, tracked: Tracked) -> bool:
+        """Return whether no damage of this message or its channel is known."""
+        return tracked.key not in self.messages and tracked.channel not in self._names
 
     def drop_log_rows(self, file: SqliteFile, log: CommitLog) -> None:
         """Go on without the damaged rows of the log.

@@ -19,6 +19,8 @@ from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, Store
 from holdfast.stores.base import Committed
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_backup import keep_wal, restore
+from holdfast.stores.sqlite_lock import FileLock
+from holdfast.stores.sqlite_restored import check_wal
 from holdfast.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, wal, write
 from tests.stores.writing import MESSAGES
@@ -99,6 +101,51 @@ async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with
     assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
 
 
+async def test_files_of_a_foreign_wal_are_found_beside_the_file_that_a_link_names(path: Path, target: Path) -> None:
+    await made(path.with_name("other.db"), target)
+    await asyncio.to_thread(killed_writer, path, 40)
+    shutil.copyfile(target, path)
+    (path.parent / "links").mkdir()
+    link = path.parent / "links" / "link.db"
+    link.symlink_to(path)
+    own = FileLock(lock(path))
+    own.take(path, wait_s=0)
+    check_wal(link, own)
+    own.release()
+    assert [one.name for one in path.parent.glob("chat.db-*") if "foreign" not in one.name] == []
+
+
+@pytest.mark.parametrize("kept_bytes", [4096 * 5, 4096], ids=["life", "no_life"])
+async def test_incomplete_copy_of_a_backup_is_not_mixed_with_a_wal(path: Path, target: Path, kept_bytes: int) -> None:
+    await made(path.with_name("other.db"), target)
+    await asyncio.to_thread(killed_writer, path, 40)
+    frames, copied = read(wal(path)), read(target)[:kept_bytes]
+    write(path, copied)
+    with pytest.raises(StoreUnusable, match=r"the file is damaged|cannot be read\).*BACKUP.*restore --keep-wal"):
+        await SqliteStore(path).open()
+    assert read(path) == copied
+    assert [read(one) for one in path.parent.glob("chat.db-wal*")] == [frames]
+
+
+async def test_file_torn_by_a_crash_is_repaired_by_its_wal_once_that_is_kept(path: Path) -> None:
+    async with opened(path):
+        pass
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM documents").fetchone()
+        async with opened(path) as store:
+            await Chat(store).do(create("m1", "x"))
+            main, frames, locked = read(path), read(wal(path)), read(lock(path))
+    write(path, main[:4096] + bytes(4096) + main[8192:])  # a crash within a checkpoint tore the page of `life`
+    write(wal(path), frames)
+    write(lock(path), locked)
+    with pytest.raises(StoreUnusable, match=r"the file itself cannot be read\).*BACKUP.*restore --keep-wal"):
+        await SqliteStore(path).open()
+    keep_wal(path)
+    async with opened(path) as store:
+        assert await texts(store, "c", "m1") == ["x"]
+
+
 async def test_wal_of_a_killed_process_is_never_set_aside(path: Path) -> None:
     serial = 0
     for commits in (5, 30):
@@ -106,6 +153,25 @@ async def test_wal_of_a_killed_process_is_never_set_aside(path: Path) -> None:
         async with opened(path) as store:
             head = await store.head("c")
             assert (head.epoch, head.serial >= serial) == ("e1", True)
+
+
+async def test_lock_file_of_an_older_version_sets_no_wal_aside(path: Path) -> None:
+    async with opened(path) as store:
+        await Chat(store, "a").do(create("m1", "x"))
+    before = read(path)  # as an older version leaves it after a kill while a reader blocked all checkpoints
+    async with opened(path) as store:
+        await Chat(store, "b").do(create("m1", "y"))
+        nonce = read(lock(path)).splitlines()[1]
+        frames = read(wal(path))
+    moved = path.parent / "moved" / path.name
+    write(moved, before)
+    write(wal(moved), frames)
+    write(lock(moved), b"process 1 (older)\n" + nonce + b"\n")
+    with pytest.raises(StoreUnusable, match=r"earlier version .* wrote its lock file.*BACKUP.*restore --keep-wal"):
+        await SqliteStore(moved).open()
+    keep_wal(moved)
+    async with opened(moved) as store:
+        assert await texts(store, "b", "m1") == ["y"]
 
 
 async def test_own_wal_is_known_although_a_reader_blocked_each_checkpoint(path: Path) -> None:
@@ -124,6 +190,30 @@ async def test_own_wal_is_known_although_a_reader_blocked_each_checkpoint(path: 
     async with opened(moved / path.name) as store:
         assert [await texts(store, channel, "m1") for channel in "abc"] == [["x"], ["y"], ["y"]]
     assert not list(moved.glob("*foreign*"))
+
+
+async def test_file_copied_back_twice_is_not_mixed_with_a_wal_although_a_reader_blocked_the_first_start(
+    path: Path,
+) -> None:
+    async with opened(path) as store:
+        await Chat(store, "a").do(create("m1", "x"))
+    old = read(path)
+    store = SqliteStore(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM documents").fetchone()
+        await store.open()
+    await Chat(store, "b").do(create("m1", "y"))
+    assert await store._run(lambda engine: engine._checkpoint("PASSIVE"))
+    await Chat(store, "c").do(create("m1", "z"))
+    killed = {name: read(name(path)) for name in (wal, lock)}
+    await store.close()
+    for file, data in ((path, old), *((name(path), data) for name, data in killed.items())):
+        write(file, data)
+    async with opened(path) as store:
+        assert await store.channels(after=None, limit=10) == ["a"]
+    assert len(list(path.parent.glob("chat.db-wal.foreign-*"))) == 1
+    assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 async def test_missing_lock_file_beside_a_wal_stops_the_start_and_names_both_commands(path: Path) -> None:
@@ -207,6 +297,49 @@ async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: 
     keep_wal(kept)
     async with opened(kept) as store:
         assert (await store.head("c")).serial >= serial
+
+
+async def test_restore_keeps_and_removes_the_rollback_journal(path: Path, target: Path) -> None:
+    await made(path, target)
+    write(path.with_name("chat.db-journal"), b"of the replaced file")
+    kept = restore(target, path)
+    assert kept is not None
+    assert read(kept.with_name(f"{kept.name}-journal")) == b"of the replaced file"
+    assert not list(path.parent.glob("chat.db-journal"))
+
+
+async def test_restore_that_ends_before_its_last_step_leaves_the_store_with_its_wal(
+    path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await made(path.with_name("other.db"), target)
+    serial = await asyncio.to_thread(killed_writer, path, 20)
+
+    def die(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            restore(target, path)
+    async with opened(path) as store:
+        head = await store.head("c")
+        assert (head.epoch, head.serial >= serial) == ("e1", True)
+
+
+@pytest.mark.parametrize("has_file", [True, False], ids=["file", "no_file"])
+def test_restored_file_has_the_mode_and_owner_of_the_replaced_one(path: Path, target: Path, has_file: bool) -> None:
+    asyncio.run(made(path, target))
+    user = 4_711 if os.geteuid() == 0 else os.geteuid()
+    if has_file:
+        path.chmod(0o640)
+        os.chown(path, user, -1)
+    else:
+        path.unlink()
+        lock(path).unlink()
+        os.chown(path.parent, user, -1)
+    restore(target, path)
+    assert lock(path).stat().st_uid == user
+    assert (path.stat().st_mode & 0o777, path.stat().st_uid) == (0o640 if has_file else 0o600, user)
 
 
 async def test_restore_while_the_store_is_open_is_refused(path: Path, target: Path) -> None:

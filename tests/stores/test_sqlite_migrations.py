@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from holdfast.core.document import restored
-from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite import OPEN_TIMEOUT_S, SqliteStore
+from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import SCHEMA
 from holdfast.testing.contract import Chat, append, create, delete, texts
 from tests.stores.files import PATIENCE_S, on_disk, opened, run_from_outside, write
@@ -95,6 +98,33 @@ async def test_data_of_a_migrated_command_leaves_with_its_target(path: Path) -> 
         assert run_from_outside(path, pieces) == [(0,)]
         assert (await store.messages("served", ["!c-replied"]))[1]["!c-replied"].segments == []
         assert store.stats()["damaged"] == 0
+
+
+async def test_migration_has_no_time_limit(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(path, unpacked(3))
+    ((count,),) = run_from_outside(path, "SELECT count(*) FROM documents")
+    begun, go_on = threading.Event(), threading.Event()
+    add_sums = Documents.add_sums
+
+    def add_sums_later(documents: Documents, unreadable: Collection[int]) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        add_sums(documents, unreadable)
+
+    monkeypatch.setattr(Documents, "add_sums", add_sums_later)
+    store, loop = SqliteStore(path), asyncio.get_running_loop()
+    opening = asyncio.create_task(store.open())
+    assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+    now_s = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now_s() + 2 * OPEN_TIMEOUT_S)
+    await asyncio.sleep(0.001)  # all timers that are due run before this one
+    go_on.set()
+    await opening
+    await assert_whole(store, 3)
+    await store.close()
+    assert f"migration from schema 3 to {SCHEMA} begins; it reads all {count} messages and commands" in caplog.text
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
