@@ -152,9 +152,7 @@ class EventStream:
         except Behind:
             self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed))
         except Exception:
-            # the tick must go on to the channel's other viewers; this viewer has missed the batch, so its stream ends
-            logger.exception("an event stream is broken off")
-            self._break_off(unexpected())
+            self._fail()
 
     def freed(self) -> None:
         """Ask the channel's tick to wake this stream next time, because the sender is free again.
@@ -198,6 +196,14 @@ class EventStream:
         finally:
             self._catching_up = None
         self.wake()
+
+    def _fail(self) -> None:
+        """Log the exception, and end the stream, because its viewer has missed a batch.
+
+        The exception goes no further: the tick must go on to the channel's other viewers.
+        """
+        logger.exception("an event stream is broken off")
+        self._break_off(unexpected())
 
     def _break_off(self, why: HoldfastError) -> None:
         """Break the stream off.

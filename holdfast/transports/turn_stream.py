@@ -80,7 +80,10 @@ class TurnStream(EventStream):
         feed = self.feed
         is_ready = not (self.sender.is_over or self.sender.is_busy or self._catching_up is not None)
         if is_ready and feed is not None and not feed.is_behind:
-            self._send_deltas(self._progress.receive((), self._message()))
+            try:
+                self._send_deltas(self._progress.receive((), self._message()))
+            except Exception:
+                self._fail()
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Send the changes that the batch makes to this turn, whose state is as new: the feed has taken all entries."""

@@ -584,6 +584,20 @@ async def test_values_of_other_types_in_an_answer_of_the_page_are_ignored(scene:
     assert "Hello to you" in response.text
 
 
+@pytest.mark.parametrize(("reason", "shown"), [("length", "length"), ([], "other")])
+async def test_finish_reason_of_any_type_ends_the_response(reason: object, shown: str) -> None:
+    async with routes_only() as (hub, client):
+
+        @hub.agent("chat:*")
+        async def agent(turn: Turn) -> None:
+            async with turn.reply(meta={"finish_reason": reason}) as message:
+                await message.append("Hello")
+
+        response = await client.post("/api/chat", json={"id": "1", "message": user()})
+        assert f'"finishReason":"{shown}"' in response.text
+        assert response.text.endswith("data: [DONE]\n\n")
+
+
 @pytest.mark.skipif(IS_STRICT, reason="the style has all optional fields")
 async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
     hub, app = new_hub(), FastAPI()

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
+from fastapi import FastAPI, Request
+from starlette.responses import Response
 
 from holdfast import Hub, Identity, Turn
 from holdfast.core.errors import Draining
+from holdfast.interop.ai_sdk_stream import UIStream
+from holdfast.routes import TurnChanged, TurnDelta
 from tests.transports.conftest import Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
@@ -168,6 +172,46 @@ async def test_stream_of_a_hub_that_drains_is_cut() -> None:
             with pytest.raises(httpx2.RemoteProtocolError):
                 [line async for line in lines]
         assert agent.turns == 1
+
+
+class Broken:
+    """A format that fails at the end of the turn."""
+
+    headers: ClassVar = {"content-type": "text/plain"}
+    heartbeat = b"\n"
+    is_over = False
+
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        if TurnChanged("over") in deltas:
+            raise RuntimeError("on purpose")
+        return b"begun\n"
+
+
+async def test_stream_whose_format_fails_is_cut_and_its_neighbours_go_on() -> None:
+    hub = new_hub()
+    app, gate = FastAPI(), asyncio.Event()
+
+    @hub.agent("*")
+    async def waits(turn: Turn) -> None:
+        await gate.wait()
+
+    @app.get("/{kind}")
+    async def follow(kind: str, request: Request) -> Response:
+        access = await hub.authorize(request.scope)
+        return access.stream("chat:1", "q", Broken() if kind == "broken" else UIStream("q"))
+
+    await hub.create("chat:1", text="Why?", id="q")
+    async with (
+        serving(hub, app) as served,
+        served.http.stream("GET", "/broken") as broken,
+        served.http.stream("GET", "/whole") as whole,
+    ):
+        await served.until(lambda: len(hub.channel("chat:1").feeds) == 2)
+        gate.set()  # the end of a turn without an answer makes no event
+        with pytest.raises(httpx2.RemoteProtocolError):
+            [line async for line in broken.aiter_lines()]
+        assert [line async for line in whole.aiter_lines()][-2] == "data: [DONE]"
+        await served.until(lambda: not hub.channel("chat:1").feeds)
 
 
 async def test_imported_user_message_starts_no_turn_until_it_is_regenerated() -> None:
