@@ -159,7 +159,10 @@ class Access:
         return await read_conversation(self._hub.runtime, channel, limit)
 
     async def open_turns(self, channel: str) -> list[TurnStatus]:
-        """Return the turns that wait or run, oldest first, and answers that stream without a user message."""
+        """Return the turns that wait or run, oldest first, and answers that stream without a user message.
+
+        The answers of a turn are those that stream.
+        """
         self.check(channel, "history")
         return await read_open_turns(self._hub.runtime, channel)
 

@@ -17,8 +17,10 @@ from starlette.responses import Response
 
 from holdfast import Hub, Identity, Turn
 from holdfast.core.errors import Draining
+from holdfast.hub import turn_status
 from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.routes import TurnChanged, TurnDelta
+from holdfast.stores.base import StoredPage
 from tests.transports.conftest import Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
@@ -212,6 +214,59 @@ async def test_stream_whose_format_fails_is_cut_and_its_neighbours_go_on() -> No
             [line async for line in broken.aiter_lines()]
         assert [line async for line in whole.aiter_lines()][-2] == "data: [DONE]"
         await served.until(lambda: not hub.channel("chat:1").feeds)
+
+
+@pytest.fixture
+async def long_channel(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Hub, list[int | None]]]:
+    """A hub whose agent never answers, with a channel that is not in memory, and the pages read from the store."""
+    hub, read = new_hub(), list[int | None]()
+
+    @hub.agent("*")
+    async def waits(turn: Turn) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(turn_status, "PAGES", (2, 5))
+    for number in range(100):
+        role: Any = "assistant" if number % 2 else "user"
+        await hub.create("chat:1", text="text", id=f"m{number}", role=role, starts_turn=False, reply_to=None)
+    store = hub.runtime.store
+    page = store.page
+
+    async def noted(channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+        read.append(before)
+        return await page(channel, before=before, limit=limit, limit_bytes=limit_bytes)
+
+    monkeypatch.setattr(store, "page", noted)
+    hub.channel("chat:1").trim(0)
+    yield hub, read
+    await hub.close()
+
+
+async def test_turn_of_an_old_message_reads_few_pages(long_channel: tuple[Hub, list[int | None]]) -> None:
+    hub, read = long_channel
+    assert (await hub.turn("chat:1", "m0")).state == "none"
+    assert len(read) == 2 + turn_status.MAX_PAGES
+    hub.channel("chat:1").trim(0)
+    read.clear()
+    await hub.command("chat:1", "regenerate", target="m0")
+    assert (await hub.turn("chat:1", "m0")).state in ("waiting", "running")
+    assert read == []
+
+
+async def test_open_turns_of_a_long_channel_read_no_pages(long_channel: tuple[Hub, list[int | None]]) -> None:
+    hub, read = long_channel
+    for number in range(3):
+        await hub.create("chat:1", text="Why?", id=f"q{number}")
+    for number in range(50):
+        await hub.create("chat:1", text="text", id=f"n{number}", role="assistant")
+    hub.channel("chat:1").trim(0)
+    async with hub.message("chat:1", id="a", reply_to="m0") as answer:
+        await answer.append("Because")
+        await answer.flush()
+        found = await turn_status.read_open_turns(hub.runtime, "chat:1")
+    shown = [(one.message and one.message.id, [each.text for each in one.answers]) for one in found]
+    assert shown == [("m0", ["Because"]), *((f"q{number}", []) for number in range(3))]
+    assert read == []
 
 
 async def test_imported_user_message_starts_no_turn_until_it_is_regenerated() -> None:
