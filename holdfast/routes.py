@@ -201,8 +201,10 @@ class TurnResponse(Response):
         try:
             try:
                 self._credentials.take_slot()
-                status = await read_turn(self._app.hub.runtime, self._channel, self._message_id)
-                await stream.attach(self._channel, status)
+                # no variable, which would keep the text of the turn until the stream ends
+                await stream.attach(
+                    self._channel, await read_turn(self._app.hub.runtime, self._channel, self._message_id)
+                )
             except HoldfastError as error:
                 await problem_response(error)(scope, receive, send)
                 return

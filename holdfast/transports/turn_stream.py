@@ -63,7 +63,7 @@ class TurnStream(EventStream):
 
     async def run(self, receive: Receive) -> None:
         """Send the turn as it is, then its changes until it is over or the peer disconnects."""
-        self._send_deltas(self._first)
+        self._send_deltas(self._take_first())
         self.feed, self._later_feed = self._later_feed, None
         await super().run(receive)
 
@@ -88,6 +88,10 @@ class TurnStream(EventStream):
     def write_batch(self, batch: EncodedBatch) -> None:
         """Send the changes that the batch makes to this turn, whose state is as new: the feed has taken all entries."""
         self._send_deltas(self._progress.receive(batch.events, self._message()))
+
+    def _take_first(self) -> list[TurnDelta]:
+        first, self._first = self._first, []  # a stream lasts long, so it does not keep the text of its beginning
+        return first
 
     def _message(self) -> MessageState | None:
         assert self.feed is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -19,7 +20,7 @@ from holdfast import Hub, Identity, Turn
 from holdfast.core.errors import Draining
 from holdfast.hub import turn_status
 from holdfast.interop.ai_sdk_stream import UIStream
-from holdfast.routes import TurnChanged, TurnDelta
+from holdfast.routes import InAnswer, TurnChanged, TurnDelta, TurnStatus
 from holdfast.stores.base import StoredPage
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -214,6 +215,18 @@ async def test_stream_whose_format_fails_is_cut_and_its_neighbours_go_on() -> No
             [line async for line in broken.aiter_lines()]
         assert [line async for line in whole.aiter_lines()][-2] == "data: [DONE]"
         await served.until(lambda: not hub.channel("chat:1").feeds)
+
+
+async def test_stream_keeps_no_text_that_it_has_sent() -> None:
+    async with served_app() as (served, _), served.http.stream("POST", "/ask/chat:1", json={"text": "Why?"}) as first:
+        await lines_until(first.aiter_lines(), {"text": "first"})
+        page = await served.hub.history("chat:1")
+        asked = next(one.id for one in page.messages if one.role == "user")
+        async with served.http.stream("POST", "/ask/chat:1", json={"text": "Why?", "id": asked}) as later:
+            await lines_until(later.aiter_lines(), {"text": "first"})
+            gc.collect()
+            kept = [one for one in gc.get_objects() if isinstance(one, TurnStatus | InAnswer)]
+            assert kept == []
 
 
 @pytest.fixture
