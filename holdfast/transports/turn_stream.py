@@ -15,13 +15,14 @@ from typing import Protocol
 from starlette.types import Receive, Send
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.message_state import MessageState, part_bytes
+from holdfast.core.message_state import MessageState
 from holdfast.core.turn_deltas import TurnDelta, TurnProgress, TurnStatus
 from holdfast.hub.batches import EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.sender import SEND_TIMEOUT_S, TaskSender
 from holdfast.transports.sse import EventStream, StreamApp
+from holdfast.transports.traffic import turn_bytes
 
 
 class TurnFormat(Protocol):
@@ -54,7 +55,7 @@ class TurnStream(EventStream):
 
     async def attach(self, channel: str, status: TurnStatus) -> None:
         """Prepare to send the turn as it is in `status`, and follow it from there unless it is over."""
-        self.credentials.charge(sum(part_bytes(part) for answer in status.answers for part in answer.parts))
+        self.credentials.charge(turn_bytes([status]))
         self._first = self._progress.begin(status)
         if not self._progress.is_over:
             self._later_feed = await self._app.hub.attach(

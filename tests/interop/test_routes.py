@@ -6,7 +6,7 @@ import asyncio
 import gc
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,9 +18,11 @@ from starlette.responses import Response
 
 from holdfast import Hub, Identity, Turn
 from holdfast.core.errors import Draining
+from holdfast.core.limits import Limits
 from holdfast.hub import turn_status
+from holdfast.hub.rates import Rates
 from holdfast.interop.ai_sdk_stream import UIStream
-from holdfast.routes import InAnswer, TurnChanged, TurnDelta, TurnStatus
+from holdfast.routes import InAnswer, TurnChanged, TurnDelta, TurnStatus, guarded
 from holdfast.stores.base import StoredPage
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -227,6 +229,63 @@ async def test_stream_keeps_no_text_that_it_has_sent() -> None:
             gc.collect()
             kept = [one for one in gc.get_objects() if isinstance(one, TurnStatus | InAnswer)]
             assert kept == []
+
+
+@pytest.mark.parametrize("path", ["turn", "conversation", "open_turns"])
+async def test_turns_that_a_route_reads_count_for_their_reader(path: str) -> None:
+    async with counted_app() as (served, charged_bytes), served.hub.message("chat:1", reply_to="q") as answer:
+        await answer.append("x" * 100_000)
+        await answer.flush()
+        before = charged_bytes()
+        assert (await served.http.get(f"/{path}")).status_code == 200
+        assert 100_000 <= charged_bytes() - before < 101_000
+
+
+@pytest.mark.parametrize("size", [100_000, Limits().request_bytes + 1, None], ids=["text", "too large", "of no type"])
+async def test_refused_body_of_a_route_counts(size: int | None) -> None:
+    async with counted_app() as (served, charged_bytes):
+        body = b"x" * (size or 100_000)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield body
+
+        headers = {"content-type": "application/json"} if size else {}
+        response = await served.http.post("/body", content=chunks() if size else body, headers=headers)
+        assert response.status_code in (400, 413, 415)
+        assert len(body) <= charged_bytes() < len(body) + 1_000
+
+
+@asynccontextmanager
+async def counted_app() -> AsyncIterator[tuple[Served, Callable[[], float]]]:
+    """Routes with an identity whose bytes are counted in an hour that does not pass, and the function that counts."""
+
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        return Identity(client_id="ann", grants={"chat:*": frozenset({"publish", "subscribe", "history"})})
+
+    hub, app = new_hub(authenticate=verify), FastAPI()
+    hub.rates = Rates(now_s=lambda: 0.0)
+    most = hub.rates.limits.client_bytes
+
+    def charged_bytes() -> float:
+        client = hub.rates._clients.get("ann")
+        return most - client.bytes.level(most, 0, 0) if client is not None else 0
+
+    @app.get("/{kind}")
+    async def read(kind: str, request: Request) -> Response:
+        access = await hub.authorize(request.scope)
+        await (access.turn("chat:1", "q") if kind == "turn" else getattr(access, kind)("chat:1"))
+        return Response()
+
+    @app.post("/body")
+    @guarded
+    async def body(request: Request) -> Response:
+        access = await hub.authorize(request.scope)
+        await access.body(request)
+        return Response()
+
+    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
+    async with serving(hub, app) as served:
+        yield served, charged_bytes
 
 
 @pytest.fixture
