@@ -48,7 +48,7 @@ from holdfast.core.turn_deltas import (
 )
 from holdfast.hub.identity import Identity
 from holdfast.hub.identity import Scope as HubScope
-from holdfast.hub.results import Result, own_copy
+from holdfast.hub.results import Result, message_of
 from holdfast.hub.turn_status import read_conversation, read_open_turns, read_turn
 from holdfast.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
 from holdfast.transports.codec import decode, unexpected
@@ -136,13 +136,15 @@ class Access:
         parent: str | UnsetType | None = UNSET,
         reply_to: str | None = None,
     ) -> Message:
-        """Store a user message of the caller, and return it. With an `id` it is safe to repeat. Raises IdConflict."""
+        """Store a user message of the caller, and return it. With an `id` it is safe to repeat.
+
+        Raises IdConflict, and Deleted if the message was deleted at once.
+        """
         self.check(channel, "publish")
         request = CreateMessage(text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to)
         check_create(request, self.identity, channel)
-        result = await self._ask(channel, self._hub.clock.new_id() if id is None else check_id(id), request)
-        assert result.message is not None
-        return own_copy(result.message)
+        message_id = self._hub.clock.new_id() if id is None else check_id(id)
+        return message_of(await self._ask(channel, message_id, request), message_id)
 
     async def command(
         self, channel: str, name: str, *, target: str | None = None, data: Json = None, id: str | None = None

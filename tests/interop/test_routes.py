@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from holdfast import Hub, Identity, Turn
-from holdfast.core.errors import Draining
+from holdfast.core.errors import Deleted, Draining
 from holdfast.core.limits import Limits
 from holdfast.hub import turn_status
 from holdfast.hub.rates import Rates
@@ -286,6 +286,17 @@ async def counted_app() -> AsyncIterator[tuple[Served, Callable[[], float]]]:
     await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
     async with serving(hub, app) as served:
         yield served, charged_bytes
+
+
+async def test_message_that_is_deleted_while_a_route_creates_it_is_reported_as_deleted() -> None:
+    hub = new_hub()
+    access = await hub.authorize({"type": "http", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1)})
+    await hub.create("chat:1", text="earlier")
+    creating = asyncio.ensure_future(access.create("chat:1", id="q", text="Why?"))
+    await asyncio.gather(asyncio.sleep(0), hub.delete("chat:1", "q"))  # in the same batch
+    with pytest.raises(Deleted, match="'q' was deleted"):
+        await creating
+    await hub.close()
 
 
 @pytest.fixture
