@@ -33,7 +33,7 @@ from holdfast.transports.operations import BY_NAME
 from holdfast.transports.problem import NOSNIFF, Headers
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
-from holdfast.transports.sender import DirectSender, Sender, TaskSender
+from holdfast.transports.sender import DirectSender, Sender, TaskSender, abort_if_unread
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -110,6 +110,7 @@ class EventStream:
             await self.sender.carry(receive)
             break_off(receive)
         finally:
+            abort_if_unread(receive, is_draining=self._app.hub.is_draining)
             heartbeats.remove(self, slot)
             if ticket is not None:
                 self._app.hub.tickets.closed(ticket, self)

@@ -24,7 +24,8 @@ from holdfast.hub.rates import Rates
 from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.routes import InAnswer, TurnChanged, TurnDelta, TurnStatus, guarded
 from holdfast.stores.base import StoredPage
-from tests.transports.conftest import Served, new_hub, serving
+from holdfast.transports.chunks import cycle_of
+from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
 
@@ -350,6 +351,44 @@ async def test_open_turns_of_a_long_channel_read_no_pages(long_channel: tuple[Hu
     shown = [(one.message and one.message.id, [each.text for each in one.answers]) for one in found]
     assert shown == [("m0", ["Because"]), *((f"q{number}", []) for number in range(3))]
     assert read == []
+
+
+@pytest.mark.parametrize("kind", ["turn", "answer"])
+async def test_stalled_reader_of_a_route_is_cut_when_the_hub_drains(kind: str) -> None:
+    hub, app, connections = new_hub(), FastAPI(), list[Any]()
+
+    @app.get("/")
+    async def follow(request: Request) -> Response:
+        access = await hub.authorize(request.scope)
+        if kind == "turn":
+            return access.stream("chat:1", "q", UIStream("q"))
+        return hub.stream_response("chat:1", text, reply_id="r")
+
+    async def text() -> AsyncIterator[str]:
+        while not (connections and connections[0].transport.get_write_buffer_size()):
+            yield "x" * 100_000
+            await asyncio.sleep(0.01)
+        await asyncio.Event().wait()
+
+    async def noted(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            connections.append(cycle_of(receive))
+        await app(scope, receive, send)
+
+    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
+    async with serving(hub, noted) as served, hub.message("chat:1", reply_to="q"), asyncio.timeout(PATIENCE_S):
+        reader, writer = await served.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in await reader.readline()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        transport = connections[0].transport
+        if kind == "turn":
+            while not transport.get_write_buffer_size():
+                await hub.create("chat:1", text="x" * 500_000, role="assistant", reply_to="q")
+                await asyncio.sleep(0)
+        await served.until(transport.get_write_buffer_size)
+        await hub.drain()
+        await served.until(lambda: not transport.get_write_buffer_size())
 
 
 async def test_imported_user_message_starts_no_turn_until_it_is_regenerated() -> None:
