@@ -48,7 +48,7 @@ from holdfast.core.turn_deltas import (
 )
 from holdfast.hub.identity import Identity
 from holdfast.hub.identity import Scope as HubScope
-from holdfast.hub.results import Result, own_copy
+from holdfast.hub.results import Result, message_of
 from holdfast.hub.turn_status import read_conversation, read_open_turns, read_turn
 from holdfast.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
 from holdfast.transports.codec import decode, unexpected
@@ -56,7 +56,7 @@ from holdfast.transports.credentials import Credentials
 from holdfast.transports.http import problem_response, read_body
 from holdfast.transports.origin import check_peer
 from holdfast.transports.sse import StreamApp
-from holdfast.transports.traffic import charge, event_bytes, open_body
+from holdfast.transports.traffic import charge, declared_bytes, event_bytes, open_body, turn_bytes
 from holdfast.transports.turn_stream import TurnFormat, TurnStream
 
 __all__ = [
@@ -107,9 +107,22 @@ class Access:
 
     async def body(self, request: Request) -> dict[str, Json]:
         """Return the request's body, a JSON object. Raises InvalidRequest, InvalidText, TooLarge, TooMany, …"""
-        with open_body(self._hub, self.identity, self._scope) as count:
-            data = await read_body(request, self._hub.limits.request_bytes, count.grow)
-        charge(self._hub, self.identity, self._scope, len(data))
+        # The server reads and discards the rest of a refused body.
+        declared, size = declared_bytes(self._hub, self._scope), 0
+
+        def grow(more: int) -> None:
+            nonlocal size
+            size += more
+            count.grow(more)
+
+        try:
+            with open_body(self._hub, self.identity, self._scope) as count:
+                data = await read_body(request, self._hub.limits.request_bytes, grow)
+        except ClientDisconnect:
+            declared = 0
+            raise
+        finally:
+            self._charge(max(declared, size))
         return decode(data, _JSON_OBJECT)
 
     async def create(
@@ -123,13 +136,15 @@ class Access:
         parent: str | UnsetType | None = UNSET,
         reply_to: str | None = None,
     ) -> Message:
-        """Store a user message of the caller, and return it. With an `id` it is safe to repeat. Raises IdConflict."""
+        """Store a user message of the caller, and return it. With an `id` it is safe to repeat.
+
+        Raises IdConflict, and Deleted if the message was deleted at once.
+        """
         self.check(channel, "publish")
         request = CreateMessage(text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to)
         check_create(request, self.identity, channel)
-        result = await self._ask(channel, self._hub.clock.new_id() if id is None else check_id(id), request)
-        assert result.message is not None
-        return own_copy(result.message)
+        message_id = self._hub.clock.new_id() if id is None else check_id(id)
+        return message_of(await self._ask(channel, message_id, request), message_id)
 
     async def command(
         self, channel: str, name: str, *, target: str | None = None, data: Json = None, id: str | None = None
@@ -151,17 +166,20 @@ class Access:
     async def turn(self, channel: str, message_id: str) -> TurnStatus:
         """Return the turn of a user message, as `Hub.turn` does. Raises NotFound, Deleted."""
         self.check(channel, "history")
-        return await read_turn(self._hub.runtime, channel, check_id(message_id))
+        return self._charged([await read_turn(self._hub.runtime, channel, check_id(message_id))])[0]
 
     async def conversation(self, channel: str, *, limit: int = 200) -> list[TurnStatus]:
         """Return the turns of the newest branch, oldest first, of the newest `limit` messages (at most 200, 2 MiB)."""
         self.check(channel, "history")
-        return await read_conversation(self._hub.runtime, channel, limit)
+        return self._charged(await read_conversation(self._hub.runtime, channel, limit))
 
     async def open_turns(self, channel: str) -> list[TurnStatus]:
-        """Return the turns that wait or run, oldest first, and answers that stream without a user message."""
+        """Return the turns that wait or run, oldest first, and answers that stream without a user message.
+
+        The answers of a turn are those that stream.
+        """
         self.check(channel, "history")
-        return await read_open_turns(self._hub.runtime, channel)
+        return self._charged(await read_open_turns(self._hub.runtime, channel))
 
     def stream(self, channel: str, message_id: str, turn_format: TurnFormat) -> TurnResponse:
         """Return the response that streams a turn from its beginning, and ends with it. It needs `subscribe` too."""
@@ -175,8 +193,16 @@ class Access:
         result = await hub.ask(channel, key, request, caller_of(hub, self.identity, channel))
         count_new_channel(hub, self.identity, result)
         size = len(msgspec.json.encode(request))
-        charge(hub, self.identity, self._scope, event_bytes(hub, channel, result, size))
+        self._charge(event_bytes(hub, channel, result, size))
         return result
+
+    def _charged(self, turns: list[TurnStatus]) -> list[TurnStatus]:
+        """Count the bytes of `turns`, which a response will have, and return them."""
+        self._charge(turn_bytes(turns))
+        return turns
+
+    def _charge(self, size: int) -> None:
+        charge(self._hub, self.identity, self._scope, size)
 
 
 class TurnResponse(Response):
@@ -198,8 +224,10 @@ class TurnResponse(Response):
         try:
             try:
                 self._credentials.take_slot()
-                status = await read_turn(self._app.hub.runtime, self._channel, self._message_id)
-                await stream.attach(self._channel, status)
+                # no variable, which would keep the text of the turn until the stream ends
+                await stream.attach(
+                    self._channel, await read_turn(self._app.hub.runtime, self._channel, self._message_id)
+                )
             except HoldfastError as error:
                 await problem_response(error)(scope, receive, send)
                 return

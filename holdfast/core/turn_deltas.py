@@ -41,7 +41,8 @@ class TurnStatus(Struct, frozen=True, kw_only=True):
     Of a question that was answered again (`regenerate`) the answers are those of the last round.
     """
 
-    message: Message | None  # None for messages that answer no message, in `Access.conversation` only
+    # None for an answer to no message, or to one that does not exist: in `Access.conversation` and `Access.open_turns`
+    message: Message | None
     state: TurnState
     answers: list[Message]
     questions: list[Command]

@@ -164,6 +164,11 @@ class Channel:
         return min([group.over_s for group in self._groups.values() if len(group)], default=0.0)
 
     @property
+    def last_flush_s(self) -> float:
+        """Return when the last flush window ends, in the loop's time; without viewers, a time in the past."""
+        return max([group.over_s for group in self._groups.values() if len(group)], default=0.0)
+
+    @property
     def has_unbuffered_viewers(self) -> bool:
         """Return whether a viewer has requested each event at once, without a flush window."""
         group = self._groups.get(0)

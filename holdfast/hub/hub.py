@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import restore
-from holdfast.core.errors import Deleted, Draining
+from holdfast.core.errors import Draining
 from holdfast.core.events import Page, Presence
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Json, Message, Part
@@ -46,7 +46,7 @@ from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
-from holdfast.hub.results import Done, Result, own_copy
+from holdfast.hub.results import Done, Result, message_of, own_copy
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.settings import check_job, check_settings, check_store
 from holdfast.hub.store_owner import names_of_cell
@@ -289,7 +289,7 @@ class HubCore:
         message_id = self._id(id)
         # a user message that starts no turn waits for no agent, such as one of an imported conversation
         caller = replace(self.caller(author), brings_answer=not starts_turn)
-        return _present(await self.ask(channel, message_id, request, caller), message_id)
+        return message_of(await self.ask(channel, message_id, request, caller), message_id)
 
     async def update(
         self,
@@ -303,7 +303,7 @@ class HubCore:
     ) -> Message:
         """Change a finished message and return it. `meta` is merged; None removes a key. Raises VersionConflict, …"""
         request = UpdateMessage(text=text, parts=parts, meta=meta or {}, if_version=if_version)
-        return _present(await self.ask(channel, message_id, request, self.caller(None)), message_id)
+        return message_of(await self.ask(channel, message_id, request, self.caller(None)), message_id)
 
     async def finish(
         self,
@@ -492,9 +492,3 @@ class HubCore:
 
     def _id(self, message_id: str | None) -> str:
         return check_id(message_id) if message_id is not None else self.clock.new_id()
-
-
-def _present(result: Result, message_id: str) -> Message:
-    if result.message is None:
-        raise Deleted(f"message {message_id!r} was deleted before the hub could return it; create another one")
-    return own_copy(result.message)

@@ -3,9 +3,9 @@
 Layer: hub.
 
 Inside of a flush window the text is stored shortly before the end of the window, because viewers see it no earlier. A
-slow store must start earlier, so the committer reports how long its commits take. After the window, viewers see the
-text as soon as it is stored; such text of many channels shares a commit, at the next point of the ticks' grid after the
-last one (the gap). A writer asks `begin` when it has new text; without viewers it commits at once.
+slow store must start earlier, so the committer reports how long its commits take. After the windows of all viewers,
+they see the text as soon as it is stored; such text of many channels shares a commit, at the next point of the ticks'
+grid after the last one (the gap). A writer asks `begin` when it has new text; without viewers it commits at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Pace:
         over_s = channel.flush_s
         now_s = asyncio.get_running_loop().time()
         if self._ticks.tick_s(over_s) <= now_s:  # until the tick, a flush of earlier text may still be due
-            return Begin.NOW if channel.has_unbuffered_viewers else Begin.AFTER_GAP
+            # other viewers of the channel may have a longer window, with a flush that the gap would miss
+            is_inside = self._ticks.tick_s(channel.last_flush_s) > now_s
+            return Begin.NOW if is_inside or channel.has_unbuffered_viewers else Begin.AFTER_GAP
         if self._ticks.call_before(min(over_s, now_s + PATIENCE_S), 2 * self._took_s + SPARE_S, callback):
             return Begin.LATER
         return Begin.NOW

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from holdfast.core.errors import HoldfastError
+from holdfast.core.errors import Deleted, HoldfastError
 from holdfast.core.events import CommandReply
 from holdfast.core.model import Command, Message, plain
 
@@ -50,6 +50,13 @@ def result_later() -> tuple[asyncio.Future[Result], Done]:
             outcome.set_result(result)
 
     return outcome, done
+
+
+def message_of(result: Result, message_id: str) -> Message:
+    """Return the message of a create or update, for the app. Raises Deleted if it was deleted in the same batch."""
+    if result.message is None:
+        raise Deleted(f"message {message_id!r} was deleted before the hub could return it; create another one")
+    return own_copy(result.message)
 
 
 def own_copy(message: Message) -> Message:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from contextlib import suppress
 
 from holdfast.core.branches import newest_branch
 from holdfast.core.document import restore
-from holdfast.core.errors import Deleted, NotFound
 from holdfast.core.message_state import ClaimState, MessageState
 from holdfast.core.model import Command, Message
 from holdfast.core.turn_deltas import TurnStatus, is_answer_of, is_question, turn_state
@@ -22,10 +20,14 @@ from holdfast.hub.results import own_copy
 from holdfast.hub.runtime import Runtime
 
 PAGES = (20, 200)  # newest messages to load until the answers of a turn are in memory; older ones are read in pages
+MAX_PAGES = 10  # pages of the store to read for one turn, since a peer may name the oldest message of a long channel
 
 
 async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStatus:
-    """Return the turn of a user message. Raises NotFound, Deleted, StoreUnavailable."""
+    """Return the turn of a user message, with its answers among the newest 2,000 messages (`MAX_PAGES`).
+
+    Raises NotFound, Deleted, StoreUnavailable.
+    """
     known = await runtime.message(channel, message_id)
     live = await runtime.fresh(channel)
     older = await _answers_outside_memory(live, runtime, known)
@@ -40,19 +42,30 @@ async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStat
 async def read_open_turns(runtime: Runtime, channel: str) -> list[TurnStatus]:
     """Return the turns that wait or run, oldest first, and answers that stream without a user message.
 
-    These messages are always in memory, so this is cheap.
+    Their answers are those that stream. These are always in memory, as waiting messages are, so this is cheap. An
+    answer to a message that does not exist, or was deleted, has no user message.
     """
     live = await runtime.fresh(channel)
-    messages = live.state.messages
-    streaming = [one for one in messages.values() if one.is_streaming and one.role != "user"]
-    asked = {one.id for one in messages.values() if one.is_open and one.role == "user"}
-    asked |= {one.reply_to for one in streaming if one.reply_to is not None}
-    turns = [_status(live, None, None, [one]) for one in streaming if one.reply_to is None]
-    for message_id in asked:
-        with suppress(NotFound, Deleted):
-            turns.append(await read_turn(runtime, channel, message_id))
+    await live.load_messages([one.reply_to for one in _streaming_answers(live) if one.reply_to is not None])
+    # No wait from here on, so that the turns belong to one moment.
+    asked = {one.id: one for one in live.state.messages.values() if one.is_open and one.role == "user"}
+    answers: dict[str, list[MessageState]] = {}
+    turns: list[TurnStatus] = []
+    for one in _streaming_answers(live):
+        question = live.state.message(one.reply_to) if one.reply_to is not None else None
+        if question is None or question.deleted:
+            turns.append(_status(live, None, None, [one]))
+            continue
+        asked[question.id] = question
+        if is_answer_of(one, question.id, question.claim):
+            answers.setdefault(question.id, []).append(one)
+    turns += [_status(live, one.message(), one.claim, answers.get(one.id, ())) for one in asked.values()]
     is_open = [one for one in turns if one.state in ("waiting", "running")]
     return sorted(is_open, key=lambda one: (one.message or one.answers[0]).created)
+
+
+def _streaming_answers(live: Channel) -> list[MessageState]:
+    return [one for one in live.state.messages.values() if one.is_streaming and one.role != "user"]
 
 
 async def read_conversation(runtime: Runtime, channel: str, limit: int) -> list[TurnStatus]:
@@ -103,18 +116,23 @@ def questions_of(live: Channel, message_ids: set[str]) -> list[Command]:
 
 
 async def _answers_outside_memory(live: Channel, runtime: Runtime, message: MessageState) -> list[MessageState]:
+    claim = message.claim
+    # serial of the first entry that can be an answer of the last round (`is_answer_of`)
+    first = 1 + max(message.created, claim.round_from if claim is not None else 0)
     for wanted in PAGES:
-        if live.state.history_from <= message.created:
+        if live.state.history_from <= first:
             return []
         await live.load_history(wanted)
     found: list[MessageState] = []
     before = None
-    while live.state.history_from > message.created and (before is None or before > message.created):
+    for _ in range(MAX_PAGES):
+        if live.state.history_from <= first or (before is not None and before <= first):
+            break
         page = await runtime.store.page(
             live.name, before=before, limit=PAGES[-1], limit_bytes=runtime.limits.history_bytes
         )
         restored = [restore(one) for one in page.messages]
-        found += [one for one in restored if is_answer_of(one, message.id, message.claim)]
+        found += [one for one in restored if is_answer_of(one, message.id, claim)]
         if not page.more or not restored:
             break
         before = restored[-1].created

@@ -285,7 +285,8 @@ class UIStream:
         if status == "complete":
             finish: Json = {"messageMetadata": self._meta} if self._meta else {}
             if self._end is not None:
-                finish |= self._reason(FINISH_REASONS.get(self._meta.get("finish_reason", "stop"), "other"))
+                known = self._meta.get("finish_reason", "stop")  # of any JSON type
+                finish |= self._reason(FINISH_REASONS.get(known, "other") if isinstance(known, str) else "other")
             self._put(type="finish", **finish)
         elif status == "cancelled":
             self._put(type="abort")

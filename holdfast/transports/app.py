@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Send
 from holdfast.core.errors import HoldfastError
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Scope
-from holdfast.transports.chunks import Chunks, cycle_of, end_refusal, socket_of
+from holdfast.transports.chunks import Chunks, end_refusal
 from holdfast.transports.close_codes import MISUSED
 from holdfast.transports.codec import unexpected
 from holdfast.transports.headers import header
@@ -37,7 +37,7 @@ from holdfast.transports.message_stream import message_events
 from holdfast.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
 from holdfast.transports.origin import check_peer
 from holdfast.transports.problem import NOSNIFF, Headers, problem_messages
-from holdfast.transports.sender import FAREWELL_S
+from holdfast.transports.sender import abort_if_unread
 from holdfast.transports.sse import channel_events, is_started
 from holdfast.transports.web import Web
 from holdfast.transports.websocket import Sockets
@@ -46,8 +46,6 @@ logger = logging.getLogger("holdfast.transports")
 
 # time to disconnect all viewers when the hub drains; a peer that does not read gets `sender.FAREWELL_S`
 SHUTDOWN_S = 1.0
-# Time in which a peer must read the rest after its stream or socket has ended. Servers would wait for it without limit.
-UNREAD_S = 10.0
 WEB = Path(__file__).parent.parent / "web"
 WEB_PATH = "/web/"
 _METHODS = tuple(dict.fromkeys(("GET", "HEAD", *(one.method for one in OPERATIONS if one.method))))
@@ -139,9 +137,6 @@ class App:
                 raise  # the server ends the stream and logs the error
             logger.exception("an HTTP request failed")
             await _send_problem(unexpected(), self.cors(scope), send)
-        finally:
-            if is_started(scope):
-                self._abort_if_unread(receive)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # the first ASGI message: websocket.connect
@@ -160,21 +155,7 @@ class App:
         try:
             await self._sockets.serve(credentials, scope, receive, send)
         finally:
-            self._abort_if_unread(receive)
-
-    def _abort_if_unread(self, receive: Any) -> None:
-        """Abort the connection of an ended stream or socket if its peer does not read the rest.
-
-        The connection must be known, as under `holdfast serve`. Servers close a connection when all bytes are sent. A
-        reader that has stalled would hold its connection, and a server that shuts down, for ever.
-        """
-        # ask `receive` first, because less middleware wraps it than `send`
-        connection = cycle_of(receive) or socket_of(receive)
-        if connection is None or getattr(connection, "response_complete", False):
-            return  # the response is complete, and reading it may take any time
-        if connection.transport.get_write_buffer_size():
-            timeout_s = FAREWELL_S if self.hub.is_draining else UNREAD_S
-            asyncio.get_running_loop().call_later(timeout_s, _abort_unread, connection.transport)
+            abort_if_unread(receive, is_draining=self.hub.is_draining)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # the ASGI message lifespan.startup
@@ -242,11 +223,6 @@ def _unsniffed(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send_marked)
 
     return wrapped
-
-
-def _abort_unread(transport: asyncio.WriteTransport) -> None:
-    if transport.get_write_buffer_size():
-        transport.abort()
 
 
 async def _not_found(scope: Any, receive: Any, send: Any) -> None:

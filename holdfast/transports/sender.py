@@ -33,6 +33,8 @@ SEND_TIMEOUT_S = 300.0
 # Time for the last message before the end (a farewell), for which the server waits. granian sends no close while it
 # waits for a frame, so on granian the end of every socket takes this long.
 FAREWELL_S = 0.5
+# Time in which a peer must read the rest after its stream or socket has ended. Servers would wait for it without limit.
+UNREAD_S = 10.0
 
 
 class SenderOwner(Protocol):
@@ -301,6 +303,26 @@ class DirectSender(Sender):
             self._abort()
         else:
             self._owner.freed()
+
+
+def abort_if_unread(receive: Any, *, is_draining: bool) -> None:
+    """Abort the connection of an ended stream or socket if its peer does not read the rest.
+
+    The connection must be known, as under `holdfast serve`. Servers close a connection when all bytes are sent. A
+    reader that has stalled would hold its connection, and a server that shuts down, for ever.
+    """
+    # ask `receive`, because less middleware wraps it than `send`
+    connection = cycle_of(receive) or socket_of(receive)
+    if connection is None or getattr(connection, "response_complete", False):
+        return  # the response is complete, and reading it may take any time
+    if connection.transport.get_write_buffer_size():
+        timeout_s = FAREWELL_S if is_draining else UNREAD_S
+        asyncio.get_running_loop().call_later(timeout_s, _abort_unread, connection.transport)
+
+
+def _abort_unread(transport: asyncio.WriteTransport) -> None:
+    if transport.get_write_buffer_size():
+        transport.abort()
 
 
 @types.coroutine

@@ -33,7 +33,7 @@ from holdfast.transports.operations import BY_NAME
 from holdfast.transports.problem import NOSNIFF, Headers
 from holdfast.transports.query import Query
 from holdfast.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
-from holdfast.transports.sender import DirectSender, Sender, TaskSender
+from holdfast.transports.sender import DirectSender, Sender, TaskSender, abort_if_unread
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -110,6 +110,7 @@ class EventStream:
             await self.sender.carry(receive)
             break_off(receive)
         finally:
+            abort_if_unread(receive, is_draining=self._app.hub.is_draining)
             heartbeats.remove(self, slot)
             if ticket is not None:
                 self._app.hub.tickets.closed(ticket, self)
@@ -152,9 +153,7 @@ class EventStream:
         except Behind:
             self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed))
         except Exception:
-            # the tick must go on to the channel's other viewers; this viewer has missed the batch, so its stream ends
-            logger.exception("an event stream is broken off")
-            self._break_off(unexpected())
+            self._fail()
 
     def freed(self) -> None:
         """Ask the channel's tick to wake this stream next time, because the sender is free again.
@@ -198,6 +197,14 @@ class EventStream:
         finally:
             self._catching_up = None
         self.wake()
+
+    def _fail(self) -> None:
+        """Log the exception, and end the stream, because its viewer has missed a batch.
+
+        The exception goes no further: the tick must go on to the channel's other viewers.
+        """
+        logger.exception("an event stream is broken off")
+        self._break_off(unexpected())
 
     def _break_off(self, why: HoldfastError) -> None:
         """Break the stream off.

@@ -11,6 +11,10 @@ only a few at once. Bodies that have not ended are bounded, too, because a slow 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from holdfast.core.message_state import part_bytes
+from holdfast.core.turn_deltas import TurnStatus
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
 from holdfast.hub.rates import FREE_BYTES, UNCOUNTED, OpenBody
@@ -57,3 +61,9 @@ def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:
     if size <= FREE_BYTES or not result.created:
         return 0
     return (size - FREE_BYTES) * hub.channel(channel).watchers
+
+
+def turn_bytes(turns: Iterable[TurnStatus]) -> int:
+    """Return the bytes of the messages of turns that a route of an app reads."""
+    messages = [message for one in turns for message in (one.message, *one.answers) if message is not None]
+    return sum(part_bytes(part) for message in messages for part in message.parts)

@@ -15,13 +15,14 @@ from typing import Protocol
 from starlette.types import Receive, Send
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.message_state import MessageState, part_bytes
+from holdfast.core.message_state import MessageState
 from holdfast.core.turn_deltas import TurnDelta, TurnProgress, TurnStatus
 from holdfast.hub.batches import EncodedBatch
 from holdfast.hub.feed import Feed
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.sender import SEND_TIMEOUT_S, TaskSender
 from holdfast.transports.sse import EventStream, StreamApp
+from holdfast.transports.traffic import turn_bytes
 
 
 class TurnFormat(Protocol):
@@ -54,7 +55,7 @@ class TurnStream(EventStream):
 
     async def attach(self, channel: str, status: TurnStatus) -> None:
         """Prepare to send the turn as it is in `status`, and follow it from there unless it is over."""
-        self.credentials.charge(sum(part_bytes(part) for answer in status.answers for part in answer.parts))
+        self.credentials.charge(turn_bytes([status]))
         self._first = self._progress.begin(status)
         if not self._progress.is_over:
             self._later_feed = await self._app.hub.attach(
@@ -63,7 +64,7 @@ class TurnStream(EventStream):
 
     async def run(self, receive: Receive) -> None:
         """Send the turn as it is, then its changes until it is over or the peer disconnects."""
-        self._send_deltas(self._first)
+        self._send_deltas(self._take_first())
         self.feed, self._later_feed = self._later_feed, None
         await super().run(receive)
 
@@ -80,11 +81,18 @@ class TurnStream(EventStream):
         feed = self.feed
         is_ready = not (self.sender.is_over or self.sender.is_busy or self._catching_up is not None)
         if is_ready and feed is not None and not feed.is_behind:
-            self._send_deltas(self._progress.receive((), self._message()))
+            try:
+                self._send_deltas(self._progress.receive((), self._message()))
+            except Exception:
+                self._fail()
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Send the changes that the batch makes to this turn, whose state is as new: the feed has taken all entries."""
         self._send_deltas(self._progress.receive(batch.events, self._message()))
+
+    def _take_first(self) -> list[TurnDelta]:
+        first, self._first = self._first, []  # a stream lasts long, so it does not keep the text of its beginning
+        return first
 
     def _message(self) -> MessageState | None:
         assert self.feed is not None

@@ -200,6 +200,33 @@ async def test_flush_of_text_that_is_queued_ends_the_gap() -> None:
     await stage.close()
 
 
+@virtually
+async def test_gap_delays_no_flush_of_a_viewer_with_a_longer_window() -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 2, flush_ms=20)
+    slow = await Shown.of(stage.hub, flush_ms=1000, channel="c0")
+
+    async def append(number: int) -> None:
+        await stage.writers[number].append("x")
+        stage.appended_s[number].append(now_s())
+
+    await append(0)
+    await asyncio.sleep(TOKEN_S)
+    await append(0)
+    await asyncio.sleep(TOKEN_S)
+    assert slow.text == "x"  # the second token waits for the end of the window
+    flush_s = Ticks().tick_s(slow.at_s[0] + 1)
+    await asyncio.sleep(flush_s - GRID_S / 2 - now_s())
+    await append(1)  # its commit begins at once, and a gap after it would end at the flush
+    await asyncio.sleep(GRID_S / 8)
+    await append(0)
+    await asyncio.sleep(GRID_S)
+    assert slow.text == "xxx"
+    assert slow.at_s[-1] <= flush_s + ALMOST_S
+    slow.feed.close()
+    await stage.close()
+
+
 @pytest.mark.parametrize("takes_s", [0.0, 0.0005, 0.003, 0.008])
 def test_windows_are_kept_at_every_rate(takes_s: float) -> None:
     @virtually

@@ -584,6 +584,36 @@ async def test_values_of_other_types_in_an_answer_of_the_page_are_ignored(scene:
     assert "Hello to you" in response.text
 
 
+@pytest.mark.parametrize("is_deleted", [False, True], ids=["unknown", "deleted"])
+async def test_answer_without_its_question_is_stopped(is_deleted: bool) -> None:
+    async with routes_only() as (hub, client):
+        if is_deleted:
+            await hub.create("chat:1", text="you", id="u", starts_turn=False)
+            await hub.delete("chat:1", "u")
+        async with hub.message("chat:1", id="one", reply_to="u") as one, hub.message("chat:1", reply_to="u") as other:
+            for answer in (one, other):
+                await answer.append("Hello")
+                await answer.flush()
+            assert (await client.post("/api/chat/1/stop")).status_code == 204
+            waiting = {command.target for command in hub.channel("chat:1").state.pending_commands()}
+            statuses = {answer.id: (await hub.read("chat:1", answer.id))[0].status for answer in (one, other)}
+            assert waiting | {id for id, status in statuses.items() if status == "cancelled"} == {one.id, other.id}
+
+
+@pytest.mark.parametrize(("reason", "shown"), [("length", "length"), ([], "other")])
+async def test_finish_reason_of_any_type_ends_the_response(reason: object, shown: str) -> None:
+    async with routes_only() as (hub, client):
+
+        @hub.agent("chat:*")
+        async def agent(turn: Turn) -> None:
+            async with turn.reply(meta={"finish_reason": reason}) as message:
+                await message.append("Hello")
+
+        response = await client.post("/api/chat", json={"id": "1", "message": user()})
+        assert f'"finishReason":"{shown}"' in response.text
+        assert response.text.endswith("data: [DONE]\n\n")
+
+
 @pytest.mark.skipif(IS_STRICT, reason="the style has all optional fields")
 async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
     hub, app = new_hub(), FastAPI()

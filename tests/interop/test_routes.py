@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
+from fastapi import FastAPI, Request
+from starlette.responses import Response
 
 from holdfast import Hub, Identity, Turn
-from holdfast.core.errors import Draining
-from tests.transports.conftest import Served, new_hub, serving
+from holdfast.core.errors import Deleted, Draining
+from holdfast.core.limits import Limits
+from holdfast.hub import turn_status
+from holdfast.hub.rates import Rates
+from holdfast.interop.ai_sdk_stream import UIStream
+from holdfast.routes import InAnswer, TurnChanged, TurnDelta, TurnStatus, guarded
+from holdfast.stores.base import StoredPage
+from holdfast.transports.chunks import cycle_of
+from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
 
@@ -168,6 +178,217 @@ async def test_stream_of_a_hub_that_drains_is_cut() -> None:
             with pytest.raises(httpx2.RemoteProtocolError):
                 [line async for line in lines]
         assert agent.turns == 1
+
+
+class Broken:
+    """A format that fails at the end of the turn."""
+
+    headers: ClassVar = {"content-type": "text/plain"}
+    heartbeat = b"\n"
+    is_over = False
+
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        if TurnChanged("over") in deltas:
+            raise RuntimeError("on purpose")
+        return b"begun\n"
+
+
+async def test_stream_whose_format_fails_is_cut_and_its_neighbours_go_on() -> None:
+    hub = new_hub()
+    app, gate = FastAPI(), asyncio.Event()
+
+    @hub.agent("*")
+    async def waits(turn: Turn) -> None:
+        await gate.wait()
+
+    @app.get("/{kind}")
+    async def follow(kind: str, request: Request) -> Response:
+        access = await hub.authorize(request.scope)
+        return access.stream("chat:1", "q", Broken() if kind == "broken" else UIStream("q"))
+
+    await hub.create("chat:1", text="Why?", id="q")
+    async with (
+        serving(hub, app) as served,
+        served.http.stream("GET", "/broken") as broken,
+        served.http.stream("GET", "/whole") as whole,
+    ):
+        await served.until(lambda: len(hub.channel("chat:1").feeds) == 2)
+        gate.set()  # the end of a turn without an answer makes no event
+        with pytest.raises(httpx2.RemoteProtocolError):
+            [line async for line in broken.aiter_lines()]
+        assert [line async for line in whole.aiter_lines()][-2] == "data: [DONE]"
+        await served.until(lambda: not hub.channel("chat:1").feeds)
+
+
+async def test_stream_keeps_no_text_that_it_has_sent() -> None:
+    async with served_app() as (served, _), served.http.stream("POST", "/ask/chat:1", json={"text": "Why?"}) as first:
+        await lines_until(first.aiter_lines(), {"text": "first"})
+        page = await served.hub.history("chat:1")
+        asked = next(one.id for one in page.messages if one.role == "user")
+        async with served.http.stream("POST", "/ask/chat:1", json={"text": "Why?", "id": asked}) as later:
+            await lines_until(later.aiter_lines(), {"text": "first"})
+            gc.collect()
+            kept = [one for one in gc.get_objects() if isinstance(one, TurnStatus | InAnswer)]
+            assert kept == []
+
+
+@pytest.mark.parametrize("path", ["turn", "conversation", "open_turns"])
+async def test_turns_that_a_route_reads_count_for_their_reader(path: str) -> None:
+    async with counted_app() as (served, charged_bytes), served.hub.message("chat:1", reply_to="q") as answer:
+        await answer.append("x" * 100_000)
+        await answer.flush()
+        before = charged_bytes()
+        assert (await served.http.get(f"/{path}")).status_code == 200
+        assert 100_000 <= charged_bytes() - before < 101_000
+
+
+@pytest.mark.parametrize("size", [100_000, Limits().request_bytes + 1, None], ids=["text", "too large", "of no type"])
+async def test_refused_body_of_a_route_counts(size: int | None) -> None:
+    async with counted_app() as (served, charged_bytes):
+        body = b"x" * (size or 100_000)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield body
+
+        headers = {"content-type": "application/json"} if size else {}
+        response = await served.http.post("/body", content=chunks() if size else body, headers=headers)
+        assert response.status_code in (400, 413, 415)
+        assert len(body) <= charged_bytes() < len(body) + 1_000
+
+
+@asynccontextmanager
+async def counted_app() -> AsyncIterator[tuple[Served, Callable[[], float]]]:
+    """Routes with an identity whose bytes are counted in an hour that does not pass, and the function that counts."""
+
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        return Identity(client_id="ann", grants={"chat:*": frozenset({"publish", "subscribe", "history"})})
+
+    hub, app = new_hub(authenticate=verify), FastAPI()
+    hub.rates = Rates(now_s=lambda: 0.0)
+    most = hub.rates.limits.client_bytes
+
+    def charged_bytes() -> float:
+        client = hub.rates._clients.get("ann")
+        return most - client.bytes.level(most, 0, 0) if client is not None else 0
+
+    @app.get("/{kind}")
+    async def read(kind: str, request: Request) -> Response:
+        access = await hub.authorize(request.scope)
+        await (access.turn("chat:1", "q") if kind == "turn" else getattr(access, kind)("chat:1"))
+        return Response()
+
+    @app.post("/body")
+    @guarded
+    async def body(request: Request) -> Response:
+        access = await hub.authorize(request.scope)
+        await access.body(request)
+        return Response()
+
+    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
+    async with serving(hub, app) as served:
+        yield served, charged_bytes
+
+
+async def test_message_that_is_deleted_while_a_route_creates_it_is_reported_as_deleted() -> None:
+    hub = new_hub()
+    access = await hub.authorize({"type": "http", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1)})
+    await hub.create("chat:1", text="earlier")
+    creating = asyncio.ensure_future(access.create("chat:1", id="q", text="Why?"))
+    await asyncio.gather(asyncio.sleep(0), hub.delete("chat:1", "q"))  # in the same batch
+    with pytest.raises(Deleted, match="'q' was deleted"):
+        await creating
+    await hub.close()
+
+
+@pytest.fixture
+async def long_channel(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Hub, list[int | None]]]:
+    """A hub whose agent never answers, with a channel that is not in memory, and the pages read from the store."""
+    hub, read = new_hub(), list[int | None]()
+
+    @hub.agent("*")
+    async def waits(turn: Turn) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(turn_status, "PAGES", (2, 5))
+    for number in range(100):
+        role: Any = "assistant" if number % 2 else "user"
+        await hub.create("chat:1", text="text", id=f"m{number}", role=role, starts_turn=False, reply_to=None)
+    store = hub.runtime.store
+    page = store.page
+
+    async def noted(channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+        read.append(before)
+        return await page(channel, before=before, limit=limit, limit_bytes=limit_bytes)
+
+    monkeypatch.setattr(store, "page", noted)
+    hub.channel("chat:1").trim(0)
+    yield hub, read
+    await hub.close()
+
+
+async def test_turn_of_an_old_message_reads_few_pages(long_channel: tuple[Hub, list[int | None]]) -> None:
+    hub, read = long_channel
+    assert (await hub.turn("chat:1", "m0")).state == "none"
+    assert len(read) == 2 + turn_status.MAX_PAGES
+    hub.channel("chat:1").trim(0)
+    read.clear()
+    await hub.command("chat:1", "regenerate", target="m0")
+    assert (await hub.turn("chat:1", "m0")).state in ("waiting", "running")
+    assert read == []
+
+
+async def test_open_turns_of_a_long_channel_read_no_pages(long_channel: tuple[Hub, list[int | None]]) -> None:
+    hub, read = long_channel
+    for number in range(3):
+        await hub.create("chat:1", text="Why?", id=f"q{number}")
+    for number in range(50):
+        await hub.create("chat:1", text="text", id=f"n{number}", role="assistant")
+    hub.channel("chat:1").trim(0)
+    async with hub.message("chat:1", id="a", reply_to="m0") as answer:
+        await answer.append("Because")
+        await answer.flush()
+        found = await turn_status.read_open_turns(hub.runtime, "chat:1")
+    shown = [(one.message and one.message.id, [each.text for each in one.answers]) for one in found]
+    assert shown == [("m0", ["Because"]), *((f"q{number}", []) for number in range(3))]
+    assert read == []
+
+
+@pytest.mark.parametrize("kind", ["turn", "answer"])
+async def test_stalled_reader_of_a_route_is_cut_when_the_hub_drains(kind: str) -> None:
+    hub, app, connections = new_hub(), FastAPI(), list[Any]()
+
+    @app.get("/")
+    async def follow(request: Request) -> Response:
+        access = await hub.authorize(request.scope)
+        if kind == "turn":
+            return access.stream("chat:1", "q", UIStream("q"))
+        return hub.stream_response("chat:1", text, reply_id="r")
+
+    async def text() -> AsyncIterator[str]:
+        while not (connections and connections[0].transport.get_write_buffer_size()):
+            yield "x" * 100_000
+            await asyncio.sleep(0.01)
+        await asyncio.Event().wait()
+
+    async def noted(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            connections.append(cycle_of(receive))
+        await app(scope, receive, send)
+
+    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
+    async with serving(hub, noted) as served, hub.message("chat:1", reply_to="q"), asyncio.timeout(PATIENCE_S):
+        reader, writer = await served.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in await reader.readline()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        transport = connections[0].transport
+        if kind == "turn":
+            while not transport.get_write_buffer_size():
+                await hub.create("chat:1", text="x" * 500_000, role="assistant", reply_to="q")
+                await asyncio.sleep(0)
+        await served.until(transport.get_write_buffer_size)
+        await hub.drain()
+        await served.until(lambda: not transport.get_write_buffer_size())
 
 
 async def test_imported_user_message_starts_no_turn_until_it_is_regenerated() -> None:

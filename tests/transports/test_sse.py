@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.core.errors import StoreUnavailable
 from holdfast.hub.channel import Channel
-from holdfast.transports import app
+from holdfast.transports import sender
 from holdfast.transports.app import App
 from holdfast.transports.chunks import socket_of
 from tests.transports.conftest import PATIENCE_S, Served
@@ -225,7 +225,7 @@ async def test_two_streams_at_once_each_get_everything(served: Served) -> None:
 async def test_unread_bytes_of_an_ended_stream_are_freed(
     served: Served, transport: type[SseViewer | WsViewer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "UNREAD_S", 0.05)
+    monkeypatch.setattr(sender, "UNREAD_S", 0.05)
     async with transport(served.host, served.port, "c", receive_buffer_bytes=4096) as viewer:
         await viewer.until_attached()
         viewer.stall()
