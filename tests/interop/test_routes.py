@@ -228,7 +228,7 @@ async def test_stream_keeps_no_text_that_it_has_sent() -> None:
         async with served.http.stream("POST", "/ask/chat:1", json={"text": "Why?", "id": asked}) as later:
             await lines_until(later.aiter_lines(), {"text": "first"})
             gc.collect()
-            kept = [one for one in gc.get_objects() if isinstance(one, TurnStatus | InAnswer)]
+            kept = [one for one in gc.get_objects() if type(one) in (TurnStatus, InAnswer)]
             assert kept == []
 
 
