@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.browser.test_markdown import ROOT, markdown_page
+from tests.browser.test_markdown import markdown_page
 
 FOLDER = Path(__file__).parent
 PAGES = FOLDER / "pages.md"  # 2,000 characters each of four pages as they were; they do not change
