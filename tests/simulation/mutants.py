@@ -58,7 +58,7 @@ from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
@@ -644,7 +644,7 @@ def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
     async def scan_nothing(self: HookRunner) -> None:
         store = self._store
         for channel in await store.channels(after=None, limit=hooks.SCAN_PAGE):
-            head = await store.head(channel)
+            head = await head_of(store, channel)
             await self._note(channel, head.epoch, head.serial)
 
     patch.setattr(HookRunner, "_scan", scan_nothing)
@@ -671,7 +671,7 @@ def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
     deliver = HookRunner._deliver
 
     async def in_any_epoch(self: HookRunner, channel: str) -> None:
-        head = await self._store.head(channel)
+        head = await head_of(self._store, channel)
         if head.serial and channel in self._positions:
             self._positions[channel] = (head.epoch, self._positions[channel][1])
         await deliver(self, channel)
