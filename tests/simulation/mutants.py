@@ -68,7 +68,7 @@ from simulation.lease_writers import LeaseWriter
 from simulation.local_writers import LocalWriter, SteadyWriter
 from simulation.members import Commander
 from simulation.plan import Plan
-from simulation.store import StoreClient
+from simulation.store import SimStore, StoreClient
 from simulation.viewers import SocketViewer
 from simulation.writers import BlindWriter, HttpWriter
 
@@ -234,6 +234,17 @@ def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
         return Moved("nothing", {})
 
     patch.setattr(StoreClient, "moved", moved)
+
+
+def a_conflict_of_a_deletion_is_lost(patch: pytest.MonkeyPatch) -> None:
+    """The hub has read the channel just before it deletes it."""
+    delete_channel = SimStore.delete_channel
+
+    def unconditional(self: SimStore, who: str, channel: str, expected: Head, *rest: Any) -> Head | Conflict:
+        result = delete_channel(self, who, channel, expected, *rest)
+        return delete_channel(self, who, channel, result.head, *rest) if isinstance(result, Conflict) else result
+
+    patch.setattr(SimStore, "delete_channel", unconditional)
 
 
 # -- commits whose outcome is unknown, recovery and memory -----------------------------------------------------------
@@ -866,6 +877,7 @@ MUTANTS: dict[Mutant, str] = {
     requests_are_decided_on_arrival: "was refused with",
     an_update_has_the_label_of_its_entry: "holds version",
     the_wake_up_is_trusted: "still behind",
+    a_conflict_of_a_deletion_is_lost: "ids that streamed were not used up",
     an_unknown_outcome_is_never_resolved: "was refused with (mismatch|gap)",
     an_append_gets_a_new_offset_after_an_unknown_outcome: "wrote to",
     requests_change_their_order_after_an_unknown_outcome: "was refused with (mismatch|gap|not_found|no_part)",
@@ -948,6 +960,7 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     signals_pile_up: lambda plan: plan.members,
     presence_waits_for_a_pause_of_the_text: lambda plan: SteadyWriter in plan.authors,
     the_wake_up_is_trusted: lambda plan: plan.hubs > 1,
+    a_conflict_of_a_deletion_is_lost: lambda plan: plan.hubs > 1 and "delete channel" in plan.edits,
     a_late_hook_begins_at_the_head: lambda plan: plan.hooks,
     a_hook_is_called_message_by_message: lambda plan: plan.hooks,
     a_hook_registered_in_a_recovery_begins_at_once: lambda plan: plan.hooks and plan.registers_late,
