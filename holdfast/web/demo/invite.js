@@ -5,7 +5,7 @@ import { at, copyBy, post, say } from "./dom.js"
 export function invitations(isLan, channel, localLink) {
   let expiry = 0
   /** @param {string} link @param {string} words @param {Node[]} code */
-  const show = (link, words, code) => (at("qr").replaceChildren(...code), say(at("invite-words"), words), (at("invite-link").value = link))
+  const show = (link, words, code) => void (at("qr").replaceChildren(...code), say(at("invite-words"), words), (at("invite-link").value = link))
   async function renew() {
     clearTimeout(expiry)
     if (!at("invite").open) return
