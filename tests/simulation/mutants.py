@@ -981,6 +981,7 @@ SHOWN_BY: dict[Mutant, int] = {
     a_reload_runs_beside_a_commit: 23,
     requests_are_decided_on_arrival: 9,
     the_wake_up_is_trusted: 19,
+    a_conflict_of_a_deletion_is_lost: 5570,
     a_lease_ignores_the_generation: 18,
     a_local_append_has_no_offset_check: 15,
     a_takeover_fences_no_writer: 10,
