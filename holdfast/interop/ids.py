@@ -6,14 +6,13 @@ Layer: interop.
 from __future__ import annotations
 
 import hashlib
-import re
 
-_ID = re.compile(r"[A-Za-z0-9_.:~@=+-]{1,64}\Z")
+from holdfast.routes import is_id
 
 
 def stored_id(id: str) -> str:
     """Return the id of the stored message for a client's message `id`: the same, or a hash if it breaks the rules."""
-    return id if _ID.match(id) and id not in (".", "..") else hashed(id)
+    return id if is_id(id) else hashed(id)
 
 
 def hashed(*values: str) -> str:
