@@ -829,7 +829,6 @@ def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
 
     def add(self: Tail, serial: int, op: SetPart) -> None:
         self.ops[serial] = op
-        self._sizes.append(0)
 
     patch.setattr(Tail, "add", add)
 
