@@ -17,7 +17,7 @@ from holdfast.stores.sqlite_backup import check
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import CHECKSUMS, SUMMARIES
-from holdfast.stores.sqlite_reader import reading
+from holdfast.stores.sqlite_reader import reading_store
 from holdfast.stores.sqlite_sums import opened
 
 _MISCOUNTED = (
@@ -29,7 +29,7 @@ _MISCOUNTED = (
 
 def verify(path: Path) -> Iterator[str]:
     """Yield one line for each damaged part of the store. Raises StoreUnusable if the file cannot be read at all."""
-    with reading(path) as db:
+    with reading_store(path) as db:
         yield from _damage(db, path)
 
 
