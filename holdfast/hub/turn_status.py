@@ -106,6 +106,7 @@ def _status(
         answers=[own_copy(one.message()) for one in ordered],
         questions=questions_of(live, ids),
         cursor=str(live.state.cursor),
+        is_cancelled=claim is not None and claim.state == "cancelled",
     )
 
 

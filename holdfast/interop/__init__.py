@@ -7,5 +7,6 @@ Each adapter translates the turns of a hub into the wire format of another clien
 """
 
 from holdfast.interop.ai_sdk import AISDK
+from holdfast.interop.openai import OpenAI
 
-__all__ = ["AISDK"]
+__all__ = ["AISDK", "OpenAI"]
