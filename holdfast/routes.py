@@ -35,7 +35,7 @@ from holdfast.core.deltas import (
 )
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Command, Json, Message, Part, Role
-from holdfast.core.names import check_channel, check_id, command_key
+from holdfast.core.names import check_channel, check_id, command_key, is_id
 from holdfast.core.requests import CreateMessage, ReplyCommand, SendCommand
 from holdfast.core.requests import Request as HubRequest
 from holdfast.core.turn_deltas import (
@@ -82,6 +82,7 @@ __all__ = [
     "TurnState",
     "TurnStatus",
     "guarded",
+    "is_id",
     "versions_of",
 ]
 

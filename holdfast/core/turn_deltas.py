@@ -10,7 +10,7 @@ leave out the kinds that they do not know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from typing import Literal
 
 from msgspec import Struct
@@ -82,9 +82,9 @@ class TurnChanged(Struct, frozen=True):
 TurnDelta = InAnswer | QuestionAsked | QuestionAnswered | TurnChanged
 
 
-def is_question(command: Command, message_ids: Iterable[str]) -> bool:
+def is_question(command: Command, message_ids: Set[str]) -> bool:
     """Return whether `command` is a question of the turn that has the messages `message_ids`."""
-    return command.target in set(message_ids) and command.name not in _FOR_AGENTS
+    return command.target in message_ids and command.name not in _FOR_AGENTS
 
 
 def turn_state(claim: ClaimState | None, answers: Sequence[str]) -> TurnState:

@@ -161,12 +161,15 @@ class Channel:
     @property
     def flush_s(self) -> float:
         """Return when the first flush window ends, in the loop's time; without viewers, a time in the past."""
-        return min([group.over_s for group in self._groups.values() if len(group)], default=0.0)
+        return min(self._window_ends_s(), default=0.0)
 
     @property
     def last_flush_s(self) -> float:
         """Return when the last flush window ends, in the loop's time; without viewers, a time in the past."""
-        return max([group.over_s for group in self._groups.values() if len(group)], default=0.0)
+        return max(self._window_ends_s(), default=0.0)
+
+    def _window_ends_s(self) -> list[float]:
+        return [group.over_s for group in self._groups.values() if len(group)]
 
     @property
     def has_unbuffered_viewers(self) -> bool:

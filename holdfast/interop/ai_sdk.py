@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -32,9 +31,8 @@ from holdfast.core.errors import (
 )
 from holdfast.interop.ai_sdk_parts import Json, Release, is_tool, ui_messages
 from holdfast.interop.ai_sdk_stream import UIStream
-from holdfast.routes import Access, TurnStatus, guarded, versions_of
+from holdfast.routes import Access, TurnStatus, guarded, is_id, versions_of
 
-_ID = re.compile(r"[A-Za-z0-9_.:~@=+-]{1,64}\Z")
 NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
@@ -91,7 +89,7 @@ class AISDK:
     async def _question(self, access: Access, channel: str, earlier: list[Json], last: Json, *, is_edit: bool) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
         parts = _stored_parts(last["parts"])
-        given = last["id"] if _ID.match(last["id"]) else _hashed(last["id"])
+        given = last["id"] if is_id(last["id"]) else _hashed(last["id"])
         with suppress(NotFound):
             return await self._version(access, channel, given, parts, is_edit=is_edit)
         parent = _parent(earlier, await access.conversation(channel, limit=NEWEST))

@@ -38,7 +38,6 @@ from holdfast.routes import Access, TurnStatus, guarded
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9_.:~@=+-]{1,64}\Z")
 
 
 class OpenAI:
