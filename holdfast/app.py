@@ -190,10 +190,6 @@ class Hub(HubCore):
         """
         return await authorize(self._asgi, dict(scope), channel, capabilities)
 
-    def agents(self) -> dict[str, str]:
-        """Return the names of the agents that are present, also in other processes, each with its channel pattern."""
-        return self.runtime.scheduler.workers.patterns_by_name() if self.is_running else {}
-
     async def turn(self, channel: str, message_id: str, *, after: TurnStatus | None = None) -> TurnStatus:
         """Return the turn of a user message: its state, its answers, and the agent's questions without a reply.
 

@@ -175,6 +175,10 @@ class Access:
         self.check(channel, "command")
         await self._ask(channel, command_key(check_id(command_id)), ReplyCommand(ok=ok, data=data, error=error))
 
+    def agents(self) -> dict[str, str]:
+        """Return the names of the agents that are present, also in other processes, each with its channel pattern."""
+        return self._hub.runtime.scheduler.workers.patterns_by_name()
+
     async def turn(self, channel: str, message_id: str) -> TurnStatus:
         """Return the turn of a user message, as `Hub.turn` does. Raises NotFound, Deleted."""
         self.check(channel, "history")

@@ -33,7 +33,7 @@ from holdfast.interop.openai_input import (
 )
 from holdfast.interop.openai_items import REQUEST, Json, Place, Reference, has_result, own_tools, reference
 from holdfast.interop.openai_stream import ASKING, ResponseStream, events_of
-from holdfast.interop.openai_whole import WholeResponse
+from holdfast.interop.openai_whole import whole_response
 from holdfast.routes import Access, TurnStatus, guarded
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -75,7 +75,7 @@ class OpenAI:
             return access.stream(of.channel, of.message_id, ResponseStream(question, of))
         if body.get("background") is True:
             return _json(events_of(await access.turn(of.channel, of.message_id), of).response())
-        return WholeResponse(access, question, of)
+        return whole_response(access, question, of)
 
     async def _begin(self, request: Request, access: Access, body: Json, said: Said) -> tuple[Stored, Reference]:
         """Return the question of the turn that answers a request, and the response that the caller gets."""
@@ -89,7 +89,7 @@ class OpenAI:
             channel, turn = of.channel, await _turn(access, of)
             if (start := await self._answer(access, of, turn, said)) is not None:
                 assert turn.message is not None
-                return turn.message, of._replace(start=start)
+                return turn.message, Reference(channel, of.message_id, start)
         else:
             channel = self._new_channel(access, body, id)
             access.check(channel, "subscribe", "history", "publish")
@@ -97,13 +97,13 @@ class OpenAI:
                 await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts)
         parts = [*(output_part(*one) for one in said.outputs.items()), *said.parts]
         if not parts:
-            raise NotFound("the input answers no question of the agent; send a message")
+            raise NotFound("the input replies to a question that has a reply; send a message")
         question = await access.create(channel, id=id, parts=parts, meta={REQUEST: meta})
         return question, Reference(channel, question.id)
 
     def _new_channel(self, access: Access, body: Json, id: str) -> str:
         model = body.get("model")
-        agents = self._hub.agents()
+        agents = access.agents()
         if not isinstance(model, str) or model not in agents:
             raise NotFound(
                 f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists"
@@ -135,7 +135,9 @@ class OpenAI:
         }
         for call, output in list(said.outputs.items()):
             if call not in calls:
-                raise NotFound(f"call {call[:64]!r} is no function_call of the response {of.id()[:64]!r}")
+                raise NotFound(
+                    f"the response has no function_call with the call_id {call[:64]!r}; send one that it has"
+                )
             place, part = calls.pop(call)
             if call in asked:
                 access.check(of.channel, "command")
@@ -179,18 +181,18 @@ class OpenAI:
         if status.state in ("waiting", "running"):
             with suppress(Finished):
                 await access.command(of.channel, "cancel", target=of.message_id)
-        return WholeResponse(access, status.message, of)
+        return whole_response(access, status.message, of)
 
     async def _models(self, request: Request) -> Response:
-        await self._hub.authorize(request.scope)
+        access = await self._hub.authorize(request.scope)
         data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "holdfast"} for name in sorted(self._hub.agents())
+            {"id": name, "object": "model", "created": 0, "owned_by": "holdfast"} for name in sorted(access.agents())
         ]
         return _json({"object": "list", "data": data})
 
 
 async def _turn(access: Access, of: Reference) -> TurnStatus:
-    """Return the turn of a response. Raises NotFound, also for a message that is no question."""
+    """Return the turn of a response. Raises NotFound, also for an answer."""
     status = await access.turn(of.channel, of.message_id)
     if status.message is None or status.message.role != "user":
         raise NotFound(f"response {of.id()[:64]!r} does not exist; use the id of a response of this server")

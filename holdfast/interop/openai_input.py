@@ -1,4 +1,4 @@
-"""The requests of OpenAI's clients: what a caller says, and what it answers.
+"""The requests of OpenAI's clients: messages, and replies to the agent.
 
 Layer: interop.
 """
@@ -39,7 +39,7 @@ class Said:
     approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by id: whether, and the reason
 
     def say(self, role: Role, parts: list[Json]) -> None:
-        """Add a message. What the user said last is the question."""
+        """Add a message. The last messages of the user are the question."""
         if role == "user":
             self.parts += parts
             return
@@ -120,9 +120,9 @@ def approval_place(id: str) -> tuple[Place, str]:
 
 def _checked(said: Said) -> Said:
     if not (said.parts or said.outputs or said.approvals):
-        raise InvalidRequest("the input ends without a message of the user or an output; add one")
+        raise InvalidRequest("the input must end with a message of the user or an output; add one")
     if len(said.earlier) > MAX_EARLIER:
-        raise InvalidRequest(f"the input has {len(said.earlier)} earlier messages, at most {MAX_EARLIER} are possible")
+        raise InvalidRequest(f"the input has {len(said.earlier)} earlier messages; send at most {MAX_EARLIER}")
     return said
 
 

@@ -39,7 +39,7 @@ class Reference(NamedTuple):
 
 
 def reference(response_id: object) -> Reference:
-    """Return the meaning of a response id. Raises NotFound, also for a text that is no response id."""
+    """Return the meaning of a response id. Raises NotFound, also for other texts."""
     _, is_id, encoded = str(response_id)[:600].partition("_")
     try:
         text = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True).decode()

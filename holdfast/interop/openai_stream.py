@@ -58,7 +58,7 @@ _DELTAS = {
 
 
 class TurnEvents:
-    """The events of one turn for one reader, who has those with numbers up to `after`."""
+    """The events of one turn for one reader. The reader has the events with numbers up to `after`."""
 
     def __init__(self, question: Message, of: Reference, after: int = -1) -> None:
         self.is_over = False
@@ -170,7 +170,7 @@ class TurnEvents:
     # -- the events ----------------------------------------------------------------------------------------------
 
     def _walk(self, *, is_last: bool = False) -> None:
-        """Tell all parts as far as they are known. With `is_last` each part ends with what is there."""
+        """Tell all parts as far as they are known. With `is_last` each part ends where it is."""
         while self._next[0] < len(self._order):
             a, index = self._next
             answer = self._order[a]

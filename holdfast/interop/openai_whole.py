@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from holdfast import Message as Stored
 from holdfast.interop.openai_items import Json, Reference
 from holdfast.interop.openai_stream import TurnEvents
-from holdfast.routes import Access, TurnDelta
+from holdfast.routes import Access, TurnDelta, TurnResponse
 
 Shape = Callable[[Json], tuple[int, Json]]  # gives the status and the body for a `Response`
 
@@ -44,12 +44,8 @@ class _Whole:
 class WholeResponse(Response):
     """The response in one piece. Its status is known only at the end, so its head is sent then."""
 
-    def __init__(
-        self, access: Access, question: Stored, of: Reference, shape: Shape = lambda response: (200, response)
-    ) -> None:
-        super().__init__()
-        self._format = _Whole(question, of, shape)
-        self._inner = access.stream(of.channel, of.message_id, self._format)
+    format: _Whole
+    inner: TurnResponse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head: Message | None = None
@@ -62,9 +58,19 @@ class WholeResponse(Response):
             if head is not None:
                 if not message.get("body") and message.get("more_body"):
                     return  # a heartbeat
-                status = self._format.status if head["status"] == 200 else head["status"]
+                status = self.format.status if head["status"] == 200 else head["status"]
                 await send({**head, "status": status})
                 head = None
             await send(message)
 
-        await self._inner(scope, receive, held)
+        await self.inner(scope, receive, held)
+
+
+def whole_response(
+    access: Access, question: Stored, of: Reference, shape: Shape = lambda response: (200, response)
+) -> WholeResponse:
+    """Return the response for the turn of `question`, in the `shape` of its route."""
+    response = WholeResponse()
+    response.format = _Whole(question, of, shape)
+    response.inner = access.stream(of.channel, of.message_id, response.format)
+    return response
