@@ -8,7 +8,6 @@ agent. A response id names a channel and a message, so each server of the same s
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from contextlib import suppress
@@ -24,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from holdfast import Hub
 from holdfast import Message as Stored
 from holdfast.core.errors import AlreadyAnswered, Finished, InvalidRequest, NotFound
+from holdfast.interop.ids import hashed
 from holdfast.interop.openai_input import (
     Said,
     approval_place,
@@ -81,7 +81,7 @@ class OpenAI:
         """Return the question of the turn that answers a request, and the response that the caller gets."""
         previous, turn = body.get("previous_response_id"), None
         key = request.headers.get("idempotency-key")
-        id = _hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
+        id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
         meta = request_meta(body)
         if previous is not None:
             of = reference(previous)
@@ -240,7 +240,3 @@ def error_of(problem: Json) -> Json:
 
 def _json(body: Json) -> Response:
     return JSONResponse(body, headers={"cache-control": "no-store"})
-
-
-def _hashed(*values: str) -> str:
-    return hashlib.sha256("\n".join(values).encode()).hexdigest()[:32]
