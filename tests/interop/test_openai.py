@@ -434,6 +434,8 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
     scene.script = asks  # type: ignore[method-assign]
     first = await scene.client.responses.create(model="bot", input="you")
     assert [one.type for one in first.output] == ["message", "mcp_call", "mcp_approval_request"]
+    asked = await scene.events(first.id)
+    added = {one.item.type: one.sequence_number for one in asked if one.type == "response.output_item.added"}
     approval: Any = {"type": "mcp_approval_response", "approval_request_id": first.output[2].id, "reason": "far"}
     options: Any = {"model": "bot", "previous_response_id": first.id}
     second = await scene.client.responses.create(input=[{**approval, "approve": is_approved}], **options)
@@ -443,6 +445,10 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
     assert (call.output, call.error and call.error.content) == (
         ("7", None) if is_approved else (None, [{"type": "text", "text": "denied"}])
     )
+    # a client that was cut while the turn waited
+    assert [one.type for one in await scene.events(first.id, added["mcp_approval_request"])] == ["response.completed"]
+    resumed = await scene.events(first.id, added["mcp_call"])
+    assert next(one.item.status for one in resumed if one.type == "response.output_item.done") == call.status
     late = await scene.client.responses.create(input=[{**approval, "approve": not is_approved}], **options)
     assert late.model_dump() == second.model_dump()
     for unknown in ("mcpr_0_1_unknown", "mcpr_-1_0_x", "x", ""):
