@@ -49,7 +49,8 @@ export function statusWords({ words, me, names, unheard, trouble, client }, { st
     if (!navigator.onLine || client.state === "suspended") return words.offline
     if (status.error) return status.error.message
     if (isFromCache) return words.fromCache
-    return isSlow ? words[/** @type {"connecting" | "reconnecting"} */ (status.state)] : ""
+    if (!isSlow) return ""
+    return status.state === "connecting" ? words.connecting : words.reconnecting
   }
   if (trouble) return trouble
   const agents = presence.members.filter(({ kind }) => kind === "agent")

@@ -125,7 +125,7 @@ code{font:.875em/1.5 var(--hf-mono,ui-monospace,monospace)}
 .code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e6efec}
 .t-cmnt{color:#93a8a2}.t-kwd,.t-func{color:#7edcc4}.t-str{color:#a8d99a}
 div.math{overflow-x:auto;text-align:center}
-.hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center;text-wrap:balance}
+.hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center}
 .hairline::before,.hairline::after{content:"";flex:1;min-width:12px;border-top:1px solid;opacity:.4}
 .hairline span::before{content:"↻ "}
 .code-head{position:sticky;left:0;display:flex;justify-content:space-between;align-items:center;gap:8px;min-height:34px;padding:2px 14px;border-bottom:1px solid rgb(255 255 255 / 12%);color:#9db3ad;font-size:.8125em}
