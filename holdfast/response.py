@@ -167,8 +167,10 @@ class StreamResponse(Response):
             **self._location_of(message_id),
             **(headers or {}),
         }
-        if (turn_format := self._turn_format()) is not None:
-            known = {**known, **turn_format.headers, **(headers or {})}
+        # the format of a turn that the style names, for this one response
+        self._turn_format = _turn_format_of(style, message_id)
+        if self._turn_format is not None:
+            known = {**known, **self._turn_format.headers, **(headers or {})}
         self._own_headers = {name.lower() for name in headers or ()}
         del self.headers["content-length"]
         for name, value in known.items():
@@ -198,7 +200,7 @@ class StreamResponse(Response):
         hub = self._app.hub
         requested = Headers(scope=scope)
         # a format of another client begins with the first character, because its chunks have no ids
-        since = parse_cursor(requested.get("last-event-id", "")) if self._turn_format() is None else None
+        since = parse_cursor(requested.get("last-event-id", "")) if self._turn_format is None else None
         if not self._is_repeatable and sent_by(since).is_finished:
             # status 204 stops an EventSource, which would otherwise repeat the request
             await Response(status_code=204)(scope, receive, send)
@@ -228,6 +230,7 @@ class StreamResponse(Response):
             answering.reader_came()
         try:
             await stream.attach(self._channel, message, cursor)
+            del message  # a stream lasts long, so it does not keep the text of its beginning
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await stream.run(receive)
         finally:
@@ -235,16 +238,9 @@ class StreamResponse(Response):
                 answering.reader_left()
             stream.close()
 
-    def _turn_format(self) -> TurnFormat | None:
-        if not isinstance(self._style, str) or self._style not in FORMATS:
-            return None
-        module, name = FORMATS[self._style]
-        turn_format: TurnFormat = getattr(import_module(module), name)(self._message_id)
-        return turn_format
-
     def _framer(self, requested: Headers) -> Framer:
-        if (turn_format := self._turn_format()) is not None:
-            return TurnFrames(turn_format, self._message_id)
+        if self._turn_format is not None:
+            return TurnFrames(self._turn_format, self._message_id)
         if self._style == "events":
             return NamedEvents()
         # Only an EventSource gets ids, from which it resumes after it reconnects by itself. Other readers get only the
@@ -254,6 +250,14 @@ class StreamResponse(Response):
             return PlainData(has_ids=has_ids)
         assert callable(self._style)
         return OwnFrames(self._style, self._end_frame, has_ids=has_ids)
+
+
+def _turn_format_of(style: Style, message_id: str) -> TurnFormat | None:
+    if not isinstance(style, str) or style not in FORMATS:
+        return None
+    module, name = FORMATS[style]
+    turn_format: TurnFormat = getattr(import_module(module), name)(message_id)
+    return turn_format
 
 
 class TurnFrames:

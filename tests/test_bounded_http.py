@@ -163,22 +163,18 @@ async def test_known_peer_is_not_counted_while_it_sends_its_body() -> None:
 
 
 @virtually
-async def test_unknown_peers_are_bounded_by_address_while_the_verifier_runs() -> None:
+@pytest.mark.parametrize(
+    ("after_s", "most"),
+    [(0.1, "max_waiting"), (CHANCE_S + 2 * SWEEP_S, "max_waiting_of_address")],
+    ids=["all at once", "of one address"],
+)
+async def test_unknown_peers_are_bounded_while_the_verifier_runs(after_s: float, most: str) -> None:
     slow = Verifying(30)
     peers = Peers(200, 0, b"", slow)
-    await asyncio.sleep(CHANCE_S + 2 * SWEEP_S)
+    await asyncio.sleep(after_s)
     peers.lose_ended()
     await asyncio.sleep(0.1)
-    assert (peers.left(), slow.running) == (peers.book.max_waiting_of_address,) * 2
-    await peers.close()
-
-
-@virtually
-async def test_burst_of_verifications_is_bounded_at_once() -> None:
-    slow = Verifying(30)
-    peers = Peers(200, 0, b"", slow)
-    await asyncio.sleep(0.1)
-    assert peers.left() == peers.book.max_waiting
+    assert (peers.left(), slow.running) == (getattr(peers.book, most),) * 2
     await peers.close()
 
 

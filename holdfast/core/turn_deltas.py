@@ -10,7 +10,7 @@ leave out the kinds that they do not know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from typing import Literal
 
 from msgspec import Struct
@@ -47,6 +47,7 @@ class TurnStatus(Struct, frozen=True, kw_only=True):
     answers: list[Message]
     questions: list[Command]
     cursor: str
+    is_cancelled: bool = False  # the turn is over because it was cancelled, perhaps before its first answer
 
 
 class InAnswer(Struct, frozen=True):
@@ -75,14 +76,15 @@ class TurnChanged(Struct, frozen=True):
     """The new state of the turn. After `over` no delta follows."""
 
     state: TurnState
+    is_cancelled: bool = False
 
 
 TurnDelta = InAnswer | QuestionAsked | QuestionAnswered | TurnChanged
 
 
-def is_question(command: Command, message_ids: Iterable[str]) -> bool:
+def is_question(command: Command, message_ids: Set[str]) -> bool:
     """Return whether `command` is a question of the turn that has the messages `message_ids`."""
-    return command.target in set(message_ids) and command.name not in _FOR_AGENTS
+    return command.target in message_ids and command.name not in _FOR_AGENTS
 
 
 def turn_state(claim: ClaimState | None, answers: Sequence[str]) -> TurnState:
@@ -129,7 +131,7 @@ class TurnProgress:
         for command in status.questions:
             deltas += self._ask(command)
         self.state = status.state
-        return [*deltas, TurnChanged(status.state)]
+        return [*deltas, TurnChanged(status.state, status.is_cancelled)]
 
     def receive(self, events: Sequence[ServerEvent], message: MessageState | None) -> list[TurnDelta]:
         """Return the deltas of a batch of the channel's events.
@@ -185,4 +187,4 @@ class TurnProgress:
         if state == self.state:
             return []
         self.state = state
-        return [TurnChanged(state)]
+        return [TurnChanged(state, claim is not None and claim.state == "cancelled")]

@@ -14,7 +14,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from msgspec import Struct
 
@@ -28,9 +28,11 @@ from holdfast.core.names import check_id
 from holdfast.core.state import ChannelState
 from holdfast.hub.channel import Channel
 from holdfast.hub.patterns import check_pattern, matches
-from holdfast.stores.base import Store
+from holdfast.stores.base import Store, head_of
 
 logger = logging.getLogger("holdfast.hooks")
+
+T = TypeVar("T")
 
 HookKind = Literal["message.create", "message.update", "message.finish", "message.delete", "command", "command.reply"]
 KINDS = get_args(HookKind)
@@ -99,23 +101,26 @@ class HookRunner:
 
     async def start(self) -> None:
         """Read the positions, then scan for entries that the hook has not received."""
+        is_new = await self._until_stored(self._recall)
+        self._is_ready = True
+        early, self._early = self._early, {}
+        for channel in early:
+            self.moved(channel)
+        if not is_new:
+            await self._until_stored(self._scan)
+
+    async def _until_stored(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `step`, which is repeated as long as the store fails."""
         wait_s = FIRST_RETRY_S
         while True:
             try:
-                is_new = await self._recall()
-                break
+                return await step()
             except HoldfastError as error:
                 logger.error(
                     "hook %r cannot begin yet (%s); it is tried again in %.0f s", self._hook.name, error, wait_s
                 )
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
-        self._is_ready = True
-        early, self._early = self._early, {}
-        for channel in early:
-            self.moved(channel)
-        if not is_new:
-            await self._scan()
 
     async def _recall(self) -> bool:
         """Read the positions. Return True if the hook is new; it then begins at the present head of each channel."""
@@ -128,11 +133,11 @@ class HookRunner:
         after: str | None = None
         while page := await store.channels(after=after, limit=SCAN_PAGE):
             fresh = [one for one in page if matches(self._hook.pattern, one) and one not in self._positions]
-            found: dict[str, tuple[str, int]] = {}
-            for channel in fresh:
-                head = await store.head(channel)
-                # use the head as it was at the registration; that which the store returns may have moved since
-                found[channel] = self._early.get(channel, (head.epoch, head.serial))
+            # use the head as it was at the registration; that which the store returns may have moved since
+            found = {
+                channel: self._early.get(channel, (head.epoch, head.serial))
+                for channel, head in zip(fresh, await store.heads(fresh), strict=True)
+            }
             await store.note({f"hook/{name}/{channel}": _noted(*at) for channel, at in found.items()})
             self._positions |= found
             after = page[-1]
@@ -146,11 +151,10 @@ class HookRunner:
         gone = set(self._positions)
         while page := await store.channels(after=after, limit=SCAN_PAGE):
             gone.difference_update(page)
-            for channel in page:
-                if matches(self._hook.pattern, channel):
-                    head = await store.head(channel)
-                    if self._positions.get(channel) != (head.epoch, head.serial):
-                        self.moved(channel)
+            wanted = [channel for channel in page if matches(self._hook.pattern, channel)]
+            for channel, head in zip(wanted, await store.heads(wanted), strict=True):
+                if self._positions.get(channel) != (head.epoch, head.serial):
+                    self.moved(channel)
             after = page[-1]
         for channel in gone:
             self.moved(channel)
@@ -202,7 +206,7 @@ class HookRunner:
     async def _deliver(self, channel: str) -> None:
         store = self._store
         epoch, serial = self._positions.get(channel, ("", 0))
-        head = await store.head(channel)
+        head = await head_of(store, channel)
         if (head.epoch, head.serial) == (epoch, serial):
             return
         if head.epoch == NO_EPOCH:

@@ -36,7 +36,7 @@ async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStat
     answers = {one.id: one for one in older} | {
         one.id: one for one in live.state.messages.values() if is_answer_of(one, message_id, known.claim)
     }
-    return _status(live, known.message(), known.claim, answers.values())
+    return _status(live, _pending(live), known.message(), known.claim, answers.values())
 
 
 async def read_open_turns(runtime: Runtime, channel: str) -> list[TurnStatus]:
@@ -49,17 +49,18 @@ async def read_open_turns(runtime: Runtime, channel: str) -> list[TurnStatus]:
     await live.load_messages([one.reply_to for one in _streaming_answers(live) if one.reply_to is not None])
     # No wait from here on, so that the turns belong to one moment.
     asked = {one.id: one for one in live.state.messages.values() if one.is_open and one.role == "user"}
+    pending = _pending(live)
     answers: dict[str, list[MessageState]] = {}
     turns: list[TurnStatus] = []
     for one in _streaming_answers(live):
         question = live.state.message(one.reply_to) if one.reply_to is not None else None
         if question is None or question.deleted:
-            turns.append(_status(live, None, None, [one]))
+            turns.append(_status(live, pending, None, None, [one]))
             continue
         asked[question.id] = question
         if is_answer_of(one, question.id, question.claim):
             answers.setdefault(question.id, []).append(one)
-    turns += [_status(live, one.message(), one.claim, answers.get(one.id, ())) for one in asked.values()]
+    turns += [_status(live, pending, one.message(), one.claim, answers.get(one.id, ())) for one in asked.values()]
     is_open = [one for one in turns if one.state in ("waiting", "running")]
     return sorted(is_open, key=lambda one: (one.message or one.answers[0]).created)
 
@@ -79,6 +80,7 @@ async def read_conversation(runtime: Runtime, channel: str, limit: int) -> list[
     states |= {message_id: one for message_id, one in live.state.messages.items() if message_id in states}
     messages = {message_id: one.message() for message_id, one in states.items() if not one.deleted}
     branch = newest_branch(messages.values())
+    pending = _pending(live)
     turns: list[TurnStatus] = []
     answered = {one.reply_to for one in branch if one.role != "user"}
     for message in branch:
@@ -89,14 +91,18 @@ async def read_conversation(runtime: Runtime, channel: str, limit: int) -> list[
             is_open = claim is not None and claim.is_open
             if is_open or is_last_round:  # also the interrupted attempts of the round, which the branch leaves out
                 shown = [one for one in messages.values() if is_answer_of(one, message.id, claim)]
-            turns.append(_status(live, message, claim, (states[one.id] for one in shown)))
+            turns.append(_status(live, pending, message, claim, (states[one.id] for one in shown)))
         elif message.reply_to not in messages or message.reply_to not in answered:
-            turns.append(_status(live, None, None, [states[message.id]]))
+            turns.append(_status(live, pending, None, None, [states[message.id]]))
     return turns
 
 
 def _status(
-    live: Channel, message: Message | None, claim: ClaimState | None, answers: Iterable[MessageState]
+    live: Channel,
+    pending: list[Command],
+    message: Message | None,
+    claim: ClaimState | None,
+    answers: Iterable[MessageState],
 ) -> TurnStatus:
     ordered = sorted((one for one in answers if not one.deleted), key=lambda one: one.created)
     ids = {one.id for one in ordered} | ({message.id} if message is not None else set())
@@ -104,15 +110,15 @@ def _status(
         message=own_copy(message) if message is not None else None,
         state=turn_state(claim, [one.status for one in ordered]),
         answers=[own_copy(one.message()) for one in ordered],
-        questions=questions_of(live, ids),
+        questions=[one for one in pending if is_question(one, ids)],
         cursor=str(live.state.cursor),
+        is_cancelled=claim is not None and claim.state == "cancelled",
     )
 
 
-def questions_of(live: Channel, message_ids: set[str]) -> list[Command]:
-    """Return the questions without a reply that name one of the messages, oldest first."""
-    commands = [one.command() for one in live.state.pending_commands()]
-    return [one for one in commands if is_question(one, message_ids)]
+def _pending(live: Channel) -> list[Command]:
+    """Return the commands without a reply, oldest first."""
+    return [one.command() for one in live.state.pending_commands()]
 
 
 async def _answers_outside_memory(live: Channel, runtime: Runtime, message: MessageState) -> list[MessageState]:

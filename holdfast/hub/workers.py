@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
-from holdfast.core.errors import TooMany
+from holdfast.core.errors import HoldfastError, TooMany
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.deadlines import Deadlines
@@ -121,6 +121,10 @@ class WorkerPool:
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
         return max(fitting, key=lambda one: (one is not suspect, one.free), default=None)
 
+    def patterns_by_name(self) -> dict[str, str]:
+        """Return the names of the workers, each with its pattern."""
+        return {worker.name: worker.pattern for worker in self._workers}
+
     def has_agent(self, channel: str) -> bool:
         """Return whether an agent for `channel` is present."""
         return any(matches(worker.pattern, channel) for worker in self._workers)
@@ -154,7 +158,16 @@ class WorkerPool:
             logger.warning("agents serve more than %d patterns; %r is not remembered", REMEMBERED_PATTERNS, pattern)
             return
         self._patterns[pattern] = now_ms
-        self._spawn(self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()}))
+        self._spawn(self._note(pattern, now_ms))
+
+    async def _note(self, pattern: str, now_ms: int) -> None:
+        """Store that `pattern` is served at `now_ms`. After a failure of the store, `tidy` does it again."""
+        try:
+            await self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()})
+        except HoldfastError:
+            if self._patterns.get(pattern) == now_ms:
+                self._patterns[pattern] = now_ms - NOTED_MS
+            raise
 
 
 def _show(worker: Worker, channel: Channel) -> None:

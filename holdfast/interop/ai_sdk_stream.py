@@ -37,8 +37,8 @@ _encode = msgspec.json.Encoder().encode
 Place = tuple[str, int]  # the id of an answer, and the index of a part
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
-_STAGES = {"input-available": 2, "approval-requested": 2, "approval-responded": 2}
-_STAGES |= {"output-available": 3, "output-error": 3, "output-denied": 3}
+_STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
+_STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER)
 
 
 @dataclass

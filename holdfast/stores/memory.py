@@ -9,20 +9,24 @@ For tests, and for channels that need not survive. It keeps its content between 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from holdfast.core.document import Document, Segment, Stored, used_up_head
 from holdfast.core.ops import Append, Delete, Entry
 from holdfast.stores.base import (
     NOTHING,
+    Beat,
     Changes,
     Committed,
     Conflict,
     Head,
+    Hold,
     Moved,
     StoredPage,
     Write,
+    next_lives,
 )
+from holdfast.stores.holds import Holds, steady_ms
 
 OLD_MS = 45_000  # as in the SQLite store: a minute, less the time between two calls of `tidy`
 MAX_ENTRY_BYTES = 64 * 1024 * 1024
@@ -96,10 +100,12 @@ class MemoryStore:
     name = "memory"
     is_exclusive = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, now_ms: Callable[[], int] | None = None) -> None:
+        """Make an empty store. `now_ms` is its clock, by which holds end: Unix time in ms."""
         self._channels: dict[str, _Channel] = {}
         # for ids of deleted channels (channel, message id): the time in ms until which they cannot be used
         self._used_up: dict[tuple[str, str], int] = {}
+        self._lives: dict[str, int] = {}  # `Head.lives` of deleted channels
         self._moves: dict[str, int] = {}  # for each channel the number of the change that moved it last
         self._opening = secrets.token_hex(4)
         self._count = 0
@@ -107,6 +113,7 @@ class MemoryStore:
         self._commits = 0
         self._row_bytes = 0
         self._notes: dict[str, bytes] = {}
+        self._holds = Holds(now_ms if now_ms is not None else steady_ms())
 
     async def open(self) -> None:
         """Open the store (`Store.open`)."""
@@ -120,15 +127,15 @@ class MemoryStore:
         self._commits += any(isinstance(result, Committed) for result in results)
         return results
 
-    async def head(self, channel: str) -> Head:
-        """Return the head of `channel` (`Store.head`)."""
-        return self._head(channel)
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
+        return [self._head(channel) for channel in channels]
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
         known = self._channels.get(channel)
         if known is None:
-            return Changes(NOTHING, None, [])
+            return Changes(self._head(channel), None, [])
         changed = [message.stored() for message in known.messages.values() if message.last > after]
         newest = next((message.document.id for message in known.newest_first() if message.document.created), None)
         return Changes(known.head, newest, changed if len(changed) <= limit else None)
@@ -181,13 +188,19 @@ class MemoryStore:
             return Moved(now, None)
         return Moved(now, {channel: self._head(channel) for channel, at in self._moves.items() if at > int(seen)})
 
-    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
         head = self._head(channel)
-        self._used_up |= {(channel, message_id): until_ms for message_id in used_up}
-        if self._channels.pop(channel, None) is not None:
+        if head != expected:
+            return Conflict(head)
+        if head.serial or used_up:
+            self._lives[channel] = next_lives(self._lives.get(channel, 0), until_ms)
+            self._used_up |= {(channel, message_id): until_ms for message_id in used_up}
+            self._channels.pop(channel, None)
             self._note_move(channel)
-        return head
+        return self._head(channel)
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
@@ -204,10 +217,19 @@ class MemoryStore:
             if value is not None:
                 self._notes[name] = value
 
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
+        return self._holds.hold(node, term_ms, values)
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds under a prefix (`Store.holds`)."""
+        return self._holds.holds(prefix)
+
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         self._now_ms = now_ms
         self._used_up = {key: until_ms for key, until_ms in self._used_up.items() if until_ms > now_ms}
+        self._lives = {channel: lives for channel, lives in self._lives.items() if lives > now_ms}
         for known in self._channels.values():
             for message in known.messages.values():
                 until_ms = message.document.until_ms
@@ -234,12 +256,13 @@ class MemoryStore:
 
     def _head(self, channel: str) -> Head:
         known = self._channels.get(channel)
-        return known.head if known is not None else NOTHING
+        return known.head if known is not None else NOTHING._replace(lives=self._lives.get(channel, 0))
 
     def _commit(self, write: Write) -> Committed | Conflict:
         channel = self._channels.get(write.channel)
         head = self._head(write.channel)
-        if write.expected != head.serial or (channel is not None and write.epoch != head.epoch):
+        is_same_life = write.lives == head.lives if channel is None else write.epoch == head.epoch
+        if write.expected != head.serial or not is_same_life:
             return Conflict(head)
         if channel is None:
             if not write.entries:

@@ -24,15 +24,18 @@ from typing import NamedTuple, TypeVar
 from holdfast.core.document import Stored
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
 from holdfast.stores.base import (
+    Beat,
     Changes,
     Committed,
     CommitUnknown,
     Conflict,
     Head,
+    Hold,
     Moved,
     StoredPage,
     Write,
 )
+from holdfast.stores.holds import Holds, steady_ms
 from holdfast.stores.sqlite_backup import Stopped, check_target, copy, finish, partial_file
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile, Synchronous
@@ -98,7 +101,7 @@ class SqliteStore:
                 ) from None
             raise
         self._was_in_use = False
-        self._open = _Open(engine, file, thread)
+        self._open = _Open(engine, file, thread, Holds(steady_ms()))
         atexit.register(self._at_exit)
 
     async def close(self) -> None:
@@ -117,9 +120,9 @@ class SqliteStore:
         """Store the writes that do not conflict (`Store.commit`)."""
         return await self._run(lambda engine: engine.commit(writes), late=CommitUnknown)
 
-    async def head(self, channel: str) -> Head:
-        """Return the head of `channel` (`Store.head`)."""
-        return await self._run(lambda engine: engine.head(channel))
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
+        return await self._run(lambda engine: engine.heads(channels))
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
@@ -145,9 +148,13 @@ class SqliteStore:
         """Return the channels that moved since `token` (`Store.moved`)."""
         return await self._run(lambda engine: engine.moved(token))
 
-    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
-        return await self._run(lambda engine: engine.delete_channel(channel, used_up, until_ms), late=CommitUnknown)
+        return await self._run(
+            lambda engine: engine.delete_channel(channel, expected, used_up, until_ms), late=CommitUnknown
+        )
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
@@ -162,6 +169,14 @@ class SqliteStore:
         kept = dict(values)
         await self._run(lambda engine: engine.note(kept), late=CommitUnknown)
 
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        """Renew the lease of a node, and put or drop holds (`Store.hold`). They end with this opening of the file."""
+        return self._opened().holds.hold(node, term_ms, values)
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds under a prefix (`Store.holds`)."""
+        return self._opened().holds.holds(prefix)
+
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         return await self._run(lambda engine: engine.tidy(now_ms))
@@ -171,9 +186,7 @@ class SqliteStore:
 
         Commits and reads go on meanwhile. Raises LocalError, StoreUnavailable or StoreUnusable.
         """
-        opened = self._open
-        if opened is None:
-            raise LocalError(f"store file {self.path} is not open; call open() first")
+        opened = self._opened()
         check_target(target, self.path)
         gone = threading.Event()
 
@@ -201,9 +214,7 @@ class SqliteStore:
 
     async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable) -> T:
         """Run `call` on the store's thread. Raises `late` if the call began and did not end in time."""
-        opened = self._open
-        if opened is None:
-            raise LocalError(f"store file {self.path} is not open; call open() first")
+        opened = self._opened()
 
         def translated() -> T:
             try:
@@ -216,6 +227,11 @@ class SqliteStore:
         except Late as error:
             kind = late if error.is_begun else StoreUnavailable
             raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
+
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise LocalError(f"store file {self.path} is not open; call open() first")
+        return self._open
 
     def _take_open(self) -> _Open | None:
         self.stats()
@@ -246,3 +262,4 @@ class _Open(NamedTuple):
     engine: Engine
     file: SqliteFile
     thread: StoreThread
+    holds: Holds

@@ -14,7 +14,6 @@ set aside by the next start (`sqlite_restored`).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -26,8 +25,8 @@ from pathlib import Path
 
 from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable
 from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA
-from holdfast.stores.sqlite_lock import FILE_MODE, FileLock
-from holdfast.stores.sqlite_restored import BACKUP, read_life, sync_folder, wal_of
+from holdfast.stores.sqlite_lock import FILE_MODE, FileLock, locked
+from holdfast.stores.sqlite_restored import BACKUP, read_life, reading, sync, wal_of
 
 STEP_PAGES = 64
 PAGE_BYTES = 4_096
@@ -57,10 +56,8 @@ def partial_file(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise StoreUnavailable(f"backup {partial} cannot be written ({error.strerror}); check the directory") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LocalError(f"another backup to {target} is running; wait for its end, or name another file") from None
+        if not locked(handle):
+            raise LocalError(f"another backup to {target} is running; wait for its end, or name another file")
         try:
             os.ftruncate(handle, 0)
             yield partial
@@ -103,15 +100,11 @@ def finish(partial: Path, target: Path) -> None:
             db.execute("PRAGMA journal_mode = DELETE")  # a backup has no -wal
             db.execute("UPDATE life SET inode = ?", (f"{BACKUP} {secrets.token_hex(8)}",))
             check(db, partial)
-        handle = os.open(partial, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(partial)
         if target.exists():
             raise LocalError(f"backup target {target} exists already; name a new file, or remove it first")
         partial.rename(target)
-        sync_folder(target)
+        sync(target.parent)
     except (sqlite3.Error, OSError) as error:
         raise StoreUnavailable(f"backup {target} failed: {error}; check the disk and its free space") from error
 
@@ -144,15 +137,15 @@ def restore(backup: Path, store: Path) -> Path | None:
     place = Path(os.path.realpath(store))
     lock = FileLock(Path(f"{place}.lock"))
     lock.take(place, wait_s=0)
+    new = place.with_name(f"{place.name}.restored")
     try:
-        with partial_file(place.with_name(f"{place.name}.restored")) as partial:
+        with partial_file(new) as partial:
             try:
-                with contextlib.closing(sqlite3.connect(f"{backup.resolve().as_uri()}?mode=ro", uri=True)) as db:
+                with reading(backup) as db:
                     check(db, backup)
                     copy(db, partial, bytes_per_s=float("inf"), pause=lambda _: True)
             except sqlite3.DatabaseError as error:
                 raise StoreUnusable(f"backup {backup} cannot be read: {error}; use an earlier one") from error
-            new = place.with_name(f"{place.name}.restored")
             new.unlink(missing_ok=True)
             finish(partial, new)
         _give_owner_of(place, new)
@@ -160,10 +153,10 @@ def restore(backup: Path, store: Path) -> Path | None:
         # Until the replace, the lock file must name the nonce of the old file: its -wal is its own. The new file has
         # the mark of a backup, so a start sets aside a -wal that is left beside it.
         new.replace(place)
-        sync_folder(place)
+        sync(place.parent)
         for end in ("-journal", "-wal", "-shm"):
             Path(f"{place}{end}").unlink(missing_ok=True)
-        sync_folder(place)
+        sync(place.parent)
         lock.keep_nonces(secrets.token_hex(8))
         return kept
     finally:
@@ -197,7 +190,7 @@ def _keep(place: Path) -> Path | None:
                 os.link(old, new)
             except OSError:  # a file system without hard links
                 shutil.copy2(old, new)
-    sync_folder(place)
+    sync(place.parent)
     return kept
 
 

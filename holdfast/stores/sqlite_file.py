@@ -41,7 +41,7 @@ from holdfast.stores.sqlite_channels import add_channel_sums, begin_epochs
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_lock import FILE_MODE, NO_NONCE, FileLock
 from holdfast.stores.sqlite_log import add_log_sums
-from holdfast.stores.sqlite_restored import check_wal, inode_and_nonce
+from holdfast.stores.sqlite_restored import check_wal, inode_and_nonce, reading
 from holdfast.stores.sqlite_sums import error_code, is_damage
 
 logger = logging.getLogger("holdfast.stores")
@@ -299,9 +299,8 @@ class SqliteFile:
         """
         if not self.path.exists() or not self.path.stat().st_size:
             return
-        uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
         try:
-            with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+            with reading(self.path, is_immutable=True) as db:
                 self._is_empty(db)
         except sqlite3.Error as error:
             refusal = self.refusal(error)

@@ -54,7 +54,7 @@ class FileLock:
         deadline_s = time.monotonic() + wait_s
         handle = self._open(what)
         try:
-            while not _locked(handle):
+            while not locked(handle):
                 holder = holder_of(self._path)
                 if holder.is_sibling or time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
                     detail = f"store file {what} is in use by {holder.name}: {holder.remedy()}"
@@ -126,7 +126,8 @@ def _read_line(handle: int, begin: str) -> tuple[str, ...] | None:
     return None
 
 
-def _locked(handle: int) -> bool:
+def locked(handle: int) -> bool:
+    """Take the lock on an open file for this process, without waiting; return whether it succeeded."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,11 +43,18 @@ def inode_and_nonce(file: str) -> tuple[str, str]:
     return inode, nonce or NO_NONCE
 
 
+@contextlib.contextmanager
+def reading(path: Path, *, is_immutable: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open a connection that cannot write. With `is_immutable` it reads the file itself, without its `-wal`."""
+    uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if is_immutable else ''}"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+        yield db
+
+
 def read_life(path: Path) -> Life:
     """Return the state of the file itself, without its `-wal`; one with the nonce UNREADABLE if it cannot be read."""
     try:
-        uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
-        with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        with reading(path, is_immutable=True) as db:
             db.execute("PRAGMA writable_schema = 1")  # so that SQLite reads a file that was cut, too
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'life'").fetchone() is None:
                 return Life("", NO_NONCE, False)
@@ -70,7 +78,7 @@ def check_wal(path: Path, lock: FileLock) -> None:
         aside = wal.with_name(f"{wal.name}.foreign-{secrets.token_hex(4)}")
         wal.rename(aside)
         Path(f"{os.path.realpath(path)}-shm").unlink(missing_ok=True)
-        sync_folder(wal)
+        sync(wal.parent)
         logger.warning(
             "store file %s is a backup, and %s belongs to the file that it replaced; it is now %s", path, wal, aside
         )
@@ -95,9 +103,9 @@ def wal_of(path: Path) -> Path:
     return Path(f"{os.path.realpath(path)}-wal")
 
 
-def sync_folder(path: Path) -> None:
-    """Make new names in the folder of `path` durable."""
-    handle = os.open(path.parent, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make the bytes of a file durable, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

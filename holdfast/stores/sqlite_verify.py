@@ -17,6 +17,7 @@ from holdfast.stores.sqlite_backup import check
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import CHECKSUMS
+from holdfast.stores.sqlite_restored import reading
 from holdfast.stores.sqlite_sums import opened
 
 
@@ -25,9 +26,7 @@ def verify(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
-        ) as db:
+        with reading(path) as db:
             yield from _damage(db, path)
     except sqlite3.DatabaseError as error:
         raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error

@@ -21,18 +21,17 @@ from holdfast.core.message_state import part_bytes
 from holdfast.core.model import Message
 from holdfast.core.names import check_id
 from holdfast.hub.batches import EncodedBatch
-from holdfast.hub.feed import Feed
 from holdfast.hub.identity import Scope
 from holdfast.transports import problem
 from holdfast.transports.access import admit_stream
 from holdfast.transports.credentials import Credentials
+from holdfast.transports.delta_stream import DeltaStream
 from holdfast.transports.framing import Framer, NamedEvents, Position, sent_by
 from holdfast.transports.operations import BY_NAME
 from holdfast.transports.query import Query
-from holdfast.transports.sender import SEND_TIMEOUT_S, Sender
+from holdfast.transports.sender import Sender
 from holdfast.transports.sse import (
     HEARTBEAT_S,
-    EventStream,
     StreamApp,
     farewell,
     is_own_client,
@@ -43,10 +42,10 @@ from holdfast.transports.sse import (
 )
 
 
-class MessageStream(EventStream):
+class MessageStream(DeltaStream):
     """One reader's stream of one message. `attach` comes before `run`."""
 
-    __slots__ = ("_first", "_framer", "_later_feed", "_progress")
+    __slots__ = ("_first", "_framer", "_progress")
 
     def __init__(
         self,
@@ -68,7 +67,6 @@ class MessageStream(EventStream):
         self._progress = MessageProgress(message_id, sent)
         self._framer = framer
         self._first: tuple[list[Delta], str] | None = None
-        self._later_feed: Feed | None = None  # None until `run` has sent the present state of the message
 
     async def attach(self, channel: str, message: Message, cursor: str, *, flush_ms: int | None = None) -> None:
         """Prepare to send `message`, whose state is that at `cursor`.
@@ -77,43 +75,28 @@ class MessageStream(EventStream):
         """
         self._first = self._progress.begin(message), cursor
         if self._progress.status is None:
-            self._later_feed = await self._app.hub.attach(
-                channel, parse_cursor(cursor), history=0, flush_ms=flush_ms, wake=self.wake
-            )
+            await self.follow(channel, cursor, flush_ms=flush_ms)
 
-    async def run(self, receive: Receive) -> None:
-        """Send the present message, then its changes until the message has ended or the peer disconnects."""
+    def send_first(self) -> None:
+        """Send the message as it was at `attach`."""
         assert self._first is not None
         (deltas, cursor), self._first = self._first, None
-        self.send_deltas(deltas, cursor)
-        self.feed, self._later_feed = self._later_feed, None
-        await super().run(receive)
-
-    def close(self) -> None:
-        """Detach from the channel, and give back the connection slot. A second call has no effect."""
-        if self._later_feed is not None:
-            self._later_feed.close()
-            self._later_feed = None
-        super().close()
+        self._send_deltas(deltas, cursor)
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Send the changes that the batch makes to this message. Ephemeral batches, which have no cursor, make none."""
         if batch.cursor:
-            self.send_deltas(self._progress.receive(batch.events), batch.cursor)
+            self._send_deltas(self._progress.receive(batch.events), batch.cursor)
 
-    def send_deltas(self, deltas: Sequence[Delta], cursor: str) -> None:
-        """Write `deltas`. At the end of the message, complete the response, as no other stream does."""
+    def _send_deltas(self, deltas: Sequence[Delta], cursor: str) -> None:
+        """Write `deltas`. The end of the message completes the response."""
         progress = self._progress
         if progress.is_broken:
             self.sender.end()
             return
         status = progress.status
         body = self._framer.frame(deltas, status, Position(cursor, self._seal, progress.sent()))
-        if status is not None:
-            last = {"type": "http.response.body", "body": body, "more_body": False}
-            self.sender.end(last, patience_s=SEND_TIMEOUT_S)
-        elif body:
-            self.sender.write({"type": "http.response.body", "body": body, "more_body": True})
+        self.write(body, is_last=status is not None)
 
 
 def resume_point(since: Cursor | None, cursor: str) -> Sent:

@@ -12,16 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from starlette.types import Receive, Send
+from starlette.types import Send
 
-from holdfast.core.cursor import parse_cursor
 from holdfast.core.message_state import MessageState
 from holdfast.core.turn_deltas import TurnDelta, TurnProgress, TurnStatus
 from holdfast.hub.batches import EncodedBatch
-from holdfast.hub.feed import Feed
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.sender import SEND_TIMEOUT_S, TaskSender
-from holdfast.transports.sse import EventStream, StreamApp
+from holdfast.transports.delta_stream import DeltaStream
+from holdfast.transports.sender import TaskSender
+from holdfast.transports.sse import StreamApp
 from holdfast.transports.traffic import turn_bytes
 
 
@@ -36,10 +35,10 @@ class TurnFormat(Protocol):
         """Return the bytes for `deltas`; they may be empty. A change to the state `over` is the last delta."""
 
 
-class TurnStream(EventStream):
+class TurnStream(DeltaStream):
     """One reader's stream of one turn. `attach` comes before `run`."""
 
-    __slots__ = ("_first", "_format", "_later_feed", "_message_id", "_progress")
+    __slots__ = ("_first", "_format", "_message_id", "_progress")
 
     def __init__(
         self, app: StreamApp, send: Send, credentials: Credentials, message_id: str, turn_format: TurnFormat
@@ -51,29 +50,18 @@ class TurnStream(EventStream):
         self._format = turn_format
         self._progress = TurnProgress(message_id)
         self._first: list[TurnDelta] = []
-        self._later_feed: Feed | None = None  # None until `run` has sent the turn as it is
 
     async def attach(self, channel: str, status: TurnStatus) -> None:
         """Prepare to send the turn as it is in `status`, and follow it from there unless it is over."""
         self.credentials.charge(turn_bytes([status]))
         self._first = self._progress.begin(status)
         if not self._progress.is_over:
-            self._later_feed = await self._app.hub.attach(
-                channel, parse_cursor(status.cursor), history=0, wake=self.wake
-            )
+            await self.follow(channel, status.cursor)
 
-    async def run(self, receive: Receive) -> None:
-        """Send the turn as it is, then its changes until it is over or the peer disconnects."""
-        self._send_deltas(self._take_first())
-        self.feed, self._later_feed = self._later_feed, None
-        await super().run(receive)
-
-    def close(self) -> None:
-        """Detach from the channel, and give back the connection slot. A second call has no effect."""
-        if self._later_feed is not None:
-            self._later_feed.close()
-            self._later_feed = None
-        super().close()
+    def send_first(self) -> None:
+        """Send the turn as it was at `attach`."""
+        first, self._first = self._first, []
+        self._send_deltas(first)
 
     def wake(self) -> None:
         """Send what is new. A turn's claim and its end make no event, so the state of the turn is read each time."""
@@ -90,10 +78,6 @@ class TurnStream(EventStream):
         """Send the changes that the batch makes to this turn, whose state is as new: the feed has taken all entries."""
         self._send_deltas(self._progress.receive(batch.events, self._message()))
 
-    def _take_first(self) -> list[TurnDelta]:
-        first, self._first = self._first, []  # a stream lasts long, so it does not keep the text of its beginning
-        return first
-
     def _message(self) -> MessageState | None:
         assert self.feed is not None
         known = self.feed.channel.state.message(self._message_id)
@@ -106,8 +90,4 @@ class TurnStream(EventStream):
         if not deltas:
             return
         body = self._format.frame(deltas)
-        if self._format.is_over or self._progress.is_over:
-            last = {"type": "http.response.body", "body": body, "more_body": False}
-            self.sender.end(last, patience_s=SEND_TIMEOUT_S)
-        elif body:
-            self.sender.write({"type": "http.response.body", "body": body, "more_body": True})
+        self.write(body, is_last=self._format.is_over or self._progress.is_over)

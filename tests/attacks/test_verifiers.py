@@ -7,7 +7,6 @@ A verifier may query a database, or wait for the keys of an issuer. Meanwhile th
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import pytest
 
 from tests.attacks.attacker import HANDSHAKE
 from tests.attacks.mounted import mounted_scene
-from tests.attacks.scene import MIB, WARMING_SOCKETS, Scene, introduces_itself, run
-from tests.attacks.test_connections import LARGE, OF_ADDRESS, SPARE, SPARE_FILES, WAITING, good_clients, left
+from tests.attacks.scene import WARMING_SOCKETS, Scene, introduces_itself
+from tests.attacks.test_connections import LARGE, OF_ADDRESS, WAITING, run_bounded_crowd
 
 REQUEST = "GET /v1/channels/c HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer slow\r\n"
 BODY = REQUEST.replace("GET /v1/channels/c", "POST /v1/channels/c/messages") + "Content-Length: 60000\r\n\r\n"
@@ -48,20 +47,5 @@ async def attacked_app(tmp_path: Path) -> AsyncIterator[Scene]:
 async def test_unknown_peers_are_bounded_while_the_verifier_runs(
     attacked_app: Scene, begin: str, filler: int, end: str, addresses: int, most: int
 ) -> None:
-    before = attacked_app.descriptors()
-    outcome = await run(
-        attacked_app,
-        "crowd",
-        total=1_500,
-        addresses=addresses,
-        begin=begin,
-        filler=filler,
-        end=end,
-        seconds=7,
-        beside=lambda: asyncio.gather(good_clients(attacked_app), left(attacked_app)),
-    )
-    outcome.check(64 * MIB)
-    assert outcome.beside[0] == 20, outcome
-    assert outcome.beside[1] - before <= most + SPARE_FILES, outcome
-    assert outcome.descriptors < WAITING + SPARE, outcome
-    assert await attacked_app.until_memory_is_back(outcome.before_bytes) < 30
+    options = {"total": 1_500, "addresses": addresses, "begin": begin, "filler": filler, "end": end, "seconds": 7}
+    await run_bounded_crowd(attacked_app, most=most, burst=WAITING, **options)

@@ -420,6 +420,16 @@ async def test_bad_input_gets_a_clear_status_and_stores_no_message(body: object,
         assert (await hub.history("chat:1")).messages == []
 
 
+@pytest.mark.parametrize("id", [".", "..", "a/b", "x" * 65])
+async def test_message_id_of_a_page_that_no_message_may_have_joins_one_turn_too(id: str) -> None:
+    async with routes_only() as (hub, client):
+        for _ in range(2):
+            response = await client.post("/api/chat", json={"id": "1", "message": user(id=id)})
+            assert response.status_code == 200
+        (stored,) = (await hub.history("chat:1")).messages
+        assert (stored.text, len(stored.id)) == ("you", 32)
+
+
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
 async def test_approvals_of_other_questions_are_left_alone(scene: Scene) -> None:
     scene.script = with_question  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.deltas import Sent
+from holdfast.core.deltas import PartOpened, Sent
 from holdfast.transports.framing import sent_by, sent_field
 from tests.transports.conftest import Served
 from tests.transports.test_sse import drained, pass_seconds
@@ -214,6 +215,15 @@ async def test_slow_reader_of_a_message_gets_the_end(served: Served) -> None:
     stream = Stream(reader, writer)
     assert await stream.until_over() is True
     assert added_up(stream) == answer
+
+
+async def test_stream_of_a_message_keeps_no_text_that_it_has_sent(served: Served) -> None:
+    await begin(served)
+    await change(served, "PUT", "/m1/parts/0", {"type": "text", "text": "text"})
+    stream = await Stream.open(served, EVENTS)
+    await stream.until_event("answer")
+    gc.collect()
+    assert [one for one in gc.get_objects() if type(one) is PartOpened] == []
 
 
 # The sent lengths in a cursor
