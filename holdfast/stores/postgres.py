@@ -21,16 +21,18 @@ import asyncpg
 from holdfast.core.document import Stored
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable, shown_url
 from holdfast.stores.base import (
-    NOTHING,
+    Beat,
     Changes,
     Committed,
     CommitUnknown,
     Conflict,
     Head,
+    Hold,
     Moved,
     StoredPage,
     Write,
 )
+from holdfast.stores.holds import Holds, steady_ms
 from holdfast.stores.postgres_log import Uncovered
 from holdfast.stores.postgres_reading import Reader
 from holdfast.stores.postgres_schema import check_server, prepare_schema, take_lock
@@ -69,6 +71,7 @@ class PostgresStore:
         self._opened = 0  # how often the store was opened, by any process, when this one opened it
         self._uncovered = Uncovered()
         self._moves = _Moves()
+        self._holds = Holds(steady_ms())  # one process at a time has the store, so they need not be in the tables
         self._stats = {"commits": 0, "row_bytes": 0}
 
     async def open(self) -> None:
@@ -93,8 +96,7 @@ class PostgresStore:
                     timeout=CONNECT_TIMEOUT_S,
                     server_settings=_settings(),
                 )
-                self._uncovered = Uncovered()
-                self._moves = _Moves()
+                self._uncovered, self._moves, self._holds = Uncovered(), _Moves(), Holds(steady_ms())
                 async with self._reading() as reader:
                     self._uncovered.unsure.update(await reader.channels_with_entries())
                 await self._reload_unsure()
@@ -150,10 +152,10 @@ class PostgresStore:
         self._stats["row_bytes"] += writer.row_bytes
         return results
 
-    async def head(self, channel: str) -> Head:
-        """Return the head of `channel` (`Store.head`)."""
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
         async with self._reading() as reader:
-            return (await reader.heads([channel])).get(channel, NOTHING)
+            return await reader.heads(channels)
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
@@ -187,16 +189,19 @@ class PostgresStore:
             return Moved(now, None)
         async with self._reading() as reader:
             heads = await reader.heads(channels)
-        return Moved(now, {channel: heads.get(channel, NOTHING) for channel in channels})
+        return Moved(now, dict(zip(channels, heads, strict=True)))
 
-    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
         async with self._transaction(late=CommitUnknown) as db:
-            head = (await Reader(db, self.schema).heads([channel])).get(channel, NOTHING)
-            await Writer(db, self.schema, self._uncovered).delete_channel(channel, used_up, until_ms)
-        self._uncovered.forget(channel)
-        self._moves.add(channel)
-        return head
+            writer = Writer(db, self.schema, self._uncovered)
+            result = await writer.delete_channel(channel, expected, used_up, until_ms)
+        if isinstance(result, Head) and (expected.serial or used_up):
+            self._uncovered.forget(channel)
+            self._moves.add(channel)
+        return result
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
@@ -212,6 +217,14 @@ class PostgresStore:
         """Keep or delete notes of the hub (`Store.note`)."""
         async with self._transaction(late=CommitUnknown) as db:
             await Writer(db, self.schema, self._uncovered).note(list(values), list(values.values()))
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
+        return self._holds.hold(node, term_ms, values)
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds under a prefix (`Store.holds`)."""
+        return self._holds.holds(prefix)
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""

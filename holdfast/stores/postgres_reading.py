@@ -24,7 +24,7 @@ decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
 class Log(NamedTuple):
     """A channel's head, its number in the tables, and its entries by message; documents may contain some of them."""
 
-    id: int
+    id: int | None  # None: the channel is empty
     head: Head
     entries: dict[str, list[Entry]]
 
@@ -40,20 +40,24 @@ class Reader:
         self._db = db
         self._schema = schema
 
-    async def heads(self, channels: Sequence[str]) -> dict[str, Head]:
-        """Return the heads of those `channels` that are not empty."""
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels`, in order."""
         rows = await self._db.fetch(
-            f"SELECT name, epoch, serial FROM {self._schema}.channels WHERE name = ANY($1)", channels
+            f"SELECT name, epoch, serial, lives FROM unnest($1::text[]) AS w (name)"
+            f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
+            channels,
         )
-        return {row["name"]: Head(row["epoch"], row["serial"]) for row in rows}
+        heads = {row["name"]: _head(row) for row in rows}
+        return [heads[channel] for channel in channels]
 
-    async def log(self, channel: str) -> Log | None:
-        """Return the log of `channel`, or None if it is empty. Raises StoreUnusable."""
+    async def log(self, channel: str) -> Log:
+        """Return the log of `channel`. Raises StoreUnusable."""
         row = await self._db.fetchrow(
-            f"SELECT id, epoch, serial, has_tail, tail FROM {self._schema}.channels WHERE name = $1", channel
+            f"SELECT id, epoch, serial, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
+            f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
+            channel,
         )
-        if row is None:
-            return None
+        assert row is not None
         entries: dict[str, list[Entry]] = {}
         if row["has_tail"]:
             moved = await self._db.fetch(
@@ -61,7 +65,7 @@ class Reader:
             )
             for entry in entries_in([*(one["body"] for one in moved), row["tail"]]):
                 entries.setdefault(entry.op.id, []).append(entry)
-        return Log(row["id"], Head(row["epoch"], row["serial"]), entries)
+        return Log(row["id"], _head(row), entries)
 
     async def channels_with_entries(self) -> list[str]:
         """Return the channels that may have entries that no document contains."""
@@ -78,8 +82,8 @@ class Reader:
 
     async def changes(self, channel: str, after: int, limit: int) -> Changes:
         log = await self.log(channel)
-        if log is None:
-            return Changes(NOTHING, None, [])
+        if log.id is None:
+            return Changes(log.head, None, [])
         newest = await self._db.fetchval(
             f"SELECT message FROM {self._schema}.documents WHERE channel = $1 AND created > 0"
             " ORDER BY created DESC LIMIT 1",
@@ -97,7 +101,7 @@ class Reader:
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         log = await self.log(channel)
-        found = await self._stored(log, ids) if log is not None else {}
+        found = await self._stored(log, ids)
         missing = [key for key in ids if key not in found]
         if missing:
             rows = await self._db.fetch(
@@ -107,12 +111,12 @@ class Reader:
             for row in rows:
                 key = row["message"]
                 found[key] = Stored(id=key, head=used_up_head(key), segments=[], entries=[])
-        return log.head if log is not None else NOTHING, found
+        return log.head, found
 
     async def page(self, channel: str, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
         log = await self.log(channel)
-        if log is None:
-            return StoredPage(NOTHING, [], more=False)
+        if log.id is None:
+            return StoredPage(log.head, [], more=False)
         rows = await self._db.fetch(
             f"SELECT message, size_bytes FROM {self._schema}.documents WHERE channel = $1 AND created > 0"
             " AND created < $2 AND NOT is_deleted AND message <> ALL($3) ORDER BY created DESC LIMIT $4",
@@ -137,8 +141,6 @@ class Reader:
 
     async def open_documents(self, channel: str) -> list[Stored]:
         log = await self.log(channel)
-        if log is None:
-            return []
         rows = await self._db.fetch(
             f"SELECT message FROM {self._schema}.documents WHERE channel = $1 AND is_open", log.id
         )
@@ -155,6 +157,8 @@ class Reader:
         return {row["name"]: row["value"] for row in rows}
 
     async def _stored(self, log: Log, ids: Iterable[str]) -> dict[str, Stored]:
+        if log.id is None:
+            return {}
         wanted = list(ids)
         heads = await self._db.fetch(
             f"SELECT message, version, head FROM {self._schema}.documents WHERE channel = $1 AND message = ANY($2)",
@@ -182,3 +186,7 @@ class Reader:
             )
             for row in heads
         }
+
+
+def _head(row: Record) -> Head:
+    return Head(row["epoch"], row["serial"]) if row["epoch"] else NOTHING._replace(lives=row["lives"] or 0)

@@ -63,6 +63,7 @@ CREATE TABLE {schema}.used_up (
   channel text COLLATE "C", message text COLLATE "C", until_ms bigint NOT NULL, PRIMARY KEY (channel, message)
 );
 CREATE INDEX used_up_until ON {schema}.used_up (until_ms);
+CREATE TABLE {schema}.lives (name text COLLATE "C" PRIMARY KEY, lives bigint NOT NULL);
 CREATE TABLE {schema}.notes (name text COLLATE "C" PRIMARY KEY, value bytea NOT NULL);
 """
 

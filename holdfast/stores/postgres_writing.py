@@ -11,7 +11,7 @@ import msgspec
 from asyncpg import Connection, Record
 
 from holdfast.core.document import Document
-from holdfast.stores.base import NOTHING, Committed, Conflict, Write
+from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Write, next_lives
 from holdfast.stores.postgres_log import TAIL_BYTES, Uncovered, frame, uncovered_entries
 from holdfast.stores.postgres_reading import Reader
 
@@ -22,13 +22,13 @@ _encode_segments = msgspec.msgpack.Encoder().encode
 # One statement for all channels of a commit. A row that another connection has locked counts as a conflict.
 _COMMIT = """
 WITH w AS (
-  SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::int[], $5::bytea[])
-    WITH ORDINALITY AS w (name, epoch, expected, added, frame, n)
+  SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::int[], $5::bytea[], $6::bigint[])
+    WITH ORDINALITY AS w (name, epoch, expected, added, frame, lives, n)
 ), locked AS MATERIALIZED (
   SELECT id, name, epoch, serial, has_tail, tail FROM {schema}.channels WHERE name = ANY($1)
     ORDER BY name FOR NO KEY UPDATE SKIP LOCKED
 ), fitting AS MATERIALIZED (
-  SELECT l.id, l.name, l.serial, l.has_tail, l.tail, w.n, w.added, w.frame, length(l.tail) > $6 AS is_long
+  SELECT l.id, l.name, l.serial, l.has_tail, l.tail, w.n, w.added, w.frame, length(l.tail) > $7 AS is_long
     FROM locked l JOIN w ON w.name = l.name AND w.epoch = l.epoch AND w.expected = l.serial
 ), moved AS (
   INSERT INTO {schema}.tails SELECT id, serial, tail FROM fitting WHERE is_long AND added > 0
@@ -40,6 +40,7 @@ WITH w AS (
   INSERT INTO {schema}.channels (name, epoch, serial, has_tail, tail)
     SELECT name, epoch, added, frame <> '', frame FROM w
       WHERE expected = 0 AND added > 0 AND NOT EXISTS (SELECT FROM {schema}.channels c WHERE c.name = w.name)
+        AND lives = coalesce((SELECT lives FROM {schema}.lives l WHERE l.name = w.name), 0)
     ON CONFLICT DO NOTHING RETURNING name, id, serial
 )
 SELECT n, id, serial FROM updated UNION ALL SELECT n, id, serial FROM fitting WHERE added = 0
@@ -107,6 +108,7 @@ class Writer:
             [write.expected for write in writes],
             [len(write.entries) for write in writes],
             frames,
+            [write.lives for write in writes],
             TAIL_BYTES,
         )
         stored = {row["n"] - 1: (row["id"], row["serial"]) for row in rows}
@@ -117,18 +119,16 @@ class Writer:
         if any(write.documents for write in writes):
             await self._documents(done)
         results: list[Committed | Conflict] = []
-        heads = {}
-        if len(stored) < len(writes):
-            refused = [write.channel for n, write in enumerate(writes) if n not in stored]
-            heads = await Reader(self._db, self._schema).heads(refused)
-            self._uncovered.unsure.update(refused)
+        refused = [write.channel for n, write in enumerate(writes) if n not in stored]
+        heads = dict(zip(refused, await Reader(self._db, self._schema).heads(refused), strict=True)) if refused else {}
+        self._uncovered.unsure.update(refused)
         for n, write in enumerate(writes):
             if n in stored:
                 results.append(Committed(stored[n][1]))
-            elif not write.entries and not write.expected and write.channel not in heads:
-                results.append(Committed(0))  # an empty write to an empty channel
+            elif not write.entries and heads[write.channel] == NOTHING._replace(lives=write.lives):
+                results.append(Committed(0))
             else:
-                results.append(Conflict(heads.get(write.channel, NOTHING)))
+                results.append(Conflict(heads[write.channel]))
         return results
 
     async def _documents(self, done: list[Done]) -> None:
@@ -169,8 +169,22 @@ class Writer:
             columns = [list(column) for column in zip(*rows, strict=True)]
             await self._db.execute(statement.format(schema=self._schema), *columns)
 
-    async def delete_channel(self, channel: str, used_up: Sequence[str], until_ms: int) -> None:
-        """Empty `channel`, and keep the ids `used_up` until `until_ms`."""
+    async def delete_channel(
+        self, channel: str, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
+        """Empty `channel`, and keep the ids `used_up` until `until_ms` (`Store.delete_channel`)."""
+        await self._db.execute(f"SELECT FROM {self._schema}.channels WHERE name = $1 FOR UPDATE", channel)
+        reader = Reader(self._db, self._schema)
+        (head,) = await reader.heads([channel])
+        if head != expected:
+            return Conflict(head)
+        if not head.serial and not used_up:
+            return head
+        lives = await self._db.fetchval(f"SELECT lives FROM {self._schema}.lives WHERE name = $1", channel)
+        await self._db.execute(
+            f"INSERT INTO {self._schema}.lives VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET lives = excluded.lives",
+            *(channel, next_lives(lives or 0, until_ms)),
+        )
         await self._each(
             "INSERT INTO {schema}.used_up SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])"
             " ON CONFLICT (channel, message) DO UPDATE SET until_ms = excluded.until_ms",
@@ -180,6 +194,7 @@ class Writer:
         if number is not None:
             for table in ("tails", "texts", "documents"):
                 await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE channel = $1", number)
+        return (await reader.heads([channel]))[0]
 
     async def note(self, names: list[str], values: list[bytes | None]) -> None:
         """Keep notes of the hub; the value None deletes one."""
@@ -197,6 +212,7 @@ class Writer:
     async def tidy(self, now_ms: int) -> None:
         """Remove used-up ids and data of commands whose time is over."""
         await self._db.execute(f"DELETE FROM {self._schema}.used_up WHERE until_ms <= $1", now_ms)
+        await self._db.execute(f"DELETE FROM {self._schema}.lives WHERE lives <= $1", now_ms)
         rows = await self._db.fetch(
             f"UPDATE {self._schema}.documents SET until_ms = NULL WHERE (channel, message) IN"
             f" (SELECT channel, message FROM {self._schema}.documents WHERE until_ms <= $1 AND NOT is_open LIMIT $2)"
@@ -210,9 +226,6 @@ async def reload(db: Connection[Record], schema: str, uncovered: Uncovered, chan
     """Track the entries of `channel` that no document contains, as the database has them."""
     reader = Reader(db, schema)
     log = await reader.log(channel)
-    if log is None:
-        uncovered.reload(channel, (), {})
-        return
     entries = sorted((entry for of in log.entries.values() for entry in of), key=lambda entry: entry.serial)
     uncovered.reload(channel, entries, await reader.versions(log))
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from holdfast import Hub
 from holdfast.core.errors import HoldfastError, StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.stores import open_url
-from holdfast.stores.base import Committed, CommitUnknown, Store
+from holdfast.stores.base import Committed, CommitUnknown, Store, head_of
 from holdfast.stores.postgres import PostgresStore
 from holdfast.testing import StoreContract
 from holdfast.testing.contract import MINUTE_MS, Chat, append, check_fold, create, finish, texts
@@ -205,13 +205,13 @@ async def test_a_commit_on_a_server_that_hangs_is_of_unknown_fate(
             with pytest.raises(CommitUnknown, match=r"did not respond within 0\.3 s"):
                 await chat.do(append("m1", "b"))
             with pytest.raises(StoreUnavailable, match="did not respond"):
-                await store.head("c")
+                await head_of(store, "c")
         await blocker.close()
         monkeypatch.setattr("holdfast.stores.postgres.TIMEOUT_S", 20.0)
         # The server may have carried the statement out after the store gave up; the caller reads before it goes on.
         (text,) = await texts(store, "c", "m1")
         assert text in ("a", "ab")
-        chat.state.serial = (await store.head("c")).serial
+        chat.state.serial = (await head_of(store, "c")).serial
         assert chat.state.serial == len(text)
         assert await chat.do(create("m2", "x")) == Committed(len(text) + 1)
 
