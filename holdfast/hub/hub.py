@@ -389,13 +389,19 @@ class HubCore:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    async def history(self, channel: str, *, before: int | None = None, limit: int = 50) -> Page:
-        """Return the newest messages created before serial `before`, newest first; at most `limit` (200) or 2 MiB."""
+    async def history(
+        self, channel: str, *, before: int | None = None, after: int | None = None, limit: int = 50
+    ) -> Page:
+        """Return the newest messages created before serial `before`, newest first; at most `limit` (200) or 2 MiB.
+
+        With `after`, return the oldest ones created after that serial, oldest first.
+        """
         await self.start()
         limits = self.limits
         page = await self.store.page(
             check_channel(channel),
             before=before,
+            after=after,
             limit=max(1, min(limit, limits.history)),
             limit_bytes=limits.history_bytes,
         )

@@ -533,6 +533,23 @@ class StoreContract:
             page = await store.page("c", before=before, limit=2, limit_bytes=PAGE)
             assert (page.messages, page.more) == ([], False)
 
+    async def test_a_page_after_a_serial_is_oldest_first(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 7)))
+        await chat.do(delete("m3"))
+
+        async def page(after: int, before: int | None = None, *, limit: int = 2, limit_bytes: int = PAGE) -> object:
+            found = await store.page("c", before=before, after=after, limit=limit, limit_bytes=limit_bytes)
+            return [stored.id for stored in found.messages], found.more
+
+        assert await page(0) == (["m1", "m2"], True)
+        assert await page(2) == (["m4", "m5"], True)
+        assert await page(5) == (["m6"], False)
+        assert await page(1, 5, limit=10) == (["m2", "m4"], False)
+        assert await page(0, limit=10, limit_bytes=250) == (["m1", "m2"], True)
+        for after in (6, 7, 2**70):
+            assert await page(after) == ([], False)
+
     async def test_a_page_ends_at_its_limit_of_bytes(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 6)))
