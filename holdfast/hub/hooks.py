@@ -14,7 +14,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from msgspec import Struct
 
@@ -31,6 +31,8 @@ from holdfast.hub.patterns import check_pattern, matches
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hooks")
+
+T = TypeVar("T")
 
 HookKind = Literal["message.create", "message.update", "message.finish", "message.delete", "command", "command.reply"]
 KINDS = get_args(HookKind)
@@ -99,23 +101,26 @@ class HookRunner:
 
     async def start(self) -> None:
         """Read the positions, then scan for entries that the hook has not received."""
+        is_new = await self._until_stored(self._recall)
+        self._is_ready = True
+        early, self._early = self._early, {}
+        for channel in early:
+            self.moved(channel)
+        if not is_new:
+            await self._until_stored(self._scan)
+
+    async def _until_stored(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `step`, which is repeated as long as the store fails."""
         wait_s = FIRST_RETRY_S
         while True:
             try:
-                is_new = await self._recall()
-                break
+                return await step()
             except HoldfastError as error:
                 logger.error(
                     "hook %r cannot begin yet (%s); it is tried again in %.0f s", self._hook.name, error, wait_s
                 )
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
-        self._is_ready = True
-        early, self._early = self._early, {}
-        for channel in early:
-            self.moved(channel)
-        if not is_new:
-            await self._scan()
 
     async def _recall(self) -> bool:
         """Read the positions. Return True if the hook is new; it then begins at the present head of each channel."""

@@ -302,6 +302,38 @@ async def test_hook_whose_store_fails_at_the_start_begins_later() -> None:
     await hub.close()
 
 
+class FailingList(MemoryStore):
+    """A store whose next `failures` lists of channels fail."""
+
+    failures = 0
+
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("the disk is away")
+        return await super().channels(after=after, limit=limit)
+
+
+@virtually
+async def test_hook_receives_missed_entries_although_the_store_fails_while_they_are_searched() -> None:
+    store = FailingList()
+    first = new_hub(store)
+    listen(first)
+    await first.create("chat:1", id="m1", text="a")
+    await asyncio.sleep(1)
+    await first.close()
+    quiet = new_hub(store)
+    await quiet.create("chat:1", id="m2", text="b")
+    await quiet.close()
+    store.failures = 2
+    hub = new_hub(store)
+    received = listen(hub)
+    await hub.create("chat:2", id="m3", text="c")
+    await asyncio.sleep(10)
+    assert sorted(one.id for one in received) == ["m2", "m3"]
+    await hub.close()
+
+
 @virtually
 async def test_hook_receives_the_first_entry_of_a_channel_created_again() -> None:
     hub = new_hub()
