@@ -26,7 +26,7 @@ from holdfast.agents.turn import OnCrash
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
 from holdfast.core.model import Command, Json
-from holdfast.core.names import check_channel, check_id
+from holdfast.core.names import check_channel
 from holdfast.core.requests import CreateMessage
 from holdfast.core.turn_deltas import TurnStatus
 from holdfast.hub import HubCore
@@ -118,7 +118,7 @@ class Hub(HubCore):
         joins the answer that it was reading.
         """
         check_style(style, end_frame)
-        message_id = self.clock.new_id() if reply_id is None else check_id(reply_id)
+        message_id = self.clock.id_or_new(reply_id)
         check_channel(channel)
 
         async def ask(message_id: str) -> str | None:

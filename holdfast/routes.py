@@ -145,7 +145,7 @@ class Access:
         self.check(channel, "publish")
         request = CreateMessage(text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to)
         check_create(request, self.identity, channel)
-        message_id = self._hub.clock.new_id() if id is None else check_id(id)
+        message_id = self._hub.clock.id_or_new(id)
         return message_of(await self._ask(channel, message_id, request), message_id)
 
     async def command(
@@ -153,7 +153,7 @@ class Access:
     ) -> Command:
         """Send a command of the caller, such as `cancel` or `regenerate`. Raises NotFound, Finished, TooMany, …"""
         self.check(channel, "command")
-        key = command_key(self._hub.clock.new_id() if id is None else check_id(id))
+        key = command_key(self._hub.clock.id_or_new(id))
         result = await self._ask(channel, key, SendCommand(name=name, target=target, data=data))
         assert result.command is not None
         return result.command
