@@ -27,6 +27,7 @@ from bench.proc import CLIENT_CORE, SERVER_CORE
 NAMES = (
     "client",
     "fanout",
+    "steady",
     "conversations",  # its writes are also those of `storage`
     "highest",
     "memory",
@@ -34,6 +35,7 @@ NAMES = (
     "storm",
     "slow",
     "turns",
+    "answer",
     "appends",
     "beside",
     "soak",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child
+from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, cpu_s
 
 __all__ = [
     "CLIENT_LIMIT",
@@ -29,6 +29,7 @@ __all__ = [
     "late",
     "load_client",
     "number",
+    "producers_us",
     "raw_line",
     "served",
     "spread",
@@ -197,6 +198,15 @@ def client_load(drained: dict[str, Any]) -> float:
     if load > CLIENT_LIMIT:
         raise BenchError(f"the load client used {load:.0%} of its core, so the figure would be that of the load client")
     return load
+
+
+def producers_us(server: Child, *, channels: Sequence[str], tokens_per_s: float, seconds: float) -> float:
+    """Return the CPU time, in µs per token, of the server's producers alone: no text goes to its hub."""
+    count = max(1, int(seconds * tokens_per_s))
+    before_s = cpu_s(server.pid)
+    wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
+    server.request("produce", is_alone=True, reply_in_s=seconds + 45, **wanted)
+    return (cpu_s(server.pid) - before_s) / (count * len(channels)) * 1e6
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:

@@ -153,9 +153,11 @@ class Load:
             self._epoll.register(connection.socket, select.EPOLLIN)
         return {}
 
-    def decode(self) -> Json:
-        """Parse and check the captured bytes."""
+    def decode(self, *, skip_s: float = 0.0) -> Json:
+        """Parse and check the captured bytes. Tokens of the first `skip_s` of the capture have no latency."""
         for connection in self._connections.values():
+            if connection.viewer is not None and connection.viewer.latencies is not None:
+                connection.viewer.latencies.from_s = self._captured_s + skip_s
             connection.decode()
         gc.enable()
         violations = Counter(

@@ -13,7 +13,7 @@ from bench.common import Options, Row, kept, load_client, served, spread
 from bench.needs import Needs
 from bench.proc import BenchError, Child, raise_file_limit, rss_bytes
 
-_LIMITS_KB = {"sse": 15, "websocket": 25}
+_LIMITS_KB = {"sse": 15, "websocket": 17}
 _NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 _FEW, _MANY = 1_000, 5_000
 _QUICK_FEW, _QUICK_MANY = 500, 1_500

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, Self
 
 from bench import plan
 from bench.control import reply, serve_requests
@@ -34,13 +34,34 @@ _AT_ONCE = 100  # limit of concurrent messages during a fill
 _CONNECTIONS = 20_000  # granian serves at most as many connections at once as its backlog
 
 
+class Unsent:
+    """Stands for a message and drops its text, so that a run has only the producers' own work."""
+
+    id = ""
+
+    async def append(self, text: str) -> None:
+        pass
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+class Written(Protocol):
+    """The target of a producer's text."""
+
+    def append(self, text: str, /) -> Awaitable[None]: ...
+
+
 class Producers:
     """Agents in the server's own process, one per conversation."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._soak: asyncio.Task[None] | None = None
-        self._lateness = Lateness()  # the lateness since the last request for work
+        self.lateness = Lateness()  # the lateness since the last request for work
         self._failure: Exception | None = None  # the error of a task that no request awaits
         hub.adopt("bench:*")(self._go_on)
 
@@ -52,26 +73,29 @@ class Producers:
         tokens_per_s: float,
         piece: int = WIDTH,
         is_dated_when_due: bool = False,
+        is_alone: bool = False,
     ) -> dict[str, Any]:
         """Stream one message of `count` tokens into each channel; reply when all are stored.
 
         Each token begins a piece of text of `piece` characters. It carries its append time, or its due time: with the
-        latter, a late producer counts as latency for its viewers.
+        latter, a late producer counts as latency for its viewers. With `is_alone` no text goes to the
+        hub: the CPU time is then that of the producers.
         """
         started_s = time.monotonic()
-        self._lateness = Lateness()
+        self.lateness = Lateness()
 
         async def one(channel: str, first_s: float) -> dict[str, Any]:
             sent: list[str] = []
             filler = "." * (piece - WIDTH)
 
-            async def append(message: MessageWriter, n: int, due_s: float) -> None:
+            async def append(message: Written, n: int, due_s: float) -> None:
                 sent.append(token(due_s if is_dated_when_due else None) + filler)
                 await message.append(sent[-1])
 
-            async with self._hub.message(channel, role="assistant", author="bench") as message:
-                await self._on_schedule(message, range(count), first_s, tokens_per_s, append)
-            self._lateness.ended(message)
+            unsent = Unsent() if is_alone else None
+            async with unsent or self._hub.message(channel, role="assistant", author="bench") as message:
+                await self.on_schedule(message, range(count), first_s, tokens_per_s, append)
+            self.lateness.ended(message)
             text = "".join(sent)
             return {"id": message.id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -113,7 +137,7 @@ class Producers:
 
     async def soak(self, *, started_s: float, planned: dict[str, Any]) -> dict[str, Any]:
         """Begin to write the conversations of the plan."""
-        self._lateness = Lateness()
+        self.lateness = Lateness()
         self._soak = asyncio.create_task(self._converse(plan.conversations(**planned), started_s))
         return {}
 
@@ -127,7 +151,7 @@ class Producers:
         """Return how late producers have been so far: median, p99 and maximum. Fails if a producer has failed."""
         if self._failure is not None:
             raise self._failure
-        return {"lag_ms": self._lateness.percentiles_ms()}
+        return {"lag_ms": self.lateness.percentiles_ms()}
 
     async def collections(self) -> dict[str, Any]:
         """Return how often the garbage collector has examined the older generations so far."""
@@ -158,17 +182,17 @@ class Producers:
         seed, count, tokens_per_s = (int(str(message.meta[name])) for name in ("seed", "count", "tokens_per_s"))
         numbers = range(message.length // WIDTH, count)
         with self._noting_failure():
-            await self._on_schedule(message, numbers, time.monotonic(), tokens_per_s, _known(seed))
+            await self.on_schedule(message, numbers, time.monotonic(), tokens_per_s, _known(seed))
             await message.flush()
-        self._lateness.ended(message)
+        self.lateness.ended(message)
 
     async def _converse(self, conversations: list[plan.Conversation], started_s: float) -> None:
         async def one(conversation: plan.Conversation) -> None:
             starts_s, numbers = started_s + conversation.starts_s, range(conversation.tokens)
             async with self._hub.message(conversation.channel, id=plan.MESSAGE, author="bench") as message:
                 append = _known(conversation.seed)
-                await self._on_schedule(message, numbers, starts_s, plan.TOKENS_PER_S, append)
-            self._lateness.ended(message)
+                await self.on_schedule(message, numbers, starts_s, plan.TOKENS_PER_S, append)
+            self.lateness.ended(message)
 
         with self._noting_failure():
             async with asyncio.TaskGroup() as group:
@@ -184,11 +208,11 @@ class Producers:
             self._failure = error
             raise
 
-    async def _on_schedule(
-        self, message: MessageWriter, numbers: range, first_s: float, per_s: float, append: "Append"
+    async def on_schedule(
+        self, message: Written, numbers: range, first_s: float, per_s: float, append: "Append"
     ) -> None:
         """Append one answer on a fixed schedule. A late producer does not send less; its lateness is noted."""
-        made = self._lateness.made
+        made = self.lateness.made
         for index, n in enumerate(numbers):
             due_s = first_s + index / per_s
             # Without a wait, this loop would block the others.
@@ -198,12 +222,12 @@ class Producers:
             await append(message, n, due_s)
 
 
-Append = Callable[[MessageWriter, int, float], Awaitable[None]]
+Append = Callable[[Written, int, float], Awaitable[None]]
 """Append the token with this number, which was due at this time."""
 
 
 def _known(seed: int) -> Append:
-    async def append(message: MessageWriter, n: int, _: float) -> None:
+    async def append(message: Written, n: int, _: float) -> None:
         await message.append(known_token(seed, n))
 
     return append

@@ -76,6 +76,8 @@ class Latencies:
         self._into = into
         self._piece = piece
         self._known: dict[str, int] = {}
+        self.from_s = 0.0
+        """Tokens that arrive before this time (CLOCK_MONOTONIC) are not noted."""
 
     def stop(self) -> None:
         """Stop noting: this viewer is late on purpose."""
@@ -93,5 +95,6 @@ class Latencies:
 
     def _text(self, id: str, at: int, text: str, at_s: float) -> None:
         known = self._known.get(id, 0)
-        self._into.extend(tokens.latencies_ms(text, at, known, at_s, self._piece))
+        if at_s >= self.from_s:
+            self._into.extend(tokens.latencies_ms(text, at, known, at_s, self._piece))
         self._known[id] = max(known, at + len(text))

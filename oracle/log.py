@@ -273,9 +273,8 @@ class EpochLog:
 class StoredLogs:
     """The logs of all channels, of the present epoch and of earlier ones."""
 
-    def __init__(self, *, is_exclusive: bool) -> None:
+    def __init__(self) -> None:
         self.stamp = 0  # counts the writes of the store
-        self._is_exclusive = is_exclusive
         self._logs: dict[str, list[EpochLog]] = {}
         self._used_up: set[tuple[str, str]] = set()  # ids of messages that streamed when their channel was deleted
 
@@ -335,8 +334,7 @@ class StoredLogs:
         log = self.head(channel)
         streaming = {message.id for message in log.messages(log.serial) if message.status == "streaming"}
         missing = streaming - set(used_up)
-        # With several hubs, another hub may create a message between the read of the deleting hub and its write.
-        if missing and self._is_exclusive:
+        if missing:
             raise Violation(f"{channel} was deleted, but the ids that streamed were not used up: {sorted(missing)}")
         self._used_up |= {(channel, message_id) for message_id in used_up}
         if log.serial:

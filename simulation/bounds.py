@@ -147,7 +147,7 @@ class Bounds:
         yield channel, SPARE, {"_absent": channels.KEPT_ABSENT + 1_000}
         yield channel.batches, batches.MAX_CACHED_BATCHES, {}
         yield state, SPARE, {"messages": 1_000_000, "commands": 1_000_000}  # bounded by their bytes
-        yield state.tail, SPARE, {"ops": states.TAIL_ENTRIES, "_sizes": len(state.tail.ops)}
+        yield state.tail, SPARE, {"ops": states.TAIL_ENTRIES}
         members = {
             "_members": self._hub.limits.members,
             "_signals": presence_limits.KEPT_SIGNALS,

@@ -102,15 +102,21 @@ class SimStore:
             self.audit(write.channel, {key: None for key, (_, op) in commands.items() if op.target in deleted})
         return results
 
-    def delete_channel(self, who: str, channel: str, used_up: Sequence[str], until_ms: int) -> Head:
+    def delete_channel(
+        self, who: str, channel: str, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
         """Empty the channel now."""
+        fields: dict[str, Any] = {"expected": expected, "used_up": used_up, "until_ms": until_ms}
+        result = _now(self.memory.delete_channel(channel, **fields))
+        if isinstance(result, Conflict):
+            self.trace.add(f"store {who} {channel} not deleted, expected {expected}: conflict at {result.head}")
+            return result
         self.trace.add(f"store {who} {channel} deleted, used up: {' '.join(used_up)}")
         self._stored.delete_channel(channel, used_up)
         if self.promises is not None:
             self.promises.forget([channel])
-        fields = {"used_up": used_up, "until_ms": until_ms}
         self._done.append(("delete_channel", (channel,), fields))
-        return _now(self.memory.delete_channel(channel, used_up=used_up, until_ms=until_ms))
+        return result
 
     def note(self, values: Mapping[str, bytes | None]) -> None:
         """Keep notes now."""
@@ -154,8 +160,8 @@ class SimStore:
         self.trace.add(f"power is lost, and with it {lost} of {len(self._done)} changes")
         self.memory = MemoryStore()
         self._done = [_in_epochs(done, heads, epochs) for done in kept]
-        for name, arguments, fields in self._done:
-            _now(getattr(self.memory, name)(*arguments, **fields))
+        for done in self._done:
+            self._repeat(*done)
         self._synced = len(self._done)
         for channel in self._stored.channels:
             self._stored.lose_power(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
@@ -168,6 +174,17 @@ class SimStore:
         )
         for channel in self._stored.channels:
             self.audit(channel)
+
+    def _repeat(self, name: str, arguments: tuple[Any, ...], fields: dict[str, Any]) -> None:
+        """Carry out a call again. Its epochs may be others now, and `tidy` is not repeated, which forgets `lives`."""
+        if name == "commit":
+            (write,) = arguments[0]
+            (head,) = _now(self.memory.heads([write.channel]))
+            arguments = ([replace(write, lives=head.lives)],)
+        elif name == "delete_channel":
+            (head,) = _now(self.memory.heads(arguments))
+            fields = fields | {"expected": head}
+        _now(getattr(self.memory, name)(*arguments, **fields))
 
     def _heads(self, done: list[Done]) -> dict[str, Head]:
         heads: dict[str, Head] = {}
@@ -222,9 +239,9 @@ class StoreClient:
         """`Store.commit`."""
         return await self._call(lambda: self._store.commit(self._process.name, writes), is_commit=True)
 
-    async def head(self, channel: str) -> Head:
-        """`Store.head`."""
-        return await self._call(lambda: _now(self._store.memory.head(channel)))
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """`Store.heads`."""
+        return await self._call(lambda: _now(self._store.memory.heads(channels)))
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """`Store.changes`."""
@@ -268,9 +285,12 @@ class StoreClient:
         """`Store.moved`."""
         return await self._call(lambda: _now(self._store.memory.moved(token)))
 
-    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
         """`Store.delete_channel`."""
-        return await self._call(lambda: self._store.delete_channel(self._process.name, channel, used_up, until_ms))
+        name = self._process.name
+        return await self._call(lambda: self._store.delete_channel(name, channel, expected, used_up, until_ms))
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""

@@ -80,7 +80,7 @@ class World:
         self.draw = Random(f"{seed}/world")
         self.loop = VirtualLoop()
         self.trace = Trace(self.loop)
-        self.stored = StoredLogs(is_exclusive=self.plan.is_exclusive)
+        self.stored = StoredLogs()
         self.fault_model = self.plan.fault_model
         self.net = Network(self.loop, self.fault_model, self.stored, self.trace)
         self.store = SimStore(self.loop, self.fault_model, self.stored, self.trace, is_exclusive=self.plan.is_exclusive)

@@ -52,7 +52,7 @@ from holdfast.core.requests import (
 from holdfast.core.view import View, ViewGap
 from holdfast.hub.identity import Expired
 from holdfast.stores import open_url, sqlite
-from holdfast.stores.base import CommitUnknown
+from holdfast.stores.base import CommitUnknown, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.tail import Refused, follow
 from tests.transports.conftest import asking, new_hub, serving
@@ -326,7 +326,7 @@ async def damaged(place: Place) -> None:
 
 
 async def store_not_open(place: Place) -> None:
-    await SqliteStore(place.folder / "chat.db").head(C)
+    await head_of(SqliteStore(place.folder / "chat.db"), C)
 
 
 async def commit_in_doubt(place: Place) -> None:

@@ -67,6 +67,7 @@ class Nchan(System):
     name = "nchan, memory"
     kinds: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws")
     resuming: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws-meta")
+    has_publisher = True
     promises = "keeps messages in shared memory until nginx ends; one frame per token; no joined text"
 
     window_ms = 0

@@ -28,6 +28,8 @@ class System:
     """What it stores, and when: no figure is meaningful without it."""
     keeps_history: ClassVar[bool] = True
     """Whether a late viewer receives the earlier text."""
+    has_publisher: ClassVar[bool] = False
+    """Whether another process publishes to it, whose time is not counted."""
     is_for_fan_out_only: ClassVar[bool] = False
     """The system of which this is a variant, with no other difference."""
     resuming: ClassVar[tuple[str, ...]] = ()

@@ -9,7 +9,7 @@ this state to compute a viewer's missed events; `document` turns a message into 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import assert_never
 
@@ -53,29 +53,31 @@ class Tail:
     Other entries need no tail: the message's text is indexed by serial, and the message's state holds the rest.
     """
 
-    __slots__ = ("_bytes", "_sizes", "floor", "ops")
+    __slots__ = ("_bytes", "floor", "ops")
 
     def __init__(self, floor: int) -> None:
         self.floor = floor  # the tail holds all part operations above this serial
         self.ops: OrderedDict[int, SetPart] = OrderedDict()  # the operations by serial
-        self._sizes: deque[int] = deque()
         self._bytes = 0
 
     def restart(self, floor: int) -> None:
         """Empty the tail: the entries up to `floor` were read from the store as a state instead of one by one."""
         self.floor = floor
         self.ops.clear()
-        self._sizes.clear()
         self._bytes = 0
 
     def add(self, serial: int, op: SetPart) -> None:
         """Keep `op`, and drop the oldest operations beyond the bounds."""
         self.ops[serial] = op
-        self._sizes.append(part_bytes(op.part) + 200)
-        self._bytes += self._sizes[-1]
+        self._bytes += _kept_bytes(op)
         while len(self.ops) > TAIL_ENTRIES or self._bytes > TAIL_BYTES:
-            self.floor, _ = self.ops.popitem(last=False)
-            self._bytes -= self._sizes.popleft()
+            self.floor, oldest = self.ops.popitem(last=False)
+            self._bytes -= _kept_bytes(oldest)
+
+
+def _kept_bytes(op: SetPart) -> int:
+    """Return the estimated bytes that `op` uses in a tail."""
+    return part_bytes(op.part) + 200
 
 
 class ChannelState:
@@ -86,6 +88,7 @@ class ChannelState:
         self.epoch = epoch
         self.serial = serial
         self.floor = floor  # cursors below this serial belong to a history that is no longer kept
+        self.lives = 0  # of an empty channel: a number that grows each time the channel is deleted
         self.newest: str | None = None  # id of the message that was created last, even if it is deleted
         self.complete_since = serial  # `messages` holds every message that changed after this serial
         self.history_from = serial + 1  # `messages` holds every message that was created at or after this serial

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from holdfast.core.catch_up import events_since, new_start, newest_messages, resumed, sole_append
 from holdfast.core.document import Document, mark_documented, restored
+from holdfast.core.errors import Busy, shown
 from holdfast.core.events import ChannelAttached, ServerEvent
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import CommandState, MessageState
@@ -25,10 +26,11 @@ from holdfast.core.state import ChannelState, apply_entry
 from holdfast.hub.batches import BatchCache, Behind, EncodedBatch
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.ticks import Group, Ticks, Woken, flush_class
-from holdfast.stores.base import Head, Store
+from holdfast.stores.base import Conflict, Head, Store, head_of
 
 # Called with the ids of the changed messages and commands; None means that they are unknown.
 Observe = Callable[["Channel", "Iterable[str] | None"], None]
+MAX_CONFLICTS = 100  # conflicts in a row after which a request fails
 KEPT_ABSENT = 10_000  # ids that the store is known not to have, so that a new message looks its id up at most once
 
 
@@ -106,7 +108,7 @@ class Channel:
                     self.batches.appended = (state.epoch, event)
             return
         if state.serial == 0 and entries:
-            state.epoch = epoch
+            state.epoch, state.lives = epoch, 0
         shaped: dict[str, None] = {}
         for entry in entries:
             apply_entry(state, entry)
@@ -312,19 +314,29 @@ class Channel:
         """
         await self.load()
         async with self._exclusive():
-            await self._follow(await self._store.head(self.name))
+            await self._follow(await head_of(self._store, self.name))
             self.is_stale = False
 
     async def delete(self, until_ms: int) -> None:
         """Empty the channel; its next entry begins a new epoch.
 
-        Ids of streaming messages cannot be used until `until_ms`.
+        Ids of streaming messages cannot be used until `until_ms`. Raises Busy if other processes write to the channel
+        faster than this one can read it, StoreUnavailable.
         """
         await self.load()
         async with self._exclusive():
-            await self._follow(await self._store.head(self.name))
-            streaming = [message.id for message in self.state.messages.values() if message.is_streaming]
-            await self._store.delete_channel(self.name, used_up=streaming, until_ms=until_ms)
+            head = await head_of(self._store, self.name)
+            for _ in range(MAX_CONFLICTS):
+                await self._follow(head)
+                streaming = [message.id for message in self.state.messages.values() if message.is_streaming]
+                result = await self._store.delete_channel(
+                    self.name, expected=head, used_up=streaming, until_ms=until_ms
+                )
+                if not isinstance(result, Conflict):
+                    break
+                head = result.head
+            else:
+                raise outpaced(self.name, MAX_CONFLICTS)
             await self._reload()
         self.moved()
 
@@ -334,12 +346,17 @@ class Channel:
         If not, catch up; the caller then reads again.
         """
         await self._follow(head)
-        return (head.epoch, head.serial) == (self.state.epoch, self.state.serial)
+        return self.is_at(head)
+
+    def is_at(self, head: Head) -> bool:
+        """Return whether the state in memory is at `head`."""
+        state = self.state
+        return (head.epoch, head.serial, head.lives) == (state.epoch, state.serial, state.lives)
 
     async def _follow(self, head: Head) -> None:
         """Bring the state up to the channel's head in the store."""
         state = self.state
-        if (head.epoch, head.serial) == (state.epoch, state.serial):
+        if self.is_at(head):
             return
         self._absent.clear()
         limit = self._limits.catch_up_messages
@@ -360,10 +377,10 @@ class Channel:
             changes = await self._store.changes(self.name, after=0, limit=0)
             opened = await self._store.open_documents(self.name)
             # The two reads are consistent only if no other process wrote in between.
-            if self._store.is_exclusive or await self._store.head(self.name) == changes.head:
+            if self._store.is_exclusive or await head_of(self._store, self.name) == changes.head:
                 break
         state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
-        state.newest = changes.newest
+        state.lives, state.newest = changes.head.lives, changes.newest
         # check again: a whole epoch that came and went between the two reads leaves an empty channel, too
         if state.serial:
             state.insert(restored(opened))
@@ -392,3 +409,11 @@ class Channel:
                 yield
         finally:
             self._loaders -= 1
+
+
+def outpaced(channel: str, conflicts: int) -> Busy:
+    """Return the error of a request that met `conflicts` writes of other processes in a row."""
+    return Busy(
+        f"other processes write to channel {shown(channel)} faster than this hub can read it: "
+        f"{conflicts} commits in a row have failed; try again later"
+    )

@@ -22,11 +22,11 @@ from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.decide import decide, plain_append
 from holdfast.core.document import Document, document
 from holdfast.core.draft import Draft
-from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable, shown
+from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
 from holdfast.core.requests import AppendText, CreateMessage, SendCommand
-from holdfast.hub.channel import Channel
+from holdfast.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from holdfast.hub.clock import Clock
 from holdfast.hub.loading import Loader, Unclear
 from holdfast.hub.pace import Pace
@@ -47,7 +47,6 @@ MAX_ITEMS = 1_024
 # little.
 DOCUMENT_BYTES = 64 * 1024
 STORE_TIMEOUT_S = 30.0  # time without a response after which the outcome of a commit counts as unknown
-MAX_CONFLICTS = 100
 
 
 class _Batch(Struct):
@@ -355,6 +354,7 @@ class Committer:
                     expected=state.serial,
                     entries=draft.entries(),
                     documents=documents,
+                    lives=state.lives,
                 )
                 writes.append((channel, write))
         return writes
@@ -378,14 +378,7 @@ class Committer:
                     ask.is_unclear = True
                 parked[channel].append(decided.item)
             else:
-                name = shown(channel.name)
-                self._fail(
-                    decided.item,
-                    Busy(
-                        f"other processes write to channel {name} faster than this hub can read it: "
-                        f"{channel.conflicts} commits in a row have failed; try again later"
-                    ),
-                )
+                self._fail(decided.item, outpaced(channel.name, channel.conflicts))
         if parked:
             self._loader.park_again(parked, unclear)
 

@@ -28,7 +28,7 @@ from holdfast.core.names import check_id
 from holdfast.core.state import ChannelState
 from holdfast.hub.channel import Channel
 from holdfast.hub.patterns import check_pattern, matches
-from holdfast.stores.base import Store
+from holdfast.stores.base import Store, head_of
 
 logger = logging.getLogger("holdfast.hooks")
 
@@ -133,11 +133,11 @@ class HookRunner:
         after: str | None = None
         while page := await store.channels(after=after, limit=SCAN_PAGE):
             fresh = [one for one in page if matches(self._hook.pattern, one) and one not in self._positions]
-            found: dict[str, tuple[str, int]] = {}
-            for channel in fresh:
-                head = await store.head(channel)
-                # use the head as it was at the registration; that which the store returns may have moved since
-                found[channel] = self._early.get(channel, (head.epoch, head.serial))
+            # use the head as it was at the registration; that which the store returns may have moved since
+            found = {
+                channel: self._early.get(channel, (head.epoch, head.serial))
+                for channel, head in zip(fresh, await store.heads(fresh), strict=True)
+            }
             await store.note({f"hook/{name}/{channel}": _noted(*at) for channel, at in found.items()})
             self._positions |= found
             after = page[-1]
@@ -151,11 +151,10 @@ class HookRunner:
         gone = set(self._positions)
         while page := await store.channels(after=after, limit=SCAN_PAGE):
             gone.difference_update(page)
-            for channel in page:
-                if matches(self._hook.pattern, channel):
-                    head = await store.head(channel)
-                    if self._positions.get(channel) != (head.epoch, head.serial):
-                        self.moved(channel)
+            wanted = [channel for channel in page if matches(self._hook.pattern, channel)]
+            for channel, head in zip(wanted, await store.heads(wanted), strict=True):
+                if self._positions.get(channel) != (head.epoch, head.serial):
+                    self.moved(channel)
             after = page[-1]
         for channel in gone:
             self.moved(channel)
@@ -207,7 +206,7 @@ class HookRunner:
     async def _deliver(self, channel: str) -> None:
         store = self._store
         epoch, serial = self._positions.get(channel, ("", 0))
-        head = await store.head(channel)
+        head = await head_of(store, channel)
         if (head.epoch, head.serial) == (epoch, serial):
             return
         if head.epoch == NO_EPOCH:

@@ -62,8 +62,6 @@ async def _follow_others(runtime: Runtime, token: str | None) -> str | None:
     moved = await runtime.store.moved(token)
     for name, channel in list(runtime.channels.items()):
         head = None if moved.channels is None else moved.channels.get(name)
-        state = channel.state
-        # Compare for inequality: if another hub deleted the channel, its head has gone back to zero.
-        if moved.channels is None or (head is not None and head[:2] != (state.epoch, state.serial)):
+        if moved.channels is None or (head is not None and not channel.is_at(head)):
             await channel.refresh()
     return moved.token

@@ -57,7 +57,7 @@ from holdfast.hub.tickets import Tickets
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writers import Writers
 from holdfast.hub.wsgi import warn_of_runserver
-from holdfast.stores.base import Store
+from holdfast.stores.base import Store, head_of
 
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
 
@@ -473,7 +473,7 @@ class HubCore:
     async def info(self, channel: str) -> ChannelInfo:
         """Return the head of `channel`."""
         await self.start()
-        head = await self.store.head(check_channel(channel))
+        head = await head_of(self.store, check_channel(channel))
         cursor = str(Cursor(head.epoch, head.serial))
         return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=cursor)
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
-from holdfast.core.errors import TooMany
+from holdfast.core.errors import HoldfastError, TooMany
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.deadlines import Deadlines
@@ -154,7 +154,16 @@ class WorkerPool:
             logger.warning("agents serve more than %d patterns; %r is not remembered", REMEMBERED_PATTERNS, pattern)
             return
         self._patterns[pattern] = now_ms
-        self._spawn(self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()}))
+        self._spawn(self._note(pattern, now_ms))
+
+    async def _note(self, pattern: str, now_ms: int) -> None:
+        """Store that `pattern` is served at `now_ms`. After a failure of the store, `tidy` does it again."""
+        try:
+            await self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()})
+        except HoldfastError:
+            if self._patterns.get(pattern) == now_ms:
+                self._patterns[pattern] = now_ms - NOTED_MS
+            raise
 
 
 def _show(worker: Worker, channel: Channel) -> None:

@@ -6,6 +6,7 @@ Each adapter translates the turns of a hub into the wire format of another clien
 `Hub` and `holdfast.routes` alone, so that an app can write an adapter of its own in the same way (`docs/interop.md`).
 """
 
+from holdfast.interop.agui import AGUI
 from holdfast.interop.ai_sdk import AISDK
 
-__all__ = ["AISDK"]
+__all__ = ["AGUI", "AISDK"]

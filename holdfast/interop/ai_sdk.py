@@ -8,7 +8,6 @@ ignored: a request adds its last message, or answers the questions of the agent,
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,7 +30,8 @@ from holdfast.core.errors import (
 )
 from holdfast.interop.ai_sdk_parts import Json, Release, is_tool, ui_messages
 from holdfast.interop.ai_sdk_stream import UIStream
-from holdfast.routes import Access, TurnStatus, guarded, is_id, versions_of
+from holdfast.interop.ids import hashed, stored_id
+from holdfast.routes import Access, TurnStatus, guarded, versions_of
 
 NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
@@ -89,7 +89,7 @@ class AISDK:
     async def _question(self, access: Access, channel: str, earlier: list[Json], last: Json, *, is_edit: bool) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
         parts = _stored_parts(last["parts"])
-        given = last["id"] if is_id(last["id"]) else _hashed(last["id"])
+        given = stored_id(last["id"])
         with suppress(NotFound):
             return await self._version(access, channel, given, parts, is_edit=is_edit)
         parent = _parent(earlier, await access.conversation(channel, limit=NEWEST))
@@ -109,7 +109,7 @@ class AISDK:
         alike = [one for one in versions if one.parts == parts]
         if alike and (not is_edit or alike[-1] is versions[-1]):
             return alike[-1].id
-        id = _hashed(versions[-1].id, json.dumps(parts))
+        id = hashed(versions[-1].id, json.dumps(parts))
         return (await access.create(channel, id=id, parts=parts, parent=known.parent)).id
 
     async def _regenerate(self, access: Access, channel: str, question: str) -> None:
@@ -118,7 +118,7 @@ class AISDK:
             return  # the request is a repeat
         newest = turn.answers[-1].id if turn.answers else ""
         with suppress(StillStreaming):
-            await access.command(channel, "regenerate", target=question, id=_hashed("regenerate", question, newest))
+            await access.command(channel, "regenerate", target=question, id=hashed("regenerate", question, newest))
 
     async def _answer(self, access: Access, channel: str, last: Json) -> TurnStatus:
         """Reply to the questions that the page's last message answers, and return its turn."""
@@ -241,7 +241,3 @@ def _ids_of(turn: TurnStatus) -> set[str]:
     """Return the ids that the assistant message of a turn may have on a page."""
     ids = {one.id for one in turn.answers}
     return ids | {f"{turn.message.id}.none"} if turn.message is not None else ids
-
-
-def _hashed(*values: str) -> str:
-    return hashlib.sha256("\n".join(values).encode()).hexdigest()[:32]

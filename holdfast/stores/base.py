@@ -27,21 +27,25 @@ from holdfast.core.ops import Entry
 
 
 class Head(NamedTuple):
-    """The epoch and last serial of a channel; `("-", 0, 0)` when it is empty."""
+    """The epoch and last serial of a channel; `("-", 0, 0, lives)` when it is empty."""
 
     epoch: str
     serial: int
     floor: int = 0  # cursors below this serial belong to a history that is no longer kept
+    # Of an empty channel: a number that grows with each deletion; 0 if it was never deleted, or if its used-up ids are
+    # free again. With entries it is 0, since the epoch names the life of the channel.
+    lives: int = 0
 
 
-NOTHING = Head("-", 0, 0)
+NOTHING = Head("-", 0)  # a channel that never existed
 
 
 class Write(Struct, frozen=True, kw_only=True, gc=False):
     """Entries and documents of one channel that a store must keep together or not at all.
 
     `entries` carry the serials `expected + 1`, `expected + 2` … An empty channel (`expected` 0) begins with
-    `epoch`; otherwise `epoch` must equal the channel's. A write without entries brings documents only.
+    `epoch`, if its head has these `lives`; otherwise `epoch` must equal the channel's. A write without entries brings
+    documents only.
     The first entry of each message comes with a document.
     """
 
@@ -50,6 +54,7 @@ class Write(Struct, frozen=True, kw_only=True, gc=False):
     expected: int
     entries: Sequence[Entry] = ()
     documents: Sequence[Document] = ()
+    lives: int = 0
 
 
 class Committed(NamedTuple):
@@ -59,7 +64,7 @@ class Committed(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """The write was refused as a whole, because the channel is at `head`."""
+    """The write or deletion was refused as a whole, because the channel is at `head`."""
 
     head: Head
 
@@ -114,8 +119,8 @@ class Store(Protocol):
         channel.
         """
 
-    async def head(self, channel: str) -> Head:
-        """Return the current head of `channel`."""
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the current heads of `channels`, in order."""
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """Return the messages and commands of `channel` whose last entry is above serial `after`, also deleted ones."""
@@ -144,10 +149,13 @@ class Store(Protocol):
         With None, or with a token from before the store was last opened, `channels` is None or names all channels.
         """
 
-    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
-        """Empty `channel` and forget its epoch; returns the head it had. Its text leaves the disk within a minute.
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
+        """Empty `channel` and forget its epoch, if it is at `expected`; returns the head that it then has.
 
-        Until `until_ms`, `messages` still returns the ids `used_up`, as deleted.
+        Its text leaves the disk within a minute. Until `until_ms`, `messages` still returns the ids `used_up`, as
+        deleted, and the head keeps its `lives`. The deletion of an empty channel without `used_up` changes nothing.
         """
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
@@ -169,3 +177,18 @@ class Store(Protocol):
 
     def stats(self) -> dict[str, int]:
         """Return counters: `commits`, `row_bytes` (size of all rows handed to the database), and the store's own."""
+
+
+async def head_of(store: Store, channel: str) -> Head:
+    """Return the current head of one channel. Raises StoreUnavailable."""
+    (head,) = await store.heads([channel])
+    return head
+
+
+def next_lives(lives: int, until_ms: int) -> int:
+    """Return the `lives` of a channel that is emptied until `until_ms`, when it had `lives` before.
+
+    A store forgets the number once the clock has passed it. It is at least `until_ms`, so a later deletion does not
+    repeat it.
+    """
+    return max(lives + 1, until_ms)

@@ -22,6 +22,7 @@ from holdfast.stores.base import (
     Moved,
     StoredPage,
     Write,
+    next_lives,
 )
 
 OLD_MS = 45_000  # as in the SQLite store: a minute, less the time between two calls of `tidy`
@@ -100,6 +101,7 @@ class MemoryStore:
         self._channels: dict[str, _Channel] = {}
         # for ids of deleted channels (channel, message id): the time in ms until which they cannot be used
         self._used_up: dict[tuple[str, str], int] = {}
+        self._lives: dict[str, int] = {}  # `Head.lives` of deleted channels
         self._moves: dict[str, int] = {}  # for each channel the number of the change that moved it last
         self._opening = secrets.token_hex(4)
         self._count = 0
@@ -120,15 +122,15 @@ class MemoryStore:
         self._commits += any(isinstance(result, Committed) for result in results)
         return results
 
-    async def head(self, channel: str) -> Head:
-        """Return the head of `channel` (`Store.head`)."""
-        return self._head(channel)
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
+        return [self._head(channel) for channel in channels]
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
         known = self._channels.get(channel)
         if known is None:
-            return Changes(NOTHING, None, [])
+            return Changes(self._head(channel), None, [])
         changed = [message.stored() for message in known.messages.values() if message.last > after]
         newest = next((one.document.id for one in known.by_creation(newest_first=True) if one.document.created), None)
         return Changes(known.head, newest, changed if len(changed) <= limit else None)
@@ -184,13 +186,19 @@ class MemoryStore:
             return Moved(now, None)
         return Moved(now, {channel: self._head(channel) for channel, at in self._moves.items() if at > int(seen)})
 
-    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
         head = self._head(channel)
-        self._used_up |= {(channel, message_id): until_ms for message_id in used_up}
-        if self._channels.pop(channel, None) is not None:
+        if head != expected:
+            return Conflict(head)
+        if head.serial or used_up:
+            self._lives[channel] = next_lives(self._lives.get(channel, 0), until_ms)
+            self._used_up |= {(channel, message_id): until_ms for message_id in used_up}
+            self._channels.pop(channel, None)
             self._note_move(channel)
-        return head
+        return self._head(channel)
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
@@ -211,6 +219,7 @@ class MemoryStore:
         """Do a round of housekeeping (`Store.tidy`)."""
         self._now_ms = now_ms
         self._used_up = {key: until_ms for key, until_ms in self._used_up.items() if until_ms > now_ms}
+        self._lives = {channel: lives for channel, lives in self._lives.items() if lives > now_ms}
         for known in self._channels.values():
             for message in known.messages.values():
                 until_ms = message.document.until_ms
@@ -237,12 +246,13 @@ class MemoryStore:
 
     def _head(self, channel: str) -> Head:
         known = self._channels.get(channel)
-        return known.head if known is not None else NOTHING
+        return known.head if known is not None else NOTHING._replace(lives=self._lives.get(channel, 0))
 
     def _commit(self, write: Write) -> Committed | Conflict:
         channel = self._channels.get(write.channel)
         head = self._head(write.channel)
-        if write.expected != head.serial or (channel is not None and write.epoch != head.epoch):
+        is_same_life = write.lives == head.lives if channel is None else write.epoch == head.epoch
+        if write.expected != head.serial or not is_same_life:
             return Conflict(head)
         if channel is None:
             if not write.entries:

@@ -117,9 +117,9 @@ class SqliteStore:
         """Store the writes that do not conflict (`Store.commit`)."""
         return await self._run(lambda engine: engine.commit(writes), late=CommitUnknown)
 
-    async def head(self, channel: str) -> Head:
-        """Return the head of `channel` (`Store.head`)."""
-        return await self._run(lambda engine: engine.head(channel))
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
+        return await self._run(lambda engine: engine.heads(channels))
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
@@ -147,9 +147,13 @@ class SqliteStore:
         """Return the channels that moved since `token` (`Store.moved`)."""
         return await self._run(lambda engine: engine.moved(token))
 
-    async def delete_channel(self, channel: str, *, used_up: Sequence[str], until_ms: int) -> Head:
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
-        return await self._run(lambda engine: engine.delete_channel(channel, used_up, until_ms), late=CommitUnknown)
+        return await self._run(
+            lambda engine: engine.delete_channel(channel, expected, used_up, until_ms), late=CommitUnknown
+        )
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Sequence
 
 from holdfast.core.document import DAMAGE, Document
 from holdfast.core.errors import StoreUnusable
-from holdfast.stores.base import NOTHING, Head
-from holdfast.stores.sqlite_documents import Documents
+from holdfast.stores.base import NOTHING, Head, next_lives
+from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_log import Tracked
 from holdfast.stores.sqlite_sums import channel_sum
 
 # limit of channels in memory; above it half of them are dropped, except those with pinned log rows
 MAX_CHANNELS = 10_000
+LIVES = ""  # no message has this id: in `graves` it keeps the `Head.lives` of a deleted channel, as its `until_ms`
 
 
 class Channel:
@@ -112,6 +114,29 @@ class Channels:
         channel.used = at
         return channel
 
+    def head(self, name: str, *, at: int) -> Head:
+        """Return the head of the channel `name`; `at` as in `find`."""
+        channel = self.find(name, at=at)
+        return channel.head if channel is not None else self.empty(name)
+
+    def empty(self, name: str) -> Head:
+        """Return the head of the channel `name`, which has no entries."""
+        row = self._db.execute(
+            "SELECT until_ms FROM graves WHERE channel = ? AND message = ?", (name, LIVES)
+        ).fetchone()
+        return NOTHING._replace(lives=row[0]) if row is not None else NOTHING
+
+    def bury(self, name: str, used_up: Sequence[str], until_ms: int) -> int:
+        """Empty the channel `name` and write its used-up ids and next `lives`, in the transaction of the caller.
+
+        Return the bytes handed to the database.
+        """
+        self._db.execute("UPDATE channels SET name = NULL WHERE name = ?", (name,))
+        lives = next_lives(self.empty(name).lives, until_ms)
+        rows = [(name, LIVES, lives), *((name, message_id, until_ms) for message_id in used_up)]
+        self._db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", rows)
+        return sum(2 * INTEGER_BYTES + len(name) + len(message_id) for _, message_id, _ in rows)
+
     def new(self, name: str, epoch: str) -> Channel:
         """Return a new channel with its own number. It enters `by_name` with its first commit."""
         channel = Channel(self._next, name, epoch, 0, 0)
@@ -125,8 +150,8 @@ class Channels:
         self._db.execute("INSERT INTO channels VALUES (?, ?, ?, ?, ?)", row)
 
     def deleted(self, name: str, *, at: int) -> None:
-        """Drop a channel that commit `at` has deleted."""
-        del self.by_name[name]
+        """Drop a channel that commit `at` has deleted, or whose ids it has used up."""
+        self.by_name.pop(name, None)
         self._deleted_at[name] = at
         if len(self._deleted_at) > MAX_CHANNELS:
             self._forgotten = max(self._forgotten, self._deleted_at.pop(next(iter(self._deleted_at))))
@@ -135,7 +160,7 @@ class Channels:
         """Return the channels that moved after commit `since`; None if they are not all known any more."""
         if since < self._forgotten:
             return None
-        moved = {name: NOTHING for name, at in self._deleted_at.items() if at > since}
+        moved = {name: self.empty(name) for name, at in self._deleted_at.items() if at > since}
         return moved | {name: channel.head for name, channel in self.by_name.items() if channel.moved > since}
 
     def bound(self) -> None:

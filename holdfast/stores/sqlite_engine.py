@@ -18,7 +18,7 @@ from typing import Literal
 
 from holdfast.core.document import DAMAGE, Stored, used_up_head
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
-from holdfast.stores.base import NOTHING, Changes, Committed, Conflict, Head, Moved, StoredPage, Write
+from holdfast.stores.base import Changes, Committed, Conflict, Head, Moved, StoredPage, Write
 from holdfast.stores.sqlite_channels import Channel, Channels, Plan
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
@@ -137,7 +137,7 @@ class Engine:
             channel = known.get(write.channel) or self._channel(write.channel)
             new = write.entries
             if channel is None:
-                fits = write.expected == 0
+                fits = write.expected == 0 and write.lives == self._channels.empty(write.channel).lives
             else:
                 fits = write.expected == channel.serial and write.epoch == channel.epoch
                 if fits and len(new) == 1 and not write.documents:  # hot path: nearly all writes are a single append
@@ -148,7 +148,7 @@ class Engine:
                         results.append(Committed(new[0].serial))
                         continue
             if not fits:
-                results.append(Conflict(channel.head if channel is not None else NOTHING))
+                results.append(Conflict(self._head(write.channel)))
                 continue
             serial = write.expected + len(write.entries)
             results.append(Committed(serial))
@@ -253,23 +253,23 @@ class Engine:
         self._row_bytes += row_bytes
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
-    def delete_channel(self, name: str, used_up: Sequence[str], until_ms: int) -> Head:
+    def delete_channel(self, name: str, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
-        channel = self._channel(name)
-        with self._file.transaction() as db:
-            if channel is not None:
-                db.execute("UPDATE channels SET name = NULL WHERE id = ?", (channel.id,))
-            rows = [(name, message_id, until_ms) for message_id in used_up]
-            db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", rows)
-        self._note_written(sum(2 * INTEGER_BYTES + len(name) + len(message_id) for message_id in used_up))
-        if channel is None:
-            return NOTHING
-        for tracked in channel.tracked.values():
-            self._log.release(tracked, channel.serial)
+        channel, head = self._channel(name), self._head(name)
+        if head != expected:
+            return Conflict(head)
+        if channel is None and not used_up:
+            return head
+        with self._file.transaction():
+            handed = self._channels.bury(name, used_up, until_ms)
+        self._note_written(handed)
         self._channels.deleted(name, at=self._commits)
-        self._deleted.append(channel.id)
-        self._is_wipe_due = True
-        return channel.head
+        if channel is not None:
+            for tracked in channel.tracked.values():
+                self._log.release(tracked, channel.serial)
+            self._deleted.append(channel.id)
+            self._is_wipe_due = True
+        return self._head(name)
 
     def note(self, values: Mapping[str, bytes | None]) -> None:
         """Keep or delete notes of the hub (`Store.note`)."""
@@ -282,17 +282,16 @@ class Engine:
 
     # -- reads -------------------------------------------------------------------------------------------------
 
-    def head(self, name: str) -> Head:
-        """Return the head of `channel` (`Store.head`)."""
-        channel = self._channel(name)
-        return channel.head if channel is not None else NOTHING
+    def heads(self, names: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
+        return [self._head(name) for name in names]
 
     def changes(self, name: str, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
         with self._reading():
             channel = self._channel(name)
             if channel is None:
-                return Changes(NOTHING, None, [])
+                return Changes(self._head(name), None, [])
             changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
             changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
             messages = self._stored(changed) if len(changed) <= limit else None
@@ -309,14 +308,14 @@ class Engine:
             for message_id in ids:
                 if message_id not in known and self._documents.is_used_up(name, message_id):
                     known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
-            return self.head(name), known
+            return self._head(name), known
 
     def page(self, name: str, before: int | None, after: int | None, limit: int, limit_bytes: int) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
         with self._reading():
             channel = self._channel(name)
             if channel is None:
-                return StoredPage(NOTHING, [], False)
+                return StoredPage(self._head(name), [], False)
             page: dict[int, str] = {}
             size_bytes = 0
             more = False
@@ -368,6 +367,9 @@ class Engine:
 
     def _channel(self, name: str) -> Channel | None:
         return self._channels.find(name, at=self._commits)
+
+    def _head(self, name: str) -> Head:
+        return self._channels.head(name, at=self._commits)
 
     def _tracked_by_key(self, key: int) -> Tracked | None:
         known = self._documents.by_key(key)

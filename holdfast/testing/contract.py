@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -54,7 +54,7 @@ from holdfast.core.requests import (
 )
 from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import Text
-from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Write
+from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Write, head_of
 
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
@@ -98,11 +98,14 @@ def delete(message_id: str) -> Step:
 class Chat:
     """A channel as a hub keeps it: its state, and the writes that it passes to the store."""
 
-    def __init__(self, store: Store, channel: str = "c", epoch: str = "e1", *, is_served: bool = False) -> None:
+    def __init__(
+        self, store: Store, channel: str = "c", epoch: str = "e1", *, is_served: bool = False, lives: int = 0
+    ) -> None:
         self.store = store
         self.epoch = epoch
         self.is_served = is_served  # True: agents work on this channel
         self.state = ChannelState(channel)
+        self.state.lives = lives
 
     @property
     def channel(self) -> str:
@@ -110,7 +113,7 @@ class Chat:
 
     @property
     def head(self) -> Head:
-        return Head(self.state.epoch, self.state.serial)
+        return Head(self.state.epoch, self.state.serial, lives=self.state.lives)
 
     def write(self, *steps: Step, documents: Iterable[str] = ()) -> Write:
         """Return the write for `steps`, each an id and a request.
@@ -135,6 +138,7 @@ class Chat:
             expected=self.state.serial,
             entries=entries,
             documents=[document(thing) for thing in things if thing is not None],
+            lives=self.state.lives,
         )
 
     async def do(self, *steps: Step, documents: Iterable[str] = ()) -> Committed | Conflict:
@@ -153,7 +157,7 @@ class Chat:
     def take(self, write: Write) -> None:
         """Apply a stored write to the channel's state."""
         for entry in write.entries:
-            self.state.epoch = write.epoch
+            self.state.epoch, self.state.lives = write.epoch, 0
             apply_entry(self.state, entry)
         for one in write.documents:
             if one.id in self.state.messages:
@@ -202,6 +206,15 @@ def known_command(command: CommandState) -> dict[str, Json]:
     return {name: getattr(command, name) for name in CommandState.__slots__}
 
 
+async def emptied(store: Store, channel: str, *, used_up: Sequence[str] = (), until_ms: int = 0) -> Head:
+    """Empty `channel` as it is now, and return its new head."""
+    head = await store.delete_channel(
+        channel, expected=await head_of(store, channel), used_up=used_up, until_ms=until_ms
+    )
+    assert isinstance(head, Head)
+    return head
+
+
 async def messages_of(store: Store, channel: str, *ids: str) -> list[MessageState]:
     """Return the messages `ids`, read from the store."""
     _, stored = await store.messages(channel, ids)
@@ -236,7 +249,7 @@ class StoreContract:
     # -- commits ------------------------------------------------------------------------------------------------
 
     async def test_an_unknown_channel_is_empty(self, store: Store) -> None:
-        assert await store.head("c") == NOTHING
+        assert await head_of(store, "c") == NOTHING
         assert await store.changes("c", after=0, limit=10) == (NOTHING, None, [])
         assert await store.messages("c", ["m1"]) == (NOTHING, {})
         assert await store.page("c", before=None, limit=10, limit_bytes=PAGE) == (NOTHING, [], False)
@@ -244,7 +257,7 @@ class StoreContract:
 
     async def test_a_channel_is_born_with_the_epoch_of_its_first_write(self, store: Store) -> None:
         assert await Chat(store, epoch="e7").do(create("m1", "one"), create("m2", "two")) == Committed(2)
-        assert await store.head("c") == Head("e7", 2)
+        assert await head_of(store, "c") == Head("e7", 2)
 
     async def test_a_committed_write_is_read_back(self, store: Store) -> None:
         chat = Chat(store)
@@ -257,7 +270,7 @@ class StoreContract:
         await chat.do(create("m1", "a", streaming=True))
         assert await chat.do(append("m1", "b"), put_part("m1", 1, {"type": "text", "text": "c"})) == Committed(3)
         assert await chat.do(finish("m1")) == Committed(4)
-        assert await store.head("c") == Head("e1", 4)
+        assert await head_of(store, "c") == Head("e1", 4)
 
     async def test_of_two_writes_at_one_serial_exactly_one_wins(self, store: Store) -> None:
         first, second = Chat(store), Chat(store, epoch="e2")
@@ -286,7 +299,7 @@ class StoreContract:
         late = Chat(store)
         await Chat(store).do(create("m1", "one"))
         await late.do(create("m1", "other"), create("m2", "two"))
-        assert await store.head("c") == Head("e1", 1)
+        assert await head_of(store, "c") == Head("e1", 1)
         assert await texts(store, "c", "m1", "m2") == ["one"]
 
     async def test_a_conflict_of_one_channel_does_not_touch_the_others(self, store: Store) -> None:
@@ -308,7 +321,7 @@ class StoreContract:
     async def test_an_empty_commit_changes_no_channel(self, store: Store) -> None:
         assert await store.commit([]) == []
         assert await store.commit([Write(channel="c", epoch="e1", expected=0)]) == [Committed(0)]
-        assert await store.head("c") == NOTHING
+        assert await head_of(store, "c") == NOTHING
 
     async def test_two_channels_may_use_the_same_id(self, store: Store) -> None:
         one, two = Chat(store, "a"), Chat(store, "b")
@@ -371,7 +384,7 @@ class StoreContract:
         _, stored = await store.messages("c", ["m1"])
         assert stored["m1"].entries == []
         assert await texts(store, "c", "m1") == ["ab"]
-        assert await store.head("c") == Head("e1", 3)
+        assert await head_of(store, "c") == Head("e1", 3)
 
     async def test_a_document_covers_only_up_to_its_version(self, store: Store) -> None:
         chat = Chat(store)
@@ -398,14 +411,14 @@ class StoreContract:
         _, stored = await store.messages("c", ["m1"])
         assert [entry.serial for entry in stored["m1"].entries] == [3]
         assert await texts(store, "c", "m1") == ["abc"]
-        assert await store.head("c") == Head("e1", 3)
+        assert await head_of(store, "c") == Head("e1", 3)
 
     async def test_a_write_without_entries_keeps_the_serial(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True))
         await chat.do(append("m1", "b"))
         assert await chat.do(documents=["m1"]) == Committed(2)
-        assert await store.head("c") == Head("e1", 2)
+        assert await head_of(store, "c") == Head("e1", 2)
 
     async def test_added_segments_follow_the_kept_ones(self, store: Store) -> None:
         chat = Chat(store)
@@ -592,7 +605,7 @@ class StoreContract:
         await Chat(store).do(create("m1", "a"))
         await store.note({"c": b"x"})
         assert (await store.moved(None)).channels in (None, {"c": Head("e1", 1)})
-        await store.delete_channel("c", used_up=[], until_ms=0)
+        await emptied(store, "c")
         assert await store.notes("c") == {"c": b"x"}
 
     # -- channels ------------------------------------------------------------------------------------------------
@@ -601,7 +614,7 @@ class StoreContract:
         for name in ("b", "a", "c:2", "c:1", "B"):
             await Chat(store, name).do(create("m1", "x"))
         await Chat(store, "gone").do(create("m1", "x"))
-        await store.delete_channel("gone", used_up=[], until_ms=0)
+        await emptied(store, "gone")
         names = ["B", "a", "b", "c:1", "c:2"]
         assert await store.channels(after=None, limit=10) == names
         assert await store.channels(after=None, limit=2) == names[:2]
@@ -676,10 +689,10 @@ class StoreContract:
         chat = Chat(store)
         await chat.do(create("m1", "a"), ("!c1", SendCommand(name="x")), ("!c2", SendCommand(name="y")))
         await chat.do(("!c2", ReplyCommand()), documents=["!c2"])
-        await store.delete_channel("c", used_up=[], until_ms=0)
+        gone = await emptied(store, "c")
         assert (await store.messages("c", ["!c1", "!c2"]))[1] == {}
         assert await store.open_channels() == []
-        assert await Chat(store, epoch="e2").do(("!c1", SendCommand(name="z"))) == Committed(1)
+        assert await Chat(store, epoch="e2", lives=gone.lives).do(("!c1", SendCommand(name="z"))) == Committed(1)
 
     async def test_tidy_requests_documents_of_commands_too(self, store: Store) -> None:
         chat = Chat(store)
@@ -836,8 +849,8 @@ class StoreContract:
     async def test_a_deleted_channel_is_listed_as_changed(self, store: Store) -> None:
         await Chat(store).do(create("m1", "x"))
         token = (await store.moved(None)).token
-        await store.delete_channel("c", used_up=[], until_ms=0)
-        assert (await store.moved(token)).channels == {"c": NOTHING}
+        gone = await emptied(store, "c")
+        assert (await store.moved(token)).channels == {"c": gone}
 
     async def test_an_unknown_token_gives_a_new_one_without_a_promise(self, store: Store) -> None:
         await Chat(store).do(create("m1", "x"))
@@ -852,38 +865,83 @@ class StoreContract:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True), create("m2", "b"))
         await chat.do(append("m1", "!"))
-        assert await store.delete_channel("c", used_up=[], until_ms=0) == Head("e1", 3)
-        assert await store.head("c") == NOTHING
-        assert await store.changes("c", after=0, limit=10) == (NOTHING, None, [])
-        assert await store.messages("c", ["m1", "m2"]) == (NOTHING, {})
-        assert (await store.page("c", before=None, limit=10, limit_bytes=PAGE)).messages == []
+        gone = await emptied(store, "c")
+        assert (gone.epoch, gone.serial) == ("-", 0)
+        assert await head_of(store, "c") == gone
+        assert await store.changes("c", after=0, limit=10) == (gone, None, [])
+        assert await store.messages("c", ["m1", "m2"]) == (gone, {})
+        assert await store.page("c", before=None, limit=10, limit_bytes=PAGE) == (gone, [], False)
         assert await store.open_channels() == []
 
     async def test_deleting_an_unknown_channel_changes_nothing(self, store: Store) -> None:
-        assert await store.delete_channel("c", used_up=[], until_ms=0) == NOTHING
+        assert await emptied(store, "c") == NOTHING
+
+    async def test_a_deleted_channel_does_not_look_like_one_that_never_existed(self, store: Store) -> None:
+        never = Chat(store)
+        until_ms, lives = 10 * MINUTE_MS, [0]
+        for life in range(1, 3):
+            await Chat(store, epoch=f"e{life}", lives=lives[-1]).do(create("m1", "a"))
+            assert await head_of(store, "c") == Head(f"e{life}", 1)
+            gone = await emptied(store, "c", until_ms=until_ms)
+            lives.append(gone.lives)
+            await store.close()
+            await store.open()
+            assert await head_of(store, "c") == gone
+            assert await never.do(create("m1", "late")) == Conflict(gone)
+        assert lives[0] < lives[1] < lives[2]
+        await store.tidy(until_ms - 1)
+        assert await head_of(store, "c") == gone
+        await store.tidy(lives[-1])
+        assert await head_of(store, "c") == NOTHING
+        assert (await emptied(store, "c", used_up=["m9"], until_ms=until_ms + MINUTE_MS)).lives > lives[-1]
+
+    async def test_a_channel_that_has_moved_is_not_deleted(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"))
+        seen = chat.head
+        await chat.do(create("m2", "b", streaming=True))
+        for expected in (seen, NOTHING, Head("e2", 2)):
+            result = await store.delete_channel("c", expected=expected, used_up=["m1"], until_ms=10 * MINUTE_MS)
+            assert result == Conflict(chat.head)
+        assert await texts(store, "c", "m1", "m2") == ["a", "b"]
+        assert await store.delete_channel("d", expected=seen, used_up=["m1"], until_ms=1) == Conflict(NOTHING)
+        assert await store.messages("d", ["m1"]) == (NOTHING, {})
+
+    async def test_heads_are_in_the_order_of_the_channels(self, store: Store) -> None:
+        await Chat(store, "a").do(create("m1", "x"))
+        await Chat(store, "b", "e2").do(create("m1", "x"), create("m2", "y"))
+        gone = await emptied(store, "gone", used_up=["m1"], until_ms=MINUTE_MS)
+        assert await store.heads(["b", "gone", "a", "never", "b"]) == [
+            Head("e2", 2),
+            gone,
+            Head("e1", 1),
+            NOTHING,
+            Head("e2", 2),
+        ]
+        assert await store.heads([]) == []
 
     async def test_a_deleted_channel_begins_a_new_epoch(self, store: Store) -> None:
         old = Chat(store)
         await old.do(create("m1", "a"))
-        await store.delete_channel("c", used_up=[], until_ms=0)
-        assert await old.do(create("m2", "b")) == Conflict(NOTHING)
-        assert await Chat(store, epoch="e2").do(create("m1", "new")) == Committed(1)
-        assert await store.head("c") == Head("e2", 1)
+        gone = await emptied(store, "c")
+        assert await old.do(create("m2", "b")) == Conflict(gone)
+        assert await Chat(store, epoch="e2", lives=gone.lives).do(create("m1", "new")) == Committed(1)
+        assert await head_of(store, "c") == Head("e2", 1)
         assert await texts(store, "c", "m1") == ["new"]
 
     async def test_writers_of_the_old_epoch_conflict_with_the_new_one(self, store: Store) -> None:
         old = Chat(store)
         await old.do(create("m1", "a", streaming=True))
-        await store.delete_channel("c", used_up=[], until_ms=0)
-        await Chat(store, epoch="e2").do(create("m1", "new", streaming=True))
+        gone = await emptied(store, "c")
+        await Chat(store, epoch="e2", lives=gone.lives).do(create("m1", "new", streaming=True))
         assert await old.do(append("m1", "!")) == Conflict(Head("e2", 1))
 
     async def test_ids_that_a_deleted_channel_used_up_are_known_as_deleted(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True), create("m2", "b"))
-        await store.delete_channel("c", used_up=["m1"], until_ms=10 * MINUTE_MS)
+        gone = await emptied(store, "c", used_up=["m1"], until_ms=10 * MINUTE_MS)
         head, stored = await store.messages("c", ["m1", "m2"])
-        assert head == NOTHING
+        assert head == gone
         assert list(stored) == ["m1"]
         assert stored["m1"].head == used_up_head("m1")
         assert restore(stored["m1"]).deleted
@@ -891,7 +949,7 @@ class StoreContract:
 
     async def test_used_up_ids_are_free_again_when_their_time_is_over(self, store: Store) -> None:
         await Chat(store).do(create("m1", "a", streaming=True))
-        await store.delete_channel("c", used_up=["m1"], until_ms=10 * MINUTE_MS)
+        await emptied(store, "c", used_up=["m1"], until_ms=10 * MINUTE_MS)
         await store.tidy(10 * MINUTE_MS - 1)
         assert list((await store.messages("c", ["m1"]))[1]) == ["m1"]
         await store.tidy(10 * MINUTE_MS)
@@ -931,23 +989,23 @@ class StoreContract:
         for now_ms in (0, MINUTE_MS, 10 * MINUTE_MS):
             await store.tidy(now_ms)
         assert await texts(store, "c", "m1", "m2") == ["ac", "b"]
-        assert await store.head("c") == Head("e1", 4)
+        assert await head_of(store, "c") == Head("e1", 4)
 
     async def test_closing_and_opening_keeps_the_whole_state(self, store: Store) -> None:
         chat, gone = Chat(store), Chat(store, "gone")
         await chat.do(create("m1", "a", streaming=True, title="t"), create("m2", "b"), create("m3", "c"))
         await chat.do_each(append("m1", "d"), delete("m3"), append("m1", "e"))
         await gone.do(create("g1", "x", streaming=True))
-        await store.delete_channel("gone", used_up=["g1"], until_ms=10 * MINUTE_MS)
+        empty = await emptied(store, "gone", used_up=["g1"], until_ms=10 * MINUTE_MS)
         await store.close()
         await store.open()
-        assert await store.head("c") == Head("e1", 6)
+        assert await head_of(store, "c") == Head("e1", 6)
         messages = await messages_of(store, "c", "m1", "m2", "m3")
         assert [known(message) for message in messages] == [known(chat.state.messages[one.id]) for one in messages]
         assert len(messages) == 3
         assert [one.id for one in await store.open_documents("c")] == ["m1"]
         assert await page_of(store, limit=10) == (["m2", "m1"], False)
-        assert await store.head("gone") == NOTHING
+        assert await head_of(store, "gone") == empty
         assert list((await store.messages("gone", ["g1"]))[1]) == ["g1"]
         assert await chat.do(append("m1", "f")) == Committed(7)
         assert await texts(store, "c", "m1") == ["adef"]
@@ -957,7 +1015,7 @@ class StoreContract:
         await store.close()
         await store.close()
         await store.open()
-        assert await store.head("c") == Head("e1", 1)
+        assert await head_of(store, "c") == Head("e1", 1)
 
     async def test_stats_count_commits_and_the_bytes_of_rows(self, store: Store) -> None:
         chat = Chat(store)
@@ -1087,15 +1145,17 @@ async def _do(chat: Chat, act: _Act) -> None:
                 assert await chat.store.commit([late]) == [Conflict(chat.head)]
         case _Tidy():
             due = await chat.store.tidy(act.now_ms)
+            if chat.state.lives <= act.now_ms:
+                chat.state.lives = 0
             if act.is_obeyed:
                 await chat.write_documents(due)
         case _Reopen():
             await chat.store.close()
             await chat.store.open()
         case _Empty():
-            head = await chat.store.delete_channel(chat.channel, used_up=[], until_ms=0)
-            assert head == (chat.head if chat.state.serial else NOTHING)
+            head = await emptied(chat.store, chat.channel)
             chat.state, chat.epoch = ChannelState(chat.channel), f"{chat.epoch}x"[-20:]
+            chat.state.lives = head.lives
         case _Check():
             pass
 
@@ -1111,7 +1171,7 @@ async def page_of(
 async def _check(chat: Chat) -> None:
     """Check that the store returns the fold of all entries."""
     store, state = chat.store, chat.state
-    head = chat.head if state.serial else NOTHING
+    head = chat.head
     changes = await store.changes(chat.channel, after=0, limit=100)
     assert (changes.head, changes.newest) == (head, state.newest)
     assert changes.messages is not None

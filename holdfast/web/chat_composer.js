@@ -11,15 +11,16 @@ export class Composer {
     const { words } = panel
     this.panel = panel
     this.isSteering = false
+    this.isRunning = false // True: an agent works on an answer, so a question waits for its turn
     this.input = element("textarea", { part: "input", rows: "1", "aria-label": words.placeholder, dir: "auto" })
     this.next = button(words.next, "choice", () => this.choose(false))
     this.steer = button(words.steer, "choice", () => this.choose(true))
-    this.choices = element("div", { class: "choices", role: "group", "aria-label": words.send, hidden: true }, this.next, this.steer)
+    this.choices = element("div", { class: "choices", role: "group", "aria-label": words.send }, this.next, this.steer)
     this.stop = button(words.stop, "stop", () => panel.stop(), element("span", { class: "square" }))
     this.send = button(words.send, "send", () => this.submit(), svg(SEND))
     const row = element("div", { class: "row" }, element("slot", { name: "composer-start" }), this.choices, element("span", { class: "fill" }), this.stop, this.send)
     this.node = element("div", { class: "composer", part: "composer" }, this.input, row)
-    this.note = element("p", { class: "note", hidden: true }, words.readonly)
+    this.note = element("p", { class: "note" }, words.readonly)
     this.input.value = recall(panel, "draft") ?? ""
     this.input.addEventListener("input", () => this.changed())
     this.input.addEventListener("keydown", (event) => {
@@ -33,25 +34,30 @@ export class Composer {
   /** @param {import("./channel.js").Snapshot} snapshot @param {boolean} isRunning */
   update({ you, error }, isRunning) {
     const { panel, input, node } = this
-    const { words, host } = panel
+    const { host } = panel
     const isShut = Boolean(error) || (you !== null && !you.can.includes("publish")) // True: read-only, but a draft stays so that the person can copy it
     const wasHidden = node.hidden
     node.hidden = host.hasAttribute("readonly") || (isShut && !input.value)
     this.note.hidden = Boolean(error) || !(isShut || node.hidden)
     input.readOnly = isShut
+    this.isRunning = isRunning
     this.stop.hidden = this.choices.hidden = !isRunning || !panel.may("command")
-    if (this.choices.hidden && this.isSteering) this.choose(false)
-    const placeholder = isRunning ? words.placeholderRunning : host.getAttribute("placeholder") ?? words.placeholder
-    if (input.placeholder !== placeholder) input.placeholder = placeholder
+    this.choose(this.isSteering && !this.choices.hidden)
     if (wasHidden !== node.hidden || !this.height) this.fit()
     this.send.disabled = isShut || !input.value.trim()
   }
 
-  /** @param {boolean} isSteering */
+  /** Choose what a text does, which the empty field says. @param {boolean} isSteering */
   choose(isSteering) {
+    const { host, words } = this.panel
     this.isSteering = isSteering
     this.next.setAttribute("aria-pressed", String(!isSteering))
     this.steer.setAttribute("aria-pressed", String(isSteering))
+    const running = isSteering ? words.placeholderSteering : words.placeholderRunning
+    const placeholder = this.isRunning ? running : host.getAttribute("placeholder") ?? words.placeholder
+    if (this.input.placeholder === placeholder) return
+    this.input.placeholder = placeholder
+    this.fit()
   }
 
   changed() {
@@ -62,12 +68,12 @@ export class Composer {
     this.fit()
   }
 
-  /** Set the height of the field to that of its text, up to eight lines. */
+  /** Set the height of the field to that of its text, or of its placeholder, up to eight lines. */
   fit() {
     const { input, panel } = this
     input.rows = 1
     this.height = parseFloat(getComputedStyle(input).lineHeight)
-    if (input.value) input.rows = Math.min(MAX_LINES, Math.max(1, Math.floor(input.scrollHeight / this.height)))
+    input.rows = Math.min(MAX_LINES, Math.max(1, Math.floor(input.scrollHeight / this.height)))
     panel.scroller.stick()
   }
 

@@ -30,7 +30,7 @@ export class MessageView {
     this.author = element("span", { class: "author", part: "author", dir: "auto" })
     this.state = element("span", { class: "state" })
     this.body = element("div", { class: "body", part: "bubble" })
-    this.error = element("p", { class: "mistake", hidden: true })
+    this.error = element("p", { class: "mistake" })
     this.actions = element("div", { class: "actions", part: "actions" })
     this.node = element(
       "article", { class: `message ${kind}`, part: `message message-${kind}` },

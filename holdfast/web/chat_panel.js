@@ -56,11 +56,11 @@ export class Panel {
     if (!root.adoptedStyleSheets.includes(sheet)) root.adoptedStyleSheets = [...root.adoptedStyleSheets, sheet]
     this.title = element("h2", { part: "title" })
     this.people = element("p", { class: "people" })
-    this.older = element("p", { class: "older", hidden: true }, element("span", {}, words.older))
+    this.older = element("p", { class: "older" }, element("span", {}, words.older))
     this.names = new Names()
     this.list = new MessageList(this)
     this.spacer = element("div", { class: "spacer" })
-    this.empty = element("div", { class: "empty", hidden: true }, element("slot", { name: "empty" }, words.empty))
+    this.empty = element("div", { class: "empty" }, element("slot", { name: "empty" }, words.empty))
     this.log = element("div", { class: "log", part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, this.empty, this.older, this.list.node, this.list.approvals.node, this.spacer)
     this.jumpWords = element("span", {}, words.jump)
     this.jump = button(words.jump, "jump", () => this.toEnd(), svg(DOWN), this.jumpWords)
@@ -279,7 +279,7 @@ export class Panel {
       else {
         const stored = this.channel.send({ id, parts })
         this.draw(SLICE_MS)
-        this.scroller.toEnd(id)
+        this.scroller.toEnd(this.composer.isRunning ? this.scroller.pinned : id) // a question that waits hides no running answer
         await stored
       }
       return true

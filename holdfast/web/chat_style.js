@@ -15,10 +15,10 @@ export function sheetOf(text) {
 }
 
 // Sizes of text are in em of the host, whose size is that which the person chose in the browser.
-const DARK = `--bg:var(--hf-bg,#14191a);--surface:var(--hf-surface,#1d2425);--text:var(--hf-text,#e8eceb);--muted:var(--hf-muted,#a3b0ad);--border:var(--hf-border,#39454a);--danger:var(--hf-danger,#ff8a80);--accent:var(--hf-accent,#4cc2a5);--on-accent:var(--hf-on-accent,#04110d);--code:#0c1211;--warm:#2c2618;--warm-line:#6f5d2c;color-scheme:dark;`
+const DARK = `--bg:var(--hf-bg,#14191a);--surface:var(--hf-surface,#1d2425);--text:var(--hf-text,#e8eceb);--muted:var(--hf-muted,#a3b0ad);--border:var(--hf-border,#39454a);--danger:#ff8a80;--accent:var(--hf-accent,#4cc2a5);--on-accent:var(--hf-on-accent,#04110d);--code:#0c1211;--warm:#2c2618;--warm-line:#6f5d2c;color-scheme:dark;`
 
 export const LAUNCHER_STYLE = `
-:host{--accent:var(--hf-accent,#0e6b58);--on-accent:var(--hf-on-accent,#fff);--bg:var(--hf-bg,#fafaf8);--surface:var(--hf-surface,#fff);--text:var(--hf-text,#1b2322);--muted:var(--hf-muted,#5d6866);--border:var(--hf-border,#dcdfdb);--danger:var(--hf-danger,#a8261d);--radius:var(--hf-radius,16px);--tint:color-mix(in srgb,var(--accent) 13%,var(--surface));--code:#14211f;--warm:#fdf7ea;--warm-line:#dcc07c;display:block;color:var(--text);font:medium/1.5 var(--hf-font,system-ui,sans-serif);color-scheme:light;
+:host{--accent:var(--hf-accent,#0e6b58);--on-accent:var(--hf-on-accent,#fff);--bg:var(--hf-bg,#fafaf8);--surface:var(--hf-surface,#fff);--text:var(--hf-text,#1b2322);--muted:var(--hf-muted,#5d6866);--border:var(--hf-border,#dcdfdb);--danger:#a8261d;--radius:var(--hf-radius,16px);--tint:color-mix(in srgb,var(--accent) 13%,var(--surface));--code:#14211f;--warm:#fdf7ea;--warm-line:#dcc07c;display:block;color:var(--text);font:medium/1.5 var(--hf-font,system-ui,sans-serif);color-scheme:light;
 }
 :host(:not([launcher])){height:var(--hf-height,min(640px,100vh))}
 :host([launcher]){position:fixed;z-index:2147483000;inset:auto 20px 20px auto}
@@ -26,7 +26,8 @@ export const LAUNCHER_STYLE = `
 @media (prefers-color-scheme:dark){:host(:not([theme="light"])){${DARK}}}
 :host([hidden]),[hidden]{display:none !important}
 *,::before,::after{box-sizing:border-box}
-button{font:inherit;color:inherit;cursor:pointer}
+button,textarea{font:inherit;color:inherit}
+button,summary{cursor:pointer}
 svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 .launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-left:auto;font-size:20px;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
@@ -77,7 +78,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .action,.branch{padding:1px 8px;border-color:transparent;background:none}
 .jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px rgb(0 0 0 / 12%);max-width:96%;line-height:1.2}
 .older{position:sticky;top:0;z-index:1;height:0;text-align:center}
-.older span{padding:4px 12px;border-radius:12px;background:var(--surface)}
+.older span{padding:4px 12px;border-radius:12px;background:var(--tint)}
 .panel > :is(.status,.note){width:calc(100% - 32px);max-width:740px;margin:0 auto;padding:4px 6px;overflow-wrap:anywhere}
 .panel > .mistake{margin-bottom:14px;padding:10px 14px;color:var(--danger)}
 .panel > .note{padding-bottom:16px;text-align:center}
@@ -85,8 +86,9 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .composer{flex:none;width:calc(100% - 32px);max-width:740px;margin:4px auto 16px;padding:12px 14px 10px;border:1px solid var(--border);border-radius:calc(var(--radius) + 4px);background:var(--surface);box-shadow:0 2px 12px rgb(0 0 0 / 12%)}
 .composer:focus-within{border-color:var(--accent)}
 .composer:has(textarea:focus-visible){outline:1px solid var(--accent)}
-textarea,textarea:focus-visible{display:block;width:100%;padding:2px;border:0;outline:0;resize:none;background:none;color:inherit;font:inherit}
-textarea::placeholder{color:var(--muted);opacity:1;white-space:nowrap}
+textarea{width:100%;resize:none}
+.composer textarea{padding:2px;border:0;outline:0;background:none}
+textarea::placeholder{color:var(--muted);opacity:1}
 .editing{display:grid;gap:8px}
 .editor{padding:10px;border:1px solid var(--border);border-radius:12px;background:var(--surface)}
 .editor:focus-visible{outline:2px solid var(--accent);outline-offset:-1px}
@@ -100,11 +102,11 @@ button:disabled{opacity:.4}
 .stop{border-color:var(--border);background:var(--surface)}
 .square{border:.4em solid var(--danger);border-radius:3px}
 details{margin:0 0 8px;color:var(--muted);font-size:.875em}
-summary{width:fit-content;cursor:pointer}
+summary{width:fit-content}
 details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--border);white-space:pre-wrap;font:inherit}
 .source{display:inline-block;margin:8px 8px 0 0;padding:3px 10px;border:1px solid var(--border);border-radius:9px;background:var(--surface);text-decoration:none}
 .chunk:has(+ .chunk){content-visibility:auto;contain-intrinsic-height:auto 2000px}
-.markdown :is(p,ul,ol,table,blockquote,.code,h3,h4,h5,h6){margin:0 0 .75em}
+.markdown :is(p,ul,ol,table,blockquote,.code,div.math,h3,h4,h5,h6){margin:0 0 .75em}
 .markdown :is(.chunk,div):last-child > :last-child{margin-bottom:0}
 .markdown :is(h3,h4,h5,h6){margin-top:1.1em;font-size:1em;line-height:1.35}
 .markdown h3{font-size:1.2em}
@@ -113,6 +115,7 @@ details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--bo
 .markdown li > :is(ul,ol,p){margin-bottom:.2em}
 .markdown li:has(> input){list-style:none}
 .markdown input{margin:0 .4em 0 0}
+hr{border:0;border-top:1px solid var(--border)}
 .markdown a{color:var(--accent)}
 .markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
 .markdown table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.9375em}
@@ -122,20 +125,20 @@ code{font:.875em/1.5 var(--hf-mono,ui-monospace,monospace)}
 .markdown :not(pre) > code,.approval code{padding:1px 5px;border-radius:5px;background:color-mix(in srgb,var(--muted) 16%,transparent)}
 .code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e6efec}
 .t-cmnt{color:#93a8a2}.t-kwd,.t-func{color:#7edcc4}.t-str{color:#a8d99a}
-.markdown div.math{overflow-x:auto;margin:0 0 .75em;text-align:center}
-.hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center}
+div.math{overflow-x:auto;text-align:center}
+.hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center;text-wrap:balance}
 .hairline::before,.hairline::after{content:"";flex:1;min-width:12px;border-top:1px solid;opacity:.4}
 .hairline span::before{content:"↻ "}
 .code-head{position:sticky;left:0;display:flex;justify-content:space-between;align-items:center;gap:8px;min-height:34px;padding:2px 14px;border-bottom:1px solid rgb(255 255 255 / 12%);color:#9db3ad;font-size:.8125em}
 .copy{border:0;margin-inline-end:-6px;padding:2px 6px;border-radius:6px;background:none}
-.code :focus-visible{outline-color:#7fd8c0;outline-offset:-2px}
+.code :focus-visible{outline-color:#7edcc4;outline-offset:-2px}
 pre{margin:0}
-.code code,.lines{display:block}
+.code code,.lines,textarea{display:block}
 .markdown p:empty{display:none}
 .code pre{width:max-content;padding:12px 14px;text-align:left}
 [data-status="streaming"] .markdown > :last-child > :is(p,h3,h4,h5,h6):nth-last-child(1 of :not(.hairline))::after{content:"";display:inline-block;width:.5em;height:1.1em;margin-inline-start:3px;border-radius:2px;background:var(--accent);vertical-align:-.2em}
 @container (max-width:27em){.composer .row{flex-wrap:wrap}.choices{flex:1 0 100%;flex-wrap:wrap}.choice{flex:1}}
-@media (pointer:coarse){:is(.send,.stop,.close,.choice,.action,.branch,.primary,.secondary,.jump,.copy,.source,summary){min-width:44px;min-height:44px}.source,summary{align-content:center}.choices{border-radius:23px}.actions{opacity:1}.jump{margin-top:calc(-44px - .6em)}
+@media (pointer:coarse){:is(button,.source,summary){min-width:44px;min-height:44px}.source,summary{align-content:center}.choices{border-radius:23px}.actions{opacity:1}.jump{margin-top:calc(-44px - .6em)}
 }
 .user .body,.code,.mark,.badge{border:1px solid transparent}
 @media (max-width:420px){.panel.floating{position:fixed;inset:0;width:100vw;height:100dvh;max-width:none;border:0;border-radius:0}}`

@@ -157,7 +157,7 @@ export class Scene {
     const { act, shows } = this.state
     const end = this.server === "lost" ? "reconnecting" : "live"
     if (act) {
-      await until(() => this.channel.state === end && this.root.querySelector("textarea"))
+      await until(() => this.channel.state === end && this.root.querySelector(this.state.messages ? ".message" : "textarea"))
       await act(this)
     }
     // Far from the view messages have text, but no layout.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench import appends, client, conversations, fanout, highest, memory, resume, slow, soak, storm, turns
+from bench import answer, appends, client, conversations, fanout, highest, memory, resume, slow, soak, storm, turns
 from bench.common import Options, Row, Served, attempt
 from bench.peers.load import peer_load
 from bench.peers.xadd import xadd
@@ -28,6 +28,7 @@ MOMENTS = {
     "fanout": "capture",
     "conversations": "capture",
     "highest": "capture",
+    "answer": "ask",
     "memory": "connect",
     "resume": "append",
     "storm": "capture",
@@ -47,7 +48,8 @@ def run(name: str, options: Options) -> list[Row]:
         "client": lambda: client.run(options),
         "fanout": lambda: fanout.matrix(options, fanout.Shape(1, 2, 50), rounds=1, seconds=0.2, unders=("serve",)),
         "conversations": lambda: [conversations.measure(options, 2, seconds=0.2)],
-        "highest": lambda: highest.search(options, first=2, seconds=0.2, exact=1, limit_ms=1000),
+        "highest": lambda: [highest.search(options, first=2, seconds=0.2, exact=1, limit_ms=1000)[1]],
+        "answer": lambda: answer.answers(options, count=2, tokens=10, rounds=1),
         "memory": lambda: memory.memory(options, 2, 4, rounds=1, has_own_channels=False),
         "resume": lambda: resume.run(options),
         "storm": lambda: storm.storm(options, "sse", viewers=2, rounds=1, before_s=0.2, after_s=1.5),

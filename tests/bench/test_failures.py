@@ -33,7 +33,7 @@ from tests.bench.test_peers import needs_redis_client
 ROOT = Path(__file__).parents[2]
 STEADY = ["client", "fanout", "conversations", "highest", "slow", "storm", "soak"]  # benchmarks whose load lasts
 LOADED = [*STEADY, "memory"]  # benchmarks with the load client
-ALL = [*LOADED, "resume", "turns"]
+ALL = [*LOADED, "resume", "turns", "answer"]
 
 # In an own user namespace, an unprivileged user can mount a disk; some systems forbid it.
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]

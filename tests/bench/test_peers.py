@@ -370,6 +370,7 @@ def test_nchan_and_holdfast_are_measured_by_the_same_rows(tmp_path: Path) -> Non
     systems = {name: beside.SYSTEMS[name] for name in ("Holdfast", "nchan", "nchan, joined")}
     figures = "\n".join(_figures(beside.measure(tmp_path, TINY, systems)))
     assert figures.count("CPU per delivered token, against nchan, memory") == 3  # SSE, WebSocket, and joined
+    assert figures.count("without our producers, measured alone") == 3
     assert figures.count("memory per idle viewer") == 4
     assert figures.count("resume after 10 missed tokens") == 4
 

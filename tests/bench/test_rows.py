@@ -25,10 +25,10 @@ from typing import Any
 
 import pytest
 
-from bench import client, conversations, fanout, highest, memory, needs, plan, report, slow, soak, storm
+from bench import answer, client, conversations, fanout, highest, memory, needs, plan, report, slow, soak, steady, storm
 from bench.__main__ import BENCHMARKS
-from bench.common import Options, Row, Void, attempt, check, load_client, served
-from bench.proc import BenchError, rss_bytes, tree
+from bench.common import Options, Row, Void, attempt, check, load_client, producers_us, served
+from bench.proc import BenchError, Child, rss_bytes, tree
 from bench.tokens import known_text, known_token
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,11 @@ def options(tmp_path: Path) -> Options:
 def verdicts(rows: list[Row]) -> list[bool | None]:
     assert [row.note for row in rows if row.has_failed] == []
     return [row.is_met for row in rows]
+
+
+def figure(row: Row) -> float:
+    """Return the median of a row."""
+    return float(row.measured.split()[0].replace(",", ""))
 
 
 # A wrong run is void ------------------------------------------------------------------------------------------------
@@ -342,10 +347,12 @@ def test_rows_before_a_failure_are_kept() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("under", ["serve", "granian"])
 def test_fanout_rows_have_figures(kind: str, under: str, options: Options) -> None:
-    shape = fanout.Shape(2, 3, 50, limit=1e6)
+    shape = fanout.Shape(2, 3, 50, {("sse", "serve"): 1e6}, p50_limit_ms=1e6)
     rows = list(fanout.matrix(options, shape, rounds=1, seconds=0.3, kinds=(kind,), unders=(under,)))
-    assert verdicts(rows) == [True if (kind, under) == ("sse", "serve") else None, None]
+    has_budget = (kind, under) == ("sse", "serve")
+    assert verdicts(rows) == [True, None, None, True] if has_budget else [None, None, None]
     assert len(rows[0].raw) == 1
+    assert figure(rows[1]) < figure(rows[0])  # without the producers
 
 
 def test_conversation_rows_have_figures(options: Options) -> None:
@@ -381,6 +388,42 @@ def test_search_without_a_failing_rate_has_no_figure() -> None:
         highest.highest(lambda count: True, first=500, exact=0.05)
     with pytest.raises(BenchError, match="no rate passes"):
         highest.highest(lambda count: False, first=10, exact=0.05)
+
+
+def test_steady_rows_have_figures(options: Options) -> None:
+    rows = steady.steady(options, 4, rounds=1, seconds=0.5, alone_s=0.3)
+    whole, less, commits = (figure(row) for row in rows)
+    assert 0 < less < whole
+    assert 0 < commits <= 2 * 4 * 10  # at most one for each token, and those of the beginning and the end
+    assert [row.has_failed for row in rows] == [False, False, False]
+
+
+def test_answer_rows_have_figures(options: Options) -> None:
+    rows = answer.answers(options, count=3, tokens=10, rounds=1)
+    assert verdicts(rows) == [None, None]
+    assert 0 < figure(rows[1]) < figure(rows[0])
+
+
+def test_overload_has_latencies_of_its_later_part_only(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[int] = []
+    request = Child.request
+
+    def spy(self: Child, do: str, /, **fields: Any) -> Any:
+        reply = request(self, do, **fields)
+        if do == "decode":
+            noted.append(reply["tokens"])
+        return reply
+
+    monkeypatch.setattr(Child, "request", spy)
+    (row,) = highest.overload(options, 2, 1.5, seconds=0.8, rounds=1, skip_s=0.4)
+    assert (row.has_failed, len(row.raw)) == (False, 1)
+    assert 0 < noted[0] < 3 * 2 * 0.8 * conversations.TOKENS_PER_S
+
+
+def test_producers_alone_send_no_text(tmp_path: Path) -> None:
+    with served(tmp_path / "bench.db") as server:
+        assert producers_us(server.child, channels=["bench:1"], tokens_per_s=100, seconds=0.1) > 0
+        assert server.child.request("stats")["entries"] == 0
 
 
 def test_highest_rate_of_one_try_has_a_figure(options: Options) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jwt
 import pytest
-from playwright.async_api import Browser, Page, WebSocketRoute
+from playwright.async_api import Browser, Page, WebSocketRoute, expect
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
@@ -53,6 +53,11 @@ _MOUNT = """async ([options, attributes, pages]) => {
   window.shown = (selector) => [...root.querySelectorAll(selector)].filter((node) => node.getClientRects().length)
   if (!("launcher" in attributes)) while (!root.querySelector("textarea")) await new Promise(requestAnimationFrame)
 }"""
+_IN_VIEW = """texts => texts.map((text) => {
+  const log = root.querySelector(".log").getBoundingClientRect()
+  const nodes = [...root.querySelectorAll(".log :is(p, .state)")].filter((node) => node.textContent === text)
+  return nodes.some((node) => ((box) => box.top >= log.top && box.bottom <= log.bottom)(node.getBoundingClientRect()))
+})"""
 _FRAMES = "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
@@ -706,7 +711,7 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
 async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_end(browser: Browser) -> None:
     async with scene(browser, "") as here:
         for n in range(10):
-            await here.hub.create("chat:1", text=f"Message {n}\n\n" + "word " * 100, author="Bea")
+            await here.hub.create("chat:1", text=f"Message {n}\n\n" + "word " * 100, author="Bea", role="assistant")
         await here.mount(client="ada")
         await here.ask("My question")
         await here.until("thinking…")
@@ -732,6 +737,43 @@ async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_
         await here.answer("\n\n" + "still more words " * 200 + "\n\nand the end")
         await here.frames()
         assert await here.page.evaluate(distance) <= 1
+
+
+async def test_question_that_waits_for_its_turn_hides_no_running_answer(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        await here.mount(client="ada")
+        await here.ask("First question")
+        await here.until("thinking…")
+        await here.answer("\n\n".join(f"Paragraph {n}" for n in range(20)))
+        await here.ask("Second question")
+        await here.until("Waiting")
+        assert await here.page.evaluate(_IN_VIEW, ["Paragraph 19", "Waiting", "Second question"]) == [True, True, True]
+        await here.answer("\n\nThe last line")
+        await here.frames()
+        assert await here.page.evaluate(_IN_VIEW, ["The last line", "Waiting", "Second question"]) == [True, True, True]
+
+
+async def test_placeholder_says_what_a_text_would_do_and_is_never_cut_off(browser: Browser) -> None:
+    async with scene(browser, "") as here:
+        await here.page.set_viewport_size({"width": 320, "height": 640})
+        await here.mount(client="ada")
+        input = here.page.locator(".composer textarea")
+        # No browser tells the size of a placeholder, so the test measures the same words as text.
+        is_cut = """node => {
+          const { rows } = node
+          node.value = node.placeholder
+          node.rows = 1
+          const isCut = node.scrollHeight > rows * parseFloat(getComputedStyle(node).lineHeight) + 8
+          Object.assign(node, { value: "", rows })
+          return isCut
+        }"""
+        await here.ask("A question")
+        await here.until("thinking…")
+        await expect(input).to_have_attribute("placeholder", "Ask the next question…")
+        assert not await input.evaluate(is_cut)
+        await here.page.click("text=Steer this answer")
+        await expect(input).to_have_attribute("placeholder", "Change this answer…")
+        assert not await input.evaluate(is_cut)
 
 
 async def test_closed_chat_counts_what_has_arrived(browser: Browser) -> None:

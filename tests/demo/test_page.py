@@ -342,6 +342,8 @@ async def test_on_a_phone_the_scoreboard_is_a_sheet_and_the_chats_a_drawer(
 async def test_the_invitation_says_how_to_listen_on_the_network(browser: Browser, shared: Server, channel: str) -> None:
     async with visiting(browser) as context:
         page = await open_page(context, shared, channel)
+        logged: list[str] = []
+        page.on("console", lambda message: logged.append(message.text))
         await page.click("#open-invite")
         await expect(page.locator("#invite-words")).to_contain_text("make demo LAN=1")
         link = await page.input_value("#invite-link")
@@ -350,6 +352,7 @@ async def test_the_invitation_says_how_to_listen_on_the_network(browser: Browser
         other = await context.new_page()
         await other.goto(link)
         await expect(page.locator("#people li")).to_have_count(2)
+        assert logged == []
 
 
 async def test_a_guest_comes_with_a_link_that_works_once(

@@ -53,10 +53,10 @@ class Trying(MemoryStore):
             await asyncio.sleep(self.result_delay_s)
         return results
 
-    async def head(self, channel: str) -> Head:
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
         if self.is_unreadable:
             raise StoreUnavailable("not now")
-        return await super().head(channel)
+        return await super().heads(channels)
 
 
 async def test_hub_closed_while_it_starts_ends() -> None:

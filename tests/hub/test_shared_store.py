@@ -17,9 +17,9 @@ from holdfast.core.events import ChannelAttached
 from holdfast.core.limits import Limits
 from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage
 from holdfast.hub import HubCore
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
-from holdfast.testing.contract import Chat, create
+from holdfast.testing.contract import Chat, append, create, emptied
 from tests.hub.watching import Watcher
 
 ANN = Caller(id="ann")
@@ -34,6 +34,7 @@ class Shared(MemoryStore):
         super().__init__()
         self.is_silent = False  # the next commit is stored, and its outcome is reported as unknown
         self.passing: Write | None = None  # stored before a read of the open documents and deleted after it
+        self.crossing: Write | None = None  # stored between the reads of a deletion and the deletion
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         results = await super().commit(writes)
@@ -47,8 +48,16 @@ class Shared(MemoryStore):
             return await super().open_documents(channel)
         await self.commit([self.passing])
         found = await super().open_documents(channel)
-        await self.delete_channel(self.passing.channel, used_up=[], until_ms=0)
+        await emptied(self, self.passing.channel)
         return found
+
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
+        if self.crossing is not None:
+            write, self.crossing = self.crossing, None
+            await self.commit([write])
+        return await super().delete_channel(channel, expected=expected, used_up=used_up, until_ms=until_ms)
 
 
 @pytest.fixture
@@ -135,3 +144,28 @@ async def test_message_of_a_channel_deleted_during_a_load_is_not_loaded(here: Hu
     await here.start()
     await here.channel("c").load()
     assert here.channel("c").state.messages == {}
+
+
+async def test_id_that_a_deleted_channel_used_up_is_refused_by_a_hub_that_knew_it_as_absent(
+    here: HubCore, there: HubCore
+) -> None:
+    with pytest.raises(NotFound):
+        await there.ask("c", "m", AppendText(text="early"), ANN)
+    await here.ask("c", "m", CreateMessage(status="streaming"), ANN)
+    await here.delete_channel("c")
+    with pytest.raises(Deleted):
+        await there.ask("c", "m", CreateMessage(status="streaming"), ANN)
+
+
+async def test_message_that_another_hub_begins_during_the_deletion_of_its_channel_is_used_up(
+    here: HubCore, store: Shared
+) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1", streaming=True))
+    await here.start()
+    await here.channel("c").load()
+    store.crossing = chat.write(append("m1", "x"), create("m2", streaming=True))
+    await here.delete_channel("c")
+    for used_up in ("m1", "m2"):
+        with pytest.raises(Deleted):
+            await here.ask("c", used_up, CreateMessage(status="streaming"), ANN)

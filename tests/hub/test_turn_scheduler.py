@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -714,3 +714,37 @@ async def test_agent_with_a_broken_socket_stays_present_for_a_grace_period() -> 
     hub.runtime.scheduler.unregister(third)  # a deliberate end removes it at once
     assert (await hub.members(CHANNEL)).members == []
     await hub.close()
+
+
+# -- a store that fails --------------------------------------------------------------------------------------------
+
+
+class FailingNotes(MemoryStore):
+    """A store whose next note fails."""
+
+    fails_next = False
+
+    async def note(self, values: Mapping[str, bytes | None]) -> None:
+        if self.fails_next:
+            self.fails_next = False
+            raise StoreUnavailable("the disk is away")
+        await super().note(values)
+
+
+@virtually
+async def test_served_channels_are_remembered_although_the_store_failed_at_first() -> None:
+    store = FailingNotes()
+    hub = new_hub(store)
+    await hub.start()
+    store.fails_next = True
+    hub.runtime.scheduler.register(Worker())
+    await asyncio.sleep(10)
+    await hub.close()
+    again = new_hub(store)
+    await again.start()
+    await again.create(CHANNEL, id="m1", text="?")  # an agent will come back for it
+    worker = Worker()
+    again.runtime.scheduler.register(worker)
+    await asyncio.sleep(1)
+    assert [turn.message_id for turn in worker.begun] == ["m1"]
+    await again.close()

@@ -1,4 +1,4 @@
-"""Pages of the AI SDK in a Node.js process, which a test tells what to do.
+"""Pages of the AI SDK, or clients of AG-UI, in a Node.js process, which a test tells what to do.
 
 Layer: tests.
 """
@@ -41,17 +41,15 @@ class Pages:
 
 
 @asynccontextmanager
-async def pages_at(url: str) -> AsyncIterator[Pages]:
-    """Run the process until the block ends."""
+async def pages_at(url: str, script: Path = SCRIPT, package: Path = PACKAGE) -> AsyncIterator[Pages]:
+    """Run the process until the block ends. `script` gets the module of `package`, and the address."""
     node = os.environ.get("HOLDFAST_NODE") or shutil.which("node")
     assert node is not None, "no Node.js: install Debian's package nodejs"
-    assert VERSION, "the packages of package.json are not there: npm install"
-    manifest = json.loads((PACKAGE / "package.json").read_text())
-    entry = manifest.get("module") or manifest["main"]
+    entry = _entry(package)
     process = await asyncio.create_subprocess_exec(
         node,
-        SCRIPT,
-        PACKAGE / entry,
+        script,
+        package / entry,
         url,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -65,6 +63,12 @@ async def pages_at(url: str) -> AsyncIterator[Pages]:
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+def _entry(package: Path) -> str:
+    assert package.is_dir(), f"the package {package} is not there: npm install"
+    manifest = json.loads((package / "package.json").read_text())
+    return str(manifest.get("module") or manifest["main"])
 
 
 def text_of(state: Any) -> str:

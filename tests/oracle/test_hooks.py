@@ -36,7 +36,7 @@ class Hooked:
     """A hook, and a channel in which a message was created (1), finished (2), and a second one created (3)."""
 
     def __init__(self) -> None:
-        self.stored = StoredLogs(is_exclusive=True)
+        self.stored = StoredLogs()
         self.oracle = HookOracle(Hook(), self.stored)
         self.oracle.note_registered()
         self.oracle.note_kept({"hook-registered/h": b"1"})

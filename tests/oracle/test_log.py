@@ -37,12 +37,12 @@ BEFORE: tuple[Op, ...] = (create("m"), create("done", status="complete"))
     ids=lambda op: f"{type(op).__name__}-{op.id}",
 )
 def test_forbidden_entry_is_a_violation(op: Op) -> None:
-    stored = StoredLogs(is_exclusive=True)
+    stored = StoredLogs()
     with pytest.raises(Violation):
         stored.apply(write(stored, *BEFORE, op))
 
 
 def test_gap_in_the_serials_is_a_violation() -> None:
-    stored = StoredLogs(is_exclusive=True)
+    stored = StoredLogs()
     with pytest.raises(Violation):
         stored.apply(Write(channel="c", epoch="e1", expected=0, entries=[Entry(2, create("m"))]))

@@ -45,7 +45,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.stored = StoredLogs(is_exclusive=True)
+        self.stored = StoredLogs()
         self.promises = Promises(
             lambda: self.now_s, self.stored, start_ms=START_MS, is_exclusive=True, live_node=lambda: "n"
         )

@@ -29,7 +29,7 @@ class Channel:
     """A channel with a message that was written as "hi", " you" and "!", and one viewer."""
 
     def __init__(self) -> None:
-        self.stored = StoredLogs(is_exclusive=True)
+        self.stored = StoredLogs()
         self.stored.apply(write(self.stored, create("m")))
         for at, text in ((2, " you"), (6, "!")):
             self.stored.apply(write(self.stored, Append(id="m", part=0, at=at, text=text)))

@@ -58,7 +58,7 @@ from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
@@ -68,7 +68,7 @@ from simulation.lease_writers import LeaseWriter
 from simulation.local_writers import LocalWriter, SteadyWriter
 from simulation.members import Commander
 from simulation.plan import Plan
-from simulation.store import StoreClient
+from simulation.store import SimStore, StoreClient
 from simulation.viewers import SocketViewer
 from simulation.writers import BlindWriter, HttpWriter
 
@@ -234,6 +234,17 @@ def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
         return Moved("nothing", {})
 
     patch.setattr(StoreClient, "moved", moved)
+
+
+def a_conflict_of_a_deletion_is_lost(patch: pytest.MonkeyPatch) -> None:
+    """The hub has read the channel just before it deletes it."""
+    delete_channel = SimStore.delete_channel
+
+    def unconditional(self: SimStore, who: str, channel: str, expected: Head, *rest: Any) -> Head | Conflict:
+        result = delete_channel(self, who, channel, expected, *rest)
+        return delete_channel(self, who, channel, result.head, *rest) if isinstance(result, Conflict) else result
+
+    patch.setattr(SimStore, "delete_channel", unconditional)
 
 
 # -- commits whose outcome is unknown, recovery and memory -----------------------------------------------------------
@@ -644,7 +655,7 @@ def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
     async def scan_nothing(self: HookRunner) -> None:
         store = self._store
         for channel in await store.channels(after=None, limit=hooks.SCAN_PAGE):
-            head = await store.head(channel)
+            head = await head_of(store, channel)
             await self._note(channel, head.epoch, head.serial)
 
     patch.setattr(HookRunner, "_scan", scan_nothing)
@@ -671,7 +682,7 @@ def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
     deliver = HookRunner._deliver
 
     async def in_any_epoch(self: HookRunner, channel: str) -> None:
-        head = await self._store.head(channel)
+        head = await head_of(self._store, channel)
         if head.serial and channel in self._positions:
             self._positions[channel] = (head.epoch, self._positions[channel][1])
         await deliver(self, channel)
@@ -818,7 +829,6 @@ def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
 
     def add(self: Tail, serial: int, op: SetPart) -> None:
         self.ops[serial] = op
-        self._sizes.append(0)
 
     patch.setattr(Tail, "add", add)
 
@@ -866,6 +876,7 @@ MUTANTS: dict[Mutant, str] = {
     requests_are_decided_on_arrival: "was refused with",
     an_update_has_the_label_of_its_entry: "holds version",
     the_wake_up_is_trusted: "still behind",
+    a_conflict_of_a_deletion_is_lost: "ids that streamed were not used up",
     an_unknown_outcome_is_never_resolved: "was refused with (mismatch|gap)",
     an_append_gets_a_new_offset_after_an_unknown_outcome: "wrote to",
     requests_change_their_order_after_an_unknown_outcome: "was refused with (mismatch|gap|not_found|no_part)",
@@ -948,6 +959,7 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     signals_pile_up: lambda plan: plan.members,
     presence_waits_for_a_pause_of_the_text: lambda plan: SteadyWriter in plan.authors,
     the_wake_up_is_trusted: lambda plan: plan.hubs > 1,
+    a_conflict_of_a_deletion_is_lost: lambda plan: plan.hubs > 1 and "delete channel" in plan.edits,
     a_late_hook_begins_at_the_head: lambda plan: plan.hooks,
     a_hook_is_called_message_by_message: lambda plan: plan.hooks,
     a_hook_registered_in_a_recovery_begins_at_once: lambda plan: plan.hooks and plan.registers_late,
@@ -968,6 +980,7 @@ SHOWN_BY: dict[Mutant, int] = {
     a_reload_runs_beside_a_commit: 23,
     requests_are_decided_on_arrival: 9,
     the_wake_up_is_trusted: 19,
+    a_conflict_of_a_deletion_is_lost: 5570,
     a_lease_ignores_the_generation: 18,
     a_local_append_has_no_offset_check: 15,
     a_takeover_fences_no_writer: 10,

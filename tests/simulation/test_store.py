@@ -16,7 +16,7 @@ from holdfast.core.document import document
 from holdfast.core.draft import Draft
 from holdfast.core.ops import Append, Command, Create, Delete, Op, Reply
 from holdfast.core.state import ChannelState, apply_entry
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, StoreUnavailable, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, StoreUnavailable, Write, head_of
 from oracle.log import StoredLogs
 from oracle.violation import Violation
 from simulation.clock import Process, VirtualLoop
@@ -32,7 +32,7 @@ class Disk:
     """A store, its log, and its faults."""
 
     def __init__(self, loop: VirtualLoop, **faults: object) -> None:
-        self.stored = StoredLogs(is_exclusive=True)
+        self.stored = StoredLogs()
         self.trace = Trace(loop)
         self.store = SimStore(loop, FaultModel(**faults), self.stored, self.trace, is_exclusive=True)  # type: ignore[arg-type]
 
@@ -70,7 +70,7 @@ def test_commit_with_an_unknown_outcome_is_stored_or_not(loop: VirtualLoop, seed
     client = disk.client(seed=seed)
     with pytest.raises(CommitUnknown):
         loop.run_until_complete(client.commit([FIRST]))
-    head = loop.run_until_complete(client.head("c"))
+    head = loop.run_until_complete(head_of(client, "c"))
     assert head.serial == disk.stored.head("c").serial
     assert disk.trace.violation is None
 
@@ -108,7 +108,7 @@ def test_power_cut_loses_writes_since_the_last_sync_and_begins_an_epoch(loop: Vi
     disk.store.power_cut()
     log = disk.stored.head("c")
     assert (log.epoch, log.serial) == ("cut1", 1)
-    assert loop.run_until_complete(disk.client().head("c")) == Head("cut1", 1)
+    assert loop.run_until_complete(head_of(disk.client(), "c")) == Head("cut1", 1)
     assert [message.id for message in log.messages(1)] == ["m"]
     assert disk.stored.has_changed_epoch("c", 1)
 

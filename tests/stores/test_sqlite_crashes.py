@@ -13,7 +13,7 @@ import pytest
 
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores import sqlite_file
-from holdfast.stores.base import Committed, Head
+from holdfast.stores.base import Committed, Head, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_backup import keep_wal
 from holdfast.testing.contract import Chat, append, create, texts
@@ -52,7 +52,7 @@ async def test_committed_entries_survive_kill_9(path: Path) -> None:
     for commits in (20, 35, 50):
         acknowledged = await asyncio.to_thread(write_and_be_killed, path, commits)
         async with opened(path) as store:
-            head = await store.head("c")
+            head = await head_of(store, "c")
             assert head.serial >= acknowledged
             assert head.epoch == "e1"
             assert await texts(store, "c", *MESSAGES) == words(head.serial)
@@ -79,7 +79,7 @@ async def test_wal_cut_at_any_byte_restores_a_whole_prefix(path: Path, tmp_path:
         write(wal(copy), frames[:cut])
         write(lock(copy), locked)
         async with opened(copy) as store:
-            serial = (await store.head("c")).serial
+            serial = (await head_of(store, "c")).serial
             found.add(serial)
             assert await texts(store, "c", *after[serial]) == list(after[serial].values())
     assert {0, 59} < found
@@ -105,7 +105,7 @@ async def test_epochs_end_where_acknowledged_entries_may_be_lost(
             pass
     path.with_name("boot_id").write_text(boot)
     async with opened(path) as store:
-        assert ((await store.head("c")).epoch == "e1") == keeps_epochs
+        assert ((await head_of(store, "c")).epoch == "e1") == keeps_epochs
 
 
 async def test_all_channels_of_a_copied_file_begin_a_new_epoch_once(path: Path) -> None:
@@ -115,14 +115,14 @@ async def test_all_channels_of_a_copied_file_begin_a_new_epoch_once(path: Path) 
     copy = path.with_name("copy.db")
     shutil.copy(path, copy)
     async with opened(copy) as store:
-        heads = [await store.head(channel) for channel in "ab"]
+        heads = [await head_of(store, channel) for channel in "ab"]
         assert [head.serial for head in heads] == [1, 1]
         assert len({"e1", *(head.epoch for head in heads)}) == 3
         assert await texts(store, "a", "m1") == ["x"]
     async with opened(copy) as store:
-        assert [await store.head(channel) for channel in "ab"] == heads
+        assert [await head_of(store, channel) for channel in "ab"] == heads
     async with opened(path) as store:
-        assert await store.head("a") == Head("e1", 1)
+        assert await head_of(store, "a") == Head("e1", 1)
 
 
 # -- restored backups --------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def without_nonces(path: Path) -> None:
 
 async def epoch(path: Path) -> str:
     async with opened(path) as store:
-        return (await store.head("c")).epoch
+        return (await head_of(store, "c")).epoch
 
 
 @pytest.fixture
@@ -198,9 +198,9 @@ async def test_copy_of_a_running_file_restored_with_its_wal_is_refused_until_the
         assert (read(path), read(wal(path))) == (kept, frames)
     keep_wal(path)
     async with opened(path) as store:
-        assert (await store.head("other")).serial == 1
-        assert (await store.head("other")).epoch != "e1"
-        assert (await store.head("c")).epoch != "e1"
+        assert (await head_of(store, "other")).serial == 1
+        assert (await head_of(store, "other")).epoch != "e1"
+        assert (await head_of(store, "c")).epoch != "e1"
 
 
 async def test_backup_restored_beside_the_wal_of_a_killed_process_begins_new_epochs(path: Path) -> None:

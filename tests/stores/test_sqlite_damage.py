@@ -18,7 +18,7 @@ from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.core.requests import SendCommand
 from holdfast.hub import HubCore
 from holdfast.hub.pending import DocumentDue
-from holdfast.stores.base import NOTHING, Committed, Store
+from holdfast.stores.base import NOTHING, Committed, Store, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_engine import OLD_MS
 from holdfast.stores.sqlite_file import SCHEMA
@@ -208,7 +208,7 @@ async def test_deletion_makes_a_damaged_message_whole(path: Path) -> None:
     run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message = 'm1'")
     async with opened(path) as store:
         chat = Chat(store)
-        chat.state.epoch, chat.state.serial = (await store.head("c"))[:2]
+        chat.state.epoch, chat.state.serial = (await head_of(store, "c"))[:2]
         chat.state.insert((await states(store)).values())
         await chat.do(delete("m1"), documents=["m1"])
     async with opened(path) as store:
@@ -219,7 +219,7 @@ async def test_deletion_makes_a_damaged_message_whole(path: Path) -> None:
 async def test_channel_under_another_name_is_not_read(path: Path) -> None:
     run_from_outside(path, "UPDATE channels SET name = 'd'")
     async with opened(path) as store:
-        assert await store.head("c") == NOTHING
+        assert await head_of(store, "c") == NOTHING
         with pytest.raises(StoreUnusable, match="channel 'd' is damaged"):
             await store.changes("d", after=0, limit=10)
         assert await store.open_channels() == []
@@ -237,7 +237,7 @@ async def test_damaged_row_of_the_log_damages_the_open_messages_for_good(path: P
         async with opened(path) as store:
             found = await states(store)
             assert {one.id: one.is_damaged for one in found.values()} == {"m1": False, "m2": False, "m3": True}
-            assert (await store.head("c")).epoch != "e1"
+            assert (await head_of(store, "c")).epoch != "e1"
             assert (await Chat(store, f"new {_}").do(create("m1", streaming=True))) == Committed(1)
 
 
@@ -252,7 +252,7 @@ async def test_needed_row_of_the_log_without_entries_is_damage(path: Path, body:
 async def test_stand_in_of_a_damaged_message_is_never_stored(path: Path) -> None:
     async with opened(path) as store:
         chat = Chat(store)
-        chat.state.epoch, chat.state.serial = (await store.head("c"))[:2]
+        chat.state.epoch, chat.state.serial = (await head_of(store, "c"))[:2]
         await chat.do(("!c1", SendCommand(name="approve", target=None, data=1)))
     damage_last_row_of_the_log(path)
     store = SqliteStore(path)

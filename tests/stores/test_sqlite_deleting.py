@@ -10,11 +10,11 @@ import pytest
 
 from holdfast.core.requests import ReplyCommand, SendCommand
 from holdfast.stores import sqlite_engine
-from holdfast.stores.base import Head
+from holdfast.stores.base import head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_slots import MAX_ROOM
 from holdfast.stores.sqlite_sums import SUM_BYTES
-from holdfast.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, finish, put_part, texts
+from holdfast.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, finish, put_part, texts
 from tests.stores.files import lock, on_disk, opened, read, run_on_thread, wal, write
 
 WORD = re.compile(rb"<(\d{6})>")
@@ -92,7 +92,7 @@ async def test_text_of_a_deleted_channel_is_gone_within_a_minute(store: SqliteSt
         await store.commit(both)
         gone.take(both[0])
         other.take(both[1])
-    await store.delete_channel("gone", used_up=[], until_ms=0)
+    await emptied(store, "gone")
     await tidy_for_a_minute(store, other)
     assert b"SECRET" not in on_disk(path)
     assert await texts(store, "other", "m1") == ["x" * 60]
@@ -104,14 +104,14 @@ async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, 
         await chat.do(create("m1", "SECRET", streaming=True), create("m2", streaming=True))
         await chat.do(append("m1", "SECRET"), append("m2", "x"))
         await chat.do(delete("m1"), documents=["m1"])
-        await store.delete_channel("c", used_up=[], until_ms=0)
+        await emptied(store, "c")
         crashed = tmp_path / "crashed" / "chat.db"
         write(crashed, read(path))
         write(wal(crashed), read(wal(path)))
         write(lock(crashed), read(lock(path)))
     assert b"SECRET" in on_disk(crashed)
     async with opened(crashed) as store:
-        assert await store.head("c") == Head("-", 0)
+        assert (await head_of(store, "c")).serial == 0
         await store.tidy(0)
         assert b"SECRET" not in on_disk(crashed)
 
@@ -187,7 +187,7 @@ async def test_stale_rows_of_a_deleted_channel_never_reach_a_later_message(path:
         both = [other.write(append("m1", "y")), gone.write(append("m1", "OLD"))]
         await store.commit(both)
         other.take(both[0])
-        await store.delete_channel("gone", used_up=[], until_ms=0)
+        await emptied(store, "gone")
         await store.tidy(0)
     async with opened(path) as store:
         await Chat(store, "new").do(create("m1", "x", streaming=True))
@@ -199,7 +199,7 @@ async def test_stale_rows_of_a_deleted_channel_never_reach_a_later_message(path:
 async def test_space_of_deleted_messages_is_reused(store: SqliteStore, path: Path) -> None:
     async def fill_and_empty(channel: str) -> int:
         await Chat(store, channel).do(*(create(f"m{number}", "x" * 50 * number) for number in range(100)))
-        await store.delete_channel(channel, used_up=[], until_ms=0)
+        await emptied(store, channel)
         await store.tidy(0)
         ((pages,),) = await run_on_thread(store, "PRAGMA page_count")
         return int(pages)
@@ -213,7 +213,7 @@ async def test_large_deleted_channel_is_removed_in_steps_between_commits(
 ) -> None:
     monkeypatch.setattr(sqlite_engine, "TIDY_S", 0)
     await Chat(store, "large").do(*(create(f"m{number}", "x") for number in range(200)))
-    await store.delete_channel("large", used_up=[], until_ms=0)
+    await emptied(store, "large")
     chat = Chat(store, "small")
     await chat.do(create("m1", streaming=True))
     for _ in range(20):

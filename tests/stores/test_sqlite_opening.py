@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
-from holdfast.stores.base import Committed, Head
+from holdfast.stores.base import Committed, Head, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_sums import sealed
 from holdfast.testing.contract import Chat, append, create, finish
@@ -34,7 +34,7 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
 async def test_second_store_of_this_process_is_refused_as_such(store: SqliteStore, path: Path) -> None:
     with pytest.raises(StoreInUse, match=r"chat\.db is in use by this process: another Hub .* close\(\) first"):
         await SqliteStore(path, lock_wait_s=0.05).open()
-    assert await store.head("c") == Head("-", 0)
+    assert await head_of(store, "c") == Head("-", 0)
 
 
 HOLD = """
@@ -128,7 +128,7 @@ async def test_second_store_waits_for_the_first_to_close(path: Path) -> None:
     first, second = SqliteStore(path), SqliteStore(path, lock_wait_s=PATIENCE_S)
     await first.open()
     opening = asyncio.create_task(second.open())
-    await first.head("c")
+    await head_of(first, "c")
     assert not opening.done()
     await first.close()
     await opening
@@ -144,7 +144,7 @@ async def test_every_path_to_the_file_has_the_same_lock(store: SqliteStore, path
 async def test_cancelled_open_releases_lock_and_thread(path: Path) -> None:
     async with opened(path) as store:
         opening = asyncio.create_task(SqliteStore(path, lock_wait_s=PATIENCE_S).open())
-        await store.head("c")
+        await head_of(store, "c")
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
@@ -159,7 +159,7 @@ async def test_a_store_that_could_not_be_opened_can_be_opened_later(path: Path) 
         with pytest.raises(StoreInUse):
             await waiting.open()
     await waiting.open()
-    assert await waiting.head("c") == Head("-", 0)
+    assert await head_of(waiting, "c") == Head("-", 0)
     await waiting.close()
 
 
@@ -202,7 +202,7 @@ async def test_store_without_its_lock_file_is_opened(path: Path) -> None:
         await Chat(store).do(create("m1", "a"))
     path.with_name(f"{path.name}.lock").unlink()
     async with opened(path) as store:
-        assert (await store.head("c")).serial == 1
+        assert (await head_of(store, "c")).serial == 1
 
 
 async def test_empty_database_of_another_program_becomes_a_store(path: Path) -> None:

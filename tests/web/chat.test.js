@@ -29,8 +29,10 @@ test("the page has each event", () => {
   assert.deepEqual(rows("Events").sort(), sent.map((name) => `holdfast-${name}`).sort())
 })
 
-test("the page has each variable and slot", () => {
-  assert.deepEqual([...page.matchAll(/`--(hf-[\w-]+)`/g)].map(([, name]) => name).sort(), found(/var\(--(hf-[\w-]+)/g))
+test("the page has each of the twelve variables, and each slot", () => {
+  const variables = [...page.matchAll(/`--(hf-[\w-]+)`/g)].map(([, name]) => name)
+  assert.deepEqual(variables.sort(), found(/var\(--(hf-[\w-]+)/g))
+  assert.equal(variables.length, 12)
   const slots = page.match(/Slots: ([^.]*)\./)?.[1].match(/[\w-]+/g)
   assert.deepEqual(slots?.sort(), found(/element\("slot", \{ name: "([\w-]+)"/g))
 })

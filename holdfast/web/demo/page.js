@@ -71,7 +71,7 @@ const newChat = () => show(`demo:${client.newId()}`)
 const ask = (/** @type {string} */ text) => (channel.send(text).catch(() => {}), true) // the element shows a refusal
 const address = (/** @type {Record<string, string>} */ changes) => `/?${new URLSearchParams({ ...Object.fromEntries(parameters), ...changes })}`.replaceAll("%3A", ":")
 const another = () => address({ channel: channel.name, ...(!server.person && { as: freeName(names()) }) })
-const renewInvite = invitations(() => channel.name, () => new URL(another(), location.href).href)
+const renewInvite = invitations(server.lan, () => channel.name, () => new URL(another(), location.href).href)
 
 /** Build the page for a person whom the server lets in. */
 function start() {

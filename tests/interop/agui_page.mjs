@@ -1,0 +1,75 @@
+/**
+ * Clients with the npm package `@ag-ui/client`: node agui_page.mjs MODULE URL. Each line of the input is a call, each
+ * line of the output its result: {page, status, error, messages, customs, warnings}.
+ */
+import { createInterface } from "node:readline"
+
+const [, , module, url] = process.argv
+const warnings = [] // the package reports events that it does not accept
+console.warn = console.error = (...words) => warnings.push(words.map(String).join(" "))
+process.on("uncaughtException", (error) => warnings.push(String(error))) // the package throws one when a connection breaks
+const { HttpAgent } = await import(module)
+
+class Page {
+  status = "ready"
+  error = undefined
+  result = undefined
+  customs = []
+  constructor({ thread, messages }) {
+    this.agent = new HttpAgent({ url, threadId: thread, initialMessages: messages ?? [] })
+  }
+  async run() {
+    this.status = "running"
+    this.error = undefined
+    const heard = {
+      onCustomEvent: ({ event }) => void this.customs.push({ name: event.name, value: event.value }),
+      onRunFinishedEvent: () => void (this.status = "finished"),
+      onRunErrorEvent: ({ event }) => void ([this.status, this.error] = ["error", event.code]),
+    }
+    try {
+      this.result = (await this.agent.runAgent({}, heard)).result
+      if (this.status === "running") this.status = "open" // the stream has ended without an end of the run
+    } catch (error) {
+      this.status = "broken"
+      this.error = String(error)
+    }
+  }
+}
+
+const pages = new Map()
+const text = (messages) => messages.map(({ content }) => (typeof content === "string" ? content : "")).join("\n")
+const until = async (isTrue) => {
+  for (let left = 4000; !isTrue() && left; left -= 1) await new Promise((done) => setTimeout(done, 5))
+}
+
+const actions = {
+  open: (name, options) => void pages.set(name, new Page(options)),
+  async load(name, { thread }) {
+    pages.set(name, new Page({ thread, messages: await (await fetch(`${url}/${thread}/messages`)).json() }))
+  },
+  send(name, { text, id }) {
+    const page = pages.get(name)
+    page.agent.addMessage({ id: id ?? crypto.randomUUID(), role: "user", content: text })
+    void page.run()
+  },
+  run: (name) => void pages.get(name).run(),
+  abort: async (name) => {
+    pages.get(name).agent.abortRun()
+    await until(() => pages.get(name).status !== "running")
+  },
+  stop: async (name) => (await fetch(`${url}/${pages.get(name).agent.threadId}/stop`, { method: "POST" })).status,
+  saw: (name, { wanted }) => until(() => text(pages.get(name).agent.messages).includes(wanted)),
+  asked: (name, { count }) => until(() => pages.get(name).customs.length >= count),
+  ended: (name) => until(() => pages.get(name).status !== "running"),
+  state: () => {},
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { page: name, action, ...options } = JSON.parse(line)
+  const result = await actions[action](name, options)
+  const page = pages.get(name)
+  const { status, error, customs } = page
+  const state = { result: result ?? page.result, status, error, customs, warnings, messages: page.agent.messages }
+  console.log(JSON.stringify(state))
+}
+process.exit(0)

@@ -1,0 +1,179 @@
+"""The real client of AG-UI (npm `@ag-ui/client`) against `AGUI`. It checks each event and their order itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from holdfast import Hub, Turn
+from holdfast.interop import AGUI
+from tests.interop.pages import Pages, pages_at
+from tests.interop.test_agui import everything
+from tests.transports.conftest import new_hub, serving
+
+PACKAGE = Path(os.environ.get("HOLDFAST_AGUI", "")) / "@ag-ui" / "client"
+SCRIPT = Path(__file__).parents[1] / "agui_page.mjs"
+
+
+class Scene:
+    """A hub with the routes and one agent, whose `script` a test sets."""
+
+    def __init__(self, hub: Hub, pages: Pages) -> None:
+        self.hub = hub
+        self.pages = pages
+        self.gate = asyncio.Event()
+        self.turns: list[Turn] = []
+
+    async def script(self, turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello ")
+            await self.gate.wait()
+            await message.append(f"to {turn.text}")
+
+    async def stored(self) -> list[str]:
+        """Return the texts of the stored answers, oldest first."""
+        page = await self.hub.history("chat:1", limit=200)
+        return [one.text for one in page.messages[::-1] if one.role == "assistant"]
+
+    async def ended(self, page: str, status: str = "finished") -> Any:
+        state = await self.pages(page, "ended")
+        assert (state["status"], state["warnings"]) == (status, []), state.get("error")
+        return state
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    hub, app = new_hub(), FastAPI()
+    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
+
+    async def agent(turn: Turn) -> None:
+        scene.turns.append(turn)
+        await scene.script(turn)
+
+    hub.agent("chat:*", name="agent")(agent)
+    async with (
+        serving(hub, app) as served,
+        pages_at(f"http://127.0.0.1:{served.port}/api/agent", SCRIPT, PACKAGE) as pages,
+    ):
+        scene = Scene(hub, pages)
+        yield scene
+
+
+def texts(state: Any) -> list[str]:
+    return [one["content"] for one in state["messages"] if one["role"] == "assistant" and one.get("content")]
+
+
+async def test_aborted_run_is_joined_by_the_same_agent_and_by_new_ones(scene: Scene) -> None:
+    pages = scene.pages
+    await pages("a", "open", thread="1")
+    await pages("a", "send", text="you", id="u")
+    await pages("a", "saw", wanted="Hello ")
+    state = await pages("a", "abort")
+    assert (state["error"], texts(state)) == ("abort", ["Hello "])
+    await pages("a", "run")  # over its own partial answer
+    await pages("b", "open", thread="1", messages=[{"id": "u", "role": "user", "content": "you"}])
+    await pages("b", "run")
+    await pages("b", "saw", wanted="Hello ")
+    await pages("c", "load", thread="1")
+    await pages("c", "run")
+    await pages("c", "saw", wanted="Hello ")
+    scene.gate.set()
+    states = [await scene.ended(name) for name in "abc"]
+    assert [texts(state) for state in states] == [["Hello to you"]] * 3 == [await scene.stored()] * 3
+    assert states[0]["messages"] == states[1]["messages"] == states[2]["messages"]
+    assert len(scene.turns) == 1
+    await pages("a", "run")
+    assert texts(await scene.ended("a")) == ["Hello to you"]
+    await pages("a", "send", text="two")
+    await pages("a", "saw", wanted="to two")
+    state = await scene.ended("a")
+    assert texts(state) == await scene.stored() == ["Hello to you", "Hello to two"]
+    assert state["messages"] == (await pages("d", "load", thread="1"))["messages"]
+
+
+async def test_parts_of_all_types_are_accepted_live_on_a_reload_and_again(scene: Scene) -> None:
+    async def script(turn: Turn) -> None:
+        await everything(turn)
+        async with turn.reply() as message:
+            await message.append(" Three.")
+            await scene.gate.wait()
+
+    scene.script = script  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", thread="1")
+    await pages("a", "send", text="you", id="u")
+    await pages("a", "saw", wanted="Three.")
+    await pages("a", "abort")
+    await pages("a", "run")
+    await pages("b", "open", thread="1", messages=[{"id": "u", "role": "user", "content": "you"}])
+    await pages("b", "run")
+    await pages("b", "saw", wanted="Three.")
+    scene.gate.set()
+    for name in "ab":
+        state = await scene.ended(name)
+        assert state["result"] == {"model": "m"}
+        assert "".join(texts(state)) == "".join(await scene.stored()) == "Look: 🙂Seven.Two. Three."
+        results = [one["content"] for one in state["messages"] if one["role"] == "tool"]
+        assert results == ['{"c": 7}', "no", "denied", "text"]
+        assert {"name": "map", "value": [1]} in state["customs"]
+        loaded = (await pages("c", "load", thread="1"))["messages"]
+        assert [plain(one) for one in state["messages"]] == [plain(one) for one in loaded]
+
+
+def plain(message: Any) -> Any:
+    """Return a message without an empty text, which the client keeps in some orders of events."""
+    return {name: value for name, value in message.items() if value != ""}
+
+
+async def test_question_stop_failure_and_a_server_that_drains(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            reply = await turn.ask("choose", {"of": ["red", "blue"]})
+            await message.append(f"{reply.data}!")
+
+    pages = scene.pages
+    script = scene.script
+    scene.script = asks  # type: ignore[method-assign]
+    await pages("a", "open", thread="1")
+    await pages("a", "send", text="which")
+    await pages("a", "asked", count=1)
+    (question,) = scene.turns[0].open_questions
+    await scene.hub.reply("chat:1", question, data="red")
+    state = await scene.ended("a")
+    assert (texts(state), [one["value"]["open"] for one in state["customs"]]) == (["red!"], [True, False])
+
+    scene.script = script  # type: ignore[method-assign]
+    for name in "bc":
+        await pages(name, "open", thread="1")
+        await pages(name, "send", text="you", id="u")
+        await pages(name, "saw", wanted="Hello ")
+    assert (await pages("b", "stop"))["result"] == 204
+    for name in "bc":
+        state = await scene.ended(name, "error")
+        assert (state["error"], texts(state)) == ("cancelled", ["Hello "])
+
+    async def fails(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("One.")
+            raise RuntimeError("secret")
+
+    scene.script = fails  # type: ignore[method-assign]
+    await pages("d", "open", thread="1")
+    await pages("d", "send", text="fail")
+    await pages("d", "saw", wanted="One.")
+    assert (await scene.ended("d", "error"))["error"] == "failed"
+
+    scene.script = script  # type: ignore[method-assign]
+    await pages("e", "open", thread="1")
+    await pages("e", "send", text="drain")
+    await pages("e", "saw", wanted="Hello ")
+    draining = asyncio.ensure_future(scene.hub.drain())
+    state = await pages("e", "ended")
+    assert (state["status"], texts(state)) == ("broken", ["Hello "])
+    await draining
