@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -34,7 +35,7 @@ from holdfast.core.deltas import (
 )
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Page
-from holdfast.core.model import Command, Json, Message, Part
+from holdfast.core.model import Command, Json, Message, Part, Role
 from holdfast.core.names import check_channel, check_id, command_key, is_id
 from holdfast.core.requests import CreateMessage, ReplyCommand, SendCommand
 from holdfast.core.requests import Request as HubRequest
@@ -148,6 +149,16 @@ class Access:
         message_id = self._hub.clock.id_or_new(id)
         return message_of(await self._ask(channel, message_id, request), message_id)
 
+    async def remember(self, channel: str, *, id: str, role: Role, parts: list[Part]) -> Message:
+        """Store a message of a conversation that the caller brings, and return it. It starts no turn.
+
+        The caller says what its role is, so use it only for a channel that the request begins. Safe to repeat. Raises
+        IdConflict, Deleted.
+        """
+        self.check(channel, "publish")
+        request = CreateMessage(role=role, parts=parts)
+        return message_of(await self._ask(channel, check_id(id), request, starts_turn=False), id)
+
     async def command(
         self, channel: str, name: str, *, target: str | None = None, data: Json = None, id: str | None = None
     ) -> Command:
@@ -164,6 +175,10 @@ class Access:
         """Reply to a command as the caller. Raises AlreadyAnswered, NotFound, Forbidden."""
         self.check(channel, "command")
         await self._ask(channel, command_key(check_id(command_id)), ReplyCommand(ok=ok, data=data, error=error))
+
+    def agents(self) -> dict[str, str]:
+        """Return the names of the agents that are present, also in other processes, each with its channel pattern."""
+        return self._hub.runtime.scheduler.workers.patterns_by_name()
 
     async def turn(self, channel: str, message_id: str) -> TurnStatus:
         """Return the turn of a user message, as `Hub.turn` does. Raises NotFound, Deleted."""
@@ -206,9 +221,10 @@ class Access:
             self._app, Credentials(self._hub, self._scope, self.identity), channel, message_id, turn_format
         )
 
-    async def _ask(self, channel: str, key: str, request: HubRequest) -> Result:
+    async def _ask(self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True) -> Result:
         hub = self._hub
-        result = await hub.ask(channel, key, request, caller_of(hub, self.identity, channel))
+        caller = replace(caller_of(hub, self.identity, channel), brings_answer=not starts_turn)
+        result = await hub.ask(channel, key, request, caller)
         count_new_channel(hub, self.identity, result)
         size = len(msgspec.json.encode(request))
         self._charge(event_bytes(hub, channel, result, size))

@@ -47,6 +47,7 @@ class TurnStatus(Struct, frozen=True, kw_only=True):
     answers: list[Message]
     questions: list[Command]
     cursor: str
+    is_cancelled: bool = False  # the turn is over because it was cancelled, perhaps before its first answer
 
 
 class InAnswer(Struct, frozen=True):
@@ -75,6 +76,7 @@ class TurnChanged(Struct, frozen=True):
     """The new state of the turn. After `over` no delta follows."""
 
     state: TurnState
+    is_cancelled: bool = False
 
 
 TurnDelta = InAnswer | QuestionAsked | QuestionAnswered | TurnChanged
@@ -129,7 +131,7 @@ class TurnProgress:
         for command in status.questions:
             deltas += self._ask(command)
         self.state = status.state
-        return [*deltas, TurnChanged(status.state)]
+        return [*deltas, TurnChanged(status.state, status.is_cancelled)]
 
     def receive(self, events: Sequence[ServerEvent], message: MessageState | None) -> list[TurnDelta]:
         """Return the deltas of a batch of the channel's events.
@@ -185,4 +187,4 @@ class TurnProgress:
         if state == self.state:
             return []
         self.state = state
-        return [TurnChanged(state)]
+        return [TurnChanged(state, claim is not None and claim.state == "cancelled")]

@@ -112,6 +112,7 @@ def _status(
         answers=[own_copy(one.message()) for one in ordered],
         questions=[one for one in pending if is_question(one, ids)],
         cursor=str(live.state.cursor),
+        is_cancelled=claim is not None and claim.state == "cancelled",
     )
 
 

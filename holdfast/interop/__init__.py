@@ -8,5 +8,6 @@ Each adapter translates the turns of a hub into the wire format of another clien
 
 from holdfast.interop.agui import AGUI
 from holdfast.interop.ai_sdk import AISDK
+from holdfast.interop.openai import OpenAI
 
-__all__ = ["AGUI", "AISDK"]
+__all__ = ["AGUI", "AISDK", "OpenAI"]

@@ -1,0 +1,184 @@
+"""The requests of OpenAI's clients: messages, and replies to the agent.
+
+Layer: interop.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from holdfast.core.errors import InvalidRequest, NotFound
+from holdfast.interop.openai_items import Json, Place
+
+Role = Literal["user", "assistant", "system", "tool"]
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+# Items of earlier responses, which a client may send again. The store has them.
+_ECHOED = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
+MAX_EARLIER = 200  # messages before the question
+_KEPT = (
+    "model",
+    "instructions",
+    "metadata",
+    "temperature",
+    "top_p",
+    "tool_choice",
+    "previous_response_id",
+    "background",
+)
+
+
+@dataclass
+class Said:
+    """The input of a request: earlier messages, the question, and replies to the agent."""
+
+    earlier: list[tuple[Role, list[Json]]] = field(default_factory=list)  # role and parts
+    parts: list[Json] = field(default_factory=list)  # of the question
+    outputs: dict[str, Any] = field(default_factory=dict)  # outputs of the caller's tools, by call
+    approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by id: whether, and the reason
+
+    def say(self, role: Role, parts: list[Json]) -> None:
+        """Add a message. The last messages of the user are the question."""
+        if role == "user":
+            self.parts += parts
+            return
+        if self.parts:
+            self.earlier.append(("user", self.parts))
+            self.parts = []
+        if parts:
+            self.earlier.append((role, parts))
+
+
+def said_in_responses(body: Json) -> Said:
+    """Return the input of `POST /responses`. Raises InvalidRequest."""
+    given = body.get("input")
+    said = Said()
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if not isinstance(items, list) or not items or not all(isinstance(one, dict) for one in items):
+        raise InvalidRequest("input must be a text or a list of at least one item")
+    for item in items:
+        kind = item.get("type", "message")
+        if kind == "message":
+            said.say(_role(item.get("role")), _content(item.get("content")))
+        elif kind == "function_call_output":
+            said.outputs[_text(item, "call_id")] = _output(item.get("output"))
+        elif kind == "mcp_approval_response":
+            reason = item.get("reason")
+            approved = item.get("approve") is True, reason if isinstance(reason, str) else None
+            said.approvals[_text(item, "approval_request_id")] = approved
+        elif kind not in _ECHOED:
+            raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals")
+    return _checked(said)
+
+
+def said_in_chat(body: Json) -> Said:
+    """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
+    messages = body.get("messages")
+    said = Said()
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise InvalidRequest("messages must be a list of at least one message")
+    for message in messages:
+        if message.get("role") == "tool":
+            said.outputs[_text(message, "tool_call_id")] = _output(message.get("content"))
+            continue
+        role = _role(message.get("role"))
+        calls = message.get("tool_calls") if role == "assistant" else None
+        parts = _content(message["content"]) if message.get("content") is not None or not calls else []
+        said.say(role, [*parts, *map(_call, calls if isinstance(calls, list) else [])])
+        if role == "assistant":
+            said.earlier += [("user", [output_part(*one)]) for one in said.outputs.items()]
+            said.outputs.clear()
+    return _checked(said)
+
+
+def request_meta(body: Json) -> Json:
+    """Return the fields of a request that the agent gets in `meta.openai` of the question."""
+    kept = {name: body[name] for name in _KEPT if body.get(name) is not None}
+    tools = body.get("tools")
+    if tools is not None:
+        if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
+            raise InvalidRequest("tools must be a list of objects")
+        # chat completions nest a function
+        kept["tools"] = [{"type": "function", **one["function"]} if _is_nested(one) else one for one in tools]
+    return kept
+
+
+def output_part(call: str, output: object) -> Json:
+    """Return the part of a question with the output of a tool, for a turn that has ended without it."""
+    return {"type": "data", "name": "function_call_output", "data": {"call_id": call, "output": output}}
+
+
+def approval_place(id: str) -> tuple[Place, str]:
+    """Return the place of the call that an approval is about, and the id of the question. Raises NotFound."""
+    try:
+        _, answer, index, command = id.split("_", 3)
+        return (int(answer), int(index)), command
+    except ValueError:
+        raise NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request") from None
+
+
+def _checked(said: Said) -> Said:
+    if not (said.parts or said.outputs or said.approvals):
+        raise InvalidRequest("the input must end with a message of the user or an output; add one")
+    if len(said.earlier) > MAX_EARLIER:
+        raise InvalidRequest(f"the input has {len(said.earlier)} earlier messages; send at most {MAX_EARLIER}")
+    return said
+
+
+def _is_nested(tool: Json) -> bool:
+    return isinstance(tool.get("function"), dict)
+
+
+def _role(role: object) -> Role:
+    if not isinstance(role, str) or role not in _ROLES:
+        raise InvalidRequest(f"role must be one of {', '.join(_ROLES)}, got {role!r:.80}")
+    return _ROLES[role]
+
+
+def _content(content: object) -> list[Json]:
+    """Return the parts of a message."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
+    parts: list[Json] = []
+    for part in content:
+        match part:
+            case {"type": "input_text" | "output_text" | "text", "text": str(text)} | {
+                "type": "refusal",
+                "refusal": str(text),
+            }:
+                parts.append({"type": "text", "text": text})
+            case {"type": "input_image", "image_url": str(url)} | {"type": "image_url", "image_url": {"url": str(url)}}:
+                parts.append({"type": "file", "url": url, "mediaType": "image/*"})
+            case {"type": "input_file", "file_url": str(url)}:
+                parts.append({"type": "file", "url": url})
+            case _:
+                raise InvalidRequest(
+                    f"a part of content must be a text, an image or a file with a URL, got {part!r:.80}"
+                )
+    return parts
+
+
+def _call(call: object) -> Json:
+    match call:
+        case {"id": str(id), "function": {"name": str(name), "arguments": str(arguments)}}:
+            return {"type": "tool", "call": id, "name": name, "input": arguments, "state": "called"}
+    raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
+
+
+def _text(item: Json, name: str) -> str:
+    if not isinstance(item.get(name), str):
+        raise InvalidRequest(f"{name} must be a text, got {item.get(name)!r:.80}")
+    return str(item[name])
+
+
+def _output(output: object) -> Any:
+    """Return the output of a tool: a value if it is JSON, as agents expect it."""
+    if not isinstance(output, str):
+        return output
+    try:
+        return json.loads(output)
+    except ValueError:
+        return output

@@ -1,0 +1,362 @@
+"""OpenAI's own client against `OpenAI`: each number of a stream resumes it exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from fastapi import FastAPI
+
+from holdfast import Hub, Identity, Turn
+from holdfast.interop import OpenAI
+from holdfast.interop.openai_items import Reference, reference
+from tests.transports.conftest import Served, new_hub, serving
+
+PAGE = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()
+CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
+ANSWER = "Hello to you 😀, in Ulm."
+
+
+class Scene:
+    """A hub with the routes and one agent, whose `script` a test sets, and the client."""
+
+    def __init__(self, hub: Hub, served: Served, client: openai.AsyncOpenAI) -> None:
+        self.hub = hub
+        self.served = served
+        self.client = client
+        self.gate = asyncio.Event()
+        self.turns: list[Turn] = []
+
+    async def script(self, turn: Turn) -> None:
+        """Write an answer of four items; it waits in the middle of the first text. A second attempt continues it."""
+        async with turn.reply() as message:
+            if not message.length:
+                await message.part({"type": "reasoning", "text": "Hm."})
+                await message.part({"type": "text", "text": "Hello "})
+                await message.flush()
+            await self.gate.wait()
+            await message.append(f"to {turn.text} 😀, ")
+            index = await message.part({**CALL, "state": "input", "input": '{"city'})
+            await message.part({**CALL, "state": "called"}, index=index)
+            await message.part({**CALL, "state": "done", "output": {"c": 7}}, index=index)
+            await message.part({"type": "source", "url": "https://example.com/"})
+            await message.part({"type": "text", "text": "in "})
+            await message.append("Ulm.")
+
+    async def begin(self, **options: Any) -> str:
+        """Begin a response, and return its id when its first text is stored."""
+        begun = await self.client.responses.create(model="bot", input="you", background=True, **options)
+        await self.served.until(lambda: self.turns and self.turns[-1].replies and self.turns[-1].replies[0].length > 5)
+        return begun.id
+
+    async def events(self, response_id: str, after: int | None = None) -> list[Any]:
+        options: Any = {} if after is None else {"starting_after": after}
+        return [one async for one in await self.client.responses.retrieve(response_id, stream=True, **options)]
+
+
+@asynccontextmanager
+async def scene_of(url: str = "memory://", **options: Any) -> AsyncIterator[Scene]:
+    hub, app = new_hub(url, **options), FastAPI()
+    OpenAI(hub).install(app, "/v1")
+
+    async def agent(turn: Turn) -> None:
+        scene.turns.append(turn)
+        await scene.script(turn)
+
+    hub.agent("chat:*", name="bot", on_crash="continue")(agent)
+    async with serving(hub, app) as served:
+        address = f"http://127.0.0.1:{served.port}/v1"
+        async with openai.AsyncOpenAI(base_url=address, api_key="key", max_retries=0) as client:
+            scene = Scene(hub, served, client)
+            yield scene
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    async with scene_of() as scene:
+        yield scene
+
+
+def units(events: list[Any]) -> list[tuple[int, str, str]]:
+    """Return one unit for each event of the structure, and one for each code point of a delta, with their numbers."""
+    found: list[tuple[int, str, str]] = []
+    for event in events:
+        about = event.type
+        if about.endswith(".delta"):
+            first = event.sequence_number - len(event.delta) + 1
+            found += [(first + at, about, letter) for at, letter in enumerate(event.delta)]
+        else:
+            found.append((event.sequence_number, about, shown(event)))
+    return found
+
+
+def shown(event: Any) -> str:
+    """Return the content of an event."""
+    return json.dumps(event.model_dump(exclude={"sequence_number"}), sort_keys=True, default=str)
+
+
+async def test_response_is_resumed_at_each_number_of_its_events_also_by_another_server(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    async with scene_of(url) as scene:
+        response_id = await scene.begin()
+        early = [asyncio.ensure_future(scene.events(response_id, after)) for after in (None, *range(14))]
+        await scene.served.until(lambda: len(scene.hub.channel(channel_of(response_id)).feeds) == len(early))
+        scene.gate.set()
+        whole, *resumed = [await one for one in early]
+        assert [one.type for one in whole][-2:] == ["response.output_item.done", "response.completed"]
+        every = units(whole)
+        assert [number for number, _, _ in every] == list(range(len(every)))
+        text = "".join(letter for _, kind, letter in every if kind == "response.output_text.delta")
+        assert (text, whole[-1].response.output_text) == (ANSWER, ANSWER)
+        assert [one.type for one in whole[-1].response.output] == ["reasoning", "message", "mcp_call", "message"]
+        assert [units(one) for one in resumed] == [every[after + 1 :] for after in range(14)]
+        for after in range(len(every)):  # after each event, and at each number between two
+            assert units(await scene.events(response_id, after)) == every[after + 1 :]
+        assert (await scene.client.responses.retrieve(response_id)).model_dump() == whole[-1].response.model_dump()
+    async with scene_of(url) as scene:
+        for after in random.Random(1).sample(range(len(every)), 12):
+            assert units(await scene.events(response_id, after)) == every[after + 1 :]
+
+
+def channel_of(response_id: str) -> str:
+    return reference(response_id).channel
+
+
+async def test_stream_that_a_restart_cuts_continues_after_its_last_event(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    seen: list[Any] = []
+    async with scene_of(url) as scene:
+        with pytest.raises(openai.APIConnectionError):
+            async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
+                seen.append(event)
+                if event.type == "response.output_text.delta":
+                    draining = asyncio.ensure_future(scene.hub.drain())
+        await draining
+    async with scene_of(url) as scene:
+        scene.gate.set()
+        seen += await scene.events(seen[0].response.id, seen[-1].sequence_number)
+        assert [number for number, _, _ in units(seen)] == list(range(seen[-1].sequence_number + 1))
+        assert seen[-1].response.output_text == ANSWER
+
+
+async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene: Scene) -> None:
+    response_id = await scene.begin()
+    joined = [asyncio.ensure_future(scene.events(response_id, after)) for after in (None, 9)]
+    await scene.served.until(lambda: len(scene.hub.channel(channel_of(response_id)).feeds) == 2)
+    cancelled = await scene.client.responses.cancel(response_id)
+    assert (cancelled.status, cancelled.output_text) == ("cancelled", "Hello ")
+    for one in joined:
+        last = (await one)[-1]
+        assert (last.type, last.response.model_dump()) == ("response.incomplete", cancelled.model_dump())
+    assert (await scene.client.responses.cancel(response_id)).model_dump() == cancelled.model_dump()
+
+
+async def test_response_that_is_cancelled_before_its_first_item_is_cancelled(scene: Scene) -> None:
+    async def waits(turn: Turn) -> None:
+        await asyncio.Event().wait()
+
+    scene.script = waits  # type: ignore[method-assign]
+    begun = await scene.client.responses.create(model="bot", input="you", background=True)
+    stream = asyncio.ensure_future(scene.events(begun.id))
+    await scene.served.until(lambda: scene.turns and scene.hub.channel(channel_of(begun.id)).feeds)
+    assert (await scene.client.responses.cancel(begun.id)).status == "cancelled"
+    assert (await stream)[-1].response.status == "cancelled"
+    assert (await scene.client.responses.retrieve(begun.id)).status == "cancelled"
+
+
+async def test_failure_raises_in_a_stream_and_is_the_status_of_a_response(scene: Scene) -> None:
+    async def fails(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("One.")
+            raise RuntimeError("secret")
+
+    scene.script = fails  # type: ignore[method-assign]
+    seen: list[Any] = []
+    with pytest.raises(openai.APIError) as raised:
+        async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
+            seen.append(event)
+    assert seen[-1].type == "response.failed"
+    assert (raised.value.code, seen[-1].response.error.code) == ("server_error", "server_error")  # type: ignore[attr-defined]
+    whole = await scene.client.responses.create(model="bot", input="you")
+    assert (whole.status, whole.output_text, "secret" in whole.model_dump_json()) == ("failed", "One.", False)
+
+
+async def test_previous_response_continues_the_stored_conversation(scene: Scene) -> None:
+    scene.gate.set()
+    first = await scene.client.responses.create(model="bot", input="you", instructions="Be kind.")
+    assert (first.status, first.output_text) == ("completed", ANSWER)
+    assert scene.turns[0].message.meta["openai"]["instructions"] == "Be kind."
+    forged: Any = [{"role": "assistant", "content": "I promised."}, {"role": "user", "content": "me"}]
+    second = await scene.client.responses.create(model="bot", input=forged, previous_response_id=first.id)
+    assert (second.output_text, second.previous_response_id) == (ANSWER.replace("you", "me"), first.id)
+    assert [one["content"] for one in await scene.turns[1].history() if one["role"] == "user"] == ["you", "me"]
+    earlier: Any = [{"role": "developer", "content": "Obey."}, {"role": "user", "content": "a"}, *forged]
+    await scene.client.responses.create(model="bot", input=earlier)
+    history = [(one["role"], one["content"]) for one in await scene.turns[2].history()]
+    assert history == [("system", "Obey."), ("user", "a"), ("assistant", "I promised."), ("user", "me")]
+
+
+async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(scene: Scene) -> None:
+    scene.gate.set()
+    options: Any = {"model": "bot", "input": "you", "extra_headers": {"Idempotency-Key": "k"}}
+    one, other = [await scene.client.responses.create(**options) for _ in range(2)]
+    assert one.model_dump() == other.model_dump()
+    assert len(scene.turns) == 1
+
+
+async def test_stream_has_no_lines_that_older_clients_refuse(scene: Scene) -> None:
+    scene.gate.set()
+    response = await scene.served.http.post("/v1/responses", json={"model": "bot", "input": "you", "stream": True})
+    assert {line.partition(":")[0] for line in response.text.splitlines()} == {"event", "data", ""}
+
+
+async def test_answer_that_is_deleted_while_a_client_follows_it_fails(scene: Scene) -> None:
+    response_id = await scene.begin()
+    stream = await scene.client.responses.retrieve(response_id, stream=True)
+    with pytest.raises(openai.APIError, match="the answer was deleted"):
+        async for event in stream:
+            if event.type == "response.output_text.delta":
+                await scene.hub.delete(channel_of(response_id), scene.turns[0].replies[0].id)
+                scene.gate.set()
+
+
+async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Scene) -> None:
+    async def replaces(turn: Turn) -> None:
+        async with turn.reply() as message:
+            index = await message.part({"type": "text", "text": "One"})
+            await message.flush()
+            await scene.gate.wait()
+            await message.part({"type": "text", "text": "Three"}, index=index)
+            await message.part({"type": "text", "text": "Four"})
+
+    scene.script = replaces  # type: ignore[method-assign]
+    seen: list[Any] = []
+    async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
+        seen.append(event)
+        if event.type == "response.output_text.delta":
+            scene.gate.set()
+    assert [one.delta for one in seen if one.type == "response.output_text.delta"] == ["One", "Four"]
+    assert seen[-1].response.output_text == "ThreeFour"
+    later = await scene.events(seen[0].response.id)
+    assert later[-1].sequence_number == seen[-1].sequence_number
+
+
+USER = {"role": "user", "content": "you"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"[]", 400),
+        (b'{"model": "bot", "input": "\\ud800"}', 400),
+        (b"x" * 10_000_000, 413),
+        ({}, 400),
+        ({"model": "bot"}, 400),
+        ({"model": "bot", "input": []}, 400),
+        ({"model": "bot", "input": ["text"]}, 400),
+        ({"model": "bot", "input": [{"role": "nobody", "content": "x"}]}, 400),
+        ({"model": "bot", "input": [{"role": [], "content": "x"}]}, 400),
+        ({"model": "bot", "input": [{"role": "assistant", "content": "x"}]}, 400),
+        ({"model": "bot", "input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400),
+        ({"model": "bot", "input": [{"type": "other"}]}, 400),
+        ({"model": "bot", "input": [{"type": "function_call_output"}]}, 400),
+        ({"model": "bot", "input": [USER], "tools": "x"}, 400),
+        ({"model": "other", "input": "you"}, 404),
+        ({"model": ["bot"], "input": "you"}, 404),
+        ({"model": "bot", "input": "you", "previous_response_id": "x"}, 404),
+        ({"model": "bot", "input": "you", "previous_response_id": 1}, 404),
+        ({"model": "bot", "input": "you", "previous_response_id": Reference("chat:1", "u").id()}, 404),
+    ],
+)
+async def test_bad_input_gets_an_error_of_openai_and_stores_no_message(scene: Scene, body: object, status: int) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    response = await scene.served.http.post("/v1/responses", content=content, headers=headers)
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "code", "param"}
+    assert error["message"]
+    assert scene.turns == []
+
+
+BAD_IDS = ["x", "resp_", "resp_é", "resp_AA", Reference("chat:1", "u").id()[:-1], Reference("chat:1", "a b").id()]
+BAD_IDS += [Reference("a b", "u").id(), Reference("chat:1", "u", (-1, 0)).id(), "resp_" + "A" * 2_000]
+
+
+@pytest.mark.parametrize("response_id", BAD_IDS)
+async def test_malformed_response_id_is_refused(scene: Scene, response_id: str) -> None:
+    for method, path in (("GET", ""), ("GET", "?stream=true"), ("POST", "/cancel")):
+        response = await scene.served.http.request(method, f"/v1/responses/{response_id}{path}")
+        assert response.status_code in (400, 404)
+        assert response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "1.5", "", "999", "9" * 400, "٣", str(2**40 - 1), str(2**42)])
+async def test_number_that_is_no_place_of_the_response_is_refused(scene: Scene, after: str) -> None:
+    response_id = await scene.begin()
+    response = await scene.served.http.get(
+        f"/v1/responses/{response_id}", params={"stream": "true", "starting_after": after}
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
+
+
+ROUTES = [
+    ("POST", "/v1/responses", {"model": "bot", "input": "you"}, {"subscribe", "history", "publish"}),
+    ("GET", "/v1/responses/{id}", None, {"history"}),
+    ("GET", "/v1/responses/{id}?stream=true", None, {"subscribe", "history"}),
+    ("POST", "/v1/responses/{id}/cancel", None, {"subscribe", "history", "command"}),
+    ("GET", "/v1/models", None, set()),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "needs"), ROUTES)
+async def test_every_route_needs_its_capabilities_and_tells_a_stranger_no_ids(
+    method: str, path: str, body: object, needs: set[str]
+) -> None:
+    granted: list[frozenset[str] | None] = [None]
+
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        return Identity(client_id="ann", grants={"chat:*": granted[0]}) if granted[0] is not None else None
+
+    async with scene_of(authenticate=verify) as scene:
+        scene.gate.set()
+        await scene.hub.create("chat:1", id="u", text="you")
+        await scene.served.until(lambda: scene.turns)
+
+        async def asked(capabilities: set[str] | None, message: str = "u") -> tuple[int, str]:
+            granted[0] = frozenset(capabilities) if capabilities is not None else None
+            filled = path.replace("{id}", Reference("chat:1", message).id())
+            response = await scene.served.http.request(method, filled, json=body)
+            return response.status_code, response.text
+
+        status, text = await asked(None)
+        assert (status, json.loads(text)["error"]["type"]) == (401, "authentication_error")
+        for missing in needs:
+            known, unknown = await asked(needs - {missing}), await asked(needs - {missing}, "v")
+            assert known == unknown or "{id}" not in path
+            assert (known[0], json.loads(known[1])["error"]["type"]) == (403, "permission_error")
+        assert (await asked(needs))[0] == 200
+
+
+async def test_server_and_program_of_the_document_work_together() -> None:
+    programs = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (server,) = (one for one in programs if "OpenAI(hub" in one)
+    (program,) = (one for one in programs if "import openai" in one)
+    hub = new_hub()
+    names: dict[str, Any] = {"hub": hub}
+    exec(server.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
+    async with serving(hub, names["app"]) as served:
+        source = program.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}")
+        client: dict[str, Any] = {}
+        await asyncio.to_thread(exec, source, client)
+        client["client"].close()
+    assert (client["text"], client["response"].status) == ("You said: Hello", "completed")
