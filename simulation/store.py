@@ -26,11 +26,13 @@ from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Delete
 from holdfast.stores.base import (
     NOTHING,
+    Beat,
     Changes,
     Committed,
     CommitUnknown,
     Conflict,
     Head,
+    Hold,
     Moved,
     StoredPage,
     Write,
@@ -62,7 +64,7 @@ class SimStore:
         self.down_until_s = 0.0
         self.free_at_s = 0.0  # an exclusive store carries out one call after another
         self.busy_until_s = 0.0  # by then all calls so far are carried out and have their responses
-        self.memory = MemoryStore()
+        self.memory = MemoryStore(now_ms=lambda: int(self.loop.time() * 1000))
         self.promises: Promises | None = None
         self.hooks: Hooks | None = None
         self._stored = stored
@@ -158,7 +160,7 @@ class SimStore:
         heads = self._heads(kept)
         epochs = {channel: self._new_epoch() for channel, head in heads.items() if head.serial}
         self.trace.add(f"power is lost, and with it {lost} of {len(self._done)} changes")
-        self.memory = MemoryStore()
+        self.memory = MemoryStore(now_ms=lambda: int(self.loop.time() * 1000))
         self._done = [_in_epochs(done, heads, epochs) for done in kept]
         for done in self._done:
             self._repeat(*done)
@@ -269,6 +271,14 @@ class StoreClient:
     async def note(self, values: Mapping[str, bytes | None]) -> None:
         """`Store.note`."""
         await self._call(lambda: self._store.note(values))
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        """`Store.hold`."""
+        return await self._call(lambda: _now(self._store.memory.hold(node, term_ms, values)))
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """`Store.holds`."""
+        return await self._call(lambda: _now(self._store.memory.holds(prefix)))
 
     async def open_channels(self) -> list[str]:
         """`Store.open_channels`, the first call of a recovery."""

@@ -92,6 +92,21 @@ class Moved(NamedTuple):
     channels: Mapping[str, Head] | None
 
 
+class Hold(Struct, frozen=True):
+    """A small value of one node. It ends at `until_ms` by the store's clock; with None, with the node's lease."""
+
+    value: bytes
+    until_ms: int | None = None
+
+
+class Beat(NamedTuple):
+    """The state of all nodes after a renewal. Another `life` than before: put your holds again, they may be lost."""
+
+    now_ms: int  # the store's clock
+    nodes: frozenset[str]  # the nodes whose leases run
+    life: str
+
+
 class CommitUnknown(StoreUnavailable):
     """The store does not know whether it stored the writes. Read the channels again before the next decision."""
 
@@ -166,6 +181,16 @@ class Store(Protocol):
 
     async def note(self, values: Mapping[str, bytes | None]) -> None:
         """Keep small values for the hub, as durably as entries, all or none; None deletes a note."""
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        """Renew the lease of `node` for `term_ms`, and put holds under their names; None drops one of this node.
+
+        A hold replaces that of another node. Term 0 ends the lease at once. The holds without `until_ms` end with the
+        lease; a node that returns after that begins another `life`. Holds need not survive a restart of the store.
+        """
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds that have not ended, under names that begin with `prefix`, each with its node."""
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do housekeeping: free space and finish pending deletions. The hub calls this every few seconds.

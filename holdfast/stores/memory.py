@@ -9,21 +9,24 @@ For tests, and for channels that need not survive. It keeps its content between 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.core.document import Document, Segment, Stored, used_up_head
 from holdfast.core.ops import Append, Delete, Entry
 from holdfast.stores.base import (
     NOTHING,
+    Beat,
     Changes,
     Committed,
     Conflict,
     Head,
+    Hold,
     Moved,
     StoredPage,
     Write,
     next_lives,
 )
+from holdfast.stores.holds import Holds, steady_ms
 
 OLD_MS = 45_000  # as in the SQLite store: a minute, less the time between two calls of `tidy`
 MAX_ENTRY_BYTES = 64 * 1024 * 1024
@@ -97,7 +100,8 @@ class MemoryStore:
     name = "memory"
     is_exclusive = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, now_ms: Callable[[], int] | None = None) -> None:
+        """Make an empty store. `now_ms` is its clock, by which holds end: Unix time in ms."""
         self._channels: dict[str, _Channel] = {}
         # for ids of deleted channels (channel, message id): the time in ms until which they cannot be used
         self._used_up: dict[tuple[str, str], int] = {}
@@ -109,6 +113,7 @@ class MemoryStore:
         self._commits = 0
         self._row_bytes = 0
         self._notes: dict[str, bytes] = {}
+        self._holds = Holds(now_ms if now_ms is not None else steady_ms())
 
     async def open(self) -> None:
         """Open the store (`Store.open`)."""
@@ -214,6 +219,14 @@ class MemoryStore:
             self._notes.pop(name, None)
             if value is not None:
                 self._notes[name] = value
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
+        return self._holds.hold(node, term_ms, values)
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds under a prefix (`Store.holds`)."""
+        return self._holds.holds(prefix)
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""

@@ -24,15 +24,18 @@ from typing import NamedTuple, TypeVar
 from holdfast.core.document import Stored
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
 from holdfast.stores.base import (
+    Beat,
     Changes,
     Committed,
     CommitUnknown,
     Conflict,
     Head,
+    Hold,
     Moved,
     StoredPage,
     Write,
 )
+from holdfast.stores.holds import Holds, steady_ms
 from holdfast.stores.sqlite_backup import Stopped, check_target, copy, finish, partial_file
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile, Synchronous
@@ -98,7 +101,7 @@ class SqliteStore:
                 ) from None
             raise
         self._was_in_use = False
-        self._open = _Open(engine, file, thread)
+        self._open = _Open(engine, file, thread, Holds(steady_ms()))
         atexit.register(self._at_exit)
 
     async def close(self) -> None:
@@ -168,6 +171,14 @@ class SqliteStore:
         kept = dict(values)
         await self._run(lambda engine: engine.note(kept), late=CommitUnknown)
 
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        """Renew the lease of a node, and put or drop holds (`Store.hold`). They end with this opening of the file."""
+        return self._opened().holds.hold(node, term_ms, values)
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds under a prefix (`Store.holds`)."""
+        return self._opened().holds.holds(prefix)
+
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         return await self._run(lambda engine: engine.tidy(now_ms))
@@ -177,9 +188,7 @@ class SqliteStore:
 
         Commits and reads go on meanwhile. Raises LocalError, StoreUnavailable or StoreUnusable.
         """
-        opened = self._open
-        if opened is None:
-            raise LocalError(f"store file {self.path} is not open; call open() first")
+        opened = self._opened()
         check_target(target, self.path)
         gone = threading.Event()
 
@@ -207,9 +216,7 @@ class SqliteStore:
 
     async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable) -> T:
         """Run `call` on the store's thread. Raises `late` if the call began and did not end in time."""
-        opened = self._open
-        if opened is None:
-            raise LocalError(f"store file {self.path} is not open; call open() first")
+        opened = self._opened()
 
         def translated() -> T:
             try:
@@ -222,6 +229,11 @@ class SqliteStore:
         except Late as error:
             kind = late if error.is_begun else StoreUnavailable
             raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
+
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise LocalError(f"store file {self.path} is not open; call open() first")
+        return self._open
 
     def _take_open(self) -> _Open | None:
         self.stats()
@@ -252,3 +264,4 @@ class _Open(NamedTuple):
     engine: Engine
     file: SqliteFile
     thread: StoreThread
+    holds: Holds

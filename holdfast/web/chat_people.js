@@ -43,10 +43,10 @@ export function peopleWords({ words, me, names: known }, { presence: { members, 
 }
 
 /** Return the words of the status line, which name the most important state. @param {Panel} panel @param {Snapshot} snapshot @param {boolean} isSlow */
-export function statusWords({ words, me, names, unheard, trouble }, { status, isFromCache, error, typing, presence, streaming, commands }, isSlow) {
+export function statusWords({ words, me, names, unheard, trouble, client }, { status, isFromCache, error, typing, presence, streaming, commands }, isSlow) {
   if (status.state === "closed") return error?.message ?? status.error?.message ?? words.closed
   if (status.state !== "live") {
-    if (!navigator.onLine) return words.offline
+    if (!navigator.onLine || client.state === "suspended") return words.offline
     if (status.error) return status.error.message
     if (isFromCache) return words.fromCache
     if (!isSlow) return ""

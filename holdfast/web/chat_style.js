@@ -66,8 +66,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .mute .row{display:none}
 .approval{margin-top:12px;padding:14px 16px;border:1px solid var(--warm-line);border-radius:calc(var(--radius) - 2px);background:var(--warm)}
 .approval .ask{margin:0 0 4px;font-weight:600}
-.row{display:flex;flex-wrap:wrap;align-items:center;gap:8px}
-.approval .row{margin-top:12px}
+.row{margin-top:10px;display:flex;flex-wrap:wrap;align-items:center;gap:8px}
 .primary,.secondary,.action,.branch,.jump{border:1px solid var(--border);border-radius:10px;background:var(--surface)}
 .primary,.secondary{padding:6px 14px}
 .primary{border-color:var(--accent);background:var(--accent);color:var(--on-accent);font-weight:600}
@@ -78,7 +77,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .action,.branch{padding:1px 8px;border-color:transparent;background:none}
 .jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px rgb(0 0 0 / 12%);max-width:96%;line-height:1.2}
 .older{position:sticky;top:0;z-index:1;height:0;text-align:center}
-.older span{padding:4px 12px;border-radius:12px;background:var(--tint)}
+.older span{padding:4px 12px;border-radius:20px;background:var(--tint)}
 .panel > :is(.status,.note){width:calc(100% - 32px);max-width:740px;margin:0 auto;padding:4px 6px;overflow-wrap:anywhere}
 .panel > .mistake{margin-bottom:14px;padding:10px 14px;color:var(--danger)}
 .panel > .note{padding-bottom:16px;text-align:center}
@@ -89,11 +88,10 @@ h2{margin:0;font-size:1em;line-height:1.3}
 textarea{width:100%;resize:none}
 .composer textarea{padding:2px;border:0;outline:0;background:none}
 textarea::placeholder{color:var(--muted);opacity:1}
-.editing{display:grid;gap:8px}
+.editing{display:grid}
 .editor{padding:10px;border:1px solid var(--border);border-radius:12px;background:var(--surface)}
 .editor:focus-visible{outline:2px solid var(--accent);outline-offset:-1px}
 .fill{flex:1}
-.composer .row{flex-wrap:nowrap;margin-top:8px}
 .choices{display:flex;border:1px solid var(--border);border-radius:20px}
 .choice{padding:4px 12px;border:0;border-radius:20px;background:none}
 .choice[aria-pressed="true"]{background:var(--tint);color:var(--accent);font-weight:600}
@@ -121,12 +119,13 @@ hr{border:0;border-top:1px solid var(--border)}
 .markdown table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.9375em}
 .markdown :is(th,td){padding:5px 18px 5px 0;border-bottom:1px solid var(--border);text-align:start;vertical-align:top;overflow-wrap:normal}
 td > code{white-space:nowrap}
+.code,code{direction:ltr;unicode-bidi:isolate}
 code{font:.875em/1.5 var(--hf-mono,ui-monospace,monospace)}
 .markdown :not(pre) > code,.approval code{padding:1px 5px;border-radius:5px;background:color-mix(in srgb,var(--muted) 16%,transparent)}
 .code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e6efec}
 .t-cmnt{color:#93a8a2}.t-kwd,.t-func{color:#7edcc4}.t-str{color:#a8d99a}
 div.math{overflow-x:auto;text-align:center}
-.hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center;text-wrap:balance}
+.hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center}
 .hairline::before,.hairline::after{content:"";flex:1;min-width:12px;border-top:1px solid;opacity:.4}
 .hairline span::before{content:"↻ "}
 .code-head{position:sticky;left:0;display:flex;justify-content:space-between;align-items:center;gap:8px;min-height:34px;padding:2px 14px;border-bottom:1px solid rgb(255 255 255 / 12%);color:#9db3ad;font-size:.8125em}
@@ -135,9 +134,9 @@ div.math{overflow-x:auto;text-align:center}
 pre{margin:0}
 .code code,.lines,textarea{display:block}
 .markdown p:empty{display:none}
-.code pre{width:max-content;padding:12px 14px;text-align:left}
+.code pre{width:max-content;padding:12px 14px}
 [data-status="streaming"] .markdown > :last-child > :is(p,h3,h4,h5,h6):nth-last-child(1 of :not(.hairline))::after{content:"";display:inline-block;width:.5em;height:1.1em;margin-inline-start:3px;border-radius:2px;background:var(--accent);vertical-align:-.2em}
-@container (max-width:27em){.composer .row{flex-wrap:wrap}.choices{flex:1 0 100%;flex-wrap:wrap}.choice{flex:1}}
+@container (max-width:27em){.choices{flex:1 0 100%;flex-wrap:wrap}.choice{flex:1}}
 @media (pointer:coarse){:is(button,.source,summary){min-width:44px;min-height:44px}.source,summary{align-content:center}.choices{border-radius:23px}.actions{opacity:1}.jump{margin-top:calc(-44px - .6em)}
 }
 .user .body,.code,.mark,.badge{border:1px solid transparent}

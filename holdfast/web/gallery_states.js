@@ -151,7 +151,7 @@ const versions = thread(
 const news = thread(message("user", "Bea", "One more question", { parent: told[1].id }), answer("One more answer."))
 const many = Array.from({ length: 30 }, (_, index) => (index % 2 ? answer(`Answer ${(index + 1) / 2}: the log keeps it.`) : question(`Question ${index / 2 + 1}`)))
 const mirrored = thread(
-  question("ما هو المؤشر؟"), answer("المؤشر يقول ما رأيته من قبل. أرسله مع `Last-Event-ID` فتحصل على **ما فاتك** فقط.\n\n- بلا تكرار\n- بلا ثغرات\n\nThis paragraph is in English."),
+  question("ما هو المؤشر؟"), answer("المؤشر يقول ما رأيته من قبل. أرسله مع `Last-Event-ID` فتحصل على **ما فاتك** فقط.\n\n- بلا تكرار\n- بلا ثغرات\n\nThis paragraph is in English.\n\n```python\nawait hub.close()\n```"),
   question("And in English?"), answer("תשובה בעברית עם `code` באמצע המשפט.", { status: "streaming" }),
 )
 

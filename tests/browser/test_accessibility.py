@@ -79,6 +79,7 @@ async def test_the_keyboard_alone_is_enough_and_the_focus_is_always_seen(browser
         assert (await page.evaluate("focused()"))["tag"] != "body"  # the focused button is gone, the focus is not
         await page.keyboard.press("Escape")  # stops the answer
         await here.until("Stopped")
+        await page.locator(".stop").wait_for(state="hidden")  # until then Escape stops the agent
         await _tab_until(page, "New answer", key="Shift+Tab")
         await page.keyboard.press("Escape")  # closes the chat
         await page.wait_for_function("() => focused().name === 'Open chat'")
@@ -124,10 +125,10 @@ async def test_each_block_has_its_own_direction(browser: Browser, address: str) 
     page = await open_gallery(browser, address, "state=right-to-left")
     directions = (
         await page.locator(".assistant")
-        .first.locator(".markdown :is(p, li)")
+        .first.locator(".markdown :is(p, li, pre, p code)")
         .evaluate_all("nodes => nodes.map((node) => getComputedStyle(node).direction)")
     )
-    assert directions == ["rtl", "rtl", "rtl", "ltr"]
+    assert directions == ["rtl", "ltr", "rtl", "rtl", "ltr", "ltr"]  # code reads from the left everywhere
 
 
 @pytest.mark.parametrize("name", ["approval", "steering", "branches", "not-sent", "tool-failed", "formats", "floating"])

@@ -217,6 +217,7 @@ async def test_offline_for_ten_seconds_a_question_waits_and_is_sent(
         await ask(page, question=3)
         await page.click("#do-offline")
         await expect(page.locator("#connection-text")).to_have_text("Offline")
+        await expect(page.locator("holdfast-chat .status")).to_have_text("Offline. Messages are sent later.")
         await expect(page.locator("#plain-words")).to_contain_text("Cut off after")
         await page.fill("textarea", "Are you still there?")
         await page.press("textarea", "Enter")

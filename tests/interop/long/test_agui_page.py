@@ -1,0 +1,95 @@
+"""The page and the server of AG-UI in `docs/interop.md`, as they stand, in Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from holdfast import Hub, Turn
+from tests.browser.tab import chromium
+from tests.interop.long.test_agui_client import PACKAGE
+from tests.interop.pages import ROOT
+from tests.transports.conftest import new_hub, serving
+
+PAGE = (ROOT / "docs" / "interop.md").read_text().partition("\n## AG-UI\n")[2]
+
+
+def block(language: str) -> str:
+    """Return the first program of the section in `language`."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[0]
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The page of the document, built."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "page.js").write_text(block("js"))
+    (folder / "node_modules").symlink_to(PACKAGE.parents[1])
+    esbuild = ROOT / "node_modules" / ".bin" / "esbuild"
+    build = ["--bundle", "--format=esm", "--log-level=error", "--outfile=built.js"]
+    subprocess.run([esbuild, "page.js", *build], cwd=folder, check=True)
+    return (folder / "built.js").read_bytes()
+
+
+def program(hub: Hub, script: bytes, *, has_agent: bool = True) -> Any:
+    """Return the app of the program in the document, with `hub` in place of its own, and with the page."""
+    source = block("python") if has_agent else block("python").partition("@hub.agent")[0]
+    names: dict[str, Any] = {"hub": hub}
+    exec(source.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
+
+    async def page(_: object) -> Response:
+        return HTMLResponse(f"<!doctype html>{block('html')}")
+
+    async def main(_: object) -> Response:
+        return Response(script, media_type="text/javascript")
+
+    names["app"].router.routes += [Route("/", page), Route("/page.js", main)]
+    return names["app"]
+
+
+async def test_page_of_the_document_answers_and_a_reloaded_page_and_another_tab_join_the_turn(script: bytes) -> None:
+    hub, gate = new_hub(), asyncio.Event()
+    async with serving(hub, program(hub, script)) as served, chromium() as browser:
+        page = await browser.new_page()
+        await page.goto(f"http://127.0.0.1:{served.port}/")
+        await page.fill("input", "hi")
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("li")).to_have_text(["hi", "You said: hi"])
+
+    hub = new_hub()
+
+    @hub.agent("chat:*")
+    async def waits(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello ")
+            await gate.wait()
+            await message.append("to you")
+            await asyncio.Event().wait()
+
+    async with serving(hub, program(hub, script, has_agent=False)) as served, chromium() as browser:
+        one, other = await browser.new_page(), await browser.new_page()
+        await one.goto(f"http://127.0.0.1:{served.port}/")
+        await one.fill("input", "hi")
+        await one.get_by_role("button", name="Send").click()
+        await expect(one.locator("li")).to_have_text(["hi", "Hello "])
+        await one.reload()
+        await other.goto(f"http://127.0.0.1:{served.port}/")
+        for page in (one, other):
+            await expect(page.locator("li")).to_have_text(["hi", "Hello "])
+        gate.set()
+        for page in (one, other):
+            await expect(page.locator("li")).to_have_text(["hi", "Hello to you"])
+        await other.get_by_role("button", name="Stop").click()
+        (answer,) = [found for found in (await hub.history("chat:1")).messages if found.role == "assistant"]
+        async with asyncio.timeout(10):
+            while (await hub.read("chat:1", answer.id))[0].status != "cancelled":  # noqa: ASYNC110 - it is stored soon
+                await asyncio.sleep(0.01)
+        await one.reload()
+        await expect(one.locator("li")).to_have_text(["hi", "Hello to you"])
