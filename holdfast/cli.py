@@ -52,7 +52,11 @@ def main() -> None:
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback need a verifier."
 )
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--store", default=None, help="memory:// or sqlite:////absolute/path  [default: sqlite:///holdfast.db]")
+@click.option(
+    "--store",
+    default=None,
+    help="memory://, sqlite:////absolute/path or postgresql://host/db  [default: sqlite:///holdfast.db]",
+)
 @click.option(
     "--flush-ms",
     default=None,

@@ -24,11 +24,13 @@ from holdfast import Hub
 from holdfast import Message as Stored
 from holdfast.core.errors import AlreadyAnswered, Finished, InvalidRequest, NotFound
 from holdfast.interop.ids import hashed
+from holdfast.interop.openai_chat import ChatStream, completion
 from holdfast.interop.openai_input import (
     Said,
     approval_place,
     output_part,
     request_meta,
+    said_in_chat,
     said_in_responses,
 )
 from holdfast.interop.openai_items import REQUEST, Json, Place, Reference, has_result, own_tools, reference
@@ -58,6 +60,7 @@ class OpenAI:
             f"{path}/responses": ("POST", self._create),
             f"{path}/responses/{{id}}": ("GET", self._retrieve),
             f"{path}/responses/{{id}}/cancel": ("POST", self._cancel),
+            f"{path}/chat/completions": ("POST", self._complete),
             f"{path}/models": ("GET", self._models),
         }
         app.router.routes[:0] = [
@@ -76,6 +79,19 @@ class OpenAI:
         if body.get("background") is True:
             return _json(events_of(await access.turn(of.channel, of.message_id), of).response())
         return whole_response(access, question, of)
+
+    async def _complete(self, request: Request) -> Response:
+        """Begin a channel with the messages, and respond with the completion."""
+        access = await self._hub.authorize(request.scope)
+        body = await access.body(request)
+        said = said_in_chat(body)
+        body.pop("previous_response_id", None)
+        question, of = await self._begin(request, access, body, said)
+        if body.get("stream") is True:
+            options = body.get("stream_options")
+            has_usage = isinstance(options, dict) and options.get("include_usage") is True
+            return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
+        return whole_response(access, question, of, completion)
 
     async def _begin(self, request: Request, access: Access, body: Json, said: Said) -> tuple[Stored, Reference]:
         """Return the question of the turn that answers a request, and the response that the caller gets."""

@@ -6,6 +6,7 @@ Layer: interop.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 # Items of earlier responses, which a client may send again. The store has them.
 _ECHOED = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
+_APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")
 MAX_EARLIER = 200  # messages before the question
 _KEPT = (
     "model",
@@ -84,7 +86,7 @@ def said_in_chat(body: Json) -> Said:
             continue
         role = _role(message.get("role"))
         calls = message.get("tool_calls") if role == "assistant" else None
-        parts = _content(message["content"]) if message.get("content") is not None or not calls else []
+        parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
         said.say(role, [*parts, *map(_call, calls if isinstance(calls, list) else [])])
         if role == "assistant":
             said.earlier += [("user", [output_part(*one)]) for one in said.outputs.items()]
@@ -111,11 +113,9 @@ def output_part(call: str, output: object) -> Json:
 
 def approval_place(id: str) -> tuple[Place, str]:
     """Return the place of the call that an approval is about, and the id of the question. Raises NotFound."""
-    try:
-        _, answer, index, command = id.split("_", 3)
-        return (int(answer), int(index)), command
-    except ValueError:
-        raise NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request") from None
+    if (found := _APPROVAL.match(id)) is None:
+        raise NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
+    return (int(found[1]), int(found[2])), found[3]
 
 
 def _checked(said: Said) -> Said:

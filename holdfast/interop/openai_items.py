@@ -40,16 +40,17 @@ class Reference(NamedTuple):
 
 def reference(response_id: object) -> Reference:
     """Return the meaning of a response id. Raises NotFound, also for other texts."""
-    _, is_id, encoded = str(response_id)[:600].partition("_")
+    given = str(response_id)[:600]
+    encoded = given.removeprefix("resp_").removeprefix("chatcmpl-")
     try:
         text = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True).decode()
         channel, message_id, *rest = text.split("\n")
         answer, _, index = rest[0].partition(".") if rest else ("0", "", "0")
         found = Reference(channel, message_id, (int(answer), int(index)))
     except (binascii.Error, ValueError):
-        is_id = ""
-    if not is_id or found.id("") != encoded:
-        raise NotFound(f"response {str(response_id)[:64]!r} does not exist; use the id of a response of this server")
+        found = Reference("", "")
+    if encoded == given or found.id("") != encoded or min(found.start) < 0:
+        raise NotFound(f"response {given[:64]!r} does not exist; use the id of a response of this server")
     return found
 
 
@@ -140,16 +141,17 @@ def item_of(kind: str, answer: Answer, index: int, *, state: str = "completed") 
             summary = [] if state == "empty" else [{"type": "summary_text", "text": text}]
             return {"id": f"rs_{answer.id}_{index}", "type": kind, "summary": summary, "status": status}
         case "function_call":
-            call = {"call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
-            return {"id": f"fc_{answer.id}_{index}", "type": kind, **call}
-    call = {"server_label": SERVER, "name": value["name"], "arguments": text, "output": None, "error": None}
+            function = {"call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
+            return {"id": f"fc_{answer.id}_{index}", "type": kind, **function}
+    call: Json = {"server_label": SERVER, "name": value["name"], "arguments": text, "output": None, "error": None}
     if state != "empty" and has_result(value):
         output = value.get("output")
-        is_error = value.get("state") == "error"
         shown = output if isinstance(output, str) else json.dumps(output)
-        call["error" if is_error else "output"] = shown
-        if value.get("state") == "denied":
-            call |= {"output": None, "error": "denied"}
+        if value.get("state") in ("error", "denied"):
+            text = "denied" if value["state"] == "denied" else shown
+            call["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
+        else:
+            call["output"] = shown
         status = "failed" if call["error"] is not None else "completed"
     return {"id": f"mcp_{answer.id}_{index}", "type": "mcp_call", **call, "status": status}
 

@@ -25,7 +25,8 @@ class _Whole:
     heartbeat = b""
 
     def __init__(self, question: Stored, of: Reference, shape: Shape) -> None:
-        self.headers = {"content-type": "application/json"}
+        # the SDK would send the question again
+        self.headers = {"content-type": "application/json", "x-should-retry": "false"}
         self.status = 200
         self.is_over = False  # also True if the turn waits for the caller
         self._shape = shape

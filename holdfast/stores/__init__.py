@@ -8,21 +8,30 @@ The rest of the product creates stores with `open_url`; the URLs are a public se
 from __future__ import annotations
 
 import os
-from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
+import re
+from urllib.parse import parse_qsl, unquote_to_bytes, urlencode, urlsplit
 
 from holdfast.core.errors import LocalError, shown, shown_url
 from holdfast.stores.base import Store
 
 __all__ = ["open_url"]
 
-_FORMS = "memory://, sqlite:///relative/path.db or sqlite:////absolute/path.db?synchronous=full"
+_FORMS = (
+    "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db?synchronous=full "
+    "or postgresql://role@host:5432/database"
+)
+_POSTGRES = ("postgresql", "postgres")
+_TO_DRIVER = ("sslmode", "sslrootcert", "sslcert", "sslkey")  # options that the driver reads from the URL
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")
 
 
 def open_url(url: str) -> Store:
     """Return the store that `url` names, not yet opened. Raises LocalError if it names none.
 
     `memory://`, or `sqlite:///` and a path (relative; with one more slash absolute; special characters may be
-    percent-encoded), with `?synchronous=full` (the default), `normal` or `extra`.
+    percent-encoded), with `?synchronous=full` (the default), `normal` or `extra`; or `postgresql://` with role, host
+    and database, with `?schema=holdfast` (the default), `durability=sync` (the default) or `async`, and libpq's
+    `sslmode`, `sslrootcert`, `sslcert` and `sslkey`.
     """
     if not url.isprintable():  # a URL parser drops line ends silently
         raise LocalError(f"store URL {shown_url(url)} holds a control character; use {_FORMS}")
@@ -32,6 +41,12 @@ def open_url(url: str) -> Store:
         raise LocalError(f"store URL must be {_FORMS}, got {shown_url(url)}") from None
     given = parse_qsl(query, keep_blank_values=True)
     options = dict(given)
+    repeated = next((name for name, _ in given if sum(name == other for other, _ in given) > 1), None)
+    if repeated is not None:
+        times = sum(name == repeated for name, _ in given)
+        raise LocalError(f"store URL {shown_url(url)} has the option {shown(repeated)} {times} times; give it once")
+    if scheme in _POSTGRES:
+        return _postgres(url, options, has_database=bool(path.strip("/")) and not fragment)
     if scheme == "memory":
         if host or path or options or fragment:
             raise LocalError(
@@ -56,8 +71,34 @@ def open_url(url: str) -> Store:
         raise LocalError(
             f"store URL {shown_url(url)} has the unknown option {option}; an SQLite store has synchronous only"
         )
-    if len(given) > len(options):
-        raise LocalError(f"store URL {shown_url(url)} has the option 'synchronous' {len(given)} times; give it once")
     from holdfast.stores.sqlite import SqliteStore
 
     return SqliteStore(file, synchronous=options.get("synchronous", "full"))
+
+
+def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store:
+    if not has_database:
+        raise LocalError(
+            f"store URL {shown_url(url)} does not name a database; use postgresql://role@host:5432/database"
+        )
+    unknown = set(options) - {"schema", "durability", *_TO_DRIVER}
+    if unknown:
+        raise LocalError(
+            f"store URL {shown_url(url)} has the unknown option {shown(sorted(unknown)[0])}; a PostgreSQL store has "
+            f"schema, durability, {', '.join(_TO_DRIVER)}"
+        )
+    schema = options.pop("schema", "holdfast")
+    if not _SCHEMA.match(schema):
+        raise LocalError(f"schema must be 1-63 characters of a-z 0-9 _ that begin with no digit, got {shown(schema)}")
+    durability = options.pop("durability", "sync")
+    if durability not in ("sync", "async"):
+        raise LocalError(f"durability must be 'sync' or 'async', got {shown(durability)}")
+    try:
+        from holdfast.stores.postgres import PostgresStore
+    except ModuleNotFoundError as error:
+        if error.name != "asyncpg":
+            raise
+        raise LocalError('a PostgreSQL store needs asyncpg; run: pip install "holdfast[postgres]"') from None
+
+    address = url.partition("?")[0] + (f"?{urlencode(options)}" if options else "")
+    return PostgresStore(address, schema=schema, is_async=durability == "async")

@@ -118,7 +118,7 @@ class Store(Protocol):
     reopened for that. `commit` may also raise CommitUnknown.
     """
 
-    name: str  # "memory" or "sqlite"; for logs and statistics
+    name: str  # "memory", "sqlite" or "postgresql"; for logs and statistics
     is_exclusive: bool  # True: no other process can have the store open, so writers in other processes are dead
 
     async def open(self) -> None:

@@ -1060,14 +1060,19 @@ class StoreContract:
     )
     @given(st.data())
     async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
-        channel = f"law-{next(_numbers)}"
-        chat = Chat(store, channel, is_served=True)
-        await chat.do(create("m1", "a", streaming=True), create("m2", streaming=True))
-        for act in data.draw(_acts):
-            await _do(chat, act)
-            if isinstance(act, _Check):
-                await _check(chat)
-        await _check(chat)
+        await check_fold(store, data)
+
+
+async def check_fold(store: Store, data: st.DataObject) -> None:
+    """Do what `data` draws in a new channel, and check that `store` returns the fold of all entries."""
+    channel = f"law-{next(_numbers)}"
+    chat = Chat(store, channel, is_served=True)
+    await chat.do(create("m1", "a", streaming=True), create("m2", streaming=True))
+    for act in data.draw(_acts):
+        await _do(chat, act)
+        if isinstance(act, _Check):
+            await _check(chat)
+    await _check(chat)
 
 
 _numbers = itertools.count(1)

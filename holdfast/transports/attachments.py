@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.core.cursor import parse_cursor
 from holdfast.core.errors import HoldfastError, InvalidRequest, TooMany
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from holdfast.transports.session import Session
 
 logger = logging.getLogger("holdfast.transports")
+
+T = TypeVar("T")
 
 
 class Attachment:
@@ -197,13 +199,28 @@ class Attachments:
         while self._ready:
             attachment = next(iter(self._ready))
             del self._ready[attachment]
-            frame = self._take(attachment)
+            frame = self._take(attachment, self._first_frame)
             if frame is not None:
                 return frame
         return None
 
-    def _take(self, attachment: Attachment) -> str | None:
-        """Return the first frame of all events that a feed has missed.
+    @property
+    def is_due(self) -> bool:
+        """Return whether a frame of events may be due."""
+        return bool(self._ready) or self._rest is not None
+
+    def next_batch(self) -> EncodedBatch | None:
+        """Return the next batch if one stored event is all that the only woken channel has missed; else None.
+
+        Then `next_frame` has the next frame, also of events that were taken here.
+        """
+        if self._rest is not None or len(self._ready) != 1:
+            return None
+        attachment, _ = self._ready.popitem()
+        return self._take(attachment, self._sole_batch)
+
+    def _take(self, attachment: Attachment, take: Callable[[Attachment, Feed], T | None]) -> T | None:
+        """Return the result of `take`, which takes all events that a feed has missed.
 
         The feed has moved behind the taken events. If they cannot be framed, the session must end, since it would skip
         them.
@@ -212,7 +229,7 @@ class Attachments:
         if feed is None:
             return None
         try:
-            return self._first_frame(attachment, feed)
+            return take(attachment, feed)
         except Behind:
             attachment.is_catching_up = True
             self._session.start_task(self._catch_up(attachment, feed))
@@ -221,18 +238,26 @@ class Attachments:
             self._session.end(FAILED, "internal")
         return None
 
-    def _first_frame(self, attachment: Attachment, feed: Feed) -> str | None:
+    def _batch(self, attachment: Attachment, feed: Feed) -> EncodedBatch | None:
         batch = feed.take()
+        if batch is not None and feed.is_behind:  # ephemeral events come after those of the log, so take again
+            self._ready[attachment] = None
+        return batch
+
+    def _sole_batch(self, attachment: Attachment, feed: Feed) -> EncodedBatch | None:
+        batch = self._batch(attachment, feed)
         if batch is None:
             return None
-        if feed.is_behind:  # ephemeral events come after those of the log, so take again
-            self._ready[attachment] = None
-        resume_limits = attachment.resume_limits
-        frames = (
-            batch.frames
-            if resume_limits is None or not batch.cursor
-            else batch.frames_with(resume_limits.mark(batch.cursor))
-        )
+        if len(batch.raw) == 1 and batch.cursor and attachment.resume_limits is None:
+            return batch
+        self._rest = (attachment, iter(_frames_of(attachment, batch)))
+        return None
+
+    def _first_frame(self, attachment: Attachment, feed: Feed) -> str | None:
+        batch = self._batch(attachment, feed)
+        if batch is None:
+            return None
+        frames = _frames_of(attachment, batch)
         if len(frames) > 1:
             rest = iter(frames)
             self._rest = (attachment, rest)
@@ -251,3 +276,10 @@ class Attachments:
         else:
             attachment.is_catching_up = False
             self.feed_woken(attachment)
+
+
+def _frames_of(attachment: Attachment, batch: EncodedBatch) -> tuple[str, ...]:
+    resume_limits = attachment.resume_limits
+    if resume_limits is None or not batch.cursor:
+        return batch.frames
+    return batch.frames_with(resume_limits.mark(batch.cursor))

@@ -76,6 +76,14 @@ class Sender:
         """Send a WebSocket frame, as `write` would."""
         self.write({"type": "websocket.send", "text": text})
 
+    def can_write_directly(self) -> bool:
+        """Return whether `write_directly` may be called now: the transport is at hand, and takes a frame at once."""
+        return False
+
+    def write_directly(self, batch: EncodedBatch, frames: Frames) -> None:
+        """Send a stored batch of one event, as `write_frame` would send its frame."""
+        raise NotImplementedError
+
     def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
         """Let `carry` return once `last`, or else the current message, is sent, or `patience_s` seconds have passed.
 
@@ -249,6 +257,16 @@ class DirectSender(Sender):
             self.write({"type": "websocket.send", "text": text})
         else:
             socket.transport.write(frame)
+
+    def can_write_directly(self) -> bool:
+        return self._socket is not None and not self.is_busy and not self.is_over and can_frame(self._socket)
+
+    def write_directly(self, batch: EncodedBatch, frames: Frames) -> None:
+        frame = frames.of_sole(batch)
+        if frame is None:
+            self.write_frame(batch.frames[0], frames)
+        else:
+            self._socket.transport.write(frame)
 
     def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
         if self.is_over:

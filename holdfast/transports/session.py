@@ -30,6 +30,7 @@ from holdfast.core.model import Json
 from holdfast.core.names import check_channel, command_key
 from holdfast.core.requests import PutPart, Request
 from holdfast.development import names_exceptions
+from holdfast.hub.batches import EncodedBatch
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.results import Result
@@ -217,6 +218,20 @@ class Session:
         frame = self._attachments.next_frame()
         # If the events could not be framed, `next_frame` has ended the session: then `bye` is the only frame left.
         return frame if frame is not None or self.closing is None else self.frame_to_send(now_s=now_s)
+
+    def batch_to_send(self, *, now_s: float) -> EncodedBatch | None:
+        """Return the next batch, of one stored event, which must be written immediately, as one frame.
+
+        Hot path: it returns None unless that is exactly the next frame of `frame_to_send`.
+        """
+        if self._replies or self.closing is not None or now_s >= self._ping_at_s - PING_EARLY_S:
+            return None
+        return self._attachments.next_batch()
+
+    @property
+    def has_events(self) -> bool:
+        """Return whether a channel may have missed events to send."""
+        return self._attachments.is_due
 
     def close_if_silent(self, *, now_s: float) -> bool:
         """Close the session of a silent peer that holds a lease, presence or a turn; return True if so.

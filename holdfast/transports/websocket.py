@@ -354,8 +354,22 @@ class Socket:
 
     def _released(self) -> None:
         """Send now, because a channel's tick has already collected the events that belong together."""
-        if not self._is_due:
+        if not (self._is_due or self._sends_directly()):
             self._pump()
+
+    def _sends_directly(self) -> bool:
+        """Write the events to send if they are one event and the transport is at hand; return whether no other is left.
+
+        The short path of `_pump` (`docs/architecture.md`): it writes the same bytes, or declines.
+        """
+        sender, session = self.sender, self.session
+        if not sender.can_write_directly():
+            return False
+        batch = session.batch_to_send(now_s=self._loop.time())
+        if batch is None:
+            return False
+        sender.write_directly(batch, self._frames)
+        return not session.has_events
 
     def _start_task(self, job: Coroutine[Any, Any, None]) -> None:
         if self._tasks is None:

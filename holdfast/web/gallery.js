@@ -204,6 +204,13 @@ export class Scene {
     this.channel.select(id)
   }
 
+  /** Scroll to the start when all messages are drawn. */
+  async scrollUp() {
+    const { length } = this.channel.getSnapshot().messages
+    await until(() => this.root.querySelectorAll(".message").length === length && this.log.scrollTop > 0)
+    this.log.scrollTop = 0
+  }
+
   /** Open all folded parts. */
   unfold() {
     for (const node of this.root.querySelectorAll("details")) node.open = true

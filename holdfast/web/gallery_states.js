@@ -193,7 +193,7 @@ const states = {
   failed: { title: "Failed", shows: "Failed", messages: failed },
   "not-sent": { title: "Not sent", shows: "Not sent", messages: unsent, act: (here) => here.refuse("A message that is too long") },
   "no-agent": { title: "No agent listening", shows: "No agent is listening", messages: unheard, act: (here) => here.later("article", { type: "signal", name: "nobody_listening", data: { message: unheard[0].id } }) },
-  "history-loading": { title: "Older messages load", shows: "Loading older messages…", messages: thread(...many), attached: { more: true, before: many[0].created }, act: (here) => (here.log.scrollTop = 0) },
+  "history-loading": { title: "Older messages load", shows: "Loading older messages…", messages: thread(...many), attached: { more: true, before: many[0].created }, act: (here) => here.scrollUp() },
   people: {
     title: "40 people", shows: "+37", messages: told, attached: { presence: { members: members(40), count: 40 } },
     events: [{ type: "signal", name: "typing", data: { typing: true }, from: "Bea" }, { type: "signal", name: "typing", data: { typing: true }, from: "Chidi" }],

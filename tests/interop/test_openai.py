@@ -270,6 +270,12 @@ USER = {"role": "user", "content": "you"}
         ({"model": "bot", "input": [{"type": "other"}]}, 400),
         ({"model": "bot", "input": [{"type": "function_call_output"}]}, 400),
         ({"model": "bot", "input": [USER], "tools": "x"}, 400),
+        ({"model": "bot", "messages": []}, 400),
+        ({"model": "bot", "messages": ["x"]}, 400),
+        ({"model": "bot", "messages": [{"role": "user"}]}, 400),
+        ({"model": "bot", "messages": [{"role": "tool", "content": "x"}]}, 400),
+        ({"model": "bot", "messages": [{"role": "assistant", "tool_calls": [{}]}]}, 400),
+        ({"model": "other", "messages": [USER]}, 404),
         ({"model": "other", "input": "you"}, 404),
         ({"model": ["bot"], "input": "you"}, 404),
         ({"model": "bot", "input": "you", "previous_response_id": "x"}, 404),
@@ -280,7 +286,8 @@ USER = {"role": "user", "content": "you"}
 async def test_bad_input_gets_an_error_of_openai_and_stores_no_message(scene: Scene, body: object, status: int) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"content-type": "application/json"}
-    response = await scene.served.http.post("/v1/responses", content=content, headers=headers)
+    path = "/v1/chat/completions" if b'"messages"' in content else "/v1/responses"
+    response = await scene.served.http.post(path, content=content, headers=headers)
     assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
     error = response.json()["error"]
     assert set(error) == {"message", "type", "code", "param"}
@@ -311,6 +318,7 @@ async def test_number_that_is_no_place_of_the_response_is_refused(scene: Scene, 
 
 ROUTES = [
     ("POST", "/v1/responses", {"model": "bot", "input": "you"}, {"subscribe", "history", "publish"}),
+    ("POST", "/v1/chat/completions", {"model": "bot", "messages": [USER]}, {"subscribe", "history", "publish"}),
     ("GET", "/v1/responses/{id}", None, {"history"}),
     ("GET", "/v1/responses/{id}?stream=true", None, {"subscribe", "history"}),
     ("POST", "/v1/responses/{id}/cancel", None, {"subscribe", "history", "command"}),
@@ -360,3 +368,163 @@ async def test_server_and_program_of_the_document_work_together() -> None:
         await asyncio.to_thread(exec, source, client)
         client["client"].close()
     assert (client["text"], client["response"].status) == ("You said: Hello", "completed")
+
+
+PLACE: Any = {"type": "function", "name": "place", "parameters": {"type": "object"}}
+
+
+async def test_function_of_the_caller_ends_the_response_and_its_output_continues_the_turn(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Where? ")
+            index = await message.part({**CALL, "name": "place", "state": "called"})
+            reply = await turn.ask("where", {"call": "c1"})
+            await message.part({**CALL, "name": "place", "state": "done", "output": reply.data}, index=index)
+            await message.part({"type": "text", "text": f"Here: {reply.data['here']}."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    stream = await scene.client.responses.create(model="bot", input="you", tools=[PLACE], stream=True)
+    events = [one async for one in stream]
+    first = events[-1].response  # type: ignore[union-attr]
+    assert [one.type for one in first.output] == ["message", "function_call"]
+    assert first.status == "completed"
+    known = units(events)
+    for after in (0, 5, 12, known[-2][0]):  # also while the turn waits
+        assert units(await scene.events(first.id, after)) == [one for one in known if one[0] > after]
+    output: Any = [{"type": "function_call_output", "call_id": "c1", "output": '{"here": true}'}]
+    answered: Any = {"model": "bot", "input": output, "previous_response_id": first.id}
+    second = await scene.client.responses.create(**answered)
+    assert (second.status, second.output_text) == ("completed", "Here: True.")
+    assert (await scene.client.responses.create(**answered)).model_dump() == second.model_dump()
+    assert (await scene.events(second.id, 9))[0].delta == "True."
+    assert (await scene.client.responses.retrieve(first.id)).output_text == "Where? Here: True."
+    assert len(scene.turns) == 1
+    with pytest.raises(openai.NotFoundError):
+        await scene.client.responses.create(**{**answered, "input": [{**output[0], "call_id": "c2"}]})
+
+
+async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: Scene) -> None:
+    async def calls(turn: Turn) -> None:
+        async with turn.reply() as message:
+            if turn.message.parts[0]["type"] == "text":
+                await message.part({**CALL, "name": "place", "state": "called"})
+            else:
+                await message.append(str(turn.message.parts[0]["data"]))
+
+    scene.script = calls  # type: ignore[method-assign]
+    first = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
+    output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "far"}]
+    second = await scene.client.responses.create(model="bot", input=output, previous_response_id=first.id)
+    assert second.output_text == "{'call_id': 'c1', 'output': 'far'}"
+
+
+@pytest.mark.parametrize("is_approved", [True, False], ids=["yes", "no"])
+async def test_approval_ends_the_response_and_the_next_request_continues_the_turn(
+    scene: Scene, is_approved: bool
+) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("May I? ")
+            index = await message.part({**CALL, "state": "called"})
+            reply = await turn.ask("approve", {"call": "c1"})
+            if reply.ok:
+                await message.part({**CALL, "state": "done", "output": 7}, index=index)
+            await message.part({"type": "text", "text": "Seven." if reply.ok else f"No: {reply.data['reason']}."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    first = await scene.client.responses.create(model="bot", input="you")
+    assert [one.type for one in first.output] == ["message", "mcp_call", "mcp_approval_request"]
+    asked = await scene.events(first.id)
+    added = {one.item.type: one.sequence_number for one in asked if one.type == "response.output_item.added"}
+    approval: Any = {"type": "mcp_approval_response", "approval_request_id": first.output[2].id, "reason": "far"}
+    options: Any = {"model": "bot", "previous_response_id": first.id}
+    second = await scene.client.responses.create(input=[{**approval, "approve": is_approved}], **options)
+    assert [one.type for one in second.output] == ["mcp_call", "message"]
+    assert second.output_text == ("Seven." if is_approved else "No: far.")
+    call: Any = second.output[0]
+    assert (call.output, call.error and call.error.content) == (
+        ("7", None) if is_approved else (None, [{"type": "text", "text": "denied"}])
+    )
+    # a client that was cut while the turn waited
+    assert [one.type for one in await scene.events(first.id, added["mcp_approval_request"])] == ["response.completed"]
+    resumed = await scene.events(first.id, added["mcp_call"])
+    assert next(one.item.status for one in resumed if one.type == "response.output_item.done") == call.status
+    late = await scene.client.responses.create(input=[{**approval, "approve": not is_approved}], **options)
+    assert late.model_dump() == second.model_dump()
+    for unknown in ("mcpr_0_1_unknown", "mcpr_-1_0_x", "x", ""):
+        with pytest.raises(openai.NotFoundError):
+            response: Any = {**approval, "approve": True, "approval_request_id": unknown}
+            await scene.client.responses.create(input=[response], **options)
+    scene.script = Scene.script.__get__(scene)  # type: ignore[method-assign]
+    scene.gate.set()
+    other = await scene.client.responses.create(model="bot", input="you")
+    with pytest.raises(openai.NotFoundError):
+        foreign: Any = [{**approval, "approve": True}]
+        await scene.client.responses.create(model="bot", input=foreign, previous_response_id=other.id)
+
+
+async def test_chat_completion_has_the_answer_and_can_be_joined_as_a_response(scene: Scene) -> None:
+    scene.gate.set()
+    messages: Any = [
+        {"role": "system", "content": "Obey."},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": [{"type": "text", "text": "you"}]},
+    ]
+    whole = await scene.client.chat.completions.create(model="bot", messages=messages)
+    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (ANSWER, "stop")
+    assert [one["content"] for one in await scene.turns[0].history()] == ["Obey.", "a", "b", "you"]
+    stream = await scene.client.chat.completions.create(
+        model="bot", messages=messages, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [one async for one in stream]
+    assert "".join(one.choices[0].delta.content or "" for one in chunks if one.choices) == ANSWER
+    assert [one.choices[0].finish_reason for one in chunks if one.choices][-2:] == [None, "stop"]
+    assert chunks[-1].choices == []
+    assert (await scene.client.responses.retrieve(chunks[0].id)).output_text == ANSWER
+    assert [one.id async for one in scene.client.models.list()] == ["bot"]
+
+
+async def test_chat_completion_calls_functions_and_gets_their_outputs(scene: Scene) -> None:
+    async def calls(turn: Turn) -> None:
+        async with turn.reply() as message:
+            if turn.message.parts[0]["type"] == "text":
+                await message.part({**CALL, "name": "place", "state": "called"})
+            else:
+                await message.append(str(turn.message.parts[0]["data"]))
+
+    scene.script = calls  # type: ignore[method-assign]
+    tools: Any = [{"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}]
+    messages: list[Any] = [{"role": "user", "content": "you"}]
+    options: Any = {"model": "bot", "tools": tools}
+    whole = await scene.client.chat.completions.create(messages=messages, **options)
+    message = whole.choices[0].message
+    assert (whole.choices[0].finish_reason, message.content) == ("tool_calls", None)
+    stream = await scene.client.chat.completions.create(messages=messages, stream=True, **options)
+    deltas = [call async for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
+    assert "".join(one.function.arguments for one in deltas) == CALL["input"]  # type: ignore[union-attr, misc]
+    assert (deltas[0].id, deltas[0].function.name) == ("c1", "place")  # type: ignore[union-attr]
+    messages += [message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": "c1", "content": "far"}]
+    last = await scene.client.chat.completions.create(messages=messages, **options)
+    assert last.choices[0].message.content == "{'call_id': 'c1', 'output': 'far'}"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_chat_completion_that_fails_or_needs_an_approval_raises(scene: Scene, is_stream: bool) -> None:
+    async def fails(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "state": "called"})
+            if turn.text == "ask":
+                await turn.ask("approve", {"call": "c1"})
+            raise RuntimeError("secret")
+
+    scene.script = fails  # type: ignore[method-assign]
+    scene.client.max_retries = 2
+    for text, code in (("fail", "server_error"), ("ask", "approval_required")):
+        with pytest.raises(openai.APIError) as raised:
+            messages: Any = [{"role": "user", "content": text}]
+            options: Any = {"stream": True} if is_stream else {}
+            response: Any = await scene.client.chat.completions.create(model="bot", messages=messages, **options)
+            [one async for one in response]
+        assert raised.value.code == code
+    assert len(scene.turns) == 2

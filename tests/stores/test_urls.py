@@ -10,6 +10,7 @@ import pytest
 from holdfast.core.errors import LocalError
 from holdfast.stores import open_url
 from holdfast.stores.memory import MemoryStore
+from holdfast.stores.postgres import PostgresStore
 from holdfast.stores.sqlite import SqliteStore
 
 
@@ -31,6 +32,13 @@ def test_an_sqlite_url_names_a_file(url: str, path: str) -> None:
     assert store.path == Path(path)
 
 
+def test_a_postgresql_url_names_a_schema_and_keeps_the_drivers_options() -> None:
+    store = open_url("postgres://app:pw@db:5433/chat?schema=staging&sslmode=require")
+    assert isinstance(store, PostgresStore)
+    assert (store.dsn, store.schema) == ("postgres://app:pw@db:5433/chat?sslmode=require", "staging")
+    assert open_url("postgresql://db/chat").schema == "holdfast"
+
+
 def test_memory_is_a_store_of_its_own_each_time() -> None:
     assert isinstance(open_url("memory://"), MemoryStore)
     assert open_url("memory://") is not open_url("memory://")
@@ -50,6 +58,11 @@ def test_memory_is_a_store_of_its_own_each_time() -> None:
         ("sqlite://chat.db", "use sqlite:///chat.db"),
         ("sqlite:///chat.db?mode=ro", "unknown option 'mode'; an SQLite store has synchronous only"),
         ("sqlite:///chat.db?synchronous=off", "synchronous must be 'normal', 'full' or 'extra', got 'off'"),
+        ("postgresql://db", "'postgresql://db' does not name a database; use postgresql://role@host:5432/database"),
+        ("postgresql://db/app?sync=1", "the unknown option 'sync'; a PostgreSQL store has schema, durability, sslmode"),
+        ("postgresql://db/app?schema=My-App", "schema must be 1-63 characters of a-z 0-9 _ .*, got 'My-App'"),
+        ("postgresql://db/app?durability=none", "durability must be 'sync' or 'async', got 'none'"),
+        ("postgresql://db/app?schema=a&schema=b", "has the option 'schema' 2 times; give it once"),
         ("sqlite:///:memory:", "for a store in memory use memory://"),
         ("sqlite:chat.db", "'sqlite:chat.db' lacks slashes; use sqlite:///chat.db"),
         ("sqlite:/var/chat.db", "lacks slashes; use sqlite:///var/chat.db or .*sqlite:////absolute"),
@@ -80,8 +93,9 @@ def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     "url",
     [
-        "postgres://user:geheim@db/holdfast",
-        "postgres://user:ge/heim?x=geheim@db/holdfast",
+        "mysql://user:geheim@db/holdfast",
+        "postgres://user:geheim@db",
+        "postgresql://user:ge/heim?x=geheim@db/holdfast",
         "postgres://db/holdfast?password=geheim",
         "sqlite://user:geheim@chat.db",
         "sqlite:///?password=geheim",

@@ -1,0 +1,192 @@
+"""The queries of the PostgreSQL store. Each runs in one transaction that sees one state of the database.
+
+Layer: stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+from asyncpg import Connection, Record
+from asyncpg.pool import PoolConnectionProxy
+
+from holdfast.core.document import Segment, Stored, used_up_head
+from holdfast.core.errors import StoreUnusable
+from holdfast.core.ops import Delete, Entry
+from holdfast.stores.base import NOTHING, Changes, Head, StoredPage
+from holdfast.stores.postgres_log import entries_in
+
+decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
+
+
+class Log(NamedTuple):
+    """A channel's head, its number in the tables, and its entries by message; documents may contain some of them."""
+
+    id: int | None  # None: the channel is empty
+    head: Head
+    entries: dict[str, list[Entry]]
+
+    def deleted(self) -> list[str]:
+        """Return the messages that an entry has deleted."""
+        return [key for key, entries in self.entries.items() if any(type(one.op) is Delete for one in entries)]
+
+
+class Reader:
+    """Queries on one connection, inside the transaction of their caller."""
+
+    def __init__(self, db: Connection[Record] | PoolConnectionProxy[Record], schema: str) -> None:
+        self._db = db
+        self._schema = schema
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels`, in order."""
+        rows = await self._db.fetch(
+            f"SELECT name, epoch, serial, lives FROM unnest($1::text[]) AS w (name)"
+            f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
+            channels,
+        )
+        heads = {row["name"]: _head(row) for row in rows}
+        return [heads[channel] for channel in channels]
+
+    async def log(self, channel: str) -> Log:
+        """Return the log of `channel`. Raises StoreUnusable."""
+        row = await self._db.fetchrow(
+            f"SELECT id, epoch, serial, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
+            f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
+            channel,
+        )
+        assert row is not None
+        entries: dict[str, list[Entry]] = {}
+        if row["has_tail"]:
+            moved = await self._db.fetch(
+                f"SELECT body FROM {self._schema}.tails WHERE channel = $1 ORDER BY last", row["id"]
+            )
+            for entry in entries_in([*(one["body"] for one in moved), row["tail"]]):
+                entries.setdefault(entry.op.id, []).append(entry)
+        return Log(row["id"], _head(row), entries)
+
+    async def channels_with_entries(self) -> list[str]:
+        """Return the channels that may have entries that no document contains."""
+        rows = await self._db.fetch(f"SELECT name FROM {self._schema}.channels WHERE has_tail ORDER BY name")
+        return [row["name"] for row in rows]
+
+    async def versions(self, log: Log) -> dict[str, int]:
+        """Return the versions of the documents of all messages that have entries in `log`."""
+        rows = await self._db.fetch(
+            f"SELECT message, version FROM {self._schema}.documents WHERE channel = $1 AND message = ANY($2)",
+            *(log.id, list(log.entries)),
+        )
+        return {row["message"]: row["version"] for row in rows}
+
+    async def changes(self, channel: str, after: int, limit: int) -> Changes:
+        log = await self.log(channel)
+        if log.id is None:
+            return Changes(log.head, None, [])
+        newest = await self._db.fetchval(
+            f"SELECT message FROM {self._schema}.documents WHERE channel = $1 AND created > 0"
+            " ORDER BY created DESC LIMIT 1",
+            log.id,
+        )
+        later = [key for key, entries in log.entries.items() if entries[-1].serial > after]
+        rows = await self._db.fetch(
+            f"SELECT message FROM {self._schema}.documents WHERE channel = $1 AND version > $2"
+            f" UNION SELECT message FROM {self._schema}.documents WHERE channel = $1 AND message = ANY($3) LIMIT $4",
+            *(log.id, after, later, limit + 1),
+        )
+        ids = [row["message"] for row in rows]
+        stored = await self._stored(log, ids) if len(ids) <= limit else {}
+        return Changes(log.head, newest, [stored[key] for key in ids] if len(ids) <= limit else None)
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        log = await self.log(channel)
+        found = await self._stored(log, ids)
+        missing = [key for key in ids if key not in found]
+        if missing:
+            rows = await self._db.fetch(
+                f"SELECT message FROM {self._schema}.used_up WHERE channel = $1 AND message = ANY($2)",
+                *(channel, missing),
+            )
+            for row in rows:
+                key = row["message"]
+                found[key] = Stored(id=key, head=used_up_head(key), segments=[], entries=[])
+        return log.head, found
+
+    async def page(self, channel: str, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+        log = await self.log(channel)
+        if log.id is None:
+            return StoredPage(log.head, [], more=False)
+        rows = await self._db.fetch(
+            f"SELECT message, size_bytes FROM {self._schema}.documents WHERE channel = $1 AND created > 0"
+            " AND created < $2 AND NOT is_deleted AND message <> ALL($3) ORDER BY created DESC LIMIT $4",
+            *(log.id, before if before is not None else 2**62, log.deleted(), limit + 1),
+        )
+        ids: list[str] = []
+        size_bytes = 0
+        for row in rows[:limit]:
+            size_bytes += row["size_bytes"]
+            if size_bytes > limit_bytes and ids:
+                break
+            ids.append(row["message"])
+        stored = await self._stored(log, ids)
+        return StoredPage(log.head, [stored[key] for key in ids], more=len(ids) < len(rows))
+
+    async def open_channels(self) -> list[str]:
+        rows = await self._db.fetch(
+            f"SELECT name FROM {self._schema}.channels WHERE id IN"
+            f" (SELECT channel FROM {self._schema}.documents WHERE is_open) ORDER BY name"
+        )
+        return [row["name"] for row in rows]
+
+    async def open_documents(self, channel: str) -> list[Stored]:
+        log = await self.log(channel)
+        rows = await self._db.fetch(
+            f"SELECT message FROM {self._schema}.documents WHERE channel = $1 AND is_open", log.id
+        )
+        return list((await self._stored(log, [row["message"] for row in rows])).values())
+
+    async def names(self, after: str | None, limit: int) -> list[str]:
+        rows = await self._db.fetch(
+            f"SELECT name FROM {self._schema}.channels WHERE name > $1 ORDER BY name LIMIT $2", after or "", limit
+        )
+        return [row["name"] for row in rows]
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        rows = await self._db.fetch(f"SELECT name, value FROM {self._schema}.notes WHERE starts_with(name, $1)", prefix)
+        return {row["name"]: row["value"] for row in rows}
+
+    async def _stored(self, log: Log, ids: Iterable[str]) -> dict[str, Stored]:
+        if log.id is None:
+            return {}
+        wanted = list(ids)
+        heads = await self._db.fetch(
+            f"SELECT message, version, head FROM {self._schema}.documents WHERE channel = $1 AND message = ANY($2)",
+            *(log.id, wanted),
+        )
+        texts = await self._db.fetch(
+            f"SELECT message, body FROM {self._schema}.texts WHERE channel = $1 AND message = ANY($2)"
+            " ORDER BY message, version",
+            *(log.id, wanted),
+        )
+        segments: dict[str, list[Segment]] = {}
+        for row in texts:
+            try:
+                segments.setdefault(row["message"], []).extend(decode_segments(row["body"]))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise StoreUnusable(
+                    f"message {row['message']!r} is damaged ({type(error).__name__}); restore a backup"
+                ) from error
+        return {
+            row["message"]: Stored(
+                id=row["message"],
+                head=row["head"],
+                segments=segments.get(row["message"], []),
+                entries=[one for one in log.entries.get(row["message"], ()) if one.serial > row["version"]],
+            )
+            for row in heads
+        }
+
+
+def _head(row: Record) -> Head:
+    return Head(row["epoch"], row["serial"]) if row["epoch"] else NOTHING._replace(lives=row["lives"] or 0)

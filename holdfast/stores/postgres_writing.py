@@ -1,0 +1,237 @@
+"""The statements with which the PostgreSQL store writes.
+
+Layer: stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from asyncpg import Connection, Record
+
+from holdfast.core.document import Document
+from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Write, next_lives
+from holdfast.stores.postgres_log import TAIL_BYTES, Uncovered, frame, uncovered_entries
+from holdfast.stores.postgres_reading import Reader
+
+TIDY_ROWS = 500  # rows that one call of `tidy` removes at most
+
+_encode_segments = msgspec.msgpack.Encoder().encode
+
+# One statement for all channels of a commit. A row that another connection has locked counts as a conflict.
+_COMMIT = """
+WITH w AS (
+  SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::int[], $5::bytea[], $6::bigint[])
+    WITH ORDINALITY AS w (name, epoch, expected, added, frame, lives, n)
+), locked AS MATERIALIZED (
+  SELECT id, name, epoch, serial, has_tail, tail FROM {schema}.channels WHERE name = ANY($1)
+    ORDER BY name FOR NO KEY UPDATE SKIP LOCKED
+), fitting AS MATERIALIZED (
+  SELECT l.id, l.name, l.serial, l.has_tail, l.tail, w.n, w.added, w.frame, length(l.tail) > $7 AS is_long
+    FROM locked l JOIN w ON w.name = l.name AND w.epoch = l.epoch AND w.expected = l.serial
+), moved AS (
+  INSERT INTO {schema}.tails SELECT id, serial, tail FROM fitting WHERE is_long AND added > 0
+), updated AS (
+  UPDATE {schema}.channels c SET serial = f.serial + f.added, has_tail = f.has_tail OR f.frame <> '',
+      tail = CASE WHEN f.is_long THEN f.frame ELSE f.tail || f.frame END
+    FROM fitting f WHERE c.name = f.name AND f.added > 0 RETURNING f.n, c.id, c.serial
+), born AS (
+  INSERT INTO {schema}.channels (name, epoch, serial, has_tail, tail)
+    SELECT name, epoch, added, frame <> '', frame FROM w
+      WHERE expected = 0 AND added > 0 AND NOT EXISTS (SELECT FROM {schema}.channels c WHERE c.name = w.name)
+        AND lives = coalesce((SELECT lives FROM {schema}.lives l WHERE l.name = w.name), 0)
+    ON CONFLICT DO NOTHING RETURNING name, id, serial
+)
+SELECT n, id, serial FROM updated UNION ALL SELECT n, id, serial FROM fitting WHERE added = 0
+  UNION ALL SELECT w.n, b.id, b.serial FROM born b JOIN w USING (name)
+"""
+
+_DOCUMENTS = """
+INSERT INTO {schema}.documents AS d
+  SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::bool[], $6::bool[], $7::bigint[],
+    $8::bytea[], $9::text[], $10::bigint[])
+  ON CONFLICT (channel, message) DO UPDATE SET version = excluded.version, is_open = excluded.is_open,
+    is_deleted = excluded.is_deleted, size_bytes = excluded.size_bytes, head = excluded.head,
+    target = excluded.target, until_ms = excluded.until_ms
+  WHERE d.version <= excluded.version
+  RETURNING channel, message
+"""
+_TEXTS = """
+INSERT INTO {schema}.texts SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bytea[])
+  ON CONFLICT (channel, message, version) DO UPDATE SET body = excluded.body
+"""
+_DROP_TEXTS = """
+DELETE FROM {schema}.texts t USING unnest($1::bigint[], $2::text[]) AS w (channel, message)
+  WHERE t.channel = w.channel AND t.message = w.message
+"""
+# Data of commands with a reply whose target is deleted: of the commands in the write, and of those about its messages.
+_DROP_DATA = """
+DELETE FROM {schema}.texts t USING {schema}.documents d, {schema}.documents target,
+    unnest($1::bigint[], $2::text[]) AS w (channel, message)
+  WHERE d.channel = w.channel AND (d.message = w.message OR d.target = w.message) AND NOT d.is_open
+    AND target.channel = d.channel AND target.message = d.target AND target.is_deleted
+    AND t.channel = d.channel AND t.message = d.message
+"""
+_TRIM = """
+WITH w AS (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS w (channel, floor)),
+emptied AS (
+  UPDATE {schema}.channels c SET has_tail = false, tail = '' FROM w WHERE c.id = w.channel AND w.floor IS NULL
+)
+DELETE FROM {schema}.tails t USING w WHERE t.channel = w.channel AND (w.floor IS NULL OR t.last < w.floor)
+"""
+
+Done = tuple[int, Write]  # a stored write, with the number of its channel in the tables
+
+
+class Writer:
+    """Statements on one connection, inside the transaction of their caller."""
+
+    def __init__(self, db: Connection[Record], schema: str, uncovered: Uncovered) -> None:
+        self._db = db
+        self._schema = schema
+        self._uncovered = uncovered
+        self.row_bytes = 0
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """Store the writes that do not conflict, and the documents of those (`Store.commit`)."""
+        kept = [uncovered_entries(write) for write in writes]
+        for write, entries in zip(writes, kept, strict=True):
+            if entries:
+                self._uncovered.add(write.channel, entries)
+        frames = [frame(entries) for entries in kept]
+        self.row_bytes += sum(map(len, frames))
+        rows = await self._db.fetch(
+            _COMMIT.format(schema=self._schema),
+            [write.channel for write in writes],
+            [write.epoch for write in writes],
+            [write.expected for write in writes],
+            [len(write.entries) for write in writes],
+            frames,
+            [write.lives for write in writes],
+            TAIL_BYTES,
+        )
+        stored = {row["n"] - 1: (row["id"], row["serial"]) for row in rows}
+        done = [(stored[n][0], write) for n, write in enumerate(writes) if n in stored]
+        unsure = [(channel, write) for channel, write in done if write.channel in self._uncovered.unsure]
+        for _, write in unsure:
+            await reload(self._db, self._schema, self._uncovered, write.channel)
+        if any(write.documents for write in writes):
+            await self._documents(done)
+        results: list[Committed | Conflict] = []
+        refused = [write.channel for n, write in enumerate(writes) if n not in stored]
+        heads = dict(zip(refused, await Reader(self._db, self._schema).heads(refused), strict=True)) if refused else {}
+        self._uncovered.unsure.update(refused)
+        for n, write in enumerate(writes):
+            if n in stored:
+                results.append(Committed(stored[n][1]))
+            elif not write.entries and heads[write.channel] == NOTHING._replace(lives=write.lives):
+                results.append(Committed(0))
+            else:
+                results.append(Conflict(heads[write.channel]))
+        return results
+
+    async def _documents(self, done: list[Done]) -> None:
+        found = [(channel, document) for channel, write in done for document in write.documents]
+        if not found:
+            return
+        rows = await self._db.fetch(
+            _DOCUMENTS.format(schema=self._schema),
+            *(list(column) for column in zip(*(_row(channel, document) for channel, document in found), strict=True)),
+        )
+        accepted = {(row["channel"], row["message"]) for row in rows}
+        found = [(channel, document) for channel, document in found if (channel, document.id) in accepted]
+        fresh = [(channel, document.id) for channel, document in found if document.fresh and document.version]
+        await self._each(_DROP_TEXTS, fresh)
+        texts = [
+            (channel, document.id, document.version, _encode_segments(document.segments))
+            for channel, document in found
+            if document.segments
+        ]
+        await self._each(_TEXTS, texts)
+        self.row_bytes += sum(len(document.head) for _, document in found) + sum(len(row[3]) for row in texts)
+        await self._each(
+            _DROP_DATA,
+            [
+                (channel, document.id)
+                for channel, document in found
+                if document.is_deleted or (document.target is not None and not document.is_open)
+            ],
+        )
+        await self._each(
+            _TRIM,
+            [(channel, self._uncovered.floor(write)) for channel, write in done if self._uncovered.covers(write)],
+        )
+
+    async def _each(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """Run `statement` once, with the columns of `rows` as arrays; not at all if there are none."""
+        if rows:
+            columns = [list(column) for column in zip(*rows, strict=True)]
+            await self._db.execute(statement.format(schema=self._schema), *columns)
+
+    async def delete_channel(
+        self, channel: str, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
+        """Empty `channel`, and keep the ids `used_up` until `until_ms` (`Store.delete_channel`)."""
+        await self._db.execute(f"SELECT FROM {self._schema}.channels WHERE name = $1 FOR UPDATE", channel)
+        reader = Reader(self._db, self._schema)
+        (head,) = await reader.heads([channel])
+        if head != expected:
+            return Conflict(head)
+        if not head.serial and not used_up:
+            return head
+        lives = await self._db.fetchval(f"SELECT lives FROM {self._schema}.lives WHERE name = $1", channel)
+        await self._db.execute(
+            f"INSERT INTO {self._schema}.lives VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET lives = excluded.lives",
+            *(channel, next_lives(lives or 0, until_ms)),
+        )
+        await self._each(
+            "INSERT INTO {schema}.used_up SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])"
+            " ON CONFLICT (channel, message) DO UPDATE SET until_ms = excluded.until_ms",
+            [(channel, message_id, until_ms) for message_id in used_up],
+        )
+        number = await self._db.fetchval(f"DELETE FROM {self._schema}.channels WHERE name = $1 RETURNING id", channel)
+        if number is not None:
+            for table in ("tails", "texts", "documents"):
+                await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE channel = $1", number)
+        return (await reader.heads([channel]))[0]
+
+    async def note(self, names: list[str], values: list[bytes | None]) -> None:
+        """Keep notes of the hub; the value None deletes one."""
+        await self._db.execute(
+            f"DELETE FROM {self._schema}.notes n USING unnest($1::text[], $2::bytea[]) AS w (name, value)"
+            " WHERE n.name = w.name AND w.value IS NULL",
+            *(names, values),
+        )
+        await self._db.execute(
+            f"INSERT INTO {self._schema}.notes SELECT * FROM unnest($1::text[], $2::bytea[]) AS w (name, value)"
+            " WHERE value IS NOT NULL ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            *(names, values),
+        )
+
+    async def tidy(self, now_ms: int) -> None:
+        """Remove used-up ids and data of commands whose time is over."""
+        await self._db.execute(f"DELETE FROM {self._schema}.used_up WHERE until_ms <= $1", now_ms)
+        await self._db.execute(f"DELETE FROM {self._schema}.lives WHERE lives <= $1", now_ms)
+        rows = await self._db.fetch(
+            f"UPDATE {self._schema}.documents SET until_ms = NULL WHERE (channel, message) IN"
+            f" (SELECT channel, message FROM {self._schema}.documents WHERE until_ms <= $1 AND NOT is_open LIMIT $2)"
+            " RETURNING channel, message",
+            *(now_ms, TIDY_ROWS),
+        )
+        await self._each(_DROP_TEXTS, [tuple(row) for row in rows])
+
+
+async def reload(db: Connection[Record], schema: str, uncovered: Uncovered, channel: str) -> None:
+    """Track the entries of `channel` that no document contains, as the database has them."""
+    reader = Reader(db, schema)
+    log = await reader.log(channel)
+    entries = sorted((entry for of in log.entries.values() for entry in of), key=lambda entry: entry.serial)
+    uncovered.reload(channel, entries, await reader.versions(log))
+
+
+def _row(channel: int, document: Document) -> tuple[object, ...]:
+    return (
+        *(channel, document.id, document.created, document.version, document.is_open, document.is_deleted),
+        *(document.size_bytes, document.head, document.target, document.until_ms),
+    )

@@ -1,0 +1,78 @@
+"""A real PostgreSQL server in a folder of its own, for tests.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from chaos.processes import free_port
+
+_FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+PROGRAMS = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent
+needs_postgres = pytest.mark.skipif(
+    not (PROGRAMS / "initdb").exists(), reason="PostgreSQL is not installed; CI installs it"
+)
+ACCOUNT = "nobody"  # PostgreSQL refuses to run as root
+
+
+class Postgres:
+    """A server on a port of this machine, with the role `app` and the database `app`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"postgresql://app@127.0.0.1:{self.port}/app"
+
+    def create(self) -> None:
+        """Create the files of the server."""
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, ACCOUNT)
+        self._run("initdb", "-D", "data", "-U", "app", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+
+    def start(self, **settings: str) -> None:
+        """Start the server and wait until it answers."""
+        chosen = {"port": str(self.port), "listen_addresses": "127.0.0.1", "unix_socket_directories": "", **settings}
+        options = " ".join(f"-c {name}='{value}'" for name, value in chosen.items())
+        self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", "60", "-o", options, "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server: `fast` ends all connections, `immediate` is a crash."""
+        self._run("pg_ctl", "-D", "data", "-w", "-t", "60", "-m", mode, "stop")
+
+    def sql(self, statement: str, *, database: str = "app") -> str:
+        """Run `statement` as the superuser; returns its output."""
+        return self._run("psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "app", "-Atc", statement, database)
+
+    def _run(self, program: str, *arguments: str) -> str:
+        command = [str(PROGRAMS / program), *arguments]
+        account = ACCOUNT if os.geteuid() == 0 else None
+        done = subprocess.run(
+            command, cwd=self.folder, user=account, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, f"{program} failed: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+
+@contextmanager
+def running_postgres(**settings: str) -> Iterator[Postgres]:
+    """Run a server in a folder that is removed at the end; gives the server."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # its many small files are slow on a disk
+    with tempfile.TemporaryDirectory(prefix="holdfast-postgres-", dir=memory, ignore_cleanup_errors=True) as name:
+        server = Postgres(Path(name))
+        server.create()
+        server.start(**settings)
+        try:
+            server.sql("CREATE DATABASE app", database="postgres")
+            yield server
+        finally:
+            server.stop("immediate")
