@@ -122,7 +122,8 @@ class Bounds:
         yield self._hub._writers, SPARE, {}
         yield runtime.tasks, SPARE, {}
         yield runtime, SPARE, {}
-        yield committer, SPARE, {"_queue": waiting}
+        yield committer, SPARE, {}
+        yield committer._queue, SPARE, dict.fromkeys(("_admitted", "_aside", "_behind", "_queue"), waiting)
         yield committer._loader, SPARE, {}
         for parked in committer._loader.parked.values():
             self._at_most("requests are parked", len(parked), waiting)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
 from msgspec import Struct
@@ -26,6 +25,7 @@ from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
 from holdfast.core.requests import AppendText, CreateMessage, SendCommand
+from holdfast.hub.admission import Admission
 from holdfast.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from holdfast.hub.clock import Clock
 from holdfast.hub.loading import Loader, Unclear
@@ -104,7 +104,7 @@ class Committer:
         self._pace = pace
         self._gap = pace.gap
         self._loader = Loader(spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail)
-        self._queue: deque[Item] = deque()
+        self._queue = Admission()
         self.waiting = 0  # number of items that are queued or parked
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
@@ -167,8 +167,7 @@ class Committer:
         """Fail all items that are queued or in flight."""
         self._is_over = True
         items = [decided.item for decided in self._cut_now.decided] if self._cut_now is not None else []
-        items += [*self._queue, *self._loader.drain()]
-        self._queue.clear()
+        items += [*self._queue.drain(), *self._loader.drain()]
         for item in items:
             item.failed(
                 Draining("the hub stopped while the request was stored, so its outcome is unknown; send it again later")
@@ -182,8 +181,11 @@ class Committer:
         rows, limit = 0, UNSEEN_TIMES * MAX_ROWS
         now_ms, now_s = self._clock.now_ms(), asyncio.get_running_loop().time()
         parked = self._loader.parked
-        while self._queue and rows < limit and len(batch.decided) < MAX_ITEMS:
-            item = self._queue.popleft()
+        self._queue.begin(now_s)
+        while rows < limit and len(batch.decided) < MAX_ITEMS:
+            item = self._queue.take()
+            if item is None:
+                break
             channel = self._channels.get(item.channel) or self._channel(item.channel)
             channel.used_s = now_s
             is_first = channel not in batch.drafts and channel not in batch.alone
@@ -197,6 +199,8 @@ class Committer:
                 continue
             if channel.watchers:
                 limit = MAX_ROWS
+                if not item.is_beginning:
+                    self._queue.note_running(now_s)
             entry = self._grow(channel, asks) if is_first and len(asks) == 1 else None
             if entry is not None:
                 batch.alone[channel] = entry
@@ -209,8 +213,9 @@ class Committer:
             if type(item) is DocumentDue:
                 batch.due.setdefault(channel, []).append(item.message_id)
             rows += len(draft.ops) - before
-        if not self._queue:
+        if self._queue.has_only_beginnings:  # those wait for their slice, which is no part of the time of a commit
             self._since_s = None
+        if not self._queue:
             self._gap.reset()
         return batch
 
@@ -404,7 +409,7 @@ class Committer:
 
     def _queue_first(self, items: Iterable[Item]) -> None:
         """Queue `items`, which were parked, before all others."""
-        self._queue.extendleft(reversed(tuple(items)))
+        self._queue.put_first(items)
         self._wake.set()
         self.hurry()
 

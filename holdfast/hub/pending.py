@@ -21,7 +21,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import encode_json
 from holdfast.core.message_state import utf8_len
 from holdfast.core.ops import Append, Entry
-from holdfast.core.requests import Caller, CreateMessage, Request, SendCommand, UpdateMessage
+from holdfast.core.requests import Caller, ClaimTurn, CreateMessage, Request, SendCommand, UpdateMessage
 from holdfast.hub.channel import Channel
 from holdfast.hub.results import Done, Result
 
@@ -41,6 +41,7 @@ class Item(Protocol):
     channel: str
     size_bytes: int
     ids: tuple[str, ...]  # ids of the messages and commands that the decision needs in memory
+    is_beginning: bool  # True: a message or an attempt at a turn begins with it
 
     def asks(self) -> Sequence[Ask]:
         """Return the requests in order. The committer calls this once per decision."""
@@ -55,12 +56,13 @@ class Item(Protocol):
 class Waiting:
     """One request; `done` is called with its result or error."""
 
-    __slots__ = ("_ask", "_done", "channel", "ids", "size_bytes")
+    __slots__ = ("_ask", "_done", "channel", "ids", "is_beginning", "size_bytes")
 
     def __init__(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
         self.channel = channel
         self.size_bytes = _size_of(request)
         self.ids = needs(key, request)
+        self.is_beginning = isinstance(request, CreateMessage | ClaimTurn)
         self._ask = Ask(key, request, caller)
         self._done = done
 
@@ -77,13 +79,14 @@ class Waiting:
 class DocumentDue:
     """A request of the store: write the document of a message, so that the store can release the message's entries."""
 
-    __slots__ = ("channel", "ids", "message_id", "size_bytes")
+    __slots__ = ("channel", "ids", "is_beginning", "message_id", "size_bytes")
 
     def __init__(self, channel: str, message_id: str) -> None:
         self.channel = channel
         self.message_id = message_id
         self.ids: tuple[str, ...] = (message_id,)
         self.size_bytes = 0
+        self.is_beginning = False
 
     def asks(self) -> Sequence[Ask]:
         return ()

@@ -68,6 +68,7 @@ class MessageWriter(OutgoingProperties):
         "ids",
     )
 
+    is_beginning = False  # its beginning is a request of its own
     size_bytes = 0  # counted as 0 in the committer's queue: the writer bounds its accepted text itself
 
     def __init__(

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import pytest
 import uvicorn
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -139,6 +139,8 @@ steps = st.lists(st.sampled_from(SEEN + PEERS), min_size=4, max_size=9)
 
 
 @settings(max_examples=60, deadline=None)
+@example(["text", "pause", "text", "text", "resume"], 0)  # a write is blocked
+@example(["text", "later", "text"], 0)  # a ping is due
 @given(steps, st.sampled_from([0, 20, 40]))
 @virtually
 async def test_short_path_writes_the_bytes_of_the_long_path_whatever_happens(plan: list[str], flush_ms: int) -> None:

@@ -1,0 +1,127 @@
+"""Creation bursts: hundreds of new answers at once do not hold up text that streams.
+
+Layer: tests.
+
+Time is virtual. A commit takes 0.2 ms, and 0.2 ms for each channel that it creates, so large commits delay text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from holdfast.core.errors import Draining
+from holdfast.core.requests import AppendText, Caller, CreateMessage
+from holdfast.hub import HubCore, admission
+from holdfast.hub.results import Result, result_later
+from holdfast.stores.base import Committed, Conflict, Write
+from tests.hub.test_pacing import Stage
+from tests.hub.test_windows import Timed, new_hub, now_s
+from tests.virtual import virtually
+
+ANSWERS = 700
+TOKEN_S = 0.02
+
+
+class Creating(Timed):
+    """A store whose commits take longer for each created channel. It notes how many each commit creates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.created: list[int] = []
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        self.created.append(sum(write.expected == 0 for write in writes))
+        self.takes_s = 0.0002 + 0.0002 * self.created[-1]
+        return await super().commit(writes)
+
+
+async def burst(hub: HubCore, count: int = ANSWERS) -> None:
+    await asyncio.gather(*(hub.create(f"new{number}", text="?") for number in range(count)))
+
+
+async def delays_beside_burst(store: Creating) -> tuple[list[float], list[float], float]:
+    """Return the delays of a streaming answer before and during a burst, and the time that the burst took."""
+    stage = Stage(new_hub(store))
+    await stage.open(1)
+    await stage.stream(50, TOKEN_S)
+    await asyncio.sleep(1)
+    before = stage.delays_s()[1:]
+    store.created.clear()
+    begun_s = now_s()
+    streaming = asyncio.create_task(stage.stream(50, TOKEN_S))
+    await asyncio.sleep(TOKEN_S * 2.5)
+    await burst(stage.hub)
+    took_s = now_s() - begun_s
+    await streaming
+    await asyncio.sleep(1)
+    during = stage.delays_s()[-50:]
+    await stage.close()
+    return before, during, took_s
+
+
+@virtually
+async def test_running_text_is_not_held_up_by_a_burst_of_creates() -> None:
+    store = Creating()
+    before, during, took_s = await delays_beside_burst(store)
+    assert max(store.created) == admission.SLICE
+    assert sum(store.created) == ANSWERS
+    assert max(during) <= 1.5 * max(before)
+    # The creates are not starved: each commit has a full slice, and no commit waits for another.
+    assert took_s <= TOKEN_S * 2.5 + (ANSWERS / admission.SLICE + 4) * (0.0002 + 0.0002 * admission.SLICE + 0.001)
+
+
+@virtually
+async def test_burst_without_running_text_has_large_commits() -> None:
+    store = Creating()
+    hub = new_hub(store)
+    await hub.start()
+    await burst(hub)
+    assert max(store.created) > 10 * admission.SLICE
+    await hub.close()
+
+
+@virtually
+async def test_requests_of_a_channel_keep_their_order_beside_a_burst() -> None:
+    store = Creating()
+    stage = Stage(new_hub(store))
+    await stage.open(1)
+    hub, caller = stage.hub, Caller(id="ann")
+    streaming = asyncio.create_task(stage.stream(30, TOKEN_S))
+    await asyncio.sleep(TOKEN_S)
+    results: list[asyncio.Future[Result]] = []
+    for number in range(100):
+        result, done = result_later()
+        hub.submit(f"new{number}", "m", CreateMessage(), caller, done)
+        results.append(result)
+    for number in range(3):
+        for name in ("last", "other"):
+            create = CreateMessage(role="assistant", status="streaming")
+            for request in (create, AppendText(text="a", generation=1), AppendText(text="b", generation=1)):
+                result, done = result_later()
+                hub.submit(name, f"m{number}", request, caller, done)
+                results.append(result)
+    stored = (await asyncio.gather(*results))[100:]
+    await streaming
+    for name in range(2):
+        serials = [result.serial for n, result in enumerate(stored) if n // 3 % 2 == name]
+        assert serials == sorted(serials)
+    assert [(await hub.read("last", f"m{number}"))[0].text for number in range(3)] == ["ab"] * 3
+    await stage.close()
+
+
+@virtually
+async def test_closing_hub_answers_all_creates_that_wait_aside() -> None:
+    store = Creating()
+    stage = Stage(new_hub(store))
+    await stage.open(1)
+    await stage.writers[0].append("x")
+    await stage.writers[0].flush()
+    creates = [asyncio.create_task(stage.hub.create(f"new{number}", text="?")) for number in range(ANSWERS)]
+    await asyncio.sleep(0.05)
+    assert 0 < sum(create.done() for create in creates) < ANSWERS
+    await stage.hub.close()
+    outcomes = await asyncio.gather(*creates, return_exceptions=True)
+    stored = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+    assert 0 < len(stored) < ANSWERS
+    assert {type(outcome) for outcome in outcomes if isinstance(outcome, BaseException)} == {Draining}
