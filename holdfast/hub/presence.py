@@ -53,15 +53,15 @@ class PresenceTracker:
 
     def leave(self, channel: str, member_id: str, connection: Hashable, *, is_final: bool = False) -> None:
         """End one connection of a member. With `is_final` the member leaves at once, else after the grace period."""
-        presence_state = self._channel(channel).presence_state
-        if not presence_state.disconnect(member_id, connection):
-            return
+        is_last = self._channel(channel).presence_state.disconnect(member_id, connection)
+        grace = ("grace", channel, member_id)
+        remove = partial(self._remove, channel, member_id)
         if is_final:
-            presence_state.remove(member_id)
-        else:
-            self._deadlines.set(
-                ("grace", channel, member_id), self._loop.time() + GRACE_S, partial(self._remove, channel, member_id)
-            )
+            if is_last and grace not in self._deadlines:
+                remove()
+        elif is_last or (channel, member_id) in self._leases.get(client_of(member_id), ()):
+            # With a lease, too, because the lease may end within the grace period.
+            self._deadlines.set(grace, self._loop.time() + GRACE_S, remove)
 
     def lease(self, channel: str, member_id: str, data: dict[str, Json] | None, lease_s: float) -> None:
         """Enter `member_id` without a connection, for `lease_s` seconds from now. Raises as `enter`.

@@ -82,7 +82,8 @@ DELETE FROM {schema}.tails t USING w WHERE t.channel = w.channel AND (w.floor IS
 """
 
 _TIMES = """
-INSERT INTO {schema}.times AS t SELECT channel, at_ms, at_ms FROM unnest($1::bigint[], $2::bigint[]) AS w (channel, at_ms)
+INSERT INTO {schema}.times AS t SELECT channel, at_ms, at_ms
+  FROM unnest($1::bigint[], $2::bigint[]) AS w (channel, at_ms)
   ON CONFLICT (channel) DO UPDATE SET updated_ms = greatest(t.updated_ms, excluded.updated_ms)
 """
 

@@ -135,6 +135,28 @@ async def test_lease_keeps_a_member_without_a_socket() -> None:
 
 
 @virtually
+async def test_grace_of_a_socket_holds_although_a_lease_ends_within_it() -> None:
+    hub = new_hub()
+    await hub.start()
+    viewer = Viewer(hub)
+    presence = hub.runtime.presence
+    presence.lease("c", "ann", None, 10)
+    presence.enter("c", "ann", "socket", None)
+    await asyncio.sleep(9)
+    presence.leave("c", "ann", "socket")
+    await asyncio.sleep(2)  # the lease has ended
+    viewer.take()
+    presence.enter("c", "ann", "next socket", None)
+    await asyncio.sleep(GRACE_S)
+    assert not [event for event in viewer.take() if isinstance(event, PresenceLeave)]
+    presence.leave("c", "ann", "next socket")
+    await asyncio.sleep(GRACE_S + 0.1)
+    assert [type(event) for event in viewer.take()][-1] is PresenceLeave
+    await viewer.leave()
+    await hub.close()
+
+
+@virtually
 async def test_presence_leases_of_a_client_are_limited_until_they_end() -> None:
     hub = new_hub(limits=Limits(socket_channels=3))
     await hub.start()
