@@ -264,7 +264,7 @@ def _ask(engine: Engine) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for stored in (
         engine.changes(C, 0, 200).messages or [],
-        engine.page(C, None, 200, 2**40).messages,
+        engine.page(C, None, None, 200, 2**40).messages,
         list(engine.messages(C, ["m1", "m2", "m3", "m4", command_key("k1"), command_key("k2"), "none"])[1].values()),
     ):
         for one in restored(stored):

@@ -25,13 +25,13 @@ from holdfast.agents.running import Agent, Handler, check_agent
 from holdfast.agents.turn import OnCrash
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
-from holdfast.core.model import Json
-from holdfast.core.names import check_channel, check_id
+from holdfast.core.model import Command, Json
+from holdfast.core.names import check_channel
 from holdfast.core.requests import CreateMessage
 from holdfast.core.turn_deltas import TurnStatus
 from holdfast.hub import HubCore
 from holdfast.hub.patterns import check_pattern
-from holdfast.hub.turn_status import next_status, read_turn
+from holdfast.hub.turn_status import next_status, read_pending, read_turn
 from holdfast.hub.workers import WhenBusy
 from holdfast.response import Answering, StreamResponse, Style, check_style
 from holdfast.routes import Access, authorize
@@ -118,7 +118,7 @@ class Hub(HubCore):
         joins the answer that it was reading.
         """
         check_style(style, end_frame)
-        message_id = self.clock.new_id() if reply_id is None else check_id(reply_id)
+        message_id = self.clock.id_or_new(reply_id)
         check_channel(channel)
 
         async def ask(message_id: str) -> str | None:
@@ -210,6 +210,11 @@ class Hub(HubCore):
                     return now
         finally:
             unhook()
+
+    async def pending_commands(self, channel: str) -> list[Command]:
+        """Return the commands of `channel` without a reply, oldest first: cancels, questions of agents, your own."""
+        await self.start()
+        return await read_pending(self.runtime, check_channel(channel))
 
     async def backup(self, path: str | os.PathLike[str], *, mb_per_s: float = 50) -> None:
         """Write a backup of the store into the new file `path` while the hub serves, at most `mb_per_s` MB in a second.

@@ -34,6 +34,7 @@ from holdfast.core.deltas import (
     TextAdded,
 )
 from holdfast.core.errors import HoldfastError
+from holdfast.core.events import Page
 from holdfast.core.model import Command, Json, Message, Part, Role
 from holdfast.core.names import check_channel, check_id, command_key, is_id
 from holdfast.core.requests import CreateMessage, ReplyCommand, SendCommand
@@ -50,14 +51,14 @@ from holdfast.core.turn_deltas import (
 from holdfast.hub.identity import Identity
 from holdfast.hub.identity import Scope as HubScope
 from holdfast.hub.results import Result, message_of
-from holdfast.hub.turn_status import read_conversation, read_open_turns, read_turn
+from holdfast.hub.turn_status import read_conversation, read_open_turns, read_pending, read_turn
 from holdfast.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
 from holdfast.transports.codec import decode, unexpected
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.http import problem_response, read_body
 from holdfast.transports.origin import check_peer
 from holdfast.transports.sse import StreamApp
-from holdfast.transports.traffic import charge, declared_bytes, event_bytes, open_body, turn_bytes
+from holdfast.transports.traffic import charge, declared_bytes, event_bytes, message_bytes, open_body, turn_bytes
 from holdfast.transports.turn_stream import TurnFormat, TurnStream
 
 __all__ = [
@@ -145,7 +146,7 @@ class Access:
         self.check(channel, "publish")
         request = CreateMessage(text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to)
         check_create(request, self.identity, channel)
-        message_id = self._hub.clock.new_id() if id is None else check_id(id)
+        message_id = self._hub.clock.id_or_new(id)
         return message_of(await self._ask(channel, message_id, request), message_id)
 
     async def remember(self, channel: str, *, id: str, role: Role, parts: list[Part]) -> Message:
@@ -163,7 +164,7 @@ class Access:
     ) -> Command:
         """Send a command of the caller, such as `cancel` or `regenerate`. Raises NotFound, Finished, TooMany, …"""
         self.check(channel, "command")
-        key = command_key(self._hub.clock.new_id() if id is None else check_id(id))
+        key = command_key(self._hub.clock.id_or_new(id))
         result = await self._ask(channel, key, SendCommand(name=name, target=target, data=data))
         assert result.command is not None
         return result.command
@@ -196,6 +197,22 @@ class Access:
         """
         self.check(channel, "history")
         return self._charged(await read_open_turns(self._hub.runtime, channel))
+
+    async def pending_commands(self, channel: str) -> list[Command]:
+        """Return the commands of a channel without a reply, oldest first, as `Hub.pending_commands` does."""
+        self.check(channel, "history")
+        commands = await read_pending(self._hub.runtime, channel)
+        self._charge(len(msgspec.json.encode(commands)))
+        return commands
+
+    async def history(
+        self, channel: str, *, before: int | None = None, after: int | None = None, limit: int = 50
+    ) -> Page:
+        """Return a page of the channel's messages, as `Hub.history` does."""
+        self.check(channel, "history")
+        page = await self._hub.history(channel, before=before, after=after, limit=limit)
+        self._charge(message_bytes(page.messages))
+        return page
 
     def stream(self, channel: str, message_id: str, turn_format: TurnFormat) -> TurnResponse:
         """Return the response that streams a turn from its beginning, and ends with it. It needs `subscribe` too."""

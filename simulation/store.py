@@ -253,9 +253,11 @@ class StoreClient:
         """`Store.messages`."""
         return await self._call(lambda: _now(self._store.memory.messages(channel, ids)))
 
-    async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+    async def page(
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
         """`Store.page`."""
-        fields: dict[str, Any] = {"before": before, "limit": limit, "limit_bytes": limit_bytes}
+        fields: dict[str, Any] = {"before": before, "after": after, "limit": limit, "limit_bytes": limit_bytes}
         return await self._call(lambda: _now(self._store.memory.page(channel, **fields)))
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 
-from holdfast.core.names import base32
+from holdfast.core.names import base32, check_id
 
 
 class Clock:
@@ -41,6 +41,10 @@ class Clock:
             if self._count >= 1 << 15:
                 self._last_ms, self._count = self._last_ms + 1, 0
         return base32(self._last_ms, 10) + base32(self._count, 3) + base32(self.random_bits(25), 5)
+
+    def id_or_new(self, given: str | None) -> str:
+        """Return the id `given`, or a new one for None. Raises InvalidName."""
+        return self.new_id() if given is None else check_id(given)
 
     def new_epoch(self) -> str:
         """Return the name of a new epoch: random, so that two epochs never share one."""

@@ -261,7 +261,7 @@ class HubCore:
             parent=parent,
             reply_to=reply_to,
         )
-        return self._writers.new(check_channel(channel), self._id(id), author, create)
+        return self._writers.new(check_channel(channel), self.clock.id_or_new(id), author, create)
 
     async def create(
         self,
@@ -286,7 +286,7 @@ class HubCore:
             parent=parent,
             reply_to=reply_to,
         )
-        message_id = self._id(id)
+        message_id = self.clock.id_or_new(id)
         # a user message that starts no turn waits for no agent, such as one of an imported conversation
         caller = replace(self.caller(author), brings_answer=not starts_turn)
         return message_of(await self.ask(channel, message_id, request, caller), message_id)
@@ -356,7 +356,7 @@ class HubCore:
 
         `target` is an answer, or the message it answers. Raises NotFound, Finished (no running answer), TooMany, …
         """
-        key = command_key(self._id(id))
+        key = command_key(self.clock.id_or_new(id))
         request = SendCommand(name=name, target=target, data=data, expires_s=expires_s)
         sent = await self._writers.ask(check_channel(channel), key, request, self.caller(by))
         assert sent.command is not None
@@ -389,13 +389,19 @@ class HubCore:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    async def history(self, channel: str, *, before: int | None = None, limit: int = 50) -> Page:
-        """Return the newest messages created before serial `before`, newest first; at most `limit` (200) or 2 MiB."""
+    async def history(
+        self, channel: str, *, before: int | None = None, after: int | None = None, limit: int = 50
+    ) -> Page:
+        """Return the newest messages created before serial `before`, newest first; at most `limit` (200) or 2 MiB.
+
+        With `after`, return the oldest ones created after that serial, oldest first.
+        """
         await self.start()
         limits = self.limits
         page = await self.store.page(
             check_channel(channel),
             before=before,
+            after=after,
             limit=max(1, min(limit, limits.history)),
             limit_bytes=limits.history_bytes,
         )
@@ -487,8 +493,3 @@ class HubCore:
     def reason_of(self, error: BaseException) -> str | None:
         """Return the reason for a message that `error` ended: in development the exception's name, else None."""
         return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)
-
-    # -- inside ------------------------------------------------------------------------------------------------
-
-    def _id(self, message_id: str | None) -> str:
-        return check_id(message_id) if message_id is not None else self.clock.new_id()

@@ -116,8 +116,12 @@ def _status(
     )
 
 
+async def read_pending(runtime: Runtime, channel: str) -> list[Command]:
+    """Return the commands of a channel without a reply, oldest first. Raises StoreUnavailable."""
+    return _pending(await runtime.fresh(channel))
+
+
 def _pending(live: Channel) -> list[Command]:
-    """Return the commands without a reply, oldest first."""
     return [one.command() for one in live.state.pending_commands()]
 
 

@@ -78,7 +78,7 @@ class Changes(NamedTuple):
 
 
 class StoredPage(NamedTuple):
-    """Messages without deleted ones, the latest `created` first. `more`: older messages exist."""
+    """Messages without deleted ones, in the order of `created`. `more`: the page has not all that were asked for."""
 
     head: Head
     messages: list[Stored]
@@ -143,10 +143,13 @@ class Store(Protocol):
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return the messages and commands `ids` that exist, also deleted ones and ids used up by a deleted channel."""
 
-    async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+    async def page(
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
         """Return up to `limit` messages (no commands) created before serial `before`, at most `limit_bytes`.
 
-        At least one message is returned if one exists. Sizes are those of the documents; later entries are not counted.
+        The newest come first; with `after`, those created after that serial, the oldest first. At least one message is
+        returned if one exists. Sizes are those of the documents; later entries are not counted.
         """
 
     async def open_channels(self) -> list[str]:

@@ -9,7 +9,7 @@ For tests, and for channels that need not survive. It keeps its content between 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.core.document import Document, Segment, Stored, used_up_head
 from holdfast.core.ops import Append, Delete, Entry
@@ -90,8 +90,8 @@ class _Channel:
     def _is_deleted(self, message_id: str) -> bool:
         return message_id in self.messages and self.messages[message_id].document.is_deleted
 
-    def newest_first(self) -> Iterator[_Message]:
-        yield from sorted(self.messages.values(), key=lambda message: -message.document.created)
+    def by_creation(self, *, newest_first: bool) -> list[_Message]:
+        return sorted(self.messages.values(), key=lambda message: message.document.created, reverse=newest_first)
 
 
 class MemoryStore:
@@ -137,7 +137,7 @@ class MemoryStore:
         if known is None:
             return Changes(self._head(channel), None, [])
         changed = [message.stored() for message in known.messages.values() if message.last > after]
-        newest = next((message.document.id for message in known.newest_first() if message.document.created), None)
+        newest = next((one.document.id for one in known.by_creation(newest_first=True) if one.document.created), None)
         return Changes(known.head, newest, changed if len(changed) <= limit else None)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
@@ -151,14 +151,17 @@ class MemoryStore:
                 found[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
         return self._head(channel), found
 
-    async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+    async def page(
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
         known = self._channels.get(channel)
         page: list[Stored] = []
         size_bytes = 0
-        for message in known.newest_first() if known is not None else ():
+        for message in known.by_creation(newest_first=after is None) if known is not None else ():
             created = message.document.created  # serial of the message's create; 0 for a command
-            if not created or message.is_deleted or (before is not None and created >= before):
+            is_here = created > (after or 0) and (before is None or created < before)
+            if not created or message.is_deleted or not is_here:
                 continue
             size_bytes += message.document.size_bytes
             if len(page) == limit or (size_bytes > limit_bytes and page):

@@ -167,10 +167,12 @@ class PostgresStore:
         async with self._reading() as reader:
             return await reader.messages(channel, ids)
 
-    async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+    async def page(
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
         async with self._reading() as reader:
-            return await reader.page(channel, before, limit, limit_bytes)
+            return await reader.page(channel, before, after, limit, limit_bytes)
 
     async def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""

@@ -113,14 +113,18 @@ class Reader:
                 found[key] = Stored(id=key, head=used_up_head(key), segments=[], entries=[])
         return log.head, found
 
-    async def page(self, channel: str, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+    async def page(
+        self, channel: str, before: int | None, after: int | None, limit: int, limit_bytes: int
+    ) -> StoredPage:
         log = await self.log(channel)
         if log.id is None:
             return StoredPage(log.head, [], more=False)
+        order = "DESC" if after is None else "ASC"
+        first, last = min(max(after or 0, 0), 2**62), 2**62 if before is None else min(before, 2**62)
         rows = await self._db.fetch(
-            f"SELECT message, size_bytes FROM {self._schema}.documents WHERE channel = $1 AND created > 0"
-            " AND created < $2 AND NOT is_deleted AND message <> ALL($3) ORDER BY created DESC LIMIT $4",
-            *(log.id, before if before is not None else 2**62, log.deleted(), limit + 1),
+            f"SELECT message, size_bytes FROM {self._schema}.documents WHERE channel = $1 AND created > $2"
+            f" AND created < $3 AND NOT is_deleted AND message <> ALL($4) ORDER BY created {order} LIMIT $5",
+            *(log.id, first, last, log.deleted(), limit + 1),
         )
         ids: list[str] = []
         size_bytes = 0

@@ -132,9 +132,11 @@ class SqliteStore:
         """Return messages and commands by their ids (`Store.messages`)."""
         return await self._run(lambda engine: engine.messages(channel, ids))
 
-    async def page(self, channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+    async def page(
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
-        return await self._run(lambda engine: engine.page(channel, before, limit, limit_bytes))
+        return await self._run(lambda engine: engine.page(channel, before, after, limit, limit_bytes))
 
     async def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""

@@ -50,6 +50,7 @@ class Found(NamedTuple):
 
 # The fields of a row that the checksum of the head covers, and the checksum.
 _ROW = "SELECT channel, message, created, version, open, deleted, size_bytes, target, crc FROM documents WHERE id = ?"
+_MOST = 2**62  # above every serial, and an integer of SQLite
 _FOUND = "SELECT id, message, version, size_bytes FROM documents "
 
 
@@ -235,11 +236,14 @@ class Documents:
         rows = self._db.execute(_FOUND + "WHERE channel = ? AND version > ? LIMIT ?", (channel, after, limit))
         return [Found(*row) for row in rows]
 
-    def newest_first(self, channel: int, before: int) -> Generator[Found]:
-        """Yield the documents created before `before` and not deleted; rows are read on demand."""
+    def by_creation(self, channel: int, before: int | None, after: int | None) -> Generator[Found]:
+        """Yield the documents that are not deleted, in the order of `Store.page`; rows are read on demand."""
+        order = "DESC" if after is None else "ASC"
+        first = 1 if after is None else min(max(after, 0), _MOST) + 1
+        last = _MOST if before is None else min(before, _MOST) - 1
         rows = self._db.execute(
-            _FOUND + "WHERE channel = ? AND deleted = 0 AND created BETWEEN 1 AND ? ORDER BY created DESC",
-            (channel, before - 1),
+            f"{_FOUND}WHERE channel = ? AND deleted = 0 AND created BETWEEN ? AND ? ORDER BY created {order}",
+            (channel, first, last),
         )
         with contextlib.closing(rows):  # a statement that is left open would keep the WAL from being emptied
             for row in rows:

@@ -310,7 +310,7 @@ class Engine:
                     known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
             return self._head(name), known
 
-    def page(self, name: str, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
+    def page(self, name: str, before: int | None, after: int | None, limit: int, limit_bytes: int) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
         with self._reading():
             channel = self._channel(name)
@@ -319,8 +319,7 @@ class Engine:
             page: dict[int, str] = {}
             size_bytes = 0
             more = False
-            newest_first = self._documents.newest_first(channel.id, 2**62 if before is None else before)
-            with contextlib.closing(newest_first) as documents:
+            with contextlib.closing(self._documents.by_creation(channel.id, before, after)) as documents:
                 for found in documents:
                     tracked = self._log.pinned.get(found.key)
                     if tracked is not None and tracked.is_deleted:

@@ -530,40 +530,41 @@ class StoreContract:
     async def test_a_page_ends_at_its_limit_and_announces_more(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(*(create(f"m{number}", "x") for number in range(1, 6)))
-        page = await store.page("c", before=None, limit=2, limit_bytes=PAGE)
-        assert ([stored.id for stored in page.messages], page.more) == (["m5", "m4"], True)
-        page = await store.page("c", before=None, limit=5, limit_bytes=PAGE)
-        assert (len(page.messages), page.more) == (5, False)
+        assert await page_of(store, limit=2) == (["m5", "m4"], True)
+        assert await page_of(store, limit=5) == (["m5", "m4", "m3", "m2", "m1"], False)
 
     async def test_a_page_begins_before_a_serial(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(*(create(f"m{number}", "x") for number in range(1, 6)))
-        page = await store.page("c", before=4, limit=2, limit_bytes=PAGE)
-        assert ([stored.id for stored in page.messages], page.more) == (["m3", "m2"], True)
-        page = await store.page("c", before=2, limit=2, limit_bytes=PAGE)
-        assert ([stored.id for stored in page.messages], page.more) == (["m1"], False)
-        for before in (0, 1):
-            page = await store.page("c", before=before, limit=2, limit_bytes=PAGE)
-            assert (page.messages, page.more) == ([], False)
+        assert await page_of(store, before=4, limit=2) == (["m3", "m2"], True)
+        assert await page_of(store, before=2, limit=2) == (["m1"], False)
+        assert [await page_of(store, before=before, limit=2) for before in (0, 1)] == [([], False)] * 2
+
+    async def test_a_page_after_a_serial_is_oldest_first(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 7)))
+        await chat.do(delete("m3"))
+        assert await page_of(store, after=0, limit=2) == (["m1", "m2"], True)
+        assert await page_of(store, after=2, limit=3) == (["m4", "m5", "m6"], False)
+        assert await page_of(store, after=1, before=5, limit=10) == (["m2", "m4"], False)
+        assert await page_of(store, after=0, limit=10, limit_bytes=250) == (["m1", "m2"], True)
+        assert [await page_of(store, after=after, limit=2) for after in (6, 7, 2**70)] == [([], False)] * 3
 
     async def test_a_page_ends_at_its_limit_of_bytes(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 6)))
-        page = await store.page("c", before=None, limit=10, limit_bytes=250)
-        assert ([stored.id for stored in page.messages], page.more) == (["m5", "m4"], True)
+        assert await page_of(store, limit=10, limit_bytes=250) == (["m5", "m4"], True)
 
     async def test_a_page_has_at_least_one_message(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "x"), create("m2", "x" * 1_000))
-        page = await store.page("c", before=None, limit=10, limit_bytes=10)
-        assert ([stored.id for stored in page.messages], page.more) == (["m2"], True)
+        assert await page_of(store, limit=10, limit_bytes=10) == (["m2"], True)
 
     async def test_a_page_leaves_deleted_messages_out(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"), create("m2", "b"), create("m3", "c"), create("m4", "d"))
         await chat.do(delete("m1"), delete("m3"), documents=["m3"])
-        page = await store.page("c", before=None, limit=2, limit_bytes=PAGE)
-        assert ([stored.id for stored in page.messages], page.more) == (["m4", "m2"], False)
+        assert await page_of(store, limit=2) == (["m4", "m2"], False)
 
     async def test_open_documents_are_those_marked_as_open(self, store: Store) -> None:
         one, two = Chat(store, "a"), Chat(store, "b")
@@ -660,8 +661,7 @@ class StoreContract:
         assert (command.data, command.created, command.reply_serial) == ({"n": 1}, 2, 4)
         assert command.reply is not None
         assert command.reply.data == "done"
-        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
-        assert ([stored.id for stored in page.messages], page.more) == (["m1"], False)
+        assert await page_of(store, limit=10) == (["m1"], False)
         changes = await store.changes("c", after=1, limit=10)
         assert changes.newest == "m1"
         assert changes.messages is not None
@@ -706,10 +706,8 @@ class StoreContract:
         chat = Chat(store)
         for number in range(4):
             await chat.do(create(f"m{number}", "x" * 100), (f"!c{number}", SendCommand(name="x", data="y" * 500)))
-        page = await store.page("c", before=None, limit=2, limit_bytes=1_000)
-        assert ([one.id for one in page.messages], page.more) == (["m3", "m2"], True)
-        page = await store.page("c", before=5, limit=2, limit_bytes=1_000)
-        assert ([one.id for one in page.messages], page.more) == (["m1", "m0"], False)
+        assert await page_of(store, limit=2, limit_bytes=1_000) == (["m3", "m2"], True)
+        assert await page_of(store, before=5, limit=2, limit_bytes=1_000) == (["m1", "m0"], False)
 
     async def test_commands_are_deleted_with_their_channel(self, store: Store) -> None:
         chat = Chat(store)
@@ -1030,8 +1028,7 @@ class StoreContract:
         assert [known(message) for message in messages] == [known(chat.state.messages[one.id]) for one in messages]
         assert len(messages) == 3
         assert [one.id for one in await store.open_documents("c")] == ["m1"]
-        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
-        assert [stored.id for stored in page.messages] == ["m2", "m1"]
+        assert await page_of(store, limit=10) == (["m2", "m1"], False)
         assert await head_of(store, "gone") == empty
         assert list((await store.messages("gone", ["g1"]))[1]) == ["g1"]
         assert await chat.do(append("m1", "f")) == Committed(7)
@@ -1190,6 +1187,14 @@ async def _do(chat: Chat, act: _Act) -> None:
             chat.state.lives = head.lives
         case _Check():
             pass
+
+
+async def page_of(
+    store: Store, *, before: int | None = None, after: int | None = None, limit: int, limit_bytes: int = PAGE
+) -> tuple[list[str], bool]:
+    """Return the ids of a page of the channel `c`, and whether there are more messages."""
+    page = await store.page("c", before=before, after=after, limit=limit, limit_bytes=limit_bytes)
+    return [stored.id for stored in page.messages], page.more
 
 
 async def _check(chat: Chat) -> None:

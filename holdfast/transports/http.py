@@ -134,7 +134,7 @@ async def create(call: Call) -> Response:
     """Create a message."""
     request: CreateMessage = await call.body()
     check_create(request, call.identity, call.channel)
-    return await call.submit(call.hub.clock.new_id() if request.id is None else check_id(request.id), request)
+    return await call.submit(call.hub.clock.id_or_new(request.id), request)
 
 
 async def update(call: Call) -> Response:
@@ -168,7 +168,7 @@ async def delete(call: Call) -> Response:
 async def send_command(call: Call) -> Response:
     """Send a command."""
     request: SendCommand = await call.body()
-    command_id = call.hub.clock.new_id() if request.id is None else check_id(request.id)
+    command_id = call.hub.clock.id_or_new(request.id)
     return await call.submit(command_key(command_id), request)
 
 

@@ -17,7 +17,6 @@ from starlette.types import Receive, Send
 from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.deltas import Delta, MessageProgress, Sent
 from holdfast.core.errors import HoldfastError
-from holdfast.core.message_state import part_bytes
 from holdfast.core.model import Message
 from holdfast.core.names import check_id
 from holdfast.hub.batches import EncodedBatch
@@ -40,6 +39,7 @@ from holdfast.transports.sse import (
     since_of,
     start_stream,
 )
+from holdfast.transports.traffic import message_bytes
 
 
 class MessageStream(DeltaStream):
@@ -141,7 +141,7 @@ async def _message_stream(
         ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
         since = since_of(scope, query)
         message, cursor = await hub.read(channel, check_id(message_id))
-        credentials.charge(sum(map(part_bytes, message.parts)))
+        credentials.charge(message_bytes([message]))
         sent = resume_point(since, cursor)
         if sent.is_finished and message.status != "streaming":
             await send_no_content(app, scope, send)

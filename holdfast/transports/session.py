@@ -27,7 +27,7 @@ from holdfast.core.errors import HoldfastError, InvalidRequest
 from holdfast.core.events import encode_json
 from holdfast.core.limits import KIB
 from holdfast.core.model import Json
-from holdfast.core.names import check_channel, check_id, command_key
+from holdfast.core.names import check_channel, command_key
 from holdfast.core.requests import PutPart, Request
 from holdfast.development import names_exceptions
 from holdfast.hub.batches import EncodedBatch
@@ -260,7 +260,7 @@ class Session:
                 check_create(frame, self.identity, channel)
             elif isinstance(frame, UpdateFrame):
                 check_update(frame, self.identity, channel)
-            key = self._hub.clock.new_id() if frame.id is None else check_id(frame.id)
+            key = self._hub.clock.id_or_new(frame.id)
             if isinstance(frame, CommandFrame | ReplyFrame):
                 key = command_key(key)
             done = partial(self._request_done, frame.ref, (channel, key), request, weight)

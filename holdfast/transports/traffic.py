@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from holdfast.core.message_state import part_bytes
+from holdfast.core.model import Message
 from holdfast.core.turn_deltas import TurnStatus
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity, Scope
@@ -65,5 +66,9 @@ def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:
 
 def turn_bytes(turns: Iterable[TurnStatus]) -> int:
     """Return the bytes of the messages of turns that a route of an app reads."""
-    messages = [message for one in turns for message in (one.message, *one.answers) if message is not None]
+    return message_bytes(message for one in turns for message in (one.message, *one.answers) if message is not None)
+
+
+def message_bytes(messages: Iterable[Message]) -> int:
+    """Return the bytes of the parts of messages."""
     return sum(part_bytes(part) for message in messages for part in message.parts)

@@ -243,6 +243,18 @@ async def test_history_is_paged_newest_first(hub: HubCore) -> None:
     assert not older.more
 
 
+async def test_history_after_a_serial_is_paged_oldest_first_and_reaches_the_newest(hub: HubCore) -> None:
+    for number in range(7):
+        await hub.create("chat:1", id=f"m{number}", text=str(number))
+    found, after, more = list[str](), 0, True
+    while more:
+        page = await hub.history("chat:1", limit=3, after=after)
+        found += [one.id for one in page.messages]
+        after, more = page.messages[-1].created, page.more
+    assert found == [f"m{number}" for number in range(7)]
+    assert (await hub.history("chat:1", after=after)).messages == []
+
+
 async def test_cursor_of_an_empty_channel_is_resumed(hub: HubCore) -> None:
     viewer = Watcher(hub, "chat:1")
     first = await viewer.take()

@@ -18,6 +18,7 @@ from holdfast import Hub, Identity, Turn
 from holdfast.core.model import Message
 from holdfast.hub.clock import Clock
 from holdfast.interop import AISDK
+from holdfast.transports.chunks import cycle_of
 from tests.interop.pages import MAJOR, Pages, pages_at, text_of
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -457,24 +458,40 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("method", "path", "body", "needs"), ROUTES)
-async def test_every_route_needs_its_capabilities(method: str, path: str, body: object, needs: set[str]) -> None:
+async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_each_chat(
+    method: str, path: str, body: Any, needs: set[str]
+) -> None:
     granted: list[frozenset[str] | None] = [None]
 
     async def verify(scope: dict[str, Any]) -> Identity | None:
         return Identity(client_id="ann", grants={"chat:*": granted[0]}) if granted[0] is not None else None
 
-    async with routes_only(authenticate=verify) as (_, client):
+    async with routes_only(authenticate=verify) as (hub, client):
+        await hub.create("chat:1", text="you", id="u", author="ann", starts_turn=False)
+        await hub.create("chat:1", text="I", id="x", role="assistant", reply_to="u")
+        await hub.create("chat:3", text="other", starts_turn=False)
 
-        async def status(capabilities: set[str] | None, **headers: str) -> int:
+        async def answer(capabilities: set[str] | None, chat: str, **headers: str) -> tuple[int, str]:
+            """Return the status and the words of the response, without the name of the chat."""
             granted[0] = frozenset(capabilities) if capabilities is not None else None
-            return (await client.request(method, path, json=body, headers=headers)).status_code
+            asked = {**body, "id": chat} if body is not None else None
+            response = await client.request(method, path.replace("1", chat), json=asked, headers=headers)
+            return response.status_code, response.text.replace(f"chat:{chat}", "chat")
 
-        assert await status(None) == 401
-        for missing in needs:
-            assert await status(needs - {missing}) == 403
-        cookie = {"cookie": "a=b", "origin": "https://evil.example"}
-        assert await status(needs, **cookie) == (403 if method == "POST" else await status(needs))
-        assert await status(needs) in (200, 204, 404)
+        foreign = {"cookie": "a=b", "origin": "https://evil.example"}
+        held: list[set[str] | None] = [None, set(), *({*needs} - {missing} for missing in needs)]
+        for capabilities in held:
+            known = await answer(capabilities, "1")  # with the message of the request
+            assert known[0] == (401 if capabilities is None else 403)
+            assert await answer(capabilities, "2") == await answer(capabilities, "3") == known
+        if method == "POST":
+            refused = await answer(needs, "1", **foreign)
+            assert refused[0] == 403
+            assert await answer(needs, "2", **foreign) == await answer(needs, "3", **foreign) == refused
+        assert (await answer(needs, "1"))[0] in (200, 204)
+        if body is not None and body["messages"] == [ASSISTANT]:
+            unknown = await answer(needs, "2")  # a chat without a message, and one without this message
+            assert (unknown[0], await answer(needs, "3")) == (404, unknown)
 
 
 @asynccontextmanager
@@ -535,6 +552,71 @@ async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene:
     state = await pages("a", "is", status="error")
     assert (state["status"], state["error"]) == ("error", "deleted")
     assert [one["role"] for one in await scene.loaded()] == ["user"]
+
+
+@pytest.mark.parametrize("chat", ["a b", "%2e%2e%5c", "x" * 300, "%ff", "{id}"])
+@pytest.mark.parametrize(("method", "route"), [("GET", "stream"), ("GET", "messages"), ("POST", "stop")])
+async def test_chat_that_cannot_be_gets_a_clear_status(method: str, route: str, chat: str) -> None:
+    async with routes_only() as (_, client):
+        response = await client.request(method, f"/api/chat/{chat}/{route}")
+        assert (response.status_code, response.json()["code"]) == (400, "invalid_name")
+
+
+async def test_page_that_does_not_read_costs_no_memory_and_later_gets_the_whole_answer() -> None:
+    hub, app, connections = new_hub(flush_ms=0), FastAPI(), list[Any]()
+    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
+
+    async def noted(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            connections.append(cycle_of(receive))
+        await app(scope, receive, send)
+
+    piece = "word " * 20_000
+    await hub.create("chat:1", text="you", id="u", starts_turn=False)
+    async with serving(hub, noted) as served, hub.message("chat:1", reply_to="u") as answer:
+        await answer.append("begun ")
+        await answer.flush()
+        reader, writer = await served.connect()
+        writer.write(b"GET /api/chat/1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert b"200 OK" in await reader.readline()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        (connection,) = connections
+        while not connection.flow.write_paused:
+            await answer.append(piece)
+            await answer.flush()
+        stalled_bytes = connection.transport.get_write_buffer_size()
+        for _ in range(20):
+            await answer.append(piece)
+            await answer.flush()
+        assert connection.transport.get_write_buffer_size() == stalled_bytes
+        await answer.finish()
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        body = await reader.read()
+        lines = [line for line in body.decode().split("\n") if line.startswith('data: {"type":"text-delta"')]
+        deltas = [json.loads(line.removeprefix("data: "))["delta"] for line in lines]
+        assert b"data: [DONE]" in body
+        (stored,) = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
+        assert "".join(deltas) == stored.text
+        assert max(map(len, deltas)) >= 20 * len(piece)  # the text of the stall in one chunk
+
+
+async def test_text_that_is_replaced_while_a_page_follows_it_shows_after_a_reload(scene: Scene) -> None:
+    async def replaces(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello ")
+            await scene.gate().wait()
+            await message.part({"type": "text", "text": "Other"}, index=0)
+            await message.append(" words")
+
+    scene.script = replaces  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", id="1")
+    await pages("a", "send", text="you")
+    await pages("a", "saw", wanted="Hello ")
+    scene.gate().set()
+    assert text_of(await finished(scene, "a")).startswith("Hello ")
+    await pages("b", "open", id="1", load=True)
+    assert text_of(await pages("b", "state")) == "Other words"
 
 
 async def test_head_of_a_stream_ends_while_the_turn_runs(scene: Scene) -> None:

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from holdfast import Hub, Identity, Turn
-from holdfast.core.errors import Deleted, Draining
+from holdfast.core.errors import Deleted, Draining, Forbidden
 from holdfast.core.limits import Limits
 from holdfast.hub import turn_status
 from holdfast.hub.rates import Rates
@@ -232,7 +232,7 @@ async def test_stream_keeps_no_text_that_it_has_sent() -> None:
             assert kept == []
 
 
-@pytest.mark.parametrize("path", ["turn", "conversation", "open_turns"])
+@pytest.mark.parametrize("path", ["turn", "conversation", "open_turns", "history"])
 async def test_turns_that_a_route_reads_count_for_their_reader(path: str) -> None:
     async with counted_app() as (served, charged_bytes), served.hub.message("chat:1", reply_to="q") as answer:
         await answer.append("x" * 100_000)
@@ -240,6 +240,30 @@ async def test_turns_that_a_route_reads_count_for_their_reader(path: str) -> Non
         before = charged_bytes()
         assert (await served.http.get(f"/{path}")).status_code == 200
         assert 100_000 <= charged_bytes() - before < 101_000
+
+
+async def test_pending_commands_are_listed_until_their_reply_and_count_for_their_reader() -> None:
+    async with counted_app() as (served, charged_bytes):
+        hub = served.hub
+        sent = [await hub.command("chat:1", name, data="x" * 4_000) for name in ("choose", "own")]
+        assert [one.id for one in await hub.pending_commands("chat:1")] == [one.id for one in sent]
+        before = charged_bytes()
+        assert (await served.http.get("/pending_commands")).status_code == 200
+        assert 8_000 <= charged_bytes() - before < 9_000
+        await hub.reply("chat:1", sent[0].id)
+        assert [one.id for one in await hub.pending_commands("chat:1")] == [sent[1].id]
+
+
+@pytest.mark.parametrize("read", ["history", "pending_commands", "conversation", "open_turns"])
+async def test_reads_of_a_route_need_the_capability_history(read: str) -> None:
+    async def verify(scope: dict[str, Any]) -> Identity:
+        return Identity(client_id="ann", grants={"chat:*": frozenset({"publish", "subscribe", "command"})})
+
+    hub = new_hub(authenticate=verify)
+    access = await hub.authorize({"type": "http", "headers": [], "client": ("127.0.0.1", 1)})
+    with pytest.raises(Forbidden, match="history"):
+        await getattr(access, read)("chat:1")
+    await hub.close()
 
 
 @pytest.mark.parametrize("size", [100_000, Limits().request_bytes + 1, None], ids=["text", "too large", "of no type"])
