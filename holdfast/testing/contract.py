@@ -680,7 +680,7 @@ class StoreContract:
         grown = await do_at(700, finish("m2"), documents=["m2"])
         assert (grown.created_ms, grown.updated_ms, grown.messages) == (500, 700, 2)
         assert grown.size_bytes == first.size_bytes + part_bytes({"type": "text", "text": "two"})
-        assert await do_at(650, ("!c1", SendCommand(name="cancel"))) == grown
+        assert await do_at(650, ("!c1", SendCommand(name="approve", target="m1"))) == grown
         edited = await do_at(800, edit("m1", "longer"), documents=["m1"])
         assert edited.size_bytes == grown.size_bytes + len("longer") - len("one")
         await do_at(800, delete("m1"), documents=["m1"])

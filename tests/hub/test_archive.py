@@ -1,7 +1,7 @@
 """The list of channels: pages, prefixes, patterns and counts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from holdfast.core.errors import InvalidName, InvalidRequest
@@ -54,6 +54,7 @@ async def test_invalid_arguments_are_refused(hub: HubCore) -> None:
             await hub.archive.channels(limit=limit)
 
 
+@example(["a:*", "a:b"], "", "", "a:b")
 @given(st.lists(PATTERNS, max_size=5), NAMES, NAMES, NAMES.filter(bool))
 def test_exactly_the_wanted_names_match_once(patterns: list[str], prefix: str, after: str, name: str) -> None:
     is_wanted = any(matches(one, name) for one in patterns) and name.startswith(prefix)
