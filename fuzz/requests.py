@@ -79,6 +79,7 @@ REQUESTS: list[dict[str, Json]] = [
     {"method": "OPTIONS", "path": M},
     {"method": "GET", "path": M, "query": "before=3&limit=2"},
     {"method": "GET", "path": C},
+    {"method": "GET", "path": "/v1/channels", "query": "prefix=c&after=a&limit=2"},
     {"method": "DELETE", "path": C},
     {"method": "GET", "path": "/healthz"},
     {"method": "GET", "path": "/readyz"},

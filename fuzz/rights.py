@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulation.clock import START_MS
-from tests.transports.permissions import ANY, EVERY_CHANNEL, OPEN_FRAMES, OPEN_PATHS, OPERATIONS, Operation
+from tests.transports.permissions import ANY, EVERY_CHANNEL, LISTED, OPEN_FRAMES, OPEN_PATHS, OPERATIONS, Operation
 
 CAPABILITIES = ("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin")
 SECRET = b"a secret of the fuzzer's hubs, long enough"
@@ -170,6 +170,8 @@ def needs_of_request(method: str, path: str, body: Json) -> Needs | None:
             continue
         if operation.whose == EVERY_CHANNEL:
             return Needs(frozenset(operation.needs), EVERYWHERE)
+        if operation.whose == LISTED:
+            return Needs(_NONE, EVERYWHERE)
         channel = found[1] if found.groups() else body.get("channel") if isinstance(body, dict) else None
         return _needs(operation, channel, body) if isinstance(channel, str) else None
     return None

@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, verify, tail.
+"""The `holdfast` command: serve, demo, backup, restore, verify, channels, tail.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -12,14 +12,17 @@ import importlib
 import os
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
+import msgspec
 
 from holdfast._version import __version__
 from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown_url
+from holdfast.core.names import check_prefix
 from holdfast.hub import identity
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
@@ -249,6 +252,25 @@ def verify(store: str) -> None:
     click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
     if found:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("prefix", default="")
+@_STORE
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object for each channel.")
+def channels(prefix: str, store: str, is_json: bool) -> None:
+    """List the channels of a store whose names begin with PREFIX, also while it is served."""
+    from holdfast.stores.sqlite_reader import list_channels
+
+    found = list_channels(_sqlite_store(store).path, check_prefix(prefix))
+    if is_json:
+        for one in found:
+            click.echo(msgspec.json.encode(one))
+        return
+    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  channel")
+    for one in found:
+        updated = datetime.fromtimestamp(one.updated_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {one.channel}")
 
 
 def _sqlite_store(url: str) -> SqliteStore:

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from holdfast.core.document import Stored, restore, restore_command
 from holdfast.core.errors import StoreUnavailable
 from holdfast.core.message_state import CommandState
+from holdfast.core.model import ChannelSummary
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Delete
 from holdfast.stores.base import (
@@ -263,6 +264,10 @@ class StoreClient:
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """`Store.channels`."""
         return await self._call(lambda: _now(self._store.memory.channels(after=after, limit=limit)))
+
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        """`Store.summaries`."""
+        return await self._call(lambda: _now(self._store.memory.summaries(within, after=after, limit=limit)))
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """`Store.notes`."""

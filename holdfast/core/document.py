@@ -100,6 +100,7 @@ class Document(Struct, frozen=True, kw_only=True):
     # id of a message: if it is deleted and this document is no longer open, the store removes the segments
     target: str | None = None
     until_ms: int | None = None  # time in ms since 1970 at which the store removes this document's segments in any case
+    at_ms: int = 0  # time of the last change, apart from text, in ms since 1970
 
 
 class Stored(Struct, frozen=True, kw_only=True):
@@ -154,6 +155,7 @@ def document(message: MessageState | CommandState) -> Document:
         head=_encode_head(_head(message)),
         fresh=fresh,
         segments=segments,
+        at_ms=message.updated_at,
     )
 
 
@@ -190,7 +192,20 @@ def _command_document(command: CommandState) -> Document:
         segments=[Segment(part=0, at=0, text=text, marks=[])] if text else [],
         target=command.target,
         until_ms=command.expires_ms + KEPT_MS,
+        at_ms=command.created_at,
     )
+
+
+def times_in(document_id: str, head: bytes) -> tuple[int, int]:
+    """Return when the message or command of a stored document was created, and when it changed last, in ms since 1970.
+
+    Raises an exception of `DAMAGE`.
+    """
+    if document_id.startswith(COMMAND_MARK):
+        at_ms = _decode_command(head).command.at_ms
+        return at_ms, at_ms
+    decoded = _decode_head(head)
+    return decoded.created_at, decoded.updated_at
 
 
 def _outcome(error: Json) -> Json:

@@ -74,6 +74,20 @@ class Command(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: int
 
 
+class ChannelSummary(Struct, frozen=True, kw_only=True):
+    """A channel in a list of channels. `messages` and `size_bytes` count the messages that are not deleted.
+
+    Text that streams counts in `size_bytes` once it is in a document. `updated_ms` is the time of the last change apart
+    from text.
+    """
+
+    channel: str
+    created_ms: int
+    updated_ms: int
+    messages: int
+    size_bytes: int
+
+
 class _Text(Struct, tag_field="type", tag="text"):
     text: str = ""
 

@@ -30,6 +30,15 @@ def check_channel(name: object) -> str:
     )
 
 
+def check_prefix(prefix: object) -> str:
+    """Return `prefix`; raises InvalidName unless channel names may begin with it. Any name begins with ""."""
+    if isinstance(prefix, str) and (not prefix or _CHANNEL.match(prefix)):
+        return prefix
+    raise InvalidName(
+        f"prefix must be at most 200 characters of A-Z a-z 0-9 _ . : ~ @ = + -, without a star, got {shown(prefix)}"
+    )
+
+
 def check_key(value: str) -> str:
     """Return `value` if it is the id of a message, or of a command with its prefix; raises InvalidName."""
     check_id(value.removeprefix(COMMAND_MARK))

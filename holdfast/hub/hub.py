@@ -35,6 +35,7 @@ from holdfast.core.requests import (
     UpdateMessage,
 )
 from holdfast.development import failure_reason
+from holdfast.hub.archive import Archive
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.drain import SignalHook
@@ -136,6 +137,7 @@ class HubCore:
             is_named=lambda: names is None or any(value is self for value in list(names.values())),
             signals=SignalHook(self.drain) if hooks_signals else None,
         )
+        self.archive = Archive(self._lifecycle, self.store)  # the list of channels
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
 
     # -- lifecycle ---------------------------------------------------------------------------------------------

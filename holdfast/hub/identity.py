@@ -103,6 +103,15 @@ class Identity(Struct, frozen=True, kw_only=True):
         if not self.has_pattern(capability, pattern):
             raise Forbidden(f"{self._name()} needs the capability {capability!r} on all channels of {shown(pattern)}")
 
+    def patterns(self, capability: str) -> list[str]:
+        """Return the patterns of channels on which `capability` is granted. Raises Forbidden if there is none."""
+        if capability in self.capabilities:
+            return [EVERYWHERE]
+        found = [pattern for pattern, granted in (self.grants or {}).items() if capability in granted]
+        if not found:
+            raise Forbidden(f"{self._name()} needs the capability {capability!r} on a channel")
+        return found
+
     def includes(self, other: Identity) -> bool:
         """Return whether this identity holds every grant of `other`."""
         granted = {EVERYWHERE: other.capabilities, **(other.grants or {})}

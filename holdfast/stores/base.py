@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from holdfast.core.document import Document, Stored
 from holdfast.core.errors import StoreUnavailable
+from holdfast.core.model import ChannelSummary
 from holdfast.core.ops import Entry
 
 
@@ -175,6 +176,13 @@ class Store(Protocol):
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of at most `limit` channels that are not empty, in order, beginning after name `after`."""
+
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return at most `limit` channels that are not empty, in order of their names, beginning after name `after`.
+
+        `within` lists names, and prefixes that end in `*`; none begins with another one's prefix. The counts are those
+        of the stored documents. `created_ms` is the time of the first write, and `updated_ms` never falls.
+        """
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under names that begin with `prefix`."""

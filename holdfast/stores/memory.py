@@ -12,7 +12,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.core.document import Document, Segment, Stored, used_up_head
+from holdfast.core.model import ChannelSummary
 from holdfast.core.ops import Append, Delete, Entry
+from holdfast.core.patterns import matches
 from holdfast.stores.base import (
     NOTHING,
     Beat,
@@ -73,11 +75,29 @@ class _Channel:
     def __init__(self, epoch: str) -> None:
         self.epoch = epoch
         self.serial = 0
+        self.created_ms = self.updated_ms = 0
         self.messages: dict[str, _Message] = {}
 
     @property
     def head(self) -> Head:
         return Head(self.epoch, self.serial)
+
+    def summary(self, name: str) -> ChannelSummary:
+        documents = [message.document for message in self.messages.values()]
+        sizes = [one.size_bytes for one in documents if one.created and not one.is_deleted]
+        return ChannelSummary(
+            channel=name,
+            created_ms=self.created_ms,
+            updated_ms=self.updated_ms,
+            messages=len(sizes),
+            size_bytes=sum(sizes),
+        )
+
+    def note_time(self, documents: Sequence[Document]) -> None:
+        """Note the time of documents that were stored."""
+        self.updated_ms = max([self.updated_ms, *(one.at_ms for one in documents)])
+        if not self.serial:
+            self.created_ms = self.updated_ms
 
     def drop_data_of_deleted(self, documents: Sequence[Document]) -> None:
         """Remove the segments of documents whose target is deleted, as far as the write of `documents` causes this."""
@@ -209,6 +229,15 @@ class MemoryStore:
         """Return the names of channels that are not empty (`Store.channels`)."""
         return sorted(name for name in self._channels if after is None or name > after)[:limit]
 
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return a list of channels (`Store.summaries`)."""
+        wanted = [
+            name
+            for name in sorted(self._channels)
+            if (after is None or name > after) and any(matches(one, name) for one in within)
+        ]
+        return [self._channels[name].summary(name) for name in wanted[:limit]]
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
         return {name: value for name, value in self._notes.items() if name.startswith(prefix)}
@@ -277,6 +306,7 @@ class MemoryStore:
                 channel.messages[document.id] = _Message(document)
             else:
                 known.take_document(document)
+        channel.note_time(write.documents)
         channel.drop_data_of_deleted(write.documents)
         for entry in write.entries:
             message = channel.messages[entry.op.id]

@@ -20,6 +20,7 @@ import asyncpg
 
 from holdfast.core.document import Stored
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable, shown_url
+from holdfast.core.model import ChannelSummary
 from holdfast.stores.base import (
     Beat,
     Changes,
@@ -209,6 +210,11 @@ class PostgresStore:
         """Return the names of channels that are not empty (`Store.channels`)."""
         async with self._reading() as reader:
             return await reader.names(after, limit)
+
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return a list of channels (`Store.summaries`)."""
+        async with self._reading() as reader:
+            return await reader.summaries(within, after, limit)
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""

@@ -14,6 +14,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from holdfast.core.document import Segment, Stored, used_up_head
 from holdfast.core.errors import StoreUnusable
+from holdfast.core.model import ChannelSummary
 from holdfast.core.ops import Delete, Entry
 from holdfast.stores.base import NOTHING, Changes, Head, StoredPage
 from holdfast.stores.postgres_log import entries_in
@@ -155,6 +156,30 @@ class Reader:
             f"SELECT name FROM {self._schema}.channels WHERE name > $1 ORDER BY name LIMIT $2", after or "", limit
         )
         return [row["name"] for row in rows]
+
+    async def summaries(self, within: Sequence[str], after: str | None, limit: int) -> list[ChannelSummary]:
+        rows = await self._db.fetch(
+            f"SELECT name, coalesce(created_ms, 0) AS created_ms, coalesce(updated_ms, 0) AS updated_ms, messages,"
+            f" size_bytes FROM {self._schema}.channels c LEFT JOIN {self._schema}.times t ON t.channel = c.id,"
+            f" LATERAL (SELECT count(*) AS messages, coalesce(sum(size_bytes), 0)::bigint AS size_bytes"
+            f" FROM {self._schema}.documents d WHERE d.channel = c.id AND created > 0 AND NOT is_deleted) s"
+            " WHERE name > $1 AND (name = ANY($2) OR EXISTS"
+            " (SELECT FROM unnest($3::text[]) AS p (prefix) WHERE starts_with(name, prefix))) ORDER BY name LIMIT $4",
+            after or "",
+            [one for one in within if not one.endswith("*")],
+            [one.removesuffix("*") for one in within if one.endswith("*")],
+            limit,
+        )
+        return [
+            ChannelSummary(
+                channel=row["name"],
+                created_ms=row["created_ms"],
+                updated_ms=row["updated_ms"],
+                messages=row["messages"],
+                size_bytes=row["size_bytes"],
+            )
+            for row in rows
+        ]
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         rows = await self._db.fetch(f"SELECT name, value FROM {self._schema}.notes WHERE starts_with(name, $1)", prefix)

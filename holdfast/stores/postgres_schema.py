@@ -37,6 +37,7 @@ CREATE TABLE {schema}.channels (
 ) WITH (fillfactor = 50);
 ALTER TABLE {schema}.channels ALTER COLUMN tail SET STORAGE MAIN;
 CREATE INDEX channels_with_tail ON {schema}.channels (id) WHERE has_tail;
+CREATE TABLE {schema}.times (channel bigint PRIMARY KEY, created_ms bigint NOT NULL, updated_ms bigint NOT NULL);
 CREATE TABLE {schema}.tails (channel bigint, last bigint, body bytea NOT NULL, PRIMARY KEY (channel, last));
 CREATE TABLE {schema}.documents (
   channel bigint,

@@ -81,6 +81,12 @@ emptied AS (
 DELETE FROM {schema}.tails t USING w WHERE t.channel = w.channel AND (w.floor IS NULL OR t.last < w.floor)
 """
 
+_TIMES = """
+INSERT INTO {schema}.times AS t SELECT channel, at_ms, at_ms
+  FROM unnest($1::bigint[], $2::bigint[]) AS w (channel, at_ms)
+  ON CONFLICT (channel) DO UPDATE SET updated_ms = greatest(t.updated_ms, excluded.updated_ms)
+"""
+
 Done = tuple[int, Write]  # a stored write, with the number of its channel in the tables
 
 
@@ -149,6 +155,10 @@ class Writer:
             if document.segments
         ]
         await self._each(_TEXTS, texts)
+        times: dict[int, int] = {}
+        for channel, document in found:
+            times[channel] = max(times.get(channel, 0), document.at_ms)
+        await self._each(_TIMES, list(times.items()))
         self.row_bytes += sum(len(document.head) for _, document in found) + sum(len(row[3]) for row in texts)
         await self._each(
             _DROP_DATA,
@@ -192,7 +202,7 @@ class Writer:
         )
         number = await self._db.fetchval(f"DELETE FROM {self._schema}.channels WHERE name = $1 RETURNING id", channel)
         if number is not None:
-            for table in ("tails", "texts", "documents"):
+            for table in ("tails", "texts", "documents", "times"):
                 await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE channel = $1", number)
         return (await reader.heads([channel]))[0]
 

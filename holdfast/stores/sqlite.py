@@ -23,6 +23,7 @@ from typing import NamedTuple, TypeVar
 
 from holdfast.core.document import Stored
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
+from holdfast.core.model import ChannelSummary
 from holdfast.stores.base import (
     Beat,
     Changes,
@@ -160,7 +161,11 @@ class SqliteStore:
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
-        return await self._run(lambda engine: engine.channel_names(after, limit))
+        return await self._run(lambda engine: engine.channels.names(after, limit))
+
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return a list of channels (`Store.summaries`)."""
+        return await self._run(lambda engine: engine.channels.summaries(within, after, limit))
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""

@@ -5,12 +5,14 @@ Layer: stores. This code runs on the store's thread.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from holdfast.core.document import DAMAGE, Document
+from holdfast.core.document import DAMAGE, Document, times_in
 from holdfast.core.errors import StoreUnusable
+from holdfast.core.model import ChannelSummary
 from holdfast.stores.base import NOTHING, Head, next_lives
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_log import Tracked
@@ -19,6 +21,7 @@ from holdfast.stores.sqlite_sums import channel_sum
 # limit of channels in memory; above it half of them are dropped, except those with pinned log rows
 MAX_CHANNELS = 10_000
 LIVES = ""  # no message has this id: in `graves` it keeps the `Head.lives` of a deleted channel, as its `until_ms`
+_LAST = "\U0010ffff"  # the last character: text that begins with a prefix is below the prefix and this
 
 
 class Channel:
@@ -61,6 +64,31 @@ def add_channel_sums(db: sqlite3.Connection) -> None:
         "SELECT id, name, epoch, floor FROM channels WHERE name IS NOT NULL"
     ).fetchall():
         db.execute("UPDATE channels SET crc = ? WHERE id = ?", (channel_sum(number, name, epoch, floor), number))
+
+
+def add_summaries(db: sqlite3.Connection, documents: Documents, unreadable: Collection[int]) -> None:
+    """Add the times and counts of all channels: schema 5 introduced them.
+
+    A time that only damaged documents or those in `unreadable` give stays 0.
+    """
+    db.execute(
+        "UPDATE channels SET (messages, size_bytes) = ("
+        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents"
+        " WHERE channel = channels.id AND deleted = 0 AND created > 0)"
+    )
+    for (number,) in db.execute("SELECT id FROM channels WHERE name IS NOT NULL").fetchall():
+        created_ms = updated_ms = 0
+        keys = db.execute("SELECT id, message FROM documents WHERE channel = ? ORDER BY version", (number,)).fetchall()
+        with contextlib.suppress(*DAMAGE):
+            first = min((one for one in keys if one[0] not in unreadable), default=None)
+            if first is not None:
+                created_ms = times_in(first[1], documents.head(first[0]))[0]
+        for key, message in keys[-1:]:
+            with contextlib.suppress(*DAMAGE):
+                if key not in unreadable:
+                    updated_ms = times_in(message, documents.head(key))[1]
+        times = (created_ms, max(created_ms, updated_ms))
+        db.execute("UPDATE channels SET created_ms = ?, updated_ms = ? WHERE id = ?", (*times, number))
 
 
 def _sum_or_none(number: int, name: str, epoch: str, floor: int) -> int | None:
@@ -147,7 +175,45 @@ class Channels:
         """Write the row of a new channel, in the transaction of the caller."""
         checksum = channel_sum(channel.id, channel.name, channel.epoch, channel.floor)
         row = (channel.id, channel.name, channel.epoch, channel.floor, checksum)
-        self._db.execute("INSERT INTO channels VALUES (?, ?, ?, ?, ?)", row)
+        self._db.execute("INSERT INTO channels (id, name, epoch, floor, crc) VALUES (?, ?, ?, ?, ?)", row)
+
+    def count(self, channel: Channel, messages: int, size_bytes: int, at_ms: int) -> None:
+        """Add to the counts of a channel, in the transaction of the caller, which writes documents at `at_ms`."""
+        self._db.execute(
+            "UPDATE channels SET created_ms = CASE ? WHEN 0 THEN ? ELSE created_ms END,"
+            " updated_ms = max(updated_ms, ?), messages = messages + ?, size_bytes = size_bytes + ? WHERE id = ?",
+            (channel.serial, at_ms, at_ms, messages, size_bytes, channel.id),
+        )
+
+    def names(self, after: str | None, limit: int) -> list[str]:
+        """Return the names of channels that are not empty (`Store.channels`)."""
+        rows = self._db.execute("SELECT name FROM channels WHERE name > ? ORDER BY name LIMIT ?", (after or "", limit))
+        return [name for (name,) in rows]
+
+    def summaries(self, within: Sequence[str], after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return a list of channels (`Store.summaries`)."""
+        found: list[ChannelSummary] = []
+        for one in sorted(within):
+            low = one.removesuffix("*")
+            high = low + _LAST if low != one else low
+            rows = self._db.execute(
+                "SELECT name, created_ms, updated_ms, messages, size_bytes FROM channels"
+                " WHERE name BETWEEN ? AND ? AND name > ? ORDER BY name LIMIT ?",
+                (low, high, after or "", limit - len(found)),
+            )
+            for name, created_ms, updated_ms, messages, size_bytes in rows:
+                found.append(
+                    ChannelSummary(
+                        channel=name,
+                        created_ms=created_ms,
+                        updated_ms=updated_ms,
+                        messages=messages,
+                        size_bytes=size_bytes,
+                    )
+                )
+            if len(found) == limit:
+                break
+        return found
 
     def deleted(self, name: str, *, at: int) -> None:
         """Drop a channel that commit `at` has deleted, or whose ids it has used up."""

@@ -39,6 +39,13 @@ class WrongChecksum(ValueError):
         super().__init__(f"{what} has a wrong checksum")
 
 
+class Counted(NamedTuple):
+    """What a document adds to the counts of its channel."""
+
+    messages: int
+    size_bytes: int
+
+
 class Found(NamedTuple):
     """The indexed fields of one document."""
 
@@ -77,7 +84,7 @@ class Documents:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def add(self, channel: int, key: int, document: Document) -> None:
+    def add(self, channel: int, key: int, document: Document) -> Counted:
         """Write the first document of a message."""
         has_segments = bool(document.segments) and self._may_keep_data(channel, document)
         checksum = _sum_of(channel, document, HEAD + has_segments)
@@ -94,9 +101,17 @@ class Documents:
             self._put(key, HEAD + 1, _encode_segments(document.segments))
         if document.is_deleted:
             self._drop_data_about(channel, document.id)
+        return _counted(document)
 
-    def update(self, channel: int, key: int, document: Document) -> None:
+    def update(self, channel: int, key: int, document: Document) -> Counted:
         """Write a further document of a message."""
+        before = Counted(
+            *self._db.execute(
+                "SELECT counted, counted * size_bytes FROM"
+                " (SELECT created > 0 AND NOT deleted AS counted, size_bytes FROM documents WHERE id = ?)",
+                (key,),
+            ).fetchone()
+        )
         if document.fresh:
             self._free(key, from_blob=HEAD + 1)
             last = HEAD
@@ -113,6 +128,8 @@ class Documents:
         self.row_bytes += 6 * INTEGER_BYTES
         if document.is_deleted:
             self._drop_data_about(channel, document.id)
+        counted = _counted(document)
+        return Counted(counted.messages - before.messages, counted.size_bytes - before.size_bytes)
 
     def remove(self, channel: int, limit: int) -> bool:
         """Remove up to `limit` documents of `channel`; returns False if it had none."""
@@ -302,6 +319,10 @@ class Documents:
             reason = str(error) if isinstance(error, WrongChecksum) else type(error).__name__
             raise StoreUnusable(f"message {message_id!r} is damaged ({reason}); restore a backup") from error
 
+    def head(self, key: int) -> bytes:
+        """Return the head of a document, without a check."""
+        return self._blobs(key, is_checked=False)[HEAD]
+
     def _blobs(self, key: int, *, is_checked: bool = True) -> dict[int, bytes]:
         """Return the blobs of a document, by their numbers. Raises WrongChecksum."""
         rows = self._db.execute(
@@ -388,6 +409,10 @@ class Documents:
         self._db.execute(f"INSERT INTO free SELECT length(body), id FROM texts WHERE id IN {slots}", which)
         self._db.execute(f"UPDATE texts SET body = zeroblob(length(body)) WHERE id IN {slots}", which)
         self._db.execute("DELETE FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?", which)
+
+
+def _counted(document: Document) -> Counted:
+    return Counted(1, document.size_bytes) if document.created and not document.is_deleted else Counted(0, 0)
 
 
 def _changing(document: Document) -> tuple[int, bool, bool, int]:

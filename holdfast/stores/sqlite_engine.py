@@ -97,8 +97,8 @@ class Engine:
         self._truncate_at_s = 0.0
         self._log = CommitLog()
         self._documents = Documents(db)
-        self._channels = Channels(db, self._documents)
-        self._whole = WholeMessages(self._file.path, self._documents, self._channels)
+        self.channels = Channels(db, self._documents)
+        self._whole = WholeMessages(self._file.path, self._documents, self.channels)
         self._documents.skip_keys(self._log.load(db, self._tracked_by_key))
         if self._log.damaged:
             self._whole.drop_log_rows(self._file, self._log)
@@ -132,12 +132,12 @@ class Engine:
         plans: list[Plan] = []
         entries: list[LogEntry] = []
         heads: list[tuple[Channel, int]] = []
-        known = self._channels.by_name
+        known = self.channels.by_name
         for write in writes:
             channel = known.get(write.channel) or self._channel(write.channel)
             new = write.entries
             if channel is None:
-                fits = write.expected == 0 and write.lives == self._channels.empty(write.channel).lives
+                fits = write.expected == 0 and write.lives == self.channels.empty(write.channel).lives
             else:
                 fits = write.expected == channel.serial and write.epoch == channel.epoch
                 if fits and len(new) == 1 and not write.documents:  # hot path: nearly all writes are a single append
@@ -155,7 +155,7 @@ class Engine:
             if channel is None:
                 if not write.entries:
                     continue
-                channel = self._channels.new(write.channel, write.epoch)
+                channel = self.channels.new(write.channel, write.epoch)
                 plans.append(self._plan(write, channel, is_born=True))
             elif write.documents:
                 plans.append(self._plan(write, channel, is_born=False))
@@ -222,22 +222,28 @@ class Engine:
         channel = plan.channel
         handed = 0
         if plan.is_born:
-            self._channels.add(channel)
+            self.channels.add(channel)
             handed = 3 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
         new = set(plan.new)
+        messages = size_bytes = 0
         for tracked, document in plan.documents:
             if document.id in new:
                 new.remove(document.id)
-                self._documents.add(channel.id, tracked.key, document)
+                counted = self._documents.add(channel.id, tracked.key, document)
             else:
-                self._documents.update(channel.id, tracked.key, document)
+                counted = self._documents.update(channel.id, tracked.key, document)
+            messages, size_bytes = messages + counted.messages, size_bytes + counted.size_bytes
+        if plan.documents:
+            at_ms = max(document.at_ms for _, document in plan.documents)
+            self.channels.count(channel, messages, size_bytes, at_ms)
+            handed += 3 * INTEGER_BYTES
         return handed
 
     def _note_plan(self, plan: Plan) -> None:
         channel = plan.channel
         if plan.is_born:
             channel.used = self._commits
-            self._channels.by_name[channel.name] = channel
+            self.channels.by_name[channel.name] = channel
         channel.tracked.update(plan.new)
         for tracked, document in plan.documents:
             tracked.version = document.version
@@ -261,9 +267,9 @@ class Engine:
         if channel is None and not used_up:
             return head
         with self._file.transaction():
-            handed = self._channels.bury(name, used_up, until_ms)
+            handed = self.channels.bury(name, used_up, until_ms)
         self._note_written(handed)
-        self._channels.deleted(name, at=self._commits)
+        self.channels.deleted(name, at=self._commits)
         if channel is not None:
             for tracked in channel.tracked.values():
                 self._log.release(tracked, channel.serial)
@@ -341,13 +347,6 @@ class Engine:
         channel = self._channel(name)
         return self._stored(self._documents.open(channel.id)) if channel is not None else []
 
-    def channel_names(self, after: str | None, limit: int) -> list[str]:
-        """Return the names of channels that are not empty (`Store.channels`)."""
-        rows = self._file.db.execute(
-            "SELECT name FROM channels WHERE name > ? ORDER BY name LIMIT ?", (after or "", limit)
-        )
-        return [name for (name,) in rows]
-
     def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
         rows = self._file.db.execute(
@@ -359,17 +358,17 @@ class Engine:
         """Return the channels that moved since `token` (`Store.moved`)."""
         now = f"{self._opening}:{self._commits}"
         opening, _, since = (token or "").partition(":")
-        return Moved(now, self._channels.moved(int(since)) if opening == self._opening else None)
+        return Moved(now, self.channels.moved(int(since)) if opening == self._opening else None)
 
     def _stored(self, documents: dict[int, str]) -> list[Stored]:
         """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
         return self._whole.read(self._file.db, self._log, documents)
 
     def _channel(self, name: str) -> Channel | None:
-        return self._channels.find(name, at=self._commits)
+        return self.channels.find(name, at=self._commits)
 
     def _head(self, name: str) -> Head:
-        return self._channels.head(name, at=self._commits)
+        return self.channels.head(name, at=self._commits)
 
     def _tracked_by_key(self, key: int) -> Tracked | None:
         known = self._documents.by_key(key)
@@ -408,7 +407,7 @@ class Engine:
         """
         if not self._is_open:
             return None
-        self._channels.bound()
+        self.channels.bound()
         now_s = time.monotonic()
         if now_s < self._retry_at_s:
             return self._retry_at_s - now_s
@@ -489,7 +488,7 @@ class Engine:
             "row_bytes": self._row_bytes,
             "documents": self._documents_written,
             "checkpoints": self._checkpoints,
-            "channels": len(self._channels.by_name),
+            "channels": len(self.channels.by_name),
             "log_rows": log.live_rows,
             "log_bytes": log.live_bytes,
             "log_slots": log.slots,

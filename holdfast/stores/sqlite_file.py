@@ -37,7 +37,7 @@ from typing import Literal
 
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.stores.base import CommitUnknown
-from holdfast.stores.sqlite_channels import add_channel_sums, begin_epochs
+from holdfast.stores.sqlite_channels import add_channel_sums, add_summaries, begin_epochs
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_lock import FILE_MODE, NO_NONCE, FileLock
 from holdfast.stores.sqlite_log import add_log_sums
@@ -49,7 +49,7 @@ logger = logging.getLogger("holdfast.stores")
 Synchronous = Literal["normal", "full", "extra"]
 
 APPLICATION_ID = 0x486F6C64  # the letters "Hold" as a number, by which SQLite files show their application
-SCHEMA = 4
+SCHEMA = 5
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Indexes of documents whose data will be removed with their target or after a time; only commands have such data.
@@ -69,7 +69,9 @@ _TABLES = (
         clean INTEGER NOT NULL)""",
     # A deleted channel has no name. Its row stays until its documents are removed.
     """CREATE TABLE channels (
-        id INTEGER PRIMARY KEY, name TEXT UNIQUE, epoch TEXT NOT NULL, floor INTEGER NOT NULL, crc INTEGER)""",
+        id INTEGER PRIMARY KEY, name TEXT UNIQUE, epoch TEXT NOT NULL, floor INTEGER NOT NULL, crc INTEGER,
+        created_ms INTEGER NOT NULL DEFAULT 0, updated_ms INTEGER NOT NULL DEFAULT 0,
+        messages INTEGER NOT NULL DEFAULT 0, size_bytes INTEGER NOT NULL DEFAULT 0)""",
     """CREATE TABLE documents (
         id INTEGER PRIMARY KEY, channel INTEGER NOT NULL, message TEXT NOT NULL, created INTEGER NOT NULL,
         version INTEGER NOT NULL, open INTEGER NOT NULL, deleted INTEGER NOT NULL,
@@ -116,9 +118,14 @@ _STEPS = {
         "ALTER TABLE log RENAME TO log_before",
         _LOG,
     ),
+    4: tuple(
+        f"ALTER TABLE channels ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"
+        for column in ("created_ms", "updated_ms", "messages", "size_bytes")
+    ),
 }
 DATA_IN_SEGMENTS = 3  # the first schema in which the data of commands is stored in segments
 CHECKSUMS = 4  # the first schema with checksums
+SUMMARIES = 5  # the first schema with times and counts of channels
 
 
 class SqliteFile:
@@ -253,7 +260,7 @@ class SqliteFile:
             before, nonce = self._start(is_new=is_new)
         except sqlite3.DatabaseError as error:
             (schema,) = db.execute("PRAGMA user_version").fetchone()
-            if not is_damage(error) or is_new or schema >= CHECKSUMS:
+            if not is_damage(error) or is_new or schema >= SUMMARIES:
                 raise
             before, nonce = self._start(is_new=False, unreadable=Documents(db).unreadable())
         self._keep_after_checkpoint(before, nonce)
@@ -280,6 +287,8 @@ class SqliteFile:
                 add_channel_sums(db)
                 add_log_sums(db)
                 db.execute("DROP TABLE log_before")
+            if not is_new and schema < SUMMARIES:
+                add_summaries(db, Documents(db), unreadable)
             return self._record_start()
 
     def _keep_after_checkpoint(self, before: str, nonce: str) -> None:

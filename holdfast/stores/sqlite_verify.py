@@ -12,24 +12,25 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from holdfast.core.errors import LocalError, StoreUnusable
+from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_backup import check
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
-from holdfast.stores.sqlite_file import CHECKSUMS
-from holdfast.stores.sqlite_restored import reading
+from holdfast.stores.sqlite_file import CHECKSUMS, SUMMARIES
+from holdfast.stores.sqlite_reader import reading_store
 from holdfast.stores.sqlite_sums import opened
+
+_MISCOUNTED = (
+    "SELECT name FROM channels WHERE name IS NOT NULL AND (messages, size_bytes) IS NOT ("
+    "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents"
+    " WHERE channel = channels.id AND deleted = 0 AND created > 0)"
+)
 
 
 def verify(path: Path) -> Iterator[str]:
     """Yield one line for each damaged part of the store. Raises StoreUnusable if the file cannot be read at all."""
-    if not path.is_file():
-        raise LocalError(f"store file {path} does not exist; name the store with --store")
-    try:
-        with reading(path) as db:
-            yield from _damage(db, path)
-    except sqlite3.DatabaseError as error:
-        raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error
+    with reading_store(path) as db:
+        yield from _damage(db, path)
 
 
 def _damage(db: sqlite3.Connection, path: Path) -> Iterator[str]:
@@ -37,7 +38,8 @@ def _damage(db: sqlite3.Connection, path: Path) -> Iterator[str]:
         check(db, path)
     except StoreUnusable as error:
         yield str(error)
-    if db.execute("PRAGMA user_version").fetchone()[0] < CHECKSUMS:
+    (schema,) = db.execute("PRAGMA user_version").fetchone()
+    if schema < CHECKSUMS:
         raise StoreUnusable(f"store file {path} has no checksums yet; start the server once, which adds them")
     documents = Documents(db)
     channels = Channels(db, documents)
@@ -48,6 +50,9 @@ def _damage(db: sqlite3.Connection, path: Path) -> Iterator[str]:
                 channels.find(name, at=0)
             except StoreUnusable as error:
                 yield str(error)
+    if schema >= SUMMARIES:
+        for (name,) in db.execute(_MISCOUNTED):
+            yield f"channel {name!r}: its count of messages or bytes is wrong; its messages are not affected"
     for key, number, message_id in db.execute("SELECT id, channel, message FROM documents").fetchall():
         db.execute("BEGIN")
         try:

@@ -32,8 +32,8 @@ from holdfast.core.document import KEPT_MS, document, mark_documented, restore, 
 from holdfast.core.draft import Draft
 from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
-from holdfast.core.message_state import CommandState, MessageState
-from holdfast.core.model import Json
+from holdfast.core.message_state import CommandState, MessageState, part_bytes
+from holdfast.core.model import ChannelSummary, Json
 from holdfast.core.ops import Command, Create, WriterIdentity
 from holdfast.core.requests import (
     AppendText,
@@ -645,6 +645,50 @@ class StoreContract:
         assert await store.channels(after="a", limit=2) == names[2:4]
         assert await store.channels(after="aa", limit=10) == names[2:]
         assert await store.channels(after="z", limit=10) == []
+
+    async def test_summaries_are_listed_by_name_and_prefix(self, store: Store) -> None:
+        for name in ("b", "a:2", "a:1", "a", "ab:1"):
+            await Chat(store, name).do(create("m1", "x"))
+        await Chat(store, "a:0").do(create("m1", "x"))
+        await emptied(store, "a:0")
+
+        async def listed(*within: str, after: str | None = None, limit: int = 10) -> list[str]:
+            return [one.channel for one in await store.summaries(within, after=after, limit=limit)]
+
+        assert await listed("*") == ["a", "a:1", "a:2", "ab:1", "b"]
+        assert await listed("b", "a:*") == ["a:1", "a:2", "b"]
+        assert await listed("b", "a:*", after="a:1") == ["a:2", "b"]
+        assert await listed("b", "a:*", limit=2) == ["a:1", "a:2"]
+        assert await listed("a", "other") == ["a"]
+        assert await listed() == []
+
+    async def test_summaries_have_the_times_and_counts_of_documents(self, store: Store) -> None:
+        chat = Chat(store)
+
+        async def do_at(at_ms: int, *steps: Step, documents: Iterable[str] = ()) -> ChannelSummary:
+            write = chat.write(*steps, documents=documents)
+            dated = replace(write, documents=[replace(one, at_ms=at_ms) for one in write.documents])
+            await store.commit([dated])
+            chat.take(write)
+            (summary,) = await store.summaries(["c"], after=None, limit=10)
+            assert summary.channel == "c"
+            return summary
+
+        first = await do_at(500, create("m1", "one"), create("m2", streaming=True))
+        assert (first.created_ms, first.updated_ms, first.messages) == (500, 500, 2)
+        assert await do_at(600, append("m2", "two")) == first
+        grown = await do_at(700, finish("m2"), documents=["m2"])
+        assert (grown.created_ms, grown.updated_ms, grown.messages) == (500, 700, 2)
+        assert grown.size_bytes == first.size_bytes + part_bytes({"type": "text", "text": "two"})
+        assert await do_at(650, ("!c1", SendCommand(name="cancel"))) == grown
+        edited = await do_at(800, edit("m1", "longer"), documents=["m1"])
+        assert edited.size_bytes == grown.size_bytes + len("longer") - len("one")
+        await do_at(800, delete("m1"), documents=["m1"])
+        gone = await do_at(900, delete("m2"), documents=["m2"])
+        assert (gone.updated_ms, gone.messages, gone.size_bytes) == (900, 0, 0)
+        await store.close()
+        await store.open()
+        assert (await do_at(100, create("m3", "x"))).messages == 1
 
     # -- commands ------------------------------------------------------------------------------------------------
 

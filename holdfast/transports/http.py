@@ -46,6 +46,7 @@ from holdfast.core.requests import (
     UpdateMessage,
 )
 from holdfast.core.requests import Request as HubRequest
+from holdfast.hub.archive import DEFAULT_LISTED, MAX_LISTED
 from holdfast.hub.hub import HubCore
 from holdfast.hub.identity import Identity
 from holdfast.hub.identity import Scope as HubScope
@@ -224,6 +225,20 @@ async def page(call: Call) -> Response:
     return _json(await call.hub.history(call.channel, before=before, limit=wanted))
 
 
+async def channels(call: Call) -> Response:
+    """Return a page of the channels on which the caller has `history`."""
+    query = call.query()
+    limit = query.whole("limit", 1, MAX_LISTED)
+    return _json(
+        await call.hub.archive.channels(
+            prefix=query.text("prefix") or "",
+            after=query.text("after"),
+            limit=DEFAULT_LISTED if limit is None else limit,
+            patterns=call.identity.patterns(*call.operation.needs),
+        )
+    )
+
+
 async def read_channel(call: Call) -> Response:
     """Return the epoch, serial and cursor of a channel."""
     return _json(await call.hub.info(call.channel))
@@ -348,6 +363,7 @@ _HANDLERS: dict[str, Handler] = {
     "enter": enter,
     "leave": leave,
     "signal": signal,
+    "channels": channels,
     "read_channel": read_channel,
     "delete_channel": delete_channel,
     "ticket": create_ticket,

@@ -100,6 +100,8 @@ OPERATIONS = (
     Operation("enter", ("presence",), "PUT", f"{CHANNEL}/presence/{{id}}", EnterChannel, PresenceFrame, 204),
     Operation("leave", ("presence",), "DELETE", f"{CHANNEL}/presence/{{id}}", None, PresenceFrame, 204),
     Operation("signal", ("presence",), "POST", f"{CHANNEL}/signals", SendSignal, SignalFrame, 202),
+    # Returns the channels on which the caller has `history`, and needs it on one pattern at least.
+    Operation("channels", ("history",), "GET", "/v1/channels"),
     Operation("read_channel", ("history",), "GET", CHANNEL),
     Operation("delete_channel", ("admin",), "DELETE", CHANNEL, status=204),
     Operation("ticket", ("subscribe",), "POST", "/v1/tickets", status=201),

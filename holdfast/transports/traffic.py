@@ -26,7 +26,7 @@ from holdfast.transports.operations import Operation
 # Low enough for twenty pages at once: each counts as four requests until it is done.
 EXPECTED_BYTES = 512 * 1024
 # Operations with responses that are much larger than the requests: pages, and whole messages.
-_READS = ("history", "read", "update")
+_READS = ("history", "read", "update", "channels")
 
 
 def charge(hub: HubCore, identity: Identity, scope: Scope, size: int) -> None:

@@ -4,7 +4,7 @@
     PYTHONPATH=/tmp/old:. python -m tests.stores.old_schemas tests/stores/files/schema-N
 
 It writes `schema-N.db.gz`, the file as a backup of the open store has it, and `schema-N.json`, the messages as that
-code reads them. Commit of schema 1: 1df0dc5, of schema 2: abe7906, of schema 3: a87eb26.
+code reads them. Commit of schema 1: 1df0dc5, of schema 2: abe7906, of schema 3: a87eb26, of schema 4: 14140ad.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from holdfast.core.requests import CreateMessage
 from holdfast.stores import sqlite_file
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_engine import Engine
+from holdfast.testing import contract
 from holdfast.testing.contract import Chat, append, create, delete, edit, finish, put_part
 
 WORDS = "the quick brown fox jumps over the lazy dog, naïve 中文 🙂 "
@@ -60,7 +61,11 @@ async def fill(store: Any) -> list[str]:
         chat = Chat(store, name, epoch="eg")
         await chat.do(create("m-1", "SECRET of a deleted channel"), create("m-2", WORDS * 20, streaming=True))
         await chat.do(append("m-2", "SECRET"))
-        await store.delete_channel(name, used_up=["m-1", "m-2"], until_ms=2**40)
+        gone = {"used_up": ["m-1", "m-2"], "until_ms": 2**40}
+        if hasattr(contract, "emptied"):
+            await contract.emptied(store, name, **gone)
+        else:
+            await store.delete_channel(name, **gone)
     return [chat.channel for chat in chats]
 
 

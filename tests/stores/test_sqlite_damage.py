@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
+from holdfast.cli import main
 from holdfast.core.document import restored
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.core.requests import SendCommand
@@ -297,3 +300,20 @@ async def test_verify_names_each_damaged_message_and_no_other(path: Path) -> Non
         one, two = verify(path)
     assert one.startswith("channel 'c': message 'm1': message 'm1' is damaged (piece 1 of text 1 has a wrong checksum)")
     assert two.startswith("channel 'c': message 'm2': message 'm2' is damaged (its head has a wrong checksum)")
+
+
+async def test_channels_are_listed_beside_a_server_and_verify_reports_a_wrong_count(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    async with opened(path) as store:
+        await Chat(store, "chat:1").do(create("m1", "hello"))
+        await Chat(store, "log:1").do(create("m1", "hello"))
+        listed = CliRunner().invoke(main, ["channels", "chat:", "--json", "--store", f"sqlite:///{path}"])
+        (summary,) = await store.summaries(["chat:*"], after=None, limit=9)
+        assert [json.loads(line) for line in listed.output.splitlines()] == [msgspec.to_builtins(summary)]
+        table = CliRunner().invoke(main, ["channels", "--store", f"sqlite:///{path}"]).output.splitlines()
+        assert [line.split()[-1] for line in table] == ["channel", "chat:1", "log:1"]
+        assert "1970-01-01 00:00:01" in table[1]
+    run_from_outside(path, "UPDATE channels SET messages = 7 WHERE name = 'log:1'")
+    assert list(verify(path)) == [
+        "channel 'log:1': its count of messages or bytes is wrong; its messages are not affected"
+    ]

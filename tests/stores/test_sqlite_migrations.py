@@ -17,6 +17,7 @@ from holdfast.core.document import restored
 from holdfast.stores.sqlite import OPEN_TIMEOUT_S, SqliteStore
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import SCHEMA
+from holdfast.stores.sqlite_verify import verify
 from holdfast.testing.contract import Chat, append, create, delete, texts
 from tests.stores.files import PATIENCE_S, on_disk, opened, run_from_outside, write
 from tests.stores.old_schemas import content
@@ -46,7 +47,12 @@ async def assert_whole(store: SqliteStore, schema: int) -> None:
     channels = expected(schema)
     found = json.loads(json.dumps(await content(store, sorted(channels))))
     assert found == channels
-    assert await store.channels(after=None, limit=100) == sorted(channels)
+    summaries = await store.summaries(["*"], after=None, limit=100)
+    assert [(one.channel, one.messages) for one in summaries] == [
+        (name, len(channels[name]["page"])) for name in sorted(channels)
+    ]
+    assert {(one.created_ms, one.updated_ms) for one in summaries} == {(1_000, 1_000)}
+    assert list(verify(store.path)) == []
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
     async with opened(path):
         pass
     run_from_outside(path, "PRAGMA user_version = 7")
-    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 4\. Upgrade Holdfast"):
+    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 5\. Upgrade Holdfast"):
         await SqliteStore(path).open()
 
 

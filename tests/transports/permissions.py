@@ -36,6 +36,7 @@ REPLY = (
 MEMBER = "the client's own id, or that with `~` and a suffix"
 TURN = "the caller's own turn"
 EVERY_CHANNEL = "all channels"
+LISTED = "the channels on which the caller has it"
 ANY = ""
 
 
@@ -117,6 +118,7 @@ OPERATIONS = (
     Operation("delete", ("publish",), f"DELETE {_M}", None, "delete", None, OWN, "done"),
     Operation("read a message", ("history",), f"GET {_M}", about="done"),
     Operation("read pages", ("history",), f"GET {_C}/messages", frame="history"),
+    Operation("list channels", ("history",), "GET /v1/channels", whose=LISTED),
     Operation("read a channel's position", ("history",), f"GET {_C}"),
     Operation("delete a channel", ("admin",), f"DELETE {_C}"),
     Operation("follow a channel: SSE, `attach`", ("subscribe",), f"GET {_C}/events", frame="attach"),

@@ -1,0 +1,86 @@
+"""The channels of a hub as records: a list of them.
+
+Layer: hub.
+
+`Hub.archive` is an `Archive`. Its calls work on the store and never load a channel into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from holdfast.core.errors import InvalidRequest
+from holdfast.core.model import ChannelSummary
+from holdfast.core.names import check_channel, check_prefix
+from holdfast.hub.lifecycle import Lifecycle
+from holdfast.stores.base import Store
+
+MAX_LISTED = 500  # channels on a page
+DEFAULT_LISTED = 100
+_STEP = 200  # patterns in one call of the store
+_LAST = "\x7f"  # after all characters of channel names
+
+
+class ChannelPage(Struct, frozen=True, kw_only=True):
+    """Channels in the order of their names. `more`: others follow; continue after the last name."""
+
+    channels: list[ChannelSummary]
+    more: bool
+
+
+class Archive:
+    """The records of a hub: `hub.archive`."""
+
+    def __init__(self, lifecycle: Lifecycle, store: Store) -> None:
+        self._lifecycle = lifecycle
+        self._store = store
+
+    async def channels(
+        self,
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int = DEFAULT_LISTED,
+        patterns: Iterable[str] = ("*",),
+    ) -> ChannelPage:
+        """Return at most `limit` (500) channels with messages or commands, in order of their names.
+
+        Their names begin with `prefix`, come after the name `after`, and match one of `patterns`. Raises InvalidName,
+        InvalidRequest.
+        """
+        check_prefix(prefix)
+        if after is not None:
+            check_channel(after)
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_LISTED:
+            raise InvalidRequest(f"limit must be a whole number from 1 to {MAX_LISTED}, got {limit!r}")
+        await self._lifecycle.start()
+        found: list[ChannelSummary] = []
+        wanted = _within(prefix, after or "", patterns)
+        for start in range(0, len(wanted), _STEP):
+            found += await self._store.summaries(
+                wanted[start : start + _STEP], after=after, limit=limit + 1 - len(found)
+            )
+            if len(found) > limit:
+                break
+        return ChannelPage(channels=found[:limit], more=len(found) > limit)
+
+
+def _within(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:
+    """Return the part of `patterns` with names that begin with `prefix` and come after `after`, in order.
+
+    No name matches two of them.
+    """
+    found: list[str] = []
+    covered: str | None = None  # the prefix of the last range
+    for stem, is_name in sorted((one.removesuffix("*"), not one.endswith("*")) for one in patterns):
+        low = stem if is_name else max(stem, prefix)
+        is_outside = not low.startswith(prefix) or not low.startswith(stem)
+        if is_outside or (covered is not None and low.startswith(covered)):
+            continue
+        if (low if is_name else low + _LAST) > after:
+            found.append(low if is_name else f"{low}*")
+        if not is_name:
+            covered = low
+    return found

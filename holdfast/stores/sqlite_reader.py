@@ -1,0 +1,46 @@
+"""Reads an SQLite store beside the process that serves it, if any.
+
+Layer: stores.
+
+The connection cannot write. Reads are short, so they do not keep the server from emptying its WAL for long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from holdfast.core.errors import LocalError, StoreUnusable
+from holdfast.core.model import ChannelSummary
+from holdfast.stores.sqlite_channels import Channels
+from holdfast.stores.sqlite_documents import Documents
+from holdfast.stores.sqlite_file import SUMMARIES
+from holdfast.stores.sqlite_restored import reading
+
+PAGE = 500  # channels in one read
+
+
+@contextlib.contextmanager
+def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open the store file for reading. Raises LocalError if it does not exist, StoreUnusable if it cannot be read."""
+    if not path.is_file():
+        raise LocalError(f"store file {path} does not exist; name the store with --store")
+    try:
+        with reading(path) as db:
+            yield db
+    except sqlite3.DatabaseError as error:
+        raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error
+
+
+def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
+    """Yield the channels whose names begin with `prefix`, in order. Raises LocalError, StoreUnusable."""
+    with reading_store(path) as db:
+        if db.execute("PRAGMA user_version").fetchone()[0] < SUMMARIES:
+            raise StoreUnusable(f"store file {path} has no counts of channels yet; start the server once to add them")
+        channels = Channels(db, Documents(db))
+        after = None
+        while page := channels.summaries([f"{prefix}*"], after, PAGE):
+            yield from page
+            after = page[-1].channel

@@ -1,0 +1,47 @@
+"""`GET /v1/channels` shows the channels on which the caller has `history`."""
+
+import httpx2
+
+from holdfast.app import Hub
+from holdfast.hub.identity import Identity
+from tests.transports.conftest import asking
+
+
+async def test_list_of_channels_is_paged(hub: Hub, http: httpx2.AsyncClient) -> None:
+    for name in ("a", "b:1", "b:2"):
+        await hub.create(name, text="x")
+    response = await http.get("/v1/channels", params={"prefix": "b:", "limit": 1})
+    assert response.status_code == 200
+    found = response.json()
+    assert found["more"] is True
+    (channel,) = found["channels"]
+    assert set(channel) == {"channel", "created_ms", "updated_ms", "messages", "size_bytes"}
+    assert (channel["channel"], channel["messages"]) == ("b:1", 1)
+    rest = (await http.get("/v1/channels?prefix=b:&after=b:1")).json()
+    assert ([one["channel"] for one in rest["channels"]], rest["more"]) == (["b:2"], False)
+
+
+async def test_wrong_queries_of_a_list_are_refused(plain_http: httpx2.AsyncClient) -> None:
+    for query, code in (("prefix=b*", "invalid_name"), ("after=%0a", "invalid_name"), ("limit=501", "invalid_request")):
+        response = await plain_http.get(f"/v1/channels?{query}")
+        assert (response.status_code, response.json()["code"]) == (400, code)
+
+
+async def test_list_shows_channels_with_history_only() -> None:
+    grants = {"chat:*": {"history"}, "log:1": {"history"}, "secret:*": {"subscribe", "publish", "admin"}}
+
+    async def authenticate(scope: object) -> Identity:
+        return Identity(client_id="ada", grants={name: frozenset(one) for name, one in grants.items()})
+
+    hub = Hub("memory://", hooks_signals=False, authenticate=authenticate)
+    for name in ("chat:1", "log:1", "log:2", "secret:1"):
+        await hub.create(name, text="x")
+    async with asking(hub) as client:
+        found = (await client.get("/v1/channels")).json()
+        assert [one["channel"] for one in found["channels"]] == ["chat:1", "log:1"]
+        assert (await client.get("/v1/channels?prefix=secret:")).json() == {"channels": [], "more": False}
+        grants["chat:*"].clear()
+        grants["log:1"].clear()
+        refused = await client.get("/v1/channels")
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    await hub.close()
