@@ -8,7 +8,6 @@ The rest of the product creates stores with `open_url`; the URLs are a public se
 from __future__ import annotations
 
 import os
-import re
 from urllib.parse import parse_qsl, unquote_to_bytes, urlencode, urlsplit
 
 from holdfast.core.errors import LocalError, shown, shown_url
@@ -22,7 +21,6 @@ _FORMS = (
 )
 _POSTGRES = ("postgresql", "postgres")
 _TO_DRIVER = ("sslmode", "sslrootcert", "sslcert", "sslkey")  # options that the driver reads from the URL
-_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")
 
 
 def open_url(url: str) -> Store:
@@ -88,8 +86,6 @@ def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store
             f"schema, durability, {', '.join(_TO_DRIVER)}"
         )
     schema = options.pop("schema", "holdfast")
-    if not _SCHEMA.match(schema):
-        raise LocalError(f"schema must be 1-63 characters of a-z 0-9 _ that begin with no digit, got {shown(schema)}")
     durability = options.pop("durability", "sync")
     if durability not in ("sync", "async"):
         raise LocalError(f"durability must be 'sync' or 'async', got {shown(durability)}")

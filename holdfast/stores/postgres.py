@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from holdfast.core.document import Stored
-from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable, shown_url
+from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable, shown, shown_url
 from holdfast.core.model import ChannelSummary
 from holdfast.stores.base import (
     Beat,
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
 
 
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")  # needs no quotes in SQL
+
+
 class PostgresStore:
     """A store in the schema `schema` of the database that `dsn` names (`postgresql://role:password@host:port/database`).
 
@@ -61,6 +65,10 @@ class PostgresStore:
     is_exclusive = True
 
     def __init__(self, dsn: str, *, schema: str = "holdfast", is_async: bool = False, lock_wait_s: float = 5.0) -> None:
+        if not _SCHEMA.match(schema):
+            raise LocalError(
+                f"schema must be 1-63 characters of a-z 0-9 _ that begin with no digit, got {shown(schema)}"
+            )
         self.dsn = dsn
         self.schema = schema
         self._is_async = is_async
