@@ -10,7 +10,6 @@ message or a call is open, and content of one that is not open. `docs/interop.md
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import msgspec
 
 from holdfast import Message
+from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
     MessageContinued,
@@ -39,7 +39,6 @@ from holdfast.routes import (
 Json = dict[str, Any]
 Place = tuple[str, int, str]  # the id of an answer, the index of a part, and the type of the part
 
-ALL = sys.maxsize  # stands for the length of a text that takes no more, because the client shows another one
 _encode = msgspec.json.Encoder().encode
 # for each type of part that grows: the events before, for and after its text, and the field with its id
 _EVENTS = {
@@ -76,7 +75,8 @@ class AGUIStream:
         self._shown = shown
         self._events: list[Json] = [{"type": "RUN_STARTED", **self._run}]
         self._open: dict[Place, str] = {}  # ids of the texts and calls that the client waits for
-        self._sent: dict[Place, int] = {}  # number of code points that the client has of a text or an input
+        self._sent: dict[Place, SentText | None] = {}  # what the client has of a text or input; None: another text
+        self._is_replaced = False  # True: a text of the client was replaced, and a stream can take no text back
         self._values: dict[Place, Json] = {}  # last values of other parts
         self._calls: dict[Place, Json] = {}  # the start events of the calls
         self._results = set(shown.results)
@@ -89,6 +89,8 @@ class AGUIStream:
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
         for delta in deltas:
+            if self._is_replaced:
+                break
             match delta:
                 case InAnswer(message_id, inner):
                     self._answer(message_id, inner)
@@ -100,6 +102,9 @@ class AGUIStream:
                     self._custom("holdfast.question", id, reply)
                 case TurnChanged("over" | "none" as state):
                     self._finish(state)
+        if self._is_replaced and not self.is_over:
+            self._end = ("replaced", "the answer was replaced by another text; load the messages again")
+            self._finish("over")
         body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._events])
         self._events.clear()
         return body
@@ -163,7 +168,7 @@ class AGUIStream:
             self._parents.pop(place[0], None)
             if place[2] == "text":
                 self._parents[place[0]] = id
-        self._grow(place, text[self._sent[place] :])
+        self._grow_to(place, text)
 
     def _tool(self, place: Place, part: Json) -> None:
         call, text, state = part["call"], part.get("input", ""), part.get("state")
@@ -175,7 +180,7 @@ class AGUIStream:
             self._calls[place] = {"toolCallId": call, "toolCallName": part["name"], "parentMessageId": parent}
             if shown is None or (call not in self._results and not is_over):
                 self._start(place)
-        self._grow(place, text[self._sent[place] :])
+        self._grow_to(place, text)
         if state == "called" or is_over:
             self._close(place)
         if is_over and call not in self._results:
@@ -197,14 +202,22 @@ class AGUIStream:
         is_first = place[2] == "text" and self._first_texts[place[0]] == place[1]
         return place[0] if is_first else f"{place[0]}.{place[1]}"
 
+    def _grow_to(self, place: Place, text: str) -> None:
+        sent = self._sent[place]
+        if sent is not None and not sent.begins(text):
+            self._is_replaced = True
+        elif sent is not None:
+            self._grow(place, text[sent.length :])
+
     def _grow(self, place: Place, text: str) -> None:
-        if not text or self._sent[place] == ALL:
+        sent = self._sent[place]
+        if not text or sent is None:
             return
         if place not in self._open:
             self._start(place)
         _, content, _, name = _EVENTS[place[2]]
         self._put(content, **{name: self._open[place], "delta": text})
-        self._sent[place] += len(text)
+        sent.add(text)
 
     def _start(self, place: Place) -> None:
         self._open[place] = id = self._id(place)
@@ -230,9 +243,9 @@ class AGUIStream:
         self.is_over = True
 
 
-def _shared(shown: str, text: str) -> int:
-    """Return how many code points of a text the client shows; ALL if it shows another text."""
-    return len(shown) if text.startswith(shown) else ALL
+def _shared(shown: str, text: str) -> SentText | None:
+    """Return the beginning of `text` that the client shows; None if it shows another text."""
+    return SentText(shown) if text.startswith(shown) else None
 
 
 def _content(part: Json) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from holdfast.interop.ai_sdk_parts import LATEST, Json, Release, is_tool, parsed, result_of, ui_part
+from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
     MessageContinued,
@@ -72,7 +73,9 @@ class UIStream:
         self._is_step_due = False  # the next part needs a new step
         self._is_step_empty = True
         self._open: dict[Place, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
-        self._sent: dict[Place, Any] = {}  # code points of a text, or the last value of another part
+        self._texts: dict[Place, SentText] = {}  # what the page has of each text
+        self._values: dict[Place, Json | None] = {}  # the last value of each other part
+        self._is_replaced = False  # True: a text of the page was replaced, and a stream can take no text back
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
         self._tools: dict[Place, _Tool] = {}
         self._asked: dict[str, Json | None] = {}  # open questions; None: the page answers it with its next request
@@ -94,6 +97,8 @@ class UIStream:
             self._begin(self._page["id"])
         state = ""
         for delta in deltas:
+            if self._is_replaced:
+                break
             match delta:
                 case InAnswer(message_id, inner):
                     self._answer(message_id, inner)
@@ -106,7 +111,10 @@ class UIStream:
                         )
                 case TurnChanged(state):
                     pass
-        if state in ("over", "none"):
+        if self._is_replaced:
+            self._end = ("replaced", "the answer was replaced by another text; load the messages again")
+            self._finish("over")
+        elif state in ("over", "none"):
             self._finish(state)
         elif None in self._asked.values():
             self._close()
@@ -124,7 +132,7 @@ class UIStream:
         kind, id = self._open.get((delta.message_id, added.index), ("", ""))
         if not kind or self._is_step_due:
             return b""
-        self._sent[delta.message_id, added.index] += len(added.text)
+        self._texts[delta.message_id, added.index].add(added.text)
         return b"data: %b\n\n" % _encode({"type": f"{kind}-delta", "id": id, "delta": added.text})
 
     def _put(self, **chunk: Any) -> None:
@@ -174,18 +182,22 @@ class UIStream:
     def _part(self, place: Place, part: Json) -> None:
         match part["type"]:
             case "text" | "reasoning" as kind:
-                if place not in self._sent:
-                    self._sent[place] = self._text_on_page(kind, part["text"])
-                self._grow(place, kind, part["text"][self._sent[place] :])
+                text = part["text"]
+                if place not in self._texts:
+                    self._texts[place] = SentText(text[: self._text_on_page(kind, text)])
+                if self._texts[place].begins(text):
+                    self._grow(place, kind, text[self._texts[place].length :])
+                else:
+                    self._is_replaced = True
             case "tool":
                 self._tool(place, part)
             case _:
                 chunk = ui_part(f"{place[0]}.{place[1]}", part)
-                if chunk is not None and self._sent.get(place) != chunk and not self._is_on_page(chunk):
-                    if not chunk["type"].startswith("data-") or place not in self._sent:
+                if chunk is not None and self._values.get(place) != chunk and not self._is_on_page(chunk):
+                    if not chunk["type"].startswith("data-") or place not in self._values:
                         self._content()
                     self._chunks.append(chunk)
-                self._sent[place] = chunk
+                self._values[place] = chunk
 
     def _text_on_page(self, kind: str, text: str) -> int:
         """Return how many code points of a text the page has."""
@@ -216,7 +228,7 @@ class UIStream:
             self._open[place] = kind, id
             self._put(type=f"{kind}-start", id=id)
         self._put(type=f"{kind}-delta", id=self._open[place][1], delta=text)
-        self._sent[place] = self._sent.get(place, 0) + len(text)
+        self._texts[place].add(text)
 
     def _tool(self, place: Place, part: Json) -> None:
         tool = self._tools.get(place)

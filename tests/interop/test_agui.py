@@ -260,6 +260,25 @@ async def test_stop_failure_silence_and_deletion_end_a_run_each_in_its_way(scene
     assert client.end["code"] == "deleted"
 
 
+async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: Scene) -> None:
+    async def replaces(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello ")
+            await scene.gate.wait()
+            await message.part({"type": "text", "text": "Another text"}, index=0)
+            await message.append(" words")
+
+    scene.script = replaces  # type: ignore[method-assign]
+    async with scene.running([user()], "Hello ") as (client, lines):
+        scene.gate.set()
+        async for line in lines:
+            for event in events_of(line):
+                client.take(event)
+    assert client.end is not None
+    assert (client.text, client.end["type"], client.end["code"]) == ("Hello ", "RUN_ERROR", "replaced")
+    assert (await scene.run([user()])).text == "Another text words"
+
+
 async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(scene: Scene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
