@@ -340,7 +340,6 @@ async def test_version_is_sent_to_callers_without_an_identity_and_without_permis
     [
         "/",
         "/v1/",
-        "/v1/channels",
         "/v1/channels/",
         "/v1/channels/c/",
         "/v2/channels/c",
