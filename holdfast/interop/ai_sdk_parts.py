@@ -8,6 +8,7 @@ The stream (`ai_sdk_stream`) and the stored conversation give a page the same pa
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -138,3 +139,32 @@ def _tool_part(part: Json, release: Release) -> Json:
     if result["type"] == "tool-output-denied":
         return {**known, "state": "output-denied", "approval": {"id": part["call"], "approved": False}, **executed}
     return {**known, "state": result["type"].removeprefix("tool-"), **shown, **executed}
+
+
+class PageParts:
+    """The parts of the message that a page has and continues; none without `page`."""
+
+    def __init__(self, page: Json | None) -> None:
+        parts = page["parts"] if page is not None else []
+        self.id: str | None = page["id"] if page is not None else None
+        self.tools = {
+            one["toolCallId"]: one["state"] for one in parts if is_tool(one)
+        }  # states by the ids of the calls
+        self._texts = {
+            kind: deque(one["text"] for one in parts if one["type"] == kind) for kind in ("text", "reasoning")
+        }
+        self._data = {str(one.get("id")): one.get("data") for one in parts if one["type"].startswith("data-")}
+        self._others = {str(one.get("sourceId") or one.get("url")) for one in parts}
+
+    def length_of(self, kind: str, text: str) -> int:
+        """Return how many code points of a text the page has. Each of its texts counts for one call."""
+        sent, known = 0, self._texts[kind]
+        while known and text.startswith(known[0], sent):
+            sent += len(known.popleft())
+        return sent
+
+    def has(self, chunk: Json) -> bool:
+        """Return whether the page has the part of `chunk`, with this value."""
+        if chunk["type"].startswith("data-"):
+            return bool(self._data.get(chunk["id"], ...) == chunk["data"])
+        return (chunk.get("sourceId") or chunk.get("url")) in self._others

@@ -9,14 +9,13 @@ boundary, because pages that continue by themselves look at the last step only. 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from holdfast.interop.ai_sdk_parts import LATEST, Json, Release, is_tool, parsed, result_of, ui_part
+from holdfast.interop.ai_sdk_parts import LATEST, Json, PageParts, Release, parsed, result_of, ui_part
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -67,7 +66,7 @@ class UIStream:
         self.is_over = False
         self._release = release
         self._message_id = message_id
-        self._page = page
+        self._page = PageParts(page)
         self._chunks: list[Json] = []
         self._is_begun = False
         self._is_step_due = False  # the next part needs a new step
@@ -81,20 +80,13 @@ class UIStream:
         self._asked: dict[str, Json | None] = {}  # open questions; None: the page answers it with its next request
         self._meta: Json = {}
         self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
-        parts = page["parts"] if page is not None else []
-        self._has_texts = {
-            kind: deque(one["text"] for one in parts if one["type"] == kind) for kind in ("text", "reasoning")
-        }
-        self._has_tools = {one["toolCallId"]: one["state"] for one in parts if is_tool(one)}
-        self._has_data = {str(one.get("id")): one.get("data") for one in parts if one["type"].startswith("data-")}
-        self._has_others = {str(one.get("sourceId") or one.get("url")) for one in parts}
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
         if len(deltas) == 1 and (body := self._more_text(deltas[0])):
             return body
-        if self._page is not None:
-            self._begin(self._page["id"])
+        if self._page.id is not None:
+            self._begin(self._page.id)
         state = ""
         for delta in deltas:
             if self._is_replaced:
@@ -184,7 +176,7 @@ class UIStream:
             case "text" | "reasoning" as kind:
                 text = part["text"]
                 if place not in self._texts:
-                    self._texts[place] = SentText(text[: self._text_on_page(kind, text)])
+                    self._texts[place] = SentText(text[: self._page.length_of(kind, text)])
                 if self._texts[place].begins(text):
                     self._grow(place, kind, text[self._texts[place].length :])
                 else:
@@ -193,23 +185,11 @@ class UIStream:
                 self._tool(place, part)
             case _:
                 chunk = ui_part(f"{place[0]}.{place[1]}", part)
-                if chunk is not None and self._values.get(place) != chunk and not self._is_on_page(chunk):
+                if chunk is not None and self._values.get(place) != chunk and not self._page.has(chunk):
                     if not chunk["type"].startswith("data-") or place not in self._values:
                         self._content()
                     self._chunks.append(chunk)
                 self._values[place] = chunk
-
-    def _text_on_page(self, kind: str, text: str) -> int:
-        """Return how many code points of a text the page has."""
-        sent, known = 0, self._has_texts[kind]
-        while known and text.startswith(known[0], sent):
-            sent += len(known.popleft())
-        return sent
-
-    def _is_on_page(self, chunk: Json) -> bool:
-        if chunk["type"].startswith("data-"):
-            return bool(self._has_data.get(chunk["id"], ...) == chunk["data"])
-        return (chunk.get("sourceId") or chunk.get("url")) in self._has_others
 
     def _grow(self, place: Place, kind: str, text: str) -> None:
         if kind == "tool":
@@ -234,7 +214,7 @@ class UIStream:
         tool = self._tools.get(place)
         text, state = part.get("input", ""), part.get("state")
         if tool is None:
-            stage = _STAGES.get(self._has_tools.get(part["call"], ""), 0)
+            stage = _STAGES.get(self._page.tools.get(part["call"], ""), 0)
             tool = self._tools[place] = _Tool(part["call"], part["name"], stage, len(text) if stage else 0)
         is_new = tool.stage == 0
         if is_new:
@@ -280,7 +260,7 @@ class UIStream:
             return
         self._asked[id] = None
         self._make_available(tool, "")
-        if is_approval and self._has_tools.get(tool.call) != "approval-requested":
+        if is_approval and self._page.tools.get(tool.call) != "approval-requested":
             self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
 
     def _reason(self, reason: str) -> Json:
