@@ -479,7 +479,7 @@ async def _created(world: World) -> str:
 async def _must(
     world: World, method: str, path: str, body: object | None = None, *, status: int = 0
 ) -> dict[str, dict[str, str]]:
-    """Send a request that must succeed, or have this status."""
+    """Send a request. Raises Failure unless it succeeds, or gets `status` if that is given."""
     got, response = await ask(world.server.port, method, path, body)
     if got != status and (status or got >= 300):
         raise Failure(f"{method} {path} got status {got}: {response}")

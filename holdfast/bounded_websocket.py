@@ -169,7 +169,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self._connection.grow()
 
     def verified(self) -> None:
-        """Stop counting the connection for its verifier. A socket that must still introduce itself goes on to count."""
+        """Stop counting the connection for its verifier. A socket that must yet introduce itself still counts."""
         self._connection.verification = None
         if not (self._is_known or self._is_expected):
             self._connection.proceed()

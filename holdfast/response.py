@@ -222,7 +222,7 @@ class StreamResponse(Response):
             sent,
             self._framer(requested),
             is_own_client=True,
-            # `DirectSender` would not do, because middleware of the app may need a current task
+            # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
             sender_class=TaskSender,
             name="" if self._is_repeatable else hub.tickets.name(self._channel, self._message_id),
         )

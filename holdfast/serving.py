@@ -45,7 +45,7 @@ STARTED_POLL_S = 0.01
 # cancelled a second later.
 REQUESTS_S = 2.0
 CANCEL_S = 3
-DRAIN_S = 5.0  # the default of `Hub`, for an app whose hubs cannot be found
+DRAIN_S = 5.0  # stands for the `drain_s` of a hub that cannot be found; equals the default of `Hub`
 FORCE_S = 10.0  # time beyond the hub's `drain_s` after which the process ends even if code in it blocks
 
 

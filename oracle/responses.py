@@ -16,7 +16,7 @@ from oracle.violation import Violation
 
 
 def check_message(stored: StoredLogs, channel: str, message: Message, stamp: int) -> EpochLog:
-    """Check that a message in a response was stored by then; return its epoch."""
+    """Check that `message`, from a response of the time `stamp`, was stored by then; return the log of its epoch."""
     for log in stored.between(channel, 0, stamp):
         if log.is_stored(message.version, stamp) and log.at(message.id, message.version) == message:
             return log

@@ -179,7 +179,11 @@ class SimStore:
             self.audit(channel)
 
     def _repeat(self, name: str, arguments: tuple[Any, ...], fields: dict[str, Any]) -> None:
-        """Carry out a call again. Its epochs may be others now, and `tidy` is not repeated, which forgets `lives`."""
+        """Carry out a call again, with the present head of its channel.
+
+        The head may differ from that of the first time: its epoch may be a new one, and its `lives` may be higher,
+        because `tidy`, which forgets them, is not repeated.
+        """
         if name == "commit":
             (write,) = arguments[0]
             (head,) = _now(self.memory.heads([write.channel]))

@@ -88,7 +88,7 @@ class ChannelState:
         self.epoch = epoch
         self.serial = serial
         self.floor = floor  # cursors below this serial belong to a history that is no longer kept
-        self.lives = 0  # of an empty channel: a number that grows each time the channel is deleted
+        self.lives = 0  # of an empty channel: the number of its life, which each deletion raises (`Head.lives`)
         self.newest: str | None = None  # id of the message that was created last, even if it is deleted
         self.complete_since = serial  # `messages` holds every message that changed after this serial
         self.history_from = serial + 1  # `messages` holds every message that was created at or after this serial

@@ -68,9 +68,9 @@ class Archive:
 
 
 def _within(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:
-    """Return the part of `patterns` with names that begin with `prefix` and come after `after`, in order.
+    """Narrow `patterns` to the names that begin with `prefix`, and return the result in order.
 
-    No name matches two of them.
+    Patterns that match no name after `after` are left out. No name matches two of the returned patterns.
     """
     found: list[str] = []
     covered: str | None = None  # the prefix of the last range

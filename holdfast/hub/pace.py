@@ -60,14 +60,15 @@ class Pace:
 
 
 class Gap:
-    """The gap between two commits. It ends at the first point of the ticks' grid after the cut that began a commit.
+    """The gap that the committer keeps between the beginnings of two commits.
 
-    So a commit after a pause begins at once, and text that a tick has queued shares the commit of that tick.
+    It ends at the first point of the ticks' grid after the earlier beginning. So a commit begins at once if that point
+    has passed, and all text that one tick has queued shares a commit.
     """
 
     def __init__(self, ticks: Ticks) -> None:
         self._ticks = ticks
-        self._cut_s = -1.0  # loop time of the last cut
+        self._cut_s = -1.0  # loop time at which the last commit began
         self._is_urgent = False  # True: the next commit keeps no gap
         self._over: asyncio.Event | None = None  # set to end the gap; None: no gap is kept now
 
@@ -82,7 +83,7 @@ class Gap:
         self._is_urgent = False
 
     async def keep(self) -> bool:
-        """Wait until the gap after the last cut has ended, and note a cut now. Return whether there was a gap."""
+        """Wait for the end of the gap, and note that a commit begins now. Return whether there was a gap."""
         over = asyncio.Event()
         is_kept = not self._is_urgent and self._ticks.call_after(self._cut_s, over.set)
         if is_kept:

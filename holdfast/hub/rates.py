@@ -27,7 +27,7 @@ HOUR_S = 3600.0
 REQUEST_COST_BYTES = 128 * KIB
 # Each request includes this much traffic: its own bytes, its response, and its event for each viewer.
 FREE_BYTES = 4 * KIB
-# the open request bodies of one client may hold as many bytes as this number of bodies of the largest size
+# limit for all open request bodies of one client: the bytes of this number of bodies of the largest size
 OPEN_BODIES = 8
 
 

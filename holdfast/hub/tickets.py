@@ -5,7 +5,8 @@ Layer: hub.
 A ticket is part of a URL, and URLs end up in logs, so a ticket alone opens a stream for a minute only. The cursors of
 that stream carry a seal (a signature made from the ticket); a client that reconnects with such a cursor continues the
 stream until the identity ends. Tickets are not stored: each process with the key verifies them. Safe to change: the
-fields, since a ticket lives as long as a page. Not safe: reading a field before the signature is verified.
+fields, since a page whose ticket is refused requests a new one. Not safe: reading a field before the signature is
+verified.
 """
 
 from __future__ import annotations

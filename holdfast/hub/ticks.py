@@ -26,7 +26,7 @@ EPHEMERAL_S = 0.1  # presence changes and signals within this time are sent toge
 
 
 def flush_class(flush_ms: int) -> int:
-    """Return the flush class for `flush_ms` milliseconds: the shortest class that is not shorter."""
+    """Return the flush class for `flush_ms` milliseconds: the shortest class of at least that length."""
     return next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
 
 

@@ -29,7 +29,7 @@ REMEMBERED_PATTERNS = 1_000
 # messages wait for an agent for this time after the last agent of their pattern was present
 REMEMBERED_MS = 24 * 3600 * 1000
 NOTED_MS = 3600 * 1000  # time between two notes in the store that a pattern is still served
-# prefix of the notes about served patterns, by which messages wait for an agent that is absent
+# prefix of the notes in the store that a pattern is served: its messages wait even while all its agents are absent
 PATTERN_NOTE = "served/"
 
 

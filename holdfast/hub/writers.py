@@ -58,8 +58,8 @@ class Writers:
         try:
             taken = await self.ask(channel, check_key(message_id), request, self.caller(author))
         except (StoreUnavailable, asyncio.CancelledError):
-            # The takeover may have been stored, which the state does not show yet; the message would then have no
-            # writer.
+            # The takeover may have been stored although the request failed. No writer would then continue the message,
+            # so the server interrupts it later.
             self.interrupt_later(channel, message_id, next_generation)
             raise
         writer = self.new(channel, message_id, author, None)

@@ -200,7 +200,7 @@ class TurnEvents:
             return bool(later)
         if part["name"] in self._own_tools:
             return bool(later) or part.get("state") not in (None, "input")
-        # calls that run at the same time are told one after the other, each with its result
+        # the stream shows calls that run at the same time one after the other, each with its result
         return has_result(part) or any(one.value["type"] != "tool" for one in later)
 
     def _open(self, kind: str, answer: Answer, index: int) -> None:

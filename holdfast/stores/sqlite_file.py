@@ -292,10 +292,10 @@ class SqliteFile:
             return self._record_start()
 
     def _keep_after_checkpoint(self, before: str, nonce: str) -> None:
-        """Move the WAL with the new nonce into the file; from then on the lock file names that nonce alone.
+        """Move the WAL with the new nonce into the file; from then on the lock file names only that nonce.
 
-        While a reader blocks this, the file itself still has an earlier nonce, which the lock file goes on to name
-        (`check_wal`).
+        While a reader blocks this move, the file itself still has an earlier nonce. The lock file then keeps the
+        earlier nonces, so that `check_wal` recognises the WAL as the file's own.
         """
         former = () if self.checkpoint("TRUNCATE") else tuple(dict.fromkeys((*self._lock.former, before)))
         self._lock.keep_nonces(nonce, former=former)

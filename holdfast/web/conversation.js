@@ -129,7 +129,8 @@ const nameOf = (role, parent) => `${role} ${parent ?? ""}`
 
 /** Return the same text for messages that are alternatives of each other; the empty one for a message that has none. @param {Message} message */
 function groupOf({ role, parent, reply_to, status, parts, local, created }) {
-  // A question with `reply_to` is a reply, of which a message may have many. One that is not stored may have no place yet.
+  // A user message with `reply_to` is a reply, not a question: a message may have many replies, all of them shown.
+  // An unsent question without a parent gets one from the server, so until then it has no alternatives.
   const isQuestion = role === "user" && reply_to == null && (parent !== undefined || (created > 0 && !local))
   const isAnswer = role === "assistant" && parent != null && (status !== "failed" || parts.length > 0)
   return isQuestion || isAnswer ? nameOf(role, parent) : ""

@@ -1,5 +1,5 @@
 /**
- * The states of the gallery: the messages and events of each, as the server sends them, and the actions of the person then.
+ * The states that the gallery shows. Each has messages and events as the server sends them, and the actions of a person.
  *
  * The types are those of the wire, so that a change of them fails the type check here.
  * @module
@@ -29,7 +29,7 @@
  * @property {readonly string[]} [can] the person's capabilities
  * @property {Record<string, string>} [attributes] of the element
  * @property {{ message: string, at: number, text: string }[]} [marks]
- * @property {(here: import("./gallery.js").Scene) => unknown} [act] the actions of the person then
+ * @property {(here: import("./gallery.js").Scene) => unknown} [act] the actions of a person in this state
  */
 
 const NOON_MS = 1_795_262_400_000

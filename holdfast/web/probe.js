@@ -38,7 +38,7 @@ export async function diagnose(base, fetch) {
       return refusal("unsupported_protocol", `${base} speaks protocol ${body.protocol}, this client ${PROTOCOL}: use the client of the server's release, for example ${base}/web/client.js`)
     }
     if (body?.server === "holdfast") return body.problem ? new HoldfastError(body.problem.code, body.problem) : null
-    if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} got status ${response.status}`, body)
+    if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} sent status ${response.status}`, body)
     return refusal("not_holdfast", `${base} responds (status ${response.status}), but not as a Holdfast server: is it mounted at another path?`)
   } catch {
     const isThere = await fetch(address, { mode: "no-cors", signal }).then(() => true, () => false)

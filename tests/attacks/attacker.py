@@ -156,11 +156,11 @@ def crowd(
 ) -> Report:
     """Open many connections and hold them, each with `begin`, `filler` more bytes and `end`, or as a WebSocket.
 
-    `{n}` stands for a number from 0 to 249, another one each time. With `again_s` each connection sends the same once
-    more, every so many seconds. With `begun_at` the attack is under way after so many connections, and goes on to
-    connect. `socket_frames` are the bytes after the handshake, in hexadecimal. The connections come
-    from as many loopback addresses. The report has the number that is left at the end, and when the server ended the
-    last one.
+    `{n}` stands for a number from 0 to 249, another one in each connection. With `again_s` all connections repeat
+    their bytes after each `again_s` seconds. With `begun_at` the attack counts as begun after that number of
+    connections, and continues to connect. `socket_frames` are the bytes after the handshake, in hexadecimal. The
+    connections come from `addresses` loopback addresses. The report has the number of connections that are open at the
+    end, and the time at which the server ended the last one.
     """
     began_s = time.monotonic()
     head = begin.encode() + b"x" * filler + end.encode()

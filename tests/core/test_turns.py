@@ -97,7 +97,7 @@ def test_number_of_waiting_turns_is_bounded(batches: bool) -> None:
 def test_bytes_of_waiting_messages_are_bounded() -> None:
     harness = LogHarness(Limits(pending_bytes=100))
     harness.is_served = True
-    harness.create("q1", text="x" * 60)  # these 60 bytes, and 15 bytes for the part
+    harness.create("q1", text="x" * 60)  # counts as 75 bytes: 60 of text, and 15 for its part
     harness.create("q2", text="x" * 10)
     with pytest.raises(TooMany) as refusal:
         harness.create("q3", text="x")

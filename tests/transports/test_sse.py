@@ -1,4 +1,4 @@
-"""A channel as Server-Sent Events (docs/protocol.md, 5.1 and 5.2), behind a real server, both ways of sending."""
+"""A channel as Server-Sent Events (docs/protocol.md, 5.1 and 5.2), behind a real server."""
 
 from __future__ import annotations
 

@@ -1336,7 +1336,7 @@ describe("the message of an error", () => {
     const found = first(w.client.channel("c").delete("m"))
     await settled()
     await w.http.answer(404)
-    assert.equal(await found, "http://server.test/base got status 404 without a code: is it a Holdfast server?")
+    assert.equal(await found, "http://server.test/base sent status 404 without a code: is it a Holdfast server?")
   })
 
   test("of a page that stays outdated names the channel and the remedy", async (t) => {

@@ -105,7 +105,7 @@ class PydanticAI(Source):
         yield from self._part((self._response, position), part)
 
     def _part(self, key: Hashable, part: object) -> Iterator[Edit]:
-        """Yield the edits that bring a part to its current form: only the new end of its text."""
+        """Yield the edits that bring a part up to date; of its text only the new end is sent."""
         kind = word(part, "part_kind") or ""
         if kind in _KINDS:
             yield Open(key, {"type": _KINDS[kind]})

@@ -47,7 +47,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
     if (isLive && hasReturned) void settleReturn()
   }
 
-  /** Compare with the first complete view after a load or a lost connection. */
+  /** Compare the answer with its state before a reload or a lost connection, at the first complete view after it. */
   async function settleReturn() {
     const { answer, ms: left_ms, how } = gone ?? { answer: null, ms: 0, how: "" }
     const { points = 0, events = 0, ms = since(left_ms) * 1_000 } = /** @type {Record<string, number>} */ (channel.getSnapshot().lastCatchUp ?? {})
