@@ -155,11 +155,15 @@ class TurnScheduler:
         """
         if turn.handler is None:
             return
+        self._note_unended(channel, turn)
+        self._handler_ended(channel, turn)
+
+    def _note_unended(self, channel: str, turn: OpenTurn) -> None:
+        """Note that a handler of the turn of a deleted message may still run."""
         place = (channel, turn.message_id)
         self._unended[place] = max(turn.attempt, self._unended.pop(place, 0))
         if len(self._unended) > MAX_UNENDED:
             self._unended.popitem(last=False)
-        self._handler_ended(channel, turn)
 
     def unended_attempt(self, channel: str, message_id: str) -> int:
         """Return the last attempt at a deleted message with this id whose handler may still end it, or 0."""
@@ -224,6 +228,8 @@ class TurnScheduler:
         if turn.phase is Phase.RUNNING:
             self._turns[channel].put(turn)  # move it to the end: a worker that names no turn means its latest one
         if turn.phase is Phase.OVER:
+            if turn.claim is None and turn.attempt:  # a worker that has lost the turn may come back with it
+                self._note_unended(channel, turn)
             self._turns[channel].drop(turn)
             if not self._turns[channel]:
                 del self._turns[channel]

@@ -71,7 +71,11 @@ function dial(connection, token) {
   const receive = (frame, text) => {
     const { type, ref, ...rest } = frame
     const channel = attaching.get(ref)
-    if (type === "events") client.channels.get(rest.channel)?.receive(rest, text, connection)
+    if (type === "events") {
+      // A batch before the response to the newest attach of its channel belongs to an older one.
+      for (const one of attaching.values()) if (one.name === rest.channel) return
+      client.channels.get(rest.channel)?.receive(rest, text, connection)
+    }
     else if (type === "ping") connection.send?.(JSON.stringify({ type: "pong", n: rest.n }))
     else if (type === "bye") bye = rest // the code of the following close decides whether to reconnect
     else if (type === "ok") {
@@ -105,7 +109,7 @@ function dial(connection, token) {
   socket.onmessage = ({ data }) => connection.receive(data, receive)
   socket.onclose = ({ code }) => {
     if (code >= 4300) {
-      return client.close(refusal(bye.reason ?? "refused", `${client.base} closed the WebSocket for good with code ${code}`, bye))
+      return client.close(refusal(bye.reason ?? "refused", `${client.base} closed the socket with code ${code}`, bye))
     }
     if (code >= 4200 && client.tokenRefused(token, code === EXPIRED)) return
     if (code >= 4100 && code < 4200) for (const { view } of connection.channels) view.cursor = null

@@ -716,6 +716,32 @@ async def test_agent_with_a_broken_socket_stays_present_for_a_grace_period() -> 
     await hub.close()
 
 
+@virtually
+async def test_worker_that_lost_the_turn_of_a_deleted_message_cannot_end_that_of_a_new_one_with_its_id() -> None:
+    hub, one = new_hub(), Worker()
+    await start_with_messages(hub, one, "m1")
+    await asyncio.sleep(1)
+    scheduler = hub.runtime.scheduler
+    scheduler.unregister(one, is_broken=True)  # its handler runs on
+    await asyncio.sleep(BROKEN_S + 1)
+    await hub.delete_channel(CHANNEL)
+    await asyncio.sleep(1)
+    await hub.create(CHANNEL, id="m1", text="again")
+    two = Worker()  # another process of the same agent
+    scheduler.register(two)
+    await asyncio.sleep(1)
+    (before,), (now,) = one.begun, two.begun
+    back = Worker()
+    scheduler.register(back)
+    assert (scheduler.renew(back, before), scheduler.renew(two, now)) == (False, True)
+    results: list[object] = []
+    scheduler.end(back, before, "done", results.append)
+    await asyncio.sleep(1)
+    assert [type(result) for result in results] == [Fenced]
+    assert two.over == []
+    await hub.close()
+
+
 # -- a store that fails --------------------------------------------------------------------------------------------
 
 

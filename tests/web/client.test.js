@@ -63,6 +63,23 @@ describe("a channel over WebSocket", () => {
     assert.equal(w.socket.isClosed, false)
   })
 
+  test("ignores batches before the response to its newest attach", (t) => {
+    const w = world(t)
+    w.socket.open()
+    w.client.channel("c").close()
+    const again = w.client.channel("c")
+    const [superseded, newest] = w.socket.sent.filter(({ type }) => type === "attach")
+    const batch = (serial, text) => ({
+      type: "events", channel: "c", cursor: `e:${serial}`, events: [attached(serial), update(message("m", serial, text))],
+    })
+    w.socket.receive({ type: "ok", ref: superseded.ref })
+    w.socket.receive(batch(1, "abc"))
+    assert.deepEqual([again.state, texts(again)], ["connecting", []])
+    w.socket.receive({ type: "ok", ref: newest.ref })
+    w.socket.receive(batch(2, "abcdef"))
+    assert.deepEqual([again.state, texts(again), w.socket.isClosed], ["live", ["abcdef"], false])
+  })
+
   test("ignores frames of a closed socket after it is opened again", (t) => {
     const w = world(t)
     w.client.channel("c")
@@ -1272,6 +1289,7 @@ describe("statistics", () => {
     w.socket.open()
     const first = { type: "events", channel: "c", cursor: "e:2", events: [attached(2), update(message("m", 1, "añ漢😀")), update(message("n", 2, "xy"))] }
     const second = { type: "events", channel: "c", cursor: "e:3", events: [append(3, "m", 4, "…")] }
+    w.socket.ok("attach")
     w.socket.receive(first)
     assert.deepEqual(channel.stats.catchUp, { events: 2, points: 6, ms: 0 })
     w.socket.receive(second)
@@ -1316,7 +1334,7 @@ describe("the message of an error", () => {
     const request = w.client.channel("c").delete("m")
     w.socket.open()
     w.socket.drop(4300)
-    assert.equal(await first(request), "http://server.test/base closed the WebSocket for good with code 4300")
+    assert.equal(await first(request), "http://server.test/base closed the socket with code 4300")
   })
 
   test("of too many requests names their number and the remedy", async (t) => {

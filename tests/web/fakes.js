@@ -10,6 +10,7 @@ await loadFallback()
 class FakeSocket {
   static all = []
   sent = []
+  replied = new Set() // refs of the client's frames that have a response
   isClosed = false
 
   constructor(url, protocol) {
@@ -34,10 +35,15 @@ class FakeSocket {
   }
 
   receive(frame) {
+    this.replied.add(frame.ref)
     this.onmessage?.({ data: typeof frame === "string" ? frame : JSON.stringify(frame) })
   }
 
+  /** Send a batch of a channel, after the responses to its attaches. */
   events(channel, cursor, ...events) {
+    for (const frame of this.sent) {
+      if (frame.type === "attach" && frame.channel === channel && !this.replied.has(frame.ref)) this.receive({ type: "ok", ref: frame.ref })
+    }
     this.receive({ type: "events", channel, ...(cursor && { cursor }), events })
   }
 

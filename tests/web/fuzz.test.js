@@ -221,6 +221,7 @@ for (const isWild of [false, true]) {
       }
       if (channel.state !== "closed") {
         w.socket.drop()
+        openSocket(w).ok("attach")
         openSocket(w).receive({ type: "events", channel: "c", ...structuredClone(NEW_START) })
         assert.equal(channel.state, "live")
         assert.equal(channel.cursor, "e:40")
