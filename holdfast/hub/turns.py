@@ -149,17 +149,13 @@ class TurnScheduler:
             self._offer(channel)
 
     def _handler_lapsed(self, channel: str, turn: OpenTurn) -> None:
-        """Stop waiting for the handler of a deleted message.
-
-        Its `turn.done` must not end the turn of a later message with the same id.
-        """
-        if turn.handler is None:
-            return
-        self._note_unended(channel, turn)
-        self._handler_ended(channel, turn)
+        """Stop waiting for the handler of a deleted message."""
+        if turn.handler is not None:
+            self._note_unended(channel, turn)
+            self._handler_ended(channel, turn)
 
     def _note_unended(self, channel: str, turn: OpenTurn) -> None:
-        """Note that a handler of the turn of a deleted message may still run."""
+        """Note that a handler of a deleted message may still run: it must not end a later turn with the same id."""
         place = (channel, turn.message_id)
         self._unended[place] = max(turn.attempt, self._unended.pop(place, 0))
         if len(self._unended) > MAX_UNENDED:
@@ -243,11 +239,8 @@ class TurnScheduler:
         return turn.phase in (Phase.WAITING, Phase.ENDING, Phase.OVER)
 
     def _set_timers(self, channel: str, turn: OpenTurn, left: Phase) -> None:
-        key, unclaimed, now_s = (
-            ("turn", channel, turn.message_id),
-            ("unclaimed", channel, turn.message_id),
-            self._loop.time(),
-        )
+        key, unclaimed = ("turn", channel, turn.message_id), ("unclaimed", channel, turn.message_id)
+        now_s = self._loop.time()
         if turn.phase is Phase.WAITING:
             if left in (Phase.NEW, Phase.RUNNING, Phase.HELD):
                 self._deadlines.set(unclaimed, now_s + UNCLAIMED_S, partial(self._signal_unclaimed, channel, turn))
