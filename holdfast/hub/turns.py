@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -44,12 +43,12 @@ from holdfast.hub.clock import Clock
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.leases import BROKEN_S, RETRY_S, Submit
 from holdfast.hub.results import Done, Result
+from holdfast.hub.unended import UnendedAttempts
 from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
 
 logger = logging.getLogger("holdfast.hub")
 
 LEASE_S = 15.0  # length of the lease of a remote worker's turn; the worker renews it after a third
-MAX_UNENDED = 10_000  # number of handlers of deleted messages to remember; each takes some 200 bytes
 UNCLAIMED_S = 5.0  # if a message is unclaimed for this long, viewers get a `nobody_listening` signal
 
 OpenTurn = TurnState[Worker]
@@ -80,9 +79,7 @@ class TurnScheduler:
         self._submit = submit
         self._find = find  # returns a channel if it is in memory
         self._turns: dict[str, OpenTurns] = {}
-        # For deleted messages, by channel and id: the last attempt whose handler, in another process, has not ended. It
-        # may still send `turn.done` after the message was created again, so new attempts get numbers above this one.
-        self._unended: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self.unended = UnendedAttempts()
         self._is_over = False
 
     # -- workers -----------------------------------------------------------------------------------------------
@@ -151,19 +148,8 @@ class TurnScheduler:
     def _handler_lapsed(self, channel: str, turn: OpenTurn) -> None:
         """Stop waiting for the handler of a deleted message."""
         if turn.handler is not None:
-            self._note_unended(channel, turn)
+            self.unended.note(channel, turn.message_id, turn.attempt)
             self._handler_ended(channel, turn)
-
-    def _note_unended(self, channel: str, turn: OpenTurn) -> None:
-        """Note that a handler of a deleted message may still run: it must not end a later turn with the same id."""
-        place = (channel, turn.message_id)
-        self._unended[place] = max(turn.attempt, self._unended.pop(place, 0))
-        if len(self._unended) > MAX_UNENDED:
-            self._unended.popitem(last=False)
-
-    def unended_attempt(self, channel: str, message_id: str) -> int:
-        """Return the last attempt at a deleted message with this id whose handler may still end it, or 0."""
-        return self._unended.get((channel, message_id), 0)
 
     def set_state(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
         """Set the state that an agent shows to people in `channel`."""
@@ -225,7 +211,7 @@ class TurnScheduler:
             self._turns[channel].put(turn)  # move it to the end: a worker that names no turn means its latest one
         if turn.phase is Phase.OVER:
             if turn.claim is None and turn.attempt:  # a worker that has lost the turn may come back with it
-                self._note_unended(channel, turn)
+                self.unended.note(channel, turn.message_id, turn.attempt)
             self._turns[channel].drop(turn)
             if not self._turns[channel]:
                 del self._turns[channel]
@@ -361,7 +347,7 @@ class TurnScheduler:
             assert result.generation is not None
             self._claimed(worker, turn, AssignedTurn(channel, turn.message_id, result.generation, lease_s or None))
 
-        above = self.unended_attempt(channel, turn.message_id)
+        above = self.unended.attempt(channel, turn.message_id)
         request = ClaimTurn(generation=turn.attempt, lease_s=lease_s, above=above)
         self._request(channel, turn.message_id, request, caller, done)
 
