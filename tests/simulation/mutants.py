@@ -972,7 +972,7 @@ SHOWN_BY: dict[Mutant, int] = {
     an_append_gets_a_new_offset_after_an_unknown_outcome: 62,
     requests_change_their_order_after_an_unknown_outcome: 31,
     a_silent_store_has_stored_no_entry: 174,
-    a_recovery_that_failed_is_not_repeated: 262,
+    a_recovery_that_failed_is_not_repeated: 396,
     a_message_that_left_memory_does_not_exist: 20,
     a_channel_leaves_memory_during_a_commit: 65,
     messages_in_memory_are_a_page: 9,
