@@ -17,7 +17,7 @@ demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also
 test: $(VENV)/.dev node_modules/.installed ## all tests but the long ones, the browser's too
 	@scripts/ensure_chromium
 	@npm test --silent
-	@$(BIN)/pytest -n 3 --dist loadfile --ignore tests/simulation/test_mutants.py --ignore tests/attacks --ignore tests/browser/long --ignore tests/interop/long --ignore tests/bench
+	@$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore tests/,simulation fuzz chaos bench attacks browser/long interop/long)
 
 test-long: $(VENV)/.dev node_modules/.installed ## the built package, other releases of the dependencies, faults, seeds
 	@scripts/test_long
