@@ -175,10 +175,11 @@ export class Scene {
     return /** @type {HTMLElement} */ (this.root.querySelector(".log"))
   }
 
-  /** @param {string} label of a button */
-  click(label) {
-    const buttons = [...this.root.querySelectorAll("button")].filter((node) => node.getClientRects().length)
-    buttons.find((node) => node.textContent === label || node.ariaLabel === label)?.click()
+  /** Click a button when the element shows it. @param {string} label */
+  async click(label) {
+    const found = () => [...this.root.querySelectorAll("button")].find((node) => node.getClientRects().length && (node.textContent === label || node.ariaLabel === label))
+    await until(found)
+    found()?.click()
   }
 
   /** @param {string} text */

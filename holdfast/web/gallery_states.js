@@ -177,7 +177,7 @@ const states = {
   "read-only": { title: "Read-only", shows: "This chat is read-only.", messages: told, can: ["subscribe", "history"] },
   thinking: { title: "Thinking", shows: "thinking…", messages: thinking },
   streaming: { title: "Streaming", shows: "answering…", messages: streaming },
-  steering: { title: "Steering", shows: "Steer this answer", messages: steered, act: (here) => (here.click("Steer this answer"), here.type("In French, please")) },
+  steering: { title: "Steering", shows: "Steer this answer", messages: steered, act: async (here) => (await here.click("Steer this answer"), here.type("In French, please")) },
   waiting: { title: "A question that waits", shows: "And what is a generation?", messages: queued },
   "tool-running": { title: "Tool running", shows: "list_files", messages: searching },
   "tool-failed": { title: "Tool failed", shows: "read_file", messages: searched, act: (here) => here.unfold() },
@@ -207,7 +207,7 @@ const states = {
   floating: { title: "Floating, open", shows: "A cursor says", messages: streaming, attributes: { launcher: "", open: "" }, attached: { presence: { members: members(1), count: 1 } } },
   launcher: { title: "Launcher, closed, with a badge", shows: "2", messages: told, attributes: { launcher: "", open: "" }, act: (here) => (here.hide(), here.create(...news)) },
   branches: { title: "Branch 2 of 3", shows: "in one sentence", messages: versions, act: (here) => here.select(versions[2].id) },
-  "deleted-while-edited": { title: "Deleted while it is edited", shows: "Save", messages: unsent, act: (here) => (here.click("Edit"), here.remove(unsent[0].id)) },
+  "deleted-while-edited": { title: "Deleted while it is edited", shows: "Save", messages: unsent, act: async (here) => (await here.click("Edit"), here.remove(unsent[0].id)) },
   mistake: { title: "A mistake in an attribute", shows: "theme must be", attributes: { theme: "blue" } },
 }
 

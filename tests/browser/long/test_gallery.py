@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -17,7 +16,6 @@ from tests.browser.gallery import STATES, gallery_server, open_gallery
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
-VIEWPORT: Any = {"width": 400, "height": 560}
 _AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
 _FINDINGS = """async () => {
   const { violations } = await axe.run(document, { resultTypes: ["violations"] })
@@ -53,9 +51,9 @@ async def address() -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", [one for one in STATES if one != "deleted-while-edited"])
+@pytest.mark.parametrize("name", STATES)
 async def test_axe_finds_nothing_serious(browser: Browser, address: str, name: str, theme: str) -> None:
-    page = await open_gallery(browser, address, f"state={name}&theme={theme}", bypass_csp=True, viewport=VIEWPORT)
+    page = await open_gallery(browser, address, f"state={name}&theme={theme}", bypass_csp=True)
     await page.evaluate(_AXE.read_text())
     assert await page.evaluate(_FINDINGS) == []
 
