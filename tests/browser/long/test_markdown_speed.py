@@ -23,7 +23,6 @@ from playwright.async_api import Browser, Page
 
 from holdfast import Limits
 from tests.browser.long.main_thread import MainThread
-from tests.browser.machine import slowness
 from tests.browser.tab import chromium
 from tests.browser.test_chat import scene
 from tests.browser.test_markdown import markdown_page
@@ -52,9 +51,7 @@ class Cost:
 
     @property
     def is_low(self) -> bool:
-        factor = slowness()
-        is_fast = self.longest_ms <= factor * MAX_TASK_MS and self.mean_ms <= factor * MEAN_MS
-        return is_fast and self.growth <= LAST_TO_SECOND
+        return self.longest_ms <= MAX_TASK_MS and self.mean_ms <= MEAN_MS and self.growth <= LAST_TO_SECOND
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -140,6 +137,6 @@ async def test_message_of_a_megabyte_that_arrives_at_once_is_drawn_without_a_lon
         "a line": "letters and words " * (MIB // 18),
     }
     tries: list[float] = []
-    while len(tries) < TRIES and min(tries, default=10 * MAX_TASK_MS) > MAX_TASK_MS:
+    while len(tries) < TRIES and min(tries, default=MAX_TASK_MS + 1) > MAX_TASK_MS:
         tries.append(await longest_task_ms(browser, texts[name]))
-    assert min(tries) <= slowness() * MAX_TASK_MS
+    assert min(tries) <= MAX_TASK_MS
