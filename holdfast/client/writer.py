@@ -232,6 +232,17 @@ class RemoteWriter(OutgoingProperties):
     async def __aenter__(self) -> Self:
         return await self.open()
 
+    if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
+
+        def __enter__(self):
+            raise LocalError(
+                "client.message needs `async with client.message(...) as message`; without async, use SyncClient and "
+                "`with client.message(...) as message`"
+            )
+
+        def __exit__(self, *error):
+            raise AssertionError("the block was never entered")
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
