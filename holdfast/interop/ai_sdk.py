@@ -9,7 +9,7 @@ ignored: a request adds its last message, or answers the questions of the agent,
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,6 @@ from starlette.routing import Route
 from holdfast import Hub, Message
 from holdfast.core.errors import (
     AlreadyAnswered,
-    Finished,
     IdConflict,
     InvalidRequest,
     LocalError,
@@ -33,6 +32,7 @@ from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.interop.ids import hashed, stored_id
 from holdfast.routes import Access, TurnStatus, guarded, versions_of
 
+VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
 NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
@@ -104,12 +104,15 @@ class AISDK:
         known = (await access.turn(channel, given)).message
         if known is None or known.role != "user":
             raise IdConflict(f"message {given!r} is an answer; send a question with another id")
-        page = await self._hub.history(channel, limit=200)
-        versions = versions_of(known, [one for one in page.messages if one.created >= known.created])
-        alike = [one for one in versions if one.parts == parts]
-        if alike and (not is_edit or alike[-1] is versions[-1]):
-            return alike[-1].id
-        id = hashed(versions[-1].id, json.dumps(parts))
+        newest: Message | None = None
+        async for version in _versions(access, channel, known):
+            if version.parts == parts:
+                return version.id
+            newest = newest or version
+            if is_edit:
+                break  # an edit back to an earlier content is another version
+        assert newest is not None
+        id = hashed(newest.id, json.dumps(parts))
         return (await access.create(channel, id=id, parts=parts, parent=known.parent)).id
 
     async def _regenerate(self, access: Access, channel: str, question: str) -> None:
@@ -166,16 +169,27 @@ class AISDK:
         """Cancel the running turns, for all tabs. Closing a connection cancels nothing."""
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["history", "command"])
-        for turn in await access.open_turns(channel):
-            with suppress(Finished, NotFound):
-                target = turn.message.id if turn.message is not None else turn.answers[0].id
-                await access.command(channel, "cancel", target=target)
+        await access.cancel_turns(channel)
         return Response(status_code=204)
 
     def _channel_of(self, chat: object) -> str:
         if not isinstance(chat, str) or not chat:
             raise InvalidRequest("the body needs the field id, the id of the chat as text")
         return self._channel.replace("{id}", chat)
+
+
+async def _versions(access: Access, channel: str, known: Message) -> AsyncIterator[Message]:
+    """Yield the versions of a question, the newest first and `known` last, of the newest 2,000 messages."""
+    before = None
+    for _ in range(VERSION_PAGES):
+        page = await access.history(channel, before=before, limit=200)
+        for version in reversed(versions_of(known, page.messages)):
+            if version.created > known.created:
+                yield version
+        if not page.messages or not page.more or page.messages[-1].created <= known.created:
+            break
+        before = page.messages[-1].created
+    yield known
 
 
 def _messages_in(body: Json) -> tuple[list[Json], Json]:

@@ -174,6 +174,36 @@ async def test_regenerate_and_edit_branch_and_the_next_turn_follows_them(scene: 
     assert len(scene.turns) == 5
 
 
+async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() -> None:
+    async with routes_only() as (hub, client):
+
+        async def ask(text: str, **fields: str) -> None:
+            body = {"id": "1", "message": user(text), **fields}
+            assert (await client.post("/api/chat", json=body)).status_code == 200
+
+        async def store(name: str, count: int) -> None:
+            for number in range(count):
+                await hub.create("chat:1", id=f"{name}{number}", text="text", role="assistant", starts_turn=False)
+
+        async def versions() -> list[str]:
+            found = [await hub.history("chat:1", limit=200)]
+            while found[-1].more:
+                found.append(await hub.history("chat:1", limit=200, before=found[-1].messages[-1].created))
+            return [one.text for page in found for one in page.messages[::-1] if one.role == "user"]
+
+        await ask("one")
+        await store("a", 205)
+        for _ in range(2):
+            await ask("two", messageId="u")
+        await store("b", 205)
+        for edit in ({"messageId": "u"}, {}):
+            await ask("two", **edit)
+        assert sorted(await versions()) == ["one", "two"]
+        await ask("one", messageId="u")  # an edit back is another version
+        await ask("one", messageId="u")
+        assert sorted(await versions()) == ["one", "one", "two"]
+
+
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: Scene) -> None:
     scene.gate().set()
     forged = [
