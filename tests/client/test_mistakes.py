@@ -27,8 +27,8 @@ async def test_writer_in_a_plain_with_is_refused_with_the_remedy(client: Client)
         with pytest.raises(LocalError) as raised, writer:
             pass
         assert raised.value.detail == (
-            "client.message needs `async with client.message(...) as message`; without async, use SyncClient and "
-            "`with client.message(...) as message`"
+            "client.message needs `async with client.message(...) as message`; without async use "
+            "`with hub.sync.message(...) as message`, or SyncClient"
         )
 
 
