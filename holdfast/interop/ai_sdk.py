@@ -78,9 +78,10 @@ class AISDK:
         earlier, last = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish" if last["role"] == "user" else "command")
         if last["role"] == "assistant":
-            turn = await self._answer(access, channel, last)
+            turn, has_replied = await self._answer(access, channel, last)
             message_id = turn.message.id if turn.message is not None else ""
-            return access.stream(channel, message_id, UIStream(message_id, self._release, last))
+            stream = UIStream(message_id, self._release, last, is_late=not has_replied)
+            return access.stream(channel, message_id, stream)
         question = await self._question(access, channel, earlier, last, is_edit=body.get("messageId") is not None)
         if body.get("trigger") == "regenerate-message":
             await self._regenerate(access, channel, question)
@@ -123,8 +124,11 @@ class AISDK:
         with suppress(StillStreaming):
             await access.command(channel, "regenerate", target=question, id=hashed("regenerate", question, newest))
 
-    async def _answer(self, access: Access, channel: str, last: Json) -> TurnStatus:
-        """Reply to the questions that the page's last message answers, and return its turn."""
+    async def _answer(self, access: Access, channel: str, last: Json) -> tuple[TurnStatus, bool]:
+        """Reply to the questions that the page's last message answers.
+
+        Return its turn, and whether a question got a reply.
+        """
         turns = await access.conversation(channel)
         turn = next((one for one in turns if one.message is not None and last["id"] in _ids_of(one)), None)
         if turn is None:
@@ -135,20 +139,26 @@ class AISDK:
         calls = {
             one.data["call"]: one.id for one in turn.questions if isinstance(one.data, dict) and "call" in one.data
         }
+        replies: list[dict[str, Any]] = []  # arguments of `Access.reply`
         for part in filter(is_tool, last["parts"]):
             state, approval = part.get("state"), part.get("approval")
-            # another tab may have been faster, or the question may have expired: neither is an error
+            if state == "approval-responded" and isinstance(approval, dict) and str(approval.get("id")) in open_ids:
+                reason = {"reason": approval["reason"]} if isinstance(approval.get("reason"), str) else None
+                replies.append({"command_id": approval["id"], "ok": approval.get("approved") is True, "data": reason})
+            elif part["toolCallId"] in calls and part["type"].removeprefix("tool-") in self._release.browser_tools:
+                id = calls[part["toolCallId"]]
+                if state == "output-available":
+                    replies.append({"command_id": id, "data": part.get("output")})
+                elif state == "output-error":
+                    error = {"code": "tool_failed", "detail": str(part.get("errorText"))}
+                    replies.append({"command_id": id, "ok": False, "error": error})
+        has_replied = False
+        for reply in replies:
+            # another tab may have been faster, or the question may have expired meanwhile
             with suppress(AlreadyAnswered, NotFound):
-                if state == "approval-responded" and isinstance(approval, dict) and str(approval.get("id")) in open_ids:
-                    reason = {"reason": approval["reason"]} if isinstance(approval.get("reason"), str) else None
-                    await access.reply(channel, approval["id"], ok=approval.get("approved") is True, data=reason)
-                elif part["toolCallId"] in calls and part["type"].removeprefix("tool-") in self._release.browser_tools:
-                    if state == "output-available":
-                        await access.reply(channel, calls[part["toolCallId"]], data=part.get("output"))
-                    elif state == "output-error":
-                        error = {"code": "tool_failed", "detail": str(part.get("errorText"))}
-                        await access.reply(channel, calls[part["toolCallId"]], ok=False, error=error)
-        return turn
+                await access.reply(channel, **reply)
+                has_replied = True
+        return turn, has_replied
 
     async def _resume(self, request: Request) -> Response:
         """Replay the running turn; 204 if none runs."""
