@@ -1,8 +1,8 @@
 """CPU per delivered token of a viewer with the AI SDK, as a ratio to a viewer of our own SSE.
 
 Both kinds follow answers at fifty tokens per second, in rounds that alternate. The server is an app with the hub and
-`AISDK`, on SQLite FULL, anew for each round. The time is that of the whole process. Every text is compared with the sent
-one.
+`AISDK`, on SQLite FULL, anew for each round. The time is that of the whole process. Each text is compared with the one
+that was sent.
 
 Run as a child with a database: the server, with answers that grow on request.
 """
