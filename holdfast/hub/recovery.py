@@ -19,6 +19,7 @@ from holdfast.core.message_state import MessageState
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import Caller, FinishMessage, TakeOver
+from holdfast.hub.importing import undo_imports
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.writer import MessageWriter
@@ -33,6 +34,7 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], new
     store = runtime.store
     if not store.is_exclusive:
         return
+    await undo_imports(store)
     for channel in await store.open_channels():  # one channel at a time: together they may be larger than memory
         adopter = next((one for pattern, one in adopters if matches(pattern, channel)), None)
         for stored in await store.open_documents(channel):
