@@ -104,7 +104,7 @@ class ExportFile:
                 commands += not isinstance(record, MessageRecord)
             if file.read(1):
                 self._number += 1
-                raise InvalidRequest("the line follows the end of the export; remove it, or export the channel again")
+                raise InvalidRequest("the line is after the end of the export; remove it, or export the channel again")
         self.end = record
 
     def _next(self, file: BinaryIO, limit: int) -> bytes:
@@ -119,7 +119,7 @@ class ExportFile:
             )
         if not data.endswith(b"\n"):
             raise InvalidRequest(
-                "the file ends here, before the end of the export; it was cut: copy or export it again"
+                "the file was cut here: it has no end of an export; copy it or export the channel again"
             )
         return data
 

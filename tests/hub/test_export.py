@@ -174,7 +174,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[HoldfastError], str]] = 
     "cut between lines": (
         lambda lines: b"".join(with_end(lines).splitlines(keepends=True)[:3]),
         InvalidRequest,
-        "line 4 of .*was cut: copy or export it again",
+        "line 4 of .*was cut here.*copy it or export",
     ),
     "cut in a line": (lambda lines: with_end(lines)[:-20], InvalidRequest, "line 5 of .*was cut"),
     "a changed letter": (
@@ -187,7 +187,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[HoldfastError], str]] = 
         InvalidRequest,
         "line 2 of .*has 0 messages and 0 commands, its end names 3 and 0",
     ),
-    "a line after the end": (lambda lines: with_end(lines) + b"\n", InvalidRequest, "line 6 of .*follows the end"),
+    "a line after the end": (lambda lines: with_end(lines) + b"\n", InvalidRequest, "line 6 of .*after the end"),
     "not JSON": (
         lambda lines: with_end(lines).replace(b'"role"', b"role"),
         InvalidRequest,
