@@ -40,6 +40,7 @@ from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, Tail
 from holdfast.core.text import Text
+from holdfast.core.turns import TurnState
 from holdfast.hub import channel as channels
 from holdfast.hub import committer, hooks, presence, recovery
 from holdfast.hub import hub as hubs
@@ -61,9 +62,11 @@ from holdfast.hub.workers import AssignedTurn, Worker
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
+from holdfast.transports.attachments import Attachment
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
-from simulation import watchdog
+from simulation import agents, watchdog
+from simulation.editor import Editor
 from simulation.lease_writers import LeaseWriter
 from simulation.local_writers import LocalWriter, SteadyWriter
 from simulation.members import Commander
@@ -861,6 +864,28 @@ def feeds_behind_are_woken_without_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Group, "_release", release_all)
 
 
+def an_attach_does_not_wait_for_the_one_before_it(patch: pytest.MonkeyPatch) -> None:
+    """A superseded attach is of no interest, so its response may come at any time."""
+
+    async def wait_for_response(self: Attachment) -> None:
+        pass
+
+    patch.setattr(Attachment, "wait_for_response", wait_for_response)
+
+
+def a_deleted_channel_has_no_handlers(patch: pytest.MonkeyPatch) -> None:
+    """Its turns are over, so a message that is created again with the same id may be offered."""
+    follow = TurnState._follow
+
+    def forget_handler(self: TurnState[Any]) -> None:
+        if self.claim is None or self.claim.generation < self.attempt:
+            self.handler = None
+        follow(self)
+
+    patch.setattr(TurnState, "_follow", forget_handler)
+    patch.setattr(agents, "CLEAN_UP_S", 3.0)  # without it a cancelled handler nearly always ends at once
+
+
 # Each mutant with the violation that finds it; no other violation counts.
 MUTANTS: dict[Mutant, str] = {
     deliver_before_the_commit: "was never stored|before it was stored",
@@ -932,6 +957,8 @@ MUTANTS: dict[Mutant, str] = {
     part_operations_pile_up: "things are in Tail.ops",
     block_until_a_load: "does not end",
     feeds_behind_are_woken_without_end: "never waits|waits too shortly",
+    an_attach_does_not_wait_for_the_one_before_it: "unattached: .* before channel.attached",
+    a_deleted_channel_has_no_handlers: "two agents work on",
 }
 
 # A condition on the plan without which the mutant has no effect; other seeds are skipped.
@@ -950,6 +977,10 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     every_agent_takes_waiting_messages: lambda plan: plan.workers and plan.asks_by_socket,
     an_agent_that_stops_still_gets_turns: lambda plan: plan.workers and plan.asks_by_socket,
     an_agent_has_more_turns_than_slots: lambda plan: any(agent.slots < plan.channels for agent in plan.agents),
+    an_attach_does_not_wait_for_the_one_before_it: lambda plan: SocketViewer in plan.viewers,
+    a_deleted_channel_has_no_handlers: lambda plan: (
+        plan.agents and "delete channel" in plan.edits and Editor in plan.authors
+    ),
     a_detach_has_no_effect: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_page_over_a_socket_is_the_last: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_delete_is_acknowledged_at_once: lambda plan: plan.asks_by_socket and "delete" in plan.edits,
@@ -985,6 +1016,8 @@ SHOWN_BY: dict[Mutant, int] = {
     a_local_append_has_no_offset_check: 15,
     a_takeover_fences_no_writer: 10,
     a_second_reply_is_accepted: 23,
+    an_attach_does_not_wait_for_the_one_before_it: 77000482,
+    a_deleted_channel_has_no_handlers: 20039,
     a_cancel_ends_the_newest_answer: 10,
     a_turn_renewal_has_no_effect: 25,
     a_member_leaves_without_grace: 16,
