@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, verify, channels, export, import, tail.
+"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, export, import, tail.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -204,8 +204,13 @@ _STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=T
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_STORE
-def backup(file: Path, store: str) -> None:
-    """Write a backup of a store that no process serves into FILE. A serving process does it by `hub.backup(path)`."""
+@click.option(
+    "--mb-per-s", default=None, type=click.FloatRange(0, 100_000, min_open=True), help="Limit.  [default: 50 if served]"
+)
+def backup(file: Path, store: str, mb_per_s: float | None) -> None:
+    """Write a backup of a store into FILE, also while it is served."""
+    from holdfast.control_client import NotServed, call
+
     opened = _sqlite_store(store)
     if not opened.path.exists():
         raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
@@ -214,14 +219,34 @@ def backup(file: Path, store: str) -> None:
         try:
             await opened.open()
         except StoreInUse as error:
-            raise LocalError(f"{error}. To back it up while it is served, call hub.backup(path) there") from None
+            raise LocalError(
+                f"{error}. Its hub has no control socket (its log has the cause): call hub.backup(path) there"
+            ) from None
         try:
-            await opened.backup(file, mb_per_s=100_000)
+            await opened.backup(file, mb_per_s=mb_per_s or 100_000)
         finally:
             await opened.close()
 
-    asyncio.run(run_backup())
+    try:
+        for _ in call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50):
+            pass
+    except NotServed:
+        asyncio.run(run_backup())
     click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
+
+
+@main.command()
+@_STORE
+def inspect(store: str) -> None:
+    """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
+    from holdfast.control_client import NotServed, call
+
+    path = _sqlite_store(store).path
+    try:
+        (found,) = call(path, "inspect")
+    except NotServed:
+        raise LocalError(f"store file {path} has no control socket; start its server, or check its log") from None
+    click.echo(msgspec.json.format(msgspec.json.encode(found)))
 
 
 @main.command()

@@ -38,6 +38,7 @@ from holdfast.development import failure_reason
 from holdfast.hub.archive import Archive
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
+from holdfast.hub.control import open_control
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind
@@ -139,6 +140,7 @@ class HubCore:
         )
         self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
+        self.on_start(partial(open_control, self))
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 
