@@ -132,7 +132,7 @@ class HubCore:
             self.store,
             self.limits,
             self.clock,
-            recover=lambda runtime: recover(runtime, self._adopters, partial(self._writers.new, create=None)),
+            recover=lambda runtime, is_mine: recover(runtime, self._adopters, self._writers, is_mine),
             release_loop=self.sync.release_loop,
             close=self.close,
             is_named=lambda: names is None or any(value is self for value in list(names.values())),

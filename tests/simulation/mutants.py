@@ -53,13 +53,14 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.loading import Loader
+from holdfast.hub.nodes import IsMine, NodeLease
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write, head_of
+from holdfast.stores.base import Beat, Committed, CommitUnknown, Conflict, Head, Moved, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
 from holdfast.transports.attachments import Attachment
@@ -324,12 +325,49 @@ def a_recovery_that_failed_is_not_repeated(patch: pytest.MonkeyPatch) -> None:
     recover = hubs.recover
     begun: list[Any] = []  # the adopters of each hub, which are one list
 
-    async def once(runtime: Runtime, adopters: Any, new_writer: Any) -> None:
+    async def once(runtime: Runtime, adopters: Any, writers: Any, is_mine: IsMine) -> None:
         if not any(adopters is one for one in begun):
             begun.append(adopters)
-            await recover(runtime, adopters, new_writer)
+            await recover(runtime, adopters, writers, is_mine)
 
     patch.setattr(hubs, "recover", once)
+
+
+def messages_of_an_ended_node_wait(patch: pytest.MonkeyPatch) -> None:
+    """A hub recovers its own messages when it starts again."""
+    patch.setattr(NodeLease, "is_recovery_due", False)
+
+
+def a_living_node_is_recovered(patch: pytest.MonkeyPatch) -> None:
+    """When a node is recovered, all messages of other nodes are those of this one."""
+    patch.setattr(NodeLease, "is_gone", lambda self, node: node != self.node)
+
+
+def a_lease_expires_without_a_read(patch: pytest.MonkeyPatch) -> None:
+    """A node that has not been seen for a term is gone, even if the store did not respond meanwhile."""
+    renew = NodeLease._renew
+
+    async def impatient(self: NodeLease) -> None:
+        try:
+            await renew(self)
+        except StoreUnavailable:
+            if self.beat is not None:
+                self._note(self.beat._replace(nodes=frozenset({self.node})))
+
+    patch.setattr(NodeLease, "_renew", impatient)
+
+
+def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A node whose lease runs is in each answer of the store."""
+    note = NodeLease._note
+
+    def hasty(self: NodeLease, beat: Beat) -> None:
+        before = self.beat
+        note(self, beat)
+        if before is None or before.life != beat.life:
+            self._certain_s = self._own_due_s = self._now_s()
+
+    patch.setattr(NodeLease, "_note", hasty)
 
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
@@ -910,6 +948,10 @@ MUTANTS: dict[Mutant, str] = {
     a_result_is_sent_twice: "offered a second time|received .*'ref'",
     messages_of_a_dead_process_are_not_recovered: "though its writer died",
     a_recovery_that_failed_is_not_repeated: "though its writer died",
+    messages_of_an_ended_node_wait: "though the lease of",
+    a_living_node_is_recovered: "was alive",
+    a_lease_expires_without_a_read: "was alive",
+    a_store_that_lost_its_leases_is_believed_at_once: "was alive",
     a_message_that_left_memory_does_not_exist: "refused.* with not_found|refused: .*not_found|could not .*not_found",
     an_absent_id_stays_absent: "created twice|was refused with not_found|got status 404",
     a_channel_leaves_memory_during_a_commit: "still behind|unattached",
@@ -968,6 +1010,10 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     a_silent_store_has_stored_no_entry: lambda plan: plan.fault_model.unknown_chance and LocalWriter in plan.authors,
     messages_of_a_dead_process_are_not_recovered: lambda plan: plan.is_exclusive,
     a_recovery_that_failed_is_not_repeated: lambda plan: plan.is_exclusive and plan.fault_model.down_chance,
+    messages_of_an_ended_node_wait: lambda plan: plan.loss,
+    a_living_node_is_recovered: lambda plan: plan.loss,
+    a_lease_expires_without_a_read: lambda plan: not plan.is_exclusive and plan.fault_model.down_chance,
+    a_store_that_lost_its_leases_is_believed_at_once: lambda plan: "store restart" in plan.faults,
     a_lease_ignores_the_generation: lambda plan: LeaseWriter in plan.authors,
     a_renewal_after_a_broken_socket_does_not_count: lambda plan: LeaseWriter in plan.authors,
     a_local_append_has_no_offset_check: lambda plan: LocalWriter in plan.authors,
