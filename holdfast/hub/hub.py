@@ -38,6 +38,7 @@ from holdfast.development import failure_reason
 from holdfast.hub.archive import Archive
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
+from holdfast.hub.control import open_control
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind
@@ -131,14 +132,15 @@ class HubCore:
             self.store,
             self.limits,
             self.clock,
-            recover=lambda runtime: recover(runtime, self._adopters, partial(self._writers.new, create=None)),
+            recover=lambda runtime, is_mine: recover(runtime, self._adopters, self._writers, is_mine),
             release_loop=self.sync.release_loop,
             close=self.close,
             is_named=lambda: names is None or any(value is self for value in list(names.values())),
             signals=SignalHook(self.drain) if hooks_signals else None,
         )
-        self.archive = Archive(self._lifecycle, self.store)  # the list of channels
+        self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
+        self.on_start(partial(open_control, self))
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 

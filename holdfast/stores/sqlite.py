@@ -16,6 +16,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from holdfast.stores.holds import Holds, steady_ms
 from holdfast.stores.sqlite_backup import Stopped, check_target, copy, finish, partial_file
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile, Synchronous
+from holdfast.stores.sqlite_migration import prepare
 from holdfast.stores.thread import Late, StoreThread
 
 T = TypeVar("T")
@@ -57,14 +59,21 @@ class SqliteStore:
     `synchronous`: "full" survives a power cut; "normal" may lose the last commits in one (then new epochs begin). The
     store waits `busy_s` seconds for another program's lock on the database, and `lock_wait_s` seconds for another
     process that has the store open. It waits once: after a refusal, later calls of `open` only check whether the other
-    process has ended.
+    process has ended. `migration_backup`: before a migration of the file, write the backup
+    `PATH.before-N` (N is the new schema).
     """
 
     name = "sqlite"
     is_exclusive = True
 
     def __init__(
-        self, path: str | os.PathLike[str], *, synchronous: str = "full", busy_s: float = 5.0, lock_wait_s: float = 5.0
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: str = "full",
+        busy_s: float = 5.0,
+        lock_wait_s: float = 5.0,
+        migration_backup: bool = True,
     ) -> None:
         if synchronous not in _SYNCHRONOUS:
             raise LocalError(f"synchronous must be 'normal', 'full' or 'extra', got {shown(synchronous)}")
@@ -76,9 +85,12 @@ class SqliteStore:
         self._synchronous = _SYNCHRONOUS[synchronous]
         self._busy_s = busy_s
         self._lock_wait_s = lock_wait_s
+        self.migration_backup = migration_backup
         self._was_in_use = False
         self._open: _Open | None = None
         self._stats = {"commits": 0, "row_bytes": 0}
+        self._failed_backups = 0
+        self._backup_s: float | None = None  # when the last good backup was made, on the monotonic clock
 
     async def open(self) -> None:
         """Open the store (`Store.open`). An open store stays open, and another event loop may take it over."""
@@ -90,7 +102,7 @@ class SqliteStore:
         thread = StoreThread(f"holdfast-sqlite-{self.path.name}", engine.spare)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
-                file.on_migration = partial(_lift, asyncio.get_running_loop(), limit)
+                file.on_migration = partial(self._prepare_migration, file, asyncio.get_running_loop(), limit)
                 await thread.run(engine.open, timeout_s=None)
         except BaseException as error:
             file.give_up()
@@ -167,6 +179,10 @@ class SqliteStore:
         """Return a list of channels (`Store.summaries`)."""
         return await self._run(lambda engine: engine.channels.summaries(within, after, limit))
 
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
+        return await self._run(lambda engine: engine.channels.commands(channel, after, limit))
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
         return await self._run(lambda engine: engine.notes(prefix))
@@ -212,12 +228,24 @@ class SqliteStore:
             finally:
                 gone.set()
             await asyncio.to_thread(finish, partial, target)
+        self.note_backup(0.0)
+
+    def note_backup(self, age_s: float) -> None:
+        """Note that the last good backup was made `age_s` seconds ago."""
+        self._backup_s = time.monotonic() - age_s
+
+    def note_failed_backup(self) -> None:
+        """Count a scheduled backup that failed."""
+        self._failed_backups += 1
 
     def stats(self) -> dict[str, int]:
-        """Return counters since the store was opened (`Store.stats`)."""
+        """Return counters since the store was opened (`Store.stats`), and the age of the last good backup, if known."""
         if self._open is not None:
             self._stats = self._open.engine.stats()
-        return dict(self._stats)
+        backups = {"failed_backups": self._failed_backups}
+        if self._backup_s is not None:
+            backups["backup_age_s"] = int(time.monotonic() - self._backup_s)
+        return self._stats | backups
 
     async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable) -> T:
         """Run `call` on the store's thread. Raises `late` if the call began and did not end in time."""
@@ -234,6 +262,10 @@ class SqliteStore:
         except Late as error:
             kind = late if error.is_begun else StoreUnavailable
             raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
+
+    def _prepare_migration(self, file: SqliteFile, loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout) -> None:
+        _lift(loop, limit)
+        prepare(file.db, self.path, has_backup=self.migration_backup)
 
     def _opened(self) -> _Open:
         if self._open is None:
