@@ -184,6 +184,9 @@ class Store(Protocol):
         of the stored documents. `created_ms` is the time of the first write, and `updated_ms` never falls.
         """
 
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of at most `limit` commands of `channel`, in order, beginning after the id `after`."""
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under names that begin with `prefix`."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.core.document import Document, Segment, Stored, used_up_head
 from holdfast.core.model import ChannelSummary
+from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Append, Delete, Entry
 from holdfast.core.patterns import matches
 from holdfast.stores.base import (
@@ -242,6 +243,12 @@ class MemoryStore:
             if (after is None or name > after) and any(matches(one, name) for one in within)
         ]
         return [self._channels[name].summary(name) for name in wanted[:limit]]
+
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
+        known = self._channels.get(channel)
+        ids = [one for one in known.messages if one.startswith(COMMAND_MARK)] if known is not None else []
+        return sorted(one for one in ids if after is None or one > after)[:limit]
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
