@@ -67,6 +67,11 @@ def main() -> None:
     help="Default flush window of viewers, in ms.  [default: 40]",
 )
 @click.option("--drain-s", default=None, type=click.FloatRange(0, 3600), help="Time for running answers at the end.")
+@click.option(
+    "--no-migration-backup",
+    is_flag=True,
+    help="Write no backup FILE.before-N when this version of Holdfast changes the tables of the store's file.",
+)
 @click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Serve a hub, or an ASGI app, of your own.")
 @click.option(
     "--jwt-secret-file",
@@ -110,6 +115,7 @@ def serve(
     store: str | None,
     flush_ms: int | None,
     drain_s: float | None,
+    no_migration_backup: bool,
     target: str | None,
     secret_files: tuple[Path, ...],
     jwks: str | None,
@@ -127,10 +133,10 @@ def serve(
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
     if target is not None:
         is_ours = (store, flush_ms, drain_s, public_origin) != (None,) * 4 or origins or secret_files or jwks
-        if is_ours:
+        if is_ours or no_migration_backup:
             raise LocalError(
-                "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin, --public-origin and "
-                "the options for tokens there"
+                "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin, --public-origin, "
+                "--no-migration-backup and the options for tokens there"
             )
         app = _load(target)
         if not allow_everyone:
@@ -141,7 +147,8 @@ def serve(
         settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
         settings |= {"allowed_origins": origins, "public_origin": public_origin}
         known = {name: value for name, value in settings.items() if value is not None}
-        app = Hub(store or "sqlite:///holdfast.db", **known)
+        store_url = store or "sqlite:///holdfast.db"
+        app = Hub(_store_without_backup(store_url) if no_migration_backup else store_url, **known)
         check_guarded(host, app)
     if allow_everyone and not is_local(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
@@ -278,6 +285,13 @@ def _sqlite_store(url: str) -> SqliteStore:
     store = open_url(url)
     if not isinstance(store, SqliteStore):
         raise LocalError(f"--store must name a file, sqlite:///path, got {shown_url(url)}")
+    return store
+
+
+def _store_without_backup(url: str) -> SqliteStore:
+    """Return the store that `url` names; its migration writes no backup."""
+    store = _sqlite_store(url)
+    store.migration_backup = False
     return store
 
 

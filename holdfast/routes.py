@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -33,7 +34,7 @@ from holdfast.core.deltas import (
     PartReplaced,
     TextAdded,
 )
-from holdfast.core.errors import HoldfastError
+from holdfast.core.errors import Finished, HoldfastError, NotFound
 from holdfast.core.events import Page
 from holdfast.core.model import Command, Json, Message, Part, Role
 from holdfast.core.names import check_channel, check_id, command_key, is_id
@@ -168,6 +169,14 @@ class Access:
         result = await self._ask(channel, key, SendCommand(name=name, target=target, data=data))
         assert result.command is not None
         return result.command
+
+    async def cancel_turns(self, channel: str) -> None:
+        """Cancel the turns of `open_turns`, as the command `cancel` does. Turns that end meanwhile are left alone."""
+        self.check(channel, "command")
+        for turn in await self.open_turns(channel):
+            with suppress(Finished, NotFound):
+                target = turn.message if turn.message is not None else turn.answers[0]
+                await self.command(channel, "cancel", target=target.id)
 
     async def reply(
         self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import io
+import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -20,6 +22,15 @@ from chaos.processes import free_port
 from holdfast.client import Client, NotHoldfast, Timing, Unreachable
 from holdfast.tail import Refused, follow
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+
+NO_CONNECTION = (
+    r"^{code}Client could not connect to http://127\.0\.0\.1:{port} within {connect_s} s \(.+\); check that the server "
+    r"runs there, and that port and path are right$"
+)
+NO_RESPONSE = (
+    r"^http://127\.0\.0\.1:{port} did not respond within 0\.2 s \(.+\); check that the server runs there, and that "
+    r"port and path are right$"
+)
 
 
 class Stopped(Exception):
@@ -90,8 +101,8 @@ async def test_tail_prints_one_notice_for_an_outage(served: Served) -> None:
     await served.hub.create("c", role="user", author="ann", text="one")
     running = tail(served, screen, notices)
     await served.until(lambda: screen.getvalue().endswith("one"))
-    for socket in tuple(served.hub._asgi._sockets._open):
-        socket.session.end(4000, "internal")
+    for one in tuple(served.hub._asgi._sockets._open):
+        one.session.end(4000, "internal")
     await served.until(lambda: notices.getvalue())
     await served.hub.create("c", role="user", author="ann", text="two")
     await served.until(lambda: screen.getvalue().endswith("two"))
@@ -109,11 +120,20 @@ async def test_tail_ends_when_the_server_refuses() -> None:
             await asyncio.wait_for(tail(served, Screen(), io.StringIO()), PATIENCE_S)
 
 
-async def test_tail_ends_within_its_time_if_no_server_listens() -> None:
-    port = free_port()
+@pytest.fixture(params=["closed", "silent"])
+def wrong_port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A port that no program listens on, or one whose program accepts connections and sends nothing."""
+    with ExitStack() as stack:
+        if request.param == "closed":
+            yield free_port()
+        else:
+            yield stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+
+
+async def test_tail_ends_within_its_time_at_a_wrong_port(wrong_port: int) -> None:
     running = asyncio.to_thread(
         follow,
-        f"http://127.0.0.1:{port}",
+        f"http://127.0.0.1:{wrong_port}",
         "c",
         since=None,
         history=10,
@@ -121,47 +141,57 @@ async def test_tail_ends_within_its_time_if_no_server_listens() -> None:
         notices=io.StringIO(),
         timing=Timing(connect_s=0.3),
     )
-    with pytest.raises(
-        Refused, match=rf"^unreachable: Client could not connect to http://127.0.0.1:{port} within 0.3 s .* are right"
-    ):
+    with pytest.raises(Refused, match=NO_CONNECTION.format(code="unreachable: ", port=wrong_port, connect_s="0.3")):
         await asyncio.wait_for(running, PATIENCE_S)
 
 
 def test_tail_and_client_give_a_first_connection_five_seconds() -> None:
-    """The command passes no times of its own (`test_tail_ends_within_its_time_if_no_server_listens` has the effect)."""
+    """The command passes no times of its own (`test_tail_ends_within_its_time_at_a_wrong_port` has the effect)."""
     assert inspect.signature(follow).parameters["timing"].default is None
     assert Timing().connect_s == 5.0
     assert inspect.signature(Client).parameters["connect_s"].default == 5.0
 
 
-@pytest.mark.parametrize("path", ["/other", "/holdfast/v2"])
-async def test_tail_names_a_wrong_path(path: str) -> None:
+@pytest.mark.parametrize(("path", "status"), [("/other", 403), ("/holdfast/v2", 404)])
+async def test_tail_names_a_wrong_path(path: str, status: int) -> None:
     hub = new_hub()
     async with serving(hub, Starlette(routes=[Mount("/holdfast", hub)])) as served:
         url = f"http://{served.host}:{served.port}{path}"
         running = asyncio.to_thread(
             follow, url, "c", since=None, history=10, out=Screen(), notices=io.StringIO(), timing=Timing(connect_s=3.0)
         )
-        with pytest.raises(Refused, match=r"^not_holdfast: .* another port or path, such as /holdfast|^not_found: "):
+        with pytest.raises(Refused) as raised:
             await asyncio.wait_for(running, PATIENCE_S)
+    assert raised.value.detail == (
+        f"not_holdfast: {url} responded {status} to a WebSocket, unlike a Holdfast server; the hub may be at another "
+        "port or path, such as /holdfast, or served without WebSockets (uvicorn needs the package websockets)"
+    )
 
 
-async def test_calls_of_the_client_name_a_wrong_port() -> None:
-    async with Client(f"http://127.0.0.1:{free_port()}", connect_s=0.2) as client:
-        for call in (client.create("c", text="x"), client.read("c", "m"), client.channel("c").live()):
-            with pytest.raises(Unreachable, match=r"0\.2 s"):
+async def test_calls_of_the_client_name_a_wrong_port(wrong_port: int) -> None:
+    expected = NO_CONNECTION.format(code="", port=wrong_port, connect_s="0.2")
+    async with Client(f"http://127.0.0.1:{wrong_port}", connect_s=0.2) as client:
+        for call in (client.create("c", text="x"), client.channel("c").live()):
+            with pytest.raises(Unreachable, match=expected):
                 await call
-        with pytest.raises(Unreachable):
+        with pytest.raises(Unreachable, match=expected):
             async with client.message("c"):
                 pass
+        with pytest.raises(Unreachable, match=NO_RESPONSE.format(port=wrong_port)):
+            await client.read("c", "m")
 
 
 async def test_calls_over_http_name_a_wrong_path(served: Served) -> None:
     async with serving(new_hub(), Starlette()) as other, Client(f"http://{other.host}:{other.port}") as client:
-        with pytest.raises(NotHoldfast):
-            await client.read("c", "m")
-        with pytest.raises(NotHoldfast, match="another port or path"):
-            await client.create("c", text="x")
+        for call, refusal in (
+            (
+                client.read("c", "m"),
+                "responded 404, unlike a Holdfast server; the hub may be at another port or path, ",
+            ),
+            (client.create("c", text="x"), "responded 403 to a WebSocket, unlike a Holdfast server; .*port or path, "),
+        ):
+            with pytest.raises(NotHoldfast, match=f"{refusal}such as /holdfast"):
+                await call
 
 
 async def test_control_characters_do_not_reach_the_terminal(served: Served) -> None:

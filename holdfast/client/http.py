@@ -57,7 +57,8 @@ class Http:
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
         except TimeoutError:
             raise Unreachable(
-                f"{self._access.address} did not respond within {wait_s:g} s ({why}); check that the server runs"
+                f"{self._access.address} did not respond within {wait_s:g} s ({why}); check that the server runs "
+                "there, and that port and path are right"
             ) from None
 
     async def close(self) -> None:
@@ -87,7 +88,10 @@ class Http:
         if response.status_code == 200:
             return _decoded(response.content), 0.0
         if not problem:
-            detail = f"{self._access.address} responded {response.status_code}, unlike a Holdfast server; check the url"
+            detail = (
+                f"{self._access.address} responded {response.status_code}, unlike a Holdfast server; the hub may be at "
+                "another port or path, such as /holdfast"
+            )
             return Unreachable(detail) if response.status_code >= 500 else NotHoldfast(detail), 0.0
         return error_of(problem), retry_after_s(response.headers.get("retry-after", ""))
 

@@ -37,7 +37,8 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import Page
 from holdfast.core.model import Json, Message, Part
-from holdfast.core.outgoing import ENDED, NEW, OPEN, OutgoingProperties, OutgoingRequest, WriterRequest, end_for
+from holdfast.core.outgoing import ENDED, NEW, OPEN, OutgoingRequest, WriterRequest
+from holdfast.core.outgoing_properties import OutgoingProperties, end_for
 from holdfast.core.outgoing_remote import RemoteOutgoing
 from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from holdfast.portal import retrieve_exception
@@ -69,6 +70,7 @@ class TakenOver(Struct, frozen=True, kw_only=True):
 class RemoteWriter(OutgoingProperties):
     """Writes one streaming message. Made by `Client.message` and `Client.take_over`; used by one task at a time."""
 
+    made_by = "client"
     _outgoing: RemoteOutgoing
 
     def __init__(
@@ -83,8 +85,7 @@ class RemoteWriter(OutgoingProperties):
     ) -> None:
         """Create the message with the fields `create`, or take it over if they are None; then `read` returns it."""
         self.channel = channel
-        # status and reason of the message if its task is cancelled
-        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
+        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason if its task is cancelled
         self.spare_id: Callable[[], str] | None = None  # returns another id if the first one is taken
         # Returns the reason to store for a message whose block an exception ended.
         self.reason_of: Callable[[BaseException], str | None] | None = None

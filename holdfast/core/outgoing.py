@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from holdfast.core.decide import check_finish
-from holdfast.core.errors import HoldfastError, InvalidRequest, LocalError, NotText, public_reason, shown
+from holdfast.core.errors import HoldfastError, InvalidRequest, LocalError, NotText, shown
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import KEPT_REQUESTS, part_bytes, utf8_len
 from holdfast.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
@@ -425,68 +425,6 @@ class Outgoing:
 
     def _merge(self, meta: dict[str, Json]) -> None:
         self.meta = {key: value for key, value in {**self.meta, **meta}.items() if value is not None}
-
-
-class OutgoingProperties:
-    """Properties of both writers, and the check that each call of `append` was awaited."""
-
-    __slots__ = ("_awaited", "_called", "_outgoing")
-
-    _outgoing: Outgoing
-    _called: int  # number of calls of `append`
-    _awaited: int  # number of awaited calls of `append`
-
-    @property
-    def id(self) -> str:
-        """Return the id of the message."""
-        return self._outgoing.id
-
-    @property
-    def generation(self) -> int:
-        """Return the number of this writer among the writers of the message."""
-        return self._outgoing.generation
-
-    @property
-    def error(self) -> HoldfastError | None:
-        """Return the refusal of a request, which the next call raises."""
-        return self._outgoing.error
-
-    @property
-    def meta(self) -> dict[str, Json]:
-        """Return the message's meta after all accepted updates."""
-        return self._outgoing.meta
-
-    @property
-    def is_over(self) -> bool:
-        """Return whether the end of the message was accepted or a request was refused."""
-        return self._outgoing.is_over
-
-    @property
-    def length(self) -> int:
-        """Return the accepted code points of the text part that `append` goes to; 0 without one."""
-        return self._outgoing.length
-
-    @property
-    def unstored_bytes(self) -> int:
-        """Return the size of the accepted content that is not stored."""
-        return self._outgoing.unstored_bytes
-
-    def _not_awaited(self) -> LocalError | None:
-        """Return an error if the text of a call of `append` is missing, because the call was not awaited."""
-        missing = self._called - self._awaited
-        if missing <= 0:
-            return None
-        self._awaited = self._called
-        times = "once" if missing == 1 else f"{missing} times"
-        return LocalError(
-            f"the append to message {self.id!r} was called {times} without await, so its text is missing; "
-            "write `await message.append(text)`"
-        )
-
-
-def end_for(error: BaseException) -> tuple[str, str | None]:
-    """Return the status and the public reason of a message whose `async with` block raised `error`."""
-    return (error.ends_as, error.code) if isinstance(error, HoldfastError) else ("failed", public_reason(error))
 
 
 def part_of(request: WriterRequest) -> int | None:

@@ -261,7 +261,7 @@ class Committer:
                 draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
             )
         except HoldfastError as error:
-            return error
+            return error.with_traceback(None)
         except Exception:  # an unexpected exception in a decision must not fail the requests of others
             logger.exception("a request about %r could not be decided", ask.key)
             return HoldfastError("the request could not be decided because of a bug; the hub's log has the reason")

@@ -101,7 +101,7 @@ class DocumentDue:
 Outcome = tuple[Decision, int] | HoldfastError  # a decision with the serial of its last operation, or the refusal
 
 
-class Decided(Struct, gc=False):
+class Decided(Struct):
     """The decisions on an item: an outcome for each request, up to the first refusal."""
 
     channel: Channel

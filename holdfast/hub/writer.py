@@ -31,7 +31,8 @@ from holdfast.core.errors import (
     StoreUnavailable,
 )
 from holdfast.core.model import Json, Message, Part
-from holdfast.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, end_for
+from holdfast.core.outgoing import NEW, OPEN, Outgoing, WriterRequest
+from holdfast.core.outgoing_properties import OutgoingProperties, end_for
 from holdfast.core.requests import Caller, CreateMessage, FinishMessage
 from holdfast.hub.pace import Begin
 from holdfast.hub.pending import Ask, Decided
@@ -68,6 +69,7 @@ class MessageWriter(OutgoingProperties):
         "ids",
     )
 
+    made_by = "hub"
     is_beginning = False  # its beginning is a request of its own
     size_bytes = 0  # counted as 0 in the committer's queue: the writer bounds its accepted text itself
 
@@ -198,17 +200,6 @@ class MessageWriter(OutgoingProperties):
 
     async def __aenter__(self) -> Self:
         return await self.open()
-
-    if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
-
-        def __enter__(self):
-            raise LocalError(
-                "hub.message needs `async with hub.message(...) as message`; in a thread, use "
-                "`with hub.sync.message(...) as message`"
-            )
-
-        def __exit__(self, *error):
-            raise AssertionError("the block was never entered")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

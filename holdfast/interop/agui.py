@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from holdfast import Hub
-from holdfast.core.errors import Finished, IdConflict, InvalidRequest, LocalError, NotFound
+from holdfast.core.errors import IdConflict, InvalidRequest, LocalError, NotFound
 from holdfast.interop.agui_stream import AGUIStream, Json, Shown, messages_of
 from holdfast.interop.ids import stored_id
 from holdfast.routes import Access, guarded
@@ -70,10 +70,7 @@ class AGUI:
         """Cancel the running turns, for all clients. Closing a connection cancels nothing."""
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["history", "command"])
-        for turn in await access.open_turns(channel):
-            with suppress(Finished, NotFound):
-                target = turn.message.id if turn.message is not None else turn.answers[0].id
-                await access.command(channel, "cancel", target=target)
+        await access.cancel_turns(channel)
         return Response(status_code=204)
 
     def _channel_of(self, thread: object) -> str:

@@ -9,7 +9,7 @@ ignored: a request adds its last message, or answers the questions of the agent,
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,6 @@ from starlette.routing import Route
 from holdfast import Hub, Message
 from holdfast.core.errors import (
     AlreadyAnswered,
-    Finished,
     IdConflict,
     InvalidRequest,
     LocalError,
@@ -33,6 +32,7 @@ from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.interop.ids import hashed, stored_id
 from holdfast.routes import Access, TurnStatus, guarded, versions_of
 
+VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
 NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
@@ -78,9 +78,10 @@ class AISDK:
         earlier, last = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish" if last["role"] == "user" else "command")
         if last["role"] == "assistant":
-            turn = await self._answer(access, channel, last)
+            turn, has_replied = await self._answer(access, channel, last)
             message_id = turn.message.id if turn.message is not None else ""
-            return access.stream(channel, message_id, UIStream(message_id, self._release, last))
+            stream = UIStream(message_id, self._release, last, is_late=not has_replied)
+            return access.stream(channel, message_id, stream)
         question = await self._question(access, channel, earlier, last, is_edit=body.get("messageId") is not None)
         if body.get("trigger") == "regenerate-message":
             await self._regenerate(access, channel, question)
@@ -104,12 +105,15 @@ class AISDK:
         known = (await access.turn(channel, given)).message
         if known is None or known.role != "user":
             raise IdConflict(f"message {given!r} is an answer; send a question with another id")
-        page = await self._hub.history(channel, limit=200)
-        versions = versions_of(known, [one for one in page.messages if one.created >= known.created])
-        alike = [one for one in versions if one.parts == parts]
-        if alike and (not is_edit or alike[-1] is versions[-1]):
-            return alike[-1].id
-        id = hashed(versions[-1].id, json.dumps(parts))
+        newest: Message | None = None
+        async for version in _versions(access, channel, known):
+            if version.parts == parts:
+                return version.id
+            newest = newest or version
+            if is_edit:
+                break  # an edit back to an earlier content is another version
+        assert newest is not None
+        id = hashed(newest.id, json.dumps(parts))
         return (await access.create(channel, id=id, parts=parts, parent=known.parent)).id
 
     async def _regenerate(self, access: Access, channel: str, question: str) -> None:
@@ -120,8 +124,11 @@ class AISDK:
         with suppress(StillStreaming):
             await access.command(channel, "regenerate", target=question, id=hashed("regenerate", question, newest))
 
-    async def _answer(self, access: Access, channel: str, last: Json) -> TurnStatus:
-        """Reply to the questions that the page's last message answers, and return its turn."""
+    async def _answer(self, access: Access, channel: str, last: Json) -> tuple[TurnStatus, bool]:
+        """Reply to the questions that the page's last message answers.
+
+        Return its turn, and whether a question got a reply.
+        """
         turns = await access.conversation(channel)
         turn = next((one for one in turns if one.message is not None and last["id"] in _ids_of(one)), None)
         if turn is None:
@@ -132,20 +139,26 @@ class AISDK:
         calls = {
             one.data["call"]: one.id for one in turn.questions if isinstance(one.data, dict) and "call" in one.data
         }
+        replies: list[dict[str, Any]] = []  # arguments of `Access.reply`
         for part in filter(is_tool, last["parts"]):
             state, approval = part.get("state"), part.get("approval")
-            # another tab may have been faster, or the question may have expired: neither is an error
+            if state == "approval-responded" and isinstance(approval, dict) and str(approval.get("id")) in open_ids:
+                reason = {"reason": approval["reason"]} if isinstance(approval.get("reason"), str) else None
+                replies.append({"command_id": approval["id"], "ok": approval.get("approved") is True, "data": reason})
+            elif part["toolCallId"] in calls and part["type"].removeprefix("tool-") in self._release.browser_tools:
+                id = calls[part["toolCallId"]]
+                if state == "output-available":
+                    replies.append({"command_id": id, "data": part.get("output")})
+                elif state == "output-error":
+                    error = {"code": "tool_failed", "detail": str(part.get("errorText"))}
+                    replies.append({"command_id": id, "ok": False, "error": error})
+        has_replied = False
+        for reply in replies:
+            # another tab may have been faster, or the question may have expired meanwhile
             with suppress(AlreadyAnswered, NotFound):
-                if state == "approval-responded" and isinstance(approval, dict) and str(approval.get("id")) in open_ids:
-                    reason = {"reason": approval["reason"]} if isinstance(approval.get("reason"), str) else None
-                    await access.reply(channel, approval["id"], ok=approval.get("approved") is True, data=reason)
-                elif part["toolCallId"] in calls and part["type"].removeprefix("tool-") in self._release.browser_tools:
-                    if state == "output-available":
-                        await access.reply(channel, calls[part["toolCallId"]], data=part.get("output"))
-                    elif state == "output-error":
-                        error = {"code": "tool_failed", "detail": str(part.get("errorText"))}
-                        await access.reply(channel, calls[part["toolCallId"]], ok=False, error=error)
-        return turn
+                await access.reply(channel, **reply)
+                has_replied = True
+        return turn, has_replied
 
     async def _resume(self, request: Request) -> Response:
         """Replay the running turn; 204 if none runs."""
@@ -166,16 +179,27 @@ class AISDK:
         """Cancel the running turns, for all tabs. Closing a connection cancels nothing."""
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["history", "command"])
-        for turn in await access.open_turns(channel):
-            with suppress(Finished, NotFound):
-                target = turn.message.id if turn.message is not None else turn.answers[0].id
-                await access.command(channel, "cancel", target=target)
+        await access.cancel_turns(channel)
         return Response(status_code=204)
 
     def _channel_of(self, chat: object) -> str:
         if not isinstance(chat, str) or not chat:
             raise InvalidRequest("the body needs the field id, the id of the chat as text")
         return self._channel.replace("{id}", chat)
+
+
+async def _versions(access: Access, channel: str, known: Message) -> AsyncIterator[Message]:
+    """Yield the versions of a question, the newest first and `known` last, of the newest 2,000 messages."""
+    before = None
+    for _ in range(VERSION_PAGES):
+        page = await access.history(channel, before=before, limit=200)
+        for version in reversed(versions_of(known, page.messages)):
+            if version.created > known.created:
+                yield version
+        if not page.messages or not page.more or page.messages[-1].created <= known.created:
+            break
+        before = page.messages[-1].created
+    yield known
 
 
 def _messages_in(body: Json) -> tuple[list[Json], Json]:

@@ -52,12 +52,15 @@ class _Tool:
 class UIStream:
     """The UI message stream of one turn.
 
-    With `page`, the page's own message, it has only the parts that are missing there.
+    With `page`, the page's own message, it has only the parts that are missing there. With `is_late` the page's replies
+    had no effect; the stream then ends with an error, unless the page gets another outcome of each call.
     """
 
     heartbeat = b":\n\n"
 
-    def __init__(self, message_id: str, release: Release = LATEST, page: Json | None = None) -> None:
+    def __init__(
+        self, message_id: str, release: Release = LATEST, page: Json | None = None, *, is_late: bool = False
+    ) -> None:
         self.headers = {
             "content-type": "text/event-stream; charset=utf-8",
             "x-accel-buffering": "no",
@@ -67,6 +70,7 @@ class UIStream:
         self._release = release
         self._message_id = message_id
         self._page = PageParts(page)
+        self._is_late = is_late
         self._chunks: list[Json] = []
         self._is_begun = False
         self._is_step_due = False  # the next part needs a new step
@@ -272,6 +276,9 @@ class UIStream:
         if self._is_step_due and not self._is_step_empty:
             self._content()
         status, reason = self._end or ("complete" if state == "over" else "failed", None)
+        replied = [one for one in self._tools.values() if self._page.tools.get(one.call) == "approval-responded"]
+        if self._is_late and status == "complete" and any(one.stage < OVER for one in replied):
+            status, reason = "late", "the question has expired or was answered; the reply had no effect"
         if status in ("complete", "cancelled"):
             self._put(type="finish-step")
         if status == "complete":

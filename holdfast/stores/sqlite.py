@@ -41,6 +41,7 @@ from holdfast.stores.holds import Holds, steady_ms
 from holdfast.stores.sqlite_backup import Stopped, check_target, copy, finish, partial_file
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile, Synchronous
+from holdfast.stores.sqlite_migration import prepare
 from holdfast.stores.thread import Late, StoreThread
 
 T = TypeVar("T")
@@ -58,14 +59,21 @@ class SqliteStore:
     `synchronous`: "full" survives a power cut; "normal" may lose the last commits in one (then new epochs begin). The
     store waits `busy_s` seconds for another program's lock on the database, and `lock_wait_s` seconds for another
     process that has the store open. It waits once: after a refusal, later calls of `open` only check whether the other
-    process has ended.
+    process has ended. `migration_backup`: before a migration of the file, write the backup
+    `PATH.before-N` (N is the new schema).
     """
 
     name = "sqlite"
     is_exclusive = True
 
     def __init__(
-        self, path: str | os.PathLike[str], *, synchronous: str = "full", busy_s: float = 5.0, lock_wait_s: float = 5.0
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: str = "full",
+        busy_s: float = 5.0,
+        lock_wait_s: float = 5.0,
+        migration_backup: bool = True,
     ) -> None:
         if synchronous not in _SYNCHRONOUS:
             raise LocalError(f"synchronous must be 'normal', 'full' or 'extra', got {shown(synchronous)}")
@@ -77,6 +85,7 @@ class SqliteStore:
         self._synchronous = _SYNCHRONOUS[synchronous]
         self._busy_s = busy_s
         self._lock_wait_s = lock_wait_s
+        self.migration_backup = migration_backup
         self._was_in_use = False
         self._open: _Open | None = None
         self._stats = {"commits": 0, "row_bytes": 0}
@@ -91,7 +100,7 @@ class SqliteStore:
         thread = StoreThread(f"holdfast-sqlite-{self.path.name}", engine.spare)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
-                file.on_migration = partial(_lift, asyncio.get_running_loop(), limit)
+                file.on_migration = partial(self._prepare_migration, file, asyncio.get_running_loop(), limit)
                 await thread.run(engine.open, timeout_s=None)
         except BaseException as error:
             file.give_up()
@@ -243,6 +252,10 @@ class SqliteStore:
         except Late as error:
             kind = late if error.is_begun else StoreUnavailable
             raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
+
+    def _prepare_migration(self, file: SqliteFile, loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout) -> None:
+        _lift(loop, limit)
+        prepare(file.db, self.path, has_backup=self.migration_backup)
 
     def _opened(self) -> _Open:
         if self._open is None:

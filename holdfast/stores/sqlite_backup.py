@@ -93,17 +93,21 @@ def copy(db: sqlite3.Connection, partial: Path, *, bytes_per_s: float, pause: Ca
         raise StoreUnavailable(f"backup {partial} failed: {error}; check the disk and its free space") from error
 
 
-def finish(partial: Path, target: Path) -> None:
-    """Mark, check and sync the copy, and give it its name. Raises StoreUnavailable and StoreUnusable."""
+def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:
+    """Mark, check and sync the copy, and give it its name. Raises LocalError, StoreUnavailable and StoreUnusable.
+
+    With `is_new=False` the copy replaces a file `target`, and is not checked, because its original may be damaged.
+    """
     try:
         with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = DELETE")  # a backup has no -wal
             db.execute("UPDATE life SET inode = ?", (f"{BACKUP} {secrets.token_hex(8)}",))
-            check(db, partial)
+            if is_new:
+                check(db, partial)
         sync(partial)
-        if target.exists():
+        if is_new and target.exists():
             raise LocalError(f"backup target {target} exists already; name a new file, or remove it first")
-        partial.rename(target)
+        partial.replace(target)
         sync(target.parent)
     except (sqlite3.Error, OSError) as error:
         raise StoreUnavailable(f"backup {target} failed: {error}; check the disk and its free space") from error

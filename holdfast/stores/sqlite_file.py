@@ -143,7 +143,9 @@ class SqliteFile:
         self._busy_ms = int(busy_s * 1000)
         self._lock_wait_s = lock_wait_s
         self._lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
-        self.on_migration: Callable[[], None] = _do_nothing  # called before a migration, which may take minutes
+        self.on_migration: Callable[[], None] = (
+            _do_nothing  # called before a migration, which may take minutes; may raise
+        )
 
     def open(self) -> None:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
@@ -256,10 +258,18 @@ class SqliteFile:
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
+        (schema,) = db.execute("PRAGMA user_version").fetchone()
+        if not is_new and schema < SCHEMA:
+            (count,) = db.execute("SELECT count(*) FROM documents").fetchone()
+            logger.warning(
+                "store file %s: migration from schema %d to %d begins; it reads all %d messages and commands, "
+                "and the start waits for its end",
+                *(self.path, schema, SCHEMA, count),
+            )
+            self.on_migration()
         try:
             before, nonce = self._start(is_new=is_new)
         except sqlite3.DatabaseError as error:
-            (schema,) = db.execute("PRAGMA user_version").fetchone()
             if not is_damage(error) or is_new or schema >= SUMMARIES:
                 raise
             before, nonce = self._start(is_new=False, unreadable=Documents(db).unreadable())
@@ -270,14 +280,6 @@ class SqliteFile:
         """Bring the file to the current schema, and record the start. Returns the old nonce and the new one."""
         with self.transaction() as db:
             (schema,) = db.execute("PRAGMA user_version").fetchone()
-            if not is_new and schema < SCHEMA:
-                (count,) = db.execute("SELECT count(*) FROM documents").fetchone()
-                logger.warning(
-                    "store file %s: migration from schema %d to %d begins; it reads all %d messages and commands, "
-                    "and the start waits for its end",
-                    *(self.path, schema, SCHEMA, count),
-                )
-                self.on_migration()
             for statement in _TABLES if is_new else _steps(schema):
                 db.execute(statement)
             if not is_new and schema < DATA_IN_SEGMENTS:

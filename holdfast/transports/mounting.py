@@ -38,7 +38,12 @@ def mount(app: Any, path: str, hub: Any) -> None:
         return  # a hub at the root would hide all routes that follow it
     hiding = next((index for index, route in enumerate(routes[:-1]) if _hides(route, path)), None)
     if hiding is not None:
-        logger.info("the hub at %s stands before the route %s, which would have hidden it", path, shown(routes[hiding]))
+        logger.warning(
+            "hub.install put the hub at %s before the route %s, which would have hidden it; call hub.install before "
+            "you add that route",
+            path,
+            shown(routes[hiding]),
+        )
         routes.insert(hiding, routes.pop())
 
 

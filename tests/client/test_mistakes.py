@@ -18,6 +18,20 @@ from holdfast.core.errors import LocalError
 from tests.client.test_agents import until_answered, working
 from tests.client.wire import Wire, becomes, client_of
 
+# Writers in a plain `with` ---------------------------------------------------------------------------------------
+
+
+async def test_writer_in_a_plain_with_is_refused_with_the_remedy(client: Client) -> None:
+    writers: list[Any] = [client.message("c"), client.take_over("c", "m")]
+    for writer in writers:
+        with pytest.raises(LocalError) as raised, writer:
+            pass
+        assert raised.value.detail == (
+            "client.message needs `async with client.message(...) as message`; without async use "
+            "`with hub.sync.message(...) as message`, or SyncClient"
+        )
+
+
 # `append` without await ------------------------------------------------------------------------------------------
 
 

@@ -195,6 +195,7 @@ async def test_each_user_sees_their_own_notes_and_the_lobby(program: Load, brows
             await page.fill("input", name)
             await page.click("text=Log in")
             await expect(page.locator("#me")).to_have_text(name)
+            await page.wait_for_load_state()  # the script of the page that the login has loaded again
             await page.fill("#note input", f"a note of {name}'s")
             await page.click("#note button")
             await expect(page.locator("#notes li")).to_have_text([f"{name}: a note of {name}'s"])

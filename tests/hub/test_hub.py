@@ -361,6 +361,18 @@ async def test_channel_leaves_memory_without_a_garbage_collection() -> None:
     await hub.close()
 
 
+async def test_refused_request_leaves_memory(hub: HubCore) -> None:
+    """A traceback refers to all frames below it, and so to the batch: together they may not outlive the request."""
+    await hub.create("chat:1", id="u", text="hi")
+    try:
+        await hub.create("chat:1", id="u", text="other")
+    except IdConflict as error:
+        left = weakref.ref(error)
+    await hub.create("chat:1", text="the next batch")
+    gc.collect()
+    assert left() is None
+
+
 async def test_message_of_an_ended_process_is_interrupted_after_a_restart(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hub.db"
     dying = HubCore(url, hooks_signals=False, drain_s=0)

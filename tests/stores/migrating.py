@@ -16,6 +16,7 @@ from typing import Any
 from holdfast.stores import sqlite_file
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile
+from holdfast.stores.sqlite_migration import prepare
 
 connect = sqlite3.connect
 
@@ -39,7 +40,9 @@ def die_before(statement: int) -> None:
 
 
 def open_store(path: Path) -> None:
-    Engine(SqliteFile(path, synchronous="full", busy_s=1, lock_wait_s=0)).open()
+    file = SqliteFile(path, synchronous="full", busy_s=1, lock_wait_s=0)
+    file.on_migration = lambda: prepare(file.db, path, has_backup=True)
+    Engine(file).open()
 
 
 def main(file: Path, folder: Path, every: int) -> int:

@@ -4,16 +4,20 @@ import asyncio
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from holdfast.core.document import restored
+from holdfast.core.errors import StoreUnavailable
+from holdfast.stores.base import head_of
 from holdfast.stores.sqlite import OPEN_TIMEOUT_S, SqliteStore
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import SCHEMA
@@ -69,6 +73,49 @@ async def test_file_of_every_schema_is_migrated_and_whole(path: Path, schema: in
             await assert_whole(store, schema)
     assert run_from_outside(path, "PRAGMA user_version") == [(SCHEMA,)]
     assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
+    assert_before(path, schema)
+
+
+def assert_before(path: Path, schema: int) -> None:
+    """Check the backup from before the migration: it is whole, has the old schema, and the mark of a backup."""
+    before = path.with_name(f"chat.db.before-{SCHEMA}")
+    assert before.exists() is (schema < SCHEMA)
+    if before.exists():
+        assert before.stat().st_mode & 0o777 == 0o600
+        assert run_from_outside(before, "PRAGMA user_version") == [(schema,)]
+        assert run_from_outside(before, "PRAGMA integrity_check") == [("ok",)]
+        assert run_from_outside(before, "SELECT inode LIKE 'backup %' FROM life") == [(1,)]
+
+
+async def test_migration_backup_opens_and_begins_new_epochs(path: Path) -> None:
+    write(path, unpacked(3))
+    async with opened(path) as store:
+        epoch = (await head_of(store, "served")).epoch
+    path.with_name(f"chat.db.before-{SCHEMA}").rename(path.with_name("old.db"))
+    async with opened(path.with_name("old.db")) as store:
+        assert (await head_of(store, "served")).epoch != epoch
+        assert await store.open_channels()
+
+
+async def test_migration_without_room_names_needed_and_free_bytes_and_changes_no_byte(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path, unpacked(3))
+    size = len(unpacked(3))
+    free = [2 * size - 1]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with pytest.raises(StoreUnavailable, match=rf"needs {3 * size:,} free bytes, and has .*--no-migration-backup"):
+        await SqliteStore(path).open()
+    with pytest.raises(
+        StoreUnavailable, match=rf"needs {2 * size:,} free bytes, and has {free[0]:,}; free some space$"
+    ):
+        await SqliteStore(path, migration_backup=False).open()
+    assert run_from_outside(path, "PRAGMA user_version") == [(3,)]
+    free[0] += 1
+    store = SqliteStore(path, migration_backup=False)
+    await store.open()
+    await store.close()
+    assert not list(path.parent.glob("*before*"))
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
@@ -143,5 +190,10 @@ async def test_migration_killed_before_any_statement_is_done_by_the_next_start(t
     last = int(ran.stdout)
     assert last > 15
     for statement in range(1, last + 1, EVERY):
-        async with opened(tmp_path / str(statement) / "chat.db") as store:
+        path = tmp_path / str(statement) / "chat.db"
+        if path.with_name(f"chat.db.before-{SCHEMA}").exists():
+            assert_before(path, schema)
+        async with opened(path) as store:
             await assert_whole(store, schema)
+        assert_before(path, schema)
+        assert not list(path.parent.glob("*.partial"))

@@ -559,6 +559,50 @@ async def test_a_ticket_outlives_the_server_where_the_verifier_has_a_secret(tmp_
         assert (await Stream.open(after, path, Last_Event_ID=cursor)).response.status == 401
 
 
+@pytest.mark.parametrize(
+    ("other", "cookie_status"),
+    [
+        ({"audience": "other"}, 401),
+        ({"audience": ["chat", "other"]}, 200),  # a token of one of its audiences is its own
+        ({"issuer": "https://issuer.example"}, 401),
+    ],
+    ids=["audience", "one more audience", "issuer"],
+)
+async def test_cookie_ticket_and_mark_of_a_hub_are_refused_by_one_with_another_audience_or_issuer(
+    tmp_path: Path, other: dict[str, Any], cookie_status: int
+) -> None:
+    """The hubs serve one store after each other: the cursor names the same log at both."""
+
+    def token(**claims: Any) -> str:
+        return jwt.encode({"sub": "ada", "holdfast": {"c": ["subscribe"]}, **claims}, SECRET, algorithm="HS256")
+
+    def hub(**settings: Any) -> Hub:
+        verifier = jwt_verifier(secret=SECRET, cookie="session", **{"audience": "chat", **settings})
+        return new_hub(f"sqlite:///{tmp_path}/hub.db", authenticate=verifier)
+
+    anywhere = header(token(aud=["chat", "other"], iss="https://issuer.example", exp=4e9))
+    cookie = {"Cookie": f"session={token(aud='chat', exp=4e9)}"}
+    poll = "/v1/channels/c/poll?wait_s=0"
+    async with serving(hub()) as own:
+        cursor = (await own.http.get(poll, headers=cookie)).json()["cursor"]
+        ticket = (await own.http.post("/v1/tickets", json={"channel": "c"}, headers=anywhere)).json()["ticket"]
+        await own.hub.create("c", text="not for a client that begins here")
+
+    async def accepted(served: Served) -> tuple[int, int, bool]:
+        """Return the statuses of the cookie and the ticket, and whether the cursor's mark counts."""
+        batch = (await served.http.get(f"{poll}&since={cursor}", headers=anywhere)).json()["events"]
+        return (
+            (await served.http.get(poll, headers=cookie)).status_code,
+            (await served.http.head(f"/v1/channels/c/events?ticket={ticket}")).status_code,
+            any(event["type"] == "message.create" for event in batch),
+        )
+
+    async with serving(hub(**other)) as served:
+        assert await accepted(served) == (cookie_status, 401, False)
+    async with serving(hub()) as served:
+        assert await accepted(served) == (200, 200, True)
+
+
 async def test_on_this_machine_without_a_verifier_tickets_work_too() -> None:
     async with serving(new_hub()) as served:
         response = await served.http.post("/v1/tickets", json={"channel": "c"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -155,9 +156,14 @@ async def test_install_puts_the_hub_before_a_route_that_would_hide_it(
 ) -> None:
     hub, app = new_hub(), kind()
     app.router.routes += [Route("/", page), Route("/holdfast/own", page), route]
-    with caplog.at_level("INFO"):
-        hub.install(app, "/holdfast/")
-    assert "which would have hidden it" in caplog.text
+    hub.install(app, "/holdfast/")
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING"  # which Python prints without any configuration
+    assert re.fullmatch(
+        r"hub\.install put the hub at /holdfast before the route .+, which would have hidden it; call hub\.install "
+        "before you add that route",
+        warning.getMessage(),
+    )
     async with serving(hub, app) as served:
         assert (await served.http.get("/holdfast/readyz")).status_code == 200
         async with WsViewer(served.host, served.port, "c", prefix="/holdfast") as socket:

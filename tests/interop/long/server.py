@@ -1,4 +1,4 @@
-"""A server with the routes of the AI SDK, whose agent waits for a file. `test_restart` serves and kills it.
+"""A server with the routes of all adapters, whose agent waits for a file. The tests of restarts kill it.
 
 Layer: tests.
 """
@@ -12,15 +12,17 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from holdfast import Hub, Turn
-from holdfast.interop import AISDK
+from holdfast.interop import AGUI, AISDK, OpenAI
 
 FOLDER = Path(os.environ["HOLDFAST_FOLDER"])
 app, hub = FastAPI(), Hub(f"sqlite:///{FOLDER}/chat.db", drain_s=0.2)
 hub.install(app, "/holdfast")
-AISDK(hub, channel="chat:{id}", version=int(os.environ["HOLDFAST_AI_MAJOR"])).install(app, "/api/chat")
+AISDK(hub, channel="chat:{id}", version=int(os.environ.get("HOLDFAST_AI_MAJOR", "7"))).install(app, "/api/chat")
+AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
+OpenAI(hub).install(app, "/v1")
 
 
-@hub.agent("chat:*", on_crash="continue")
+@hub.agent("chat:*", name="bot", on_crash="continue")
 async def agent(turn: Turn) -> None:
     async with turn.reply() as message:
         if not message.length:

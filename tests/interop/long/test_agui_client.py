@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from holdfast import Hub, Turn
 from holdfast.interop import AGUI
+from tests.interop.long.restarts import served
 from tests.interop.pages import Pages, pages_at
 from tests.interop.test_agui import everything
 from tests.transports.conftest import new_hub, serving
@@ -177,3 +178,22 @@ async def test_question_stop_failure_and_a_server_that_drains(scene: Scene) -> N
     state = await pages("e", "ended")
     assert (state["status"], texts(state)) == ("broken", ["Hello "])
     await draining
+
+
+async def test_run_of_a_server_that_is_killed_breaks_and_is_joined_after_the_restart(
+    tmp_path: Path, unused_tcp_port: int
+) -> None:
+    async with pages_at(f"http://127.0.0.1:{unused_tcp_port}/api/agent", SCRIPT, PACKAGE) as pages:
+        async with served(tmp_path, unused_tcp_port) as server:
+            await pages("a", "open", thread="1")
+            await pages("a", "send", text="you", id="u")
+            await pages("a", "saw", wanted="Hello ")
+            server.kill()
+            state = await pages("a", "ended")
+            assert (state["status"], texts(state)) == ("broken", ["Hello "])
+            await server.wait()
+        (tmp_path / "go").touch()
+        async with served(tmp_path, unused_tcp_port):
+            await pages("a", "run")
+            state = await pages("a", "ended")
+            assert (state["status"], texts(state)) == ("finished", ["Hello to you"])

@@ -1,0 +1,91 @@
+"""The parts that both message writers share: properties, checks of their use, and the end after an exception.
+
+Layer: core.
+
+The hub's writer (`hub/writer.py`) and the client's (`client/writer.py`) add to their state machine (`outgoing`) these
+members. Wording may change freely.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from holdfast.core.errors import HoldfastError, LocalError, public_reason
+from holdfast.core.model import Json
+from holdfast.core.outgoing import Outgoing
+
+
+class OutgoingProperties:
+    """Properties of both writers, and the checks of their use: `async with`, and `await` for each `append`."""
+
+    __slots__ = ("_awaited", "_called", "_outgoing")
+
+    made_by: ClassVar[str]  # the object whose method `message` returns this writer
+
+    _outgoing: Outgoing
+    _called: int  # number of calls of `append`
+    _awaited: int  # number of awaited calls of `append`
+
+    @property
+    def id(self) -> str:
+        """Return the id of the message."""
+        return self._outgoing.id
+
+    @property
+    def generation(self) -> int:
+        """Return the number of this writer among the writers of the message."""
+        return self._outgoing.generation
+
+    @property
+    def error(self) -> HoldfastError | None:
+        """Return the refusal of a request, which the next call raises."""
+        return self._outgoing.error
+
+    @property
+    def meta(self) -> dict[str, Json]:
+        """Return the message's meta after all accepted updates."""
+        return self._outgoing.meta
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the end of the message was accepted or a request was refused."""
+        return self._outgoing.is_over
+
+    @property
+    def length(self) -> int:
+        """Return the accepted code points of the text part that `append` goes to; 0 without one."""
+        return self._outgoing.length
+
+    @property
+    def unstored_bytes(self) -> int:
+        """Return the size of the accepted content that is not stored."""
+        return self._outgoing.unstored_bytes
+
+    if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
+
+        def __enter__(self):
+            call = f"{self.made_by}.message"
+            raise LocalError(
+                f"{call} needs `async with {call}(...) as message`; without async use "
+                "`with hub.sync.message(...) as message`, or SyncClient"
+            )
+
+        def __exit__(self, *error):
+            raise AssertionError("the block was never entered")
+
+    def _not_awaited(self) -> LocalError | None:
+        """Return an error if the text of a call of `append` is missing, because the call was not awaited."""
+        missing = self._called - self._awaited
+        if missing <= 0:
+            return None
+        self._awaited = self._called
+        times = "once" if missing == 1 else f"{missing} times"
+        return LocalError(
+            f"the append to message {self.id!r} was called {times} without await, so its text is missing; "
+            "write `await message.append(text)`"
+        )
+
+
+def end_for(error: BaseException) -> tuple[str, str | None]:
+    """Return the status and the public reason of a message whose `async with` block raised `error`."""
+    return (error.ends_as, error.code) if isinstance(error, HoldfastError) else ("failed", public_reason(error))

@@ -1,0 +1,85 @@
+"""A token that expires during a stream of any adapter: the stream is cut, and never ends as complete."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from holdfast import Identity, Turn
+from holdfast.hub.clock import Clock
+from holdfast.interop import AGUI, AISDK, OpenAI
+from holdfast.interop.openai_items import Reference
+from tests.transports.conftest import new_hub, serving
+
+RUN = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": "you"}]}
+PAGE = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "you"}]}
+RESPONSE = {"model": "bot", "input": "you", "stream": True}
+CHAT = {"model": "bot", "messages": [{"role": "user", "content": "you"}], "stream": True}
+STREAMS: list[tuple[str, str, Any]] = [
+    ("POST", "/api/chat", {"id": "1", "message": PAGE}),
+    ("GET", "/api/chat/1/stream", None),
+    ("POST", "/api/agent", RUN),
+    ("POST", "/v1/responses", RESPONSE),
+    ("GET", f"/v1/responses/{Reference('chat:1', 'u').id()}?stream=true", None),
+    ("POST", "/v1/chat/completions", CHAT),
+]
+ENDS = (
+    "[DONE]",
+    '"finish"',
+    "RUN_FINISHED",
+    "RUN_ERROR",
+    "response.completed",
+    '"stop"',
+    '{"type":"error"',
+    '{"error"',
+)
+
+
+async def test_streams_are_cut_when_the_identity_of_their_caller_expires() -> None:
+    late_ms = 0
+
+    class Late(Clock):
+        def now_ms(self) -> int:
+            return super().now_ms() + late_ms
+
+    clock = Late()
+
+    async def verify(scope: dict[str, Any]) -> Identity:
+        grants = {"chat:*": frozenset({"subscribe", "history", "publish"})}
+        return Identity(client_id="ann", grants=grants, expires_at_ms=clock.now_ms() + 600_000)
+
+    hub, app = new_hub(authenticate=verify, clock=clock), FastAPI()
+    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
+    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
+    OpenAI(hub).install(app, "/v1")
+
+    @hub.agent("chat:*", name="bot")
+    async def waits(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello")
+            await asyncio.Event().wait()
+
+    async with serving(hub, app) as served, AsyncExitStack() as stack:
+        streams = []
+        for method, path, body in STREAMS:
+            response = await stack.enter_async_context(served.http.stream(method, path, json=body))
+            lines = response.aiter_lines()
+            seen = [await anext(lines)]
+            while "Hello" not in seen[-1]:
+                seen.append(await anext(lines))
+            streams.append((seen, lines))
+        late_ms = 700_000
+        feeds = [feed for channel in hub.runtime.channels.values() for feed in channel.feeds]
+        assert len(feeds) == len(STREAMS)
+        for feed in feeds:
+            feed.wake.__self__.send_heartbeat()  # type: ignore[attr-defined]
+        for seen, lines in streams:
+            with pytest.raises(httpx2.RemoteProtocolError):
+                async for line in lines:
+                    seen.append(line)
+            assert not [line for line in seen if any(end in line for end in ENDS)]
