@@ -75,7 +75,7 @@ class Policies:
         self._stems: dict[str, Policy] = {}
         for pattern, value in given.items():
             if not isinstance(pattern, str) or not is_pattern(pattern):
-                raise LocalError(f"retention: {invalid_pattern(pattern)}")
+                raise LocalError(f"retention has a wrong pattern: {invalid_pattern(pattern)}")
             policy = _policy(pattern, value)
             if pattern.endswith("*"):
                 self._stems[pattern[:-1]] = policy
@@ -232,15 +232,15 @@ def _policy(pattern: str, value: object) -> Policy:
     if not isinstance(value, Retention):
         raise LocalError(f'{where} must be an age such as "90d", or a Retention(...), got {shown(value)}')
     if value == Retention():
-        raise LocalError(f"{where} sets no rule; give age, idle, messages or bytes")
+        raise LocalError(f"{where} must have a rule: give age, idle, messages or bytes; got Retention()")
     messages = value.messages
     if messages is not None and (not isinstance(messages, int) or isinstance(messages, bool) or messages < 1):
-        raise LocalError(f"{where}: messages must be a whole number, 1 or more, got {shown(messages)}")
+        raise LocalError(f"the messages in the {where} must be a whole number, 1 or more, got {shown(messages)}")
     return Policy(
-        age_ms=_time_ms(value.age, f"{where}: age"),
-        idle_ms=_time_ms(value.idle, f"{where}: idle"),
+        age_ms=_time_ms(value.age, f"age in the {where}"),
+        idle_ms=_time_ms(value.idle, f"idle in the {where}"),
         messages=messages,
-        size_bytes=_size_bytes(value.bytes, f"{where}: bytes"),
+        size_bytes=_size_bytes(value.bytes, f"bytes in the {where}"),
     )
 
 

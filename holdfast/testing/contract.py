@@ -2,9 +2,9 @@
 
 Layer: testing.
 
-A store's own test file is this class and one fixture:
+A store's own test file is this class, that of `contract_retention`, and one fixture:
 
-    class TestMyStore(StoreContract):
+    class TestMyStore(StoreContract, RetentionContract):
         @pytest.fixture
         async def store(self):
             store = MyStore()
@@ -227,11 +227,11 @@ async def texts(store: Store, channel: str, *ids: str) -> list[str]:
     return [message.message().text for message in await messages_of(store, channel, *ids)]
 
 
-def _command(key: str, target: str | None) -> Step:
+def approve(key: str, target: str | None) -> Step:
     return key, SendCommand(name="approve", target=target, data=1)
 
 
-def _reply(key: str) -> Step:
+def refuse(key: str) -> Step:
     return key, ReplyCommand(ok=False, data=2, error={"code": "no", "detail": "why"}, request="r")
 
 
@@ -778,12 +778,12 @@ class StoreContract:
     async def test_data_of_commands_with_a_reply_leaves_with_their_target(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"), create("m2", "b"))
-        await chat.do(*[_command(name, target) for name, target in (("!c1", "m1"), ("!c2", "m1"), ("!c3", "m2"))])
-        await chat.do(_reply("!c1"), _reply("!c3"), documents=["!c1", "!c3"])
+        await chat.do(*[approve(name, target) for name, target in (("!c1", "m1"), ("!c2", "m1"), ("!c3", "m2"))])
+        await chat.do(refuse("!c1"), refuse("!c3"), documents=["!c1", "!c3"])
         assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, None), (1, 2)]
         await chat.do(delete("m1"), documents=["m1"])
         assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (1, None), (1, 2)]
-        await chat.do(_reply("!c2"), documents=["!c2"])  # the command's target is deleted already
+        await chat.do(refuse("!c2"), documents=["!c2"])  # the command's target is deleted already
         assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, 2)]
         _, found = await store.messages("c", ["!c1"])
         command, known = restore_command(found["!c1"]), chat.state.commands["!c1"]
@@ -796,16 +796,16 @@ class StoreContract:
         self, store: Store, is_delete_first: bool
     ) -> None:
         chat = Chat(store)
-        await chat.do(create("m1", "a"), _command("!c1", "m1"))
-        write = chat.write(delete("m1"), _reply("!c1"), documents=["m1", "!c1"])
+        await chat.do(create("m1", "a"), approve("!c1", "m1"))
+        write = chat.write(delete("m1"), refuse("!c1"), documents=["m1", "!c1"])
         write = replace(write, documents=sorted(write.documents, key=lambda one: one.is_deleted is not is_delete_first))
         assert await store.commit([write]) == [Committed(4)]
         assert await _data(store, "!c1") == [(None, None)]
 
     async def test_data_stays_if_the_deletion_of_its_target_was_refused(self, store: Store) -> None:
         chat = Chat(store)
-        await chat.do(create("m1", "a"), _command("!c1", "m1"))
-        await chat.do(_reply("!c1"), documents=["!c1"])
+        await chat.do(create("m1", "a"), approve("!c1", "m1"))
+        await chat.do(refuse("!c1"), documents=["!c1"])
         late = chat.write(delete("m1"), documents=["m1"])
         await chat.do(create("m2", "b"))
         assert await store.commit([late]) == [Conflict(chat.head)]
@@ -814,21 +814,21 @@ class StoreContract:
     async def test_deleted_target_of_another_channel_keeps_data(self, store: Store) -> None:
         chat, other = Chat(store), Chat(store, "other")
         for one in (chat, other):
-            await one.do(create("m1", "a"), _command("!c1", "m1"))
-            await one.do(_reply("!c1"), documents=["!c1"])
+            await one.do(create("m1", "a"), approve("!c1", "m1"))
+            await one.do(refuse("!c1"), documents=["!c1"])
         await other.do(delete("m1"), documents=["m1"])
         assert await _data(store, "!c1") == [(1, 2)]
 
     async def test_tidy_removes_the_data_of_commands_with_a_reply_a_week_after_their_expiry(self, store: Store) -> None:
         chat = Chat(store)
-        await chat.do(create("m1", "a"), _command("!c1", None), _command("!c2", "m1"), _command("!c3", None))
-        await chat.do(_reply("!c1"), _reply("!c2"), documents=["!c1", "!c2"])
+        await chat.do(create("m1", "a"), approve("!c1", None), approve("!c2", "m1"), approve("!c3", None))
+        await chat.do(refuse("!c1"), refuse("!c2"), documents=["!c1", "!c2"])
         over_ms = 1_000 + 300_000 + KEPT_MS  # the command was sent at 1 s and expires after 300 s
         await store.tidy(over_ms - 1)
         assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, 2), (1, None)]
         await store.tidy(over_ms)
         assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, None)]
-        await chat.do(_reply("!c3"), documents=["!c3"])
+        await chat.do(refuse("!c3"), documents=["!c3"])
         await store.tidy(over_ms + 5_000)
         assert await _data(store, "!c3") == [(None, None)]
 
@@ -1023,83 +1023,6 @@ class StoreContract:
         assert list((await store.messages("c", ["m1"]))[1]) == ["m1"]
         await store.tidy(10 * MINUTE_MS)
         assert await store.messages("c", ["m1"]) == (NOTHING, {})
-
-    # -- retention ----------------------------------------------------------------------------------------------
-
-    async def test_facts_are_in_the_order_of_the_last_documents(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(create("m1", "a"), create("m2", "b"), create("m3", streaming=True), create("m4", "d"))
-        await chat.do(_command("!open", "m2"), _command("!done", "m1"))
-        await chat.do(edit("m1", "new"), delete("m4"), _reply("!done"), documents=["m1", "m4", "!done"])
-        head, facts = await store.facts("c", after=0, limit=10)
-        assert head == chat.head
-        sizes = {one.id: one.size_bytes for one in chat.state.messages.values()}
-        assert [(one.id, one.version, one.is_counted, one.is_busy) for one in facts] == [
-            ("m2", 2, True, True),
-            ("m3", 3, True, True),
-            ("!open", 5, False, True),
-            ("m1", 7, True, False),
-            ("m4", 8, False, False),
-            ("!done", 9, False, False),
-        ]
-        assert [one.size_bytes for one in facts if one.is_counted] == [sizes["m2"], sizes["m3"], sizes["m1"]]
-        assert {one.at_ms for one in facts} == {1_000}
-        assert await store.facts("c", after=3, limit=2) == (head, facts[2:4])
-        assert await store.facts("never", after=0, limit=2) == (NOTHING, [])
-
-    async def test_pruned_messages_are_gone_and_raise_the_floor(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(create("m1", "a"), create("m2", "b"), create("m3", "c"))
-        (before,) = await store.summaries(["c"], after=None, limit=1)
-        token = (await store.moved(None)).token
-        head = await store.prune("c", epoch="e1", versions={"m3": 3, "m1": 1})
-        assert head == Head("e1", 3, 3)
-        assert await head_of(store, "c") == head
-        moved = await store.moved(token)
-        assert moved.channels == {"c": head}
-        await store.close()
-        await store.open()
-        assert await head_of(store, "c") == head
-        assert [one.id for one in (await store.facts("c", after=0, limit=10)).facts] == ["m2"]
-        assert await store.messages("c", ["m1", "m3"]) == (head, {})
-        changes = await store.changes("c", after=0, limit=10)
-        assert (changes.head, changes.newest, len(changes.messages or ())) == (head, "m2", 1)
-        (after,) = await store.summaries(["c"], after=None, limit=1)
-        assert (after.messages, after.created_ms, after.updated_ms) == (1, before.created_ms, before.updated_ms)
-        assert after.size_bytes == chat.state.messages["m2"].size_bytes
-
-    async def test_a_write_from_before_a_prune_conflicts(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(create("m1", "a"), create("m2", streaming=True))
-        await chat.do(documents=["m2"])
-        head = await store.prune("c", epoch="e1", versions={"m1": 1})
-        assert await chat.do(edit("m1", "late")) == Conflict(head)
-        assert await chat.do(append("m2", "late")) == Conflict(head)
-        chat.state.floor = head.floor
-        assert await chat.do(append("m2", "x")) == Committed(3)
-        assert await texts(store, "c", "m2") == ["x"]
-
-    async def test_an_emptied_channel_keeps_its_serial_and_takes_a_pruned_id_again(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(create("m1", "old"), create("m2", "b"))
-        assert await store.prune("c", epoch="e1", versions={"m1": 1, "m2": 2}) == Head("e1", 2, 2)
-        await store.close()
-        await store.open()
-        later = Chat(store)
-        later.state.epoch, later.state.serial, later.state.floor = "e1", 2, 2
-        assert await later.do(create("m1", "new")) == Committed(3)
-        assert await texts(store, "c", "m1") == ["new"]
-
-    async def test_busy_or_changed_messages_are_not_pruned(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", streaming=True), create("m2", "b"), create("m3", "c"), create("m4", "d"))
-        await chat.do(_command("!c", "m2"), edit("m4", "later"))
-        await chat.do(edit("m3", "new"), documents=["m3"])
-        versions = {"m1": 1, "m2": 2, "m3": 3, "m4": 4, "!c": 5, "none": 1}
-        assert await store.prune("c", epoch="e1", versions=versions) == chat.head
-        assert await store.prune("c", epoch="e2", versions={"m3": chat.state.serial}) == chat.head
-        assert await store.prune("never", epoch="e1", versions={"m3": 1}) == NOTHING
-        assert await texts(store, "c", "m1", "m2", "m3", "m4") == ["", "b", "new", "later"]
 
     # -- housekeeping -------------------------------------------------------------------------------------------
 

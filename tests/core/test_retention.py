@@ -33,24 +33,27 @@ def test_rules_are_parsed() -> None:
     [
         (
             {"chat:*": "90 days"},
-            "retention of 'chat:*': age must be a number and m, h, d or w, such as \"90d\", got '90 days'",
+            "age in the retention of 'chat:*' must be a number and m, h, d or w, such as \"90d\", got '90 days'",
         ),
         ({"a": "-1d"}, "such as \"90d\", got '-1d'"),
         ({"a": "0d"}, "such as \"90d\", got '0d'"),
-        ({"a": "9m"}, "age must be \"10m\" or more, got '9m'"),
+        ({"a": "9m"}, "must be \"10m\" or more, got '9m'"),
         ({"a": "1y"}, "m, h, d or w"),
         ({"a": "90d\n"}, "m, h, d or w"),
         ({"a": "٩d"}, "m, h, d or w"),
         ({"a": "9999999999d"}, "m, h, d or w"),
         ({"a": 90}, 'must be an age such as "90d", or a Retention(...), got 90'),
-        ({"a": Retention()}, "retention of 'a' sets no rule; give age, idle, messages or bytes"),
-        ({"a": Retention(messages=0)}, "messages must be a whole number, 1 or more, got 0"),
+        ({"a": Retention()}, "retention of 'a' must have a rule: give age, idle, messages or bytes"),
+        ({"a": Retention(messages=0)}, "the messages in the retention of 'a' must be a whole number, 1 or more, got 0"),
         ({"a": Retention(messages=True)}, "1 or more, got True"),
-        ({"a": Retention(bytes="50 MB")}, "bytes must be a number and kB, MB, GB or TB, such as \"50MB\", got '50 MB'"),
+        (
+            {"a": Retention(bytes="50 MB")},
+            "bytes in the retention of 'a' must be a number and kB, MB, GB or TB, such as \"50MB\", got '50 MB'",
+        ),
         ({"a": Retention(bytes=0)}, 'such as "50MB", got 0'),
-        ({"a": Retention(idle=7)}, "idle must be a number and m, h, d or w"),  # type: ignore[arg-type]
-        ({"chat*": "90d"}, "retention: pattern must have its star only at the end"),
-        ({7: "90d"}, "retention: pattern must have its star"),
+        ({"a": Retention(idle=7)}, "idle in the retention of 'a' must be a number and m, h, d or w"),  # type: ignore[arg-type]
+        ({"chat*": "90d"}, "retention has a wrong pattern: pattern must have its star only at the end"),
+        ({7: "90d"}, "retention has a wrong pattern: pattern must have its star"),
         ([("a", "90d")], 'retention must be a dict such as {"chat:*": "90d"}'),
     ],
 )

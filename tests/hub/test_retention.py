@@ -1,4 +1,4 @@
-"""Retention in a running hub: what goes, what stays, and what viewers see of it."""
+"""Retention in a running hub: removed and remaining messages, and the views of clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from random import Random
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from holdfast.cli import main
 from holdfast.core.errors import NotFound
 from holdfast.core.events import ChannelAttached, MessageCreate, MessageUpdate
 from holdfast.core.names import command_key
@@ -309,3 +311,38 @@ async def test_removed_words_leave_the_file(tmp_path: Path, monkeypatch: pytest.
     rows = await run_on_thread(store, "SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM pieces)")
     assert rows == [(1, 2)]
     await hub.close()
+
+
+async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chat.db"
+    url = f"sqlite:///{path}"
+    hub = HubCore(url, hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
+    for name in ("chat:1", "chat:2", "log:1"):
+        await hub.create(name, text="x" * 1_000)
+    await hub.command("chat:2", "approve", target=None)
+
+    def run(*options: str) -> list[str]:
+        done = CliRunner().invoke(main, ["retention", "--dry-run", "--store", url, *options])
+        return [line.strip() for line in done.output.splitlines()]
+
+    size = 1_000 + len('{"type":"text"}')
+    expected = [
+        f"1          {size:,}  chat:1  (the whole channel)",
+        f"1          {size:,}  chat:2",
+        f"2 messages with {2 * size:,} bytes would go.",
+    ]
+    assert run("--keep", "chat:*=2d", "--keep", "*=9w") == expected
+    assert run("--keep", "*=4d") == ["0 messages with 0 bytes would go."]
+    assert len((await hub.archive.channels()).channels) == 3
+    await hub.close()
+    (tmp_path / "kept_chat.py").write_text(
+        f"from holdfast import Hub\nhub = Hub({url!r}, hooks_signals=False, retention={{'chat:*': '2d'}})\n"
+        "bare = Hub('memory://', hooks_signals=False)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run("--app", "kept_chat:hub") == expected
+    assert run("--app", "kept_chat:bare")[-1].startswith("Error: --app kept_chat:bare has no hub with the setting")
+    for options in ((), ("--app", "kept_chat:hub", "--keep", "*=1d")):
+        assert run(*options)[-1].startswith("Error: retention needs rules: give either --app")
+    assert run("--keep", "chat")[-1] == "Error: --keep must be PATTERN=AGE, such as chat:*=90d, got 'chat'"
+    assert "such as \"90d\", got '90 days'" in run("--keep", "*=90 days")[-1]
