@@ -30,6 +30,7 @@ from holdfast.core.names import check_channel
 from holdfast.core.requests import CreateMessage
 from holdfast.core.turn_deltas import TurnStatus
 from holdfast.hub import HubCore
+from holdfast.hub.control import check_speed
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.turn_status import next_status, read_pending, read_turn
 from holdfast.hub.workers import WhenBusy
@@ -222,8 +223,7 @@ class Hub(HubCore):
         It is one file with mode 0600. The name `path` appears when it is whole and checked. A start from it begins new
         epochs.
         """
-        if not isinstance(mb_per_s, int | float) or not 0 < mb_per_s <= 100_000:
-            raise LocalError(f"mb_per_s must be a number above 0, at most 100000, got {shown(mb_per_s)}")
+        check_speed(mb_per_s)
         await self.start()
         if not isinstance(self.store, SqliteStore):
             raise LocalError(f"a {self.store.name} store has no backup; use a store in a file, sqlite:///chat.db")

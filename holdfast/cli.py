@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, verify, channels, retention, tail.
+"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, retention, tail.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -25,7 +25,8 @@ from holdfast._version import __version__
 from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown, shown_url
 from holdfast.core.names import check_prefix
 from holdfast.core.retention import Policies
-from holdfast.hub import identity
+from holdfast.hub import HubCore, identity
+from holdfast.hub.backups import BackupSchedule
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
 from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_local, listen, run
@@ -69,6 +70,21 @@ def main() -> None:
     help="Default flush window of viewers, in ms.  [default: 40]",
 )
 @click.option("--drain-s", default=None, type=click.FloatRange(0, 3600), help="Time for running answers at the end.")
+@click.option(
+    "--backup-dir",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Folder for backups of the store at regular times.",
+)
+@click.option(
+    "--backup-every", default=None, metavar="TIME", help="Time between two backups, such as 30m.  [default: 1h]"
+)
+@click.option(
+    "--backup-keep",
+    default=None,
+    type=click.IntRange(1),
+    help="Number of backups; older ones are removed.  [default: 24]",
+)
 @click.option(
     "--no-migration-backup",
     is_flag=True,
@@ -117,6 +133,9 @@ def serve(
     store: str | None,
     flush_ms: int | None,
     drain_s: float | None,
+    backup_dir: Path | None,
+    backup_every: str | None,
+    backup_keep: int | None,
     no_migration_backup: bool,
     target: str | None,
     secret_files: tuple[Path, ...],
@@ -152,6 +171,7 @@ def serve(
         store_url = store or "sqlite:///holdfast.db"
         app = Hub(_store_without_backup(store_url) if no_migration_backup else store_url, **known)
         check_guarded(host, app)
+    _schedule_backups(hubs_in(app), backup_dir, backup_every, backup_keep)
     if allow_everyone and not is_local(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
     elif allow_everyone:
@@ -206,8 +226,13 @@ _STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=T
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_STORE
-def backup(file: Path, store: str) -> None:
-    """Write a backup of a store that no process serves into FILE. A serving process does it by `hub.backup(path)`."""
+@click.option(
+    "--mb-per-s", default=None, type=click.FloatRange(0, 100_000, min_open=True), help="Limit.  [default: 50 if served]"
+)
+def backup(file: Path, store: str, mb_per_s: float | None) -> None:
+    """Write a backup of a store into FILE, also while it is served."""
+    from holdfast.control_client import NotServed, call
+
     opened = _sqlite_store(store)
     if not opened.path.exists():
         raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
@@ -216,14 +241,34 @@ def backup(file: Path, store: str) -> None:
         try:
             await opened.open()
         except StoreInUse as error:
-            raise LocalError(f"{error}. To back it up while it is served, call hub.backup(path) there") from None
+            raise LocalError(
+                f"{error}. Its hub has no control socket (its log has the cause): call hub.backup(path) there"
+            ) from None
         try:
-            await opened.backup(file, mb_per_s=100_000)
+            await opened.backup(file, mb_per_s=mb_per_s or 100_000)
         finally:
             await opened.close()
 
-    asyncio.run(run_backup())
+    try:
+        for _ in call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50):
+            pass
+    except NotServed:
+        asyncio.run(run_backup())
     click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
+
+
+@main.command()
+@_STORE
+def inspect(store: str) -> None:
+    """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
+    from holdfast.control_client import NotServed, call
+
+    path = _sqlite_store(store).path
+    try:
+        (found,) = call(path, "inspect")
+    except NotServed:
+        raise LocalError(f"store file {path} has no control socket; start its server, or check its log") from None
+    click.echo(msgspec.json.format(msgspec.json.encode(found)))
 
 
 @main.command()
@@ -315,6 +360,18 @@ def _sqlite_store(url: str) -> SqliteStore:
     if not isinstance(store, SqliteStore):
         raise LocalError(f"--store must name a file, sqlite:///path, got {shown_url(url)}")
     return store
+
+
+def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | None, keep: int | None) -> None:
+    """Let the hubs make backups into `folder`, if one is given. Raises LocalError for options that do not fit."""
+    if folder is None:
+        if (every, keep) != (None, None):
+            raise LocalError("--backup-every and --backup-keep need --backup-dir; name the folder")
+        return
+    if not hubs:
+        raise LocalError("--backup-dir found no hub in this app; make a BackupSchedule(hub, folder) in its code")
+    for hub in hubs:
+        BackupSchedule(hub, folder, every=every or "1h", keep=keep or 24)
 
 
 def _store_without_backup(url: str) -> SqliteStore:

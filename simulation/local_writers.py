@@ -6,6 +6,7 @@ Layer: simulation.
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from holdfast.core.errors import Busy, Deleted, Fenced, Finished, IdConflict, NotFound, StoreUnavailable
 from holdfast.core.model import Part
@@ -14,6 +15,9 @@ from holdfast.hub.writer import MessageWriter
 from oracle.violation import Violation
 from simulation.actors import RETRY_ERRORS, STUCK_S
 from simulation.writers import Author, grow
+
+if TYPE_CHECKING:
+    from simulation.node import Node
 
 
 class LocalWriter(Author):
@@ -110,6 +114,23 @@ class SteadyWriter(LocalWriter):
             grow(parts, 0, text)
             await message.append(text)
             await asyncio.sleep(0.03)
+
+
+class LongWriter(LocalWriter):
+    """Writes one message in the hub of a given node, for longer than the lease of a node."""
+
+    label = "long"
+
+    async def write_in(self, node: Node, channel: str) -> None:
+        await node.inside(self._write_message(node.hub, channel))
+
+    async def _write_to(self, message: MessageWriter, parts: list[Part], begun: int) -> None:
+        parts.append({"type": "text", "text": ""})
+        for count in range(60):
+            text = self.piece(message.id, count)
+            grow(parts, 0, text)
+            await message.append(text)
+            await asyncio.sleep(0.3)
 
 
 class _OnPurpose(Exception):

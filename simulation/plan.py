@@ -81,6 +81,7 @@ class Plan:
     agents: list[LocalPlan] = field(default_factory=list)
     hooks: list[HookPlan] = field(default_factory=list)
     registers_late: bool = False  # whether hubs start before their agents and hooks are registered
+    loss: str | None = None  # how a hub leaves the others for longer than its lease, after the faults
     asks_by_socket: bool = False  # whether actors send over sockets the requests that the protocol allows there
 
     @property
@@ -129,7 +130,15 @@ class Plan:
         plan._draw_hooks(Random(f"{seed}/hooks"))
         plan.registers_late = Random(f"{seed}/hasty").random() < 0.3
         plan.asks_by_socket = Random(f"{seed}/sockets").random() < 0.5
+        if not plan.is_exclusive:
+            plan._draw_loss(Random(f"{seed}/loss"))
         return plan
+
+    def _draw_loss(self, draw: Random) -> None:
+        self.hubs += self.hubs == 3 and draw.random() < 0.3
+        self.loss = draw.choice((None, None, "kill", "pause", "drain"))
+        if draw.random() < 0.5:
+            self.faults.append("store restart")
 
     def _draw_members(self, draw: Random) -> None:
         """Draw leases, members, commands and agents: some worlds have many, others none."""

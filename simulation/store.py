@@ -41,6 +41,7 @@ from holdfast.stores.base import (
 )
 from holdfast.stores.memory import MemoryStore
 from oracle.log import EpochLog, StoredLogs, describe
+from oracle.nodes import READ_S, NodeLeases
 from oracle.promises import TROUBLE_S, Promises
 from oracle.violation import Violation
 from simulation.clock import NOWHERE, Process, VirtualLoop
@@ -68,6 +69,8 @@ class SimStore:
         self.busy_until_s = 0.0  # by then all calls so far are carried out and have their responses
         self.memory = MemoryStore(now_ms=lambda: int(self.loop.time() * 1000))
         self.promises: Promises | None = None
+        self.nodes = NodeLeases(loop.time, stored)
+        self._node_of: dict[str, str] = {}  # for each process the node of its hub
         self.hooks: Hooks | None = None
         self._stored = stored
         self.trace = trace
@@ -85,6 +88,7 @@ class SimStore:
     def commit(self, who: str, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """Carry out `writes` now."""
         results = _now(self.memory.commit(writes))
+        is_healthy = self.promises is not None and self.promises.was_healthy(self.loop.time() - READ_S)
         for write, result in zip(writes, results, strict=True):
             if isinstance(result, Conflict):
                 self.trace.add(f"store {who} {write.channel} expected {write.expected}: conflict at {result.head}")
@@ -95,6 +99,8 @@ class SimStore:
                 f"store {who} {write.channel} {write.epoch}:{write.expected} + {len(write.entries)} {entries}"
                 + (f" documents {documents}" if documents else "")
             )
+            if not self.is_exclusive:
+                self.nodes.check_write(self._node_of.get(who), write, is_healthy=is_healthy)
             self._stored.apply(write)
             if self.promises is not None:
                 self.promises.apply(write)
@@ -121,6 +127,17 @@ class SimStore:
             self.promises.forget([channel])
         self._done.append(("delete_channel", (channel,), fields))
         return result
+
+    def hold(self, who: str, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        """Renew the lease of a node now."""
+        beat = _now(self.memory.hold(node, term_ms, values))
+        self._node_of[who] = node
+        self.nodes.hold(node, term_ms)
+        return beat
+
+    def restart(self) -> None:
+        """Lose all holds, as the restart of a server does."""
+        self.memory.lose_holds()
 
     def note(self, values: Mapping[str, bytes | None]) -> None:
         """Keep notes now."""
@@ -292,7 +309,7 @@ class StoreClient:
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """`Store.hold`."""
-        return await self._call(lambda: _now(self._store.memory.hold(node, term_ms, values)))
+        return await self._call(lambda: self._store.hold(self._process.name, node, term_ms, values))
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         """`Store.holds`."""

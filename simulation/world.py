@@ -32,6 +32,7 @@ from simulation.agents import Worker
 from simulation.clock import START_MS, Process, Stuck, VirtualLoop
 from simulation.hooks import Hooks, is_expected
 from simulation.leftovers import check_abandoned, check_empty, check_writers, members_of
+from simulation.local_writers import LongWriter
 from simulation.members import Member
 from simulation.network import Network
 from simulation.node import SHUT_DOWN_S, Node
@@ -49,6 +50,7 @@ FINISH_S = 300.0  # time in which begun messages must end
 QUIET_S = 300.0  # time in which leases, turns and commands must end
 RETRY_S = 2.0  # pause before a failed request is repeated
 HOOKS_S = 150.0  # time in which hooks must end: a call may hang for a minute, and wait as long for its repetition
+AWAY_S = 12.0  # time for which a lost hub is away: the others recover its messages in two terms of a lease
 MEMBERS_S = 30.0  # time in which members must enter and all views must show them
 
 
@@ -85,7 +87,7 @@ class World:
         self.net = Network(self.loop, self.fault_model, self.stored, self.trace)
         self.store = SimStore(self.loop, self.fault_model, self.stored, self.trace, is_exclusive=self.plan.is_exclusive)
         self.channels = [f"c{number}" for number in range(self.plan.channels)]
-        self.nodes = [Node(self, name) for name in "ABC"[: self.plan.hubs]]
+        self.nodes = [Node(self, name) for name in "ABCD"[: self.plan.hubs]]
         self.promises = Promises(
             self.loop.time,
             self.stored,
@@ -103,6 +105,7 @@ class World:
         self.viewers: list[Viewer] = []
         self.is_calm = False
         self.calm_s = float("inf")
+        self.leases_count_s = float("inf")  # since when the store serves nodes without faults
         self.is_quiet = False  # members stay in their channels
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hung_s: float | None = None  # when the step began that does not end
@@ -180,6 +183,8 @@ class World:
         others = [self.start(actor.run()) for actor in (*viewers, *members, *workers)]
         checking = self.start(self._check_every_second())
         await self.start(self._inject_faults())
+        if self.plan.loss is not None:
+            await self.start(self._lose_a_node(self.plan.loss))
         self._begin_calm()
         await self._until_written(authors)
         await self._until_quiet()
@@ -213,6 +218,8 @@ class World:
         while True:
             await asyncio.sleep(1.0)
             self.promises.check_due()
+            if not self.plan.is_exclusive:
+                self.store.nodes.check_due(self.leases_count_s)
 
     # -- faults ------------------------------------------------------------------------------------------------
 
@@ -225,7 +232,7 @@ class World:
 
     async def _inject(self, fault: str, node: Node) -> None:
         draw = self.draw
-        if fault not in ("store down", "cut", "sync") and not node.is_up:
+        if fault not in ("store down", "store restart", "cut", "sync") and not node.is_up:
             return
         self.trace.add(f"fault: {fault} {node.name}")
         match fault:
@@ -263,10 +270,36 @@ class World:
                 self.promises.is_skewed = any(node.is_skewed for node in self.nodes)
             case "sync":
                 self.store.sync()
+            case "store restart":
+                self.store.restart()
             case "power":
                 node.kill()
                 self.store.power_cut()
                 await self._boot_later(node)
+
+    async def _lose_a_node(self, how: str) -> None:
+        """Without other faults, let one hub die, pause or drain, for longer than its lease."""
+        self._heal()
+        await asyncio.sleep(self.leases_count_s - self.loop.time() + self.draw.uniform(0.0, 6.0))
+        node, other = self.draw.sample(self.nodes, 2)
+        writing = [
+            self.start(LongWriter(self, f"long-{one.name}").write_in(one, self.draw.choice(self.channels)))
+            for one in (node, other)
+        ]
+        await asyncio.sleep(self.draw.uniform(0.2, 2.0))
+        self.trace.add(f"loss: {how} {node.name}")
+        if how == "drain":
+            await node.shut_down()
+        elif how == "kill":
+            node.kill()
+        else:
+            node.process.is_held = True
+        await asyncio.sleep(AWAY_S)
+        if node.is_up:
+            self.loop.thaw(node.process)
+        else:
+            node.boot()
+        await asyncio.wait(writing)
 
     async def _crowd(self, hub: Hub, channel: str) -> None:
         """Attach many viewers for a moment, each with another cursor."""
@@ -280,7 +313,8 @@ class World:
                     feed.close()
 
     async def _boot_later(self, node: Node) -> None:
-        await asyncio.sleep(self.draw.choice((0.0, 0.1, 2.0)))
+        delays_s = (0.0, 0.1, 2.0) if self.plan.is_exclusive else (0.0, 0.1, 2.0, 9.0)
+        await asyncio.sleep(self.draw.choice(delays_s))
         node.boot()
         if self.draw.random() < 0.5:
             self.store.audit(self.draw.choice(self.channels))
@@ -289,11 +323,16 @@ class World:
 
     def _begin_calm(self) -> None:
         self.trace.add("calm")
-        self.fault_model.calm()
-        self.store.down_until_s = 0.0
+        self._heal()
         self.is_calm, self.calm_s = True, self.loop.time()
         self.net.break_all(holes_only=True)
         self.promises.healthy_s = max(self.calm_s, self.store.busy_until_s) + RETRY_S
+
+    def _heal(self) -> None:
+        """End the faults of the store, and start all hubs."""
+        self.fault_model.calm()
+        self.store.down_until_s = 0.0
+        self.leases_count_s = min(self.leases_count_s, max(self.loop.time(), self.store.busy_until_s) + RETRY_S)
         for node in self.nodes:
             node.wake()
 
@@ -309,10 +348,20 @@ class World:
             if self.loop.time() - since_s > QUIET_S:
                 raise Violation(f"no fault for {QUIET_S} s, and there are still {self.promises.busy_with}")
             await asyncio.sleep(0.5)
+        if not self.plan.is_exclusive:
+            await self._until_recovered()
         if self.plan.is_exclusive:
             for channel in self.channels:
                 check_abandoned(self.stored.head(channel), self.nodes[0].hub, self.abandoned)
         self.trace.add("quiet")
+
+    async def _until_recovered(self) -> None:
+        """Wait until no message of an ended node streams."""
+        since_s = max(self.loop.time(), self.promises.healthy_s)
+        while left := list(self.store.nodes.orphans(self.channels)):
+            if self.loop.time() - since_s > QUIET_S:
+                raise Violation(f"no fault for {QUIET_S} s, and messages of ended nodes stream: {left}")
+            await asyncio.sleep(0.5)
 
     async def _until_hooks_are_done(self) -> None:
         """Wait until each hook has received all calls that are due."""

@@ -38,6 +38,7 @@ from holdfast.development import failure_reason
 from holdfast.hub.archive import Archive
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
+from holdfast.hub.control import open_control
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
 from holdfast.hub.hooks import Hook, HookHandler, HookKind
@@ -78,7 +79,6 @@ class HubCore:
 
     `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
     process receives a signal to end; `hooks_signals=False` installs no signal handlers (then call `drain` yourself).
-    `retention` names how long messages stay, by channel pattern.
     Pages of `allowed_origins` may send requests; `public_origin` is the address of this server's own pages behind TLS.
     `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too. `debug` names
     exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
@@ -134,7 +134,7 @@ class HubCore:
             self.store,
             self.limits,
             self.clock,
-            recover=lambda runtime: recover(runtime, self._adopters, partial(self._writers.new, create=None)),
+            recover=lambda runtime, is_mine: recover(runtime, self._adopters, self._writers, is_mine),
             release_loop=self.sync.release_loop,
             close=self.close,
             is_named=lambda: names is None or any(value is self for value in list(names.values())),
@@ -143,6 +143,7 @@ class HubCore:
         self.archive = Archive(self._lifecycle, self.store)  # the list of channels
         self.retainer = Retainer(retention, self._lifecycle, no_hold)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
+        self.on_start(partial(open_control, self))
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 

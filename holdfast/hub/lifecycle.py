@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from holdfast.core.errors import Busy, Draining, HoldfastError, LocalError
@@ -20,6 +21,7 @@ from holdfast.hub.clock import Clock
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.hooks import Hook
 from holdfast.hub.housekeeping import keep_house
+from holdfast.hub.nodes import IsMine, every_channel
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.store_owner import StoreOwner
 from holdfast.stores.base import Store
@@ -50,13 +52,13 @@ class Lifecycle:
         limits: Limits,
         clock: Clock,
         *,
-        recover: Callable[[Runtime], Awaitable[None]],
+        recover: Callable[[Runtime, IsMine], Awaitable[None]],
         release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]],
         close: Callable[[], Awaitable[None]],
         is_named: Callable[[], bool],
         signals: SignalHook | None,
     ) -> None:
-        """Run a hub on `store`. Before the hub serves, `recover` handles messages that an earlier run left open.
+        """Run a hub on `store`. `recover` handles the messages that ended nodes left open, in the channels of this one.
 
         `release_loop` ends a run on another loop if that loop belongs to `hub.sync`, and returns whether it does.
         `close` closes the hub. `is_named` returns whether a name in the app's code still leads to the hub, as far as
@@ -194,9 +196,14 @@ class Lifecycle:
 
     async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
         """Recover and serve, after the store was opened and the services were built."""
+        await runtime.nodes.begin()
         await runtime.scheduler.workers.recall()
+        recover = partial(self._recover, runtime)
         workers = [group.create_task(runtime.committer.run())]
-        await self._recover(runtime)
+        if self._store.is_exclusive:
+            await recover(every_channel)
+        else:
+            workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.spawn)))
         for callback in self._start_callbacks:
             callback()
         for hook in self._hooks.values():
@@ -232,6 +239,7 @@ class Lifecycle:
                     await writer.flush()
             except (HoldfastError, TimeoutError) as error:
                 logger.warning("the last text of message %r was not stored: %r", writer.id, error)
+        await runtime.nodes.end()
 
     def _send_away(self, runtime: Runtime) -> None:
         """Disconnect all viewers; they reconnect to the next run of the hub, or to another hub."""

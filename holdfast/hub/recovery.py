@@ -1,10 +1,10 @@
-"""Recovery of the messages and commands that a previous run of the hub left open.
+"""Recovery of the messages and commands that ended nodes left open.
 
 Layer: hub.
 
-A message whose writer died with its process is continued by an adopter of the app, or becomes `interrupted`. A remote
-writer gets one full lease to reconnect. Commands and turns continue to wait. A hub recovers before it serves; on a
-shared store other hubs may still write these messages, so it leaves them alone.
+A message whose writer ended with its node is continued by an adopter of the app, or becomes `interrupted`. A remote
+writer gets one full lease to reconnect. Commands and turns continue to wait. On an exclusive store a hub recovers
+before it serves; on a shared store, when the lease of a node has expired (`holdfast.hub.nodes`).
 """
 
 from __future__ import annotations
@@ -14,36 +14,42 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from holdfast.core.document import restore, restore_command
-from holdfast.core.errors import Deleted, Fenced, Finished, NotFound
+from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, NotFound
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import Caller, FinishMessage, TakeOver
+from holdfast.hub.nodes import IsMine
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.writer import MessageWriter
+from holdfast.hub.writers import Writers
 
 Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
-# a function that makes a writer from a channel, a message id and an author
-NewWriter = Callable[[str, str, str | None], MessageWriter]
 
 
-async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], new_writer: NewWriter) -> None:
-    """Recover all open messages and commands. `adopters` are the app's functions with their channel patterns."""
+async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], writers: Writers, is_mine: IsMine) -> None:
+    """Recover the open messages and commands of the channels for which `is_mine` returns True.
+
+    `adopters` are the app's functions with their channel patterns. Raises StoreUnavailable and Busy; the part that was
+    done by then needs no repetition, and suffers none.
+    """
     store = runtime.store
-    if not store.is_exclusive:
-        return
     for channel in await store.open_channels():  # one channel at a time: together they may be larger than memory
+        if not is_mine(channel):
+            continue
         adopter = next((one for pattern, one in adopters if matches(pattern, channel)), None)
         for stored in await store.open_documents(channel):
             if stored.id.startswith(COMMAND_MARK):
                 runtime.leases.inspect_command(channel, stored.id, restore_command(stored))
                 continue
             message = restore(stored)
-            runtime.leases.inspect_writer(channel, message.id, message)
-            runtime.scheduler.inspect_message(channel, message.id, message)
-            if message.is_streaming and message.writer is not None and message.writer.node not in (None, runtime.node):
-                await _end_or_adopt(runtime, channel, message, message.writer, adopter, new_writer)
+            if store.is_exclusive:  # on a shared store other hubs may hold these leases and turns
+                runtime.leases.inspect_writer(channel, message.id, message)
+                runtime.scheduler.inspect_message(channel, message.id, message)
+            writer = message.writer if message.is_streaming else None
+            if writer is not None and writer.node is not None and runtime.nodes.is_gone(writer.node):
+                await _end_or_adopt(runtime, channel, message, writer, adopter, writers)
 
 
 async def _end_or_adopt(
@@ -52,9 +58,9 @@ async def _end_or_adopt(
     message: MessageState,
     writer: WriterIdentity,
     adopter: Adopter | None,
-    new_writer: NewWriter,
+    writers: Writers,
 ) -> None:
-    """Interrupt the message of `writer`, whose process has died, or let an adopter continue it."""
+    """Interrupt the message of `writer`, whose node has ended, or let an adopter continue it."""
     server = Caller(id=writer.by, writer=WriterIdentity(by=writer.by, node=runtime.node), is_server=True)
     if adopter is None:
         end = FinishMessage(status="interrupted", generation=message.generation)
@@ -68,7 +74,11 @@ async def _end_or_adopt(
         taken = await runtime.ask(channel, message.id, take_over, server)
     except (Finished, Fenced, Deleted, NotFound):
         return
-    successor = new_writer(channel, message.id, writer.by)
+    except HoldfastError:
+        # The takeover may be stored all the same. This node is then the writer, and no other node ends the message.
+        writers.interrupt_later(channel, message.id, message.generation + 1)
+        raise
+    successor = writers.new(channel, message.id, writer.by, None)
     successor.take_up(message.message(), taken.generation or message.generation + 1)
     runtime.tasks.start_job(_adopt(adopter, successor))
 

@@ -23,6 +23,7 @@ from holdfast.hub.committer import Committer
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.hooks import Hooks
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.nodes import NodeLease
 from holdfast.hub.pace import Pace
 from holdfast.hub.pending import Waiting
 from holdfast.hub.presence import PresenceTracker
@@ -44,6 +45,7 @@ class Runtime:
         self.clock = clock
         self.node = node
         self.loop = asyncio.get_running_loop()
+        self.nodes = NodeLease(store, node, self.loop.time)
         self.tasks = Tasks(group)
         self.channels: dict[str, Channel] = {}  # the channels in memory, by name
         self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id

@@ -158,7 +158,12 @@ class MemoryStore:
         self._commits = 0
         self._row_bytes = 0
         self._notes: dict[str, bytes] = {}
-        self._holds = Holds(now_ms if now_ms is not None else steady_ms())
+        self._clock_ms = now_ms if now_ms is not None else steady_ms()
+        self._holds = Holds(self._clock_ms)
+
+    def lose_holds(self) -> None:
+        """Lose all leases and holds, as a server does that starts again."""
+        self._holds = Holds(self._clock_ms)
 
     async def open(self) -> None:
         """Open the store (`Store.open`)."""

@@ -40,6 +40,7 @@ from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, Tail
 from holdfast.core.text import Text
+from holdfast.core.turns import TurnState
 from holdfast.hub import channel as channels
 from holdfast.hub import committer, hooks, presence, recovery
 from holdfast.hub import hub as hubs
@@ -52,18 +53,21 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.loading import Loader
+from holdfast.hub.nodes import IsMine, NodeLease
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Moved, Write, head_of
+from holdfast.stores.base import Beat, Committed, CommitUnknown, Conflict, Head, Moved, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
+from holdfast.transports.attachments import Attachment
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
-from simulation import watchdog
+from simulation import agents, watchdog
+from simulation.editor import Editor
 from simulation.lease_writers import LeaseWriter
 from simulation.local_writers import LocalWriter, SteadyWriter
 from simulation.members import Commander
@@ -321,12 +325,49 @@ def a_recovery_that_failed_is_not_repeated(patch: pytest.MonkeyPatch) -> None:
     recover = hubs.recover
     begun: list[Any] = []  # the adopters of each hub, which are one list
 
-    async def once(runtime: Runtime, adopters: Any, new_writer: Any) -> None:
+    async def once(runtime: Runtime, adopters: Any, writers: Any, is_mine: IsMine) -> None:
         if not any(adopters is one for one in begun):
             begun.append(adopters)
-            await recover(runtime, adopters, new_writer)
+            await recover(runtime, adopters, writers, is_mine)
 
     patch.setattr(hubs, "recover", once)
+
+
+def messages_of_an_ended_node_wait(patch: pytest.MonkeyPatch) -> None:
+    """A hub recovers its own messages when it starts again."""
+    patch.setattr(NodeLease, "is_recovery_due", False)
+
+
+def a_living_node_is_recovered(patch: pytest.MonkeyPatch) -> None:
+    """When a node is recovered, all messages of other nodes are those of this one."""
+    patch.setattr(NodeLease, "is_gone", lambda self, node: node != self.node)
+
+
+def a_lease_expires_without_a_read(patch: pytest.MonkeyPatch) -> None:
+    """A node that has not been seen for a term is gone, even if the store did not respond meanwhile."""
+    renew = NodeLease._renew
+
+    async def impatient(self: NodeLease) -> None:
+        try:
+            await renew(self)
+        except StoreUnavailable:
+            if self.beat is not None:
+                self._note(self.beat._replace(nodes=frozenset({self.node})))
+
+    patch.setattr(NodeLease, "_renew", impatient)
+
+
+def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A node whose lease runs is in each answer of the store."""
+    note = NodeLease._note
+
+    def hasty(self: NodeLease, beat: Beat) -> None:
+        before = self.beat
+        note(self, beat)
+        if before is None or before.life != beat.life:
+            self._certain_s = self._own_due_s = self._now_s()
+
+    patch.setattr(NodeLease, "_note", hasty)
 
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
@@ -861,6 +902,28 @@ def feeds_behind_are_woken_without_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Group, "_release", release_all)
 
 
+def an_attach_does_not_wait_for_the_one_before_it(patch: pytest.MonkeyPatch) -> None:
+    """A superseded attach is of no interest, so its response may come at any time."""
+
+    async def wait_for_response(self: Attachment) -> None:
+        pass
+
+    patch.setattr(Attachment, "wait_for_response", wait_for_response)
+
+
+def a_deleted_channel_has_no_handlers(patch: pytest.MonkeyPatch) -> None:
+    """Its turns are over, so a message that is created again with the same id may be offered."""
+    follow = TurnState._follow
+
+    def forget_handler(self: TurnState[Any]) -> None:
+        if self.claim is None or self.claim.generation < self.attempt:
+            self.handler = None
+        follow(self)
+
+    patch.setattr(TurnState, "_follow", forget_handler)
+    patch.setattr(agents, "CLEAN_UP_S", 3.0)  # without it a cancelled handler nearly always ends at once
+
+
 # Each mutant with the violation that finds it; no other violation counts.
 MUTANTS: dict[Mutant, str] = {
     deliver_before_the_commit: "was never stored|before it was stored",
@@ -885,6 +948,10 @@ MUTANTS: dict[Mutant, str] = {
     a_result_is_sent_twice: "offered a second time|received .*'ref'",
     messages_of_a_dead_process_are_not_recovered: "though its writer died",
     a_recovery_that_failed_is_not_repeated: "though its writer died",
+    messages_of_an_ended_node_wait: "though the lease of",
+    a_living_node_is_recovered: "was alive",
+    a_lease_expires_without_a_read: "was alive",
+    a_store_that_lost_its_leases_is_believed_at_once: "was alive",
     a_message_that_left_memory_does_not_exist: "refused.* with not_found|refused: .*not_found|could not .*not_found",
     an_absent_id_stays_absent: "created twice|was refused with not_found|got status 404",
     a_channel_leaves_memory_during_a_commit: "still behind|unattached",
@@ -932,6 +999,8 @@ MUTANTS: dict[Mutant, str] = {
     part_operations_pile_up: "things are in Tail.ops",
     block_until_a_load: "does not end",
     feeds_behind_are_woken_without_end: "never waits|waits too shortly",
+    an_attach_does_not_wait_for_the_one_before_it: "unattached: .* before channel.attached",
+    a_deleted_channel_has_no_handlers: "two agents work on",
 }
 
 # A condition on the plan without which the mutant has no effect; other seeds are skipped.
@@ -941,6 +1010,10 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     a_silent_store_has_stored_no_entry: lambda plan: plan.fault_model.unknown_chance and LocalWriter in plan.authors,
     messages_of_a_dead_process_are_not_recovered: lambda plan: plan.is_exclusive,
     a_recovery_that_failed_is_not_repeated: lambda plan: plan.is_exclusive and plan.fault_model.down_chance,
+    messages_of_an_ended_node_wait: lambda plan: plan.loss,
+    a_living_node_is_recovered: lambda plan: plan.loss,
+    a_lease_expires_without_a_read: lambda plan: not plan.is_exclusive and plan.fault_model.down_chance,
+    a_store_that_lost_its_leases_is_believed_at_once: lambda plan: "store restart" in plan.faults,
     a_lease_ignores_the_generation: lambda plan: LeaseWriter in plan.authors,
     a_renewal_after_a_broken_socket_does_not_count: lambda plan: LeaseWriter in plan.authors,
     a_local_append_has_no_offset_check: lambda plan: LocalWriter in plan.authors,
@@ -950,6 +1023,10 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     every_agent_takes_waiting_messages: lambda plan: plan.workers and plan.asks_by_socket,
     an_agent_that_stops_still_gets_turns: lambda plan: plan.workers and plan.asks_by_socket,
     an_agent_has_more_turns_than_slots: lambda plan: any(agent.slots < plan.channels for agent in plan.agents),
+    an_attach_does_not_wait_for_the_one_before_it: lambda plan: SocketViewer in plan.viewers,
+    a_deleted_channel_has_no_handlers: lambda plan: (
+        plan.agents and "delete channel" in plan.edits and Editor in plan.authors
+    ),
     a_detach_has_no_effect: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_page_over_a_socket_is_the_last: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_delete_is_acknowledged_at_once: lambda plan: plan.asks_by_socket and "delete" in plan.edits,
@@ -985,6 +1062,8 @@ SHOWN_BY: dict[Mutant, int] = {
     a_local_append_has_no_offset_check: 15,
     a_takeover_fences_no_writer: 10,
     a_second_reply_is_accepted: 23,
+    an_attach_does_not_wait_for_the_one_before_it: 77000482,
+    a_deleted_channel_has_no_handlers: 20039,
     a_cancel_ends_the_newest_answer: 10,
     a_turn_renewal_has_no_effect: 25,
     a_member_leaves_without_grace: 16,

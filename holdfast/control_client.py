@@ -1,0 +1,65 @@
+"""Calls on the control socket of the hub that serves a store's file, for the commands of `holdfast`.
+
+Layer: beside `tail`. `holdfast.hub.control` is the other side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from holdfast.client.problems import error_of
+from holdfast.core.errors import LocalError
+from holdfast.hub.control import BEAT_S, path_of
+
+LINE_BYTES = 64 * 1024 * 1024  # far above the largest message
+SILENT_S = 6 * BEAT_S  # a living server sends a line each BEAT_S
+
+
+class NotServed(Exception):
+    """No process listens on the control socket of the file."""
+
+
+def call(store: Path, name: str, **arguments: object) -> Iterator[Any]:
+    """Yield the values of a call at the hub that serves the file `store`.
+
+    Raises NotServed if no hub listens, LocalError if it cannot be reached, and the error of the call.
+    """
+    path = path_of(store)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(SILENT_S)
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            raise NotServed from None
+        except OSError as error:
+            if not path.exists():  # for example: the path is too long for a socket
+                raise NotServed from None
+            reason = error.strerror or error
+            raise LocalError(
+                f"control socket {path} cannot be used ({reason}); run the command as the user of the server"
+            ) from None
+        try:
+            connection.sendall(msgspec.json.encode({"call": name, "arguments": arguments}) + b"\n")
+            yield from _values(connection)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise LocalError(f"response on control socket {path} is not valid ({error}); check the server") from None
+
+
+def _values(connection: socket.socket) -> Iterator[Any]:
+    with contextlib.closing(connection.makefile("rb")) as lines:
+        while True:
+            line = msgspec.json.decode(
+                lines.readline(LINE_BYTES) or b'{"error": {"detail": "the server ended"}}', type=dict
+            )
+            if "error" in line:
+                raise error_of(line["error"])
+            if "end" in line:
+                return
+            if "value" in line:
+                yield line["value"]

@@ -1,0 +1,151 @@
+"""The lease of this node, and the nodes whose leases have expired.
+
+Layer: hub.
+
+Each run of a hub is a node. On a store that several hubs share, a node renews a lease each second, and each renewal
+returns the nodes whose leases run. When the lease of a node has expired, another one recovers its messages. The living
+node with the highest hash of both names is responsible for a channel. One term later each living node recovers the
+messages that are left. Each step is a conditional commit, so two nodes that recover the same message do no harm.
+
+An exclusive store has one node, which takes no lease: all other nodes have ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any
+
+from holdfast.core.errors import HoldfastError, StoreUnavailable
+from holdfast.stores.base import Beat, Store
+
+logger = logging.getLogger("holdfast.hub")
+
+TERM_MS = 4_000  # length of the lease of a node
+RENEW_S = 1.0  # time between two renewals
+RENEW_TIMEOUT_S = 2.0  # a renewal without a response for this long is sent again
+ROUND_S = 60.0  # time between two recoveries; a commit of a dead node may be stored late
+
+IsMine = Callable[[str], bool]  # returns whether this node recovers a channel
+Recover = Callable[[IsMine], Awaitable[None]]  # recovers the messages of all nodes that are gone in those channels
+
+
+def every_channel(channel: str) -> bool:
+    """Return True: this node recovers each channel."""
+    return True
+
+
+def responsible_node(channel: str, nodes: Iterable[str]) -> str:
+    """Return the node that recovers `channel` first: all nodes with the same view name the same one."""
+    return max(nodes, key=lambda node: hashlib.blake2b(f"{channel}\n{node}".encode(), digest_size=8).digest())
+
+
+class NodeLease:
+    """The lease of one node on its store, and the state of all nodes at the last renewal."""
+
+    def __init__(self, store: Store, node: str, now_s: Callable[[], float]) -> None:
+        """Make the lease of `node`; `now_s` is the clock of the event loop."""
+        self.node = node
+        self.beat: Beat | None = None  # the result of the last renewal
+        self._store = store
+        self._now_s = now_s
+        self._certain_s = float("inf")  # from then on a node without a lease is gone
+        self._own_due_s = float("inf")  # when this node recovers the channels that it is responsible for
+        self._all_due_s = float("inf")  # when it recovers all channels
+        self._is_over = False
+        self._renewing = asyncio.Lock()  # renewals follow one another, so that no older result replaces a newer one
+
+    async def begin(self) -> None:
+        """Take the lease before this node writes. Raises StoreUnavailable."""
+        if not self._store.is_exclusive:
+            await self._renew()
+
+    async def keep(self, recover: Recover, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[Any]]) -> None:
+        """Renew the lease each second, and recover the messages of ended nodes, until this task is cancelled."""
+        recovery: asyncio.Task[Any] | None = None
+        while not self._is_over and not self._store.is_exclusive:
+            await asyncio.sleep(RENEW_S)
+            try:
+                await self._renew()
+            except HoldfastError as error:
+                logger.warning("the lease of this node was not renewed; the hub tries again: %s", error)
+                continue
+            except Exception:  # an error of a third-party store must not end the hub
+                logger.exception("the lease of this node was not renewed; the hub tries again")
+                continue
+            if self.is_recovery_due and (recovery is None or recovery.done()):
+                recovery = spawn(self.recover(recover))
+
+    async def end(self) -> None:
+        """End the lease now, so that other nodes recover the messages of this one. The lease is not renewed again."""
+        self._is_over = True
+        if not self._store.is_exclusive:
+            with suppress(HoldfastError, TimeoutError):  # without this call the lease expires
+                async with asyncio.timeout(RENEW_TIMEOUT_S):
+                    await self._store.hold(self.node, 0, {})
+
+    # -- other nodes -------------------------------------------------------------------------------------------
+
+    def is_gone(self, node: str) -> bool:
+        """Return whether `node` has ended, as far as the last renewal shows."""
+        if node == self.node:
+            return False
+        if self._store.is_exclusive:
+            return True
+        return self.beat is not None and self._now_s() >= self._certain_s and node not in self.beat.nodes
+
+    @property
+    def is_recovery_due(self) -> bool:
+        """Return whether this node may have messages of other nodes to recover."""
+        return self._now_s() >= min(self._own_due_s, self._all_due_s)
+
+    async def recover(self, recover: Recover) -> None:
+        """Recover the messages that ended nodes have left. If the store fails, this is due again soon."""
+        is_for_all = self._now_s() >= self._all_due_s
+        try:
+            await self._renew()  # this process may have been suspended since the last renewal
+            if self._is_over or not self.is_recovery_due:
+                return
+            self._own_due_s = self._now_s() + ROUND_S
+            if is_for_all:
+                self._all_due_s = float("inf")
+            await recover(every_channel if is_for_all else self._is_mine)
+        except HoldfastError as error:
+            self._own_due_s = self._now_s() + RENEW_S
+            if is_for_all:
+                self._all_due_s = self._own_due_s
+            logger.warning("the messages of other nodes were not recovered; the hub tries again: %s", error)
+
+    def _is_mine(self, channel: str) -> bool:
+        beat = self.beat
+        return beat is not None and responsible_node(channel, beat.nodes | {self.node}) == self.node
+
+    async def _renew(self) -> None:
+        """Renew the lease and note the nodes. Raises StoreUnavailable."""
+        async with self._renewing:
+            if self._is_over:
+                return
+            try:
+                async with asyncio.timeout(RENEW_TIMEOUT_S):
+                    beat = await self._store.hold(self.node, TERM_MS, {})
+            except TimeoutError:
+                raise StoreUnavailable(
+                    f"store {self._store.name!r} did not renew the lease of this node within {RENEW_TIMEOUT_S:g} s; "
+                    "check its load and the network"
+                ) from None
+            self._note(beat)
+
+    def _note(self, beat: Beat) -> None:
+        now_s, term_s = self._now_s(), TERM_MS / 1000
+        before, self.beat = self.beat, beat
+        if before is None or before.life != beat.life:
+            # The leases of other nodes may be lost, too. They renew them within a term.
+            self._certain_s = self._own_due_s = now_s + term_s
+            self._all_due_s = self._certain_s + term_s
+        elif before.nodes - beat.nodes:
+            due_s = max(now_s, self._certain_s)
+            self._own_due_s = min(self._own_due_s, due_s)
+            self._all_due_s = due_s + term_s

@@ -1,0 +1,98 @@
+"""The lease of a node, and the nodes whose leases have expired.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.hub.nodes import TERM_MS, IsMine, NodeLease, responsible_node
+from holdfast.stores.memory import MemoryStore
+
+
+class Cluster:
+    """Nodes on one store, whose clock is also theirs."""
+
+    def __init__(self, *, is_exclusive: bool = False) -> None:
+        self.now_ms = 0
+        self.store = MemoryStore(now_ms=lambda: self.now_ms)
+        self.store.is_exclusive = is_exclusive
+        self.recovered: list[tuple[str, str]] = []  # nodes, each with a channel that it has recovered
+
+    async def node(self, name: str) -> NodeLease:
+        lease = NodeLease(self.store, name, lambda: self.now_ms / 1000)
+        await lease.begin()
+        return lease
+
+    async def pass_ms(self, ms: int, *nodes: NodeLease) -> None:
+        """Let the time pass while `nodes` renew their leases each second, and recover when it is due."""
+        for _ in range(0, ms, 1000):
+            self.now_ms += 1000
+            for node in nodes:
+                await node.begin()
+            for node in nodes:
+                if node.is_recovery_due:
+                    await node.recover(lambda is_mine, node=node: self._recover(node, is_mine))  # type: ignore[misc]
+
+    async def _recover(self, node: NodeLease, is_mine: IsMine) -> None:
+        self.recovered += [(node.node, channel) for channel in CHANNELS if is_mine(channel)]
+
+
+CHANNELS = [f"c{number}" for number in range(8)]
+
+
+async def test_node_that_does_not_renew_its_lease_is_gone_after_its_term() -> None:
+    cluster = Cluster()
+    here, there = await cluster.node("a"), await cluster.node("b")
+    await cluster.pass_ms(6000, here, there)
+    assert not here.is_gone("b")
+    await cluster.pass_ms(TERM_MS - 1000, here)
+    assert not here.is_gone("b")
+    await cluster.pass_ms(1000, here)
+    assert here.is_gone("b")
+
+
+async def test_node_counts_no_lease_as_expired_before_a_term_has_passed_since_the_store_lost_its_leases() -> None:
+    cluster = Cluster()
+    here, there = await cluster.node("a"), await cluster.node("b")
+    await cluster.pass_ms(6000, here, there)
+    cluster.store.lose_holds()
+    await cluster.pass_ms(TERM_MS, here)
+    assert not here.is_gone("b")
+    await cluster.pass_ms(1000, here)
+    assert here.is_gone("b")
+
+
+async def test_lease_that_is_ended_is_gone_at_the_next_renewal() -> None:
+    cluster = Cluster()
+    here, there = await cluster.node("a"), await cluster.node("b")
+    await cluster.pass_ms(6000, here, there)
+    await there.end()
+    await cluster.pass_ms(1000, here, there)
+    assert here.is_gone("b")
+
+
+async def test_responsible_node_recovers_each_channel_first_and_after_a_term_each_node_does() -> None:
+    cluster = Cluster()
+    a, b, c = [await cluster.node(name) for name in "abc"]
+    await cluster.pass_ms(9000, a, b, c)
+    cluster.recovered.clear()
+    await c.end()
+    await cluster.pass_ms(1000, a, b)
+    assert sorted(cluster.recovered) == sorted((responsible_node(channel, "ab"), channel) for channel in CHANNELS)
+    assert {node for node, _ in cluster.recovered} == {"a", "b"}
+    cluster.recovered.clear()
+    await cluster.pass_ms(TERM_MS, a, b)
+    assert sorted(cluster.recovered) == sorted((node, channel) for node in "ab" for channel in CHANNELS)
+
+
+@pytest.mark.parametrize(("channel", "node"), [("c0", "a"), ("c2", "c")])
+def test_responsible_node_of_a_channel_is_the_same_in_each_version(channel: str, node: str) -> None:
+    assert responsible_node(channel, "abc") == node
+
+
+async def test_exclusive_store_has_no_other_living_node() -> None:
+    cluster = Cluster(is_exclusive=True)
+    here = await cluster.node("a")
+    assert (here.is_gone("b"), here.is_gone("a"), here.beat) == (True, False, None)

@@ -1,0 +1,204 @@
+"""The control socket of a served hub, and the commands that use it."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast import Hub
+from holdfast.control_client import NotServed, call
+from holdfast.core.errors import LocalError
+from holdfast.hub import control
+from holdfast.hub.control import MAX_OPEN, REQUEST_BYTES, path_of
+from tests.processes import PATIENCE_S, Server, serving
+from tests.stores.files import run_from_outside
+
+
+def run(*arguments: str, store: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of `holdfast` in a process beside the server."""
+    return subprocess.run(
+        [sys.executable, "-m", "holdfast", *arguments, "--store", f"sqlite:///{store}"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving("serve", tmp_path, "--jwt-secret-file", str(secret(tmp_path)), "--jwt-audience", "chat") as running:
+        yield running
+
+
+def secret(folder: Path) -> Path:
+    file = folder / "secret"
+    file.write_bytes(b"s" * 32)
+    return file
+
+
+def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: Path) -> None:
+    made = run("backup", str(tmp_path / "one.db"), store=server.store)
+    assert made.stdout.startswith(f"{tmp_path / 'one.db'} is a backup of {server.store}"), made
+    assert run_from_outside(tmp_path / "one.db", "SELECT inode LIKE 'backup %' FROM life") == [(1,)]
+    again = run("backup", str(tmp_path / "one.db"), store=server.store)
+    assert (again.returncode, "exists already; name a new file" in again.stderr) == (1, True)
+    inspected = json.loads(run("inspect", store=server.store).stdout)
+    assert (inspected["pid"], inspected["counters"]["waiting"]) == (server.running.pid, 0)
+
+    path = path_of(server.store)
+    assert path.stat().st_mode & 0o777 == 0o600
+    server.end()
+    assert not path.exists()
+    assert "has no control socket; start its server" in run("inspect", store=server.store).stderr
+    assert run("backup", str(tmp_path / "two.db"), store=server.store).returncode == 0
+
+
+def test_socket_of_a_killed_process_is_replaced(server: Server, tmp_path: Path) -> None:
+    server.end(9)
+    assert path_of(server.store).is_socket()
+    with pytest.raises(NotServed):
+        next(call(server.store, "inspect"))
+    server.start()
+    assert next(call(server.store, "inspect"))["pid"] == server.running.pid
+
+
+def lines_of(connection: socket.socket, request: bytes) -> list[Any]:
+    """Send `request` and return the lines until the server closes the connection."""
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(request)
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(65536):
+            received += data
+    return [json.loads(line) for line in received.splitlines()]
+
+
+def connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(PATIENCE_S)
+    connection.connect(str(path))
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("request_line", "why"),
+    [
+        (b'{"call":"fly"}\n', "has no call 'fly'; use one of backup, inspect"),
+        (b'{"call":"backup","arguments":{"path":7}}\n', "Expected `str`, got `int` - at `$.path`"),
+        (b'{"call":"backup","arguments":{"path":"one.db"}}\n', "must be an absolute path, got 'one.db'"),
+        (b'{"call":"backup","arguments":{"path":"/one.db","mb_per_s":0}}\n', "mb_per_s must be a number above 0"),
+        (b'{"call":"inspect","arguments":{"path":1}}\n', "unknown field `path`"),
+        (b"GET / HTTP/1.1\r\n\r\n", "is not valid"),
+        (b"\xff\n", "is not valid"),
+        (b"", None),
+        (b"x" * (3 * REQUEST_BYTES), None),
+    ],
+)
+async def test_invalid_requests_are_refused_and_the_socket_works_on(
+    tmp_path: Path, request_line: bytes, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "REQUEST_S", 3600.0 if request_line else 0.05)
+    hub = Hub(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False)
+    await hub.start()
+    with connected(path_of(tmp_path / "chat.db")) as connection:
+        lines = await asyncio.to_thread(lines_of, connection, request_line)
+    if why is None:
+        assert lines == []
+    else:
+        assert why in lines[-1]["error"]["detail"]
+    assert await asyncio.to_thread(lambda: next(call(tmp_path / "chat.db", "inspect"))["pid"]) == os.getpid()
+    await hub.close()
+
+
+async def test_calls_at_once_are_bounded_and_silent_clients_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "REQUEST_S", 3600.0)
+    hub = Hub(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False)
+    await hub.start()
+    path = path_of(tmp_path / "chat.db")
+    silent = [connected(path) for _ in range(MAX_OPEN)]
+    with connected(path) as connection:
+        (line,) = await asyncio.to_thread(lines_of, connection, b"")
+    assert line["error"]["code"] == "busy"
+    await hub.close()  # ends the silent ones
+    assert [one.recv(1) for one in silent] == [b""] * MAX_OPEN
+    for one in silent:
+        one.close()
+
+
+async def test_call_shows_life_and_ends_with_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "BEAT_S", 0.01)
+    hub = Hub(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False)
+    await hub.create("c", text="x" * 500_000)
+    target = tmp_path / "one.db"
+    reader, writer = await asyncio.open_unix_connection(path_of(tmp_path / "chat.db"))
+    writer.write(json.dumps({"call": "backup", "arguments": {"path": str(target), "mb_per_s": 0.1}}).encode() + b"\n")
+    async with asyncio.timeout(PATIENCE_S):
+        assert await reader.readline() == b"{}\n"
+        assert (tmp_path / "one.db.partial").exists()
+        writer.close()
+        while (tmp_path / "one.db.partial").exists():
+            await hub.info("c")
+    await hub.close()
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "program", "long"])
+async def test_hub_without_its_socket_works_and_logs_the_cause_once(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / ("x" * 120 if kind == "long" else "x")
+    folder.mkdir()
+    path = path_of(folder / "chat.db")
+    with contextlib.ExitStack() as stack:
+        if kind == "file":
+            path.write_text("mine")
+        elif kind == "program":
+            other = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            other.bind(str(path))
+            other.listen()
+        hub = Hub(f"sqlite:///{folder / 'chat.db'}", hooks_signals=False)
+        await hub.create("c", text="served")
+        await hub.close()
+        assert path.exists() is (kind != "long")
+    cause = {"file": "not a socket has this name", "program": "another program listens", "long": "path too long"}[kind]
+    logged = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(logged) == 1
+    assert f"control socket {path} cannot be opened" in logged[0]
+    assert cause in logged[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_another_user_cannot_connect(server: Server) -> None:
+    server.store.parent.chmod(0o755)
+    for folder in server.store.parents[:2]:
+        folder.chmod(0o755)
+    program = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM); "
+        "s.connect(sys.argv[1])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(path_of(server.store))], capture_output=True, text=True, check=False
+    )
+    assert "PermissionError" in ran.stderr
+
+
+def test_server_that_is_silent_or_sends_other_lines_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.control_client.SILENT_S", 0.05)
+    path = path_of(tmp_path / "chat.db")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        other.listen()
+        with pytest.raises(LocalError, match=r"is not valid \(timed out\); check the server"):
+            next(call(tmp_path / "chat.db", "inspect"))
