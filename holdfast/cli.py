@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, retention, tail.
+"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, retention, export, import, tail.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -352,6 +352,34 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
             click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
             total, size_bytes = total + due.messages, size_bytes + due.size_bytes
     click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
+
+
+@main.command()
+@click.argument("channel")
+@_STORE
+@click.option("--url", default=None, help="Where the hub is served: its server exports the channel.")
+@click.option("--token", default=None, envvar="HOLDFAST_TOKEN", help="With --url: the token, or $HOLDFAST_TOKEN.")
+def export(channel: str, store: str, url: str | None, token: str | None) -> None:
+    """Write the messages of CHANNEL to the output, as JSON lines with a checksum."""
+    from holdfast import archiving
+
+    out = sys.stdout.buffer
+    if url is not None:
+        archiving.fetch_export(url, channel, token, out)
+    else:
+        asyncio.run(archiving.export_channel(store, channel, out))
+
+
+@main.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@_STORE
+@click.option("--channel", default=None, help="The empty channel to fill.  [default: the exported one]")
+def import_file(file: Path, store: str, channel: str | None) -> None:
+    """Write the messages of FILE, an export, into an empty channel of a store that no process serves."""
+    from holdfast import archiving
+
+    done = asyncio.run(archiving.import_channel(store, file, channel))
+    click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
 
 
 def _sqlite_store(url: str) -> SqliteStore:

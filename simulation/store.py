@@ -299,6 +299,10 @@ class StoreClient:
         """`Store.prune`."""
         return await self._call(lambda: _now(self._store.memory.prune(channel, epoch=epoch, versions=versions)))
 
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """`Store.commands`."""
+        return await self._call(lambda: _now(self._store.memory.commands(channel, after=after, limit=limit)))
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """`Store.notes`."""
         return await self._call(lambda: _now(self._store.memory.notes(prefix)))

@@ -140,7 +140,7 @@ class HubCore:
             is_named=lambda: names is None or any(value is self for value in list(names.values())),
             signals=SignalHook(self.drain) if hooks_signals else None,
         )
-        self.archive = Archive(self._lifecycle, self.store)  # the list of channels
+        self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
         self.retainer = Retainer(retention, self._lifecycle, no_hold)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
         self.on_start(partial(open_control, self))

@@ -206,6 +206,9 @@ class Store(Protocol):
         disk within a minute. The channel counts as moved.
         """
 
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of at most `limit` commands of `channel`, in order, beginning after the id `after`."""
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under names that begin with `prefix`."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.core.document import DAMAGE, Document, Segment, Stored, times_in, used_up_head
 from holdfast.core.model import ChannelSummary
+from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Append, Delete, Entry
 from holdfast.core.patterns import matches
 from holdfast.core.retention import Fact
@@ -285,6 +286,12 @@ class MemoryStore:
                 known.floor = max(known.floor, *(one.version for one in gone))
                 self._note_move(channel)
         return self._head(channel)
+
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
+        known = self._channels.get(channel)
+        ids = [one for one in known.messages if one.startswith(COMMAND_MARK)] if known is not None else []
+        return sorted(one for one in ids if after is None or one > after)[:limit]
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""

@@ -238,6 +238,11 @@ class PostgresStore:
             self._moves.add(channel)
         return head
 
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
+        async with self._reading() as reader:
+            return await reader.commands(channel, after, limit)
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
         async with self._reading() as reader:

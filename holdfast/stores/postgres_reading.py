@@ -15,6 +15,7 @@ from asyncpg.pool import PoolConnectionProxy
 from holdfast.core.document import DAMAGE, Segment, Stored, times_in, used_up_head
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.model import ChannelSummary
+from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Delete, Entry
 from holdfast.core.retention import Fact
 from holdfast.stores.base import NOTHING, Changes, Facts, Head, StoredPage
@@ -192,6 +193,15 @@ class Reader:
             *(log.id, after, limit),
         )
         return Facts(log.head, [_fact(row, log) for row in rows])
+
+    async def commands(self, channel: str, after: str | None, limit: int) -> list[str]:
+        rows = await self._db.fetch(
+            f"SELECT message FROM {self._schema}.documents"
+            f" WHERE channel = (SELECT id FROM {self._schema}.channels WHERE name = $1)"
+            " AND message > $2 AND message < $3 ORDER BY message LIMIT $4",
+            *(channel, after or COMMAND_MARK, chr(ord(COMMAND_MARK) + 1), limit),
+        )
+        return [row["message"] for row in rows]
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         rows = await self._db.fetch(f"SELECT name, value FROM {self._schema}.notes WHERE starts_with(name, $1)", prefix)

@@ -188,6 +188,10 @@ class SqliteStore:
         """Remove messages and commands (`Store.prune`)."""
         return await self._run(lambda engine: engine.pruning.prune(channel, epoch, versions), late=CommitUnknown)
 
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
+        return await self._run(lambda engine: engine.channels.commands(channel, after, limit))
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
         return await self._run(lambda engine: engine.notes(prefix))

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from holdfast.core.document import DAMAGE, Document, times_in
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.model import ChannelSummary
+from holdfast.core.names import COMMAND_MARK
 from holdfast.stores.base import NOTHING, Head, next_lives
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_log import Tracked
@@ -198,6 +199,15 @@ class Channels:
         """Return the names of channels that are not empty (`Store.channels`)."""
         rows = self._db.execute("SELECT name FROM channels WHERE name > ? ORDER BY name LIMIT ?", (after or "", limit))
         return [name for (name,) in rows]
+
+    def commands(self, name: str, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands of a channel (`Store.commands`)."""
+        rows = self._db.execute(
+            "SELECT message FROM documents WHERE channel = (SELECT id FROM channels WHERE name = ?)"
+            " AND message > ? AND message < ? ORDER BY message LIMIT ?",
+            (name, after or COMMAND_MARK, chr(ord(COMMAND_MARK) + 1), limit),
+        )
+        return [message for (message,) in rows]
 
     def summaries(self, within: Sequence[str], after: str | None, limit: int) -> list[ChannelSummary]:
         """Return a list of channels (`Store.summaries`)."""

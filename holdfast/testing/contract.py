@@ -647,6 +647,18 @@ class StoreContract:
         assert await store.channels(after="aa", limit=10) == names[2:]
         assert await store.channels(after="z", limit=10) == []
 
+    async def test_commands_are_listed_by_id(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "x"), *((f"!c{number}", SendCommand(name="ask")) for number in (2, 3, 1)))
+        await chat.do(("!c2", ReplyCommand()))
+        await Chat(store, "other").do(create("m1", "x"), ("!c9", SendCommand(name="ask")))
+        assert await store.commands("c", after=None, limit=10) == ["!c1", "!c2", "!c3"]
+        assert await store.commands("c", after=None, limit=2) == ["!c1", "!c2"]
+        assert await store.commands("c", after="!c2", limit=2) == ["!c3"]
+        assert await store.commands("none", after=None, limit=10) == []
+        await emptied(store, "c")
+        assert await store.commands("c", after=None, limit=10) == []
+
     async def test_summaries_are_listed_by_name_and_prefix(self, store: Store) -> None:
         for name in ("b", "a:2", "a:1", "a", "ab:1"):
             await Chat(store, name).do(create("m1", "x"))
