@@ -36,6 +36,7 @@ NAMES = (
     "slow",
     "turns",
     "answer",
+    "ai_sdk",
     "appends",
     "beside",
     "soak",

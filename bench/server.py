@@ -240,8 +240,15 @@ async def start_server(hub: Hub, port: int = 0) -> AsyncIterator[int]:
     Socket options, collector settings and HTTP implementation are those of `holdfast serve`.
     """
     hub.drive_by_hand = True
+    async with start_app(hub, port) as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def start_app(app: Any, port: int = 0) -> AsyncIterator[int]:
+    """Serve an app as `start_server` serves a hub."""
     listening = serving.listen(_HOST, port)
-    server = serving.server(hub)
+    server = serving.server(app)
     running = await serving.start(server, listening)
     if not server.started:
         raise BenchError("the server could not start")

@@ -20,7 +20,7 @@ from wsproto.events import CloseConnection, Ping, TextMessage
 
 from bench import tokens
 from bench.reader import LoadFrames, LoadResponse
-from wirecheck import Json, SseParser, Violation, WireError, get_request
+from wirecheck import Json, SseEvent, SseParser, Violation, WireError, get_request
 
 __all__ = ["KINDS", "NchanSse", "NchanWs", "SocketIo", "TextChecker", "TextSession", "XaddSse", "open_session"]
 
@@ -125,12 +125,15 @@ class _Sse(TextSession):
         self.has_attached = True
         self.checker.payload_bytes += len(data)
         for event in self._parser.receive(data):
-            if event.event == "done":
-                self.checker.is_done = True
-            else:
-                self.checker.take(self._text(event.data), event.id, now_s)
+            self._take(event, now_s)
         if self.response.is_complete and not self.checker.is_done:
             self.checker.violate("ended", "the stream ended before the answer was complete")
+
+    def _take(self, event: SseEvent, now_s: float) -> None:
+        if event.event == "done":
+            self.checker.is_done = True
+        else:
+            self.checker.take(self._text(event.data), event.id, now_s)
 
     def _text(self, data: bytes) -> str:
         return data.decode()
@@ -151,6 +154,19 @@ class XaddSse(_Sse):
 
     def _text(self, data: bytes) -> str:
         return msgspec.json.decode(data, type=str)
+
+
+class AiSdkSse(_Sse):
+    """A page with the AI SDK that resumes: the deltas of the texts. The id of its chat is the end of the channel's."""
+
+    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
+        super().__init__(checker, f"/api/chat/{quote(checker.channel.rpartition(':')[2])}/stream", host, resume)
+
+    def _take(self, event: SseEvent, now_s: float) -> None:
+        if event.data == b"[DONE]":
+            self.checker.is_done = True
+        elif (chunk := msgspec.json.decode(event.data))["type"] == "text-delta":
+            self.checker.take(chunk["delta"], None, now_s)
 
 
 class _Ws(TextSession):
@@ -253,6 +269,7 @@ class SocketIo(_Ws):
 
 
 KINDS: dict[str, Callable[..., TextSession]] = {
+    "ai-sdk": AiSdkSse,
     "nchan-sse": NchanSse,
     "nchan-ws": NchanWs,
     "nchan-ws-meta": NchanWsMeta,

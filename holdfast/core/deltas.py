@@ -160,7 +160,7 @@ class MessageProgress:
         for event in events:
             match event:
                 case MessageAppend() if event.id == self._id:
-                    deltas += self._append(event)
+                    deltas += self.append(event)
                 case MessagePart() if event.id == self._id:
                     deltas += self._put(event.index, event.part)
                 case MessageCreate() | MessageUpdate() if event.message.id == self._id:
@@ -179,7 +179,8 @@ class MessageProgress:
                     self.is_broken = self.is_broken or not event.resumed
         return deltas
 
-    def _append(self, event: MessageAppend) -> list[Delta]:
+    def append(self, event: MessageAppend) -> list[Delta]:
+        """Return the delta of an append to this message, if it has one. Hot path: `receive` without the other kinds."""
         index, at = event.part, event.at
         kind = self._kinds[index] if index < len(self._kinds) else None
         if kind is None or kind not in APPENDABLE:

@@ -109,7 +109,8 @@ class TurnProgress:
         self._id = message_id
         self._answers: dict[str, MessageProgress] = {}
         self._questions: set[str] = set()
-        self._is_deleted = self._is_cut = False
+        self._is_deleted = False
+        self.is_broken = False  # True if events are missing, so that the reader has to begin again
         self._claim: ClaimState | None = None  # the claim of the turn as of the last batch
         self.state: TurnState = "none"
 
@@ -117,11 +118,6 @@ class TurnProgress:
     def is_over(self) -> bool:
         """Return whether no delta follows any more."""
         return self.state == "over"
-
-    @property
-    def is_broken(self) -> bool:
-        """Return whether events are missing, so that the reader has to begin again."""
-        return self._is_cut or any(one.is_broken for one in self._answers.values())
 
     def begin(self, status: TurnStatus) -> list[TurnDelta]:
         """Return the deltas that bring a new reader to `status`."""
@@ -143,7 +139,11 @@ class TurnProgress:
         if len(events) == 1 and type(event := events[0]) is MessageAppend and claim is self._claim:
             # hot path: nearly all events are text, which does not change the state of the turn
             answer = self._answers.get(event.id)
-            return [InAnswer(event.id, delta) for delta in answer.receive(events)] if answer is not None else []
+            if answer is None:
+                return []
+            added = answer.append(event)
+            self.is_broken = self.is_broken or answer.is_broken
+            return [InAnswer(event.id, added[0])] if added else []
         self._claim = claim
         deltas: list[TurnDelta] = []
         # commands last: an answer that was created in this batch may have changed since it asked
@@ -160,10 +160,11 @@ class TurnProgress:
                 case MessageDelete(id=message_id) if message_id == self._id:
                     self._is_deleted = True
                 case ChannelAttached():
-                    self._is_cut = self._is_cut or not event.resumed
+                    self.is_broken = self.is_broken or not event.resumed
                 case _:
                     for message_id, progress in self._answers.items():
                         deltas += [InAnswer(message_id, delta) for delta in progress.receive([event])]
+                        self.is_broken = self.is_broken or progress.is_broken
         return deltas + self._settle(claim)
 
     def _begin_answer(self, message: Message) -> list[TurnDelta]:

@@ -19,6 +19,7 @@ from holdfast.core.message_state import MessageState
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import Caller, FinishMessage, TakeOver
+from holdfast.hub.importing import undo_imports
 from holdfast.hub.nodes import IsMine
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
@@ -35,6 +36,8 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], wri
     done by then needs no repetition, and suffers none.
     """
     store = runtime.store
+    if store.is_exclusive:
+        await undo_imports(store)
     for channel in await store.open_channels():  # one channel at a time: together they may be larger than memory
         if not is_mine(channel):
             continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ _encode = msgspec.json.Encoder().encode
 Place = tuple[str, int]  # the id of an answer, and the index of a part
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
+SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER)
 
@@ -87,8 +89,13 @@ class UIStream:
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
-        if len(deltas) == 1 and (body := self._more_text(deltas[0])):
-            return body
+        if len(deltas) == 1 and type(only := deltas[0]) is InAnswer and type(added := only.delta) is TextAdded:
+            # hot path: nearly all deltas are more text of an open part
+            place = only.message_id, added.index
+            if (opened := self._open.get(place)) is not None and not self._is_step_due:
+                self._texts[place].add(added.text)
+                frame = _shared_frame if len(added.text) <= SHARED_CHARS else _frame
+                return frame(*opened, added.text)
         if self._page.id is not None:
             self._begin(self._page.id)
         state = ""
@@ -120,16 +127,6 @@ class UIStream:
         body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._chunks])
         self._chunks.clear()
         return body + b"data: [DONE]\n\n" if self.is_over else body
-
-    def _more_text(self, delta: TurnDelta) -> bytes:
-        """Return the chunk for more text of an open part, as nearly all deltas are; no bytes for other deltas."""
-        if type(delta) is not InAnswer or type(added := delta.delta) is not TextAdded:
-            return b""
-        kind, id = self._open.get((delta.message_id, added.index), ("", ""))
-        if not kind or self._is_step_due:
-            return b""
-        self._texts[delta.message_id, added.index].add(added.text)
-        return b"data: %b\n\n" % _encode({"type": f"{kind}-delta", "id": id, "delta": added.text})
 
     def _put(self, **chunk: Any) -> None:
         self._chunks.append(chunk)
@@ -292,3 +289,10 @@ class UIStream:
         else:
             self._put(type="error", errorText=reason or ("no agent serves this chat" if state == "none" else status))
         self.is_over = True
+
+
+def _frame(kind: str, id: str, text: str) -> bytes:
+    return b"data: %b\n\n" % _encode({"type": f"{kind}-delta", "id": id, "delta": text})
+
+
+_shared_frame = lru_cache(maxsize=1)(_frame)  # the viewers of a turn get the same text in a row: it is encoded once

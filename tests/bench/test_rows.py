@@ -25,7 +25,22 @@ from typing import Any
 
 import pytest
 
-from bench import answer, client, conversations, fanout, highest, memory, needs, plan, report, slow, soak, steady, storm
+from bench import (
+    ai_sdk,
+    answer,
+    client,
+    conversations,
+    fanout,
+    highest,
+    memory,
+    needs,
+    plan,
+    report,
+    slow,
+    soak,
+    steady,
+    storm,
+)
 from bench.__main__ import BENCHMARKS
 from bench.common import Options, Row, Void, attempt, check, load_client, producers_us, served
 from bench.proc import BenchError, Child, rss_bytes, tree
@@ -402,6 +417,12 @@ def test_answer_rows_have_figures(options: Options) -> None:
     rows = answer.answers(options, count=3, tokens=10, rounds=1)
     assert verdicts(rows) == [None, None]
     assert 0 < figure(rows[1]) < figure(rows[0])
+
+
+def test_row_of_the_ai_sdk_has_a_figure(options: Options) -> None:
+    row = ai_sdk.viewers(options, channels=2, each=3, rounds=1, seconds=0.2)
+    assert row.is_met is not None
+    assert figure(row) > 0
 
 
 def test_overload_has_latencies_of_its_later_part_only(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:

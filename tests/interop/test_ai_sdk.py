@@ -17,6 +17,8 @@ from starlette.responses import Response
 from holdfast import Hub, Identity, Turn
 from holdfast.core.model import Message
 from holdfast.interop import AISDK
+from holdfast.interop.ai_sdk_stream import UIStream
+from holdfast.routes import InAnswer, MessageOpened, PartOpened, TextAdded
 from holdfast.transports.chunks import cycle_of
 from tests.interop.pages import MAJOR, Pages, pages_at, text_of
 from tests.transports.conftest import Served, new_hub, serving
@@ -683,6 +685,21 @@ async def test_text_that_is_replaced_ends_the_stream_as_an_error_and_shows_after
     await scene.served.until(lambda: not scene.hub.channel("chat:1").feeds)
     await pages("b", "open", id="1", load=True)
     assert text_of(await pages("b", "state")) == "Another text words"
+
+
+def test_viewers_of_a_turn_share_the_bytes_of_their_texts() -> None:
+    frames = []
+    opened = Message(id="a", role="assistant", status="streaming", created=1, version=1, created_at=0, updated_at=0)
+    for _ in range(2):
+        stream = UIStream("u")
+        part = {"type": "text", "text": "Hello"}
+        stream.frame([InAnswer("a", MessageOpened(opened))])
+        stream.frame([InAnswer("a", PartOpened(0, part))])
+        frames.append([stream.frame([InAnswer("a", TextAdded(0, "text", 5, text))]) for text in (" to", "x" * 20_000)])
+    (short, long), (same, other) = frames
+    assert short is same
+    assert short == b'data: {"type":"text-delta","id":"a.0","delta":" to"}\n\n'
+    assert (long == other, long is other) == (True, False)  # a long text is not kept
 
 
 async def test_head_of_a_stream_ends_while_the_turn_runs(scene: Scene) -> None:
