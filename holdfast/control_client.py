@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from holdfast.client.problems import error_of
 from holdfast.core.errors import LocalError
 from holdfast.hub.control import BEAT_S, path_of
 
@@ -52,6 +51,8 @@ def call(store: Path, name: str, **arguments: object) -> Iterator[Any]:
 
 
 def _values(connection: socket.socket) -> Iterator[Any]:
+    from holdfast.client.problems import error_of  # imported here, because the import is slow
+
     with contextlib.closing(connection.makefile("rb")) as lines:
         while True:
             line = msgspec.json.decode(
