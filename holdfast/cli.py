@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import click
 import msgspec
 
 from holdfast._version import __version__
-from holdfast.control_client import NotServed, call
+from holdfast.control_client import NotServed, call, call_at
 from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown, shown_url
 from holdfast.core.names import check_prefix
 from holdfast.core.retention import Policies
@@ -367,7 +366,7 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
         archiving.fetch_export(url, channel, token, out)
         return
     try:
-        for line in _call(store, "export", channel=channel):
+        for line in call_at(store, "export", channel=channel):
             out.write(line.encode())
         out.flush()
     except NotServed:
@@ -383,19 +382,11 @@ def import_file(file: Path, store: str, channel: str | None) -> None:
     from holdfast import archiving
 
     try:
-        (found,) = _call(store, "import", path=os.path.abspath(file), channel=channel)
+        (found,) = call_at(store, "import", path=os.path.abspath(file), channel=channel)
         done = msgspec.convert(found, Imported)
     except NotServed:
         done = asyncio.run(archiving.import_channel(store, file, channel))
     click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
-
-
-def _call(url: str, name: str, **arguments: object) -> Iterator[Any]:
-    """Yield the values of a call at the hub that serves the store `url`. Raises NotServed or the error of the call."""
-    store = open_url(url)
-    if not isinstance(store, SqliteStore):
-        raise NotServed
-    yield from call(store.path, name, **arguments)
 
 
 def _sqlite_store(url: str) -> SqliteStore:
