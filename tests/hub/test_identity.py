@@ -162,7 +162,12 @@ def test_claimed_client_id_is_taken_from_the_query_or_is_anonymous() -> None:
     assert claimed_identity({"query_string": b""}).client_id == "anonymous"
 
 
-@given(names, st.data())
+patterns = st.builds(
+    str.__add__, st.text("ab", max_size=3), st.sampled_from(["", "*", ":*", "/*", ".*", ":{sub}", ":{sub}:*"])
+)
+
+
+@given(names | patterns, st.data())
 def test_grant_of_a_pattern_holds_on_exactly_its_channels(pattern: str, data: st.DataObject) -> None:
     try:
         identity = Identity(client_id="ada", grants={pattern: READER})
