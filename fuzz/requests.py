@@ -80,6 +80,7 @@ REQUESTS: list[dict[str, Json]] = [
     {"method": "GET", "path": M, "query": "before=3&limit=2"},
     {"method": "GET", "path": C},
     {"method": "GET", "path": "/v1/channels", "query": "prefix=c&after=a&limit=2"},
+    {"method": "GET", "path": f"{C}/export"},
     {"method": "DELETE", "path": C},
     {"method": "GET", "path": "/healthz"},
     {"method": "GET", "path": "/readyz"},

@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, tail.
+"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, retention, export, import, tail.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -12,6 +12,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ import click
 import msgspec
 
 from holdfast._version import __version__
-from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown_url
+from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown, shown_url
 from holdfast.core.names import check_prefix
-from holdfast.hub import identity
+from holdfast.core.retention import Policies
+from holdfast.hub import HubCore, identity
+from holdfast.hub.backups import BackupSchedule
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
 from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_local, listen, run
@@ -67,6 +70,21 @@ def main() -> None:
     help="Default flush window of viewers, in ms.  [default: 40]",
 )
 @click.option("--drain-s", default=None, type=click.FloatRange(0, 3600), help="Time for running answers at the end.")
+@click.option(
+    "--backup-dir",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Folder for backups of the store at regular times.",
+)
+@click.option(
+    "--backup-every", default=None, metavar="TIME", help="Time between two backups, such as 30m.  [default: 1h]"
+)
+@click.option(
+    "--backup-keep",
+    default=None,
+    type=click.IntRange(1),
+    help="Number of backups; older ones are removed.  [default: 24]",
+)
 @click.option(
     "--no-migration-backup",
     is_flag=True,
@@ -115,6 +133,9 @@ def serve(
     store: str | None,
     flush_ms: int | None,
     drain_s: float | None,
+    backup_dir: Path | None,
+    backup_every: str | None,
+    backup_keep: int | None,
     no_migration_backup: bool,
     target: str | None,
     secret_files: tuple[Path, ...],
@@ -150,6 +171,7 @@ def serve(
         store_url = store or "sqlite:///holdfast.db"
         app = Hub(_store_without_backup(store_url) if no_migration_backup else store_url, **known)
         check_guarded(host, app)
+    _schedule_backups(hubs_in(app), backup_dir, backup_every, backup_keep)
     if allow_everyone and not is_local(host):
         click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
     elif allow_everyone:
@@ -305,12 +327,79 @@ def channels(prefix: str, store: str, is_json: bool) -> None:
         click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {one.channel}")
 
 
+@main.command()
+@_STORE
+@click.option("--dry-run", is_flag=True, required=True, help="Required: messages go only in a hub that serves.")
+@click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Use the rules of this hub.")
+@click.option("--keep", "ages", multiple=True, metavar="PATTERN=AGE", help="A rule, such as chat:*=90d; repeatable.")
+def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ...]) -> None:
+    """Say which messages retention would remove now, also while the store is served."""
+    from holdfast.stores.sqlite_reader import due_channels
+
+    if (target is None) == (not ages):
+        raise LocalError("retention needs rules: give either --app MODULE:NAME or --keep PATTERN=AGE")
+    wrong = next((one for one in ages if "=" not in one), None)
+    if wrong is not None:
+        raise LocalError(f"--keep must be PATTERN=AGE, such as chat:*=90d, got {shown(wrong)}")
+    hubs = hubs_in(_load(target)) if target is not None else []
+    if target is not None and not any(one.retainer.policies for one in hubs):
+        raise LocalError(f"--app {target} has no hub with the setting retention; give rules with --keep")
+    policies = [one.retainer.policies for one in hubs] or [Policies(dict(one.rsplit("=", 1) for one in ages))]
+    total = size_bytes = 0
+    for rules in policies:
+        for due in due_channels(_sqlite_store(store).path, rules, time.time_ns() // 1_000_000):
+            gone = "  (the whole channel)" if due.is_gone else ""
+            click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
+            total, size_bytes = total + due.messages, size_bytes + due.size_bytes
+    click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
+
+
+@main.command()
+@click.argument("channel")
+@_STORE
+@click.option("--url", default=None, help="Where the hub is served: its server exports the channel.")
+@click.option("--token", default=None, envvar="HOLDFAST_TOKEN", help="With --url: the token, or $HOLDFAST_TOKEN.")
+def export(channel: str, store: str, url: str | None, token: str | None) -> None:
+    """Write the messages of CHANNEL to the output, as JSON lines with a checksum."""
+    from holdfast import archiving
+
+    out = sys.stdout.buffer
+    if url is not None:
+        archiving.fetch_export(url, channel, token, out)
+    else:
+        asyncio.run(archiving.export_channel(store, channel, out))
+
+
+@main.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@_STORE
+@click.option("--channel", default=None, help="The empty channel to fill.  [default: the exported one]")
+def import_file(file: Path, store: str, channel: str | None) -> None:
+    """Write the messages of FILE, an export, into an empty channel of a store that no process serves."""
+    from holdfast import archiving
+
+    done = asyncio.run(archiving.import_channel(store, file, channel))
+    click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
+
+
 def _sqlite_store(url: str) -> SqliteStore:
     """Return the store in a file that `url` names. Raises LocalError for another store."""
     store = open_url(url)
     if not isinstance(store, SqliteStore):
         raise LocalError(f"--store must name a file, sqlite:///path, got {shown_url(url)}")
     return store
+
+
+def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | None, keep: int | None) -> None:
+    """Let the hubs make backups into `folder`, if one is given. Raises LocalError for options that do not fit."""
+    if folder is None:
+        if (every, keep) != (None, None):
+            raise LocalError("--backup-every and --backup-keep need --backup-dir; name the folder")
+        return
+    if not hubs:
+        raise LocalError("--backup-dir found no hub in this app; make a BackupSchedule(hub, folder) in its code")
+    for hub in hubs:
+        BackupSchedule(hub, folder, every=every or "1h", keep=keep or 24)
 
 
 def _store_without_backup(url: str) -> SqliteStore:

@@ -33,7 +33,7 @@ LAYERS = (
     ("app",),
     ("__init__",),
     ("interop",),
-    ("http_parts", "lean_waits", "parse_turns", "tail", "control_client"),
+    ("http_parts", "lean_waits", "parse_turns", "tail", "archiving", "control_client"),
     ("connections",),
     ("bounded_http",),
     ("bounded_websocket",),

@@ -1,19 +1,26 @@
-"""The channels of a hub as records: a list of them.
+"""The channels of a hub as records: lists, exports and imports.
 
 Layer: hub.
 
-`Hub.archive` is an `Archive`. Its calls work on the store and never load a channel into memory.
+`Hub.archive` is an `Archive`. Its calls work on the store; only an import loads its channel into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 
 from msgspec import Struct
 
 from holdfast.core.errors import InvalidRequest
+from holdfast.core.limits import Limits
 from holdfast.core.model import ChannelSummary
 from holdfast.core.names import check_channel, check_prefix
+from holdfast.hub.clock import Clock
+from holdfast.hub.exporting import export_lines
+from holdfast.hub.importing import Imported, check_file, write_file
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.stores.base import Store
 
@@ -33,9 +40,11 @@ class ChannelPage(Struct, frozen=True, kw_only=True):
 class Archive:
     """The records of a hub: `hub.archive`."""
 
-    def __init__(self, lifecycle: Lifecycle, store: Store) -> None:
+    def __init__(self, lifecycle: Lifecycle, store: Store, limits: Limits, clock: Clock) -> None:
         self._lifecycle = lifecycle
         self._store = store
+        self._limits = limits
+        self._clock = clock
 
     async def channels(
         self,
@@ -65,6 +74,30 @@ class Archive:
             if len(found) > limit:
                 break
         return ChannelPage(channels=found[:limit], more=len(found) > limit)
+
+    async def export(self, channel: str) -> AsyncGenerator[bytes]:
+        """Yield the lines of an export of `channel`: its messages and commands as JSON, each with its line end.
+
+        Raises InvalidName, NotFound for a channel without messages, Busy if it is deleted meanwhile, StoreUnavailable.
+        """
+        check_channel(channel)
+        await self._lifecycle.start()
+        async for line in export_lines(self._store, channel):
+            yield line
+
+    async def import_file(self, path: str | os.PathLike[str], *, channel: str | None = None) -> Imported:
+        """Write the messages of an export file into an empty channel, by default that of its header; all or none.
+
+        No turn starts. Raises IdConflict if the channel is not empty, and for a damaged file InvalidRequest or another
+        error that names the line, before the channel is changed.
+        """
+        if channel is not None:
+            check_channel(channel)
+        await self._lifecycle.start()
+        checked = await check_file(Path(path), self._limits, self._clock.now_ms())
+        name = channel or checked.channel
+        live = self._lifecycle.runtime.channel(name)
+        return await live.rewrite(partial(write_file, self._store, name, checked, self._limits, self._clock))
 
 
 def _within(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:

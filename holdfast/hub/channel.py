@@ -10,8 +10,9 @@ flight, because a read that races a commit would leave a hole.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -30,6 +31,7 @@ from holdfast.stores.base import Conflict, Head, Store, head_of
 
 # Called with the ids of the changed messages and commands; None means that they are unknown.
 Observe = Callable[["Channel", "Iterable[str] | None"], None]
+T = TypeVar("T")
 MAX_CONFLICTS = 100  # conflicts in a row after which a request fails
 KEPT_ABSENT = 10_000  # ids that the store is known not to have, so that a new message looks its id up at most once
 
@@ -340,6 +342,21 @@ class Channel:
             await self._reload()
         self.moved()
 
+    async def rewrite(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Run `write`, which changes this channel in the store without a request, and return its result.
+
+        Requests and new viewers wait until the channel was read again. Raises StoreUnavailable.
+        """
+        await self.load()
+        async with self._exclusive():
+            try:
+                return await write()
+            finally:
+                self.is_stale = True
+                await self._reload()
+                self.is_stale = False
+                self.moved()
+
     async def _is_at(self, head: Head) -> bool:
         """Return whether the state is at `head`, as a read returned it.
 
@@ -351,7 +368,7 @@ class Channel:
     def is_at(self, head: Head) -> bool:
         """Return whether the state in memory is at `head`."""
         state = self.state
-        return (head.epoch, head.serial, head.lives) == (state.epoch, state.serial, state.lives)
+        return head == (state.epoch, state.serial, state.floor, state.lives)
 
     async def _follow(self, head: Head) -> None:
         """Bring the state up to the channel's head in the store."""
@@ -360,9 +377,9 @@ class Channel:
             return
         self._absent.clear()
         limit = self._limits.catch_up_messages
-        if head.epoch == state.epoch and head.serial > state.serial:
+        if (head.epoch, head.floor) == (state.epoch, state.floor) and head.serial > state.serial:
             changes = await self._store.changes(self.name, after=state.serial, limit=limit)
-            if changes.messages is not None and changes.head.epoch == state.epoch:
+            if changes.messages is not None and changes.head[::2] == (state.epoch, state.floor):
                 state.insert(restored(changes.messages))
                 state.serial, state.newest = changes.head.serial, changes.newest
                 state.tail.restart(state.serial)

@@ -19,6 +19,7 @@ from holdfast.core.message_state import MessageState
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import Caller, FinishMessage, TakeOver
+from holdfast.hub.importing import undo_imports
 from holdfast.hub.nodes import IsMine
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
@@ -35,6 +36,8 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], wri
     done by then needs no repetition, and suffers none.
     """
     store = runtime.store
+    if store.is_exclusive:
+        await undo_imports(store)
     for channel in await store.open_channels():  # one channel at a time: together they may be larger than memory
         if not is_mine(channel):
             continue
@@ -44,8 +47,8 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], wri
                 runtime.leases.inspect_command(channel, stored.id, restore_command(stored))
                 continue
             message = restore(stored)
-            if store.is_exclusive:  # on a shared store other hubs may hold these leases and turns
-                runtime.leases.inspect_writer(channel, message.id, message)
+            runtime.leases.inspect_writer(channel, message.id, message)
+            if store.is_exclusive:  # on a shared store other hubs may have these turns
                 runtime.scheduler.inspect_message(channel, message.id, message)
             writer = message.writer if message.is_streaming else None
             if writer is not None and writer.node is not None and runtime.nodes.is_gone(writer.node):

@@ -16,6 +16,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from holdfast.stores.base import (
     Committed,
     CommitUnknown,
     Conflict,
+    Facts,
     Head,
     Hold,
     Moved,
@@ -88,6 +90,8 @@ class SqliteStore:
         self._was_in_use = False
         self._open: _Open | None = None
         self._stats = {"commits": 0, "row_bytes": 0}
+        self._failed_backups = 0
+        self._backup_s: float | None = None  # when the last good backup was made, on the monotonic clock
 
     async def open(self) -> None:
         """Open the store (`Store.open`). An open store stays open, and another event loop may take it over."""
@@ -176,6 +180,18 @@ class SqliteStore:
         """Return a list of channels (`Store.summaries`)."""
         return await self._run(lambda engine: engine.channels.summaries(within, after, limit))
 
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
+        return await self._run(lambda engine: engine.pruning.facts(channel, after, limit))
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+        """Remove messages and commands (`Store.prune`)."""
+        return await self._run(lambda engine: engine.pruning.prune(channel, epoch, versions), late=CommitUnknown)
+
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
+        return await self._run(lambda engine: engine.channels.commands(channel, after, limit))
+
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
         return await self._run(lambda engine: engine.notes(prefix))
@@ -221,12 +237,24 @@ class SqliteStore:
             finally:
                 gone.set()
             await asyncio.to_thread(finish, partial, target)
+        self.note_backup(0.0)
+
+    def note_backup(self, age_s: float) -> None:
+        """Note that the last good backup was made `age_s` seconds ago."""
+        self._backup_s = time.monotonic() - age_s
+
+    def note_failed_backup(self) -> None:
+        """Count a scheduled backup that failed."""
+        self._failed_backups += 1
 
     def stats(self) -> dict[str, int]:
-        """Return counters since the store was opened (`Store.stats`)."""
+        """Return counters since the store was opened (`Store.stats`), and the age of the last good backup, if known."""
         if self._open is not None:
             self._stats = self._open.engine.stats()
-        return dict(self._stats)
+        backups = {"failed_backups": self._failed_backups}
+        if self._backup_s is not None:
+            backups["backup_age_s"] = int(time.monotonic() - self._backup_s)
+        return self._stats | backups
 
     async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable) -> T:
         """Run `call` on the store's thread. Raises `late` if the call began and did not end in time."""

@@ -37,7 +37,7 @@ class Stopped(Exception):
 
 
 def check_target(target: Path, store: Path) -> None:
-    """Raise LocalError for a path at which no backup can be made."""
+    """Raise LocalError for a path at which no backup can be made, StoreUnavailable if its disk is too full."""
     of_store = [Path(f"{os.path.realpath(store)}{end}") for end in ("", "-journal", "-wal", "-shm", ".lock")]
     if Path(os.path.realpath(target)) in of_store:
         raise LocalError(f"backup target {target} is a file of the store itself; name another file")
@@ -45,6 +45,12 @@ def check_target(target: Path, store: Path) -> None:
         raise LocalError(f"backup target {target} exists already; name a new file, or remove it first")
     if not target.parent.is_dir():
         raise LocalError(f"backup target {target} cannot be created: there is no directory {target.parent}; create it")
+    needed = sum(one.stat().st_size for one in (store, wal_of(store)) if one.exists())
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise StoreUnavailable(
+            f"backup target {target} needs {needed:,} free bytes, and has {free:,}; free some space on its disk"
+        )
 
 
 @contextlib.contextmanager

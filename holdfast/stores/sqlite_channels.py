@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from holdfast.core.document import DAMAGE, Document, times_in
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.model import ChannelSummary
+from holdfast.core.names import COMMAND_MARK
 from holdfast.stores.base import NOTHING, Head, next_lives
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_log import Tracked
@@ -137,7 +138,8 @@ class Channels:
             number, epoch, floor, checksum = row
             if checksum != _sum_or_none(number, name, epoch, floor):
                 raise StoreUnusable(f"channel {name!r} is damaged: its row has a wrong checksum; restore a backup")
-            channel = Channel(number, name, epoch, floor, self._documents.top(number))
+            # after `prune` the floor may be above the versions of all documents that are left
+            channel = Channel(number, name, epoch, floor, max(floor, self._documents.top(number)))
             self.by_name[name] = channel
         channel.used = at
         return channel
@@ -185,10 +187,27 @@ class Channels:
             (channel.serial, at_ms, at_ms, messages, size_bytes, channel.id),
         )
 
+    def prune(self, channel: Channel, floor: int, messages: int, size_bytes: int) -> None:
+        """Raise the floor of a channel and lower its counts, in the transaction of the caller."""
+        checksum = channel_sum(channel.id, channel.name, channel.epoch, floor)
+        self._db.execute(
+            "UPDATE channels SET floor = ?, crc = ?, messages = messages - ?, size_bytes = size_bytes - ? WHERE id = ?",
+            (floor, checksum, messages, size_bytes, channel.id),
+        )
+
     def names(self, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
         rows = self._db.execute("SELECT name FROM channels WHERE name > ? ORDER BY name LIMIT ?", (after or "", limit))
         return [name for (name,) in rows]
+
+    def commands(self, name: str, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands of a channel (`Store.commands`)."""
+        rows = self._db.execute(
+            "SELECT message FROM documents WHERE channel = (SELECT id FROM channels WHERE name = ?)"
+            " AND message > ? AND message < ? ORDER BY message LIMIT ?",
+            (name, after or COMMAND_MARK, chr(ord(COMMAND_MARK) + 1), limit),
+        )
+        return [message for (message,) in rows]
 
     def summaries(self, within: Sequence[str], after: str | None, limit: int) -> list[ChannelSummary]:
         """Return a list of channels (`Store.summaries`)."""

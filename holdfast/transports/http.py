@@ -66,6 +66,7 @@ from holdfast.transports.access import (
 )
 from holdfast.transports.codec import decode, for_peers, result_fields, unexpected
 from holdfast.transports.credentials import left_s
+from holdfast.transports.lines import LinesResponse
 from holdfast.transports.operations import BY_NAME, OPERATIONS, Operation
 from holdfast.transports.origin import check_peer
 from holdfast.transports.problem import problem_body, problem_headers
@@ -244,6 +245,13 @@ async def read_channel(call: Call) -> Response:
     return _json(await call.hub.info(call.channel))
 
 
+async def export(call: Call) -> Response:
+    """Return the lines of an export, as they are read."""
+    lines = call.hub.archive.export(call.channel)
+    first = await anext(lines)  # raises the errors that a response can still show
+    return LinesResponse(first, lines, headers=_NO_STORE, is_head=call.request.method == "HEAD")
+
+
 async def delete_channel(call: Call) -> Response:
     """Delete a channel."""
     await call.hub.delete_channel(call.channel)
@@ -365,6 +373,7 @@ _HANDLERS: dict[str, Handler] = {
     "signal": signal,
     "channels": channels,
     "read_channel": read_channel,
+    "export": export,
     "delete_channel": delete_channel,
     "ticket": create_ticket,
 }

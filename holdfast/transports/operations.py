@@ -103,6 +103,7 @@ OPERATIONS = (
     # Returns the channels on which the caller has `history`, and needs it on one pattern at least.
     Operation("channels", ("history",), "GET", "/v1/channels"),
     Operation("read_channel", ("history",), "GET", CHANNEL),
+    Operation("export", ("history", "admin"), "GET", f"{CHANNEL}/export"),
     Operation("delete_channel", ("admin",), "DELETE", CHANNEL, status=204),
     Operation("ticket", ("subscribe",), "POST", "/v1/tickets", status=201),
     Operation("events", ("subscribe",), "GET", f"{CHANNEL}/events", frame=AttachFrame, kind="stream"),

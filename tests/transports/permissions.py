@@ -120,6 +120,7 @@ OPERATIONS = (
     Operation("read pages", ("history",), f"GET {_C}/messages", frame="history"),
     Operation("list channels", ("history",), "GET /v1/channels", whose=LISTED),
     Operation("read a channel's position", ("history",), f"GET {_C}"),
+    Operation("export a channel", ("history", "admin"), f"GET {_C}/export", about="done"),
     Operation("delete a channel", ("admin",), f"DELETE {_C}"),
     Operation("follow a channel: SSE, `attach`", ("subscribe",), f"GET {_C}/events", frame="attach"),
     Operation("… long poll", ("subscribe",), f"GET {_C}/poll"),

@@ -1,0 +1,66 @@
+"""Exports: the lines of a channel's messages and commands, read from the store page by page.
+
+Layer: hub. `core.records` defines the lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from holdfast.core.document import restore, restore_command
+from holdfast.core.errors import Busy, NotFound
+from holdfast.core.limits import MIB
+from holdfast.core.records import FORMAT, End, Header, Record, command_record, encode_line, message_record
+from holdfast.stores.base import Head, Store, head_of
+
+PAGE = 200  # messages or commands in one read
+PAGE_BYTES = 2 * MIB
+
+
+async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
+    """Yield the lines of `channel`, each with its line end. Messages that are created meanwhile are left out.
+
+    Memory holds one page at a time. Raises NotFound for an empty channel, Busy if the channel is deleted meanwhile,
+    StoreUnavailable.
+    """
+    head = await head_of(store, channel)
+    if not head.serial:
+        raise NotFound(f"channel {channel!r} has no messages; check its name with holdfast channels")
+    digest = hashlib.sha256()
+    counts = {"message": 0, "command": 0}
+    line = encode_line(Header(format=FORMAT, channel=channel))
+    digest.update(line)
+    yield line
+    async for record in _records(store, channel, head):
+        counts[str(record.__struct_config__.tag)] += 1
+        line = encode_line(record)
+        digest.update(line)
+        yield line
+    yield encode_line(End(messages=counts["message"], commands=counts["command"], sha256=digest.hexdigest()))
+
+
+async def _records(store: Store, channel: str, head: Head) -> AsyncIterator[Record]:
+    after, more = 0, True
+    while more:
+        page = await store.page(channel, before=head.serial + 1, after=after, limit=PAGE, limit_bytes=PAGE_BYTES)
+        _check_same(page.head, head, channel)
+        for stored in page.messages:
+            message = restore(stored)
+            after = message.created
+            yield message_record(message)
+        more = page.more
+    last: str | None = None
+    while ids := await store.commands(channel, after=last, limit=PAGE):
+        now, found = await store.messages(channel, ids)
+        _check_same(now, head, channel)
+        for key in ids:
+            command = restore_command(found[key])
+            if command.created <= head.serial:
+                yield command_record(command)
+        last = ids[-1]
+
+
+def _check_same(now: Head, head: Head, channel: str) -> None:
+    if now.epoch != head.epoch:
+        raise Busy(f"channel {channel!r} was deleted while it was exported; export it again if it has messages")

@@ -1,0 +1,266 @@
+"""Imports: an export file becomes the messages of an empty channel, all of them or none.
+
+Layer: hub. `core.records` defines the lines.
+
+The whole file is checked first, and read a second time while its records are written, so memory holds one batch. Each
+batch is an ordinary commit. A note in the store names the running import: it is written before each commit, and removed
+after the last one. If the process dies in between, the next start of a hub or the next import empties the channel. So
+a channel never shows a part of an import, and the import can be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from holdfast.core.document import Document
+from holdfast.core.errors import HoldfastError, IdConflict, InvalidRequest, LocalError, StoreUnavailable, TooLarge
+from holdfast.core.limits import MIB, Limits
+from holdfast.core.names import check_channel, command_key
+from holdfast.core.ops import Entry
+from holdfast.core.records import (
+    HEADER_BYTES,
+    End,
+    MessageRecord,
+    Record,
+    check_record,
+    decode_header,
+    decode_line,
+    imported,
+    line_bytes,
+)
+from holdfast.hub.clock import Clock
+from holdfast.stores.base import Committed, Conflict, Head, Store, Write, head_of
+
+logger = logging.getLogger("holdfast.hub")
+
+NOTE = "import:"  # prefix of the notes about running imports; the channel follows
+BATCH = 200  # records in one commit
+BATCH_BYTES = 1 * MIB
+
+
+class Imported(Struct, frozen=True, kw_only=True):
+    """The result of an import: the channel, and how many messages and commands it has now."""
+
+    channel: str
+    messages: int
+    commands: int
+
+
+class _Running(Struct, frozen=True, array_like=True):
+    """The note about a running import: the epoch that it gives to the channel, and the serial after its next commit."""
+
+    epoch: str
+    serial: int
+
+
+class _Line(NamedTuple):
+    number: int
+    size: int
+    record: Record
+
+
+class ExportFile:
+    """A file of records that is read line by line. A line is at most as long as the largest message."""
+
+    def __init__(self, path: Path, limits: Limits, now_ms: int) -> None:
+        self.path = path
+        self.channel = ""  # the name in the header
+        self.end: End | None = None  # the last line, once it was read
+        self._limits = limits
+        self._now_ms = now_ms
+        self._digest = hashlib.sha256()
+        self._number = 0
+
+    def lines(self) -> Iterator[_Line]:
+        """Yield the checked records, and check the end. Raises a HoldfastError that names the line, LocalError."""
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise LocalError(f"file {self.path} cannot be read: {error.strerror}; check its name") from None
+        messages = commands = 0
+        with file, self._named_line():
+            header = self._next(file, HEADER_BYTES)
+            self.channel = check_channel(decode_header(header).channel)
+            self._digest.update(header)
+            limit = line_bytes(self._limits)
+            while True:
+                data = self._next(file, limit)
+                record = decode_line(data)
+                if isinstance(record, End):
+                    self._check_end(record, messages, commands)
+                    break
+                self._digest.update(data)
+                yield _Line(self._number, len(data), check_record(record, self._limits, self._now_ms))
+                messages += isinstance(record, MessageRecord)
+                commands += not isinstance(record, MessageRecord)
+            if file.read(1):
+                self._number += 1
+                raise InvalidRequest("the line is after the end of the export; remove it, or export the channel again")
+        self.end = record
+
+    def _next(self, file: BinaryIO, limit: int) -> bytes:
+        """Return the next line, at most `limit` bytes of it. Raises TooLarge, InvalidRequest."""
+        self._number += 1
+        data = file.readline(limit + 1)
+        if len(data) > limit:
+            raise TooLarge(
+                f"the line is longer than {limit} bytes; name a file of holdfast export, or import it in a hub with a "
+                "higher Limits.message_bytes",
+                limit=limit,
+            )
+        if not data.endswith(b"\n"):
+            raise InvalidRequest(
+                "the file was cut here: it has no end of an export; copy it or export the channel again"
+            )
+        return data
+
+    def _check_end(self, end: End, messages: int, commands: int) -> None:
+        if (end.messages, end.commands) != (messages, commands):
+            raise InvalidRequest(
+                f"the file has {messages} messages and {commands} commands, its end names {end.messages} and "
+                f"{end.commands}; export the channel again"
+            )
+        if end.sha256 != self._digest.hexdigest():
+            raise InvalidRequest(
+                "the checksum is not that of the lines before it: the file was changed; copy it or export it again"
+            )
+
+    @contextlib.contextmanager
+    def _named_line(self) -> Iterator[None]:
+        """Add the number of the line to errors."""
+        try:
+            yield
+        except HoldfastError as error:
+            raise at_line(error, self._number, self.path) from None
+
+
+def at_line(error: HoldfastError, number: int, path: Path) -> HoldfastError:
+    """Return `error` as one about a line of a file."""
+    return type(error)(f"line {number} of {path}: {error.detail}", **{**error.details, "line": number})
+
+
+async def check_file(path: Path, limits: Limits, now_ms: int) -> ExportFile:
+    """Read and check a whole file, and return it. Raises a HoldfastError that names the line, LocalError."""
+    file = ExportFile(path, limits, now_ms)
+
+    def read() -> None:
+        for _ in file.lines():
+            pass
+
+    await asyncio.to_thread(read)
+    return file
+
+
+async def write_file(store: Store, channel: str, checked: ExportFile, limits: Limits, clock: Clock) -> Imported:
+    """Write the records of a checked file into the empty `channel`, or write none.
+
+    No other code may write to the channel meanwhile. Raises IdConflict if the channel is not empty or an id cannot be
+    used, StoreUnavailable, and the errors of `check_file` if the file was changed since.
+    """
+    await undo_import(store, channel)
+    head = await head_of(store, channel)
+    if head.serial:
+        raise IdConflict(
+            f"channel {channel!r} is not empty; import into another one with --channel, or delete this one first"
+        )
+    file = ExportFile(checked.path, limits, clock.now_ms())
+    try:
+        await _write(store, channel, file, head, clock.new_epoch())
+        if file.end != checked.end:
+            raise InvalidRequest(f"file {file.path} was changed while it was imported; import it again")
+        await store.note({NOTE + channel: None})
+    except BaseException:
+        try:
+            await undo_import(store, channel)
+        except HoldfastError as error:
+            logger.warning(
+                "a part of an import is left in channel %s; the next import or start removes it: %s", channel, error
+            )
+        raise
+    assert file.end is not None
+    return Imported(channel=channel, messages=file.end.messages, commands=file.end.commands)
+
+
+async def _write(store: Store, channel: str, file: ExportFile, head: Head, epoch: str) -> None:
+    lines = file.lines()
+    serial, lives = 0, head.lives
+    while batch := await asyncio.to_thread(_batch, lines):
+        await _check_new(store, channel, batch, file.path)
+        entries: list[Entry] = []
+        documents: list[Document] = []
+        for line in batch:
+            one = imported(line.record, serial + len(entries) + 1)
+            entries += one.entries
+            documents.append(one.document)
+        await store.note({NOTE + channel: msgspec.msgpack.encode(_Running(epoch, serial + len(entries)))})
+        write = Write(channel=channel, epoch=epoch, expected=serial, entries=entries, documents=documents, lives=lives)
+        (result,) = await store.commit([write])
+        if not isinstance(result, Committed):
+            raise IdConflict(
+                f"channel {channel!r} was written while it was imported; import into another one with --channel"
+            )
+        serial, lives = result.serial, 0
+
+
+def _batch(lines: Iterator[_Line]) -> list[_Line]:
+    """Return the next records, for one commit; none at the end of the file."""
+    batch: list[_Line] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += line.size
+        if len(batch) == BATCH or size >= BATCH_BYTES:
+            break
+    return batch
+
+
+async def _check_new(store: Store, channel: str, batch: list[_Line], path: Path) -> None:
+    """Raise IdConflict if two lines have an id, or if the id was used up by a channel of this name."""
+    keys = [_key(line.record) for line in batch]
+    _, taken = await store.messages(channel, keys)
+    seen = set(taken)
+    for line, key in zip(batch, keys, strict=True):
+        if key in seen:
+            error = IdConflict(
+                f"id {line.record.id!r} is that of an earlier line, or of a message in a deleted channel {channel!r}; "
+                "export the channel again, or import into another one with --channel"
+            )
+            raise at_line(error, line.number, path)
+        seen.add(key)
+
+
+def _key(record: Record) -> str:
+    return record.id if isinstance(record, MessageRecord) else command_key(record.id)
+
+
+async def undo_import(store: Store, channel: str) -> None:
+    """Empty `channel` if an import into it has not ended. Raises StoreUnavailable."""
+    note = (await store.notes(NOTE + channel)).get(NOTE + channel)
+    if note is not None:
+        await _undo(store, channel, note)
+
+
+async def undo_imports(store: Store) -> None:
+    """Empty all channels whose import has not ended. No import may run. Raises StoreUnavailable."""
+    for name, note in (await store.notes(NOTE)).items():
+        await _undo(store, name.removeprefix(NOTE), note)
+
+
+async def _undo(store: Store, channel: str, note: bytes) -> None:
+    running = msgspec.msgpack.decode(note, type=_Running)
+    head = await head_of(store, channel)
+    if head.epoch == running.epoch and head.serial <= running.serial:
+        result = await store.delete_channel(channel, expected=head, used_up=(), until_ms=0)
+        if isinstance(result, Conflict):
+            raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
+        logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
+    await store.note({NOTE + channel: None})

@@ -1,0 +1,351 @@
+"""Exports and imports: the same lines after a round trip, a whole file or none of it, errors that name the line."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.core.errors import HoldfastError, IdConflict, InvalidName, InvalidRequest, LocalError, NotFound, TooLarge
+from holdfast.core.limits import Limits
+from holdfast.hub import HubCore
+from holdfast.stores.memory import MemoryStore
+
+CHANNEL = "chat:1"
+
+
+async def exported(hub: HubCore, channel: str = CHANNEL) -> bytes:
+    return b"".join([line async for line in hub.archive.export(channel)])
+
+
+def lines_of(data: bytes) -> list[Any]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def with_end(lines: list[Any]) -> bytes:
+    """Return `lines`, whose last is an end, as a file with the right counts and checksum."""
+    data = b"".join(json.dumps(one).encode() + b"\n" for one in lines[:-1])
+    counts = {f"{kind}s": sum(one["type"] == kind for one in lines) for kind in ("message", "command")}
+    end = {**lines[-1], **counts, "sha256": hashlib.sha256(data).hexdigest()}
+    return data + json.dumps(end).encode() + b"\n"
+
+
+async def fill(hub: HubCore) -> None:
+    """Create messages of every kind, and commands with and without a reply."""
+    question = await hub.create(
+        CHANNEL, text="Why?\u2028\x01 \U0001f600", author="ada", meta={"b": 1, "a": [1.5, None]}
+    )
+    async with hub.message(CHANNEL, author="agent", reply_to=question.id) as answer:
+        await answer.part({"type": "reasoning", "text": "hm"})
+        await answer.append("x" * 1_000_000)
+    branch = await hub.create(CHANNEL, text="Why not?", parent=question.id)
+    await hub.update(CHANNEL, branch.id, text="Why not, then?")
+    tool = {"type": "tool", "call": "c1", "name": "search", "input": "{}", "output": {"n": 1}}
+    other = {"type": "file", "url": "https://example.com", "x": [{}]}
+    await hub.create(
+        CHANNEL, role="assistant", parts=[tool, other, {"type": "data", "name": "n", "data": 2}], parent=None
+    )
+    stopped = hub.message(CHANNEL, reply_to=branch.id)
+    await stopped.__aenter__()
+    await stopped.append("so far")
+    await hub.finish(CHANNEL, stopped.id, status="failed", reason="crashed")
+    gone = await hub.create(CHANNEL, text="deleted words")
+    await hub.delete(CHANNEL, gone.id)
+    await hub.create(CHANNEL, text="after it", parent=gone.id)
+    sent = await hub.command(CHANNEL, "approve", target=answer.id, data={"call": "c1"}, by="ada")
+    await hub.reply(CHANNEL, sent.id, data={"yes": True}, by="bob")
+    await hub.command(CHANNEL, "ask", data="unanswered")
+
+
+async def test_an_import_gives_the_same_export(hub: HubCore, tmp_path: Path) -> None:
+    await fill(hub)
+    streaming = hub.message(CHANNEL)
+    await streaming.__aenter__()
+    await streaming.append("streams still")
+    await streaming.flush()
+    data = await exported(hub)
+    await streaming.__aexit__(None, None, None)
+    lines = lines_of(data)
+    assert lines[0] == {"type": "holdfast.export", "format": 1, "channel": CHANNEL}
+    assert [one["status"] for one in lines if one.get("id") == streaming.id] == ["interrupted"]
+    assert b"deleted words" not in data
+    before = await hub.info(CHANNEL)
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(data)
+
+    with pytest.raises(IdConflict, match="is not empty; import into another one with --channel"):
+        await hub.archive.import_file(path)
+    assert (await hub.info(CHANNEL)).serial == before.serial
+    done = await hub.archive.import_file(path, channel="copy:1")
+    assert (done.channel, done.messages, done.commands) == ("copy:1", 7, 2)
+    assert lines_of(await exported(hub, "copy:1"))[1:-1] == lines[1:-1]
+    assert "copy:1" not in await hub.store.open_channels()  # no message streams, and no turn waits
+    with pytest.raises(IdConflict):  # a request is no repeat of the one that created the message elsewhere
+        await hub.create("copy:1", id=lines[1]["id"], text="Why?")
+
+    await hub.delete_channel(CHANNEL)
+    await hub.archive.import_file(path)
+    assert await exported(hub) == data
+    assert (await hub.info(CHANNEL)).epoch != before.epoch
+    await hub.create(CHANNEL, text="goes on")
+    assert (await hub.history(CHANNEL, limit=1)).messages[0].parent == lines[7]["id"]
+
+
+TEXTS = st.text(max_size=20)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+OBJECTS = st.dictionaries(TEXTS, JSON, max_size=3)
+PARTS = st.one_of(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "reasoning"]), "text": TEXTS}),
+    st.fixed_dictionaries({"type": st.just("tool"), "call": TEXTS, "name": TEXTS}, optional={"output": JSON}),
+    st.fixed_dictionaries({"type": st.just("data"), "name": TEXTS, "data": JSON}),
+    st.builds(lambda kind, rest: {**rest, "type": kind}, st.sampled_from(["source", "file"]), OBJECTS),
+)
+MESSAGES = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "assistant", "system", "tool"]),
+        "author": st.none() | TEXTS,
+        "parts": st.lists(PARTS, max_size=3),
+        "meta": OBJECTS,
+        "parent": st.none() | st.sampled_from(["m0", "m1", "absent"]),
+        "reply_to": st.none() | st.just("m0"),
+    }
+)
+ENDS = st.none() | st.sampled_from(["complete", "cancelled", "failed"])
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(MESSAGES, ENDS), min_size=1, max_size=4), st.lists(JSON, max_size=2))
+def test_every_message_stays_the_same(messages: list[tuple[dict[str, Any], str | None]], data: list[Any]) -> None:
+    async def round_trip(file: IO[bytes]) -> None:
+        hub, other = (HubCore(MemoryStore(), hooks_signals=False, drain_s=0) for _ in range(2))
+        for number, (fields, end) in enumerate(messages):
+            if end is None:
+                await hub.create(CHANNEL, id=f"m{number}", **fields)
+                continue
+            await hub.message(CHANNEL, id=f"m{number}", **fields).__aenter__()
+            await hub.finish(CHANNEL, f"m{number}", status=end, reason="why" if end == "failed" else None)
+        for one in data:
+            await hub.command(CHANNEL, "ask", data=one)
+        before = await exported(hub)
+        file.write(before)
+        file.flush()
+        await other.archive.import_file(file.name)
+        assert await exported(other) == before
+        assert (await other.history(CHANNEL)).messages[0].parts == (await hub.history(CHANNEL)).messages[0].parts
+        await hub.close()
+        await other.close()
+
+    with tempfile.NamedTemporaryFile() as file:
+        asyncio.run(round_trip(file))
+
+
+def _second(lines: list[Any], **fields: Any) -> list[Any]:
+    return [*lines[:2], {**lines[2], **fields}, *lines[3:]]
+
+
+BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[HoldfastError], str]] = {
+    "nothing": (lambda lines: b"", InvalidRequest, "line 1 of .*was cut"),
+    "no export": (lambda lines: b"{}\n", InvalidRequest, "line 1 of .*not the header"),
+    "a newer format": (
+        lambda lines: with_end([{**lines[0], "format": 2, "more": 1}, *lines[1:]]),
+        InvalidRequest,
+        "line 1 of .*format 2, this version reads format 1; import it with a newer",
+    ),
+    "a bad channel": (lambda lines: with_end([{**lines[0], "channel": "a b"}, *lines[1:]]), InvalidName, "line 1 of"),
+    "cut between lines": (
+        lambda lines: b"".join(with_end(lines).splitlines(keepends=True)[:3]),
+        InvalidRequest,
+        "line 4 of .*was cut here.*copy it or export",
+    ),
+    "cut in a line": (lambda lines: with_end(lines)[:-20], InvalidRequest, "line 5 of .*was cut"),
+    "a changed letter": (
+        lambda lines: with_end(lines).replace(b"two", b"twO"),
+        InvalidRequest,
+        "line 5 of .*checksum is not that of the lines before it",
+    ),
+    "a missing line": (
+        lambda lines: b"".join(with_end(lines).splitlines(keepends=True)[::4]),
+        InvalidRequest,
+        "line 2 of .*has 0 messages and 0 commands, its end names 3 and 0",
+    ),
+    "a line after the end": (lambda lines: with_end(lines) + b"\n", InvalidRequest, "line 6 of .*after the end"),
+    "not JSON": (
+        lambda lines: with_end(lines).replace(b'"role"', b"role"),
+        InvalidRequest,
+        "line 2 of .*not a message",
+    ),
+    "not UTF-8": (lambda lines: with_end(lines).replace(b"two", b"\xff"), InvalidRequest, "line 3 of .*not a message"),
+    "deep": (
+        lambda lines: with_end(_second(lines, meta={"a": 1})).replace(b'"a": 1', b'"a": ' + b"[" * 99_999),
+        InvalidRequest,
+        "line 3 of .*not a message",
+    ),
+    "nested": (
+        lambda lines: with_end(_second(lines, meta=json.loads('{"a":' * 70 + "1" + "}" * 70))),
+        InvalidRequest,
+        "line 3 of .*nested deeper than 64",
+    ),
+    "an unknown field": (lambda lines: with_end(_second(lines, serial=1)), InvalidRequest, "line 3 of .*serial"),
+    "a bad id": (lambda lines: with_end(_second(lines, id="../x")), InvalidName, "line 3 of"),
+    "an id of a command": (lambda lines: with_end(_second(lines, id="!x")), InvalidName, "line 3 of"),
+    "an id twice": (lambda lines: with_end(_second(lines, id="m0")), IdConflict, "line 3 of .*earlier line"),
+    "a bad parent": (lambda lines: with_end(_second(lines, parent="a b")), InvalidName, "line 3 of"),
+    "a role": (lambda lines: with_end(_second(lines, role="admin")), InvalidRequest, "line 3 of .*role must be"),
+    "a status": (lambda lines: with_end(_second(lines, status="streaming")), InvalidRequest, "line 3 of .*status must"),
+    "the future": (
+        lambda lines: with_end(_second(lines, updated_at=lines[2]["updated_at"] + 2 * 24 * 3_600_000)),
+        InvalidRequest,
+        "line 3 of .*at most a day ahead of this machine's clock",
+    ),
+    "a time before 1970": (lambda lines: with_end(_second(lines, created_at=-1)), InvalidRequest, "line 3 of .*1970"),
+    "a part": (lambda lines: with_end(_second(lines, parts=[{"type": "x"}])), InvalidRequest, "line 3 of .*part type"),
+    "parts": (
+        lambda lines: with_end(_second(lines, parts=300 * [{"type": "text", "text": ""}])),
+        TooLarge,
+        "line 3 of .*300 parts, the limit is 256",
+    ),
+    "a large message": (
+        lambda lines: with_end(_second(lines, parts=[{"type": "text", "text": "x" * 10_001}])),
+        TooLarge,
+        "line 3 of .*the limit is 10000",
+    ),
+    "a command": (
+        lambda lines: with_end(
+            [
+                *lines[:4],
+                {
+                    "type": "command",
+                    "id": "c",
+                    "name": "ask",
+                    "created_at": 1,
+                    "expires_at": 2**40,
+                    "reply": {"ok": True},
+                },
+                *lines[4:],
+            ]
+        ),
+        InvalidRequest,
+        "line 5 of .*expires",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_a_bad_file_is_refused_whole(name: str, tmp_path: Path) -> None:
+    hub = HubCore("memory://", hooks_signals=False, limits=Limits(message_bytes=10_000))
+    for number, text in enumerate(["one", "two", "three"]):
+        await hub.create(CHANNEL, id=f"m{number}", text=text)
+    lines = lines_of(await exported(hub))
+    make, kind, match = BAD[name]
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(with_end(lines))
+    await hub.archive.import_file(path, channel="whole")
+    path.write_bytes(make(lines))
+    with pytest.raises(kind, match=match) as refused:
+        await hub.archive.import_file(path, channel="other")
+    assert isinstance(refused.value.details["line"], int)
+    assert (await hub.info("other")).serial == 0
+    assert await hub.store.notes("import:") == {}
+    path.write_bytes(with_end(lines))
+    await hub.archive.import_file(path, channel="other")
+    await hub.close()
+
+
+async def test_a_line_without_an_end_is_not_read_whole(hub: HubCore, tmp_path: Path) -> None:
+    await hub.create(CHANNEL, text="x")
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes((await exported(hub)).splitlines(keepends=True)[0])
+    with path.open("r+b") as file:
+        file.truncate(1_000_000_000)
+    tracemalloc.start()
+    with pytest.raises(TooLarge, match=r"line 2 of .*longer than"):
+        await hub.archive.import_file(path, channel="other")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 120_000_000
+
+
+async def test_missing_channels_and_files_are_refused(hub: HubCore, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="has no messages; check its name"):
+        await exported(hub, "none")
+    with pytest.raises(LocalError, match="cannot be read: No such file"):
+        await hub.archive.import_file(tmp_path / "none")
+
+
+async def test_ids_of_a_deleted_channel_stay_used_up(hub: HubCore, tmp_path: Path) -> None:
+    streaming = hub.message(CHANNEL, id="m1")
+    await streaming.__aenter__()
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(await exported(hub))
+    await hub.delete_channel(CHANNEL)
+    with pytest.raises(IdConflict, match=r"line 2 of .*'m1' is that of .*a deleted channel"):
+        await hub.archive.import_file(path)
+    await hub.archive.import_file(path, channel="other")
+
+
+DYING = """
+import asyncio, os, signal, sys
+from holdfast.hub import HubCore
+from holdfast.hub import importing
+from holdfast.stores.sqlite import SqliteStore
+
+importing.BATCH = 2
+path, file, moment, count = sys.argv[1:]
+
+class Dying(SqliteStore):
+    left = int(count)
+
+    async def commit(self, writes):
+        if moment == "before":
+            self.die()
+        result = await super().commit(writes)
+        if moment == "after":
+            self.die()
+        return result
+
+    def die(self):
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(HubCore(Dying(path), hooks_signals=False).archive.import_file(file))
+"""
+
+
+@pytest.mark.parametrize(("moment", "count"), [("before", 1), ("after", 1), ("before", 3), ("after", 3)])
+async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp_path: Path) -> None:
+    hub = HubCore("memory://", hooks_signals=False)
+    for number in range(6):
+        await hub.create(CHANNEL, text=f"message {number}")
+    data = await exported(hub)
+    await hub.close()
+    file, path = tmp_path / "chat.jsonl", tmp_path / "hub.db"
+    file.write_bytes(data)
+    dying = await asyncio.create_subprocess_exec(sys.executable, "-c", DYING, path, file, moment, str(count))
+    assert await asyncio.wait_for(dying.wait(), 60) == -signal.SIGKILL
+
+    again = HubCore(f"sqlite:///{path}", hooks_signals=False)
+    assert (await again.info(CHANNEL)).serial == 0
+    assert await again.store.notes("import:") == {}
+    await again.archive.import_file(file)
+    assert await exported(again) == data
+    await again.close()
