@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, export, import, tail.
+"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, retention, export, import, tail.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -12,6 +12,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ import click
 import msgspec
 
 from holdfast._version import __version__
-from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown_url
+from holdfast.control_client import NotServed, call, call_at
+from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown, shown_url
 from holdfast.core.names import check_prefix
+from holdfast.core.retention import Policies
 from holdfast.hub import HubCore, identity
 from holdfast.hub.backups import BackupSchedule
 from holdfast.hub.identity import Authenticate
+from holdfast.hub.importing import Imported
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
 from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_local, listen, run
 from holdfast.stores import open_url
@@ -229,8 +233,6 @@ _STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=T
 )
 def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     """Write a backup of a store into FILE, also while it is served."""
-    from holdfast.control_client import NotServed, call
-
     opened = _sqlite_store(store)
     if not opened.path.exists():
         raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
@@ -259,8 +261,6 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
 @_STORE
 def inspect(store: str) -> None:
     """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
-    from holdfast.control_client import NotServed, call
-
     path = _sqlite_store(store).path
     try:
         (found,) = call(path, "inspect")
@@ -326,6 +326,33 @@ def channels(prefix: str, store: str, is_json: bool) -> None:
 
 
 @main.command()
+@_STORE
+@click.option("--dry-run", is_flag=True, required=True, help="Required: messages go only in a hub that serves.")
+@click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Use the rules of this hub.")
+@click.option("--keep", "ages", multiple=True, metavar="PATTERN=AGE", help="A rule, such as chat:*=90d; repeatable.")
+def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ...]) -> None:
+    """Say which messages retention would remove now, also while the store is served."""
+    from holdfast.stores.sqlite_reader import due_channels
+
+    if (target is None) == (not ages):
+        raise LocalError("retention needs rules: give either --app MODULE:NAME or --keep PATTERN=AGE")
+    wrong = next((one for one in ages if "=" not in one), None)
+    if wrong is not None:
+        raise LocalError(f"--keep must be PATTERN=AGE, such as chat:*=90d, got {shown(wrong)}")
+    hubs = hubs_in(_load(target)) if target is not None else []
+    if target is not None and not any(one.retainer.policies for one in hubs):
+        raise LocalError(f"--app {target} has no hub with the setting retention; give rules with --keep")
+    policies = [one.retainer.policies for one in hubs] or [Policies(dict(one.rsplit("=", 1) for one in ages))]
+    total = size_bytes = 0
+    for rules in policies:
+        for due in due_channels(_sqlite_store(store).path, rules, time.time_ns() // 1_000_000):
+            gone = "  (the whole channel)" if due.is_gone else ""
+            click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
+            total, size_bytes = total + due.messages, size_bytes + due.size_bytes
+    click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
+
+
+@main.command()
 @click.argument("channel")
 @_STORE
 @click.option("--url", default=None, help="Where the hub is served: its server exports the channel.")
@@ -337,7 +364,12 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
     out = sys.stdout.buffer
     if url is not None:
         archiving.fetch_export(url, channel, token, out)
-    else:
+        return
+    try:
+        for line in call_at(store, "export", channel=channel):
+            out.write(line.encode())
+        out.flush()
+    except NotServed:
         asyncio.run(archiving.export_channel(store, channel, out))
 
 
@@ -346,10 +378,14 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
 @_STORE
 @click.option("--channel", default=None, help="The empty channel to fill.  [default: the exported one]")
 def import_file(file: Path, store: str, channel: str | None) -> None:
-    """Write the messages of FILE, an export, into an empty channel of a store that no process serves."""
+    """Write the messages of FILE, an export, into an empty channel of a store, also while it is served."""
     from holdfast import archiving
 
-    done = asyncio.run(archiving.import_channel(store, file, channel))
+    try:
+        (found,) = call_at(store, "import", path=os.path.abspath(file), channel=channel)
+        done = msgspec.convert(found, Imported)
+    except NotServed:
+        done = asyncio.run(archiving.import_channel(store, file, channel))
     click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
 
 

@@ -19,12 +19,13 @@ from msgspec.structs import replace
 
 from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.decide import decide, plain_append
+from holdfast.core.decide_leases import stored_renewal
 from holdfast.core.document import Document, document
 from holdfast.core.draft import Draft
 from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
-from holdfast.core.requests import AppendText, CreateMessage, SendCommand
+from holdfast.core.requests import AppendText, CreateMessage, RenewLease, SendCommand
 from holdfast.hub.admission import Admission
 from holdfast.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from holdfast.hub.clock import Clock
@@ -260,6 +261,8 @@ class Committer:
             decision = decide(
                 draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
             )
+            if isinstance(request, RenewLease) and not self._store.is_exclusive:
+                decision = stored_renewal(draft.message(ask.key), decision)
         except HoldfastError as error:
             return error.with_traceback(None)
         except Exception:  # an unexpected exception in a decision must not fail the requests of others
@@ -343,7 +346,13 @@ class Committer:
         writes = [
             (
                 channel,
-                Write(channel=channel.name, epoch=channel.state.epoch, expected=entry.serial - 1, entries=(entry,)),
+                Write(
+                    channel=channel.name,
+                    epoch=channel.state.epoch,
+                    expected=entry.serial - 1,
+                    entries=(entry,),
+                    floor=channel.state.floor,
+                ),
             )
             for channel, entry in batch.alone.items()
         ]
@@ -360,6 +369,7 @@ class Committer:
                     entries=draft.entries(),
                     documents=documents,
                     lives=state.lives,
+                    floor=state.floor,
                 )
                 writes.append((channel, write))
         return writes
