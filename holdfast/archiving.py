@@ -2,8 +2,8 @@
 
 Layer: archiving, beside `cli`.
 
-The commands open the store themselves, which works while no process serves it. With `--url`, the server of the store
-exports the channel.
+Without a hub that serves it (`control_client`), the commands open the store themselves. With `--url`, the server of the
+store exports the channel.
 """
 
 from __future__ import annotations

@@ -22,12 +22,14 @@ import click
 import msgspec
 
 from holdfast._version import __version__
+from holdfast.control_client import NotServed, call, call_at
 from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown, shown_url
 from holdfast.core.names import check_prefix
 from holdfast.core.retention import Policies
 from holdfast.hub import HubCore, identity
 from holdfast.hub.backups import BackupSchedule
 from holdfast.hub.identity import Authenticate
+from holdfast.hub.importing import Imported
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
 from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_local, listen, run
 from holdfast.stores import open_url
@@ -231,8 +233,6 @@ _STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=T
 )
 def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     """Write a backup of a store into FILE, also while it is served."""
-    from holdfast.control_client import NotServed, call
-
     opened = _sqlite_store(store)
     if not opened.path.exists():
         raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
@@ -261,8 +261,6 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
 @_STORE
 def inspect(store: str) -> None:
     """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
-    from holdfast.control_client import NotServed, call
-
     path = _sqlite_store(store).path
     try:
         (found,) = call(path, "inspect")
@@ -366,7 +364,12 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
     out = sys.stdout.buffer
     if url is not None:
         archiving.fetch_export(url, channel, token, out)
-    else:
+        return
+    try:
+        for line in call_at(store, "export", channel=channel):
+            out.write(line.encode())
+        out.flush()
+    except NotServed:
         asyncio.run(archiving.export_channel(store, channel, out))
 
 
@@ -375,10 +378,14 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
 @_STORE
 @click.option("--channel", default=None, help="The empty channel to fill.  [default: the exported one]")
 def import_file(file: Path, store: str, channel: str | None) -> None:
-    """Write the messages of FILE, an export, into an empty channel of a store that no process serves."""
+    """Write the messages of FILE, an export, into an empty channel of a store, also while it is served."""
     from holdfast import archiving
 
-    done = asyncio.run(archiving.import_channel(store, file, channel))
+    try:
+        (found,) = call_at(store, "import", path=os.path.abspath(file), channel=channel)
+        done = msgspec.convert(found, Imported)
+    except NotServed:
+        done = asyncio.run(archiving.import_channel(store, file, channel))
     click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
 
 

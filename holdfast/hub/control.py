@@ -68,17 +68,34 @@ class BackupArguments(Struct, forbid_unknown_fields=True):
     mb_per_s: float = 50
 
 
+class ExportArguments(Struct, forbid_unknown_fields=True):
+    channel: str
+
+
+class ImportArguments(Struct, forbid_unknown_fields=True):
+    path: str
+    channel: str | None = None
+
+
 class NoArguments(Struct, forbid_unknown_fields=True):
     pass
 
 
 async def _backup(hub: Controlled, wanted: BackupArguments) -> AsyncGenerator[object, None]:
-    target = Path(wanted.path)
-    if not target.is_absolute():
-        raise LocalError(f"backup target must be an absolute path, got {shown(wanted.path)}")
+    target = _absolute(wanted.path)
     assert isinstance(hub.store, SqliteStore)
     await hub.store.backup(target, mb_per_s=check_speed(wanted.mb_per_s))
     yield {"path": wanted.path, "size_bytes": await asyncio.to_thread(os.path.getsize, target)}
+
+
+async def _export(hub: Controlled, wanted: ExportArguments) -> AsyncGenerator[object, None]:
+    async with contextlib.aclosing(hub.archive.export(wanted.channel)) as lines:
+        async for line in lines:
+            yield line.decode()
+
+
+async def _import(hub: Controlled, wanted: ImportArguments) -> AsyncGenerator[object, None]:
+    yield await hub.archive.import_file(_absolute(wanted.path), channel=wanted.channel)
 
 
 async def _inspect(hub: Controlled, _: NoArguments) -> AsyncGenerator[object, None]:
@@ -87,8 +104,17 @@ async def _inspect(hub: Controlled, _: NoArguments) -> AsyncGenerator[object, No
 
 _CALLS: dict[str, tuple[type[Struct], Call]] = {
     "backup": (BackupArguments, _backup),
+    "export": (ExportArguments, _export),
+    "import": (ImportArguments, _import),
     "inspect": (NoArguments, _inspect),
 }
+
+
+def _absolute(path: str) -> Path:
+    """Return a path that a client sent. Raises LocalError for a relative one: the server has another directory."""
+    if not os.path.isabs(path):
+        raise LocalError(f"path on the control socket must be absolute, got {shown(path)}")
+    return Path(path)
 
 
 def check_speed(mb_per_s: object) -> float:
