@@ -1085,7 +1085,7 @@ SHOWN_BY: dict[Mutant, int] = {
     a_takeover_fences_no_writer: 10,
     a_second_reply_is_accepted: 23,
     an_attach_does_not_wait_for_the_one_before_it: 77000482,
-    a_deleted_channel_has_no_handlers: 20039,
+    a_deleted_channel_has_no_handlers: 26156,
     a_cancel_ends_the_newest_answer: 10,
     a_turn_renewal_has_no_effect: 25,
     a_member_leaves_without_grace: 16,
