@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, export, import, tail.
+"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, tail, and those of `archiving`.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -21,6 +21,8 @@ import click
 import msgspec
 
 from holdfast._version import __version__
+from holdfast.archiving import COMMANDS
+from holdfast.archiving import STORE as _STORE
 from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown_url
 from holdfast.core.names import check_prefix
 from holdfast.hub import HubCore, identity
@@ -218,7 +220,8 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
         signal.raise_signal(number)
 
 
-_STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=True, help="The store, sqlite:///path.")
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()
@@ -319,38 +322,12 @@ def channels(prefix: str, store: str, is_json: bool) -> None:
         for one in found:
             click.echo(msgspec.json.encode(one))
         return
-    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  channel")
+    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  {'held':<4}  channel")
     for one in found:
         updated = datetime.fromtimestamp(one.updated_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {one.channel}")
-
-
-@main.command()
-@click.argument("channel")
-@_STORE
-@click.option("--url", default=None, help="Where the hub is served: its server exports the channel.")
-@click.option("--token", default=None, envvar="HOLDFAST_TOKEN", help="With --url: the token, or $HOLDFAST_TOKEN.")
-def export(channel: str, store: str, url: str | None, token: str | None) -> None:
-    """Write the messages of CHANNEL to the output, as JSON lines with a checksum."""
-    from holdfast import archiving
-
-    out = sys.stdout.buffer
-    if url is not None:
-        archiving.fetch_export(url, channel, token, out)
-    else:
-        asyncio.run(archiving.export_channel(store, channel, out))
-
-
-@main.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@_STORE
-@click.option("--channel", default=None, help="The empty channel to fill.  [default: the exported one]")
-def import_file(file: Path, store: str, channel: str | None) -> None:
-    """Write the messages of FILE, an export, into an empty channel of a store that no process serves."""
-    from holdfast import archiving
-
-    done = asyncio.run(archiving.import_channel(store, file, channel))
-    click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
+        click.echo(
+            f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {'held' if one.held else '':<4}  {one.channel}"
+        )
 
 
 def _sqlite_store(url: str) -> SqliteStore:

@@ -68,6 +68,20 @@ class BackupArguments(Struct, forbid_unknown_fields=True):
     mb_per_s: float = 50
 
 
+class ChannelArguments(Struct, forbid_unknown_fields=True):
+    channel: str
+
+
+class HoldArguments(Struct, forbid_unknown_fields=True):
+    channel: str
+    reason: str
+
+
+class ImportArguments(Struct, forbid_unknown_fields=True):
+    path: str
+    channel: str | None = None
+
+
 class NoArguments(Struct, forbid_unknown_fields=True):
     pass
 
@@ -81,12 +95,34 @@ async def _backup(hub: Controlled, wanted: BackupArguments) -> AsyncGenerator[ob
     yield {"path": wanted.path, "size_bytes": await asyncio.to_thread(os.path.getsize, target)}
 
 
+async def _export(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[object, None]:
+    async with contextlib.aclosing(hub.archive.export(wanted.channel)) as lines:
+        async for line in lines:
+            yield line.decode()
+
+
+async def _import(hub: Controlled, wanted: ImportArguments) -> AsyncGenerator[object, None]:
+    yield await hub.archive.import_file(wanted.path, channel=wanted.channel)
+
+
+async def _hold(hub: Controlled, wanted: HoldArguments) -> AsyncGenerator[object, None]:
+    yield await hub.archive.hold(wanted.channel, wanted.reason)
+
+
+async def _release(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[object, None]:
+    yield await hub.archive.release(wanted.channel)
+
+
 async def _inspect(hub: Controlled, _: NoArguments) -> AsyncGenerator[object, None]:
     yield {"version": __version__, "pid": os.getpid(), "counters": hub.stats()}
 
 
 _CALLS: dict[str, tuple[type[Struct], Call]] = {
     "backup": (BackupArguments, _backup),
+    "export": (ChannelArguments, _export),
+    "hold": (HoldArguments, _hold),
+    "import": (ImportArguments, _import),
+    "release": (ChannelArguments, _release),
     "inspect": (NoArguments, _inspect),
 }
 

@@ -343,7 +343,7 @@ class HubCore:
     async def delete_channel(self, channel: str) -> None:
         """Empty a channel. Its viewers get a new start, and its next message begins a new epoch."""
         await self.start()
-        await self.channel(channel).delete(self.clock.now_ms() + USED_UP_MS)
+        await self.runtime.delete_channel(check_channel(channel), self.clock.now_ms() + USED_UP_MS)
 
     async def command(
         self,

@@ -12,6 +12,8 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.core.model import ChannelSummary
 from holdfast.stores.sqlite_channels import Channels
@@ -40,7 +42,8 @@ def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
         if db.execute("PRAGMA user_version").fetchone()[0] < SUMMARIES:
             raise StoreUnusable(f"store file {path} has no counts of channels yet; start the server once to add them")
         channels = Channels(db, Documents(db))
+        held = {name for (name,) in db.execute("SELECT substr(name, 6) FROM notes WHERE substr(name, 1, 5) = 'hold:'")}
         after = None
         while page := channels.summaries([f"{prefix}*"], after, PAGE):
-            yield from page
+            yield from (replace(one, held=True) if one.channel in held else one for one in page)
             after = page[-1].channel
