@@ -498,7 +498,7 @@ async def _check_order(world: World) -> None:
 async def _until_gone(world: World, text: str) -> None:
     """Wait until deleted text is gone from the disk, at most a minute by the real clock."""
     begun_s = asyncio.get_running_loop().time()
-    files = [path for path in world.folder.iterdir() if path.name.startswith(world.store.name)]
+    files = [path for path in world.folder.iterdir() if path.is_file() and path.name.startswith(world.store.name)]
     while any(text.encode() in path.read_bytes() for path in files if path.exists()):
         spent_s = asyncio.get_running_loop().time() - begun_s
         if spent_s > 75.0:  # a minute, plus the interval of housekeeping and a margin

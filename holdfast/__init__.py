@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from holdfast.core.errors import HoldfastError
     from holdfast.core.limits import Limits
     from holdfast.core.model import Message
+    from holdfast.core.retention import Retention
     from holdfast.hub import MessageWriter, Subscription
     from holdfast.hub.hooks import HookEvent
     from holdfast.hub.identity import Identity, allow_everyone
@@ -26,6 +27,7 @@ __all__ = [
     "Limits",
     "Message",
     "MessageWriter",
+    "Retention",
     "Subscription",
     "Turn",
     "__version__",
@@ -41,6 +43,7 @@ if not TYPE_CHECKING:  # only at run time: a type checker would take every name 
         "Limits": "holdfast.core.limits",
         "Message": "holdfast.core.model",
         "MessageWriter": "holdfast.hub",
+        "Retention": "holdfast.core.retention",
         "Subscription": "holdfast.hub",
         "Turn": "holdfast.agents.turn",
         "allow_everyone": "holdfast.hub.identity",

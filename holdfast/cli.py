@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, tail, and those of `archiving`.
+"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, retention, tail, and `archiving`.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -12,6 +12,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ import msgspec
 from holdfast._version import __version__
 from holdfast.archiving import COMMANDS
 from holdfast.archiving import STORE as _STORE
-from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown_url
+from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown, shown_url
 from holdfast.core.names import check_prefix
+from holdfast.core.retention import Policies
 from holdfast.hub import HubCore, identity
 from holdfast.hub.backups import BackupSchedule
 from holdfast.hub.identity import Authenticate
@@ -328,6 +330,33 @@ def channels(prefix: str, store: str, is_json: bool) -> None:
         click.echo(
             f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {'held' if one.held else '':<4}  {one.channel}"
         )
+
+
+@main.command()
+@_STORE
+@click.option("--dry-run", is_flag=True, required=True, help="Required: messages go only in a hub that serves.")
+@click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Use the rules of this hub.")
+@click.option("--keep", "ages", multiple=True, metavar="PATTERN=AGE", help="A rule, such as chat:*=90d; repeatable.")
+def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ...]) -> None:
+    """Say which messages retention would remove now, also while the store is served."""
+    from holdfast.stores.sqlite_reader import due_channels
+
+    if (target is None) == (not ages):
+        raise LocalError("retention needs rules: give either --app MODULE:NAME or --keep PATTERN=AGE")
+    wrong = next((one for one in ages if "=" not in one), None)
+    if wrong is not None:
+        raise LocalError(f"--keep must be PATTERN=AGE, such as chat:*=90d, got {shown(wrong)}")
+    hubs = hubs_in(_load(target)) if target is not None else []
+    if target is not None and not any(one.retainer.policies for one in hubs):
+        raise LocalError(f"--app {target} has no hub with the setting retention; give rules with --keep")
+    policies = [one.retainer.policies for one in hubs] or [Policies(dict(one.rsplit("=", 1) for one in ages))]
+    total = size_bytes = 0
+    for rules in policies:
+        for due in due_channels(_sqlite_store(store).path, rules, time.time_ns() // 1_000_000):
+            gone = "  (the whole channel)" if due.is_gone else ""
+            click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
+            total, size_bytes = total + due.messages, size_bytes + due.size_bytes
+    click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
 
 
 def _sqlite_store(url: str) -> SqliteStore:

@@ -32,6 +32,7 @@ from holdfast.stores.base import (
     Committed,
     CommitUnknown,
     Conflict,
+    Facts,
     Head,
     Hold,
     Moved,
@@ -289,6 +290,14 @@ class StoreClient:
     async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
         """`Store.summaries`."""
         return await self._call(lambda: _now(self._store.memory.summaries(within, after=after, limit=limit)))
+
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """`Store.facts`."""
+        return await self._call(lambda: _now(self._store.memory.facts(channel, after=after, limit=limit)))
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+        """`Store.prune`."""
+        return await self._call(lambda: _now(self._store.memory.prune(channel, epoch=epoch, versions=versions)))
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """`Store.commands`."""

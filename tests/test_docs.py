@@ -224,11 +224,12 @@ def test_every_documented_file_exists(page: Path) -> None:
 TERMS = """
     access control, adopter, answer, attach, attempt, backpressure, batch, book, branch, caller, capability,
     catch-up, channel, claim, command, committer, connection slot, credentials, cursor, detach, document, draft,
-    drain, dump, entry, ephemeral event, epoch, event, export, fault model, feed, fence, flush window, fold, follower,
-    generation, head, heartbeat, held turn, hub, in flight, item, leader, lease, lease monitor, mark, member,
+    drain, dump, entry, ephemeral event, epoch, event, export, fault model, feed, fence, floor, flush window, fold,
+    follower,
+    generation, head, heartbeat, held turn, hold, hub, in flight, item, leader, lease, lease monitor, mark, member,
     message, mutant, new start, node, nonce, offset, operation, oracle, outbox, park, part, position, presence,
-    reconnect, recorder, reply, result, resume, round, seal, segment, sender, serial, shut down, signal, slot, store,
-    subscriber, tail, ticket, token, turn, turn scheduler, verifier, viewer, worker, writer
+    reconnect, recorder, reply, result, resume, retention, round, seal, segment, sender, serial, shut down, signal,
+    slot, store, subscriber, tail, ticket, token, turn, turn scheduler, verifier, viewer, worker, writer
 """
 TERMS_TABLE, _, REPLACED_TABLE = GLOSSARY.partition("## Words that these terms replace")
 REPLACED = sorted(set(re.findall(r"`([a-z]+)`", REPLACED_TABLE)) - {"leave"})  # a member leaves; a process shuts down

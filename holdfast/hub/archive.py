@@ -127,8 +127,9 @@ class Archive:
         await self._lifecycle.start()
         return self._lifecycle.runtime.legal_holds.all()
 
-    def is_held(self, channel: str) -> bool:
-        """Return whether `channel` is held. The hub must have started."""
+    async def is_held(self, channel: str) -> bool:
+        """Return whether `channel` is held."""
+        await self._lifecycle.start()
         return self._lifecycle.runtime.legal_holds.is_held(channel)
 
 

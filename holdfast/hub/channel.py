@@ -368,7 +368,7 @@ class Channel:
     def is_at(self, head: Head) -> bool:
         """Return whether the state in memory is at `head`."""
         state = self.state
-        return (head.epoch, head.serial, head.lives) == (state.epoch, state.serial, state.lives)
+        return head == (state.epoch, state.serial, state.floor, state.lives)
 
     async def _follow(self, head: Head) -> None:
         """Bring the state up to the channel's head in the store."""
@@ -377,9 +377,9 @@ class Channel:
             return
         self._absent.clear()
         limit = self._limits.catch_up_messages
-        if head.epoch == state.epoch and head.serial > state.serial:
+        if (head.epoch, head.floor) == (state.epoch, state.floor) and head.serial > state.serial:
             changes = await self._store.changes(self.name, after=state.serial, limit=limit)
-            if changes.messages is not None and changes.head.epoch == state.epoch:
+            if changes.messages is not None and changes.head[::2] == (state.epoch, state.floor):
                 state.insert(restored(changes.messages))
                 state.serial, state.newest = changes.head.serial, changes.newest
                 state.tail.restart(state.serial)

@@ -347,7 +347,13 @@ class Committer:
         writes = [
             (
                 channel,
-                Write(channel=channel.name, epoch=channel.state.epoch, expected=entry.serial - 1, entries=(entry,)),
+                Write(
+                    channel=channel.name,
+                    epoch=channel.state.epoch,
+                    expected=entry.serial - 1,
+                    entries=(entry,),
+                    floor=channel.state.floor,
+                ),
             )
             for channel, entry in batch.alone.items()
         ]
@@ -364,6 +370,7 @@ class Committer:
                     entries=draft.entries(),
                     documents=documents,
                     lives=state.lives,
+                    floor=state.floor,
                 )
                 writes.append((channel, write))
         return writes

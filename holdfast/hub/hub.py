@@ -49,6 +49,7 @@ from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
 from holdfast.hub.results import Done, Result, message_of, own_copy
+from holdfast.hub.retention import Retainer, Rules
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.settings import check_job, check_settings, check_store
 from holdfast.hub.store_owner import names_of_cell
@@ -101,6 +102,7 @@ class HubCore:
         client_limits: ClientLimits | None = None,
         ticket_keys: Sequence[bytes] = (),
         debug: bool | None = None,
+        retention: Rules | None = None,
     ) -> None:
         check_settings(
             authenticate=authenticate,
@@ -139,6 +141,7 @@ class HubCore:
             signals=SignalHook(self.drain) if hooks_signals else None,
         )
         self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
+        self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
         self.on_start(partial(open_control, self))
 
@@ -401,13 +404,12 @@ class HubCore:
         With `after`, return the oldest ones created after that serial, oldest first.
         """
         await self.start()
-        limits = self.limits
         page = await self.store.page(
             check_channel(channel),
             before=before,
             after=after,
-            limit=max(1, min(limit, limits.history)),
-            limit_bytes=limits.history_bytes,
+            limit=max(1, min(limit, self.limits.history)),
+            limit_bytes=self.limits.history_bytes,
         )
         messages = [restore(stored).message() for stored in page.messages]
         return Page(messages=messages, more=page.more, cursor=str(Cursor(page.head.epoch, page.head.serial)))
@@ -478,8 +480,7 @@ class HubCore:
         """Return the head of `channel`."""
         await self.start()
         head = await head_of(self.store, check_channel(channel))
-        cursor = str(Cursor(head.epoch, head.serial))
-        return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=cursor)
+        return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=str(Cursor(*head[:2])))
 
     def channel(self, name: str) -> Channel:
         """Return the live channel `name`; it may not be loaded yet."""
@@ -488,7 +489,7 @@ class HubCore:
     def stats(self) -> dict[str, int]:
         """Return the counters of the hub, and those of its store with the prefix `store_`."""
         counts = {f"store_{name}": value for name, value in self.store.stats().items()}
-        return counts | self.runtime.stats() if self.is_running else counts
+        return counts | self.runtime.stats() | self.retainer.stats() if self.is_running else counts
 
     def caller(self, author: str | None) -> Caller:
         """Return the caller for requests of code in this process."""

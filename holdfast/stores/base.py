@@ -4,7 +4,7 @@ Layer: stores.
 
 A store does one thing atomically: it appends entries to a channel if the channel is still at the serial and epoch
 that the caller saw. The rules of the protocol are in `core`, not here.
-`holdfast.testing.StoreContract` is the full meaning of this page; every store passes it.
+`holdfast.testing.StoreContract`, with `RetentionContract`, is the full meaning of this page; every store passes it.
 
 A store keeps entries until the next document of their message, and no longer: it returns a message as its last
 document plus the entries after it. It need not keep an entry whose message gets a document in the same write.
@@ -25,6 +25,7 @@ from holdfast.core.document import Document, Stored
 from holdfast.core.errors import StoreUnavailable
 from holdfast.core.model import ChannelSummary
 from holdfast.core.ops import Entry
+from holdfast.core.retention import Fact
 
 
 class Head(NamedTuple):
@@ -45,9 +46,8 @@ class Write(Struct, frozen=True, kw_only=True, gc=False):
     """Entries and documents of one channel that a store must keep together or not at all.
 
     `entries` carry the serials `expected + 1`, `expected + 2` … An empty channel (`expected` 0) begins with
-    `epoch`, if its head has these `lives`; otherwise `epoch` must equal the channel's. A write without entries brings
-    documents only.
-    The first entry of each message comes with a document.
+    `epoch`, if its head has these `lives`; otherwise `epoch` and `floor` must equal the channel's. A write without
+    entries brings documents only. The first entry of each message comes with a document.
     """
 
     channel: str
@@ -56,6 +56,7 @@ class Write(Struct, frozen=True, kw_only=True, gc=False):
     entries: Sequence[Entry] = ()
     documents: Sequence[Document] = ()
     lives: int = 0
+    floor: int = 0
 
 
 class Committed(NamedTuple):
@@ -84,6 +85,13 @@ class StoredPage(NamedTuple):
     head: Head
     messages: list[Stored]
     more: bool
+
+
+class Facts(NamedTuple):
+    """Facts about the messages and commands of a channel, in the order of their last changes."""
+
+    head: Head
+    facts: list[Fact]
 
 
 class Moved(NamedTuple):
@@ -182,6 +190,20 @@ class Store(Protocol):
 
         `within` lists names, and prefixes that end in `*`; none begins with another one's prefix. The counts are those
         of the stored documents. `created_ms` is the time of the first write, and `updated_ms` never falls.
+        """
+
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """Return facts about at most `limit` messages and commands whose document has a version above `after`.
+
+        They are in the order of these versions; deleted ones are included.
+        """
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+        """Remove the messages and commands `versions`, with their ids and text, in one transaction; returns the head.
+
+        Those stay whose document has another version by now, or that are busy (`Fact.is_busy`). None goes if the
+        channel has another epoch. The `floor` rises to the highest version that went; the serial stays. Text leaves the
+        disk within a minute. The channel counts as moved.
         """
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:

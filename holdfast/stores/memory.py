@@ -11,17 +11,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
-from holdfast.core.document import Document, Segment, Stored, used_up_head
+from holdfast.core.document import DAMAGE, Document, Segment, Stored, times_in, used_up_head
 from holdfast.core.model import ChannelSummary
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Append, Delete, Entry
 from holdfast.core.patterns import matches
+from holdfast.core.retention import Fact
 from holdfast.stores.base import (
     NOTHING,
     Beat,
     Changes,
     Committed,
     Conflict,
+    Facts,
     Head,
     Hold,
     Moved,
@@ -75,13 +77,13 @@ class _Message:
 class _Channel:
     def __init__(self, epoch: str) -> None:
         self.epoch = epoch
-        self.serial = 0
+        self.serial = self.floor = 0
         self.created_ms = self.updated_ms = 0
         self.messages: dict[str, _Message] = {}
 
     @property
     def head(self) -> Head:
-        return Head(self.epoch, self.serial)
+        return Head(self.epoch, self.serial, self.floor)
 
     def summary(self, name: str) -> ChannelSummary:
         documents = [message.document for message in self.messages.values()]
@@ -108,11 +110,34 @@ class _Channel:
             if message.document.target in deleted and not message.document.is_open:
                 message.segments.clear()
 
+    def facts(self) -> list[Fact]:
+        """Return the facts about all messages and commands, in the order of their last changes."""
+        targets = {one.document.target for one in self.messages.values() if one.document.is_open}
+        documents = sorted((one.document for one in self.messages.values()), key=lambda one: one.version)
+        return [
+            Fact(
+                id=one.id,
+                version=one.version,
+                is_counted=bool(one.created) and not one.is_deleted,
+                size_bytes=one.size_bytes,
+                at_ms=_changed_ms(one),
+                is_busy=one.is_open or one.id in targets or bool(self.messages[one.id].entries),
+            )
+            for one in documents
+        ]
+
     def _is_deleted(self, message_id: str) -> bool:
         return message_id in self.messages and self.messages[message_id].document.is_deleted
 
     def by_creation(self, *, newest_first: bool) -> list[_Message]:
         return sorted(self.messages.values(), key=lambda message: message.document.created, reverse=newest_first)
+
+
+def _changed_ms(document: Document) -> int | None:
+    try:
+        return times_in(document.id, document.head)[1]
+    except DAMAGE:
+        return None
 
 
 class MemoryStore:
@@ -244,6 +269,24 @@ class MemoryStore:
         ]
         return [self._channels[name].summary(name) for name in wanted[:limit]]
 
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
+        known = self._channels.get(channel)
+        facts = [one for one in known.facts() if one.version > after][:limit] if known is not None else []
+        return Facts(self._head(channel), facts)
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+        """Remove messages and commands (`Store.prune`)."""
+        known = self._channels.get(channel)
+        if known is not None and known.epoch == epoch:
+            gone = [one for one in known.facts() if versions.get(one.id) == one.version and not one.is_busy]
+            for one in gone:
+                del known.messages[one.id]
+            if gone:
+                known.floor = max(known.floor, *(one.version for one in gone))
+                self._note_move(channel)
+        return self._head(channel)
+
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""
         known = self._channels.get(channel)
@@ -306,6 +349,7 @@ class MemoryStore:
         channel = self._channels.get(write.channel)
         head = self._head(write.channel)
         is_same_life = write.lives == head.lives if channel is None else write.epoch == head.epoch
+        is_same_life = is_same_life and write.floor == head.floor
         if write.expected != head.serial or not is_same_life:
             return Conflict(head)
         if channel is None:

@@ -28,6 +28,7 @@ from holdfast.stores.base import (
     Committed,
     CommitUnknown,
     Conflict,
+    Facts,
     Head,
     Hold,
     Moved,
@@ -223,6 +224,19 @@ class PostgresStore:
         """Return a list of channels (`Store.summaries`)."""
         async with self._reading() as reader:
             return await reader.summaries(within, after, limit)
+
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
+        async with self._reading() as reader:
+            return await reader.facts(channel, after, limit)
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+        """Remove messages and commands (`Store.prune`)."""
+        async with self._transaction(late=CommitUnknown) as db:
+            head, is_pruned = await Writer(db, self.schema, self._uncovered).prune(channel, epoch, versions)
+        if is_pruned:
+            self._moves.add(channel)
+        return head
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""

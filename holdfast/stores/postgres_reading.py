@@ -12,12 +12,13 @@ import msgspec
 from asyncpg import Connection, Record
 from asyncpg.pool import PoolConnectionProxy
 
-from holdfast.core.document import Segment, Stored, used_up_head
+from holdfast.core.document import DAMAGE, Segment, Stored, times_in, used_up_head
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.model import ChannelSummary
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Delete, Entry
-from holdfast.stores.base import NOTHING, Changes, Head, StoredPage
+from holdfast.core.retention import Fact
+from holdfast.stores.base import NOTHING, Changes, Facts, Head, StoredPage
 from holdfast.stores.postgres_log import entries_in
 
 decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
@@ -45,7 +46,7 @@ class Reader:
     async def heads(self, channels: Sequence[str]) -> list[Head]:
         """Return the heads of `channels`, in order."""
         rows = await self._db.fetch(
-            f"SELECT name, epoch, serial, lives FROM unnest($1::text[]) AS w (name)"
+            f"SELECT name, epoch, serial, floor, lives FROM unnest($1::text[]) AS w (name)"
             f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
             channels,
         )
@@ -55,7 +56,7 @@ class Reader:
     async def log(self, channel: str) -> Log:
         """Return the log of `channel`. Raises StoreUnusable."""
         row = await self._db.fetchrow(
-            f"SELECT id, epoch, serial, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
+            f"SELECT id, epoch, serial, floor, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
             f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
             channel,
         )
@@ -182,6 +183,17 @@ class Reader:
             for row in rows
         ]
 
+    async def facts(self, channel: str, after: int, limit: int) -> Facts:
+        log = await self.log(channel)
+        rows = await self._db.fetch(
+            "SELECT message, version, created > 0 AND NOT is_deleted AS is_counted, size_bytes, head, is_open OR EXISTS"
+            f" (SELECT FROM {self._schema}.documents o"
+            " WHERE o.channel = d.channel AND o.target = d.message AND o.is_open) AS is_busy"
+            f" FROM {self._schema}.documents d WHERE channel = $1 AND version > $2 ORDER BY version LIMIT $3",
+            *(log.id, after, limit),
+        )
+        return Facts(log.head, [_fact(row, log) for row in rows])
+
     async def commands(self, channel: str, after: str | None, limit: int) -> list[str]:
         rows = await self._db.fetch(
             f"SELECT message FROM {self._schema}.documents"
@@ -228,4 +240,21 @@ class Reader:
 
 
 def _head(row: Record) -> Head:
-    return Head(row["epoch"], row["serial"]) if row["epoch"] else NOTHING._replace(lives=row["lives"] or 0)
+    return (
+        Head(row["epoch"], row["serial"], row["floor"]) if row["epoch"] else NOTHING._replace(lives=row["lives"] or 0)
+    )
+
+
+def _fact(row: Record, log: Log) -> Fact:
+    try:
+        at_ms = times_in(row["message"], row["head"])[1]
+    except DAMAGE:
+        at_ms = None
+    return Fact(
+        id=row["message"],
+        version=row["version"],
+        is_counted=row["is_counted"],
+        size_bytes=row["size_bytes"],
+        at_ms=at_ms,
+        is_busy=row["is_busy"] or row["message"] in log.entries,
+    )

@@ -33,7 +33,8 @@ CREATE TABLE {schema}.channels (
   epoch text NOT NULL,
   serial bigint NOT NULL,
   has_tail boolean NOT NULL,
-  tail bytea NOT NULL
+  tail bytea NOT NULL,
+  floor bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 ALTER TABLE {schema}.channels ALTER COLUMN tail SET STORAGE MAIN;
 CREATE INDEX channels_with_tail ON {schema}.channels (id) WHERE has_tail;
@@ -66,6 +67,12 @@ CREATE TABLE {schema}.used_up (
 CREATE INDEX used_up_until ON {schema}.used_up (until_ms);
 CREATE TABLE {schema}.lives (name text COLLATE "C" PRIMARY KEY, lives bigint NOT NULL);
 CREATE TABLE {schema}.notes (name text COLLATE "C" PRIMARY KEY, value bytea NOT NULL);
+"""
+
+# The first tables of this version had no floors.
+_HAS_FLOOR = """
+SELECT EXISTS (SELECT FROM information_schema.columns
+  WHERE table_schema = $1 AND table_name = 'channels' AND column_name = 'floor')
 """
 
 _SERVER = """
@@ -115,6 +122,8 @@ async def prepare_schema(db: Connection, schema: str) -> None:
             if not tables:
                 await db.execute(_TABLES.format(schema=schema))
             version = await _version(db, schema)
+            if version == VERSION and not await db.fetchval(_HAS_FLOOR, schema):
+                await db.execute(f"ALTER TABLE {schema}.channels ADD COLUMN floor bigint NOT NULL DEFAULT 0")
     except asyncpg.InsufficientPrivilegeError as error:
         role, database = await db.fetchval("SELECT current_user"), await db.fetchval("SELECT current_database()")
         raise StoreUnusable(

@@ -5,7 +5,7 @@ Layer: stores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from asyncpg import Connection, Record
@@ -22,14 +22,14 @@ _encode_segments = msgspec.msgpack.Encoder().encode
 # One statement for all channels of a commit. A row that another connection has locked counts as a conflict.
 _COMMIT = """
 WITH w AS (
-  SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::int[], $5::bytea[], $6::bigint[])
-    WITH ORDINALITY AS w (name, epoch, expected, added, frame, lives, n)
+  SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::int[], $5::bytea[], $6::bigint[], $8::bigint[])
+    WITH ORDINALITY AS w (name, epoch, expected, added, frame, lives, floor, n)
 ), locked AS MATERIALIZED (
-  SELECT id, name, epoch, serial, has_tail, tail FROM {schema}.channels WHERE name = ANY($1)
+  SELECT id, name, epoch, serial, floor, has_tail, tail FROM {schema}.channels WHERE name = ANY($1)
     ORDER BY name FOR NO KEY UPDATE SKIP LOCKED
 ), fitting AS MATERIALIZED (
   SELECT l.id, l.name, l.serial, l.has_tail, l.tail, w.n, w.added, w.frame, length(l.tail) > $7 AS is_long
-    FROM locked l JOIN w ON w.name = l.name AND w.epoch = l.epoch AND w.expected = l.serial
+    FROM locked l JOIN w ON w.name = l.name AND w.epoch = l.epoch AND w.expected = l.serial AND w.floor = l.floor
 ), moved AS (
   INSERT INTO {schema}.tails SELECT id, serial, tail FROM fitting WHERE is_long AND added > 0
 ), updated AS (
@@ -72,6 +72,12 @@ DELETE FROM {schema}.texts t USING {schema}.documents d, {schema}.documents targ
   WHERE d.channel = w.channel AND (d.message = w.message OR d.target = w.message) AND NOT d.is_open
     AND target.channel = d.channel AND target.message = d.target AND target.is_deleted
     AND t.channel = d.channel AND t.message = d.message
+"""
+_PRUNE = """
+DELETE FROM {schema}.documents d USING unnest($2::text[], $3::bigint[]) AS w (message, version)
+  WHERE d.channel = $1 AND d.message = w.message AND d.version = w.version AND NOT d.is_open AND NOT EXISTS
+    (SELECT FROM {schema}.documents o WHERE o.channel = d.channel AND o.target = d.message AND o.is_open)
+  RETURNING d.message, d.version
 """
 _TRIM = """
 WITH w AS (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS w (channel, floor)),
@@ -116,6 +122,7 @@ class Writer:
             frames,
             [write.lives for write in writes],
             TAIL_BYTES,
+            [write.floor for write in writes],
         )
         stored = {row["n"] - 1: (row["id"], row["serial"]) for row in rows}
         done = [(stored[n][0], write) for n, write in enumerate(writes) if n in stored]
@@ -205,6 +212,22 @@ class Writer:
             for table in ("tails", "texts", "documents", "times"):
                 await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE channel = $1", number)
         return (await reader.heads([channel]))[0]
+
+    async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> tuple[Head, bool]:
+        """Remove messages and commands (`Store.prune`). Return the head, and whether one was removed."""
+        await self._db.execute(f"SELECT FROM {self._schema}.channels WHERE name = $1 FOR UPDATE", channel)
+        log = await Reader(self._db, self._schema).log(channel)
+        # entries stay in the tail after their document; without a document they would count as lost ones
+        wanted = [(one, version) for one, version in versions.items() if one not in log.entries]
+        if log.id is None or log.head.epoch != epoch or not wanted:
+            return log.head, False
+        rows = await self._db.fetch(_PRUNE.format(schema=self._schema), log.id, *map(list, zip(*wanted, strict=True)))
+        if not rows:
+            return log.head, False
+        await self._each(_DROP_TEXTS, [(log.id, row["message"]) for row in rows])
+        floor = max(log.head.floor, *(row["version"] for row in rows))
+        await self._db.execute(f"UPDATE {self._schema}.channels SET floor = $2 WHERE id = $1", log.id, floor)
+        return log.head._replace(floor=floor), True
 
     async def note(self, names: list[str], values: list[bytes | None]) -> None:
         """Keep notes of the hub; the value None deletes one."""

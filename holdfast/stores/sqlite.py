@@ -31,6 +31,7 @@ from holdfast.stores.base import (
     Committed,
     CommitUnknown,
     Conflict,
+    Facts,
     Head,
     Hold,
     Moved,
@@ -178,6 +179,14 @@ class SqliteStore:
     async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
         """Return a list of channels (`Store.summaries`)."""
         return await self._run(lambda engine: engine.channels.summaries(within, after, limit))
+
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
+        return await self._run(lambda engine: engine.pruning.facts(channel, after, limit))
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+        """Remove messages and commands (`Store.prune`)."""
+        return await self._run(lambda engine: engine.pruning.prune(channel, epoch, versions), late=CommitUnknown)
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""

@@ -45,7 +45,8 @@ def check_target(target: Path, store: Path) -> None:
         raise LocalError(f"backup target {target} exists already; name a new file, or remove it first")
     if not target.parent.is_dir():
         raise LocalError(f"backup target {target} cannot be created: there is no directory {target.parent}; create it")
-    needed, free = store.stat().st_size, shutil.disk_usage(target.parent).free
+    needed = sum(one.stat().st_size for one in (store, wal_of(store)) if one.exists())
+    free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise StoreUnavailable(
             f"backup target {target} needs {needed:,} free bytes, and has {free:,}; free some space on its disk"

@@ -138,7 +138,8 @@ class Channels:
             number, epoch, floor, checksum = row
             if checksum != _sum_or_none(number, name, epoch, floor):
                 raise StoreUnusable(f"channel {name!r} is damaged: its row has a wrong checksum; restore a backup")
-            channel = Channel(number, name, epoch, floor, self._documents.top(number))
+            # after `prune` the floor may be above the versions of all documents that are left
+            channel = Channel(number, name, epoch, floor, max(floor, self._documents.top(number)))
             self.by_name[name] = channel
         channel.used = at
         return channel
@@ -184,6 +185,14 @@ class Channels:
             "UPDATE channels SET created_ms = CASE ? WHEN 0 THEN ? ELSE created_ms END,"
             " updated_ms = max(updated_ms, ?), messages = messages + ?, size_bytes = size_bytes + ? WHERE id = ?",
             (channel.serial, at_ms, at_ms, messages, size_bytes, channel.id),
+        )
+
+    def prune(self, channel: Channel, floor: int, messages: int, size_bytes: int) -> None:
+        """Raise the floor of a channel and lower its counts, in the transaction of the caller."""
+        checksum = channel_sum(channel.id, channel.name, channel.epoch, floor)
+        self._db.execute(
+            "UPDATE channels SET floor = ?, crc = ?, messages = messages - ?, size_bytes = size_bytes - ? WHERE id = ?",
+            (floor, checksum, messages, size_bytes, channel.id),
         )
 
     def names(self, after: str | None, limit: int) -> list[str]:

@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from holdfast.core.document import DAMAGE, Document, Segment, Stored, document, restore_command
+from holdfast.core.document import DAMAGE, Document, Segment, Stored, document, restore_command, times_in
 from holdfast.core.errors import StoreUnusable
+from holdfast.core.retention import Fact
 from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, larger_rooms, pack, room_for, unpack
 from holdfast.stores.sqlite_sums import head_sum, is_damage, piece_sum
 
@@ -57,6 +58,11 @@ class Found(NamedTuple):
 
 # The fields of a row that the checksum of the head covers, and the checksum.
 _ROW = "SELECT channel, message, created, version, open, deleted, size_bytes, target, crc FROM documents WHERE id = ?"
+_FACT = (
+    "SELECT id, message, version, created > 0 AND NOT deleted, size_bytes, open OR EXISTS"
+    " (SELECT 1 FROM documents AS one WHERE one.channel = documents.channel AND one.target = documents.message"
+    " AND one.open = 1) FROM documents "
+)
 _MOST = 2**62  # above every serial, and an integer of SQLite
 _FOUND = "SELECT id, message, version, size_bytes FROM documents "
 
@@ -133,11 +139,15 @@ class Documents:
 
     def remove(self, channel: int, limit: int) -> bool:
         """Remove up to `limit` documents of `channel`; returns False if it had none."""
-        keys = self._db.execute("SELECT id FROM documents WHERE channel = ? LIMIT ?", (channel, limit)).fetchall()
-        for (key,) in keys:
+        rows = self._db.execute("SELECT id FROM documents WHERE channel = ? LIMIT ?", (channel, limit)).fetchall()
+        self.remove_keys([key for (key,) in rows])
+        return bool(rows)
+
+    def remove_keys(self, keys: Collection[int]) -> None:
+        """Remove the documents `keys`."""
+        for key in keys:
             self._free(key, from_blob=HEAD)
-        self._db.executemany("DELETE FROM documents WHERE id = ?", keys)
-        return bool(keys)
+        self._db.executemany("DELETE FROM documents WHERE id = ?", [(key,) for key in keys])
 
     def _may_keep_data(self, channel: int, document: Document) -> bool:
         """Return whether the store may keep the segments of `document`.
@@ -284,6 +294,40 @@ class Documents:
             for deleted in (0, 1)
         ]
         return max((row for row in latest if row), default=(0, None))[1]
+
+    def facts(self, channel: int, after: int, limit: int) -> list[tuple[int, Fact]]:
+        """Return facts about up to `limit` documents whose version is above `after`, in its order, with their keys."""
+        rows = self._db.execute(
+            _FACT + "WHERE channel = ? AND version > ? ORDER BY version LIMIT ?", (channel, after, limit)
+        )
+        return [self._fact(*row) for row in rows.fetchall()]
+
+    def fact(self, channel: int, message_id: str) -> tuple[int, Fact] | None:
+        """Return the facts about one document, with its key, or None."""
+        row = self._db.execute(_FACT + "WHERE channel = ? AND message = ?", (channel, message_id)).fetchone()
+        return self._fact(*row) if row is not None else None
+
+    def _fact(
+        self, key: int, message_id: str, version: int, is_counted: int, size: int, is_busy: int
+    ) -> tuple[int, Fact]:
+        try:
+            at_ms = times_in(message_id, self._whole_head(key))[1]
+        except (*DAMAGE, sqlite3.DatabaseError):
+            at_ms = None
+        return key, Fact(message_id, version, bool(is_counted), size, at_ms, bool(is_busy))
+
+    def _whole_head(self, key: int) -> bytes:
+        """Return the head of a document. Raises WrongChecksum."""
+        *fields, checksum = self._db.execute(_ROW, (key,)).fetchone()
+        (last,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
+        chunks = self._db.execute(
+            "SELECT body FROM pieces JOIN texts ON texts.id = slot WHERE document = ? AND blob = ? ORDER BY chunk",
+            (key, HEAD),
+        )
+        head = b"".join(unpack(body) for (body,) in chunks)
+        if checksum != head_sum((*fields, last), head):
+            raise WrongChecksum("its head")
+        return head
 
     def top(self, channel: int) -> int:
         """Return the highest version of the channel's documents."""

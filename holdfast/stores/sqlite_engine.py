@@ -23,6 +23,7 @@ from holdfast.stores.sqlite_channels import Channel, Channels, Plan
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
+from holdfast.stores.sqlite_pruning import Pruning
 from holdfast.stores.sqlite_whole import WholeMessages
 
 logger = logging.getLogger("holdfast.stores")
@@ -99,6 +100,7 @@ class Engine:
         self._documents = Documents(db)
         self.channels = Channels(db, self._documents)
         self._whole = WholeMessages(self._file.path, self._documents, self.channels)
+        self.pruning = Pruning(self._file, self.channels, self._documents, self._channel, self._note_deleted)
         self._documents.skip_keys(self._log.load(db, self._tracked_by_key))
         if self._log.damaged:
             self._whole.drop_log_rows(self._file, self._log)
@@ -139,7 +141,9 @@ class Engine:
             if channel is None:
                 fits = write.expected == 0 and write.lives == self.channels.empty(write.channel).lives
             else:
-                fits = write.expected == channel.serial and write.epoch == channel.epoch
+                fits = (
+                    write.expected == channel.serial and write.epoch == channel.epoch and write.floor == channel.floor
+                )
                 if fits and len(new) == 1 and not write.documents:  # hot path: nearly all writes are a single append
                     tracked = channel.tracked.get(new[0].op.id)
                     if tracked is not None:
@@ -258,6 +262,12 @@ class Engine:
         self._documents_written += documents
         self._row_bytes += row_bytes
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
+
+    def _note_deleted(self, row_bytes: int, documents: int) -> int:
+        """Note a commit that removed documents with their text; returns its number."""
+        self._note_written(row_bytes, documents=documents)
+        self._is_wipe_due = True
+        return self._commits
 
     def delete_channel(self, name: str, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
@@ -383,22 +393,14 @@ class Engine:
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
-        self._drop_outdated(now_ms)
+        outdated = self.pruning.drop_outdated(now_ms, STEP_DOCUMENTS)
+        if outdated is not None:
+            self._note_pages(COMMIT_PAGES + outdated * DOCUMENT_PAGES)
         self._start_wipe()
         deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
         return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
-
-    def _drop_outdated(self, now_ms: int) -> None:
-        """Remove expired data: used-up ids, and the data of some commands."""
-        commands = self._documents.outdated(now_ms, STEP_DOCUMENTS)
-        over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
-        if commands or over is not None:
-            with self._file.transaction() as db:
-                db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
-                self._documents.drop_data(commands)
-            self._note_pages(COMMIT_PAGES + len(commands) * DOCUMENT_PAGES)
 
     def spare(self, is_idle: bool) -> float | None:
         """Do a step of housekeeping, as after each call.

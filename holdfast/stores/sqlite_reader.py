@@ -11,17 +11,29 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.core.model import ChannelSummary
+from holdfast.core.retention import Policies, Sweep
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import SUMMARIES
 from holdfast.stores.sqlite_restored import reading
 
 PAGE = 500  # channels in one read
+FACTS = 200  # messages in one read
+
+
+class Due(NamedTuple):
+    """The messages and bytes of one channel that retention would remove."""
+
+    channel: str
+    messages: int
+    size_bytes: int
+    is_gone: bool  # True: the whole channel would go
 
 
 @contextlib.contextmanager
@@ -47,3 +59,25 @@ def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
         while page := channels.summaries([f"{prefix}*"], after, PAGE):
             yield from (replace(one, held=True) if one.channel in held else one for one in page)
             after = page[-1].channel
+
+
+def due_channels(path: Path, policies: Policies, now_ms: int) -> Iterator[Due]:
+    """Yield the channels of which retention would remove something at `now_ms`, in order; it changes nothing.
+
+    Raises LocalError, StoreUnusable.
+    """
+    for summary in list_channels(path, ""):
+        policy = policies.find(summary.channel)
+        sweep = Sweep(policy, summary, now_ms) if policy is not None else None
+        if sweep is None or not sweep.is_needed or summary.held:
+            continue
+        with reading_store(path) as db:
+            documents = Documents(db)
+            channel = Channels(db, documents).find(summary.channel, at=0)
+            messages = size_bytes = 0
+            while channel is not None and not sweep.is_over:
+                facts = [fact for _, fact in documents.facts(channel.id, sweep.after, FACTS)]
+                due = [one for one in sweep.take(facts, is_last=len(facts) < FACTS) if one.is_counted]
+                messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)
+        if messages or sweep.is_emptied:
+            yield Due(summary.channel, messages, size_bytes, sweep.is_emptied)

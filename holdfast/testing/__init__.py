@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.testing.contract import StoreContract as StoreContract
+    from holdfast.testing.contract_retention import RetentionContract as RetentionContract
     from holdfast.testing.proxy import FaultProxy as FaultProxy
 
-__all__ = ["FaultProxy", "StoreContract"]
+__all__ = ["FaultProxy", "RetentionContract", "StoreContract"]
 
 # before the first import, so that pytest shows the values of a failed assertion in the contract
 if "pytest" in sys.modules:
-    sys.modules["pytest"].register_assert_rewrite("holdfast.testing.contract")
+    sys.modules["pytest"].register_assert_rewrite("holdfast.testing.contract", "holdfast.testing.contract_retention")
 
 
 def __getattr__(name: str) -> Any:
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> Any:
         from holdfast.testing.contract import StoreContract
 
         return StoreContract
+    if name == "RetentionContract":
+        from holdfast.testing.contract_retention import RetentionContract
+
+        return RetentionContract
     if name == "FaultProxy":
         from holdfast.testing.proxy import FaultProxy
 

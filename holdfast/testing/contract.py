@@ -2,9 +2,9 @@
 
 Layer: testing.
 
-A store's own test file is this class and one fixture:
+A store's own test file is this class, that of `contract_retention`, and one fixture:
 
-    class TestMyStore(StoreContract):
+    class TestMyStore(StoreContract, RetentionContract):
         @pytest.fixture
         async def store(self):
             store = MyStore()
@@ -113,7 +113,7 @@ class Chat:
 
     @property
     def head(self) -> Head:
-        return Head(self.state.epoch, self.state.serial, lives=self.state.lives)
+        return Head(self.state.epoch, self.state.serial, self.state.floor, self.state.lives)
 
     def write(self, *steps: Step, documents: Iterable[str] = ()) -> Write:
         """Return the write for `steps`, each an id and a request.
@@ -139,6 +139,7 @@ class Chat:
             entries=entries,
             documents=[document(thing) for thing in things if thing is not None],
             lives=self.state.lives,
+            floor=self.state.floor,
         )
 
     async def do(self, *steps: Step, documents: Iterable[str] = ()) -> Committed | Conflict:
@@ -226,11 +227,11 @@ async def texts(store: Store, channel: str, *ids: str) -> list[str]:
     return [message.message().text for message in await messages_of(store, channel, *ids)]
 
 
-def _command(key: str, target: str | None) -> Step:
+def approve(key: str, target: str | None) -> Step:
     return key, SendCommand(name="approve", target=target, data=1)
 
 
-def _reply(key: str) -> Step:
+def refuse(key: str) -> Step:
     return key, ReplyCommand(ok=False, data=2, error={"code": "no", "detail": "why"}, request="r")
 
 
@@ -789,12 +790,12 @@ class StoreContract:
     async def test_data_of_commands_with_a_reply_leaves_with_their_target(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"), create("m2", "b"))
-        await chat.do(*[_command(name, target) for name, target in (("!c1", "m1"), ("!c2", "m1"), ("!c3", "m2"))])
-        await chat.do(_reply("!c1"), _reply("!c3"), documents=["!c1", "!c3"])
+        await chat.do(*[approve(name, target) for name, target in (("!c1", "m1"), ("!c2", "m1"), ("!c3", "m2"))])
+        await chat.do(refuse("!c1"), refuse("!c3"), documents=["!c1", "!c3"])
         assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, None), (1, 2)]
         await chat.do(delete("m1"), documents=["m1"])
         assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (1, None), (1, 2)]
-        await chat.do(_reply("!c2"), documents=["!c2"])  # the command's target is deleted already
+        await chat.do(refuse("!c2"), documents=["!c2"])  # the command's target is deleted already
         assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, 2)]
         _, found = await store.messages("c", ["!c1"])
         command, known = restore_command(found["!c1"]), chat.state.commands["!c1"]
@@ -807,16 +808,16 @@ class StoreContract:
         self, store: Store, is_delete_first: bool
     ) -> None:
         chat = Chat(store)
-        await chat.do(create("m1", "a"), _command("!c1", "m1"))
-        write = chat.write(delete("m1"), _reply("!c1"), documents=["m1", "!c1"])
+        await chat.do(create("m1", "a"), approve("!c1", "m1"))
+        write = chat.write(delete("m1"), refuse("!c1"), documents=["m1", "!c1"])
         write = replace(write, documents=sorted(write.documents, key=lambda one: one.is_deleted is not is_delete_first))
         assert await store.commit([write]) == [Committed(4)]
         assert await _data(store, "!c1") == [(None, None)]
 
     async def test_data_stays_if_the_deletion_of_its_target_was_refused(self, store: Store) -> None:
         chat = Chat(store)
-        await chat.do(create("m1", "a"), _command("!c1", "m1"))
-        await chat.do(_reply("!c1"), documents=["!c1"])
+        await chat.do(create("m1", "a"), approve("!c1", "m1"))
+        await chat.do(refuse("!c1"), documents=["!c1"])
         late = chat.write(delete("m1"), documents=["m1"])
         await chat.do(create("m2", "b"))
         assert await store.commit([late]) == [Conflict(chat.head)]
@@ -825,21 +826,21 @@ class StoreContract:
     async def test_deleted_target_of_another_channel_keeps_data(self, store: Store) -> None:
         chat, other = Chat(store), Chat(store, "other")
         for one in (chat, other):
-            await one.do(create("m1", "a"), _command("!c1", "m1"))
-            await one.do(_reply("!c1"), documents=["!c1"])
+            await one.do(create("m1", "a"), approve("!c1", "m1"))
+            await one.do(refuse("!c1"), documents=["!c1"])
         await other.do(delete("m1"), documents=["m1"])
         assert await _data(store, "!c1") == [(1, 2)]
 
     async def test_tidy_removes_the_data_of_commands_with_a_reply_a_week_after_their_expiry(self, store: Store) -> None:
         chat = Chat(store)
-        await chat.do(create("m1", "a"), _command("!c1", None), _command("!c2", "m1"), _command("!c3", None))
-        await chat.do(_reply("!c1"), _reply("!c2"), documents=["!c1", "!c2"])
+        await chat.do(create("m1", "a"), approve("!c1", None), approve("!c2", "m1"), approve("!c3", None))
+        await chat.do(refuse("!c1"), refuse("!c2"), documents=["!c1", "!c2"])
         over_ms = 1_000 + 300_000 + KEPT_MS  # the command was sent at 1 s and expires after 300 s
         await store.tidy(over_ms - 1)
         assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, 2), (1, None)]
         await store.tidy(over_ms)
         assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, None)]
-        await chat.do(_reply("!c3"), documents=["!c3"])
+        await chat.do(refuse("!c3"), documents=["!c3"])
         await store.tidy(over_ms + 5_000)
         assert await _data(store, "!c3") == [(None, None)]
 

@@ -12,18 +12,19 @@
 import { element } from "./chat_nodes.js"
 import { childrenOf, finalWords, isLongParagraph, isLoose, normalized, outermost, tableHead } from "./markdown_blocks.js"
 import { highlight } from "./markdown_code.js"
-import { appendBlocks, appendInline, codeBlock, loosen, MAX_INLINE, visible } from "./markdown_nodes.js"
+import { appendBlocks, appendInline, codeBlock, loosen, visible } from "./markdown_nodes.js"
 import { LONG, parseBlocks } from "./markdown_parser.js"
 import { repaired } from "./markdown_repair.js"
 
 const BLOCKS_OF_CHUNK = 50
 const STEP = 16_384 // characters that are drawn before the time is looked at
 const MAX_BLOCK = 16_384 // characters of a list, a table, a quote or another block
+const MAX_PARAGRAPH = 8_192 // characters that a browser lays out again with each piece
 const MAX_LINES = 4_096 // characters of an open fence in one node
 const MAX_INFO = 1_000 // longest first line of a code fence that is drawn line by line, in characters
 const FILLER = "x" // put before the rest of a long paragraph, so that the rest does not look like another kind of block
 const ANY = "\n" // stands for all labels of links that span several lines
-const LABEL = /(^[ \t>]*)?\[((?:[^\[\]\\]|\\[^])+)\](:?)/gm
+const LABEL = /\\[^]|\[((?:[^\[\]\\]|\\[^])+)\]/g // or an escaped character, which begins no label
 const FENCE = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})([^\n]*)\n/
 
 /**
@@ -160,7 +161,7 @@ export class GrowingMarkdown {
         this.#open = this.#openParagraph()
         return true
       }
-      if (n === 0 && this.#open?.kind === "paragraph" && shift + end - this.#open.start > MAX_INLINE) return this.#cut(this.#open, env)
+      if (n === 0 && this.#open?.kind === "paragraph" && shift + end - this.#open.start > MAX_PARAGRAPH) return this.#cut(this.#open, env)
       const to = this.#cutWithin(blocks[n], text, shift, blocks[n + 1]?.start ?? this.#stable(text))
       if (to >= 0) return n > 0 ? this.#moveTo(shift + start) : this.#finishUntil(blocks[n], text, shift + to)
       if (n >= count) break
@@ -257,13 +258,16 @@ export class GrowingMarkdown {
   #define(passed) {
     /** @type {NonNullable<Environment["references"]>} */
     const found = Object.create(null)
-    if (passed.includes("]:")) parseBlocks((this.#open?.prefix ?? "") + passed, { references: found, hasFormulas: this.hasFormulas })
-    const defined = new Set()
-    for (const [, start, label, colon] of passed.matchAll(LABEL)) {
-      const name = label.includes("\n") ? ANY : normalized(label)
-      const isDefinition = start !== undefined && colon && name in found && !defined.has(name)
-      if (isDefinition) defined.add(name)
-      else this.#labels.add(name)
+    /** How often each label is defined. @type {Record<string, number>} */
+    const counts = Object.create(null)
+    if (passed.includes("]:")) {
+      for (const { meta } of parseBlocks((this.#open?.prefix ?? "") + passed, { references: found, hasFormulas: this.hasFormulas })) {
+        if (meta) counts[meta.label] = (counts[meta.label] ?? 0) + 1
+      }
+    }
+    for (const [, label] of passed.matchAll(LABEL)) {
+      const name = label?.includes("\n") ? ANY : normalized(label ?? "")
+      if (!(counts[name]-- > 0)) this.#labels.add(name)
     }
     for (const [name, reference] of Object.entries(found)) {
       if (name in this.#references) continue
@@ -278,7 +282,7 @@ export class GrowingMarkdown {
     if (open) {
       this.#appendRest(open, block, env)
       this.#open = null
-    } else appendBlocks(block.tokens, this.#place(shift + block.start), env, this.final)
+    } else if (!block.tokens[0].meta) appendBlocks(block.tokens, this.#place(shift + block.start), env, this.final) // no definition
   }
 
   /** Return the parent of the next block, which begins at `at`. @param {number} at */
@@ -368,7 +372,7 @@ export class GrowingMarkdown {
 
   /** Draw a paragraph up to its 16,384th character for the last time; the rest is another one. @param {OpenBlock} open @param {Environment} env */
   #cut(open, env) {
-    const text = this.#text.slice(0, open.start + MAX_INLINE - this.#at)
+    const text = this.#text.slice(0, open.start + MAX_PARAGRAPH - this.#at)
     const space = text.search(/\s\S*$/)
     const half = /[\ud800-\udbff]$/.test(text) ? 1 : 0
     this.#pass(open, space > 0 || open.count ? text.slice(0, space + 1) : text.slice(0, text.length - half), env)
@@ -378,8 +382,10 @@ export class GrowingMarkdown {
 
   /** Draw the first characters of an open paragraph for the last time. @param {OpenBlock} open @param {string} shown @param {Environment} env */
   #pass(open, shown, env) {
-    dropAfter(open.node, open.count)
-    appendInline(shown, open.node, env, this.final)
+    const words = document.createDocumentFragment()
+    appendInline(shown, words, env, this.final)
+    patch(open.node, open.count, words)
+    open.node.normalize()
     open.count = open.node.childNodes.length
     this.#moveTo(this.#at + shown.length)
   }
@@ -492,18 +498,19 @@ function replaceEnd(node, length, text) {
   else node.replaceData(node.length - length, length, text)
 }
 
-/** Make the children of `parent` from number `from` on equal to those of `wanted`, and keep nodes that stay. @param {Node} parent @param {number} from @param {Node} wanted */
+/** Make the children of `parent` from number `from` on equal to those of `wanted`, and keep nodes that stay. @param {Element} parent @param {number} from @param {Node} wanted */
 function patch(parent, from, wanted) {
-  let n = from
-  for (const next of [...wanted.childNodes]) {
-    const here = parent.childNodes[n++]
-    if (!here) parent.appendChild(next)
-    else if (!here.isEqualNode(next) && !isPatched(here, next)) parent.replaceChild(next, here)
+  const nodes = [...wanted.childNodes]
+  dropAfter(parent, from + nodes.length)
+  // new nodes first: a browser prepares the layout of a text that changes at once, and again with each new node
+  parent.append(...nodes.splice(parent.childNodes.length - from))
+  for (const next of nodes) {
+    const here = parent.childNodes[from++]
+    if (!here.isEqualNode(next) && !isPatched(here, next)) here.replaceWith(next)
   }
-  dropAfter(parent, n)
 }
 
-/** Change the node `here` into a copy of `next`, if both are of the same kind. Return whether that was possible. @param {Node} here @param {Node} next */
+/** Change the node `here` into a copy of `next`, if both are of the same kind. Return whether that was possible. @param {ChildNode} here @param {Node} next */
 function isPatched(here, next) {
   if (here instanceof Text && next instanceof Text) replaceEnd(here, here.length, next.data)
   else if (here instanceof Element && here.cloneNode(false).isEqualNode(next.cloneNode(false))) patch(here, 0, next)

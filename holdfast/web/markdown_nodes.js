@@ -51,7 +51,7 @@ export function appendBlocks(tokens, parent, env, options, isLoose = false) {
       if (options.isFinal) highlight(block.code, block.language)
     } else if (token.type === "hr") top.appendChild(document.createElement("hr"))
     else if (token.type === "formula") top.appendChild(formula(token.content, "div", options))
-    else top.appendChild(document.createTextNode(token.content))
+    else appendText(top, token.content)
   }
 }
 

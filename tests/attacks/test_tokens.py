@@ -95,5 +95,5 @@ def test_metrics_need_admin_where_there_is_a_verifier(hubs: dict[str, Server]) -
 def test_files_of_the_store_are_readable_for_their_owner_alone(hubs: dict[str, Server]) -> None:
     for server in hubs.values():
         files = list(server.store.parent.glob(f"{server.store.name}*"))
-        assert len(files) == 4, files  # database, WAL, shared memory, lock
+        assert len(files) == 5, files  # database, WAL, shared memory, lock, control socket
         assert {path.stat().st_mode & 0o777 for path in files} == {0o600}, files

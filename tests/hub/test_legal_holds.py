@@ -30,7 +30,7 @@ async def test_a_held_channel_keeps_its_messages_until_the_release(hub: HubCore)
     await hub.delete_channel("chat:2")
     await hub.create("chat:1", text="goes on")
     assert await hub.archive.holds() == [held]
-    assert (hub.archive.is_held("chat:1"), hub.archive.is_held("chat:2")) == (True, False)
+    assert (await hub.archive.is_held("chat:1"), await hub.archive.is_held("chat:2")) == (True, False)
     assert [(one.channel, one.held) for one in (await hub.archive.channels()).channels] == [("chat:1", True)]
     assert (await hub.read("chat:1", kept.id))[0].text == "evidence"
 

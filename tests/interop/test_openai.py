@@ -340,10 +340,10 @@ async def test_every_route_needs_its_capabilities_and_tells_a_stranger_no_ids(
         await scene.hub.create("chat:1", id="u", text="you")
         await scene.served.until(lambda: scene.turns)
 
-        async def asked(capabilities: set[str] | None, message: str = "u") -> tuple[int, str]:
+        async def asked(capabilities: set[str] | None, message: str = "u", **headers: str) -> tuple[int, str]:
             granted[0] = frozenset(capabilities) if capabilities is not None else None
             filled = path.replace("{id}", Reference("chat:1", message).id())
-            response = await scene.served.http.request(method, filled, json=body)
+            response = await scene.served.http.request(method, filled, json=body, headers=headers)
             return response.status_code, response.text
 
         status, text = await asked(None)
@@ -352,7 +352,25 @@ async def test_every_route_needs_its_capabilities_and_tells_a_stranger_no_ids(
             known, unknown = await asked(needs - {missing}), await asked(needs - {missing}, "v")
             assert known == unknown or "{id}" not in path
             assert (known[0], json.loads(known[1])["error"]["type"]) == (403, "permission_error")
+        foreign = {"cookie": "a=b", "origin": "https://evil.example"}
+        assert (await asked(needs, **foreign))[0] == (403 if method == "POST" else 200)
         assert (await asked(needs))[0] == 200
+
+
+async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: Scene) -> None:
+    async def silent(turn: Turn) -> None:
+        pass
+
+    async def two(turn: Turn) -> None:
+        for text in ("One.", "Two."):
+            async with turn.reply() as message:
+                await message.append(text)
+
+    for script, text in ((silent, ""), (two, "One.Two.")):
+        scene.script = script  # type: ignore[method-assign]
+        whole = await scene.client.responses.create(model="bot", input="you")
+        assert (whole.status, whole.output_text) == ("completed", text)
+        assert (await scene.events(whole.id))[-1].response == whole
 
 
 async def test_server_and_program_of_the_document_work_together() -> None:

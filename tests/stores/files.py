@@ -37,7 +37,7 @@ def run_from_outside(path: Path, sql: str, *arguments: object) -> list[tuple[Any
 
 def on_disk(path: Path) -> bytes:
     """Return the content of all files of a store."""
-    return b"".join(file.read_bytes() for file in sorted(path.parent.iterdir()))
+    return b"".join(file.read_bytes() for file in sorted(path.parent.iterdir()) if file.is_file())
 
 
 def store_threads() -> list[str]:

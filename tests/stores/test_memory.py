@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from holdfast.stores.memory import MemoryStore
-from holdfast.testing import StoreContract
+from holdfast.testing import RetentionContract, StoreContract
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(StoreContract, RetentionContract):
     @pytest.fixture
     async def store(self) -> AsyncIterator[MemoryStore]:
         store = MemoryStore()

@@ -18,7 +18,7 @@ from holdfast.core.errors import HoldfastError, StoreInUse, StoreUnavailable, St
 from holdfast.stores import open_url
 from holdfast.stores.base import Committed, CommitUnknown, Store, head_of
 from holdfast.stores.postgres import PostgresStore
-from holdfast.testing import StoreContract
+from holdfast.testing import RetentionContract, StoreContract
 from holdfast.testing.contract import MINUTE_MS, Chat, append, check_fold, create, finish, texts
 from tests.postgres import Postgres, needs_postgres, running_postgres
 
@@ -54,7 +54,7 @@ async def opened(server: Postgres, schema: str) -> AsyncIterator[PostgresStore]:
         await store.close()
 
 
-class TestPostgresStore(StoreContract):
+class TestPostgresStore(StoreContract, RetentionContract):
     # Fewer examples than for other stores, because each act is a round trip.
     @settings(
         max_examples=20,

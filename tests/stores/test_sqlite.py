@@ -20,12 +20,12 @@ from holdfast.stores import sqlite, sqlite_channels, sqlite_engine
 from holdfast.stores.base import Committed, CommitUnknown, Head, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_file import SqliteFile
-from holdfast.testing import StoreContract
+from holdfast.testing import RetentionContract, StoreContract
 from holdfast.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, opened, run_from_outside, run_on_thread, store_threads, wal
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(StoreContract, RetentionContract):
     @pytest.fixture
     async def store(self, path: Path) -> AsyncIterator[SqliteStore]:
         async with opened(path) as store:

@@ -116,6 +116,21 @@ async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, 
         assert b"SECRET" not in on_disk(crashed)
 
 
+async def test_text_of_a_pruned_message_is_gone_within_a_minute(store: SqliteStore, path: Path) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1", "SECRET", streaming=True), create("m2", "stays", streaming=True))
+    for _ in range(40):
+        await chat.do(append("m1", "SECRET" * 50), append("m2", "."))
+    await chat.do(finish("m1"), documents=["m1"])
+    assert b"SECRET" in on_disk(path)
+    head = await store.prune("c", epoch="e1", versions={"m1": chat.state.serial})
+    assert head.floor == chat.state.floor + chat.state.serial
+    chat.state.floor = head.floor
+    await tidy_for_a_minute(store, chat)
+    assert b"SECRET" not in on_disk(path)
+    assert await texts(store, "c", "m2") == ["stays" + "." * 40]
+
+
 async def test_text_replaced_by_an_edit_is_gone_from_the_documents(store: SqliteStore, path: Path) -> None:
     chat = Chat(store)
     await chat.do(create("m1", "SECRET" * 1_000))

@@ -11,6 +11,8 @@ export interface Token {
   markup: string
   info: string
   hidden: boolean
+  /** Only a definition of a link has it. */
+  meta?: { label: string } | null
 }
 export interface Environment {
   /** Filled by definitions of links, `[label]: address`. */

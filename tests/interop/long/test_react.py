@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,14 +30,18 @@ createRoot(document.getElementById("root")).render(<Chat id="1" initial={initial
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The page of the document, built."""
+    return build(tmp_path_factory.mktemp("page"), block=0)
+
+
+def build(folder: Path, *, block: int) -> bytes:
+    """Return a page of the document as one script."""
     assert (PACKAGE.parent / "@ai-sdk" / "react").is_dir(), "scripts/test_interop installs React, and runs this test"
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "Chat.jsx").write_text(re.findall(r"```jsx\n(.*?)```", PAGE, re.DOTALL)[0])
+    (folder / "Chat.jsx").write_text(re.findall(r"```jsx\n(.*?)```", PAGE, re.DOTALL)[block])
     (folder / "main.jsx").write_text(ENTRY)
     (folder / "node_modules").symlink_to(PACKAGE.parent)
-    build = ["--bundle", "--format=esm", "--jsx=automatic", '--define:process.env.NODE_ENV="production"']
+    options = ["--bundle", "--format=esm", "--jsx=automatic", '--define:process.env.NODE_ENV="production"']
     esbuild = ROOT / "node_modules" / ".bin" / "esbuild"
-    subprocess.run([esbuild, "main.jsx", "--outfile=main.js", "--log-level=error", *build], cwd=folder, check=True)
+    subprocess.run([esbuild, "main.jsx", "--outfile=main.js", "--log-level=error", *options], cwd=folder, check=True)
     return (folder / "main.js").read_bytes()
 
 

@@ -1,0 +1,176 @@
+"""Retention: removes messages whose time is over, in small steps between the commits of a running hub.
+
+Layer: hub.
+
+A round reads the list of channels and sweeps those whose policy may let messages go (`core.retention`). Each step
+removes a bounded number of messages in a transaction of its own, and a pause follows, so appends wait for one step at
+most. A viewer gets no event: the floor of the channel rises, and a cursor below it leads to a new start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+from holdfast.core.errors import HoldfastError
+from holdfast.core.model import ChannelSummary
+from holdfast.core.retention import ClockTrust, Fact, Policies, Retention, Sweep
+from holdfast.hub.lifecycle import Lifecycle
+from holdfast.hub.runtime import Runtime
+from holdfast.stores.base import Head
+
+logger = logging.getLogger("holdfast.hub")
+
+ROUND_S = 300.0  # pause between two rounds
+PAGE = 200  # channels in one read
+READ_FACTS = 64
+# Bounds of one step. A message that is larger than the bytes is a step of its own.
+STEP_MESSAGES = 16
+STEP_BYTES = 128 * 1024
+PAUSE_S = 0.05  # between two steps; a removed byte costs the store about as much as a written one
+GONE_MS = 24 * 3_600_000  # as after `Hub.delete_channel`: the life of a removed channel is remembered for this time
+
+Rules = Mapping[str, str | Retention]  # how long messages stay, by channel pattern
+IsHeld = Callable[[str], Awaitable[bool]]
+
+
+class Retainer:
+    """Carries out the policies of a hub. Its counts grow over all runs of the hub."""
+
+    def __init__(self, rules: Rules | None, lifecycle: Lifecycle, is_held: IsHeld) -> None:
+        """Remove messages by `rules` while the hub runs, but none of a channel for which `is_held` returns True."""
+        self.policies = Policies(rules if rules is not None else {})
+        self._is_held = is_held
+        self._trust = ClockTrust()
+        self._is_distrusted = False
+        self._messages = self._bytes = self._channels = 0
+        self._rounds = self._last_ms = 0
+        if self.policies:
+            lifecycle.on_start(lambda: lifecycle.runtime.tasks.start_background(self.run(lifecycle.runtime)))
+
+    def stats(self) -> dict[str, int]:
+        """Return counts of removed data, and when the last round ended, in ms since 1970; none without rules."""
+        if not self.policies:
+            return {}
+        return {
+            "retention_messages": self._messages,
+            "retention_bytes": self._bytes,
+            "retention_channels": self._channels,
+            "retention_rounds": self._rounds,
+            "retention_last_ms": self._last_ms,
+        }
+
+    async def run(self, runtime: Runtime) -> None:
+        """Run one round after another, until this task is cancelled."""
+        self._trust = ClockTrust()
+        while True:
+            await asyncio.sleep(ROUND_S)
+            try:
+                await self._round(runtime)
+            except HoldfastError as error:
+                logger.warning("retention will try again in %.0f s: %s", ROUND_S, error)
+            except Exception:
+                logger.exception("retention failed, and will try again in %.0f s", ROUND_S)
+
+    async def _round(self, runtime: Runtime) -> None:
+        now_ms = runtime.clock.now_ms()  # of the whole round: the clock may jump meanwhile
+        if not await self._trusts_clock(runtime, now_ms):
+            return
+        after: str | None = None
+        while page := await runtime.store.summaries(self.policies.within(), after=after, limit=PAGE):
+            for summary in page:
+                await self._sweep(runtime, summary, now_ms)
+            after = page[-1].channel
+            await asyncio.sleep(PAUSE_S)
+        self._rounds += 1
+        self._last_ms = runtime.clock.now_ms()
+
+    async def _trusts_clock(self, runtime: Runtime, now_ms: int) -> bool:
+        """Return whether the clock, which reads `now_ms`, is plausible; log when that changes."""
+        steady_ms = int(runtime.loop.time() * 1000)
+        newest_ms = await self._newest_ms(runtime) if self._trust.is_new else 0
+        is_trusted = self._trust.trusts(now_ms, steady_ms=steady_ms, newest_ms=newest_ms)
+        if is_trusted == self._is_distrusted:
+            self._is_distrusted = not is_trusted
+            logger.warning(
+                "the clock is plausible again, and retention goes on"
+                if is_trusted
+                else "the clock of this machine is not plausible, so retention removes no message; correct the clock, "
+                "or let it run evenly for a day"
+            )
+        return is_trusted
+
+    async def _newest_ms(self, runtime: Runtime) -> int:
+        """Return the newest time of a stored document."""
+        newest_ms = 0
+        after: str | None = None
+        while page := await runtime.store.summaries(["*"], after=after, limit=PAGE):
+            newest_ms = max(newest_ms, *(one.updated_ms for one in page))
+            after = page[-1].channel
+            await asyncio.sleep(0)
+        return newest_ms
+
+    async def _sweep(self, runtime: Runtime, summary: ChannelSummary, now_ms: int) -> None:
+        """Remove the messages of one channel that go, and the channel if it is empty then."""
+        policy = self.policies.find(summary.channel)
+        if policy is None:
+            return
+        sweep = Sweep(policy, summary, now_ms)
+        if not sweep.is_needed:
+            return
+        head: Head | None = None
+        while not sweep.is_over:
+            if await self._is_held(summary.channel):
+                return
+            found = await runtime.store.facts(summary.channel, after=sweep.after, limit=READ_FACTS)
+            if head is not None and found.head.epoch != head.epoch:
+                return  # the channel was deleted meanwhile
+            head = found.head
+            for step in steps(sweep.take(found.facts, is_last=len(found.facts) < READ_FACTS)):
+                if await self._is_held(summary.channel):
+                    return
+                head = await self._remove(runtime, summary.channel, head.epoch, step)
+                await asyncio.sleep(PAUSE_S)
+        if head is not None and sweep.is_emptied and not await self._is_held(summary.channel):
+            await self._remove_channel(runtime, summary.channel)
+
+    async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> Head:
+        """Remove the messages of one step that have not changed since; return the head of the channel."""
+        head = await runtime.store.prune(channel, epoch=epoch, versions={one.id: one.version for one in step})
+        self._messages += sum(one.is_counted for one in step)
+        self._bytes += sum(one.size_bytes for one in step)
+        await _follow(runtime, channel)
+        return head
+
+    async def _remove_channel(self, runtime: Runtime, channel: str) -> None:
+        """Remove a channel without messages and commands, unless it has moved meanwhile."""
+        left = await runtime.store.facts(channel, after=0, limit=1)
+        if left.facts or not left.head.serial:
+            return
+        until_ms = runtime.clock.now_ms() + GONE_MS
+        result = await runtime.store.delete_channel(channel, expected=left.head, used_up=(), until_ms=until_ms)
+        self._channels += isinstance(result, Head)
+        await _follow(runtime, channel)
+        await asyncio.sleep(PAUSE_S)
+
+
+def steps(due: Sequence[Fact]) -> Iterator[list[Fact]]:
+    """Divide `due` into the steps of one transaction each."""
+    step: list[Fact] = []
+    size_bytes = 0
+    for fact in due:
+        if step and (len(step) == STEP_MESSAGES or size_bytes + fact.size_bytes > STEP_BYTES):
+            yield step
+            step, size_bytes = [], 0
+        step.append(fact)
+        size_bytes += fact.size_bytes
+    if step:
+        yield step
+
+
+async def _follow(runtime: Runtime, channel: str) -> None:
+    """Bring a channel in memory up to its head in the store."""
+    live = runtime.channels.get(channel)
+    if live is not None and live.is_loaded:
+        await live.refresh()

@@ -1,0 +1,82 @@
+"""Removal of data whose time is over, from an SQLite file: by retention, and of commands and used-up ids.
+
+Layer: stores. This code runs on the store's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from holdfast.stores.base import Facts, Head
+from holdfast.stores.sqlite_channels import Channel, Channels
+from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
+from holdfast.stores.sqlite_file import SqliteFile
+
+
+class Pruning:
+    """Removes documents one by one, each call in one transaction. The caller bounds their number."""
+
+    def __init__(
+        self,
+        file: SqliteFile,
+        channels: Channels,
+        documents: Documents,
+        find: Callable[[str], Channel | None],
+        deleted: Callable[[int, int], int],
+    ) -> None:
+        """`find` returns a channel by its name.
+
+        `deleted` notes a commit that removed text, by its bytes and documents, and returns its number.
+        """
+        self._file = file
+        self._channels = channels
+        self._documents = documents
+        self._find = find
+        self._deleted = deleted
+
+    def facts(self, name: str, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
+        channel = self._find(name)
+        if channel is None:
+            return Facts(self._channels.empty(name), [])
+        facts = [fact for _, fact in self._documents.facts(channel.id, after, limit)]
+        pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
+        return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
+
+    def prune(self, name: str, epoch: str, versions: Mapping[str, int]) -> Head:
+        """Remove messages and commands (`Store.prune`)."""
+        channel = self._find(name)
+        if channel is None or channel.epoch != epoch:
+            return channel.head if channel is not None else self._channels.empty(name)
+        gone = []
+        for message_id, version in versions.items():
+            found = self._documents.fact(channel.id, message_id)
+            tracked = channel.tracked.get(message_id)
+            is_pinned = tracked is not None and bool(tracked.slots)
+            if found is not None and found[1].version == version and not (found[1].is_busy or is_pinned):
+                gone.append(found)
+        if gone:
+            floor = max(channel.floor, *(fact.version for _, fact in gone))
+            counted = [fact.size_bytes for _, fact in gone if fact.is_counted]
+            with self._file.transaction():
+                self._documents.remove_keys([key for key, _ in gone])
+                self._channels.prune(channel, floor, len(counted), sum(counted))
+            channel.floor = floor
+            for _, fact in gone:
+                channel.tracked.pop(fact.id, None)
+            channel.moved = self._deleted(5 * INTEGER_BYTES, len(gone))
+        return channel.head
+
+    def drop_outdated(self, now_ms: int, limit: int) -> int | None:
+        """Remove used-up ids and the data of up to `limit` commands whose time is over.
+
+        Return the number of these commands; None if there was no data to remove.
+        """
+        commands = self._documents.outdated(now_ms, limit)
+        over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
+        if not commands and over is None:
+            return None
+        with self._file.transaction() as db:
+            db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
+            self._documents.drop_data(commands)
+        return len(commands)

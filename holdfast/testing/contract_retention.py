@@ -1,0 +1,94 @@
+"""The contract of stores for retention: `Store.facts` and `Store.prune`.
+
+Layer: testing.
+
+A store's own test file is `StoreContract`, this class, and one fixture for both.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, head_of
+from holdfast.testing.contract import Chat, append, approve, create, delete, edit, refuse, texts
+
+
+class RetentionContract:
+    """The promises of every store about the removal of messages."""
+
+    pytestmark = pytest.mark.asyncio
+
+    async def test_facts_are_in_the_order_of_the_last_documents(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a"), create("m2", "b"), create("m3", streaming=True), create("m4", "d"))
+        await chat.do(approve("!open", "m2"), approve("!done", "m1"))
+        await chat.do(edit("m1", "new"), delete("m4"), refuse("!done"), documents=["m1", "m4", "!done"])
+        head, facts = await store.facts("c", after=0, limit=10)
+        assert head == chat.head
+        sizes = {one.id: one.size_bytes for one in chat.state.messages.values()}
+        assert [(one.id, one.version, one.is_counted, one.is_busy) for one in facts] == [
+            ("m2", 2, True, True),
+            ("m3", 3, True, True),
+            ("!open", 5, False, True),
+            ("m1", 7, True, False),
+            ("m4", 8, False, False),
+            ("!done", 9, False, False),
+        ]
+        assert [one.size_bytes for one in facts if one.is_counted] == [sizes["m2"], sizes["m3"], sizes["m1"]]
+        assert {one.at_ms for one in facts} == {1_000}
+        assert await store.facts("c", after=3, limit=2) == (head, facts[2:4])
+        assert await store.facts("never", after=0, limit=2) == (NOTHING, [])
+
+    async def test_pruned_messages_are_gone_and_raise_the_floor(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a"), create("m2", "b"), create("m3", "c"))
+        (before,) = await store.summaries(["c"], after=None, limit=1)
+        token = (await store.moved(None)).token
+        head = await store.prune("c", epoch="e1", versions={"m3": 3, "m1": 1})
+        assert head == Head("e1", 3, 3)
+        assert await head_of(store, "c") == head
+        moved = await store.moved(token)
+        assert moved.channels == {"c": head}
+        await store.close()
+        await store.open()
+        assert await head_of(store, "c") == head
+        assert [one.id for one in (await store.facts("c", after=0, limit=10)).facts] == ["m2"]
+        assert await store.messages("c", ["m1", "m3"]) == (head, {})
+        changes = await store.changes("c", after=0, limit=10)
+        assert (changes.head, changes.newest, len(changes.messages or ())) == (head, "m2", 1)
+        (after,) = await store.summaries(["c"], after=None, limit=1)
+        assert (after.messages, after.created_ms, after.updated_ms) == (1, before.created_ms, before.updated_ms)
+        assert after.size_bytes == chat.state.messages["m2"].size_bytes
+
+    async def test_a_write_from_before_a_prune_conflicts(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a"), create("m2", streaming=True))
+        await chat.do(documents=["m2"])
+        head = await store.prune("c", epoch="e1", versions={"m1": 1})
+        assert await chat.do(edit("m1", "late")) == Conflict(head)
+        assert await chat.do(append("m2", "late")) == Conflict(head)
+        chat.state.floor = head.floor
+        assert await chat.do(append("m2", "x")) == Committed(3)
+        assert await texts(store, "c", "m2") == ["x"]
+
+    async def test_an_emptied_channel_keeps_its_serial_and_takes_a_pruned_id_again(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "old"), create("m2", "b"))
+        assert await store.prune("c", epoch="e1", versions={"m1": 1, "m2": 2}) == Head("e1", 2, 2)
+        await store.close()
+        await store.open()
+        later = Chat(store)
+        later.state.epoch, later.state.serial, later.state.floor = "e1", 2, 2
+        assert await later.do(create("m1", "new")) == Committed(3)
+        assert await texts(store, "c", "m1") == ["new"]
+
+    async def test_busy_or_changed_messages_are_not_pruned(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True), create("m2", "b"), create("m3", "c"), create("m4", "d"))
+        await chat.do(approve("!c", "m2"), edit("m4", "later"))
+        await chat.do(edit("m3", "new"), documents=["m3"])
+        versions = {"m1": 1, "m2": 2, "m3": 3, "m4": 4, "!c": 5, "none": 1}
+        assert await store.prune("c", epoch="e1", versions=versions) == chat.head
+        assert await store.prune("c", epoch="e2", versions={"m3": chat.state.serial}) == chat.head
+        assert await store.prune("never", epoch="e1", versions={"m3": 1}) == NOTHING
+        assert await texts(store, "c", "m1", "m2", "m3", "m4") == ["", "b", "new", "later"]

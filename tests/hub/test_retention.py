@@ -1,0 +1,343 @@
+"""Retention in a running hub: removed and remaining messages, and the views of clients."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from holdfast.cli import main
+from holdfast.core.errors import NotFound
+from holdfast.core.events import ChannelAttached, MessageCreate, MessageUpdate
+from holdfast.core.names import command_key
+from holdfast.core.retention import Retention
+from holdfast.core.view import View
+from holdfast.hub import HubCore
+from holdfast.hub import retention as retention_module
+from holdfast.hub.clock import Clock
+from holdfast.hub.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
+from holdfast.stores.base import head_of
+from holdfast.stores.memory import MemoryStore
+from holdfast.stores.sqlite import SqliteStore
+from simulation.clock import SimClock
+from tests.hub.watching import Watcher
+from tests.stores.files import on_disk, run_on_thread
+from tests.virtual import virtual_clock, virtually
+
+HOUR_S = 3600.0
+DAY_MS = 24 * 3_600_000
+
+
+def new_hub(rules: Mapping[str, str | Retention], store: Any = "memory://") -> HubCore:
+    return HubCore(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock(), retention=rules)
+
+
+async def ids(hub: HubCore, channel: str) -> list[str]:
+    return [one.id for one in (await hub.history(channel, limit=200)).messages][::-1]
+
+
+def removed(hub: HubCore) -> tuple[int, int]:
+    stats = hub.stats()
+    return stats["retention_messages"], stats["retention_channels"]
+
+
+@virtually
+async def test_messages_go_at_their_age_and_the_channel_with_the_last_one() -> None:
+    hub = new_hub({"chat:*": "1h", "chat:kept": "9w"})
+    for name in ("chat:1", "chat:kept", "other"):
+        await hub.create(name, text="old", id="m1")
+    await asyncio.sleep(0.5 * HOUR_S)
+    await hub.create("chat:1", text="young", id="m2")
+    watcher = Watcher(hub, "chat:1")
+    await watcher.take()
+    epoch = watcher.cursor.partition(":")[0] if watcher.cursor else ""
+    await asyncio.sleep(0.4 * HOUR_S)
+    assert await ids(hub, "chat:1") == ["m1", "m2"]
+    await asyncio.sleep(0.2 * HOUR_S)
+    assert await ids(hub, "chat:1") == ["m2"]
+    with pytest.raises(NotFound):
+        await hub.read("chat:1", "m1")
+    assert await head_of(hub.store, "chat:1") == (epoch, 2, 1, 0)
+    late = Watcher(hub, "chat:1", since=f"{epoch}:0")
+    assert [type(one) for one in (await late.take()).events] == [ChannelAttached, MessageUpdate]
+    assert [one.id for one in late.view.messages()] == ["m2"]
+    await hub.create("chat:1", text="third", id="m3")
+    batch = await watcher.take()  # it got no event of the removal
+    assert [type(one) for one in batch.events] == [MessageCreate]
+    await asyncio.sleep(1.2 * HOUR_S)
+    head = await head_of(hub.store, "chat:1")
+    assert (head.epoch, head.serial) == ("-", 0)
+    assert head.lives > 0
+    await watcher.until(lambda view: not view.messages())
+    assert await ids(hub, "chat:kept") == await ids(hub, "other") == ["m1"]
+    assert removed(hub) == (3, 1)
+    assert hub.stats()["retention_bytes"] == len("old" + "young" + "third") + 3 * len('{"type":"text"}')
+    await hub.create("chat:1", text="new life", id="m1")
+    assert (await head_of(hub.store, "chat:1")).epoch not in ("-", epoch)
+    await hub.close()
+
+
+class BusyWorker:
+    """A worker of all channels that has no free slot, so user messages wait for it."""
+
+    is_local = False
+    name = "busy"
+    pattern = "*"
+    when_busy = "queue"
+    free = 0
+
+
+@virtually
+async def test_streaming_and_waiting_messages_and_targets_of_open_commands_stay() -> None:
+    hub = new_hub({"*": Retention(age="10m", idle="10m", messages=1, bytes=1)})
+    await hub.start()
+    hub.runtime.scheduler.register(BusyWorker())  # type: ignore[arg-type]  # the parts that waiting needs
+    await hub.create("c", text="old", id="old", role="assistant")
+    await hub.create("c", text="waits", id="waits")
+    async with hub.message("c", id="done") as done:
+        await done.append("approve?")
+    await hub.command("c", "approve", target="done", id="ask", expires_s=3 * HOUR_S)
+    async with hub.message("c", id="stream") as writer:
+        for _ in range(120):
+            await writer.append("word ")
+            await asyncio.sleep(60)
+        assert await ids(hub, "c") == ["waits", "done", "stream"]
+        assert (await hub.read("c", "stream"))[0].text == "word " * 120
+        await hub.reply("c", "ask")
+        await asyncio.sleep(0.5 * HOUR_S)
+        await writer.append("end")
+        assert await ids(hub, "c") == ["waits", "stream"]
+    await asyncio.sleep(0.5 * HOUR_S)
+    assert await ids(hub, "c") == ["waits"]
+    assert command_key("ask") not in [one.id for one in (await hub.store.facts("c", after=0, limit=9)).facts]
+    await hub.close()
+
+
+@virtually
+async def test_the_newest_messages_stay_and_idle_channels_go() -> None:
+    hub = new_hub({"*": Retention(idle="7h", messages=3), "b": Retention(bytes="1kB")})
+    for number in range(8):
+        await hub.create("a", text="x", id=f"m{number}")
+        await hub.create("b", text="x" * 400, id=f"m{number}")
+    await asyncio.sleep(HOUR_S)
+    assert await ids(hub, "a") == ["m5", "m6", "m7"]
+    assert await ids(hub, "b") == ["m6", "m7"]
+    await asyncio.sleep(7 * HOUR_S)
+    assert (await head_of(hub.store, "a")).serial == 0
+    assert await ids(hub, "b") == ["m6", "m7"]
+    await hub.close()
+
+
+@virtually
+async def test_a_held_channel_is_skipped() -> None:
+    hub = new_hub({"*": "10m"})
+    await hub.archive.hold("a", "case 17")
+    for name in "ab":
+        await hub.create(name, text="x", id="m")
+    await asyncio.sleep(HOUR_S)
+    assert (await ids(hub, "a"), await ids(hub, "b")) == (["m"], [])
+    await hub.archive.release("a")
+    await asyncio.sleep(ROUND_S)
+    await asyncio.sleep(1)
+    assert await ids(hub, "a") == []
+    await hub.close()
+
+
+@pytest.mark.parametrize("jump_days", [365, -365])
+def test_a_clock_that_jumps_by_a_year_removes_nothing(jump_days: int, caplog: pytest.LogCaptureFixture) -> None:
+    @virtually
+    async def run() -> None:
+        hub = new_hub({"*": Retention(age="90d", messages=1)})
+        clock = hub.clock
+        assert isinstance(clock, SimClock)
+        for number in range(3):
+            await hub.create("c", text="x", id=f"m{number}")
+        await hub.create("d", text="x", id="m0")
+        await asyncio.sleep(ROUND_S + 30)
+        clock.skew_ms = jump_days * DAY_MS
+        await hub.create("d", text="stored at a wrong time", id="m")
+        await asyncio.sleep(2 * HOUR_S)
+        assert await ids(hub, "c") == ["m0", "m1", "m2"]
+        clock.skew_ms = 0
+        await asyncio.sleep(ROUND_S)
+        assert await ids(hub, "c") == ["m2"]
+        assert await ids(hub, "d") == ["m"]
+        await hub.close()
+
+    run()
+    assert [one.message.partition(",")[0] for one in caplog.records if "clock" in one.message] == [
+        "the clock of this machine is not plausible",
+        "the clock is plausible again",
+    ]
+
+
+class CountingStore(MemoryStore):
+    """A memory store that notes the size and the time of each step of retention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[float, int]] = []
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Any:
+        self.steps.append((asyncio.get_running_loop().time(), len(versions)))
+        return await super().prune(channel, epoch=epoch, versions=versions)
+
+
+@virtually
+async def test_steps_are_bounded_and_apart() -> None:
+    store = CountingStore()
+    hub = new_hub({"*": "10m"}, store)
+    for number in range(100):
+        await hub.create("small", text="x", id=f"m{number}")
+        await hub.create(f"c:{number}", text="x", id="m")
+    for number in range(4):
+        await hub.create("large", text="x" * (STEP_BYTES // 2 + 1), id=f"m{number}")
+    await asyncio.sleep(HOUR_S)
+    assert removed(hub) == (204, 102)
+    times = [at_s for at_s, _ in store.steps]
+    assert max(count for _, count in store.steps) == STEP_MESSAGES
+    assert len(times) >= 100 / STEP_MESSAGES + 100 + 4
+    assert min(after - before for before, after in itertools.pairwise(times)) >= PAUSE_S * 0.999
+    await hub.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_viewers_never_show_a_mixture(seed: int) -> None:
+    """Viewers come and go with old cursors while retention removes messages below them.
+
+    After each catch-up a viewer shows each stored message as it is stored. A message that was removed is in no event.
+    """
+
+    @virtually
+    async def run() -> None:
+        draw = Random(seed)
+        hub = new_hub({"*": Retention(age="1h", messages=6)})
+        texts: dict[str, str] = {}
+        views: list[View] = [View() for _ in range(6)]
+
+        async def write(number: int) -> None:
+            async with hub.message("c", id=f"m{number}") as writer:
+                texts[writer.id] = ""
+                for _ in range(draw.randrange(1, 30)):
+                    texts[writer.id] += f"{number} "
+                    await writer.append(f"{number} ")
+                    await asyncio.sleep(draw.uniform(1, 200))
+
+        async def look(view: View) -> None:
+            before = {one.id for one in view.messages()}
+            stored = {one.id for one in (await hub.history("c", limit=200)).messages}
+            cursor = view.cursor
+            subscription = hub.subscribe("c", since=cursor, flush_ms=0)
+            async for batch in subscription.batches():
+                view.receive(batch)
+                seen = {one.id for one in view.messages()}
+                assert seen - before <= stored | set(list(texts)[-12:])
+                if view.cursor == str(hub.channel("c").state.cursor):
+                    break
+            for shown in view.messages():
+                if shown.id in stored:
+                    assert shown.text == texts[shown.id][: len(shown.text)]
+                    assert shown.status == "streaming" or shown.text == texts[shown.id], cursor
+
+        tasks = []
+        for number in range(40):
+            tasks.append(asyncio.ensure_future(write(number)))
+            await asyncio.sleep(draw.uniform(1, 600))
+            for view in draw.sample(views, draw.randrange(3)):
+                await look(view)
+        await asyncio.gather(*tasks)
+        assert len(texts) == 40
+        await asyncio.sleep(ROUND_S)
+        for view in views:
+            await look(view)
+        assert len(await ids(hub, "c")) <= 8
+        assert removed(hub)[0] > 25
+        page = (await hub.history("c", limit=200)).messages
+        assert {one.id: one.text for one in page} == {one.id: texts[one.id] for one in page}
+        await hub.close()
+
+    run()
+
+
+class ShiftedClock(Clock):
+    """A clock that is behind by some days."""
+
+    def __init__(self, days: int) -> None:
+        super().__init__()
+        self._days = days
+
+    def now_ms(self) -> int:
+        return super().now_ms() - self._days * DAY_MS
+
+
+async def test_removed_words_leave_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chat.db"
+    old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
+    for number in range(40):
+        await old.create("gone", text=f"SECRET{number}" * 300)
+    async with old.message("kept", id="m1") as message:
+        for _ in range(50):
+            await message.append("SECRET")
+    edited = await old.create("kept", text="SECRET", id="m2")
+    await old.close()
+    recent = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(1))
+    await recent.update("kept", edited.id, text="stays")
+    await recent.close()
+    assert b"SECRET" in on_disk(path)
+
+    monkeypatch.setattr(retention_module, "PAUSE_S", 0.0)
+    hub = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, retention={"*": "2d"})
+    await hub.start()
+    await hub.store.tidy(hub.clock.now_ms())  # the housekeeping that follows each start
+    await hub.retainer._round(hub.runtime)
+    assert removed(hub) == (41, 1)
+    assert await ids(hub, "kept") == ["m2"]
+    store = hub.store
+    assert isinstance(store, SqliteStore)
+    await store.tidy(hub.clock.now_ms())
+    await store.tidy(hub.clock.now_ms())
+    assert b"SECRET" not in on_disk(path)
+    rows = await run_on_thread(store, "SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM pieces)")
+    assert rows == [(1, 2)]
+    await hub.close()
+
+
+async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chat.db"
+    url = f"sqlite:///{path}"
+    hub = HubCore(url, hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
+    for name in ("chat:1", "chat:2", "log:1"):
+        await hub.create(name, text="x" * 1_000)
+    await hub.command("chat:2", "approve", target=None)
+
+    def run(*options: str) -> list[str]:
+        done = CliRunner().invoke(main, ["retention", "--dry-run", "--store", url, *options])
+        return [line.strip() for line in done.output.splitlines()]
+
+    size = 1_000 + len('{"type":"text"}')
+    expected = [
+        f"1          {size:,}  chat:1  (the whole channel)",
+        f"1          {size:,}  chat:2",
+        f"2 messages with {2 * size:,} bytes would go.",
+    ]
+    assert run("--keep", "chat:*=2d", "--keep", "*=9w") == expected
+    assert run("--keep", "*=4d") == ["0 messages with 0 bytes would go."]
+    assert len((await hub.archive.channels()).channels) == 3
+    await hub.close()
+    (tmp_path / "kept_chat.py").write_text(
+        f"from holdfast import Hub\nhub = Hub({url!r}, hooks_signals=False, retention={{'chat:*': '2d'}})\n"
+        "bare = Hub('memory://', hooks_signals=False)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run("--app", "kept_chat:hub") == expected
+    assert run("--app", "kept_chat:bare")[-1].startswith("Error: --app kept_chat:bare has no hub with the setting")
+    for options in ((), ("--app", "kept_chat:hub", "--keep", "*=1d")):
+        assert run(*options)[-1].startswith("Error: retention needs rules: give either --app")
+    assert run("--keep", "chat")[-1] == "Error: --keep must be PATTERN=AGE, such as chat:*=90d, got 'chat'"
+    assert "such as \"90d\", got '90 days'" in run("--keep", "*=90 days")[-1]
