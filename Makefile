@@ -4,6 +4,8 @@
 .PHONY: help demo test test-long lint format sim chaos fuzz attack bench clean
 
 PYTHON ?= python3
+# Tests start several hundred processes; without cached bytecode each one compiles the package again, which takes 0.35 s.
+export PYTHONDONTWRITEBYTECODE :=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -14,10 +16,12 @@ demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also
 	@echo 'Starting the demo …'
 	@$(BIN)/holdfast demo $(if $(LAN),--lan)
 
+# tests that `make test-long` runs: its steps name them
+LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes.py agents/test_types.py stores/test_sqlite_damage.py
 test: $(VENV)/.dev node_modules/.installed ## all tests but the long ones, the browser's too
 	@scripts/ensure_chromium
 	@npm test --silent
-	@$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore tests/,simulation fuzz chaos bench attacks browser/long interop/long)
+	@$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore tests/,$(LONG))
 
 test-long: $(VENV)/.dev node_modules/.installed ## the built package, other releases of the dependencies, faults, seeds
 	@scripts/test_long

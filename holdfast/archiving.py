@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -22,6 +22,7 @@ from urllib.parse import quote
 import click
 import msgspec
 
+from holdfast.control_client import NotServed, call_at
 from holdfast.core.errors import LocalError, StoreInUse, shown, shown_url
 from holdfast.core.limits import Limits
 from holdfast.core.names import check_channel
@@ -91,23 +92,6 @@ async def release_channel(url: str, channel: str) -> None:
         await holds.release(channel)
 
 
-class NotServed(Exception):
-    """No hub listens on the control socket of the store, or the store is not a file."""
-
-
-def at_hub(url: str, name: str, **arguments: object) -> Iterator[Any]:
-    """Yield the values of a call at the hub that serves the store. Raises NotServed, and the errors of the call."""
-    from holdfast import control_client
-
-    store = open_url(url)
-    if not isinstance(store, SqliteStore):
-        raise NotServed
-    try:
-        yield from control_client.call(store.path, name, **arguments)
-    except control_client.NotServed:
-        raise NotServed from None
-
-
 def fetch_export(server: str, channel: str, token: str | None, out: BinaryIO) -> None:
     """Write the export of a channel of a served hub into `out`. Raises LocalError."""
     from http.client import HTTPException
@@ -160,7 +144,7 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
         fetch_export(url, channel, token, out)
         return
     try:
-        for line in at_hub(store, "export", channel=channel):
+        for line in call_at(store, "export", channel=channel):
             out.write(line.encode())
         out.flush()
     except NotServed:
@@ -174,7 +158,7 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
 def import_file(file: Path, store: str, channel: str | None) -> None:
     """Write the messages of FILE, an export, into an empty channel, also while the store is served."""
     try:
-        (value,) = at_hub(store, "import", path=os.path.abspath(file), channel=channel)
+        (value,) = call_at(store, "import", path=os.path.abspath(file), channel=channel)
         done = msgspec.convert(value, Imported)
     except NotServed:
         done = asyncio.run(import_channel(store, file, channel))
@@ -188,7 +172,7 @@ def import_file(file: Path, store: str, channel: str | None) -> None:
 def hold(channel: str, store: str, reason: str) -> None:
     """Refuse all deletions in CHANNEL until it is released, also while the store is served."""
     try:
-        list(at_hub(store, "hold", channel=channel, reason=reason))
+        list(call_at(store, "hold", channel=channel, reason=reason))
     except NotServed:
         asyncio.run(hold_channel(store, channel, reason))
     click.echo(f"{channel} is held; holdfast release ends that.")
@@ -200,7 +184,7 @@ def hold(channel: str, store: str, reason: str) -> None:
 def release(channel: str, store: str) -> None:
     """End the hold of CHANNEL, also while the store is served."""
     try:
-        list(at_hub(store, "release", channel=channel))
+        list(call_at(store, "release", channel=channel))
     except NotServed:
         asyncio.run(release_channel(store, channel))
     click.echo(f"{channel} is released.")

@@ -24,6 +24,7 @@ import msgspec
 from holdfast._version import __version__
 from holdfast.archiving import COMMANDS
 from holdfast.archiving import STORE as _STORE
+from holdfast.control_client import NotServed, call
 from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown, shown_url
 from holdfast.core.names import check_prefix
 from holdfast.core.retention import Policies
@@ -234,8 +235,6 @@ for _command in COMMANDS:
 )
 def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     """Write a backup of a store into FILE, also while it is served."""
-    from holdfast.control_client import NotServed, call
-
     opened = _sqlite_store(store)
     if not opened.path.exists():
         raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
@@ -264,8 +263,6 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
 @_STORE
 def inspect(store: str) -> None:
     """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
-    from holdfast.control_client import NotServed, call
-
     path = _sqlite_store(store).path
     try:
         (found,) = call(path, "inspect")

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from holdfast.client.problems import error_of
 from holdfast.core.errors import LocalError
 from holdfast.hub.control import BEAT_S, path_of
+from holdfast.stores import open_url
+from holdfast.stores.sqlite import SqliteStore
 
 LINE_BYTES = 64 * 1024 * 1024  # far above the largest message
 SILENT_S = 6 * BEAT_S  # a living server sends a line each BEAT_S
@@ -51,7 +52,17 @@ def call(store: Path, name: str, **arguments: object) -> Iterator[Any]:
             raise LocalError(f"response on control socket {path} is not valid ({error}); check the server") from None
 
 
+def call_at(url: str, name: str, **arguments: object) -> Iterator[Any]:
+    """Yield the values of a call at the hub that serves the store `url`. Raises NotServed or the error of the call."""
+    store = open_url(url)
+    if not isinstance(store, SqliteStore):
+        raise NotServed
+    yield from call(store.path, name, **arguments)
+
+
 def _values(connection: socket.socket) -> Iterator[Any]:
+    from holdfast.client.problems import error_of  # imported here, because the import is slow
+
     with contextlib.closing(connection.makefile("rb")) as lines:
         while True:
             line = msgspec.json.decode(

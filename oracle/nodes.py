@@ -16,6 +16,7 @@ from oracle.log import EpochLog, StoredLogs
 from oracle.violation import Violation
 
 TERM_S = 4.0  # length of the lease of a node
+RENEW_S = 1.0  # time between two renewals
 SOON_S = 2.0  # without faults a recovery is stored within this time
 LATE_S = 90.0  # with faults a recovery may be stored this long after its node has read the leases
 READ_S = 3.0  # the same without faults
@@ -30,16 +31,20 @@ class NodeLeases:
         self._until_s: dict[str, float] = {}  # for each node the end of its lease
         # for each node the nodes that had no lease when it read the leases, each with the time of the last such read
         self._missed_s: dict[str, dict[str, float]] = {}
-        self._begun_s = 0.0  # when the last lease began
+        self._changed_s = 0.0  # when a node last began or stopped
 
     def hold(self, node: str, term_ms: int) -> None:
         """Take a renewal."""
         now_s = self._now_s()
         if not self.is_alive(node):
-            self._begun_s = now_s
-        self._until_s[node] = now_s + term_ms / 1000
+            self._changed_s = now_s
+        self._until_s[node] = now_s + (term_ms - 1) / 1000  # a store may count in whole milliseconds
         missed = {other: now_s for other in self._until_s if not self.is_alive(other)}
         self._missed_s.setdefault(node, {}).update(missed)
+
+    def note_stop(self) -> None:
+        """Note that a process dies or is suspended. If it recovers others now, they wait until each node does."""
+        self._changed_s = self._now_s()
 
     def is_alive(self, node: str) -> bool:
         """Return whether the lease of `node` runs."""
@@ -64,7 +69,7 @@ class NodeLeases:
     def check_due(self, healthy_s: float) -> None:
         """Check that no message streams long after the lease of its node. Raises Violation."""
         now_s = self._now_s()
-        base_s = max(healthy_s, self._begun_s + TERM_S)
+        base_s = max(healthy_s, self._changed_s + RENEW_S + TERM_S)
         for message, node in self.orphans(self._stored.channels):
             if now_s > max(base_s, self._until_s.get(node, 0.0)) + SOON_S:
                 raise Violation(f"{message} still streams, though the lease of {node} has expired")

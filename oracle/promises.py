@@ -127,6 +127,11 @@ class Promises:
         return bool(self._turns or is_due or self._leases or any(self._waiting()))
 
     @property
+    def leased(self) -> list[Place]:
+        """Return the messages whose writers hold leases."""
+        return list(self._leases)
+
+    @property
     def busy_with(self) -> str:
         """Return the leases that end soon, as text."""
         return f"leases {list(self._leases)}, turns {[*self._turns, *self._waiting()]}, commands {list(self._commands)}"
@@ -343,7 +348,7 @@ class Promises:
 
     def _check_not_early(self, place: Place, held: Held) -> None:
         """Check that a lease that ends now for lack of a sign of life had none. Raises Violation."""
-        if self._is_exclusive and not self._may_end(held) and self._now_s() - held.overdue_s > CROSSING_S:
+        if not self._may_end(held) and self._now_s() - held.overdue_s > CROSSING_S:
             raise Violation(f"{place} ends at {self._now_s():.3f}, though its holder gave a sign of life: {held}")
 
     def _may_end(self, held: Held) -> bool:
@@ -351,12 +356,15 @@ class Promises:
         now_s = self._now_s()
         if not held.is_given:
             return True  # the holder does not know that it has the lease
-        if self._trouble_s >= held.received_s or now_s >= max(held.received_s, self.booted_s) + held.term_s - EARLY_S:
+        booted_s = (
+            self.booted_s if self._is_exclusive else 0.0
+        )  # otherwise the lease is known to hubs that boot earlier
+        if self._trouble_s >= held.received_s or now_s >= max(held.received_s, booted_s) + held.term_s - EARLY_S:
             return True
         for connection in held.connections:
             if connection.ended_s is None:
                 continue
-            if not connection.process.is_alive and self.booted_s >= connection.ended_s:
+            if not connection.process.is_alive and booted_s >= connection.ended_s:
                 continue  # the next hub knows no connection of the dead one; until it boots, a last commit may arrive
             if connection is not held.connection and connection.sent_s + CROSSING_S < held.received_s:
                 continue  # the holder has used another one since

@@ -82,10 +82,15 @@ class Node:
         world.kept |= asyncio.all_tasks(world.loop)
         self.is_up = False
         self.process.is_alive = False
-        self.process.is_held = True
+        self.suspend()
         self.store.process_died()
         world.net.process_died(self.process)
         self._died.set_result(None)
+
+    def suspend(self) -> None:
+        """Stop the process, until `VirtualLoop.thaw`."""
+        self.process.is_held = True
+        self._world.store.nodes.note_stop()
 
     async def shut_down(self) -> None:
         """Drain and close the hub, then end the process."""

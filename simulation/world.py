@@ -250,7 +250,7 @@ class World:
                 await self._boot_later(node)
             case "pause":
                 process = node.process
-                process.is_held = True
+                node.suspend()
                 await asyncio.sleep(draw.uniform(0.1, 12.0))
                 self.promises.note_trouble(self.loop.time() + 1.0)
                 if process.is_alive:
@@ -293,7 +293,7 @@ class World:
         elif how == "kill":
             node.kill()
         else:
-            node.process.is_held = True
+            node.suspend()
         await asyncio.sleep(AWAY_S)
         if node.is_up:
             self.loop.thaw(node.process)
@@ -356,11 +356,11 @@ class World:
         self.trace.add("quiet")
 
     async def _until_recovered(self) -> None:
-        """Wait until no message of an ended node streams."""
+        """Wait until no message of an ended node or of a remote writer streams."""
         since_s = max(self.loop.time(), self.promises.healthy_s)
-        while left := list(self.store.nodes.orphans(self.channels)):
+        while left := [*self.store.nodes.orphans(self.channels), *self.promises.leased]:
             if self.loop.time() - since_s > QUIET_S:
-                raise Violation(f"no fault for {QUIET_S} s, and messages of ended nodes stream: {left}")
+                raise Violation(f"no fault for {QUIET_S} s, and messages of ended writers stream: {left}")
             await asyncio.sleep(0.5)
 
     async def _until_hooks_are_done(self) -> None:

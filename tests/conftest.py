@@ -17,9 +17,10 @@ from playwright.async_api import Browser, async_playwright
 from tests.processes import Server, serving
 
 # No deadlines, because machines differ in speed. The same commit has the same examples, so that a failure belongs to a
-# change. `HYPOTHESIS_PROFILE=long` tries more examples, other ones in each run.
+# change. `HYPOTHESIS_PROFILE=long` tries more examples, other ones in each run; `few` tries only some.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("long", parent=settings.get_profile("default"), derandomize=False, max_examples=5_000)
+settings.register_profile("few", parent=settings.get_profile("default"), max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 ARGUMENTS = (

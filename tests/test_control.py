@@ -34,6 +34,14 @@ def run(*arguments: str, store: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+async def export_of_another_store(path: Path) -> bytes:
+    hub = Hub(f"sqlite:///{path}", hooks_signals=False)
+    await hub.create("c", text="kept")
+    lines = [line async for line in hub.archive.export("c")]
+    await hub.close()
+    return b"".join(lines)
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     with serving("serve", tmp_path, "--jwt-secret-file", str(secret(tmp_path)), "--jwt-audience", "chat") as running:
@@ -54,6 +62,13 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
     assert (again.returncode, "exists already; name a new file" in again.stderr) == (1, True)
     inspected = json.loads(run("inspect", store=server.store).stdout)
     assert (inspected["pid"], inspected["counters"]["waiting"]) == (server.running.pid, 0)
+
+    exported = tmp_path / "chat.jsonl"
+    exported.write_bytes(asyncio.run(export_of_another_store(tmp_path / "other.db")))
+    done = run("import", str(exported), store=server.store)
+    assert done.stdout == f"c has 1 messages and 0 commands of {exported}.\n", done
+    assert run("export", "c", store=server.store).stdout == exported.read_text()
+    assert "channel 'd' has no messages" in run("export", "d", store=server.store).stderr
 
     path = path_of(server.store)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -93,9 +108,12 @@ def connected(path: Path) -> socket.socket:
 @pytest.mark.parametrize(
     ("request_line", "why"),
     [
-        (b'{"call":"fly"}\n', "has no call 'fly'; use one of backup, inspect"),
+        (b'{"call":"fly"}\n', "has no call 'fly'; use one of backup, export, import, inspect"),
         (b'{"call":"backup","arguments":{"path":7}}\n', "Expected `str`, got `int` - at `$.path`"),
-        (b'{"call":"backup","arguments":{"path":"one.db"}}\n', "must be an absolute path, got 'one.db'"),
+        (
+            b'{"call":"backup","arguments":{"path":"one.db"}}\n',
+            "path on the control socket must be absolute, got 'one.db'",
+        ),
         (b'{"call":"backup","arguments":{"path":"/one.db","mb_per_s":0}}\n', "mb_per_s must be a number above 0"),
         (b'{"call":"inspect","arguments":{"path":1}}\n', "unknown field `path`"),
         (b"GET / HTTP/1.1\r\n\r\n", "is not valid"),

@@ -15,6 +15,7 @@ import sys
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,19 +84,24 @@ def folder_of(path: Path) -> str:
     return "/".join(parts[: 2 if parts[0] in ("holdfast", "tests") and len(parts) > 2 else 1])
 
 
-def prose_of(path: Path) -> Iterator[Line]:
-    """Yield the comments, docstrings, errors and log texts of a file of code, or the text of a document."""
+@cache
+def prose_of(path: Path) -> list[Line]:
+    """Return the comments, docstrings, errors and log texts of a file of code, or the text of a document."""
     text = path.read_text()
     if path.suffix == ".md":
-        yield from _document(path, text)
-    elif path.suffix in WEB or text.startswith("#!/usr/bin/env node"):
-        yield from _javascript(path, text)
-    elif path.suffix == ".html":
-        yield from (Line(path, n, re.sub(r"<[^>]*>", " ", line)) for n, line in enumerate(text.splitlines(), 1))
-    elif path.suffix != ".py":
-        yield from _shell(path, text)
-    else:
-        yield from _python(path, text)
+        return list(_document(path, text))
+    if path.suffix in WEB or text.startswith("#!/usr/bin/env node"):
+        return list(_javascript(path, text))
+    if path.suffix == ".html":
+        return [Line(path, n, re.sub(r"<[^>]*>", " ", line)) for n, line in enumerate(text.splitlines(), 1)]
+    return list(_shell(path, text) if path.suffix != ".py" else _python(path, text))
+
+
+@cache
+def tokens_of(path: Path) -> list[tuple[int, int, str]]:
+    """Return the type, line and text of each comment and name of a Python file."""
+    found = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    return [(one.type, one.start[0], one.string) for one in found if one.type in (tokenize.COMMENT, tokenize.NAME)]
 
 
 def _document(path: Path, text: str) -> Iterator[Line]:
@@ -125,9 +131,9 @@ def _shell(path: Path, text: str) -> Iterator[Line]:
 
 
 def _python(path: Path, text: str) -> Iterator[Line]:
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            yield Line(path, token.start[0], token.string.lstrip("#: "))
+    for kind, number, string in tokens_of(path):
+        if kind == tokenize.COMMENT:
+            yield Line(path, number, string.lstrip("#: "))
     parts: set[ast.Constant] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -208,28 +214,32 @@ def identifiers(path: Path) -> Iterator[tuple[int, str]]:
             for name in re.findall(r"[A-Za-z_$][\w$]*", _JS_COMMENT.sub("", line)):
                 yield number, name
         return
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
-        if token.type == tokenize.NAME:
-            yield token.start[0], token.string
+    yield from ((number, string) for kind, number, string in tokens_of(path) if kind == tokenize.NAME)
 
 
-def words_of(name: str) -> set[str]:
-    """Return the words of an identifier: `_read_seats` and `ReadSeats` hold `read` and `seats`."""
-    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+@cache
+def private_words_of(name: str) -> set[str]:
+    """Return the private words of an identifier: `_read_seats` and `ReadSeats` hold `read` and `seats`."""
+    return PRIVATE_WORDS & {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
 
-ALL = figures(files())
+@cache
+def all_figures() -> dict[str, Figures]:
+    return figures(files())
 
 
-@pytest.mark.parametrize("folder", sorted(ALL))
+CHECKED = sorted({folder_of(path) for path in files()})
+
+
+@pytest.mark.parametrize("folder", CHECKED)
 def test_indefinite_pronouns_are_rare(folder: str) -> None:
-    found = ALL[folder]
+    found = all_figures()[folder]
     assert found.rate(found.pronouns) <= MAX_PRONOUNS, shown(found.pronouns)
 
 
-@pytest.mark.parametrize("folder", sorted(ALL))
+@pytest.mark.parametrize("folder", CHECKED)
 def test_relative_clauses_have_a_noun(folder: str) -> None:
-    found = ALL[folder]
+    found = all_figures()[folder]
     assert found.rate(found.headless) <= MAX_HEADLESS, shown(found.headless)
 
 
@@ -239,7 +249,7 @@ def test_identifiers_hold_no_private_words() -> None:
         for path in files()
         if path.suffix in (".py", *WEB)
         for number, name in identifiers(path)
-        for word in PRIVATE_WORDS & words_of(name)
+        for word in private_words_of(name)
         if path.relative_to(ROOT).parts[0] not in STANDARD_IN.get(word.removesuffix("s"), ())
     ]
     assert not used, "\n".join(used[:20])

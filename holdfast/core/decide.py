@@ -13,6 +13,7 @@ from typing import assert_never
 
 from msgspec import UNSET
 
+from holdfast.core.decide_leases import check_silent, renew_lease
 from holdfast.core.decide_work import (
     check_may_begin,
     check_room_for_pending,
@@ -45,11 +46,12 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState, PartState, part_bytes, utf8_len
 from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, lone_surrogate, plain
 from holdfast.core.names import check_id, is_id
-from holdfast.core.ops import Append, Create, Delete, Finish, Lease, SetPart, Takeover, Update, WriterIdentity, digest
+from holdfast.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, digest
 from holdfast.core.ownership import (
     check_generation,
     check_may_change,
     check_readable,
+    check_streaming,
     check_writer,
     fenced,
     is_author,
@@ -65,6 +67,7 @@ from holdfast.core.requests import (
     CreateMessage,
     DeleteMessage,
     EndTurn,
+    ExpireLease,
     FinishMessage,
     PutPart,
     RenewLease,
@@ -141,7 +144,10 @@ def _decide_existing(
             return known or _take_over(message, request, caller)
         case RenewLease():
             check_writer(message, caller, request.generation)
-            return _renew(message, request)
+            return renew_lease(message, request)
+        case ExpireLease():
+            check_writer(message, caller, request.end.generation)
+            return check_silent(message, request) or _finish(message, request.end, caller, limits, now_ms)
         case DeleteMessage():
             check_may_change(message, caller)
             return Decision(ops=(Delete(id=message.id),))
@@ -266,14 +272,14 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
         if index is None:
             return _open_text_part(message, request, text, size, limits, now_ms)
     if index >= len(message.parts):
-        _check_streaming(message)
+        check_streaming(message)
         raise NoPart(
             f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}; name one of them",
             parts=len(message.parts),
         )
     part = message.parts[index]
     if part.text is None:
-        _check_streaming(message)
+        check_streaming(message)
         raise NotText(
             f"part {index} of message {message.id!r} is of type {shown(part.fields['type'])}, "
             "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
@@ -282,7 +288,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     new = text if at is None or at == length else _text_after_overlap(message, part, index, at, text)
     if not new:
         return Decision(serial=message.version, part=index, length=length)
-    _check_streaming(message)
+    check_streaming(message)
     _check_size(message, size if new is text else utf8_len(new), limits)
     op = Append(id=message.id, part=index, at=length, text=new)
     return Decision(ops=(op,), part=index, length=length + len(new))
@@ -293,7 +299,7 @@ def _text_after_overlap(message: MessageState, part: PartState, index: int, at: 
     assert part.text is not None
     length = part.length
     if at > length:
-        _check_streaming(message)
+        check_streaming(message)
         raise Gap(
             f"part {index} of message {message.id!r} has {length} characters, the append was for offset {at}; "
             f"continue at offset {length}",
@@ -301,7 +307,7 @@ def _text_after_overlap(message: MessageState, part: PartState, index: int, at: 
         )
     overlap = min(length - at, len(text))
     if overlap and part.text.slice(at, at + overlap) != text[:overlap]:
-        _check_streaming(message)
+        check_streaming(message)
         raise Mismatch(
             f"part {index} of message {message.id!r} has {length} characters, "
             f"and those at offset {at} differ from the append; read the message and continue from its text",
@@ -314,7 +320,7 @@ def _open_text_part(
     message: MessageState, request: AppendText, text: str, size: int, limits: Limits, now_ms: int
 ) -> Decision:
     """Decide an append to a message without a text part: it opens one, as an entry of its own."""
-    _check_streaming(message)
+    check_streaming(message)
     if request.at:
         raise Gap(f"message {message.id!r} has no text, the append was for offset {request.at}; begin at 0", length=0)
     index = len(message.parts)
@@ -329,7 +335,7 @@ def _open_text_part(
 def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: int) -> Decision:
     _check_count(request.index, "index")
     check_generation(message, request.generation)
-    _check_streaming(message)
+    check_streaming(message)
     count = len(message.parts)
     if request.index > count:
         raise NoPart(
@@ -379,7 +385,7 @@ def _finish(message: MessageState, request: FinishMessage, caller: Caller, limit
     check_finish(request, limits)
     if message.status == request.status:
         return Decision(serial=message.finished or message.created)
-    _check_streaming(message)
+    check_streaming(message)
     op = Finish(
         id=message.id,
         status=request.status,
@@ -422,15 +428,6 @@ def _take_over(message: MessageState, request: TakeOver, caller: Caller) -> Deci
     return Decision(ops=(op,), generation=generation, lengths=[part.length for part in message.parts])
 
 
-def _renew(message: MessageState, request: RenewLease) -> Decision:
-    check_generation(message, request.generation)
-    _check_streaming(message)
-    lease_ms = int(request.lease_s * 1000)
-    if message.writer is None or message.writer.lease_ms in (0, lease_ms):
-        return Decision(serial=message.version)
-    return Decision(ops=(Lease(id=message.id, lease_ms=lease_ms),))
-
-
 def _earlier_decision(message: MessageState, request: str | None) -> Decision | None:
     """Return the decision of the request with id `request` if it was carried out already, else None."""
     if request is None:
@@ -445,11 +442,6 @@ def _earlier_decision(message: MessageState, request: str | None) -> Decision | 
 
 def _request(request: str | None) -> str | None:
     return check_id(request, "request") if request is not None else None
-
-
-def _check_streaming(message: MessageState) -> None:
-    if message.status != "streaming":
-        raise Finished(f"message {message.id!r} is {message.status!r}; only a 'streaming' one can be written")
 
 
 def _check_count(number: int | None, what: str) -> None:

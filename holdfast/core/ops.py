@@ -139,7 +139,7 @@ class Reply(BaseOp, frozen=True, kw_only=True, array_like=True, tag=10):
 
 
 class Lease(BaseOp, frozen=True, kw_only=True, array_like=True, tag=11):
-    """A new length of the writer's lease. Viewers get no event for it."""
+    """A new length of the writer's lease; on a shared store each renewal. Viewers get no event for it."""
 
     lease_ms: int
 

@@ -5,7 +5,7 @@ Layer: core. `decide` asks this module, in the order of the protocol.
 
 from __future__ import annotations
 
-from holdfast.core.errors import Damaged, Deleted, Fenced, Forbidden, NotWriter, shown
+from holdfast.core.errors import Damaged, Deleted, Fenced, Finished, Forbidden, NotWriter, shown
 from holdfast.core.message_state import MessageState
 from holdfast.core.requests import Caller, DeleteMessage, Request
 
@@ -92,6 +92,12 @@ def fenced(message: MessageState, generation: int | None) -> Fenced:
 def is_current(message: MessageState, generation: int | None) -> bool:
     """Return whether `generation` (by default 1) is the one that may write now."""
     return message.generation == (1 if generation is None else generation)
+
+
+def check_streaming(message: MessageState) -> None:
+    """Raise Finished if the message has an end."""
+    if message.status != "streaming":
+        raise Finished(f"message {message.id!r} is {message.status!r}; only a 'streaming' one can be written")
 
 
 def check_readable(message: MessageState, request: Request) -> None:

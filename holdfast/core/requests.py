@@ -94,6 +94,14 @@ class RenewLease(Struct, frozen=True, kw_only=True):
     generation: Generation | None = None
 
 
+class ExpireLease(Struct, frozen=True, kw_only=True):
+    """The hub's own request: `end` the message, unless it has entries after serial `last`, which show that its writer
+    lives."""
+
+    end: FinishMessage
+    last: int
+
+
 class SendCommand(Struct, frozen=True, kw_only=True):
     """`POST …/commands`. Without a reply within `expires_s` the server replies."""
 
@@ -159,7 +167,16 @@ class SendSignal(Struct, frozen=True, kw_only=True):
 
 AboutCommands = SendCommand | ReplyCommand | SettleCommand
 AboutMessages = (
-    AppendText | PutPart | UpdateMessage | FinishMessage | TakeOver | DeleteMessage | RenewLease | ClaimTurn | EndTurn
+    AppendText
+    | PutPart
+    | UpdateMessage
+    | FinishMessage
+    | ExpireLease
+    | TakeOver
+    | DeleteMessage
+    | RenewLease
+    | ClaimTurn
+    | EndTurn
 )
 Request = CreateMessage | AboutMessages | AboutCommands
 

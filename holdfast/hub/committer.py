@@ -19,12 +19,13 @@ from msgspec.structs import replace
 
 from holdfast.core.cursor import NO_EPOCH
 from holdfast.core.decide import decide, plain_append
+from holdfast.core.decide_leases import stored_renewal
 from holdfast.core.document import Document, document
 from holdfast.core.draft import Draft
 from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
-from holdfast.core.requests import AppendText, CreateMessage, DeleteMessage, SendCommand
+from holdfast.core.requests import AppendText, CreateMessage, DeleteMessage, RenewLease, SendCommand
 from holdfast.hub.admission import Admission
 from holdfast.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from holdfast.hub.clock import Clock
@@ -264,6 +265,8 @@ class Committer:
             )
             if isinstance(request, DeleteMessage) and decision.ops:
                 self._check_delete(channel.name)
+            if isinstance(request, RenewLease) and not self._store.is_exclusive:
+                decision = stored_renewal(draft.message(ask.key), decision)
         except HoldfastError as error:
             return error.with_traceback(None)
         except Exception:  # an unexpected exception in a decision must not fail the requests of others

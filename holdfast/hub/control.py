@@ -87,9 +87,7 @@ class NoArguments(Struct, forbid_unknown_fields=True):
 
 
 async def _backup(hub: Controlled, wanted: BackupArguments) -> AsyncGenerator[object, None]:
-    target = Path(wanted.path)
-    if not target.is_absolute():
-        raise LocalError(f"backup target must be an absolute path, got {shown(wanted.path)}")
+    target = _absolute(wanted.path)
     assert isinstance(hub.store, SqliteStore)
     await hub.store.backup(target, mb_per_s=check_speed(wanted.mb_per_s))
     yield {"path": wanted.path, "size_bytes": await asyncio.to_thread(os.path.getsize, target)}
@@ -102,7 +100,7 @@ async def _export(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[o
 
 
 async def _import(hub: Controlled, wanted: ImportArguments) -> AsyncGenerator[object, None]:
-    yield await hub.archive.import_file(wanted.path, channel=wanted.channel)
+    yield await hub.archive.import_file(_absolute(wanted.path), channel=wanted.channel)
 
 
 async def _hold(hub: Controlled, wanted: HoldArguments) -> AsyncGenerator[object, None]:
@@ -125,6 +123,13 @@ _CALLS: dict[str, tuple[type[Struct], Call]] = {
     "release": (ChannelArguments, _release),
     "inspect": (NoArguments, _inspect),
 }
+
+
+def _absolute(path: str) -> Path:
+    """Return a path that a client sent. Raises LocalError for a relative one: the server has another directory."""
+    if not os.path.isabs(path):
+        raise LocalError(f"path on the control socket must be absolute, got {shown(path)}")
+    return Path(path)
 
 
 def check_speed(mb_per_s: object) -> float:

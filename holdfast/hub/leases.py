@@ -6,20 +6,24 @@ The lease monitor inspects each message and command that changed, and sets deadl
 writer, whose message ends as `interrupted`; for a `cancel` that no writer carries out; for a command without a reply.
 Deadlines belong to this hub and are not stored: after a restart a lease begins with one full term, so that a writer
 that reconnects in time keeps it. The lease monitor's requests go through the committer like all others.
+
+On a shared store the writer may send its requests to another hub. That hub stores text and renewals as entries. So the
+lease monitor reads the message at the end of a term, and ends it only if it has no new entry by the commit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
+from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.names import COMMAND_MARK
-from holdfast.core.requests import SERVER, Caller, FinishMessage, Request, SettleCommand
+from holdfast.core.requests import SERVER, Caller, ExpireLease, FinishMessage, Request, SettleCommand
 from holdfast.core.turns import rules_of
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
@@ -31,6 +35,7 @@ logger = logging.getLogger("holdfast.hub")
 BROKEN_S = 3.0  # rest of a lease when the connection of its holder breaks
 RETRY_S = 1.0  # wait before the next try after the store failed
 
+Read = Callable[[str, str], Coroutine[Any, Any, MessageState]]  # returns a stored message of a channel
 Submit = Callable[[str, str, Request, Caller, Done], None]
 
 
@@ -44,11 +49,25 @@ class _Holder(NamedTuple):
 class LeaseMonitor:
     """Holds the deadlines of the leases and commands of one hub; its `submit` carries out the requests."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, deadlines: Deadlines, submit: Submit) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        deadlines: Deadlines,
+        submit: Submit,
+        *,
+        read: Read | None,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        """Make a lease monitor. `read` reads a message from a shared store; None: no other hub hears its writer."""
         self._loop = loop
         self._clock = clock
         self._deadlines = deadlines
         self._submit = submit
+        self._read = read
+        self._spawn = spawn
+        # for each message with a lease: serial of its last entry when the term began
+        self._last: dict[tuple[str, str], int] = {}
         # for each message: generation of its writer, and length of the lease in seconds
         self._leases: dict[tuple[str, str], tuple[int, float]] = {}
         # for each message the connection on which its writer was last seen, if known
@@ -70,21 +89,24 @@ class LeaseMonitor:
         message_key = (channel, key)
         writer = message.writer if message is not None and message.is_streaming else None
         if message is None or writer is None or writer.node is not None or not writer.lease_ms:
-            if self._leases.pop(message_key, None) is not None:
+            if message_key in self._leases:
                 self._deadlines.drop(("lease", *message_key))
-                self._holders.pop(message_key, None)
+                self._forget(message_key)
             return
         lease, known = (message.generation, writer.lease_ms / 1000), self._leases.get(message_key)
         if known != lease:
             self._leases[message_key] = lease
             if lease[0] > 1 and (known is None or known[0] != lease[0]):
                 self._holders[message_key] = _Holder(None, False)  # forget the connection of the previous writer
-            self.renew(channel, key)
+            self.renew(channel, key, message)
+        elif self._read is not None and message.last > self._last[message_key]:
+            self.renew(channel, key, message)  # another hub has heard the writer
 
-    def renew(self, channel: str, key: str) -> None:
-        """Restart the lease of the message `key`, if it has one, because its writer sent a request."""
+    def renew(self, channel: str, key: str, message: MessageState | None) -> None:
+        """Restart the lease of `message` with id `key`, if it has one, because its writer sent a request."""
         lease = self._leases.get((channel, key))
         if lease is not None:
+            self._last[channel, key] = message.last if message is not None else 0
             # drop the retry of a finish that the store had refused
             self._deadlines.drop(("again", channel, key, FinishMessage))
             self._end_lease_in(channel, key, lease[1])
@@ -110,19 +132,44 @@ class LeaseMonitor:
 
     def end(self, channel: str, key: str) -> None:
         """End the lease of the message `key` now, if it has one: its writer is known to be gone."""
-        self._lapse(channel, key)
+        self._expire(channel, key)
 
     def _end_lease_in(self, channel: str, key: str, term_s: float) -> None:
         self._deadlines.set(("lease", channel, key), self._loop.time() + term_s, partial(self._lapse, channel, key))
 
     def _lapse(self, channel: str, key: str) -> None:
+        """End the lease, whose term has passed; on a shared store, unless another hub has heard the writer."""
+        lease = self._leases.get((channel, key))
+        if lease is not None and self._read is not None:
+            with suppress(RuntimeError):  # the hub is ending
+                self._spawn(self._read_and_expire(self._read, channel, key, lease))
+        else:
+            self._expire(channel, key)
+
+    async def _read_and_expire(self, read: Read, channel: str, key: str, lease: tuple[int, float]) -> None:
+        again = partial(self._lapse, channel, key)
+        try:
+            message = await read(channel, key)
+        except HoldfastError as error:
+            if error.retry:
+                self._deadlines.set(("again", channel, key, FinishMessage), self._loop.time() + RETRY_S, again)
+            else:
+                self._lease_ended(channel, key, lease)
+            return
+        self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
+        if self._leases.get((channel, key)) == lease and ("lease", channel, key) not in self._deadlines:
+            self._expire(channel, key)
+
+    def _expire(self, channel: str, key: str) -> None:
+        """End the message, unless it gets another entry first."""
         lease = self._leases.get((channel, key))
         if lease is not None:
             end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease[0])
+            last = self._last[channel, key]
             self._submit_as_server(
                 channel,
                 key,
-                end,
+                end if self._read is None else ExpireLease(end=end, last=last),
                 partial(self._lapse, channel, key),
                 finished=partial(self._lease_ended, channel, key, lease),
             )
@@ -130,8 +177,11 @@ class LeaseMonitor:
     def _lease_ended(self, channel: str, key: str, lease: tuple[int, float]) -> None:
         """Forget the lease, because its message has ended, by this request or by another one."""
         if self._leases.get((channel, key)) == lease:
-            del self._leases[channel, key]
-            self._holders.pop((channel, key), None)
+            self._forget((channel, key))
+
+    def _forget(self, message_key: tuple[str, str]) -> None:
+        for known in (self._leases, self._last, self._holders):
+            known.pop(message_key, None)
 
     def inspect_command(self, channel: str, key: str, command: CommandState | None) -> None:
         """Set or drop the deadlines of the command `key`; None if the command no longer exists."""
@@ -168,6 +218,9 @@ class LeaseMonitor:
         def done(result: Result | HoldfastError) -> None:
             if isinstance(result, HoldfastError) and result.retry:
                 self._deadlines.set(("again", channel, key, type(request)), self._loop.time() + RETRY_S, again)
+                return
+            if isinstance(request, ExpireLease) and isinstance(result, Result) and not result.created:
+                again()  # the message had a new entry
                 return
             if isinstance(result, HoldfastError):
                 logger.debug("%s of channel %s was not ended: %s", key, channel, result)

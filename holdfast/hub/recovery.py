@@ -47,8 +47,8 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], wri
                 runtime.leases.inspect_command(channel, stored.id, restore_command(stored))
                 continue
             message = restore(stored)
-            if store.is_exclusive:  # on a shared store other hubs may hold these leases and turns
-                runtime.leases.inspect_writer(channel, message.id, message)
+            runtime.leases.inspect_writer(channel, message.id, message)
+            if store.is_exclusive:  # on a shared store other hubs may have these turns
                 runtime.scheduler.inspect_message(channel, message.id, message)
             writer = message.writer if message.is_streaming else None
             if writer is not None and writer.node is not None and runtime.nodes.is_gone(writer.node):

@@ -55,7 +55,14 @@ class Runtime:
         self.ticks = Ticks()
         self.pace = Pace(self.ticks)
         self.hooks = Hooks(store, self.tasks.start_background)
-        self.leases = LeaseMonitor(self.loop, clock, self.deadlines, self.submit)
+        self.leases = LeaseMonitor(
+            self.loop,
+            clock,
+            self.deadlines,
+            self.submit,
+            read=None if store.is_exclusive else self.message,
+            spawn=self.tasks.spawn,
+        )
         self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel)
         workers = WorkerPool(
             self.loop,
@@ -84,7 +91,7 @@ class Runtime:
             self.tasks.spawn,
             self.pace,
             is_served=workers.serves,
-            accepted=lambda channel, key: self.leases.renew(channel.name, key),
+            accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
             check_delete=self.legal_holds.check,
         )
 

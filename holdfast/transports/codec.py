@@ -35,6 +35,7 @@ from holdfast.core.requests import (
     CreateMessage,
     DeleteMessage,
     EndTurn,
+    ExpireLease,
     FinishMessage,
     PutPart,
     RenewLease,
@@ -115,7 +116,7 @@ def _fields(request: Request, result: Result) -> dict[str, Any]:
             return {"serial": result.serial, "part": result.part, "length": result.length}
         case UpdateMessage():
             return {"message": _message(result), "serial": result.serial}
-        case PutPart() | FinishMessage():
+        case PutPart() | FinishMessage() | ExpireLease():
             return {"serial": result.serial}
         case TakeOver():
             return {"serial": result.serial, "generation": result.generation, "lengths": result.lengths}

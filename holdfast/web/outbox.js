@@ -65,12 +65,12 @@ export class Outbox {
   add(channel, id, draft, error) {
     const entries = [...this.entries.values()]
     // keeps the order after a reload, even if the clock was set back
-    const at = Math.max(Date.now(), (entries.at(-1)?.at ?? 0) + 1)
+    const at = Math.max(Date.now(), 1 + (entries.at(-1)?.at ?? 0))
     const entry = { id, channel, by: this.client.id, at, draft, error }
     const units = JSON.stringify([...entries, entry]).length
-    const { size } = this.entries
-    if (size >= MAX_MESSAGES || units > MAX_UNITS) {
-      throw refusal("too_many", `${size} messages wait to be sent, ${units} characters with this one: at most ${MAX_MESSAGES} and ${MAX_UNITS}`)
+    const { length } = entries
+    if (length >= MAX_MESSAGES || units > MAX_UNITS) {
+      throw refusal("too_many", `${length} messages wait to be sent, ${units} characters with this one: at most ${MAX_MESSAGES} and ${MAX_UNITS}`)
     }
     this.#put(entry)
   }
@@ -87,7 +87,8 @@ export class Outbox {
         return message
       } catch (error) {
         const { code, message } = /** @type {HoldfastError} */ (error)
-        if (code === "closed" || !this.entries.has(id)) throw error
+        // discarded: another tab has removed the entry from the storage
+        if (code === "closed" || code === "discarded" || !this.entries.has(id)) throw error
         if (!isTemporary(/** @type {HoldfastError} */ (error))) {
           this.#put({ ...entry, error: { code, detail: message } })
           throw error
@@ -124,8 +125,8 @@ export class Outbox {
 
   /** Remove a message from this tab, and do not send a request that waits. @param {string} id */
   drop(id) {
-    const { requests } = this.client
     this.entries.delete(id)
+    const { requests } = this.client
     for (const [ref, { frame }] of requests.pending) if (frame.id === id && frame.type === "create") requests.settle(ref, discarded(id))
   }
 
@@ -140,8 +141,8 @@ export class Outbox {
   }
 
   #load() {
-    const found = []
     let damage
+    const found = []
     for (const key of Object.keys(this.#storage ?? {})) {
       const text = key.startsWith(this.prefix) && this.#storage?.getItem(key)
       if (!text) continue // empty: another tab removes it now

@@ -62,6 +62,7 @@ class Scene:
         self.port = port
         self.pid = pid
         self.text = ""
+        self.request_cpu_s = 0.0  # median of the last run: the CPU time of the event loop during a bystander's request
         self._times_s: list[float] = []
 
     # The server's memory
@@ -99,6 +100,10 @@ class Scene:
             await asyncio.sleep(0.02)  # polls, because the operating system reports no change
         return most - before
 
+    def loop_cpu_s(self) -> float:
+        """Return the CPU time of the server's main thread, which runs its event loop."""
+        return int(Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+
     def _status(self, field: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
         found = re.search(rf"{field}:\s+(\d+) kB", status)
@@ -109,13 +114,14 @@ class Scene:
 
     async def append_until(self, until: asyncio.Future[Any] | None, *, most: int | None = None) -> float:
         """Append small texts, one after another, until `until` is done; return the median time of a request."""
-        times_s = []
+        times_s, cpu_s = [], []
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             while (until is None or not until.done()) and (most is None or len(times_s) < most):
-                began_s = time.perf_counter()
+                began_s, began_cpu_s = time.perf_counter(), self.loop_cpu_s()
                 await self._append(reader, writer, f"{len(self.text)} ")
                 times_s.append(time.perf_counter() - began_s)
+                cpu_s.append(self.loop_cpu_s() - began_cpu_s)
                 if len(times_s) % REQUESTS == 0:
                     writer.close()
                     reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -123,6 +129,7 @@ class Scene:
         finally:
             writer.close()
         self._times_s = sorted(times_s)
+        self.request_cpu_s = statistics.median(cpu_s)
         return statistics.median(times_s)
 
     async def _append(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
@@ -316,6 +323,8 @@ class Outcome:
     growth_bytes: int
     quiet_s: float
     median_s: float
+    quiet_cpu_s: float  # CPU time of the server's event loop during a request of the bystander, as a median
+    median_cpu_s: float
     descriptors: int  # the most that the server had open, beyond those before
     beside: Any  # the result of the other clients
 
@@ -323,6 +332,15 @@ class Outcome:
         """Check the growth of the server, and that the bystander's median stays below three times its quiet value."""
         assert self.growth_bytes <= most_growth_bytes, self.growth_bytes / MIB
         assert self.median_s < 3 * max(self.quiet_s, QUIET_S), self
+
+    def check_with_cpu_time(self, most_growth_bytes: int) -> None:
+        """Check the same in CPU time, for attacks whose process takes the CPU from the server and the bystander.
+
+        The CPU time of the event loop during a request is the work that stands in front of it, and does not depend on
+        the other work of the machine.
+        """
+        assert self.growth_bytes <= most_growth_bytes, self.growth_bytes / MIB
+        assert self.median_cpu_s < 3 * max(self.quiet_cpu_s, QUIET_S), self
 
 
 async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | None = None, **options: Any) -> Outcome:
@@ -335,6 +353,7 @@ async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | N
     under_way = asyncio.Event()
     async with watched(one.port, CHANNEL, writer_token(), lambda: one.text):
         quiet_s = await one.append_until(None, most=QUIET_REQUESTS)
+        quiet_cpu_s = one.request_cpu_s
         before_bytes = one.memory_bytes()
         one.reset_peak()
         async with asyncio.TaskGroup() as tasks:
@@ -344,10 +363,19 @@ async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | N
             median_s = await one.append_until(attack)
         growth_bytes = one.peak_bytes() - before_bytes
     outcome = Outcome(
-        attack.result(), before_bytes, growth_bytes, quiet_s, median_s, descriptors.result(), result.result()
+        attack.result(),
+        before_bytes,
+        growth_bytes,
+        quiet_s,
+        median_s,
+        quiet_cpu_s,
+        one.request_cpu_s,
+        descriptors.result(),
+        result.result(),
     )
     print(
         f"{name}: +{growth_bytes / MIB:.1f} MiB on {before_bytes / MIB:.1f}, bystander {1000 * median_s:.1f} ms, quiet "
-        f"{1000 * quiet_s:.1f} ms, {one.figures()}, {outcome.descriptors} more files; {outcome.report}"
+        f"{1000 * quiet_s:.1f} ms, CPU {1000 * outcome.median_cpu_s:.1f} ms, quiet {1000 * quiet_cpu_s:.1f} ms, "
+        f"{one.figures()}, {outcome.descriptors} more files; {outcome.report}"
     )
     return outcome

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from holdfast.core.errors import (
     Deleted,
@@ -37,6 +38,7 @@ from holdfast.core.requests import (
     Caller,
     CreateMessage,
     DeleteMessage,
+    ExpireLease,
     FinishMessage,
     PutPart,
     Request,
@@ -134,6 +136,16 @@ def test_key_order_does_not_change_the_content(harness: LogHarness) -> None:
     meta = {"b": {"y": 2, "x": 1}, "a": 1}
     again = harness.create("m", meta=meta, parts=[{"data": {"q": 2, "p": 1}, "name": "n", "type": "data"}])
     assert again.ops == ()
+
+
+def test_lease_does_not_expire_after_an_entry_that_the_hub_did_not_know(harness: LogHarness) -> None:
+    harness.stream("m", lease_s=15)
+    last = harness.known("m").last
+    expire = ExpireLease(end=FinishMessage(status="interrupted", reason="writer_gone", generation=1), last=last)
+    harness.append("m", "alive")
+    assert harness.ask("m", expire, SERVER).ops == ()
+    harness.ask("m", replace(expire, last=harness.known("m").last), SERVER)
+    assert harness.known("m").status == "interrupted"
 
 
 def test_lease_does_not_change_the_content(harness: LogHarness) -> None:

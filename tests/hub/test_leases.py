@@ -84,6 +84,44 @@ async def test_accepted_request_renews_the_lease(request_: Any) -> None:
     await hub.close()
 
 
+class Shared(MemoryStore):
+    """A store in memory that several hubs may have open."""
+
+    is_exclusive = False
+
+
+@pytest.mark.parametrize("request_", [AppendText(text="x"), RenewLease(lease_s=5.0)], ids=["append", "lease"])
+@virtually
+async def test_lease_that_is_renewed_at_one_hub_does_not_expire_at_another(request_: Any) -> None:
+    store = Shared()
+    here, there = new_hub(store), new_hub(store)
+    there.clock.new_id()
+    await begin(here, 5.0)
+    assert await status(there) == STREAMING
+    for _ in range(5):
+        await asyncio.sleep(4)
+        await here.ask("c", "m", request_, ANN)
+    assert await status(there) == STREAMING
+    await here.close()
+    await asyncio.sleep(11)
+    assert await status(there) == INTERRUPTED
+    await there.close()
+
+
+@virtually
+async def test_message_of_a_drained_hub_is_interrupted_by_another_hub_within_two_seconds() -> None:
+    store = Shared()
+    here, there = new_hub(store), new_hub(store)
+    there.clock.new_id()  # the clocks of the tests return the same ids, and the hubs need different names
+    await there.start()
+    await (await here.message("c", id="m").open()).append("half")
+    await asyncio.sleep(8)
+    await here.close()
+    await asyncio.sleep(2)
+    assert (await status(there), (await message(there)).text) == (("interrupted", None), "half")
+    await there.close()
+
+
 @virtually
 async def test_refused_request_does_not_renew_the_lease() -> None:
     hub = new_hub()

@@ -370,6 +370,21 @@ def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) 
     patch.setattr(NodeLease, "_note", hasty)
 
 
+def a_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
+    """A renewal changes no message, so there is no entry to store."""
+    patch.setattr(committer, "stored_renewal", lambda message, decision: decision)
+
+
+def a_writer_is_heard_by_one_hub(patch: pytest.MonkeyPatch) -> None:
+    """A hub knows when the lease of a message ends; a read of the store would only delay the end."""
+
+    def expire(self: LeaseMonitor, channel: str, key: str) -> None:
+        self._last[channel, key] = 1 << 53
+        self._expire(channel, key)
+
+    patch.setattr(LeaseMonitor, "_lapse", expire)
+
+
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
     """The state in memory is complete."""
     patch.setattr(Channel, "is_ready_for", lambda self, ids: self.is_ready)
@@ -476,9 +491,9 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
         is_broken.add((self, channel, key))
         broken(self, channel, key, *about, **more)
 
-    def renew_unless_broken(self: LeaseMonitor, channel: str, key: str) -> None:
+    def renew_unless_broken(self: LeaseMonitor, channel: str, key: str, message: MessageState | None) -> None:
         if (self, channel, key) not in is_broken:
-            renew(self, channel, key)
+            renew(self, channel, key, message)
 
     patch.setattr(LeaseMonitor, "broken", note)
     patch.setattr(LeaseMonitor, "renew", renew_unless_broken)
@@ -949,6 +964,8 @@ MUTANTS: dict[Mutant, str] = {
     messages_of_a_dead_process_are_not_recovered: "though its writer died",
     a_recovery_that_failed_is_not_repeated: "though its writer died",
     messages_of_an_ended_node_wait: "though the lease of",
+    a_renewal_reaches_one_hub: "gave a sign of life",
+    a_writer_is_heard_by_one_hub: "gave a sign of life",
     a_living_node_is_recovered: "was alive",
     a_lease_expires_without_a_read: "was alive",
     a_store_that_lost_its_leases_is_believed_at_once: "was alive",
@@ -1011,6 +1028,8 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     messages_of_a_dead_process_are_not_recovered: lambda plan: plan.is_exclusive,
     a_recovery_that_failed_is_not_repeated: lambda plan: plan.is_exclusive and plan.fault_model.down_chance,
     messages_of_an_ended_node_wait: lambda plan: plan.loss,
+    a_renewal_reaches_one_hub: lambda plan: plan.hubs > 1 and LeaseWriter in plan.authors,
+    a_writer_is_heard_by_one_hub: lambda plan: plan.hubs > 1 and LeaseWriter in plan.authors,
     a_living_node_is_recovered: lambda plan: plan.loss,
     a_lease_expires_without_a_read: lambda plan: not plan.is_exclusive and plan.fault_model.down_chance,
     a_store_that_lost_its_leases_is_believed_at_once: lambda plan: "store restart" in plan.faults,
@@ -1057,7 +1076,10 @@ SHOWN_BY: dict[Mutant, int] = {
     a_reload_runs_beside_a_commit: 23,
     requests_are_decided_on_arrival: 9,
     the_wake_up_is_trusted: 19,
-    a_conflict_of_a_deletion_is_lost: 5570,
+    a_conflict_of_a_deletion_is_lost: 286,
+    a_writer_is_heard_by_one_hub: 6,
+    a_renewal_reaches_one_hub: 33,
+    a_store_that_lost_its_leases_is_believed_at_once: 21,
     a_lease_ignores_the_generation: 18,
     a_local_append_has_no_offset_check: 15,
     a_takeover_fences_no_writer: 10,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from holdfast.hub.identity import Identity, allow_everyone
 from holdfast.transports import access
 from tests.transports.asgi import HERE, Headers, ask
 from tests.transports.conftest import new_hub
+
+WEB = Path(__file__).parents[2] / "holdfast" / "web"
 
 PATHS = [
     "/",
@@ -516,5 +519,7 @@ async def test_every_response_is_marked_against_sniffing(closed: Hub) -> None:
 
 
 async def test_hub_does_not_serve_the_page_of_the_demo(closed: Hub) -> None:
-    for file in ("index.html", "demo.js", "icon.svg", ""):
-        assert (await ask(closed, f"/web/demo/{file}"))[0] == 404
+    files = [path.relative_to(WEB).as_posix() for path in (WEB / "demo").rglob("*") if path.is_file()]
+    assert "demo/index.html" in files
+    for file in ("demo/", *files):
+        assert (await ask(closed, f"/web/{file}"))[0] == 404

@@ -178,6 +178,19 @@ describe("a sent message", () => {
     })
   }
 
+  test("that the leading tab refuses because another tab has discarded it is not stored again", async (t) => {
+    withStorage(t)
+    const { w, channel } = sharing(t)
+    const sent = channel.send({ id: "q", text: "q" })
+    await settled()
+    await inAnotherTab(w, (client) => client.channel("c").discard("q"))
+    w.socket.refuse("create", "discarded") // the leader's response arrives before this page's event of the storage
+    await assert.rejects(sent, { code: "discarded" })
+    assert.deepEqual(unsent(w), [])
+    w.page.dispatchEvent(new Event("storage"))
+    assert.deepEqual(shown(channel), [])
+  })
+
   test("that another tab has sent, or that is sent again under a discarded id, stays", async (t) => {
     withStorage(t)
     const { w, channel } = sharing(t)
