@@ -366,7 +366,8 @@ class Promises:
                 continue
             if not connection.process.is_alive and booted_s >= connection.ended_s:
                 continue  # the next hub knows no connection of the dead one; until it boots, a last commit may arrive
-            if connection is not held.connection and connection.sent_s + CROSSING_S < held.received_s:
+            is_another = connection is not held.connection and connection.sent_s + CROSSING_S < held.received_s
+            if is_another and self._is_exclusive:  # conflicts on a shared store delay a request by more than that
                 continue  # the holder has used another one since
             if now_s >= connection.ended_s + min(held.term_s, BROKEN_S) - EARLY_S:
                 return True
