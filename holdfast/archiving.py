@@ -1,30 +1,35 @@
-"""`holdfast export` and `holdfast import`: a channel as a file.
+"""The commands export, import, hold and release: one channel of a store.
 
-Layer: archiving, beside `cli`.
+Layer: archiving, below `cli`.
 
-Without a hub that serves it (`control_client`), the commands open the store themselves. With `--url`, the server of the
-store exports the channel.
+A hub that serves the store's file carries the commands out, on its control socket. While no process has the store open,
+the commands open it themselves. With `--url`, a server exports a channel over HTTP.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import shutil
-import urllib.error
-import urllib.request
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 from urllib.parse import quote
 
+import click
+import msgspec
+
+from holdfast.control_client import NotServed, call_at
 from holdfast.core.errors import LocalError, StoreInUse, shown, shown_url
 from holdfast.core.limits import Limits
 from holdfast.core.names import check_channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.exporting import export_lines
 from holdfast.hub.importing import Imported, check_file, undo_imports, write_file
+from holdfast.hub.legal_holds import LegalHolds
 from holdfast.stores import open_url
 from holdfast.stores.base import Store
 from holdfast.stores.sqlite import SqliteStore
@@ -69,35 +74,120 @@ async def import_channel(url: str, path: Path, channel: str | None) -> Imported:
         return await write_file(store, channel or checked.channel, checked, limits, clock)
 
 
+async def hold_channel(url: str, channel: str, reason: str) -> None:
+    """Hold a channel of a store that no process serves. Raises the errors of `LegalHolds.hold`."""
+    check_channel(channel)
+    async with opened(url) as store:
+        holds = LegalHolds(store)
+        await holds.load()
+        await holds.hold(channel, reason, Clock().now_ms())
+
+
+async def release_channel(url: str, channel: str) -> None:
+    """End the hold of a channel of a store that no process serves. Raises NotFound."""
+    check_channel(channel)
+    async with opened(url) as store:
+        holds = LegalHolds(store)
+        await holds.load()
+        await holds.release(channel)
+
+
 def fetch_export(server: str, channel: str, token: str | None, out: BinaryIO) -> None:
     """Write the export of a channel of a served hub into `out`. Raises LocalError."""
+    from http.client import HTTPException
+    from urllib import error as failed
+    from urllib import request
+
+    class NoRedirect(request.HTTPRedirectHandler):
+        """Follows no redirect, because the token is for the named server only."""
+
+        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> NoReturn:
+            raise failed.HTTPError(req.full_url, code, f"redirect to {shown_url(newurl)}", headers, fp)
+
     url = f"{server.rstrip('/')}/v1/channels/{quote(check_channel(channel), safe='')}/export"
     if not url.startswith(("http://", "https://")):
         raise LocalError(f"--url must be like http://host:8000, got {shown(server)}")
     headers = {"authorization": f"Bearer {token}"} if token is not None else {}
-    opener = urllib.request.build_opener(_NoRedirect)
+    opener = request.build_opener(NoRedirect)
     try:
-        with opener.open(urllib.request.Request(url, headers=headers), timeout=READ_TIMEOUT_S) as response:
+        with opener.open(request.Request(url, headers=headers), timeout=READ_TIMEOUT_S) as response:
             shutil.copyfileobj(response, out)
         out.flush()
-    except urllib.error.HTTPError as error:
+    except failed.HTTPError as error:
         with error:
             raise LocalError(f"{shown_url(server)} refused the export: {_problem(error)}") from None
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    except (failed.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        reason = error.reason if isinstance(error, failed.URLError) else error
         raise LocalError(f"{shown_url(server)} did not send the whole export: {reason}; try again") from None
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect, because the token is for the named server only."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> NoReturn:
-        raise urllib.error.HTTPError(req.full_url, code, f"redirect to {shown_url(newurl)}", headers, fp)
-
-
-def _problem(error: urllib.error.HTTPError) -> str:
+def _problem(error: Any) -> str:
     try:
         detail = json.loads(error.read(PROBLEM_BYTES))["detail"]
     except (ValueError, LookupError, TypeError, OSError):
         detail = None
     return str(detail)[:1000] if isinstance(detail, str) else f"status {error.code} {error.reason}"
+
+
+STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=True, help="The store, sqlite:///path.")
+
+
+@click.command()
+@click.argument("channel")
+@STORE
+@click.option("--url", default=None, help="Where the hub is served: its server exports the channel.")
+@click.option("--token", default=None, envvar="HOLDFAST_TOKEN", help="With --url: the token, or $HOLDFAST_TOKEN.")
+def export(channel: str, store: str, url: str | None, token: str | None) -> None:
+    """Write the messages of CHANNEL to the output, as JSON lines with a checksum."""
+    out = sys.stdout.buffer
+    if url is not None:
+        fetch_export(url, channel, token, out)
+        return
+    try:
+        for line in call_at(store, "export", channel=channel):
+            out.write(line.encode())
+        out.flush()
+    except NotServed:
+        asyncio.run(export_channel(store, channel, out))
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@STORE
+@click.option("--channel", default=None, help="The empty channel to fill.  [default: the exported one]")
+def import_file(file: Path, store: str, channel: str | None) -> None:
+    """Write the messages of FILE, an export, into an empty channel, also while the store is served."""
+    try:
+        (value,) = call_at(store, "import", path=os.path.abspath(file), channel=channel)
+        done = msgspec.convert(value, Imported)
+    except NotServed:
+        done = asyncio.run(import_channel(store, file, channel))
+    click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
+
+
+@click.command()
+@click.argument("channel")
+@STORE
+@click.option("--reason", required=True, help="Why nothing in the channel may be deleted.")
+def hold(channel: str, store: str, reason: str) -> None:
+    """Refuse all deletions in CHANNEL until it is released, also while the store is served."""
+    try:
+        list(call_at(store, "hold", channel=channel, reason=reason))
+    except NotServed:
+        asyncio.run(hold_channel(store, channel, reason))
+    click.echo(f"{channel} is held; holdfast release ends that.")
+
+
+@click.command()
+@click.argument("channel")
+@STORE
+def release(channel: str, store: str) -> None:
+    """End the hold of CHANNEL, also while the store is served."""
+    try:
+        list(call_at(store, "release", channel=channel))
+    except NotServed:
+        asyncio.run(release_channel(store, channel))
+    click.echo(f"{channel} is released.")
+
+
+COMMANDS = (export, import_file, hold, release)

@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, retention, export, import, tail.
+"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, retention, tail, and `archiving`.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -22,14 +22,15 @@ import click
 import msgspec
 
 from holdfast._version import __version__
-from holdfast.control_client import NotServed, call, call_at
+from holdfast.archiving import COMMANDS
+from holdfast.archiving import STORE as _STORE
+from holdfast.control_client import NotServed, call
 from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown, shown_url
 from holdfast.core.names import check_prefix
 from holdfast.core.retention import Policies
 from holdfast.hub import HubCore, identity
 from holdfast.hub.backups import BackupSchedule
 from holdfast.hub.identity import Authenticate
-from holdfast.hub.importing import Imported
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
 from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_local, listen, run
 from holdfast.stores import open_url
@@ -222,7 +223,8 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
         signal.raise_signal(number)
 
 
-_STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=True, help="The store, sqlite:///path.")
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()
@@ -319,10 +321,12 @@ def channels(prefix: str, store: str, is_json: bool) -> None:
         for one in found:
             click.echo(msgspec.json.encode(one))
         return
-    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  channel")
+    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  {'held':<4}  channel")
     for one in found:
         updated = datetime.fromtimestamp(one.updated_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {one.channel}")
+        click.echo(
+            f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {'held' if one.held else '':<4}  {one.channel}"
+        )
 
 
 @main.command()
@@ -350,43 +354,6 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
             click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
             total, size_bytes = total + due.messages, size_bytes + due.size_bytes
     click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
-
-
-@main.command()
-@click.argument("channel")
-@_STORE
-@click.option("--url", default=None, help="Where the hub is served: its server exports the channel.")
-@click.option("--token", default=None, envvar="HOLDFAST_TOKEN", help="With --url: the token, or $HOLDFAST_TOKEN.")
-def export(channel: str, store: str, url: str | None, token: str | None) -> None:
-    """Write the messages of CHANNEL to the output, as JSON lines with a checksum."""
-    from holdfast import archiving
-
-    out = sys.stdout.buffer
-    if url is not None:
-        archiving.fetch_export(url, channel, token, out)
-        return
-    try:
-        for line in call_at(store, "export", channel=channel):
-            out.write(line.encode())
-        out.flush()
-    except NotServed:
-        asyncio.run(archiving.export_channel(store, channel, out))
-
-
-@main.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@_STORE
-@click.option("--channel", default=None, help="The empty channel to fill.  [default: the exported one]")
-def import_file(file: Path, store: str, channel: str | None) -> None:
-    """Write the messages of FILE, an export, into an empty channel of a store, also while it is served."""
-    from holdfast import archiving
-
-    try:
-        (found,) = call_at(store, "import", path=os.path.abspath(file), channel=channel)
-        done = msgspec.convert(found, Imported)
-    except NotServed:
-        done = asyncio.run(archiving.import_channel(store, file, channel))
-    click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
 
 
 def _sqlite_store(url: str) -> SqliteStore:

@@ -1,4 +1,4 @@
-"""`holdfast export` and `holdfast import`: on a file that no process serves, and `--url` for a served one.
+"""The commands export, import, hold and release, on a file that no process serves and on a served one.
 
 Layer: tests.
 """
@@ -70,6 +70,44 @@ async def test_a_served_channel_is_exported_by_its_server(tmp_path: Path) -> Non
     closed = await asyncio.to_thread(run, "export", "chat:1", "--url", url)
     assert closed.exit_code == 1
     assert "did not send the whole export" in closed.stderr
+
+
+async def test_a_hub_carries_out_the_commands_on_its_own_store(tmp_path: Path) -> None:
+    store, file = ("--store", f"sqlite:///{tmp_path}/hub.db"), tmp_path / "chat.jsonl"
+    async with opened(tmp_path / "hub.db") as hub:
+        message = await hub.create("chat:1", text='one \u2028 "two"')
+        data = await export(hub, "chat:1")
+        exported = await asyncio.to_thread(run, "export", "chat:1", *store)
+        assert (exported.exit_code, exported.stdout_bytes) == (0, data)
+        await asyncio.to_thread(file.write_bytes, data)
+        done = await asyncio.to_thread(run, "import", str(file), "--channel", "copy", *store)
+        assert (done.exit_code, done.output) == (0, f"copy has 1 messages and 0 commands of {file}.\n")
+        assert (await hub.read("copy", message.id))[0].text == message.text
+        refused = await asyncio.to_thread(run, "import", str(file), *store)
+        assert "channel 'chat:1' is not empty" in refused.stderr
+
+        held = await asyncio.to_thread(run, "hold", "copy", "--reason", "case 17", *store)
+        assert (held.exit_code, held.output) == (0, "copy is held; holdfast release ends that.\n")
+        assert [one.reason for one in await hub.archive.holds()] == ["case 17"]
+        listed = await asyncio.to_thread(run, "channels", *store)
+        assert [line.split()[-2:] for line in listed.output.splitlines()][2] == ["held", "copy"]
+    assert (await asyncio.to_thread(run, "release", "copy", *store)).output == "copy is released.\n"
+    assert "channel 'copy' is not held" in (await asyncio.to_thread(run, "release", "copy", *store)).stderr
+    assert (await asyncio.to_thread(run, "hold", "chat:1", "--reason", "case 18", *store)).exit_code == 0
+    async with opened(tmp_path / "hub.db") as hub:
+        assert [(one.channel, one.reason) for one in await hub.archive.holds()] == [("chat:1", "case 18")]
+
+
+async def test_a_deletion_over_http_in_a_held_channel_is_a_conflict() -> None:
+    hub = new_hub()
+    message = await hub.create("chat:1", text="evidence")
+    await hub.archive.hold("chat:1", "case 17")
+    async with asking(hub) as client:
+        for path in (f"/messages/{message.id}", ""):
+            response = await client.delete(f"/v1/channels/chat:1{path}")
+            assert (response.status_code, response.json()["code"]) == (409, "held")
+        assert (await client.get("/v1/channels")).json()["channels"][0]["held"] is True
+    await hub.close()
 
 
 async def test_a_route_sends_the_lines_of_an_export() -> None:

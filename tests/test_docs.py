@@ -226,7 +226,7 @@ TERMS = """
     catch-up, channel, claim, command, committer, connection slot, credentials, cursor, detach, document, draft,
     drain, dump, entry, ephemeral event, epoch, event, export, fault model, feed, fence, floor, flush window, fold,
     follower,
-    generation, head, heartbeat, held turn, hub, in flight, item, leader, lease, lease monitor, mark, member,
+    generation, head, heartbeat, held turn, hold, hub, in flight, item, leader, lease, lease monitor, mark, member,
     message, mutant, new start, node, nonce, offset, operation, oracle, outbox, park, part, position, presence,
     reconnect, recorder, reply, result, resume, retention, round, seal, segment, sender, serial, shut down, signal,
     slot, store, subscriber, tail, ticket, token, turn, turn scheduler, verifier, viewer, worker, writer

@@ -51,8 +51,10 @@ from holdfast.core.requests import (
 )
 from holdfast.core.view import View, ViewGap
 from holdfast.hub.identity import Expired
+from holdfast.hub.legal_holds import LegalHolds
 from holdfast.stores import open_url, sqlite
 from holdfast.stores.base import CommitUnknown, head_of
+from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.tail import Refused, follow
 from tests.transports.conftest import asking, new_hub, serving
@@ -287,6 +289,12 @@ async def many_commands(place: Place) -> None:
         await place.hub.ask(C, f"!k{number}", SendCommand(name="approve"), BOB)
 
 
+async def held(place: Place) -> None:
+    holds = LegalHolds(MemoryStore())
+    await holds.hold("chat:1", "case 17", 1)
+    holds.check("chat:1")
+
+
 async def replied_twice(place: Place) -> None:
     await place.begin()
     sent = await place.hub.command(C, "approve")
@@ -454,6 +462,7 @@ CASES: list[Case] = [
     asked(errors.TooLarge, ("3 parts", "2"), UpdateMessage(parts=[{"type": "text"}] * 3, generation=1)),
     asked(errors.TooLarge, ("'m1'", "2000"), PutPart(index=1, part={"type": "source", "x": "x" * 1_960})),
     Case(errors.TooMany, ("1",), many_commands),
+    Case(errors.Held, ("'chat:1'", "release"), held),
     Case(errors.AlreadyAnswered, ("command",), replied_twice),
     called(ViewGap, ("'m1'", "part 3", "0 parts"), gap_in_view),
     # over HTTP, and the end of a hub

@@ -180,6 +180,12 @@ class NotText(HoldfastError):
     code, status, title = "not_text", 409, "Not a text part"
 
 
+class Held(HoldfastError):
+    """The channel is under a legal hold: nothing in it can be deleted until the hold is released."""
+
+    code, status, title = "held", 409, "Held"
+
+
 class TooLarge(HoldfastError):
     """A size exceeds its limit; `limit` is that limit."""
 

@@ -1,8 +1,8 @@
-"""The channels of a hub as records: lists, exports and imports.
+"""The channels of a hub as records: lists, exports, imports and legal holds.
 
 Layer: hub.
 
-`Hub.archive` is an `Archive`. Its calls work on the store; only an import loads its channel into memory.
+`Hub.archive` is an `Archive`. Its calls work on the store; an import and a hold load their channel into memory.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from holdfast.core.errors import InvalidRequest
 from holdfast.core.limits import Limits
@@ -21,6 +22,7 @@ from holdfast.core.names import check_channel, check_prefix
 from holdfast.hub.clock import Clock
 from holdfast.hub.exporting import export_lines
 from holdfast.hub.importing import Imported, check_file, write_file
+from holdfast.hub.legal_holds import ChannelHold
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.stores.base import Store
 
@@ -73,7 +75,9 @@ class Archive:
             )
             if len(found) > limit:
                 break
-        return ChannelPage(channels=found[:limit], more=len(found) > limit)
+        holds = self._lifecycle.runtime.legal_holds
+        page = [replace(one, held=True) if holds.is_held(one.channel) else one for one in found[:limit]]
+        return ChannelPage(channels=page, more=len(found) > limit)
 
     async def export(self, channel: str) -> AsyncGenerator[bytes]:
         """Yield the lines of an export of `channel`: its messages and commands as JSON, each with its line end.
@@ -98,6 +102,35 @@ class Archive:
         name = channel or checked.channel
         live = self._lifecycle.runtime.channel(name)
         return await live.rewrite(partial(write_file, self._store, name, checked, self._limits, self._clock))
+
+    async def hold(self, channel: str, reason: str) -> ChannelHold:
+        """Refuse every deletion in `channel` with Held until `release`, also after a restart.
+
+        When this returns, no deletion that was accepted before is running. A second hold replaces the reason. Raises
+        InvalidName, InvalidRequest, StoreUnavailable.
+        """
+        check_channel(channel)
+        await self._lifecycle.start()
+        runtime = self._lifecycle.runtime
+        hold = await runtime.legal_holds.hold(channel, reason, self._clock.now_ms())
+        await runtime.channel(channel).refresh()  # waits for the end of a running commit or deletion
+        return hold
+
+    async def release(self, channel: str) -> ChannelHold:
+        """End the hold of `channel`, and return it. Raises InvalidName, NotFound, StoreUnavailable."""
+        check_channel(channel)
+        await self._lifecycle.start()
+        return await self._lifecycle.runtime.legal_holds.release(channel)
+
+    async def holds(self) -> list[ChannelHold]:
+        """Return all holds, in the order of the channels' names."""
+        await self._lifecycle.start()
+        return self._lifecycle.runtime.legal_holds.all()
+
+    async def is_held(self, channel: str) -> bool:
+        """Return whether `channel` is held."""
+        await self._lifecycle.start()
+        return self._lifecycle.runtime.legal_holds.is_held(channel)
 
 
 def _within(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:

@@ -25,7 +25,7 @@ from holdfast.core.draft import Draft
 from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
-from holdfast.core.requests import AppendText, CreateMessage, RenewLease, SendCommand
+from holdfast.core.requests import AppendText, CreateMessage, DeleteMessage, RenewLease, SendCommand
 from holdfast.hub.admission import Admission
 from holdfast.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from holdfast.hub.clock import Clock
@@ -89,12 +89,14 @@ class Committer:
         *,
         is_served: Callable[[str], bool],
         accepted: Callable[[Channel, str], None],
+        check_delete: Callable[[str], None],
     ) -> None:
         """Commit for `channels`, which are in memory; the function `channel` loads another one.
 
         `is_served` returns whether agents serve a channel. The committer calls `accepted` with the accepted requests of
-        remote writers.
+        remote writers. `check_delete` raises Held if no message of a channel may be deleted.
         """
+        self._check_delete = check_delete
         self._is_served = is_served
         self._accepted = accepted
         self._store = store
@@ -261,6 +263,8 @@ class Committer:
             decision = decide(
                 draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
             )
+            if isinstance(request, DeleteMessage) and decision.ops:
+                self._check_delete(channel.name)
             if isinstance(request, RenewLease) and not self._store.is_exclusive:
                 decision = stored_renewal(draft.message(ask.key), decision)
         except HoldfastError as error:

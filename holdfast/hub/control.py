@@ -68,8 +68,13 @@ class BackupArguments(Struct, forbid_unknown_fields=True):
     mb_per_s: float = 50
 
 
-class ExportArguments(Struct, forbid_unknown_fields=True):
+class ChannelArguments(Struct, forbid_unknown_fields=True):
     channel: str
+
+
+class HoldArguments(Struct, forbid_unknown_fields=True):
+    channel: str
+    reason: str
 
 
 class ImportArguments(Struct, forbid_unknown_fields=True):
@@ -88,7 +93,7 @@ async def _backup(hub: Controlled, wanted: BackupArguments) -> AsyncGenerator[ob
     yield {"path": wanted.path, "size_bytes": await asyncio.to_thread(os.path.getsize, target)}
 
 
-async def _export(hub: Controlled, wanted: ExportArguments) -> AsyncGenerator[object, None]:
+async def _export(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[object, None]:
     async with contextlib.aclosing(hub.archive.export(wanted.channel)) as lines:
         async for line in lines:
             yield line.decode()
@@ -98,14 +103,24 @@ async def _import(hub: Controlled, wanted: ImportArguments) -> AsyncGenerator[ob
     yield await hub.archive.import_file(_absolute(wanted.path), channel=wanted.channel)
 
 
+async def _hold(hub: Controlled, wanted: HoldArguments) -> AsyncGenerator[object, None]:
+    yield await hub.archive.hold(wanted.channel, wanted.reason)
+
+
+async def _release(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[object, None]:
+    yield await hub.archive.release(wanted.channel)
+
+
 async def _inspect(hub: Controlled, _: NoArguments) -> AsyncGenerator[object, None]:
     yield {"version": __version__, "pid": os.getpid(), "counters": hub.stats()}
 
 
 _CALLS: dict[str, tuple[type[Struct], Call]] = {
     "backup": (BackupArguments, _backup),
-    "export": (ExportArguments, _export),
+    "export": (ChannelArguments, _export),
+    "hold": (HoldArguments, _hold),
     "import": (ImportArguments, _import),
+    "release": (ChannelArguments, _release),
     "inspect": (NoArguments, _inspect),
 }
 

@@ -59,6 +59,8 @@ async def _tidy_store(runtime: Runtime) -> None:
 
 async def _follow_others(runtime: Runtime, token: str | None) -> str | None:
     """Refresh the channels that other hubs have changed since `token`; return the next token."""
+    if not runtime.store.is_exclusive:
+        await runtime.legal_holds.load()
     moved = await runtime.store.moved(token)
     for name, channel in list(runtime.channels.items()):
         head = None if moved.channels is None else moved.channels.get(name)

@@ -49,7 +49,7 @@ from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
 from holdfast.hub.results import Done, Result, message_of, own_copy
-from holdfast.hub.retention import Retainer, Rules, no_hold
+from holdfast.hub.retention import Retainer, Rules
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.settings import check_job, check_settings, check_store
 from holdfast.hub.store_owner import names_of_cell
@@ -141,7 +141,7 @@ class HubCore:
             signals=SignalHook(self.drain) if hooks_signals else None,
         )
         self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
-        self.retainer = Retainer(retention, self._lifecycle, no_hold)
+        self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
         self.on_start(partial(open_control, self))
 
@@ -346,7 +346,7 @@ class HubCore:
     async def delete_channel(self, channel: str) -> None:
         """Empty a channel. Its viewers get a new start, and its next message begins a new epoch."""
         await self.start()
-        await self.channel(channel).delete(self.clock.now_ms() + USED_UP_MS)
+        await self.runtime.delete_channel(check_channel(channel), self.clock.now_ms() + USED_UP_MS)
 
     async def command(
         self,

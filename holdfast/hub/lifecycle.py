@@ -197,6 +197,7 @@ class Lifecycle:
     async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
         """Recover and serve, after the store was opened and the services were built."""
         await runtime.nodes.begin()
+        await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()
         recover = partial(self._recover, runtime)
         workers = [group.create_task(runtime.committer.run())]

@@ -132,6 +132,8 @@ class Retainer:
             head = found.head
             await asyncio.sleep(READ_PAUSE_S)
             for step in steps(sweep.take(found.facts, is_last=len(found.facts) < READ_FACTS)):
+                if await self._is_held(summary.channel):
+                    return
                 head = await self._remove(runtime, summary.channel, head.epoch, step)
                 await asyncio.sleep(PAUSE_S)
         if head is not None and sweep.is_emptied and not await self._is_held(summary.channel):
@@ -155,11 +157,6 @@ class Retainer:
         self._channels += isinstance(result, Head)
         await _follow(runtime, channel)
         await asyncio.sleep(PAUSE_S)
-
-
-async def no_hold(channel: str) -> bool:
-    """Return False: no channel is held."""
-    return False
 
 
 def steps(due: Sequence[Fact]) -> Iterator[list[Fact]]:

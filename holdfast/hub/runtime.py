@@ -23,6 +23,7 @@ from holdfast.hub.committer import Committer
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.hooks import Hooks
 from holdfast.hub.leases import LeaseMonitor
+from holdfast.hub.legal_holds import LegalHolds
 from holdfast.hub.nodes import NodeLease
 from holdfast.hub.pace import Pace
 from holdfast.hub.pending import Waiting
@@ -46,6 +47,7 @@ class Runtime:
         self.node = node
         self.loop = asyncio.get_running_loop()
         self.nodes = NodeLease(store, node, self.loop.time)
+        self.legal_holds = LegalHolds(store)
         self.tasks = Tasks(group)
         self.channels: dict[str, Channel] = {}  # the channels in memory, by name
         self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id
@@ -90,6 +92,7 @@ class Runtime:
             self.pace,
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
+            check_delete=self.legal_holds.check,
         )
 
     def channel(self, name: str) -> Channel:
@@ -132,6 +135,11 @@ class Runtime:
         outcome, done = result_later()
         self.submit(channel, key, request, caller, done)
         return await outcome
+
+    async def delete_channel(self, channel: str, until_ms: int) -> None:
+        """Empty `channel`; ids of streaming messages cannot be used until `until_ms`. Raises Held, StoreUnavailable."""
+        self.legal_holds.check(channel)
+        await self.channel(channel).delete(until_ms)
 
     def stats(self) -> dict[str, int]:
         """Return the counters of the services."""

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.core.model import ChannelSummary
 from holdfast.core.retention import Policies, Sweep
@@ -52,9 +54,10 @@ def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
         if db.execute("PRAGMA user_version").fetchone()[0] < SUMMARIES:
             raise StoreUnusable(f"store file {path} has no counts of channels yet; start the server once to add them")
         channels = Channels(db, Documents(db))
+        held = {name for (name,) in db.execute("SELECT substr(name, 6) FROM notes WHERE substr(name, 1, 5) = 'hold:'")}
         after = None
         while page := channels.summaries([f"{prefix}*"], after, PAGE):
-            yield from page
+            yield from (replace(one, held=True) if one.channel in held else one for one in page)
             after = page[-1].channel
 
 
@@ -66,7 +69,7 @@ def due_channels(path: Path, policies: Policies, now_ms: int) -> Iterator[Due]:
     for summary in list_channels(path, ""):
         policy = policies.find(summary.channel)
         sweep = Sweep(policy, summary, now_ms) if policy is not None else None
-        if sweep is None or not sweep.is_needed:
+        if sweep is None or not sweep.is_needed or summary.held:
             continue
         with reading_store(path) as db:
             documents = Documents(db)

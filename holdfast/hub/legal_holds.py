@@ -1,0 +1,90 @@
+"""Legal holds: channels of which no message may be deleted until they are released.
+
+Layer: hub.
+
+A hold is a note in the store, and all holds are in memory, so a decision about a deletion needs no read. On a store
+that several hubs share, another hub knows a hold some seconds later (`housekeeping`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from holdfast.core.errors import Held, InvalidRequest, NotFound, StoreUnusable, shown
+from holdfast.core.model import check_text
+from holdfast.stores.base import Store
+
+NOTE = "hold:"  # prefix of the notes about holds; the channel follows
+MAX_REASON = 1_000  # characters
+
+
+class ChannelHold(Struct, frozen=True, kw_only=True):
+    """A channel that is held, the reason, and the time from which it is held, in ms since 1970."""
+
+    channel: str
+    reason: str
+    since_ms: int
+
+
+_decode = msgspec.json.Decoder(ChannelHold).decode
+
+
+def decode_hold(note: bytes) -> ChannelHold:
+    """Return the hold in a note. Raises StoreUnusable."""
+    try:
+        return _decode(note)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise StoreUnusable(f"note about a hold is damaged ({error}); restore a backup") from None
+
+
+class LegalHolds:
+    """The holds of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._holds: dict[str, ChannelHold] = {}  # by channel
+
+    async def load(self) -> None:
+        """Read the holds. Raises StoreUnavailable, StoreUnusable."""
+        notes = await self._store.notes(NOTE)
+        self._holds = {name.removeprefix(NOTE): decode_hold(note) for name, note in notes.items()}
+
+    def is_held(self, channel: str) -> bool:
+        """Return whether the data of `channel` must stay."""
+        return channel in self._holds
+
+    def check(self, channel: str) -> None:
+        """Raise Held if `channel` is held."""
+        if channel in self._holds:
+            raise Held(f"channel {channel!r} is held, so nothing in it can be deleted; release it first")
+
+    def all(self) -> list[ChannelHold]:
+        """Return all holds, in the order of the channels' names."""
+        return [self._holds[channel] for channel in sorted(self._holds)]
+
+    async def hold(self, channel: str, reason: str, now_ms: int) -> ChannelHold:
+        """Hold `channel`, from this call on; a second hold keeps the time. Raises InvalidRequest, StoreUnavailable."""
+        if not isinstance(reason, str) or not 1 <= len(reason) <= MAX_REASON:
+            raise InvalidRequest(f"reason of a hold must be 1-{MAX_REASON} characters, got {shown(reason)}")
+        check_text(reason)
+        before = self._holds.get(channel)
+        since_ms = before.since_ms if before is not None else now_ms
+        hold = self._holds[channel] = ChannelHold(channel=channel, reason=reason, since_ms=since_ms)
+        try:
+            await self._store.note({NOTE + channel: msgspec.json.encode(hold)})
+        except BaseException:
+            if before is None:
+                self._holds.pop(channel, None)
+            raise
+        self._holds[channel] = hold
+        return hold
+
+    async def release(self, channel: str) -> ChannelHold:
+        """End the hold of `channel` and return it. Raises NotFound, StoreUnavailable."""
+        hold = self._holds.get(channel)
+        if hold is None:
+            raise NotFound(f"channel {channel!r} is not held; holdfast channels shows the held ones")
+        await self._store.note({NOTE + channel: None})
+        self._holds.pop(channel, None)
+        return hold

@@ -1,0 +1,70 @@
+"""Legal holds: no message and no channel is deleted before the release."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.core.errors import Deleted, Held, InvalidRequest, NotFound
+from holdfast.hub import HubCore
+from holdfast.hub.legal_holds import MAX_REASON
+from holdfast.stores.memory import MemoryStore
+
+
+async def test_a_held_channel_keeps_its_messages_until_the_release(hub: HubCore) -> None:
+    kept = await hub.create("chat:1", text="evidence")
+    gone = await hub.create("chat:1", text="deleted before")
+    other = await hub.create("chat:2", text="not held")
+    await hub.delete("chat:1", gone.id)
+    held = await hub.archive.hold("chat:1", "case 17")
+    await hub.close()  # the next call starts the hub again
+
+    for _ in range(2):
+        with pytest.raises(Held, match=r"channel 'chat:1' is held.*release it first"):
+            await hub.delete("chat:1", kept.id)
+        with pytest.raises(Held):
+            await hub.delete_channel("chat:1")
+    await hub.delete("chat:1", gone.id)  # a repeat changes nothing
+    with pytest.raises(NotFound):
+        await hub.delete("chat:1", "never")
+    await hub.delete("chat:2", other.id)
+    await hub.delete_channel("chat:2")
+    await hub.create("chat:1", text="goes on")
+    assert await hub.archive.holds() == [held]
+    assert (await hub.archive.is_held("chat:1"), await hub.archive.is_held("chat:2")) == (True, False)
+    assert [(one.channel, one.held) for one in (await hub.archive.channels()).channels] == [("chat:1", True)]
+    assert (await hub.read("chat:1", kept.id))[0].text == "evidence"
+
+    again = await hub.archive.hold("chat:1", "case 18")
+    assert (again.reason, again.since_ms) == ("case 18", held.since_ms)
+    assert await hub.archive.release("chat:1") == again
+    await hub.delete("chat:1", kept.id)
+    with pytest.raises(Deleted):
+        await hub.read("chat:1", kept.id)
+    await hub.delete_channel("chat:1")
+    assert await hub.archive.holds() == []
+    with pytest.raises(NotFound, match="'chat:1' is not held"):
+        await hub.archive.release("chat:1")
+
+
+async def test_a_hold_needs_a_reason(hub: HubCore) -> None:
+    for reason in ("", "x" * (MAX_REASON + 1)):
+        with pytest.raises(InvalidRequest, match="reason of a hold must be 1-1000 characters"):
+            await hub.archive.hold("chat:1", reason)
+    assert await hub.archive.holds() == []
+
+
+class _Shared(MemoryStore):
+    is_exclusive = False
+
+
+async def test_another_hub_of_the_store_learns_of_a_hold() -> None:
+    store = _Shared()
+    first, second = (HubCore(store, hooks_signals=False) for _ in range(2))
+    message = await first.create("chat:1", text="evidence")
+    await second.start()
+    await first.archive.hold("chat:1", "case 17")
+    await second.runtime.legal_holds.load()  # housekeeping does it every few seconds
+    with pytest.raises(Held):
+        await second.delete("chat:1", message.id)
+    await first.close()
+    await second.close()
