@@ -115,7 +115,7 @@ class Sweep:
     """
 
     def __init__(self, policy: Policy, summary: ChannelSummary, now_ms: int, *, is_busy: bool = False) -> None:
-        """Begin a pass over the channel of `summary`. If a message of it `is_busy`, the channel does not go as a whole."""
+        """Begin a pass over the channel of `summary`. With `is_busy`, a message is busy, so the channel stays."""
         self.after = 0
         self.is_over = False
         self._policy = policy

@@ -160,8 +160,7 @@ async def test_an_idle_channel_stays_once_it_is_written() -> None:
         await hub.create("a", text="x", id=f"m{number}")
     await hub.create("b", text="x", id="m0")
     await asyncio.sleep(HOUR_S / 6)
-    while not store.steps:
-        await asyncio.sleep(PAUSE_S / 4)
+    await store.began.wait()
     for name in "ab":  # the list of this round names both as idle
         await hub.create(name, text="x", id="new")
     await asyncio.sleep(60)
@@ -219,9 +218,11 @@ class CountingStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[tuple[float, int]] = []
+        self.began = asyncio.Event()
 
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Any:
         self.steps.append((asyncio.get_running_loop().time(), len(versions)))
+        self.began.set()
         return await super().prune(channel, epoch=epoch, versions=versions)
 
 
