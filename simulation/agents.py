@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 
-CLEAN_UP_S = 0.0  # time that a cancelled handler in a hub's process takes to end
-
-
 class OnPurpose(HoldfastError):
     """Raised by a handler that fails."""
 
@@ -63,10 +60,6 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
             world.trace.violate(Violation(f"an agent has {plan.slots} slots, and works on {sorted(at_work)}"))
         try:
             await _answer(turn, draw)
-        except asyncio.CancelledError:
-            if CLEAN_UP_S:
-                await asyncio.sleep(CLEAN_UP_S)
-            raise
         finally:
             at_work.discard(place)
             world.promises.end_attempt(place)

@@ -11,6 +11,7 @@ import { LAUNCHER_STYLE, sheetOf } from "./chat_style.js"
 /** @typedef {import("./chat_marks.js").Mark} Mark */
 
 const THEMES = ["auto", "light", "dark"]
+const AGAIN_MS = 2_000 // pause before the panel is loaded again
 
 /** On a server, where `HTMLElement` is missing, the import defines a class without instances. @type {typeof HTMLElement} */
 const Base = globalThis.HTMLElement ?? class {}
@@ -168,7 +169,9 @@ export class HoldfastChat extends Base {
     if (this.#panel || this.#isLoading) return
     this.#isLoading = true
     try {
-      const [{ Panel }, { connect }] = await Promise.all([import("./chat_panel.js"), this.client ? NO_CLIENT : import("./client.js")])
+      const loading = Promise.all([import("./chat_panel.js"), this.client ? NO_CLIENT : import("./client.js")])
+      loading.catch(() => setTimeout(() => this.#draw(), AGAIN_MS)) // the network or the server may be away for a moment
+      const [{ Panel }, { connect }] = await loading
       if (!this.isConnected || this.#panel) return
       const { url } = this
       const client = this.client ?? connect?.({

@@ -252,6 +252,17 @@ async def test_a_mistake_in_the_attributes_is_shown_in_place_of_the_chat(
         assert [words in text and text.startswith("<holdfast-chat>") for text in named] == [True]
 
 
+@pytest.mark.parametrize("module", ["chat_panel.js", "chat_list.js"])
+async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser, module: str) -> None:
+    """The element itself imports the first module, and that one the second."""
+    async with scene(browser) as here:
+        await here.page.route(f"**/{module}", lambda route: route.abort(), times=1)
+        await here.page.reload()
+        await here.until("could not be loaded")
+        await here.ask("Why?")
+        assert await here.page.get_by_text("could not be loaded").count() == 0
+
+
 async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) -> None:
     async with scene(browser) as here:
         await here.ask("First version")

@@ -40,7 +40,6 @@ from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, Tail
 from holdfast.core.text import Text
-from holdfast.core.turns import TurnState
 from holdfast.hub import channel as channels
 from holdfast.hub import committer, hooks, presence, recovery
 from holdfast.hub import hub as hubs
@@ -66,8 +65,7 @@ from holdfast.transports.access import caller_of
 from holdfast.transports.attachments import Attachment
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
-from simulation import agents, watchdog
-from simulation.editor import Editor
+from simulation import watchdog
 from simulation.lease_writers import LeaseWriter
 from simulation.local_writers import LocalWriter, SteadyWriter
 from simulation.members import Commander
@@ -926,19 +924,6 @@ def an_attach_does_not_wait_for_the_one_before_it(patch: pytest.MonkeyPatch) -> 
     patch.setattr(Attachment, "wait_for_response", wait_for_response)
 
 
-def a_deleted_channel_has_no_handlers(patch: pytest.MonkeyPatch) -> None:
-    """Its turns are over, so a message that is created again with the same id may be offered."""
-    follow = TurnState._follow
-
-    def forget_handler(self: TurnState[Any]) -> None:
-        if self.claim is None or self.claim.generation < self.attempt:
-            self.handler = None
-        follow(self)
-
-    patch.setattr(TurnState, "_follow", forget_handler)
-    patch.setattr(agents, "CLEAN_UP_S", 3.0)  # without it a cancelled handler nearly always ends at once
-
-
 # Each mutant with the violation that finds it; no other violation counts.
 MUTANTS: dict[Mutant, str] = {
     deliver_before_the_commit: "was never stored|before it was stored",
@@ -1017,7 +1002,6 @@ MUTANTS: dict[Mutant, str] = {
     block_until_a_load: "does not end",
     feeds_behind_are_woken_without_end: "never waits|waits too shortly",
     an_attach_does_not_wait_for_the_one_before_it: "unattached: .* before channel.attached",
-    a_deleted_channel_has_no_handlers: "two agents work on",
 }
 
 # A condition on the plan without which the mutant has no effect; other seeds are skipped.
@@ -1043,9 +1027,6 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     an_agent_that_stops_still_gets_turns: lambda plan: plan.workers and plan.asks_by_socket,
     an_agent_has_more_turns_than_slots: lambda plan: any(agent.slots < plan.channels for agent in plan.agents),
     an_attach_does_not_wait_for_the_one_before_it: lambda plan: SocketViewer in plan.viewers,
-    a_deleted_channel_has_no_handlers: lambda plan: (
-        plan.agents and "delete channel" in plan.edits and Editor in plan.authors
-    ),
     a_detach_has_no_effect: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_page_over_a_socket_is_the_last: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_delete_is_acknowledged_at_once: lambda plan: plan.asks_by_socket and "delete" in plan.edits,
@@ -1085,7 +1066,6 @@ SHOWN_BY: dict[Mutant, int] = {
     a_takeover_fences_no_writer: 10,
     a_second_reply_is_accepted: 23,
     an_attach_does_not_wait_for_the_one_before_it: 77000482,
-    a_deleted_channel_has_no_handlers: 26156,
     a_cancel_ends_the_newest_answer: 10,
     a_turn_renewal_has_no_effect: 25,
     a_member_leaves_without_grace: 16,
