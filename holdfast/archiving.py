@@ -39,15 +39,18 @@ PROBLEM_BYTES = 64 * 1024
 
 
 @asynccontextmanager
-async def opened(url: str, *, is_new: bool = False) -> AsyncIterator[Store]:
-    """Open the store that `url` names; its file must exist unless `is_new`. Raises LocalError and StoreUnusable."""
+async def opened(url: str, *, is_new: bool = False, when_served: str = "") -> AsyncIterator[Store]:
+    """Open the store that `url` names; its file must exist unless `is_new`. Raises LocalError and StoreUnusable.
+
+    `when_served`: begins the remedy if another process has the store open.
+    """
     store = open_url(url)
     if isinstance(store, SqliteStore) and not is_new and not store.path.exists():
         raise LocalError(f"store file {store.path} does not exist; name the store with --store")
     try:
         await store.open()
     except StoreInUse as error:
-        raise LocalError(f"{error}. While it is served, use --url, or hub.archive in the serving process") from None
+        raise LocalError(f"{error}. While it is served, use {when_served}hub.archive in the serving process") from None
     try:
         await undo_imports(store)
         yield store
@@ -58,7 +61,7 @@ async def opened(url: str, *, is_new: bool = False) -> AsyncIterator[Store]:
 async def export_channel(url: str, channel: str, out: BinaryIO) -> None:
     """Write the export of a channel into `out`. Raises NotFound, LocalError and the store's errors."""
     check_channel(channel)
-    async with opened(url) as store:
+    async with opened(url, when_served="--url, or ") as store:
         async for line in export_lines(store, channel):
             out.write(line)
         out.flush()

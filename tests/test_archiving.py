@@ -10,10 +10,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
+from holdfast import archiving
 from holdfast.app import Hub
 from holdfast.cli import main
+from holdfast.stores.sqlite import SqliteStore
 from tests.transports.conftest import asking, new_hub, serving
 
 
@@ -57,6 +60,28 @@ def test_a_channel_moves_from_one_store_to_another(tmp_path: Path) -> None:
     assert "channel 'none' has no messages" in missing.stderr
     unknown = run("export", "chat:1", "--store", f"sqlite:///{tmp_path}/none.db")
     assert "none.db does not exist; name the store with --store" in unknown.stderr
+
+
+async def test_a_store_without_a_control_socket_names_the_remedies_of_each_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, file = tmp_path / "hub.db", tmp_path / "chat.jsonl"
+    async with opened(tmp_path / "old.db") as hub:
+        await hub.create("chat:1", text="one")
+        await asyncio.to_thread(file.write_bytes, await export(hub, "chat:1"))
+    monkeypatch.setattr(archiving, "open_url", lambda url: SqliteStore(str(path), lock_wait_s=0))
+    store = SqliteStore(str(path))
+    await store.open()
+    remedies = {
+        ("export", "chat:1"): "use --url, or hub.archive in the serving process",
+        ("import", str(file)): "use hub.archive in the serving process",
+        ("hold", "chat:1", "--reason", "case 17"): "use hub.archive in the serving process",
+        ("release", "chat:1"): "use hub.archive in the serving process",
+    }
+    for command, remedy in remedies.items():
+        refused = await asyncio.to_thread(run, *command, "--store", f"sqlite:///{path}")
+        assert remedy in refused.stderr
+    await store.close()
 
 
 async def test_a_served_channel_is_exported_by_its_server(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from holdfast.core.decide_work import LONGEST_S
-from holdfast.core.document import Document, document
+from holdfast.core.document import KEPT_MS, Document, document
 from holdfast.core.errors import InvalidRequest, TooLarge, shown
 from holdfast.core.limits import MIB, Limits
 from holdfast.core.message_state import CommandState, MessageState, part_bytes
@@ -238,8 +238,11 @@ class Imported(NamedTuple):
     document: Document
 
 
-def imported(record: Record, serial: int) -> Imported:
-    """Return the entries and the document of a checked record, whose first entry is at `serial`."""
+def imported(record: Record, serial: int, now_ms: int) -> Imported:
+    """Return the entries and the document of a checked record, whose first entry is at `serial`.
+
+    The store keeps the data of an old command as if the command expired now.
+    """
     ops = _message_ops(record) if isinstance(record, MessageRecord) else _command_ops(record)
     entries = [Entry(serial + index, op) for index, op in enumerate(ops)]
     first = ops[0]
@@ -253,7 +256,10 @@ def imported(record: Record, serial: int) -> Imported:
         thing = CommandState(first, serial)
         for entry in entries[1:]:
             apply_to_command(thing, entry.op, entry.serial)
-    return Imported(entries, document(thing))
+    stored = document(thing)
+    if stored.until_ms is not None:
+        stored = msgspec.structs.replace(stored, until_ms=max(stored.until_ms, now_ms + KEPT_MS))
+    return Imported(entries, stored)
 
 
 def _message_ops(record: MessageRecord) -> list[Op]:

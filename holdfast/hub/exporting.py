@@ -55,6 +55,8 @@ async def _records(store: Store, channel: str, head: Head) -> AsyncIterator[Reco
         now, found = await store.messages(channel, ids)
         _check_same(now, head, channel)
         for key in ids:
+            if key not in found:  # retention has removed it meanwhile
+                continue
             command = restore_command(found[key])
             if command.created <= head.serial:
                 yield command_record(command)

@@ -14,6 +14,8 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -92,12 +94,8 @@ class ExportFile:
 
     def lines(self) -> Iterator[_Line]:
         """Yield the checked records, and check the end. Raises a HoldfastError that names the line, LocalError."""
-        try:
-            file = self.path.open("rb")
-        except OSError as error:
-            raise LocalError(f"file {self.path} cannot be read: {error.strerror}; check its name") from None
         messages = commands = 0
-        with file, self._named_line():
+        with self._open() as file, self._named_line():
             header = self._next(file, HEADER_BYTES)
             self.channel = check_channel(decode_header(header).channel)
             self._digest.update(header)
@@ -116,6 +114,19 @@ class ExportFile:
                 self._number += 1
                 raise InvalidRequest("the line is after the end of the export; remove it, or export the channel again")
         self.end = record
+
+    def _open(self) -> BinaryIO:
+        """Open the file. Raises LocalError, also for a pipe or a device."""
+        try:
+            file = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # so that a pipe does not wait for a writer
+        except OSError as error:
+            raise LocalError(f"file {self.path} cannot be read: {error.strerror}; check its name") from None
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise LocalError(
+                f"file {self.path} must be a regular file, because it is read twice; save the export first"
+            )
+        return os.fdopen(file, "rb")
 
     def _next(self, file: BinaryIO, limit: int) -> bytes:
         """Return the next line, at most `limit` bytes of it. Raises TooLarge, InvalidRequest."""
@@ -184,7 +195,7 @@ async def write_file(store: Store, channel: str, checked: ExportFile, limits: Li
         )
     file = ExportFile(checked.path, limits, clock.now_ms())
     try:
-        await _write(store, channel, file, head, clock.new_epoch())
+        await _write(store, channel, file, head, clock)
         if file.end != checked.end:
             raise InvalidRequest(f"file {file.path} was changed while it was imported; import it again")
         await store.note({NOTE + channel: None})
@@ -201,8 +212,8 @@ async def write_file(store: Store, channel: str, checked: ExportFile, limits: Li
     return Imported(channel=channel, messages=file.end.messages, commands=file.end.commands)
 
 
-async def _write(store: Store, channel: str, file: ExportFile, head: Head, epoch: str) -> None:
-    lines = file.lines()
+async def _write(store: Store, channel: str, file: ExportFile, head: Head, clock: Clock) -> None:
+    lines, epoch = file.lines(), clock.new_epoch()
     serial, lives = 0, head.lives
     before = (0, "")
     while batch := await asyncio.to_thread(_batch, lines):
@@ -210,7 +221,7 @@ async def _write(store: Store, channel: str, file: ExportFile, head: Head, epoch
         entries: list[Entry] = []
         documents: list[Document] = []
         for line in batch:
-            one = imported(line.record, serial + len(entries) + 1)
+            one = imported(line.record, serial + len(entries) + 1, clock.now_ms())
             entries += one.entries
             documents.append(one.document)
         after = (serial + len(entries), documents[-1].id)
@@ -253,6 +264,11 @@ async def _check_new(store: Store, channel: str, batch: list[_Line], path: Path)
 
 def _key(record: Record) -> str:
     return record.id if isinstance(record, MessageRecord) else command_key(record.id)
+
+
+async def is_importing(store: Store, channel: str) -> bool:
+    """Return whether an import into `channel` runs, or has not ended. Raises StoreUnavailable."""
+    return NOTE + channel in await store.notes(NOTE + channel)
 
 
 async def undo_import(store: Store, channel: str) -> None:

@@ -8,6 +8,8 @@ that several hubs share, another hub knows a hold some seconds later (`housekeep
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from msgspec import Struct
 
@@ -49,11 +51,13 @@ class LegalHolds:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._holds: dict[str, ChannelHold] = {}  # by channel
+        self._changing = asyncio.Lock()  # a hold that is made while the notes are read would be lost
 
     async def load(self) -> None:
         """Read the holds. Raises StoreUnavailable, StoreUnusable."""
-        notes = await self._store.notes(NOTE)
-        self._holds = {name.removeprefix(NOTE): decode_hold(note) for name, note in notes.items()}
+        async with self._changing:
+            notes = await self._store.notes(NOTE)
+            self._holds = {name.removeprefix(NOTE): decode_hold(note) for name, note in notes.items()}
 
     def is_held(self, channel: str) -> bool:
         """Return whether the data of `channel` must stay."""
@@ -69,27 +73,28 @@ class LegalHolds:
         return [self._holds[channel] for channel in sorted(self._holds)]
 
     async def hold(self, channel: str, reason: str, now_ms: int) -> ChannelHold:
-        """Hold `channel`, from this call on; a second hold keeps the time. Raises InvalidRequest, StoreUnavailable."""
+        """Hold `channel`; a second hold keeps the time. Raises InvalidRequest, StoreUnavailable."""
         if not isinstance(reason, str) or not 1 <= len(reason) <= MAX_REASON:
             raise InvalidRequest(f"reason of a hold must be 1-{MAX_REASON} characters, got {shown(reason)}")
         check_text(reason)
-        before = self._holds.get(channel)
-        since_ms = before.since_ms if before is not None else now_ms
-        hold = self._holds[channel] = ChannelHold(channel=channel, reason=reason, since_ms=since_ms)
-        try:
-            await self._store.note({NOTE + channel: msgspec.json.encode(hold)})
-        except BaseException:
-            if before is None:
-                self._holds.pop(channel, None)
-            raise
-        self._holds[channel] = hold
-        return hold
+        async with self._changing:
+            before = self._holds.get(channel)
+            since_ms = before.since_ms if before is not None else now_ms
+            hold = self._holds[channel] = ChannelHold(channel=channel, reason=reason, since_ms=since_ms)
+            try:
+                await self._store.note({NOTE + channel: msgspec.json.encode(hold)})
+            except BaseException:
+                if before is None:
+                    self._holds.pop(channel, None)
+                raise
+            return hold
 
     async def release(self, channel: str) -> ChannelHold:
         """End the hold of `channel` and return it. Raises NotFound, StoreUnavailable."""
-        hold = self._holds.get(channel)
-        if hold is None:
-            raise NotFound(f"channel {channel!r} is not held; holdfast channels shows the held ones")
-        await self._store.note({NOTE + channel: None})
-        self._holds.pop(channel, None)
-        return hold
+        async with self._changing:
+            hold = self._holds.get(channel)
+            if hold is None:
+                raise NotFound(f"channel {channel!r} is not held; holdfast channels shows the held ones")
+            await self._store.note({NOTE + channel: None})
+            self._holds.pop(channel, None)
+            return hold

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import ChannelSummary
 from holdfast.core.retention import ClockTrust, Fact, Policies, Retention, Sweep
+from holdfast.hub.importing import is_importing
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.runtime import Runtime
 from holdfast.stores.base import Head, head_of
@@ -122,7 +123,7 @@ class Retainer:
             return
         head = await head_of(runtime.store, channel)
         summaries = await runtime.store.summaries([channel], after=None, limit=1)  # the list may be hours old
-        if not summaries:
+        if not summaries or await is_importing(runtime.store, channel):
             return
         sweep = Sweep(policy, summaries[0], now_ms)
         if sweep.is_whole and await self._is_busy(runtime, channel):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import signal
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,12 +30,13 @@ from holdfast.core.errors import (
     TooLarge,
 )
 from holdfast.core.limits import Limits
-from holdfast.hub import HubCore, importing
+from holdfast.hub import HubCore, importing, retention
 from holdfast.stores.base import Committed, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
 
 CHANNEL = "chat:1"
+DAY_MS = 24 * 3_600_000
 
 
 async def exported(hub: HubCore, channel: str = CHANNEL) -> bytes:
@@ -302,6 +305,90 @@ async def test_missing_channels_and_files_are_refused(hub: HubCore, tmp_path: Pa
         await hub.archive.import_file(tmp_path / "none")
 
 
+async def test_a_pipe_is_refused_at_once(hub: HubCore, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(LocalError, match="pipe must be a regular file, because it is read twice"):
+                await hub.archive.import_file(pipe)
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))  # ends a read that waits for a writer
+
+
+async def test_data_of_old_commands_stays_for_a_week_after_the_import(hub: HubCore, tmp_path: Path) -> None:
+    await hub.command(CHANNEL, "ask", data="why?")
+    header, command, end = lines_of(await exported(hub))
+    week_ms = 7 * DAY_MS
+    old = {
+        **command,
+        "created_at": command["created_at"] - 3 * week_ms,
+        "expires_at": command["expires_at"] - 3 * week_ms,
+    }
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(with_end([header, old, end]))
+    await hub.archive.import_file(path, channel="copy")
+    now_ms = hub.clock.now_ms()
+    await hub.store.tidy(now_ms + week_ms - 3_600_000)
+    assert lines_of(await exported(hub, "copy"))[1] == old
+    await hub.store.tidy(now_ms + week_ms + 3_600_000)
+    assert "data" not in lines_of(await exported(hub, "copy"))[1]
+
+
+class Interrupted(MemoryStore):
+    """A store that calls `meanwhile` before its second commit, and after each list of commands."""
+
+    commits = 0
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        self.commits += 1
+        if self.commits == 2 and self.meanwhile is not None:
+            await self.meanwhile()
+        return await super().commit(writes)
+
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        found = await super().commands(channel, after=after, limit=limit)
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return found
+
+
+async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(retention, "PAUSE_S", 0)
+    store = Interrupted()
+    hub = HubCore(store, hooks_signals=False, retention={"*": "1d"})
+    file = await exported_messages(tmp_path, 3)
+    header, *messages, end = lines_of(file.read_bytes())
+    old = [{**one, **dict.fromkeys(("created_at", "updated_at"), one["created_at"] - 2 * DAY_MS)} for one in messages]
+    file.write_bytes(with_end([header, *old, end]))
+    await hub.create("other", text="shows that the clock is right")
+    store.commits = 0
+    store.meanwhile = partial(hub.retainer._round, hub.runtime)
+    async with asyncio.timeout(20):
+        assert (await hub.archive.import_file(file)).messages == 3
+    await store.meanwhile()
+    assert await texts(hub) == []
+    await hub.close()
+
+
+async def test_an_export_leaves_out_a_command_that_retention_removes_meanwhile() -> None:
+    store = Interrupted()
+    hub = HubCore(store, hooks_signals=False)
+    await hub.create(CHANNEL, text="stays")
+    sent = await hub.command(CHANNEL, "ask")
+    await hub.reply(CHANNEL, sent.id)
+
+    async def prune() -> None:
+        head, facts = await store.facts(CHANNEL, after=1, limit=9)
+        await store.prune(CHANNEL, epoch=head.epoch, versions={one.id: one.version for one in facts})
+
+    store.meanwhile = prune
+    assert [one["type"] for one in lines_of(await exported(hub))] == ["holdfast.export", "message", "end"]
+    await hub.close()
+
+
 async def test_ids_of_a_deleted_channel_stay_used_up(hub: HubCore, tmp_path: Path) -> None:
     streaming = hub.message(CHANNEL, id="m1")
     await streaming.__aenter__()
@@ -315,7 +402,7 @@ async def test_ids_of_a_deleted_channel_stay_used_up(hub: HubCore, tmp_path: Pat
 
 DYING = """
 import asyncio, os, signal, sys
-from holdfast.hub import HubCore, importing
+from holdfast.hub import HubCore, importing, retention
 from holdfast.hub import importing
 from holdfast.stores.sqlite import SqliteStore
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from holdfast.core.errors import Deleted, Held, InvalidRequest, NotFound
 from holdfast.hub import HubCore
-from holdfast.hub.legal_holds import MAX_REASON
+from holdfast.hub.legal_holds import MAX_REASON, LegalHolds
 from holdfast.stores.memory import MemoryStore
 
 
@@ -51,6 +53,30 @@ async def test_a_hold_needs_a_reason(hub: HubCore) -> None:
         with pytest.raises(InvalidRequest, match="reason of a hold must be 1-1000 characters"):
             await hub.archive.hold("chat:1", reason)
     assert await hub.archive.holds() == []
+
+
+class _Slow(MemoryStore):
+    """A store whose reads of notes end when `gate` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        found = await super().notes(prefix)
+        await self.gate.wait()
+        return found
+
+
+async def test_a_hold_that_is_made_while_the_holds_are_read_stays() -> None:
+    store = _Slow()
+    holds = LegalHolds(store)
+
+    async def let_go() -> None:
+        store.gate.set()
+
+    await asyncio.gather(holds.load(), holds.hold("chat:1", "case 17", 1), let_go())
+    assert holds.is_held("chat:1")
 
 
 class _Shared(MemoryStore):
