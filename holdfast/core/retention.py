@@ -114,7 +114,8 @@ class Sweep:
     Read facts after serial `after` and call `take`, until `is_over`. If it `is_emptied` then, the channel can go.
     """
 
-    def __init__(self, policy: Policy, summary: ChannelSummary, now_ms: int) -> None:
+    def __init__(self, policy: Policy, summary: ChannelSummary, now_ms: int, *, is_busy: bool = False) -> None:
+        """Begin a pass over the channel of `summary`. With `is_busy`, a message is busy, so the channel stays."""
         self.after = 0
         self.is_over = False
         self._policy = policy
@@ -124,9 +125,11 @@ class Sweep:
         self._kept = 0
         self._latest_ms = 0  # the latest time so far that is not in the future
         is_idle = policy.idle_ms is not None and summary.updated_ms + policy.idle_ms <= now_ms
-        self._is_whole = is_idle or (not summary.messages and summary.updated_ms + TOMBSTONE_MS <= now_ms)
+        is_empty = not summary.messages and summary.updated_ms + TOMBSTONE_MS <= now_ms
+        # The channel goes as a whole. Before that, the caller looks for a busy message in it (`is_busy`).
+        self.is_whole = not is_busy and (is_idle or is_empty)
         is_old = policy.age_ms is not None and summary.created_ms + policy.age_ms <= now_ms
-        self.is_needed = self._is_whole or is_old or self._is_above
+        self.is_needed = self.is_whole or is_old or self._is_above
 
     @property
     def is_emptied(self) -> bool:
@@ -174,8 +177,8 @@ class Sweep:
         if fact.is_busy:
             return False
         if fact.at_ms is None:
-            return self._is_whole
-        if self._is_whole and fact.at_ms <= self._updated_ms:
+            return self.is_whole
+        if self.is_whole and fact.at_ms <= self._updated_ms:
             return True
         age_ms = self._policy.age_ms
         rest_ms = LEAST_MS if fact.is_counted else TOMBSTONE_MS

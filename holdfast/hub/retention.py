@@ -18,7 +18,7 @@ from holdfast.core.model import ChannelSummary
 from holdfast.core.retention import ClockTrust, Fact, Policies, Retention, Sweep
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.runtime import Runtime
-from holdfast.stores.base import Head
+from holdfast.stores.base import Head, head_of
 
 logger = logging.getLogger("holdfast.hub")
 
@@ -114,38 +114,48 @@ class Retainer:
             await asyncio.sleep(0)
         return newest_ms
 
-    async def _sweep(self, runtime: Runtime, summary: ChannelSummary, now_ms: int) -> None:
+    async def _sweep(self, runtime: Runtime, listed: ChannelSummary, now_ms: int) -> None:
         """Remove the messages of one channel that go, and the channel if it is empty then."""
-        policy = self.policies.find(summary.channel)
-        if policy is None:
+        channel = listed.channel
+        policy = self.policies.find(channel)
+        if policy is None or not Sweep(policy, listed, now_ms).is_needed or await self._is_held(channel):
             return
-        sweep = Sweep(policy, summary, now_ms)
+        head = await head_of(runtime.store, channel)
+        summaries = await runtime.store.summaries([channel], after=None, limit=1)  # the list may be hours old
+        if not summaries:
+            return
+        sweep = Sweep(policy, summaries[0], now_ms)
+        if sweep.is_whole and await self._is_busy(runtime, channel):
+            sweep = Sweep(policy, summaries[0], now_ms, is_busy=True)
         if not sweep.is_needed:
             return
-        head: Head | None = None
         while not sweep.is_over:
-            if await self._is_held(summary.channel):
-                return
-            found = await runtime.store.facts(summary.channel, after=sweep.after, limit=READ_FACTS)
-            if head is not None and found.head.epoch != head.epoch:
-                return  # the channel was deleted meanwhile
-            head = found.head
+            found = await runtime.store.facts(channel, after=sweep.after, limit=READ_FACTS)
             await asyncio.sleep(READ_PAUSE_S)
             for step in steps(sweep.take(found.facts, is_last=len(found.facts) < READ_FACTS)):
-                if await self._is_held(summary.channel):
+                if await self._is_held(channel) or not await _is_as_before(runtime, channel, head, sweep):
                     return
-                head = await self._remove(runtime, summary.channel, head.epoch, step)
+                await self._remove(runtime, channel, head.epoch, step)
                 await asyncio.sleep(PAUSE_S)
-        if head is not None and sweep.is_emptied and not await self._is_held(summary.channel):
-            await self._remove_channel(runtime, summary.channel)
+        if sweep.is_emptied and not await self._is_held(channel):
+            await self._remove_channel(runtime, channel)
 
-    async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> Head:
-        """Remove the messages of one step that have not changed since; return the head of the channel."""
-        head = await runtime.store.prune(channel, epoch=epoch, versions={one.id: one.version for one in step})
+    async def _is_busy(self, runtime: Runtime, channel: str) -> bool:
+        """Return whether a message or command of the channel is busy (`Fact.is_busy`)."""
+        after = 0
+        while facts := (await runtime.store.facts(channel, after=after, limit=READ_FACTS)).facts:
+            if any(one.is_busy for one in facts):
+                return True
+            after = facts[-1].version
+            await asyncio.sleep(READ_PAUSE_S)
+        return False
+
+    async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> None:
+        """Remove the messages of one step that have not changed since."""
+        await runtime.store.prune(channel, epoch=epoch, versions={one.id: one.version for one in step})
         self._messages += sum(one.is_counted for one in step)
         self._bytes += sum(one.size_bytes for one in step)
         await _follow(runtime, channel)
-        return head
 
     async def _remove_channel(self, runtime: Runtime, channel: str) -> None:
         """Remove a channel without messages and commands, unless it has moved meanwhile."""
@@ -171,6 +181,12 @@ def steps(due: Sequence[Fact]) -> Iterator[list[Fact]]:
         size_bytes += fact.size_bytes
     if step:
         yield step
+
+
+async def _is_as_before(runtime: Runtime, channel: str, head: Head, sweep: Sweep) -> bool:
+    """Return whether the channel was not deleted since `head`, and not written if it goes as a whole."""
+    now = await head_of(runtime.store, channel)
+    return now.epoch == head.epoch and (now.serial == head.serial or not sweep.is_whole)
 
 
 async def _follow(runtime: Runtime, channel: str) -> None:

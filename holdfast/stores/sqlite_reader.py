@@ -68,14 +68,16 @@ def due_channels(path: Path, policies: Policies, now_ms: int) -> Iterator[Due]:
     """
     for summary in list_channels(path, ""):
         policy = policies.find(summary.channel)
-        sweep = Sweep(policy, summary, now_ms) if policy is not None else None
-        if sweep is None or not sweep.is_needed or summary.held:
+        if policy is None or not Sweep(policy, summary, now_ms).is_needed or summary.held:
             continue
         with reading_store(path) as db:
             documents = Documents(db)
             channel = Channels(db, documents).find(summary.channel, at=0)
+            if channel is None:
+                continue
+            sweep = Sweep(policy, summary, now_ms, is_busy=bool(documents.open(channel.id)))
             messages = size_bytes = 0
-            while channel is not None and not sweep.is_over:
+            while sweep.is_needed and not sweep.is_over:
                 facts = [fact for _, fact in documents.facts(channel.id, sweep.after, FACTS)]
                 due = [one for one in sweep.take(facts, is_last=len(facts) < FACTS) if one.is_counted]
                 messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)

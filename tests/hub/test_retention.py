@@ -135,6 +135,41 @@ async def test_the_newest_messages_stay_and_idle_channels_go() -> None:
 
 
 @virtually
+async def test_an_idle_channel_stays_while_an_answer_streams_or_a_command_waits() -> None:
+    hub = new_hub({"*": Retention(idle="10m")})
+    await hub.create("stream", text="question", id="m1")
+    await hub.create("ask", text="question", id="m1")
+    await hub.command("ask", "approve", id="c1", expires_s=3 * HOUR_S)
+    async with hub.message("stream", id="m2") as writer:
+        for _ in range(25):
+            await writer.append("word ")
+            await asyncio.sleep(60)
+    assert await ids(hub, "stream") == ["m1", "m2"]
+    assert await ids(hub, "ask") == ["m1"]
+    await hub.reply("ask", "c1")
+    await asyncio.sleep(0.5 * HOUR_S)
+    assert await hub.store.channels(after=None, limit=2) == []
+    await hub.close()
+
+
+@virtually
+async def test_an_idle_channel_stays_once_it_is_written() -> None:
+    store = CountingStore()
+    hub = new_hub({"*": Retention(idle="10m")}, store)
+    for number in range(5 * STEP_MESSAGES):
+        await hub.create("a", text="x", id=f"m{number}")
+    await hub.create("b", text="x", id="m0")
+    await asyncio.sleep(HOUR_S / 6)
+    await store.began.wait()
+    for name in "ab":  # the list of this round names both as idle
+        await hub.create(name, text="x", id="new")
+    await asyncio.sleep(60)
+    assert await ids(hub, "a") == [*(f"m{number}" for number in range(STEP_MESSAGES, 5 * STEP_MESSAGES)), "new"]
+    assert await ids(hub, "b") == ["m0", "new"]
+    await hub.close()
+
+
+@virtually
 async def test_a_held_channel_is_skipped() -> None:
     hub = new_hub({"*": "10m"})
     await hub.archive.hold("a", "case 17")
@@ -183,9 +218,11 @@ class CountingStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[tuple[float, int]] = []
+        self.began = asyncio.Event()
 
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Any:
         self.steps.append((asyncio.get_running_loop().time(), len(versions)))
+        self.began.set()
         return await super().prune(channel, epoch=epoch, versions=versions)
 
 
