@@ -31,6 +31,9 @@ from holdfast.core.state import apply_to_command, change
 FORMAT = 1
 HEADER_BYTES = 4096  # limit of the first line, and of the last one
 LEAD_MS = 24 * 3_600_000  # a time in a file may be ahead of this machine's clock by this much, and no more
+IMPORTED = (
+    b""  # digest of an imported record: it equals that of no request, so a later create with its id is a conflict
+)
 ESCAPED = 6  # a byte of text takes at most this many bytes in JSON (\u0001)
 
 
@@ -265,7 +268,7 @@ def _message_ops(record: MessageRecord) -> list[Op]:
         parent=record.parent,
         reply_to=record.reply_to,
         at_ms=record.created_at,
-        digest=b"",  # equals that of no request, so a later create with this id is a conflict
+        digest=IMPORTED,
     )
     if is_whole:
         return [create]
@@ -283,7 +286,7 @@ def _command_ops(record: CommandRecord) -> list[Op]:
         by=record.by,
         at_ms=record.created_at,
         expires_ms=record.expires_at,
-        digest=b"",
+        digest=IMPORTED,
     )
     reply = record.reply
     return [command, Reply(id=key, ok=reply.ok, data=reply.data, error=reply.error, by=reply.by)]

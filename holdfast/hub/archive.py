@@ -21,7 +21,7 @@ from holdfast.core.model import ChannelSummary
 from holdfast.core.names import check_channel, check_prefix
 from holdfast.hub.clock import Clock
 from holdfast.hub.exporting import export_lines
-from holdfast.hub.importing import Imported, check_file, write_file
+from holdfast.hub.importing import Imported, check_file, undo_import, write_file
 from holdfast.hub.legal_holds import ChannelHold
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.stores.base import Store
@@ -101,7 +101,8 @@ class Archive:
         checked = await check_file(Path(path), self._limits, self._clock.now_ms())
         name = channel or checked.channel
         live = self._lifecycle.runtime.channel(name)
-        return await live.rewrite(partial(write_file, self._store, name, checked, self._limits, self._clock))
+        write = partial(write_file, self._store, name, checked, self._limits, self._clock)
+        return await live.rewrite(write, partial(undo_import, self._store, name))
 
     async def hold(self, channel: str, reason: str) -> ChannelHold:
         """Refuse every deletion in `channel` with Held until `release`, also after a restart.

@@ -54,7 +54,8 @@ class Channel:
         self._store = store
         self._limits = limits
         self._ticks = ticks
-        self.is_loaded = False  # the head was read from the store; stays True while more is being read
+        # called before the first read of the channel, and again until the channel was read; then None
+        self._prepare: Callable[[], Awaitable[None]] | None = _keep
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
         self.watchers = 0  # number of feeds that follow this channel
@@ -70,9 +71,14 @@ class Channel:
     # -- for the committer -------------------------------------------------------------------------------------
 
     @property
+    def is_loaded(self) -> bool:
+        """Return whether the head was read from the store; this stays True while more is being read."""
+        return self._prepare is None
+
+    @property
     def is_ready(self) -> bool:
         """Return whether the committer can decide requests on the present state."""
-        return self.is_loaded and not self._loaders and not self.is_stale
+        return self._prepare is None and not self._loaders and not self.is_stale
 
     def is_ready_for(self, ids: Iterable[str]) -> bool:
         """Return whether requests about `ids` can be decided now, without a read of the store."""
@@ -154,9 +160,10 @@ class Channel:
 
     @property
     def is_idle(self) -> bool:
-        """Return whether the channel has no subscriber, no writer and no pending work."""
+        """Return whether the channel has no subscriber, no writer, no pending work and no part that `rewrite` left."""
         is_wanted = self.listeners or self.presence_state.has_people or self.watchers
-        return not (self._loaders or self.commit_over or is_wanted)
+        has_part = self._prepare is not None and self._prepare is not _keep
+        return not (self._loaders or self.commit_over or has_part or is_wanted)
 
     def close(self) -> None:
         """Break reference cycles so that the channel is freed at once, without waiting for the garbage collector."""
@@ -342,19 +349,19 @@ class Channel:
             await self._reload()
         self.moved()
 
-    async def rewrite(self, write: Callable[[], Awaitable[T]]) -> T:
+    async def rewrite(self, write: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]]) -> T:
         """Run `write`, which changes this channel in the store without a request, and return its result.
 
-        Requests and new viewers wait until the channel was read again. Raises StoreUnavailable.
+        Requests and new viewers wait until `mend`, which removes a part that `write` left, has worked and the channel
+        was read again. Raises StoreUnavailable.
         """
         await self.load()
         async with self._exclusive():
             try:
                 return await write()
             finally:
-                self.is_stale = True
+                self._prepare = mend
                 await self._reload()
-                self.is_stale = False
                 self.moved()
 
     async def _is_at(self, head: Head) -> bool:
@@ -390,6 +397,8 @@ class Channel:
         self.moved()
 
     async def _reload(self) -> None:
+        if self._prepare is not None:
+            await self._prepare()
         while True:
             changes = await self._store.changes(self.name, after=0, limit=0)
             opened = await self._store.open_documents(self.name)
@@ -403,7 +412,7 @@ class Channel:
             state.insert(restored(opened))
         self.state = state
         self._absent.clear()
-        self.is_loaded = True
+        self._prepare = None
         self._changed(None)
 
     def _insert(self, found: Iterable[MessageState | CommandState]) -> None:
@@ -426,6 +435,10 @@ class Channel:
                 yield
         finally:
             self._loaders -= 1
+
+
+async def _keep() -> None:
+    """Prepare a channel in which `rewrite` has left no part."""
 
 
 def outpaced(channel: str, conflicts: int) -> Busy:

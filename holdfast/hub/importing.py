@@ -4,8 +4,8 @@ Layer: hub. `core.records` defines the lines.
 
 The whole file is checked first, and read a second time while its records are written, so memory holds one batch. Each
 batch is an ordinary commit. A note in the store names the running import: it is written before each commit, and removed
-after the last one. If the process dies in between, the next start of a hub or the next import empties the channel. So
-a channel never shows a part of an import, and the import can be repeated.
+after the last one. If the process dies in between, the next start of a hub or the next import empties the channel, and
+the import can be repeated. Messages that were written after such a part stay, and so does a held channel.
 """
 
 from __future__ import annotations
@@ -21,13 +21,22 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from holdfast.core.document import Document
-from holdfast.core.errors import HoldfastError, IdConflict, InvalidRequest, LocalError, StoreUnavailable, TooLarge
+from holdfast.core.document import Document, restored
+from holdfast.core.errors import (
+    HoldfastError,
+    IdConflict,
+    InvalidRequest,
+    LocalError,
+    StoreUnavailable,
+    StoreUnusable,
+    TooLarge,
+)
 from holdfast.core.limits import MIB, Limits
 from holdfast.core.names import check_channel, command_key
 from holdfast.core.ops import Entry
 from holdfast.core.records import (
     HEADER_BYTES,
+    IMPORTED,
     End,
     MessageRecord,
     Record,
@@ -38,6 +47,7 @@ from holdfast.core.records import (
     line_bytes,
 )
 from holdfast.hub.clock import Clock
+from holdfast.hub.legal_holds import is_held_in
 from holdfast.stores.base import Committed, Conflict, Head, Store, Write, head_of
 
 logger = logging.getLogger("holdfast.hub")
@@ -56,10 +66,10 @@ class Imported(Struct, frozen=True, kw_only=True):
 
 
 class _Running(Struct, frozen=True, array_like=True):
-    """The note about a running import: the epoch that it gives to the channel, and the serial after its next commit."""
+    """The note about a running import: the last serial and the id of its record, before and after the next commit."""
 
-    epoch: str
-    serial: int
+    before: tuple[int, str]
+    after: tuple[int, str]
 
 
 class _Line(NamedTuple):
@@ -183,7 +193,8 @@ async def write_file(store: Store, channel: str, checked: ExportFile, limits: Li
             await undo_import(store, channel)
         except HoldfastError as error:
             logger.warning(
-                "a part of an import is left in channel %s; the next import or start removes it: %s", channel, error
+                "a part of an import is left in channel %s; the next request, import or start removes it: %s",
+                *(channel, error),
             )
         raise
     assert file.end is not None
@@ -193,6 +204,7 @@ async def write_file(store: Store, channel: str, checked: ExportFile, limits: Li
 async def _write(store: Store, channel: str, file: ExportFile, head: Head, epoch: str) -> None:
     lines = file.lines()
     serial, lives = 0, head.lives
+    before = (0, "")
     while batch := await asyncio.to_thread(_batch, lines):
         await _check_new(store, channel, batch, file.path)
         entries: list[Entry] = []
@@ -201,14 +213,15 @@ async def _write(store: Store, channel: str, file: ExportFile, head: Head, epoch
             one = imported(line.record, serial + len(entries) + 1)
             entries += one.entries
             documents.append(one.document)
-        await store.note({NOTE + channel: msgspec.msgpack.encode(_Running(epoch, serial + len(entries)))})
+        after = (serial + len(entries), documents[-1].id)
+        await store.note({NOTE + channel: msgspec.msgpack.encode(_Running(before, after))})
         write = Write(channel=channel, epoch=epoch, expected=serial, entries=entries, documents=documents, lives=lives)
         (result,) = await store.commit([write])
         if not isinstance(result, Committed):
             raise IdConflict(
                 f"channel {channel!r} was written while it was imported; import into another one with --channel"
             )
-        serial, lives = result.serial, 0
+        serial, lives, before = result.serial, 0, after
 
 
 def _batch(lines: Iterator[_Line]) -> list[_Line]:
@@ -243,24 +256,42 @@ def _key(record: Record) -> str:
 
 
 async def undo_import(store: Store, channel: str) -> None:
-    """Empty `channel` if an import into it has not ended. Raises StoreUnavailable."""
+    """Empty `channel` if an import into it has not ended. Raises StoreUnavailable, StoreUnusable."""
     note = (await store.notes(NOTE + channel)).get(NOTE + channel)
     if note is not None:
         await _undo(store, channel, note)
 
 
 async def undo_imports(store: Store) -> None:
-    """Empty all channels whose import has not ended. No import may run. Raises StoreUnavailable."""
+    """Empty all channels whose import has not ended. No import may run. Raises StoreUnavailable, StoreUnusable."""
     for name, note in (await store.notes(NOTE)).items():
         await _undo(store, name.removeprefix(NOTE), note)
 
 
 async def _undo(store: Store, channel: str, note: bytes) -> None:
-    running = msgspec.msgpack.decode(note, type=_Running)
     head = await head_of(store, channel)
-    if head.epoch == running.epoch and head.serial <= running.serial:
+    if head.serial and not await _is_part(store, channel, head, note):
+        logger.warning("channel %s was written after a part of an import, so its messages stay", channel)
+    elif head.serial:
+        if await is_held_in(store, channel):
+            logger.warning("channel %s is held, so a part of an import stays in it until its release", channel)
+            return
         result = await store.delete_channel(channel, expected=head, used_up=(), until_ms=0)
         if isinstance(result, Conflict):
             raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
         logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
     await store.note({NOTE + channel: None})
+
+
+async def _is_part(store: Store, channel: str, head: Head, note: bytes) -> bool:
+    """Return whether the last entry of the channel is that of the import in `note`.
+
+    The epoch says nothing about that: a restored backup has another one.
+    """
+    try:
+        running = msgspec.msgpack.decode(note, type=_Running)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise StoreUnusable(f"note about an import into {channel!r} is damaged ({error}); restore a backup") from None
+    last = (await store.changes(channel, after=head.serial - 1, limit=1)).messages or []
+    ends = [(head.serial, one.id) for one in restored(last) if one.digest == IMPORTED]
+    return any(end in (running.before, running.after) for end in ends)

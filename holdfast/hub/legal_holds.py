@@ -38,6 +38,11 @@ def decode_hold(note: bytes) -> ChannelHold:
         raise StoreUnusable(f"note about a hold is damaged ({error}); restore a backup") from None
 
 
+async def is_held_in(store: Store, channel: str) -> bool:
+    """Return whether `store` has a hold of `channel`. Raises StoreUnavailable."""
+    return NOTE + channel in await store.notes(NOTE + channel)
+
+
 class LegalHolds:
     """The holds of a store."""
 

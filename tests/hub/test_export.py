@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,10 +17,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.errors import HoldfastError, IdConflict, InvalidName, InvalidRequest, LocalError, NotFound, TooLarge
+from holdfast.core.errors import (
+    HoldfastError,
+    IdConflict,
+    InvalidName,
+    InvalidRequest,
+    LocalError,
+    NotFound,
+    StoreUnavailable,
+    TooLarge,
+)
 from holdfast.core.limits import Limits
-from holdfast.hub import HubCore
+from holdfast.hub import HubCore, importing
+from holdfast.stores.base import Committed, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
+from holdfast.stores.sqlite import SqliteStore
 
 CHANNEL = "chat:1"
 
@@ -304,7 +315,7 @@ async def test_ids_of_a_deleted_channel_stay_used_up(hub: HubCore, tmp_path: Pat
 
 DYING = """
 import asyncio, os, signal, sys
-from holdfast.hub import HubCore
+from holdfast.hub import HubCore, importing
 from holdfast.hub import importing
 from holdfast.stores.sqlite import SqliteStore
 
@@ -349,3 +360,124 @@ async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp
     await again.archive.import_file(file)
     assert await exported(again) == data
     await again.close()
+
+
+async def exported_messages(path: Path, count: int, *, commands: int = 0) -> Path:
+    """Write an export of `count` messages, and of `commands`, into the folder `path`, and return the file."""
+    hub = HubCore("memory://", hooks_signals=False)
+    for number in range(count):
+        await hub.create(CHANNEL, id=f"m{number}", text=f"message {number}")
+    for _ in range(commands):
+        await hub.command(CHANNEL, "ask")
+    file = path / "chat.jsonl"
+    file.write_bytes(await exported(hub))
+    await hub.close()
+    return file
+
+
+async def texts(hub: HubCore) -> list[str]:
+    return [one.text for one in (await hub.history(CHANNEL)).messages[::-1]]
+
+
+class Leaving(MemoryStore):
+    """A store that is away from its second commit on, and keeps nothing of that commit."""
+
+    commits = 0
+    is_away = False
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        self.commits += 1
+        self.is_away |= self.commits == 2
+        self.check()
+        return await super().commit(writes)
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        self.check()
+        return await super().heads(channels)
+
+    def check(self) -> None:
+        if self.is_away:
+            raise StoreUnavailable("the store is away")
+
+
+async def leave_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[HubCore, Leaving]:
+    """Import three messages, of which the store keeps two and their note; return the hub and the store."""
+    monkeypatch.setattr(importing, "BATCH", 2)
+    store = Leaving()
+    hub = HubCore(store, hooks_signals=False)
+    with pytest.raises(StoreUnavailable):
+        await hub.archive.import_file(await exported_messages(tmp_path, 3))
+    with pytest.raises(StoreUnavailable):  # the channel stays closed
+        await hub.create(CHANNEL, text="mine")
+    store.is_away = False
+    return hub, store
+
+
+async def test_a_request_after_a_broken_import_finds_an_empty_channel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, store = await leave_part(tmp_path, monkeypatch)
+    await hub.create(CHANNEL, text="mine")
+    assert await store.notes("import:") == {}
+    await hub.close()  # the next call starts the hub again
+    assert await texts(hub) == ["mine"]
+    await hub.close()
+
+
+async def test_messages_after_a_part_of_an_import_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, store = await leave_part(tmp_path, monkeypatch)
+    store.is_exclusive = False
+    other = HubCore(store, hooks_signals=False)
+    await other.create(CHANNEL, text="mine")  # its serial is the one that the last message of the file would get
+    store.is_exclusive = True
+    await other.close()
+    await hub.close()
+    assert await texts(hub) == ["message 0", "message 1", "mine"]
+    assert await store.notes("import:") == {}
+    await hub.close()
+
+
+async def test_a_part_of_an_import_in_a_held_channel_stays_until_the_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, _ = await leave_part(tmp_path, monkeypatch)
+    hub.runtime.channels.clear()  # the hub has forgotten its import
+    await hub.archive.hold(CHANNEL, "case 17")
+    await hub.close()
+    assert await texts(hub) == ["message 0", "message 1"]
+    await hub.archive.release(CHANNEL)
+    await hub.close()
+    assert await texts(hub) == []
+    await hub.close()
+
+
+class Copied(SqliteStore):
+    """A store of which each commit leaves a backup from before and one from after it."""
+
+    copies: list[Path]
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        await self.copy()
+        result = await super().commit(writes)
+        await self.copy()
+        return result
+
+    async def copy(self) -> None:
+        self.copies.append(self.path.with_name(f"copy{len(self.copies)}.db"))
+        await self.backup(self.copies[-1], mb_per_s=1000)
+
+
+async def test_a_backup_from_an_import_has_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "BATCH", 2)
+    file = await exported_messages(tmp_path, 3, commands=1)
+    store = Copied(str(tmp_path / "hub.db"))
+    store.copies = []
+    hub = HubCore(store, hooks_signals=False)
+    await hub.archive.import_file(file)
+    assert len(await texts(hub)) == 3
+    await hub.close()
+    for copy in store.copies:
+        again = HubCore(f"sqlite:///{copy}", hooks_signals=False)
+        assert await texts(again) == []
+        await again.close()
+    assert len(store.copies) == 4
