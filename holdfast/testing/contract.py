@@ -704,20 +704,6 @@ class StoreContract:
         older = await do_at(100, create("m3", "x"))
         assert (older.created_ms, older.updated_ms, older.messages) == (100, 900, 1)
 
-    async def test_channel_has_the_earliest_and_the_latest_time_of_its_documents(self, store: Store) -> None:
-        assert await store.newest_ms() == 0
-        for name, times in (("a", (700, 500, 600)), ("b", (300, 200, 400))):
-            chat = Chat(store, name)
-            write = chat.write(*(create(f"m{number}", "x") for number in range(3)))
-            documents = [replace(one, at_ms=at_ms) for one, at_ms in zip(write.documents, times, strict=True)]
-            await store.commit([replace(write, documents=documents)])
-        a, b = await store.summaries(["*"], after=None, limit=3)
-        assert (a.created_ms, a.updated_ms) == (500, 700)
-        assert (b.created_ms, b.updated_ms) == (200, 400)
-        assert await store.newest_ms() == 700
-        await store.delete_channel("a", expected=await head_of(store, "a"), used_up=(), until_ms=0)
-        assert await store.newest_ms() == 400
-
     # -- commands ------------------------------------------------------------------------------------------------
 
     async def test_a_command_is_open_until_its_reply_and_on_no_page(self, store: Store) -> None:
