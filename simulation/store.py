@@ -291,6 +291,10 @@ class StoreClient:
         """`Store.summaries`."""
         return await self._call(lambda: _now(self._store.memory.summaries(within, after=after, limit=limit)))
 
+    async def newest_ms(self) -> int:
+        """`Store.newest_ms`."""
+        return await self._call(lambda: _now(self._store.memory.newest_ms()))
+
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
         """`Store.facts`."""
         return await self._call(lambda: _now(self._store.memory.facts(channel, after=after, limit=limit)))

@@ -150,7 +150,7 @@ def _decide_existing(
             return check_silent(message, request) or _finish(message, request.end, caller, limits, now_ms)
         case DeleteMessage():
             check_may_change(message, caller)
-            return Decision(ops=(Delete(id=message.id),))
+            return Decision(ops=(Delete(id=message.id, at_ms=now_ms),))
         case ClaimTurn():
             return claim_turn(message, request, caller, now_ms)
         case EndTurn():

@@ -73,10 +73,10 @@ def send_command(
     if rules_of(request.name).restarts:
         assert target is not None
         claims = _restarted(state, target, is_served, now_ms, limits)
-        return Decision(ops=(command, *claims, _reply(key, ok=True)), result_op=0)
+        return Decision(ops=(command, *claims, _reply(key, now_ms, ok=True)), result_op=0)
     if rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
-        ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, ok=True))
+        ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, now_ms, ok=True))
         # the result of a `regenerate` carries the serial of the command, so that a repeated request gets the same
         # result
         return Decision(ops=ops, result_op=0)
@@ -182,6 +182,7 @@ def reply_command(
         error=_data(request.error, limits),
         by=caller.id,
         request=check_id(request.request, "request") if request.request is not None else None,
+        at_ms=now_ms,
     )
     return Decision(ops=(reply, *_denied(state, command, request, now_ms)), result_op=0)
 
@@ -262,11 +263,12 @@ def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: i
     if rules_of(command.name).stops and command.target is not None:
         ops = _carry_out(state, command.target, now_ms)
         if ops:
-            return Decision(ops=(*ops, _reply(key, ok=True)))
+            return Decision(ops=(*ops, _reply(key, now_ms, ok=True)))
         return Decision(
             ops=(
                 _reply(
                     key,
+                    now_ms,
                     ok=False,
                     error=_error(
                         Finished("the answer ended before the cancel was carried out; no other cancel is needed")
@@ -275,7 +277,9 @@ def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: i
             )
         )
     if request.is_expired:
-        return Decision(ops=(_reply(key, ok=False, error={"code": "expired", "detail": "no reply arrived in time"}),))
+        return Decision(
+            ops=(_reply(key, now_ms, ok=False, error={"code": "expired", "detail": "no reply arrived in time"}),)
+        )
     return Decision(serial=command.created)
 
 
@@ -351,8 +355,8 @@ def _unknown(key: str) -> NotFound:
     return NotFound(f"command {command_id(key)!r} does not exist in this channel; check the id")
 
 
-def _reply(key: str, *, ok: bool, error: Json = None) -> Reply:
-    return Reply(id=key, ok=ok, data=None, error=error, by=None)
+def _reply(key: str, now_ms: int, *, ok: bool, error: Json = None) -> Reply:
+    return Reply(id=key, ok=ok, data=None, error=error, by=None, at_ms=now_ms)
 
 
 def _error(error: HoldfastError) -> Json:

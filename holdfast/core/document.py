@@ -192,7 +192,7 @@ def _command_document(command: CommandState) -> Document:
         segments=[Segment(part=0, at=0, text=text, marks=[])] if text else [],
         target=command.target,
         until_ms=command.expires_ms + KEPT_MS,
-        at_ms=command.created_at,
+        at_ms=command.updated_at,
     )
 
 
@@ -202,8 +202,8 @@ def times_in(document_id: str, head: bytes) -> tuple[int, int]:
     Raises an exception of `DAMAGE`.
     """
     if document_id.startswith(COMMAND_MARK):
-        at_ms = _decode_command(head).command.at_ms
-        return at_ms, at_ms
+        command = _command_in(_decode_command(head))
+        return command.created_at, command.updated_at
     decoded = _decode_head(head)
     return decoded.created_at, decoded.updated_at
 
@@ -277,9 +277,7 @@ def _joins(text: Text, segment: Segment) -> bool:
 
 
 def _restored_command(stored: Stored) -> CommandState:
-    head = _decode_command(stored.head)
-    command = CommandState(head.command, head.created)
-    command.reply, command.reply_serial = head.reply, head.reply_serial
+    command = _command_in(_decode_command(stored.head))
     for segment in stored.segments:
         command.data, *of_reply = msgspec.json.decode(segment.text, type=list[Json])
         if command.reply is not None:
@@ -287,6 +285,12 @@ def _restored_command(stored: Stored) -> CommandState:
             command.reply = replace(command.reply, data=data, error=error)
     for entry in stored.entries:
         apply_to_command(command, entry.op, entry.serial)
+    return command
+
+
+def _command_in(head: CommandHead) -> CommandState:
+    command = CommandState(head.command, head.created)
+    command.reply, command.reply_serial = head.reply, head.reply_serial
     return command
 
 

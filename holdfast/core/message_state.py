@@ -259,6 +259,11 @@ class CommandState:
         return self.reply_serial or self.created
 
     @property
+    def updated_at(self) -> int:
+        """Return the time of the command or of its reply, in ms since 1970."""
+        return max(self.created_at, self.reply.at_ms) if self.reply is not None else self.created_at
+
+    @property
     def is_open(self) -> bool:
         """Return whether the command still waits for its reply."""
         return self.reply is None

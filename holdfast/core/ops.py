@@ -97,7 +97,9 @@ class Takeover(BaseOp, frozen=True, kw_only=True, array_like=True, tag=6):
 
 
 class Delete(BaseOp, frozen=True, kw_only=True, array_like=True, tag=7):
-    """The message is deleted; its id is never used again in this channel."""
+    """The message is deleted. Its id is not used again until retention removes the message."""
+
+    at_ms: int = 0
 
 
 class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
@@ -136,6 +138,7 @@ class Reply(BaseOp, frozen=True, kw_only=True, array_like=True, tag=10):
     error: Json
     by: str | None
     request: str | None = None
+    at_ms: int = 0
 
 
 class Lease(BaseOp, frozen=True, kw_only=True, array_like=True, tag=11):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from holdfast.core.errors import LocalError, shown
 from holdfast.core.model import ChannelSummary
 from holdfast.core.patterns import invalid_pattern, is_pattern
+from holdfast.core.records import LEAD_MS
 
 _MINUTE_MS = 60_000
 _HOUR_MS = 60 * _MINUTE_MS
@@ -189,12 +190,14 @@ class Sweep:
 class ClockTrust:
     """Whether the clock of the machine is plausible: a wrong clock must not remove messages.
 
-    At the start the clock must stand between the newest stored time and `REST_MS` after it. From then on it must
-    advance as the monotonic clock does. After a jump of more than `JUMP_MS`, in either direction, it counts again when
-    it is back where it should be, or when it has advanced evenly for `STEADY_MS`.
+    At the start the clock must stand at most `BEHIND_MS` before the newest stored time, and at most `REST_MS` after it.
+    A store without messages has no such time. From then on the clock must advance as the monotonic clock does. After a
+    jump of more than `JUMP_MS`, in either direction, it counts again when it is back where it should be, or when it has
+    advanced evenly for `STEADY_MS`.
     """
 
     JUMP_MS = _HOUR_MS
+    BEHIND_MS = LEAD_MS + JUMP_MS  # an import brings times that are ahead by `LEAD_MS`
     REST_MS = 7 * DAY_MS
     STEADY_MS = DAY_MS
 
@@ -211,11 +214,12 @@ class ClockTrust:
     def trusts(self, now_ms: int, *, steady_ms: int, newest_ms: int) -> bool:
         """Return whether `now_ms` is plausible.
 
-        `steady_ms` is the monotonic time. `newest_ms` is the newest stored time; it counts only while `is_new`.
+        `steady_ms` is the monotonic time. `newest_ms` is the newest time that was stored before the start, or 0; it
+        counts only while `is_new`.
         """
         offset_ms = now_ms - steady_ms
         if self._offset_ms is None:
-            is_plausible = newest_ms - self.JUMP_MS <= now_ms <= newest_ms + self.REST_MS
+            is_plausible = not newest_ms or -self.BEHIND_MS <= now_ms - newest_ms <= self.REST_MS
         else:
             is_plausible = abs(offset_ms - self._offset_ms) <= self.JUMP_MS
         if not is_plausible:

@@ -282,6 +282,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
             if message.claim is not None and message.claim.is_open:
                 message.claim = message.claim._replace(state="cancelled")
             message.parts, message.meta, message.size_bytes = [], {}, 0
+            message.updated_at = max(message.updated_at, op.at_ms)
         case Create() | Command() | Reply():
             # `decide` prevents these: a log holds no second create of an id, and no command with the id of a message
             pass

@@ -10,12 +10,13 @@ most. A viewer gets no event: the floor of the channel rises, and a cursor below
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import ChannelSummary
-from holdfast.core.retention import ClockTrust, Fact, Policies, Retention, Sweep
+from holdfast.core.retention import DAY_MS, ClockTrust, Fact, Policies, Retention, Sweep
 from holdfast.hub.importing import is_importing
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.runtime import Runtime
@@ -47,6 +48,7 @@ class Retainer:
         self.policies = Policies(rules if rules is not None else {})
         self._is_held = is_held
         self._trust = ClockTrust()
+        self._newest_ms: int | None = None  # None: not read yet
         self._is_distrusted = False
         self._messages = self._bytes = self._channels = 0
         self._rounds = self._last_ms = 0
@@ -67,7 +69,9 @@ class Retainer:
 
     async def run(self, runtime: Runtime) -> None:
         """Run one round after another, until this task is cancelled."""
-        self._trust = ClockTrust()
+        self._trust, self._newest_ms = ClockTrust(), None
+        with contextlib.suppress(HoldfastError):  # the first round reads it then
+            await self._stored_before(runtime)
         while True:
             await asyncio.sleep(ROUND_S)
             try:
@@ -92,28 +96,32 @@ class Retainer:
 
     async def _trusts_clock(self, runtime: Runtime, now_ms: int) -> bool:
         """Return whether the clock, which reads `now_ms`, is plausible; log when that changes."""
+        is_new = self._trust.is_new
+        newest_ms = await self._stored_before(runtime)
         steady_ms = int(runtime.loop.time() * 1000)
-        newest_ms = await self._newest_ms(runtime) if self._trust.is_new else 0
         is_trusted = self._trust.trusts(now_ms, steady_ms=steady_ms, newest_ms=newest_ms)
         if is_trusted == self._is_distrusted:
             self._is_distrusted = not is_trusted
-            logger.warning(
-                "the clock is plausible again, and retention goes on"
-                if is_trusted
-                else "the clock of this machine is not plausible, so retention removes no message; correct the clock, "
-                "or let it run evenly for a day"
-            )
+            if is_trusted:
+                logger.warning("the clock is plausible again, and retention goes on")
+            elif is_new:
+                logger.warning(
+                    "the clock of this machine is %.1f days %s the newest stored time, so retention removes no message "
+                    "yet; correct the clock, or, if it is right, let it run evenly for a day",
+                    *(abs(now_ms - newest_ms) / DAY_MS, "after" if now_ms > newest_ms else "before"),
+                )
+            else:
+                logger.warning(
+                    "the clock of this machine is not plausible: it has jumped, so retention removes no message; "
+                    "correct the clock, or let it run evenly for a day"
+                )
         return is_trusted
 
-    async def _newest_ms(self, runtime: Runtime) -> int:
-        """Return the newest time of a stored document."""
-        newest_ms = 0
-        after: str | None = None
-        while page := await runtime.store.summaries(["*"], after=after, limit=PAGE):
-            newest_ms = max(newest_ms, *(one.updated_ms for one in page))
-            after = page[-1].channel
-            await asyncio.sleep(0)
-        return newest_ms
+    async def _stored_before(self, runtime: Runtime) -> int:
+        """Return the newest time that was stored before the hub started. A wrong clock stores wrong times later."""
+        if self._newest_ms is None:
+            self._newest_ms = await runtime.store.newest_ms()
+        return self._newest_ms
 
     async def _sweep(self, runtime: Runtime, listed: ChannelSummary, now_ms: int) -> None:
         """Remove the messages of one channel that go, and the channel if it is empty then."""

@@ -189,8 +189,12 @@ class Store(Protocol):
         """Return at most `limit` channels that are not empty, in order of their names, beginning after name `after`.
 
         `within` lists names, and prefixes that end in `*`; none begins with another one's prefix. The counts are those
-        of the stored documents. `created_ms` is the time of the first write, and `updated_ms` never falls.
+        of the stored documents. Of the `Document.at_ms` of all writes, `created_ms` is the lowest and `updated_ms` the
+        highest.
         """
+
+    async def newest_ms(self) -> int:
+        """Return the highest `updated_ms` of all channels that are not empty; 0 if all are empty."""
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
         """Return facts about at most `limit` messages and commands whose document has a version above `after`.

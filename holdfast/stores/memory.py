@@ -98,9 +98,11 @@ class _Channel:
 
     def note_time(self, documents: Sequence[Document]) -> None:
         """Note the time of documents that were stored."""
-        self.updated_ms = max([self.updated_ms, *(one.at_ms for one in documents)])
-        if not self.serial:
-            self.created_ms = self.updated_ms
+        times = [one.at_ms for one in documents]
+        if not times:
+            return
+        self.updated_ms = max([self.updated_ms, *times])
+        self.created_ms = min([self.created_ms, *times] if self.serial else times)
 
     def drop_data_of_deleted(self, documents: Sequence[Document]) -> None:
         """Remove the segments of documents whose target is deleted, as far as the write of `documents` causes this."""
@@ -268,6 +270,10 @@ class MemoryStore:
             if (after is None or name > after) and any(matches(one, name) for one in within)
         ]
         return [self._channels[name].summary(name) for name in wanted[:limit]]
+
+    async def newest_ms(self) -> int:
+        """Return the time of the latest change (`Store.newest_ms`)."""
+        return max((known.updated_ms for known in self._channels.values()), default=0)
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
         """Return facts for retention (`Store.facts`)."""

@@ -225,6 +225,11 @@ class PostgresStore:
         async with self._reading() as reader:
             return await reader.summaries(within, after, limit)
 
+    async def newest_ms(self) -> int:
+        """Return the time of the latest change (`Store.newest_ms`)."""
+        async with self._reading() as reader:
+            return await reader.newest_ms()
+
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
         """Return facts for retention (`Store.facts`)."""
         async with self._reading() as reader:

@@ -183,6 +183,10 @@ class Reader:
             for row in rows
         ]
 
+    async def newest_ms(self) -> int:
+        newest_ms: int = await self._db.fetchval(f"SELECT coalesce(max(updated_ms), 0) FROM {self._schema}.times")
+        return newest_ms
+
     async def facts(self, channel: str, after: int, limit: int) -> Facts:
         log = await self.log(channel)
         rows = await self._db.fetch(

@@ -88,9 +88,10 @@ DELETE FROM {schema}.tails t USING w WHERE t.channel = w.channel AND (w.floor IS
 """
 
 _TIMES = """
-INSERT INTO {schema}.times AS t SELECT channel, at_ms, at_ms
-  FROM unnest($1::bigint[], $2::bigint[]) AS w (channel, at_ms)
-  ON CONFLICT (channel) DO UPDATE SET updated_ms = greatest(t.updated_ms, excluded.updated_ms)
+INSERT INTO {schema}.times AS t SELECT *
+  FROM unnest($1::bigint[], $2::bigint[], $3::bigint[])
+  ON CONFLICT (channel) DO UPDATE SET created_ms = least(t.created_ms, excluded.created_ms),
+    updated_ms = greatest(t.updated_ms, excluded.updated_ms)
 """
 
 Done = tuple[int, Write]  # a stored write, with the number of its channel in the tables
@@ -162,10 +163,10 @@ class Writer:
             if document.segments
         ]
         await self._each(_TEXTS, texts)
-        times: dict[int, int] = {}
+        times: dict[int, list[int]] = {}
         for channel, document in found:
-            times[channel] = max(times.get(channel, 0), document.at_ms)
-        await self._each(_TIMES, list(times.items()))
+            times.setdefault(channel, []).append(document.at_ms)
+        await self._each(_TIMES, [(channel, min(of), max(of)) for channel, of in times.items()])
         self.row_bytes += sum(len(document.head) for _, document in found) + sum(len(row[3]) for row in texts)
         await self._each(
             _DROP_DATA,

@@ -180,6 +180,10 @@ class SqliteStore:
         """Return a list of channels (`Store.summaries`)."""
         return await self._run(lambda engine: engine.channels.summaries(within, after, limit))
 
+    async def newest_ms(self) -> int:
+        """Return the time of the latest change (`Store.newest_ms`)."""
+        return await self._run(lambda engine: engine.channels.newest_ms())
+
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
         """Return facts for retention (`Store.facts`)."""
         return await self._run(lambda engine: engine.pruning.facts(channel, after, limit))

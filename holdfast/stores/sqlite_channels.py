@@ -179,12 +179,15 @@ class Channels:
         row = (channel.id, channel.name, channel.epoch, channel.floor, checksum)
         self._db.execute("INSERT INTO channels (id, name, epoch, floor, crc) VALUES (?, ?, ?, ?, ?)", row)
 
-    def count(self, channel: Channel, messages: int, size_bytes: int, at_ms: int) -> None:
-        """Add to the counts of a channel, in the transaction of the caller, which writes documents at `at_ms`."""
+    def count(self, channel: Channel, messages: int, size_bytes: int, first_ms: int, last_ms: int) -> None:
+        """Add to the counts of a channel, in the transaction of the caller.
+
+        `first_ms` and `last_ms` are the earliest and the latest time of the documents that it writes.
+        """
         self._db.execute(
-            "UPDATE channels SET created_ms = CASE ? WHEN 0 THEN ? ELSE created_ms END,"
+            "UPDATE channels SET created_ms = CASE ? WHEN 0 THEN ? ELSE min(created_ms, ?) END,"
             " updated_ms = max(updated_ms, ?), messages = messages + ?, size_bytes = size_bytes + ? WHERE id = ?",
-            (channel.serial, at_ms, at_ms, messages, size_bytes, channel.id),
+            (channel.serial, first_ms, first_ms, last_ms, messages, size_bytes, channel.id),
         )
 
     def prune(self, channel: Channel, floor: int, messages: int, size_bytes: int) -> None:
@@ -194,6 +197,11 @@ class Channels:
             "UPDATE channels SET floor = ?, crc = ?, messages = messages - ?, size_bytes = size_bytes - ? WHERE id = ?",
             (floor, checksum, messages, size_bytes, channel.id),
         )
+
+    def newest_ms(self) -> int:
+        """Return the time of the latest change (`Store.newest_ms`)."""
+        (newest_ms,) = self._db.execute("SELECT max(updated_ms) FROM channels WHERE name IS NOT NULL").fetchone()
+        return newest_ms or 0
 
     def names(self, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""

@@ -238,8 +238,8 @@ class Engine:
                 counted = self._documents.update(channel.id, tracked.key, document)
             messages, size_bytes = messages + counted.messages, size_bytes + counted.size_bytes
         if plan.documents:
-            at_ms = max(document.at_ms for _, document in plan.documents)
-            self.channels.count(channel, messages, size_bytes, at_ms)
+            times = [document.at_ms for _, document in plan.documents]
+            self.channels.count(channel, messages, size_bytes, min(times), max(times))
             handed += 3 * INTEGER_BYTES
         return handed
 

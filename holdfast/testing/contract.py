@@ -701,7 +701,8 @@ class StoreContract:
         assert (gone.updated_ms, gone.messages, gone.size_bytes) == (900, 0, 0)
         await store.close()
         await store.open()
-        assert (await do_at(100, create("m3", "x"))).messages == 1
+        older = await do_at(100, create("m3", "x"))
+        assert (older.created_ms, older.updated_ms, older.messages) == (100, 900, 1)
 
     # -- commands ------------------------------------------------------------------------------------------------
 

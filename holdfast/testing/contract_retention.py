@@ -1,4 +1,4 @@
-"""The contract of stores for retention: `Store.facts` and `Store.prune`.
+"""The contract of stores for retention: `Store.facts`, `Store.prune` and times.
 
 Layer: testing.
 
@@ -8,6 +8,7 @@ A store's own test file is `StoreContract`, this class, and one fixture for both
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, head_of
 from holdfast.testing.contract import Chat, append, approve, create, delete, edit, refuse, texts
@@ -92,3 +93,17 @@ class RetentionContract:
         assert await store.prune("c", epoch="e2", versions={"m3": chat.state.serial}) == chat.head
         assert await store.prune("never", epoch="e1", versions={"m3": 1}) == NOTHING
         assert await texts(store, "c", "m1", "m2", "m3", "m4") == ["", "b", "new", "later"]
+
+    async def test_channel_has_the_earliest_and_the_latest_time_of_its_documents(self, store: Store) -> None:
+        assert await store.newest_ms() == 0
+        for name, times in (("a", (700, 500, 600)), ("b", (300, 200, 400))):
+            chat = Chat(store, name)
+            write = chat.write(*(create(f"m{number}", "x") for number in range(3)))
+            documents = [replace(one, at_ms=at_ms) for one, at_ms in zip(write.documents, times, strict=True)]
+            await store.commit([replace(write, documents=documents)])
+        a, b = await store.summaries(["*"], after=None, limit=3)
+        assert (a.created_ms, a.updated_ms) == (500, 700)
+        assert (b.created_ms, b.updated_ms) == (200, 400)
+        assert await store.newest_ms() == 700
+        await store.delete_channel("a", expected=await head_of(store, "a"), used_up=(), until_ms=0)
+        assert await store.newest_ms() == 400

@@ -370,7 +370,7 @@ export class GrowingMarkdown {
 
   // -- other long blocks
 
-  /** Draw a paragraph up to its 16,384th character for the last time; the rest is another one. @param {OpenBlock} open @param {Environment} env */
+  /** Draw a paragraph up to its 8,192nd character for the last time; the rest is another one. @param {OpenBlock} open @param {Environment} env */
   #cut(open, env) {
     const text = this.#text.slice(0, open.start + MAX_PARAGRAPH - this.#at)
     const space = text.search(/\s\S*$/)

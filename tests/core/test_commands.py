@@ -365,7 +365,7 @@ def test_regenerate_makes_a_message_wait_again_in_one_decision(served: LogHarnes
     assert isinstance(command, Command)
     assert result.serial == served.known_command("c").created
     assert claim == Claim(id="q", state="pending", generation=8, at_ms=1_000)
-    assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None)
+    assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None, at_ms=1_000)
     assert served.known("q").is_pending
     assert list(served.state.pending) == ["q"]
     assert served.known("q").version == 1  # viewers get no event about the message
@@ -422,7 +422,7 @@ def test_cancel_of_a_waiting_turn_is_carried_out_in_one_decision(served: LogHarn
     assert result.serial == served.known_command("c").created == served.cancel("c", "q", caller=BOB).serial
     assert isinstance(command, Command)
     assert claim == Claim(id="q", state="cancelled", generation=0, by=None, at_ms=1_000)
-    assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None)
+    assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None, at_ms=1_000)
     assert not served.known_command("c").is_open
     assert not served.known("q").is_open
     with pytest.raises(Finished):
@@ -519,7 +519,7 @@ def test_server_carries_out_a_cancel_of_any_writer(harness: LogHarness) -> None:
     result = harness.settle("c")
     assert result.ops == (
         Finish(id="m", status="cancelled", reason=None, meta={"model": "x"}, at_ms=3_000),
-        Reply(id="!c", ok=True, data=None, error=None, by=None),
+        Reply(id="!c", ok=True, data=None, error=None, by=None, at_ms=3_000),
     )
     assert (harness.message("m").status, harness.text("m")) == ("cancelled", "half an ans")
     assert harness.message("n").status == "streaming"
@@ -631,7 +631,7 @@ def test_the_first_reply_counts(harness: LogHarness) -> None:
     with pytest.raises(AlreadyAnswered):
         harness.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
     reply = harness.known_command("c").reply
-    assert reply == Reply(id="!c", ok=True, data={"by": "bob"}, error=None, by="bob")
+    assert reply == Reply(id="!c", ok=True, data={"by": "bob"}, error=None, by="bob", at_ms=1_000)
     assert (first.serial, harness.known_command("c").reply_serial) == (2, 2)
 
 

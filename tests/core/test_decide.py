@@ -576,7 +576,7 @@ def test_before_a_takeover_the_generation_may_be_left_out_and_is_checked_when_gi
 
 def test_a_delete_takes_text_and_meta_away(harness: LogHarness) -> None:
     harness.stream("m", "secret", meta={"a": "secret"})
-    assert harness.delete("m").ops == (Delete(id="m"),)
+    assert harness.delete("m").ops == (Delete(id="m", at_ms=1_000),)
     assert (harness.known("m").parts, harness.known("m").meta, harness.known("m").size_bytes) == ([], {}, 0)
 
 

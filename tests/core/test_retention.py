@@ -204,7 +204,8 @@ def test_a_clock_that_jumps_is_not_trusted_for_a_day(jump_ms: int, data: st.Data
 def test_a_clock_is_compared_with_the_newest_stored_time_at_the_start() -> None:
     for offset_ms, is_trusted in (
         (0, True),
-        (-2 * HOUR_MS, False),
+        (-25 * HOUR_MS, True),
+        (-26 * HOUR_MS, False),
         (-YEAR_MS, False),
         (6 * DAY_MS, True),
         (8 * DAY_MS, False),
@@ -213,6 +214,12 @@ def test_a_clock_is_compared_with_the_newest_stored_time_at_the_start() -> None:
         assert trust.trusts(NOW_MS + offset_ms, steady_ms=0, newest_ms=NOW_MS) == is_trusted
         assert trust.is_new != is_trusted
         assert trust.trusts(NOW_MS + offset_ms + DAY_MS, steady_ms=DAY_MS, newest_ms=NOW_MS)
+
+
+def test_without_messages_each_clock_is_trusted_and_may_not_jump_later() -> None:
+    trust = ClockTrust()
+    assert trust.trusts(NOW_MS, steady_ms=0, newest_ms=0)
+    assert not trust.trusts(NOW_MS + YEAR_MS, steady_ms=1, newest_ms=0)
 
 
 def test_a_clock_that_keeps_jumping_is_never_trusted() -> None:

@@ -147,8 +147,25 @@ async def test_an_idle_channel_stays_while_an_answer_streams_or_a_command_waits(
     assert await ids(hub, "stream") == ["m1", "m2"]
     assert await ids(hub, "ask") == ["m1"]
     await hub.reply("ask", "c1")
+    await asyncio.sleep(ROUND_S * 1.5)
+    assert await ids(hub, "ask") == ["m1"]
     await asyncio.sleep(0.5 * HOUR_S)
     assert await hub.store.channels(after=None, limit=2) == []
+    await hub.close()
+
+
+@virtually
+async def test_an_old_message_counts_as_changed_when_it_is_deleted() -> None:
+    hub = new_hub({"*": Retention(age="40h", idle="9w", messages=5)})
+    clock = hub.clock
+    assert isinstance(clock, SimClock)
+    clock.skew_ms = -2 * DAY_MS
+    await hub.create("c", text="x", id="m")
+    clock.skew_ms = 0
+    await hub.delete("c", "m")
+    await asyncio.sleep(2 * HOUR_S)
+    assert hub.stats()["retention_rounds"] > 9
+    assert [one.id for one in (await hub.store.facts("c", after=0, limit=9)).facts] == ["m"]
     await hub.close()
 
 
@@ -207,9 +224,32 @@ def test_a_clock_that_jumps_by_a_year_removes_nothing(jump_days: int, caplog: py
 
     run()
     assert [one.message.partition(",")[0] for one in caplog.records if "clock" in one.message] == [
-        "the clock of this machine is not plausible",
+        "the clock of this machine is not plausible: it has jumped",
         "the clock is plausible again",
     ]
+
+
+def test_a_clock_far_from_the_newest_stored_time_is_reported_with_the_days(caplog: pytest.LogCaptureFixture) -> None:
+    @virtually
+    async def run() -> None:
+        store = MemoryStore()
+        old = new_hub({}, store)
+        await old.create("c", text="x", id="m")
+        await old.close()
+        hub = new_hub({"*": "1d"}, store)
+        clock = hub.clock
+        assert isinstance(clock, SimClock)
+        clock.skew_ms = 8 * DAY_MS
+        await hub.start()
+        await asyncio.sleep(1)
+        await hub.create("other", text="stored at a wrong time", id="m")
+        await asyncio.sleep(HOUR_S)
+        assert await ids(hub, "c") == ["m"]
+        await hub.close()
+
+    run()
+    (warning,) = [one.message for one in caplog.records if "clock" in one.message]
+    assert warning.startswith("the clock of this machine is 8.0 days after the newest stored time, so retention")
 
 
 class CountingStore(MemoryStore):
