@@ -16,7 +16,7 @@ from holdfast.cli import main
 from holdfast.core.errors import NotFound
 from holdfast.core.events import ChannelAttached, MessageCreate, MessageUpdate
 from holdfast.core.names import command_key
-from holdfast.core.retention import Retention
+from holdfast.core.retention import Policies, Retention
 from holdfast.core.view import View
 from holdfast.hub import HubCore
 from holdfast.hub import retention as retention_module
@@ -25,6 +25,7 @@ from holdfast.hub.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
 from holdfast.stores.base import head_of
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_reader import due_channels
 from simulation.clock import SimClock
 from tests.hub.watching import Watcher
 from tests.stores.files import on_disk, run_on_thread
@@ -404,6 +405,8 @@ async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.
         f"2 messages with {2 * size:,} bytes would go.",
     ]
     assert run("--keep", "chat:*=2d", "--keep", "*=9w") == expected
+    idle = due_channels(path, Policies({"*": Retention(idle="2d")}), ShiftedClock(0).now_ms())
+    assert [one.channel for one in idle] == ["chat:1", "log:1"]  # a command waits in the other one
     assert run("--keep", "*=4d") == ["0 messages with 0 bytes would go."]
     assert len((await hub.archive.channels()).channels) == 3
     await hub.close()
