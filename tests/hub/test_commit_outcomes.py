@@ -174,6 +174,20 @@ async def test_memory_is_freed_after_the_running_commit() -> None:
         assert (await update).text == "y"
 
 
+async def test_idle_channel_stays_in_memory_until_its_commit_is_over() -> None:
+    async with scripted(channel_idle_s=0) as (hub, store):
+        await hub.create("c", id="m", text="x")
+        store.gate = asyncio.Event()
+        update = asyncio.create_task(hub.update("c", "m", text="y"))
+        await store.is_committing.wait()
+        free_memory(hub.runtime)
+        assert hub.stats()["channels"] == 1
+        store.gate.set()
+        await update
+        free_memory(hub.runtime)
+        assert hub.stats()["channels"] == 0
+
+
 async def test_requests_keep_their_order_if_the_outcome_of_their_commit_is_unknown() -> None:
     """The second request needs a message that must be read first, so it holds up the third."""
     async with scripted() as (hub, store):

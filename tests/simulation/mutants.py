@@ -62,7 +62,6 @@ from holdfast.hub.workers import AssignedTurn, Worker
 from holdfast.stores.base import Beat, Committed, CommitUnknown, Conflict, Head, Moved, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
-from holdfast.transports.attachments import Attachment
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
 from simulation import watchdog
@@ -406,15 +405,6 @@ def an_absent_id_stays_absent(patch: pytest.MonkeyPatch) -> None:
         await load(self)
 
     patch.setattr(Channel, "load", load_sticky)
-
-
-def a_channel_leaves_memory_during_a_commit(patch: pytest.MonkeyPatch) -> None:
-    """A channel without subscribers and members is idle."""
-    patch.setattr(
-        Channel,
-        "is_idle",
-        property(lambda self: not (self.listeners or self.presence_state.has_people or self.watchers)),
-    )
 
 
 def a_new_start_holds_the_page_alone(patch: pytest.MonkeyPatch) -> None:
@@ -915,15 +905,6 @@ def feeds_behind_are_woken_without_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Group, "_release", release_all)
 
 
-def an_attach_does_not_wait_for_the_one_before_it(patch: pytest.MonkeyPatch) -> None:
-    """A superseded attach is of no interest, so its response may come at any time."""
-
-    async def wait_for_response(self: Attachment) -> None:
-        pass
-
-    patch.setattr(Attachment, "wait_for_response", wait_for_response)
-
-
 # Each mutant with the violation that finds it; no other violation counts.
 MUTANTS: dict[Mutant, str] = {
     deliver_before_the_commit: "was never stored|before it was stored",
@@ -956,7 +937,6 @@ MUTANTS: dict[Mutant, str] = {
     a_store_that_lost_its_leases_is_believed_at_once: "was alive",
     a_message_that_left_memory_does_not_exist: "refused.* with not_found|refused: .*not_found|could not .*not_found",
     an_absent_id_stays_absent: "created twice|was refused with not_found|got status 404",
-    a_channel_leaves_memory_during_a_commit: "still behind|unattached",
     a_new_start_holds_the_page_alone: "lacks the streaming",
     messages_in_memory_are_a_page: "it does not show",
     a_lease_ignores_the_generation: "gave a sign of life|still streams",
@@ -1001,7 +981,6 @@ MUTANTS: dict[Mutant, str] = {
     part_operations_pile_up: "things are in Tail.ops",
     block_until_a_load: "does not end",
     feeds_behind_are_woken_without_end: "never waits|waits too shortly",
-    an_attach_does_not_wait_for_the_one_before_it: "unattached: .* before channel.attached",
 }
 
 # A condition on the plan without which the mutant has no effect; other seeds are skipped.
@@ -1026,7 +1005,6 @@ NEEDS: dict[Mutant, Callable[[Plan], object]] = {
     every_agent_takes_waiting_messages: lambda plan: plan.workers and plan.asks_by_socket,
     an_agent_that_stops_still_gets_turns: lambda plan: plan.workers and plan.asks_by_socket,
     an_agent_has_more_turns_than_slots: lambda plan: any(agent.slots < plan.channels for agent in plan.agents),
-    an_attach_does_not_wait_for_the_one_before_it: lambda plan: SocketViewer in plan.viewers,
     a_detach_has_no_effect: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_page_over_a_socket_is_the_last: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
     a_delete_is_acknowledged_at_once: lambda plan: plan.asks_by_socket and "delete" in plan.edits,
@@ -1051,7 +1029,6 @@ SHOWN_BY: dict[Mutant, int] = {
     a_silent_store_has_stored_no_entry: 174,
     a_recovery_that_failed_is_not_repeated: 396,
     a_message_that_left_memory_does_not_exist: 20,
-    a_channel_leaves_memory_during_a_commit: 65,
     messages_in_memory_are_a_page: 9,
     appends_join_across_an_edit: 31,
     a_reload_runs_beside_a_commit: 23,
@@ -1065,7 +1042,6 @@ SHOWN_BY: dict[Mutant, int] = {
     a_local_append_has_no_offset_check: 15,
     a_takeover_fences_no_writer: 10,
     a_second_reply_is_accepted: 23,
-    an_attach_does_not_wait_for_the_one_before_it: 77000482,
     a_cancel_ends_the_newest_answer: 10,
     a_turn_renewal_has_no_effect: 25,
     a_member_leaves_without_grace: 16,
