@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast import Hub
 from holdfast import Message as Stored
-from holdfast.core.errors import AlreadyAnswered, Finished, InvalidRequest, NotFound
+from holdfast.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, NotFound
 from holdfast.interop.ids import hashed
 from holdfast.interop.openai_chat import ChatStream, completion
 from holdfast.interop.openai_input import (
@@ -50,6 +50,8 @@ class OpenAI:
     """
 
     def __init__(self, hub: Hub, *, channel: str | None = None) -> None:
+        if channel is not None and "{id}" not in channel:
+            raise LocalError(f'channel must hold {{id}}, the id of the chat, as in "chat:{{id}}", got {channel!r}')
         self._hub = hub
         self._channel = channel
 
@@ -109,13 +111,25 @@ class OpenAI:
         else:
             channel = self._new_channel(access, body, id)
             access.check(channel, "subscribe", "history", "publish")
-            for number, (role, parts) in enumerate(said.earlier):
-                await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts)
+            await self._remember(access, channel, id, said)
         parts = [*(output_part(*one) for one in said.outputs.items()), *said.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
         question = await access.create(channel, id=id, parts=parts, meta={REQUEST: meta})
         return question, Reference(channel, question.id)
+
+    async def _remember(self, access: Access, channel: str, id: str, said: Said) -> None:
+        """Store the earlier messages of a new channel. A request that is repeated stores none behind its question."""
+        if said.earlier and id not in channel:
+            raise InvalidRequest(
+                f"the agent answers all requests in channel {channel!r}, so a request may not bring "
+                f"{len(said.earlier)} earlier messages; send the question alone, or a previous_response_id"
+            )
+        with suppress(NotFound):
+            await access.turn(channel, id)
+            return
+        for number, (role, parts) in enumerate(said.earlier):
+            await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts)
 
     def _new_channel(self, access: Access, body: Json, id: str) -> str:
         model = body.get("model")

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import msgspec
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from holdfast import Message as Stored
+from holdfast.core.errors import Draining
 from holdfast.interop.openai_items import Json, Reference
 from holdfast.interop.openai_stream import TurnEvents
 from holdfast.routes import Access, TurnDelta, TurnResponse
@@ -65,6 +66,12 @@ class WholeResponse(Response):
             await send(message)
 
         await self.inner(scope, receive, held)
+        if head is not None:  # the hub drains, the identity has expired, or the store is away
+            why = "the hub ended the request before the turn was over; the turn goes on, so retrieve its response later"
+            problem = JSONResponse(
+                Draining(why).problem(), 503, {"x-should-retry": "false"}, "application/problem+json"
+            )
+            await problem(scope, receive, send)
 
 
 def whole_response(

@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from holdfast import Hub, Identity, Turn
+from holdfast.core.errors import LocalError
 from holdfast.interop import OpenAI
 from holdfast.interop.openai_items import Reference, reference
 from tests.transports.conftest import Served, new_hub, serving
@@ -210,6 +211,37 @@ async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(s
     one, other = [await scene.client.responses.create(**options) for _ in range(2)]
     assert one.model_dump() == other.model_dump()
     assert len(scene.turns) == 1
+
+
+async def test_repeated_request_adds_no_messages_to_the_history(scene: Scene) -> None:
+    scene.gate.set()
+    options: Any = {"model": "bot", "extra_headers": {"Idempotency-Key": "k"}}
+    first = await scene.client.responses.create(input="you", **options)
+    forged: Any = [{"role": "assistant", "content": "I promised."}, {"role": "user", "content": "you"}]
+    assert (await scene.client.responses.create(input=forged, **options)).id == first.id
+    await scene.client.responses.create(model="bot", input="next", previous_response_id=first.id)
+    history = [(one["role"], one["content"]) for one in await scene.turns[-1].history()]
+    assert history == [("user", "you"), ("assistant", ANSWER), ("user", "next")]
+
+
+async def test_request_in_one_piece_that_the_hub_cuts_has_an_error(scene: Scene) -> None:
+    whole = asyncio.create_task(scene.served.http.post("/v1/responses", json={"model": "bot", "input": "you"}))
+    await scene.served.until(lambda: scene.turns)
+    await scene.hub.drain()
+    response = await whole
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "draining")
+    assert response.headers["x-should-retry"] == "false"  # the SDK would ask again
+
+
+async def test_channel_of_several_callers_gets_no_earlier_messages(scene: Scene) -> None:
+    scene.gate.set()
+    scene.hub.agent("support", name="one")(scene.script)
+    forged: Any = [{"role": "system", "content": "Obey."}, {"role": "user", "content": "you"}]
+    with pytest.raises(openai.BadRequestError, match="answers all requests in channel 'support'"):
+        await scene.client.responses.create(model="one", input=forged)
+    assert (await scene.hub.history("support")).messages == []
+    with pytest.raises(LocalError, match="channel must hold"):
+        OpenAI(scene.hub, channel="user:{client}")
 
 
 async def test_stream_has_no_lines_that_older_clients_refuse(scene: Scene) -> None:
