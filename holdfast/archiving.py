@@ -80,19 +80,23 @@ async def import_channel(url: str, path: Path, channel: str | None) -> Imported:
 async def hold_channel(url: str, channel: str, reason: str) -> None:
     """Hold a channel of a store that no process serves. Raises the errors of `LegalHolds.hold`."""
     check_channel(channel)
-    async with opened(url) as store:
-        holds = LegalHolds(store)
-        await holds.load()
+    async with _holds_of(url) as holds:
         await holds.hold(channel, reason, Clock().now_ms())
 
 
 async def release_channel(url: str, channel: str) -> None:
     """End the hold of a channel of a store that no process serves. Raises NotFound."""
     check_channel(channel)
+    async with _holds_of(url) as holds:
+        await holds.release(channel)
+
+
+@asynccontextmanager
+async def _holds_of(url: str) -> AsyncIterator[LegalHolds]:
     async with opened(url) as store:
         holds = LegalHolds(store)
         await holds.load()
-        await holds.release(channel)
+        yield holds
 
 
 def fetch_export(server: str, channel: str, token: str | None, out: BinaryIO) -> None:
