@@ -256,9 +256,10 @@ async def test_a_mistake_in_the_attributes_is_shown_in_place_of_the_chat(
 async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser, module: str) -> None:
     """The element itself imports the first module, and that one the second."""
     async with scene(browser) as here:
-        await here.page.route(f"**/{module}", lambda route: route.abort(), times=1)
+        await here.page.route(f"**/{module}", lambda route: route.abort())
         await here.page.reload()
         await here.until("could not be loaded")
+        await here.page.unroute(f"**/{module}")
         await here.ask("Why?")
         assert await here.page.get_by_text("could not be loaded").count() == 0
 
