@@ -8,6 +8,7 @@ These tests read the source without running it. A new folder needs an entry in `
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +162,38 @@ def test_a_class_has_at_most_40_methods_and_20_attributes() -> None:
         if methods > WIDE.get(where[1], MAX_METHODS) or attributes > MAX_ATTRIBUTES
     }
     assert too_wide == {}
+
+
+SCRIPTS = sorted((PACKAGE / "web").glob("*.js"))
+# The members of a class stand two spaces from the left. A field is declared there, or a method assigns it.
+SCRIPT_CLASS = re.compile(r"^(?:export )?class (\w+).*?\{$(.*?)^\}$", re.MULTILINE | re.DOTALL)
+SCRIPT_METHOD = re.compile(r"^  (?:/\*\*.*\*/ )?(?:(?:static|async|get|set) )*(#?\w+)\(.*\) \{$", re.MULTILINE)
+SCRIPT_FIELD = re.compile(r"^  (?:/\*\*.*\*/ )?(?:static )?(#?\w+)(?: = .*| //.*)?$", re.MULTILINE)
+SCRIPT_ASSIGNMENT = re.compile(r"\bthis\.(#?\w+) (?:\?\?)?= ")
+
+
+def test_a_class_of_the_browser_client_has_at_most_40_methods_and_20_fields() -> None:
+    sizes = {(path.name, name): size for path in SCRIPTS for name, size in script_classes(path.read_text()).items()}
+    assert sizes["outbox.js", "Outbox"] > (10, 4)
+    assert len(sizes) == sum(
+        len(re.findall(r"^(?! *\*).*\bclass [A-Z]", path.read_text(), re.MULTILINE)) for path in SCRIPTS
+    )
+    too_wide = {
+        where: (methods, fields)
+        for where, (methods, fields) in sizes.items()
+        if methods > MAX_METHODS or fields > MAX_ATTRIBUTES
+    }
+    assert too_wide == {}
+
+
+def script_classes(text: str) -> dict[str, tuple[int, int]]:
+    """Return the number of methods and of fields of each class in a JavaScript module."""
+    found = {}
+    for name, body in SCRIPT_CLASS.findall(text):
+        methods = set(SCRIPT_METHOD.findall(body))
+        fields = {*SCRIPT_FIELD.findall(body), *SCRIPT_ASSIGNMENT.findall(body)} - methods
+        found[name] = len(methods), len(fields)
+    return found
 
 
 def test_a_class_has_at_most_50_methods_with_those_that_it_inherits_in_the_package() -> None:

@@ -71,7 +71,7 @@ export class Cache {
     }
     channel.show(view, true)
     const stop = channel.subscribe(() => {
-      if (!channel.isFromCache) stop()
+      if (!channel.view.isFromCache) stop()
       if (channel.error?.code !== "forbidden") return
       stop()
       this.#forget(channel.name) // the right to read the channel was withdrawn

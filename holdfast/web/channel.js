@@ -4,9 +4,9 @@
  */
 
 import { Conversation } from "./conversation.js"
-import { HoldfastError, callAll, isTemporary, Observable, refusal } from "./errors.js"
+import { HoldfastError, callAll, Observable, refusal } from "./errors.js"
 import { OwnPresence } from "./presence.js"
-import { shownMessage, unsentMessage } from "./snapshot.js"
+import { unsentMessage } from "./snapshot.js"
 import { countPoints, SurrogateJoiner } from "./text.js"
 import { Typing } from "./typing.js"
 import { remember, View } from "./view.js"
@@ -67,8 +67,6 @@ export class Channel extends Observable {
   you = null
   /** @type {CatchUp | null} */
   #arriving = null
-  /** @internal True: the view comes from the cache of an earlier page, and the server has not completed it yet. */
-  isFromCache = false
   /** @internal True: this page has opened the channel; false: only another tab has. */
   isOwn = false
   /** @type {Set<(event: any) => void>} */
@@ -81,8 +79,6 @@ export class Channel extends Observable {
   #joiners = new Map()
   /** @internal */
   presence = new OwnPresence(this)
-  /** @type {Map<string, Promise<Message<any, any>>>} of the messages that are being sent */
-  #deliveries = new Map()
   /** @type {Snapshot<Meta, Data> | undefined} */
   #shown
   #conversation = new Conversation()
@@ -130,14 +126,14 @@ export class Channel extends Observable {
     this.client.outbox.add(this.name, id, { ...(!draft.reply_to && { parent: this.#conversation.end }), ...draft })
     this.#typing.send(false)
     this.notify()
-    return this.#deliver(id)
+    return this.client.outbox.deliver(this, id)
   }
 
   /** Send a refused message again. @param {string} id @returns {Promise<Message<Meta, Data>>} */
   retry(id) {
     this.client.outbox.clear(id)
     this.notify()
-    return this.#deliver(id)
+    return this.client.outbox.deliver(this, id)
   }
 
   /** Remove a message that was refused, or that is not sent yet. @param {string} id */
@@ -223,7 +219,7 @@ export class Channel extends Observable {
     const joiner = new SurrogateJoiner(0)
     const isStreaming = fields.status === "streaming"
     if (text !== undefined) text = joiner.write(text).text + (isStreaming ? "" : joiner.end().text)
-    if (isStreaming && !fields.parts) this.#keep(`${id} `, joiner)
+    if (isStreaming && !fields.parts) keep(this.#joiners, `${id} `, joiner)
     return this.#request("create", { ...fields, id, text })
   }
 
@@ -237,7 +233,7 @@ export class Channel extends Observable {
   async append(id, text, at, part, writer) {
     this.client.check()
     const key = `${id} ${part ?? ""}`
-    const joiner = this.#joiners.get(key) ?? this.#keep(key, new SurrogateJoiner(at ?? NaN))
+    const joiner = this.#joiners.get(key) ?? keep(this.#joiners, key, new SurrogateJoiner(at ?? NaN))
     if (at !== undefined) joiner.seek(at)
     const piece = joiner.write(text)
     return piece.text ? this.#request("append", { ...writer, id, part, ...piece }) : { length: piece.at }
@@ -325,19 +321,13 @@ export class Channel extends Observable {
       this.client.identified(you.id)
     }
     // Send the messages that an earlier page of this person has not sent. Until now the identity was unknown.
-    for (const { id, error, stored } of this.client.outbox.of(this.name)) if (!error && !stored) this.#deliver(id).catch(() => {})
+    for (const { id, error, stored } of this.client.outbox.of(this.name)) if (!error && !stored) this.client.outbox.deliver(this, id).catch(() => {})
   }
 
   /** @internal Note that the connection has ended, and drop its incomplete batch. */
   disconnected() {
     this.view.disconnect()
     if (this.state === "live") this.#become("reconnecting")
-  }
-
-  /** @internal @param {HoldfastError} error @param {Connection} connection */
-  refused(error, connection) {
-    if (isTemporary(error)) connection.fail(0, error)
-    else this.close(error)
   }
 
   /** @internal @param {Batch} batch @param {string} text its frame @param {Connection} connection */
@@ -350,7 +340,7 @@ export class Channel extends Observable {
       this.#typing.receive(event)
     }
     const { isGap, passed } = this.view.apply({ cursor, events })
-    if (cursor) this.isFromCache = false
+    if (cursor) this.view.isFromCache = false
     if (isGap) {
       stats.gaps++
       connection.fail() // end the whole connection: a gap is always a bug, and the other channels resume at little cost
@@ -366,7 +356,7 @@ export class Channel extends Observable {
   /** @internal Show `view` instead of the present one. */
   show(view = new View(), isFromCache = false) {
     this.view = view
-    this.isFromCache = isFromCache
+    view.isFromCache = isFromCache
     this.notify()
   }
 
@@ -424,7 +414,7 @@ export class Channel extends Observable {
       hasOlder: known.more,
       typing: this.#typing.ids,
       unread: known.messages.filter(({ created, author }) => created > this.#seen && author !== client.id).length,
-      isFromCache: this.isFromCache,
+      isFromCache: view.isFromCache,
       state,
       error,
       you,
@@ -436,22 +426,6 @@ export class Channel extends Observable {
   #running() {
     this.getSnapshot()
     return this.#conversation.running?.id
-  }
-
-  /** Send the messages of the outbox one after another, so that they keep their order. @param {string} id */
-  #deliver(id) {
-    const running = this.#deliveries.get(id)
-    if (running) return running // an earlier call is already sending this message
-    const earlier = [...this.#deliveries.values()].at(-1)?.catch(() => {})
-    const delivery = Promise.resolve(earlier)
-      .then(() => this.client.outbox.deliver(this, id))
-      .then(shownMessage)
-      .finally(() => {
-        this.#deliveries.delete(id)
-        this.notify()
-      })
-    this.#deliveries.set(id, delivery)
-    return delivery
   }
 
   /** @param {string} type @param {Fields} fields @returns {Promise<any>} */
@@ -475,15 +449,15 @@ export class Channel extends Observable {
     }
     return view.more
   }
+}
 
-  /** @param {string} key @param {SurrogateJoiner} joiner */
-  #keep(key, joiner) {
-    if (isNaN(joiner.at)) {
-      throw refusal("invalid_request", `the first append to message ${key.split(" ")[0]} needs at, the length of the part in code points, got undefined`)
-    }
-    remember(this.#joiners, key, joiner, JOINERS)
-    return joiner
+/** Keep the joiner of a part, unless its offset is unknown. @param {Map<string, SurrogateJoiner>} joiners @param {string} key @param {SurrogateJoiner} joiner */
+function keep(joiners, key, joiner) {
+  if (isNaN(joiner.at)) {
+    throw refusal("invalid_request", `the first append to message ${key.split(" ")[0]} needs at, the length of the part in code points, got undefined`)
   }
+  remember(joiners, key, joiner, JOINERS)
+  return joiner
 }
 
 /** @param {string | (import("./outbox.js").Draft<any, any> & { id?: string })} message */

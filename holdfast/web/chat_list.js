@@ -23,8 +23,11 @@ export class MessageList {
   isPaused = false // True: older messages are not built before the reader scrolls near them
   /** The commands that wait for a reply. @type {readonly Command[]} */
   commands = NONE
+  /** @type {Map<string, import("./view.js").Reply>} by the id of the command */
+  replies = new Map()
   #newest = Infinity // the serial of the newest message that was drawn
   #rights = ""
+  #deadline = 0
   /** @type {Map<string, readonly Command[]>} by the id of the message under which they stand; "" for none in view */
   #asks = new Map()
 
@@ -36,8 +39,14 @@ export class MessageList {
     this.approvals = new Approvals(panel) // questions of agents that belong to no message in view
   }
 
-  /** Draw the messages, the newest first, until the time for this frame is used up. @param {Snapshot} snapshot */
-  draw({ messages, all, streaming, commands, you, error, state }) {
+  /** True: the time limit of this drawing has passed, so the rest waits for the next frame. */
+  get isLate() {
+    return performance.now() > this.#deadline
+  }
+
+  /** Draw the messages, the newest first, until the time for this frame is used up. @param {Snapshot} snapshot @param {number} most_ms */
+  draw({ messages, all, streaming, commands, you, error, state }, most_ms) {
+    this.#deadline = performance.now() + most_ms
     if (commands !== this.commands) this.#sort(commands)
     const rights = [you?.id, you?.can, this.panel.host.hasAttribute("readonly"), all.length, streaming.length, error?.code].join(" ")
     if (rights !== this.#rights) this.round++
@@ -58,7 +67,7 @@ export class MessageList {
     for (let n = messages.length - 1; n >= 0; n--) {
       const message = messages[n]
       let view = this.views.get(message.id)
-      if (!view && next && (isFar || (hasBuilt && this.panel.isLate))) {
+      if (!view && next && (isFar || (hasBuilt && this.isLate))) {
         if (isFar) this.isPaused = true
         else this.isBehind = true
         continue

@@ -113,7 +113,7 @@ export class MessageView {
       const at = start
       if (part.type === "text") start += part.text?.length ?? 0
       let known = this.#parts[index]
-      if (this.isBehind || (!known && hasDrawn && this.panel.isLate)) {
+      if (this.isBehind || (!known && hasDrawn && this.panel.list.isLate)) {
         this.isBehind = true
         break
       }

@@ -7,11 +7,12 @@
  */
 import { focusKeeper, Voice } from "./chat_access.js"
 import { Composer } from "./chat_composer.js"
-import { Marks } from "./chat_marks.js"
 import { MessageList } from "./chat_list.js"
+import { Marks } from "./chat_marks.js"
 import { button, copyText, element, setText, SPARK, svg } from "./chat_nodes.js"
-import { Names, peopleWords, statusWords } from "./chat_people.js"
+import { Names, peopleWords } from "./chat_people.js"
 import { Scroller } from "./chat_scroll.js"
+import { StatusLine } from "./chat_status.js"
 import { PANEL_STYLE, sheetOf } from "./chat_style.js"
 import { remember } from "./view.js"
 
@@ -22,76 +23,66 @@ const HIDDEN_MS = 250
 const SLICE_MS = 12 // time limit of one drawing
 const HELD_MS = 6 // time limit of a drawing that also lays out messages above the view
 const FIRST_MS = 30 // time limit of the first drawing
-const SLOW_MS = 1_000 // time to connect after which the status line mentions it
 const MAX_REPLIES = 100
 const CLOSE = "M6 6l12 12M18 6L6 18"
-const DOWN = "M12 5v14M6 13l6 6 6-6"
 
 export class Panel {
-  isBusy = false // True while a request for older messages runs
-  unheard = false // True: the server has signalled that no agent serves the channel
-  trouble = "" // the reason of a failed request that no message or button shows
-  /** @type {Map<string, import("./view.js").Reply>} */
-  replies = new Map()
   closing = new AbortController()
+  names = new Names()
+  voice = new Voice()
   #isDrawing = false
-  #deadline = 0
-  #startedMs = performance.now()
   #shownState = ""
   #isPresent = false
-  #seen = 0 // the newest version that the person has seen
 
   /** @param {import("./element.js").HoldfastChat} host @param {ShadowRoot} root @param {Client} client @param {boolean} ownsClient */
   constructor(host, root, client, ownsClient) {
     this.host = host
-    this.root = root
     this.client = client
     this.ownsClient = ownsClient
     const words = (this.words = host.words)
     const name = host.getAttribute("channel") ?? ""
-    this.ownsChannel = !client.channels.has(name)
+    const ownsChannel = !client.channels.has(name) // False: the app uses the channel, too
     this.channel = client.channel(name)
     this.marks = new Marks(this)
     const sheet = sheetOf(PANEL_STYLE)
     if (!root.adoptedStyleSheets.includes(sheet)) root.adoptedStyleSheets = [...root.adoptedStyleSheets, sheet]
-    this.title = element("h2", { part: "title" })
-    this.people = element("p", { class: "people" })
-    this.older = element("p", { class: "older" }, element("span", {}, words.older))
-    this.names = new Names()
+    this.nodes = {
+      title: element("h2", { part: "title" }),
+      people: element("p", { class: "people" }),
+      empty: element("div", { class: "empty" }, element("slot", { name: "empty" }, words.empty)),
+      older: element("p", { class: "older", hidden: true }, element("span", {}, words.older)),
+    }
     this.list = new MessageList(this)
-    this.spacer = element("div", { class: "spacer" })
-    this.empty = element("div", { class: "empty" }, element("slot", { name: "empty" }, words.empty))
-    this.log = element("div", { class: "log", part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, this.empty, this.older, this.list.node, this.list.approvals.node, this.spacer)
-    this.jumpWords = element("span", {}, words.jump)
-    this.jump = button(words.jump, "jump", () => this.toEnd(), svg(DOWN), this.jumpWords)
-    this.status = element("p", { class: "status", part: "status" })
-    this.voice = new Voice()
     this.scroller = new Scroller(this)
+    this.line = new StatusLine(this)
     this.composer = new Composer(this)
     this.node = this.#panel()
     // On a touch screen focus the messages, because a focused input field would open the keyboard.
-    this.keepFocus = focusKeeper(this.node, () => (this.composer.node.hidden || matchMedia("(pointer: coarse)").matches ? this.log : this.composer.input))
+    this.keepFocus = focusKeeper(this.node, () => (this.composer.node.hidden || matchMedia("(pointer: coarse)").matches ? this.scroller.log : this.composer.input))
     this.node.hidden = true // hidden until the first `update`
-    const stops = [
-      this.channel.subscribe(() => {
-        if (this.marks.changed()) this.remark()
-        this.schedule()
-      }),
-      this.channel.listen((event) => this.#receive(event)),
-    ]
-    this.closing.signal.addEventListener("abort", () => stops.forEach((stop) => stop()))
-    this.slow = setTimeout(() => this.schedule(), SLOW_MS)
-    this.root.append(this.node)
+    const unsubscribe = this.channel.subscribe(() => {
+      if (this.marks.changed()) this.remark()
+      this.schedule()
+    })
+    const unlisten = this.channel.listen((event) => this.#receive(event))
+    this.closing.signal.addEventListener("abort", () => {
+      unsubscribe()
+      unlisten()
+      this.scroller.observer.disconnect()
+      if (ownsChannel) this.channel.close()
+      if (ownsClient) client.close()
+    })
+    root.append(this.node)
   }
 
   #panel() {
-    const { host, words } = this
+    const { host, words, nodes: { title, people }, scroller: { log, jump } } = this
     const close = button(words.close, "close", () => host.hide(), svg(CLOSE))
-    const names = element("div", { class: "names" }, this.title, this.people)
+    const names = element("div", { class: "names" }, title, people)
     const header = element("header", { part: "header" }, element("slot", { name: "header" }, element("span", { class: "mark" }, svg(SPARK))), names, close)
     const footer = element("slot", { name: "footer" })
-    const node = element("section", { class: "panel", part: "panel" }, header, this.log, this.jump, this.status, this.composer.node, this.composer.note, footer, this.voice.node)
-    this.log.addEventListener("click", (event) => this.#clicked(event))
+    const node = element("section", { class: "panel", part: "panel" }, header, log, jump, this.line.node, this.composer.node, this.composer.note, footer, this.voice.node)
+    log.addEventListener("click", (event) => this.#clicked(event))
     node.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && !event.isComposing) this.#escape()
     })
@@ -108,10 +99,10 @@ export class Panel {
       node.setAttribute("role", "dialog")
       node.setAttribute("aria-label", host.getAttribute("heading") ?? this.words.heading)
     }
-    setText(this.title, host.getAttribute("heading") ?? this.words.heading)
+    setText(this.nodes.title, host.getAttribute("heading") ?? this.words.heading)
     if (host.isFloating && wasOpen !== host.isOpen) {
       if (host.isOpen) this.composer.input.focus()
-      else /** @type {HTMLElement | null} */ (this.root.querySelector(".launcher"))?.focus()
+      else /** @type {HTMLElement | null} */ (host.shadowRoot?.querySelector(".launcher"))?.focus()
       this.tell(host.isOpen ? "open" : "close", {})
     }
     if (this.#shownState) this.schedule()
@@ -119,11 +110,7 @@ export class Panel {
   }
 
   close() {
-    clearTimeout(this.slow)
     this.closing.abort()
-    this.scroller.observer.disconnect()
-    if (this.ownsChannel) this.channel.close() // otherwise the app uses the channel, too
-    if (this.ownsClient) this.client.close()
     this.node.remove()
   }
 
@@ -152,35 +139,24 @@ export class Panel {
     const frame = requestAnimationFrame(draw)
   }
 
-  /** True: the time limit of this drawing has passed, so the rest waits for the next frame. */
-  get isLate() {
-    return performance.now() > this.#deadline
-  }
-
   /** @param {number} most_ms */
   draw(most_ms) {
-    this.#deadline = performance.now() + most_ms
+    const { nodes, scroller: { log } } = this
     const snapshot = this.channel.getSnapshot()
     const { messages, presence, streaming, status, you } = snapshot
-    if (streaming.length) this.unheard = false
     if (this.names.update(presence)) this.list.round++
-    this.list.draw(snapshot)
-    setText(this.people, peopleWords(this, snapshot))
-    const words = statusWords(this, snapshot, performance.now() - this.#startedMs > SLOW_MS)
-    if (words && words !== this.status.textContent && !snapshot.typing.length) this.voice.speak(words)
-    setText(this.status, words)
-    this.status.classList.toggle("mistake", Boolean(snapshot.error ?? status.error))
-    this.status.hidden = !this.status.textContent
-    this.empty.hidden = messages.length > 0 || status.state !== "live"
-    this.older.hidden = !this.isBusy
+    this.list.draw(snapshot, most_ms)
+    setText(nodes.people, peopleWords(this, snapshot))
+    this.line.draw(snapshot)
+    nodes.empty.hidden = messages.length > 0 || status.state !== "live"
     const isWorking = presence.members.some(({ kind, data }) => kind === "agent" && data?.message && data.state !== "listening")
     this.composer.update(snapshot, streaming.length > 0 || isWorking)
     this.scroller.keep()
-    this.drawJump()
+    this.scroller.drawJump()
     this.keepFocus()
     this.#enter(you)
     if (this.list.isBehind) this.schedule()
-    else if (this.log.scrollHeight <= this.log.clientHeight && status.state === "live") void this.loadOlder()
+    else if (log.scrollHeight <= log.clientHeight && status.state === "live") void this.loadOlder()
     if (status.state !== this.#shownState) {
       if (this.#shownState === "reconnecting" && status.state === "live") this.voice.speak(this.words.online)
       this.#shownState = status.state
@@ -192,24 +168,6 @@ export class Panel {
   remark() {
     this.marks.choose()
     for (const view of this.list.views.values()) view.remark()
-  }
-
-  /** Draw the button that leads to the end, and the badge. Messages that the person sees at the end count as read. */
-  drawJump() {
-    const { host, jump, words, me } = this
-    const { messages } = this.channel.getSnapshot()
-    const { isFollowing } = this.scroller
-    if (host.isOpen && isFollowing && !document.hidden) this.#seen = messages.reduce((most, { version }) => Math.max(most, version), 0)
-    const unread = messages.filter(({ version, author, local }) => version > this.#seen && author !== me && !local).length
-    const label = unread ? `${words.jump} (${unread})` : words.jump
-    jump.hidden = isFollowing
-    setText(this.jumpWords, label)
-    jump.setAttribute("aria-label", label)
-    const badge = /** @type {HTMLElement | null} */ (this.root.querySelector(".badge"))
-    if (!badge) return
-    badge.hidden = host.isOpen || unread === 0
-    setText(badge, String(unread))
-    badge.parentElement?.setAttribute("aria-label", badge.hidden ? words.open : `${words.open}: ${unread}`)
   }
 
   /** Make the person present while the chat is open. With a client of the app, the app itself calls `enter`. @param {Snapshot["you"]} you */
@@ -233,36 +191,30 @@ export class Panel {
   /** @param {import("./view.js").WireEvent} event */
   #receive(event) {
     if (event.type === "command.reply") {
-      remember(this.replies, event.id, event, MAX_REPLIES)
+      remember(this.list.replies, event.id, event, MAX_REPLIES)
       const command = this.list.commands.find(({ id }) => id === event.id)
       if (command?.name === "steer" && command.from === this.me && !event.ok) {
-        this.trouble = this.words.notSteered
+        this.line.trouble = this.words.notSteered
         this.composer.restore(/** @type {{ text?: string } | undefined} */ (command.data)?.text ?? "")
       }
-    } else if (event.type === "signal" && event.name === "nobody_listening") this.unheard = true
+    } else if (event.type === "signal" && event.name === "nobody_listening") this.line.unheard = true
     this.schedule()
   }
 
   async loadOlder() {
+    const { older } = this.nodes // shown while a request for older messages runs
     const { hasOlder } = this.channel.getSnapshot()
-    if (this.isBusy || !hasOlder || this.list.isBehind || this.list.isPaused || !this.host.isOpen) return
-    this.isBusy = true
-    this.older.hidden = false
+    if (!older.hidden || !hasOlder || this.list.isBehind || this.list.isPaused || !this.host.isOpen) return
+    older.hidden = false
     try {
       await this.channel.loadOlder()
       this.schedule()
     } catch { /* the status line says why the connection is lost */ } finally {
-      this.isBusy = false
-      this.older.hidden = true
+      older.hidden = true
     }
   }
 
   // -- actions of the person
-
-  toEnd() {
-    this.scroller.toEnd(null)
-    this.drawJump()
-  }
 
   /** Send a message; null if the app prevents it. Resolve with whether the text was sent or a message shows it. @param {string} text @param {boolean} isSteering */
   send(text, isSteering) {
@@ -273,7 +225,7 @@ export class Panel {
   /** @param {{ parts: import("./view.js").Part[], isSteering: boolean }} detail */
   async #deliver({ parts, isSteering }) {
     const id = this.client.newId()
-    this.trouble = ""
+    this.line.trouble = ""
     try {
       if (isSteering) await this.channel.steer(parts.map(({ text }) => text ?? "").join(""))
       else {
@@ -291,7 +243,7 @@ export class Panel {
   }
 
   stop() {
-    this.trouble = ""
+    this.line.trouble = ""
     this.channel.cancel().catch((/** @type {unknown} */ error) => this.failed(error, true))
   }
 
@@ -327,7 +279,7 @@ export class Panel {
   /** @param {unknown} error @param {boolean} isShown in the status line */
   failed(error, isShown) {
     const words = error instanceof Error ? error.message : String(error)
-    if (isShown) this.trouble = words
+    if (isShown) this.line.trouble = words
     this.voice.speak(words)
     this.tell("error", { error })
     this.schedule()

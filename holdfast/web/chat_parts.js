@@ -43,7 +43,7 @@ function textPart(message) {
     update({ text = "" }, isOver, at) {
       start = at
       let steps = 0 // the browser lays out what they draw in the same task
-      return markdown.update(text, isOver, () => ++steps === MAX_STEPS || panel.isLate)
+      return markdown.update(text, isOver, () => ++steps === MAX_STEPS || panel.list.isLate)
     },
     remark: (at) => markdown.redraw(at - start),
   }

@@ -43,7 +43,7 @@ export function peopleWords({ words, me, names: known }, { presence: { members, 
 }
 
 /** Return the words of the status line, which name the most important state. @param {Panel} panel @param {Snapshot} snapshot @param {boolean} isSlow */
-export function statusWords({ words, me, names, unheard, trouble, client }, { status, isFromCache, error, typing, presence, streaming, commands }, isSlow) {
+export function statusWords({ words, me, names, client, line: { unheard, trouble } }, { status, isFromCache, error, typing, presence, streaming, commands }, isSlow) {
   if (status.state === "closed") return error?.message ?? status.error?.message ?? words.closed
   if (status.state !== "live") {
     if (!navigator.onLine || client.state === "suspended") return words.offline

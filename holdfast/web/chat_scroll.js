@@ -1,45 +1,53 @@
 /**
  * Scrolling: the view follows new text while the reader is at the end, and begins with the question that was sent last.
- * Elsewhere the visible text keeps its place while older messages are added above it.
+ * Elsewhere the visible text keeps its place while older messages are added above it, and a button leads to the end.
  * @module
  */
+import { button, element, setText, svg } from "./chat_nodes.js"
 
 const NEAR_END = 40 // pixels from the end that count as the end
 const NEAR_START = 200 // pixels from the start at which older messages are loaded
 const NEAR_SCREENS = 2 // distance from the start, in heights of the view, at which older messages are built
 const GAP = 28 // pixels below the last message
+const DOWN = "M12 5v14M6 13l6 6 6-6"
 
 export class Scroller {
   isFollowing = true // the reader is at the end
   /** Id of the question that was sent last in this page, which is kept at the top of the view. @type {string | null} */
   pinned = null
   #lastTop = 0
+  #seen = 0 // the newest version that the person has seen
+  #spacer = element("div", { class: "spacer" })
 
   /** @param {import("./chat_panel.js").Panel} panel */
   constructor(panel) {
+    const { list, nodes, words } = panel
     this.panel = panel
-    panel.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
+    this.label = element("span", {}, words.jump)
+    this.jump = button(words.jump, "jump", () => this.toEnd(null), svg(DOWN), this.label)
+    this.log = element("div", { class: "log", part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, nodes.empty, nodes.older, list.node, list.approvals.node, this.#spacer)
+    this.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
     // The soft keyboard, a rotated phone and a longer draft change the height without a scroll event.
     this.observer = new ResizeObserver(() => this.keep())
-    this.observer.observe(panel.log)
+    this.observer.observe(this.log)
   }
 
   scrolled() {
     this.notice()
-    this.panel.drawJump()
+    this.drawJump()
     if (this.panel.list.isPaused && !this.isFar) this.panel.schedule()
-    if (this.panel.log.scrollTop < NEAR_START) void this.panel.loadOlder()
+    if (this.log.scrollTop < NEAR_START) void this.panel.loadOlder()
   }
 
   /** True: the reader is far from both ends, so that no message is built above the view. */
   get isFar() {
-    const { scrollTop, clientHeight } = this.panel.log
+    const { scrollTop, clientHeight } = this.log
     return !this.isFollowing && scrollTop > NEAR_SCREENS * clientHeight
   }
 
   /** Note whether the reader is at the end. Only the reader's own scrolling counts, because new text alone can increase the distance from the end. */
   notice() {
-    const { scrollTop, scrollHeight, clientHeight } = this.panel.log
+    const { scrollTop, scrollHeight, clientHeight } = this.log
     const left = scrollHeight - clientHeight - scrollTop
     if (scrollTop < this.#lastTop - 1 && left > 1) this.isFollowing = false
     else if (scrollTop > this.#lastTop + 1 && left < NEAR_END) this.isFollowing = true
@@ -48,18 +56,19 @@ export class Scroller {
 
   /** Keep the end in view while the reader is there, and the question that was sent last at the top. */
   keep() {
-    const { log, list, spacer } = this.panel
+    const { log, panel: { list } } = this
     this.notice() // call it now, because the event of a scroll comes only with the next frame
     const question = this.pinned ? list.views.get(this.pinned)?.node : undefined
     const below = question ? list.node.offsetHeight - question.offsetTop : Infinity
     const height = `${Math.max(0, log.clientHeight - below - GAP)}px`
-    if (spacer.style.height !== height) spacer.style.height = height
+    const { style } = this.#spacer
+    if (style.height !== height) style.height = height
     this.stick()
   }
 
   /** Go to the end if the reader is there. */
   stick() {
-    const { log } = this.panel
+    const { log } = this
     if (this.isFollowing) log.scrollTop = log.scrollHeight
     this.#lastTop = log.scrollTop
   }
@@ -69,6 +78,25 @@ export class Scroller {
     this.pinned = pinned
     this.isFollowing = true
     this.keep()
+    this.drawJump()
+  }
+
+  /** Draw the button that leads to the end, and the badge. Messages that the person sees at the end count as read. */
+  drawJump() {
+    const { isFollowing, jump } = this
+    const { host, words, me, channel } = this.panel
+    const { messages } = channel.getSnapshot()
+    if (host.isOpen && isFollowing && !document.hidden) this.#seen = messages.reduce((most, { version }) => Math.max(most, version), 0)
+    const unread = messages.filter(({ version, author, local }) => version > this.#seen && author !== me && !local).length
+    const label = unread ? `${words.jump} (${unread})` : words.jump
+    jump.hidden = isFollowing
+    setText(this.label, label)
+    jump.setAttribute("aria-label", label)
+    const badge = /** @type {HTMLElement | null} */ (host.shadowRoot?.querySelector(".badge"))
+    if (!badge) return
+    badge.hidden = host.isOpen || unread === 0
+    setText(badge, String(unread))
+    badge.parentElement?.setAttribute("aria-label", badge.hidden ? words.open : `${words.open}: ${unread}`)
   }
 
   /**
@@ -79,7 +107,7 @@ export class Scroller {
    * @param {Element} node
    */
   hold(node) {
-    const { log } = this.panel
+    const { log } = this
     const top = node.getBoundingClientRect().top
     return (/** @type {HTMLElement[]} */ added) => {
       for (const { style } of added) style.contentVisibility = "visible"

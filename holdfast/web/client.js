@@ -97,11 +97,9 @@ export class Client extends Observable {
   #worked = new Set()
   /** @type {Status | undefined} */
   #shown
-  #isFree // True: the client may choose the transport
   #isSuspended = false
   #isProbing = false
   #warned = new Set()
-  #refs = 0
   #closed = new AbortController()
   /** @type {Promise<unknown> | undefined} of `sharing`, where an identity may be known */
   #starts
@@ -117,12 +115,8 @@ export class Client extends Observable {
     /** @internal */ this.base = baseOf(options.url)
     /** @internal */ this.token = new Token(options.token)
     /** @internal */ this.outbox = new Outbox(this, options.identity)
-    /** @internal */ this.fetch = options.fetch ?? ((...request) => fetch(...request))
-    this.#isFree = (options.transport ?? "auto") === "auto"
-    /** @internal @type {typeof globalThis.WebSocket} */ this.WebSocket = options.WebSocket ?? globalThis.WebSocket
     /** @internal */ this.now = options.now ?? (() => performance.now())
-    /** @internal */ this.random = options.random ?? Math.random
-    const { signal } = this.#closed
+    const signal = this.closing
     for (const type of WAKING) globalThis.addEventListener?.(type, (event) => this.#wake(event), { signal })
     /** @type {any} the types of TypeScript lack `connection` */
     const navigator = globalThis.navigator
@@ -135,7 +129,7 @@ export class Client extends Observable {
 
   /** @returns {State} the state of the connection; a channel has its own */
   get state() {
-    if (this.#closed.signal.aborted) return "closed"
+    if (this.closing.aborted) return "closed"
     if (this.#isSuspended) return "suspended"
     if (this.#connections.length && this.#connections.every(({ isOpen }) => isOpen)) return "live"
     return this.#worked.size ? "reconnecting" : "connecting"
@@ -147,8 +141,7 @@ export class Client extends Observable {
     const retryAt = retries.length ? Math.min(...retries) : null
     /** @type {Status} */
     const now = { state: this.state, error: this.#error, transport: this.#transport.name, retryAt }
-    const fields = /** @type {(keyof Status)[]} */ (Object.keys(now))
-    if (!fields.every((name) => now[name] === this.#shown?.[name])) this.#shown = now
+    for (const name of /** @type {(keyof Status)[]} */ (Object.keys(now))) if (now[name] !== this.#shown?.[name]) this.#shown = now
     return /** @type {Status} */ (this.#shown)
   }
 
@@ -174,14 +167,14 @@ export class Client extends Observable {
       this.channels.set(name, channel)
       this.sharing?.opened(channel)
       if (!this.isHttp) this.#connections[0]?.attach?.(channel)
-      else if (!this.#isSuspended) this.#stream(channel).start()
+      else if (!this.#isSuspended) this.#connect(channel).start()
     }
     return channel
   }
 
   /** Return a new id for a message that is not stored yet. */
   newId() {
-    return [Date.now(), this.nextRef(), this.random()].map((part) => part.toString(36).slice(-12)).join("-")
+    return [Date.now(), this.requests.nextRef(), this.random()].map((part) => part.toString(36).slice(-12)).join("-")
   }
 
   /** Disconnect until `resume`. Views and pending requests stay. */
@@ -242,9 +235,14 @@ export class Client extends Observable {
     this.requests.check()
   }
 
-  /** @internal */
-  nextRef() {
-    return ++this.#refs
+  /** @internal @type {typeof globalThis.fetch} */
+  fetch(...request) {
+    return (this.options.fetch ?? fetch)(...request)
+  }
+
+  /** @internal Return a number from 0 up to 1. */
+  random() {
+    return (this.options.random ?? Math.random)()
   }
 
   /** @internal Send a frame over the socket if it is open. @param {string} text */
@@ -253,7 +251,7 @@ export class Client extends Observable {
   }
 
   /** @internal @param {any} [Socket] used instead of a WebSocket @returns {WebSocket} */
-  openSocket(Socket = this.WebSocket) {
+  openSocket(Socket = this.options.WebSocket ?? WebSocket) {
     const { client } = this.options
     const query = client == null ? "" : `&client=${encodeURIComponent(client)}`
     return new Socket(`${this.base}/v1/ws?sdk=js${query}`.replace(/^http/, "ws"), "holdfast.v1")
@@ -262,12 +260,12 @@ export class Client extends Observable {
   /** @internal Add a request of a channel. @param {string} type @param {string} channel @param {Fields} fields @returns {Promise<any>} */
   async request(type, channel, fields) {
     this.check()
-    return this.requests.add({ ...fields, type, ref: this.nextRef(), channel })
+    return this.requests.add({ ...fields, type, ref: this.requests.nextRef(), channel })
   }
 
   /** @internal Send a request once; without a connection it is lost. @param {string} type @param {string} channel @param {Fields} [fields] */
   sendOnce(type, channel, fields) {
-    const frame = { ...fields, type, ref: this.nextRef(), channel }
+    const frame = { ...fields, type, ref: this.requests.nextRef(), channel }
     if (this.isHttp) withFallback((fallback) => fallback.sendOne(this, frame))
     else this.send(JSON.stringify(frame))
   }
@@ -333,8 +331,8 @@ export class Client extends Observable {
     if (this.#isSuspended || this.state === "closed") return
     this.#stopAll()
     this.#transport = transport
-    if (this.isHttp) for (const channel of this.channels.values()) this.#stream(channel)
-    else this.#connections.push(new Connection(this, null, transport))
+    if (this.isHttp) for (const channel of this.channels.values()) this.#connect(channel)
+    else this.#connect(null)
     for (const connection of this.#connections) {
       connection.attempt = attempt
       connection.start()
@@ -355,14 +353,19 @@ export class Client extends Observable {
     withFallback((fallback) => fallback.tryWebSocket(this, next))
   }
 
+  /** True: the client may choose the transport. */
+  get #isFree() {
+    return (this.options.transport ?? "auto") === "auto"
+  }
+
   /** Try the best transport again, because another network may allow it. */
   #networkChanged() {
     if (this.isHttp && this.#isFree) this.use(WEBSOCKET)
     else for (const connection of this.#connections) connection.wake()
   }
 
-  /** @param {Channel<any, any>} channel */
-  #stream(channel) {
+  /** Add a connection. @param {Channel<any, any> | null} channel null: all channels */
+  #connect(channel) {
     const connection = new Connection(this, channel, this.#transport)
     this.#connections.push(connection)
     return connection
@@ -382,7 +385,7 @@ export class Client extends Observable {
     if (this.#worked.size || this.#isProbing || this.#error) return
     this.#isProbing = true
     // Loaded on demand, because few pages ever need it. If loading fails, the next failure tries again.
-    const error = await import("./probe.js").then(({ diagnose }) => diagnose(this.base, this.fetch)).catch(() => null)
+    const error = await import("./probe.js").then(({ diagnose }) => diagnose(this)).catch(() => null)
     this.#isProbing = false
     if (error && !this.#worked.size) this.explain(error)
   }
@@ -396,10 +399,9 @@ export class Client extends Observable {
   }
 
   /** @param {HoldfastError} error */
-  #warn(error) {
-    if (this.#warned.has(error.code)) return
-    this.#warned.add(error.code)
-    console.warn(`holdfast: ${error.code}: ${error.message}`)
+  #warn({ code, message }) {
+    if (!this.#warned.has(code)) console.warn(`holdfast: ${code}: ${message}`)
+    this.#warned.add(code)
   }
 
   #checkOpen() {

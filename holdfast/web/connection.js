@@ -6,9 +6,10 @@
  * @module
  */
 
-import { refusal } from "./errors.js"
+import { isTemporary, refusal } from "./errors.js"
 
 /** @typedef {import("./client.js").Client} Client */
+/** @typedef {import("./errors.js").HoldfastError} HoldfastError */
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /**
  * @typedef {object} Transport
@@ -137,6 +138,12 @@ export class Connection {
       this.#timer = setTimeout(this.#retry, delay_ms)
     }
     client.notify()
+  }
+
+  /** The server refuses a channel: attach again later, or close the channel. @param {HoldfastError} error @param {Channel | null} [channel] */
+  refused(error, channel) {
+    if (isTemporary(error)) this.fail(0, error)
+    else channel?.close(error)
   }
 
   /** Reconnect now, because the page or the network is back, and replace a connection that was silent meanwhile. */

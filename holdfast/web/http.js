@@ -108,7 +108,7 @@ export function refused(connection, error, token) {
   if (error?.code === "unauthenticated") return void (client.tokenRefused(token, false) || connection.fail())
   if (error?.code === "no_verifier") client.explain(error)
   if (error?.code === "not_found") return connection.fail() // the path is unknown: a server of another protocol
-  if (error instanceof HoldfastError && error.code !== "not_holdfast") return channel?.refused(error, connection)
+  if (error instanceof HoldfastError && error.code !== "not_holdfast") return connection.refused(error, channel)
   connection.fail(0, error)
 }
 

@@ -10,8 +10,10 @@
  */
 
 import { isTemporary, refusal } from "./errors.js"
+import { shownMessage } from "./snapshot.js"
 
 /** @typedef {import("./view.js").Message} Message */
+/** @typedef {import("./snapshot.js").Message<any, any>} ShownMessage */
 /** @typedef {import("./errors.js").HoldfastError} HoldfastError */
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
 /**
@@ -40,6 +42,8 @@ const AGAIN_MS = 5_000 // longest wait before the next attempt after a temporary
 export class Outbox {
   /** @type {Map<string, Entry>} in the order of sending */
   entries = new Map()
+  /** @type {Set<{ channel: Channel, id: string, result: Promise<ShownMessage> }>} the messages that are being sent, in order */
+  #deliveries = new Set()
   /** @type {Storage | null} */
   #storage = null
 
@@ -75,8 +79,25 @@ export class Outbox {
     this.#put(entry)
   }
 
+  /** Send a message after the earlier ones of its channel, so that they keep their order. @param {Channel} channel @param {string} id @returns {Promise<ShownMessage>} */
+  deliver(channel, id) {
+    const others = [...this.#deliveries].filter((one) => one.channel === channel)
+    const running = others.find((one) => one.id === id)
+    if (running) return running.result // an earlier call is already sending this message
+    const result = Promise.resolve(others.at(-1)?.result.catch(() => {}))
+      .then(() => this.#send(channel, id))
+      .then(shownMessage)
+      .finally(() => {
+        this.#deliveries.delete(delivery)
+        channel.notify()
+      })
+    const delivery = { id, channel, result }
+    this.#deliveries.add(delivery)
+    return result
+  }
+
   /** Send a message until the server stores or refuses it. @param {Channel} channel @param {string} id @returns {Promise<Message>} */
-  async deliver(channel, id) {
+  async #send(channel, id) {
     for (;;) {
       const entry = this.entries.get(id)
       if (!entry) throw discarded(id)

@@ -14,9 +14,10 @@ const REPORT_MS = 50 // time to wait for the report of a policy violation, which
 
 /**
  * Return the error that explains the failure, or null if the server responds as it should.
- * @param {string} base @param {typeof globalThis.fetch} fetch
+ * @param {import("./client.js").Client} client
  */
-export async function diagnose(base, fetch) {
+export async function diagnose(client) {
+  const { base } = client
   const page = globalThis.location
   const { protocol, hostname } = new URL(base)
   if (page?.protocol === "https:" && protocol === "http:" && !/^((.+\.)?localhost|127\.[\d.]+|\[::1\])$/.test(hostname)) {
@@ -32,7 +33,7 @@ export async function diagnose(base, fetch) {
   }
   globalThis.document?.addEventListener?.("securitypolicyviolation", blocked)
   try {
-    const response = await fetch(address, { signal, cache: "no-store" })
+    const response = await client.fetch(address, { signal, cache: "no-store" })
     const body = await response.json().catch(() => ({}))
     if (body?.server === "holdfast" && body.protocol !== PROTOCOL) {
       return refusal("unsupported_protocol", `${base} speaks protocol ${body.protocol}, this client ${PROTOCOL}: use the client of the server's release, for example ${base}/web/client.js`)
@@ -41,7 +42,7 @@ export async function diagnose(base, fetch) {
     if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} sent status ${response.status}`, body)
     return refusal("not_holdfast", `${base} responds (status ${response.status}), but not as a Holdfast server: is it mounted at another path?`)
   } catch {
-    const isThere = await fetch(address, { mode: "no-cors", signal }).then(() => true, () => false)
+    const isThere = await client.fetch(address, { mode: "no-cors", signal }).then(() => true, () => false)
     if (globalThis.document) await new Promise((resolve) => setTimeout(resolve, REPORT_MS))
     if (directive) {
       return refusal("blocked_by_csp", `the page's Content-Security-Policy blocks ${base}: add ${new URL(base).origin} to ${directive}`)

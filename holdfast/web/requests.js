@@ -20,6 +20,7 @@ export class Requests {
   /** @type {Map<unknown, Pending>} in the order of the calls, which is the order of sending */
   pending = new Map()
   #units = 0
+  #refs = 0
   /** @internal True while requests are being sent over HTTP. */
   isSending = false
 
@@ -34,6 +35,10 @@ export class Requests {
     if (size >= MAX_PENDING || this.#units >= MAX_UNITS) {
       throw refusal("too_many", `${size} requests with ${this.#units} characters wait for a response: await some of them first`)
     }
+  }
+
+  nextRef() {
+    return ++this.#refs
   }
 
   /** @param {Frame} frame @returns {Promise<any>} */

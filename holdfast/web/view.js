@@ -83,6 +83,8 @@ export class View {
 
   /** @internal Whether the latest frame ended its batch: only then the state is that of the cursor. */
   isWhole = false
+  /** @internal True: the view comes from the cache of an earlier page, and the server has not completed it yet. */
+  isFromCache = false
 
   #fold = new Fold()
   /** @type {WireEvent[] | null} a new start that is not complete yet (protocol 3.4, rule 6) */

@@ -37,7 +37,7 @@ function dial(connection, token) {
   const send = (frame) => socket.send(JSON.stringify(frame))
   /** @param {string} value */
   const authenticate = (value) => {
-    auth = client.nextRef()
+    auth = client.requests.nextRef()
     token = value
     send({ type: "auth", ref: auth, token: value })
   }
@@ -57,7 +57,7 @@ function dial(connection, token) {
   const begin = () => {
     connection.send = (text) => socket.send(text)
     connection.attach = (channel) => {
-      const ref = client.nextRef()
+      const ref = client.requests.nextRef()
       attaching.set(ref, channel)
       channel.attaching()
       send({ type: "attach", ref, channel: channel.name, history: channel.limit, since: channel.cursor ?? undefined })
@@ -92,7 +92,7 @@ function dial(connection, token) {
       const error = new HoldfastError(rest.code, rest)
       if (ref === auth) auth = undefined // if this was the first token, the server closes the socket next
       // Ignore a response for a closed channel: another channel may have been opened under its name since.
-      if (channel?.state !== "closed") channel?.refused(error, connection)
+      if (channel && channel.state !== "closed") connection.refused(error, channel)
       client.requests.settle(ref, error)
     }
     attaching.delete(ref)

@@ -378,6 +378,7 @@ async def test_connection_that_comes_back_leaves_a_mark_with_what_it_brought(bro
         await here.write(" words 🎉.\n\nAfter.")
         await here.page.evaluate("client.resume()")
         await here.until("came back")
+        await here.until("After.")  # the next frame draws the text
         words = "(Reconnected here. 17 characters came back.)"
         assert await here.page.evaluate(_LINES) == ["Before.", "More words 🎉.", words, "After."]
         await here.page.evaluate("client.suspend()")
