@@ -19,6 +19,7 @@ import click
 from holdfast import archiving, store_commands
 from holdfast._version import __version__
 from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.retention import rules_of
 from holdfast.hub import HubCore, identity
 from holdfast.hub.backups import BackupSchedule
 from holdfast.hub.identity import Authenticate
@@ -90,6 +91,13 @@ def main() -> None:
     help="Number of backups; older ones are removed.  [default: 24]",
 )
 @click.option(
+    "--retention",
+    "ages",
+    multiple=True,
+    metavar="PATTERN=AGE",
+    help="How long messages of these channels stay, such as chat:*=90d; repeatable.",
+)
+@click.option(
     "--no-migration-backup",
     is_flag=True,
     help="Write no backup FILE.before-N when this version of Holdfast changes the tables of the store's file.",
@@ -140,6 +148,7 @@ def serve(
     backup_dir: Path | None,
     backup_every: str | None,
     backup_keep: int | None,
+    ages: tuple[str, ...],
     no_migration_backup: bool,
     target: str | None,
     secret_files: tuple[Path, ...],
@@ -158,10 +167,10 @@ def serve(
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
     if target is not None:
         is_ours = (store, flush_ms, drain_s, public_origin) != (None,) * 4 or origins or secret_files or jwks
-        if is_ours or no_migration_backup:
+        if is_ours or ages or no_migration_backup:
             raise LocalError(
                 "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin, --public-origin, "
-                "--no-migration-backup and the options for tokens there"
+                "--retention, --no-migration-backup and the options for tokens there"
             )
         app = load_app(target)
         if not allow_everyone:
@@ -171,6 +180,7 @@ def serve(
     else:
         settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
         settings |= {"allowed_origins": origins, "public_origin": public_origin}
+        settings["retention"] = rules_of("--retention", ages)
         known = {name: value for name, value in settings.items() if value is not None}
         store_url = store or "sqlite:///holdfast.db"
         app = Hub(_store_without_backup(store_url) if no_migration_backup else store_url, **known)

@@ -20,9 +20,9 @@ import msgspec
 
 from holdfast.archiving import STORE
 from holdfast.control_client import NotServed, call
-from holdfast.core.errors import LocalError, StoreInUse, shown, shown_url
+from holdfast.core.errors import LocalError, StoreInUse, shown_url
 from holdfast.core.names import check_prefix
-from holdfast.core.retention import Policies
+from holdfast.core.retention import Policies, rules_of
 from holdfast.serving import hubs_in, load_app
 from holdfast.stores import open_url
 from holdfast.stores.sqlite import SqliteStore
@@ -156,16 +156,14 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
 
     if (target is None) == (not ages):
         raise LocalError("retention needs rules: give either --app MODULE:NAME or --keep PATTERN=AGE")
-    wrong = next((one for one in ages if "=" not in one), None)
-    if wrong is not None:
-        raise LocalError(f"--keep must be PATTERN=AGE, such as chat:*=90d, got {shown(wrong)}")
+    rules = rules_of("--keep", ages)
     hubs = hubs_in(load_app(target)) if target is not None else []
     if target is not None and not any(one.retainer.policies for one in hubs):
         raise LocalError(f"--app {target} has no hub with the setting retention; give rules with --keep")
-    policies = [one.retainer.policies for one in hubs] or [Policies(dict(one.rsplit("=", 1) for one in ages))]
+    policies = [one.retainer.policies for one in hubs] or [Policies(rules)]
     total = size_bytes = 0
-    for rules in policies:
-        for due in due_channels(sqlite_store(store).path, rules, time.time_ns() // 1_000_000):
+    for policy in policies:
+        for due in due_channels(sqlite_store(store).path, policy, time.time_ns() // 1_000_000):
             gone = "  (the whole channel)" if due.is_gone else ""
             click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
             total, size_bytes = total + due.messages, size_bytes + due.size_bytes

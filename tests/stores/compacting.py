@@ -1,9 +1,9 @@
 """A store that is compacted by processes that kill themselves, each at another point.
 
-`python -m tests.stores.compacting FILE`: one process after the other compacts the file and dies before its
-first, third, fifth … operation on files, until one does not die. After each, a new process opens the store and compares it with its state
-before. At the end it prints how often processes died, how many left an unfinished copy, and how many different files
-there were. It forks, so it runs no thread itself.
+`python -m tests.stores.compacting FILE`: one process after the other compacts the file and dies before its first,
+third, fifth … operation on files, until one does not die. After each, a new process opens the store and compares it
+with its state before. At the end it prints how often processes died, how many left an unfinished copy, and how many
+different files there were. It forks, so it runs no thread itself.
 """
 
 import asyncio
