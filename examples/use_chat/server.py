@@ -6,9 +6,9 @@ Build the page in this folder, and run the server:
     npm run build
     python server.py
 
-Open http://127.0.0.1:8000. Ask a question, reload during the answer, and open the page in a second window: both show the
-same answer, and each may stop it. Stop the server during an answer and start it again: a reloaded page has the whole
-answer. `?chat=2` is another chat.
+Open http://127.0.0.1:8000. Ask a question, reload during the answer, and open the page in a second window: both show
+the same answer, and each may stop it. Stop the server during an answer and start it again: a reloaded page has the
+whole answer. `?chat=2` is another chat.
 """
 
 import asyncio
