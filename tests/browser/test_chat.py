@@ -730,8 +730,9 @@ async def test_messages_keep_the_name_of_a_person_who_has_left(browser: Browser)
         for _ in range(2):  # the second page has never seen her present
             await here.page.reload()
             await here.mount(client="u-18")
+            await here.page.wait_for_function("() => channel.state === 'live'")
             await here.page.wait_for_function(
-                "() => channel.state === 'live' && channel.getSnapshot().presence.members.every(({ id }) => id !== 'u-17')"
+                "() => channel.getSnapshot().presence.members.every(({ id }) => id !== 'u-17')"
             )
             await expect(here.page.locator(".author")).to_have_text("Ada")
         assert await here.page.get_attribute(".author", "title") == "u-17"
