@@ -141,7 +141,7 @@ def _decide_existing(
             is_ours = caller.is_app or caller.is_server or is_writer(message, caller)
             # The id of another writer's request may be the same, by chance: the result of that request does not count.
             known = _earlier_decision(message, request.request) if is_ours else None
-            return known or _take_over(message, request, caller)
+            return known or _take_over(message, request, caller, now_ms)
         case RenewLease():
             check_writer(message, caller, request.generation)
             return renew_lease(message, request)
@@ -408,7 +408,7 @@ def check_finish(request: FinishMessage, limits: Limits) -> None:
     _merged({}, request.meta, limits)
 
 
-def _take_over(message: MessageState, request: TakeOver, caller: Caller) -> Decision:
+def _take_over(message: MessageState, request: TakeOver, caller: Caller, now_ms: int) -> Decision:
     if request.generation is not None and request.generation != message.generation:
         raise fenced(message, request.generation)
     if message.status == "streaming" and not (caller.is_server or caller.is_admin):
@@ -424,6 +424,7 @@ def _take_over(message: MessageState, request: TakeOver, caller: Caller) -> Deci
         generation=generation,
         writer=_writer(caller, request.lease_s),
         request=_request(request.request),
+        at_ms=now_ms,
     )
     return Decision(ops=(op,), generation=generation, lengths=[part.length for part in message.parts])
 
