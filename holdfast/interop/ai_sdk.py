@@ -89,19 +89,21 @@ class AISDK:
 
     async def _question(self, access: Access, channel: str, earlier: list[Json], last: Json, *, is_edit: bool) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
-        parts = _stored_parts(last["parts"])
+        meta = last.get("metadata")
+        content: Json = {"parts": _stored_parts(last["parts"]), "meta": meta if isinstance(meta, dict) else None}
         given = stored_id(last["id"])
         with suppress(NotFound):
-            return await self._version(access, channel, given, parts, is_edit=is_edit)
+            return await self._version(access, channel, given, content, is_edit=is_edit)
         parent = _parent(earlier, await access.conversation(channel, limit=NEWEST))
         try:
-            created = await access.create(channel, id=given, parts=parts, parent=UNSET if parent is None else parent)
+            created = await access.create(channel, id=given, **content, parent=UNSET if parent is None else parent)
             return created.id
         except IdConflict:  # a repeat of this request has created the same message at the same moment
-            return await self._version(access, channel, given, parts, is_edit=is_edit)
+            return await self._version(access, channel, given, content, is_edit=is_edit)
 
-    async def _version(self, access: Access, channel: str, given: str, parts: list[Json], *, is_edit: bool) -> str:
+    async def _version(self, access: Access, channel: str, given: str, content: Json, *, is_edit: bool) -> str:
         """Return the id of the version with these parts of a known question. A new version is stored."""
+        parts = content["parts"]
         known = (await access.turn(channel, given)).message
         if known is None or known.role != "user":
             raise IdConflict(f"message {given!r} is an answer; send a question with another id")
@@ -114,7 +116,7 @@ class AISDK:
                 break  # an edit back to an earlier content is another version
         assert newest is not None
         id = hashed(newest.id, json.dumps(parts))
-        return (await access.create(channel, id=id, parts=parts, parent=known.parent)).id
+        return (await access.create(channel, id=id, **content, parent=known.parent)).id
 
     async def _regenerate(self, access: Access, channel: str, question: str) -> None:
         turn = await access.turn(channel, question)

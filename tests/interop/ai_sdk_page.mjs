@@ -63,7 +63,7 @@ const actions = {
     void chat.resumeStream()
     await until(() => chat.requests)
   },
-  send: (page, { text, messageId }) => void pages.get(page).sendMessage({ text, messageId }),
+  send: (page, message) => void pages.get(page).sendMessage(message),
   again: (page, { index }) => void pages.get(page).sendMessage(pages.get(page).messages[index]),
   regenerate: (page) => void pages.get(page).regenerate(),
   leave: (page) => void pages.get(page).stop(),

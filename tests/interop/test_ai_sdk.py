@@ -309,8 +309,7 @@ async def with_question(turn: Turn) -> None:
 
 def tool_of(state: Any) -> Any:
     """Return the part of the call in a page's last message."""
-    (part,) = (one for one in state["messages"][-1]["parts"] if one["type"].startswith("tool-"))
-    return part
+    return [one for one in state["messages"][-1]["parts"] if one["type"].startswith("tool-")][-1]
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
@@ -347,6 +346,34 @@ async def test_approval_ends_the_response_and_the_next_request_goes_on(
         assert state["requests"] == 2
         assert tool_of(state)["state"] == ("output-available" if is_approved else "output-denied")
     assert len(scene.turns) == 1
+
+
+@pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
+@pytest.mark.parametrize("is_approved", [True, False], ids=["yes", "no"])
+async def test_loaded_messages_equal_those_of_a_page_with_each_kind_of_part(scene: Scene, is_approved: bool) -> None:
+    async def all_kinds(turn: Turn) -> None:
+        async with turn.reply(meta={"model": "m"}) as message:
+            await message.append("First. ")
+            await message.part({"type": "reasoning", "text": "Hm."})
+            await message.part({**CALL, "call": "c0", "state": "done", "output": {"c": 6}})
+            await message.part({"type": "text", "text": "May I?"})
+            index = await message.part({**CALL, "state": "called"})
+            if (await turn.ask("approve", {"call": "c1"})).ok:
+                await message.part({**CALL, "state": "done", "output": {"c": 7}}, index=index)
+            await message.part({"type": "text", "text": "Last."})
+            await message.part({"type": "data", "name": "place", "data": {"x": 1}})
+
+    scene.script = all_kinds  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", id="1", sendsOn=True)
+    await pages("a", "send", text="you", metadata={"from": "a"})
+    await pages("a", "saw", wanted="May I?")
+    approval = tool_of(await finished(scene, "a"))["approval"]["id"]
+    await pages("a", "approve", id=approval, approved=is_approved, reason="why")
+    await pages("a", "saw", wanted="Last.")
+    state = await finished(scene, "a")
+    assert plain(state["messages"]) == plain(await scene.loaded())
+    assert state["messages"][0]["metadata"] == {"from": "a"}
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
