@@ -9,6 +9,7 @@ ignored: a request adds its last message, or answers the questions of the agent,
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -33,6 +34,8 @@ from holdfast.interop.ids import hashed, stored_id
 from holdfast.routes import Access, TurnStatus, guarded, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
+JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
+LATEST_TURN = 20  # newest messages of a channel among which the turn that has just ended is looked for
 NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
@@ -163,10 +166,17 @@ class AISDK:
         return turn, has_replied
 
     async def _resume(self, request: Request) -> Response:
-        """Replay the running turn; 204 if none runs."""
+        """Replay the running turn, or one that has just ended: the page may lack its answer. 204 if there is none.
+
+        Strict releases add a replay to the answer that the page has, so they get no turn that has ended.
+        """
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
-        for turn in reversed(await access.open_turns(channel)):
+        turns = await access.open_turns(channel)
+        if not self._release.strict and not turns:
+            turns = [one for one in await access.conversation(channel, limit=LATEST_TURN) if one.answers][-1:]
+            turns = [one for one in turns if _age_s(one) < JUST_ENDED_S]
+        for turn in reversed(turns):
             if turn.message is not None:
                 return access.stream(channel, turn.message.id, UIStream(turn.message.id, self._release))
         return Response(status_code=204)
@@ -202,6 +212,11 @@ async def _versions(access: Access, channel: str, known: Message) -> AsyncIterat
             break
         before = page.messages[-1].created
     yield known
+
+
+def _age_s(turn: TurnStatus) -> float:
+    """Return the seconds since the last change of the turn's answers."""
+    return time.time() - max(one.updated_at for one in turn.answers) / 1_000
 
 
 def _messages_in(body: Json) -> tuple[list[Json], Json]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -93,6 +94,49 @@ async def test_page_sends_and_a_reloaded_page_and_other_tabs_have_the_whole_answ
     assert len(scene.turns) == 1
     state = await pages("late", "open", id="1", load=True, resume=True)
     assert (state["messages"], (await finished(scene, "late"))["requests"]) == (await scene.loaded(), 1)
+
+
+async def test_page_that_loads_and_resumes_at_any_two_moments_of_a_turn_has_the_whole_answer(scene: Scene) -> None:
+    words = ["Hello ", "to ", "you"]
+    begin, end = 0, len(words) + 1  # before the first token; after the turn
+    steps = asyncio.Queue[asyncio.Event]()
+
+    async def stepwise(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for word in [*words, ""]:
+                taken = await steps.get()
+                await message.append(word)
+                await message.flush()
+                taken.set()
+
+    async def step(moment: int) -> None:
+        taken = asyncio.Event()
+        await steps.put(taken)
+        await taken.wait()
+        while moment == end and (await scene.hub.turn("chat:1", "u")).state != "over":  # noqa: ASYNC110 - at once
+            await asyncio.sleep(0)
+
+    seeded = random.Random(16)
+    drawn = [sorted((seeded.randint(begin, end), seeded.randint(begin, end))) for _ in range(6)]
+    moments = [(begin, begin), (begin, end), (end - 1, end), (end, end), *map(tuple, drawn)]
+    if IS_STRICT:  # a turn that ended in between is a limit of these releases
+        moments = [(loads, resumes) for loads, resumes in moments if resumes < end or loads == end]
+    scene.script = stepwise  # type: ignore[method-assign]
+    await scene.hub.create("chat:1", id="u", text="you")
+    await scene.served.until(lambda: scene.turns)
+    for moment in range(begin, end + 1):
+        for number, (loads, resumes) in enumerate(moments):
+            if loads == moment:
+                await scene.pages(f"page{number}", "open", id="1", load=True)
+            if resumes == moment:
+                await scene.pages(f"page{number}", "resume")
+        if moment < end:
+            await step(moment + 1)
+    loaded = await scene.loaded()
+    for number, at in enumerate(moments):
+        state = await scene.pages(f"page{number}", "resumed")
+        assert (at, state["status"], state["messages"]) == (at, "ready", loaded)
+    assert [part.get("text") for part in loaded[1]["parts"]] == [None, "Hello to you"]
 
 
 async def test_page_that_leaves_before_the_first_token_stops_nothing(scene: Scene) -> None:
