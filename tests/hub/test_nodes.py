@@ -37,7 +37,7 @@ class Cluster:
 
     async def node(self, name: str) -> NodeLease:
         lease = NodeLease(self.store, name, lambda: self.now_ms / 1000)
-        await lease.begin()
+        await lease.renew()
         return lease
 
     async def pass_ms(self, ms: int, *nodes: NodeLease) -> None:
@@ -45,7 +45,7 @@ class Cluster:
         for _ in range(0, ms, 1000):
             self.now_ms += 1000
             for node in nodes:
-                await node.begin()
+                await node.renew()
             for node in nodes:
                 if node.is_recovery_due:
                     await node.recover(lambda is_mine, node=node: self._recover(node, is_mine))  # type: ignore[misc]

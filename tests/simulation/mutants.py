@@ -307,7 +307,7 @@ def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) 
 
 def a_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """A renewal changes no message, so there is no entry to store."""
-    patch.setattr(committer, "stored_renewal", lambda message, decision: decision)
+    patch.setattr(committer, "stored_renewal", lambda message: ())
 
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
