@@ -175,10 +175,10 @@ def _compare(db: sqlite3.Connection, tables: list[str], slots: list[int]) -> Non
         else:
             pairs = zip_longest(*(db.execute(f'SELECT * FROM {one}."{name}"') for one in ("main", "old")))
         if any(new != old for new, old in pairs):
-            raise StoreUnavailable(f"compaction wrote other rows into the table {name} of the copy; check the disk")
+            raise StoreUnavailable(f"compacted copy has other rows in its table {name} than the file; check the disk")
     (found,) = db.execute("PRAGMA main.integrity_check(1)").fetchone()
     if found != "ok":
-        raise StoreUnavailable(f"compaction wrote a copy that is damaged ({found}); check the disk")
+        raise StoreUnavailable(f"compacted copy is damaged ({found}); check the disk")
 
 
 def _swap(copy: Path, place: Path, lock: FileLock, nonce: str) -> None:

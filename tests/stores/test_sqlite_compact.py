@@ -1,4 +1,4 @@
-"""Compaction of a SQLite file, and what a kill in it leaves."""
+"""Compaction of a SQLite file, also by processes that are killed."""
 
 import asyncio
 import sqlite3
@@ -92,7 +92,7 @@ def test_copy_that_differs_from_the_file_does_not_replace_it(path: Path, monkeyp
     monkeypatch.setattr(
         sqlite_compact, "sealed", lambda slot, body: seal(slot, body[::-1] if next(calls) == 0 else body)
     )
-    with pytest.raises(StoreUnavailable, match="other rows into the table log of the copy"):
+    with pytest.raises(StoreUnavailable, match="other rows in its table log"):
         compact(path)
     assert (path.stat().st_ino, list(path.parent.glob("*.partial"))) == (inode, [])
 
