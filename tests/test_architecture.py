@@ -41,6 +41,7 @@ LAYERS = (
     ("serving",),
     ("demo",),
     ("archiving",),
+    ("store_commands",),
     ("cli",),
     ("__main__",),
 )

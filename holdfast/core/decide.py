@@ -22,6 +22,7 @@ from holdfast.core.decide_work import (
     reply_command,
     send_command,
     settle_command,
+    with_approval,
 )
 from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
@@ -141,7 +142,7 @@ def _decide_existing(
             is_ours = caller.is_app or caller.is_server or is_writer(message, caller)
             # The id of another writer's request may be the same, by chance: the result of that request does not count.
             known = _earlier_decision(message, request.request) if is_ours else None
-            return known or _take_over(message, request, caller)
+            return known or _take_over(message, request, caller, now_ms)
         case RenewLease():
             check_writer(message, caller, request.generation)
             return renew_lease(message, request)
@@ -344,7 +345,11 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
         )
     _check_part_count(request.index + 1, limits)
     part = check_part(request.part, limits)
-    replaced = part_bytes(message.parts[request.index].value()) if request.index < count else 0
+    replaced = 0
+    if request.index < count:
+        earlier = message.parts[request.index].value()
+        replaced = part_bytes(earlier)
+        part = with_approval(part, earlier)
     _check_size(message, part_bytes(part) - replaced, limits)
     op = SetPart(id=message.id, index=request.index, part=part, at_ms=now_ms, request=_request(request.request))
     return Decision(ops=(op,))
@@ -408,7 +413,7 @@ def check_finish(request: FinishMessage, limits: Limits) -> None:
     _merged({}, request.meta, limits)
 
 
-def _take_over(message: MessageState, request: TakeOver, caller: Caller) -> Decision:
+def _take_over(message: MessageState, request: TakeOver, caller: Caller, now_ms: int) -> Decision:
     if request.generation is not None and request.generation != message.generation:
         raise fenced(message, request.generation)
     if message.status == "streaming" and not (caller.is_server or caller.is_admin):
@@ -424,6 +429,7 @@ def _take_over(message: MessageState, request: TakeOver, caller: Caller) -> Deci
         generation=generation,
         writer=_writer(caller, request.lease_s),
         request=_request(request.request),
+        at_ms=now_ms,
     )
     return Decision(ops=(op,), generation=generation, lengths=[part.length for part in message.parts])
 

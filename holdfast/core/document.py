@@ -155,7 +155,7 @@ def document(message: MessageState | CommandState) -> Document:
         head=_encode_head(_head(message)),
         fresh=fresh,
         segments=segments,
-        at_ms=message.updated_at,
+        at_ms=max(message.updated_at, message.moved_at),
     )
 
 

@@ -97,6 +97,7 @@ class MessageState:
         "id",
         "last",
         "meta",
+        "moved_at",
         "parent",
         "parts",
         "reason",
@@ -125,6 +126,8 @@ class MessageState:
         self.created = self.version = serial
         self.last = serial  # serial of the last entry of any kind; `version` is the serial of the last visible change
         self.created_at = self.updated_at = op.at_ms
+        # time of the last claim or takeover since the message was loaded; neither head nor clients have it
+        self.moved_at = 0
         self.digest = op.digest
         self.writer = op.writer
         self.generation = 1

@@ -94,6 +94,7 @@ class Takeover(BaseOp, frozen=True, kw_only=True, array_like=True, tag=6):
     generation: int
     writer: WriterIdentity
     request: str | None = None
+    at_ms: int = 0
 
 
 class Delete(BaseOp, frozen=True, kw_only=True, array_like=True, tag=7):

@@ -257,6 +257,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
         message.claim = ClaimState(
             op.state, op.generation, op.by, op.node, op.lease_ms, op.within, op.within_generation, round_from
         )
+        message.moved_at = max(message.moved_at, op.at_ms)
         return
     if isinstance(op, Lease):
         if message.writer is not None:
@@ -276,6 +277,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
         case Takeover():
             message.status, message.reason = "streaming", None
             message.generation, message.writer, message.taken_over = op.generation, op.writer, serial
+            message.moved_at = max(message.moved_at, op.at_ms)
             _remember_request(message, op.request, serial)
         case Delete():
             message.deleted = True

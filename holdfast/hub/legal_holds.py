@@ -84,8 +84,9 @@ class LegalHolds:
             try:
                 await self._store.note({NOTE + channel: msgspec.json.encode(hold)})
             except BaseException:
-                if before is None:
-                    self._holds.pop(channel, None)
+                self._holds.pop(channel, None)
+                if before is not None:
+                    self._holds[channel] = before
                 raise
             return hold
 

@@ -10,9 +10,8 @@ import { Composer } from "./chat_composer.js"
 import { MessageList } from "./chat_list.js"
 import { Marks } from "./chat_marks.js"
 import { button, copyText, element, setText, SPARK, svg } from "./chat_nodes.js"
-import { Names, peopleWords } from "./chat_people.js"
+import { Names, peopleWords, statusWords } from "./chat_people.js"
 import { Scroller } from "./chat_scroll.js"
-import { StatusLine } from "./chat_status.js"
 import { PANEL_STYLE, sheetOf } from "./chat_style.js"
 import { remember } from "./view.js"
 
@@ -23,6 +22,7 @@ const HIDDEN_MS = 250
 const SLICE_MS = 12 // time limit of one drawing
 const HELD_MS = 6 // time limit of a drawing that also lays out messages above the view
 const FIRST_MS = 30 // time limit of the first drawing
+const SLOW_MS = 1_000 // time to connect after which the status line mentions it
 const MAX_REPLIES = 100
 const CLOSE = "M6 6l12 12M18 6L6 18"
 
@@ -30,6 +30,8 @@ export class Panel {
   closing = new AbortController()
   names = new Names()
   voice = new Voice()
+  /** The status line: `unheard` is true after a signal that no agent serves the channel, `trouble` is the reason of a failed request that no message or button shows, `isSlow` is true some time after the start. */
+  line = { node: element("p", { class: "status", part: "status" }), unheard: false, trouble: "", isSlow: false }
   #isDrawing = false
   #shownState = ""
   #isPresent = false
@@ -54,24 +56,28 @@ export class Panel {
     }
     this.list = new MessageList(this)
     this.scroller = new Scroller(this)
-    this.line = new StatusLine(this)
     this.composer = new Composer(this)
     this.node = this.#panel()
     // On a touch screen focus the messages, because a focused input field would open the keyboard.
     this.keepFocus = focusKeeper(this.node, () => (this.composer.node.hidden || matchMedia("(pointer: coarse)").matches ? this.scroller.log : this.composer.input))
     this.node.hidden = true // hidden until the first `update`
-    const unsubscribe = this.channel.subscribe(() => {
+    const { channel } = this
+    const unsubscribe = channel.subscribe(() => {
       if (this.marks.changed()) this.remark()
       this.schedule()
     })
-    const unlisten = this.channel.listen((event) => this.#receive(event))
-    this.closing.signal.addEventListener("abort", () => {
+    const unlisten = channel.listen((event) => this.#receive(event))
+    this.closing.signal.onabort = () => {
       unsubscribe()
       unlisten()
-      this.scroller.observer.disconnect()
-      if (ownsChannel) this.channel.close()
+      if (ownsChannel) channel.close()
       if (ownsClient) client.close()
-    })
+      this.node.remove()
+    }
+    setTimeout(() => {
+      this.line.isSlow = true
+      this.schedule()
+    }, SLOW_MS)
     root.append(this.node)
   }
 
@@ -102,7 +108,7 @@ export class Panel {
     setText(this.nodes.title, host.getAttribute("heading") ?? this.words.heading)
     if (host.isFloating && wasOpen !== host.isOpen) {
       if (host.isOpen) this.composer.input.focus()
-      else /** @type {HTMLElement | null} */ (host.shadowRoot?.querySelector(".launcher"))?.focus()
+      else /** @type {HTMLElement | null} */ (node.parentNode?.querySelector(".launcher"))?.focus()
       this.tell(host.isOpen ? "open" : "close", {})
     }
     if (this.#shownState) this.schedule()
@@ -111,7 +117,6 @@ export class Panel {
 
   close() {
     this.closing.abort()
-    this.node.remove()
   }
 
   /** The client id of this person. */
@@ -141,13 +146,18 @@ export class Panel {
 
   /** @param {number} most_ms */
   draw(most_ms) {
-    const { nodes, scroller: { log } } = this
+    const { line, nodes, scroller: { log } } = this
     const snapshot = this.channel.getSnapshot()
-    const { messages, presence, streaming, status, you } = snapshot
-    if (this.names.update(presence)) this.list.round++
+    const { error, messages, presence, streaming, status, typing, you } = snapshot
+    if (this.names.update(snapshot)) this.list.round++
     this.list.draw(snapshot, most_ms)
     setText(nodes.people, peopleWords(this, snapshot))
-    this.line.draw(snapshot)
+    if (streaming.length) line.unheard = false
+    const words = statusWords(this, snapshot)
+    if (words && words !== line.node.textContent && !typing.length) this.voice.speak(words)
+    setText(line.node, words)
+    line.node.classList.toggle("mistake", Boolean(error ?? status.error))
+    line.node.hidden = !words
     nodes.empty.hidden = messages.length > 0 || status.state !== "live"
     const isWorking = presence.members.some(({ kind, data }) => kind === "agent" && data?.message && data.state !== "listening")
     this.composer.update(snapshot, streaming.length > 0 || isWorking)
@@ -203,8 +213,7 @@ export class Panel {
 
   async loadOlder() {
     const { older } = this.nodes // shown while a request for older messages runs
-    const { hasOlder } = this.channel.getSnapshot()
-    if (!older.hidden || !hasOlder || this.list.isBehind || this.list.isPaused || !this.host.isOpen) return
+    if (!older.hidden || !this.channel.getSnapshot().hasOlder || this.list.isBehind || this.list.isPaused || !this.host.isOpen) return
     older.hidden = false
     try {
       await this.channel.loadOlder()
@@ -229,9 +238,10 @@ export class Panel {
     try {
       if (isSteering) await this.channel.steer(parts.map(({ text }) => text ?? "").join(""))
       else {
-        const stored = this.channel.send({ id, parts })
+        const name = this.channel.getSnapshot().presence.members.find((one) => one.id === this.me)?.data?.name
+        const stored = this.channel.send({ id, parts, ...(name ? { meta: { author_name: name } } : {}) })
         this.draw(SLICE_MS)
-        this.scroller.toEnd(this.composer.isRunning ? this.scroller.pinned : id) // a question that waits hides no running answer
+        this.scroller.toEnd(this.composer.isRunning ? undefined : id) // a question that waits hides no running answer
         await stored
       }
       return true

@@ -23,13 +23,11 @@ export class Scroller {
   constructor(panel) {
     const { list, nodes, words } = panel
     this.panel = panel
-    this.label = element("span", {}, words.jump)
-    this.jump = button(words.jump, "jump", () => this.toEnd(null), svg(DOWN), this.label)
+    this.jump = button(words.jump, "jump", () => this.toEnd(null), svg(DOWN), element("span", {}, words.jump))
     this.log = element("div", { class: "log", part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, nodes.empty, nodes.older, list.node, list.approvals.node, this.#spacer)
     this.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
     // The soft keyboard, a rotated phone and a longer draft change the height without a scroll event.
-    this.observer = new ResizeObserver(() => this.keep())
-    this.observer.observe(this.log)
+    new ResizeObserver(() => this.keep()).observe(this.log) // it ends with its node
   }
 
   scrolled() {
@@ -73,8 +71,8 @@ export class Scroller {
     this.#lastTop = log.scrollTop
   }
 
-  /** Let the reader be at the end. @param {string | null} pinned the question that was sent */
-  toEnd(pinned) {
+  /** Let the reader be at the end. @param {string | null} [pinned] the question that was sent */
+  toEnd(pinned = this.pinned) {
     this.pinned = pinned
     this.isFollowing = true
     this.keep()
@@ -90,9 +88,9 @@ export class Scroller {
     const unread = messages.filter(({ version, author, local }) => version > this.#seen && author !== me && !local).length
     const label = unread ? `${words.jump} (${unread})` : words.jump
     jump.hidden = isFollowing
-    setText(this.label, label)
+    setText(/** @type {Node} */ (jump.lastChild), label)
     jump.setAttribute("aria-label", label)
-    const badge = /** @type {HTMLElement | null} */ (host.shadowRoot?.querySelector(".badge"))
+    const badge = /** @type {HTMLElement | null} */ (this.panel.node.parentNode?.querySelector(".badge"))
     if (!badge) return
     badge.hidden = host.isOpen || unread === 0
     setText(badge, String(unread))

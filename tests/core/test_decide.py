@@ -501,7 +501,7 @@ def test_a_takeover_of_an_interrupted_message_streams_again_in_the_next_generati
     harness.stream("m", parts=[text_part("abc"), data_part(), tool_part("é")])
     harness.interrupt("m")
     result = harness.take_over("m", lease_s=20)
-    expected = Takeover(id="m", generation=2, writer=WriterIdentity(by="bob", node=None, lease_ms=20_000))
+    expected = Takeover(id="m", generation=2, writer=WriterIdentity(by="bob", node=None, lease_ms=20_000), at_ms=1_000)
     assert result.ops == (expected,)
     assert (result.generation, result.lengths) == (2, [3, 0, 1])
     message = harness.message("m")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
-from holdfast.core.errors import Deleted, Held, InvalidRequest, NotFound
+from holdfast.core.errors import Deleted, Held, InvalidRequest, NotFound, StoreUnavailable
 from holdfast.hub import HubCore
 from holdfast.hub.legal_holds import MAX_REASON, LegalHolds
 from holdfast.stores.memory import MemoryStore
@@ -77,6 +78,28 @@ async def test_a_hold_that_is_made_while_the_holds_are_read_stays() -> None:
 
     await asyncio.gather(holds.load(), holds.hold("chat:1", "case 17", 1), let_go())
     assert holds.is_held("chat:1")
+
+
+class _Full(MemoryStore):
+    """A store that keeps no notes while it is full."""
+
+    is_full = False
+
+    async def note(self, values: Mapping[str, bytes | None]) -> None:
+        if self.is_full:
+            raise StoreUnavailable("the disk is full")
+        await super().note(values)
+
+
+async def test_a_second_hold_that_cannot_be_stored_leaves_the_first() -> None:
+    store = _Full()
+    holds = LegalHolds(store)
+    first = await holds.hold("chat:1", "case 17", 1)
+    store.is_full = True
+    for channel in ("chat:1", "chat:2"):
+        with pytest.raises(StoreUnavailable):
+            await holds.hold(channel, "case 18", 2)
+    assert holds.all() == [first]
 
 
 class _Shared(MemoryStore):

@@ -16,6 +16,7 @@ from holdfast.cli import main
 from holdfast.core.errors import NotFound
 from holdfast.core.events import ChannelAttached, MessageCreate, MessageUpdate
 from holdfast.core.names import command_key
+from holdfast.core.requests import SERVER, ClaimTurn, CreateMessage, FinishMessage, TakeOver
 from holdfast.core.retention import Policies, Retention
 from holdfast.core.view import View
 from holdfast.hub import HubCore
@@ -167,6 +168,30 @@ async def test_an_old_message_counts_as_changed_when_it_is_deleted() -> None:
     await asyncio.sleep(2 * HOUR_S)
     assert hub.stats()["retention_rounds"] > 9
     assert [one.id for one in (await hub.store.facts("c", after=0, limit=9)).facts] == ["m"]
+    await hub.close()
+
+
+@virtually
+async def test_a_claim_and_a_takeover_count_as_changes_of_the_channel() -> None:
+    hub = new_hub({})
+    await hub.start()
+    hub.runtime.scheduler.register(BusyWorker())  # type: ignore[arg-type]  # the parts that waiting needs
+    await hub.create("c", id="q", text="x")
+    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming"), SERVER)
+    await hub.ask("c", "m", FinishMessage(status="interrupted", generation=1), SERVER)
+
+    async def moved_s() -> float:
+        (listed,) = (await hub.archive.channels()).channels
+        return (listed.updated_ms - listed.created_ms) / 1000
+
+    await asyncio.sleep(60)
+    await hub.ask("c", "q", ClaimTurn(generation=0), SERVER)
+    assert await moved_s() == 60
+    question, _ = await hub.read("c", "q")
+    assert question.updated_at == question.created_at  # viewers get no event for a claim
+    await asyncio.sleep(60)
+    await hub.ask("c", "m", TakeOver(), SERVER)
+    assert await moved_s() == 120
     await hub.close()
 
 
