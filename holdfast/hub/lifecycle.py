@@ -196,20 +196,20 @@ class Lifecycle:
 
     async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
         """Recover and serve, after the store was opened and the services were built."""
-        await runtime.nodes.begin()
+        recover = partial(self._recover, runtime)
+        await runtime.nodes.renew()  # before this node writes
+        workers = [group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background))]
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()
-        recover = partial(self._recover, runtime)
-        workers = [group.create_task(runtime.committer.run())]
+        workers.append(group.create_task(runtime.committer.run()))
         if self._store.is_exclusive:
             await recover(every_channel)
-        else:
-            workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.spawn)))
         for callback in self._start_callbacks:
             callback()
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
         workers.append(group.create_task(keep_house(runtime)))
+        await runtime.nodes.renew()  # a callback may have blocked the event loop for longer than the lease
         self.hook_signals()
         run.ready.set_result(None)
         await run.stop.wait()
@@ -220,6 +220,7 @@ class Lifecycle:
 
     async def _drain(self, runtime: Runtime, drain_s: float) -> None:
         runtime.scheduler.close()
+        runtime.nodes.leave()
         self._send_away(runtime)
         tasks, writers = runtime.tasks, runtime.writers
         try:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
 from holdfast.hub.channel import Channel
@@ -22,7 +22,9 @@ from holdfast.stores.base import CommitUnknown
 
 logger = logging.getLogger("holdfast.hub")
 
-READ_TIMEOUT_S = 30.0  # time after which the parked items fail if the store was not read
+T = TypeVar("T")
+
+READ_TIMEOUT_S = 30.0  # time after which a read fails; the items that are parked for it fail, too
 
 
 class Unclear(NamedTuple):
@@ -31,6 +33,17 @@ class Unclear(NamedTuple):
     epoch: str
     serial: int
     decided: list[Decided]
+
+
+async def in_time(read: Awaitable[T], store: str) -> T:
+    """Return the result of `read` from the store named `store`. Raises StoreUnavailable if it takes too long."""
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            return await read
+    except TimeoutError:
+        raise StoreUnavailable(
+            f"store {store!r} did not respond to a read within {READ_TIMEOUT_S:g} s; check its load and the network"
+        ) from None
 
 
 class Loader:

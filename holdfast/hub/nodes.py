@@ -16,7 +16,6 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from contextlib import suppress
 from typing import Any
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
@@ -55,17 +54,19 @@ class NodeLease:
         self._certain_s = float("inf")  # from then on a node without a lease is gone
         self._own_due_s = float("inf")  # when this node recovers the channels that it is responsible for
         self._all_due_s = float("inf")  # when it recovers all channels
+        self._retry_s = RENEW_S  # wait before a recovery that failed is repeated; it doubles with each failure
+        self._is_recovering = False
+        self.is_leaving = False  # this node drains, and recovers no further messages
         self._is_over = False
         self._renewing = asyncio.Lock()  # renewals follow one another, so that no older result replaces a newer one
 
-    async def begin(self) -> None:
-        """Take the lease before this node writes. Raises StoreUnavailable."""
+    async def renew(self) -> None:
+        """Take or renew the lease, and note the living nodes; not on an exclusive store. Raises StoreUnavailable."""
         if not self._store.is_exclusive:
             await self._renew()
 
-    async def keep(self, recover: Recover, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[Any]]) -> None:
+    async def keep(self, recover: Recover, start: Callable[[Coroutine[Any, Any, None]], None]) -> None:
         """Renew the lease each second, and recover the messages of ended nodes, until this task is cancelled."""
-        recovery: asyncio.Task[Any] | None = None
         while not self._is_over and not self._store.is_exclusive:
             await asyncio.sleep(RENEW_S)
             try:
@@ -76,16 +77,26 @@ class NodeLease:
             except Exception:  # an error of a third-party store must not end the hub
                 logger.exception("the lease of this node was not renewed; the hub tries again")
                 continue
-            if self.is_recovery_due and (recovery is None or recovery.done()):
-                recovery = spawn(self.recover(recover))
+            if self.is_recovery_due and not self._is_recovering:
+                start(self.recover(recover))
+
+    def leave(self) -> None:
+        """Recover no further messages, because this node drains. Its lease runs until `end`."""
+        self.is_leaving = True
 
     async def end(self) -> None:
         """End the lease now, so that other nodes recover the messages of this one. The lease is not renewed again."""
-        self._is_over = True
-        if not self._store.is_exclusive:
-            with suppress(HoldfastError, TimeoutError):  # without this call the lease expires
+        self.is_leaving = self._is_over = True
+        if self._store.is_exclusive:
+            return
+        async with self._renewing:  # a renewal that the store carries out later would begin a new lease
+            try:
                 async with asyncio.timeout(RENEW_TIMEOUT_S):
                     await self._store.hold(self.node, 0, {})
+            except (HoldfastError, TimeoutError) as error:
+                logger.warning("the lease of this node was not ended; it expires within %d ms: %r", TERM_MS, error)
+            except Exception:  # an error of a third-party store must not keep the hub from closing
+                logger.exception("the lease of this node was not ended; it expires within %d ms", TERM_MS)
 
     # -- other nodes -------------------------------------------------------------------------------------------
 
@@ -100,24 +111,32 @@ class NodeLease:
     @property
     def is_recovery_due(self) -> bool:
         """Return whether this node may have messages of other nodes to recover."""
-        return self._now_s() >= min(self._own_due_s, self._all_due_s)
+        return not self.is_leaving and self._now_s() >= min(self._own_due_s, self._all_due_s)
 
     async def recover(self, recover: Recover) -> None:
-        """Recover the messages that ended nodes have left. If the store fails, this is due again soon."""
-        is_for_all = self._now_s() >= self._all_due_s
+        """Recover the messages that ended nodes have left. If this fails, it is due again soon."""
+        self._is_recovering, is_for_all = True, self._now_s() >= self._all_due_s
         try:
             await self._renew()  # this process may have been suspended since the last renewal
-            if self._is_over or not self.is_recovery_due:
+            if not self.is_recovery_due:
                 return
             self._own_due_s = self._now_s() + ROUND_S
             if is_for_all:
                 self._all_due_s = float("inf")
             await recover(every_channel if is_for_all else self._is_mine)
-        except HoldfastError as error:
-            self._own_due_s = self._now_s() + RENEW_S
+            self._retry_s = RENEW_S
+        except Exception as error:  # an error of a third-party store must not end the recovery for good
+            due_s = self._now_s() + self._retry_s
+            self._own_due_s = min(self._own_due_s, due_s)
             if is_for_all:
-                self._all_due_s = self._own_due_s
-            logger.warning("the messages of other nodes were not recovered; the hub tries again: %s", error)
+                self._all_due_s = min(self._all_due_s, due_s)
+            self._retry_s = min(2 * self._retry_s, ROUND_S)
+            if isinstance(error, HoldfastError):
+                logger.warning("the messages of other nodes were not recovered; the hub tries again: %s", error)
+            else:
+                logger.exception("the messages of other nodes were not recovered; the hub tries again")
+        finally:
+            self._is_recovering = False
 
     def _is_mine(self, channel: str) -> bool:
         beat = self.beat

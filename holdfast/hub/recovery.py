@@ -10,21 +10,25 @@ before it serves; on a shared store, when the lease of a node has expired (`hold
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from holdfast.core.document import restore, restore_command
-from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, NotFound
+from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, NotFound, StoreUnavailable
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import WriterIdentity
-from holdfast.core.requests import Caller, FinishMessage, TakeOver
+from holdfast.core.requests import Caller, FinishMessage
 from holdfast.hub.importing import undo_imports
+from holdfast.hub.loading import in_time
 from holdfast.hub.nodes import IsMine
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writers import Writers
+
+logger = logging.getLogger("holdfast.hub")
 
 Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
 
@@ -32,58 +36,73 @@ Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
 async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], writers: Writers, is_mine: IsMine) -> None:
     """Recover the open messages and commands of the channels for which `is_mine` returns True.
 
-    `adopters` are the app's functions with their channel patterns. Raises StoreUnavailable and Busy; the part that was
-    done by then needs no repetition, and suffers none.
+    `adopters` are the app's functions with their channel patterns. On a shared store a channel that fails does not stop
+    the recovery of the others. Raises StoreUnavailable and Busy; the part that was done by then needs no repetition,
+    and suffers none.
     """
-    store = runtime.store
+    store, failed = runtime.store, ""
     if store.is_exclusive:
         await undo_imports(store)
-    for channel in await store.open_channels():  # one channel at a time: together they may be larger than memory
+    # one channel at a time: together they may be larger than memory
+    for channel in await in_time(store.open_channels(), store.name):
+        if runtime.nodes.is_leaving:
+            return
         if not is_mine(channel):
             continue
         adopter = next((one for pattern, one in adopters if matches(pattern, channel)), None)
-        for stored in await store.open_documents(channel):
-            if stored.id.startswith(COMMAND_MARK):
-                runtime.leases.inspect_command(channel, stored.id, restore_command(stored))
-                continue
-            message = restore(stored)
-            runtime.leases.inspect_writer(channel, message.id, message)
-            if store.is_exclusive:  # on a shared store other hubs may have these turns
-                runtime.scheduler.inspect_message(channel, message.id, message)
-            writer = message.writer if message.is_streaming else None
-            if writer is not None and writer.node is not None and runtime.nodes.is_gone(writer.node):
-                await _end_or_adopt(runtime, channel, message, writer, adopter, writers)
+        try:
+            await _recover_channel(runtime, channel, adopter, writers)
+        except Exception as error:
+            if store.is_exclusive:
+                raise
+            if not isinstance(error, HoldfastError):
+                logger.exception("channel %s was not recovered", channel)
+            failed = failed or f"channel {channel!r} was not recovered: {error!r}"
+            await runtime.nodes.renew()  # raises if the store fails for all channels
+    if failed:
+        raise StoreUnavailable(failed)
+
+
+async def _recover_channel(runtime: Runtime, channel: str, adopter: Adopter | None, writers: Writers) -> None:
+    store, found = runtime.store, []
+    for stored in await in_time(store.open_documents(channel), store.name):
+        if stored.id.startswith(COMMAND_MARK):
+            runtime.leases.inspect_command(channel, stored.id, restore_command(stored))
+            continue
+        message = restore(stored)
+        runtime.leases.inspect_writer(channel, message.id, message)
+        if store.is_exclusive:  # on a shared store other hubs may have these turns
+            runtime.scheduler.inspect_message(channel, message.id, message)
+        if _is_left(runtime, message):
+            found.append(message)
+    if found:
+        await runtime.nodes.renew()  # a node that began after the last renewal may have written these messages
+    for message in found:
+        if _is_left(runtime, message) and not runtime.nodes.is_leaving:
+            await _end_or_adopt(runtime, channel, message, adopter, writers)
+
+
+def _is_left(runtime: Runtime, message: MessageState) -> bool:
+    """Return whether the node of the writer of `message` has ended, and the message has not."""
+    writer = message.writer if message.is_streaming else None
+    return writer is not None and writer.node is not None and runtime.nodes.is_gone(writer.node)
 
 
 async def _end_or_adopt(
-    runtime: Runtime,
-    channel: str,
-    message: MessageState,
-    writer: WriterIdentity,
-    adopter: Adopter | None,
-    writers: Writers,
+    runtime: Runtime, channel: str, message: MessageState, adopter: Adopter | None, writers: Writers
 ) -> None:
-    """Interrupt the message of `writer`, whose node has ended, or let an adopter continue it."""
-    server = Caller(id=writer.by, writer=WriterIdentity(by=writer.by, node=runtime.node), is_server=True)
-    if adopter is None:
-        end = FinishMessage(status="interrupted", generation=message.generation)
-        # these are expected: an overdue `cancel` may have ended the message
-        with contextlib.suppress(Finished, Fenced, Deleted, NotFound):
+    """Interrupt `message`, the node of whose writer has ended, or let an adopter continue it."""
+    author = message.writer.by if message.writer is not None else None
+    server = Caller(id=author, writer=WriterIdentity(by=author, node=runtime.node), is_server=True)
+    # these are expected: an overdue `cancel` or another node may have ended the message
+    with contextlib.suppress(Finished, Fenced, Deleted, NotFound):
+        if adopter is None:
+            end = FinishMessage(status="interrupted", generation=message.generation)
             await runtime.ask(channel, message.id, end, server)
-        return
-    # The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
-    take_over = TakeOver(generation=message.generation, request=runtime.clock.new_id())
-    try:
-        taken = await runtime.ask(channel, message.id, take_over, server)
-    except (Finished, Fenced, Deleted, NotFound):
-        return
-    except HoldfastError:
-        # The takeover may be stored all the same. This node is then the writer, and no other node ends the message.
-        writers.interrupt_later(channel, message.id, message.generation + 1)
-        raise
-    successor = writers.new(channel, message.id, writer.by, None)
-    successor.take_up(message.message(), taken.generation or message.generation + 1)
-    runtime.tasks.start_job(_adopt(adopter, successor))
+            return
+        successor = await writers.continue_after(channel, message, server, author)
+        if not runtime.nodes.is_leaving:  # otherwise the message is left to the next node
+            runtime.tasks.start_job(_adopt(adopter, successor))
 
 
 async def _adopt(adopter: Adopter, writer: MessageWriter) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from holdfast.core.errors import Draining, HoldfastError, IdConflict, StoreUnavailable
+from holdfast.core.errors import Busy, Draining, HoldfastError, IdConflict, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import check_key
@@ -51,13 +51,22 @@ class Writers:
     async def take_over(self, channel: str, message_id: str, author: str | None) -> MessageWriter:
         """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
         await self.start()
-        runtime = self._lifecycle.runtime
-        known = await runtime.message(channel, message_id)
+        known = await self._lifecycle.runtime.message(channel, message_id)
+        return await self.continue_after(channel, known, self.caller(author), author)
+
+    async def continue_after(
+        self, channel: str, known: MessageState, caller: Caller, author: str | None
+    ) -> MessageWriter:
+        """Return a writer that continues `known`, which has no other takeover since. Raises the refusal.
+
+        The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
+        """
+        runtime, message_id = self._lifecycle.runtime, check_key(known.id)
         next_generation = known.generation + 1
         request = TakeOver(generation=known.generation, request=runtime.clock.new_id())
         try:
-            taken = await self.ask(channel, check_key(message_id), request, self.caller(author))
-        except (StoreUnavailable, asyncio.CancelledError):
+            taken = await runtime.ask(channel, message_id, request, caller)
+        except (StoreUnavailable, Busy, asyncio.CancelledError):
             # The takeover may have been stored although the request failed. No writer would then continue the message,
             # so the server interrupts it later.
             self.interrupt_later(channel, message_id, next_generation)
@@ -65,7 +74,8 @@ class Writers:
         writer = self.new(channel, message_id, author, None)
         generation = taken.generation or next_generation
         try:
-            stored = own_copy((await runtime.message(channel, message_id)).message())
+            # read now: the text may have grown before the takeover
+            stored = own_copy((await runtime.message_in_time(channel, message_id)).message())
         except BaseException:
             self.left(channel, message_id, generation)
             raise

@@ -63,6 +63,7 @@ export class MessageView {
     const isOver = message.status !== "streaming"
     const isMine = message.role === "user" && (!message.author || message.author === panel.me || message.author === "anonymous")
     setText(this.author, isMine ? "" : message.author ? panel.names.of(message.author) : panel.words.assistant)
+    this.author.title = message.author ?? ""
     this.#drawState(message, isWaiting)
     this.#drawParts(message, isOver)
     this.#drawActions(message, isOver)

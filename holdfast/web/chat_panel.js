@@ -163,7 +163,7 @@ export class Panel {
     const snapshot = this.channel.getSnapshot()
     const { messages, presence, streaming, status, you } = snapshot
     if (streaming.length) this.unheard = false
-    if (this.names.update(presence)) this.list.round++
+    if (this.names.update(snapshot)) this.list.round++
     this.list.draw(snapshot)
     setText(this.people, peopleWords(this, snapshot))
     const words = statusWords(this, snapshot, performance.now() - this.#startedMs > SLOW_MS)
@@ -277,7 +277,8 @@ export class Panel {
     try {
       if (isSteering) await this.channel.steer(parts.map(({ text }) => text ?? "").join(""))
       else {
-        const stored = this.channel.send({ id, parts })
+        const name = this.channel.getSnapshot().presence.members.find((one) => one.id === this.me)?.data?.name
+        const stored = this.channel.send({ id, parts, ...(name ? { meta: { author_name: name } } : {}) })
         this.draw(SLICE_MS)
         this.scroller.toEnd(this.composer.isRunning ? this.scroller.pinned : id) // a question that waits hides no running answer
         await stored

@@ -6,33 +6,54 @@
 const NAMES = 3 // limit of names that are shown
 const OWN_WORDS = ["listening", "answering", "waiting"] // states of agents that the messages show
 
-/** The names that people and agents have given to themselves, also of those who have left. */
+/**
+ * The names of people and agents. Presence has them; for a person who has left, the newest message may have one, in
+ * `meta.author_name`. People choose their names, so a name that is also the name or the id of another one is followed
+ * by the id in brackets, which no name has.
+ */
 export class Names {
+  /** @type {Map<string, string>} the names that presence had, also of those who have left */
+  #present = new Map()
   /** @type {Map<string, string>} */
-  #names = new Map()
+  #shown = new Map()
   /** @type {Snapshot["presence"] | undefined} */
   #presence
+  #count = 0 // of messages
 
-  /** Return whether a name has changed. @param {Snapshot["presence"]} presence */
-  update(presence) {
-    let isChanged = false
-    if (presence !== this.#presence) {
-      for (const { id, data } of presence.members) {
-        const name = data?.name
-        if (typeof name !== "string" || !name || name === this.of(id)) continue
-        this.#names.set(id, name)
-        isChanged = true
-      }
-    }
+  /** Return whether a name has changed. @param {Snapshot} snapshot */
+  update({ presence, all }) {
+    if (presence === this.#presence && all.length === this.#count) return false
     this.#presence = presence
+    this.#count = all.length
+    /** @type {Map<string, string>} */
+    const names = new Map()
+    const put = (/** @type {string} */ id, /** @type {unknown} */ name) => names.set(id, nameOf(name) || (names.get(id) ?? id))
+    for (const { author, meta } of all) if (author) put(author, meta.author_name)
+    for (const { id, data } of presence.members) this.#present.set(id, nameOf(data?.name) || (this.#present.get(id) ?? ""))
+    this.#present.forEach((name, id) => put(id, name))
+    /** @type {Map<string, string>} the only id that a name stands for; "" if there are several */
+    const owners = new Map()
+    names.forEach((name, id) => [name, id].map(plain).forEach((one) => owners.set(one, (owners.get(one) ?? id) === id ? id : "")))
+    let isChanged = false
+    names.forEach((name, id) => {
+      const now = name === id || owners.get(plain(name)) === id ? name : `${name} (${id})`
+      isChanged ||= now !== this.of(id)
+      this.#shown.set(id, now)
+    })
     return isChanged
   }
 
   /** Return the name of a client. @param {string} id */
   of(id) {
-    return this.#names.get(id) ?? id
+    return this.#shown.get(id) ?? id
   }
 }
+
+/** Return a name that a person chose, as one short line whose direction is that of its letters; "" if it is none. @param {unknown} name */
+const nameOf = (name) => (typeof name === "string" && plain(name) && name.normalize("NFKC").replace(/[\s\p{Cc}\p{Bidi_C}()]+/gu, " ").trim().match(/^.{0,64}/u)?.[0]) || ""
+
+/** Return the same text for names that look the same. @param {string} name */
+const plain = (name) => name.normalize("NFKC").replace(/[\p{C}\p{DI}\s]/gu, "").toLowerCase()
 
 /** Return the words that name the present people and agents. @param {Panel} panel @param {Snapshot} snapshot */
 export function peopleWords({ words, me, names: known }, { presence: { members, count }, state }) {

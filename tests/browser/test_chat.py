@@ -720,6 +720,26 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         await here.end()
 
 
+async def test_messages_keep_the_name_of_a_person_who_has_left(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        await here.mount(client="u-17")
+        await here.page.evaluate("channel.enter({ name: 'Ada' })")
+        await here.until("Online")
+        await here.ask("Hello")
+        await here.page.locator("[data-status=complete]").wait_for()
+        for _ in range(2):  # the second page has never seen her present
+            await here.page.reload()
+            await here.mount(client="u-18")
+            await here.page.wait_for_function("() => channel.state === 'live'")
+            await here.page.wait_for_function(
+                "() => channel.getSnapshot().presence.members.every(({ id }) => id !== 'u-17')"
+            )
+            await expect(here.page.locator(".author")).to_have_text("Ada")
+        assert await here.page.get_attribute(".author", "title") == "u-17"
+        await here.page.evaluate("channel.enter({ name: 'ada' })")
+        await expect(here.page.locator(".author")).to_have_text("Ada (u-17)")
+
+
 async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_end(browser: Browser) -> None:
     async with scene(browser, "") as here:
         for n in range(10):

@@ -6,7 +6,7 @@ const BOXES = [
   { id: "join", title: "Join from another window", hint: "Another person sees the same text", label: "Open" },
   { id: "kill", title: "Kill the server", hint: "", label: "Kill it" },
   { id: "crash", title: "Crash the agent", hint: "Another takes over mid-sentence", label: "Crash it" },
-  { id: "offline", title: "Go offline for ten seconds", hint: "Keep typing; it is sent when you are back", label: "Cut me off" },
+  { id: "offline", title: "Go offline", hint: "For ten seconds. Keep typing.", label: "Cut me off" },
 ]
 
 /** Build the boxes. @param {Record<string, any>} actions what each button does */

@@ -68,7 +68,7 @@ function show(name) {
 /** On a narrow page the chats are a drawer and the scoreboard is a sheet. */
 const fit = () => ["chats", "score"].forEach((id) => (at(id).popover = isNarrow.matches ? "auto" : null))
 const newChat = () => show(`demo:${client.newId()}`)
-const ask = (/** @type {string} */ text) => (channel.send(text).catch(() => {}), true) // the element shows a refusal
+const ask = (/** @type {string} */ text) => (channel.send({ text, meta: { author_name: me.name } }).catch(() => {}), true) // the element shows a refusal
 const address = (/** @type {Record<string, string>} */ changes) => `/?${new URLSearchParams({ ...Object.fromEntries(parameters), ...changes })}`.replaceAll("%3A", ":")
 const another = () => address({ channel: channel.name, ...(!server.person && { as: freeName(names()) }) })
 const renewInvite = invitations(server.lan, () => channel.name, () => new URL(another(), location.href).href)

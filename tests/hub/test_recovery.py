@@ -1,0 +1,233 @@
+"""Recovery on a shared store: nodes that join, stop and drain meanwhile, and a store that is slow or fails.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from random import Random
+from typing import Any
+
+from holdfast.core.document import Stored
+from holdfast.core.errors import StoreUnavailable
+from holdfast.core.requests import AppendText, Caller
+from holdfast.hub import HubCore
+from holdfast.hub.nodes import NodeLease, responsible_node
+from holdfast.hub.writer import MessageWriter
+from holdfast.stores.base import Beat, Hold
+from holdfast.stores.memory import MemoryStore
+from simulation.clock import SimClock, VirtualLoop
+from tests.virtual import virtually
+
+APP = Caller(is_app=True)
+
+
+class Shared(MemoryStore):
+    """A store in memory that several hubs may have open; its clock is that of the loop."""
+
+    is_exclusive = False
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+        super().__init__(now_ms=lambda: int(asyncio.get_running_loop().time() * 1000) + self.ahead_ms)
+        self.before: Callable[[str], Awaitable[Any]] | None = None  # called before a read of open documents
+        self.after: Callable[[str], Awaitable[Any]] | None = None  # called once after it
+        self.notes_s = 0.0  # time that a read of notes takes
+        self.renewal_s = 0.0  # time until a renewal is carried out
+
+    async def open_documents(self, channel: str) -> list[Stored]:
+        if self.before is not None:
+            await self.before(channel)
+        found = await super().open_documents(channel)
+        if self.after is not None:
+            after, self.after = self.after, None
+            await after(channel)
+        return found
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        await asyncio.sleep(self.notes_s)
+        return await super().notes(prefix)
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        if term_ms:
+            await asyncio.sleep(self.renewal_s)
+        return await super().hold(node, term_ms, values)
+
+    async def living(self) -> frozenset[str]:
+        return (await self.hold("probe", 0, {})).nodes
+
+
+def new_hub(store: Shared, number: int, drain_s: float = 0.0) -> HubCore:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return HubCore(store, hooks_signals=False, drain_s=drain_s, clock=SimClock(loop, Random(number)))
+
+
+async def leave_messages(store: Shared, *channels: str) -> None:
+    """Let a hub begin a message in each channel, and end without ending them."""
+    gone = new_hub(store, 9)
+    for channel in channels:
+        await (await gone.message(channel, id="m").open()).append("half")
+    await asyncio.sleep(2)  # the other hubs learn of its lease
+    await gone.close()
+
+
+async def watching(store: Shared, number: int = 1, **options: Any) -> HubCore:
+    """Return a hub that has done the recoveries after its start, and recovers only when a node ends."""
+    hub = new_hub(store, number, **options)
+    await hub.start()
+    await asyncio.sleep(10)
+    return hub
+
+
+async def status(hub: HubCore, channel: str = "c", message_id: str = "m") -> str:
+    return (await hub.read(channel, message_id))[0].status
+
+
+@virtually
+async def test_messages_of_a_node_that_joins_during_a_recovery_continue() -> None:
+    store = Shared()
+    here, joining = await watching(store), new_hub(store, 2)
+    await leave_messages(store, "c")
+
+    async def join(channel: str) -> None:
+        store.before = None
+        await joining.message(channel, id="new").open()
+
+    store.before = join
+    await asyncio.sleep(2)
+    assert (await status(here), await status(here, "c", "new")) == ("interrupted", "streaming")
+    await joining.close()
+    await here.close()
+
+
+@virtually
+async def test_adopter_continues_the_text_that_is_stored_when_it_takes_the_message_over() -> None:
+    store = Shared()
+    here, other = await watching(store), await watching(store, 2)
+
+    @here.adopt("*")
+    @other.adopt("*")
+    async def adopt(writer: MessageWriter) -> None:
+        await writer.append(" adopted")
+
+    await leave_messages(store, "c")
+    store.after = lambda channel: other.ask(channel, "m", AppendText(text=" late"), APP)
+    await asyncio.sleep(8)
+    assert (await here.read("c", "m"))[0].text == "half late adopted"
+    await here.close()
+    await other.close()
+
+
+@virtually
+async def test_read_that_gets_no_response_does_not_end_the_recovery() -> None:
+    store = Shared()
+    here = await watching(store)
+    await leave_messages(store, "c")
+
+    async def hang(_: str) -> None:
+        store.before = None
+        await asyncio.get_running_loop().create_future()
+
+    store.before = hang
+    await asyncio.sleep(40)
+    assert await status(here) == "interrupted"
+    await here.close()
+
+
+@virtually
+async def test_hub_closes_during_a_read_that_gets_no_response() -> None:
+    store = Shared()
+    here = await watching(store)
+    await leave_messages(store, "c")
+    hanging = asyncio.Event()
+
+    async def hang(_: str) -> None:
+        hanging.set()
+        await asyncio.get_running_loop().create_future()
+
+    store.before = hang
+    await hanging.wait()
+    async with asyncio.timeout(5):
+        await here.close()
+
+
+@virtually
+async def test_channel_that_fails_neither_stops_the_recovery_of_others_nor_is_read_each_second() -> None:
+    store = Shared()
+    here = await watching(store)
+    await leave_messages(store, "a", "b")
+    reads = 0
+
+    async def fail(channel: str) -> None:
+        nonlocal reads
+        if channel == "a":
+            reads += 1
+            raise ValueError if reads == 1 else StoreUnavailable("the shard of channel a is down")
+
+    store.before = fail
+    await asyncio.sleep(60)
+    assert await status(here, "b") == "interrupted"
+    assert 2 <= reads <= 10
+    store.before = None
+    await asyncio.sleep(60)
+    assert await status(here, "a") == "interrupted"
+    await here.close()
+
+
+@virtually
+async def test_draining_hub_leaves_the_messages_of_others_to_other_hubs() -> None:
+    store = Shared()
+    here, other = await watching(store, drain_s=20.0), await watching(store, 2)
+    channel = next(name for name in map(str, range(99)) if responsible_node(name, (here.node, other.node)) == here.node)
+    adopted = []
+
+    @here.adopt("*")
+    async def adopt(writer: MessageWriter) -> None:
+        adopted.append(writer.id)
+
+    writer = await here.message("long", id="m").open()  # the drain waits for it
+    closing = asyncio.create_task(here.close())
+    await leave_messages(store, channel)
+    await asyncio.sleep(8)
+    assert (await status(other, channel), adopted) == ("interrupted", [])
+    await writer.finish()
+    await closing
+    await other.close()
+
+
+@virtually
+async def test_node_keeps_its_lease_while_it_starts() -> None:
+    store = Shared()
+    store.notes_s = 6.0
+    hub = new_hub(store, 1)
+    starting = asyncio.create_task(hub.start())
+    await asyncio.sleep(5.5)
+    assert hub.node in await store.living()
+    await starting
+    await hub.close()
+
+
+@virtually
+async def test_node_has_a_lease_after_start_callbacks_that_block_its_loop() -> None:
+    store = Shared()
+    hub = new_hub(store, 1)
+    hub.on_start(lambda: setattr(store, "ahead_ms", 5_000))
+    await hub.start()
+    assert hub.node in await store.living()
+    await hub.close()
+
+
+@virtually
+async def test_renewal_in_flight_does_not_revive_an_ended_lease() -> None:
+    store = Shared()
+    lease = NodeLease(store, "a", asyncio.get_running_loop().time)
+    await lease.renew()
+    store.renewal_s = 1.0
+    renewal = asyncio.create_task(lease.renew())
+    await asyncio.sleep(0.5)
+    await lease.end()
+    await renewal
+    assert await store.living() == frozenset()
