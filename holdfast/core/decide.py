@@ -22,6 +22,7 @@ from holdfast.core.decide_work import (
     reply_command,
     send_command,
     settle_command,
+    with_approval,
 )
 from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
@@ -344,7 +345,11 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
         )
     _check_part_count(request.index + 1, limits)
     part = check_part(request.part, limits)
-    replaced = part_bytes(message.parts[request.index].value()) if request.index < count else 0
+    replaced = 0
+    if request.index < count:
+        earlier = message.parts[request.index].value()
+        replaced = part_bytes(earlier)
+        part = with_approval(part, earlier)
     _check_size(message, part_bytes(part) - replaced, limits)
     op = SetPart(id=message.id, index=request.index, part=part, at_ms=now_ms, request=_request(request.request))
     return Decision(ops=(op,))

@@ -26,7 +26,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState, CommandState, MessageState
-from holdfast.core.model import Json, check_json, plain
+from holdfast.core.model import Json, Part, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, SetPart, WriterIdentity, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
@@ -35,6 +35,7 @@ from holdfast.core.turns import APPROVE, Replier, next_round, rules_of
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
 OPEN_CANCELS = 16  # limit of `cancel` commands without a reply per target; the server carries out the first
 ATTEMPTS = 5  # limit of attempts for one message, however they ended (crash, restart, lost lease); then the turn fails
+REASON_CHARS = 1_000  # maximal length of the reason of an approval or denial in the tool part; the reply has all of it
 DENIED = "denied"  # state of a tool part whose call a person has not approved
 CRASHED = "crashed"  # reason that a failed answer shows if each attempt of its turn ended without an answer
 
@@ -184,25 +185,42 @@ def reply_command(
         request=check_id(request.request, "request") if request.request is not None else None,
         at_ms=now_ms,
     )
-    return Decision(ops=(reply, *_denied(state, command, request, now_ms)), result_op=0)
+    return Decision(ops=(reply, *_noted(state, command, request, now_ms)), result_op=0)
 
 
-def _denied(state: Decidable, command: CommandState, request: ReplyCommand, now_ms: int) -> tuple[SetPart, ...]:
-    """Return the operation that marks the tool call as denied which an `approve` names in `data.call`, if it waits.
+def _noted(state: Decidable, command: CommandState, request: ReplyCommand, now_ms: int) -> tuple[SetPart, ...]:
+    """Return the operation that notes the reply at the tool call which an `approve` names in `data.call`, if it waits.
 
-    A reply with an error, such as that of an agent that withdraws its question, denies nothing.
+    A reply with an error, such as that of an agent that withdraws its question, is not noted.
     """
     call = command.data.get("call") if isinstance(command.data, dict) else None
     target = state.message(command.target) if command.target is not None else None
-    is_denial = command.name == APPROVE.name and not request.ok and request.error is None
-    if not is_denial or target is None or not target.is_streaming:
+    is_judgement = command.name == APPROVE.name and request.error is None
+    if not is_judgement or target is None or not target.is_streaming:
         return ()
     for index, part in enumerate(target.parts):
         fields = part.fields
         if fields["type"] == "tool" and fields["call"] == call and "output" not in fields:
-            denied = {**part.value(), "state": DENIED}
-            return (SetPart(id=target.id, index=index, part=denied, at_ms=now_ms),)
+            noted = {**part.value(), "approval": _approval(command, request)}
+            if not request.ok:
+                noted["state"] = DENIED
+            return (SetPart(id=target.id, index=index, part=noted, at_ms=now_ms),)
     return ()
+
+
+def _approval(command: CommandState, request: ReplyCommand) -> dict[str, Json]:
+    """Return the field `approval` of a tool part: the reply, without its author."""
+    reason = request.data.get("reason") if isinstance(request.data, dict) else None
+    noted = {"reason": reason[:REASON_CHARS]} if isinstance(reason, str) else {}
+    return {"id": command_id(command.id), "approved": request.ok, **noted}
+
+
+def with_approval(part: Part, earlier: Part) -> Part:
+    """Return `part`, which replaces `earlier`, with the approval of the same tool call: a writer may not know it."""
+    is_same_call = part["type"] == earlier["type"] == "tool" and part["call"] == earlier["call"]
+    if is_same_call and "approval" in earlier and "approval" not in part:
+        return {**part, "approval": earlier["approval"]}
+    return part
 
 
 def _is_repeat(reply: Reply, request: ReplyCommand, caller: Caller) -> bool:

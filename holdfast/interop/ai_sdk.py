@@ -9,6 +9,7 @@ ignored: a request adds its last message, or answers the questions of the agent,
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -33,6 +34,8 @@ from holdfast.interop.ids import hashed, stored_id
 from holdfast.routes import Access, TurnStatus, guarded, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
+JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
+LATEST_TURN = 20  # newest messages of a channel among which the turn that has just ended is looked for
 NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
@@ -89,19 +92,21 @@ class AISDK:
 
     async def _question(self, access: Access, channel: str, earlier: list[Json], last: Json, *, is_edit: bool) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
-        parts = _stored_parts(last["parts"])
+        meta = last.get("metadata")
+        content: Json = {"parts": _stored_parts(last["parts"]), "meta": meta if isinstance(meta, dict) else None}
         given = stored_id(last["id"])
         with suppress(NotFound):
-            return await self._version(access, channel, given, parts, is_edit=is_edit)
+            return await self._version(access, channel, given, content, is_edit=is_edit)
         parent = _parent(earlier, await access.conversation(channel, limit=NEWEST))
         try:
-            created = await access.create(channel, id=given, parts=parts, parent=UNSET if parent is None else parent)
+            created = await access.create(channel, id=given, **content, parent=UNSET if parent is None else parent)
             return created.id
         except IdConflict:  # a repeat of this request has created the same message at the same moment
-            return await self._version(access, channel, given, parts, is_edit=is_edit)
+            return await self._version(access, channel, given, content, is_edit=is_edit)
 
-    async def _version(self, access: Access, channel: str, given: str, parts: list[Json], *, is_edit: bool) -> str:
+    async def _version(self, access: Access, channel: str, given: str, content: Json, *, is_edit: bool) -> str:
         """Return the id of the version with these parts of a known question. A new version is stored."""
+        parts = content["parts"]
         known = (await access.turn(channel, given)).message
         if known is None or known.role != "user":
             raise IdConflict(f"message {given!r} is an answer; send a question with another id")
@@ -114,7 +119,7 @@ class AISDK:
                 break  # an edit back to an earlier content is another version
         assert newest is not None
         id = hashed(newest.id, json.dumps(parts))
-        return (await access.create(channel, id=id, parts=parts, parent=known.parent)).id
+        return (await access.create(channel, id=id, **content, parent=known.parent)).id
 
     async def _regenerate(self, access: Access, channel: str, question: str) -> None:
         turn = await access.turn(channel, question)
@@ -161,10 +166,17 @@ class AISDK:
         return turn, has_replied
 
     async def _resume(self, request: Request) -> Response:
-        """Replay the running turn; 204 if none runs."""
+        """Replay the running turn, or one that has just ended: the page may lack its answer. 204 if there is none.
+
+        Strict releases add a replay to the answer that the page has, so they get no turn that has ended.
+        """
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
-        for turn in reversed(await access.open_turns(channel)):
+        turns = await access.open_turns(channel)
+        if not self._release.strict and not turns:
+            turns = [one for one in await access.conversation(channel, limit=LATEST_TURN) if one.answers][-1:]
+            turns = [one for one in turns if _age_s(one) < JUST_ENDED_S]
+        for turn in reversed(turns):
             if turn.message is not None:
                 return access.stream(channel, turn.message.id, UIStream(turn.message.id, self._release))
         return Response(status_code=204)
@@ -200,6 +212,11 @@ async def _versions(access: Access, channel: str, known: Message) -> AsyncIterat
             break
         before = page.messages[-1].created
     yield known
+
+
+def _age_s(turn: TurnStatus) -> float:
+    """Return the seconds since the last change of the turn's answers."""
+    return time.time() - max(one.updated_at for one in turn.answers) / 1_000
 
 
 def _messages_in(body: Json) -> tuple[list[Json], Json]:

@@ -131,14 +131,17 @@ def _tool_part(part: Json, release: Release) -> Json:
     value, _ = parsed(part.get("input", ""))
     state = part.get("state")
     known: Json = {"type": f"tool-{part['name']}", "toolCallId": part["call"], "input": value}
-    executed = {"providerExecuted": True} if part["name"] not in release.browser_tools else {}
+    if part["name"] not in release.browser_tools:
+        known["providerExecuted"] = True
+    if isinstance(part.get("approval"), dict) and release.version >= 6:
+        known["approval"] = part["approval"]
     if "output" not in part and state not in ("done", "error", "denied"):
-        return {**known, "state": "input-available" if state == "called" else "input-streaming", **executed}
+        return {**known, "state": "input-available" if state == "called" else "input-streaming"}
     result = result_of(part, release)
     shown = {name: value for name, value in result.items() if name in ("output", "errorText")}
     if result["type"] == "tool-output-denied":
-        return {**known, "state": "output-denied", "approval": {"id": part["call"], "approved": False}, **executed}
-    return {**known, "state": result["type"].removeprefix("tool-"), **shown, **executed}
+        known.setdefault("approval", {"id": part["call"], "approved": False})
+    return {**known, "state": result["type"].removeprefix("tool-"), **shown}
 
 
 class PageParts:

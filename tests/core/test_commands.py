@@ -859,16 +859,21 @@ def test_of_two_replies_in_a_log_the_first_counts(harness: LogHarness) -> None:
     )
 
 
-def test_denied_approval_marks_its_tool_call(harness: LogHarness) -> None:
+def test_approval_or_denial_is_noted_at_its_tool_call(harness: LogHarness) -> None:
     call = {"type": "tool", "call": "c1", "name": "pay", "input": "{}", "state": "called"}
     harness.stream("m", parts=[call])
-    harness.command("yes", "approve", target="m", data={"call": "c1"})
-    harness.reply("yes", ok=True, caller=BOB)
-    assert harness.message("m").parts == [call]
     harness.command("withdrawn", "approve", target="m", data={"call": "c1"})
     harness.reply("withdrawn", ok=False, error={"code": "withdrawn"}, caller=BOB)
     assert harness.message("m").parts == [call]
+    harness.command("yes", "approve", target="m", data={"call": "c1"})
+    harness.reply("yes", ok=True, data={"reason": "r" * 2_000}, caller=BOB)
+    assert harness.message("m").parts == [{**call, "approval": {"id": "yes", "approved": True, "reason": "r" * 1_000}}]
     harness.command("no", "approve", target="m", data={"call": "c1"})
     result = harness.reply("no", ok=False, caller=BOB)
-    assert harness.message("m").parts == [{**call, "state": "denied"}]
+    denied = {**call, "state": "denied", "approval": {"id": "no", "approved": False}}
+    assert harness.message("m").parts == [denied]
+    for other in ({**call, "state": "error", "output": "no"}, {**call, "call": "c2"}):
+        harness.part("m", 0, other)
+        approval = {"approval": denied["approval"]} if other["call"] == "c1" else {}
+        assert harness.message("m").parts == [{**other, **approval}]
     assert harness.known_command("no").reply_serial == result.serial

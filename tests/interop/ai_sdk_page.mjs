@@ -59,11 +59,15 @@ const actions = {
     const chat = new Chat({ id, ...options })
     pages.set(page, chat)
     if (load) chat.messages = await (await fetch(`${url}/${encodeURIComponent(id)}/messages`)).json()
-    if (!resume) return
-    void chat.resumeStream()
+    if (resume) await actions.resume(page)
+  },
+  async resume(page) {
+    const chat = pages.get(page)
+    chat.resumed = chat.resumeStream()
     await until(() => chat.requests)
   },
-  send: (page, { text, messageId }) => void pages.get(page).sendMessage({ text, messageId }),
+  resumed: async (page) => void (await pages.get(page).resumed),
+  send: (page, message) => void pages.get(page).sendMessage(message),
   again: (page, { index }) => void pages.get(page).sendMessage(pages.get(page).messages[index]),
   regenerate: (page) => void pages.get(page).regenerate(),
   leave: (page) => void pages.get(page).stop(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -93,6 +94,49 @@ async def test_page_sends_and_a_reloaded_page_and_other_tabs_have_the_whole_answ
     assert len(scene.turns) == 1
     state = await pages("late", "open", id="1", load=True, resume=True)
     assert (state["messages"], (await finished(scene, "late"))["requests"]) == (await scene.loaded(), 1)
+
+
+async def test_page_that_loads_and_resumes_at_any_two_moments_of_a_turn_has_the_whole_answer(scene: Scene) -> None:
+    words = ["Hello ", "to ", "you"]
+    begin, end = 0, len(words) + 1  # before the first token; after the turn
+    steps = asyncio.Queue[asyncio.Event]()
+
+    async def stepwise(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for word in [*words, ""]:
+                taken = await steps.get()
+                await message.append(word)
+                await message.flush()
+                taken.set()
+
+    async def step(moment: int) -> None:
+        taken = asyncio.Event()
+        await steps.put(taken)
+        await taken.wait()
+        while moment == end and (await scene.hub.turn("chat:1", "u")).state != "over":  # noqa: ASYNC110 - at once
+            await asyncio.sleep(0)
+
+    seeded = random.Random(16)
+    drawn = [sorted((seeded.randint(begin, end), seeded.randint(begin, end))) for _ in range(6)]
+    moments = [(begin, begin), (begin, end), (end - 1, end), (end, end), *map(tuple, drawn)]
+    if IS_STRICT:  # a turn that ended in between is a limit of these releases
+        moments = [(loads, resumes) for loads, resumes in moments if resumes < end or loads == end]
+    scene.script = stepwise  # type: ignore[method-assign]
+    await scene.hub.create("chat:1", id="u", text="you")
+    await scene.served.until(lambda: scene.turns)
+    for moment in range(begin, end + 1):
+        for number, (loads, resumes) in enumerate(moments):
+            if loads == moment:
+                await scene.pages(f"page{number}", "open", id="1", load=True)
+            if resumes == moment:
+                await scene.pages(f"page{number}", "resume")
+        if moment < end:
+            await step(moment + 1)
+    loaded = await scene.loaded()
+    for number, at in enumerate(moments):
+        state = await scene.pages(f"page{number}", "resumed")
+        assert (at, state["status"], state["messages"]) == (at, "ready", loaded)
+    assert [part.get("text") for part in loaded[1]["parts"]] == [None, "Hello to you"]
 
 
 async def test_page_that_leaves_before_the_first_token_stops_nothing(scene: Scene) -> None:
@@ -309,8 +353,7 @@ async def with_question(turn: Turn) -> None:
 
 def tool_of(state: Any) -> Any:
     """Return the part of the call in a page's last message."""
-    (part,) = (one for one in state["messages"][-1]["parts"] if one["type"].startswith("tool-"))
-    return part
+    return [one for one in state["messages"][-1]["parts"] if one["type"].startswith("tool-")][-1]
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
@@ -347,6 +390,34 @@ async def test_approval_ends_the_response_and_the_next_request_goes_on(
         assert state["requests"] == 2
         assert tool_of(state)["state"] == ("output-available" if is_approved else "output-denied")
     assert len(scene.turns) == 1
+
+
+@pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
+@pytest.mark.parametrize("is_approved", [True, False], ids=["yes", "no"])
+async def test_loaded_messages_equal_those_of_a_page_with_each_kind_of_part(scene: Scene, is_approved: bool) -> None:
+    async def all_kinds(turn: Turn) -> None:
+        async with turn.reply(meta={"model": "m"}) as message:
+            await message.append("First. ")
+            await message.part({"type": "reasoning", "text": "Hm."})
+            await message.part({**CALL, "call": "c0", "state": "done", "output": {"c": 6}})
+            await message.part({"type": "text", "text": "May I?"})
+            index = await message.part({**CALL, "state": "called"})
+            if (await turn.ask("approve", {"call": "c1"})).ok:
+                await message.part({**CALL, "state": "done", "output": {"c": 7}}, index=index)
+            await message.part({"type": "text", "text": "Last."})
+            await message.part({"type": "data", "name": "place", "data": {"x": 1}})
+
+    scene.script = all_kinds  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", id="1", sendsOn=True)
+    await pages("a", "send", text="you", metadata={"from": "a"})
+    await pages("a", "saw", wanted="May I?")
+    approval = tool_of(await finished(scene, "a"))["approval"]["id"]
+    await pages("a", "approve", id=approval, approved=is_approved, reason="why")
+    await pages("a", "saw", wanted="Last.")
+    state = await finished(scene, "a")
+    assert plain(state["messages"]) == plain(await scene.loaded())
+    assert state["messages"][0]["metadata"] == {"from": "a"}
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
