@@ -428,7 +428,7 @@ async def test_reply_to_an_expired_approval_is_sent_once_and_gets_the_answer_and
         async with turn.reply() as message:
             await message.append("May I? ")
             await message.part({**CALL, "state": "called"})
-            codes.append((await turn.ask("approve", {"call": "c1"}, timeout_s=1)).error["code"])
+            codes.append((await turn.ask("approve", {"call": "c1"})).error["code"])
             await scene.gate().wait()
             await message.part({"type": "text", "text": "Too late."})
 
@@ -442,6 +442,7 @@ async def test_reply_to_an_expired_approval_is_sent_once_and_gets_the_answer_and
     await pages("b", "saw", wanted="May I?")
     for name in "ab":
         approvals[name] = tool_of(await finished(scene, name))["approval"]["id"]
+    await expire(scene, approvals["a"])
     await scene.served.until(lambda: codes)
     for name in "ab":  # the first one while the turn runs, the second one after its end
         await pages(name, "approve", id=approvals[name], approved=True)
@@ -453,6 +454,11 @@ async def test_reply_to_an_expired_approval_is_sent_once_and_gets_the_answer_and
         assert state["error"] == "the question has expired or was answered; the reply had no effect"
     assert (codes, len(scene.turns)) == (["expired"], 1)
     assert (await scene.answers())[0].parts[1]["state"] == "called"
+
+
+async def expire(scene: Scene, question: str) -> None:
+    """Store the reply that the server gives to a question that has expired."""
+    await scene.hub.reply("chat:1", question, ok=False, error={"code": "expired"})
 
 
 def step_of(message: Any) -> Any:
@@ -637,12 +643,13 @@ async def test_output_of_a_page_for_a_question_that_has_expired_gets_the_answer_
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.part({**CALL, "name": "place", "state": "called"})
-            codes.append((await turn.ask("where", {"call": "c1"}, timeout_s=1)).error["code"])
+            codes.append((await turn.ask("where", {"call": "c1"})).error["code"])
             await message.part({"type": "text", "text": "Too late."})
 
     scene.script = asks  # type: ignore[method-assign]
     post = scene.served.http.post
     await post("/api/chat", json={"id": "1", "message": user()})
+    await expire(scene, next(iter(scene.turns[0].open_questions)))
     await scene.served.until(lambda: codes)
     tool = {
         "type": "tool-place",
