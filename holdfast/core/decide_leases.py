@@ -22,11 +22,15 @@ def renew_lease(message: MessageState, request: RenewLease) -> Decision:
     return Decision(ops=(Lease(id=message.id, lease_ms=lease_ms),))
 
 
-def stored_renewal(message: MessageState | None, decision: Decision) -> Decision:
-    """Return the decision on a renewal with an entry, by which the hubs of a shared store learn of it."""
-    if decision.ops or message is None or message.writer is None or not message.writer.lease_ms:
-        return decision
-    return Decision(ops=(Lease(id=message.id, lease_ms=message.writer.lease_ms),))
+def stored_renewal(message: MessageState | None) -> tuple[Lease, ...]:
+    """Return the entry by which the hubs of a shared store learn that the writer of `message` has sent a request.
+
+    Only for a request without an entry of its own, and none if the message has no lease.
+    """
+    writer = message.writer if message is not None and message.is_streaming else None
+    if message is None or writer is None or not writer.lease_ms:
+        return ()
+    return (Lease(id=message.id, lease_ms=writer.lease_ms),)
 
 
 def check_silent(message: MessageState, request: ExpireLease) -> Decision | None:

@@ -25,7 +25,7 @@ from holdfast.core.draft import Draft
 from holdfast.core.errors import Busy, Draining, HoldfastError, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
-from holdfast.core.requests import AppendText, CreateMessage, DeleteMessage, RenewLease, SendCommand
+from holdfast.core.requests import AppendText, Caller, CreateMessage, DeleteMessage, SendCommand
 from holdfast.hub.admission import Admission
 from holdfast.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from holdfast.hub.clock import Clock
@@ -265,8 +265,6 @@ class Committer:
             )
             if isinstance(request, DeleteMessage) and decision.ops:
                 self._check_delete(channel.name)
-            if isinstance(request, RenewLease) and not self._store.is_exclusive:
-                decision = stored_renewal(draft.message(ask.key), decision)
         except HoldfastError as error:
             return error.with_traceback(None)
         except Exception:  # an unexpected exception in a decision must not fail the requests of others
@@ -274,6 +272,9 @@ class Committer:
             return HoldfastError("the request could not be decided because of a bug; the hub's log has the reason")
         serials = [draft.add(op) for op in decision.ops]
         serial = serials[decision.result_op] if serials else decision.serial
+        if not serials and not self._store.is_exclusive and _renews_lease(ask.caller):
+            for op in stored_renewal(draft.message(ask.key)):
+                draft.add(op)
         if isinstance(request, AppendText) and request.at is None and decision.length is not None:
             # The request keeps its first offset, so that its text is not added twice after a commit with an unknown
             # outcome.
@@ -408,8 +409,7 @@ class Committer:
         # the remote writers' leases concern decided requests; `plain_append` handles writers of this process only
         if decided.grown is None:
             for ask in decided.granted:
-                caller = ask.caller
-                if caller.writer is None and not caller.is_server:
+                if _renews_lease(ask.caller):
                     self._accepted(decided.channel, ask.key)
         item.decided(decided)
 
@@ -426,6 +426,11 @@ class Committer:
         self._queue.put_first(items)
         self._wake.set()
         self.hurry()
+
+
+def _renews_lease(caller: Caller) -> bool:
+    """Return whether an accepted request of `caller` renews the lease of its message: writers here have none."""
+    return caller.writer is None and not caller.is_server
 
 
 def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 
 from holdfast.core.errors import HoldfastError
+from holdfast.hub.loading import in_time
 from holdfast.hub.pending import DocumentDue
 from holdfast.hub.runtime import Runtime
 
@@ -61,9 +62,9 @@ async def _follow_others(runtime: Runtime, token: str | None) -> str | None:
     """Refresh the channels that other hubs have changed since `token`; return the next token."""
     if not runtime.store.is_exclusive:
         await runtime.legal_holds.load()
-    moved = await runtime.store.moved(token)
+    moved = await in_time(runtime.store.moved(token), runtime.store.name)
     for name, channel in list(runtime.channels.items()):
         head = None if moved.channels is None else moved.channels.get(name)
         if moved.channels is None or (head is not None and not channel.is_at(head)):
-            await channel.refresh()
+            await in_time(channel.refresh(), runtime.store.name)
     return moved.token

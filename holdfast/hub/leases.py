@@ -147,14 +147,16 @@ class LeaseMonitor:
             self._expire(channel, key)
 
     async def _read_and_expire(self, read: Read, channel: str, key: str, lease: tuple[int, float]) -> None:
-        again = partial(self._lapse, channel, key)
         try:
             message = await read(channel, key)
-        except HoldfastError as error:
-            if error.retry:
-                self._deadlines.set(("again", channel, key, FinishMessage), self._loop.time() + RETRY_S, again)
-            else:
+        except Exception as error:  # an error of a third-party store must not end the lease, nor keep it for good
+            if isinstance(error, HoldfastError) and not error.retry:
                 self._lease_ended(channel, key, lease)
+                return
+            if not isinstance(error, HoldfastError):
+                logger.exception("%s of channel %s could not be read; the hub tries again", key, channel)
+            again = partial(self._lapse, channel, key)
+            self._deadlines.set(("again", channel, key, FinishMessage), self._loop.time() + RETRY_S, again)
             return
         self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
         if self._leases.get((channel, key)) == lease and ("lease", channel, key) not in self._deadlines:

@@ -24,6 +24,7 @@ from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.hooks import Hooks
 from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.legal_holds import LegalHolds
+from holdfast.hub.loading import in_time
 from holdfast.hub.nodes import NodeLease
 from holdfast.hub.pace import Pace
 from holdfast.hub.pending import Waiting
@@ -60,7 +61,7 @@ class Runtime:
             clock,
             self.deadlines,
             self.submit,
-            read=None if store.is_exclusive else self.message,
+            read=None if store.is_exclusive else self.message_in_time,
             spawn=self.tasks.spawn,
         )
         self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel)
@@ -125,6 +126,10 @@ class Runtime:
         if known.deleted:
             raise Deleted(f"message {message_id!r} was deleted; create another one")
         return known
+
+    async def message_in_time(self, channel: str, message_id: str) -> MessageState:
+        """Return the message as `message` does, or raise StoreUnavailable if the reads take too long."""
+        return await in_time(self.message(channel, message_id), self.store.name)
 
     def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
         """Submit `request` and call `done` with the result or the error. Raises Busy, Draining."""

@@ -20,7 +20,6 @@ from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request, TakeOver
 from holdfast.hub.channel import Channel
 from holdfast.hub.lifecycle import Lifecycle
-from holdfast.hub.loading import in_time
 from holdfast.hub.pace import Begin
 from holdfast.hub.pending import Item
 from holdfast.hub.results import Done, Result, own_copy
@@ -76,7 +75,7 @@ class Writers:
         generation = taken.generation or next_generation
         try:
             # read now: the text may have grown before the takeover
-            stored = own_copy((await in_time(runtime.message(channel, message_id), runtime.store.name)).message())
+            stored = own_copy((await runtime.message_in_time(channel, message_id)).message())
         except BaseException:
             self.left(channel, message_id, generation)
             raise

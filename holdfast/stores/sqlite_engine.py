@@ -101,7 +101,7 @@ class Engine:
         self.channels = Channels(db, self._documents)
         self._whole = WholeMessages(self._file.path, self._documents, self.channels)
         self.pruning = Pruning(self._file, self.channels, self._documents, self._channel, self._note_deleted)
-        self._documents.skip_keys(self._log.load(db, self._tracked_by_key))
+        self._documents.skip_keys(self._log.load(db, self.channels.tracked))
         if self._log.damaged:
             self._whole.drop_log_rows(self._file, self._log)
         for tracked in self._log.pinned.values():
@@ -379,14 +379,6 @@ class Engine:
 
     def _head(self, name: str) -> Head:
         return self.channels.head(name, at=self._commits)
-
-    def _tracked_by_key(self, key: int) -> Tracked | None:
-        known = self._documents.by_key(key)
-        if known is None:
-            return None
-        found, number = known
-        (name,) = self._file.db.execute("SELECT name FROM channels WHERE id = ?", (number,)).fetchone()
-        return Tracked(name, key, found.id, found.version) if name is not None else None
 
     # -- housekeeping ------------------------------------------------------------------------------------------
 

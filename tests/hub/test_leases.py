@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from holdfast.core.requests import (
 from holdfast.core.turns import CANCEL_S
 from holdfast.hub import HubCore
 from holdfast.hub.leases import BROKEN_S
+from holdfast.stores.base import Head
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
@@ -90,7 +92,14 @@ class Shared(MemoryStore):
     is_exclusive = False
 
 
-@pytest.mark.parametrize("request_", [AppendText(text="x"), RenewLease(lease_s=5.0)], ids=["append", "lease"])
+CREATE = CreateMessage(role="assistant", status="streaming", lease_s=5.0)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [AppendText(text="x"), AppendText(text="", at=0), RenewLease(lease_s=5.0), CREATE],
+    ids=["append", "empty", "lease", "create"],
+)
 @virtually
 async def test_lease_that_is_renewed_at_one_hub_does_not_expire_at_another(request_: Any) -> None:
     store = Shared()
@@ -100,12 +109,42 @@ async def test_lease_that_is_renewed_at_one_hub_does_not_expire_at_another(reque
     assert await status(there) == STREAMING
     for _ in range(5):
         await asyncio.sleep(4)
-        await here.ask("c", "m", request_, ANN)
+        result = await here.ask("c", "m", request_, ANN)
+    assert result.created == (request_ == AppendText(text="x"))
     assert await status(there) == STREAMING
     await here.close()
     await asyncio.sleep(11)
     assert await status(there) == INTERRUPTED
     await there.close()
+
+
+@pytest.mark.parametrize("fault", ["no response", "unexpected error"])
+@virtually
+async def test_lease_expires_though_the_first_read_before_its_end_fails(fault: str) -> None:
+    class Faulty(Shared):
+        """Fails at the first read of a head after `fails` was set."""
+
+        fails = False
+
+        async def heads(self, channels: Sequence[str]) -> list[Head]:
+            if self.fails:
+                self.fails = False
+                if fault == "unexpected error":
+                    raise ValueError
+                await asyncio.get_running_loop().create_future()
+            return await super().heads(channels)
+
+    store = Faulty()
+    hub = new_hub(store)
+    await hub.start()
+    await asyncio.sleep(1)  # so that no housekeeping reads the store at the end of the lease
+    await begin(hub, 5.0)
+    await asyncio.sleep(4.9)
+    store.fails = True
+    await asyncio.sleep(1.5 if fault == "unexpected error" else 31.5)
+    async with asyncio.timeout(10):
+        assert await status(hub) == INTERRUPTED
+    await hub.close()
 
 
 @virtually
