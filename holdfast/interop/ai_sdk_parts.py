@@ -176,9 +176,9 @@ class PageParts:
         if has_result(part):
             return True
         stored, shown = part.get("approval"), self._approvals.get(part["call"])
-        keys = ("id", "approved")
-        both = isinstance(stored, dict) and isinstance(shown, dict)
-        return both and all(stored.get(key) == shown.get(key) for key in keys)
+        if not isinstance(stored, dict) or not isinstance(shown, dict):
+            return False
+        return all(stored.get(key) == shown.get(key) for key in ("id", "approved"))
 
     def has(self, chunk: Json) -> bool:
         """Return whether the page has the part of `chunk`, with this value."""

@@ -49,8 +49,8 @@ class _Tool:
     call: str
     name: str
     stage: int = 0
-    has_outcome: bool = False  # the page's reply to a question about the call had an effect
     sent: int = 0  # number of code points of the input that were sent
+    has_outcome: bool = False  # the page's reply to a question about the call had an effect
 
 
 class UIStream:
