@@ -30,11 +30,11 @@ hub = Hub(
     ticket_keys=[{key!r}],
 )
 """
-SECRET = "planted-secret-of-the-signer-of-tokens-00"
-WRONG_SECRET = "planted-secret-of-another-signer-00000000"
-TICKET_KEY = b"planted-key-of-all-tickets-0000000000000"
-NO_TOKEN = "planted-text-that-is-no-token"
-OTHER_COOKIE = "planted-value-of-a-cookie-of-the-app"
+SECRET = "hidden-secret-of-the-signer-of-tokens-00"
+WRONG_SECRET = "hidden-secret-of-another-signer-00000000"
+TICKET_KEY = b"hidden-key-of-all-tickets-0000000000000"
+NO_TOKEN = "hidden-text-that-is-no-token"
+OTHER_COOKIE = "hidden-value-of-a-cookie-of-the-app"
 
 
 def token(secret: str = SECRET, *, left_s: int = 600) -> str:
@@ -56,11 +56,11 @@ def run(*arguments: str, store: Path) -> str:
     return CliRunner().invoke(main, [*arguments, "--store", f"sqlite:///{store}"]).output
 
 
-def test_planted_secrets_are_in_no_log_receipt_or_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_in_no_log_receipt_or_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, port = tmp_path / "chat.db", free_port()
-    (tmp_path / "planted_app.py").write_text(APP.format(store=store, secret=SECRET, key=TICKET_KEY))
+    (tmp_path / "secret_app.py").write_text(APP.format(store=store, secret=SECRET, key=TICKET_KEY))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    arguments = ["-m", "holdfast", "serve", "--app", "planted_app:hub", "--port", str(port), "--log-level", "debug"]
+    arguments = ["-m", "holdfast", "serve", "--app", "secret_app:hub", "--port", str(port), "--log-level", "debug"]
     server = Process(arguments, tmp_path / "server.log")
     good, expired, forged = token(), token(left_s=-600), token(WRONG_SECRET)
     tickets: list[str] = []
@@ -107,8 +107,8 @@ def test_planted_secrets_are_in_no_log_receipt_or_export(tmp_path: Path, monkeyp
     assert "requests were refused" in server.output
     outputs += [server.output, store.read_bytes().decode(errors="replace")]
     outputs.append((tmp_path / "one.db").read_bytes().decode(errors="replace"))
-    planted = [SECRET, WRONG_SECRET, TICKET_KEY.decode(), NO_TOKEN, OTHER_COOKIE, *tickets]
-    planted += [part for one in (good, expired, forged) for part in one.split(".")[1:]]
-    for value in planted:
+    hidden = [SECRET, WRONG_SECRET, TICKET_KEY.decode(), NO_TOKEN, OTHER_COOKIE, *tickets]
+    hidden += [part for one in (good, expired, forged) for part in one.split(".")[1:]]
+    for value in hidden:
         for output in outputs:
             assert value not in output
