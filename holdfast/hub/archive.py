@@ -33,6 +33,7 @@ from holdfast.stores.base import Store
 logger = logging.getLogger("holdfast.hub")
 
 RESUME_S = 60.0  # after a start, removals of persons that a crash has stopped go on; by then the hub serves
+_OUTLIVING = ("sqlite", "postgresql")  # stores that outlive the process, so that a removal may be left in them
 MAX_LISTED = 500  # channels on a page
 DEFAULT_LISTED = 100
 _STEP = 200  # patterns in one call of the store
@@ -55,7 +56,8 @@ class Archive:
         self._limits = limits
         self._clock = clock
         self._forgetting = asyncio.Lock()
-        lifecycle.on_start(self._begin)
+        if store.name in _OUTLIVING:
+            lifecycle.on_start(self._begin)
 
     async def channels(
         self,

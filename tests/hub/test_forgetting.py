@@ -153,7 +153,10 @@ async def test_a_receipt_names_older_backups_that_exist(tmp_path: Path) -> None:
     await hub.close()
 
 
-async def test_a_removal_that_was_cut_off_goes_on_after_a_start(hub: HubCore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_removal_that_was_cut_off_goes_on_after_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/chat.db", hooks_signals=False)
     monkeypatch.setattr(archive_module, "RESUME_S", 0.0)
     await say(hub, "a", "m1", "ann")
     store = hub.store
@@ -178,6 +181,7 @@ async def test_a_removal_that_was_cut_off_goes_on_after_a_start(hub: HubCore, mo
             await asyncio.sleep(0)
     assert await ids(hub, "a") == []
     assert (await hub.archive.forget("ann")).messages == 1
+    await hub.close()
 
 
 async def test_a_removal_killed_at_any_of_its_statements_gives_one_whole_receipt(
