@@ -24,6 +24,7 @@ from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
 from holdfast.stores.sqlite_pruning import Pruning
+from holdfast.stores.sqlite_space import Space
 from holdfast.stores.sqlite_whole import WholeMessages
 
 logger = logging.getLogger("holdfast.stores")
@@ -114,6 +115,8 @@ class Engine:
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
         self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
         self._is_wiping = False
+        self._space = Space(self._file, self._documents)
+        self._space.measure(self._log)
 
     def close(self) -> None:
         """Finish pending housekeeping for at most a second, and close the file cleanly."""
@@ -392,6 +395,7 @@ class Engine:
         deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
+        self._space.measure(self._log)
         return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
 
     def spare(self, is_idle: bool) -> float | None:
@@ -489,4 +493,5 @@ class Engine:
             "log_slot_bytes": log.slot_bytes,
             "pinned": len(log.pinned),
             "damaged": len(self._whole.messages),
+            **self._space.stats(),
         }
