@@ -61,8 +61,8 @@ def test_killed_compaction_leaves_the_old_file_or_the_new_one(path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     killed, unfinished, files = map(int, done.stdout.split())
-    assert killed > 10
-    assert unfinished > 3
+    assert killed > 20
+    assert unfinished > 7
     assert files == 2  # some died after the new file was in place
 
 
