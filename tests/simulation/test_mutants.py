@@ -14,7 +14,7 @@ import pytest
 from simulation import World
 from simulation.plan import Plan
 from tests.simulation import mutants
-from tests.simulation.mutants import MUTANTS, NEEDS, SHOWN_BY, Mutant
+from tests.simulation.mutants import DIRECTED, MUTANTS, NEEDS, SHOWN_BY, Mutant
 
 FOUND_WITHIN = 300  # number of seeds within which a mutant must be found
 
@@ -29,10 +29,11 @@ def test_each_mutant_is_listed() -> None:
 def test_mutant_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another violation proves that as little as a seed that fails without the mutant."""
     others: list[str] = []
+    planned = DIRECTED.get(mutant, Plan.drawn)
     with monkeypatch.context() as patch:
         mutant(patch)
         for seed in (*([SHOWN_BY[mutant]] if mutant in SHOWN_BY else []), *range(FOUND_WITHIN)):
-            plan = Plan.drawn(seed)
+            plan = planned(seed)
             if mutant in NEEDS and not NEEDS[mutant](plan):
                 continue
             violation = World(seed, plan).run().violation
@@ -42,5 +43,5 @@ def test_mutant_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> Non
         else:
             pytest.fail(f"no violation {MUTANTS[mutant]!r} in {FOUND_WITHIN} seeds, but {others[:5]}")
         gc.collect()
-    whole = World(seed).run()
-    assert whole.violation is None, whole.describe()
+    whole = World(seed, planned(seed)).run()
+    assert whole.violation is None, whole.describe(is_as_drawn=mutant not in DIRECTED)
