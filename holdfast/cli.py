@@ -1,4 +1,4 @@
-"""The `holdfast` command: serve, demo, backup, restore, inspect, verify, channels, retention, tail, and `archiving`.
+"""The `holdfast` command: serve, demo, tail, and the commands of `store_commands` and `archiving`.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Holdfast.
@@ -6,34 +6,36 @@ status 1; a traceback means a bug of Holdfast.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import importlib
 import os
 import signal
 import sys
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
-import msgspec
 
+from holdfast import archiving, store_commands
 from holdfast._version import __version__
-from holdfast.archiving import COMMANDS
-from holdfast.archiving import STORE as _STORE
-from holdfast.control_client import NotServed, call
-from holdfast.core.errors import HoldfastError, LocalError, StoreInUse, shown, shown_url
-from holdfast.core.names import check_prefix
-from holdfast.core.retention import Policies
+from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.retention import rules_of
 from holdfast.hub import HubCore, identity
 from holdfast.hub.backups import BackupSchedule
 from holdfast.hub.identity import Authenticate
 from holdfast.hub.ticks import FLUSH_CLASSES_MS
-from holdfast.serving import PORT_TRIES, address_of, check_guarded, check_loopback, hubs_in, is_local, listen, run
-from holdfast.stores import open_url
+from holdfast.serving import (
+    PORT_TRIES,
+    address_of,
+    check_guarded,
+    check_loopback,
+    hubs_in,
+    is_local,
+    listen,
+    load_app,
+    run,
+)
+from holdfast.store_commands import sqlite_store
 from holdfast.stores.sqlite import SqliteStore
 
 DEFAULT_PORT = 8000
@@ -89,6 +91,13 @@ def main() -> None:
     help="Number of backups; older ones are removed.  [default: 24]",
 )
 @click.option(
+    "--retention",
+    "ages",
+    multiple=True,
+    metavar="PATTERN=AGE",
+    help="How long messages of these channels stay, such as chat:*=90d; repeatable.",
+)
+@click.option(
     "--no-migration-backup",
     is_flag=True,
     help="Write no backup FILE.before-N when this version of Holdfast changes the tables of the store's file.",
@@ -139,6 +148,7 @@ def serve(
     backup_dir: Path | None,
     backup_every: str | None,
     backup_keep: int | None,
+    ages: tuple[str, ...],
     no_migration_backup: bool,
     target: str | None,
     secret_files: tuple[Path, ...],
@@ -157,12 +167,12 @@ def serve(
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
     if target is not None:
         is_ours = (store, flush_ms, drain_s, public_origin) != (None,) * 4 or origins or secret_files or jwks
-        if is_ours or no_migration_backup:
+        if is_ours or ages or no_migration_backup:
             raise LocalError(
                 "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin, --public-origin, "
-                "--no-migration-backup and the options for tokens there"
+                "--retention, --no-migration-backup and the options for tokens there"
             )
-        app = _load(target)
+        app = load_app(target)
         if not allow_everyone:
             check_guarded(host, app)
         for one in hubs_in(app):
@@ -170,6 +180,7 @@ def serve(
     else:
         settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
         settings |= {"allowed_origins": origins, "public_origin": public_origin}
+        settings["retention"] = rules_of("--retention", ages)
         known = {name: value for name, value in settings.items() if value is not None}
         store_url = store or "sqlite:///holdfast.db"
         app = Hub(_store_without_backup(store_url) if no_migration_backup else store_url, **known)
@@ -223,145 +234,8 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
         signal.raise_signal(number)
 
 
-for _command in COMMANDS:
+for _command in (*store_commands.COMMANDS, *archiving.COMMANDS):
     main.add_command(_command)
-
-
-@main.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@_STORE
-@click.option(
-    "--mb-per-s", default=None, type=click.FloatRange(0, 100_000, min_open=True), help="Limit.  [default: 50 if served]"
-)
-def backup(file: Path, store: str, mb_per_s: float | None) -> None:
-    """Write a backup of a store into FILE, also while it is served."""
-    opened = _sqlite_store(store)
-    if not opened.path.exists():
-        raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
-
-    async def run_backup() -> None:
-        try:
-            await opened.open()
-        except StoreInUse as error:
-            raise LocalError(
-                f"{error}. Its hub has no control socket (its log has the cause): call hub.backup(path) there"
-            ) from None
-        try:
-            await opened.backup(file, mb_per_s=mb_per_s or 100_000)
-        finally:
-            await opened.close()
-
-    try:
-        for _ in call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50):
-            pass
-    except NotServed:
-        asyncio.run(run_backup())
-    click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
-
-
-@main.command()
-@_STORE
-def inspect(store: str) -> None:
-    """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
-    path = _sqlite_store(store).path
-    try:
-        (found,) = call(path, "inspect")
-    except NotServed:
-        raise LocalError(f"store file {path} has no control socket; start its server, or check its log") from None
-    click.echo(msgspec.json.format(msgspec.json.encode(found)))
-
-
-@main.command()
-@click.argument("backup", required=False, type=click.Path(path_type=Path))
-@_STORE
-@click.option("--keep-wal", is_flag=True, help="No backup: the -wal beside the file is its own.")
-def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
-    """Put BACKUP in the place of a store's file, which is kept under another name."""
-    from holdfast.stores import sqlite_backup
-
-    path = _sqlite_store(store).path
-    if (backup is None) != keep_wal:
-        raise LocalError("restore needs either a BACKUP or --keep-wal; give one of them")
-    if backup is None:
-        sqlite_backup.keep_wal(path)
-        click.echo(f"The next start of {path} uses its -wal, and begins new epochs.")
-        return
-    kept = sqlite_backup.restore(backup, path)
-    click.echo(f"{path} is now the content of {backup}; its next start begins new epochs.")
-    if kept is not None:
-        click.echo(f"The replaced file is {kept}.")
-
-
-@main.command()
-@_STORE
-def verify(store: str) -> None:
-    """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
-    from holdfast.stores.sqlite_verify import verify as damage_in
-
-    path = _sqlite_store(store).path
-    found = 0
-    for line in damage_in(path):
-        click.echo(line)
-        found += 1
-    click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
-    if found:
-        sys.exit(1)
-
-
-@main.command()
-@click.argument("prefix", default="")
-@_STORE
-@click.option("--json", "is_json", is_flag=True, help="Print one JSON object for each channel.")
-def channels(prefix: str, store: str, is_json: bool) -> None:
-    """List the channels of a store whose names begin with PREFIX, also while it is served."""
-    from holdfast.stores.sqlite_reader import list_channels
-
-    found = list_channels(_sqlite_store(store).path, check_prefix(prefix))
-    if is_json:
-        for one in found:
-            click.echo(msgspec.json.encode(one))
-        return
-    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  {'held':<4}  channel")
-    for one in found:
-        updated = datetime.fromtimestamp(one.updated_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(
-            f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {'held' if one.held else '':<4}  {one.channel}"
-        )
-
-
-@main.command()
-@_STORE
-@click.option("--dry-run", is_flag=True, required=True, help="Required: messages go only in a hub that serves.")
-@click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Use the rules of this hub.")
-@click.option("--keep", "ages", multiple=True, metavar="PATTERN=AGE", help="A rule, such as chat:*=90d; repeatable.")
-def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ...]) -> None:
-    """Say which messages retention would remove now, also while the store is served."""
-    from holdfast.stores.sqlite_reader import due_channels
-
-    if (target is None) == (not ages):
-        raise LocalError("retention needs rules: give either --app MODULE:NAME or --keep PATTERN=AGE")
-    wrong = next((one for one in ages if "=" not in one), None)
-    if wrong is not None:
-        raise LocalError(f"--keep must be PATTERN=AGE, such as chat:*=90d, got {shown(wrong)}")
-    hubs = hubs_in(_load(target)) if target is not None else []
-    if target is not None and not any(one.retainer.policies for one in hubs):
-        raise LocalError(f"--app {target} has no hub with the setting retention; give rules with --keep")
-    policies = [one.retainer.policies for one in hubs] or [Policies(dict(one.rsplit("=", 1) for one in ages))]
-    total = size_bytes = 0
-    for rules in policies:
-        for due in due_channels(_sqlite_store(store).path, rules, time.time_ns() // 1_000_000):
-            gone = "  (the whole channel)" if due.is_gone else ""
-            click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
-            total, size_bytes = total + due.messages, size_bytes + due.size_bytes
-    click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
-
-
-def _sqlite_store(url: str) -> SqliteStore:
-    """Return the store in a file that `url` names. Raises LocalError for another store."""
-    store = open_url(url)
-    if not isinstance(store, SqliteStore):
-        raise LocalError(f"--store must name a file, sqlite:///path, got {shown_url(url)}")
-    return store
 
 
 def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | None, keep: int | None) -> None:
@@ -378,7 +252,7 @@ def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | Non
 
 def _store_without_backup(url: str) -> SqliteStore:
     """Return the store that `url` names; its migration writes no backup."""
-    store = _sqlite_store(url)
+    store = sqlite_store(url)
     store.migration_backup = False
     return store
 
@@ -445,18 +319,3 @@ def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> No
     with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
         if not run(app, hub, listening, started=started, **options):
             sys.exit(1)
-
-
-def _load(target: str) -> Any:
-    """Return the object that MODULE:NAME names. Raises LocalError, also for an exception inside the module."""
-    module, _, name = target.partition(":")
-    if not module:
-        raise LocalError(f"--app must be MODULE:NAME, for example --app chat:hub, got {target!r}")
-    sys.path.insert(0, "")
-    try:
-        app = getattr(importlib.import_module(module), name or "hub")
-    except Exception as error:
-        raise LocalError(f"--app {target} could not be imported: {type(error).__name__}: {error}") from error
-    if not callable(app):
-        raise LocalError(f"--app {target} must name an ASGI app, got an object of type {type(app).__name__}")
-    return app

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import faulthandler
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -301,3 +302,18 @@ def run(
 
     asyncio.run(main())
     return bool(running.started)
+
+
+def load_app(target: str) -> Any:
+    """Return the object that MODULE:NAME names. Raises LocalError, also for an exception inside the module."""
+    module, _, name = target.partition(":")
+    if not module:
+        raise LocalError(f"--app must be MODULE:NAME, for example --app chat:hub, got {target!r}")
+    sys.path.insert(0, "")
+    try:
+        app = getattr(importlib.import_module(module), name or "hub")
+    except Exception as error:
+        raise LocalError(f"--app {target} could not be imported: {type(error).__name__}: {error}") from error
+    if not callable(app):
+        raise LocalError(f"--app {target} must name an ASGI app, got an object of type {type(app).__name__}")
+    return app

@@ -134,25 +134,6 @@ class Plan:
             plan._draw_loss(Random(f"{seed}/loss"))
         return plan
 
-    @classmethod
-    def of_lease_writers(cls, seed: int) -> Plan:
-        """Return a plan for the leases of remote writers, whose requests reach two hubs."""
-        return cls.drawn(seed)._without_faults(hubs=2, author=LeaseWriter)
-
-    @classmethod
-    def of_refused_renewals(cls, seed: int) -> Plan:
-        """Return a plan for the leases of nodes: the store refuses three of ten calls of three hubs that write."""
-        plan = cls.drawn(seed)._without_faults(hubs=3, author=LocalWriter)
-        plan.fault_model.down_chance = 0.3
-        return plan
-
-    def _without_faults(self, *, hubs: int, author: type[Author]) -> Plan:
-        """Return this plan with four authors of one kind and one viewer, and without faults of hubs."""
-        self.hubs, self.is_weak, self.bad_s, self.faults, self.loss = hubs, False, 30.0, [], None
-        self.authors, self.viewers = [author] * 4, self.viewers[:1]
-        self.members, self.workers, self.agents, self.hooks = 0, 0, [], []
-        return self
-
     def _draw_loss(self, draw: Random) -> None:
         self.hubs += self.hubs == 3 and draw.random() < 0.3
         self.loss = draw.choice((None, None, "kill", "pause", "drain"))

@@ -40,6 +40,7 @@ LAYERS = (
     ("serving",),
     ("demo",),
     ("archiving",),
+    ("store_commands",),
     ("cli",),
     ("__main__",),
 )

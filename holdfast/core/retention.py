@@ -21,7 +21,7 @@ from holdfast.core.records import LEAD_MS
 _MINUTE_MS = 60_000
 _HOUR_MS = 60 * _MINUTE_MS
 DAY_MS = 24 * _HOUR_MS
-_TIMES_MS = {"m": _MINUTE_MS, "h": _HOUR_MS, "d": DAY_MS, "w": 7 * DAY_MS}
+_TIMES_MS = {"s": 1000, "m": _MINUTE_MS, "h": _HOUR_MS, "d": DAY_MS, "w": 7 * DAY_MS}
 _SIZES = {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _FORM = re.compile(r"([1-9][0-9]{0,8})([a-zA-Z]{1,2})\Z")
 # A request may be repeated, so its message stays for a while after its end, and its id stays used up.
@@ -36,7 +36,7 @@ class Retention:
     """How long messages stay: a message goes when one of these rules lets it go.
 
     `age`: the time after its end. `idle`: the time without changes after which the whole channel goes. `messages` and
-    `bytes`: the newest messages that stay. Times are texts such as "90d" (m, h, d or w), sizes such as "50MB".
+    `bytes`: the newest messages that stay. Times are texts such as "90d" (s, m, h, d or w), sizes such as "50MB".
     """
 
     age: str | None = None
@@ -251,16 +251,32 @@ def _policy(pattern: str, value: object) -> Policy:
     )
 
 
-def _time_ms(value: object, where: str) -> int | None:
-    if value is None:
-        return None
+def rules_of(option: str, given: Sequence[str]) -> dict[str, str | Retention]:
+    """Return the ages of texts such as "chat:*=90d", by pattern. Raises LocalError, which names the `option`."""
+    rules: dict[str, str | Retention] = {}
+    for text in given:
+        pattern, is_rule, age = text.rpartition("=")
+        if not is_rule:
+            raise LocalError(f"{option} must be PATTERN=AGE, such as chat:*=90d, got {shown(text)}")
+        if pattern in rules:
+            raise LocalError(f"{option} has two ages for the pattern {shown(pattern)}; give each pattern once")
+        rules[pattern] = age
+    return rules
+
+
+def time_ms(value: object, where: str, *, example: str, least_ms: int = 1) -> int:
+    """Return a time such as "90d" in ms. Raises LocalError, in which `where` names it."""
     found = _FORM.match(value) if isinstance(value, str) else None
     unit_ms = _TIMES_MS.get(found[2]) if found is not None else None
     if found is None or unit_ms is None:
-        raise LocalError(f'{where} must be a number and m, h, d or w, such as "90d", got {shown(value)}')
-    if int(found[1]) * unit_ms < LEAST_MS:
-        raise LocalError(f'{where} must be "{LEAST_MS // _MINUTE_MS}m" or more, got {shown(value)}')
+        raise LocalError(f'{where} must be a number and s, m, h, d or w, such as "{example}", got {shown(value)}')
+    if int(found[1]) * unit_ms < least_ms:
+        raise LocalError(f'{where} must be "{least_ms // _MINUTE_MS}m" or more, got {shown(value)}')
     return int(found[1]) * unit_ms
+
+
+def _time_ms(value: object, where: str) -> int | None:
+    return time_ms(value, where, example="90d", least_ms=LEAST_MS) if value is not None else None
 
 
 def _size_bytes(value: object, where: str) -> int | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from holdfast.core.errors import HoldfastError, LocalError, shown
+from holdfast.core.retention import time_ms
 from holdfast.stores.base import Store
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_lock import FILE_MODE, locked
@@ -27,7 +28,6 @@ logger = logging.getLogger("holdfast.hub")
 
 RETRY_S = 60.0  # time after which a failed backup is tried again, if the next one is not due before
 MB_PER_S = 50.0
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Scheduled(Protocol):
@@ -58,7 +58,7 @@ class BackupSchedule:
             raise LocalError(f"number of backups to keep must be a whole number, 1 or more, got {shown(keep)}")
         self._store = hub.store
         self._folder = folder
-        self._every_s = _seconds(every)
+        self._every_s = time_ms(every, "time between backups", example="1h") / 1000
         self._keep = keep
         self._lock: int | None = None
         self._due_s: float | None = None  # on the monotonic clock; None until the folder was read
@@ -138,11 +138,3 @@ class BackupSchedule:
             names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
         found = [match for name in names if (match := self._form.fullmatch(name)) is not None]
         return [(match[0], int(match[1])) for match in found if (match[2] is not None) == is_partial]
-
-
-def _seconds(every: str) -> float:
-    """Return a time such as "1h" in seconds. Raises LocalError."""
-    found = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", every) if isinstance(every, str) else None
-    if found is None:
-        raise LocalError(f'time between backups must be a number and s, m, h or d, such as "1h", got {shown(every)}')
-    return float(int(found[1]) * _UNITS_S[found[2]])

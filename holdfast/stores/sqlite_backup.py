@@ -158,7 +158,7 @@ def restore(backup: Path, store: Path) -> Path | None:
                 raise StoreUnusable(f"backup {backup} cannot be read: {error}; use an earlier one") from error
             new.unlink(missing_ok=True)
             finish(partial, new)
-        _give_owner_of(place, new)
+        give_owner_of(place, new)
         kept = _keep(place)
         # Until the replace, the lock file must name the nonce of the old file: its -wal is its own. The new file has
         # the mark of a backup, so a start sets aside a -wal that is left beside it.
@@ -173,7 +173,7 @@ def restore(backup: Path, store: Path) -> Path | None:
         lock.release()
 
 
-def _give_owner_of(place: Path, new: Path) -> None:
+def give_owner_of(place: Path, new: Path) -> None:
     """Give the file `new` the mode and the owner of the store's file; without one, the owner of its folder.
 
     The lock file gets that owner, too.

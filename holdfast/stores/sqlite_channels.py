@@ -167,6 +167,15 @@ class Channels:
         self._db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", rows)
         return sum(2 * INTEGER_BYTES + len(name) + len(message_id) for _, message_id, _ in rows)
 
+    def tracked(self, key: int) -> Tracked | None:
+        """Return the message whose document has this key, without its entries in the log; None if there is none."""
+        known = self._documents.by_key(key)
+        if known is None:
+            return None
+        found, number = known
+        (name,) = self._db.execute("SELECT name FROM channels WHERE id = ?", (number,)).fetchone()
+        return Tracked(name, key, found.id, found.version) if name is not None else None
+
     def new(self, name: str, epoch: str) -> Channel:
         """Return a new channel with its own number. It enters `by_name` with its first commit."""
         channel = Channel(self._next, name, epoch, 0, 0)

@@ -50,6 +50,7 @@ Synchronous = Literal["normal", "full", "extra"]
 
 APPLICATION_ID = 0x486F6C64  # the letters "Hold" as a number, by which SQLite files show their application
 SCHEMA = 5
+COPY = ".compact"  # end of the name of the copy that a compaction makes (`sqlite_compact`)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Indexes of documents whose data will be removed with their target or after a time; only commands have such data.
@@ -139,6 +140,7 @@ class SqliteFile:
 
     def __init__(self, path: Path, *, synchronous: Synchronous, busy_s: float, lock_wait_s: float) -> None:
         self.path = path
+        self.rollbacks = 0  # number of transactions that were undone
         self._synchronous = synchronous
         self._busy_ms = int(busy_s * 1000)
         self._lock_wait_s = lock_wait_s
@@ -154,6 +156,8 @@ class SqliteFile:
         if not self._lock.is_known:
             self._check_before_lock()
         self._lock.take(self.path, wait_s=self._lock_wait_s)
+        with contextlib.suppress(OSError):  # an unfinished copy holds text that may be deleted later
+            Path(f"{os.path.realpath(self.path)}{COPY}.partial").unlink(missing_ok=True)
         try:
             check_wal(self.path, self._lock)
             self._connect()
@@ -340,7 +344,7 @@ class SqliteFile:
 
         The caller is in a transaction; once that is committed, it makes the lock file keep this nonce alone.
         """
-        boot, inode, nonce = _boot_id(), str(os.stat(self.path).st_ino), _new_nonce()
+        boot, inode, nonce = _boot_id(), str(os.stat(self.path).st_ino), new_nonce()
         nonce_before = NO_NONCE
         known = [nonce]
         before = self.db.execute("SELECT boot, inode, synchronous, clean FROM life").fetchone()
@@ -373,7 +377,7 @@ class SqliteFile:
 
         Returns the old nonce and the new one.
         """
-        nonce = _new_nonce()
+        nonce = new_nonce()
         self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction() as db:
             (file,) = db.execute("SELECT inode FROM life").fetchone()
@@ -383,6 +387,7 @@ class SqliteFile:
         return nonce_before, nonce
 
     def _roll_back(self) -> None:
+        self.rollbacks += 1
         if self.db.in_transaction:  # after some errors SQLite has already rolled back
             with contextlib.suppress(sqlite3.Error):
                 self.db.execute("ROLLBACK")
@@ -398,7 +403,7 @@ def _steps(schema: int) -> list[str]:
     return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
 
-def _new_nonce() -> str:
+def new_nonce() -> str:
     return secrets.token_hex(8)
 
 

@@ -160,6 +160,7 @@ export class Panel {
   /** @param {number} most_ms */
   draw(most_ms) {
     this.#deadline = performance.now() + most_ms
+    this.scroller.notice() // now, because the event of a scroll may come after new text
     const snapshot = this.channel.getSnapshot()
     const { messages, presence, streaming, status, you } = snapshot
     if (streaming.length) this.unheard = false

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from holdfast.core.errors import LocalError
 from holdfast.core.model import ChannelSummary
 from holdfast.core.patterns import matches
-from holdfast.core.retention import DAY_MS, LEAST_MS, TOMBSTONE_MS, ClockTrust, Fact, Policies, Policy, Retention, Sweep
+from holdfast.core.retention import (
+    DAY_MS,
+    LEAST_MS,
+    TOMBSTONE_MS,
+    ClockTrust,
+    Fact,
+    Policies,
+    Policy,
+    Retention,
+    Sweep,
+    rules_of,
+)
 
 HOUR_MS = DAY_MS // 24
 YEAR_MS = 365 * DAY_MS
@@ -33,15 +44,16 @@ def test_rules_are_parsed() -> None:
     [
         (
             {"chat:*": "90 days"},
-            "age in the retention of 'chat:*' must be a number and m, h, d or w, such as \"90d\", got '90 days'",
+            "age in the retention of 'chat:*' must be a number and s, m, h, d or w, such as \"90d\", got '90 days'",
         ),
         ({"a": "-1d"}, "such as \"90d\", got '-1d'"),
         ({"a": "0d"}, "such as \"90d\", got '0d'"),
+        ({"a": "599s"}, "must be \"10m\" or more, got '599s'"),
         ({"a": "9m"}, "must be \"10m\" or more, got '9m'"),
-        ({"a": "1y"}, "m, h, d or w"),
-        ({"a": "90d\n"}, "m, h, d or w"),
-        ({"a": "٩d"}, "m, h, d or w"),
-        ({"a": "9999999999d"}, "m, h, d or w"),
+        ({"a": "1y"}, "s, m, h, d or w"),
+        ({"a": "90d\n"}, "s, m, h, d or w"),
+        ({"a": "٩d"}, "s, m, h, d or w"),
+        ({"a": "9999999999d"}, "s, m, h, d or w"),
         ({"a": 90}, 'must be an age such as "90d", or a Retention(...), got 90'),
         ({"a": Retention()}, "retention of 'a' must have a rule: give age, idle, messages or bytes"),
         ({"a": Retention(messages=0)}, "the messages in the retention of 'a' must be a whole number, 1 or more, got 0"),
@@ -51,7 +63,7 @@ def test_rules_are_parsed() -> None:
             "bytes in the retention of 'a' must be a number and kB, MB, GB or TB, such as \"50MB\", got '50 MB'",
         ),
         ({"a": Retention(bytes=0)}, 'such as "50MB", got 0'),
-        ({"a": Retention(idle=7)}, "idle in the retention of 'a' must be a number and m, h, d or w"),  # type: ignore[arg-type]
+        ({"a": Retention(idle=7)}, "idle in the retention of 'a' must be a number and s, m, h, d or w"),  # type: ignore[arg-type]
         ({"chat*": "90d"}, "retention has a wrong pattern: pattern must have its star only at the end"),
         ({7: "90d"}, "retention has a wrong pattern: pattern must have its star"),
         ([("a", "90d")], 'retention must be a dict such as {"chat:*": "90d"}'),
@@ -61,6 +73,14 @@ def test_wrong_rules_are_refused_with_the_remedy(given_rules: dict[str, str], te
     with pytest.raises(LocalError) as refused:
         Policies(given_rules)
     assert text in str(refused.value)
+
+
+def test_rules_of_an_option_are_parsed_and_a_repeated_pattern_is_refused() -> None:
+    assert rules_of("--retention", ["chat:*=90d", "chat:a=b=2h"]) == {"chat:*": "90d", "chat:a=b": "2h"}
+    with pytest.raises(LocalError, match=r"--retention must be PATTERN=AGE, such as chat:\*=90d, got 'chat'"):
+        rules_of("--retention", ["chat"])
+    with pytest.raises(LocalError, match=r"--retention has two ages for the pattern 'a\*'; give each pattern once"):
+        rules_of("--retention", ["a*=1d", "b=1d", "a*=1d"])
 
 
 @given(st.sets(PATTERNS), st.text("ab:./", min_size=1, max_size=6))

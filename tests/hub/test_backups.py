@@ -163,7 +163,7 @@ async def test_second_server_with_a_store_of_that_name_is_kept_from_the_folder(
     ("store", "settings", "why"),
     [
         ("memory://", {}, "a memory store has no backup"),
-        ("sqlite:///x.db", {"every": "1 hour"}, "must be a number and s, m, h or d"),
+        ("sqlite:///x.db", {"every": "1 hour"}, "must be a number and s, m, h, d or w"),
         ("sqlite:///x.db", {"every": "0h"}, "got '0h'"),
         ("sqlite:///x.db", {"keep": 0}, "must be a whole number, 1 or more, got 0"),
     ],
@@ -174,11 +174,12 @@ def test_wrong_settings_are_refused(store: str, settings: dict[str, str], why: s
 
 
 def test_served_hub_makes_backups_and_removes_old_ones(tmp_path: Path, folder: Path) -> None:
-    options = ("--backup-dir", str(folder), "--backup-every", "1s", "--backup-keep", "1")
+    options = ("--backup-dir", str(folder), "--backup-every", "1s", "--backup-keep", "1", "--retention", "*=9d")
     with serving("serve", tmp_path, *options) as server:
         server.until(lambda: any(name.startswith("test-000002-") for name in names(folder)))
         server.until(lambda: not any(name.startswith("test-000001-") for name in names(folder)))
         assert "holdfast_store_failed_backups 0\n" in server.get("/metrics")[1]
+        assert "holdfast_retention_rounds 0\n" in server.get("/metrics")[1]
 
 
 def test_options_without_a_folder_are_refused() -> None:

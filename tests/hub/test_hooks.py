@@ -115,6 +115,23 @@ async def test_returning_hook_removes_the_positions_of_channels_deleted_meanwhil
 
 
 @virtually
+async def test_hook_receives_an_entry_that_was_stored_during_its_call() -> None:
+    hub = new_hub()
+    received: list[str] = []
+
+    @hub.on("message.create", "chat:*", name="h")
+    async def receive(event: HookEvent) -> None:
+        received.append(event.id)
+        if event.id == "a":
+            await hub.create("chat:1", id="b", text="x")
+
+    await hub.create("chat:1", id="a", text="x")
+    await asyncio.sleep(1)
+    assert received == ["a", "b"]
+    await hub.close()
+
+
+@virtually
 async def test_hook_receives_only_the_kinds_it_requested() -> None:
     hub = new_hub()
     received = listen(hub, "message.finish")

@@ -5,10 +5,25 @@ Layer: tests.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from holdfast.core.errors import StoreUnavailable
 from holdfast.hub.nodes import TERM_MS, IsMine, NodeLease, responsible_node
+from holdfast.stores.base import Beat
 from holdfast.stores.memory import MemoryStore
+
+
+class FailingStore(MemoryStore):
+    """A store that refuses to renew leases while it is down."""
+
+    is_down = False
+
+    async def hold(self, *about: Any) -> Beat:
+        if self.is_down:
+            raise StoreUnavailable("the store is down")
+        return await super().hold(*about)
 
 
 class Cluster:
@@ -16,7 +31,7 @@ class Cluster:
 
     def __init__(self, *, is_exclusive: bool = False) -> None:
         self.now_ms = 0
-        self.store = MemoryStore(now_ms=lambda: self.now_ms)
+        self.store = FailingStore(now_ms=lambda: self.now_ms)
         self.store.is_exclusive = is_exclusive
         self.recovered: list[tuple[str, str]] = []  # nodes, each with a channel that it has recovered
 
@@ -51,6 +66,20 @@ async def test_node_that_does_not_renew_its_lease_is_gone_after_its_term() -> No
     assert not here.is_gone("b")
     await cluster.pass_ms(1000, here)
     assert here.is_gone("b")
+
+
+async def test_node_is_not_gone_because_the_store_did_not_respond_for_a_term() -> None:
+    cluster = Cluster()
+    here, there = await cluster.node("a"), await cluster.node("b")
+    await cluster.pass_ms(6000, here, there)
+    cluster.store.is_down = True
+    for _ in range(0, 2 * TERM_MS, 1000):
+        with pytest.raises(StoreUnavailable):
+            await cluster.pass_ms(1000, here)
+        assert not here.is_gone("b")
+    cluster.store.is_down = False
+    await cluster.pass_ms(1000, there, here)
+    assert not here.is_gone("b")
 
 
 async def test_node_counts_no_lease_as_expired_before_a_term_has_passed_since_the_store_lost_its_leases() -> None:

@@ -21,14 +21,10 @@ from holdfast.core import decide as decisions
 from holdfast.core.decide import Decision, decide
 from holdfast.core.deltas import Delta
 from holdfast.core.draft import Draft
-from holdfast.core.errors import StoreUnavailable
 from holdfast.core.events import (
     ChannelAttached,
-    EphemeralEvent,
     MessageAppend,
-    MessageEvent,
     MessageUpdate,
-    PresenceEnter,
     Signal,
     StoredEvent,
     encode_json,
@@ -52,26 +48,19 @@ from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.loading import Loader
-from holdfast.hub.nodes import IsMine, NodeLease
+from holdfast.hub.nodes import NodeLease
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
-from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
-from holdfast.stores.base import Beat, Committed, CommitUnknown, Conflict, Head, Moved, Write, head_of
+from holdfast.stores.base import Beat, Committed, Conflict, Head, Moved, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
 from simulation import watchdog
-from simulation.lease_writers import LeaseWriter
-from simulation.local_writers import LocalWriter, SteadyWriter
-from simulation.members import Commander
-from simulation.plan import Plan
 from simulation.store import SimStore, StoreClient
-from simulation.viewers import SocketViewer
-from simulation.writers import BlindWriter, HttpWriter
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 
@@ -217,17 +206,6 @@ def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(committer, "decide", early)
 
 
-def an_update_has_the_label_of_its_entry(patch: pytest.MonkeyPatch) -> None:
-    """The label of an update is the serial of its entry."""
-    message_since = catch_up._message_since
-
-    def labelled(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:
-        for event in message_since(message, tail, since):
-            yield replace(event, serial=message.edited) if isinstance(event, MessageUpdate) else event
-
-    patch.setattr(catch_up, "_message_since", labelled)
-
-
 def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
     """A wake-up always reports the writes of another hub."""
 
@@ -273,19 +251,6 @@ def requests_change_their_order_after_an_unknown_outcome(patch: pytest.MonkeyPat
     patch.setattr(Committer, "_return_all", reversed_order)
 
 
-def a_silent_store_has_stored_no_entry(patch: pytest.MonkeyPatch) -> None:
-    """A commit without a result has failed."""
-    store_all = Committer._store_all
-
-    async def refused(self: Committer, writes: list[Write]) -> list[Committed | Conflict]:
-        try:
-            return await store_all(self, writes)
-        except CommitUnknown as error:
-            raise StoreUnavailable("the store stored no entry") from error
-
-    patch.setattr(Committer, "_store_all", refused)
-
-
 def a_conflict_is_ignored(patch: pytest.MonkeyPatch) -> None:
     """The channel is read again, so its next request is decided on the new state."""
     return_all = Committer._return_all
@@ -317,19 +282,6 @@ def messages_of_a_dead_process_are_not_recovered(patch: pytest.MonkeyPatch) -> N
     patch.setattr(recovery, "_end_or_adopt", skip)
 
 
-def a_recovery_that_failed_is_not_repeated(patch: pytest.MonkeyPatch) -> None:
-    """A hub recovers once, at its first start."""
-    recover = hubs.recover
-    begun: list[Any] = []  # the adopters of each hub, which are one list
-
-    async def once(runtime: Runtime, adopters: Any, writers: Any, is_mine: IsMine) -> None:
-        if not any(adopters is one for one in begun):
-            begun.append(adopters)
-            await recover(runtime, adopters, writers, is_mine)
-
-    patch.setattr(hubs, "recover", once)
-
-
 def messages_of_an_ended_node_wait(patch: pytest.MonkeyPatch) -> None:
     """A hub recovers its own messages when it starts again."""
     patch.setattr(NodeLease, "is_recovery_due", False)
@@ -338,20 +290,6 @@ def messages_of_an_ended_node_wait(patch: pytest.MonkeyPatch) -> None:
 def a_living_node_is_recovered(patch: pytest.MonkeyPatch) -> None:
     """When a node is recovered, all messages of other nodes are those of this one."""
     patch.setattr(NodeLease, "is_gone", lambda self, node: node != self.node)
-
-
-def a_lease_expires_without_a_read(patch: pytest.MonkeyPatch) -> None:
-    """A node that has not been seen for a term is gone, even if the store did not respond meanwhile."""
-    renew = NodeLease._renew
-
-    async def impatient(self: NodeLease) -> None:
-        try:
-            await renew(self)
-        except StoreUnavailable:
-            if self.beat is not None:
-                self._note(self.beat._replace(nodes=frozenset({self.node})))
-
-    patch.setattr(NodeLease, "_renew", impatient)
 
 
 def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -370,16 +308,6 @@ def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) 
 def a_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """A renewal changes no message, so there is no entry to store."""
     patch.setattr(committer, "stored_renewal", lambda message: ())
-
-
-def a_writer_is_heard_by_one_hub(patch: pytest.MonkeyPatch) -> None:
-    """A hub knows when the lease of a message ends; a read of the store would only delay the end."""
-
-    def expire(self: LeaseMonitor, channel: str, key: str) -> None:
-        self._last[channel, key] = 1 << 53
-        self._expire(channel, key)
-
-    patch.setattr(LeaseMonitor, "_lapse", expire)
 
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
@@ -436,20 +364,6 @@ def messages_in_memory_are_a_page(patch: pytest.MonkeyPatch) -> None:
 
 
 # -- leases, presence, commands and turns ----------------------------------------------------------------------------
-
-
-def a_lease_ignores_the_generation(patch: pytest.MonkeyPatch) -> None:
-    """The lease of a message is the same for each generation."""
-    inspect_writer = LeaseMonitor.inspect_writer
-
-    def look(self: LeaseMonitor, channel: str, key: str, message: MessageState | None) -> None:
-        known = self._leases.get((channel, key))
-        if known is not None and message is not None and message.is_streaming:
-            self._leases[channel, key] = (message.generation, known[1])
-        else:
-            inspect_writer(self, channel, key, message)
-
-    patch.setattr(LeaseMonitor, "inspect_writer", look)
 
 
 def a_local_append_has_no_offset_check(patch: pytest.MonkeyPatch) -> None:
@@ -559,16 +473,6 @@ def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Channel, "ephemeral_since", ephemeral_since)
 
 
-def a_leave_is_not_sent(patch: pytest.MonkeyPatch) -> None:
-    """A viewer sees the present members when it attaches again."""
-
-    def event(self: PresenceState, member_id: str, position: int) -> EphemeralEvent | None:
-        member = self.member(member_id)
-        return PresenceEnter(member=member) if member is not None else None
-
-    patch.setattr(PresenceState, "_event", event)
-
-
 def commands_do_not_expire(patch: pytest.MonkeyPatch) -> None:
     """The sender of a command notices that no reply comes."""
     patch.setattr(LeaseMonitor, "inspect_command", lambda self, channel, key, command: None)
@@ -647,17 +551,6 @@ def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(codec, "_fields", ahead)
 
 
-def a_repeat_gets_the_newest_serial(patch: pytest.MonkeyPatch) -> None:
-    """A repeat gets the present version of the message."""
-    repeated = decisions._earlier_decision
-
-    def newest(message: MessageState, request: str | None) -> Decision | None:
-        known = repeated(message, request)
-        return replace(known, serial=message.version) if known is not None else None
-
-    patch.setattr(decisions, "_earlier_decision", newest)
-
-
 # -- hooks -----------------------------------------------------------------------------------------------------------
 
 
@@ -708,17 +601,6 @@ def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
 def a_hook_registered_in_a_recovery_begins_at_once(patch: pytest.MonkeyPatch) -> None:
     """The hub runs already when it recovers."""
     patch.setattr(Lifecycle, "has_recovered", Lifecycle.is_running)
-
-
-def a_hook_forgets_entries_during_a_call(patch: pytest.MonkeyPatch) -> None:
-    """The hook runs for this channel already."""
-    moved = HookRunner.moved
-
-    def unless_busy(self: HookRunner, channel: str) -> None:
-        if channel not in self._running:
-            moved(self, channel)
-
-    patch.setattr(HookRunner, "moved", unless_busy)
 
 
 def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
@@ -918,28 +800,22 @@ MUTANTS: dict[Mutant, str] = {
     each_event_moves_the_cursor: "it shows|it does not show|pending are|back to",
     a_reload_runs_beside_a_commit: "it shows|it does not show|back to|at the end of a batch with serial",
     requests_are_decided_on_arrival: "was refused with",
-    an_update_has_the_label_of_its_entry: "holds version",
     the_wake_up_is_trusted: "still behind",
     a_conflict_of_a_deletion_is_lost: "ids that streamed were not used up",
     an_unknown_outcome_is_never_resolved: "was refused with (mismatch|gap)",
     an_append_gets_a_new_offset_after_an_unknown_outcome: "wrote to",
     requests_change_their_order_after_an_unknown_outcome: "was refused with (mismatch|gap|not_found|no_part)",
-    a_silent_store_has_stored_no_entry: "streams for ever",
     a_conflict_is_ignored: "before it was stored|wrote to|was acknowledged as",
     a_result_is_sent_twice: "offered a second time|received .*'ref'",
     messages_of_a_dead_process_are_not_recovered: "though its writer died",
-    a_recovery_that_failed_is_not_repeated: "though its writer died",
     messages_of_an_ended_node_wait: "though the lease of",
     a_renewal_reaches_one_hub: "gave a sign of life",
-    a_writer_is_heard_by_one_hub: "gave a sign of life",
     a_living_node_is_recovered: "was alive",
-    a_lease_expires_without_a_read: "was alive",
     a_store_that_lost_its_leases_is_believed_at_once: "was alive",
     a_message_that_left_memory_does_not_exist: "refused.* with not_found|refused: .*not_found|could not .*not_found",
     an_absent_id_stays_absent: "created twice|was refused with not_found|got status 404",
     a_new_start_holds_the_page_alone: "lacks the streaming",
     messages_in_memory_are_a_page: "it does not show",
-    a_lease_ignores_the_generation: "gave a sign of life|still streams",
     a_local_append_has_no_offset_check: "wrote to",
     a_takeover_fences_no_writer: "after a takeover",
     a_renewal_after_a_broken_socket_does_not_count: "gave a sign of life",
@@ -950,13 +826,11 @@ MUTANTS: dict[Mutant, str] = {
     a_restart_forgets_waiting_messages: "there are still",
     a_member_leaves_without_grace: "presence.leave of",
     presence_carries_a_cursor: "without a batch before it",
-    a_leave_is_not_sent: "shows other members",
     presence_waits_for_a_pause_of_the_text: "did not receive in",
     signals_are_not_sent: "did not receive in .*signal",
     a_page_has_a_later_cursor: "a response holds the cursor",
     a_message_has_a_later_cursor: "a response holds the cursor",
     a_create_has_a_later_cursor: "a response holds the cursor",
-    a_repeat_gets_the_newest_serial: "it is stored as",
     a_detach_has_no_effect: "which it has left",
     a_page_over_a_socket_is_the_last: "the view has no older message",
     a_delete_is_acknowledged_at_once: "the deletion of .* was acknowledged before",
@@ -967,7 +841,6 @@ MUTANTS: dict[Mutant, str] = {
     a_hook_keeps_its_position_before_the_call: "though its position is",
     a_hook_is_called_message_by_message: "is called for .*, after|though its position is",
     a_late_hook_begins_at_the_head: "hooks have missed",
-    a_hook_forgets_entries_during_a_call: "hooks have missed",
     a_hook_position_ignores_the_epoch: "hooks have missed",
     an_end_drops_the_last_text: "received the end of .* and of its",
     a_message_stream_has_no_end: "instead of the end|did not receive the end|still behind: .*reader",
@@ -981,83 +854,4 @@ MUTANTS: dict[Mutant, str] = {
     part_operations_pile_up: "things are in Tail.ops",
     block_until_a_load: "does not end",
     feeds_behind_are_woken_without_end: "never waits|waits too shortly",
-}
-
-# A condition on the plan without which the mutant has no effect; other seeds are skipped.
-NEEDS: dict[Mutant, Callable[[Plan], object]] = {
-    an_unknown_outcome_is_never_resolved: lambda plan: plan.is_exclusive and BlindWriter in plan.authors,
-    an_append_gets_a_new_offset_after_an_unknown_outcome: lambda plan: BlindWriter in plan.authors,
-    a_silent_store_has_stored_no_entry: lambda plan: plan.fault_model.unknown_chance and LocalWriter in plan.authors,
-    messages_of_a_dead_process_are_not_recovered: lambda plan: plan.is_exclusive,
-    a_recovery_that_failed_is_not_repeated: lambda plan: plan.is_exclusive and plan.fault_model.down_chance,
-    messages_of_an_ended_node_wait: lambda plan: plan.loss,
-    a_living_node_is_recovered: lambda plan: plan.loss,
-    a_store_that_lost_its_leases_is_believed_at_once: lambda plan: "store restart" in plan.faults,
-    a_lease_ignores_the_generation: lambda plan: LeaseWriter in plan.authors,
-    a_renewal_after_a_broken_socket_does_not_count: lambda plan: LeaseWriter in plan.authors,
-    a_local_append_has_no_offset_check: lambda plan: LocalWriter in plan.authors,
-    a_takeover_fences_no_writer: lambda plan: LeaseWriter in plan.authors,
-    a_second_reply_is_accepted: lambda plan: Commander in plan.authors,
-    a_turn_renewal_has_no_effect: lambda plan: plan.workers,
-    every_agent_takes_waiting_messages: lambda plan: plan.workers and plan.asks_by_socket,
-    an_agent_that_stops_still_gets_turns: lambda plan: plan.workers and plan.asks_by_socket,
-    an_agent_has_more_turns_than_slots: lambda plan: any(agent.slots < plan.channels for agent in plan.agents),
-    a_detach_has_no_effect: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
-    a_page_over_a_socket_is_the_last: lambda plan: plan.asks_by_socket and SocketViewer in plan.viewers,
-    a_delete_is_acknowledged_at_once: lambda plan: plan.asks_by_socket and "delete" in plan.edits,
-    appends_join_across_an_edit: lambda plan: LocalWriter in plan.authors,
-    a_repeat_gets_the_newest_serial: lambda plan: HttpWriter in plan.authors,
-    a_member_leaves_without_grace: lambda plan: plan.members,
-    signals_pile_up: lambda plan: plan.members,
-    presence_waits_for_a_pause_of_the_text: lambda plan: SteadyWriter in plan.authors,
-    the_wake_up_is_trusted: lambda plan: plan.hubs > 1,
-    a_conflict_of_a_deletion_is_lost: lambda plan: plan.hubs > 1 and "delete channel" in plan.edits,
-    a_late_hook_begins_at_the_head: lambda plan: plan.hooks,
-    a_hook_is_called_message_by_message: lambda plan: plan.hooks,
-    a_hook_registered_in_a_recovery_begins_at_once: lambda plan: plan.hooks and plan.registers_late,
-    a_hook_position_ignores_the_epoch: lambda plan: plan.hooks and (plan.is_weak or "delete channel" in plan.edits),
-}
-
-# The plans of mutants that a drawn plan shows seldom. A few seeds find such a mutant, also after a change of the hub.
-DIRECTED: dict[Mutant, Callable[[int], Plan]] = {
-    a_lease_expires_without_a_read: Plan.of_refused_renewals,
-    a_renewal_reaches_one_hub: Plan.of_lease_writers,
-    a_writer_is_heard_by_one_hub: Plan.of_lease_writers,
-}
-
-# Seeds that find a mutant when earlier ones do not; they are tried first.
-SHOWN_BY: dict[Mutant, int] = {
-    an_unknown_outcome_is_never_resolved: 31,
-    an_append_gets_a_new_offset_after_an_unknown_outcome: 62,
-    requests_change_their_order_after_an_unknown_outcome: 31,
-    a_silent_store_has_stored_no_entry: 174,
-    a_recovery_that_failed_is_not_repeated: 396,
-    a_message_that_left_memory_does_not_exist: 20,
-    messages_in_memory_are_a_page: 9,
-    appends_join_across_an_edit: 31,
-    a_reload_runs_beside_a_commit: 19,
-    requests_are_decided_on_arrival: 9,
-    a_store_that_lost_its_leases_is_believed_at_once: 21,
-    a_lease_ignores_the_generation: 18,
-    a_local_append_has_no_offset_check: 19,
-    a_takeover_fences_no_writer: 10,
-    a_second_reply_is_accepted: 23,
-    a_cancel_ends_the_newest_answer: 10,
-    a_turn_renewal_has_no_effect: 25,
-    a_member_leaves_without_grace: 16,
-    presence_waits_for_a_pause_of_the_text: 53,
-    a_repeat_gets_the_newest_serial: 11,
-    a_detach_has_no_effect: 16,
-    a_delete_is_acknowledged_at_once: 11,
-    every_agent_takes_waiting_messages: 93,
-    an_agent_that_stops_still_gets_turns: 37,
-    an_agent_has_more_turns_than_slots: 122,
-    a_hook_registered_in_a_recovery_begins_at_once: 12,
-    a_hook_is_called_message_by_message: 7,
-    a_late_hook_begins_at_the_head: 11,
-    a_hook_forgets_entries_during_a_call: 16,
-    a_hook_position_ignores_the_epoch: 112,
-    a_socket_is_read_without_bound: 16,
-    finished_messages_stay: 8,
-    signals_pile_up: 44,
 }

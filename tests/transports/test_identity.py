@@ -839,6 +839,11 @@ def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
         (["--allowed-origin", "https://app.example/"], "origin"),
         (["--allowed-origin", "app.example"], "origin"),
         (["--app", "x:y", "--jwks", "https://issuer.example/keys", "--jwt-audience", "chat"], "--app brings"),
+        (["--app", "x:y", "--retention", "*=9d"], "--retention, --no-migration-backup"),
+        (["--retention", "chat:*=90 days"], "such as \"90d\", got '90 days'"),
+        (["--retention", "chat:*=-1d"], "such as \"90d\", got '-1d'"),
+        (["--retention", "chat:*=1d", "--retention", "chat:*=2d"], "has two ages for the pattern 'chat:*'"),
+        (["--retention", "chat:*"], "--retention must be PATTERN=AGE"),
     ],
 )
 def test_serve_refuses_conflicting_options(tmp_path: Path, secret_file: Path, options: list[str], message: str) -> None:

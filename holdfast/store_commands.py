@@ -1,0 +1,185 @@
+"""The commands about the file of a store: backup, restore, compact, inspect, verify, channels and retention.
+
+Layer: store_commands, above `archiving` and below `cli`.
+
+A hub that serves the file carries out a backup. `restore` and `compact` work on a file that no process has open; the
+others read the file, also while it is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from holdfast.archiving import STORE
+from holdfast.control_client import NotServed, call
+from holdfast.core.errors import LocalError, StoreInUse, shown_url
+from holdfast.core.names import check_prefix
+from holdfast.core.retention import Policies, rules_of
+from holdfast.serving import hubs_in, load_app
+from holdfast.stores import open_url
+from holdfast.stores.sqlite import SqliteStore
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@STORE
+@click.option(
+    "--mb-per-s", default=None, type=click.FloatRange(0, 100_000, min_open=True), help="Limit.  [default: 50 if served]"
+)
+def backup(file: Path, store: str, mb_per_s: float | None) -> None:
+    """Write a backup of a store into FILE, also while it is served."""
+    opened = sqlite_store(store)
+    if not opened.path.exists():
+        raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
+
+    async def run_backup() -> None:
+        try:
+            await opened.open()
+        except StoreInUse as error:
+            raise LocalError(
+                f"{error}. Its hub has no control socket (its log has the cause): call hub.backup(path) there"
+            ) from None
+        try:
+            await opened.backup(file, mb_per_s=mb_per_s or 100_000)
+        finally:
+            await opened.close()
+
+    try:
+        for _ in call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50):
+            pass
+    except NotServed:
+        asyncio.run(run_backup())
+    click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
+
+
+@click.command()
+@STORE
+def inspect(store: str) -> None:
+    """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
+    path = sqlite_store(store).path
+    try:
+        (found,) = call(path, "inspect")
+    except NotServed:
+        raise LocalError(f"store file {path} has no control socket; start its server, or check its log") from None
+    click.echo(msgspec.json.format(msgspec.json.encode(found)))
+
+
+@click.command()
+@click.argument("backup", required=False, type=click.Path(path_type=Path))
+@STORE
+@click.option("--keep-wal", is_flag=True, help="No backup: the -wal beside the file is its own.")
+def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
+    """Put BACKUP in the place of a store's file, which is kept under another name."""
+    from holdfast.stores import sqlite_backup
+
+    path = sqlite_store(store).path
+    if (backup is None) != keep_wal:
+        raise LocalError("restore needs either a BACKUP or --keep-wal; give one of them")
+    if backup is None:
+        sqlite_backup.keep_wal(path)
+        click.echo(f"The next start of {path} uses its -wal, and begins new epochs.")
+        return
+    kept = sqlite_backup.restore(backup, path)
+    click.echo(f"{path} is now the content of {backup}; its next start begins new epochs.")
+    if kept is not None:
+        click.echo(f"The replaced file is {kept}.")
+
+
+@click.command()
+@STORE
+@click.option("--no-migration-backup", is_flag=True, help="As for holdfast serve, if the tables of the file are older.")
+def compact(store: str, no_migration_backup: bool) -> None:
+    """Make the file of a store smaller: without its free space. No process may have it open."""
+    from holdfast.stores import sqlite_compact
+
+    path = sqlite_store(store).path
+    try:
+        sizes = sqlite_compact.compact(path, migration_backup=not no_migration_backup)
+    except StoreInUse as error:
+        raise LocalError(f"{error}. A store cannot be compacted while a process has it open") from None
+    click.echo(f"{path} had {sizes.before:,} bytes, and has {sizes.after:,} now.")
+
+
+@click.command()
+@STORE
+def verify(store: str) -> None:
+    """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
+    from holdfast.stores.sqlite_verify import free_space
+    from holdfast.stores.sqlite_verify import verify as damage_in
+
+    path = sqlite_store(store).path
+    found = 0
+    for line in damage_in(path):
+        click.echo(line)
+        found += 1
+    click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
+    size_bytes, free_bytes = free_space(path)
+    if free_bytes * 2 > size_bytes:
+        click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; holdfast compact gives them back")
+    if found:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("prefix", default="")
+@STORE
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object for each channel.")
+def channels(prefix: str, store: str, is_json: bool) -> None:
+    """List the channels of a store whose names begin with PREFIX, also while it is served."""
+    from holdfast.stores.sqlite_reader import list_channels
+
+    found = list_channels(sqlite_store(store).path, check_prefix(prefix))
+    if is_json:
+        for one in found:
+            click.echo(msgspec.json.encode(one))
+        return
+    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  {'held':<4}  channel")
+    for one in found:
+        updated = datetime.fromtimestamp(one.updated_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        click.echo(
+            f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {'held' if one.held else '':<4}  {one.channel}"
+        )
+
+
+@click.command()
+@STORE
+@click.option("--dry-run", is_flag=True, required=True, help="Required: messages go only in a hub that serves.")
+@click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Use the rules of this hub.")
+@click.option("--keep", "ages", multiple=True, metavar="PATTERN=AGE", help="A rule, such as chat:*=90d; repeatable.")
+def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ...]) -> None:
+    """Say which messages retention would remove now, also while the store is served."""
+    from holdfast.stores.sqlite_reader import due_channels
+
+    if (target is None) == (not ages):
+        raise LocalError("retention needs rules: give either --app MODULE:NAME or --keep PATTERN=AGE")
+    rules = rules_of("--keep", ages)
+    hubs = hubs_in(load_app(target)) if target is not None else []
+    if target is not None and not any(one.retainer.policies for one in hubs):
+        raise LocalError(f"--app {target} has no hub with the setting retention; give rules with --keep")
+    policies = [one.retainer.policies for one in hubs] or [Policies(rules)]
+    total = size_bytes = 0
+    for policy in policies:
+        for due in due_channels(sqlite_store(store).path, policy, time.time_ns() // 1_000_000):
+            gone = "  (the whole channel)" if due.is_gone else ""
+            click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
+            total, size_bytes = total + due.messages, size_bytes + due.size_bytes
+    click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
+
+
+def sqlite_store(url: str) -> SqliteStore:
+    """Return the store in a file that `url` names. Raises LocalError for another store."""
+    store = open_url(url)
+    if not isinstance(store, SqliteStore):
+        raise LocalError(f"--store must name a file, sqlite:///path, got {shown_url(url)}")
+    return store
+
+
+COMMANDS = (backup, inspect, restore, compact, verify, channels, retention)

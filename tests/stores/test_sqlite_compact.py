@@ -1,0 +1,158 @@
+"""Compaction of a SQLite file, also by processes that are killed."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from holdfast.cli import main
+from holdfast.core.errors import StoreInUse, StoreUnavailable
+from holdfast.stores import sqlite_compact, sqlite_space
+from holdfast.stores.sqlite_compact import compact
+from holdfast.stores.sqlite_verify import verify
+from holdfast.testing.contract import Chat, append, create, emptied, finish, texts
+from tests.stores.compacting import TEXT, check, fill
+from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, run_on_thread, write
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chat.db"
+
+
+def test_compacted_file_has_its_messages_and_epochs_without_its_free_slots(path: Path) -> None:
+    async def write_more() -> None:
+        async with opened(path) as store:
+            chat = Chat(store, "new")
+            await chat.do_each(create("m1", streaming=True), append("m1", TEXT), finish("m1"))
+            assert await texts(store, "new", "m1") == [TEXT]
+
+    def verified() -> str:
+        return CliRunner().invoke(main, ["verify", "--store", f"sqlite:///{path}"]).output
+
+    asyncio.run(fill(path))
+    assert "bytes are free; holdfast compact gives them back" in verified()
+    sizes = compact(path)
+    assert verified() == f"{path}: no damage found\n"
+    assert (sizes.after, path.stat().st_mode & 0o777) == (path.stat().st_size, 0o600)
+    assert sizes.after < sizes.before / 4
+    assert list(verify(path)) == []
+    assert run_from_outside(path, "SELECT count(*) FROM free") == [(0,)]
+    asyncio.run(check(path))
+    asyncio.run(write_more())
+    path.chmod(0o640)
+    assert compact(path).after <= sizes.after + 2 * len(TEXT)
+    assert path.stat().st_mode & 0o777 == 0o640
+    asyncio.run(check(path))
+    assert sorted(one.name for one in path.parent.iterdir()) == ["chat.db", "chat.db.lock"]
+
+
+def test_killed_compaction_leaves_the_old_file_or_the_new_one(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.stores.compacting", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=6 * PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    killed, unfinished, files = map(int, done.stdout.split())
+    assert killed > 20
+    assert unfinished > 7
+    assert files > 1  # some died after the new file was in place
+
+
+async def test_open_store_is_not_compacted(path: Path) -> None:
+    async with opened(path):
+        with pytest.raises(StoreInUse):
+            await asyncio.to_thread(compact, path)
+        result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}"])
+    assert (result.exit_code, "cannot be compacted while a process has it open" in result.output) == (1, True)
+    result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}"])
+    assert (result.exit_code, f"{path} had " in result.output) == (0, True)
+    result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}.other"])
+    assert (result.exit_code, "does not exist; name the store" in result.output) == (1, True)
+
+
+def test_file_that_another_program_reads_is_not_compacted(path: Path) -> None:
+    asyncio.run(fill(path))
+    before = read(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM documents").fetchone()
+        with pytest.raises(StoreUnavailable, match="another process reads or has just used it"):
+            compact(path)
+        assert len(read(path)) == len(before)
+    assert compact(path).after < len(before)
+    asyncio.run(check(path))
+
+
+def test_copy_that_differs_from_the_file_does_not_replace_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(fill(path))
+    inode, seal, calls = path.stat().st_ino, sqlite_compact.sealed, iter(range(1_000))
+    monkeypatch.setattr(
+        sqlite_compact, "sealed", lambda slot, body: seal(slot, body[::-1] if next(calls) == 0 else body)
+    )
+    with pytest.raises(StoreUnavailable, match="other rows in its table log"):
+        compact(path)
+    assert (path.stat().st_ino, list(path.parent.glob("*.partial"))) == (inode, [])
+
+
+async def test_unfinished_copy_is_removed_at_the_next_start(path: Path) -> None:
+    partial = path.with_name("chat.db.compact.partial")
+    write(partial, b"text")
+    async with opened(path):
+        assert list(path.parent.glob("*.partial")) == []
+
+
+async def test_free_space_is_counted_and_reported_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite_space, "WORTH_BYTES", 100_000)
+    async with opened(path) as store:
+        for number in range(4):
+            await Chat(store, f"c{number}").do(*(create(f"m{n}", TEXT) for n in range(10)))
+        await store.tidy(0)
+        before = store.stats()
+        for number in range(3):
+            await emptied(store, f"c{number}")
+        for _ in range(2):
+            await store.tidy(0)
+        stats = store.stats()
+        await Chat(store, "new").do(create("m", TEXT))
+        await store.tidy(0)
+        used = store.stats()
+        (counted,) = await run_on_thread(store, "SELECT sum(room) FROM free")
+    assert len([one for one in caplog.messages if "`holdfast compact` gives them back" in one]) == 1
+    assert before["free_bytes"] < 20_000
+    assert 300_000 < stats["free_bytes"] <= stats["file_bytes"] < 600_000
+    assert stats["free_bytes"] - used["free_bytes"] == pytest.approx(len(TEXT), abs=1_000)
+    assert used["free_bytes"] == pytest.approx(counted[0], abs=20_000)
+    async with opened(path) as store:
+        assert store.stats()["free_bytes"] == pytest.approx(used["free_bytes"], abs=20_000)
+    await asyncio.to_thread(compact, path)
+    async with opened(path) as store:
+        assert store.stats()["free_bytes"] < 10_000
+
+
+async def test_free_space_is_right_after_a_failed_transaction(path: Path) -> None:
+    async with opened(path) as store:
+        chat = Chat(store)
+        await chat.do(create("m0", TEXT))
+        await emptied(store, "c")
+        await store.tidy(0)
+        before = store.stats()["free_bytes"]
+        assert (
+            await run_on_thread(
+                store, "CREATE TRIGGER fails BEFORE INSERT ON pieces BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
+            == []
+        )
+        with pytest.raises(StoreUnavailable):
+            await Chat(store, "d").do(create("m1", TEXT))
+        await store.tidy(0)
+        assert store.stats()["free_bytes"] == before
