@@ -73,10 +73,8 @@ class Engine:
         self._is_open = True
 
     def _damaged(self, error: Exception) -> StoreUnusable:
-        return StoreUnusable(
-            f"store file {self._file.path} cannot be read: "
-            f"the file is damaged ({type(error).__name__}); restore a backup"
-        )
+        path, name = self._file.path, type(error).__name__
+        return StoreUnusable(f"store file {path} cannot be read: the file is damaged ({name}); restore a backup")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -119,10 +117,7 @@ class Engine:
         """Finish pending housekeeping for at most a second, and close the file cleanly."""
         self._is_open = False
         with contextlib.suppress(sqlite3.Error, StoreUnavailable):
-            deadline_s = time.monotonic() + 1.0
-            self._start_wipe()
-            while self._step() and time.monotonic() < deadline_s:
-                pass
+            self.wipe(1.0)
         self._file.close()
 
     # -- commits -----------------------------------------------------------------------------------------------
@@ -388,11 +383,16 @@ class Engine:
         outdated = self.pruning.drop_outdated(now_ms, STEP_DOCUMENTS)
         if outdated is not None:
             self._note_pages(COMMIT_PAGES + outdated * DOCUMENT_PAGES)
+        self.wipe()
+        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
+
+    def wipe(self, limit_s: float = TIDY_S) -> bool:
+        """Go on with the pending housekeeping for `limit_s` (`Store.wipe`)."""
+        deadline_s = time.monotonic() + limit_s
         self._start_wipe()
-        deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
-        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
+        return not (self._is_wiping or self._deleted)
 
     def spare(self, is_idle: bool) -> float | None:
         """Do a step of housekeeping, as after each call.
