@@ -112,6 +112,7 @@ def compact(store: str, no_migration_backup: bool) -> None:
 @STORE
 def verify(store: str) -> None:
     """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
+    from holdfast.stores.sqlite_verify import free_space
     from holdfast.stores.sqlite_verify import verify as damage_in
 
     path = sqlite_store(store).path
@@ -120,6 +121,9 @@ def verify(store: str) -> None:
         click.echo(line)
         found += 1
     click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
+    size_bytes, free_bytes = free_space(path)
+    if free_bytes * 2 > size_bytes:
+        click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; holdfast compact gives them back")
     if found:
         sys.exit(1)
 

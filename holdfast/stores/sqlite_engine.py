@@ -24,6 +24,7 @@ from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
 from holdfast.stores.sqlite_pruning import Pruning
+from holdfast.stores.sqlite_space import Space
 from holdfast.stores.sqlite_whole import WholeMessages
 
 logger = logging.getLogger("holdfast.stores")
@@ -112,6 +113,8 @@ class Engine:
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
         self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
         self._is_wiping = False
+        self._space = Space(self._file, self._documents)
+        self._space.measure(self._log)
 
     def close(self) -> None:
         """Finish pending housekeeping for at most a second, and close the file cleanly."""
@@ -384,6 +387,7 @@ class Engine:
         if outdated is not None:
             self._note_pages(COMMIT_PAGES + outdated * DOCUMENT_PAGES)
         self.wipe()
+        self._space.measure(self._log)
         return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
 
     def wipe(self, limit_s: float = TIDY_S) -> bool:
@@ -489,4 +493,5 @@ class Engine:
             "log_slot_bytes": log.slot_bytes,
             "pinned": len(log.pinned),
             "damaged": len(self._whole.messages),
+            **self._space.stats(),
         }
