@@ -1,4 +1,4 @@
-"""The commands export, import, hold and release: one channel of a store.
+"""The commands export, import, hold and release for one channel of a store, and forget for one person.
 
 Layer: archiving, below `cli`.
 
@@ -25,9 +25,10 @@ import msgspec
 from holdfast.control_client import NotServed, call_at
 from holdfast.core.errors import LocalError, StoreInUse, shown, shown_url
 from holdfast.core.limits import Limits
-from holdfast.core.names import check_channel
+from holdfast.core.names import check_channel, check_id
 from holdfast.hub.clock import Clock
 from holdfast.hub.exporting import export_lines
+from holdfast.hub.forgetting import Forgetting, Receipt, direct
 from holdfast.hub.importing import Imported, check_file, undo_imports, write_file
 from holdfast.hub.legal_holds import LegalHolds
 from holdfast.stores import open_url
@@ -89,6 +90,13 @@ async def release_channel(url: str, channel: str) -> None:
     check_channel(channel)
     async with _holds_of(url) as holds:
         await holds.release(channel)
+
+
+async def forget_client(url: str, client_id: str, *, channels: bool) -> Receipt:
+    """Remove what a person wrote from a store that no process serves. Raises the errors of `Forgetting.run`."""
+    check_id(client_id, "a client id")
+    async with opened(url) as store:
+        return await Forgetting(store, client_id, Clock(), direct, tidies=True).run(channels=channels)
 
 
 @asynccontextmanager
@@ -197,4 +205,19 @@ def release(channel: str, store: str) -> None:
     click.echo(f"{channel} is released.")
 
 
-COMMANDS = (export, import_file, hold, release)
+@click.command()
+@click.argument("client")
+@STORE
+@click.option("--channels", is_flag=True, help="Also remove the channels in which no other person wrote.")
+def forget(client: str, store: str, channels: bool) -> None:
+    """Remove all messages and commands of CLIENT, a client id, and print a receipt as JSON."""
+    check_id(client, "a client id")
+    try:
+        (found,) = call_at(store, "forget", client_id=client, channels=channels)
+        receipt = msgspec.convert(found, Receipt)
+    except NotServed:
+        receipt = asyncio.run(forget_client(store, client, channels=channels))
+    click.echo(msgspec.json.format(msgspec.json.encode(receipt)))
+
+
+COMMANDS = (export, import_file, hold, release, forget)

@@ -110,16 +110,33 @@ def compact(store: str, no_migration_backup: bool) -> None:
 
 @click.command()
 @STORE
-def verify(store: str) -> None:
+@click.option(
+    "--absent",
+    "words_file",
+    default=None,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Search the store and its known backups for the words in FILE instead, one in each line.",
+)
+def verify(store: str, words_file: Path | None) -> None:
     """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
+    from holdfast.stores.sqlite_absent import places_of, read_words
+    from holdfast.stores.sqlite_verify import free_space
     from holdfast.stores.sqlite_verify import verify as damage_in
 
     path = sqlite_store(store).path
+    words = read_words(words_file) if words_file is not None else []
     found = 0
-    for line in damage_in(path):
+    for line in places_of(path, words) if words else damage_in(path):
         click.echo(line)
         found += 1
-    click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
+    if words:
+        click.echo(f"{path}: words in {found} places" if found else f"{path}: none of {len(words)} words found")
+    else:
+        click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
+        size_bytes, free_bytes = free_space(path)
+        if free_bytes * 2 > size_bytes:
+            click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; holdfast compact gives them back")
     if found:
         sys.exit(1)
 

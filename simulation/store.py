@@ -349,6 +349,10 @@ class StoreClient:
         """`Store.tidy`."""
         return await self._call(lambda: _now(self._store.memory.tidy(now_ms)))
 
+    async def wipe(self) -> bool | None:
+        """`Store.wipe`."""
+        return await self._call(lambda: _now(self._store.memory.wipe()))
+
     def stats(self) -> dict[str, int]:
         """`Store.stats`."""
         return self._store.memory.stats()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -121,6 +122,26 @@ async def test_a_hub_carries_out_the_commands_on_its_own_store(tmp_path: Path) -
     assert (await asyncio.to_thread(run, "hold", "chat:1", "--reason", "case 18", *store)).exit_code == 0
     async with opened(tmp_path / "hub.db") as hub:
         assert [(one.channel, one.reason) for one in await hub.archive.holds()] == [("chat:1", "case 18")]
+
+
+async def test_a_person_is_forgotten_by_the_command_on_a_served_file_and_on_one_that_is_not(tmp_path: Path) -> None:
+    store = ("--store", f"sqlite:///{tmp_path}/hub.db")
+    async with opened(tmp_path / "hub.db") as hub:
+        for author in ("ann", "bob"):
+            await hub.create("chat:1", text=f"by {author}", author=author)
+        await hub.create("own", text="by bob", author="bob")
+        await hub.archive.hold("own", "case 17")
+        served = await asyncio.to_thread(run, "forget", "ann", *store)
+        refused = await asyncio.to_thread(run, "forget", "bob", "--channels", *store)
+        assert (served.exit_code, json.loads(served.output)["messages"]) == (0, 1)
+        assert (refused.exit_code, "channel 'own' is held and has messages" in refused.stderr) == (1, True)
+        await hub.archive.release("own")
+    done = json.loads((await asyncio.to_thread(run, "forget", "bob", "--channels", *store)).output)
+    assert (done["messages"], done["channels"], done["clean_ms"] > 0) == (2, 2, True)
+    assert json.loads((await asyncio.to_thread(run, "forget", "ann", *store)).output) == json.loads(served.output)
+    for name in ("*", "a b"):
+        wrong = await asyncio.to_thread(run, "forget", name, *store)
+        assert (wrong.exit_code, "a client id must be 1-64 characters" in wrong.stderr) == (1, True)
 
 
 async def test_a_deletion_over_http_in_a_held_channel_is_a_conflict() -> None:

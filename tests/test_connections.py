@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+from collections import Counter
 
 import pytest
 
-from holdfast.connections import CHANCE_S, MAX_BURST, SWEEP_S, Connection, Connections, TrustedProxies, address_group
+from holdfast import allow_everyone, serving
+from holdfast.connections import (
+    CHANCE_S,
+    MAX_BURST,
+    SWEEP_S,
+    Connection,
+    ConnectionOwner,
+    Connections,
+    TrustedProxies,
+    address_group,
+)
 from holdfast.core.errors import LocalError
 from holdfast.serving import listen
+from tests.transports.conftest import new_hub
 from tests.virtual import virtually
 
 
@@ -102,6 +114,45 @@ async def test_listening_socket_keeps_room_for_a_thousand_viewers_while_a_server
         client.close()
     server.close()
     assert len(connected) == 200
+
+
+async def test_turn_of_the_loop_accepts_no_more_connections_of_a_storm_than_its_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a request waits for the whole storm: a turn with 32 new connections takes 2.5 ms (measured)."""
+    turn, accepted, done = 0, Counter[int](), asyncio.Event()
+    opened = Connections.opened
+
+    def noting(self: Connections, peer: str, owner: ConnectionOwner) -> Connection | None:
+        accepted[turn] += 1
+        return opened(self, peer, owner)
+
+    def count_turns() -> None:
+        nonlocal turn
+        turn += 1
+        counting[0] = loop.call_soon(count_turns)
+        if accepted.total() == len(clients):
+            done.set()
+
+    monkeypatch.setattr(Connections, "opened", noting)
+    monkeypatch.setattr(serving, "settle_collector", lambda: None)  # which is for a process of its own
+    loop, listening = asyncio.get_running_loop(), listen("127.0.0.1", 0)
+    running = serving.server(new_hub(authenticate=allow_everyone))
+    task = await serving.start(running, listening)
+    clients = [socket.socket() for _ in range(200)]
+    counting = [loop.call_soon(count_turns)]
+    try:
+        for client in clients:
+            client.connect(listening.getsockname())  # the kernel answers, without a turn of this loop
+        async with asyncio.timeout(10):
+            await done.wait()
+    finally:
+        counting[0].cancel()
+        for client in clients:
+            client.close()
+        running.should_exit = True
+        await task
+    assert max(accepted.values()) <= serving.ACCEPTED_AT_ONCE
 
 
 async def test_socket_of_an_unknown_peer_counts_at_once() -> None:

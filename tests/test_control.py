@@ -108,7 +108,7 @@ def connected(path: Path) -> socket.socket:
 @pytest.mark.parametrize(
     ("request_line", "why"),
     [
-        (b'{"call":"fly"}\n', "has no call 'fly'; use one of backup, export, hold, import, release, inspect"),
+        (b'{"call":"fly"}\n', "has no call 'fly'; use one of backup, export, forget, hold, import, release, inspect"),
         (b'{"call":"backup","arguments":{"path":7}}\n', "Expected `str`, got `int` - at `$.path`"),
         (
             b'{"call":"backup","arguments":{"path":"one.db"}}\n',

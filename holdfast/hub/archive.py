@@ -1,4 +1,4 @@
-"""The channels of a hub as records: lists, exports, imports and legal holds.
+"""The channels of a hub as records: lists, exports, imports, legal holds, and the removal of a person.
 
 Layer: hub.
 
@@ -7,25 +7,33 @@ Layer: hub.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from holdfast.core.errors import InvalidRequest
+from holdfast.core.errors import HoldfastError, InvalidRequest
 from holdfast.core.limits import Limits
 from holdfast.core.model import ChannelSummary
-from holdfast.core.names import check_channel, check_prefix
+from holdfast.core.names import check_channel, check_id, check_prefix
 from holdfast.hub.clock import Clock
 from holdfast.hub.exporting import export_lines
+from holdfast.hub.forgetting import Forgetting, Receipt, intended
 from holdfast.hub.importing import Imported, check_file, undo_import, write_file
 from holdfast.hub.legal_holds import ChannelHold
 from holdfast.hub.lifecycle import Lifecycle
+from holdfast.hub.retention import READ_PAUSE_S
 from holdfast.stores.base import Store
 
+logger = logging.getLogger("holdfast.hub")
+
+RESUME_S = 60.0  # after a start, removals of persons that a crash has stopped go on; by then the hub serves
+_OUTLIVING = ("sqlite", "postgresql")  # stores that outlive the process, so that a removal may be left in them
 MAX_LISTED = 500  # channels on a page
 DEFAULT_LISTED = 100
 _STEP = 200  # patterns in one call of the store
@@ -47,6 +55,9 @@ class Archive:
         self._store = store
         self._limits = limits
         self._clock = clock
+        self._forgetting = asyncio.Lock()
+        if store.name in _OUTLIVING:
+            lifecycle.on_start(self._begin)
 
     async def channels(
         self,
@@ -132,6 +143,40 @@ class Archive:
         """Return whether `channel` is held."""
         await self._lifecycle.start()
         return self._lifecycle.runtime.legal_holds.is_held(channel)
+
+    async def forget(self, client_id: str, *, channels: bool = False) -> Receipt:
+        """Remove all messages and commands of a person, and return a receipt.
+
+        With `channels`, channels in which no other person wrote go as a whole, with the answers. If the call is cut
+        off, the next call or the next start of the hub goes on. A call that finds nothing more returns the receipt of
+        the last one. Raises InvalidName, Held before anything is removed, StoreUnavailable.
+        """
+        check_id(client_id, "a client id")
+        await self._lifecycle.start()
+        async with self._forgetting:
+            return await self._forget(client_id, channels=channels)
+
+    async def _forget(self, client_id: str, *, channels: bool | None) -> Receipt:
+        running = Forgetting(self._store, client_id, self._clock, self._rewrite, tidies=False, pause_s=READ_PAUSE_S)
+        return await running.run(channels=channels)
+
+    async def _rewrite(self, channel: str, write: Callable[[], Awaitable[bool]]) -> bool:
+        return await self._lifecycle.runtime.channel(channel).rewrite(write)
+
+    def _begin(self) -> None:
+        self._forgetting = asyncio.Lock()  # an earlier run may have used another event loop
+        self._lifecycle.runtime.tasks.start_background(self._resume())
+
+    async def _resume(self) -> None:
+        """Go on with the removals of persons that an earlier run has not ended."""
+        await asyncio.sleep(RESUME_S)
+        for client_id in await intended(self._store):
+            async with self._forgetting:
+                if client_id in await intended(self._store):
+                    try:
+                        await self._forget(client_id, channels=None)
+                    except HoldfastError as error:
+                        logger.warning("the removal of a person did not end; repeat the call: %s", error)
 
 
 def _within(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:

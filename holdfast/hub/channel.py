@@ -349,18 +349,18 @@ class Channel:
             await self._reload()
         self.moved()
 
-    async def rewrite(self, write: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]]) -> T:
+    async def rewrite(self, write: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]] | None = None) -> T:
         """Run `write`, which changes this channel in the store without a request, and return its result.
 
         Requests and new viewers wait until `mend`, which removes a part that `write` left, has worked and the channel
-        was read again. Raises StoreUnavailable.
+        was read again; None if no part has to go. Raises StoreUnavailable.
         """
         await self.load()
         async with self._exclusive():
             try:
                 return await write()
             finally:
-                self._prepare = mend
+                self._prepare = mend or _keep
                 await self._reload()
                 self.moved()
 

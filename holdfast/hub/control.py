@@ -72,6 +72,11 @@ class ChannelArguments(Struct, forbid_unknown_fields=True):
     channel: str
 
 
+class ForgetArguments(Struct, forbid_unknown_fields=True):
+    client_id: str
+    channels: bool = False
+
+
 class HoldArguments(Struct, forbid_unknown_fields=True):
     channel: str
     reason: str
@@ -103,6 +108,10 @@ async def _import(hub: Controlled, wanted: ImportArguments) -> AsyncGenerator[ob
     yield await hub.archive.import_file(_absolute(wanted.path), channel=wanted.channel)
 
 
+async def _forget(hub: Controlled, wanted: ForgetArguments) -> AsyncGenerator[object, None]:
+    yield await hub.archive.forget(wanted.client_id, channels=wanted.channels)
+
+
 async def _hold(hub: Controlled, wanted: HoldArguments) -> AsyncGenerator[object, None]:
     yield await hub.archive.hold(wanted.channel, wanted.reason)
 
@@ -118,6 +127,7 @@ async def _inspect(hub: Controlled, _: NoArguments) -> AsyncGenerator[object, No
 _CALLS: dict[str, tuple[type[Struct], Call]] = {
     "backup": (BackupArguments, _backup),
     "export": (ChannelArguments, _export),
+    "forget": (ForgetArguments, _forget),
     "hold": (HoldArguments, _hold),
     "import": (ImportArguments, _import),
     "release": (ChannelArguments, _release),

@@ -198,7 +198,9 @@ class Lifecycle:
         """Recover and serve, after the store was opened and the services were built."""
         recover = partial(self._recover, runtime)
         await runtime.nodes.renew()  # before this node writes
-        workers = [group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background))]
+        workers: list[asyncio.Task[None]] = []
+        if not self._store.is_exclusive:
+            workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()
         workers.append(group.create_task(runtime.committer.run()))

@@ -67,7 +67,7 @@ class NodeLease:
 
     async def keep(self, recover: Recover, start: Callable[[Coroutine[Any, Any, None]], None]) -> None:
         """Renew the lease each second, and recover the messages of ended nodes, until this task is cancelled."""
-        while not self._is_over and not self._store.is_exclusive:
+        while not self._is_over:
             await asyncio.sleep(RENEW_S)
             try:
                 await self._renew()

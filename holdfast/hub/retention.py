@@ -27,7 +27,7 @@ logger = logging.getLogger("holdfast.hub")
 ROUND_S = 300.0  # pause between two rounds
 PAGE = 200  # channels in one read
 READ_FACTS = 32
-READ_PAUSE_S = 0.02  # after a read of facts
+READ_PAUSE_S = 0.02  # after a read of facts, also by `forgetting`
 # Bounds of one step. A message that is larger than the bytes is a step of its own.
 STEP_MESSAGES = 16
 STEP_BYTES = 128 * 1024

@@ -28,7 +28,7 @@ from holdfast.core.errors import (
     NotFound,
     StillStreaming,
 )
-from holdfast.interop.ai_sdk_parts import Json, Release, is_tool, ui_messages
+from holdfast.interop.ai_sdk_parts import Json, Release, has_result, is_tool, ui_messages
 from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.interop.ids import hashed, stored_id
 from holdfast.routes import Access, TurnStatus, guarded, versions_of
@@ -175,11 +175,16 @@ class AISDK:
         turns = await access.open_turns(channel)
         if not self._release.strict and not turns:
             turns = [one for one in await access.conversation(channel, limit=LATEST_TURN) if one.answers][-1:]
-            turns = [one for one in turns if _age_s(one) < JUST_ENDED_S]
+            turns = [one for one in turns if _age_s(one) < JUST_ENDED_S and not self._asks_page(one)]
         for turn in reversed(turns):
             if turn.message is not None:
                 return access.stream(channel, turn.message.id, UIStream(turn.message.id, self._release))
         return Response(status_code=204)
+
+    def _asks_page(self, turn: TurnStatus) -> bool:
+        """Return whether a call of the page's has no result. A replay would make the page run it again, in vain."""
+        parts = [part for answer in turn.answers for part in answer.parts if part["type"] == "tool"]
+        return any(one["name"] in self._release.browser_tools and not has_result(one) for one in parts)
 
     async def _messages(self, request: Request) -> Response:
         channel = self._channel_of(request.path_params["id"])

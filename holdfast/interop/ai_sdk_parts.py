@@ -35,6 +35,11 @@ def is_tool(part: Json) -> bool:
     return str(part["type"]).startswith("tool-") and isinstance(part.get("toolCallId"), str)
 
 
+def has_result(part: Json) -> bool:
+    """Return whether a stored call of a tool is over."""
+    return "output" in part or part.get("state") in ("done", "error", "denied")
+
+
 def parsed(text: str) -> tuple[Any, bool]:
     """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself."""
     try:
@@ -123,7 +128,7 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
             if is_due and parts[-1] is not step:
                 parts.append(step)
             parts.append(one)
-            is_due = part["type"] == "tool" and str(one["state"]).startswith("output-")
+            is_due = part["type"] == "tool" and (str(one["state"]).startswith("output-") or "approval" in one)
     return [*parts, step] if is_due and parts[-1] is not step else parts
 
 
@@ -135,7 +140,7 @@ def _tool_part(part: Json, release: Release) -> Json:
         known["providerExecuted"] = True
     if isinstance(part.get("approval"), dict) and release.version >= 6:
         known["approval"] = part["approval"]
-    if "output" not in part and state not in ("done", "error", "denied"):
+    if not has_result(part):
         return {**known, "state": "input-available" if state == "called" else "input-streaming"}
     result = result_of(part, release)
     shown = {name: value for name, value in result.items() if name in ("output", "errorText")}
@@ -150,9 +155,9 @@ class PageParts:
     def __init__(self, page: Json | None) -> None:
         parts = page["parts"] if page is not None else []
         self.id: str | None = page["id"] if page is not None else None
-        self.tools = {
-            one["toolCallId"]: one["state"] for one in parts if is_tool(one)
-        }  # states by the ids of the calls
+        calls = {one["toolCallId"]: one for one in parts if is_tool(one)}
+        self.tools = {id: one["state"] for id, one in calls.items()}  # states by the ids of the calls
+        self._approvals = {id: one.get("approval") for id, one in calls.items()}
         self._texts = {
             kind: deque(one["text"] for one in parts if one["type"] == kind) for kind in ("text", "reasoning")
         }
@@ -165,6 +170,15 @@ class PageParts:
         while known and text.startswith(known[0], sent):
             sent += len(known.popleft())
         return sent
+
+    def is_outcome(self, part: Json) -> bool:
+        """Return whether a stored call has an outcome for the page's reply: its result, or the page's own approval."""
+        if has_result(part):
+            return True
+        stored, shown = part.get("approval"), self._approvals.get(part["call"])
+        if not isinstance(stored, dict) or not isinstance(shown, dict):
+            return False
+        return all(stored.get(key) == shown.get(key) for key in ("id", "approved"))
 
     def has(self, chunk: Json) -> bool:
         """Return whether the page has the part of `chunk`, with this value."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.interop.ai_sdk_parts import LATEST, Json, PageParts, Release, parsed, result_of, ui_part
+from holdfast.interop.ai_sdk_parts import LATEST, Json, PageParts, Release, has_result, parsed, result_of, ui_part
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -39,6 +39,7 @@ Place = tuple[str, int]  # the id of an answer, and the index of a part
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
+_REPLIED = ("approval-responded", "output-available", "output-error")  # states of calls to which a page has replied
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER)
 
@@ -49,6 +50,7 @@ class _Tool:
     name: str
     stage: int = 0
     sent: int = 0  # number of code points of the input that were sent
+    has_outcome: bool = False  # the page's reply to a question about the call had an effect
 
 
 class UIStream:
@@ -135,7 +137,10 @@ class UIStream:
         if not self._is_begun:
             self._is_begun = True
             self._put(type="start", messageId=message_id, **({"messageMetadata": self._meta} if self._meta else {}))
-            self._put(type="start-step")
+            if self._page.id is None:
+                self._put(type="start-step")
+            else:  # a question about an earlier call stays in the step of the call; new parts have a step of their own
+                self._is_step_due, self._is_step_empty = True, False
 
     def _content(self) -> None:
         """Begin a new step if one is due, before the chunk that makes a part."""
@@ -217,6 +222,7 @@ class UIStream:
         if tool is None:
             stage = _STAGES.get(self._page.tools.get(part["call"], ""), 0)
             tool = self._tools[place] = _Tool(part["call"], part["name"], stage, len(text) if stage else 0)
+        tool.has_outcome = self._page.is_outcome(part)
         is_new = tool.stage == 0
         if is_new:
             self._content()
@@ -224,7 +230,7 @@ class UIStream:
             self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
         if tool.stage == STARTED and len(text) > tool.sent:
             self._grow(place, "tool", text[tool.sent :])
-        is_over = "output" in part or state in ("done", "error", "denied")
+        is_over = has_result(part)
         if state == "called" or is_over:
             # without this chunk the page does not run a finished call again
             self._make_available(tool, text, is_silent=is_new and is_over)
@@ -273,8 +279,8 @@ class UIStream:
         if self._is_step_due and not self._is_step_empty:
             self._content()
         status, reason = self._end or ("complete" if state == "over" else "failed", None)
-        replied = [one for one in self._tools.values() if self._page.tools.get(one.call) == "approval-responded"]
-        if self._is_late and status == "complete" and any(one.stage < OVER for one in replied):
+        replied = [one for one in self._tools.values() if self._page.tools.get(one.call) in _REPLIED]
+        if self._is_late and status == "complete" and not all(one.has_outcome for one in replied):
             status, reason = "late", "the question has expired or was answered; the reply had no effect"
         if status in ("complete", "cancelled"):
             self._put(type="finish-step")

@@ -29,6 +29,20 @@ _KEPT = (
     "previous_response_id",
     "background",
 )
+_BOOL, _TEXT, _OBJECT, _NUMBER = (
+    (bool, "true or false"),
+    (str, "a text"),
+    (dict, "an object"),
+    (int | float, "a number"),
+)
+# the types of the fields that this API reads or keeps, and their names; each may be null
+_FIELDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("stream", "background"), _BOOL),
+    **dict.fromkeys(("model", "instructions", "previous_response_id"), _TEXT),
+    **dict.fromkeys(("metadata", "stream_options"), _OBJECT),
+    **dict.fromkeys(("temperature", "top_p"), _NUMBER),
+    "tool_choice": (str | dict, "a text or an object"),
+}
 
 
 @dataclass
@@ -52,8 +66,21 @@ class Said:
             self.earlier.append((role, parts))
 
 
+def check_fields(body: Json) -> None:
+    """Raise InvalidRequest unless the fields of a request, but for its input and tools, have their types."""
+    for name, (kind, expected) in _FIELDS.items():
+        value = body.get(name)
+        is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if value is not None and not is_right:
+            raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}")
+    metadata = body.get("metadata") or {}
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidRequest(f"metadata must be an object whose values are texts, got {metadata!r:.80}")
+
+
 def said_in_responses(body: Json) -> Said:
     """Return the input of `POST /responses`. Raises InvalidRequest."""
+    check_fields(body)
     given = body.get("input")
     said = Said()
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
@@ -66,8 +93,10 @@ def said_in_responses(body: Json) -> Said:
         elif kind == "function_call_output":
             said.outputs[_text(item, "call_id")] = _output(item.get("output"))
         elif kind == "mcp_approval_response":
-            reason = item.get("reason")
-            approved = item.get("approve") is True, reason if isinstance(reason, str) else None
+            approve, reason = item.get("approve"), item.get("reason")
+            if not isinstance(approve, bool):
+                raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
+            approved = approve, reason if isinstance(reason, str) else None
             said.approvals[_text(item, "approval_request_id")] = approved
         elif kind not in _ECHOED:
             raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals")
@@ -76,6 +105,7 @@ def said_in_responses(body: Json) -> Said:
 
 def said_in_chat(body: Json) -> Said:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
+    check_fields(body)
     messages = body.get("messages")
     said = Said()
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):

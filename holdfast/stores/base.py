@@ -237,6 +237,13 @@ class Store(Protocol):
         almost a minute old, take more than 64 MiB in all, share rows with deleted text, or delete the message.
         """
 
+    async def wipe(self) -> bool | None:
+        """Go on with the removal of deleted text from the disk; call again while this returns False.
+
+        True: none of the text that was deleted or pruned before the first of these calls is left in a file of the
+        store. None: the store cannot know.
+        """
+
     def stats(self) -> dict[str, int]:
         """Return counters: `commits`, `row_bytes` (size of all rows handed to the database), and the store's own."""
 

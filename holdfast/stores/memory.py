@@ -343,6 +343,10 @@ class MemoryStore:
                 due.append((channel, message.document.id))
         return due
 
+    async def wipe(self) -> bool:
+        """Return True: no file holds deleted text (`Store.wipe`)."""
+        return True
+
     def stats(self) -> dict[str, int]:
         """Return counters (`Store.stats`)."""
         return {"commits": self._commits, "row_bytes": self._row_bytes, "channels": len(self._channels)}

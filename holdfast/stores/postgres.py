@@ -273,6 +273,9 @@ class PostgresStore:
         await self._reload_unsure()
         return self._uncovered.due(now_ms)
 
+    async def wipe(self) -> None:
+        """Return None: PostgreSQL removes deleted rows itself, and its WAL keeps them (`Store.wipe`)."""
+
     def stats(self) -> dict[str, int]:
         """Return counters since the store was made (`Store.stats`)."""
         return dict(self._stats)

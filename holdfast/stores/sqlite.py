@@ -42,6 +42,7 @@ from holdfast.stores.holds import Holds, steady_ms
 from holdfast.stores.sqlite_backup import Stopped, check_target, copy, finish, partial_file
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile, Synchronous
+from holdfast.stores.sqlite_known import BACKUP_NOTE, KnownBackup, known_backups, noted
 from holdfast.stores.sqlite_migration import prepare
 from holdfast.stores.thread import Late, StoreThread
 
@@ -217,6 +218,14 @@ class SqliteStore:
         """Do a round of housekeeping (`Store.tidy`)."""
         return await self._run(lambda engine: engine.tidy(now_ms))
 
+    async def wipe(self) -> bool:
+        """Go on with the removal of deleted text from the files (`Store.wipe`)."""
+        return await self._run(lambda engine: engine.wipe())
+
+    async def backups(self) -> list[KnownBackup]:
+        """Return the backups of this store that still exist, oldest first, as far as it knows them."""
+        return await asyncio.to_thread(known_backups, self.path, await self.notes(BACKUP_NOTE))
+
     async def backup(self, target: Path, *, mb_per_s: float) -> None:
         """Write a backup of the open store into the new file `target`, at most `mb_per_s` MB in a second.
 
@@ -224,6 +233,7 @@ class SqliteStore:
         """
         opened = self._opened()
         check_target(target, self.path)
+        begun_ms = time.time_ns() // 1_000_000
         gone = threading.Event()
 
         def pause(seconds: float) -> bool:
@@ -242,6 +252,8 @@ class SqliteStore:
                 gone.set()
             await asyncio.to_thread(finish, partial, target)
         self.note_backup(0.0)
+        with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place
+            await self.note(noted(target, begun_ms, await self.notes(BACKUP_NOTE)))
 
     def note_backup(self, age_s: float) -> None:
         """Note that the last good backup was made `age_s` seconds ago."""

@@ -78,6 +78,11 @@ class Documents:
         self._next_key = (highest or 0) + 1
         (highest,) = db.execute("SELECT max(id) FROM texts").fetchone()
         self._next_slot = (highest or 0) + 1
+        self.free_bytes = 0  # size of all free slots; after a rollback it is wrong until `count_free`
+
+    def count_free(self) -> None:
+        """Add up the size of all free slots. The time depends on their number."""
+        (self.free_bytes,) = self._db.execute("SELECT coalesce(sum(room), 0) FROM free").fetchone()
 
     def skip_keys(self, highest: int) -> None:
         """Assign only keys above `highest`, because old rows of the log may name documents that no longer exist."""
@@ -425,6 +430,7 @@ class Documents:
         if free is not None:
             room, slot = free
             self._db.execute("DELETE FROM free WHERE room = ? AND slot = ?", free)
+            self.free_bytes -= room
             self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(data, room), slot))
         else:
             room, slot = wanted, self._next_slot
@@ -450,7 +456,9 @@ class Documents:
         """Fill the slots of some blobs with zeros, and free them."""
         which = (key, from_blob, to_blob)
         slots = "(SELECT slot FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?)"
-        self._db.execute(f"INSERT INTO free SELECT length(body), id FROM texts WHERE id IN {slots}", which)
+        freed = self._db.execute(f"SELECT length(body), id FROM texts WHERE id IN {slots}", which).fetchall()
+        self._db.executemany("INSERT INTO free VALUES (?, ?)", freed)
+        self.free_bytes += sum(room for room, _ in freed)
         self._db.execute(f"UPDATE texts SET body = zeroblob(length(body)) WHERE id IN {slots}", which)
         self._db.execute("DELETE FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?", which)
 

@@ -24,6 +24,7 @@ from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
 from holdfast.stores.sqlite_pruning import Pruning
+from holdfast.stores.sqlite_space import Space
 from holdfast.stores.sqlite_whole import WholeMessages
 
 logger = logging.getLogger("holdfast.stores")
@@ -73,10 +74,8 @@ class Engine:
         self._is_open = True
 
     def _damaged(self, error: Exception) -> StoreUnusable:
-        return StoreUnusable(
-            f"store file {self._file.path} cannot be read: "
-            f"the file is damaged ({type(error).__name__}); restore a backup"
-        )
+        path, name = self._file.path, type(error).__name__
+        return StoreUnusable(f"store file {path} cannot be read: the file is damaged ({name}); restore a backup")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -114,15 +113,14 @@ class Engine:
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
         self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
         self._is_wiping = False
+        self._space = Space(self._file, self._documents)
+        self._space.measure(self._log)
 
     def close(self) -> None:
         """Finish pending housekeeping for at most a second, and close the file cleanly."""
         self._is_open = False
         with contextlib.suppress(sqlite3.Error, StoreUnavailable):
-            deadline_s = time.monotonic() + 1.0
-            self._start_wipe()
-            while self._step() and time.monotonic() < deadline_s:
-                pass
+            self.wipe(1.0)
         self._file.close()
 
     # -- commits -----------------------------------------------------------------------------------------------
@@ -388,11 +386,17 @@ class Engine:
         outdated = self.pruning.drop_outdated(now_ms, STEP_DOCUMENTS)
         if outdated is not None:
             self._note_pages(COMMIT_PAGES + outdated * DOCUMENT_PAGES)
+        self.wipe()
+        self._space.measure(self._log)
+        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
+
+    def wipe(self, limit_s: float = TIDY_S) -> bool:
+        """Go on with the pending housekeeping for `limit_s` (`Store.wipe`)."""
+        deadline_s = time.monotonic() + limit_s
         self._start_wipe()
-        deadline_s = time.monotonic() + TIDY_S
         while self._step() and time.monotonic() < deadline_s:
             pass
-        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
+        return not (self._is_wiping or self._deleted)
 
     def spare(self, is_idle: bool) -> float | None:
         """Do a step of housekeeping, as after each call.
@@ -489,4 +493,5 @@ class Engine:
             "log_slot_bytes": log.slot_bytes,
             "pinned": len(log.pinned),
             "damaged": len(self._whole.messages),
+            **self._space.stats(),
         }

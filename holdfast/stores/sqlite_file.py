@@ -140,6 +140,7 @@ class SqliteFile:
 
     def __init__(self, path: Path, *, synchronous: Synchronous, busy_s: float, lock_wait_s: float) -> None:
         self.path = path
+        self.rollbacks = 0  # number of transactions that were undone
         self._synchronous = synchronous
         self._busy_ms = int(busy_s * 1000)
         self._lock_wait_s = lock_wait_s
@@ -386,6 +387,7 @@ class SqliteFile:
         return nonce_before, nonce
 
     def _roll_back(self) -> None:
+        self.rollbacks += 1
         if self.db.in_transaction:  # after some errors SQLite has already rolled back
             with contextlib.suppress(sqlite3.Error):
                 self.db.execute("ROLLBACK")

@@ -33,6 +33,17 @@ def verify(path: Path) -> Iterator[str]:
         yield from _damage(db, path)
 
 
+def free_space(path: Path) -> tuple[int, int]:
+    """Return the size of the file in bytes, and how much of it is free. Raises StoreUnusable."""
+    with reading_store(path) as db:
+        (pages,), (unused,), (page_bytes,) = (
+            db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count", "page_size")
+        )
+        documents = Documents(db)
+        documents.count_free()
+        return pages * page_bytes, unused * page_bytes + documents.free_bytes
+
+
 def _damage(db: sqlite3.Connection, path: Path) -> Iterator[str]:
     try:
         check(db, path)

@@ -1,4 +1,4 @@
-"""The contract of stores for retention: `Store.facts`, `Store.prune` and times.
+"""The contract of stores for retention: `Store.facts`, `Store.prune`, `Store.wipe` and times.
 
 Layer: testing.
 
@@ -10,6 +10,10 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from holdfast.core.requests import Caller, CreateMessage, SendCommand
+from holdfast.hub import HubCore
+from holdfast.hub.clock import Clock
+from holdfast.hub.forgetting import NOTE, Forgetting, direct
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, head_of
 from holdfast.testing.contract import Chat, append, approve, create, delete, edit, refuse, texts
 
@@ -107,3 +111,29 @@ class RetentionContract:
         assert await store.newest_ms() == 700
         await store.delete_channel("a", expected=await head_of(store, "a"), used_up=(), until_ms=0)
         assert await store.newest_ms() == 400
+
+    async def test_wipe_ends_after_text_was_removed(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a"), create("m2", "b"))
+        await store.prune("c", epoch="e1", versions={"m1": 1})
+        assert any([await store.wipe() is not False for _ in range(100)])
+
+    async def test_a_person_is_forgotten(self, store: Store) -> None:
+        ann, bob = Caller(id="ann"), Caller(id="bob")
+        hub = HubCore(store, hooks_signals=False)
+        for channel, other in (("own", Caller(id="agent")), ("shared", bob)):
+            await hub.ask(channel, "m1", CreateMessage(text="a", role="user"), ann)
+            await hub.ask(channel, "m2", CreateMessage(text="b", role="user" if other is bob else "assistant"), other)
+            await hub.ask(channel, "!c", SendCommand(name="note", target="m2", data=1), ann)
+            await hub.ask(channel, "s", CreateMessage(status="streaming", role="assistant"), ann)
+        await hub.close()
+        await store.open()
+        receipts = []
+        for _ in range(2):
+            receipts.append(await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=True))
+        assert receipts[0] == receipts[1]
+        assert (receipts[0].messages, receipts[0].commands, receipts[0].channels) == (5, 2, 1)
+        assert await store.channels(after=None, limit=3) == ["shared"]
+        assert [one.id for one in (await store.facts("shared", after=0, limit=9)).facts] == ["m2"]
+        assert await texts(store, "shared", "m2") == ["b"]
+        assert await store.notes(NOTE) == {}

@@ -205,10 +205,12 @@ export class Scene {
     this.channel.select(id)
   }
 
-  /** Scroll to the start when all messages are drawn. */
+  /** Scroll to the start when all messages are drawn, and have their heights. */
   async scrollUp() {
     const { length } = this.channel.getSnapshot().messages
     await until(() => this.root.querySelectorAll(".message").length === length && this.log.scrollTop > 0)
+    let height = 0
+    await until(() => height === (height = this.log.scrollHeight))
     this.log.scrollTop = 0
   }
 

@@ -27,7 +27,8 @@ OF_ADDRESS = 96  # limit of waiting connections of one address, after `CHANCE_S`
 WAITING = 144  # limit of waiting connections of all addresses
 LARGE = 50  # limit of waiting connections that hold more than 8 KiB
 # CPU time of a request beside a storm, as a median: 1 ms, and 22 ms if the storm leaves the server no CPU of its own,
-# since each turn of the event loop then has as many new connections as it may accept at once (measured).
+# since each turn of the event loop then has as many new connections as it may accept at once (measured). A turn with 32
+# of them takes 2.5 ms, and a request several turns. `tests/test_connections.py` checks that a turn has no more of them.
 STORM_CPU_S = 0.06
 STORM_BYTES = 8 * MIB  # a first storm leaves 10 MiB for the life of the process, further ones nothing (measured)
 SPARE_FILES = 20  # files that the clients of the test may have open

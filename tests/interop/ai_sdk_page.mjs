@@ -73,7 +73,9 @@ const actions = {
   leave: (page) => void pages.get(page).stop(),
   stop: async (page) => (await fetch(`${url}/${encodeURIComponent(pages.get(page).id)}/stop`, { method: "POST" })).status,
   approve: (page, answer) => pages.get(page).addToolApprovalResponse(answer),
+  forge: (page, { id }) => (pages.get(page).messages.at(-1).parts.find((part) => part.approval).approval.id = id),
   saw: (page, { wanted }) => until(() => pages.get(page).messages.map(text).join("\n").includes(wanted)),
+  asks: (page, { requests }) => until(() => pages.get(page).requests === requests),
   is: (page, { status }) => until(() => pages.get(page).status === status),
   state: () => {},
 }

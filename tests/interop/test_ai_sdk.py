@@ -428,7 +428,7 @@ async def test_reply_to_an_expired_approval_is_sent_once_and_gets_the_answer_and
         async with turn.reply() as message:
             await message.append("May I? ")
             await message.part({**CALL, "state": "called"})
-            codes.append((await turn.ask("approve", {"call": "c1"}, timeout_s=1)).error["code"])
+            codes.append((await turn.ask("approve", {"call": "c1"})).error["code"])
             await scene.gate().wait()
             await message.part({"type": "text", "text": "Too late."})
 
@@ -442,6 +442,7 @@ async def test_reply_to_an_expired_approval_is_sent_once_and_gets_the_answer_and
     await pages("b", "saw", wanted="May I?")
     for name in "ab":
         approvals[name] = tool_of(await finished(scene, name))["approval"]["id"]
+    await expire(scene, approvals["a"])
     await scene.served.until(lambda: codes)
     for name in "ab":  # the first one while the turn runs, the second one after its end
         await pages(name, "approve", id=approvals[name], approved=True)
@@ -453,6 +454,11 @@ async def test_reply_to_an_expired_approval_is_sent_once_and_gets_the_answer_and
         assert state["error"] == "the question has expired or was answered; the reply had no effect"
     assert (codes, len(scene.turns)) == (["expired"], 1)
     assert (await scene.answers())[0].parts[1]["state"] == "called"
+
+
+async def expire(scene: Scene, question: str) -> None:
+    """Store the reply that the server gives to a question that has expired."""
+    await scene.hub.reply("chat:1", question, ok=False, error={"code": "expired"})
 
 
 def step_of(message: Any) -> Any:
@@ -585,6 +591,87 @@ async def test_approvals_of_other_questions_are_left_alone(scene: Scene) -> None
     assert len((await scene.hub.turn("chat:1", "u")).questions) == 1
 
 
+@pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
+async def test_page_with_the_approval_of_another_question_sends_it_once_and_may_still_approve(scene: Scene) -> None:
+    scene.script = with_question  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", id="1", sendsOn=True)
+    await pages("a", "send", text="you")
+    await pages("a", "saw", wanted="May I?")
+    own = tool_of(await finished(scene, "a"))["approval"]["id"]
+    other = await scene.hub.command("chat:1", "approve", data={"call": "c1"})
+    for requests, id in enumerate([other.id, "unknown"], start=2):
+        await pages("a", "forge", id=id)
+        await pages("a", "approve", id=id, approved=True)
+        await pages("a", "asks", requests=requests)
+        state = await finished(scene, "a")
+        assert (tool_of(state)["state"], state["requests"]) == ("approval-requested", requests)
+    assert {one.id for one in await scene.hub.pending_commands("chat:1")} == {own, other.id}
+    await pages("a", "approve", id=own, approved=True)
+    await pages("a", "saw", wanted="Seven.")
+    assert (await finished(scene, "a"))["requests"] == 4
+
+
+@pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
+async def test_repeated_approval_ends_with_an_error_only_if_it_had_no_effect(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "state": "called"})
+            reply = await turn.ask("approve", {"call": "c1"})
+            await message.part({"type": "text", "text": f"{reply.ok}."})  # and no result of the call
+
+    scene.script = asks  # type: ignore[method-assign]
+    post = scene.served.http.post
+    await post("/api/chat", json={"id": "1", "message": user()})
+    turn = await scene.hub.turn("chat:1", "u")
+    endings = []
+    for approved in (True, True, False):
+        tool = {"type": "tool-weather", "toolCallId": "c1", "state": "approval-responded", "input": {}}
+        tool["approval"] = {"id": turn.questions[0].id, "approved": approved}
+        last = {"id": turn.answers[0].id, "role": "assistant", "parts": [tool]}
+        text = (await post("/api/chat", json={"id": "1", "message": last})).text
+        assert '"delta":"True."' in text
+        endings.append(chunks_of(text)[-1])
+    late = {"type": "error", "errorText": "the question has expired or was answered; the reply had no effect"}
+    assert [one["type"] for one in endings[:2]] == ["finish", "finish"]
+    assert endings[2] == late
+
+
+async def test_output_of_a_page_for_a_question_that_has_expired_gets_the_answer_and_an_error(scene: Scene) -> None:
+    codes: list[str] = []
+
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "name": "place", "state": "called"})
+            codes.append((await turn.ask("where", {"call": "c1"})).error["code"])
+            await message.part({"type": "text", "text": "Too late."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    post = scene.served.http.post
+    await post("/api/chat", json={"id": "1", "message": user()})
+    await expire(scene, next(iter(scene.turns[0].open_questions)))
+    await scene.served.until(lambda: codes)
+    tool = {
+        "type": "tool-place",
+        "toolCallId": "c1",
+        "state": "output-available",
+        "input": {},
+        "output": {"here": True},
+    }
+    last = {"id": (await scene.answers())[0].id, "role": "assistant", "parts": [tool]}
+    chunks = chunks_of((await post("/api/chat", json={"id": "1", "message": last})).text)
+    assert [one["delta"] for one in chunks if one["type"] == "text-delta"] == ["Too late."]
+    assert chunks[-1]["type"] == "error"
+    assert chunks[-1]["errorText"] == "the question has expired or was answered; the reply had no effect"
+
+
+def chunks_of(body: str) -> list[Any]:
+    """Return the chunks of a response that ended."""
+    *frames, done, _ = body.split("\n\n")
+    assert done == "data: [DONE]"
+    return [json.loads(one.removeprefix("data: ")) for one in frames if one.startswith("data: ")]
+
+
 ROUTES = [
     ("POST", "/api/chat", {"id": "1", "messages": [user()]}, {"subscribe", "history", "publish"}),
     ("POST", "/api/chat", {"id": "1", "messages": [ASSISTANT]}, {"subscribe", "history", "command"}),
@@ -629,6 +716,17 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
         if body is not None and body["messages"] == [ASSISTANT]:
             unknown = await answer(needs, "2")  # a chat without a message, and one without this message
             assert (unknown[0], await answer(needs, "3")) == (404, unknown)
+
+
+@pytest.mark.parametrize(("method", "route"), [("GET", "stream"), ("GET", "messages"), ("POST", "stop")])
+async def test_encoded_slash_in_a_chat_id_reaches_no_other_chat(method: str, route: str) -> None:
+    async with routes_only() as (hub, client):
+        await hub.create("chat:1", text="you", starts_turn=False)
+        for chat in ("..%2F1", "1%2F..%2F1", "%2e%2e%2f1", "1%2f"):
+            response = await client.request(method, f"/api/chat/{chat}/{route}")
+            assert response.status_code == 404
+        for chat in ("../1", "1/..", "1%2F", "a/b"):
+            assert (await client.post("/api/chat", json={"id": chat, "message": user()})).status_code == 400
 
 
 @asynccontextmanager

@@ -309,9 +309,32 @@ USER = {"role": "user", "content": "you"}
         ({"model": "bot", "messages": [{"role": "assistant", "tool_calls": [{}]}]}, 400),
         ({"model": "other", "messages": [USER]}, 404),
         ({"model": "other", "input": "you"}, 404),
-        ({"model": ["bot"], "input": "you"}, 404),
+        ({"model": ["bot"], "input": "you"}, 400),
         ({"model": "bot", "input": "you", "previous_response_id": "x"}, 404),
-        ({"model": "bot", "input": "you", "previous_response_id": 1}, 404),
+        ({"model": "bot", "input": "you", "previous_response_id": 1}, 400),
+        *(
+            ({"model": "bot", "input": "you", name: value}, 400)
+            for name, value in [
+                ("stream", "yes"),
+                ("stream", 1),
+                ("background", "no"),
+                ("metadata", "text"),
+                ("metadata", {"a": 1}),
+                ("instructions", ["text"]),
+                ("temperature", True),
+                ("top_p", "1"),
+                ("tool_choice", 1),
+            ]
+        ),
+        ({"model": "bot", "messages": [USER], "stream": []}, 400),
+        ({"model": "bot", "messages": [USER], "stream_options": "usage"}, 400),
+        (
+            {
+                "model": "bot",
+                "input": [{"type": "mcp_approval_response", "approval_request_id": "mcpr_0_0_x", "approve": "yes"}],
+            },
+            400,
+        ),
         ({"model": "bot", "input": "you", "previous_response_id": Reference("chat:1", "u").id()}, 404),
     ],
 )

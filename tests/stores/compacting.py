@@ -1,9 +1,9 @@
 """A store that is compacted by processes that kill themselves, each at another point.
 
-`python -m tests.stores.compacting FILE`: one process after the other compacts the file and dies before its first,
-third, fifth … operation on files, until one does not die. After each, a new process opens the store and compares it
-with its state before. At the end it prints how often processes died, how many left an unfinished copy, and how many
-different files there were. It forks, so it runs no thread itself.
+`python -m tests.stores.compacting FILE`: one process after the other compacts the file and dies before its n-th
+operation on files, until one does not die. After each, a new process opens the store and compares it with its state
+before. At the end it prints how often processes died, how many left an unfinished copy, and how many different files
+there were. It forks, so it runs no thread itself.
 """
 
 import asyncio
@@ -90,9 +90,9 @@ def main(path: Path) -> None:
         inodes.add(path.stat().st_ino)
         unfinished += len(list(path.parent.glob("*.partial")))
         run(lambda: asyncio.run(check(path)))
-        number += 2
+        number += 1
     run(lambda: asyncio.run(check(path)))
-    print(number // 2, unfinished, len(inodes))
+    print(number - 1, unfinished, len(inodes))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 
 from holdfast.cli import main
 from holdfast.core.errors import StoreInUse, StoreUnavailable
-from holdfast.stores import sqlite_compact
+from holdfast.stores import sqlite_compact, sqlite_space
 from holdfast.stores.sqlite_compact import compact
 from holdfast.stores.sqlite_verify import verify
-from holdfast.testing.contract import Chat, append, create, finish, texts
+from holdfast.testing.contract import Chat, append, create, emptied, finish, texts
 from tests.stores.compacting import TEXT, check, fill
-from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, write
+from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, run_on_thread, write
 
 
 @pytest.fixture
@@ -32,8 +32,13 @@ def test_compacted_file_has_its_messages_and_epochs_without_its_free_slots(path:
             await chat.do_each(create("m1", streaming=True), append("m1", TEXT), finish("m1"))
             assert await texts(store, "new", "m1") == [TEXT]
 
+    def verified() -> str:
+        return CliRunner().invoke(main, ["verify", "--store", f"sqlite:///{path}"]).output
+
     asyncio.run(fill(path))
+    assert "bytes are free; holdfast compact gives them back" in verified()
     sizes = compact(path)
+    assert verified() == f"{path}: no damage found\n"
     assert (sizes.after, path.stat().st_mode & 0o777) == (path.stat().st_size, 0o600)
     assert sizes.after < sizes.before / 4
     assert list(verify(path)) == []
@@ -56,9 +61,9 @@ def test_killed_compaction_leaves_the_old_file_or_the_new_one(path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     killed, unfinished, files = map(int, done.stdout.split())
-    assert killed > 10
-    assert unfinished > 3
-    assert files == 2  # some died after the new file was in place
+    assert killed > 20
+    assert unfinished > 7
+    assert files > 1  # some died after the new file was in place
 
 
 async def test_open_store_is_not_compacted(path: Path) -> None:
@@ -102,3 +107,52 @@ async def test_unfinished_copy_is_removed_at_the_next_start(path: Path) -> None:
     write(partial, b"text")
     async with opened(path):
         assert list(path.parent.glob("*.partial")) == []
+
+
+async def test_free_space_is_counted_and_reported_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite_space, "WORTH_BYTES", 100_000)
+    async with opened(path) as store:
+        for number in range(4):
+            await Chat(store, f"c{number}").do(*(create(f"m{n}", TEXT) for n in range(10)))
+        await store.tidy(0)
+        before = store.stats()
+        for number in range(3):
+            await emptied(store, f"c{number}")
+        for _ in range(2):
+            await store.tidy(0)
+        stats = store.stats()
+        await Chat(store, "new").do(create("m", TEXT))
+        await store.tidy(0)
+        used = store.stats()
+        (counted,) = await run_on_thread(store, "SELECT sum(room) FROM free")
+    assert len([one for one in caplog.messages if "`holdfast compact` gives them back" in one]) == 1
+    assert before["free_bytes"] < 20_000
+    assert 300_000 < stats["free_bytes"] <= stats["file_bytes"] < 600_000
+    assert stats["free_bytes"] - used["free_bytes"] == pytest.approx(len(TEXT), abs=1_000)
+    assert used["free_bytes"] == pytest.approx(counted[0], abs=20_000)
+    async with opened(path) as store:
+        assert store.stats()["free_bytes"] == pytest.approx(used["free_bytes"], abs=20_000)
+    await asyncio.to_thread(compact, path)
+    async with opened(path) as store:
+        assert store.stats()["free_bytes"] < 10_000
+
+
+async def test_free_space_is_right_after_a_failed_transaction(path: Path) -> None:
+    async with opened(path) as store:
+        chat = Chat(store)
+        await chat.do(create("m0", TEXT))
+        await emptied(store, "c")
+        await store.tidy(0)
+        before = store.stats()["free_bytes"]
+        assert (
+            await run_on_thread(
+                store, "CREATE TRIGGER fails BEFORE INSERT ON pieces BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
+            == []
+        )
+        with pytest.raises(StoreUnavailable):
+            await Chat(store, "d").do(create("m1", TEXT))
+        await store.tidy(0)
+        assert store.stats()["free_bytes"] == before

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -26,10 +26,10 @@ from holdfast.bounded_websocket import BoundedWebSocketProtocol
 from holdfast.connections import Connections
 from holdfast.core.events import MessageAppend
 from holdfast.hub.batches import EncodedBatch
-from holdfast.transports.chunks import MAX_BYTES, Frames
+from holdfast.transports.chunks import MAX_BYTES, Frames, can_frame
 from holdfast.transports.heartbeats import Heartbeats
 from holdfast.transports.sender import DirectSender, Sender, TaskSender
-from holdfast.transports.session import FIRST_PING_S, PING_EARLY_S
+from holdfast.transports.session import FIRST_PING_S, PING_EARLY_S, Session
 from tests.test_bounded_websocket import HANDSHAKE, Owner, SocketTransport
 from tests.transports.conftest import new_hub
 from tests.transports.test_chunks import batch
@@ -138,12 +138,55 @@ PEERS = ("pause", "resume", "end", "lose")
 steps = st.lists(st.sampled_from(SEEN + PEERS), min_size=4, max_size=9)
 
 
+BLOCKED = ["text", "pause", "text", "text", "resume"]  # a write is blocked
+PING = ["text", "later", "text"]  # a ping is due
+
+
 @settings(max_examples=60, deadline=None)
-@example(["text", "pause", "text", "text", "resume"], 0)  # a write is blocked
-@example(["text", "later", "text"], 0)  # a ping is due
+@example(BLOCKED, 0)
+@example(PING, 0)
 @given(steps, st.sampled_from([0, 20, 40]))
+def test_short_path_writes_the_bytes_of_the_long_path_whatever_happens(plan: list[str], flush_ms: int) -> None:
+    check_bytes(plan, flush_ms)
+
+
+def write_while_a_write_is_blocked(patch: pytest.MonkeyPatch) -> None:
+    """The transport has a buffer."""
+    patch.setattr(DirectSender, "can_write_directly", lambda self: self._socket is not None and can_frame(self._socket))
+
+
+def write_before_a_ping(patch: pytest.MonkeyPatch) -> None:
+    """Text shows that the connection lives."""
+    batch_to_send = Session.batch_to_send
+    patch.setattr(Session, "batch_to_send", lambda self, *, now_s: batch_to_send(self, now_s=0.0))
+
+
+def keep_the_frame(patch: pytest.MonkeyPatch) -> None:
+    """The frame was made for all sockets."""
+    of_sole, kept = Frames.of_sole, dict[int, bytes | None]()
+    patch.setattr(Frames, "of_sole", lambda self, batch: kept.setdefault(id(self), of_sole(self, batch)))
+
+
+@pytest.mark.parametrize(
+    ("mutant", "plan"),
+    [
+        (write_while_a_write_is_blocked, BLOCKED),
+        (write_before_a_ping, PING),
+        (keep_the_frame, ["text", "text", "text"]),
+    ],
+)
+def test_mutant_of_the_short_path_is_found(
+    mutant: Callable[[pytest.MonkeyPatch], None], plan: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_bytes(plan, 0)
+    mutant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_bytes(plan, 0)
+
+
 @virtually
-async def test_short_path_writes_the_bytes_of_the_long_path_whatever_happens(plan: list[str], flush_ms: int) -> None:
+async def check_bytes(plan: list[str], flush_ms: int) -> None:
+    """Carry out `plan`, and check after each step that both sockets have written the same bytes."""
     place = Place()
     with place.watched():
         await place.open(flush_ms=flush_ms)

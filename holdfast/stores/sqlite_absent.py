@@ -1,0 +1,136 @@
+"""A search for words in all files of an SQLite store: the database, its journals and its known backups.
+
+Layer: stores.
+
+The bytes of each file are searched, so words in free space are found, too. The text of each message is searched as
+well, because the file keeps long texts in several pieces. Letter case counts.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from holdfast.core.document import DAMAGE, Stored, restored
+from holdfast.core.errors import LocalError, StoreUnusable, shown
+from holdfast.core.message_state import CommandState, MessageState
+from holdfast.core.records import command_record, encode_line, message_record
+from holdfast.stores.sqlite_documents import Documents
+from holdfast.stores.sqlite_known import BACKUP_NOTE, journals_of, known_backups
+from holdfast.stores.sqlite_reader import reading_store
+
+MAX_FILE_BYTES = 1024 * 1024
+MAX_WORDS = 1_000
+MAX_WORD_BYTES = 1_000
+LEAST_WORD_BYTES = 3  # shorter ones are found by chance
+MAX_PLACES = 20  # places of one word in one file that are named
+_CHUNK = 1024 * 1024
+
+
+class Word(NamedTuple):
+    """A word, and its line in the file of words."""
+
+    line: int
+    text: bytes
+
+
+def read_words(file: Path) -> list[Word]:
+    """Return the words of a file, one in each line that is not empty. Raises LocalError."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise LocalError(f"--absent {file} cannot be read: {error.strerror}; check its name") from None
+    words = [Word(number, line.strip()) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    if len(data) > MAX_FILE_BYTES or not 0 < len(words) <= MAX_WORDS:
+        raise LocalError(
+            f"--absent {file} must have 1-{MAX_WORDS:,} words, one in each line, and at most {MAX_FILE_BYTES:,} bytes; "
+            f"it has {len(words):,} words"
+        )
+    wrong = next((one for one in words if not LEAST_WORD_BYTES <= len(one.text) <= MAX_WORD_BYTES), None)
+    if wrong is not None:
+        raise LocalError(
+            f"line {wrong.line} of {file} must be a word of {LEAST_WORD_BYTES}-{MAX_WORD_BYTES:,} bytes, "
+            f"got {shown(wrong.text.decode(errors='replace'))}"
+        )
+    return words
+
+
+def places_of(store: Path, words: list[Word]) -> Iterator[str]:
+    """Yield a line for each place of a word in the files of `store`; it names the word by its line.
+
+    Raises LocalError and StoreUnusable.
+    """
+    with reading_store(store) as db:
+        notes = dict(
+            db.execute(
+                "SELECT name, value FROM notes WHERE substr(name, 1, ?) = ?", (len(BACKUP_NOTE), BACKUP_NOTE)
+            ).fetchall()
+        )
+    place = Path(os.path.realpath(store))
+    for file in (place, *(one.path for one in known_backups(place, notes))):
+        for part in (file, *journals_of(file)):
+            yield from _bounded(part, _in_bytes(part, words))
+        try:
+            with reading_store(file) as db:
+                yield from _bounded(file, _in_messages(db, words))
+        except (StoreUnusable, LocalError) as error:
+            yield f"{file}: its messages cannot be read, so only its bytes were searched: {error}"
+
+
+def _bounded(file: Path, found: Iterator[tuple[Word, str]]) -> Iterator[str]:
+    """Name the first places of each word in `file`."""
+    counts: dict[Word, int] = {}
+    for word, where in found:
+        counts[word] = counts.get(word, 0) + 1
+        if counts[word] <= MAX_PLACES:
+            yield f"{file}: the word of line {word.line} is {where}"
+    for word, count in counts.items():
+        if count > MAX_PLACES:
+            yield f"{file}: the word of line {word.line} is in {count - MAX_PLACES:,} further places"
+
+
+def _in_bytes(file: Path, words: list[Word]) -> Iterator[tuple[Word, str]]:
+    overlap = max(len(one.text) for one in words) - 1
+    kept, start = b"", 0  # the end of the chunk before, and the offset of the bytes that are searched
+    try:
+        with file.open("rb") as opened:
+            while chunk := opened.read(_CHUNK):
+                data = kept + chunk
+                for word in words:
+                    # a hit that ends within the kept bytes was found in the chunk before
+                    at = data.find(word.text, max(0, len(kept) - len(word.text) + 1))
+                    while at >= 0:
+                        yield word, f"at byte {start + at:,}"
+                        at = data.find(word.text, at + 1)
+                kept = data[-overlap:] if overlap else b""
+                start += len(data) - len(kept)
+    except FileNotFoundError:  # a journal that ended meanwhile
+        return
+    except OSError as error:
+        raise LocalError(f"file {file} cannot be read: {error.strerror}; run the command as its owner") from None
+
+
+def _in_messages(db: sqlite3.Connection, words: list[Word]) -> Iterator[tuple[Word, str]]:
+    documents = Documents(db)
+    names = dict(db.execute("SELECT id, name FROM channels WHERE name IS NOT NULL"))
+    for key, number, message_id in db.execute("SELECT id, channel, message FROM documents").fetchall():
+        try:
+            head, segments = documents.read(key, message_id)
+            (thing,) = restored([Stored(id=message_id, head=head, segments=segments, entries=[])])
+        except (StoreUnusable, sqlite3.DatabaseError, *DAMAGE):
+            continue  # `holdfast verify` names damaged messages; their bytes are searched
+        text = _text_of(thing)
+        for word in words:
+            if word.text in text:
+                yield word, f"in message {message_id!r} of channel {names.get(number)!r}"
+
+
+def _text_of(thing: MessageState | CommandState) -> bytes:
+    """Return the texts of a message, and all its fields as JSON."""
+    if isinstance(thing, CommandState):
+        return encode_line(command_record(thing))
+    return thing.message().text.encode() + b"\n" + encode_line(message_record(thing))

@@ -1,0 +1,230 @@
+"""The removal of one person: removed and remaining data, and the receipt, also of a process that was killed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from holdfast.core.document import restore_command
+from holdfast.core.errors import Held, InvalidName, NotFound
+from holdfast.core.events import ChannelAttached
+from holdfast.core.names import command_key
+from holdfast.core.requests import Caller, CreateMessage
+from holdfast.hub import HubCore
+from holdfast.hub import archive as archive_module
+from holdfast.hub import forgetting as forgetting_module
+from holdfast.hub.clock import Clock
+from holdfast.hub.forgetting import NOTE, Forgetting, Receipt, direct, intended
+from holdfast.stores.sqlite import SqliteStore
+from tests.hub.watching import PATIENCE_S, Watcher
+from tests.stores.files import on_disk, opened
+from tests.stores.forgetting import CHANNELS, fill
+
+ANN, BOB = Caller(id="ann"), Caller(id="bob")
+
+
+async def say(hub: HubCore, channel: str, message_id: str, author: str, *, role: str = "user") -> None:
+    await hub.create(channel, id=message_id, text=f"words of {author}", author=author, role=role)
+
+
+async def ids(hub: HubCore, channel: str) -> list[str]:
+    return [one.id for one in (await hub.store.facts(channel, after=0, limit=99)).facts]
+
+
+def ids_sum(*pairs: tuple[str, str]) -> str:
+    total = sum(int.from_bytes(hashlib.sha256(f"{channel} {one}".encode()).digest()) for channel, one in pairs)
+    return f"{total % 2**256:064x}"
+
+
+async def test_the_messages_and_commands_of_a_person_go_and_others_stay(hub: HubCore) -> None:
+    await say(hub, "chat:1", "m1", "ann")
+    await say(hub, "chat:1", "m2", "bob")
+    await say(hub, "chat:1", "m3", "agent", role="assistant")
+    await say(hub, "chat:1", "m4", "annie")
+    await say(hub, "chat:1", "gone", "ann")
+    await hub.delete("chat:1", "gone")
+    await say(hub, "chat:2", "m1", "ann~phone", role="assistant")
+    await hub.ask("chat:1", "s", CreateMessage(role="assistant", status="streaming"), ANN)
+    await hub.command("chat:1", "approve", id="by-bob", target="m1", by="bob")
+    await hub.command("chat:1", "approve", id="by-ann", target="m3", data="words of ann", by="ann")
+    await hub.command("chat:1", "approve", id="replied", target="m3", by="bob")
+    await hub.reply("chat:1", "replied", data="words of ann", by="ann")
+    watcher = Watcher(hub, "chat:1")
+    await watcher.take()
+
+    receipt = await hub.archive.forget("ann")
+    assert (receipt.messages, receipt.commands, receipt.channels, receipt.unreadable) == (4, 2, 0, 0)
+    assert receipt.client_sha256 == hashlib.sha256(b"ann").hexdigest()
+    gone = ("m1", "gone", "s", command_key("by-ann"), command_key("replied"))
+    assert receipt.ids_sum == ids_sum(*(("chat:1", one) for one in gone), ("chat:2", "m1"))
+    assert receipt.begun_ms <= (receipt.clean_ms or 0) <= receipt.ended_ms
+    assert sorted(await ids(hub, "chat:1")) == [command_key("by-bob"), "m2", "m3", "m4"]
+    assert await ids(hub, "chat:2") == []
+    (about,) = (await hub.store.messages("chat:1", [command_key("by-bob")]))[1].values()
+    reply = restore_command(about).reply
+    assert reply is not None
+    assert reply.error["code"] == "deleted"
+    with pytest.raises(NotFound):
+        await hub.read("chat:1", "m1")
+    attached = (await watcher.take()).events[0]
+    assert isinstance(attached, ChannelAttached)
+    assert not attached.resumed
+    assert sorted(one.id for one in watcher.view.messages()) == ["m2", "m3", "m4"]
+    assert await hub.store.notes(NOTE) == {}
+
+    assert await hub.archive.forget("ann") == receipt
+    await say(hub, "chat:1", "later", "ann")
+    assert (await hub.archive.forget("ann")).ids_sum == ids_sum(("chat:1", "later"))
+    assert (await hub.archive.forget("nobody")).messages == 0
+
+
+async def test_with_channels_those_go_in_which_no_other_person_wrote(hub: HubCore) -> None:
+    for channel in ("own", "shared", "unnamed"):
+        await say(hub, channel, "m1", "ann")
+        await say(hub, channel, "m2", "agent", role="assistant")
+    await say(hub, "shared", "m3", "bob")
+    await hub.create("unnamed", id="m3", text="by an unknown person")
+    await say(hub, "other", "m1", "bob")
+    await hub.ask("own", "s", CreateMessage(role="assistant", status="streaming"), Caller(id="agent"))
+    receipt = await hub.archive.forget("ann", channels=True)
+    assert (receipt.messages, receipt.channels) == (5, 1)
+    assert await hub.store.channels(after=None, limit=9) == ["other", "shared", "unnamed"]
+    assert await ids(hub, "shared") == ["m2", "m3"]
+    assert receipt.ids_sum == ids_sum(("own", "m1"), ("own", "m2"), ("own", "s"), ("shared", "m1"), ("unnamed", "m1"))
+
+
+async def test_a_hold_refuses_before_anything_goes(hub: HubCore) -> None:
+    for channel in ("a", "b", "c"):
+        await say(hub, channel, "m1", "ann" if channel != "c" else "bob")
+        if channel != "a":
+            await hub.archive.hold(channel, "case 17")
+    with pytest.raises(Held, match=r"channel 'b' is held and has messages of the person; release it first"):
+        await hub.archive.forget("ann")
+    assert [await ids(hub, channel) for channel in "abc"] == [["m1"]] * 3
+    await hub.archive.release("b")
+    assert (await hub.archive.forget("ann")).messages == 2
+    assert await ids(hub, "c") == ["m1"]
+
+
+@pytest.mark.parametrize("client_id", ["*", "", "a b", "x" * 65, "chat:*", "..", "ann\n"])
+async def test_a_name_that_is_no_client_id_is_refused(hub: HubCore, client_id: str) -> None:
+    await say(hub, "a", "m1", "ann")
+    with pytest.raises(InvalidName, match="a client id must be 1-64 characters"):
+        await hub.archive.forget(client_id)
+    assert await ids(hub, "a") == ["m1"]
+
+
+async def test_words_of_the_person_are_in_no_file_when_the_receipt_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    hub = HubCore(f"sqlite:///{path}", hooks_signals=False)
+    for number in range(40):
+        await say(hub, f"chat:{number % 3}", f"m{number}", "zoe-4711" if number % 2 else "bob")
+    assert b"words of zoe-4711" in on_disk(path)
+    receipt = await hub.archive.forget("zoe-4711")
+    data = on_disk(path)
+    assert (b"words of zoe" in data, b"words of bob" in data) == (False, True)
+    assert (receipt.messages, receipt.clean_ms is not None) == (20, True)
+    await hub.close()
+    assert b"zoe-4711" not in on_disk(path)
+
+
+async def test_a_receipt_names_older_backups_that_exist(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    hub = HubCore(f"sqlite:///{path}", hooks_signals=False)
+    await say(hub, "a", "m1", "ann")
+    store = hub.store
+    assert isinstance(store, SqliteStore)
+    for name in ("one.db", "two.db"):
+        await store.backup(tmp_path / name, mb_per_s=1000)
+    (tmp_path / "two.db").unlink()
+    (tmp_path / "chat.db.before-5").write_bytes(b"before a migration")
+    older = [str(tmp_path / "one.db"), str(tmp_path / "chat.db.before-5")]
+    receipt = await hub.archive.forget("ann")
+    assert receipt.older_backups == older
+    await store.backup(tmp_path / "three.db", mb_per_s=1000)
+    (tmp_path / "one.db").unlink()
+    assert await hub.archive.forget("ann") == replace(receipt, older_backups=older[1:])
+    await hub.close()
+
+
+async def test_a_removal_that_was_cut_off_goes_on_after_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/chat.db", hooks_signals=False)
+    monkeypatch.setattr(archive_module, "RESUME_S", 0.0)
+    await say(hub, "a", "m1", "ann")
+    store = hub.store
+    commit = store.commit
+    reached = asyncio.Event()
+
+    async def stuck(writes: object) -> object:
+        reached.set()
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(store, "commit", stuck)
+    running = asyncio.create_task(hub.archive.forget("ann"))
+    await reached.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    monkeypatch.setattr(store, "commit", commit)
+    assert await intended(store) == ["ann"]
+    await hub.close()
+    await hub.start()
+    async with asyncio.timeout(PATIENCE_S):
+        while await intended(store):  # noqa: ASYNC110  # the note is all that shows the end
+            await asyncio.sleep(0)
+    assert await ids(hub, "a") == []
+    assert (await hub.archive.forget("ann")).messages == 1
+    await hub.close()
+
+
+async def test_a_removal_killed_at_any_of_its_statements_gives_one_whole_receipt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgetting_module, "WIPE_PAUSE_S", 0.0)
+    source = tmp_path / "chat.db"
+    async with opened(source) as store:
+        await fill(store)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "tests.stores.forgetting", str(source), str(tmp_path), "20"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    statements = [int(line) for line in done.stdout.split()]
+    assert len(statements) == 20
+    stopped = 0
+    receipts: set[tuple[object, ...]] = set()
+    for statement in statements:
+        path = tmp_path / str(statement) / "chat.db"
+        async with opened(path) as store:
+            stopped += bool(await intended(store))
+            receipt = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=True)
+            assert await store.channels(after=None, limit=99) == [f"shared:{n}" for n in range(CHANNELS)]
+            left = [(await store.facts(f"shared:{n}", after=0, limit=99)).facts for n in range(CHANNELS)]
+            assert [[one.id for one in facts] for facts in left] == [["m1"]] * CHANNELS
+            assert receipt.clean_ms is not None
+        assert b"words of ann" not in on_disk(path)
+        receipts.add(whole(receipt))
+    assert receipts == {(3 * CHANNELS, CHANNELS, CHANNELS, ids_sum(*removed()))}
+    assert stopped > 10
+
+
+def whole(receipt: Receipt) -> tuple[object, ...]:
+    return receipt.messages, receipt.commands, receipt.channels, receipt.ids_sum
+
+
+def removed() -> list[tuple[str, str]]:
+    pairs = []
+    for number in range(CHANNELS):
+        pairs += [(f"own:{number}", "m0"), (f"own:{number}", "m1")]
+        pairs += [(f"shared:{number}", "m0"), (f"shared:{number}", command_key("c"))]
+    return pairs
