@@ -98,14 +98,15 @@ export class Panel {
   /** Draw the panel according to the attributes of the element. */
   update() {
     const { host, node } = this
+    const heading = host.getAttribute("heading") ?? this.words.heading
     const wasOpen = !node.hidden
     node.hidden = !host.isOpen
     node.classList.toggle("floating", host.isFloating)
     if (host.isFloating) {
       node.setAttribute("role", "dialog")
-      node.setAttribute("aria-label", host.getAttribute("heading") ?? this.words.heading)
+      node.setAttribute("aria-label", heading)
     }
-    setText(this.nodes.title, host.getAttribute("heading") ?? this.words.heading)
+    setText(this.nodes.title, heading)
     if (host.isFloating && wasOpen !== host.isOpen) {
       if (host.isOpen) this.composer.input.focus()
       else /** @type {HTMLElement | null} */ (node.parentNode?.querySelector(".launcher"))?.focus()
@@ -147,6 +148,7 @@ export class Panel {
   /** @param {number} most_ms */
   draw(most_ms) {
     const { line, nodes, scroller: { log } } = this
+    this.scroller.notice() // now, because the event of a scroll may come after new text
     const snapshot = this.channel.getSnapshot()
     const { error, messages, presence, streaming, status, typing, you } = snapshot
     if (this.names.update(snapshot)) this.list.round++

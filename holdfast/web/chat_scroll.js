@@ -16,6 +16,7 @@ export class Scroller {
   /** Id of the question that was sent last in this page, which is kept at the top of the view. @type {string | null} */
   pinned = null
   #lastTop = 0
+  #lastHeight = 0
   #seen = 0 // the newest version that the person has seen
   #spacer = element("div", { class: "spacer" })
 
@@ -26,8 +27,11 @@ export class Scroller {
     this.jump = button(words.jump, "jump", () => this.toEnd(null), svg(DOWN), element("span", {}, words.jump))
     this.log = element("div", { class: "log", part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, nodes.empty, nodes.older, list.node, list.approvals.node, this.#spacer)
     this.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
-    // The soft keyboard, a rotated phone and a longer draft change the height without a scroll event.
-    new ResizeObserver(() => this.keep()).observe(this.log) // it ends with its node
+    // The soft keyboard, a rotated phone and a longer draft change the height without a scroll event, and so does a
+    // message when the browser lays it out for the first time.
+    const observer = new ResizeObserver(() => this.keep()) // it ends with its nodes
+    observer.observe(this.log)
+    observer.observe(list.node)
   }
 
   scrolled() {
@@ -43,19 +47,22 @@ export class Scroller {
     return !this.isFollowing && scrollTop > NEAR_SCREENS * clientHeight
   }
 
-  /** Note whether the reader is at the end. Only the reader's own scrolling counts, because new text alone can increase the distance from the end. */
+  /**
+   * Note whether the reader is at the end, before new text is drawn. Only the reader's own scrolling counts: new text
+   * increases the distance from the end, and while messages get their first layout, the browser itself scrolls up.
+   */
   notice() {
     const { scrollTop, scrollHeight, clientHeight } = this.log
     const left = scrollHeight - clientHeight - scrollTop
-    if (scrollTop < this.#lastTop - 1 && left > 1) this.isFollowing = false
+    if (scrollTop < this.#lastTop - 1 && left > 1 && scrollHeight === this.#lastHeight) this.isFollowing = false
     else if (scrollTop > this.#lastTop + 1 && left < NEAR_END) this.isFollowing = true
     this.#lastTop = scrollTop
+    this.#lastHeight = scrollHeight
   }
 
   /** Keep the end in view while the reader is there, and the question that was sent last at the top. */
   keep() {
     const { log, panel: { list } } = this
-    this.notice() // call it now, because the event of a scroll comes only with the next frame
     const question = this.pinned ? list.views.get(this.pinned)?.node : undefined
     const below = question ? list.node.offsetHeight - question.offsetTop : Infinity
     const height = `${Math.max(0, log.clientHeight - below - GAP)}px`
@@ -67,7 +74,8 @@ export class Scroller {
   /** Go to the end if the reader is there. */
   stick() {
     const { log } = this
-    if (this.isFollowing) log.scrollTop = log.scrollHeight
+    this.#lastHeight = log.scrollHeight
+    if (this.isFollowing) log.scrollTop = this.#lastHeight
     this.#lastTop = log.scrollTop
   }
 
@@ -111,6 +119,7 @@ export class Scroller {
       for (const { style } of added) style.contentVisibility = "visible"
       log.scrollTop += node.getBoundingClientRect().top - top
       this.#lastTop = log.scrollTop
+      this.#lastHeight = log.scrollHeight
       requestAnimationFrame(() => added.forEach(({ style }) => (style.contentVisibility = "")))
     }
   }

@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
 from holdfast import Hub, Limits
+from tests.browser.gallery import gallery_server, open_gallery
 from tests.browser.test_client import SECRET, page_at, token, verified
 from tests.browser.test_markdown import POLICY, ROOT
 from tests.transports.conftest import new_hub, serving
@@ -770,6 +771,19 @@ async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_
         await here.answer("\n\n" + "still more words " * 200 + "\n\nand the end")
         await here.frames()
         assert await here.page.evaluate(distance) <= 1
+
+
+async def test_a_page_begins_at_the_end_also_while_messages_get_their_first_layout(browser: Browser) -> None:
+    async with gallery_server() as address:
+        page = await open_gallery(browser, address, "state=reconnecting", viewport={"width": 400, "height": 560})
+        assert await page.evaluate(
+            """() => {
+              const root = document.querySelector("holdfast-chat").shadowRoot
+              const { scrollTop, scrollHeight, clientHeight } = root.querySelector(".log")
+              return [scrollTop > 0, scrollHeight - clientHeight - scrollTop < 1, root.querySelector(".jump").hidden]
+            }"""
+        ) == [True, True, True]
+        await page.context.close()
 
 
 async def test_question_that_waits_for_its_turn_hides_no_running_answer(browser: Browser) -> None:
