@@ -726,7 +726,9 @@ async def test_messages_keep_the_name_of_a_person_who_has_left(browser: Browser)
     async with scene(browser, "", has_agent=False) as here:
         await here.mount(client="u-17")
         await here.page.evaluate("channel.enter({ name: 'Ada' })")
-        await here.until("Online")
+        await here.page.wait_for_function(
+            "() => channel.getSnapshot().presence.members.some(({ data }) => data.name === 'Ada')"
+        )
         await here.ask("Hello")
         await here.page.locator("[data-status=complete]").wait_for()
         for _ in range(2):  # the second page has never seen her present
