@@ -160,10 +160,10 @@ class Channel:
 
     @property
     def is_idle(self) -> bool:
-        """Return whether the channel has no subscriber, no writer, no pending work and no part that `rewrite` left."""
+        """Return whether it has no subscriber, writer, pending work or part that `rewrite` left, and was read as stored."""
         is_wanted = self.listeners or self.presence_state.has_people or self.watchers
         has_part = self._prepare is not None and self._prepare is not _keep
-        return not (self._loaders or self.commit_over or has_part or is_wanted)
+        return not (self._loaders or self.commit_over or self.is_stale or has_part or is_wanted)
 
     def close(self) -> None:
         """Break reference cycles so that the channel is freed at once, without waiting for the garbage collector."""

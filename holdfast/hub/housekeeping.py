@@ -59,12 +59,12 @@ async def _tidy_store(runtime: Runtime) -> None:
 
 
 async def _follow_others(runtime: Runtime, token: str | None) -> str | None:
-    """Refresh the channels that other hubs have changed since `token`; return the next token."""
+    """Refresh the channels that other hubs have changed since `token`, and stale ones; return the next token."""
     if not runtime.store.is_exclusive:
         await runtime.legal_holds.load()
     moved = await in_time(runtime.store.moved(token), runtime.store.name)
     for name, channel in list(runtime.channels.items()):
         head = None if moved.channels is None else moved.channels.get(name)
-        if moved.channels is None or (head is not None and not channel.is_at(head)):
+        if moved.channels is None or channel.is_stale or (head is not None and not channel.is_at(head)):
             await in_time(channel.refresh(), runtime.store.name)
     return moved.token

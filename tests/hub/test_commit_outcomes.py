@@ -44,10 +44,10 @@ from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.committer import STORE_TIMEOUT_S
 from holdfast.hub.feed import Feed
-from holdfast.hub.housekeeping import free_memory
+from holdfast.hub.housekeeping import TIDY_S, free_memory
 from holdfast.hub.results import Result, result_later
 from holdfast.hub.writer import RETRY_S
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
@@ -66,6 +66,12 @@ class ScriptedStore(MemoryStore):
         self.script: list[str] = []
         self.gate: asyncio.Event | None = None  # if there is a gate, each commit waits until it is set
         self.is_committing = asyncio.Event()  # set once a commit waits
+        self.is_readable = True
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        if not self.is_readable:
+            raise StoreUnavailable("the script refuses the read")
+        return await super().heads(channels)
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         if self.gate is not None:
@@ -412,4 +418,27 @@ async def test_store_that_hangs_is_noticed_after_thirty_seconds_and_the_text_is_
         assert loop.time() - begun_s == STORE_TIMEOUT_S
         gate.set()
     assert await texts(hub, "m") == ["ab"]
+    await hub.close()
+
+
+@pytest.mark.parametrize("act", ["lost", "kept"])
+@virtually
+async def test_hub_that_cannot_read_a_channel_after_an_unknown_outcome_reads_it_later(act: str) -> None:
+    """No later request needs the channel, but the writer of its message may have died."""
+    store = ScriptedStore()
+    hub = HubCore(store, hooks_signals=False, clock=virtual_clock(), limits=Limits(memory_bytes=1))
+    await hub.create("c", id="a", text="the channel is loaded")
+    await hub.create("d", id="a", text="so is this one")
+    await asyncio.sleep(TIDY_S + 1)  # from now on, housekeeping reads only the channels that have moved
+    store.script, store.is_readable = [act], False
+    with pytest.raises(StoreUnavailable):
+        await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", lease_s=15.0), ANN)
+    await asyncio.sleep(1)
+    await hub.create("d", id="b", text="it was used later")
+    await asyncio.sleep(3 * TIDY_S)  # the hub may keep one byte of idle channels
+    assert [one.id for one in await store.open_documents("c")] == ["m"] * (act == "kept")
+    store.is_readable = True
+    await asyncio.sleep(15 + 2 * TIDY_S)
+    assert list(await store.open_documents("c")) == []
+    assert hub.channel("c").is_idle
     await hub.close()
