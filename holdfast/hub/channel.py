@@ -160,7 +160,7 @@ class Channel:
 
     @property
     def is_idle(self) -> bool:
-        """Return whether it has no subscriber, writer, pending work or part that `rewrite` left, and was read as stored."""
+        """Return whether it was read, and has no subscriber, writer, pending work or part that `rewrite` left."""
         is_wanted = self.listeners or self.presence_state.has_people or self.watchers
         has_part = self._prepare is not None and self._prepare is not _keep
         return not (self._loaders or self.commit_over or self.is_stale or has_part or is_wanted)
