@@ -45,7 +45,8 @@ def wheel_files() -> set[str]:
             name for name in files if not name.startswith("holdfast/web/") or name.startswith("holdfast/web/demo/")
         }
         files |= {f"holdfast/web/{name}" for name in built()}
-    return files | {f"holdfast/demo/text/{name}" for name in tracked("docs", "README.md") if name.endswith(".md")}
+    pages = {name for name in tracked("docs", "README.md") if name.endswith(".md") and "/decisions/" not in name}
+    return files | {f"holdfast/demo/text/{name}" for name in pages}
 
 
 def check(archive: str, found: set[str], expected: set[str]) -> None:

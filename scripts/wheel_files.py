@@ -4,7 +4,7 @@ Layer: scripts. `pyproject.toml` names it.
 
 After `scripts/build_web` the wheel has the files of `dist/web` under `holdfast/web`, as the npm package has them.
 Without it, for example in an installation from a git clone, the wheel has the sources there. The hub serves either.
-The demo answers from the Markdown files, so the wheel has them without their images.
+The demo answers from the pages of docs/, so the wheel has them, without their images and without the decisions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class WheelFiles(BuildHookInterface[Any]):
             )
             documents = [
                 Path("README.md"),
-                *(path.relative_to(self.root) for path in Path(self.root, "docs").rglob("*.md")),
+                *(path.relative_to(self.root) for path in Path(self.root, "docs").glob("*.md")),
             ]
             build_data["force_include"].update({str(path): f"holdfast/demo/text/{path}" for path in sorted(documents)})
         else:

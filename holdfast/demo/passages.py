@@ -123,7 +123,7 @@ _FIGURES = re.compile(r"<!-- figures: begin -->.*?<!-- figures: end -->", re.DOT
 
 
 def _read_documents(root: Path) -> dict[str, str]:
-    files = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    files = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
     return {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
 
@@ -134,7 +134,7 @@ def cut_into_passages(source: str, markdown: str) -> list[Passage]:
     """Return the passages of `markdown` in order, with their headings. A block that ends in a colon takes the next."""
     passages: list[Passage] = []
     for headings, blocks in itertools.groupby(_blocks(markdown), key=lambda block: block[0]):
-        texts = _join_related([_unwrapped(text) for _, text in blocks if not _is_record_keeping(text)])
+        texts = _join_related([_unwrapped(text) for _, text in blocks])
         pieces = itertools.chain.from_iterable(map(_cut_to_size, texts))
         passages.extend(Passage(source, headings, piece) for piece in pieces)
     return passages
@@ -181,11 +181,6 @@ def _blocks(markdown: str) -> Iterator[tuple[tuple[str, ...], str]]:
 _IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
 _OWN_LINE = re.compile(r"[-*+] |\d+[.)] |[|>#]")  # Markdown that begins a new line even in wrapped text
 _HARD_BREAK = ("  ", "\\")
-
-
-def _is_record_keeping(text: str) -> bool:
-    """Return whether `text` is the date and the status of a decision, which no answer needs."""
-    return all(line.startswith(("- Date:", "- Status:")) for line in text.split("\n"))
 
 
 def _unwrapped(text: str) -> str:

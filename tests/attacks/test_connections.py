@@ -83,7 +83,8 @@ async def run_bounded_crowd(one: Scene, *, most: int, burst: int, **options: Any
     outcome = await run(one, "crowd", beside=lambda: asyncio.gather(good_clients(one), left(one)), **options)
     outcome.check(64 * MIB)
     assert outcome.beside[0] == 20, outcome
-    assert outcome.beside[1] - before <= most + SPARE_FILES, outcome
+    # on a busy machine the good clients are still connected when the descriptors are counted
+    assert outcome.beside[1] - before <= most + outcome.beside[0] + SPARE_FILES, outcome
     assert outcome.descriptors < burst + SPARE, outcome
     assert await one.until_memory_is_back(outcome.before_bytes) < 30
     return outcome

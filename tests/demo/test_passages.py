@@ -88,8 +88,8 @@ def test_wrapped_lines_are_joined_and_list_items_are_not() -> None:
     assert passage.text == "One sentence continues.\n- An item with more.\n- Another.  \nAfter a hard break."
 
 
-def test_pictures_are_described_and_the_date_of_a_decision_is_dropped() -> None:
-    text = "# 7: Chosen\n\n- Date: 2026-11-20\n- Status: accepted\n\n![Two tabs](a.svg) that agree."
+def test_pictures_are_described() -> None:
+    text = "# Chosen\n\n![Two tabs](a.svg) that agree."
     (passage,) = cut_into_passages("d.md", text)
     assert passage.text == "(Picture: Two tabs) that agree."
 
