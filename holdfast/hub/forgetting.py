@@ -57,7 +57,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
     messages: int
     commands: int
     channels: int
-    unreadable: int  # damaged messages and commands, whose author is not known; they stay
+    unreadable: int  # damaged messages, commands and channels, whose authors are not known; they stay
     ids_sum: str
     clean_ms: int | None
     older_backups: list[str]  # known backups that were made before `clean_ms`
@@ -157,7 +157,10 @@ class Forgetting:
         after = None
         while names := await self._store.channels(after=after, limit=PAGE):
             for name in names:
-                await self._forget_in(name)
+                try:
+                    await self._forget_in(name)
+                except StoreUnusable:  # its row is damaged
+                    self._unreadable.add((name, ""))
             after = names[-1]
         return await self._end()
 
@@ -319,6 +322,8 @@ class Forgetting:
         earlier = (await self._store.notes(RECEIPT + person)).get(RECEIPT + person)
         if earlier is not None and done == Tally():
             receipt = _decoded(earlier, Receipt)
+            if receipt.clean_ms is None:
+                receipt = replace(receipt, clean_ms=clean_ms)
         else:
             receipt = Receipt(
                 client_sha256=person,

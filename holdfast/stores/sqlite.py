@@ -253,7 +253,7 @@ class SqliteStore:
             await asyncio.to_thread(finish, partial, target)
         self.note_backup(0.0)
         with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place
-            await self.note(noted(target, begun_ms, await self.notes(BACKUP_NOTE)))
+            await self.note(await asyncio.to_thread(noted, target, begun_ms, await self.notes(BACKUP_NOTE)))
 
     def note_backup(self, age_s: float) -> None:
         """Note that the last good backup was made `age_s` seconds ago."""

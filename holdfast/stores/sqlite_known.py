@@ -15,7 +15,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 BACKUP_NOTE = "backup:"  # prefix of the notes about backups; the path follows, percent-encoded
 MAX_NOTED = 1_000  # backups that exist; the store forgets the oldest beyond it
-_BESIDE = (".before-", ".restored")  # files beside the store: from before a migration or a restore
+# files beside the store: from before a migration or a restore, and journals that were not the store's own
+_BESIDE = (".before-", ".restored", "-wal.foreign-")
 _JOURNALS = ("-journal", "-wal", "-shm")
 
 
@@ -27,17 +28,20 @@ class KnownBackup(NamedTuple):
 
 
 def noted(target: Path, made_ms: int, notes: Mapping[str, bytes]) -> dict[str, bytes | None]:
-    """Return the changes of the notes about backups after that of `target`: backups that are gone leave them."""
-    known = [one for one in _decoded(notes) if one.path.exists()]
+    """Return the changes of the notes about backups after that of `target`: backups that are gone leave them.
+
+    It reads folders, perhaps on another machine, so call it in a thread.
+    """
+    known = [one for one in _decoded(notes) if not _is_gone(one.path)]
     kept = {_name(one.path) for one in known[-MAX_NOTED + 1 :]}
     changes: dict[str, bytes | None] = {name: None for name in notes if name not in kept}
     return {**changes, _name(Path(os.path.realpath(target))): str(made_ms).encode()}
 
 
 def known_backups(store: Path, notes: Mapping[str, bytes]) -> list[KnownBackup]:
-    """Return the backups of the file `store` that exist, oldest first."""
+    """Return the backups of the file `store` that exist, or cannot be reached now, oldest first."""
     place = Path(os.path.realpath(store))
-    found = {one.path: one for one in _decoded(notes) if one.path.is_file()}
+    found = {one.path: one for one in _decoded(notes) if _may_exist(one.path)}
     with os.scandir(place.parent) as entries:
         for entry in entries:
             is_beside = any(entry.name.startswith(f"{place.name}{middle}") for middle in _BESIDE)
@@ -50,6 +54,21 @@ def known_backups(store: Path, notes: Mapping[str, bytes]) -> list[KnownBackup]:
 def journals_of(path: Path) -> list[Path]:
     """Return the journals beside a database file that exist."""
     return [one for end in _JOURNALS[:2] if (one := Path(f"{path}{end}")).is_file()]
+
+
+def _is_gone(path: Path) -> bool:
+    """Return whether a file was removed. An empty or unreachable folder may be that of a disk that is not mounted."""
+    try:
+        return not path.exists() and any(path.parent.iterdir())
+    except OSError:
+        return False
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its folder cannot be read
+        return True
 
 
 def _name(path: Path) -> str:

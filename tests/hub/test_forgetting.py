@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -228,3 +229,34 @@ def removed() -> list[tuple[str, str]]:
         pairs += [(f"own:{number}", "m0"), (f"own:{number}", "m1")]
         pairs += [(f"shared:{number}", "m0"), (f"shared:{number}", command_key("c"))]
     return pairs
+
+
+async def test_a_damaged_channel_does_not_keep_the_others_from_being_emptied(tmp_path: Path) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False)
+    for name in ("a", "b", "c"):
+        await say(hub, name, "m", "ann")
+    await hub.close()
+    with sqlite3.connect(tmp_path / "chat.db") as db:
+        db.execute("UPDATE channels SET crc = crc + 1 WHERE name = 'b'")
+    receipt = await hub.archive.forget("ann")
+    assert (receipt.messages, receipt.unreadable) == (2, 1)
+    assert await ids(hub, "c") == []
+    await hub.close()
+
+
+async def test_a_receipt_becomes_clean_when_the_reader_that_blocked_it_has_gone(
+    hub: HubCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await say(hub, "chat:1", "m", "ann")
+    is_clean = False
+
+    async def wipe() -> bool:
+        return is_clean
+
+    monkeypatch.setattr(hub.store, "wipe", wipe)
+    monkeypatch.setattr(forgetting_module, "WIPE_TRIES", 1)
+    monkeypatch.setattr(forgetting_module, "WIPE_PAUSE_S", 0)
+    blocked = await hub.archive.forget("ann")
+    is_clean = True
+    again = await hub.archive.forget("ann")
+    assert (blocked.clean_ms, again.messages, again.clean_ms is None) == (None, 1, False)

@@ -1,0 +1,41 @@
+"""Which backups a store knows, also those on disks that are away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from holdfast.stores.sqlite_known import known_backups, noted
+
+
+def after(*backups: Path) -> dict[str, bytes]:
+    """Return the notes after backups to these paths."""
+    notes: dict[str, bytes] = {}
+    for number, path in enumerate(backups):
+        for name, value in noted(path, number, notes).items():
+            if value is None:
+                del notes[name]
+            else:
+                notes[name] = value
+    return notes
+
+
+def test_backups_that_were_removed_leave_the_notes_and_those_on_disks_that_are_away_stay(tmp_path: Path) -> None:
+    kept, removed, away = tmp_path / "kept.db", tmp_path / "removed.db", tmp_path / "mounted" / "away.db"
+    unreachable = tmp_path / ("x" * 300)  # the system raises an error for this name, as for a folder without rights
+    away.parent.mkdir()
+    for path in (kept, removed, away):
+        path.touch()
+    before = after(unreachable, removed, away)
+    removed.unlink()
+    away.unlink()  # an empty folder, as that of a disk that is not mounted
+    notes = {**before, **noted(kept, 9, before)}
+    assert [name.rpartition("/")[2].removesuffix(".db") for name, value in notes.items() if value is not None] == [
+        "x" * 300,
+        "away",
+        "kept",
+    ]
+    away.touch()
+    (tmp_path / "chat.db-wal.foreign-0a1b2c3d").touch()
+    (tmp_path / "chat.db-wal").touch()
+    found = known_backups(tmp_path / "chat.db", {name: value for name, value in notes.items() if value is not None})
+    assert [one.path.name for one in found] == ["x" * 300, "away.db", "kept.db", "chat.db-wal.foreign-0a1b2c3d"]
