@@ -376,6 +376,9 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
             version=message.version,
         )
     parts = _parts(request.text, request.parts, limits)
+    if parts is not None:
+        calls = {one.fields["call"]: one.value() for one in message.parts if one.fields["type"] == "tool"}
+        parts = [with_approval(one, calls.get(one["call"], one)) if one["type"] == "tool" else one for one in parts]
     meta = _merged(message.meta, request.meta, limits)
     op = Update(id=message.id, parts=parts, meta=meta, at_ms=now_ms, request=_request(request.request))
     return Decision(ops=(op,))

@@ -201,9 +201,8 @@ def _noted(state: Decidable, command: CommandState, request: ReplyCommand, now_m
     for index, part in enumerate(target.parts):
         fields = part.fields
         if fields["type"] == "tool" and fields["call"] == call and "output" not in fields:
-            noted = {**part.value(), "approval": _approval(command, request)}
-            if not request.ok:
-                noted["state"] = DENIED
+            denied = {} if request.ok else {"state": DENIED}
+            noted = {**part.value(), **denied, "approval": _approval(command, request)}
             return (SetPart(id=target.id, index=index, part=noted, at_ms=now_ms),)
     return ()
 

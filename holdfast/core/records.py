@@ -44,6 +44,12 @@ class Header(Struct, frozen=True, kw_only=True, tag_field="type", tag="holdfast.
     channel: str
 
 
+class _Approval(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    id: str
+    approved: bool
+    reason: str | None = None
+
+
 class MessageRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag="message"):
     """A message; its times are in ms since 1970."""
 
@@ -200,7 +206,7 @@ def _checked_parts(parts: list[Part], limits: Limits) -> list[Part]:
             limit=limits.parts,
         )
     as_json = dataclasses.replace(limits, message_bytes=ESCAPED * limits.message_bytes)
-    checked = [check_part(part, as_json) for part in parts]
+    checked = [_checked_part(part, as_json) for part in parts]
     size = sum(part_bytes(part) for part in checked)
     if size > limits.message_bytes:
         raise TooLarge(
@@ -209,6 +215,19 @@ def _checked_parts(parts: list[Part], limits: Limits) -> list[Part]:
             limit=limits.message_bytes,
         )
     return checked
+
+
+def _checked_part(part: Part, limits: Limits) -> Part:
+    """Return a part with the field that no request may set: the reply to the question about a tool call."""
+    checked = check_part(part, limits)
+    if checked["type"] != "tool" or "approval" not in part:
+        return checked
+    try:
+        approval = msgspec.convert(part["approval"], _Approval)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"field approval of the call {shown(checked['call'])} is malformed: {error}") from None
+    check_id(approval.id, "the id of an approval")
+    return {**checked, "approval": msgspec.to_builtins(approval)}
 
 
 def _checked_command(record: CommandRecord, limits: Limits) -> CommandRecord:

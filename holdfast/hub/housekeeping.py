@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from holdfast.core.errors import HoldfastError
+from holdfast.core.errors import HoldfastError, StoreUnavailable
 from holdfast.hub.loading import in_time
 from holdfast.hub.pending import DocumentDue
 from holdfast.hub.runtime import Runtime
@@ -63,8 +63,15 @@ async def _follow_others(runtime: Runtime, token: str | None) -> str | None:
     if not runtime.store.is_exclusive:
         await runtime.legal_holds.load()
     moved = await in_time(runtime.store.moved(token), runtime.store.name)
+    is_whole = True
     for name, channel in list(runtime.channels.items()):
         head = None if moved.channels is None else moved.channels.get(name)
         if moved.channels is None or channel.is_stale or (head is not None and not channel.is_at(head)):
-            await in_time(channel.refresh(), runtime.store.name)
-    return moved.token
+            try:
+                await in_time(channel.refresh(), runtime.store.name)
+            except StoreUnavailable:
+                raise  # the others would wait for the store, too
+            except Exception:
+                logger.exception("channel %r could not be read; the hub tries again", name)
+                is_whole = False
+    return moved.token if is_whole else token

@@ -10,12 +10,13 @@ serves until it is closed. A `Lifecycle` has at most one run at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from holdfast.core.errors import Busy, Draining, HoldfastError, LocalError
+from holdfast.core.errors import Busy, Draining, HoldfastError, LocalError, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.hub.clock import Clock
 from holdfast.hub.drain import SignalHook
@@ -211,7 +212,9 @@ class Lifecycle:
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
         workers.append(group.create_task(keep_house(runtime)))
-        await runtime.nodes.renew()  # a callback may have blocked the event loop for longer than the lease
+        # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
+        with contextlib.suppress(StoreUnavailable):
+            await runtime.nodes.renew()
         self.hook_signals()
         run.ready.set_result(None)
         await run.stop.wait()

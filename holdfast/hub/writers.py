@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 
 from holdfast.core.errors import Busy, Draining, HoldfastError, IdConflict, StoreUnavailable
@@ -25,6 +26,8 @@ from holdfast.hub.pending import Item
 from holdfast.hub.results import Done, Result, own_copy
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writer_hub import OpenWriter
+
+logger = logging.getLogger("holdfast.hub")
 
 ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, and between two tries to end it
 
@@ -166,9 +169,13 @@ class Writers:
             await asyncio.sleep(ABANDONED_S)
             try:
                 runtime = self._lifecycle.runtime
-                if self._is_abandoned(await runtime.message(channel, message_id), channel, generation):
+                if self._is_abandoned(await runtime.message_in_time(channel, message_id), channel, generation):
                     await runtime.ask(channel, message_id, end, SERVER)
                 return
             except HoldfastError as error:
                 if not error.retry or isinstance(error, Draining):
                     return
+            except Exception:
+                logger.exception(
+                    "message %r of channel %r could not be interrupted; the hub tries again", message_id, channel
+                )

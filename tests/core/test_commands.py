@@ -872,6 +872,10 @@ def test_approval_or_denial_is_noted_at_its_tool_call(harness: LogHarness) -> No
     result = harness.reply("no", ok=False, caller=BOB)
     denied = {**call, "state": "denied", "approval": {"id": "no", "approved": False}}
     assert harness.message("m").parts == [denied]
+    for rest in ([{"type": "file", "call": ["c1"]}], []):
+        harness.update("m", generation=1, parts=[{**call, "input": "redacted"}, *rest])
+        redacted = {**call, "input": "redacted", "approval": denied["approval"]}
+        assert harness.message("m").parts == [redacted, *rest]
     for other in ({**call, "state": "error", "output": "no"}, {**call, "call": "c2"}):
         harness.part("m", 0, other)
         approval = {"approval": denied["approval"]} if other["call"] == "c1" else {}

@@ -73,6 +73,10 @@ async def fill(hub: HubCore) -> None:
     stopped = hub.message(CHANNEL, reply_to=branch.id)
     await stopped.__aenter__()
     await stopped.append("so far")
+    await stopped.part({"type": "tool", "call": "c2", "name": "pay", "input": "{}"})
+    await stopped.flush()
+    asked = await hub.command(CHANNEL, "approve", target=stopped.id, data={"call": "c2"}, by="agent")
+    await hub.reply(CHANNEL, asked.id, ok=False, data={"reason": "too much"}, by="ada")
     await hub.finish(CHANNEL, stopped.id, status="failed", reason="crashed")
     gone = await hub.create(CHANNEL, text="deleted words")
     await hub.delete(CHANNEL, gone.id)
@@ -102,7 +106,7 @@ async def test_an_import_gives_the_same_export(hub: HubCore, tmp_path: Path) -> 
         await hub.archive.import_file(path)
     assert (await hub.info(CHANNEL)).serial == before.serial
     done = await hub.archive.import_file(path, channel="copy:1")
-    assert (done.channel, done.messages, done.commands) == ("copy:1", 7, 2)
+    assert (done.channel, done.messages, done.commands) == ("copy:1", 7, 3)
     assert lines_of(await exported(hub, "copy:1"))[1:-1] == lines[1:-1]
     assert "copy:1" not in await hub.store.open_channels()  # no message streams, and no turn waits
     with pytest.raises(IdConflict):  # a request is no repeat of the one that created the message elsewhere
