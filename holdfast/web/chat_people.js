@@ -49,8 +49,11 @@ export class Names {
   }
 }
 
-/** Return a name that a person chose, as one short line whose direction is that of its letters; "" if it is none. @param {unknown} name */
-const nameOf = (name) => (typeof name === "string" && plain(name) && name.normalize("NFKC").replace(/[\s\p{Cc}\p{Bidi_C}()]+/gu, " ").trim().match(/^.{0,64}/u)?.[0]) || ""
+/** Return a name that a person chose, as one short line whose direction is that of its letters; "" if it shows none. @param {unknown} name */
+const nameOf = (name) => {
+  const line = typeof name === "string" ? name.normalize("NFKC").replace(/[\s\p{Cc}\p{Bidi_C}()]+/gu, " ").trim().match(/^.{0,64}/u)?.[0] ?? "" : ""
+  return /[\p{L}\p{N}\p{Extended_Pictographic}]/u.test(plain(line)) ? line : ""
+}
 
 /** Return the same text for names that look the same. @param {string} name */
 const plain = (name) => name.normalize("NFKC").replace(/[\p{C}\p{DI}\s]/gu, "").toLowerCase()

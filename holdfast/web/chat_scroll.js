@@ -27,9 +27,14 @@ export class Scroller {
     this.jump = button(words.jump, "jump", () => this.toEnd(null), svg(DOWN), element("span", {}, words.jump))
     this.log = element("div", { class: "log", part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, nodes.empty, nodes.older, list.node, list.approvals.node, this.#spacer)
     this.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
+    let isToggled = false // True: the reader has opened or closed a part, which stays where it is
+    this.log.addEventListener("click", ({ target }) => {
+      isToggled = Boolean(/** @type {Element} */ (target).closest("summary"))
+      requestAnimationFrame(() => requestAnimationFrame(() => (isToggled = false))) // once it has its height
+    })
     // The soft keyboard, a rotated phone and a longer draft change the height without a scroll event, and so does a
     // message when the browser lays it out for the first time.
-    const observer = new ResizeObserver(() => this.keep()) // it ends with its nodes
+    const observer = new ResizeObserver(() => isToggled || this.keep()) // it ends with its nodes
     observer.observe(this.log)
     observer.observe(list.node)
   }

@@ -788,6 +788,26 @@ async def test_a_page_begins_at_the_end_also_while_messages_get_their_first_layo
         await page.context.close()
 
 
+async def test_part_that_is_opened_at_the_end_stays_where_it_is(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        output = "\n".join(f"line {n}" for n in range(200))
+        for n in range(10):
+            await here.hub.create("chat:1", id=f"m{n}", text=f"message {n}\n\nmore")
+        call = {"type": "tool", "call": "c", "name": "search", "input": "{}", "state": "done", "output": output}
+        await here.hub.create("chat:1", id="last", role="assistant", parts=[call])
+        await here.mount()
+        summary = here.page.locator("summary")
+        await summary.wait_for()
+        before = await summary.bounding_box()
+        await summary.click()
+        await here.page.get_by_text("line 199").wait_for()
+        await here.page.evaluate(f"async () => {{ {_FRAMES} }}")
+        after = await summary.bounding_box()
+        assert before is not None
+        assert after is not None
+        assert abs(after["y"] - before["y"]) <= 1
+
+
 async def test_question_that_waits_for_its_turn_hides_no_running_answer(browser: Browser) -> None:
     async with scene(browser, "") as here:
         await here.mount(client="ada")

@@ -27,6 +27,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import ChannelAttached, MessageUpdate
 from holdfast.core.limits import Limits
+from holdfast.core.message_state import MessageState
 from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import (
     AppendText,
@@ -47,6 +48,7 @@ from holdfast.hub.feed import Feed
 from holdfast.hub.housekeeping import TIDY_S, free_memory
 from holdfast.hub.results import Result, result_later
 from holdfast.hub.writer import RETRY_S
+from holdfast.hub.writers import ABANDONED_S
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
@@ -441,4 +443,27 @@ async def test_hub_that_cannot_read_a_channel_after_an_unknown_outcome_reads_it_
     await asyncio.sleep(15 + 2 * TIDY_S)
     assert list(await store.open_documents("c")) == []
     assert hub.channel("c").is_idle
+    await hub.close()
+
+
+@virtually
+async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_an_unexpected_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = ScriptedStore()
+    hub = HubCore(store, hooks_signals=False, clock=virtual_clock())
+    writer = hub.message("c", id="m")
+    await writer.__aenter__()
+    message, errors = hub.runtime.message, [OSError("the disk is away")]
+
+    async def fails_once(channel: str, message_id: str) -> MessageState:
+        if errors:
+            raise errors.pop()
+        return await message(channel, message_id)
+
+    monkeypatch.setattr(hub.runtime, "message", fails_once)
+    hub.runtime.writers.pop(("c", "m"))
+    hub._writers.left("c", "m", 1)
+    await asyncio.sleep(3 * ABANDONED_S)
+    assert (await hub.read("c", "m"))[0].status == "interrupted"
     await hub.close()

@@ -35,7 +35,7 @@ test("a name is one short line without marks that turn text around; any other va
   assert.equal(of("A\u202ed\na\u2066\u2028"), "A d a")
   assert.equal(of("عالی\u200cجناب"), "عالی\u200cجناب")
   assert.equal(of("🌊".repeat(1_000)), "🌊".repeat(64))
-  for (const none of ["", " \n", "\u200b\u2060", 7, null, { toString: () => "Ada" }, ["Ada"]]) assert.equal(of(none), "u1")
+  for (const none of ["", " \n", "\u200b\u2060", "(\u200b)", "\u034f()", "\u2800", "\u0301", 7, null, { toString: () => "Ada" }, ["Ada"]]) assert.equal(of(none), "u1")
 })
 
 test("only a changed name counts as a change, since each draws all messages again", () => {
