@@ -7,6 +7,8 @@ exactly one process works on it, and a process that lost the turn gets `fenced`.
 
 from __future__ import annotations
 
+import msgspec
+
 from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
     AlreadyAnswered,
@@ -26,7 +28,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState, CommandState, MessageState
-from holdfast.core.model import Json, Part, check_json, plain
+from holdfast.core.model import Approval, Json, Part, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, SetPart, WriterIdentity, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
@@ -210,8 +212,11 @@ def _noted(state: Decidable, command: CommandState, request: ReplyCommand, now_m
 def _approval(command: CommandState, request: ReplyCommand) -> dict[str, Json]:
     """Return the field `approval` of a tool part: the reply, without its author."""
     reason = request.data.get("reason") if isinstance(request.data, dict) else None
-    noted = {"reason": reason[:REASON_CHARS]} if isinstance(reason, str) else {}
-    return {"id": command_id(command.id), "approved": request.ok, **noted}
+    short = reason[:REASON_CHARS] if isinstance(reason, str) else None
+    approval: dict[str, Json] = msgspec.to_builtins(
+        Approval(id=command_id(command.id), approved=request.ok, reason=short)
+    )
+    return approval
 
 
 def with_approval(part: Part, earlier: Part) -> Part:

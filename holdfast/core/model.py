@@ -74,6 +74,14 @@ class Command(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: int
 
 
+class Approval(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The reply to the question about a tool call: the field `approval` of its part."""
+
+    id: str
+    approved: bool
+    reason: str | None = None
+
+
 class ChannelSummary(Struct, frozen=True, kw_only=True):
     """A channel in a list of channels. `messages` and `size_bytes` count the messages that are not deleted.
 

@@ -23,7 +23,7 @@ from holdfast.core.document import KEPT_MS, Document, document
 from holdfast.core.errors import InvalidRequest, TooLarge, shown
 from holdfast.core.limits import MIB, Limits
 from holdfast.core.message_state import CommandState, MessageState, part_bytes
-from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part
+from holdfast.core.model import ROLES, STATUSES, Approval, Json, Part, check_json, check_part
 from holdfast.core.names import check_id, command_id, command_key
 from holdfast.core.ops import Command, Create, Entry, Finish, Op, Reply
 from holdfast.core.state import apply_to_command, change
@@ -42,12 +42,6 @@ class Header(Struct, frozen=True, kw_only=True, tag_field="type", tag="holdfast.
 
     format: int
     channel: str
-
-
-class _Approval(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    id: str
-    approved: bool
-    reason: str | None = None
 
 
 class MessageRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag="message"):
@@ -223,7 +217,7 @@ def _checked_part(part: Part, limits: Limits) -> Part:
     if checked["type"] != "tool" or "approval" not in part:
         return checked
     try:
-        approval = msgspec.convert(part["approval"], _Approval)
+        approval = msgspec.convert(part["approval"], Approval)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"field approval of the call {shown(checked['call'])} is malformed: {error}") from None
     check_id(approval.id, "the id of an approval")

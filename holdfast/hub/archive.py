@@ -56,8 +56,7 @@ class Archive:
         self._limits = limits
         self._clock = clock
         self._forgetting = asyncio.Lock()
-        if store.name in _OUTLIVING:
-            lifecycle.on_start(self._begin)
+        lifecycle.on_start(self._begin)
 
     async def channels(
         self,
@@ -165,7 +164,8 @@ class Archive:
 
     def _begin(self) -> None:
         self._forgetting = asyncio.Lock()  # an earlier run may have used another event loop
-        self._lifecycle.runtime.tasks.start_background(self._resume())
+        if self._store.name in _OUTLIVING:
+            self._lifecycle.runtime.tasks.start_background(self._resume())
 
     async def _resume(self) -> None:
         """Go on with the removals of persons that an earlier run has not ended."""

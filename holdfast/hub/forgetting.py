@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -185,24 +185,31 @@ class Forgetting:
                 self._unreadable.add((channel, one.id))
         return head, things
 
+    async def _walk(
+        self, channel: str
+    ) -> AsyncGenerator[tuple[str, list[str], list[MessageState | CommandState]], None]:
+        """Yield the epoch, some ids, and those of their messages and commands that can be read; all ids in turn."""
+        after, is_over = 0, False
+        while not is_over:
+            head, facts = await self._store.facts(channel, after=after, limit=READ_FACTS)
+            for step in steps(facts):
+                ids = [one.id for one in step]
+                yield head.epoch, ids, (await self._read(channel, ids))[1]
+            is_over = len(facts) < READ_FACTS
+            after = facts[-1].version if facts else after
+            await asyncio.sleep(self._pause_s)
+
     async def _scan(self, channel: str) -> _Scan:
         head = await head_of(self._store, channel)
         ids: list[str] = []
         streaming: list[str] = []
         has_own = has_others = False
-        after, is_over = 0, False
-        while not is_over:
-            facts = (await self._store.facts(channel, after=after, limit=READ_FACTS)).facts
-            for step in steps(facts):
-                _, things = await self._read(channel, [one.id for one in step])
-                ids += [one.id for one in step]
-                streaming += [one.id for one in things if isinstance(one, MessageState) and one.is_streaming]
-                own = [one for one in things if self._is_own(one)]
-                has_own |= bool(own)
-                has_others |= len(things) < len(step) or any(_is_of_person(one) for one in things if one not in own)
-            is_over = len(facts) < READ_FACTS
-            after = facts[-1].version if facts else after
-            await asyncio.sleep(self._pause_s)
+        async for _, step, things in self._walk(channel):
+            ids += step
+            streaming += [one.id for one in things if isinstance(one, MessageState) and one.is_streaming]
+            own = [one for one in things if self._is_own(one)]
+            has_own |= bool(own)
+            has_others |= len(things) < len(step) or any(_is_of_person(one) for one in things if one not in own)
         return _Scan(head, ids, streaming, has_own, has_others)
 
     async def _check_hold(self, channel: str) -> None:
@@ -218,19 +225,12 @@ class Forgetting:
             is_theirs = found.has_own and not found.has_others
             if is_theirs and await self._rewrite(channel, partial(self._remove_channel, channel)):
                 return
-        after, is_over = 0, False
-        while not is_over:
-            head, facts = await self._store.facts(channel, after=after, limit=READ_FACTS)
-            for step in steps(facts):
-                _, things = await self._read(channel, [one.id for one in step])
-                ids = [one.id for one in things if self._is_own(one)]
-                if ids:
-                    await self._begin(_Step(channel, head.epoch, ids, self._intent.done.plus(channel, ids)))
-                    await self._rewrite(channel, partial(self._remove, channel, ids))
-                    self._step_ended()
-            is_over = len(facts) < READ_FACTS
-            after = facts[-1].version if facts else after
-            await asyncio.sleep(self._pause_s)
+        async for epoch, _, things in self._walk(channel):
+            ids = [one.id for one in things if self._is_own(one)]
+            if ids:
+                await self._begin(_Step(channel, epoch, ids, self._intent.done.plus(channel, ids)))
+                await self._rewrite(channel, partial(self._remove, channel, ids))
+                self._step_ended()
 
     async def _remove_channel(self, channel: str) -> bool:
         """Empty `channel`. Return False if it is not the person's any more."""

@@ -6,6 +6,7 @@ Layer: stores. This code runs on the store's thread; other threads may call `sta
 from __future__ import annotations
 
 import logging
+import sqlite3
 
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import SqliteFile
@@ -31,12 +32,8 @@ class Space:
         if self._rollbacks != self._file.rollbacks:
             self._rollbacks = self._file.rollbacks
             self._documents.count_free()
-        pages, page_bytes, unused = (
-            self._file.db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "page_size", "freelist_count")
-        )
-        self._bytes = pages * page_bytes
-        self._free_bytes = unused * page_bytes + self._documents.free_bytes + log.slot_bytes - log.live_bytes
+        self._bytes, free_bytes = space_in(self._file.db, self._documents)
+        self._free_bytes = free_bytes + log.slot_bytes - log.live_bytes
         is_mostly_free = self._free_bytes * 2 > self._bytes and self._free_bytes >= WORTH_BYTES
         if is_mostly_free and not self._is_reported:
             logger.warning(
@@ -49,3 +46,11 @@ class Space:
     def stats(self) -> dict[str, int]:
         """Return the size of the file and its free space, both in bytes, as `measure` last found them."""
         return {"file_bytes": self._bytes, "free_bytes": self._free_bytes}
+
+
+def space_in(db: sqlite3.Connection, documents: Documents) -> tuple[int, int]:
+    """Return the size of a file in bytes, and how many are free apart from those in its log."""
+    pages, page_bytes, unused = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size", "freelist_count")
+    )
+    return pages * page_bytes, unused * page_bytes + documents.free_bytes

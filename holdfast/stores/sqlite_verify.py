@@ -18,6 +18,7 @@ from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import CHECKSUMS, SUMMARIES
 from holdfast.stores.sqlite_reader import reading_store
+from holdfast.stores.sqlite_space import space_in
 from holdfast.stores.sqlite_sums import opened
 
 _MISCOUNTED = (
@@ -36,12 +37,9 @@ def verify(path: Path) -> Iterator[str]:
 def free_space(path: Path) -> tuple[int, int]:
     """Return the size of the file in bytes, and how much of it is free. Raises StoreUnusable."""
     with reading_store(path) as db:
-        (pages,), (unused,), (page_bytes,) = (
-            db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count", "page_size")
-        )
         documents = Documents(db)
         documents.count_free()
-        return pages * page_bytes, unused * page_bytes + documents.free_bytes
+        return space_in(db, documents)
 
 
 def _damage(db: sqlite3.Connection, path: Path) -> Iterator[str]:
