@@ -631,9 +631,21 @@ class StoreContract:
         assert set(await store.holds("")) == {"with-node", "later"}
         assert (await store.hold("n1", 0, {})).nodes == set()
         assert await store.holds("") == {"later": ("n1", Hold(b"2", later_ms))}
-        back = await store.hold("n1", MINUTE_MS, {})
-        assert back.life != first.life
-        assert set(await store.holds("")) == {"later"}
+
+    async def test_lease_that_its_node_has_ended_is_not_revived_by_a_late_renewal(self, store: Store) -> None:
+        await store.hold("n1", MINUTE_MS, {})
+        await store.hold("n1", 0, {})
+        assert (await store.hold("n1", MINUTE_MS, {"late": Hold(b"1")})).nodes == set()
+        assert await store.holds("") == {}
+
+    async def test_renewal_shows_that_a_lease_has_begun_and_ended_since_the_last_one(self, store: Store) -> None:
+        before = await store.hold("n1", MINUTE_MS, {})
+        assert (await store.hold("n1", MINUTE_MS, {})).ended == before.ended
+        await store.hold("n2", MINUTE_MS, {})
+        await store.hold("n2", 0, {})
+        after = await store.hold("n1", MINUTE_MS, {})
+        assert (after.nodes, after.life) == (before.nodes, before.life)
+        assert after.ended != before.ended
 
     async def test_channels_are_listed_in_order_page_by_page(self, store: Store) -> None:
         for name in ("b", "a", "c:2", "c:1", "B"):
