@@ -202,6 +202,7 @@ class Lifecycle:
         workers: list[asyncio.Task[None]] = []
         if not self._store.is_exclusive:
             workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
+            await runtime.shared_turns.follow()  # before a message is refused an agent of another node
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()
         workers.append(group.create_task(runtime.committer.run()))
@@ -212,6 +213,8 @@ class Lifecycle:
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
         workers.append(group.create_task(keep_house(runtime)))
+        if not self._store.is_exclusive:
+            workers.append(group.create_task(runtime.shared_turns.run()))
         # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
         with contextlib.suppress(StoreUnavailable):
             await runtime.nodes.renew()

@@ -30,6 +30,7 @@ from holdfast.hub.pace import Pace
 from holdfast.hub.pending import Waiting
 from holdfast.hub.presence import PresenceTracker
 from holdfast.hub.results import Done, Result, result_later
+from holdfast.hub.shared_turns import SharedTurns
 from holdfast.hub.tasks import Tasks
 from holdfast.hub.ticks import Ticks
 from holdfast.hub.turns import TurnScheduler
@@ -79,10 +80,11 @@ class Runtime:
             self.deadlines,
             workers,
             node=node,
-            is_exclusive=store.is_exclusive,
+            is_gone=self.nodes.is_gone,
             submit=self.submit,
             find=self.channels.get,
         )
+        self.shared_turns = SharedTurns(store, self.nodes, self.scheduler, find=self.channels.get, fresh=self.fresh)
         self.committer = Committer(
             store,
             limits,

@@ -1,0 +1,130 @@
+"""The part of the turns that the nodes of one store show one another.
+
+Layer: hub.
+
+Each node keeps one hold: the patterns that its workers serve, and the channels in which turns wait and it has no worker
+with a free slot. Each node reads the holds of the others every second. It lets messages wait for agents of other nodes,
+and reads the channels whose waiting turns its own workers can take. The claim of a turn is a conditional commit, so one
+node gets the turn, whichever nodes try. The holds of a node end with its lease.
+
+An exclusive store has one node, which has no use for this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+import msgspec
+from msgspec import Struct
+
+from holdfast.core.errors import HoldfastError
+from holdfast.hub.channel import Channel
+from holdfast.hub.loading import in_time
+from holdfast.hub.nodes import NodeLease
+from holdfast.hub.turns import TurnScheduler
+from holdfast.stores.base import Store
+
+logger = logging.getLogger("holdfast.hub")
+
+PREFIX = "turns/"  # of the names of the holds; the node follows
+FOLLOW_S = 1.0  # time between two reads of the holds of other nodes
+REST_S = 0.05  # shortest time between two changes of the hold
+SHOWN = 500  # number of patterns, and of channels, in the hold of a node
+
+
+class Shown(Struct, frozen=True):
+    """The hold of a node."""
+
+    patterns: list[str] = []
+    waiting: list[str] = []
+
+
+class SharedTurns:
+    """Shows the turns of this node to the others, and follows theirs."""
+
+    def __init__(
+        self,
+        store: Store,
+        nodes: NodeLease,
+        scheduler: TurnScheduler,
+        *,
+        find: Callable[[str], Channel | None],
+        fresh: Callable[[str], Awaitable[Channel]],
+    ) -> None:
+        """Make the shared turns of this node. `find` returns a channel in memory, `fresh` one as the store has it."""
+        self._store = store
+        self._nodes = nodes
+        self._scheduler = scheduler
+        self._find = find
+        self._fresh = fresh
+        self._due = asyncio.Event()  # set when the hold has changed
+        self._shown: Mapping[str, bytes] = {}  # the hold that the store has
+        nodes.values = self._values
+        scheduler.workers.changed = self._due.set
+
+    async def run(self) -> None:
+        """Show and follow until this task is cancelled."""
+        while True:
+            self._due.clear()
+            try:
+                await self._share()
+                await self.follow()
+            except HoldfastError as error:
+                logger.warning("the turns of other nodes were not read; the hub tries again: %s", error)
+            except Exception:  # an error of a third-party store must not end the hub
+                logger.exception("the turns of other nodes were not read; the hub tries again")
+            await asyncio.sleep(REST_S)
+            try:
+                async with asyncio.timeout(FOLLOW_S - REST_S):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+
+    async def _share(self) -> None:
+        values = self._values()
+        if values != self._shown:
+            await self._nodes.renew()
+            self._shown = values
+
+    def _values(self) -> dict[str, bytes]:
+        """Return the hold of this node."""
+        workers = self._scheduler.workers
+        shown = Shown(patterns=workers.served()[:SHOWN], waiting=self._unplaced()[:SHOWN])
+        return {PREFIX + self._nodes.node: msgspec.json.encode(shown)} if shown != Shown() else {}
+
+    def _unplaced(self) -> list[str]:
+        """Return the channels whose waiting turns need a worker of another node."""
+        return [channel for channel in self._scheduler.waiting() if not self._scheduler.workers.has_room(channel)]
+
+    async def follow(self) -> None:
+        """Read the holds of the other nodes, and offer the turns that wait there. Raises StoreUnavailable."""
+        held = await in_time(self._store.holds(PREFIX), self._store.name)
+        others = [shown for node, hold in held.values() if node != self._nodes.node and (shown := _decode(hold.value))]
+        workers = self._scheduler.workers
+        workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
+        await self._read(dict.fromkeys(self._unplaced()[:SHOWN]), is_own=True)
+        await self._read(dict.fromkeys(channel for one in others for channel in one.waiting), is_own=False)
+
+    async def _read(self, channels: Iterable[str], *, is_own: bool) -> None:
+        """Read the channels that other nodes have changed, and offer their turns.
+
+        Own turns may have been taken elsewhere. Those of other nodes matter if a worker here has a free slot.
+        """
+        workers = self._scheduler.workers
+        wanted = [channel for channel in channels if is_own or workers.has_room(channel)]
+        heads = await in_time(self._store.heads(wanted), self._store.name) if wanted else []
+        for name, head in zip(wanted, heads, strict=True):
+            live = self._find(name)
+            if live is None or live.is_stale or not live.is_at(head):
+                live = await in_time(self._fresh(name), self._store.name)
+            self._scheduler.inspect(live, None)
+            self._scheduler.offer(name)
+
+
+def _decode(value: bytes) -> Shown | None:
+    try:
+        return msgspec.json.decode(value, type=Shown)
+    except msgspec.MsgspecError:  # of another version of the hub
+        return None
