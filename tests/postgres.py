@@ -50,7 +50,7 @@ class Postgres:
         self._run("pg_ctl", "-D", "data", "-w", "-t", "60", "-m", mode, "stop")
 
     def sql(self, statement: str, *, database: str = "app") -> str:
-        """Run `statement` as the superuser; returns its output. Limits that a test sets in the database do not apply."""
+        """Run `statement` as the superuser; returns its output. Limits set in the database do not apply to it."""
         where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "app")
         return self._run("psql", *where, "-Atc", statement, database, PGOPTIONS="-c statement_timeout=0")
 
