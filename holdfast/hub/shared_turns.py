@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -104,22 +104,11 @@ class SharedTurns:
         others = [shown for node, hold in held.values() if node != self._nodes.node and (shown := _decode(hold.value))]
         workers = self._scheduler.workers
         workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
-        await self._read(dict.fromkeys(self._unplaced()[:SHOWN]), is_own=True)
-        await self._read(dict.fromkeys(channel for one in others for channel in one.waiting), is_own=False)
-
-    async def _read(self, channels: Iterable[str], *, is_own: bool) -> None:
-        """Read the channels that other nodes have changed, and offer their turns.
-
-        Own turns may have been taken elsewhere. Those of other nodes matter if a worker here has a free slot.
-        """
-        workers = self._scheduler.workers
-        wanted = [channel for channel in channels if is_own or workers.has_room(channel)]
-        heads = await in_time(self._store.heads(wanted), self._store.name) if wanted else []
-        for name, head in zip(wanted, heads, strict=True):
-            live = self._find(name)
-            if live is None or live.is_stale or not live.is_at(head):
-                live = await in_time(self._fresh(name), self._store.name)
-            self._scheduler.inspect(live, None)
+        # own turns of channels outside memory, which `holdfast.hub.following` does not read, may be taken elsewhere
+        wanted = [channel for channel in self._unplaced()[:SHOWN] if self._find(channel) is None]
+        wanted += [channel for one in others for channel in one.waiting if workers.has_room(channel)]
+        for name in dict.fromkeys(wanted):
+            self._scheduler.inspect(await in_time(self._fresh(name), self._store.name), None)
             self._scheduler.offer(name)
 
 

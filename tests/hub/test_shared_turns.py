@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 from holdfast.agents.turn import Turn
 from holdfast.app import Hub
 from holdfast.core.events import Signal
+from holdfast.stores.base import Committed, Conflict, Write
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
 from tests.virtual import virtually
+
+
+class Slow(Shared):
+    """A store that takes some milliseconds for a commit, so that the requests of two hubs cross."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        await asyncio.sleep(0.005)
+        return await super().commit(writes)
 
 
 def new_hub(store: Shared, number: int) -> Hub:
@@ -87,7 +97,7 @@ async def test_message_waits_without_a_signal_while_the_agent_of_another_node_is
 
 @virtually
 async def test_two_nodes_answer_each_question_once_and_one_at_a_time_in_each_channel() -> None:
-    store = Shared()
+    store = Slow()
     hubs = [new_hub(store, number) for number in (1, 2)]
     attempts: Counter[tuple[str, str]] = Counter()
     running: Counter[str] = Counter()
