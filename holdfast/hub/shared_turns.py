@@ -5,7 +5,7 @@ Layer: hub.
 Each node keeps one hold: the patterns that its workers serve, and the channels in which turns wait and it has no worker
 with a free slot. Each node reads the holds of the others every second. It lets messages wait for agents of other nodes,
 and reads the channels whose waiting turns its own workers can take. The claim of a turn is a conditional commit, so one
-node gets the turn, whichever nodes try. The holds of a node end with its lease.
+node gets the turn. The holds of a node end with its lease.
 
 An exclusive store has one node, which has no use for this.
 """

@@ -70,12 +70,10 @@ class TurnScheduler:
         submit: Submit,
         find: Callable[[str], Channel | None],
     ) -> None:
-        self._loop = loop
-        self._clock = clock
-        self._deadlines = deadlines
+        self._loop, self._clock, self._deadlines = loop, clock, deadlines
         self.workers = workers
         self._node = node
-        self._is_gone = is_gone  # returns whether a node has ended
+        self._is_gone = is_gone
         self._submit = submit
         self._find = find  # returns a channel if it is in memory
         self._turns: dict[str, OpenTurns] = {}
@@ -203,6 +201,16 @@ class TurnScheduler:
         if turn.phase is Phase.RUNNING and is_orphan and node != self._node:  # it ran at a node that has ended since
             return self._moved(channel, turn, turn.lose())
         return is_waiting
+
+    def forget(self, channel: str) -> None:
+        """Forget the turns of other nodes in `channel`, which leaves memory: this node follows it no longer."""
+        for turn in self._turns.get(channel, OpenTurns()):
+            node = turn.claim.node if turn.claim is not None and turn.handler is None else None
+            if node not in (None, self._node) and turn.is_taken:
+                self._deadlines.drop(("turn", channel, turn.message_id))
+                self._turns[channel].drop(turn)
+        if not self._turns.get(channel, True):
+            del self._turns[channel]
 
     def _look_again(self, channel: str) -> None:
         live = self._find(channel)

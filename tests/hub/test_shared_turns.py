@@ -49,7 +49,7 @@ async def say(hub: Hub, channel: str, message_id: str) -> None:
 async def answered(hub: Hub, channel: str, message_id: str, within_s: float) -> list[str]:
     """Return the status of the answers to a message, once its turn is over. Raises TimeoutError."""
     async with asyncio.timeout(within_s):
-        while (turn := await hub.turn(channel, message_id)).state in ("waiting", "running"):
+        while (turn := await hub.turn(channel, message_id)).state in ("waiting", "running"):  # noqa: ASYNC110 - virtual
             await asyncio.sleep(0.05)
     return [one.status for one in turn.answers]
 
