@@ -468,12 +468,13 @@ class TurnScheduler:
         self._request(channel, turn.message_id, EndTurn(generation=turn.attempt, state=state), SERVER, done)
 
     def _lapse_in(self, channel: str, turn: OpenTurn, term_s: float) -> None:
-        lapse = partial(self._lapse, channel, turn, turn.attempt)
-        self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
+        attempt = turn.attempt
 
-    def _lapse(self, channel: str, turn: OpenTurn, attempt: int) -> None:
-        if turn.phase is Phase.RUNNING and turn.attempt == attempt:
-            self._lose(channel, turn)
+        def lapse() -> None:
+            if turn.phase is Phase.RUNNING and turn.attempt == attempt:
+                self._lose(channel, turn)
+
+        self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
 
     def _lose(self, channel: str, turn: OpenTurn, event: TurnEvent = TurnEvent.LOST) -> None:
         """Offer the turn again, because its worker is gone, or the attempt that had taken the message in."""
