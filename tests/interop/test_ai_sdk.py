@@ -119,8 +119,6 @@ async def test_page_that_loads_and_resumes_at_any_two_moments_of_a_turn_has_the_
     seeded = random.Random(16)
     drawn = [sorted((seeded.randint(begin, end), seeded.randint(begin, end))) for _ in range(6)]
     moments = [(begin, begin), (begin, end), (end - 1, end), (end, end), *map(tuple, drawn)]
-    if IS_STRICT:  # a turn that ended in between is a limit of these releases
-        moments = [(loads, resumes) for loads, resumes in moments if resumes < end or loads == end]
     scene.script = stepwise  # type: ignore[method-assign]
     await scene.hub.create("chat:1", id="u", text="you")
     await scene.served.until(lambda: scene.turns)
@@ -247,6 +245,21 @@ async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() ->
         await ask("one", messageId="u")  # an edit back is another version
         await ask("one", messageId="u")
         assert sorted(await versions()) == ["one", "one", "two"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_page_that_names_its_last_message_gets_a_turn_that_has_ended_only_if_it_lacks_the_answer(
+    strict: bool,
+) -> None:
+    async with routes_only() as (hub, client):
+        AISDK(hub, channel="chat:{id}", strict=strict).install(client._transport.app, "/api/other")  # type: ignore[attr-defined]
+        await hub.create("chat:1", text="you", id="u", starts_turn=False)
+        await hub.create("chat:1", text="Hello", id="a", role="assistant", reply_to="u")
+        got = {}
+        for last in ("u", "a", "", "x" * 9_000):
+            response = await client.get("/api/other/1/stream", params={"last": last})
+            got[last[:1]] = response.status_code, "Hello" in response.text
+        assert got == {"u": (200, True), "a": (204, False), "": (200, True), "x": (200, True)}
 
 
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: Scene) -> None:

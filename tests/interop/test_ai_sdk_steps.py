@@ -108,8 +108,9 @@ def test_input_of_a_call_that_arrives_after_the_result_of_another_one_makes_no_s
 
 def test_call_that_is_approved_after_a_part_of_another_type_is_in_the_last_step() -> None:
     page, stream = FoldedPage(), UIStream("u", RELEASE)
-    for part in ((0, call("c0", "called")), (1, call("c1", "called")), (0, call("c0", "done")), (2, SOURCE)):
-        page.take(stream.frame([InAnswer("a", PartReplaced(*part, 0))]))
+    calls = (0, call("c0", "called")), (1, call("c1", "called")), (0, call("c0", "done")), (2, SOURCE)
+    for index, part in calls:
+        page.take(stream.frame([InAnswer("a", PartReplaced(index, part, 0))]))
     asked = Command(id="q1", name="approve", target="a", data={"call": "c1"}, expires_at=0)
     page.take(stream.frame([QuestionAsked(asked)]))
     assert (page.ending, page.posts_again()) == ("finish", False)
@@ -129,16 +130,22 @@ def test_page_that_resumes_after_the_reply_to_an_approval_shows_the_reply(state:
 
 
 def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_error() -> None:
-    parts = [call("c1", "done", name="place"), call("c2", "called")]
-    asked = Command(id="q2", name="approve", target="a", data={"call": "c2"}, expires_at=0)
-    begun = [InAnswer("a", one) for one in MessageProgress("a").begin(answer(parts))]
-    deltas: list[TurnDelta] = [*begun, QuestionAsked(asked)]
     page = FoldedPage()
-    page.take(UIStream("u", RELEASE, is_late=True).frame(deltas))
+
+    def respond(state: str, *questions: str, is_late: bool = False) -> None:
+        parts = [call("c1", state, name="place"), call("c2", "called")]
+        begun = [InAnswer("a", one) for one in MessageProgress("a").begin(answer(parts))]
+        asked = [Command(id=id, name="approve", data={"call": id}, expires_at=0) for id in questions]
+        known = {"id": "a", "parts": page.parts} if page.parts else None
+        page.take(UIStream("u", RELEASE, known, is_late=is_late).frame([*begun, *map(QuestionAsked, asked)]))
+
+    respond("called", "c1", "c2")
+    page.parts[1].update(state="output-available", output=7)
     assert page.posts_again()
-    for _ in range(2):
-        page.take(UIStream("u", RELEASE, {"id": "a", "parts": page.parts}, is_late=True).frame(deltas))
-        assert page.ending == "error"  # after which the page does not post by itself
+    respond("done", "c2")
+    assert (page.ending, page.posts_again()) == ("finish", True)
+    respond("done", "c2", is_late=True)
+    assert page.ending == "error"  # after which the page does not post by itself
 
 
 def test_page_with_pieces_of_a_text_behind_another_text_gets_none_again() -> None:
