@@ -412,10 +412,16 @@ async def test_loaded_messages_equal_those_of_a_page_with_each_kind_of_part(scen
         async with turn.reply(meta={"model": "m"}) as message:
             await message.append("First. ")
             await message.part({"type": "reasoning", "text": "Hm."})
-            await message.part({**CALL, "call": "c0", "state": "done", "output": {"c": 6}})
+            calls = [await message.part({**CALL, "call": f"parallel{one}", "state": "called"}) for one in range(2)]
+            for one, index in enumerate(calls):
+                await message.flush()
+                await message.part({**CALL, "call": f"parallel{one}", "state": "done", "output": 6}, index=index)
+            await message.append("Still the first.")
             await message.part({"type": "text", "text": "May I?"})
             index = await message.part({**CALL, "state": "called"})
-            if (await turn.ask("approve", {"call": "c1"})).ok:
+            is_ok = (await turn.ask("approve", {"call": "c1"})).ok
+            await scene.gate().wait()
+            if is_ok:
                 await message.part({**CALL, "state": "done", "output": {"c": 7}}, index=index)
             await message.part({"type": "text", "text": "Last."})
             await message.part({"type": "data", "name": "place", "data": {"x": 1}})
@@ -427,10 +433,17 @@ async def test_loaded_messages_equal_those_of_a_page_with_each_kind_of_part(scen
     await pages("a", "saw", wanted="May I?")
     approval = tool_of(await finished(scene, "a"))["approval"]["id"]
     await pages("a", "approve", id=approval, approved=is_approved, reason="why")
-    await pages("a", "saw", wanted="Last.")
-    state = await finished(scene, "a")
-    assert plain(state["messages"]) == plain(await scene.loaded())
-    assert state["messages"][0]["metadata"] == {"from": "a"}
+    await scene.served.until(lambda: scene.hub.channel("chat:1").feeds)
+    await pages("resumed", "open", id="1", load=True, resume=True, sendsOn=True)
+    await pages("resumed", "saw", wanted="May I?")
+    scene.gate().set()
+    for page in ("a", "resumed"):
+        await pages(page, "saw", wanted="Last.")
+        state = await finished(scene, page)
+        if page == "a" or (MAJOR >= 7 and not IS_STRICT):
+            assert plain(state["messages"]) == plain(await scene.loaded())
+        assert state["messages"][0]["metadata"] == {"from": "a"}
+        assert state["requests"] == (2 if page == "a" else 1)
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
