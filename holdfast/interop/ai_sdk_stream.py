@@ -52,6 +52,8 @@ Place = tuple[str, int]  # the id of an answer, and the index of a part
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 IN_STEP, ANSWERED = "result", "answer"  # why the next part needs a new step: a result of the server; all other reasons
+# a text of the page was replaced, and a stream can take no text back
+REPLACED = "replaced", "the answer was replaced by another text; load the messages again"
 LATE = "the question has expired or was answered; the reply had no effect"
 SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
 _REPLIED = ("approval-responded", "output-available", "output-error")  # states of calls to which a page has replied
@@ -102,7 +104,6 @@ class UIStream:
         self._open: dict[Place, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
         self._texts: dict[Place, SentText] = {}  # what the page has of each text
         self._values: dict[Place, Json | None] = {}  # the last value of each other part
-        self._is_replaced = False  # True: a text of the page was replaced, and a stream can take no text back
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
         self._tools: dict[Place, _Tool] = {}
         self._asked: dict[str, Json | None] = {}  # open questions; None: the page answers it with its next request
@@ -122,7 +123,7 @@ class UIStream:
             self._begin(self._page.id)
         state = ""
         for delta in deltas:
-            if self._is_replaced:
+            if self._end == REPLACED:
                 break
             match delta:
                 case InAnswer(message_id, inner):
@@ -136,8 +137,7 @@ class UIStream:
                         )
                 case TurnChanged(state):
                     pass
-        if self._is_replaced:
-            self._end = ("replaced", "the answer was replaced by another text; load the messages again")
+        if self._end == REPLACED:
             self._finish("over")
         elif state in ("over", "none"):
             self._finish(state)
@@ -214,7 +214,7 @@ class UIStream:
                 if self._texts[place].begins(text):
                     self._grow(place, kind, text[self._texts[place].length :])
                 else:
-                    self._is_replaced = True
+                    self._end = REPLACED
             case "tool":
                 self._tool(place, part)
             case _:
