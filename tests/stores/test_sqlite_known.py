@@ -50,7 +50,7 @@ def test_backups_that_were_removed_leave_the_notes_and_those_on_disks_that_are_a
 
 async def test_a_backup_is_noted_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SqliteStore(tmp_path / "chat.db")
-    found = []
+    found: list[Path] = []
 
     def finish_and_look(partial: Path, target: Path) -> None:
         """Finish the backup, and read the notes as a process that starts after a crash here would."""
