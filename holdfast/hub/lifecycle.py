@@ -20,6 +20,7 @@ from holdfast.core.errors import Busy, Draining, HoldfastError, LocalError, Stor
 from holdfast.core.limits import Limits
 from holdfast.hub.clock import Clock
 from holdfast.hub.drain import SignalHook
+from holdfast.hub.following import follow
 from holdfast.hub.hooks import Hook
 from holdfast.hub.housekeeping import keep_house
 from holdfast.hub.nodes import IsMine, every_channel
@@ -211,7 +212,7 @@ class Lifecycle:
             callback()
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
-        workers.append(group.create_task(keep_house(runtime)))
+        workers += [group.create_task(keep_house(runtime)), group.create_task(follow(runtime))]
         # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
         with contextlib.suppress(StoreUnavailable):
             await runtime.nodes.renew()
