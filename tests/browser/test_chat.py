@@ -609,7 +609,9 @@ async def test_line_about_older_messages_covers_no_message(browser: Browser) -> 
         page = await open_gallery(browser, address, "state=history-loading")
         line = await page.locator(".older").bounding_box()
         first = await page.locator("article").first.bounding_box()
-    assert line and first and line["height"] > 0
+    assert line is not None
+    assert first is not None
+    assert line["height"] > 0
     assert line["y"] + line["height"] <= first["y"]
 
 
