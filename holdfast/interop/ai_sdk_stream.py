@@ -45,7 +45,7 @@ _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), 
 
 
 @dataclass
-class _Tool:
+class _ToolCall:
     call: str
     name: str
     stage: int = 0
@@ -84,7 +84,7 @@ class UIStream:
         self._values: dict[Place, Json | None] = {}  # the last value of each other part
         self._is_replaced = False  # True: a text of the page was replaced, and a stream can take no text back
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
-        self._tools: dict[Place, _Tool] = {}
+        self._tools: dict[Place, _ToolCall] = {}
         self._asked: dict[str, Json | None] = {}  # open questions; None: the page answers it with its next request
         self._meta: Json = {}
         self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
@@ -221,7 +221,7 @@ class UIStream:
         text, state = part.get("input", ""), part.get("state")
         if tool is None:
             stage = _STAGES.get(self._page.tools.get(part["call"], ""), 0)
-            tool = self._tools[place] = _Tool(part["call"], part["name"], stage, len(text) if stage else 0)
+            tool = self._tools[place] = _ToolCall(part["call"], part["name"], stage, len(text) if stage else 0)
         tool.has_outcome = self._page.is_outcome(part)
         is_new = tool.stage == 0
         if is_new:
@@ -242,7 +242,7 @@ class UIStream:
                 **result_of(part, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
             )
 
-    def _make_available(self, tool: _Tool, text: str, *, is_silent: bool = False) -> None:
+    def _make_available(self, tool: _ToolCall, text: str, *, is_silent: bool = False) -> None:
         if tool.stage != STARTED:
             return
         tool.stage = AVAILABLE
@@ -251,7 +251,7 @@ class UIStream:
             chunk = {"toolCallId": tool.call, "toolName": tool.name, "input": value}
             self._put(type="tool-input-available", **chunk, **self._executed(tool))
 
-    def _executed(self, tool: _Tool, *, is_output: bool = False) -> Json:
+    def _executed(self, tool: _ToolCall, *, is_output: bool = False) -> Json:
         is_here = tool.name not in self._release.browser_tools
         return {"providerExecuted": True} if is_here and (is_output or not self._release.strict) else {}
 
