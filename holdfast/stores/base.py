@@ -114,6 +114,7 @@ class Beat(NamedTuple):
     now_ms: int  # the store's clock
     nodes: frozenset[str]  # the nodes whose leases run
     life: str
+    ended: int = 0  # number of leases that have ended since the store keeps them, also between two renewals
 
 
 class CommitUnknown(StoreUnavailable):
@@ -222,8 +223,9 @@ class Store(Protocol):
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """Renew the lease of `node` for `term_ms`, and put holds under their names; None drops one of this node.
 
-        A hold replaces that of another node. Term 0 ends the lease at once. The holds without `until_ms` end with the
-        lease; a node that returns after that begins another `life`. Holds need not survive a restart of the store.
+        A hold replaces that of another node. The holds without `until_ms` end with the lease; a node that returns after
+        that begins another `life`. Term 0 ends the lease at once and for good: a call of this node that the store
+        carries out later, within a minute, has no effect. Holds need not survive a restart of the store.
         """
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:

@@ -54,7 +54,8 @@ from holdfast.core.requests import (
 )
 from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import Text
-from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Hold, Store, Write, head_of
+from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Write, head_of
+from holdfast.testing.contract_holds import HoldsContract
 
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
@@ -242,7 +243,7 @@ async def _data(store: Store, *keys: str) -> list[tuple[Json, Json]]:
     return [(one.data, one.reply.data if one.reply is not None else None) for one in commands]
 
 
-class StoreContract:
+class StoreContract(HoldsContract):
     """The promises of every store. Subclass it and supply the `store` fixture: an open, empty store."""
 
     pytestmark = pytest.mark.asyncio
@@ -610,30 +611,6 @@ class StoreContract:
         assert await store.notes("c") == {"c": b"x"}
 
     # -- channels ------------------------------------------------------------------------------------------------
-
-    # -- holds --------------------------------------------------------------------------------------------------
-
-    async def test_holds_of_all_nodes_are_found_by_prefix(self, store: Store) -> None:
-        first = await store.hold("n1", MINUTE_MS, {"x/a": Hold(b"1"), "y": Hold(b"2")})
-        second = await store.hold("n2", MINUTE_MS, {"x/b": Hold(b"3", first.now_ms + MINUTE_MS), "x/a": None})
-        assert second.now_ms >= first.now_ms
-        assert (set(first.nodes), set(second.nodes)) == ({"n1"}, {"n1", "n2"})
-        expected = {"x/a": ("n1", Hold(b"1")), "x/b": ("n2", Hold(b"3", first.now_ms + MINUTE_MS))}
-        assert await store.holds("x/") == expected
-        again = await store.hold("n2", MINUTE_MS, {"y": Hold(b"4"), "x/b": None})
-        assert again.life == second.life
-        assert await store.holds("") == {"x/a": ("n1", Hold(b"1")), "y": ("n2", Hold(b"4"))}
-
-    async def test_holds_end_with_the_lease_of_their_node_or_at_their_time(self, store: Store) -> None:
-        first = await store.hold("n1", MINUTE_MS, {"with-node": Hold(b"1")})
-        later_ms = first.now_ms + MINUTE_MS
-        await store.hold("n1", MINUTE_MS, {"later": Hold(b"2", later_ms), "over": Hold(b"3", first.now_ms)})
-        assert set(await store.holds("")) == {"with-node", "later"}
-        assert (await store.hold("n1", 0, {})).nodes == set()
-        assert await store.holds("") == {"later": ("n1", Hold(b"2", later_ms))}
-        back = await store.hold("n1", MINUTE_MS, {})
-        assert back.life != first.life
-        assert set(await store.holds("")) == {"later"}
 
     async def test_channels_are_listed_in_order_page_by_page(self, store: Store) -> None:
         for name in ("b", "a", "c:2", "c:1", "B"):
