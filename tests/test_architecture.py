@@ -166,6 +166,22 @@ def test_a_class_has_at_most_40_methods_and_20_attributes() -> None:
     assert too_wide == {}
 
 
+# The programs that test the product. A class of theirs that holds state has the same limits.
+TOOLS = [
+    path
+    for folder in ("oracle", "simulation", "chaos", "fuzz", "wirecheck", "bench")
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py"))
+]
+
+
+def test_a_class_of_the_test_tools_has_at_most_40_methods_and_20_attributes() -> None:
+    sizes = {
+        (str(path.relative_to(PACKAGE.parent)), node.name): size_of(node) for path in TOOLS for node in classes_in(path)
+    }
+    assert len(sizes) > 150
+    assert {where: size for where, size in sizes.items() if size[0] > MAX_METHODS or size[1] > MAX_ATTRIBUTES} == {}
+
+
 # Pairs of classes with one name: the client's is the remote form of the hub's, the stores have the same component,
 # a value and the operation that stores it, and a context and the event that begins it.
 SAME_NAME = {"Feed", "Subscription", "Tracked", "Command", "Presence"}
