@@ -36,6 +36,7 @@ SIZES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("holdfast.hub.presence_state", "KEPT_LEFT", (1, 1_000)),
     ("holdfast.hub.batches", "MAX_CACHED_BATCHES", (2, 64)),
     ("holdfast.core.state", "KEPT_COMMANDS", (1, 1_000)),
+    ("holdfast.hub.channel", "FOLLOW_BYTES", (40, 256 * 1024)),
 )
 FAULTS = (
     "kill",

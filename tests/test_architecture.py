@@ -356,6 +356,12 @@ def test_every_module_has_a_docstring(path: Path) -> None:
     assert docstring[0].isupper() or docstring[0] == "`", "a docstring must begin like a sentence"
 
 
+def test_a_connection_to_a_database_is_closed_by_its_block() -> None:
+    """`with` alone ends the transaction and leaves the connection open."""
+    for path in [*MODULES, *Path("tests").rglob("*.py"), *Path("bench").rglob("*.py")]:
+        assert "with sqlite3" + ".connect(" not in path.read_text(), path
+
+
 def error_classes(base: type[errors.HoldfastError] = errors.HoldfastError) -> Iterator[type[errors.HoldfastError]]:
     """Yield each error class of `core.errors`."""
     yield base

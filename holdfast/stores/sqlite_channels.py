@@ -28,7 +28,7 @@ _LAST = "\U0010ffff"  # the last character: text that begins with a prefix is be
 class StoredChannel:
     """The state of one channel, kept on the store's thread."""
 
-    __slots__ = ("epoch", "floor", "id", "moved", "name", "serial", "tracked", "used")
+    __slots__ = ("epoch", "floor", "id", "name", "serial", "tracked", "used")
 
     def __init__(self, number: int, name: str, epoch: str, floor: int, serial: int) -> None:
         self.id = number
@@ -37,7 +37,6 @@ class StoredChannel:
         self.floor = floor
         self.serial = serial
         self.tracked: dict[str, Tracked] = {}  # messages that stream, or that have entries without a document, by id
-        self.moved = 0  # number of the last commit since the start that moved the channel
         # number of the latest commit when the channel was last used, apart from commits to the channel itself
         self.used = 0
 
@@ -112,15 +111,13 @@ class Plan:
 
 
 class Channels:
-    """The channels in memory, and the numbers of the commits that last moved or deleted them."""
+    """The channels in memory, with the numbers of the commits that last used them."""
 
     def __init__(self, db: sqlite3.Connection, documents: Documents) -> None:
         self.by_name: dict[str, StoredChannel] = {}
         self._db = db
         self._documents = documents
         self._limit = MAX_CHANNELS
-        self._deleted_at: dict[str, int] = {}  # for each deleted channel the number of the commit that deleted it
-        self._forgotten = 0  # which channels moved up to this commit is no longer completely known
         (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
         self._next = (number or 0) + 1
 
@@ -251,20 +248,6 @@ class Channels:
                 break
         return found
 
-    def deleted(self, name: str, *, at: int) -> None:
-        """Drop a channel that commit `at` has deleted, or whose ids it has used up."""
-        self.by_name.pop(name, None)
-        self._deleted_at[name] = at
-        if len(self._deleted_at) > MAX_CHANNELS:
-            self._forgotten = max(self._forgotten, self._deleted_at.pop(next(iter(self._deleted_at))))
-
-    def moved(self, since: int) -> dict[str, Head] | None:
-        """Return the channels that moved after commit `since`; None if they are not all known any more."""
-        if since < self._forgotten:
-            return None
-        moved = {name: self.empty(name) for name, at in self._deleted_at.items() if at > since}
-        return moved | {name: channel.head for name, channel in self.by_name.items() if channel.moved > since}
-
     def bound(self) -> None:
         """Beyond the limit, drop the least recently used half, except channels that pin rows of the log.
 
@@ -272,12 +255,11 @@ class Channels:
         """
         if len(self.by_name) <= self._limit:
             return
-        by_use = sorted(self.by_name.values(), key=lambda channel: max(channel.used, channel.moved))
+        by_use = sorted(self.by_name.values(), key=lambda channel: channel.used)
         kept = 0
         for channel in by_use[: len(by_use) // 2]:
             if any(tracked.slots for tracked in channel.tracked.values()):
                 kept += 1
             else:
                 del self.by_name[channel.name]
-                self._forgotten = max(self._forgotten, channel.moved)
         self._limit = MAX_CHANNELS + kept

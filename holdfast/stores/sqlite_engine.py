@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Literal
 
 from holdfast.core.document import DAMAGE, Stored, used_up_head
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
-from holdfast.stores.base import Changes, Committed, Conflict, Head, Moved, StoredPage, Write
+from holdfast.stores.base import Changes, Committed, Conflict, Head, StoredPage, Tail, Write, tail_of
 from holdfast.stores.sqlite_channels import Channels, Plan, StoredChannel
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
@@ -52,7 +51,6 @@ class Engine:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._opening = secrets.token_hex(4)  # random id of this opening: tokens of earlier ones are invalid
         self._is_open = False
 
     # -- opening and closing ---------------------------------------------------------------------------------------
@@ -219,7 +217,7 @@ class Engine:
             self._note_plan(plan)
         for channel, serial in heads:
             channel.serial = serial
-            channel.moved = self._commits
+            channel.used = self._commits
 
     def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
         """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
@@ -261,6 +259,7 @@ class Engine:
         self._commits += 1
         self._documents_written += documents
         self._row_bytes += row_bytes
+        self._space.wrote(row_bytes, self._log)
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
     def _note_deleted(self, row_bytes: int, documents: int) -> int:
@@ -279,7 +278,7 @@ class Engine:
         with self._file.transaction():
             handed = self.channels.bury(name, used_up, until_ms)
         self._note_written(handed)
-        self.channels.deleted(name, at=self._commits)
+        self.channels.by_name.pop(name, None)
         if channel is not None:
             for tracked in channel.tracked.values():
                 self._log.release(tracked, channel.serial)
@@ -312,6 +311,16 @@ class Engine:
             changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
             messages = self._stored(changed) if len(changed) <= limit else None
             return Changes(channel.head, self._documents.newest(channel.id), messages)
+
+    def entries(self, name: str, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
+        with self._reading():
+            channel = self._channel(name)
+            known = channel.tracked.values() if channel is not None else ()
+            keys = [tracked.key for tracked in known if tracked.last > after]
+            found, _ = self._log.entries(self._file.db, keys)
+            entries = [entry for of_message in found.values() for entry in of_message]
+            return tail_of(self._head(name), entries, after=after, limit_bytes=limit_bytes)
 
     def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
@@ -363,12 +372,6 @@ class Engine:
             "SELECT name, value FROM notes WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix)
         )
         return dict(rows.fetchall())
-
-    def moved(self, token: str | None) -> Moved:
-        """Return the channels that moved since `token` (`Store.moved`)."""
-        now = f"{self._opening}:{self._commits}"
-        opening, _, since = (token or "").partition(":")
-        return Moved(now, self.channels.moved(int(since)) if opening == self._opening else None)
 
     def _stored(self, documents: dict[int, str]) -> list[Stored]:
         """Return the stored form of documents, given by key and id, each with its entries, in the same order."""

@@ -64,7 +64,7 @@ class Pruning:
             channel.floor = floor
             for _, fact in gone:
                 channel.tracked.pop(fact.id, None)
-            channel.moved = self._deleted(5 * INTEGER_BYTES, len(gone))
+            channel.used = self._deleted(5 * INTEGER_BYTES, len(gone))
         return channel.head
 
     def drop_outdated(self, now_ms: int, limit: int) -> int | None:
