@@ -25,7 +25,6 @@ from oracle.violation import Violation
 
 Place = tuple[str, str]  # a channel, and the id of a message, command or member
 
-KNOWN_S = 3.0  # time in which the agents of a hub that begins are known to the others
 SOON_S = 5.0  # without faults the server ends a due lease or turn within this time
 EARLY_S = 0.01  # tolerated difference between two clocks
 # a frame on one connection may arrive by this much earlier than a frame that was sent before it on another
@@ -114,8 +113,7 @@ class Promises:
         """Judge by the clock `now_s`, which is 0 at `start_ms` of the wall clock."""
         self.booted_s = 0.0  # the last boot of a hub
         self.healthy_s = float("inf")  # time since which the effects of all faults are over
-        self.is_served = False  # whether each run of each hub begins with an agent for all channels
-        self.is_served_elsewhere = False  # whether some hubs have such an agent, of which the others know in the calm
+        self.is_served: Callable[[], bool] = bool  # returns whether each new user message waits for an agent
         self.is_skewed = False  # whether the hub's wall clock was set to another time
         self.signals: dict[str, float] = {}  # the data of all sent signals, and when they were sent
         self.agents: dict[str, list[Connection]] = {}  # the connections of agents, by name
@@ -309,7 +307,7 @@ class Promises:
         match op:
             case Create() if op.status == "streaming":
                 self._begin_lease(place, 1, op.writer)
-            case Create() if self._must_wait() and op.role == "user" and not op.is_pending:
+            case Create() if self.is_served() and op.role == "user" and not op.is_pending:
                 raise Violation(f"{place} waits for no agent, though an agent serves the channel")
             case Takeover():
                 self._begin_lease(place, op.generation, op.writer)
@@ -333,11 +331,6 @@ class Promises:
                 self._take_reply(place, op, entry.serial)
             case _:
                 self._note_stored(place)
-
-    def _must_wait(self) -> bool:
-        """Return whether each new user message waits for an agent."""
-        is_known = self._now_s() >= max(self.healthy_s, self.booted_s + KNOWN_S)
-        return self.is_served or (self.is_served_elsewhere and is_known)
 
     def _begin_lease(self, place: Place, generation: int, writer: WriterIdentity | None) -> None:
         if writer is None or writer.node is not None or not writer.lease_ms:

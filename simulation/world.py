@@ -46,6 +46,7 @@ from simulation.writers import Author
 T = TypeVar("T")
 
 SETTLE_S = 60.0  # time in which each view must show the last entry: a slow commit, and housekeeping
+KNOWN_S = 3.0  # time in which the agents of a hub that begins are known to the others
 FINISH_S = 300.0  # time in which begun messages must end
 QUIET_S = 300.0  # time in which leases, turns and commands must end
 RETRY_S = 2.0  # pause before a failed request is repeated
@@ -95,10 +96,7 @@ class World:
             is_exclusive=self.plan.is_exclusive,
             live_node=lambda: self.nodes[0].live_id,
         )
-        self.promises.is_served = bool(self.plan.agents) and set(self.plan.agents_at) >= {
-            one.name for one in self.nodes
-        }
-        self.promises.is_served_elsewhere = bool(self.plan.agents)
+        self.promises.is_served = self._is_served
         self.store.promises = self.promises
         self.hooks = self.store.hooks = Hooks(self, self.plan.hooks)
         self.runs: list[tuple[Process, StoreClient]] = []
@@ -166,6 +164,12 @@ class World:
     def is_calm(self) -> bool:
         """Return whether no fault happens any more."""
         return self.calm_s < float("inf")
+
+    def _is_served(self) -> bool:
+        """Return whether all hubs know an agent: each has one, or in the calm one of them."""
+        is_everywhere = set(self.plan.agents_at) >= {node.name for node in self.nodes}
+        known_s = max(self.promises.healthy_s, self.promises.booted_s + KNOWN_S)
+        return bool(self.plan.agents) and (is_everywhere or self.loop.time() >= known_s)
 
     def is_calm_for(self, seconds: float) -> bool:
         """Return whether the calm has lasted for `seconds`."""

@@ -34,7 +34,7 @@ REST_S = 0.05  # shortest time between two changes of the hold
 SHOWN = 500  # number of patterns, and of channels, in the hold of a node
 
 
-class Shown(Struct, frozen=True):
+class ShownTurns(Struct, frozen=True):
     """The hold of a node."""
 
     patterns: list[str] = []
@@ -91,8 +91,8 @@ class SharedTurns:
     def _values(self) -> dict[str, bytes]:
         """Return the hold of this node."""
         workers = self._scheduler.workers
-        shown = Shown(patterns=workers.served()[:SHOWN], waiting=self._unplaced()[:SHOWN])
-        return {PREFIX + self._nodes.node: msgspec.json.encode(shown)} if shown != Shown() else {}
+        shown = ShownTurns(patterns=workers.served()[:SHOWN], waiting=self._unplaced()[:SHOWN])
+        return {PREFIX + self._nodes.node: msgspec.json.encode(shown)} if shown != ShownTurns() else {}
 
     def _unplaced(self) -> list[str]:
         """Return the channels whose waiting turns need a worker of another node."""
@@ -112,8 +112,8 @@ class SharedTurns:
             self._scheduler.offer(name)
 
 
-def _decode(value: bytes) -> Shown | None:
+def _decode(value: bytes) -> ShownTurns | None:
     try:
-        return msgspec.json.decode(value, type=Shown)
+        return msgspec.json.decode(value, type=ShownTurns)
     except msgspec.MsgspecError:  # of another version of the hub
         return None
