@@ -133,6 +133,7 @@ class Plan:
         plan.asks_by_socket = Random(f"{seed}/sockets").random() < 0.5
         if not plan.is_exclusive:
             plan._draw_loss(Random(f"{seed}/loss"))
+            plan.fault_model.draw_notices(Random(f"{seed}/notices"))
         return plan
 
     def _draw_loss(self, draw: Random) -> None:

@@ -85,7 +85,9 @@ class World:
         self.stored = StoredLogs()
         self.fault_model = self.plan.fault_model
         self.net = Network(self.loop, self.fault_model, self.stored, self.trace)
-        self.store = SimStore(self.loop, self.fault_model, self.stored, self.trace, is_exclusive=self.plan.is_exclusive)
+        self.store = SimStore(
+            self.loop, self.fault_model, self.stored, self.trace, is_exclusive=self.plan.is_exclusive, seed=seed
+        )
         self.channels = [f"c{number}" for number in range(self.plan.channels)]
         self.nodes = [Node(self, name) for name in "ABCD"[: self.plan.hubs]]
         self.promises = Promises(

@@ -90,13 +90,16 @@ class Committer:
         is_served: Callable[[str], bool],
         accepted: Callable[[Channel, str], None],
         check_delete: Callable[[str], None],
+        stored: Callable[[Write], None] | None = None,
     ) -> None:
         """Commit for `channels`, which are in memory; the function `channel` loads another one.
 
         `is_served` returns whether agents serve a channel. The committer calls `accepted` with the accepted requests of
-        remote writers. `check_delete` raises Held if no message of a channel may be deleted.
+        remote writers, and `stored` with each write that it has stored. `check_delete` raises Held if no message of a
+        channel may be deleted.
         """
         self._check_delete = check_delete
+        self._stored = stored
         self._is_served = is_served
         self._accepted = accepted
         self._store = store
@@ -313,6 +316,8 @@ class Committer:
         for (channel, write), result in zip(writes, results, strict=True):
             if isinstance(result, Committed):
                 channel.committed(write.epoch, write.entries, write.documents)
+                if self._stored is not None and write.entries:
+                    self._stored(write)
             else:
                 conflicted.append(channel)
         self.commits += bool(writes)
