@@ -257,6 +257,7 @@ class Engine:
         self._commits += 1
         self._documents_written += documents
         self._row_bytes += row_bytes
+        self._space.wrote(row_bytes, self._log)
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
     def _note_deleted(self, row_bytes: int, documents: int) -> int:

@@ -46,7 +46,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .mark{flex:none;display:grid;place-items:center;width:2em;height:2em;border-radius:8px;font-size:.8125em;background:var(--accent);color:var(--on-accent)}
 .close{display:none;place-items:center;border:0;background:none;padding:6px;border-radius:8px;color:var(--muted)}
 .floating .close{display:grid}
-.log{flex:1;min-height:0;overflow-y:auto;padding:20px 16px 12px;overscroll-behavior:contain}
+.log{flex:1;min-height:0;overflow-y:auto;padding:24px 16px 12px;overscroll-behavior:contain}
 .log:focus-visible{outline-offset:-2px}
 .messages{display:grid;grid-template-columns:minmax(0,1fr);gap:4px;position:relative;width:100%;max-width:740px;margin:0 auto}
 .empty{display:grid;place-items:center;height:100%;color:var(--muted)}
@@ -76,8 +76,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 :is(.message:hover,.message:focus-within,.message:last-child,[data-status="refused"]) > .actions,.actions:has(.place:not([hidden])){opacity:1}
 .action,.branch{padding:1px 8px;border-color:transparent;background:none}
 .jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px rgb(0 0 0 / 12%);max-width:96%;line-height:1.2}
-.older{position:sticky;top:0;z-index:1;height:0;text-align:center}
-.older span{padding:4px 12px;border-radius:20px;background:var(--tint)}
+.older{margin-top:-22px;height:22px;text-align:center}
 .panel > :is(.status,.note){width:calc(100% - 32px);max-width:740px;margin:0 auto;padding:4px 6px;overflow-wrap:anywhere}
 .panel > .mistake{margin-bottom:14px;padding:10px 14px;color:var(--danger)}
 .panel > .note{padding-bottom:16px;text-align:center}
@@ -99,7 +98,7 @@ textarea::placeholder{color:var(--muted);opacity:1}
 button:disabled{opacity:.4}
 .stop{border-color:var(--border);background:var(--surface)}
 .square{border:.4em solid var(--danger);border-radius:3px}
-details{margin:0 0 8px;color:var(--muted);font-size:.875em}
+details{margin:8px 0;color:var(--muted);font-size:.875em}
 summary{width:fit-content}
 details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--border);white-space:pre-wrap;font:inherit}
 .source{display:inline-block;margin:8px 8px 0 0;padding:3px 10px;border:1px solid var(--border);border-radius:9px;background:var(--surface);text-decoration:none}
