@@ -19,7 +19,7 @@ from contextlib import suppress
 from holdfast.core.errors import HoldfastError, StoreUnavailable
 from holdfast.hub.channel import Channel
 from holdfast.hub.loading import in_time
-from holdfast.hub.notices import moved_in
+from holdfast.hub.notices import Notifier, moved_in
 from holdfast.stores.base import Notice, Store
 
 logger = logging.getLogger("holdfast.hub")
@@ -28,9 +28,10 @@ FOLLOW_S = 1.0  # time between two reads of the heads
 
 
 class Follower:
-    """Follows the store for the channels in memory."""
+    """Follows the store for the channels in memory. `notifier` tells other nodes, which follow this one."""
 
-    def __init__(self, store: Store, channels: Mapping[str, Channel]) -> None:
+    def __init__(self, store: Store, channels: Mapping[str, Channel], notifier: Notifier) -> None:
+        self.notifier = notifier
         self._store = store
         self._channels = channels
         self._due: set[str] = set()  # channels whose notice could not be applied

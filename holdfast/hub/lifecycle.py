@@ -207,7 +207,7 @@ class Lifecycle:
         workers: list[asyncio.Task[None]] = []
         if not self._store.is_exclusive:
             self._store.listen(runtime.follower.receive)
-            workers.append(group.create_task(runtime.notifier.run()))
+            workers.append(group.create_task(runtime.follower.notifier.run()))
             workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()

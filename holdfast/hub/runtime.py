@@ -89,8 +89,7 @@ class Runtime:
             submit=self.submit,
             find=self.channels.get,
         )
-        self.follower = Follower(store, self.channels)
-        self.notifier = Notifier(store, self.nodes)
+        self.follower = Follower(store, self.channels, Notifier(store, self.nodes))
         self.committer = Committer(
             store,
             limits,
@@ -102,7 +101,7 @@ class Runtime:
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
             check=self._check,
-            stored=None if store.is_exclusive else self.notifier.stored,
+            stored=None if store.is_exclusive else self.follower.notifier.stored,
         )
 
     def channel(self, name: str) -> Channel:
