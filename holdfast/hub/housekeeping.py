@@ -55,3 +55,4 @@ async def _tidy_store(runtime: Runtime) -> None:
     """Let the store compact itself, and write the documents that let it release old entries."""
     for channel, message_id in await runtime.store.tidy(runtime.clock.now_ms()):
         runtime.committer.submit(DocumentDue(channel, message_id))
+    runtime.capacity.watch()

@@ -250,10 +250,12 @@ class SqliteStore:
                 raise StoreUnavailable(f"backup {target} was stopped: the store closes") from None
             finally:
                 gone.set()
+            # The note comes first, so that a process that dies never leaves a backup of which the store does not know.
+            # A note about a file that does not exist is dropped with the next backup.
+            with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place
+                await self.note(await asyncio.to_thread(noted, target, begun_ms, await self.notes(BACKUP_NOTE)))
             await asyncio.to_thread(finish, partial, target)
         self.note_backup(0.0)
-        with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place
-            await self.note(await asyncio.to_thread(noted, target, begun_ms, await self.notes(BACKUP_NOTE)))
 
     def note_backup(self, age_s: float) -> None:
         """Note that the last good backup was made `age_s` seconds ago."""
