@@ -35,8 +35,8 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
-    Moved,
     StoredPage,
+    Tail,
     Write,
 )
 from holdfast.stores.memory import MemoryStore
@@ -272,6 +272,11 @@ class StoreClient:
         """`Store.changes`."""
         return await self._call(lambda: _now(self._store.memory.changes(channel, after=after, limit=limit)))
 
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """`Store.entries`."""
+        fields = {"after": after, "limit_bytes": limit_bytes}
+        return await self._call(lambda: _now(self._store.memory.entries(channel, **fields)))
+
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Any]]:
         """`Store.messages`."""
         return await self._call(lambda: _now(self._store.memory.messages(channel, ids)))
@@ -333,10 +338,6 @@ class StoreClient:
     async def open_documents(self, channel: str) -> list[Stored]:
         """`Store.open_documents`."""
         return await self._call(lambda: _now(self._store.memory.open_documents(channel)))
-
-    async def moved(self, token: str | None) -> Moved:
-        """`Store.moved`."""
-        return await self._call(lambda: _now(self._store.memory.moved(token)))
 
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int

@@ -27,6 +27,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.ops import Entry
 from holdfast.core.requests import AppendText, Caller, CreateMessage, DeleteMessage, SendCommand
 from holdfast.hub.admission import Admission
+from holdfast.hub.capacity import Find
 from holdfast.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from holdfast.hub.clock import Clock
 from holdfast.hub.loading import Loader, Unclear
@@ -89,14 +90,15 @@ class Committer:
         *,
         is_served: Callable[[str], bool],
         accepted: Callable[[Channel, str], None],
-        check_delete: Callable[[str], None],
+        check: Callable[[str, CreateMessage | DeleteMessage, Find], None],
     ) -> None:
         """Commit for `channels`, which are in memory; the function `channel` loads another one.
 
         `is_served` returns whether agents serve a channel. The committer calls `accepted` with the accepted requests of
-        remote writers. `check_delete` raises Held if no message of a channel may be deleted.
+        remote writers. `check` raises Held if no message of a channel may be deleted, and StoreFull if there is no
+        space for a message.
         """
-        self._check_delete = check_delete
+        self._check = check
         self._is_served = is_served
         self._accepted = accepted
         self._store = store
@@ -263,8 +265,8 @@ class Committer:
             decision = decide(
                 draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
             )
-            if isinstance(request, DeleteMessage) and decision.ops:
-                self._check_delete(channel.name)
+            if isinstance(request, CreateMessage | DeleteMessage) and decision.ops:
+                self._check(channel.name, request, draft.message)
         except HoldfastError as error:
             return error.with_traceback(None)
         except Exception:  # an unexpected exception in a decision must not fail the requests of others

@@ -164,7 +164,8 @@ class NodeLease:
             # The leases of other nodes may be lost, too. They renew them within a term.
             self._certain_s = self._own_due_s = now_s + term_s
             self._all_due_s = self._certain_s + term_s
-        elif before.nodes - beat.nodes:
+        elif before.ended != beat.ended or before.nodes - beat.nodes:
             due_s = max(now_s, self._certain_s)
             self._own_due_s = min(self._own_due_s, due_s)
-            self._all_due_s = due_s + term_s
+            # the first of several nodes that vanish one after another decides; the recovery is for all of them
+            self._all_due_s = min(self._all_due_s, due_s + term_s)

@@ -16,7 +16,8 @@ from holdfast.core.errors import Deleted, NotFound
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import check_channel, check_id
-from holdfast.core.requests import Caller, Request
+from holdfast.core.requests import Caller, CreateMessage, DeleteMessage, Request
+from holdfast.hub.capacity import Capacity, Find
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Committer
@@ -41,11 +42,14 @@ from holdfast.stores.base import Store
 class Runtime:
     """All services of one run of a hub. `node` names the run in the leases of its writers."""
 
-    def __init__(self, store: Store, limits: Limits, clock: Clock, node: str, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, store: Store, limits: Limits, clock: Clock, node: str, group: asyncio.TaskGroup, capacity: Capacity
+    ) -> None:
         self.store = store
         self.limits = limits
         self.clock = clock
         self.node = node
+        self.capacity = capacity
         self.loop = asyncio.get_running_loop()
         self.nodes = NodeLease(store, node, self.loop.time)
         self.legal_holds = LegalHolds(store)
@@ -93,7 +97,7 @@ class Runtime:
             self.pace,
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
-            check_delete=self.legal_holds.check,
+            check=self._check,
         )
 
     def channel(self, name: str) -> Channel:
@@ -166,6 +170,13 @@ class Runtime:
         for channel in self.channels.values():
             for feed in channel.feeds:
                 feed.wake()
+
+    def _check(self, channel: str, request: CreateMessage | DeleteMessage, find: Find) -> None:
+        """Raise Held for a deletion in a held channel, and StoreFull for a message if the store has no space for it."""
+        if isinstance(request, DeleteMessage):
+            self.legal_holds.check(channel)
+        else:
+            self.capacity.check_create(request, find)
 
     def _changed(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """Notify the services of entries other than appends in `channel`."""

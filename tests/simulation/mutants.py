@@ -34,10 +34,10 @@ from holdfast.core.message_state import MessageState
 from holdfast.core.model import Message
 from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
-from holdfast.core.state import ChannelState, Tail
+from holdfast.core.state import ChannelState, PartTail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
-from holdfast.hub import committer, hooks, presence, recovery
+from holdfast.hub import committer, following, hooks, presence, recovery
 from holdfast.hub import hub as hubs
 from holdfast.hub.batches import BatchCache, EncodedBatch
 from holdfast.hub.channel import Channel
@@ -51,16 +51,17 @@ from holdfast.hub.loading import Loader
 from holdfast.hub.nodes import NodeLease
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
-from holdfast.stores.base import Beat, Committed, Conflict, Head, Moved, Write, head_of
+from holdfast.stores.base import Beat, Committed, Conflict, Head, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
 from simulation import watchdog
-from simulation.store import SimStore, StoreClient
+from simulation.store import SimStore
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 
@@ -209,10 +210,10 @@ def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
 def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
     """A wake-up always reports the writes of another hub."""
 
-    async def moved(self: StoreClient, token: str | None) -> Moved:
-        return Moved("nothing", {})
+    async def behind(runtime: Runtime) -> list[Channel]:
+        return []
 
-    patch.setattr(StoreClient, "moved", moved)
+    patch.setattr(following, "_behind", behind)
 
 
 def a_conflict_of_a_deletion_is_lost(patch: pytest.MonkeyPatch) -> None:
@@ -753,10 +754,10 @@ def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
 def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
     """A longer history lets more viewers catch up."""
 
-    def add(self: Tail, serial: int, op: SetPart) -> None:
+    def add(self: PartTail, serial: int, op: SetPart) -> None:
         self.ops[serial] = op
 
-    patch.setattr(Tail, "add", add)
+    patch.setattr(PartTail, "add", add)
 
 
 # -- endless loops ---------------------------------------------------------------------------------------------------
@@ -851,7 +852,7 @@ MUTANTS: dict[Mutant, str] = {
     finished_messages_stay: "are kept after a trim|no trim frees them",
     every_batch_is_kept: "encoded batches are kept",
     signals_pile_up: "things are in PresenceState._signals",
-    part_operations_pile_up: "things are in Tail.ops",
+    part_operations_pile_up: "things are in PartTail.ops",
     block_until_a_load: "does not end",
     feeds_behind_are_woken_without_end: "never waits|waits too shortly",
 }
