@@ -33,7 +33,6 @@ from holdfast.hub.pace import Pace
 from holdfast.hub.pending import Waiting
 from holdfast.hub.presence import PresenceTracker
 from holdfast.hub.results import Done, Result, result_later
-from holdfast.hub.shared_turns import SharedTurns
 from holdfast.hub.tasks import Tasks
 from holdfast.hub.ticks import Ticks
 from holdfast.hub.turns import TurnScheduler
@@ -90,7 +89,6 @@ class Runtime:
             submit=self.submit,
             find=self.channels.get,
         )
-        self.shared_turns = SharedTurns(store, self.nodes, self.scheduler, find=self.channels.get, fresh=self.fresh)
         self.follower = Follower(store, self.channels, Notifier(store, self.nodes))
         self.committer = Committer(
             store,

@@ -49,15 +49,14 @@ class SharedTurns:
         store: Store,
         nodes: NodeLease,
         scheduler: TurnScheduler,
-        *,
-        find: Callable[[str], Channel | None],
+        channels: Mapping[str, Channel],
         fresh: Callable[[str], Awaitable[Channel]],
     ) -> None:
-        """Make the shared turns of this node. `find` returns a channel in memory, `fresh` one as the store has it."""
+        """Make the shared turns of this node. `channels` are those in memory; `fresh` reads one from the store."""
         self._store = store
         self._nodes = nodes
         self._scheduler = scheduler
-        self._find = find
+        self._channels = channels
         self._fresh = fresh
         self._due = asyncio.Event()  # set when the hold has changed
         self._shown: Mapping[str, bytes] = {}  # the hold that the store has
@@ -105,7 +104,7 @@ class SharedTurns:
         workers = self._scheduler.workers
         workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
         # own turns of channels outside memory, which `holdfast.hub.following` does not read, may be taken elsewhere
-        wanted = [channel for channel in self._unplaced()[:SHOWN] if self._find(channel) is None]
+        wanted = [channel for channel in self._unplaced()[:SHOWN] if channel not in self._channels]
         wanted += [channel for one in others for channel in one.waiting if workers.has_room(channel)]
         for name in dict.fromkeys(wanted):
             self._scheduler.inspect(await in_time(self._fresh(name), self._store.name), None)
