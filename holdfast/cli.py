@@ -98,6 +98,12 @@ def main() -> None:
     help="How long messages of these channels stay, such as chat:*=90d; repeatable.",
 )
 @click.option(
+    "--max-bytes",
+    default=None,
+    metavar="SIZE",
+    help="Refuse new messages when the store has nearly this size, such as 10GB.",
+)
+@click.option(
     "--no-migration-backup",
     is_flag=True,
     help="Write no backup FILE.before-N when this version of Holdfast changes the tables of the store's file.",
@@ -149,6 +155,7 @@ def serve(
     backup_every: str | None,
     backup_keep: int | None,
     ages: tuple[str, ...],
+    max_bytes: str | None,
     no_migration_backup: bool,
     target: str | None,
     secret_files: tuple[Path, ...],
@@ -167,10 +174,10 @@ def serve(
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
     if target is not None:
         is_ours = (store, flush_ms, drain_s, public_origin) != (None,) * 4 or origins or secret_files or jwks
-        if is_ours or ages or no_migration_backup:
+        if is_ours or ages or max_bytes is not None or no_migration_backup:
             raise LocalError(
                 "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin, --public-origin, "
-                "--retention, --no-migration-backup and the options for tokens there"
+                "--retention, --max-bytes, --no-migration-backup and the options for tokens there"
             )
         app = load_app(target)
         if not allow_everyone:
@@ -180,6 +187,9 @@ def serve(
     else:
         settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
         settings |= {"allowed_origins": origins, "public_origin": public_origin}
+        settings["max_bytes"] = (
+            int(max_bytes) if max_bytes and max_bytes.isdecimal() and len(max_bytes) < 19 else max_bytes
+        )
         settings["retention"] = rules_of("--retention", ages)
         known = {name: value for name, value in settings.items() if value is not None}
         store_url = store or "sqlite:///holdfast.db"

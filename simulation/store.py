@@ -35,8 +35,9 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
-    Moved,
+    Notice,
     StoredPage,
+    Tail,
     Write,
 )
 from holdfast.stores.memory import MemoryStore
@@ -46,6 +47,7 @@ from oracle.promises import TROUBLE_S, Promises
 from oracle.violation import Violation
 from simulation.clock import NOWHERE, Process, VirtualLoop
 from simulation.faults import FaultModel
+from simulation.notices import Notices
 from simulation.trace import Trace
 
 if TYPE_CHECKING:
@@ -59,7 +61,14 @@ class SimStore:
     """The data of all channels, and the faults of the store."""
 
     def __init__(
-        self, loop: VirtualLoop, fault_model: FaultModel, stored: StoredLogs, trace: Trace, *, is_exclusive: bool
+        self,
+        loop: VirtualLoop,
+        fault_model: FaultModel,
+        stored: StoredLogs,
+        trace: Trace,
+        *,
+        is_exclusive: bool,
+        seed: int = 0,
     ) -> None:
         self.loop = loop
         self.fault_model = fault_model
@@ -69,6 +78,7 @@ class SimStore:
         self.busy_until_s = 0.0  # by then all calls so far are carried out and have their responses
         self.memory = MemoryStore(now_ms=lambda: int(self.loop.time() * 1000))
         self.promises: Promises | None = None
+        self.notices = Notices(loop, fault_model, Random(f"{seed}/notices of the store"))
         self.nodes = NodeLeases(loop.time, stored)
         self._node_of: dict[str, str] = {}  # for each process the node of its hub
         self.hooks: Hooks | None = None
@@ -138,6 +148,7 @@ class SimStore:
     def restart(self) -> None:
         """Lose all holds, as the restart of a server does."""
         self.memory.lose_holds()
+        self.notices.interrupt()
 
     def note(self, values: Mapping[str, bytes | None]) -> None:
         """Keep notes now."""
@@ -272,6 +283,11 @@ class StoreClient:
         """`Store.changes`."""
         return await self._call(lambda: _now(self._store.memory.changes(channel, after=after, limit=limit)))
 
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """`Store.entries`."""
+        fields = {"after": after, "limit_bytes": limit_bytes}
+        return await self._call(lambda: _now(self._store.memory.entries(channel, **fields)))
+
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Any]]:
         """`Store.messages`."""
         return await self._call(lambda: _now(self._store.memory.messages(channel, ids)))
@@ -334,16 +350,20 @@ class StoreClient:
         """`Store.open_documents`."""
         return await self._call(lambda: _now(self._store.memory.open_documents(channel)))
 
-    async def moved(self, token: str | None) -> Moved:
-        """`Store.moved`."""
-        return await self._call(lambda: _now(self._store.memory.moved(token)))
-
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
     ) -> Head | Conflict:
         """`Store.delete_channel`."""
         name = self._process.name
         return await self._call(lambda: self._store.delete_channel(name, channel, expected, used_up, until_ms))
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """`Store.notify`."""
+        await self._call(lambda: self._store.notices.send(self._process, notices))
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """`Store.listen`."""
+        self._store.notices.listen(self._process, on_notice)
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""

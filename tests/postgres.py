@@ -50,14 +50,22 @@ class Postgres:
         self._run("pg_ctl", "-D", "data", "-w", "-t", "60", "-m", mode, "stop")
 
     def sql(self, statement: str, *, database: str = "app") -> str:
-        """Run `statement` as the superuser; returns its output."""
-        return self._run("psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "app", "-Atc", statement, database)
+        """Run `statement` as the superuser; returns its output. Limits set in the database do not apply to it."""
+        where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "app")
+        return self._run("psql", *where, "-Atc", statement, database, PGOPTIONS="-c statement_timeout=0")
 
-    def _run(self, program: str, *arguments: str) -> str:
+    def _run(self, program: str, *arguments: str, **environment: str) -> str:
         command = [str(PROGRAMS / program), *arguments]
         account = ACCOUNT if os.geteuid() == 0 else None
         done = subprocess.run(
-            command, cwd=self.folder, user=account, capture_output=True, text=True, timeout=120, check=False
+            command,
+            cwd=self.folder,
+            user=account,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode == 0, f"{program} failed: {done.stdout}{done.stderr}"
         return done.stdout.strip()

@@ -50,6 +50,7 @@ from holdfast.core.requests import (
     UpdateMessage,
 )
 from holdfast.core.view import View, ViewGap
+from holdfast.hub.capacity import Capacity
 from holdfast.hub.identity import Expired
 from holdfast.hub.legal_holds import LegalHolds
 from holdfast.stores import open_url, sqlite
@@ -295,6 +296,17 @@ async def held(place: Place) -> None:
     holds.check("chat:1")
 
 
+async def full(place: Place) -> None:
+    store = SqliteStore(place.folder / "full.db")
+    await store.open()
+    try:
+        capacity = Capacity("10MB", store)
+        await store.note({"filling": bytes(10**7)})
+        capacity.check()
+    finally:
+        await store.close()
+
+
 async def replied_twice(place: Place) -> None:
     await place.begin()
     sent = await place.hub.command(C, "approve")
@@ -463,6 +475,7 @@ CASES: list[Case] = [
     asked(errors.TooLarge, ("'m1'", "2000"), PutPart(index=1, part={"type": "source", "x": "x" * 1_960})),
     Case(errors.TooMany, ("1",), many_commands),
     Case(errors.Held, ("'chat:1'", "release"), held),
+    Case(errors.StoreFull, ("10,000,000", "max_bytes", "retention"), full),
     Case(errors.AlreadyAnswered, ("command",), replied_twice),
     called(ViewGap, ("'m1'", "part 3", "0 parts"), gap_in_view),
     # over HTTP, and the end of a hub

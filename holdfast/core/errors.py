@@ -234,6 +234,12 @@ class Damaged(HoldfastError):
     code, status, title = "damaged", 500, "Damaged"
 
 
+class StoreFull(HoldfastError):
+    """The store's data has reached `max_bytes`; `limit` is that size. Only new messages are refused."""
+
+    code, status, title = "store_full", 507, "Store full"
+
+
 class LocalError(HoldfastError):
     """The calling code used an object in a way that cannot work, for example appended after the end."""
 

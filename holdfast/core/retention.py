@@ -247,7 +247,7 @@ def _policy(pattern: str, value: object) -> Policy:
         age_ms=_time_ms(value.age, f"age in the {where}"),
         idle_ms=_time_ms(value.idle, f"idle in the {where}"),
         messages=messages,
-        size_bytes=_size_bytes(value.bytes, f"bytes in the {where}"),
+        size_bytes=size_bytes(value.bytes, f"bytes in the {where}") if value.bytes is not None else None,
     )
 
 
@@ -279,8 +279,9 @@ def _time_ms(value: object, where: str) -> int | None:
     return time_ms(value, where, example="90d", least_ms=LEAST_MS) if value is not None else None
 
 
-def _size_bytes(value: object, where: str) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+def size_bytes(value: object, where: str) -> int:
+    """Return a size such as "50MB" in bytes. Raises LocalError, in which `where` names it."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
     found = _FORM.match(value) if isinstance(value, str) else None
     unit = _SIZES.get(found[2]) if found is not None else None

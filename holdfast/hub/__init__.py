@@ -3,7 +3,8 @@
 Layer: hub.
 """
 
-from holdfast.hub.hub import ChannelInfo, HubCore
+from holdfast.hub.hub import HubCore
+from holdfast.hub.results import ChannelInfo
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.writer import MessageWriter
 

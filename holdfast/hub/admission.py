@@ -2,8 +2,8 @@
 
 Layer: hub.
 
-Beside running text, each commit admits a slice of beginnings: creates of messages and claims of turns. Further ones wait
-aside, so text that is queued behind hundreds of creates gets into the next commit. Items of one channel keep their
+Beside running text, each commit admits a slice of beginnings: creates of messages and claims of turns. Further ones
+wait aside, so text that is queued behind hundreds of creates gets into the next commit. Items of one channel keep their
 order: an item whose channel has an item aside waits behind it. Each commit admits the oldest beginnings first.
 """
 
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from holdfast.hub.pending import Item
 
 # Limit of beginnings in one commit beside running text; a create costs some ten times as much as an append. With 300
-# answers of 10 tokens a second, during a burst of 700 questions, the p99 of a token was 51 to 131 ms with slices of 16, 23
-# to 33 ms with 4, and no lower with 2.
+# answers of 10 tokens a second, during a burst of 700 questions, the p99 of a token was 51 to 131 ms with slices of 16,
+# 22 to 33 ms with 4, and no lower with 2.
 SLICE = 4
 # Limit on a slow disk. There a commit takes long in any case, and small slices would only make a burst last longer.
 LARGEST_SLICE = 16

@@ -103,11 +103,12 @@ class Archive:
         """Write the messages of an export file into an empty channel, by default that of its header; all or none.
 
         No turn starts. Raises IdConflict if the channel is not empty, and for a damaged file InvalidRequest or another
-        error that names the line, before the channel is changed.
+        error that names the line, before the channel is changed. Raises StoreFull.
         """
         if channel is not None:
             check_channel(channel)
         await self._lifecycle.start()
+        self._lifecycle.runtime.capacity.check()
         checked = await check_file(Path(path), self._limits, self._clock.now_ms())
         name = channel or checked.channel
         live = self._lifecycle.runtime.channel(name)

@@ -22,7 +22,7 @@ from holdfast.core.errors import Busy, shown
 from holdfast.core.events import ChannelAttached, ServerEvent
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import CommandState, MessageState
-from holdfast.core.ops import Append, Entry
+from holdfast.core.ops import Append, Command, Create, Entry
 from holdfast.core.state import ChannelState, apply_entry
 from holdfast.hub.batches import BatchCache, Behind, EncodedBatch
 from holdfast.hub.presence_state import PresenceState
@@ -33,6 +33,7 @@ from holdfast.stores.base import Conflict, Head, Store, head_of
 Observe = Callable[["Channel", "Iterable[str] | None"], None]
 T = TypeVar("T")
 MAX_CONFLICTS = 100  # conflicts in a row after which a request fails
+FOLLOW_BYTES = 256 * 1024  # limit of the entries of other hubs that are read one by one
 KEPT_ABSENT = 10_000  # ids that the store is known not to have, so that a new message looks its id up at most once
 
 
@@ -104,7 +105,7 @@ class Channel:
             self.trim_bytes = keep_bytes
 
     def committed(self, epoch: str, entries: Sequence[Entry], documents: Sequence[Document]) -> None:
-        """Apply `entries` and `documents`, which are durable, and wake the feeds."""
+        """Apply `entries` and `documents`, which this hub or another one has stored, and wake the feeds."""
         state = self.state
         if len(entries) == 1 and type(entries[0].op) is Append and not documents:  # the common case: one append
             # without a group the channel has had no subscriber yet, so it keeps no batch
@@ -323,7 +324,7 @@ class Channel:
         """
         await self.load()
         async with self._exclusive():
-            await self._follow(await head_of(self._store, self.name))
+            await self._catch_up()
             self.is_stale = False
 
     async def delete(self, until_ms: int) -> None:
@@ -378,13 +379,25 @@ class Channel:
         return head == (state.epoch, state.serial, state.floor, state.lives)
 
     async def _follow(self, head: Head) -> None:
-        """Bring the state up to the channel's head in the store."""
+        """Bring the state up to the channel's head in the store, unless it is at `head`."""
+        if not self.is_at(head):
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Bring the state up to the channel's head in the store.
+
+        Apply the entries that are missing. If they cannot be applied one by one, read the changed messages whole.
+        """
         state = self.state
+        head, entries = await self._store.entries(self.name, after=state.serial, limit_bytes=FOLLOW_BYTES)
         if self.is_at(head):
             return
-        self._absent.clear()
-        limit = self._limits.catch_up_messages
         if (head.epoch, head.floor) == (state.epoch, state.floor) and head.serial > state.serial:
+            if entries is not None and self._can_apply(entries):
+                self.committed(head.epoch, entries, ())
+                return
+            self._absent.clear()
+            limit = self._limits.catch_up_messages
             changes = await self._store.changes(self.name, after=state.serial, limit=limit)
             if changes.messages is not None and changes.head[::2] == (state.epoch, state.floor):
                 state.insert(restored(changes.messages))
@@ -395,6 +408,24 @@ class Channel:
                 return
         await self._reload()
         self.moved()
+
+    def take_entries(self, epoch: str, floor: int, serial: int, entries: Sequence[Entry]) -> bool:
+        """Apply `entries`, which another hub has stored up to `serial`; return whether the state is at `serial` now.
+
+        They are not applied if one before them is missing, or while the state may not move. Then `refresh` is due.
+        """
+        state = self.state
+        if not self.is_ready or self.commit_over is not None or (epoch, floor) != (state.epoch, state.floor):
+            return False
+        new = [entry for entry in entries if entry.serial > state.serial]
+        if new and new[0].serial == state.serial + 1 and self._can_apply(new):
+            self.committed(epoch, new, ())
+        return serial <= state.serial
+
+    def _can_apply(self, entries: Iterable[Entry]) -> bool:
+        """Return whether all messages and commands of `entries` are in memory, or begin with one of the entries."""
+        begun = {entry.op.id for entry in entries if type(entry.op) is Create or type(entry.op) is Command}
+        return all(entry.op.id in begun or self.state.knows(entry.op.id) for entry in entries)
 
     async def _reload(self) -> None:
         if self._prepare is not None:

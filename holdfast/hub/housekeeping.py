@@ -1,4 +1,4 @@
-"""Housekeeping: bound the memory of a running hub, compact its store, and follow other hubs on a shared store.
+"""Housekeeping: bound the memory of a running hub, and compact its store.
 
 Layer: hub.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from holdfast.core.errors import HoldfastError, StoreUnavailable
-from holdfast.hub.loading import in_time
+from holdfast.core.errors import HoldfastError
 from holdfast.hub.pending import DocumentDue
 from holdfast.hub.runtime import Runtime
 
@@ -20,14 +19,14 @@ TIDY_S = 5.0  # time between two rounds of housekeeping
 
 async def keep_house(runtime: Runtime) -> None:
     """Run the housekeeping every few seconds, until this task is cancelled."""
-    token: str | None = None
     while True:
         await asyncio.sleep(TIDY_S)
         free_memory(runtime)
         runtime.scheduler.workers.tidy()
         try:
             await _tidy_store(runtime)
-            token = await _follow_others(runtime, token)
+            if not runtime.store.is_exclusive:
+                await runtime.legal_holds.load()  # another hub may have changed them
         except HoldfastError as error:
             logger.warning("housekeeping will try again: %s", error)
         except Exception:
@@ -56,22 +55,4 @@ async def _tidy_store(runtime: Runtime) -> None:
     """Let the store compact itself, and write the documents that let it release old entries."""
     for channel, message_id in await runtime.store.tidy(runtime.clock.now_ms()):
         runtime.committer.submit(DocumentDue(channel, message_id))
-
-
-async def _follow_others(runtime: Runtime, token: str | None) -> str | None:
-    """Refresh the channels that other hubs have changed since `token`, and stale ones; return the next token."""
-    if not runtime.store.is_exclusive:
-        await runtime.legal_holds.load()
-    moved = await in_time(runtime.store.moved(token), runtime.store.name)
-    is_whole = True
-    for name, channel in list(runtime.channels.items()):
-        head = None if moved.channels is None else moved.channels.get(name)
-        if moved.channels is None or channel.is_stale or (head is not None and not channel.is_at(head)):
-            try:
-                await in_time(channel.refresh(), runtime.store.name)
-            except StoreUnavailable:
-                raise  # the others would wait for the store, too
-            except Exception:
-                logger.exception("channel %r could not be read; the hub tries again", name)
-                is_whole = False
-    return moved.token if is_whole else token
+    runtime.capacity.watch()

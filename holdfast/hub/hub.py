@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from holdfast.core.cursor import Cursor
@@ -36,6 +36,7 @@ from holdfast.core.requests import (
 )
 from holdfast.development import failure_reason
 from holdfast.hub.archive import Archive
+from holdfast.hub.capacity import Capacity
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.control import open_control
@@ -48,7 +49,7 @@ from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
-from holdfast.hub.results import Done, Result, message_of, own_copy
+from holdfast.hub.results import ChannelInfo, Done, Result, message_of, own_copy
 from holdfast.hub.retention import Retainer, Rules
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.settings import check_job, check_settings, check_store
@@ -63,15 +64,6 @@ from holdfast.hub.wsgi import warn_of_runserver
 from holdfast.stores.base import Store, head_of
 
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
-
-
-class ChannelInfo(Struct, frozen=True, kw_only=True):
-    """The head of a channel: its epoch and last serial."""
-
-    channel: str
-    epoch: str
-    serial: int
-    cursor: str
 
 
 class HubCore:
@@ -103,6 +95,7 @@ class HubCore:
         ticket_keys: Sequence[bytes] = (),
         debug: bool | None = None,
         retention: Rules | None = None,
+        max_bytes: str | int | None = None,
     ) -> None:
         check_settings(
             authenticate=authenticate,
@@ -139,6 +132,7 @@ class HubCore:
             close=self.close,
             is_named=lambda: names is None or any(value is self for value in list(names.values())),
             signals=SignalHook(self.drain) if hooks_signals else None,
+            capacity=Capacity(max_bytes, self.store),
         )
         self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
         self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held)
@@ -489,6 +483,7 @@ class HubCore:
     def stats(self) -> dict[str, int]:
         """Return the counters of the hub, and those of its store with the prefix `store_`."""
         counts = {f"store_{name}": value for name, value in self.store.stats().items()}
+        counts |= self._lifecycle.capacity.stats()
         return counts | self.runtime.stats() | self.retainer.stats() if self.is_running else counts
 
     def caller(self, author: str | None) -> Caller:

@@ -18,6 +18,7 @@ from typing import Any
 
 from holdfast.core.errors import Busy, Draining, HoldfastError, LocalError, StoreUnavailable
 from holdfast.core.limits import Limits
+from holdfast.hub.capacity import Capacity
 from holdfast.hub.clock import Clock
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.hooks import Hook
@@ -58,6 +59,7 @@ class Lifecycle:
         close: Callable[[], Awaitable[None]],
         is_named: Callable[[], bool],
         signals: SignalHook | None,
+        capacity: Capacity,
     ) -> None:
         """Run a hub on `store`. `recover` handles the messages that ended nodes left open, in the channels of this one.
 
@@ -67,6 +69,7 @@ class Lifecycle:
         """
         self.node = ""  # random name of this run, by which leases name the hub; new at each start
         self.is_draining = False
+        self.capacity = capacity
         self.drain_callbacks: dict[Callable[[], None], None] = {}
         self._store = store
         self._owner = StoreOwner(store, close, self._is_out_of_reach)
@@ -171,7 +174,9 @@ class Lifecycle:
         try:
             await self._owner.open_store()
             async with asyncio.TaskGroup() as group:
-                runtime = self._runtime = Runtime(self._store, self._limits, self._clock, self.node, group)
+                runtime = self._runtime = Runtime(
+                    self._store, self._limits, self._clock, self.node, group, self.capacity
+                )
                 await self._serve_open(run, runtime, group)
         except BaseException as error:
             if run.ready.done():
@@ -201,6 +206,8 @@ class Lifecycle:
         await runtime.nodes.renew()  # before this node writes
         workers: list[asyncio.Task[None]] = []
         if not self._store.is_exclusive:
+            self._store.listen(runtime.follower.receive)
+            workers.append(group.create_task(runtime.follower.notifier.run()))
             workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()
@@ -211,7 +218,7 @@ class Lifecycle:
             callback()
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
-        workers.append(group.create_task(keep_house(runtime)))
+        workers += [group.create_task(keep_house(runtime)), group.create_task(runtime.follower.run())]
         # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
         with contextlib.suppress(StoreUnavailable):
             await runtime.nodes.renew()
@@ -219,6 +226,7 @@ class Lifecycle:
         run.ready.set_result(None)
         await run.stop.wait()
         runtime.hooks.stop()
+        runtime.follower.stop()
         for task in workers:
             task.cancel()
         runtime.tasks.cancel()

@@ -109,6 +109,11 @@ class NodeLease:
         return self.beat is not None and self._now_s() >= self._certain_s and node not in self.beat.nodes
 
     @property
+    def has_others(self) -> bool:
+        """Return whether another node lives, as far as the last renewal shows."""
+        return self.beat is not None and not self.beat.nodes <= {self.node}
+
+    @property
     def is_recovery_due(self) -> bool:
         """Return whether this node may have messages of other nodes to recover."""
         return not self.is_leaving and self._now_s() >= min(self._own_due_s, self._all_due_s)
@@ -164,7 +169,8 @@ class NodeLease:
             # The leases of other nodes may be lost, too. They renew them within a term.
             self._certain_s = self._own_due_s = now_s + term_s
             self._all_due_s = self._certain_s + term_s
-        elif before.nodes - beat.nodes:
+        elif before.ended != beat.ended or before.nodes - beat.nodes:
             due_s = max(now_s, self._certain_s)
             self._own_due_s = min(self._own_due_s, due_s)
-            self._all_due_s = due_s + term_s
+            # the first of several nodes that vanish one after another decides; the recovery is for all of them
+            self._all_due_s = min(self._all_due_s, due_s + term_s)

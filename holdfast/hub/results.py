@@ -16,6 +16,15 @@ from holdfast.core.events import CommandReply
 from holdfast.core.model import Command, Message, plain
 
 
+class ChannelInfo(Struct, frozen=True, kw_only=True):
+    """The head of a channel: its epoch and last serial."""
+
+    channel: str
+    epoch: str
+    serial: int
+    cursor: str
+
+
 class Result(Struct, frozen=True, kw_only=True):
     """The outcome of a request; durable when it is returned."""
 

@@ -16,16 +16,19 @@ from holdfast.core.errors import Deleted, NotFound
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import check_channel, check_id
-from holdfast.core.requests import Caller, Request
+from holdfast.core.requests import Caller, CreateMessage, DeleteMessage, Request
+from holdfast.hub.capacity import Capacity, Find
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Committer
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.following import Follower
 from holdfast.hub.hooks import Hooks
 from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.legal_holds import LegalHolds
 from holdfast.hub.loading import in_time
 from holdfast.hub.nodes import NodeLease
+from holdfast.hub.notices import Notifier
 from holdfast.hub.pace import Pace
 from holdfast.hub.pending import Waiting
 from holdfast.hub.presence import PresenceTracker
@@ -41,11 +44,14 @@ from holdfast.stores.base import Store
 class Runtime:
     """All services of one run of a hub. `node` names the run in the leases of its writers."""
 
-    def __init__(self, store: Store, limits: Limits, clock: Clock, node: str, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, store: Store, limits: Limits, clock: Clock, node: str, group: asyncio.TaskGroup, capacity: Capacity
+    ) -> None:
         self.store = store
         self.limits = limits
         self.clock = clock
         self.node = node
+        self.capacity = capacity
         self.loop = asyncio.get_running_loop()
         self.nodes = NodeLease(store, node, self.loop.time)
         self.legal_holds = LegalHolds(store)
@@ -83,6 +89,7 @@ class Runtime:
             submit=self.submit,
             find=self.channels.get,
         )
+        self.follower = Follower(store, self.channels, Notifier(store, self.nodes))
         self.committer = Committer(
             store,
             limits,
@@ -93,7 +100,8 @@ class Runtime:
             self.pace,
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
-            check_delete=self.legal_holds.check,
+            check=self._check,
+            stored=None if store.is_exclusive else self.follower.notifier.stored,
         )
 
     def channel(self, name: str) -> Channel:
@@ -166,6 +174,13 @@ class Runtime:
         for channel in self.channels.values():
             for feed in channel.feeds:
                 feed.wake()
+
+    def _check(self, channel: str, request: CreateMessage | DeleteMessage, find: Find) -> None:
+        """Raise Held for a deletion in a held channel, and StoreFull for a message if the store has no space for it."""
+        if isinstance(request, DeleteMessage):
+            self.legal_holds.check(channel)
+        else:
+            self.capacity.check_create(request, find)
 
     def _changed(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """Notify the services of entries other than appends in `channel`."""

@@ -16,15 +16,15 @@ of its reply if the target is deleted already.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
 from holdfast.core.document import Document, Stored
 from holdfast.core.errors import StoreUnavailable
 from holdfast.core.model import ChannelSummary
-from holdfast.core.ops import Entry
+from holdfast.core.ops import Entry, encode_op
 from holdfast.core.retention import Fact
 
 
@@ -79,6 +79,13 @@ class Changes(NamedTuple):
     messages: list[Stored] | None
 
 
+class Tail(NamedTuple):
+    """The entries after a serial, in order; None if they are not all stored one by one, or exceed the limit."""
+
+    head: Head
+    entries: Sequence[Entry] | None
+
+
 class StoredPage(NamedTuple):
     """Messages without deleted ones, in the order of `created`. `more`: the page has not all that were asked for."""
 
@@ -94,13 +101,6 @@ class Facts(NamedTuple):
     facts: list[Fact]
 
 
-class Moved(NamedTuple):
-    """Heads of the channels that moved since a token; `channels` is None if the store does not know them."""
-
-    token: str
-    channels: Mapping[str, Head] | None
-
-
 class Hold(Struct, frozen=True):
     """A small value of one node. It ends at `until_ms` by the store's clock; with None, with the node's lease."""
 
@@ -114,6 +114,15 @@ class Beat(NamedTuple):
     now_ms: int  # the store's clock
     nodes: frozenset[str]  # the nodes whose leases run
     life: str
+    ended: int = 0  # number of leases that have ended since the store keeps them, also between two renewals
+
+
+class Notice(Struct, frozen=True, array_like=True):
+    """A hint of one node for the others about a channel. The hub gives `body` its form."""
+
+    kind: Literal["moved", "here", "signal"]
+    channel: str
+    body: bytes
 
 
 class CommitUnknown(StoreUnavailable):
@@ -149,6 +158,13 @@ class Store(Protocol):
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """Return the messages and commands of `channel` whose last entry is above serial `after`, also deleted ones."""
 
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """Return all entries of `channel` after serial `after`, if their operations take at most `limit_bytes`.
+
+        They are None if one of them is no longer stored, because a document contains it, or if the channel is before
+        `after`. Then `changes` returns the changed messages whole.
+        """
+
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return the messages and commands `ids` that exist, also deleted ones and ids used up by a deleted channel."""
 
@@ -166,12 +182,6 @@ class Store(Protocol):
 
     async def open_documents(self, channel: str) -> list[Stored]:
         """Return the messages and commands of `channel` with an open document: they stream, or wait for an agent."""
-
-    async def moved(self, token: str | None) -> Moved:
-        """Return the channels that moved since `token` was issued.
-
-        With None, or with a token from before the store was last opened, `channels` is None or names all channels.
-        """
 
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
@@ -207,7 +217,7 @@ class Store(Protocol):
 
         Those stay whose document has another version by now, or that are busy (`Fact.is_busy`). None goes if the
         channel has another epoch. The `floor` rises to the highest version that went; the serial stays. Text leaves the
-        disk within a minute. The channel counts as moved.
+        disk within a minute.
         """
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
@@ -222,12 +232,26 @@ class Store(Protocol):
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """Renew the lease of `node` for `term_ms`, and put holds under their names; None drops one of this node.
 
-        A hold replaces that of another node. Term 0 ends the lease at once. The holds without `until_ms` end with the
-        lease; a node that returns after that begins another `life`. Holds need not survive a restart of the store.
+        A hold replaces that of another node. The holds without `until_ms` end with the lease; a node that returns after
+        that begins another `life`. Term 0 ends the lease at once and for good: a call of this node that the store
+        carries out later, within a minute, has no effect. Holds need not survive a restart of the store.
         """
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         """Return the holds that have not ended, under names that begin with `prefix`, each with its node."""
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send `notices` to all instances that listen, as far as it goes: they may get lost, or arrive twice or late.
+
+        A call delays no commit. An exclusive store sends none.
+        """
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Call `on_notice`, which must not raise, with each notice from now on, until the store is closed.
+
+        None means that notices may have been missed: at first, once the instance listens, and for example after a
+        connection was broken. The notices of this instance may be among them.
+        """
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do housekeeping: free space and finish pending deletions. The hub calls this every few seconds.
@@ -252,6 +276,15 @@ async def head_of(store: Store, channel: str) -> Head:
     """Return the current head of one channel. Raises StoreUnavailable."""
     (head,) = await store.heads([channel])
     return head
+
+
+def tail_of(head: Head, found: Iterable[Entry], *, after: int, limit_bytes: int) -> Tail:
+    """Return the entries after serial `after`, of those that a store has `found` in any order (`Store.entries`)."""
+    entries = sorted((entry for entry in found if entry.serial > after), key=lambda entry: entry.serial)
+    if [entry.serial for entry in entries] != list(range(after + 1, head.serial + 1)) or head.serial < after:
+        return Tail(head, None)
+    is_small = sum(len(encode_op(entry.op)) for entry in entries) <= limit_bytes
+    return Tail(head, entries if is_small else None)
 
 
 def next_lives(lives: int, until_ms: int) -> int:

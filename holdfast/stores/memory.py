@@ -8,7 +8,6 @@ For tests, and for channels that need not survive. It keeps its content between 
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.core.document import DAMAGE, Document, Segment, Stored, times_in, used_up_head
@@ -26,10 +25,12 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
-    Moved,
+    Notice,
     StoredPage,
+    Tail,
     Write,
     next_lives,
+    tail_of,
 )
 from holdfast.stores.holds import Holds, steady_ms
 
@@ -154,15 +155,24 @@ class MemoryStore:
         # for ids of deleted channels (channel, message id): the time in ms until which they cannot be used
         self._used_up: dict[tuple[str, str], int] = {}
         self._lives: dict[str, int] = {}  # `Head.lives` of deleted channels
-        self._moves: dict[str, int] = {}  # for each channel the number of the change that moved it last
-        self._opening = secrets.token_hex(4)
-        self._count = 0
         self._now_ms: int | None = None
         self._commits = 0
         self._row_bytes = 0
         self._notes: dict[str, bytes] = {}
         self._clock_ms = now_ms if now_ms is not None else steady_ms()
         self._holds = Holds(self._clock_ms)
+        self._listeners: list[Callable[[Notice | None], None]] = []
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send notices to all hubs that share the store (`Store.notify`)."""
+        for notice in notices:
+            for on_notice in self._listeners:
+                on_notice(notice)
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Call `on_notice` with each notice (`Store.listen`), also after `close`: several hubs share the store."""
+        self._listeners.append(on_notice)
+        on_notice(None)
 
     def lose_holds(self) -> None:
         """Lose all leases and holds, as a server does that starts again."""
@@ -192,6 +202,13 @@ class MemoryStore:
         changed = [message.stored() for message in known.messages.values() if message.last > after]
         newest = next((one.document.id for one in known.by_creation(newest_first=True) if one.document.created), None)
         return Changes(known.head, newest, changed if len(changed) <= limit else None)
+
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
+        known = self._channels.get(channel)
+        messages = known.messages.values() if known is not None else ()
+        found = [entry for message in messages if message.last > after for entry in message.entries]
+        return tail_of(self._head(channel), found, after=after, limit_bytes=limit_bytes)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
@@ -236,14 +253,6 @@ class MemoryStore:
         messages = known.messages.values() if known is not None else ()
         return [message.stored() for message in messages if message.document.is_open]
 
-    async def moved(self, token: str | None) -> Moved:
-        """Return the channels that moved since `token` (`Store.moved`)."""
-        now = f"{self._opening}:{self._count}"
-        opening, _, seen = (token or "").partition(":")
-        if opening != self._opening:
-            return Moved(now, None)
-        return Moved(now, {channel: self._head(channel) for channel, at in self._moves.items() if at > int(seen)})
-
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
     ) -> Head | Conflict:
@@ -255,7 +264,6 @@ class MemoryStore:
             self._lives[channel] = next_lives(self._lives.get(channel, 0), until_ms)
             self._used_up |= {(channel, message_id): until_ms for message_id in used_up}
             self._channels.pop(channel, None)
-            self._note_move(channel)
         return self._head(channel)
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
@@ -290,7 +298,6 @@ class MemoryStore:
                 del known.messages[one.id]
             if gone:
                 known.floor = max(known.floor, *(one.version for one in gone))
-                self._note_move(channel)
         return self._head(channel)
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
@@ -380,11 +387,5 @@ class MemoryStore:
                 if not message.entries:
                     message.since_ms = self._now_ms
                 message.entries.append(entry)
-        if write.entries:
-            channel.serial += len(write.entries)
-            self._note_move(write.channel)
+        channel.serial += len(write.entries)
         return Committed(channel.serial)
-
-    def _note_move(self, channel: str) -> None:
-        self._count += 1
-        self._moves[channel] = self._count

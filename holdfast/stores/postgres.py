@@ -13,7 +13,7 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -31,21 +31,21 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
-    Moved,
+    Notice,
     StoredPage,
+    Tail,
     Write,
 )
 from holdfast.stores.holds import Holds, steady_ms
 from holdfast.stores.postgres_log import Uncovered
-from holdfast.stores.postgres_reading import Reader
+from holdfast.stores.postgres_reading import PostgresReader
 from holdfast.stores.postgres_schema import check_server, prepare_schema, take_lock
-from holdfast.stores.postgres_writing import Writer, reload
+from holdfast.stores.postgres_writing import PostgresWriter, reload
 
 TIMEOUT_S = 20.0  # of one statement; the hub waits a little longer for its store
 CONNECT_TIMEOUT_S = 10.0
 RETAKE_S = 2.0  # how long a new connection waits for the lock of the broken one
 READERS = 4  # connections for reads at most
-MAX_MOVES = 10_000  # channels that `moved` remembers
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -80,7 +80,6 @@ class PostgresStore:
         self._writing = asyncio.Lock()
         self._opened = 0  # how often the store was opened, by any process, when this one opened it
         self._uncovered = Uncovered()
-        self._moves = _Moves()
         self._holds = Holds(steady_ms())  # one process at a time has the store, so they need not be in the tables
         self._stats = {"commits": 0, "row_bytes": 0}
 
@@ -106,7 +105,7 @@ class PostgresStore:
                     timeout=CONNECT_TIMEOUT_S,
                     server_settings=_settings(),
                 )
-                self._uncovered, self._moves, self._holds = Uncovered(), _Moves(), Holds(steady_ms())
+                self._uncovered, self._holds = Uncovered(), Holds(steady_ms())
                 async with self._reading() as reader:
                     self._uncovered.unsure.update(await reader.channels_with_entries())
                 await self._reload_unsure()
@@ -142,7 +141,7 @@ class PostgresStore:
         try:
             async with self._writing, self._translated(late=CommitUnknown):
                 db = await self._writer()
-                writer = Writer(db, self.schema, self._uncovered)
+                writer = PostgresWriter(db, self.schema, self._uncovered)
                 if any(write.documents for write in writes):
                     async with db.transaction():
                         results = await writer.commit(writes)
@@ -156,8 +155,6 @@ class PostgresStore:
         stored = [write for write, result in zip(writes, results, strict=True) if isinstance(result, Committed)]
         for write in stored:
             self._uncovered.stored(write)
-            if write.entries:
-                self._moves.add(write.channel)
         self._stats["commits"] += bool(stored)
         self._stats["row_bytes"] += writer.row_bytes
         return results
@@ -171,6 +168,11 @@ class PostgresStore:
         """Return the messages that changed after a serial (`Store.changes`)."""
         async with self._reading() as reader:
             return await reader.changes(channel, after, limit)
+
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
+        async with self._reading() as reader:
+            return await reader.entries(channel, after, limit_bytes)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
@@ -194,25 +196,15 @@ class PostgresStore:
         async with self._reading() as reader:
             return await reader.open_documents(channel)
 
-    async def moved(self, token: str | None) -> Moved:
-        """Return the channels that moved since `token` (`Store.moved`)."""
-        now, channels = self._moves.since(token)
-        if channels is None:
-            return Moved(now, None)
-        async with self._reading() as reader:
-            heads = await reader.heads(channels)
-        return Moved(now, dict(zip(channels, heads, strict=True)))
-
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
     ) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
         async with self._transaction(late=CommitUnknown) as db:
-            writer = Writer(db, self.schema, self._uncovered)
+            writer = PostgresWriter(db, self.schema, self._uncovered)
             result = await writer.delete_channel(channel, expected, used_up, until_ms)
         if isinstance(result, Head) and (expected.serial or used_up):
             self._uncovered.forget(channel)
-            self._moves.add(channel)
         return result
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
@@ -238,10 +230,7 @@ class PostgresStore:
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
         """Remove messages and commands (`Store.prune`)."""
         async with self._transaction(late=CommitUnknown) as db:
-            head, is_pruned = await Writer(db, self.schema, self._uncovered).prune(channel, epoch, versions)
-        if is_pruned:
-            self._moves.add(channel)
-        return head
+            return await PostgresWriter(db, self.schema, self._uncovered).prune(channel, epoch, versions)
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""
@@ -256,7 +245,7 @@ class PostgresStore:
     async def note(self, values: Mapping[str, bytes | None]) -> None:
         """Keep or delete notes of the hub (`Store.note`)."""
         async with self._transaction(late=CommitUnknown) as db:
-            await Writer(db, self.schema, self._uncovered).note(list(values), list(values.values()))
+            await PostgresWriter(db, self.schema, self._uncovered).note(list(values), list(values.values()))
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
@@ -266,10 +255,16 @@ class PostgresStore:
         """Return the holds under a prefix (`Store.holds`)."""
         return self._holds.holds(prefix)
 
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send no notice: one process has the store (`Store.notify`)."""
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Do nothing: no other process sends a notice (`Store.listen`)."""
+
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         async with self._transaction() as db:
-            await Writer(db, self.schema, self._uncovered).tidy(now_ms)
+            await PostgresWriter(db, self.schema, self._uncovered).tidy(now_ms)
         await self._reload_unsure()
         return self._uncovered.due(now_ms)
 
@@ -332,7 +327,7 @@ class PostgresStore:
             raise
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[Reader]:
+    async def _reading(self) -> AsyncIterator[PostgresReader]:
         if self._pool is None:
             raise LocalError(f"store {shown_url(self.dsn)} is not open; call open() first")
         async with (
@@ -340,7 +335,7 @@ class PostgresStore:
             self._pool.acquire(timeout=TIMEOUT_S) as db,
             db.transaction(isolation="repeatable_read", readonly=True),
         ):
-            yield Reader(db, self.schema)
+            yield PostgresReader(db, self.schema)
 
     async def _reload_unsure(self) -> None:
         """Read again which entries of the unsure channels no document contains."""
@@ -378,30 +373,6 @@ class PostgresStore:
             raise late(
                 f"PostgreSQL at {where} cannot be reached ({error}); check its host and port, and the server"
             ) from error
-
-
-class _Moves:
-    """Which channels moved, in order, for `moved`."""
-
-    def __init__(self) -> None:
-        self._life = os.urandom(4).hex()
-        self._count = 0
-        self._last: dict[str, int] = {}
-
-    def add(self, channel: str) -> None:
-        """Note that `channel` moved."""
-        if len(self._last) >= MAX_MOVES and channel not in self._last:
-            self.__init__()  # type: ignore[misc]
-        self._count += 1
-        self._last[channel] = self._count
-
-    def since(self, token: str | None) -> tuple[str, list[str] | None]:
-        """Return a new token, and the channels that moved since `token`; None if they are not known."""
-        now = f"{self._life}:{self._count}"
-        life, _, seen = (token or "").partition(":")
-        if life != self._life:
-            return now, None
-        return now, [channel for channel, at in self._last.items() if at > int(seen)]
 
 
 def _settings() -> dict[str, str]:

@@ -18,10 +18,19 @@ from holdfast.core.model import ChannelSummary
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Delete, Entry
 from holdfast.core.retention import Fact
-from holdfast.stores.base import NOTHING, Changes, Facts, Head, StoredPage
+from holdfast.stores.base import NOTHING, Changes, Facts, Head, StoredPage, Tail, tail_of
 from holdfast.stores.postgres_log import entries_in
 
 decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
+
+
+# Rows of entries after a serial; older ones are left out once the newer ones take the limit.
+_MOVED_AFTER = """
+SELECT body FROM (
+  SELECT body, last, sum(length(body)) OVER (ORDER BY last DESC) - length(body) AS newer FROM {schema}.tails
+    WHERE channel = $1 AND last > $2
+) t WHERE newer <= $3 ORDER BY last
+"""
 
 
 class Log(NamedTuple):
@@ -36,7 +45,7 @@ class Log(NamedTuple):
         return [key for key, entries in self.entries.items() if any(type(one.op) is Delete for one in entries)]
 
 
-class Reader:
+class PostgresReader:
     """Queries on one connection, inside the transaction of their caller."""
 
     def __init__(self, db: Connection[Record] | PoolConnectionProxy[Record], schema: str) -> None:
@@ -101,6 +110,19 @@ class Reader:
         ids = [row["message"] for row in rows]
         stored = await self._stored(log, ids) if len(ids) <= limit else {}
         return Changes(log.head, newest, [stored[key] for key in ids] if len(ids) <= limit else None)
+
+    async def entries(self, channel: str, after: int, limit_bytes: int) -> Tail:
+        row = await self._db.fetchrow(
+            f"SELECT id, epoch, serial, floor, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
+            f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
+            channel,
+        )
+        assert row is not None
+        bodies: list[bytes] = []
+        if row["has_tail"]:
+            moved = await self._db.fetch(_MOVED_AFTER.format(schema=self._schema), row["id"], after, limit_bytes)
+            bodies = [*(one["body"] for one in moved), row["tail"]]
+        return tail_of(_head(row), entries_in(bodies), after=after, limit_bytes=limit_bytes)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         log = await self.log(channel)

@@ -34,8 +34,9 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
-    Moved,
+    Notice,
     StoredPage,
+    Tail,
     Write,
 )
 from holdfast.stores.holds import Holds, steady_ms
@@ -143,6 +144,10 @@ class SqliteStore:
         """Return the messages that changed after a serial (`Store.changes`)."""
         return await self._run(lambda engine: engine.changes(channel, after, limit))
 
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
+        return await self._run(lambda engine: engine.entries(channel, after, limit_bytes))
+
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
         return await self._run(lambda engine: engine.messages(channel, ids))
@@ -160,10 +165,6 @@ class SqliteStore:
     async def open_documents(self, channel: str) -> list[Stored]:
         """Return the open documents of `channel` (`Store.open_documents`)."""
         return await self._run(lambda engine: engine.open_documents(channel))
-
-    async def moved(self, token: str | None) -> Moved:
-        """Return the channels that moved since `token` (`Store.moved`)."""
-        return await self._run(lambda engine: engine.moved(token))
 
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
@@ -214,6 +215,12 @@ class SqliteStore:
         """Return the holds under a prefix (`Store.holds`)."""
         return self._opened().holds.holds(prefix)
 
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send no notice: one hub owns the file (`Store.notify`)."""
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Do nothing: no other hub sends a notice (`Store.listen`)."""
+
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         return await self._run(lambda engine: engine.tidy(now_ms))
@@ -250,10 +257,12 @@ class SqliteStore:
                 raise StoreUnavailable(f"backup {target} was stopped: the store closes") from None
             finally:
                 gone.set()
+            # The note comes first, so that a process that dies never leaves a backup of which the store does not know.
+            # A note about a file that does not exist is dropped with the next backup.
+            with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place
+                await self.note(await asyncio.to_thread(noted, target, begun_ms, await self.notes(BACKUP_NOTE)))
             await asyncio.to_thread(finish, partial, target)
         self.note_backup(0.0)
-        with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place
-            await self.note(await asyncio.to_thread(noted, target, begun_ms, await self.notes(BACKUP_NOTE)))
 
     def note_backup(self, age_s: float) -> None:
         """Note that the last good backup was made `age_s` seconds ago."""

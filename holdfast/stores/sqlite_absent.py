@@ -11,23 +11,35 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from holdfast.core.document import DAMAGE, Stored, restored
 from holdfast.core.errors import LocalError, StoreUnusable, shown
 from holdfast.core.message_state import CommandState, MessageState
+from holdfast.core.ops import Entry
 from holdfast.core.records import command_record, encode_line, message_record
+from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_known import BACKUP_NOTE, journals_of, known_backups
+from holdfast.stores.sqlite_log import CommitLog
 from holdfast.stores.sqlite_reader import reading_store
 
 MAX_FILE_BYTES = 1024 * 1024
 MAX_WORDS = 1_000
 MAX_WORD_BYTES = 1_000
-LEAST_WORD_BYTES = 3  # shorter ones are found by chance
+LEAST_WORD_BYTES = 3  # shorter words occur by chance in any large file
 MAX_PLACES = 20  # places of one word in one file that are named
 _CHUNK = 1024 * 1024
+
+
+@dataclass
+class Unread:
+    """The numbers of the messages and of the rows of the log of which only the bytes were searched."""
+
+    messages: int = 0
+    rows: int = 0
 
 
 class Word(NamedTuple):
@@ -76,7 +88,13 @@ def places_of(store: Path, words: list[Word]) -> Iterator[str]:
             yield from _bounded(part, _in_bytes(part, words))
         try:
             with reading_store(file) as db:
-                yield from _bounded(file, _in_messages(db, words))
+                unread = Unread()
+                yield from _bounded(file, _in_messages(db, words, unread))
+            if unread.messages or unread.rows:
+                yield (
+                    f"{file}: {unread.messages} messages and {unread.rows} rows of the log are damaged, or of an "
+                    "older version of Holdfast, so only their bytes were searched"
+                )
         except (StoreUnusable, LocalError) as error:
             yield f"{file}: its messages cannot be read, so only its bytes were searched: {error}"
 
@@ -114,19 +132,47 @@ def _in_bytes(file: Path, words: list[Word]) -> Iterator[tuple[Word, str]]:
         raise LocalError(f"file {file} cannot be read: {error.strerror}; run the command as its owner") from None
 
 
-def _in_messages(db: sqlite3.Connection, words: list[Word]) -> Iterator[tuple[Word, str]]:
+def _in_messages(db: sqlite3.Connection, words: list[Word], unread: Unread) -> Iterator[tuple[Word, str]]:
     documents = Documents(db)
     names = dict(db.execute("SELECT id, name FROM channels WHERE name IS NOT NULL"))
+    logged = _logged(db, documents, unread)
     for key, number, message_id in db.execute("SELECT id, channel, message FROM documents").fetchall():
-        try:
-            head, segments = documents.read(key, message_id)
-            (thing,) = restored([Stored(id=message_id, head=head, segments=segments, entries=[])])
-        except (StoreUnusable, sqlite3.DatabaseError, *DAMAGE):
-            continue  # `holdfast verify` names damaged messages; their bytes are searched
-        text = _text_of(thing)
+        text = logged.get(key) or _text_in(documents, key, message_id, [])
+        if text is None:
+            unread.messages += documents.by_key(key) is not None  # otherwise the server has removed it meanwhile
+            continue
         for word in words:
             if word.text in text:
                 yield word, f"in message {message_id!r} of channel {names.get(number)!r}"
+
+
+def _logged(db: sqlite3.Connection, documents: Documents, unread: Unread) -> dict[int, bytes]:
+    """Return the texts of the messages with entries in the log, by key. An entry may hold a part of a word."""
+    log, texts = CommitLog(), {}
+    db.execute("BEGIN")
+    try:
+        log.load(db, Channels(db, documents).tracked)
+        entries, _ = log.entries(db, list(log.pinned))
+        for key, tracked in log.pinned.items():
+            text = _text_in(documents, key, tracked.id, entries.get(key, []))
+            if text is not None:
+                texts[key] = text
+        unread.rows = len(log.damaged)
+    except (StoreUnusable, sqlite3.DatabaseError):
+        (unread.rows,) = db.execute("SELECT count(*) FROM log").fetchone()
+    finally:
+        db.execute("ROLLBACK")
+    return texts
+
+
+def _text_in(documents: Documents, key: int, message_id: str, entries: list[Entry]) -> bytes | None:
+    """Return the texts of a message; None if it cannot be read."""
+    try:
+        head, segments = documents.read(key, message_id)
+        (thing,) = restored([Stored(id=message_id, head=head, segments=segments, entries=entries)])
+    except (StoreUnusable, sqlite3.DatabaseError, *DAMAGE):
+        return None
+    return _text_of(thing)
 
 
 def _text_of(thing: MessageState | CommandState) -> bytes:

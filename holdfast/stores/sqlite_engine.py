@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ from typing import Literal
 
 from holdfast.core.document import DAMAGE, Stored, used_up_head
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
-from holdfast.stores.base import Changes, Committed, Conflict, Head, Moved, StoredPage, Write
-from holdfast.stores.sqlite_channels import Channel, Channels, Plan
+from holdfast.stores.base import Changes, Committed, Conflict, Head, StoredPage, Tail, Write, tail_of
+from holdfast.stores.sqlite_channels import ChannelRow, Channels, Plan
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
@@ -52,7 +51,6 @@ class Engine:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._opening = secrets.token_hex(4)  # random id of this opening: tokens of earlier ones are invalid
         self._is_open = False
 
     # -- opening and closing ---------------------------------------------------------------------------------------
@@ -131,7 +129,7 @@ class Engine:
         results: list[Committed | Conflict] = []
         plans: list[Plan] = []
         entries: list[LogEntry] = []
-        heads: list[tuple[Channel, int]] = []
+        heads: list[tuple[ChannelRow, int]] = []
         known = self.channels.by_name
         for write in writes:
             channel = known.get(write.channel) or self._channel(write.channel)
@@ -168,7 +166,7 @@ class Engine:
             self._store(plans, entries, heads)
         return results
 
-    def _plan(self, write: Write, channel: Channel, *, is_born: bool) -> Plan:
+    def _plan(self, write: Write, channel: ChannelRow, *, is_born: bool) -> Plan:
         plan = Plan(channel, is_born)
         for document in write.documents:
             tracked = plan.new.get(document.id) or self._tracked(channel, document.id)
@@ -179,7 +177,7 @@ class Engine:
                 plan.documents.append((tracked, document))
         return plan
 
-    def _collect_entries(self, write: Write, channel: Channel, plan: Plan | None, entries: list[LogEntry]) -> None:
+    def _collect_entries(self, write: Write, channel: ChannelRow, plan: Plan | None, entries: list[LogEntry]) -> None:
         """Add to `entries` those of `write` that no document of its `plan` contains."""
         known = channel.tracked
         covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
@@ -194,7 +192,7 @@ class Engine:
                 raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
             entries.append((tracked, entry.serial, op))
 
-    def _tracked(self, channel: Channel, message_id: str) -> Tracked | None:
+    def _tracked(self, channel: ChannelRow, message_id: str) -> Tracked | None:
         """Return the state of a message in the log (`Tracked`); None if the message has no document."""
         tracked = channel.tracked.get(message_id)
         if tracked is None:
@@ -203,7 +201,7 @@ class Engine:
                 tracked = channel.tracked[message_id] = Tracked(channel.name, found.key, found.id, found.version)
         return tracked
 
-    def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[Channel, int]]) -> None:
+    def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[ChannelRow, int]]) -> None:
         rows = self._log.rows(entries)
         handed = -self._documents.row_bytes
         with self._file.transaction() as db:
@@ -217,7 +215,7 @@ class Engine:
             self._note_plan(plan)
         for channel, serial in heads:
             channel.serial = serial
-            channel.moved = self._commits
+            channel.used = self._commits
 
     def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
         """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
@@ -259,6 +257,7 @@ class Engine:
         self._commits += 1
         self._documents_written += documents
         self._row_bytes += row_bytes
+        self._space.wrote(row_bytes, self._log)
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
     def _note_deleted(self, row_bytes: int, documents: int) -> int:
@@ -277,7 +276,7 @@ class Engine:
         with self._file.transaction():
             handed = self.channels.bury(name, used_up, until_ms)
         self._note_written(handed)
-        self.channels.deleted(name, at=self._commits)
+        self.channels.by_name.pop(name, None)
         if channel is not None:
             for tracked in channel.tracked.values():
                 self._log.release(tracked, channel.serial)
@@ -310,6 +309,16 @@ class Engine:
             changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
             messages = self._stored(changed) if len(changed) <= limit else None
             return Changes(channel.head, self._documents.newest(channel.id), messages)
+
+    def entries(self, name: str, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
+        with self._reading():
+            channel = self._channel(name)
+            known = channel.tracked.values() if channel is not None else ()
+            keys = [tracked.key for tracked in known if tracked.last > after]
+            found, _ = self._log.entries(self._file.db, keys)
+            entries = [entry for of_message in found.values() for entry in of_message]
+            return tail_of(self._head(name), entries, after=after, limit_bytes=limit_bytes)
 
     def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
@@ -362,17 +371,11 @@ class Engine:
         )
         return dict(rows.fetchall())
 
-    def moved(self, token: str | None) -> Moved:
-        """Return the channels that moved since `token` (`Store.moved`)."""
-        now = f"{self._opening}:{self._commits}"
-        opening, _, since = (token or "").partition(":")
-        return Moved(now, self.channels.moved(int(since)) if opening == self._opening else None)
-
     def _stored(self, documents: dict[int, str]) -> list[Stored]:
         """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
         return self._whole.read(self._file.db, self._log, documents)
 
-    def _channel(self, name: str) -> Channel | None:
+    def _channel(self, name: str) -> ChannelRow | None:
         return self.channels.find(name, at=self._commits)
 
     def _head(self, name: str) -> Head:

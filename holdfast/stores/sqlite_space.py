@@ -14,6 +14,7 @@ from holdfast.stores.sqlite_log import CommitLog
 
 logger = logging.getLogger("holdfast.stores")
 
+MEASURED_BYTES = 256 * 1024  # the file is measured again after writes of so many bytes
 WORTH_BYTES = 16 * 1024 * 1024  # free space below this is not reported in the log
 
 
@@ -24,11 +25,18 @@ class Space:
         self._file = file
         self._documents = documents
         self._rollbacks = -1  # the first call of `measure` counts the free slots
-        self._bytes = self._free_bytes = 0
+        self._bytes = self._free_bytes = self._written = 0
         self._is_reported = False
+
+    def wrote(self, size_bytes: int, log: CommitLog) -> None:
+        """Note written bytes, and measure the file if they are many."""
+        self._written += size_bytes
+        if self._written >= MEASURED_BYTES:
+            self.measure(log)
 
     def measure(self, log: CommitLog) -> None:
         """Measure the file, with its WAL. Free are its unused pages, and the slots without text in them."""
+        self._written = 0
         if self._rollbacks != self._file.rollbacks:
             self._rollbacks = self._file.rollbacks
             self._documents.count_free()

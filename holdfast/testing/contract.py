@@ -34,7 +34,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import CommandState, MessageState, part_bytes
 from holdfast.core.model import ChannelSummary, Json
-from holdfast.core.ops import Command, Create, WriterIdentity
+from holdfast.core.ops import Command, Create, Entry, WriterIdentity
 from holdfast.core.requests import (
     AppendText,
     Caller,
@@ -54,7 +54,9 @@ from holdfast.core.requests import (
 )
 from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import Text
-from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Hold, Store, Write, head_of
+from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Tail, Write, head_of
+from holdfast.testing.contract_holds import HoldsContract
+from holdfast.testing.contract_notices import NoticesContract
 
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
@@ -106,6 +108,7 @@ class Chat:
         self.is_served = is_served  # True: agents work on this channel
         self.state = ChannelState(channel)
         self.state.lives = lives
+        self.entries: list[Entry] = []  # all entries of the channel since it was empty
 
     @property
     def channel(self) -> str:
@@ -157,6 +160,7 @@ class Chat:
 
     def take(self, write: Write) -> None:
         """Apply a stored write to the channel's state."""
+        self.entries = [*(self.entries if write.expected else []), *write.entries]
         for entry in write.entries:
             self.state.epoch, self.state.lives = write.epoch, 0
             apply_entry(self.state, entry)
@@ -242,7 +246,7 @@ async def _data(store: Store, *keys: str) -> list[tuple[Json, Json]]:
     return [(one.data, one.reply.data if one.reply is not None else None) for one in commands]
 
 
-class StoreContract:
+class StoreContract(HoldsContract, NoticesContract):
     """The promises of every store. Subclass it and supply the `store` fixture: an open, empty store."""
 
     pytestmark = pytest.mark.asyncio
@@ -605,35 +609,10 @@ class StoreContract:
     async def test_notes_belong_to_no_channel(self, store: Store) -> None:
         await Chat(store).do(create("m1", "a"))
         await store.note({"c": b"x"})
-        assert (await store.moved(None)).channels in (None, {"c": Head("e1", 1)})
         await emptied(store, "c")
         assert await store.notes("c") == {"c": b"x"}
 
     # -- channels ------------------------------------------------------------------------------------------------
-
-    # -- holds --------------------------------------------------------------------------------------------------
-
-    async def test_holds_of_all_nodes_are_found_by_prefix(self, store: Store) -> None:
-        first = await store.hold("n1", MINUTE_MS, {"x/a": Hold(b"1"), "y": Hold(b"2")})
-        second = await store.hold("n2", MINUTE_MS, {"x/b": Hold(b"3", first.now_ms + MINUTE_MS), "x/a": None})
-        assert second.now_ms >= first.now_ms
-        assert (set(first.nodes), set(second.nodes)) == ({"n1"}, {"n1", "n2"})
-        expected = {"x/a": ("n1", Hold(b"1")), "x/b": ("n2", Hold(b"3", first.now_ms + MINUTE_MS))}
-        assert await store.holds("x/") == expected
-        again = await store.hold("n2", MINUTE_MS, {"y": Hold(b"4"), "x/b": None})
-        assert again.life == second.life
-        assert await store.holds("") == {"x/a": ("n1", Hold(b"1")), "y": ("n2", Hold(b"4"))}
-
-    async def test_holds_end_with_the_lease_of_their_node_or_at_their_time(self, store: Store) -> None:
-        first = await store.hold("n1", MINUTE_MS, {"with-node": Hold(b"1")})
-        later_ms = first.now_ms + MINUTE_MS
-        await store.hold("n1", MINUTE_MS, {"later": Hold(b"2", later_ms), "over": Hold(b"3", first.now_ms)})
-        assert set(await store.holds("")) == {"with-node", "later"}
-        assert (await store.hold("n1", 0, {})).nodes == set()
-        assert await store.holds("") == {"later": ("n1", Hold(b"2", later_ms))}
-        back = await store.hold("n1", MINUTE_MS, {})
-        assert back.life != first.life
-        assert set(await store.holds("")) == {"later"}
 
     async def test_channels_are_listed_in_order_page_by_page(self, store: Store) -> None:
         for name in ("b", "a", "c:2", "c:1", "B"):
@@ -909,37 +888,36 @@ class StoreContract:
                 assert known(one) == known(chat.state.messages[key])
         assert await store.notes("served/") == {"served/c": b""}
 
-    # -- changed channels ---------------------------------------------------------------------------------------
+    # -- entries ------------------------------------------------------------------------------------------------
 
-    async def test_no_channel_changed_since_a_fresh_token(self, store: Store) -> None:
-        await Chat(store).do(create("m1", "a"))
-        token = (await store.moved(None)).token
-        assert not (await store.moved(token)).channels
+    async def test_entries_after_a_serial_are_returned_in_order(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True), create("m2", streaming=True))
+        await chat.do(append("m2", "a"), append("m1", "b"))
+        await chat.do(append("m2", "c"), put_part("m1", 1, {"type": "text", "text": "d"}))
+        assert await store.entries("c", after=2, limit_bytes=PAGE) == (chat.head, chat.entries[2:])
+        assert await store.entries("c", after=5, limit_bytes=PAGE) == (chat.head, chat.entries[5:])
+        assert await store.entries("c", after=6, limit_bytes=PAGE) == (chat.head, [])
+        await store.close()
+        await store.open()
+        assert await store.entries("c", after=3, limit_bytes=PAGE) == (chat.head, chat.entries[3:])
 
-    async def test_channels_changed_since_a_token_are_listed_with_their_heads(self, store: Store) -> None:
-        one, two, three = Chat(store, "a"), Chat(store, "b"), Chat(store, "d")
-        await one.do(create("m1", "x"))
-        await two.do(create("m2", "y"))
-        token = (await store.moved(None)).token
-        await two.do(create("m3", "z"))
-        await three.do(create("m4", "z"))
-        await two.do(create("m5", "z"))
-        moved = await store.moved(token)
-        assert moved.channels == {"b": Head("e1", 3), "d": Head("e1", 1)}
-        assert not (await store.moved(moved.token)).channels
-
-    async def test_a_deleted_channel_is_listed_as_changed(self, store: Store) -> None:
-        await Chat(store).do(create("m1", "x"))
-        token = (await store.moved(None)).token
+    async def test_entries_are_none_beyond_the_limit_the_head_or_the_last_document(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True))
+        for text in ("a" * 600, "b" * 600, "c" * 600):
+            await chat.do(append("m1", text))
+        whole = await store.entries("c", after=1, limit_bytes=1_900)
+        assert whole == (chat.head, chat.entries[1:])
+        for after, limit_bytes in ((1, 1_800), (3, 599), (5, PAGE)):
+            assert await store.entries("c", after=after, limit_bytes=limit_bytes) == Tail(chat.head, None)
+        await chat.do(documents=["m1"])
+        assert (await store.entries("c", after=1, limit_bytes=PAGE)).entries in (None, chat.entries[1:])
+        assert await store.entries("c", after=4, limit_bytes=PAGE) == (chat.head, [])
         gone = await emptied(store, "c")
-        assert (await store.moved(token)).channels == {"c": gone}
-
-    async def test_an_unknown_token_gives_a_new_one_without_a_promise(self, store: Store) -> None:
-        await Chat(store).do(create("m1", "x"))
-        for token in (None, "", "somebody:5", "0"):
-            moved = await store.moved(token)
-            assert moved.channels is None or moved.channels["c"] == Head("e1", 1)
-            assert not (await store.moved(moved.token)).channels
+        assert await store.entries("c", after=4, limit_bytes=PAGE) == Tail(gone, None)
+        assert await store.entries("c", after=0, limit_bytes=PAGE) == (gone, [])
+        assert await store.entries("never", after=0, limit_bytes=PAGE) == (NOTHING, [])
 
     # -- deleting -----------------------------------------------------------------------------------------------
 
@@ -1273,9 +1251,28 @@ async def _check(chat: Chat) -> None:
         one = read[key]
         assert isinstance(one, CommandState)
         _check_command(one, command, state.messages.get(command.target or ""))
+    await _check_entries(chat)
     page = await store.page(chat.channel, before=None, limit=100, limit_bytes=PAGE)
     alive = sorted((one for one in state.messages.values() if not one.deleted), key=lambda one: -one.created)
     assert [stored.id for stored in page.messages] == [one.id for one in alive]
+
+
+async def _check_entries(chat: Chat) -> None:
+    """Check that the entries after a serial, applied to the state at that serial, equal the state of today."""
+    serial = chat.state.serial
+    for after in sorted({max(0, serial - back) for back in (1, 3, 8)}):
+        head, entries = await chat.store.entries(chat.channel, after=after, limit_bytes=PAGE)
+        assert head == chat.head
+        if entries is None:
+            continue
+        state = ChannelState(chat.channel, chat.state.epoch)
+        for entry in (*chat.entries[:after], *entries):
+            apply_entry(state, entry)
+        assert (state.serial, list(state.messages)) == (serial, list(chat.state.messages))
+        for message_id, message in chat.state.messages.items():
+            assert known(state.messages[message_id]) == known(message)
+        for key, command in chat.state.commands.items():
+            assert known_command(state.commands[key]) == known_command(command)
 
 
 def _check_command(read: CommandState, true: CommandState, target: MessageState | None) -> None:

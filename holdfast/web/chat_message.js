@@ -96,7 +96,7 @@ export class MessageView {
     else if (role === "user") state = isWaiting ? words.waiting : ""
     setText(this.state, state)
     this.node.dataset.status = local?.state ?? status
-    this.fail(local?.error?.detail ?? (status === "failed" && reason ? reason : ""))
+    this.fail(local?.error?.detail ?? (status === "failed" ? words.notFinished + (reason ? `: ${reason}` : "") : ""))
   }
 
   /** Show why a request failed, or hide it. @param {string} words */

@@ -52,7 +52,7 @@ export class Panel {
       title: element("h2", { part: "title" }),
       people: element("p", { class: "people" }),
       empty: element("div", { class: "empty" }, element("slot", { name: "empty" }, words.empty)),
-      older: element("p", { class: "older", hidden: true }, element("span", {}, words.older)),
+      older: element("p", { class: "older", hidden: true }, words.older),
     }
     this.list = new MessageList(this)
     this.scroller = new Scroller(this)

@@ -30,6 +30,7 @@ export const STRINGS = {
   stopped: "Stopped",
   interrupted: "Interrupted",
   failed: "Failed",
+  notFinished: "This answer could not be finished",
   refused: "Not sent",
   sending: "Sending…",
   reasoning: "Reasoning",

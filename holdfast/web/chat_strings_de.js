@@ -31,6 +31,7 @@ export const STRINGS = {
   stopped: "Gestoppt",
   interrupted: "Unterbrochen",
   failed: "Fehlgeschlagen",
+  notFinished: "Diese Antwort konnte nicht beendet werden",
   refused: "Nicht gesendet",
   sending: "Wird gesendet…",
   reasoning: "Überlegung",

@@ -46,11 +46,11 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .mark{flex:none;display:grid;place-items:center;width:2em;height:2em;border-radius:8px;font-size:.8125em;background:var(--accent);color:var(--on-accent)}
 .close{display:none;place-items:center;border:0;background:none;padding:6px;border-radius:8px;color:var(--muted)}
 .floating .close{display:grid}
-.log{flex:1;min-height:0;overflow-y:auto;padding:20px 16px 12px;overscroll-behavior:contain}
+.log{flex:1;min-height:0;overflow-y:auto;padding:24px 16px 12px;overscroll-behavior:contain}
 .log:focus-visible{outline-offset:-2px}
 .messages{display:grid;grid-template-columns:minmax(0,1fr);gap:4px;position:relative;width:100%;max-width:740px;margin:0 auto}
 .empty{display:grid;place-items:center;height:100%;color:var(--muted)}
-.message{content-visibility:auto;contain-intrinsic-height:auto 200px;overflow-clip-margin:6px;min-width:0;overflow-wrap:anywhere}
+.message{content-visibility:auto;contain-intrinsic-height:auto 200px;overflow-clip-margin:10px;min-width:0;overflow-wrap:anywhere}
 .message > header{display:flex;flex-wrap:wrap;align-items:center;gap:2px 8px;margin-bottom:6px}
 .author{font-weight:600;font-size:.9375em}
 .state{margin:0;color:var(--muted);font-size:.875em}
@@ -62,7 +62,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .user .body{width:fit-content;max-width:100%;margin-inline-start:auto;padding:9px 16px;border-radius:calc(var(--radius) + 2px);background:var(--tint)}
 .user[data-status="sending"] .body{opacity:.75}
 .user .markdown{white-space:pre-wrap}
-.log > .approvals{max-width:740px;margin:0 auto}
+.approvals{max-width:740px;margin:0 auto}
 .mute .row{display:none}
 .approval{margin-top:12px;padding:14px 16px;border:1px solid var(--warm-line);border-radius:calc(var(--radius) - 2px);background:var(--warm)}
 .approval .ask{margin:0 0 4px;font-weight:600}
@@ -71,13 +71,12 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .primary,.secondary{padding:6px 14px}
 .primary{border-color:var(--accent);background:var(--accent);color:var(--on-accent);font-weight:600}
 .actions{display:flex;flex-wrap:wrap;align-items:center;gap:2px;min-height:24px;margin-top:2px;opacity:0}
-.assistant .actions{margin-inline-start:-8px}
+.assistant .actions{margin-inline-start:-6px}
 .user .actions{justify-content:flex-end}
 :is(.message:hover,.message:focus-within,.message:last-child,[data-status="refused"]) > .actions,.actions:has(.place:not([hidden])){opacity:1}
 .action,.branch{padding:1px 8px;border-color:transparent;background:none}
 .jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px rgb(0 0 0 / 12%);max-width:96%;line-height:1.2}
-.older{position:sticky;top:0;z-index:1;height:0;text-align:center}
-.older span{padding:4px 12px;border-radius:20px;background:var(--tint)}
+.older{margin-top:-22px;height:22px;text-align:center}
 .panel > :is(.status,.note){width:calc(100% - 32px);max-width:740px;margin:0 auto;padding:4px 6px;overflow-wrap:anywhere}
 .panel > .mistake{margin-bottom:14px;padding:10px 14px;color:var(--danger)}
 .panel > .note{padding-bottom:16px;text-align:center}
@@ -99,20 +98,20 @@ textarea::placeholder{color:var(--muted);opacity:1}
 button:disabled{opacity:.4}
 .stop{border-color:var(--border);background:var(--surface)}
 .square{border:.4em solid var(--danger);border-radius:3px}
-details{margin:0 0 8px;color:var(--muted);font-size:.875em}
+details{margin:8px 0;color:var(--muted);font-size:.875em}
 summary{width:fit-content}
 details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--border);white-space:pre-wrap;font:inherit}
 .source{display:inline-block;margin:8px 8px 0 0;padding:3px 10px;border:1px solid var(--border);border-radius:9px;background:var(--surface);text-decoration:none}
 .chunk:has(+ .chunk){content-visibility:auto;contain-intrinsic-height:auto 2000px}
-.markdown :is(p,ul,ol,table,blockquote,.code,div.math,h3,h4,h5,h6){margin:0 0 .75em}
+.markdown :where(p,ul,ol,table,blockquote,.code,div.math,h3,h4,h5,h6){margin:0 0 .75em}
 .markdown :is(.chunk,div):last-child > :last-child{margin-bottom:0}
 .markdown :is(h3,h4,h5,h6){margin-top:1.1em;font-size:1em;line-height:1.35}
 .markdown h3{font-size:1.2em}
 .markdown > :first-child > :first-child{margin-top:0}
 .markdown :is(ul,ol){padding-inline-start:1.6em}
-.markdown li > :is(ul,ol,p){margin-bottom:.2em}
+.markdown li > :is(ul,ol){margin:0}
 .markdown li:has(> input){list-style:none}
-.markdown input{margin:0 .4em 0 0}
+input{margin:0 .4em 0 0}
 hr{border:0;border-top:1px solid var(--border)}
 .markdown a{color:var(--accent)}
 .markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
@@ -134,7 +133,8 @@ div.math{overflow-x:auto;text-align:center}
 pre{margin:0}
 .code code,.lines,textarea{display:block}
 .markdown p:empty{display:none}
-.code pre{width:max-content;padding:12px 14px}
+.code pre,.lines{width:max-content}
+.code pre{padding:12px 14px}
 [data-status="streaming"] .markdown > :last-child > :is(p,h3,h4,h5,h6):nth-last-child(1 of :not(.hairline))::after{content:"";display:inline-block;width:.5em;height:1.1em;margin-inline-start:3px;border-radius:2px;background:var(--accent);vertical-align:-.2em}
 @container (max-width:27em){.choices{flex:1 0 100%;flex-wrap:wrap}.choice{flex:1}}
 @media (pointer:coarse){:is(button,.source,summary){min-width:44px;min-height:44px}.source,summary{align-content:center}.choices{border-radius:23px}.actions{opacity:1}.jump{margin-top:calc(-44px - .6em)}

@@ -604,6 +604,17 @@ async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
         assert distance <= 2
 
 
+async def test_line_about_older_messages_covers_no_message(browser: Browser) -> None:
+    async with gallery_server() as address:
+        page = await open_gallery(browser, address, "state=history-loading")
+        line = await page.locator(".older").bounding_box()
+        first = await page.locator("article").first.bounding_box()
+    assert line is not None
+    assert first is not None
+    assert line["height"] > 0
+    assert line["y"] + line["height"] <= first["y"]
+
+
 async def test_long_message_with_many_parts_is_drawn_whole(browser: Browser) -> None:
     async with scene(browser, "", has_agent=False) as here:
         text = "\n\n".join(f"Paragraph {n} " + "word " * 40 for n in range(4_000))
@@ -997,6 +1008,7 @@ async def test_failed_answer_is_requested_again(browser: Browser) -> None:
         await here.answer("one")
         here.pieces.put_nowait("fail")
         await here.until("Failed")
+        await here.until("This answer could not be finished: ")
         await here.page.get_by_role("button", name="Try again").click()
         await here.answer("two")
         await here.end()

@@ -7,6 +7,7 @@ import hashlib
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -236,7 +237,7 @@ async def test_a_damaged_channel_does_not_keep_the_others_from_being_emptied(tmp
     for name in ("a", "b", "c"):
         await say(hub, name, "m", "ann")
     await hub.close()
-    with sqlite3.connect(tmp_path / "chat.db") as db:
+    with closing(sqlite3.connect(tmp_path / "chat.db")) as db, db:
         db.execute("UPDATE channels SET crc = crc + 1 WHERE name = 'b'")
     receipt = await hub.archive.forget("ann")
     assert (receipt.messages, receipt.unreadable) == (2, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from holdfast.core.requests import (
 from holdfast.core.turns import CANCEL_S
 from holdfast.hub import HubCore
 from holdfast.hub.leases import BROKEN_S
-from holdfast.stores.base import Head
+from holdfast.stores.base import Tail
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
@@ -122,17 +121,17 @@ async def test_lease_that_is_renewed_at_one_hub_does_not_expire_at_another(reque
 @virtually
 async def test_lease_expires_though_the_first_read_before_its_end_fails(fault: str) -> None:
     class Faulty(Shared):
-        """Fails at the first read of a head after `fails` was set."""
+        """Fails at the first read of entries after `fails` was set."""
 
         fails = False
 
-        async def heads(self, channels: Sequence[str]) -> list[Head]:
+        async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
             if self.fails:
                 self.fails = False
                 if fault == "unexpected error":
                     raise ValueError
                 await asyncio.get_running_loop().create_future()
-            return await super().heads(channels)
+            return await super().entries(channel, after=after, limit_bytes=limit_bytes)
 
     store = Faulty()
     hub = new_hub(store)

@@ -20,7 +20,7 @@ from holdfast.core.requests import SERVER, Caller, CreateMessage, DeleteMessage,
 from holdfast.hub import HubCore
 from holdfast.hub.pace import Pace
 from holdfast.hub.writer import MessageWriter
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from holdfast.stores.memory import MemoryStore
 from tests.hub.watching import PATIENCE_S
 from tests.virtual import virtual_clock, virtually
@@ -53,10 +53,10 @@ class Trying(MemoryStore):
             await asyncio.sleep(self.result_delay_s)
         return results
 
-    async def heads(self, channels: Sequence[str]) -> list[Head]:
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
         if self.is_unreadable:
             raise StoreUnavailable("not now")
-        return await super().heads(channels)
+        return await super().entries(channel, after=after, limit_bytes=limit_bytes)
 
 
 async def test_hub_closed_while_it_starts_ends() -> None:

@@ -116,6 +116,37 @@ async def test_responsible_node_recovers_each_channel_first_and_after_a_term_eac
     assert sorted(cluster.recovered) == sorted((node, channel) for node in "ab" for channel in CHANNELS)
 
 
+async def test_nodes_that_vanish_one_after_another_do_not_delay_the_recovery_by_each_node() -> None:
+    cluster = Cluster()
+    here, there, *others = [await cluster.node(name) for name in "abcdef"]
+    await cluster.pass_ms(9000, here, there, *others)
+    cluster.recovered.clear()
+    while others:
+        await others.pop().end()
+        await cluster.pass_ms(2000, here, there, *others)
+    assert {("a", "c0"), ("b", "c0")} <= set(cluster.recovered)
+
+
+async def test_node_that_begins_and_ends_between_two_renewals_is_recovered() -> None:
+    cluster = Cluster()
+    here = await cluster.node("a")
+    await cluster.pass_ms(9000, here)
+    cluster.recovered.clear()
+    await (await cluster.node("b")).end()
+    await cluster.pass_ms(1000, here)
+    assert cluster.recovered == [("a", channel) for channel in CHANNELS]
+
+
+async def test_node_that_has_ended_stays_gone_although_its_last_renewal_arrives_late() -> None:
+    cluster = Cluster()
+    here, there = await cluster.node("a"), await cluster.node("b")
+    await cluster.pass_ms(6000, here, there)
+    await there.end()
+    await cluster.store.hold("b", TERM_MS, {})
+    await cluster.pass_ms(1000, here)
+    assert here.is_gone("b")
+
+
 @pytest.mark.parametrize(("channel", "node"), [("c0", "a"), ("c2", "c")])
 def test_responsible_node_of_a_channel_is_the_same_in_each_version(channel: str, node: str) -> None:
     assert responsible_node(channel, "abc") == node

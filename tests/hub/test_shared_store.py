@@ -91,6 +91,21 @@ async def test_cursor_of_another_hub_is_resumed(here: HubCore, there: HubCore) -
     assert (attached.resumed, back.cursor) == (True, viewer.cursor)
 
 
+async def test_entries_of_another_hub_are_applied_one_by_one(
+    here: HubCore, there: HubCore, store: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await here.ask("c", "m", CreateMessage(status="streaming", text="one"), ANN)
+    viewer = Watcher(there, "c")
+    await viewer.take()
+    monkeypatch.setattr(store, "changes", None)  # a read of whole messages fails
+    await here.ask("c", "m", AppendText(text=" two", at=3), ANN)
+    await here.ask("c", "m", AppendText(text=" three", at=7), ANN)
+    await there.channel("c").refresh()
+    await viewer.take()
+    assert [message.text for message in viewer.view.messages()] == ["one two three"]
+    assert viewer.cursor == str(here.channel("c").state.cursor)
+
+
 async def test_update_by_another_hub_is_read(here: HubCore, there: HubCore) -> None:
     await here.create("c", id="m", text="old")
     await there.update("c", "m", text="new")

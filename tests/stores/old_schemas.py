@@ -14,6 +14,7 @@ import json
 import sqlite3
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,9 @@ async def write(target: Path) -> None:
         await store.open()
         channels = await fill(store)
         found = await content(store, channels)
-        with sqlite3.connect(path) as db, sqlite3.connect(folder / "copy.db") as copy:
+        with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(folder / "copy.db")) as copy:
             db.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
-        copy.close()
         data = read(folder / "copy.db")
         await store.close()
     target.with_suffix(".db.gz").write_bytes(gzip.compress(data, mtime=0))

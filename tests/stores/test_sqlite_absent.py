@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,13 @@ from click.testing import CliRunner, Result
 
 from holdfast.cli import main
 from holdfast.core.errors import LocalError
+from holdfast.core.requests import AppendText, CreateMessage
 from holdfast.hub import HubCore
 from holdfast.stores import sqlite_absent
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_absent import MAX_PLACES, Word, read_words
+
+FILES = Path(__file__).parent / "files"
 
 
 def verify(path: Path, words: Path) -> Result:
@@ -45,6 +50,34 @@ async def test_words_are_found_in_database_wal_and_backups_until_the_person_is_f
     absent = verify(path, words)
     assert (absent.exit_code, absent.output) == (0, f"{path}: none of 3 words found\n")
     await hub.close()
+
+
+async def test_a_word_that_was_appended_in_parts_is_found_while_its_message_streams(tmp_path: Path) -> None:
+    path, words = tmp_path / "chat.db", tmp_path / "words"
+    words.write_bytes(b"xylophone-17\n")
+    hub = HubCore(f"sqlite:///{path}", hooks_signals=False)
+    await hub.ask("chat:1", "m1", CreateMessage(status="streaming", role="assistant"), hub.caller(None))
+    for text in ("a xylo", "phone", "-17"):
+        await hub.ask("chat:1", "m1", AppendText(text=text), hub.caller(None))
+    found = verify(path, words)
+    await hub.close()
+    assert (found.exit_code, found.output.splitlines()[0]) == (
+        1,
+        f"{path}: the word of line 1 is in message 'm1' of channel 'chat:1'",
+    )
+
+
+def test_messages_of_an_old_schema_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    path, words = tmp_path / "chat.db", tmp_path / "words"
+    path.write_bytes(gzip.decompress((FILES / "schema-2.db.gz").read_bytes()))
+    words.write_bytes(b"xylophone-17\n")
+    found = verify(path, words)
+    assert found.exit_code == 1
+    assert re.match(
+        rf"{re.escape(str(path))}: [1-9][0-9]* messages and [1-9][0-9]* rows of the log are damaged, .* so only "
+        "their bytes were searched",
+        found.output,
+    ), found.output
 
 
 def test_a_word_is_found_at_each_place_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

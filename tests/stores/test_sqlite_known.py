@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
+import pytest
+
+from holdfast.stores import sqlite
+from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_backup import finish
 from holdfast.stores.sqlite_known import known_backups, noted
 
 
@@ -39,3 +46,21 @@ def test_backups_that_were_removed_leave_the_notes_and_those_on_disks_that_are_a
     (tmp_path / "chat.db-wal").touch()
     found = known_backups(tmp_path / "chat.db", {name: value for name, value in notes.items() if value is not None})
     assert [one.path.name for one in found] == ["x" * 300, "away.db", "kept.db", "chat.db-wal.foreign-0a1b2c3d"]
+
+
+async def test_a_backup_is_noted_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteStore(tmp_path / "chat.db")
+    found: list[Path] = []
+
+    def finish_and_look(partial: Path, target: Path) -> None:
+        """Finish the backup, and read the notes as a process that starts after a crash here would."""
+        finish(partial, target)
+        with contextlib.closing(sqlite3.connect(store.path)) as db:
+            notes = dict(db.execute("SELECT name, value FROM notes"))
+        found.extend(one.path for one in known_backups(store.path, notes))
+
+    monkeypatch.setattr(sqlite, "finish", finish_and_look)
+    await store.open()
+    await store.backup(tmp_path / "one.db", mb_per_s=1000)
+    await store.close()
+    assert found == [tmp_path / "one.db"]

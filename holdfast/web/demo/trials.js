@@ -34,8 +34,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
   const find = (/** @type {string | undefined} */ id) => channel.getSnapshot().messages.find((one) => one.id === id)
   /** The newest answer that is shown. @returns {Answer | null} */
   function newest() {
-    const found = channel.getSnapshot().messages.filter(({ role }) => role === "assistant").at(-1)
-    return found ? { message: found.id, text: found.text, status: found.status } : null
+    return channel.getSnapshot().messages.filter(({ role }) => role === "assistant").map(({ id, text, status }) => ({ message: id, text, status })).at(-1) ?? null
   }
 
   function notice() {
@@ -49,9 +48,10 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
 
   /** Compare the answer with its state before a reload or a lost connection, at the first complete view after it. */
   async function settleReturn() {
-    const { answer, ms: left_ms, how } = gone ?? { answer: null, ms: 0, how: "" }
-    const { points = 0, events = 0, ms = since(left_ms) * 1_000 } = /** @type {Record<string, number>} */ (channel.getSnapshot().lastCatchUp ?? {})
-    const [text, batch] = [counted(points), `${counted(events, "event")}, ${Math.ceil(ms)} ms`]
+    const [{ answer, ms: left_ms, how }, { all, lastCatchUp }] = [gone ?? { answer: null, ms: 0, how: "" }, channel.getSnapshot()]
+    const { points = 0, events = 0, ms = since(left_ms) * 1_000 } = /** @type {Record<string, number>} */ (lastCatchUp ?? {})
+    const others = how === "reload" ? all.filter(({ id }) => id !== answer?.message) : [] // a reload fetches each in one event: the rest is the answer
+    const [text, batch] = [counted(others.reduce((left, { text }) => left - size(text), points)), `${counted(events - others.length, "event")}, ${Math.ceil(ms)} ms`]
     ;[gone, offline_ms] = [null, 0]
     if (how === "reload") settle("reload", answer, `${text} came back in ${batch}`, `You reloaded here. **${text}** came back in **${batch}**`)
     if (how === "offline") settle("offline", answer, `${text} followed in ${batch}, nothing lost`)

@@ -1,0 +1,91 @@
+"""`max_bytes`: a full store refuses new messages, and running answers still end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from holdfast import Hub, Turn
+from holdfast.core.errors import LocalError, StoreFull
+from holdfast.hub import HubCore
+from tests.agents.test_turns import until_over
+
+MB = 10**6
+
+
+async def _fill(hub: HubCore) -> list[str]:
+    """Create messages until the store is full, and return their ids."""
+    ids: list[str] = []
+    with pytest.raises(StoreFull):
+        while len(ids) < 40:
+            ids.append((await hub.create("log:1", text="x" * (MB // 2), id=f"m{len(ids)}")).id)
+    return ids
+
+
+async def test_full_store_refuses_new_messages_and_lets_running_answers_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub(f"sqlite:///{tmp_path}/chat.db", max_bytes="10MB", hooks_signals=False)
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    @hub.agent("chat:*")
+    async def answer(turn: Turn) -> None:
+        asked.set()
+        await may_answer.wait()
+        async with turn.reply() as reply:
+            await reply.append("the answer")
+
+    try:
+        async with hub.message("log:1", id="running") as running:
+            await running.append("begun")
+            question = await hub.create("chat:1", text="a question")
+            await asked.wait()
+            ids = await _fill(hub)
+            with pytest.raises(
+                StoreFull, match=r"store has [\d,]+ bytes of data, max_bytes is 10,000,000, .*retention"
+            ):
+                await hub.create("chat:2", text="another question")
+            with pytest.raises(StoreFull):
+                await hub.create("chat:1", role="assistant", text="of no turn", reply_to="m0")
+            await hub.create("log:1", text="x" * (MB // 2), id="m0")  # a repeat stores nothing
+            await running.append("y" * 1000)
+        assert len((await hub.read("log:1", "running"))[0].text) == 1005
+        may_answer.set()
+        *_, answered = await until_over(hub, 1)
+        assert (answered.reply_to, answered.status, answered.text) == (question.id, "complete", "the answer")
+
+        assert len(ids) in (18, 19)
+        counts = hub.stats()
+        assert 0.95 * 10 * MB <= counts["used_bytes"] <= counts["max_bytes"] == 10 * MB
+        assert counts["store_full_refusals"] == 3
+        with caplog.at_level(logging.WARNING, "holdfast.hub"):
+            hub.runtime.capacity.watch()
+            hub.runtime.capacity.watch()
+        assert [record.args for record in caplog.records] == [(counts["used_bytes"], 10 * MB, 0.95 * 10 * MB)]
+
+        await hub.delete("log:1", "m0")
+        while not await hub.store.wipe():
+            pass
+        await hub.store.tidy(hub.clock.now_ms())
+        await hub.create("chat:2", text="another question")
+    finally:
+        may_answer.set()
+        await hub.close()
+
+
+@pytest.mark.parametrize(
+    ("store", "size", "said"),
+    [
+        ("memory://", "10GB", "max_bytes needs a store in a file"),
+        ("sqlite:///unused.db", "9MB", "max_bytes must be \"10MB\" or more, got '9MB'"),
+        ("sqlite:///unused.db", "10 GB", "max_bytes must be a number and kB, MB, GB or TB"),
+        ("sqlite:///unused.db", True, "got True"),
+        ("sqlite:///unused.db", -1, "got -1"),
+    ],
+)
+def test_wrong_bounds_are_refused(store: str, size: str | int, said: str) -> None:
+    with pytest.raises(LocalError, match=said):
+        HubCore(store, max_bytes=size)
