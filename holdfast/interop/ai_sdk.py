@@ -231,7 +231,9 @@ def _messages_in(body: Json) -> tuple[list[Json], Json]:
     """Return the page's messages before the last, and the last one, in the form that is relied on."""
     messages = body["messages"] if "messages" in body else [body.get("message")]
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise InvalidRequest("messages must be a list of at least one message, each with id, role and parts")
+        raise InvalidRequest(
+            f"messages must be a list of at least one message, each with id, role and parts, got {messages!r:.80}"
+        )
     last = messages[-1]
     if body.get("trigger", "submit-message") not in ("submit-message", "regenerate-message"):
         raise InvalidRequest(f"trigger must be submit-message or regenerate-message, got {body['trigger']!r:.80}")

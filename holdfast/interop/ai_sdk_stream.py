@@ -62,7 +62,7 @@ _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), 
 
 
 @dataclass
-class _Tool:
+class _ToolCall:
     call: str
     name: str
     stage: int = 0
@@ -105,7 +105,7 @@ class UIStream:
         self._texts: dict[Place, SentText] = {}  # what the page has of each text
         self._values: dict[Place, Json | None] = {}  # the last value of each other part
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
-        self._tools: dict[Place, _Tool] = {}
+        self._tools: dict[Place, _ToolCall] = {}
         self._asked: dict[str, Json | None] = {}  # open questions; None: the page answers it with its next request
         self._meta: Json = {}
         self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
@@ -160,7 +160,7 @@ class UIStream:
             else:  # a question about an earlier call stays in the step of the call; new parts have a step of their own
                 self._step_due, self._is_step_empty = ANSWERED, False
 
-    def _content(self, tool: _Tool | None = None) -> None:
+    def _content(self, tool: _ToolCall | None = None) -> None:
         """Begin a new step if one is due, before the chunk that makes a part: `tool`, or one of another type."""
         stages = {one.stage for one in self._tools.values() if one.step == self._step and one is not tool}
         is_joined = self._step_due == IN_STEP and (
@@ -249,7 +249,7 @@ class UIStream:
         text, state = part.get("input", ""), part.get("state")
         if tool is None:
             stage = _STAGES.get(self._page.tools.get(part["call"], ""), 0)
-            tool = _Tool(part["call"], part["name"], stage, sent=len(text) if stage else 0, has_deltas=not stage)
+            tool = _ToolCall(part["call"], part["name"], stage, sent=len(text) if stage else 0, has_deltas=not stage)
             self._tools[place] = tool
         tool.has_outcome = self._page.is_outcome(part)
         is_new = tool.stage == 0
@@ -273,7 +273,7 @@ class UIStream:
                 **result_of(part, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
             )
 
-    def _approve(self, tool: _Tool, part: Json) -> None:
+    def _approve(self, tool: _ToolCall, part: Json) -> None:
         """Give the page the reply to an approval, which it lacks if it loads or resumes after the reply."""
         approval = approval_of(part, self._release)
         if approval is None or tool.stage == OVER or self._page.has_approval(tool.call, approval):
@@ -288,7 +288,7 @@ class UIStream:
                 self._put(type="tool-approval-response", approvalId=approval["id"], **reply)
                 self._step_due, self._is_step_empty = ANSWERED, False
 
-    def _make_available(self, tool: _Tool, text: str, *, is_silent: bool = False) -> None:
+    def _make_available(self, tool: _ToolCall, text: str, *, is_silent: bool = False) -> None:
         if tool.stage != STARTED:
             return
         tool.stage = AVAILABLE
@@ -297,7 +297,7 @@ class UIStream:
             chunk = {"toolCallId": tool.call, "toolName": tool.name, "input": value}
             self._put(type="tool-input-available", **chunk, **self._executed(tool))
 
-    def _executed(self, tool: _Tool, *, is_output: bool = False) -> Json:
+    def _executed(self, tool: _ToolCall, *, is_output: bool = False) -> Json:
         is_here = tool.name not in self._release.browser_tools
         return {"providerExecuted": True} if is_here and (is_output or not self._release.strict) else {}
 
@@ -326,7 +326,7 @@ class UIStream:
             self._put(type="finish", **self._reason("tool-calls"))
         self.is_over = True
 
-    def _replied(self) -> list[_Tool]:
+    def _replied(self) -> list[_ToolCall]:
         """Return the calls to which the page has replied."""
         return [one for one in self._tools.values() if self._page.tools.get(one.call) in _REPLIED]
 
