@@ -32,7 +32,7 @@ from holdfast.core.turn_deltas import TurnStatus
 from holdfast.hub import HubCore
 from holdfast.hub.control import check_speed
 from holdfast.hub.patterns import check_pattern
-from holdfast.hub.turn_status import next_status, read_conversation, read_pending, read_turn
+from holdfast.hub.turn_status import next_status, read_pending, read_turn
 from holdfast.hub.workers import WhenBusy
 from holdfast.response import Answering, StreamResponse, Style, check_style
 from holdfast.routes import Access, authorize
@@ -211,11 +211,6 @@ class Hub(HubCore):
                     return now
         finally:
             unhook()
-
-    async def conversation(self, channel: str, *, limit: int = 200) -> list[TurnStatus]:
-        """Return the turns of the newest branch, oldest first, of the newest `limit` messages (at most 200, 2 MiB)."""
-        await self.start()
-        return await read_conversation(self.runtime, check_channel(channel), limit)
 
     async def pending_commands(self, channel: str) -> list[Command]:
         """Return the commands of `channel` without a reply, oldest first: cancels, questions of agents, your own."""

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from holdfast.core.branches import versions_of
+from holdfast.core.branches import newest_branch, versions_of
 from holdfast.core.deltas import (
     Delta,
     MessageContinued,
@@ -87,6 +87,7 @@ __all__ = [
     "TurnStatus",
     "guarded",
     "is_id",
+    "newest_branch",
     "versions_of",
 ]
 

@@ -22,7 +22,7 @@ from holdfast.core.limits import Limits
 from holdfast.hub import turn_status
 from holdfast.hub.rates import Rates
 from holdfast.interop.ai_sdk_stream import UIStream
-from holdfast.routes import InAnswer, Sent, TurnChanged, TurnDelta, TurnStatus, guarded
+from holdfast.routes import InAnswer, Sent, TurnChanged, TurnDelta, TurnStatus, guarded, newest_branch
 from holdfast.stores.base import StoredPage
 from holdfast.transports.chunks import cycle_of
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -189,15 +189,13 @@ async def test_stream_begins_at_the_position_of_its_caller() -> None:
             assert lines == [*({"text": text} for text in rest), {"state": "over"}]
 
 
-async def test_conversation_of_a_hub_is_its_newest_branch_with_the_answers() -> None:
+async def test_newest_branch_of_the_messages_of_a_channel_is_public() -> None:
     hub = new_hub()
-    for id, text, options in (("q", "Why?", {}), ("edited", "How?", {"parent": None})):
-        await hub.create("chat:1", id=id, text=text, starts_turn=False, **options)
+    for id, text in (("q", "Why?"), ("edited", "How?")):
+        await hub.create("chat:1", id=id, text=text, parent=None, starts_turn=False)
         await hub.create("chat:1", text=f"{text} So.", role="assistant", reply_to=id)
-    turns = await hub.conversation("chat:1")
-    assert [(one.message and one.message.id, [each.text for each in one.answers]) for one in turns] == [
-        ("edited", ["How? So."])
-    ]
+    page = await hub.history("chat:1")
+    assert [one.text for one in newest_branch(page.messages)] == ["How?", "How? So."]
     await hub.close()
 
 
