@@ -466,10 +466,10 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     """The claim will be stored, so the agent can begin."""
     claim = TurnScheduler._claim
 
-    def eager(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker) -> None:
+    def eager(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker, *lost: Any) -> None:
         if not worker.is_local:
             worker.begin(AssignedTurn(channel, turn.message_id, turn.attempt + 1, LEASE_S))
-        claim(self, channel, turn, worker)
+        claim(self, channel, turn, worker, *lost)
 
     patch.setattr(TurnScheduler, "_claim", eager)
 
@@ -703,9 +703,9 @@ def an_agent_has_more_turns_than_slots(patch: pytest.MonkeyPatch) -> None:
     """Slots count for remote agents only."""
     claim = TurnScheduler._claim
 
-    def uncounted(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker) -> None:
+    def uncounted(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker, *lost: Any) -> None:
         worker.free += worker.is_local
-        claim(self, channel, turn, worker)
+        claim(self, channel, turn, worker, *lost)
 
     patch.setattr(TurnScheduler, "_claim", uncounted)
 
