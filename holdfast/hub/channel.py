@@ -365,6 +365,12 @@ class Channel:
                 await self._reload()
                 self.moved()
 
+    async def settle(self) -> None:
+        """Wait for the end of a `rewrite`, and of reads of the store."""
+        if self._loading.locked():
+            async with self._loading:
+                pass
+
     async def _is_at(self, head: Head) -> bool:
         """Return whether the state is at `head`, as a read returned it.
 

@@ -398,6 +398,8 @@ class HubCore:
         With `after`, return the oldest ones created after that serial, oldest first.
         """
         await self.start()
+        if (live := self.runtime.channels.get(channel)) is not None:
+            await live.settle()  # the store may have a part of an import
         page = await self.store.page(
             check_channel(channel),
             before=before,

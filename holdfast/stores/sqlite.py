@@ -34,6 +34,7 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
+    Pruned,
     StoredPage,
     Tail,
     Write,
@@ -189,7 +190,7 @@ class SqliteStore:
         """Return facts for retention (`Store.facts`)."""
         return await self._run(lambda engine: engine.pruning.facts(channel, after, limit))
 
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         return await self._run(lambda engine: engine.pruning.prune(channel, epoch, versions), late=CommitUnknown)
 
