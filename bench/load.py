@@ -76,7 +76,7 @@ class Load:
     ) -> Json:
         """Attach one viewer to each of `channels` (which may repeat) and wait for all first batches.
 
-        `prefix` is the path below which the hub is mounted, `piece` the distance between tokens in the text
+        The hub is mounted below the path `prefix`. A token begins at each multiple of `piece` in the text
         (`Producers.produce`).
         """
         self._prefix, self._piece = prefix, piece

@@ -109,7 +109,7 @@ class Conversation:
         return time.monotonic() - max(self.agents[name].spawned_s, self.world.server.spawned_s) > STEADY_S
 
     def lose(self, name: str, why: str, *, is_missed: bool = True) -> Child:
-        """Expect that this agent ends; with `is_missed` other agents may begin its turns again."""
+        """Stop expecting that this agent runs. With `is_missed`, other agents may begin its open turns again."""
         self.world.note(f"{name}: {why}")
         if is_missed:
             self.expect_attempts(self.questions.open)

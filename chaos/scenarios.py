@@ -20,7 +20,7 @@ import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from chaos import wrong_clock
+import chaos.wrong_clock as wrong_clock
 from chaos.agent_scenarios import agents
 from chaos.app import Wanted
 from chaos.processes import Child, Server, ask

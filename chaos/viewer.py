@@ -202,7 +202,10 @@ class Viewer:
         self._look(response["events"])
 
     def _may_become(self, before: str, after: str, events: list[Json]) -> bool:
-        """Return whether a poll may change its cursor so. Producers store no entry that is not an event."""
+        """Return whether a poll with these events may move the cursor from `before` to `after`.
+
+        A producer stores only entries with events, so without an event of the log the epoch and serial stay the same.
+        """
         is_still = all("serial" not in event for event in events) and self.watching.kind == "plan"
         return not is_still or before.split(":")[:2] == after.split(":")[:2]
 

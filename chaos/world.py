@@ -78,11 +78,24 @@ class Failure(Exception):
         self.account = detail
 
 
+class Story:
+    """The events of a run, each with its time. `tell` receives each line, too."""
+
+    def __init__(self, tell: Callable[[str], None] | None) -> None:
+        self.lines: list[str] = []
+        self._tell = tell
+        self._begun_s = time.monotonic()
+
+    def add(self, what: str) -> None:
+        self.lines.append(f"{time.monotonic() - self._begun_s:8.3f} {what}")
+        if self._tell is not None:
+            self._tell(self.lines[-1])
+
+
 class World:
     """The world of a scenario. An async context manager: its exit ends all processes."""
 
     def __init__(self, name: str, seed: int, scale: Scale, *, tell: Callable[[str], None] | None = None) -> None:
-        self._tell = tell
         self.name = name
         self.seed = seed
         self.scale = scale
@@ -101,8 +114,7 @@ class World:
         self._fault_models: list[FaultModel] = []
         self._watchers: list[tuple[Child, Watching, list[Json]]] = []
         self._wrong: list[str] = []  # reports of errors
-        self._story: list[str] = []
-        self._begun_s = time.monotonic()
+        self._story = Story(tell)
 
     async def __aenter__(self) -> Self:
         await self._stack.__aenter__()
@@ -126,9 +138,7 @@ class World:
 
     def note(self, what: str) -> None:
         """Add an event to the report."""
-        self._story.append(f"{time.monotonic() - self._begun_s:8.3f} {what}")
-        if self._tell is not None:
-            self._tell(self._story[-1])
+        self._story.add(what)
 
     def count(self, what: str, by: int = 1) -> None:
         """Add to a figure of the report."""
@@ -139,7 +149,7 @@ class World:
         lines = [
             f"chaos {self.name}, seed {self.seed}: {failure.account}",
             f"-- the last {STORY_LINES} events:",
-            *self._story[-STORY_LINES:],
+            *self._story.lines[-STORY_LINES:],
             *(f"-- the end of {one.name}'s log:\n{one.log[-LOG_CHARACTERS:]}" for one in self._servers),
             f"-- kept in {self.folder}",
             f"-- again: python -m chaos {self.name} --seed {self.seed} {self.scale.arguments}",

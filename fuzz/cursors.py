@@ -152,7 +152,7 @@ class Past:
         self.epoch = ""
         self.serial = 0
         self.cursors: list[str] = []  # all issued cursors, in order
-        self._batches: list[tuple[str, list[Any]]] = []  # the batches of the current log, entry by entry
+        self._batches: list[tuple[str, list[Any]]] = []  # of the current log: each cursor and the events before it
         self._written = 0
 
     @classmethod

@@ -16,7 +16,7 @@ from holdfast.core.errors import HoldfastError, TooLarge
 from holdfast.transports.problem import problem_headers
 
 
-class Reader(Protocol):
+class ReadingProtocol(Protocol):
     """The protocol object of a connection."""
 
     def may_read(self) -> bool:
@@ -26,9 +26,9 @@ class Reader(Protocol):
 class Flow(FlowControl):
     """uvicorn's flow control. This one also stops reading, for example while a request waits behind the running one."""
 
-    def __init__(self, transport: asyncio.Transport, protocol: Reader) -> None:
+    def __init__(self, transport: asyncio.Transport, protocol: ReadingProtocol) -> None:
         super().__init__(transport)
-        self.protocol: Reader | None = protocol  # None once the connection is lost
+        self.protocol: ReadingProtocol | None = protocol  # None once the connection is lost
 
     def resume_reading(self) -> None:
         if self.read_paused and self.protocol is not None and self.protocol.may_read():

@@ -313,7 +313,9 @@ def load_app(target: str) -> Any:
     try:
         app = getattr(importlib.import_module(module), name or "hub")
     except Exception as error:
-        raise LocalError(f"--app {target} could not be imported: {type(error).__name__}: {error}") from error
+        raise LocalError(
+            f"--app {target} could not be imported: {type(error).__name__}: {error}; name it as MODULE:NAME"
+        ) from error
     if not callable(app):
         raise LocalError(f"--app {target} must name an ASGI app, got an object of type {type(app).__name__}")
     return app

@@ -22,7 +22,7 @@ class Watchdog:
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
         self._loop = asyncio.get_running_loop()
-        self._watches: dict[Watch, None] = {}  # the running operations, oldest first
+        self._watches: dict[WatchedOperation, None] = {}  # the running operations, oldest first
         self._has_timer = False
 
     @classmethod
@@ -32,20 +32,20 @@ class Watchdog:
             return known
         return cls(limit_s)
 
-    def watch(self) -> Watch:
+    def watch(self) -> WatchedOperation:
         """Return a context manager for one operation of the current task. It raises TimeoutError at the limit."""
         task = asyncio.current_task()
         assert task is not None
-        return Watch(self, task, self._loop.time() + self.limit_s)
+        return WatchedOperation(self, task, self._loop.time() + self.limit_s)
 
-    def begin(self, watch: Watch) -> None:
+    def begin(self, watch: WatchedOperation) -> None:
         """Watch an operation until `end`."""
         self._watches[watch] = None
         if not self._has_timer:
             self._has_timer = True
             self._loop.call_at(watch.due_s, self._run)
 
-    def end(self, watch: Watch) -> None:
+    def end(self, watch: WatchedOperation) -> None:
         """Stop watching an operation."""
         self._watches.pop(watch, None)
 
@@ -60,7 +60,7 @@ class Watchdog:
         self._has_timer = False
 
 
-class Watch:
+class WatchedOperation:
     """One operation of a task. At the limit its task is cancelled, and the block raises TimeoutError."""
 
     __slots__ = ("_cancelling", "_is_over", "_task", "_watchdog", "due_s", "is_late")
@@ -79,7 +79,7 @@ class Watch:
             self.is_late = True
             self._task.cancel()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> WatchedOperation:
         self._cancelling = self._task.cancelling()
         self._watchdog.begin(self)
         return self

@@ -11,7 +11,8 @@ wheel does not contain them. The rules of the wire itself belong to `wirecheck`.
 - `message_streams`: the stream of one message, compared with the log;
 - `hooks`: the calls of one hook, compared with the log;
 - `promises`: the ends of leases, turns, commands and presence: neither early nor late;
-- `plans`, `scripts`: texts that each process of a run knows in advance;
+- `nodes`: the leases of hubs on a shared store, and the messages of a hub that has ended;
+- `plans`: texts that each process of a run knows in advance;
 - `acknowledged`: the messages that producers know to be stored, compared with those of the server;
 - `questions`: the possible answers to a question, and replies to its commands.
 """

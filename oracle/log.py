@@ -349,7 +349,7 @@ class StoredLogs:
             self._logs[channel].append(before.copy(epoch, kept.serial, self.stamp))
 
     def set_used_up(self, ids: Iterable[tuple[str, str]]) -> None:
-        """Replace the used up ids, after a power cut."""
+        """Replace the ids that cannot be used again by those that the store still knows after a power cut."""
         self._used_up = set(ids)
 
 

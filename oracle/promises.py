@@ -10,6 +10,7 @@ only once the faults are over. Hubs that share a store keep deadlines of their o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -83,6 +84,20 @@ class Presence:
     leaving: list[Connection] = field(default_factory=list)  # connections on which it left: the hub may read that late
 
 
+@dataclass
+class Carriers:
+    """The connections that ever carried a request about one message."""
+
+    all: list[Connection] = field(default_factory=list)
+    last: dict[int, Connection | None] = field(default_factory=dict)  # of each generation; None: in the hub's process
+
+    def note(self, connection: Connection | None, generation: int) -> None:
+        """Note that `connection` carries a request of the writer with this generation."""
+        self.last[generation] = connection
+        if connection is not None and connection not in self.all:
+            self.all.append(connection)
+
+
 class Promises:
     """The ends that are due. `live_node` returns the id of the one hub that runs, if there is only one."""
 
@@ -110,9 +125,7 @@ class Promises:
         self._trouble_s = 0.0  # time until which the hub was held up
         self._leases: dict[Place, Held] = {}
         self._turns: dict[Place, Held] = {}
-        # for each message the connections that ever carried a request about it
-        self._connections: dict[Place, list[Connection]] = {}
-        self._last: dict[tuple[Place, int], Connection | None] = {}  # the last connection of each generation
+        self._carriers: defaultdict[Place, Carriers] = defaultdict(Carriers)
         self._commands: dict[Place, Sent] = {}
         self._stored_s: dict[Place, float] = {}  # when each command was stored last
         self._attempts: dict[tuple[str, str, int], int] = {}  # how often each attempt began
@@ -181,9 +194,7 @@ class Promises:
 
     def note_request(self, place: Place, connection: Connection | None = None, *, generation: int = 1) -> None:
         """Note that the writer of a message sends a request, which is a sign of life."""
-        self._last[place, generation] = connection
-        if connection is not None and connection not in self._connections.setdefault(place, []):
-            self._connections[place].append(connection)
+        self._carriers[place].note(connection, generation)
         self._note_request(self._lease(place, generation), connection)
 
     def note_accepted(
@@ -322,8 +333,8 @@ class Promises:
             return
         now_s = self._now_s()
         held = self._leases[place] = Held(generation, writer.lease_ms / 1000, now_s, now_s, writer.by)
-        held.connections = self._connections.setdefault(place, [])
-        held.connection = self._last.get((place, generation))
+        held.connections = self._carriers[place].all
+        held.connection = self._carriers[place].last.get(generation)
 
     def _note_stored(self, place: Place) -> None:
         """Note that an entry of the message's writer was stored."""

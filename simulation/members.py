@@ -128,7 +128,9 @@ class Member(Actor):
         await asyncio.sleep(EPHEMERAL_S)
         if not process.is_alive or process.is_held or not world.promises.was_healthy(sent_s):
             return
-        if world.fault_model.latency_s[1] > SLOW_S or any(node.hub.is_draining for node in world.nodes if node.is_up):
+        if world.plan.fault_model.latency_s[1] > SLOW_S or any(
+            node.hub.is_draining for node in world.nodes if node.is_up
+        ):
             return
         for viewer in world.viewers:
             if not viewer.follows(self.channel, process, sent_s):

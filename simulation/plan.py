@@ -123,47 +123,50 @@ class Plan:
             fault_model=FaultModel.drawn(draw),
             sizes=[draw.choice(values) if draw.random() < 0.5 else values[-1] for _, _, values in SIZES],
         )
-        plan._draw_members(Random(f"{seed}/society"))
+        _draw_members(plan, Random(f"{seed}/society"))
         if plan.members and Random(f"{seed}/steady").random() < 0.3:
             plan.authors.append(SteadyWriter)
         requests = Random(f"{seed}/room").choice((2, 1_000, 1_000))
         plan.limits = replace(plan.limits, socket_requests=requests)
-        plan._draw_hooks(Random(f"{seed}/hooks"))
+        _draw_hooks(plan, Random(f"{seed}/hooks"))
         plan.registers_late = Random(f"{seed}/hasty").random() < 0.3
         plan.asks_by_socket = Random(f"{seed}/sockets").random() < 0.5
         if not plan.is_exclusive:
-            plan._draw_loss(Random(f"{seed}/loss"))
+            _draw_loss(plan, Random(f"{seed}/loss"))
         return plan
 
-    def _draw_loss(self, draw: Random) -> None:
-        self.hubs += self.hubs == 3 and draw.random() < 0.3
-        self.loss = draw.choice((None, None, "kill", "pause", "drain"))
-        if draw.random() < 0.5:
-            self.faults.append("store restart")
 
-    def _draw_members(self, draw: Random) -> None:
-        """Draw leases, members, commands and agents: some worlds have many, others none."""
-        if draw.random() < 0.35:
-            return
-        del self.authors[draw.choice((1, 2, 4)) :]
-        self.authors += [LeaseWriter] * draw.choice((0, 1, 1, 2)) + [Commander] * draw.choice((0, 1, 2))
-        self.members = draw.choice((0, 1, 2))
-        if self.is_exclusive:  # hubs that share a store do not know each other's leases
-            self.workers = draw.choice((0, 0, 1, 2))
-            kinds = draw.choice((0, 0, 1)) if self.workers else draw.choice((0, 1, 1, 2))
-            self.agents = [
-                LocalPlan(
-                    when_busy=draw.choice(("queue", "queue", "interrupt", "parallel")),
-                    on_crash=draw.choice(("restart", "continue", "interrupt")),
-                    slots=draw.choice((1, 2, 1_000)),
-                    has_questions=draw.random() < 0.5,
-                )
-                for _ in range(kinds)
-            ]
+def _draw_loss(plan: Plan, draw: Random) -> None:
+    plan.hubs += plan.hubs == 3 and draw.random() < 0.3
+    plan.loss = draw.choice((None, None, "kill", "pause", "drain"))
+    if draw.random() < 0.5:
+        plan.faults.append("store restart")
 
-    def _draw_hooks(self, draw: Random) -> None:
-        if self.is_exclusive:  # hubs that share a store each call their own hooks
-            self.hooks = [HookPlan.drawn(draw, number) for number in range(draw.choice((0, 1, 1, 2)))]
+
+def _draw_members(plan: Plan, draw: Random) -> None:
+    """Draw leases, members, commands and agents: some worlds have many, others none."""
+    if draw.random() < 0.35:
+        return
+    del plan.authors[draw.choice((1, 2, 4)) :]
+    plan.authors += [LeaseWriter] * draw.choice((0, 1, 1, 2)) + [Commander] * draw.choice((0, 1, 2))
+    plan.members = draw.choice((0, 1, 2))
+    if plan.is_exclusive:  # hubs that share a store do not know each other's leases
+        plan.workers = draw.choice((0, 0, 1, 2))
+        kinds = draw.choice((0, 0, 1)) if plan.workers else draw.choice((0, 1, 1, 2))
+        plan.agents = [
+            LocalPlan(
+                when_busy=draw.choice(("queue", "queue", "interrupt", "parallel")),
+                on_crash=draw.choice(("restart", "continue", "interrupt")),
+                slots=draw.choice((1, 2, 1_000)),
+                has_questions=draw.random() < 0.5,
+            )
+            for _ in range(kinds)
+        ]
+
+
+def _draw_hooks(plan: Plan, draw: Random) -> None:
+    if plan.is_exclusive:  # hubs that share a store each call their own hooks
+        plan.hooks = [HookPlan.drawn(draw, number) for number in range(draw.choice((0, 1, 1, 2)))]
 
 
 def _limits(draw: Random) -> Limits:

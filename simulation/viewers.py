@@ -139,7 +139,7 @@ class Viewer(Actor):
 
     async def read_on(self) -> None:
         """Read no bytes for a while, now and then."""
-        if self.draw.random() < self.world.fault_model.stall_chance:
+        if self.draw.random() < self.world.plan.fault_model.stall_chance:
             self._busy_s = float("inf")
             try:
                 await self.pause(0.1, 10.0)

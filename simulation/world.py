@@ -83,10 +83,10 @@ class World:
         self.loop = VirtualLoop()
         self.trace = Trace(self.loop)
         self.stored = StoredLogs()
-        self.fault_model = self.plan.fault_model
-        self.net = Network(self.loop, self.fault_model, self.stored, self.trace)
-        self.store = SimStore(self.loop, self.fault_model, self.stored, self.trace, is_exclusive=self.plan.is_exclusive)
-        self.channels = [f"c{number}" for number in range(self.plan.channels)]
+        self.net = Network(self.loop, self.plan.fault_model, self.stored, self.trace)
+        self.store = SimStore(
+            self.loop, self.plan.fault_model, self.stored, self.trace, is_exclusive=self.plan.is_exclusive
+        )
         self.nodes = [Node(self, name) for name in "ABCD"[: self.plan.hubs]]
         self.promises = Promises(
             self.loop.time,
@@ -103,8 +103,7 @@ class World:
         self.edited: set[tuple[str, str]] = set()  # messages that an editor has changed
         self.abandoned: set[tuple[str, str]] = set()  # messages whose takeover may have no writer
         self.viewers: list[Viewer] = []
-        self.is_calm = False
-        self.calm_s = float("inf")
+        self.calm_s = float("inf")  # since when no fault happens
         self.leases_count_s = float("inf")  # since when the store serves nodes without faults
         self.is_quiet = False  # members stay in their channels
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -154,6 +153,16 @@ class World:
     async def until_healthy(self) -> None:
         """Wait in the calm until the effects of earlier faults are over."""
         await asyncio.sleep(max(0.0, self.promises.healthy_s - self.loop.time()))
+
+    @property
+    def channels(self) -> list[str]:
+        """Return the names of the channels."""
+        return [f"c{number}" for number in range(self.plan.channels)]
+
+    @property
+    def is_calm(self) -> bool:
+        """Return whether no fault happens any more."""
+        return self.calm_s < float("inf")
 
     def is_calm_for(self, seconds: float) -> bool:
         """Return whether the calm has lasted for `seconds`."""
@@ -324,13 +333,13 @@ class World:
     def _begin_calm(self) -> None:
         self.trace.add("calm")
         self._heal()
-        self.is_calm, self.calm_s = True, self.loop.time()
+        self.calm_s = self.loop.time()
         self.net.break_all(holes_only=True)
         self.promises.healthy_s = max(self.calm_s, self.store.busy_until_s) + RETRY_S
 
     def _heal(self) -> None:
         """End the faults of the store, and start all hubs."""
-        self.fault_model.calm()
+        self.plan.fault_model.calm()
         self.store.down_until_s = 0.0
         self.leases_count_s = min(self.leases_count_s, max(self.loop.time(), self.store.busy_until_s) + RETRY_S)
         for node in self.nodes:

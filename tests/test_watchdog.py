@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from holdfast.watchdog import Watch, Watchdog
+from holdfast.watchdog import Watchdog, WatchedOperation
 from simulation.clock import VirtualLoop
 from tests.virtual import virtually
 
@@ -64,7 +64,7 @@ async def test_thousand_operations_share_one_timer_and_leave_none() -> None:
 @virtually
 async def test_cancellation_by_other_code_goes_on() -> None:
     watchdog = Watchdog(LIMIT_S)
-    watches: list[Watch] = []
+    watches: list[WatchedOperation] = []
 
     async def operate() -> None:
         with watchdog.watch() as watch:

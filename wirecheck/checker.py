@@ -99,6 +99,7 @@ class _View:
     deleted: dict[str, int] = field(default_factory=dict)
     has_more: bool = False  # the channel has older messages that this view never received
     before: int = 0
+    is_behind: bool = False  # events are missing: only a new start repairs the view
 
 
 def _parse_cursor(cursor: str) -> tuple[str, int] | None:
@@ -130,7 +131,6 @@ class Checker:
         self._since: tuple[str, int] | None = None
         self.has_attached = False  # whether this connection's first batch is complete
         self._has_begun = False  # whether this connection has received channel.attached
-        self._is_behind = False  # events are missing: only a new start repairs the view
         self._last_serial = 0
         self._attach_serial = 0  # the next cursor may not be below it
         self._is_batch_open = False
@@ -192,7 +192,7 @@ class Checker:
         """Forget the shown content, as a page that is loaded again. Violations and counters stay."""
         self.end()
         self._view = _View()
-        self.cursor, self.epoch, self.has_attached, self._is_behind = None, "-", False, False
+        self.cursor, self.epoch, self.has_attached = None, "-", False
         self.notices.reload()
 
     def take(self, events: list[Json], cursor: str | None = None) -> None:
@@ -290,8 +290,8 @@ class Checker:
         self._last_serial = serial
         self._attach_serial = 0
         if self._aside is not None:
-            self._view, self._aside, self._is_behind = self._aside, None, False
-        self.cursor = None if self._is_behind else cursor
+            self._view, self._aside = self._aside, None
+        self.cursor = None if self._view.is_behind else cursor
         return None
 
     # Messages: each handler gets the event and its serial
@@ -398,7 +398,7 @@ class Checker:
     def _report_hole(self, detail: str) -> None:
         """Report a hole. A resume cannot fill it, so drop the cursor: the next attach is a new start."""
         self.violate("hole", detail)
-        self._is_behind = True
+        self._view.is_behind = True
         self.cursor = None
 
     _HANDLERS: ClassVar[dict[str, Callable[["Checker", Json, int], None]]] = {

@@ -25,7 +25,7 @@ class Sent:
         self._first = producer * _STEP
 
     def next(self) -> str:
-        """Return the next token, which is sent now."""
+        """Return the next token and count it as sent."""
         token = _TOKENS[(self._first + self.tokens) % len(_TOKENS)]
         self.tokens += 1
         return token

@@ -89,7 +89,7 @@ def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]
             return _alternating([turn for one in messages for turn in _anthropic(one)])
 
 
-class _Step(NamedTuple):
+class _ModelStep(NamedTuple):
     """A text and the tool calls after it.
 
     An answer of a model that called tools several times has one step for each round.
@@ -99,7 +99,7 @@ class _Step(NamedTuple):
     calls: list[Part]
 
 
-def _steps(message: Message) -> Iterator[_Step]:
+def _steps(message: Message) -> Iterator[_ModelStep]:
     """Yield the texts and tool calls of `message`, in order, except calls without a result: the APIs refuse those."""
     text, calls = "", list[Part]()
     for part in message.parts:
@@ -110,12 +110,12 @@ def _steps(message: Message) -> Iterator[_Step]:
             calls.append(part)
         elif part["type"] == "text" and message.role != "tool":
             if calls and part["text"].strip():
-                yield _Step(text, calls)
+                yield _ModelStep(text, calls)
                 text, calls = "", []
             if not calls:
                 text += part["text"]
     if text or calls:
-        yield _Step(text, calls)
+        yield _ModelStep(text, calls)
 
 
 def _output(part: Part) -> str:

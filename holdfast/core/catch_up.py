@@ -29,7 +29,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import CommandState, MessageState, PartState
 from holdfast.core.names import command_id
 from holdfast.core.ops import Append, Entry, SetPart
-from holdfast.core.state import ChannelState, Tail
+from holdfast.core.state import ChannelState, PartTail
 from holdfast.core.text import Text
 
 
@@ -144,7 +144,7 @@ def _command_since(command: CommandState, since: int) -> Iterator[StoredEvent]:
         yield reply
 
 
-def _message_since(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:
+def _message_since(message: MessageState, tail: PartTail, since: int) -> Iterator[MessageEvent]:
     if message.deleted:
         yield MessageDelete(serial=message.version, id=message.id)
     elif message.created > since:
@@ -155,7 +155,7 @@ def _message_since(message: MessageState, tail: Tail, since: int) -> Iterator[Me
         yield from _changes(message, tail, since)
 
 
-def _changes(message: MessageState, tail: Tail, since: int) -> Iterator[MessageEvent]:
+def _changes(message: MessageState, tail: PartTail, since: int) -> Iterator[MessageEvent]:
     """Yield the events of a message that was neither created nor edited after `since`."""
     ends = sorted(end for end in (message.finished, message.taken_over) if end > since)
     for index, part in enumerate(message.parts):
@@ -177,7 +177,9 @@ def _changes(message: MessageState, tail: Tail, since: int) -> Iterator[MessageE
         yield MessageTakeover(serial=message.taken_over, id=message.id)
 
 
-def _part_events(message: MessageState, tail: Tail, since: int, index: int, part: PartState) -> Iterator[MessageEvent]:
+def _part_events(
+    message: MessageState, tail: PartTail, since: int, index: int, part: PartState
+) -> Iterator[MessageEvent]:
     """Yield the event that opened a part, then the event with the part's latest value, because parts open in order."""
     if since < part.opened < part.changed:
         opening = tail.ops[part.opened]

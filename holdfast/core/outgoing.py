@@ -58,7 +58,7 @@ class OutgoingPart(Struct):
     """A part of the message as it will be once all requests are stored."""
 
     type: str
-    length: int  # length of the part's text in code points, without gathered text
+    length: int  # length in code points of the text that is in requests; gathered text is not
     is_open: bool = True  # False: the part is only reserved, and its first text opens it
 
 

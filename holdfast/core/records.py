@@ -244,14 +244,14 @@ def _check_small(limits: Limits, **values: Json) -> None:
         check_json(value, limits.data_bytes, name, depth=limits.depth)
 
 
-class Imported(NamedTuple):
+class ImportedRecord(NamedTuple):
     """The entries of one record, and its document."""
 
     entries: list[Entry]
     document: Document
 
 
-def imported(record: Record, serial: int, now_ms: int) -> Imported:
+def imported(record: Record, serial: int, now_ms: int) -> ImportedRecord:
     """Return the entries and the document of a checked record, whose first entry is at `serial`.
 
     The store keeps the data of an old command as if the command expired now.
@@ -272,7 +272,7 @@ def imported(record: Record, serial: int, now_ms: int) -> Imported:
     stored = document(thing)
     if stored.until_ms is not None:
         stored = msgspec.structs.replace(stored, until_ms=max(stored.until_ms, now_ms + KEPT_MS))
-    return Imported(entries, stored)
+    return ImportedRecord(entries, stored)
 
 
 def _message_ops(record: MessageRecord) -> list[Op]:

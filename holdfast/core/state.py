@@ -47,7 +47,7 @@ KEPT_COMMANDS = 1_000  # commands that stay in memory although they have a reply
 COMMAND_COST = 1_500  # estimated bytes that a command uses in memory; its data is bounded
 
 
-class Tail:
+class PartTail:
     """A channel's newest `part` operations. A viewer with a recent cursor gets its missed parts from them, in order.
 
     Other entries need no tail: the message's text is indexed by serial, and the message's state holds the rest.
@@ -100,7 +100,7 @@ class ChannelState:
         self.pending: dict[str, None] = {}
         # commands in order of their last change; all commands without a reply are here
         self.commands: OrderedDict[str, CommandState] = OrderedDict()
-        self.tail = Tail(serial)
+        self.tail = PartTail(serial)
 
     @property
     def cursor(self) -> Cursor:

@@ -25,7 +25,7 @@ from holdfast.demo.passages import Library, Passage, library
 __all__ = [
     "LONGEST_S",
     "SHORTEST_S",
-    "Decision",
+    "DeleteDecision",
     "Settled",
     "Steering",
     "Step",
@@ -90,7 +90,7 @@ class Steering(Struct, frozen=True, kw_only=True):
     by: str
 
 
-class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DeleteDecision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the messages `to_delete` may be deleted. `by` is None if no person replied, or no reply was needed."""
 
     ok: bool
@@ -104,7 +104,7 @@ class Settled(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int
     fingerprint: str  # fingerprint of the answer as it began
     steering: list[Steering] = []
-    decision: Decision | None = None
+    decision: DeleteDecision | None = None
 
     @classmethod
     def of(cls, question_id: str, question: str, source: Library | None = None) -> Self:
@@ -148,7 +148,7 @@ def _beginning(question: str, seed: int, source: Library | None) -> list[Step]:
     return script(question, seed, source)
 
 
-def _outcome(decision: Decision) -> str:
+def _outcome(decision: DeleteDecision) -> str:
     """Return the text that reports the decision of people."""
     count = len(decision.to_delete)
     if decision.ok:

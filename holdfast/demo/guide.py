@@ -23,7 +23,7 @@ from holdfast.core.model import Json
 from holdfast.demo.agent import (
     LONGEST_STEERING,
     OTHER_TEXT,
-    Decision,
+    DeleteDecision,
     Settled,
     Steering,
     Step,
@@ -134,18 +134,18 @@ class Guide:
             await message.append(text)
         return []
 
-    async def _decide(self, turn: Turn) -> Decision:
+    async def _decide(self, turn: Turn) -> DeleteDecision:
         """Ask the people in the channel whether the earlier messages may be deleted."""
         older = await self._hub.history(turn.channel, before=turn.message.created, limit=MOST_DELETED)
         to_delete = [message.id for message in older.messages if message.status != "streaming"]
         if not to_delete:
-            return Decision(ok=True)
+            return DeleteDecision(ok=True)
         question = f"Delete the {len(to_delete)} messages above?" if len(to_delete) > 1 else "Delete the message above?"
         reply = await turn.ask("approve", {"question": question}, timeout_s=APPROVE_S)
         by = await self._name(turn.channel, reply.data, reply.by) if reply.error is None else None
-        return Decision(ok=reply.ok, by=by, to_delete=to_delete if reply.ok else [])
+        return DeleteDecision(ok=reply.ok, by=by, to_delete=to_delete if reply.ok else [])
 
-    async def _delete(self, channel: str, decision: Decision | None) -> None:
+    async def _delete(self, channel: str, decision: DeleteDecision | None) -> None:
         for message_id in decision.to_delete if decision is not None else ():
             with suppress(Deleted):
                 await self._hub.delete(channel, message_id)

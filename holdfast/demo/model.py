@@ -47,10 +47,10 @@ class ModelFailed(Exception):
 def model_in(environ: Mapping[str, str]) -> Model | None:
     """Return the model that `environ` names, if any. Raises LocalError if its SDK is not installed."""
     if environ.get("OPENAI_API_KEY") and environ.get("OPENAI_BASE_URL"):
-        return OpenAI(environ["OPENAI_API_KEY"], environ["OPENAI_BASE_URL"], environ.get("OPENAI_MODEL", ""))
+        return ChatCompletions(environ["OPENAI_API_KEY"], environ["OPENAI_BASE_URL"], environ.get("OPENAI_MODEL", ""))
     if environ.get("ANTHROPIC_API_KEY"):
         model, base_url = environ.get("ANTHROPIC_MODEL", _CLAUDE), environ.get("ANTHROPIC_BASE_URL")
-        return Anthropic(environ["ANTHROPIC_API_KEY"], base_url, model)
+        return AnthropicMessages(environ["ANTHROPIC_API_KEY"], base_url, model)
     return None
 
 
@@ -91,7 +91,7 @@ async def talk(turn: Turn, model: Model) -> None:
         ]
 
 
-class OpenAI:
+class ChatCompletions:
     """A server that speaks Chat Completions."""
 
     shape: Shape = "text"
@@ -121,7 +121,7 @@ class OpenAI:
         )
 
 
-class Anthropic:
+class AnthropicMessages:
     """The Messages API of Anthropic."""
 
     shape: Shape = "anthropic"

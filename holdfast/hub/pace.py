@@ -34,7 +34,7 @@ class Pace:
 
     def __init__(self, ticks: Ticks) -> None:
         self._ticks = ticks
-        self.gap = Gap(ticks)
+        self.gap = CommitGap(ticks)
         self._took_s = 0.0  # moving average of the time from queueing an item until it is stored
 
     def took(self, took_s: float) -> None:
@@ -59,7 +59,7 @@ class Pace:
         return Begin.NOW
 
 
-class Gap:
+class CommitGap:
     """The gap that the committer keeps between the beginnings of two commits.
 
     It ends at the first point of the ticks' grid after the earlier beginning. So a commit begins at once if that point

@@ -158,7 +158,7 @@ class MessageWriter(OutgoingProperties):
     async def open(self) -> Self:
         """Store the beginning of the message, so that its `id` can be sent before a task enters `async with message`.
 
-        Entering the block calls this. A message that is opened must be entered, or it streams for ever.
+        `async with` calls this too. Only the end of that block ends the message, so an opened message needs one.
         """
         outgoing = self._outgoing
         if outgoing.state is not NEW:

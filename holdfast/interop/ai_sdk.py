@@ -168,14 +168,17 @@ class AISDK:
     async def _resume(self, request: Request) -> Response:
         """Replay the running turn, or one that has just ended: the page may lack its answer. 204 if there is none.
 
-        Strict releases add a replay to the answer that the page has, so they get no turn that has ended.
+        Strict releases add a replay to the answer that the page has, so they get a turn that has ended only if the page
+        names its last message in the parameter `last`.
         """
+        last = request.query_params.get("last")
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
         turns = await access.open_turns(channel)
-        if not self._release.strict and not turns:
+        if not turns and (last is not None or not self._release.strict):
             turns = [one for one in await access.conversation(channel, limit=LATEST_TURN) if one.answers][-1:]
             turns = [one for one in turns if _age_s(one) < JUST_ENDED_S and not self._asks_page(one)]
+            turns = [one for one in turns if last not in _ids_of(one)]
         for turn in reversed(turns):
             if turn.message is not None:
                 return access.stream(channel, turn.message.id, UIStream(turn.message.id, self._release))
@@ -228,7 +231,9 @@ def _messages_in(body: Json) -> tuple[list[Json], Json]:
     """Return the page's messages before the last, and the last one, in the form that is relied on."""
     messages = body["messages"] if "messages" in body else [body.get("message")]
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise InvalidRequest("messages must be a list of at least one message, each with id, role and parts")
+        raise InvalidRequest(
+            f"messages must be a list of at least one message, each with id, role and parts, got {messages!r:.80}"
+        )
     last = messages[-1]
     if body.get("trigger", "submit-message") not in ("submit-message", "regenerate-message"):
         raise InvalidRequest(f"trigger must be submit-message or regenerate-message, got {body['trigger']!r:.80}")

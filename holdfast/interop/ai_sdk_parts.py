@@ -11,11 +11,15 @@ import json
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from holdfast.routes import TurnStatus
 
 Json = dict[str, Any]
+
+
+NEXT_PIECES = 16  # texts of a page among which the next piece of a stored text is looked for
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,22 @@ def is_tool(part: Json) -> bool:
 def has_result(part: Json) -> bool:
     """Return whether a stored call of a tool is over."""
     return "output" in part or part.get("state") in ("done", "error", "denied")
+
+
+def approval_of(part: Json, release: Release) -> Json | None:
+    """Return the reply to the approval of a stored call, if it has one that the release shows."""
+    if release.version < 6:
+        return None
+    stored = part.get("approval")
+    if isinstance(stored, dict) and isinstance(stored.get("id"), str) and isinstance(stored.get("approved"), bool):
+        reason = {"reason": stored["reason"]} if isinstance(stored.get("reason"), str) else {}
+        return {"id": stored["id"], "approved": stored["approved"], **reason}
+    return {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
+
+
+def is_answered_by_page(part: Json, release: Release) -> bool:
+    """Return whether a page runs the stored call, or has approved or denied it."""
+    return part["name"] in release.browser_tools or approval_of(part, release) is not None
 
 
 def parsed(text: str) -> tuple[Any, bool]:
@@ -107,45 +127,57 @@ def _asked(part: Json) -> Json:
 
 
 def _parts(turn: TurnStatus, release: Release) -> list[Json]:
-    """Return the parts of a turn's answers as the page builds them from the stream."""
+    """Return the parts of a turn's answers as the page builds them from the stream (`UIStream._content`)."""
     step = {"type": "step-start"}
     parts: list[Json] = [step]
-    is_due = False
+    is_due = is_joined = False  # joined: the step is due only because of results of the server
+    open_states: set[Any] = set()  # of the calls in the current step
     for answer in turn.answers:
-        is_due = is_due or len(parts) > 1
+        is_due, is_joined = is_due or len(parts) > 1, False
         for index, part in enumerate(answer.parts):
-            one: Json | None
-            if part["type"] in ("text", "reasoning"):
-                # pages keep the id of a reasoning, but for early releases
-                id = {"id": f"{answer.id}.{index}"} if part["type"] == "reasoning" and not release.strict else {}
-                one = {"type": part["type"], **id, "text": part["text"], "state": "done"} if part["text"] else None
-            elif part["type"] == "tool":
-                one = _tool_part(part, release)
-            else:
-                one = ui_part(f"{answer.id}.{index}", part)
+            one = _part(f"{answer.id}.{index}", part, release)
             if one is None:
                 continue
-            if is_due and parts[-1] is not step:
-                parts.append(step)
+            is_call = part["type"] == "tool"
+            is_next = is_call and part["name"] not in release.browser_tools
+            if is_due and "input-streaming" not in open_states and not (is_joined and (is_next or open_states)):
+                is_due = False
+                open_states.clear()
+                if parts[-1] is not step:
+                    parts.append(step)
             parts.append(one)
-            is_due = part["type"] == "tool" and (str(one["state"]).startswith("output-") or "approval" in one)
+            if is_call and (has_result(part) or "approval" in one):
+                is_joined = not is_answered_by_page(part, release) and (is_joined or not is_due)
+                is_due = True
+            elif is_call:
+                open_states.add(one["state"])
     return [*parts, step] if is_due and parts[-1] is not step else parts
+
+
+def _part(id: str, part: Json, release: Release) -> Json | None:
+    match part["type"]:
+        case "text" | "reasoning" as kind:
+            # pages keep the id of a reasoning, but for early releases
+            kept = {"id": id} if kind == "reasoning" and not release.strict else {}
+            return {"type": kind, **kept, "text": part["text"], "state": "done"} if part["text"] else None
+        case "tool":
+            return _tool_part(part, release)
+    return ui_part(id, part)
 
 
 def _tool_part(part: Json, release: Release) -> Json:
     value, _ = parsed(part.get("input", ""))
-    state = part.get("state")
     known: Json = {"type": f"tool-{part['name']}", "toolCallId": part["call"], "input": value}
     if part["name"] not in release.browser_tools:
         known["providerExecuted"] = True
-    if isinstance(part.get("approval"), dict) and release.version >= 6:
-        known["approval"] = part["approval"]
+    if (approval := approval_of(part, release)) is not None:
+        known["approval"] = approval
     if not has_result(part):
-        return {**known, "state": "input-available" if state == "called" else "input-streaming"}
+        if approval is not None:
+            return {**known, "state": "approval-responded"}
+        return {**known, "state": "input-available" if part.get("state") == "called" else "input-streaming"}
     result = result_of(part, release)
     shown = {name: value for name, value in result.items() if name in ("output", "errorText")}
-    if result["type"] == "tool-output-denied":
-        known.setdefault("approval", {"id": part["call"], "approved": False})
     return {**known, "state": result["type"].removeprefix("tool-"), **shown}
 
 
@@ -157,28 +189,36 @@ class PageParts:
         self.id: str | None = page["id"] if page is not None else None
         calls = {one["toolCallId"]: one for one in parts if is_tool(one)}
         self.tools = {id: one["state"] for id, one in calls.items()}  # states by the ids of the calls
-        self._approvals = {id: one.get("approval") for id, one in calls.items()}
+        self.approvals = {id: one["approval"] for id, one in calls.items() if isinstance(one.get("approval"), dict)}
         self._texts = {
-            kind: deque(one["text"] for one in parts if one["type"] == kind) for kind in ("text", "reasoning")
+            kind: deque(one["text"] for one in parts if one["type"] == kind and one["text"])
+            for kind in ("text", "reasoning")
         }
         self._data = {str(one.get("id")): one.get("data") for one in parts if one["type"].startswith("data-")}
         self._others = {str(one.get("sourceId") or one.get("url")) for one in parts}
 
     def length_of(self, kind: str, text: str) -> int:
-        """Return how many code points of a text the page has. Each of its texts counts for one call."""
+        """Return how many code points of a text the page has, in one or more pieces. Each piece counts for one call.
+
+        Later pieces may be behind pieces of other texts.
+        """
         sent, known = 0, self._texts[kind]
-        while known and text.startswith(known[0], sent):
-            sent += len(known.popleft())
+        while piece := next((one for one in islice(known, NEXT_PIECES) if text.startswith(one, sent)), ""):
+            sent += len(piece)
+            known.remove(piece)
         return sent
+
+    def has_approval(self, call: str, approval: Json) -> bool:
+        """Return whether the page has this reply to the approval of a call."""
+        shown = self.approvals.get(call, {})
+        return all(shown.get(key) == approval[key] for key in ("id", "approved"))
 
     def is_outcome(self, part: Json) -> bool:
         """Return whether a stored call has an outcome for the page's reply: its result, or the page's own approval."""
         if has_result(part):
             return True
-        stored, shown = part.get("approval"), self._approvals.get(part["call"])
-        if not isinstance(stored, dict) or not isinstance(shown, dict):
-            return False
-        return all(stored.get(key) == shown.get(key) for key in ("id", "approved"))
+        approval = approval_of(part, LATEST)
+        return approval is not None and self.has_approval(part["call"], approval)
 
     def has(self, chunk: Json) -> bool:
         """Return whether the page has the part of `chunk`, with this value."""

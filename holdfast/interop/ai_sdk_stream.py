@@ -4,7 +4,9 @@ Layer: interop.
 
 One turn is one assistant message of the page, with all answers of the turn. Clients refuse unknown data: a chunk type
 or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool comes a step
-boundary, because pages that continue by themselves look at the last step only. `docs/interop.md` has the mapping.
+boundary, because pages that continue by themselves look at the last step only. For the same reason a call that the page
+may be asked about stays in the last step, and pages look for the input of a call only there. `docs/interop.md` has the
+mapping.
 """
 
 from __future__ import annotations
@@ -16,7 +18,18 @@ from typing import Any
 
 import msgspec
 
-from holdfast.interop.ai_sdk_parts import LATEST, Json, PageParts, Release, has_result, parsed, result_of, ui_part
+from holdfast.interop.ai_sdk_parts import (
+    LATEST,
+    Json,
+    PageParts,
+    Release,
+    approval_of,
+    has_result,
+    is_answered_by_page,
+    parsed,
+    result_of,
+    ui_part,
+)
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -38,18 +51,25 @@ _encode = msgspec.json.Encoder().encode
 Place = tuple[str, int]  # the id of an answer, and the index of a part
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
+IN_STEP, ANSWERED = "result", "answer"  # why the next part needs a new step: a result of the server; all other reasons
+# a text of the page was replaced, and a stream can take no text back
+REPLACED = "replaced", "the answer was replaced by another text; load the messages again"
+LATE = "the question has expired or was answered; the reply had no effect"
 SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
 _REPLIED = ("approval-responded", "output-available", "output-error")  # states of calls to which a page has replied
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
-_STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER)
+_STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
 
 
 @dataclass
-class _Tool:
+class _ToolCall:
     call: str
     name: str
     stage: int = 0
+    step: int = 0  # the step of the page that has the call
     sent: int = 0  # number of code points of the input that were sent
+    has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
+    is_approved: bool = False  # the page has the reply to an approval from this stream
     has_outcome: bool = False  # the page's reply to a question about the call had an effect
 
 
@@ -77,14 +97,15 @@ class UIStream:
         self._is_late = is_late
         self._chunks: list[Json] = []
         self._is_begun = False
-        self._is_step_due = False  # the next part needs a new step
+        self._step = 0
+        self._step_due = ""  # why the next part needs a new step, or ""
         self._is_step_empty = True
+        self._is_silent = True  # the page got no more than the beginning
         self._open: dict[Place, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
         self._texts: dict[Place, SentText] = {}  # what the page has of each text
         self._values: dict[Place, Json | None] = {}  # the last value of each other part
-        self._is_replaced = False  # True: a text of the page was replaced, and a stream can take no text back
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
-        self._tools: dict[Place, _Tool] = {}
+        self._tools: dict[Place, _ToolCall] = {}
         self._asked: dict[str, Json | None] = {}  # open questions; None: the page answers it with its next request
         self._meta: Json = {}
         self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
@@ -94,7 +115,7 @@ class UIStream:
         if len(deltas) == 1 and type(only := deltas[0]) is InAnswer and type(added := only.delta) is TextAdded:
             # hot path: nearly all deltas are more text of an open part
             place = only.message_id, added.index
-            if (opened := self._open.get(place)) is not None and not self._is_step_due:
+            if (opened := self._open.get(place)) is not None:
                 self._texts[place].add(added.text)
                 frame = _shared_frame if len(added.text) <= SHARED_CHARS else _frame
                 return frame(*opened, added.text)
@@ -102,7 +123,7 @@ class UIStream:
             self._begin(self._page.id)
         state = ""
         for delta in deltas:
-            if self._is_replaced:
+            if self._end == REPLACED:
                 break
             match delta:
                 case InAnswer(message_id, inner):
@@ -116,21 +137,18 @@ class UIStream:
                         )
                 case TurnChanged(state):
                     pass
-        if self._is_replaced:
-            self._end = ("replaced", "the answer was replaced by another text; load the messages again")
+        if self._end == REPLACED:
             self._finish("over")
         elif state in ("over", "none"):
             self._finish(state)
         elif None in self._asked.values():
-            self._close()
-            self._put(type="finish-step")
-            self._put(type="finish", **self._reason("tool-calls"))
-            self.is_over = True
+            self._end_with_question()
         body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._chunks])
         self._chunks.clear()
         return body + b"data: [DONE]\n\n" if self.is_over else body
 
     def _put(self, **chunk: Any) -> None:
+        self._is_silent = self._is_silent and chunk["type"] == "start"
         self._chunks.append(chunk)
 
     def _begin(self, message_id: str) -> None:
@@ -140,15 +158,25 @@ class UIStream:
             if self._page.id is None:
                 self._put(type="start-step")
             else:  # a question about an earlier call stays in the step of the call; new parts have a step of their own
-                self._is_step_due, self._is_step_empty = True, False
+                self._step_due, self._is_step_empty = ANSWERED, False
 
-    def _content(self) -> None:
-        """Begin a new step if one is due, before the chunk that makes a part."""
-        if self._is_step_due and not self._is_step_empty:
-            self._close()
-            self._put(type="finish-step")
-            self._put(type="start-step")
-        self._is_step_due = self._is_step_empty = False
+    def _content(self, tool: _ToolCall | None = None) -> None:
+        """Begin a new step if one is due, before the chunk that makes a part: `tool`, or one of another type."""
+        stages = {one.stage for one in self._tools.values() if one.step == self._step and one is not tool}
+        is_joined = self._step_due == IN_STEP and (
+            AVAILABLE in stages or (tool is not None and tool.name not in self._release.browser_tools)
+        )
+        if self._step_due and not self._is_step_empty and not is_joined and STARTED not in stages:
+            self._begin_step()
+        elif self._is_step_empty:
+            self._step_due = ""
+        self._is_step_empty = False
+
+    def _begin_step(self) -> None:
+        self._close()
+        self._put(type="finish-step")
+        self._put(type="start-step")
+        self._step, self._step_due = self._step + 1, ""
 
     def _close(self) -> None:
         for kind, id in self._open.values():
@@ -160,7 +188,7 @@ class UIStream:
         match delta:
             case MessageOpened(message):
                 self._meta = {**self._meta, **message.meta}
-                self._is_step_due = self._is_step_due or self._is_begun
+                self._step_due = ANSWERED if self._is_begun else self._step_due
                 self._begin(message_id)
             case PartOpened(index, part) | PartReplaced(index, part):
                 self._part((message_id, index), part)
@@ -186,7 +214,7 @@ class UIStream:
                 if self._texts[place].begins(text):
                     self._grow(place, kind, text[self._texts[place].length :])
                 else:
-                    self._is_replaced = True
+                    self._end = REPLACED
             case "tool":
                 self._tool(place, part)
             case _:
@@ -194,20 +222,20 @@ class UIStream:
                 if chunk is not None and self._values.get(place) != chunk and not self._page.has(chunk):
                     if not chunk["type"].startswith("data-") or place not in self._values:
                         self._content()
-                    self._chunks.append(chunk)
+                    self._put(**chunk)
                 self._values[place] = chunk
 
     def _grow(self, place: Place, kind: str, text: str) -> None:
         if kind == "tool":
             tool = self._tools[place]
             tool.sent += len(text)
-            if tool.stage == STARTED:
+            if tool.stage == STARTED and tool.has_deltas:
                 self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
             return
         if not text:
             return
-        self._content()
         if place not in self._open:
+            self._content()
             id = f"{place[0]}.{place[1]}"
             while id in self._ended:
                 id += ".more"
@@ -221,12 +249,13 @@ class UIStream:
         text, state = part.get("input", ""), part.get("state")
         if tool is None:
             stage = _STAGES.get(self._page.tools.get(part["call"], ""), 0)
-            tool = self._tools[place] = _Tool(part["call"], part["name"], stage, len(text) if stage else 0)
+            tool = _ToolCall(part["call"], part["name"], stage, sent=len(text) if stage else 0, has_deltas=not stage)
+            self._tools[place] = tool
         tool.has_outcome = self._page.is_outcome(part)
         is_new = tool.stage == 0
         if is_new:
-            self._content()
-            tool.stage = STARTED
+            self._content(tool)
+            tool.stage, tool.step = STARTED, self._step
             self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
         if tool.stage == STARTED and len(text) > tool.sent:
             self._grow(place, "tool", text[tool.sent :])
@@ -234,15 +263,32 @@ class UIStream:
         if state == "called" or is_over:
             # without this chunk the page does not run a finished call again
             self._make_available(tool, text, is_silent=is_new and is_over)
+            self._approve(tool, part)
         if is_over and tool.stage < OVER:
             tool.stage = OVER
-            self._is_step_due = True
+            is_answered = is_answered_by_page(part, self._release) or self._step_due == ANSWERED
+            self._step_due = ANSWERED if is_answered else IN_STEP
             self._is_step_empty = self._is_step_empty and not is_new
             self._put(
                 **result_of(part, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
             )
 
-    def _make_available(self, tool: _Tool, text: str, *, is_silent: bool = False) -> None:
+    def _approve(self, tool: _ToolCall, part: Json) -> None:
+        """Give the page the reply to an approval, which it lacks if it loads or resumes after the reply."""
+        approval = approval_of(part, self._release)
+        if approval is None or tool.stage == OVER or self._page.has_approval(tool.call, approval):
+            return
+        knows_replies = self._release.version >= 7 and not self._release.strict
+        if (knows_replies or part.get("state") == "denied") and not tool.is_approved:
+            tool.is_approved = True
+            if tool.call not in self._page.approvals:
+                self._put(type="tool-approval-request", approvalId=approval["id"], toolCallId=tool.call)
+            if knows_replies:
+                reply = {name: value for name, value in approval.items() if name != "id"}
+                self._put(type="tool-approval-response", approvalId=approval["id"], **reply)
+                self._step_due, self._is_step_empty = ANSWERED, False
+
+    def _make_available(self, tool: _ToolCall, text: str, *, is_silent: bool = False) -> None:
         if tool.stage != STARTED:
             return
         tool.stage = AVAILABLE
@@ -251,7 +297,7 @@ class UIStream:
             chunk = {"toolCallId": tool.call, "toolName": tool.name, "input": value}
             self._put(type="tool-input-available", **chunk, **self._executed(tool))
 
-    def _executed(self, tool: _Tool, *, is_output: bool = False) -> Json:
+    def _executed(self, tool: _ToolCall, *, is_output: bool = False) -> Json:
         is_here = tool.name not in self._release.browser_tools
         return {"providerExecuted": True} if is_here and (is_output or not self._release.strict) else {}
 
@@ -270,18 +316,31 @@ class UIStream:
         if is_approval and self._page.tools.get(tool.call) != "approval-requested":
             self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
 
+    def _end_with_question(self) -> None:
+        """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
+        if self._is_late and self._is_silent and self._replied():
+            self._put(type="error", errorText=LATE)
+        else:
+            self._close()
+            self._put(type="finish-step")
+            self._put(type="finish", **self._reason("tool-calls"))
+        self.is_over = True
+
+    def _replied(self) -> list[_ToolCall]:
+        """Return the calls to which the page has replied."""
+        return [one for one in self._tools.values() if self._page.tools.get(one.call) in _REPLIED]
+
     def _reason(self, reason: str) -> Json:
         return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
 
     def _finish(self, state: str) -> None:
         self._begin(f"{self._message_id}.none")
         self._close()
-        if self._is_step_due and not self._is_step_empty:
-            self._content()
+        if self._step_due and not self._is_step_empty:
+            self._begin_step()
         status, reason = self._end or ("complete" if state == "over" else "failed", None)
-        replied = [one for one in self._tools.values() if self._page.tools.get(one.call) in _REPLIED]
-        if self._is_late and status == "complete" and not all(one.has_outcome for one in replied):
-            status, reason = "late", "the question has expired or was answered; the reply had no effect"
+        if self._is_late and status == "complete" and not all(one.has_outcome for one in self._replied()):
+            status, reason = "late", LATE
         if status in ("complete", "cancelled"):
             self._put(type="finish-step")
         if status == "complete":

@@ -38,9 +38,9 @@ from holdfast.stores.base import (
 )
 from holdfast.stores.holds import Holds, steady_ms
 from holdfast.stores.postgres_log import Uncovered
-from holdfast.stores.postgres_reading import Reader
+from holdfast.stores.postgres_reading import PostgresReader
 from holdfast.stores.postgres_schema import check_server, prepare_schema, take_lock
-from holdfast.stores.postgres_writing import Writer, reload
+from holdfast.stores.postgres_writing import PostgresWriter, reload
 
 TIMEOUT_S = 20.0  # of one statement; the hub waits a little longer for its store
 CONNECT_TIMEOUT_S = 10.0
@@ -141,7 +141,7 @@ class PostgresStore:
         try:
             async with self._writing, self._translated(late=CommitUnknown):
                 db = await self._writer()
-                writer = Writer(db, self.schema, self._uncovered)
+                writer = PostgresWriter(db, self.schema, self._uncovered)
                 if any(write.documents for write in writes):
                     async with db.transaction():
                         results = await writer.commit(writes)
@@ -201,7 +201,7 @@ class PostgresStore:
     ) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
         async with self._transaction(late=CommitUnknown) as db:
-            writer = Writer(db, self.schema, self._uncovered)
+            writer = PostgresWriter(db, self.schema, self._uncovered)
             result = await writer.delete_channel(channel, expected, used_up, until_ms)
         if isinstance(result, Head) and (expected.serial or used_up):
             self._uncovered.forget(channel)
@@ -230,7 +230,7 @@ class PostgresStore:
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         async with self._transaction(late=CommitUnknown) as db:
-            return await Writer(db, self.schema, self._uncovered).prune(channel, epoch, versions)
+            return await PostgresWriter(db, self.schema, self._uncovered).prune(channel, epoch, versions)
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""
@@ -245,7 +245,7 @@ class PostgresStore:
     async def note(self, values: Mapping[str, bytes | None]) -> None:
         """Keep or delete notes of the hub (`Store.note`)."""
         async with self._transaction(late=CommitUnknown) as db:
-            await Writer(db, self.schema, self._uncovered).note(list(values), list(values.values()))
+            await PostgresWriter(db, self.schema, self._uncovered).note(list(values), list(values.values()))
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
@@ -258,7 +258,7 @@ class PostgresStore:
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         async with self._transaction() as db:
-            await Writer(db, self.schema, self._uncovered).tidy(now_ms)
+            await PostgresWriter(db, self.schema, self._uncovered).tidy(now_ms)
         await self._reload_unsure()
         return self._uncovered.due(now_ms)
 
@@ -321,7 +321,7 @@ class PostgresStore:
             raise
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[Reader]:
+    async def _reading(self) -> AsyncIterator[PostgresReader]:
         if self._pool is None:
             raise LocalError(f"store {shown_url(self.dsn)} is not open; call open() first")
         async with (
@@ -329,7 +329,7 @@ class PostgresStore:
             self._pool.acquire(timeout=TIMEOUT_S) as db,
             db.transaction(isolation="repeatable_read", readonly=True),
         ):
-            yield Reader(db, self.schema)
+            yield PostgresReader(db, self.schema)
 
     async def _reload_unsure(self) -> None:
         """Read again which entries of the unsure channels no document contains."""

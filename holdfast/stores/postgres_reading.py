@@ -45,7 +45,7 @@ class Log(NamedTuple):
         return [key for key, entries in self.entries.items() if any(type(one.op) is Delete for one in entries)]
 
 
-class Reader:
+class PostgresReader:
     """Queries on one connection, inside the transaction of their caller."""
 
     def __init__(self, db: Connection[Record] | PoolConnectionProxy[Record], schema: str) -> None:

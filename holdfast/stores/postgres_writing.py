@@ -13,7 +13,7 @@ from asyncpg import Connection, Record
 from holdfast.core.document import Document
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Pruned, Write, next_lives
 from holdfast.stores.postgres_log import TAIL_BYTES, Uncovered, frame, uncovered_entries
-from holdfast.stores.postgres_reading import Reader
+from holdfast.stores.postgres_reading import PostgresReader
 
 TIDY_ROWS = 500  # rows that one call of `tidy` removes at most
 
@@ -97,7 +97,7 @@ INSERT INTO {schema}.times AS t SELECT *
 Done = tuple[int, Write]  # a stored write, with the number of its channel in the tables
 
 
-class Writer:
+class PostgresWriter:
     """Statements on one connection, inside the transaction of their caller."""
 
     def __init__(self, db: Connection[Record], schema: str, uncovered: Uncovered) -> None:
@@ -134,7 +134,11 @@ class Writer:
             await self._documents(done)
         results: list[Committed | Conflict] = []
         refused = [write.channel for n, write in enumerate(writes) if n not in stored]
-        heads = dict(zip(refused, await Reader(self._db, self._schema).heads(refused), strict=True)) if refused else {}
+        heads = (
+            dict(zip(refused, await PostgresReader(self._db, self._schema).heads(refused), strict=True))
+            if refused
+            else {}
+        )
         self._uncovered.unsure.update(refused)
         for n, write in enumerate(writes):
             if n in stored:
@@ -192,7 +196,7 @@ class Writer:
     ) -> Head | Conflict:
         """Empty `channel`, and keep the ids `used_up` until `until_ms` (`Store.delete_channel`)."""
         await self._db.execute(f"SELECT FROM {self._schema}.channels WHERE name = $1 FOR UPDATE", channel)
-        reader = Reader(self._db, self._schema)
+        reader = PostgresReader(self._db, self._schema)
         (head,) = await reader.heads([channel])
         if head != expected:
             return Conflict(head)
@@ -217,7 +221,7 @@ class Writer:
     async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         await self._db.execute(f"SELECT FROM {self._schema}.channels WHERE name = $1 FOR UPDATE", channel)
-        log = await Reader(self._db, self._schema).log(channel)
+        log = await PostgresReader(self._db, self._schema).log(channel)
         # entries stay in the tail after their document; without a document they would count as lost ones
         wanted = [(one, version) for one, version in versions.items() if one not in log.entries]
         if log.id is None or log.head.epoch != epoch or not wanted:
@@ -258,7 +262,7 @@ class Writer:
 
 async def reload(db: Connection[Record], schema: str, uncovered: Uncovered, channel: str) -> None:
     """Track the entries of `channel` that no document contains, as the database has them."""
-    reader = Reader(db, schema)
+    reader = PostgresReader(db, schema)
     log = await reader.log(channel)
     entries = sorted((entry for of in log.entries.values() for entry in of), key=lambda entry: entry.serial)
     uncovered.reload(channel, entries, await reader.versions(log))

@@ -29,7 +29,7 @@ from holdfast.stores.sqlite_reader import reading_store
 MAX_FILE_BYTES = 1024 * 1024
 MAX_WORDS = 1_000
 MAX_WORD_BYTES = 1_000
-LEAST_WORD_BYTES = 3  # shorter ones are found by chance
+LEAST_WORD_BYTES = 3  # shorter words occur by chance in any large file
 MAX_PLACES = 20  # places of one word in one file that are named
 _CHUNK = 1024 * 1024
 

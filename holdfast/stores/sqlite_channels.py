@@ -25,7 +25,7 @@ LIVES = ""  # no message has this id: in `graves` it keeps the `Head.lives` of a
 _LAST = "\U0010ffff"  # the last character: text that begins with a prefix is below the prefix and this
 
 
-class Channel:
+class ChannelRow:
     """The state of one channel, kept on the store's thread."""
 
     __slots__ = ("epoch", "floor", "id", "name", "serial", "tracked", "used")
@@ -103,7 +103,7 @@ class Plan:
 
     __slots__ = ("channel", "documents", "is_born", "new")
 
-    def __init__(self, channel: Channel, is_born: bool) -> None:
+    def __init__(self, channel: ChannelRow, is_born: bool) -> None:
         self.channel = channel
         self.is_born = is_born
         self.new: dict[str, Tracked] = {}  # messages that have no document yet
@@ -114,14 +114,14 @@ class Channels:
     """The channels in memory, with the numbers of the commits that last used them."""
 
     def __init__(self, db: sqlite3.Connection, documents: Documents) -> None:
-        self.by_name: dict[str, Channel] = {}
+        self.by_name: dict[str, ChannelRow] = {}
         self._db = db
         self._documents = documents
         self._limit = MAX_CHANNELS
         (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
         self._next = (number or 0) + 1
 
-    def find(self, name: str, *, at: int) -> Channel | None:
+    def find(self, name: str, *, at: int) -> ChannelRow | None:
         """Return the channel `name`, read from the file if needed; None if it does not exist.
 
         `at` is the number of the latest commit, which counts as the time of use. Raises StoreUnusable if the row is
@@ -136,7 +136,7 @@ class Channels:
             if checksum != _sum_or_none(number, name, epoch, floor):
                 raise StoreUnusable(f"channel {name!r} is damaged: its row has a wrong checksum; restore a backup")
             # after `prune` the floor may be above the versions of all documents that are left
-            channel = Channel(number, name, epoch, floor, max(floor, self._documents.top(number)))
+            channel = ChannelRow(number, name, epoch, floor, max(floor, self._documents.top(number)))
             self.by_name[name] = channel
         channel.used = at
         return channel
@@ -173,19 +173,19 @@ class Channels:
         (name,) = self._db.execute("SELECT name FROM channels WHERE id = ?", (number,)).fetchone()
         return Tracked(name, key, found.id, found.version) if name is not None else None
 
-    def new(self, name: str, epoch: str) -> Channel:
+    def new(self, name: str, epoch: str) -> ChannelRow:
         """Return a new channel with its own number. It enters `by_name` with its first commit."""
-        channel = Channel(self._next, name, epoch, 0, 0)
+        channel = ChannelRow(self._next, name, epoch, 0, 0)
         self._next += 1
         return channel
 
-    def add(self, channel: Channel) -> None:
+    def add(self, channel: ChannelRow) -> None:
         """Write the row of a new channel, in the transaction of the caller."""
         checksum = channel_sum(channel.id, channel.name, channel.epoch, channel.floor)
         row = (channel.id, channel.name, channel.epoch, channel.floor, checksum)
         self._db.execute("INSERT INTO channels (id, name, epoch, floor, crc) VALUES (?, ?, ?, ?, ?)", row)
 
-    def count(self, channel: Channel, messages: int, size_bytes: int, first_ms: int, last_ms: int) -> None:
+    def count(self, channel: ChannelRow, messages: int, size_bytes: int, first_ms: int, last_ms: int) -> None:
         """Add to the counts of a channel, in the transaction of the caller.
 
         `first_ms` and `last_ms` are the earliest and the latest time of the documents that it writes.
@@ -196,7 +196,7 @@ class Channels:
             (channel.serial, first_ms, first_ms, last_ms, messages, size_bytes, channel.id),
         )
 
-    def prune(self, channel: Channel, floor: int, messages: int, size_bytes: int) -> None:
+    def prune(self, channel: ChannelRow, floor: int, messages: int, size_bytes: int) -> None:
         """Raise the floor of a channel and lower its counts, in the transaction of the caller."""
         checksum = channel_sum(channel.id, channel.name, channel.epoch, floor)
         self._db.execute(

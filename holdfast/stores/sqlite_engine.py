@@ -18,7 +18,7 @@ from typing import Literal
 from holdfast.core.document import DAMAGE, Stored, used_up_head
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.stores.base import Changes, Committed, Conflict, Head, StoredPage, Tail, Write, tail_of
-from holdfast.stores.sqlite_channels import Channel, Channels, Plan
+from holdfast.stores.sqlite_channels import ChannelRow, Channels, Plan
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
@@ -129,7 +129,7 @@ class Engine:
         results: list[Committed | Conflict] = []
         plans: list[Plan] = []
         entries: list[LogEntry] = []
-        heads: list[tuple[Channel, int]] = []
+        heads: list[tuple[ChannelRow, int]] = []
         known = self.channels.by_name
         for write in writes:
             channel = known.get(write.channel) or self._channel(write.channel)
@@ -166,7 +166,7 @@ class Engine:
             self._store(plans, entries, heads)
         return results
 
-    def _plan(self, write: Write, channel: Channel, *, is_born: bool) -> Plan:
+    def _plan(self, write: Write, channel: ChannelRow, *, is_born: bool) -> Plan:
         plan = Plan(channel, is_born)
         for document in write.documents:
             tracked = plan.new.get(document.id) or self._tracked(channel, document.id)
@@ -177,7 +177,7 @@ class Engine:
                 plan.documents.append((tracked, document))
         return plan
 
-    def _collect_entries(self, write: Write, channel: Channel, plan: Plan | None, entries: list[LogEntry]) -> None:
+    def _collect_entries(self, write: Write, channel: ChannelRow, plan: Plan | None, entries: list[LogEntry]) -> None:
         """Add to `entries` those of `write` that no document of its `plan` contains."""
         known = channel.tracked
         covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
@@ -192,7 +192,7 @@ class Engine:
                 raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
             entries.append((tracked, entry.serial, op))
 
-    def _tracked(self, channel: Channel, message_id: str) -> Tracked | None:
+    def _tracked(self, channel: ChannelRow, message_id: str) -> Tracked | None:
         """Return the state of a message in the log (`Tracked`); None if the message has no document."""
         tracked = channel.tracked.get(message_id)
         if tracked is None:
@@ -201,7 +201,7 @@ class Engine:
                 tracked = channel.tracked[message_id] = Tracked(channel.name, found.key, found.id, found.version)
         return tracked
 
-    def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[Channel, int]]) -> None:
+    def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[ChannelRow, int]]) -> None:
         rows = self._log.rows(entries)
         handed = -self._documents.row_bytes
         with self._file.transaction() as db:
@@ -375,7 +375,7 @@ class Engine:
         """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
         return self._whole.read(self._file.db, self._log, documents)
 
-    def _channel(self, name: str) -> Channel | None:
+    def _channel(self, name: str) -> ChannelRow | None:
         return self.channels.find(name, at=self._commits)
 
     def _head(self, name: str) -> Head:

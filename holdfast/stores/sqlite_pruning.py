@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from holdfast.stores.base import Facts, Pruned
-from holdfast.stores.sqlite_channels import Channel, Channels
+from holdfast.stores.sqlite_channels import ChannelRow, Channels
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
 
@@ -21,7 +21,7 @@ class Pruning:
         file: SqliteFile,
         channels: Channels,
         documents: Documents,
-        find: Callable[[str], Channel | None],
+        find: Callable[[str], ChannelRow | None],
         deleted: Callable[[int, int], int],
     ) -> None:
         """`find` returns a channel by its name.

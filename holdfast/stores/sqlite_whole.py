@@ -15,7 +15,7 @@ from pathlib import Path
 
 from holdfast.core.document import Stored, damaged_head
 from holdfast.core.errors import StoreUnusable
-from holdfast.stores.sqlite_channels import Channel, Channels, begin_epochs
+from holdfast.stores.sqlite_channels import ChannelRow, Channels, begin_epochs
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, Tracked
@@ -62,7 +62,7 @@ class WholeMessages:
         version = max(version, created, tracked.last if tracked is not None else 0)
         return Stored(id=message_id, head=damaged_head(message_id, created, version), segments=[], entries=[])
 
-    def channel(self, name: str, *, at: int) -> Channel | None:
+    def channel(self, name: str, *, at: int) -> ChannelRow | None:
         """Return a channel that exists, as `Channels.find` does; None if it is damaged."""
         try:
             channel = self._channels.find(name, at=at)

@@ -85,7 +85,7 @@ def break_off(receive: Receive) -> None:
 def end_refusal(receive: Receive) -> None:
     """Note on uvicorn's WebSocket protocol that a refused handshake has its response.
 
-    uvicorn does not note it, and logs a line at level ERROR for each socket that is refused with a response.
+    uvicorn itself does not note that, so it would log an error for each socket that is refused with a response.
     """
     protocol: Any = getattr(receive, "__self__", None)
     if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):

@@ -137,7 +137,7 @@ def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
     """Return `fields` for a caller that may not read the channel: nothing in them depends on its other content.
 
     Serials are 0. A `version` beside a `created` still shows whether the message has changed, and a cursor still shows
-    its epoch: a caller that writes without reading needs both.
+    its epoch: a caller that may write but not read needs both.
     """
     shown = {name: 0 if name == "serial" else value for name, value in fields.items()}
     message, reply = fields.get("message"), fields.get("reply")

@@ -21,12 +21,12 @@ from holdfast.core.model import Message
 from holdfast.core.names import check_id
 from holdfast.hub.batches import EncodedBatch
 from holdfast.hub.identity import Scope
-from holdfast.transports import problem
 from holdfast.transports.access import admit_stream
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.delta_stream import DeltaStream
 from holdfast.transports.framing import Framer, NamedEvents, Position, sent_by
 from holdfast.transports.operations import BY_NAME
+from holdfast.transports.problem import NOSNIFF, Headers
 from holdfast.transports.query import Query
 from holdfast.transports.sender import Sender
 from holdfast.transports.sse import (
@@ -170,6 +170,6 @@ async def _message_stream(
 
 async def send_no_content(app: StreamApp, scope: Scope, send: Send) -> None:
     """Send status 204, which stops an EventSource that reconnects after `done` for good."""
-    headers: problem.Headers = [(b"cache-control", b"no-store"), problem.NOSNIFF, *app.cors(scope)]
+    headers: Headers = [(b"cache-control", b"no-store"), NOSNIFF, *app.cors(scope)]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

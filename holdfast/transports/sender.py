@@ -25,7 +25,7 @@ from starlette.types import Message, Receive, Send
 from holdfast.hub.batches import EncodedBatch
 from holdfast.transports.chunks import Chunks, Frames, can_frame, can_write, cycle_of, socket_of
 from holdfast.transports.heartbeats import Heartbeats
-from holdfast.watchdog import Watch
+from holdfast.watchdog import WatchedOperation
 
 # If a peer reads no bytes for this long, it counts as gone. It is long, because browsers freeze hidden pages for
 # minutes, and a frozen page costs no more than its socket.
@@ -130,7 +130,7 @@ class TaskSender(Sender):
         super().__init__(send, owner, heartbeats)
         self._message: Message | None = None
         self._changed: asyncio.Future[None] | None = None
-        self._watch: Watch | None = None  # watch over the write in progress
+        self._watch: WatchedOperation | None = None  # watch over the write in progress
         self._patience_s: float | None = None  # limit of the last write, if it has not begun yet
 
     def write(self, message: Message) -> None:
@@ -193,7 +193,7 @@ class TaskSender(Sender):
             self._watch = None
         return True
 
-    def _limit(self, watch: Watch, patience_s: float) -> None:
+    def _limit(self, watch: WatchedOperation, patience_s: float) -> None:
         """End the last write after `patience_s`, if that is before the limit of every write."""
         if patience_s < self._watchdog.limit_s:
             asyncio.get_running_loop().call_later(patience_s, watch.expire)

@@ -4,7 +4,7 @@
 /** @typedef {import("./chat_panel.js").Panel} Panel */
 
 const NAMES = 3 // limit of names that are shown
-const OWN_WORDS = ["listening", "answering", "waiting"] // states of agents that the messages show
+const OWN_WORDS = ["listening", "answering", "waiting"] // states of agents: the message of such an agent shows them
 
 /**
  * The names of people and agents. Presence has them; for a person who has left, the newest message may have one, in

@@ -62,7 +62,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .user .body{width:fit-content;max-width:100%;margin-inline-start:auto;padding:9px 16px;border-radius:calc(var(--radius) + 2px);background:var(--tint)}
 .user[data-status="sending"] .body{opacity:.75}
 .user .markdown{white-space:pre-wrap}
-.log > .approvals{max-width:740px;margin:0 auto}
+.approvals{max-width:740px;margin:0 auto}
 .mute .row{display:none}
 .approval{margin-top:12px;padding:14px 16px;border:1px solid var(--warm-line);border-radius:calc(var(--radius) - 2px);background:var(--warm)}
 .approval .ask{margin:0 0 4px;font-weight:600}
@@ -103,15 +103,15 @@ summary{width:fit-content}
 details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--border);white-space:pre-wrap;font:inherit}
 .source{display:inline-block;margin:8px 8px 0 0;padding:3px 10px;border:1px solid var(--border);border-radius:9px;background:var(--surface);text-decoration:none}
 .chunk:has(+ .chunk){content-visibility:auto;contain-intrinsic-height:auto 2000px}
-.markdown :is(p,ul,ol,table,blockquote,.code,div.math,h3,h4,h5,h6){margin:0 0 .75em}
+.markdown :where(p,ul,ol,table,blockquote,.code,div.math,h3,h4,h5,h6){margin:0 0 .75em}
 .markdown :is(.chunk,div):last-child > :last-child{margin-bottom:0}
 .markdown :is(h3,h4,h5,h6){margin-top:1.1em;font-size:1em;line-height:1.35}
 .markdown h3{font-size:1.2em}
 .markdown > :first-child > :first-child{margin-top:0}
 .markdown :is(ul,ol){padding-inline-start:1.6em}
-.markdown li > :is(ul,ol,p){margin-bottom:.2em}
+.markdown li > :is(ul,ol){margin:0}
 .markdown li:has(> input){list-style:none}
-.markdown input{margin:0 .4em 0 0}
+input{margin:0 .4em 0 0}
 hr{border:0;border-top:1px solid var(--border)}
 .markdown a{color:var(--accent)}
 .markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
@@ -133,7 +133,8 @@ div.math{overflow-x:auto;text-align:center}
 pre{margin:0}
 .code code,.lines,textarea{display:block}
 .markdown p:empty{display:none}
-.code pre{width:max-content;padding:12px 14px}
+.code pre,.lines{width:max-content}
+.code pre{padding:12px 14px}
 [data-status="streaming"] .markdown > :last-child > :is(p,h3,h4,h5,h6):nth-last-child(1 of :not(.hairline))::after{content:"";display:inline-block;width:.5em;height:1.1em;margin-inline-start:3px;border-radius:2px;background:var(--accent);vertical-align:-.2em}
 @container (max-width:27em){.choices{flex:1 0 100%;flex-wrap:wrap}.choice{flex:1}}
 @media (pointer:coarse){:is(button,.source,summary){min-width:44px;min-height:44px}.source,summary{align-content:center}.choices{border-radius:23px}.actions{opacity:1}.jump{margin-top:calc(-44px - .6em)}

@@ -49,7 +49,7 @@ export class SurrogateJoiner {
     return this.#complete(text.slice(0, text.length - this.held.length))
   }
 
-  /** Return the held text at the end of the part. */
+  /** Return half of a character that `write` has held back, when no more text of the part follows. */
   end() {
     const { held } = this
     this.held = ""

@@ -17,7 +17,7 @@ from holdfast.demo.agent import (
     LONGEST_S,
     MOST_STEERING,
     SHORTEST_S,
-    Decision,
+    DeleteDecision,
     Settled,
     Steering,
     Step,
@@ -164,7 +164,9 @@ def test_settled_values_follow_from_the_question_alone_and_survive_as_meta() -> 
     settled = Settled.of("q1", "lease", GUIDE)
     assert settled == Settled.of("q1", "lease", GUIDE)
     assert settled != Settled.of("q2", "lease", GUIDE)
-    whole = replace(settled, steering=[Steering(at=3, text="shorter", by="Ada")], decision=Decision(ok=False, by="Bob"))
+    whole = replace(
+        settled, steering=[Steering(at=3, text="shorter", by="Ada")], decision=DeleteDecision(ok=False, by="Bob")
+    )
     for one in (settled, whole):
         assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(one))), Settled) == one
 
@@ -213,14 +215,14 @@ def test_a_request_to_delete_needs_approval(question: str, needs_approval: bool)
 @pytest.mark.parametrize(
     ("decision", "outcome"),
     [
-        (Decision(ok=True, by="Bob", to_delete=["a", "b"]), "Bob said yes. 2 messages deleted, in every window."),
-        (Decision(ok=True, by="Bob", to_delete=["a"]), "Bob said yes. 1 message deleted, in every window."),
-        (Decision(ok=True), "There was no message."),
-        (Decision(ok=False, by="Bob"), "Bob said no, so all messages stay."),
-        (Decision(ok=False), "No reply came in time, so all messages stay."),
+        (DeleteDecision(ok=True, by="Bob", to_delete=["a", "b"]), "Bob said yes. 2 messages deleted, in every window."),
+        (DeleteDecision(ok=True, by="Bob", to_delete=["a"]), "Bob said yes. 1 message deleted, in every window."),
+        (DeleteDecision(ok=True), "There was no message."),
+        (DeleteDecision(ok=False, by="Bob"), "Bob said no, so all messages stay."),
+        (DeleteDecision(ok=False), "No reply came in time, so all messages stay."),
     ],
 )
-def test_an_answer_reports_the_decision(decision: Decision, outcome: str) -> None:
+def test_an_answer_reports_the_decision(decision: DeleteDecision, outcome: str) -> None:
     settled = Settled.of("q1", "Delete this", GUIDE)
     before = text_of(plan("Delete this", settled, GUIDE))
     assert text_of(plan("Delete this", replace(settled, decision=decision), GUIDE)) == before + outcome

@@ -28,6 +28,9 @@ class Chat extends AbstractChat {
         this.requests += 1
         return fetch(...request)
       },
+      ...(process.env.HOLDFAST_AI_STRICT && {
+        prepareReconnectToStreamRequest: () => ({ api: `${url}/${id}/stream?last=${this.messages.at(-1)?.id}` }),
+      }),
       ...(message && { prepareSendMessagesRequest: ({ id, messages }) => ({ body: { id, message: messages.at(-1) } }) }),
     })
     super({

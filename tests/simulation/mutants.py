@@ -34,7 +34,7 @@ from holdfast.core.message_state import MessageState
 from holdfast.core.model import Message
 from holdfast.core.ops import Append, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
-from holdfast.core.state import ChannelState, Tail
+from holdfast.core.state import ChannelState, PartTail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
 from holdfast.hub import committer, following, hooks, presence, recovery
@@ -754,10 +754,10 @@ def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
 def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
     """A longer history lets more viewers catch up."""
 
-    def add(self: Tail, serial: int, op: SetPart) -> None:
+    def add(self: PartTail, serial: int, op: SetPart) -> None:
         self.ops[serial] = op
 
-    patch.setattr(Tail, "add", add)
+    patch.setattr(PartTail, "add", add)
 
 
 # -- endless loops ---------------------------------------------------------------------------------------------------
@@ -852,7 +852,7 @@ MUTANTS: dict[Mutant, str] = {
     finished_messages_stay: "are kept after a trim|no trim frees them",
     every_batch_is_kept: "encoded batches are kept",
     signals_pile_up: "things are in PresenceState._signals",
-    part_operations_pile_up: "things are in Tail.ops",
+    part_operations_pile_up: "things are in PartTail.ops",
     block_until_a_load: "does not end",
     feeds_behind_are_woken_without_end: "never waits|waits too shortly",
 }

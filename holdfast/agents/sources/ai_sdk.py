@@ -36,13 +36,13 @@ from holdfast.agents.sources.vocabulary import (
     CALLED,
     DONE,
     ERROR,
-    Change,
+    Add,
     Drop,
     Edit,
     Meta,
     Open,
+    Set,
     Source,
-    Text,
     free,
     tool,
 )
@@ -63,7 +63,7 @@ STARTS = ("start", "start-step", "text-start", "reasoning-start", "tool-input-st
 _LINE_LIMIT = 8 * 1024 * 1024  # limit of one event in characters: the limit of a message
 
 
-class AISDK(Source):
+class AISDKSource(Source):
     name = "ai-sdk"
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class AISDK(Source):
             case "text-delta" | "reasoning-delta":
                 name = word(chunk, "id")
                 key = (kind[0], self._last.get((kind[0], name), name))
-                yield Text(key, text(chunk, "delta"), kind.removesuffix("-delta"))
+                yield Add(key, text(chunk, "delta"), kind.removesuffix("-delta"))
             case "source-url":
                 url = word(chunk, "url", LINE_CHARACTERS)
                 yield Open(("source", url), free("source", url=url, title=word(chunk, "title")))
@@ -159,7 +159,7 @@ class AISDK(Source):
             case _ if kind.startswith("data-") and get(chunk, "transient") is not True:
                 name, known = kind.removeprefix("data-"), word(chunk, "id")
                 self._made += 1
-                yield Change(
+                yield Set(
                     (kind, known or self._made), {"type": "data", "name": name, "data": plain(get(chunk, "data"))}
                 )
 
@@ -173,22 +173,22 @@ class AISDK(Source):
                 yield Open(key, tool(call, needed(chunk, "toolName")))
             case "tool-input-delta":
                 self._streamed.add(call)
-                yield Text(key, text(chunk, "inputTextDelta"), "tool")
+                yield Add(key, text(chunk, "inputTextDelta"), "tool")
             case "tool-input-available" | "tool-input-error":
                 yield Open(key, tool(call, needed(chunk, "toolName")))
                 if call not in self._streamed and (given := get(chunk, "input")) is not None:
-                    yield Text(key, as_json(given), "tool")
+                    yield Add(key, as_json(given), "tool")
                 if kind == "tool-input-available":
-                    yield Change(key, {"state": CALLED})
+                    yield Set(key, {"state": CALLED})
                 else:
-                    yield Change(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
+                    yield Set(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
             case "tool-output-available":
                 state = {} if get(chunk, "preliminary") is True else {"state": DONE}
-                yield Change(key, {**state, "output": plain(get(chunk, "output"))})
+                yield Set(key, {**state, "output": plain(get(chunk, "output"))})
             case "tool-output-error":
-                yield Change(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
+                yield Set(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
             case "tool-output-denied":
-                yield Change(key, {"state": ERROR, "output": "denied"})
+                yield Set(key, {"state": ERROR, "output": "denied"})
 
     def _reset(self) -> Iterator[Edit]:
         for key in self._step:
@@ -206,9 +206,9 @@ class AISDK(Source):
 def _opens(edit: Edit) -> Hashable | None:
     """Return the key of the part that `edit` may open."""
     match edit:
-        case Open(key) | Change(key, {"type": _}):
+        case Open(key) | Set(key, {"type": _}):
             return key
-        case Text(key, text) if text:
+        case Add(key, text) if text:
             return key
     return None
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from holdfast.agents.sources.errors import UpstreamEnded, malformed, reported
 from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, index, needed, plain, text, word
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 from holdfast.core.errors import shown
 from holdfast.core.model import Json
 
@@ -82,34 +82,34 @@ class Anthropic(Source):
         kind = word(block, "type") or ""
         if kind == "text":
             yield Open(position, {"type": "text"})
-            yield Text(position, text(block, "text"))
+            yield Add(position, text(block, "text"))
         elif kind == "thinking":
             yield Open(position, {"type": "reasoning"})
-            yield Text(position, text(block, "thinking"), "reasoning")
+            yield Add(position, text(block, "thinking"), "reasoning")
         elif kind in _TOOLS:
             call = needed(block, "id")
             self._calls[position] = (call, kind)
             yield Open(("call", call), tool(call, needed(block, "name")))
             if given := get(block, "input"):  # the input came at once instead of in deltas
                 self._streamed.add(position)
-                yield Text(("call", call), as_json(given), "tool")
+                yield Add(("call", call), as_json(given), "tool")
         elif kind.endswith("_tool_result"):
             content = get(block, "content")
             failed = get(block, "is_error") is True or (word(content, "type") or "").endswith("_error")
             output = _without_encrypted(plain(content))
-            yield Change(("call", needed(block, "tool_use_id")), {"output": output, "state": ERROR if failed else DONE})
+            yield Set(("call", needed(block, "tool_use_id")), {"output": output, "state": ERROR if failed else DONE})
 
     def _delta(self, position: int, delta: object) -> Iterator[Edit]:
         match get(delta, "type"):
             case "text_delta":
-                yield Text(position, text(delta, "text"))
+                yield Add(position, text(delta, "text"))
             case "thinking_delta":
-                yield Text(position, text(delta, "thinking"), "reasoning")
+                yield Add(position, text(delta, "thinking"), "reasoning")
             case "input_json_delta":
                 if position not in self._calls:
                     raise malformed(f"block {shown(position)} has tool input, but is not a tool call")
                 self._streamed.add(position)
-                yield Text(("call", self._calls[position][0]), text(delta, "partial_json"), "tool")
+                yield Add(("call", self._calls[position][0]), text(delta, "partial_json"), "tool")
             case "citations_delta":
                 cited = get(delta, "citation")
                 title = word(cited, "title") or word(cited, "document_title")
@@ -121,7 +121,7 @@ class Anthropic(Source):
     def _stop(self, position: int) -> Iterator[Edit]:
         call, kind = self._calls.get(position, ("", ""))
         if kind == "tool_use":
-            yield Change(("call", call), {"state": CALLED})
+            yield Set(("call", call), {"state": CALLED})
 
 
 def _without_encrypted(output: Json) -> Json:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from holdfast.agents.sources.errors import UpstreamEnded, malformed
 from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "prompt_token_count",
@@ -77,7 +77,7 @@ class GoogleGenAI(Source):
             kind = "reasoning" if get(part, "thought") is True else "text"
             if kind != self._kind:
                 self._kind, self._number = kind, self._number + 1
-            yield Text(self._number, more, kind)
+            yield Add(self._number, more, kind)
             return
         if call := get(part, "function_call"):
             name = word(call, "name") or ""
@@ -96,7 +96,7 @@ class GoogleGenAI(Source):
         elif result := get(part, "code_execution_result"):
             state = DONE if word(result, "outcome") in (None, "OUTCOME_OK") else ERROR
             if key := self._take_call("code_execution", None):
-                yield Change(("call", key), {"output": text(result, "output"), "state": state})
+                yield Set(("call", key), {"output": text(result, "output"), "state": state})
         elif blob := get(part, "inline_data"):
             yield self._file(word(blob, "mime_type"), _data_url(blob))
         elif file := get(part, "file_data"):
@@ -110,7 +110,7 @@ class GoogleGenAI(Source):
         if key is not None:
             output = plain(get(response, "response"))
             failed = isinstance(output, dict) and "error" in output and "result" not in output
-            yield Change(("call", key), {"output": output, "state": ERROR if failed else DONE})
+            yield Set(("call", key), {"output": output, "state": ERROR if failed else DONE})
 
     def _take_call(self, name: str, given: str | None) -> str | None:
         for called, key in self._calls:

@@ -24,7 +24,7 @@ from collections.abc import Hashable, Iterator, Mapping
 
 from holdfast.agents.sources.errors import UpstreamEnded
 from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 from holdfast.core.model import Part
 
 USAGE = {
@@ -46,7 +46,7 @@ AI = ("ai", "AIMessageChunk")
 _TOOL = ("tool", "ToolMessageChunk")
 
 
-class _Open:
+class _OpenMessage:
     """A message of the model that has not ended yet."""
 
     def __init__(self, number: int) -> None:
@@ -62,8 +62,8 @@ class LangChain(Source):
     name = "langchain"
 
     def __init__(self) -> None:
-        self._open: dict[Hashable, _Open] = {}
-        self._closed: dict[Hashable, _Open] = {}
+        self._open: dict[Hashable, _OpenMessage] = {}
+        self._closed: dict[Hashable, _OpenMessage] = {}
         self._made = 0
         self._has_ended = False  # True: at least one message has ended
         # ids of messages and runs that were written chunk by chunk, so that the whole message must be skipped
@@ -90,7 +90,7 @@ class LangChain(Source):
             yield from self._chunk(message, where, is_whole=True)
         elif kind in _TOOL and (call := word(message, "tool_call_id")):
             state = ERROR if get(message, "status") == "error" else DONE
-            yield Change(("call", call), {"output": plain(get(message, "content")), "state": state})
+            yield Set(("call", call), {"output": plain(get(message, "content")), "state": state})
 
     def _event(self, event: Mapping[str, object]) -> Iterator[Edit]:
         run, data = event.get("run_id"), event.get("data")
@@ -116,7 +116,7 @@ class LangChain(Source):
             return
         if where not in self._open:
             self._made += 1
-            self._open[where] = _Open(self._made)
+            self._open[where] = _OpenMessage(self._made)
         state = self._open[where]
         about = get(message, "response_metadata")
         state.has_provider = state.has_provider or word(about, "model_provider") is not None
@@ -128,7 +128,7 @@ class LangChain(Source):
         if (reason := _reason(message)) or is_last:
             yield from self._close(where, reason)
 
-    def _usage(self, state: _Open, message: object) -> Iterator[Edit]:
+    def _usage(self, state: _OpenMessage, message: object) -> Iterator[Edit]:
         usage = counts(get(message, "usage_metadata"), USAGE)
         for name, value in (usage or {}).items():  # the usage of several chunks is added up
             state.usage[name] = state.usage.get(name, 0) + value
@@ -141,14 +141,14 @@ class LangChain(Source):
         finish = _FINISH.get(reason, reason) if reason else None
         if finish != "length":
             for call in dict.fromkeys(state.calls.values()):
-                yield Change(("call", call), {"state": CALLED})
+                yield Set(("call", call), {"state": CALLED})
         yield Meta(finish_reason="tool_calls" if state.calls and finish in ("stop", None) else finish)
 
-    def _block(self, state: _Open, block: object) -> Iterator[Edit]:
+    def _block(self, state: _OpenMessage, block: object) -> Iterator[Edit]:
         kind = word(block, "type") or ""
         match kind:
             case "text" | "reasoning":
-                yield Text(self._text_key(state, kind, get(block, "index")), text(block, kind), kind)
+                yield Add(self._text_key(state, kind, get(block, "index")), text(block, kind), kind)
                 for note in items(block, "annotations"):
                     if url := word(note, "url", LINE_CHARACTERS):
                         yield Open(("source", url), free("source", url=url, title=word(note, "title")))
@@ -158,21 +158,21 @@ class LangChain(Source):
             case "server_tool_result":
                 if call := word(block, "tool_call_id"):
                     result = ERROR if get(block, "status") == "error" else DONE
-                    yield Change(("call", call), {"output": plain(get(block, "output")), "state": result})
+                    yield Set(("call", call), {"output": plain(get(block, "output")), "state": result})
             case "image" | "file" | "audio" | "video":
                 state.kind = ""
                 self._made += 1
                 if (part := _file(block)) is not None:
                     yield Open(("file", self._made), part)
 
-    def _text_key(self, state: _Open, kind: str, position: object) -> Hashable:
+    def _text_key(self, state: _OpenMessage, kind: str, position: object) -> Hashable:
         if isinstance(position, int | str):
             return (state.number, kind, position)
         if kind != state.kind:
             state.kind, state.run = kind, state.run + 1
         return (state.number, state.run)
 
-    def _call(self, state: _Open, block: object) -> Iterator[Edit]:
+    def _call(self, state: _OpenMessage, block: object) -> Iterator[Edit]:
         position, given, name = get(block, "index"), word(block, "id"), word(block, "name")
         key = position if isinstance(position, int | str) else None
         call = state.calls.get(key)
@@ -182,7 +182,7 @@ class LangChain(Source):
             yield Open(("call", call), tool(call, name or ""))
         arguments = get(block, "args")
         if call is not None:
-            yield Text(("call", call), arguments if isinstance(arguments, str) else as_json(arguments or {}), "tool")
+            yield Add(("call", call), arguments if isinstance(arguments, str) else as_json(arguments or {}), "tool")
 
 
 def _reason(message: object) -> str | None:

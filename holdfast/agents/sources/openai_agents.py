@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from holdfast.agents.sources.errors import UpstreamEnded, UpstreamError
 from holdfast.agents.sources.openai_responses import OpenAIResponses
 from holdfast.agents.sources.reading import get, plain, word
-from holdfast.agents.sources.vocabulary import DONE, Change, Edit, Source
+from holdfast.agents.sources.vocabulary import DONE, Edit, Set, Source
 from holdfast.core.errors import HoldfastError
 
 _OUTPUTS = ("tool_output", "handoff_occured", "handoff_occurred")
@@ -44,7 +44,7 @@ class OpenAIAgents(Source):
                 output = get(item, "output")
                 if call := word(raw, "call_id"):
                     value = plain(output if output is not None else get(raw, "output"))
-                    yield Change(("call", call), {"output": value, "state": DONE})
+                    yield Set(("call", call), {"output": value, "state": DONE})
 
     def end(self) -> Iterator[Edit]:
         return self._responses.end()

@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterator
 
 from holdfast.agents.sources.errors import UpstreamEnded, reported
 from holdfast.agents.sources.reading import LINE_CHARACTERS, counts, get, index, items, text, word
-from holdfast.agents.sources.vocabulary import CALLED, Change, Edit, Meta, Open, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "prompt_tokens",
@@ -55,9 +55,9 @@ class OpenAIChat(Source):
 
     def _choice(self, choice: object) -> Iterator[Edit]:
         delta = get(choice, "delta")
-        yield Text("reasoning", text(delta, "reasoning_content") or text(delta, "reasoning"), "reasoning")
-        yield Text("text", text(delta, "content"))
-        yield Text("text", text(delta, "refusal"))
+        yield Add("reasoning", text(delta, "reasoning_content") or text(delta, "reasoning"), "reasoning")
+        yield Add("text", text(delta, "content"))
+        yield Add("text", text(delta, "refusal"))
         for call in items(delta, "tool_calls"):
             yield from self._call(call)
         for note in items(delta, "annotations"):
@@ -68,7 +68,7 @@ class OpenAIChat(Source):
             self._is_ended = True
             if reason != "length":
                 for call_id in self._calls.values():
-                    yield Change(("call", call_id), {"state": CALLED})
+                    yield Set(("call", call_id), {"state": CALLED})
             yield Meta(finish_reason="tool_calls" if reason == "function_call" else reason)
 
     def _call(self, call: object) -> Iterator[Edit]:
@@ -78,7 +78,7 @@ class OpenAIChat(Source):
         # Some servers give every call the index 0, so that only the ids distinguish calls.
         if position not in self._calls or (given is not None and given != self._calls[position]):
             if position in self._calls:
-                yield Change(("call", self._calls[position]), {"state": CALLED})
+                yield Set(("call", self._calls[position]), {"state": CALLED})
             self._calls[position] = given or f"call_{position}"
             yield Open(("call", self._calls[position]), tool(self._calls[position], word(called, "name") or ""))
-        yield Text(("call", self._calls[position]), text(called, "arguments") or text(called, "input"))
+        yield Add(("call", self._calls[position]), text(called, "arguments") or text(called, "input"))

@@ -33,7 +33,7 @@ from holdfast.agents.sources.reading import (
     text,
     word,
 )
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 from holdfast.core.model import Json, Part
 
 USAGE = {
@@ -118,9 +118,9 @@ class OpenAIResponses(Source):
     def _summary(self, event: object) -> Hashable:
         return (self._turn, index(event, "output_index"), "summary", index(event, "summary_index"))
 
-    def _delta(self, key: Hashable, more: str, kind: str = "text") -> Text:
+    def _delta(self, key: Hashable, more: str, kind: str = "text") -> Add:
         self._streamed.add(key)
-        return Text(key, more, kind)
+        return Add(key, more, kind)
 
     def _rest(self, key: Hashable, whole: str) -> Iterator[Edit]:
         if key not in self._streamed:
@@ -165,15 +165,15 @@ class OpenAIResponses(Source):
         action = get(item, "action") or get(item, "queries")
         yield from self._rest(key, given or (as_json(action) if action else ""))
         if kind == "image_generation_call":
-            yield Change(key, {"state": DONE})
+            yield Set(key, {"state": DONE})
             if image := text(item, "result"):
                 kind_of_image = word(item, "output_format") or "png"
                 yield Open((key, "file"), _image(image, kind_of_image))
         elif kind in _CALLS:
             if get(item, "status") != "incomplete":
-                yield Change(key, {"state": CALLED})
+                yield Set(key, {"state": CALLED})
         else:
-            yield Change(key, _output(item))
+            yield Set(key, _output(item))
 
     def _annotation(self, note: object) -> Iterator[Edit]:
         match get(note, "type"):

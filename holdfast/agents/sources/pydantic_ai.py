@@ -33,7 +33,7 @@ from holdfast.agents.sources.reading import (
     text,
     word,
 )
-from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Change, Edit, Meta, Open, Source, Text, free, tool
+from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "input_tokens",
@@ -126,7 +126,7 @@ class PydanticAI(Source):
         written = self._lengths.get(key, 0)
         if len(whole) > written:
             self._lengths[key] = len(whole)
-            yield Text(key, whole[written:])
+            yield Add(key, whole[written:])
 
     def _delta(self, key: Hashable, delta: object) -> Iterator[Edit]:
         kind = word(delta, "part_delta_kind")
@@ -136,17 +136,17 @@ class PydanticAI(Source):
         else:
             more = text(delta, "content_delta")
         self._lengths[key] = self._lengths.get(key, 0) + len(more)
-        yield Text(key, more, "reasoning" if kind == "thinking" else "tool" if kind == "tool_call" else "text")
+        yield Add(key, more, "reasoning" if kind == "thinking" else "tool" if kind == "tool_call" else "text")
 
     def _called(self, key: Hashable) -> Iterator[Edit]:
         if key in self._calls:
-            yield Change(("call", self._calls[key]), {"state": CALLED})
+            yield Set(("call", self._calls[key]), {"state": CALLED})
 
     def _call(self, part: object, state: str) -> Iterator[Edit]:
         call = needed(part, "tool_call_id")
         yield Open(("call", call), tool(call, word(part, "tool_name") or ""))
         yield from self._more(("call", call), _arguments(get(part, "args")))
-        yield Change(("call", call), {"state": state})
+        yield Set(("call", call), {"state": state})
 
     def _return(self, part: object) -> Iterator[Edit]:
         call = word(part, "tool_call_id")
@@ -154,7 +154,7 @@ class PydanticAI(Source):
         if call is not None and kind in _RETURNS:
             has_failed = kind == "retry-prompt" or get(part, "retry") is not None
             state = ERROR if has_failed or get(part, "outcome") in ("failed", "denied") else DONE
-            yield Change(("call", call), {"output": plain(get(part, "content")), "state": state})
+            yield Set(("call", call), {"output": plain(get(part, "content")), "state": state})
 
     def _whole(self, response: object) -> Iterator[Edit]:
         """Yield the edits for a response that grows: each item repeats the earlier ones and adds to them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 
-from holdfast.agents.sources.ai_sdk import AISDK, STARTS, chunk_of
+from holdfast.agents.sources.ai_sdk import STARTS, AISDKSource, chunk_of
 from holdfast.agents.sources.anthropic import Anthropic
 from holdfast.agents.sources.google_genai import GoogleGenAI
 from holdfast.agents.sources.langchain import AI, LangChain
@@ -27,7 +27,7 @@ from holdfast.core.errors import HoldfastError, LocalError
 
 _KINDS: tuple[type[Source], ...] = (
     *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI),
-    *(OpenAIAgents, PydanticAI, LangChain, LangGraph, AISDK),
+    *(OpenAIAgents, PydanticAI, LangChain, LangGraph, AISDKSource),
     SSEText,
 )
 SOURCES: dict[str, type[Source]] = {kind.name: kind for kind in _KINDS}
@@ -109,7 +109,7 @@ def _kind_of(event: object) -> type[Source] | None:
         return LangChain
     if name in _ANTHROPIC:
         return Anthropic
-    return AISDK if isinstance(event, Mapping) and (name in STARTS or name.startswith("data-")) else None
+    return AISDKSource if isinstance(event, Mapping) and (name in STARTS or name.startswith("data-")) else None
 
 
 def _kind_of_line(event: str | bytes | bytearray | memoryview) -> type[Source] | None:
@@ -120,7 +120,7 @@ def _kind_of_line(event: str | bytes | bytearray | memoryview) -> type[Source] |
     except HoldfastError:
         chunk = None
     if isinstance(chunk, Mapping) and chunk.get("type") in STARTS:
-        return AISDK
+        return AISDKSource
     if begins_frames(line):
         return SSEText
     return PlainText if isinstance(event, str) else None

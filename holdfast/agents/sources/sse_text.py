@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 
 from holdfast.agents.sources.errors import malformed, reported, translated
 from holdfast.agents.sources.reading import get, whole
-from holdfast.agents.sources.vocabulary import Edit, Source, Text
+from holdfast.agents.sources.vocabulary import Add, Edit, Source
 from holdfast.core.errors import HoldfastError, LocalError, shown
 
 # the beginning of a first item: a field of a server-sent event, or a complete comment
@@ -121,7 +121,7 @@ class SSEText(Source):
         if isinstance(event, bytes | bytearray | memoryview):
             event = self._decode(bytes(event))
         if self._is_text:
-            yield Text("text", self._checked(event))
+            yield Add("text", self._checked(event))
         elif isinstance(event, str):
             if self._before is not None:
                 self._before.append(event)
@@ -137,7 +137,7 @@ class SSEText(Source):
         if self._is_text:
             return
         if self._before is not None:
-            yield Text("text", "".join(self._before))
+            yield Add("text", "".join(self._before))
             return
         yield from self._frames(self._reader.end())
         if self._keys and not self._has_text:
@@ -163,7 +163,7 @@ class SSEText(Source):
                     "source='text'"
                 ) from None
             self._is_text = True
-            yield Text("text", "".join(self._before))
+            yield Add("text", "".join(self._before))
 
     def _frame(self, event: str, data: object) -> Iterator[Edit]:
         if self._is_ended or event in _IDLE_EVENTS:
@@ -175,9 +175,9 @@ class SSEText(Source):
         elif data is None:
             return
         elif event in _REASONING_EVENTS:
-            yield Text("reasoning", self._text_of(data), "reasoning")
+            yield Add("reasoning", self._text_of(data), "reasoning")
         elif event in _TEXT_EVENTS:
-            yield Text("text", self._text_of(data))
+            yield Add("text", self._text_of(data))
         else:
             raise LocalError(
                 f"server-sent event has the name {shown(event)}, which is not known to hold text; {_REMEDY}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.agents.sources.errors import malformed, translated
-from holdfast.agents.sources.vocabulary import Edit, Source, Text
+from holdfast.agents.sources.vocabulary import Add, Edit, Source
 from holdfast.core.errors import HoldfastError
 
 
@@ -21,7 +21,7 @@ class PlainText(Source):
     def take(self, event: object) -> Iterator[Edit]:
         if not isinstance(event, str):
             raise malformed(f"an iterator of text yielded a value of type {type(event).__name__}")
-        yield Text("text", event)
+        yield Add("text", event)
 
     def translate(self, error: BaseException) -> HoldfastError | None:
         return translated(error, is_of_sdk=False)

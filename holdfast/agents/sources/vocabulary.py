@@ -28,7 +28,7 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Add:
     """Add text to a part, or to a tool's input; for an unknown key first open a part of type `kind`."""
 
     key: Hashable
@@ -37,7 +37,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Set:
     """Set fields of an open part. An unknown key has no effect, unless `fields` is a whole part."""
 
     key: Hashable
@@ -64,7 +64,7 @@ class Meta:
     of: Hashable = None
 
 
-Edit = Open | Text | Change | Drop | Meta
+Edit = Open | Add | Set | Drop | Meta
 
 
 def tool(call: str, name: str, **fields: Json) -> Part:

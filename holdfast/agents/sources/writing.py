@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from holdfast.agents.backend import Writer
 from holdfast.agents.sources.errors import malformed
 from holdfast.agents.sources.reading import whole
-from holdfast.agents.sources.vocabulary import CALLED, Change, Drop, Edit, Meta, Open, Text
+from holdfast.agents.sources.vocabulary import CALLED, Add, Drop, Edit, Meta, Open, Set
 from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText
 from holdfast.core.model import Json, Part
 
@@ -86,11 +86,11 @@ class Writing:
         """Write one edit. Raises the writer's errors; UpstreamError for a part that the writer refuses as invalid."""
         try:
             match edit:
-                case Text():
+                case Add():
                     await self._text(edit)
                 case Open():
                     await self._open(edit.key, edit.part)
-                case Change():
+                case Set():
                     await self._change(edit.key, edit.fields)
                 case Drop():
                     await self._drop(edit.key)
@@ -134,7 +134,7 @@ class Writing:
             model=self._model,
         )
 
-    async def _text(self, edit: Text) -> None:
+    async def _text(self, edit: Add) -> None:
         slot = self._slots.get(edit.key)
         if not edit.text:
             return

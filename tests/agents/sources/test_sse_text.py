@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from holdfast import Hub
 from holdfast.agents.sources import UpstreamError, pipe
 from holdfast.agents.sources.sse_text import SSEText
-from holdfast.agents.sources.vocabulary import Text
+from holdfast.agents.sources.vocabulary import Add
 from holdfast.core.errors import LocalError
 from tests.agents.sources.piping import broken, pipe_all
 
@@ -182,5 +182,5 @@ def test_every_text_is_either_frames_or_kept_whole(items: list[str]) -> None:
         edits += source.end()
     except UpstreamError:
         return  # a whole frame, and then a line that is not a field
-    written = "".join(edit.text for edit in edits if isinstance(edit, Text))
+    written = "".join(edit.text for edit in edits if isinstance(edit, Add))
     assert written == "".join(items) or "\n\n" in "\n".join([*items, ""]).replace("\r", "")

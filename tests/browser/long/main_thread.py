@@ -5,9 +5,13 @@ Layer: tests.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
-from playwright.async_api import CDPSession, Page
+from playwright.async_api import Browser, CDPSession, Page
+
+_CATEGORIES = ["toplevel", "blink.user_timing", "__metadata"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,27 @@ class MainThread:
             seconds["ScriptDuration"] * 1_000,
             (seconds["LayoutDuration"] + seconds["RecalcStyleDuration"]) * 1_000,
         )
+
+
+async def start_tasks(browser: Browser, page: Page) -> None:
+    """Record the tasks of the page until `stop_tasks`."""
+    await browser.start_tracing(page=page, categories=_CATEGORIES)
+
+
+async def stop_tasks(browser: Browser, mark: str = "") -> list[float]:
+    """Return the CPU times in ms of the recorded tasks that began after the page's last performance mark `mark`."""
+    events: list[dict[str, Any]] = json.loads(await browser.stop_tracing())["traceEvents"]
+    mains = {
+        (one["pid"], one["tid"])
+        for one in events
+        if one["name"] == "thread_name" and one["args"]["name"] == "CrRendererMain"
+    }
+    since_us = max(one["ts"] for one in events if one["name"] == mark) if mark else 0
+    return [
+        one["tdur"] / 1_000
+        for one in events
+        if one["name"].endswith("RunTask")
+        and "tdur" in one
+        and (one["pid"], one["tid"]) in mains
+        and one["ts"] >= since_us
+    ]

@@ -2,8 +2,8 @@
 
 Layer: tests.
 
-The machine is shared, so each figure is the best of three, and the limit of a task is twice its budget of 50 ms. On a
-quiet machine with two cores the first paint took 59 ms and no later task took 50 ms.
+The machine is shared, so each figure is the best of three, and a task may take 50 ms of CPU time. While ten other
+processes waited for the two cores, the first paint took 149 ms, and no later task more than 32 ms.
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser
 
+from tests.browser.long.main_thread import start_tasks, stop_tasks
 from tests.browser.test_chat import Scene, scene
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 FIRST_PAINT_MS = 300
-LONG_TASK_MS = 100
+LONG_TASK_MS = 50
 TRIES = 3
 
-# Puts another element for the same client into the page, and returns the time to the first frame with messages, that to
-# the last message, and the longest task after the first frame.
+# Puts another element for the same client into the page, and returns the time to the first frame with messages, and
+# that to the last message.
 _MEASURE = """async () => {
-  const tasks = []
-  const observer = new PerformanceObserver((list) => tasks.push(...list.getEntries()))
   while (channel.getSnapshot().hasOlder) await channel.loadOlder(200)
   chat.remove()
   await new Promise((done) => setTimeout(done)) // it has let go of its nodes
-  observer.observe({ type: "longtask" })
   const next = document.createElement("holdfast-chat")
   next.setAttribute("channel", "chat:1")
   next.client = client
@@ -40,22 +38,23 @@ _MEASURE = """async () => {
   const root = next.shadowRoot
   while (!root.querySelector("article")) await frame()
   await frame()
-  const first = performance.now()
+  const first = performance.mark("first").startTime
   const isWhole = () => (IS_WHOLE)(root, channel.getSnapshot())
   for (; !isWhole(); await frame()) {
     if (performance.now() - start > 60_000) throw new Error("not all was built within a minute")
   }
-  const last = performance.now()
-  await new Promise((done) => setTimeout(done, 50)) // the observer is called after its task
-  const longest = Math.max(0, ...tasks.filter((one) => one.startTime > first).map((one) => one.duration))
-  return [first - start, last - start, longest]
+  return [first - start, performance.now() - start]
 }"""
 
 
-async def _best(here: Scene, is_whole: str) -> tuple[float, float, float]:
-    """Return the best of three: first paint, all of it, longest later task, each in milliseconds."""
+async def _best(browser: Browser, here: Scene, is_whole: str) -> tuple[float, float, float]:
+    """Return the best of three: first paint, all of it, CPU time of the longest later task, in ms."""
     await here.mount()
-    tries = [await here.page.evaluate(_MEASURE.replace("IS_WHOLE", is_whole)) for _ in range(TRIES)]
+    tries = []
+    for _ in range(TRIES):
+        await start_tasks(browser, here.page)
+        times = await here.page.evaluate(_MEASURE.replace("IS_WHOLE", is_whole))
+        tries.append((*times, max(await stop_tasks(browser, "first"))))
     first, last, longest = (min(column) for column in zip(*tries, strict=True))
     print(f"first paint {first:.0f} ms, whole {last:.0f} ms, longest task {longest:.0f} ms")
     return first, last, longest
@@ -69,7 +68,7 @@ async def test_thousand_messages_are_painted_at_once_and_built_without_a_long_ta
                 "chat:1", text=f"## Message {n}\n\n{paragraph}\n\n- one\n- two\n\n{paragraph}", author="Bea"
             )
         first, _, longest = await _best(
-            here, "(root, { messages }) => root.querySelectorAll('article').length === 1_000"
+            browser, here, "(root, { messages }) => root.querySelectorAll('article').length === 1_000"
         )
     assert first <= FIRST_PAINT_MS
     assert longest <= LONG_TASK_MS
@@ -84,6 +83,6 @@ async def test_message_of_many_parts_leaves_the_page_responsive(browser: Browser
                 {"type": "text", "text": text} if n % 2 else {"type": "data", "name": f"{n}", "data": {"words": text}}
             )
         await here.hub.create("chat:1", id="a", role="assistant", author="Guide", parts=parts)
-        first, _, longest = await _best(here, "(root) => root.querySelectorAll('.body > *').length === 256")
+        first, _, longest = await _best(browser, here, "(root) => root.querySelectorAll('.body > *').length === 256")
     assert first <= FIRST_PAINT_MS
     assert longest <= LONG_TASK_MS

@@ -10,19 +10,17 @@ most three tries. `docs/widget.md` has the measured figures.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
 from holdfast import Limits
-from tests.browser.long.main_thread import MainThread
+from tests.browser.long.main_thread import MainThread, start_tasks, stop_tasks
 from tests.browser.tab import chromium
 from tests.browser.test_chat import scene
 from tests.browser.test_markdown import markdown_page
@@ -109,20 +107,10 @@ async def longest_task_ms(browser: Browser, text: str) -> float:
         await here.mount()
         await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text="small")
         await here.until("small")
-        await browser.start_tracing(page=here.page, categories=["toplevel", "__metadata"])
+        await start_tasks(browser, here.page)
         await here.hub.update("chat:1", "a", text=f"{text}\n\n{END}")
         await here.page.wait_for_function(_SHOWN, polling=500, timeout=60_000)
-        events: list[Any] = json.loads(await browser.stop_tracing())["traceEvents"]
-    mains = {
-        (one["pid"], one["tid"])
-        for one in events
-        if one["name"] == "thread_name" and one["args"]["name"] == "CrRendererMain"
-    }
-    tasks = [
-        one["tdur"] / 1_000
-        for one in events
-        if one["name"].endswith("RunTask") and "tdur" in one and (one["pid"], one["tid"]) in mains
-    ]
+        tasks = await stop_tasks(browser)
     print(f"{len(text):,} characters: {sum(tasks):,.0f} ms of CPU in all, longest task {max(tasks):.0f} ms")
     return max(tasks)
 
@@ -133,7 +121,7 @@ async def test_message_of_a_megabyte_that_arrives_at_once_is_drawn_without_a_lon
 ) -> None:
     texts = {
         "a mixed answer": mixed(MIB),
-        "a fence": "```py\n" + "x = 1 + 2  # some code\n" * (MIB // 23) + "```",
+        "a fence": "```py\n" + "x = 1 + 2  # some code\n" * (MIB // 23) + "the_last = 'and the longest line'\n```",
         "a line": "letters and words " * (MIB // 18),
     }
     tries: list[float] = []
