@@ -23,7 +23,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import HoldfastError, InvalidRequest
 from holdfast.http_parts import Flow, refusal, too_large
-from holdfast.parse_turns import TURN_S
 from holdfast.transports.server_connection import EXTENSION
 
 MAX_HEAD_BYTES = 64 * 1024  # limit of a request line with its headers, and of a trailer
@@ -34,7 +33,8 @@ BODY_BYTES = 5_000
 UNREAD_S = 60.0  # time in which a peer must read at least a byte of a response that waits for it
 LINGER_S = 1.0  # time in which a refused peer can read the reason, while the server reads no more from it
 UNREAD_BYTES = 8 * 1024  # bytes that are still read while a request waits
-SLICE_BYTES = 4 * 1024
+WHOLE_BYTES = 4 * 1024  # input that is parsed at once, if it holds one request
+SLICE_BYTES = 1024  # bytes of larger input to parse at once: up to 200 chunks of a byte
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -190,7 +190,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             if not self.may_read():
                 self.flow.pause_reading()
         # If the data contains one end of a head, at most one request can begin, behind the running one.
-        elif len(data) <= SLICE_BYTES and data.count(_HEAD_END) <= 1:
+        elif len(data) <= WHOLE_BYTES and data.count(_HEAD_END) <= 1:
             self._parse(data)
         else:
             self._parse_in_slices(data)
@@ -216,11 +216,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         )
 
     def _parse_in_slices(self, data: bytes) -> None:
-        """Parse `data` up to the end of the head behind the running request, and to the end of the turn."""
-        at, until_s = 0, self.loop.time() + TURN_S
+        """Parse `data` until a request waits or the turn ends. No part of a head is set aside: many fill the memory."""
+        at, until_s = 0, self._book.turns.end_s()
         while at < len(data) and not (self._is_refused or self._is_last):
             is_held = self.pipeline or self.flow.write_paused
-            if is_held or self.loop.time() > until_s:
+            if is_held or (at and not self.is_in_head() and self.loop.time() > until_s):
                 self._unread = data[at:]
                 self.flow.pause_reading()
                 if not is_held:

@@ -36,7 +36,8 @@ INTRODUCTION_BYTES = 8 * 1024  # limit of a message from a peer that has not aut
 MAX_FRAGMENTS = 256  # limit of fragments in a message; browsers send one or a few
 MAX_CONTROL_FRAMES = 64  # limit of control frames per second; libraries send one every 20 s
 CONTROL_PAUSE_S = 1.0  # pause in reading after more control frames than that
-SLICE_BYTES = 2 * 1024  # bytes to parse at once: up to 340 empty frames, which take 2 ms
+WHOLE_BYTES = 2 * 1024  # input that is parsed at once
+SLICE_BYTES = 512  # bytes of larger input to parse at once: up to 85 empty frames, which take half a millisecond
 BURST = 16  # messages that the application may take before the loop serves other connections
 # time in which a peer that broke a rule can read the close frame, while the server reads no more from it
 LINGER_S = 1.0
@@ -231,7 +232,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self._parse(data)
             if not self.handshake_initiated:  # the package `websockets` refuses here without informing its caller
                 self._refuse_handshake()
-        elif len(data) > SLICE_BYTES or self.is_held():
+        elif len(data) > WHOLE_BYTES or self.is_held():
             self._parse_in_slices(data)
         else:
             self._parse(data)

@@ -42,8 +42,8 @@ from holdfast.core.requests import CreateMessage, ReplyCommand, SendCommand
 from holdfast.core.requests import Request as HubRequest
 from holdfast.core.turn_deltas import (
     InAnswer,
-    QuestionAnswered,
     QuestionAsked,
+    QuestionReplied,
     TurnChanged,
     TurnDelta,
     TurnState,
@@ -74,8 +74,8 @@ __all__ = [
     "PartFinished",
     "PartOpened",
     "PartReplaced",
-    "QuestionAnswered",
     "QuestionAsked",
+    "QuestionReplied",
     "TextAdded",
     "TurnChanged",
     "TurnDelta",

@@ -26,9 +26,18 @@ class FaultModel:
     slow_chance: float = 0.0  # chance that a response of the store takes very long
     down_chance: float = 0.0  # chance that the store refuses a call and does not carry it out
     unknown_chance: float = 0.0  # chance that the outcome of a commit stays unknown
+    notice_s: tuple[float, float] = (0.0002, 0.005)
+    notice_loss: float = 0.0  # chance that a notice does not reach another hub
+    notice_repeat: float = 0.0  # chance that it arrives twice
+
+    def draw_notices(self, draw: Random) -> None:
+        """Draw the faults of notices. Without any notice, hubs must find each other's entries all the same."""
+        self.notice_s = (0.0002, draw.choice((0.002, 0.05, 0.5, 3.0)))
+        self.notice_loss = draw.choice((0.0, 0.0, 0.1, 0.5, 1.0))
+        self.notice_repeat = draw.choice((0.0, 0.0, 0.3))
 
     def calm(self) -> None:
-        """End all faults and long latencies."""
+        """End all faults and long latencies. Notices may still be lost: they are hints."""
         self.latency_s = self.store_s = (0.0005, 0.005)
         self.cut_rate = self.hole_chance = self.stall_chance = 0.0
         self.slow_chance = self.down_chance = self.unknown_chance = 0.0

@@ -133,6 +133,7 @@ class Plan:
         plan.asks_by_socket = Random(f"{seed}/sockets").random() < 0.5
         if not plan.is_exclusive:
             _draw_loss(plan, Random(f"{seed}/loss"))
+            plan.fault_model.draw_notices(Random(f"{seed}/notices"))
         return plan
 
 

@@ -35,6 +35,7 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
+    Notice,
     Pruned,
     StoredPage,
     Tail,
@@ -47,6 +48,7 @@ from oracle.promises import TROUBLE_S, Promises
 from oracle.violation import Violation
 from simulation.clock import NOWHERE, Process, VirtualLoop
 from simulation.faults import FaultModel
+from simulation.notices import Notices
 from simulation.trace import Trace
 
 if TYPE_CHECKING:
@@ -60,7 +62,14 @@ class SimStore:
     """The data of all channels, and the faults of the store."""
 
     def __init__(
-        self, loop: VirtualLoop, fault_model: FaultModel, stored: StoredLogs, trace: Trace, *, is_exclusive: bool
+        self,
+        loop: VirtualLoop,
+        fault_model: FaultModel,
+        stored: StoredLogs,
+        trace: Trace,
+        *,
+        is_exclusive: bool,
+        seed: int = 0,
     ) -> None:
         self.loop = loop
         self.fault_model = fault_model
@@ -70,6 +79,7 @@ class SimStore:
         self.busy_until_s = 0.0  # by then all calls so far are carried out and have their responses
         self.memory = MemoryStore(now_ms=lambda: int(self.loop.time() * 1000))
         self.promises: Promises | None = None
+        self.notices = Notices(loop, fault_model, Random(f"{seed}/notices of the store"))
         self.nodes = NodeLeases(loop.time, stored)
         self._node_of: dict[str, str] = {}  # for each process the node of its hub
         self.hooks: Hooks | None = None
@@ -139,6 +149,7 @@ class SimStore:
     def restart(self) -> None:
         """Lose all holds, as the restart of a server does."""
         self.memory.lose_holds()
+        self.notices.interrupt()
 
     def note(self, values: Mapping[str, bytes | None]) -> None:
         """Keep notes now."""
@@ -346,6 +357,14 @@ class StoreClient:
         """`Store.delete_channel`."""
         name = self._process.name
         return await self._call(lambda: self._store.delete_channel(name, channel, expected, used_up, until_ms))
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """`Store.notify`."""
+        await self._call(lambda: self._store.notices.send(self._process, notices))
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """`Store.listen`."""
+        self._store.notices.listen(self._process, on_notice)
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """`Store.tidy`."""

@@ -85,7 +85,7 @@ class World:
         self.stored = StoredLogs()
         self.net = Network(self.loop, self.plan.fault_model, self.stored, self.trace)
         self.store = SimStore(
-            self.loop, self.plan.fault_model, self.stored, self.trace, is_exclusive=self.plan.is_exclusive
+            self.loop, self.plan.fault_model, self.stored, self.trace, is_exclusive=self.plan.is_exclusive, seed=seed
         )
         self.nodes = [Node(self, name) for name in "ABCD"[: self.plan.hubs]]
         self.promises = Promises(

@@ -63,7 +63,7 @@ class QuestionAsked(Struct, frozen=True):
     command: Command
 
 
-class QuestionAnswered(Struct, frozen=True):
+class QuestionReplied(Struct, frozen=True):
     """The one reply to a question, by a person, or by the server when it expired."""
 
     id: str
@@ -79,7 +79,7 @@ class TurnChanged(Struct, frozen=True):
     is_cancelled: bool = False
 
 
-TurnDelta = InAnswer | QuestionAsked | QuestionAnswered | TurnChanged
+TurnDelta = InAnswer | QuestionAsked | QuestionReplied | TurnChanged
 
 
 def is_question(command: Command, message_ids: Set[str]) -> bool:
@@ -156,7 +156,7 @@ class TurnProgress:
                     deltas += self._ask(command)
                 case CommandReply(id=command_id) if command_id in self._questions:
                     self._questions.discard(command_id)
-                    deltas.append(QuestionAnswered(command_id, event.ok, event.data, event.error))
+                    deltas.append(QuestionReplied(command_id, event.ok, event.data, event.error))
                 case MessageDelete(id=message_id) if message_id == self._id:
                     self._is_deleted = True
                 case ChannelAttached():

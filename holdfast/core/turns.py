@@ -403,7 +403,7 @@ class CommandRules(NamedTuple):
 
     @property
     def restarts(self) -> bool:
-        """Return whether the server answers the target of the command again, in the commit that stores it."""
+        """Return whether the target waits for an agent again, from the commit that stores the command on."""
         return self.action is ServerAction.RESTART
 
 

@@ -415,6 +415,19 @@ class Channel:
         await self._reload()
         self.moved()
 
+    def take_entries(self, epoch: str, floor: int, serial: int, entries: Sequence[Entry]) -> bool:
+        """Apply `entries`, which another hub has stored up to `serial`; return whether the state is at `serial` now.
+
+        They are not applied if one before them is missing, or while the state may not move. Then `refresh` is due.
+        """
+        state = self.state
+        if not self.is_ready or self.commit_over is not None or (epoch, floor) != (state.epoch, state.floor):
+            return False
+        new = [entry for entry in entries if entry.serial > state.serial]
+        if new and new[0].serial == state.serial + 1 and self._can_apply(new):
+            self.committed(epoch, new, ())
+        return serial <= state.serial
+
     def _can_apply(self, entries: Iterable[Entry]) -> bool:
         """Return whether all messages and commands of `entries` are in memory, or begin with one of the entries."""
         begun = {entry.op.id for entry in entries if type(entry.op) is Create or type(entry.op) is Command}

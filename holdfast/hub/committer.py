@@ -91,14 +91,16 @@ class Committer:
         is_served: Callable[[str], bool],
         accepted: Callable[[Channel, str], None],
         check: Callable[[str, CreateMessage | DeleteMessage, Find], None],
+        stored: Callable[[Write], None] | None = None,
     ) -> None:
         """Commit for `channels`, which are in memory; the function `channel` loads another one.
 
         `is_served` returns whether agents serve a channel. The committer calls `accepted` with the accepted requests of
-        remote writers. `check` raises Held if no message of a channel may be deleted, and StoreFull if there is no
-        space for a message.
+        remote writers, and `stored` with each write that it has stored. `check` raises Held if no message of a channel
+        may be deleted, and StoreFull if there is no space for a message.
         """
         self._check = check
+        self._stored = stored
         self._is_served = is_served
         self._accepted = accepted
         self._store = store
@@ -107,7 +109,6 @@ class Committer:
         self._channels = channels
         self._channel = channel
         self._pace = pace
-        self._gap = pace.gap
         self._loader = Loader(spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail)
         self._queue = Admission()
         self.waiting = 0  # number of items that are queued or parked
@@ -145,7 +146,7 @@ class Committer:
 
     def hurry(self) -> None:
         """Begin the next commit without a gap, because a caller waits for a queued item."""
-        self._gap.end()
+        self._pace.gap.end()
 
     def is_parked(self, channel: Channel) -> bool:
         """Return whether requests of `channel` are parked until the store has been read."""
@@ -157,7 +158,7 @@ class Committer:
             while True:
                 await self._wake.wait()
                 while self._queue:
-                    if await self._gap.keep():
+                    if await self._pace.gap.keep():
                         # The gap is no part of the time that a commit takes: text inside of a flush window does not
                         # wait for it.
                         self._since_s = asyncio.get_running_loop().time()
@@ -221,7 +222,7 @@ class Committer:
         if self._queue.has_only_beginnings:  # those wait for their slice, which is no part of the time of a commit
             self._since_s = None
         if not self._queue:
-            self._gap.reset()
+            self._pace.gap.reset()
         return batch
 
     def _asks(self, item: Item) -> Sequence[Ask] | None:
@@ -315,6 +316,8 @@ class Committer:
         for (channel, write), result in zip(writes, results, strict=True):
             if isinstance(result, Committed):
                 channel.committed(write.epoch, write.entries, write.documents)
+                if self._stored is not None and write.entries:
+                    self._stored(write)
             else:
                 conflicted.append(channel)
         self.commits += bool(writes)

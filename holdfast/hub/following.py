@@ -2,54 +2,100 @@
 
 Layer: hub.
 
-On a store that several hubs share, a hub reads the heads of all its channels once in a second, in one query, and then
-the entries of those that have moved. On an exclusive store it reads the channels that a failed read or a commit with an
-unknown outcome has left stale.
+On a store that several hubs share, notices of other nodes carry their new entries. They are hints: a hub applies
+entries that continue the state in memory, and reads the store otherwise. Once in a second it reads the heads of all its
+channels, in one query, and then the entries of those that have moved. So a lost notice delays viewers by a second at
+most. On an exclusive store the hub reads the channels that a failed read or a commit with an unknown outcome has left
+stale.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from contextlib import suppress
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
 from holdfast.hub.channel import Channel
 from holdfast.hub.loading import in_time
-from holdfast.hub.runtime import Runtime
+from holdfast.hub.notices import Notifier, moved_in
+from holdfast.stores.base import Notice, Store
 
 logger = logging.getLogger("holdfast.hub")
 
 FOLLOW_S = 1.0  # time between two reads of the heads
 
 
-async def follow(runtime: Runtime) -> None:
-    """Follow the store every second, until this task is cancelled."""
-    while True:
-        await asyncio.sleep(FOLLOW_S)
+class Follower:
+    """Follows the store for the channels in memory. `notifier` tells other nodes, which follow this one."""
+
+    def __init__(self, store: Store, channels: Mapping[str, Channel], notifier: Notifier) -> None:
+        self.notifier = notifier
+        self._store = store
+        self._channels = channels
+        self._due: set[str] = set()  # channels whose notice could not be applied
+        self._wake = asyncio.Event()
+        self._heads_s = 0.0  # loop time of the next read of the heads
+        self._is_over = False
+
+    def receive(self, notice: Notice | None) -> None:
+        """Apply the entries of a notice, or have the store read soon. None: notices may have been missed."""
+        if self._is_over:
+            return
+        if notice is None:
+            self._heads_s = 0.0
+            self._wake.set()
+            return
+        channel = self._channels.get(notice.channel)
+        if channel is None or notice.kind != "moved":
+            return
+        moved = moved_in(notice)
+        if moved is None or not channel.take_entries(moved.epoch, moved.floor, moved.serial, moved.entries):
+            self._due.add(notice.channel)
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Ignore further notices, because the hub ends."""
+        self._is_over = True
+
+    async def run(self) -> None:
+        """Follow the store until this task is cancelled."""
+        loop = asyncio.get_running_loop()
+        self._heads_s = loop.time() + FOLLOW_S
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._heads_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            due, self._due = self._due, set()
+            try:
+                if loop.time() >= self._heads_s:
+                    self._heads_s = loop.time() + FOLLOW_S
+                    behind = await self.behind()
+                else:
+                    behind = [self._channels[name] for name in sorted(due) if name in self._channels]
+                for channel in behind:
+                    await self._refresh(channel)
+            except HoldfastError as error:
+                logger.warning("channels were not read; the hub tries again: %s", error)
+            except Exception:  # an error of a third-party store must not end the hub
+                logger.exception("channels were not read; the hub tries again")
+
+    async def behind(self) -> list[Channel]:
+        """Return the channels in memory that are behind the store. Raises StoreUnavailable."""
+        channels = list(self._channels.values())
+        if self._store.is_exclusive:
+            return [channel for channel in channels if channel.is_stale]
+        channels = [channel for channel in channels if channel.is_loaded]
+        heads = await in_time(self._store.heads([channel.name for channel in channels]), self._store.name)
+        return [one for one, head in zip(channels, heads, strict=True) if one.is_stale or not one.is_at(head)]
+
+    async def _refresh(self, channel: Channel) -> None:
+        """Read the entries of `channel`. Raises StoreUnavailable: the other channels would wait for the store, too."""
         try:
-            for channel in await _behind(runtime):
-                await _refresh(runtime, channel)
-        except HoldfastError as error:
-            logger.warning("channels were not read; the hub tries again: %s", error)
-        except Exception:  # an error of a third-party store must not end the hub
-            logger.exception("channels were not read; the hub tries again")
-
-
-async def _behind(runtime: Runtime) -> list[Channel]:
-    """Return the channels in memory that are behind the store."""
-    channels = list(runtime.channels.values())
-    if runtime.store.is_exclusive:
-        return [channel for channel in channels if channel.is_stale]
-    channels = [channel for channel in channels if channel.is_loaded]
-    heads = await in_time(runtime.store.heads([channel.name for channel in channels]), runtime.store.name)
-    return [one for one, head in zip(channels, heads, strict=True) if one.is_stale or not one.is_at(head)]
-
-
-async def _refresh(runtime: Runtime, channel: Channel) -> None:
-    """Read the entries of `channel`. Raises StoreUnavailable: the other channels would wait for the store, too."""
-    try:
-        await in_time(channel.refresh(), runtime.store.name)
-    except StoreUnavailable:
-        raise
-    except Exception:
-        logger.exception("channel %r could not be read; the hub tries again", channel.name)
+            await in_time(channel.refresh(), self._store.name)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            logger.exception("channel %r could not be read; the hub tries again", channel.name)

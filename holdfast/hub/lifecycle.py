@@ -21,7 +21,6 @@ from holdfast.core.limits import Limits
 from holdfast.hub.capacity import Capacity
 from holdfast.hub.clock import Clock
 from holdfast.hub.drain import SignalHook
-from holdfast.hub.following import follow
 from holdfast.hub.hooks import Hook
 from holdfast.hub.housekeeping import keep_house
 from holdfast.hub.nodes import IsMine, every_channel
@@ -207,6 +206,8 @@ class Lifecycle:
         await runtime.nodes.renew()  # before this node writes
         workers: list[asyncio.Task[None]] = []
         if not self._store.is_exclusive:
+            self._store.listen(runtime.follower.receive)
+            workers.append(group.create_task(runtime.follower.notifier.run()))
             workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()
@@ -217,7 +218,7 @@ class Lifecycle:
             callback()
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
-        workers += [group.create_task(keep_house(runtime)), group.create_task(follow(runtime))]
+        workers += [group.create_task(keep_house(runtime)), group.create_task(runtime.follower.run())]
         # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
         with contextlib.suppress(StoreUnavailable):
             await runtime.nodes.renew()
@@ -225,6 +226,7 @@ class Lifecycle:
         run.ready.set_result(None)
         await run.stop.wait()
         runtime.hooks.stop()
+        runtime.follower.stop()
         for task in workers:
             task.cancel()
         runtime.tasks.cancel()

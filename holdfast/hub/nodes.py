@@ -109,6 +109,11 @@ class NodeLease:
         return self.beat is not None and self._now_s() >= self._certain_s and node not in self.beat.nodes
 
     @property
+    def has_others(self) -> bool:
+        """Return whether another node lives, as far as the last renewal shows."""
+        return self.beat is not None and not self.beat.nodes <= {self.node}
+
+    @property
     def is_recovery_due(self) -> bool:
         """Return whether this node may have messages of other nodes to recover."""
         return not self.is_leaving and self._now_s() >= min(self._own_due_s, self._all_due_s)

@@ -22,11 +22,13 @@ from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.committer import Committer
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.following import Follower
 from holdfast.hub.hooks import Hooks
 from holdfast.hub.leases import LeaseMonitor
 from holdfast.hub.legal_holds import LegalHolds
 from holdfast.hub.loading import in_time
 from holdfast.hub.nodes import NodeLease
+from holdfast.hub.notices import Notifier
 from holdfast.hub.pace import Pace
 from holdfast.hub.pending import Waiting
 from holdfast.hub.presence import PresenceTracker
@@ -87,6 +89,7 @@ class Runtime:
             submit=self.submit,
             find=self.channels.get,
         )
+        self.follower = Follower(store, self.channels, Notifier(store, self.nodes))
         self.committer = Committer(
             store,
             limits,
@@ -98,6 +101,7 @@ class Runtime:
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
             check=self._check,
+            stored=None if store.is_exclusive else self.follower.notifier.stored,
         )
 
     def channel(self, name: str) -> Channel:

@@ -28,8 +28,8 @@ from holdfast.routes import (
     PartFinished,
     PartOpened,
     PartReplaced,
-    QuestionAnswered,
     QuestionAsked,
+    QuestionReplied,
     TextAdded,
     TurnChanged,
     TurnDelta,
@@ -97,7 +97,7 @@ class AGUIStream:
                 case QuestionAsked(command):
                     self._questions[command.id] = question = {"name": command.name, "data": command.data}
                     self._custom("holdfast.question", command.id, {"id": command.id, **question, "open": True})
-                case QuestionAnswered(id, ok, data):
+                case QuestionReplied(id, ok, data):
                     reply = {"id": id, **self._questions.pop(id, {}), "open": False, "ok": ok, "reply": data}
                     self._custom("holdfast.question", id, reply)
                 case TurnChanged("over" | "none" as state):

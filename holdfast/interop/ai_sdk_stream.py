@@ -40,8 +40,8 @@ from holdfast.routes import (
     MessageReplaced,
     PartOpened,
     PartReplaced,
-    QuestionAnswered,
     QuestionAsked,
+    QuestionReplied,
     TextAdded,
     TurnChanged,
     TurnDelta,
@@ -106,7 +106,7 @@ class UIStream:
         self._values: dict[Place, Json | None] = {}  # the last value of each other part
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
         self._tools: dict[Place, _ToolCall] = {}
-        self._asked: dict[str, Json | None] = {}  # open questions; None: the page answers it with its next request
+        self._asked: dict[str, Json | None] = {}  # open questions; None: the next request of the page has the reply
         self._meta: Json = {}
         self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
 
@@ -130,7 +130,7 @@ class UIStream:
                     self._answer(message_id, inner)
                 case QuestionAsked(command):
                     self._ask(command.id, command.name, command.data)
-                case QuestionAnswered(id, ok, data):
+                case QuestionReplied(id, ok, data):
                     if (question := self._asked.pop(id, None)) is not None:
                         self._put(
                             type="data-question", id=id, data={**question, "open": False, "ok": ok, "reply": data}

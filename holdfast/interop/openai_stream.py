@@ -38,8 +38,8 @@ from holdfast.routes import (
     MessageReplaced,
     PartOpened,
     PartReplaced,
-    QuestionAnswered,
     QuestionAsked,
+    QuestionReplied,
     TextAdded,
     TurnChanged,
     TurnDelta,
@@ -135,7 +135,7 @@ class TurnEvents:
                 self._fold_answer(self._answers[message_id], inner)
             case QuestionAsked(command):
                 self._questions[command.id] = command.name, command.data
-            case QuestionAnswered(id):
+            case QuestionReplied(id):
                 self._questions.pop(id, None)
             case TurnChanged(state, is_cancelled):
                 self._state, self._is_cancelled = state, is_cancelled

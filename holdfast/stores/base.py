@@ -16,8 +16,8 @@ of its reply if the target is deleted already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -122,6 +122,14 @@ class Beat(NamedTuple):
     nodes: frozenset[str]  # the nodes whose leases run
     life: str
     ended: int = 0  # number of leases that have ended since the store keeps them, also between two renewals
+
+
+class Notice(Struct, frozen=True, array_like=True):
+    """A hint of one node for the others about a channel. The hub gives `body` its form."""
+
+    kind: Literal["moved", "here", "signal"]
+    channel: str
+    body: bytes
 
 
 class CommitUnknown(StoreUnavailable):
@@ -238,6 +246,19 @@ class Store(Protocol):
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         """Return the holds that have not ended, under names that begin with `prefix`, each with its node."""
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send `notices` to all instances that listen, as far as it goes: they may get lost, or arrive twice or late.
+
+        A call delays no commit. An exclusive store sends none.
+        """
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Call `on_notice`, which must not raise, with each notice from now on, until the store is closed.
+
+        None means that notices may have been missed: at first, once the instance listens, and for example after a
+        connection was broken. The notices of this instance may be among them.
+        """
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do housekeeping: free space and finish pending deletions. The hub calls this every few seconds.

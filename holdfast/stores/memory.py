@@ -25,6 +25,7 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
+    Notice,
     Pruned,
     StoredPage,
     Tail,
@@ -161,6 +162,18 @@ class MemoryStore:
         self._notes: dict[str, bytes] = {}
         self._clock_ms = now_ms if now_ms is not None else steady_ms()
         self._holds = Holds(self._clock_ms)
+        self._listeners: list[Callable[[Notice | None], None]] = []
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send notices to all hubs that share the store (`Store.notify`)."""
+        for notice in notices:
+            for on_notice in self._listeners:
+                on_notice(notice)
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Call `on_notice` with each notice (`Store.listen`), also after `close`: several hubs share the store."""
+        self._listeners.append(on_notice)
+        on_notice(None)
 
     def lose_holds(self) -> None:
         """Lose all leases and holds, as a server does that starts again."""

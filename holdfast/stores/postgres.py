@@ -13,7 +13,7 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
+    Notice,
     Pruned,
     StoredPage,
     Tail,
@@ -254,6 +255,12 @@ class PostgresStore:
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         """Return the holds under a prefix (`Store.holds`)."""
         return self._holds.holds(prefix)
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send no notice: one process has the store (`Store.notify`)."""
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Do nothing: no other process sends a notice (`Store.listen`)."""
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""

@@ -34,6 +34,7 @@ from holdfast.stores.base import (
     Facts,
     Head,
     Hold,
+    Notice,
     Pruned,
     StoredPage,
     Tail,
@@ -214,6 +215,12 @@ class SqliteStore:
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         """Return the holds under a prefix (`Store.holds`)."""
         return self._opened().holds.holds(prefix)
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send no notice: one hub owns the file (`Store.notify`)."""
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Do nothing: no other hub sends a notice (`Store.listen`)."""
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""

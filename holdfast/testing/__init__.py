@@ -19,7 +19,7 @@ __all__ = ["FaultProxy", "RetentionContract", "StoreContract"]
 
 # before the first import, so that pytest shows the values of a failed assertion in the contract
 if "pytest" in sys.modules:
-    names = ("contract", "contract_holds", "contract_retention")
+    names = ("contract", "contract_holds", "contract_notices", "contract_retention")
     sys.modules["pytest"].register_assert_rewrite(*(f"holdfast.testing.{name}" for name in names))
 
 

@@ -56,6 +56,7 @@ from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import Text
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Store, Tail, Write, head_of
 from holdfast.testing.contract_holds import HoldsContract
+from holdfast.testing.contract_notices import NoticesContract
 
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
@@ -245,7 +246,7 @@ async def _data(store: Store, *keys: str) -> list[tuple[Json, Json]]:
     return [(one.data, one.reply.data if one.reply is not None else None) for one in commands]
 
 
-class StoreContract(HoldsContract):
+class StoreContract(HoldsContract, NoticesContract):
     """The promises of every store. Subclass it and supply the `store` fixture: an open, empty store."""
 
     pytestmark = pytest.mark.asyncio

@@ -96,8 +96,8 @@ def again(attempt: Callable[[float], tuple[int, bytes]], seconds: float, at_once
     return {"sent": sent, "connections": connections, "first": first[:600].decode("latin-1")}
 
 
-def endless_head(port: int, seconds: float, begin: str, piece: str) -> Report:
-    """Send a request whose head does not end."""
+def endless_head(port: int, seconds: float, begin: str, piece: str, at_once: int = 1) -> Report:
+    """Send a request that does not end, on `at_once` connections at any time."""
 
     def attempt(until_s: float) -> tuple[int, bytes]:
         with connect(port) as one:
@@ -106,7 +106,7 @@ def endless_head(port: int, seconds: float, begin: str, piece: str) -> Report:
             sent = pour(one, piece.encode() * (65536 // len(piece)), until_s)
             return sent, read_all(one, 0.5)
 
-    return again(attempt, seconds)
+    return again(attempt, seconds, at_once)
 
 
 def endless_trailer(port: int, seconds: float, piece: str) -> Report:

@@ -63,6 +63,7 @@ class Scene:
         self.pid = pid
         self.text = ""
         self.request_cpu_s = 0.0  # median of the last run: the CPU time of the event loop during a bystander's request
+        self.counted_cpu_s = 0.0  # the same, of the requests during the attack
         self._times_s: list[float] = []
 
     # The server's memory
@@ -112,16 +113,24 @@ class Scene:
 
     # The bystander
 
-    async def append_until(self, until: asyncio.Future[Any] | None, *, most: int | None = None) -> float:
-        """Append small texts, one after another, until `until` is done; return the median time of a request."""
-        times_s, cpu_s = [], []
+    async def append_until(
+        self, until: asyncio.Future[Any] | None, *, most: int | None = None, counts: Callable[[], bool] = lambda: True
+    ) -> float:
+        """Append small texts, one after another, until `until` is done; return the median time of a request.
+
+        `counted_cpu_s` is the median of the requests during which `counts` was true: a flood delays requests, so few of
+        them fall into it, and those before and after it are the majority.
+        """
+        times_s, cpu_s, counted_cpu_s = [], [], []
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             while (until is None or not until.done()) and (most is None or len(times_s) < most):
-                began_s, began_cpu_s = time.perf_counter(), self.loop_cpu_s()
+                is_counted, began_s, began_cpu_s = counts(), time.perf_counter(), self.loop_cpu_s()
                 await self._append(reader, writer, f"{len(self.text)} ")
                 times_s.append(time.perf_counter() - began_s)
                 cpu_s.append(self.loop_cpu_s() - began_cpu_s)
+                if is_counted or counts():
+                    counted_cpu_s.append(cpu_s[-1])
                 if len(times_s) % REQUESTS == 0:
                     writer.close()
                     reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -130,6 +139,7 @@ class Scene:
             writer.close()
         self._times_s = sorted(times_s)
         self.request_cpu_s = statistics.median(cpu_s)
+        self.counted_cpu_s = statistics.median(counted_cpu_s or cpu_s)
         return statistics.median(times_s)
 
     async def _append(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
@@ -325,6 +335,7 @@ class Outcome:
     median_s: float
     quiet_cpu_s: float  # CPU time of the server's event loop during a request of the bystander, as a median
     median_cpu_s: float
+    flood_cpu_s: float  # the same, of the requests during the attack alone
     descriptors: int  # the most that the server had open, beyond those before
     beside: Any  # the result of the other clients
 
@@ -342,6 +353,11 @@ class Outcome:
         assert self.growth_bytes <= most_growth_bytes, self.growth_bytes / MIB
         assert self.median_cpu_s < 3 * max(self.quiet_cpu_s, QUIET_S), self
 
+    def check_flood(self, most_growth_bytes: int) -> None:
+        """Check the same for the requests during the attack alone."""
+        assert self.growth_bytes <= most_growth_bytes, self.growth_bytes / MIB
+        assert self.flood_cpu_s < 3 * max(self.quiet_cpu_s, QUIET_S), self
+
 
 async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | None = None, **options: Any) -> Outcome:
     """Run an attack beside the bystander and its viewers, and `beside` once the attack is under way."""
@@ -350,7 +366,14 @@ async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | N
         await under_way.wait()
         return await beside() if beside is not None else None
 
-    under_way = asyncio.Event()
+    def is_attacked() -> bool:
+        """Return whether the attack is under way."""
+        nonlocal end_s
+        if under_way.is_set() and end_s is None:
+            end_s = time.monotonic() + options.get("seconds", ATTACK_S)
+        return end_s is not None and time.monotonic() < end_s
+
+    under_way, end_s = asyncio.Event(), None
     async with watched(one.port, CHANNEL, writer_token(), lambda: one.text):
         quiet_s = await one.append_until(None, most=QUIET_REQUESTS)
         quiet_cpu_s = one.request_cpu_s
@@ -360,7 +383,7 @@ async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | N
             attack = tasks.create_task(one.attack(name, under_way, **options))
             descriptors = tasks.create_task(one.most_descriptors(attack))
             result = tasks.create_task(others())
-            median_s = await one.append_until(attack)
+            median_s = await one.append_until(attack, counts=is_attacked)
         growth_bytes = one.peak_bytes() - before_bytes
     outcome = Outcome(
         attack.result(),
@@ -370,12 +393,14 @@ async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | N
         median_s,
         quiet_cpu_s,
         one.request_cpu_s,
+        one.counted_cpu_s,
         descriptors.result(),
         result.result(),
     )
     print(
         f"{name}: +{growth_bytes / MIB:.1f} MiB on {before_bytes / MIB:.1f}, bystander {1000 * median_s:.1f} ms, quiet "
-        f"{1000 * quiet_s:.1f} ms, CPU {1000 * outcome.median_cpu_s:.1f} ms, quiet {1000 * quiet_cpu_s:.1f} ms, "
+        f"{1000 * quiet_s:.1f} ms, CPU {1000 * outcome.median_cpu_s:.1f} ms, of the attack alone "
+        f"{1000 * outcome.flood_cpu_s:.1f} ms, quiet {1000 * quiet_cpu_s:.1f} ms, "
         f"{one.figures()}, {outcome.descriptors} more files; {outcome.report}"
     )
     return outcome

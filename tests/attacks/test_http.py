@@ -51,7 +51,20 @@ async def test_requests_behind_a_running_one_are_not_read(attacked: Scene, is_he
 
 async def test_pipelined_requests_of_many_connections_share_the_turns_of_one(attacked: Scene) -> None:
     outcome = await run(attacked, "pipelined", total=600_000, at_once=96)
-    outcome.check(64 * MIB)
+    outcome.check_flood(64 * MIB)
+    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+
+
+CHUNKED = "POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"), [(CHUNKED, "1\r\nx\r\n"), ("", "\r\n")], ids=["chunks of a byte", "blank lines"]
+)
+async def test_floods_of_small_pieces_do_not_hold_the_loop(attacked: Scene, begin: str, piece: str) -> None:
+    """The server parses what twenty unknown peers send in the time of one turn of the event loop, together."""
+    outcome = await run(attacked, "endless_head", begin=begin, piece=piece, at_once=20)
+    outcome.check_flood(4 * MIB)
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 

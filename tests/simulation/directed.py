@@ -71,10 +71,17 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
         "authors": [LocalWriter, LocalWriter],
         "viewers": [LocalViewer, LocalViewer, StreamViewer],
         "channel_idle_s": 20.0,
+        "notice_loss": 1.0,
         "down_chance": 0.2,
         "unknown_chance": 0.2,
         "faults": ["pause", "kill"],
         "cut_rate": 0.3,
+    },
+    mutants.a_notice_is_applied_across_a_hole: {
+        "hubs": 2,
+        "authors": [LocalWriter, LocalWriter],
+        "viewers": [SocketViewer, StreamViewer],
+        "notice_loss": 0.3,
     },
     mutants.a_conflict_of_a_deletion_is_lost: {
         "hubs": 2,

@@ -32,17 +32,18 @@ from holdfast.core.events import (
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState
 from holdfast.core.model import Message
-from holdfast.core.ops import Append, Op, Reply, SetPart
+from holdfast.core.ops import Append, Entry, Op, Reply, SetPart
 from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, PartTail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
-from holdfast.hub import committer, following, hooks, presence, recovery
+from holdfast.hub import committer, hooks, presence, recovery
 from holdfast.hub import hub as hubs
 from holdfast.hub.batches import BatchCache, EncodedBatch
 from holdfast.hub.channel import Channel
 from holdfast.hub.committer import Committer
 from holdfast.hub.feed import Feed
+from holdfast.hub.following import Follower
 from holdfast.hub.hooks import HookEvent, HookRunner
 from holdfast.hub.hub import HubCore
 from holdfast.hub.leases import LeaseMonitor
@@ -51,7 +52,6 @@ from holdfast.hub.loading import Loader
 from holdfast.hub.nodes import NodeLease
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
-from holdfast.hub.runtime import Runtime
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker
@@ -210,10 +210,23 @@ def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
 def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
     """A wake-up always reports the writes of another hub."""
 
-    async def behind(runtime: Runtime) -> list[Channel]:
+    async def behind(self: Follower) -> list[Channel]:
         return []
 
-    patch.setattr(following, "_behind", behind)
+    patch.setattr(Follower, "behind", behind)
+
+
+def a_notice_is_applied_across_a_hole(patch: pytest.MonkeyPatch) -> None:
+    """A notice carries the newest entries of its channel."""
+
+    def take(self: Channel, epoch: str, floor: int, serial: int, entries: Sequence[Entry]) -> bool:
+        new = [entry for entry in entries if entry.serial > self.state.serial]
+        if not self.is_ready or self.commit_over is not None or epoch != self.state.epoch or not self._can_apply(new):
+            return False
+        self.committed(epoch, new, ())
+        return True
+
+    patch.setattr(Channel, "take_entries", take)
 
 
 def a_conflict_of_a_deletion_is_lost(patch: pytest.MonkeyPatch) -> None:
@@ -802,6 +815,7 @@ MUTANTS: dict[Mutant, str] = {
     a_reload_runs_beside_a_commit: "it shows|it does not show|back to|at the end of a batch with serial",
     requests_are_decided_on_arrival: "was refused with",
     the_wake_up_is_trusted: "still behind",
+    a_notice_is_applied_across_a_hole: "hole|a gap|it shows|it does not show|before it was stored",
     a_conflict_of_a_deletion_is_lost: "ids that streamed were not used up",
     an_unknown_outcome_is_never_resolved: "was refused with (mismatch|gap)",
     an_append_gets_a_new_offset_after_an_unknown_outcome: "wrote to",

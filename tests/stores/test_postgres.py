@@ -55,6 +55,8 @@ async def opened(server: Postgres, schema: str) -> AsyncIterator[PostgresStore]:
 
 
 class TestPostgresStore(StoreContract, RetentionContract):
+    sends_notices = False
+
     # Fewer examples than for other stores, because each act is a round trip.
     @settings(
         max_examples=20,

@@ -26,6 +26,8 @@ from tests.stores.files import PATIENCE_S, opened, run_from_outside, run_on_thre
 
 
 class TestSqliteStore(StoreContract, RetentionContract):
+    sends_notices = False
+
     @pytest.fixture
     async def store(self, path: Path) -> AsyncIterator[SqliteStore]:
         async with opened(path) as store:

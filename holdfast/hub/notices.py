@@ -1,0 +1,112 @@
+"""Notices: a node tells the other nodes of a shared store which entries it has stored.
+
+Layer: hub.
+
+A `moved` notice is sent after its commit is durable, in a call of its own, so no commit waits for it. It carries the
+new entries of its channel if they are small. Notices may be lost, doubled, late or out of order: the receiver
+(`following`) applies only entries that continue its state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+from msgspec import Struct
+
+from holdfast.core.document import DAMAGE
+from holdfast.core.errors import HoldfastError
+from holdfast.core.ops import Entry
+from holdfast.hub.nodes import NodeLease
+from holdfast.stores.base import Notice, Store, Write
+
+logger = logging.getLogger("holdfast.hub")
+
+WINDOW_S = 0.005  # time between two calls of `Store.notify`
+MOVED_BYTES = 4_096  # limit of the entries in the notice of one channel
+NOTIFY_TIMEOUT_S = 2.0  # a call without a response for this long is given up: its notices are lost
+
+
+class Moved(Struct, frozen=True, array_like=True):
+    """The body of a `moved` notice: `entries` are the last ones up to `serial`; none if they are too large."""
+
+    epoch: str
+    floor: int
+    serial: int
+    entries: list[Entry]
+
+
+class _Unsent(Struct):
+    """The entries of one channel that no notice has carried yet, each encoded."""
+
+    epoch: str
+    floor: int
+    serial: int
+    entries: list[msgspec.Raw]
+    size_bytes: int = 0
+
+    def add(self, write: Write) -> None:
+        """Add the entries of `write`; drop all entries once they exceed the limit."""
+        self.serial = write.expected + len(write.entries)
+        if self.size_bytes <= MOVED_BYTES:
+            added = [msgspec.Raw(_encode(entry)) for entry in write.entries]
+            self.entries += added
+            self.size_bytes += sum(map(len, added))
+        if self.size_bytes > MOVED_BYTES:
+            self.entries.clear()
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Moved).decode
+
+
+class Notifier:
+    """Sends a notice of each channel in which this node has stored entries, as long as other nodes live."""
+
+    def __init__(self, store: Store, nodes: NodeLease) -> None:
+        self._store = store
+        self._nodes = nodes
+        self._unsent: dict[str, _Unsent] = {}
+        self._wake = asyncio.Event()
+
+    def stored(self, write: Write) -> None:
+        """Send a notice of `write`, which is stored and has entries, soon."""
+        if not self._nodes.has_others:
+            return
+        unsent = self._unsent.get(write.channel)
+        if unsent is None or (unsent.epoch, unsent.floor, unsent.serial) != (write.epoch, write.floor, write.expected):
+            unsent = self._unsent[write.channel] = _Unsent(write.epoch, write.floor, write.expected, [])
+        unsent.add(write)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Send the notices, at most once in a window, until this task is cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._send(
+                [
+                    Notice("moved", channel, _encode((one.epoch, one.floor, one.serial, one.entries)))
+                    for channel, one in self._unsent.items()
+                ]
+            )
+            await asyncio.sleep(WINDOW_S)
+
+    async def _send(self, notices: list[Notice]) -> None:
+        self._unsent.clear()
+        try:
+            async with asyncio.timeout(NOTIFY_TIMEOUT_S):
+                await self._store.notify(notices)
+        except (HoldfastError, TimeoutError) as error:
+            logger.debug("%d notices were not sent; other nodes read the heads: %r", len(notices), error)
+        except Exception:  # an error of a third-party store must not end the notices
+            logger.exception("%d notices were not sent; other nodes read the heads", len(notices))
+
+
+def moved_in(notice: Notice) -> Moved | None:
+    """Return the body of a `moved` notice; None if this Holdfast cannot read it."""
+    try:
+        return _decode(notice.body)
+    except DAMAGE:
+        return None

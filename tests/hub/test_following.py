@@ -1,0 +1,173 @@
+"""A hub follows the channels that other hubs write: by their notices, and by the heads in the store.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from holdfast.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage, TakeOver
+from holdfast.hub import HubCore
+from holdfast.hub.following import FOLLOW_S
+from holdfast.hub.notices import MOVED_BYTES, WINDOW_S
+from holdfast.stores.base import Changes, Notice, Tail
+from holdfast.stores.memory import MemoryStore
+from simulation.clock import SimClock, VirtualLoop
+from tests.hub.watching import Watcher
+from tests.virtual import virtually
+
+ANN = Caller(id="ann")
+
+
+class Shared(MemoryStore):
+    """A shared store that notes the reads of channels and the calls of `notify`."""
+
+    is_exclusive = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+        self.notified: list[tuple[float, Sequence[Notice]]] = []  # each call with its time
+        self.is_mute = False
+
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        self.reads.append("entries")
+        return await super().entries(channel, after=after, limit_bytes=limit_bytes)
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        self.reads.append("changes")
+        return await super().changes(channel, after=after, limit=limit)
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        self.notified.append((asyncio.get_running_loop().time(), notices))
+        if not self.is_mute:
+            await super().notify(notices)
+
+
+def new_hub(store: Shared, number: int) -> HubCore:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return HubCore(store, hooks_signals=False, drain_s=0, clock=SimClock(loop, Random(number)))
+
+
+@asynccontextmanager
+async def pair(store: Shared) -> AsyncIterator[tuple[HubCore, HubCore, Watcher]]:
+    """Run two hubs that know each other; the second has a viewer of the streaming message `m` in the channel `c`."""
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    await here.ask("c", "old", CreateMessage(status="streaming", text="before"), ANN)
+    await here.ask("c", "old", FinishMessage(status="interrupted"), SERVER)
+    await here.ask("c", "m", CreateMessage(status="streaming", lease_s=60.0), ANN)
+    viewer = Watcher(there, "c")
+    await viewer.take()
+    await asyncio.sleep(2.5)
+    store.reads.clear()
+    store.notified.clear()
+    yield here, there, viewer
+    await viewer.leave()
+    await here.close()
+    await there.close()
+
+
+async def late_s(here: HubCore, viewer: Watcher, text: str) -> float:
+    """Append `text` at the first hub; return how long the viewer waits for it."""
+    loop, shown = asyncio.get_running_loop(), len(viewer.view.text("m"))
+    await here.ask("c", "m", AppendText(text=text, at=shown), ANN)
+    stored_s = loop.time()
+    await viewer.until(lambda view: len(view.text("m")) == shown + len(text))
+    return loop.time() - stored_s
+
+
+@virtually
+async def test_small_entries_arrive_with_their_notice_and_without_a_read() -> None:
+    store = Shared()
+    async with pair(store) as (here, _, viewer):
+        assert await late_s(here, viewer, "hello") < 0.1
+        assert await late_s(here, viewer, ", world") < 0.1
+        assert store.reads == []
+
+
+@virtually
+async def test_large_entries_are_read_after_their_notice() -> None:
+    store = Shared()
+    async with pair(store) as (here, _, viewer):
+        assert await late_s(here, viewer, "x" * (MOVED_BYTES + 1)) < 0.1
+        assert store.reads == ["entries"]
+
+
+@virtually
+async def test_without_notices_viewers_are_a_second_late() -> None:
+    store = Shared()
+    store.is_mute = True
+    async with pair(store) as (here, _, viewer):
+        assert 0.1 < await late_s(here, viewer, "hello") <= FOLLOW_S + 0.1
+        assert store.reads == ["entries"]
+
+
+@virtually
+async def test_notices_that_may_be_missing_cause_a_read_of_the_heads() -> None:
+    store = Shared()
+    store.is_mute = True
+    async with pair(store) as (here, there, viewer):
+        asyncio.get_running_loop().call_later(0.05, there.runtime.follower.receive, None)
+        assert 0.04 < await late_s(here, viewer, "hello") < 0.15
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x93\x01\x02\x03"])
+@virtually
+async def test_notice_that_cannot_be_read_causes_a_read_of_its_channel(body: bytes) -> None:
+    store = Shared()
+    store.is_mute = True
+    async with pair(store) as (here, there, viewer):
+        await here.ask("c", "m", AppendText(text="hello", at=0), ANN)
+        there.runtime.follower.receive(Notice("moved", "never loaded", body))
+        there.runtime.follower.receive(Notice("moved", "c", body))
+        async with asyncio.timeout(0.1):
+            await viewer.take()
+        assert store.reads == ["entries"]
+
+
+@virtually
+async def test_message_that_left_memory_is_read_when_another_hub_changes_it() -> None:
+    store = Shared()
+    async with pair(store) as (here, there, viewer):
+        there.channel("c").trim(0)
+        assert not there.channel("c").state.knows("old")
+        await here.ask("c", "old", TakeOver(lease_s=60.0), ANN)
+        async with asyncio.timeout(0.1):
+            await viewer.take()
+        assert there.channel("c").state.messages["old"].is_streaming
+        assert "changes" in store.reads
+
+
+@virtually
+async def test_notices_of_many_commits_are_sent_at_most_once_in_a_window() -> None:
+    store = Shared()
+    async with pair(store) as (here, there, _):
+        for number in range(40):
+            await here.ask("c", "m", AppendText(text="x", at=number), ANN)
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(2 * WINDOW_S)
+        times = [at_s for at_s, _ in store.notified]
+        assert len(times) > 5
+        assert min(later - at_s for at_s, later in pairwise(times)) > 0.99 * WINDOW_S
+        assert there.channel("c").state.serial == here.channel("c").state.serial
+        assert store.reads == []
+
+
+@virtually
+async def test_node_that_is_alone_sends_no_notice() -> None:
+    store = Shared()
+    hub = new_hub(store, 1)
+    await hub.create("c", id="m", text="hello")
+    await asyncio.sleep(2.5)
+    await hub.create("c", id="n", text="hello")
+    await asyncio.sleep(1)
+    assert store.notified == []
+    await hub.close()
