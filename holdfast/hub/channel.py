@@ -365,12 +365,6 @@ class Channel:
                 await self._reload()
                 self.moved()
 
-    async def settle(self) -> None:
-        """Wait for the end of a `rewrite`, and of reads of the store."""
-        if self._loading.locked():
-            async with self._loading:
-                pass
-
     async def _is_at(self, head: Head) -> bool:
         """Return whether the state is at `head`, as a read returned it.
 
@@ -476,6 +470,13 @@ class Channel:
 
 async def _keep() -> None:
     """Prepare a channel in which `rewrite` has left no part."""
+
+
+async def until_settled(channel: Channel) -> None:
+    """Wait for the end of a `rewrite` of `channel`, and of reads of the store."""
+    if channel._loading.locked():
+        async with channel._loading:
+            pass
 
 
 def outpaced(channel: str, conflicts: int) -> Busy:
