@@ -50,7 +50,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .log:focus-visible{outline-offset:-2px}
 .messages{display:grid;grid-template-columns:minmax(0,1fr);gap:4px;position:relative;width:100%;max-width:740px;margin:0 auto}
 .empty{display:grid;place-items:center;height:100%;color:var(--muted)}
-.message{content-visibility:auto;contain-intrinsic-height:auto 200px;overflow-clip-margin:6px;min-width:0;overflow-wrap:anywhere}
+.message{content-visibility:auto;contain-intrinsic-height:auto 200px;overflow-clip-margin:10px;min-width:0;overflow-wrap:anywhere}
 .message > header{display:flex;flex-wrap:wrap;align-items:center;gap:2px 8px;margin-bottom:6px}
 .author{font-weight:600;font-size:.9375em}
 .state{margin:0;color:var(--muted);font-size:.875em}
@@ -71,7 +71,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .primary,.secondary{padding:6px 14px}
 .primary{border-color:var(--accent);background:var(--accent);color:var(--on-accent);font-weight:600}
 .actions{display:flex;flex-wrap:wrap;align-items:center;gap:2px;min-height:24px;margin-top:2px;opacity:0}
-.assistant .actions{margin-inline-start:-8px}
+.assistant .actions{margin-inline-start:-6px}
 .user .actions{justify-content:flex-end}
 :is(.message:hover,.message:focus-within,.message:last-child,[data-status="refused"]) > .actions,.actions:has(.place:not([hidden])){opacity:1}
 .action,.branch{padding:1px 8px;border-color:transparent;background:none}

@@ -208,22 +208,35 @@ class SSEText(Source):
             raise reported(*_codes(value))
         self._keys = self._keys or [str(key) for key in value][:_SHOWN_KEYS]
         if self._path is None:
-            raise self._without_text()
+            raise self._without_text(_path_of_text(value) or "text")
         return ""
 
     def _shown_path(self) -> str:
         return shown(".".join(self._path or ()))
 
-    def _without_text(self) -> LocalError:
+    def _without_text(self, example: str = "text") -> LocalError:
         keys = ", ".join(shown(key) for key in self._keys)
         if self._path is None:
             return LocalError(
                 f"server-sent event holds a JSON object with the keys {keys}; name the one that holds the text, as in "
-                f"text_field={shown(self._keys[0]) if self._keys else 'text'}, or {_REMEDY}"
+                f"text_field={shown(example)}, or {_REMEDY}"
             )
         return LocalError(
             f"text_field {self._shown_path()} is in no object of the stream; the first has the keys {keys}"
         )
+
+
+def _path_of_text(value: object, depth: int = 4) -> str:
+    """Return the path of the field of an object that most likely holds the text, such as `choices.0.delta.content`."""
+    if isinstance(value, list):
+        value = dict(enumerate(value[:1]))
+    if not isinstance(value, Mapping) or not depth:
+        return ""
+    fields = [str(name) for name, held in value.items() if isinstance(held, str)]
+    if found := [name for name in fields if name in _TEXT_EVENTS]:
+        return found[0]
+    inner = ((name, _path_of_text(held, depth - 1)) for name, held in value.items() if not isinstance(held, str))
+    return next((f"{name}.{path}" for name, path in inner if path), fields[0] if fields and depth == 4 else "")
 
 
 def begins_frames(item: str) -> bool:

@@ -116,6 +116,23 @@ async def test_objects_without_a_text_field_are_refused_with_the_remedy(hub: Hub
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (
+            {"id": "1", "object": "chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]},
+            "choices.0.delta.content",
+        ),
+        ({"id": "1", "token": {"text": "a"}}, "token.text"),
+        ({"kind": "a", "delta": "a"}, "delta"),
+        ({"n": 1}, "text"),
+    ],
+    ids=["of OpenAI", "inside", "beside a kind", "none"],
+)
+async def test_remedy_names_the_field_that_holds_the_text(hub: Hub, value: object, path: str) -> None:
+    assert f"as in text_field='{path}', or" in await failure(hub, frames([value]))
+
+
 async def test_a_text_field_that_no_object_has_is_refused(hub: Hub) -> None:
     detail = await failure(hub, frames([{"token": "a"}, {"token": "b"}]), "text")
     assert detail == "text_field 'text' is in no object of the stream; the first has the keys 'token'"
