@@ -235,7 +235,8 @@ class Promises:
         """Note that an agent in a hub's process begins an attempt. Raises Violation."""
         self._check_attempt(place, generation, self._stored.stamp)
         other = self._at_work.get(place)
-        if other is not None and other.is_alive:
+        # another node takes over the turn of a node that is paused for longer than its lease
+        if other is not None and other.is_alive and not other.is_held:
             raise Violation(f"two agents work on {place} in {process.name}")
         self._at_work[place] = process
         turn = self._turn(place, generation)
