@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-TURN_S = 0.002  # time to parse large input, in one turn of the loop
+TURN_S = 0.001  # time to parse large input, in one turn of the loop
 HTTP_S = 0.0005  # the part of it for HTTP, whose peers may be unknown
 TURN_MOST = 4  # connections that go on in one turn: each may begin a request, and that takes longer than to parse it
 
