@@ -10,7 +10,7 @@ public (`docs/python.md`); the adapters of `holdfast.interop` use no others.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from holdfast.core.branches import versions_of
+from holdfast.core.branches import newest_branch, versions_of
 from holdfast.core.deltas import (
     Delta,
     MessageContinued,
@@ -32,6 +32,7 @@ from holdfast.core.deltas import (
     PartFinished,
     PartOpened,
     PartReplaced,
+    Sent,
     TextAdded,
 )
 from holdfast.core.errors import Finished, HoldfastError, NotFound
@@ -76,6 +77,7 @@ __all__ = [
     "PartReplaced",
     "QuestionAsked",
     "QuestionReplied",
+    "Sent",
     "TextAdded",
     "TurnChanged",
     "TurnDelta",
@@ -85,6 +87,7 @@ __all__ = [
     "TurnStatus",
     "guarded",
     "is_id",
+    "newest_branch",
     "versions_of",
 ]
 
@@ -223,12 +226,16 @@ class Access:
         self._charge(message_bytes(page.messages))
         return page
 
-    def stream(self, channel: str, message_id: str, turn_format: TurnFormat) -> TurnResponse:
-        """Return the response that streams a turn from its beginning, and ends with it. It needs `subscribe` too."""
+    def stream(
+        self, channel: str, message_id: str, turn_format: TurnFormat, *, sent: Mapping[str, Sent] | None = None
+    ) -> TurnResponse:
+        """Return the response that streams a turn, and ends with it. It needs `subscribe` too.
+
+        `sent` has the caller's position in each answer that it has, by the answers' ids; other answers are whole.
+        """
         self.check(channel, "subscribe", "history")
-        return TurnResponse(
-            self._app, Credentials(self._hub, self._scope, self.identity), channel, message_id, turn_format
-        )
+        credentials = Credentials(self._hub, self._scope, self.identity)
+        return TurnResponse(self._app, credentials, channel, message_id, turn_format, sent or {})
 
     async def _ask(self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True) -> Result:
         hub = self._hub
@@ -252,7 +259,13 @@ class TurnResponse(Response):
     """The stream of a turn as a response. An error before the first byte becomes a problem response."""
 
     def __init__(
-        self, app: StreamApp, credentials: Credentials, channel: str, message_id: str, turn_format: TurnFormat
+        self,
+        app: StreamApp,
+        credentials: Credentials,
+        channel: str,
+        message_id: str,
+        turn_format: TurnFormat,
+        sent: Mapping[str, Sent],
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache, no-transform", **turn_format.headers})
         del self.headers["content-length"]
@@ -261,9 +274,10 @@ class TurnResponse(Response):
         self._channel = channel
         self._message_id = message_id
         self._format = turn_format
+        self._sent = sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = TurnStream(self._app, send, self._credentials, self._message_id, self._format)
+        stream = TurnStream(self._app, send, self._credentials, self._message_id, self._format, self._sent)
         try:
             try:
                 self._credentials.take_slot()

@@ -113,7 +113,7 @@ class Promises:
         """Judge by the clock `now_s`, which is 0 at `start_ms` of the wall clock."""
         self.booted_s = 0.0  # the last boot of a hub
         self.healthy_s = float("inf")  # time since which the effects of all faults are over
-        self.is_served = False  # whether each run of the hub begins with an agent for all channels
+        self.is_served: Callable[[], bool] = bool  # returns whether each new user message waits for an agent
         self.is_skewed = False  # whether the hub's wall clock was set to another time
         self.signals: dict[str, float] = {}  # the data of all sent signals, and when they were sent
         self.agents: dict[str, list[Connection]] = {}  # the connections of agents, by name
@@ -140,6 +140,11 @@ class Promises:
         return bool(self._turns or is_due or self._leases or any(self._waiting()))
 
     @property
+    def turns(self) -> list[Place]:
+        """Return the user messages whose turns run or wait."""
+        return [*self._turns, *self._waiting()]
+
+    @property
     def leased(self) -> list[Place]:
         """Return the messages whose writers hold leases."""
         return list(self._leases)
@@ -147,7 +152,7 @@ class Promises:
     @property
     def busy_with(self) -> str:
         """Return the leases that end soon, as text."""
-        return f"leases {list(self._leases)}, turns {[*self._turns, *self._waiting()]}, commands {list(self._commands)}"
+        return f"leases {list(self._leases)}, turns {self.turns}, commands {list(self._commands)}"
 
     # -- facts -------------------------------------------------------------------------------------------------
 
@@ -302,7 +307,7 @@ class Promises:
         match op:
             case Create() if op.status == "streaming":
                 self._begin_lease(place, 1, op.writer)
-            case Create() if self.is_served and op.role == "user" and not op.is_pending:
+            case Create() if self.is_served() and op.role == "user" and not op.is_pending:
                 raise Violation(f"{place} waits for no agent, though an agent serves the channel")
             case Takeover():
                 self._begin_lease(place, op.generation, op.writer)

@@ -137,7 +137,7 @@ class Node:
     def _register(self, hub: Hub, process: Process, draw: Random) -> None:
         """Register agents and hooks, as the app does at its start or later."""
         world = self._world
-        for number, agent in enumerate(world.plan.agents):
+        for number, agent in enumerate(world.plan.agents if self.name in world.plan.agents_at else ()):
             hub.agent("*", name=f"bot{number}", when_busy=agent.when_busy, on_crash=agent.on_crash, slots=agent.slots)(
                 local_handler(world, agent, process)
             )

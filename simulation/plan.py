@@ -80,6 +80,7 @@ class Plan:
     members: int = 0
     workers: int = 0
     agents: list[LocalPlan] = field(default_factory=list)
+    agents_at: str = "ABCD"  # names of the hubs that have the agents
     hooks: list[HookPlan] = field(default_factory=list)
     registers_late: bool = False  # whether hubs start before their agents and hooks are registered
     loss: str | None = None  # how a hub leaves the others for longer than its lease, after the faults
@@ -129,7 +130,8 @@ class Plan:
         requests = Random(f"{seed}/room").choice((2, 1_000, 1_000))
         plan.limits = replace(plan.limits, socket_requests=requests)
         _draw_hooks(plan, Random(f"{seed}/hooks"))
-        plan.registers_late = Random(f"{seed}/hasty").random() < 0.3
+        # a shared store is recovered later, and until then messages would not wait for agents
+        plan.registers_late = Random(f"{seed}/hasty").random() < 0.3 and plan.is_exclusive
         plan.asks_by_socket = Random(f"{seed}/sockets").random() < 0.5
         if not plan.is_exclusive:
             _draw_loss(plan, Random(f"{seed}/loss"))
@@ -151,18 +153,20 @@ def _draw_members(plan: Plan, draw: Random) -> None:
     del plan.authors[draw.choice((1, 2, 4)) :]
     plan.authors += [LeaseWriter] * draw.choice((0, 1, 1, 2)) + [Commander] * draw.choice((0, 1, 2))
     plan.members = draw.choice((0, 1, 2))
-    if plan.is_exclusive:  # hubs that share a store do not know each other's leases
+    if plan.is_exclusive:  # a hub knows only the renewals of turns that its own sockets have received
         plan.workers = draw.choice((0, 0, 1, 2))
-        kinds = draw.choice((0, 0, 1)) if plan.workers else draw.choice((0, 1, 1, 2))
-        plan.agents = [
-            LocalPlan(
-                when_busy=draw.choice(("queue", "queue", "interrupt", "parallel")),
-                on_crash=draw.choice(("restart", "continue", "interrupt")),
-                slots=draw.choice((1, 2, 1_000)),
-                has_questions=draw.random() < 0.5,
-            )
-            for _ in range(kinds)
-        ]
+    kinds = draw.choice((0, 0, 1)) if plan.workers else draw.choice((0, 1, 1, 2))
+    plan.agents = [
+        LocalPlan(
+            when_busy=draw.choice(("queue", "queue", "interrupt", "parallel")),
+            on_crash=draw.choice(("restart", "continue", "interrupt")),
+            slots=draw.choice((1, 2, 1_000)),
+            has_questions=draw.random() < 0.5,
+        )
+        for _ in range(kinds)
+    ]
+    if not plan.is_exclusive and draw.random() < 0.5:
+        plan.agents_at = "A"
 
 
 def _draw_hooks(plan: Plan, draw: Random) -> None:

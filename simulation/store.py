@@ -36,6 +36,7 @@ from holdfast.stores.base import (
     Head,
     Hold,
     Notice,
+    Pruned,
     StoredPage,
     Tail,
     Write,
@@ -315,7 +316,7 @@ class StoreClient:
         """`Store.facts`."""
         return await self._call(lambda: _now(self._store.memory.facts(channel, after=after, limit=limit)))
 
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """`Store.prune`."""
         return await self._call(lambda: _now(self._store.memory.prune(channel, epoch=epoch, versions=versions)))
 

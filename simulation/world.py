@@ -46,6 +46,7 @@ from simulation.writers import Author
 T = TypeVar("T")
 
 SETTLE_S = 60.0  # time in which each view must show the last entry: a slow commit, and housekeeping
+KNOWN_S = 3.0  # time in which the agents of a hub that begins are known to the others
 FINISH_S = 300.0  # time in which begun messages must end
 QUIET_S = 300.0  # time in which leases, turns and commands must end
 RETRY_S = 2.0  # pause before a failed request is repeated
@@ -95,7 +96,7 @@ class World:
             is_exclusive=self.plan.is_exclusive,
             live_node=lambda: self.nodes[0].live_id,
         )
-        self.promises.is_served = bool(self.plan.agents)
+        self.promises.is_served = self._is_served
         self.store.promises = self.promises
         self.hooks = self.store.hooks = Hooks(self, self.plan.hooks)
         self.runs: list[tuple[Process, StoreClient]] = []
@@ -163,6 +164,12 @@ class World:
     def is_calm(self) -> bool:
         """Return whether no fault happens any more."""
         return self.calm_s < float("inf")
+
+    def _is_served(self) -> bool:
+        """Return whether all hubs know an agent: each has one, or in the calm one of them."""
+        is_everywhere = set(self.plan.agents_at) >= {node.name for node in self.nodes}
+        known_s = max(self.promises.healthy_s, self.promises.booted_s + KNOWN_S)
+        return bool(self.plan.agents) and (is_everywhere or self.loop.time() >= known_s)
 
     def is_calm_for(self, seconds: float) -> bool:
         """Return whether the calm has lasted for `seconds`."""
@@ -365,11 +372,13 @@ class World:
         self.trace.add("quiet")
 
     async def _until_recovered(self) -> None:
-        """Wait until no message of an ended node or of a remote writer streams."""
+        """Wait until no message of an ended node or of a remote writer streams, and no turn waits or runs."""
         since_s = max(self.loop.time(), self.promises.healthy_s)
-        while left := [*self.store.nodes.orphans(self.channels), *self.promises.leased]:
+        while left := [*self.store.nodes.orphans(self.channels), *self.promises.leased, *self.promises.turns]:
             if self.loop.time() - since_s > QUIET_S:
-                raise Violation(f"no fault for {QUIET_S} s, and messages of ended writers stream: {left}")
+                raise Violation(
+                    f"no fault for {QUIET_S} s, and messages of ended writers stream, or turns wait: {left}"
+                )
             await asyncio.sleep(0.5)
 
     async def _until_hooks_are_done(self) -> None:
@@ -399,12 +408,13 @@ class World:
             if isinstance(viewer, Viewer) and not viewer.shows_members:
                 shown = {channel: oracle.view.members() for channel, oracle in viewer.oracles.items()}
                 return f"{viewer.name} shows other members than its hub: {shown}"
-        agents = {f"bot{number}" for number in range(len(self.plan.agents))}
-        agents |= {worker.name for worker in workers if worker.is_connected}
+        bots = {f"bot{number}" for number in range(len(self.plan.agents))}
+        workers_here = {worker.name for worker in workers if worker.is_connected}
         for node in self.nodes:
             for channel in self.channels:
                 here = {(member.kind, member.id) for member in members_of(node.hub, channel).members}
                 people = {("user", one.name) for one in members if one.node is node and one.channel == channel}
+                agents = workers_here if node.name not in self.plan.agents_at else workers_here | bots
                 # A channel that is not in memory shows its agents at the next attach.
                 if {one for one in here if one[0] == "user"} != people:
                     return f"{sorted(here)} are members of {channel} on {node.name}, expected {sorted(people)}"

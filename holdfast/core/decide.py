@@ -118,11 +118,11 @@ def decide(
     if message.deleted and isinstance(request, DeleteMessage):
         return Decision(serial=message.version)
     check_readable(message, request)
-    return _decide_existing(message, request, caller, now_ms, limits)
+    return _decide_existing(state, message, request, caller, now_ms, limits)
 
 
 def _decide_existing(
-    message: MessageState, request: AboutMessages, caller: Caller, now_ms: int, limits: Limits
+    state: Decidable, message: MessageState, request: AboutMessages, caller: Caller, now_ms: int, limits: Limits
 ) -> Decision:
     """Decide `request` about an existing message."""
     match request:
@@ -153,7 +153,7 @@ def _decide_existing(
             check_may_change(message, caller)
             return Decision(ops=(Delete(id=message.id, at_ms=now_ms),))
         case ClaimTurn():
-            return claim_turn(message, request, caller, now_ms)
+            return claim_turn(state, message, request, caller, now_ms)
         case EndTurn():
             return end_turn(message, request, caller, now_ms)
         case _:

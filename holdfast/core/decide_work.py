@@ -404,8 +404,8 @@ def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
 # -- turns -----------------------------------------------------------------------------------------------------
 
 
-def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
-    """Claim the turn of `message` as the attempt after `request.generation`."""
+def claim_turn(state: Decidable, message: MessageState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
+    """Claim the turn of `message` as the attempt after `request.generation`, unless it has to wait for another turn."""
     claim = _open_claim(message)
     if claim.generation != request.generation:
         if caller.writer is not None and claim == _claim_of(caller, request)._replace(round_from=claim.round_from):
@@ -417,6 +417,8 @@ def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms
             f"{claim.generation}, so stop working on it",
             generation=claim.generation,
         )
+    if request.lost is not None:
+        _check_alone(state, message, request.lost)
     taken = _claim_of(caller, request)
     op = Claim(
         id=message.id,
@@ -430,6 +432,14 @@ def claim_turn(message: MessageState, request: ClaimTurn, caller: Caller, now_ms
         within_generation=taken.within_generation,
     )
     return Decision(ops=(op,), generation=taken.generation)
+
+
+def _check_alone(state: Decidable, message: MessageState, lost: tuple[tuple[str, int], ...]) -> None:
+    """Raise StillStreaming if another turn runs in the channel: another hub may have claimed it just now."""
+    for other in state.running():
+        assert other.claim is not None
+        if other.id != message.id and (other.id, other.claim.generation) not in lost:
+            raise StillStreaming(f"message {other.id!r} is being answered: wait for the end of its turn")
 
 
 def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:

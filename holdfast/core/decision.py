@@ -35,6 +35,8 @@ class Decidable(Protocol):
 
     def pending(self) -> list[MessageState]: ...
 
+    def running(self) -> Iterator[MessageState]: ...
+
 
 class Decision(Struct, frozen=True, kw_only=True):
     """The operations to store for a request, and the fields of its result other than the serial."""

@@ -71,6 +71,14 @@ class Draft:
             if message is not None and message.is_streaming:
                 yield message
 
+    def running(self) -> Iterator[MessageState]:
+        """Yield the user messages whose own turns an attempt will have after the batch so far."""
+        for message_id in {**self.base.messages, **self._forks, **self._unapplied}:
+            message = self.message(message_id)
+            claim = message.claim if message is not None and not message.deleted else None
+            if message is not None and claim is not None and claim.state == "taken" and claim.within is None:
+                yield message
+
     def open_commands(self) -> list[CommandState]:
         """Return the commands that will wait for a reply after the batch so far."""
         known = {**self.base.commands, **self._commands}

@@ -133,6 +133,8 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
     lease_s: float = 0.0
     within: str | None = None  # id of the message whose running turn takes this message in
     within_generation: int = 0  # the attempt of the turn that takes this message in
+    # None: other turns of the channel may run meanwhile; else no attempt may run but these, which are lost
+    lost: tuple[tuple[str, int], ...] | None = None
 
 
 class EndTurn(Struct, frozen=True, kw_only=True):

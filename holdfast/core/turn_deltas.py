@@ -10,12 +10,12 @@ leave out the kinds that they do not know.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Literal
 
 from msgspec import Struct
 
-from holdfast.core.deltas import Delta, MessageProgress
+from holdfast.core.deltas import Delta, MessageProgress, Sent
 from holdfast.core.events import (
     ChannelAttached,
     CommandReply,
@@ -103,10 +103,14 @@ def is_answer_of(message: Message | MessageState, message_id: str, claim: ClaimS
 
 
 class TurnProgress:
-    """The progress of one reader in one turn. Call `begin` once, then `receive` for each batch; it does no I/O."""
+    """The progress of one reader in one turn. Call `begin` once, then `receive` for each batch; it does no I/O.
 
-    def __init__(self, message_id: str) -> None:
+    `sent` is the reader's position in each answer that it has, by the answers' ids.
+    """
+
+    def __init__(self, message_id: str, sent: Mapping[str, Sent] | None = None) -> None:
         self._id = message_id
+        self._sent = dict(sent or {})
         self._answers: dict[str, MessageProgress] = {}
         self._questions: set[str] = set()
         self._is_deleted = False
@@ -120,7 +124,7 @@ class TurnProgress:
         return self.state == "over"
 
     def begin(self, status: TurnStatus) -> list[TurnDelta]:
-        """Return the deltas that bring a new reader to `status`."""
+        """Return the deltas that bring the reader to `status`."""
         deltas: list[TurnDelta] = []
         for answer in status.answers:
             deltas += self._begin_answer(answer)
@@ -168,7 +172,7 @@ class TurnProgress:
         return deltas + self._settle(claim)
 
     def _begin_answer(self, message: Message) -> list[TurnDelta]:
-        progress = self._answers[message.id] = MessageProgress(message.id)
+        progress = self._answers[message.id] = MessageProgress(message.id, self._sent.pop(message.id, None))
         return [InAnswer(message.id, delta) for delta in progress.begin(message)]
 
     def _ask(self, command: Command) -> list[TurnDelta]:

@@ -306,6 +306,17 @@ class ChannelTurns(Generic[W]):
         waiting = [turn for turn in self._turns.values() if turn.phase is Phase.WAITING and turn.handler is None]
         return sorted(waiting, key=lambda turn: (turn.created, turn.attempt))
 
+    def lost(self) -> tuple[tuple[str, int], ...]:
+        """Return the attempts that the log shows as running, and that are lost: each with the id of its message."""
+        return tuple(
+            (turn.message_id, turn.claim.generation)
+            for turn in self._turns.values()
+            if turn.claim is not None
+            and turn.claim.state == "taken"
+            and turn.claim.within is None
+            and not turn.is_taken
+        )
+
     def to_interrupt(self, newest: TurnState[W]) -> list[TurnState[W]]:
         """Return the turns that the author of message `newest` interrupts by sending it."""
         older = [turn for turn in self if turn.phase is Phase.RUNNING] + self.waiting()

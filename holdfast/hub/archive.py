@@ -24,6 +24,7 @@ from holdfast.core.names import check_channel, check_id, check_prefix
 from holdfast.hub.clock import Clock
 from holdfast.hub.exporting import export_lines
 from holdfast.hub.forgetting import Forgetting, Receipt, intended
+from holdfast.hub.importing import NOTE as IMPORT
 from holdfast.hub.importing import Imported, check_file, undo_import, write_file
 from holdfast.hub.legal_holds import ChannelHold
 from holdfast.hub.lifecycle import Lifecycle
@@ -68,6 +69,8 @@ class Archive:
     ) -> ChannelPage:
         """Return at most `limit` (500) channels with messages or commands, in order of their names.
 
+        A channel into which an import runs is left out.
+
         Their names begin with `prefix`, come after the name `after`, and match one of `patterns`. Raises InvalidName,
         InvalidRequest.
         """
@@ -77,12 +80,14 @@ class Archive:
         if not isinstance(limit, int) or not 1 <= limit <= MAX_LISTED:
             raise InvalidRequest(f"limit must be a whole number from 1 to {MAX_LISTED}, got {limit!r}")
         await self._lifecycle.start()
+        importing = {name.removeprefix(IMPORT) for name in await self._store.notes(IMPORT)}
         found: list[ChannelSummary] = []
         wanted = _within(prefix, after or "", patterns)
         for start in range(0, len(wanted), _STEP):
-            found += await self._store.summaries(
-                wanted[start : start + _STEP], after=after, limit=limit + 1 - len(found)
+            listed = await self._store.summaries(
+                wanted[start : start + _STEP], after=after, limit=limit + 1 - len(found) + len(importing)
             )
+            found += [one for one in listed if one.channel not in importing]
             if len(found) > limit:
                 break
         holds = self._lifecycle.runtime.legal_holds

@@ -472,6 +472,13 @@ async def _keep() -> None:
     """Prepare a channel in which `rewrite` has left no part."""
 
 
+async def until_settled(channel: Channel) -> None:
+    """Wait for the end of a `rewrite` of `channel`, and of reads of the store."""
+    if channel._loading.locked():
+        async with channel._loading:
+            pass
+
+
 def outpaced(channel: str, conflicts: int) -> Busy:
     """Return the error of a request that met `conflicts` writes of other processes in a row."""
     return Busy(

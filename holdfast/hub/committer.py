@@ -337,6 +337,7 @@ class Committer:
 
     async def _store_all(self, writes: list[Write]) -> list[Committed | Conflict]:
         """Store `writes`. Raises StoreUnavailable if none was stored, CommitUnknown if the outcome is unknown."""
+        begun_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 return await self._store.commit(writes)
@@ -351,6 +352,8 @@ class Committer:
             raise CommitUnknown(
                 f"store {self._store.name!r} failed with {type(error).__name__}; the hub's log has the reason"
             ) from error
+        finally:
+            self._queue.stored(asyncio.get_running_loop().time() - begun_s)
 
     def _writes(self, batch: _Batch) -> list[tuple[Channel, Write]]:
         writes = [

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -71,16 +72,20 @@ class Tally(Struct, frozen=True, array_like=True):
     channels: int = 0
     ids_sum: str = "0" * 64
 
-    def plus(self, channel: str, ids: Sequence[str], *, channels: int = 0) -> Tally:
-        """Return the tally after `ids` of `channel`, and so many whole channels, have gone."""
+    def plus(self, channel: str, ids: Collection[str]) -> Tally:
+        """Return the tally after `ids` of `channel` have gone. It hashes each id."""
         commands = sum(one.startswith(COMMAND_MARK) for one in ids)
         hashes = (hashlib.sha256(f"{channel} {one}".encode()).digest() for one in ids)
         total = int(self.ids_sum, 16) + sum(int.from_bytes(one) for one in hashes)
         return Tally(
-            self.messages + len(ids) - commands,
-            self.commands + commands,
-            self.channels + channels,
-            f"{total % 2**256:064x}",
+            self.messages + len(ids) - commands, self.commands + commands, self.channels, f"{total % 2**256:064x}"
+        )
+
+    def plus_channel(self, one: Tally) -> Tally:
+        """Return the tally after a whole channel has gone, with the messages and commands of the tally `one`."""
+        total = int(self.ids_sum, 16) + int(one.ids_sum, 16)
+        return Tally(
+            self.messages + one.messages, self.commands + one.commands, self.channels + 1, f"{total % 2**256:064x}"
         )
 
 
@@ -100,14 +105,21 @@ class _Intent(Struct, frozen=True, kw_only=True):
     step: _Step | None = None
 
 
-class _Scan(NamedTuple):
-    """The messages and commands of a channel."""
+@dataclass
+class _Scan:
+    """The messages and commands of a channel up to the serial of `head`."""
 
     head: Head
-    ids: list[str]
-    streaming: list[str]
-    has_own: bool  # True: the person wrote some of them
-    has_others: bool  # True: another person wrote some of them, or one is unreadable
+    ids: set[str] = field(default_factory=set)
+    streaming: set[str] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)
+    has_own: bool = False  # True: the person wrote some of them
+    has_others: bool = False  # True: another person wrote some of them, or one is unreadable
+
+    @property
+    def is_theirs(self) -> bool:
+        """Return whether the channel is the person's."""
+        return self.has_own and not self.has_others
 
 
 async def direct(_channel: str, write: Callable[[], Awaitable[T]]) -> T:
@@ -186,31 +198,41 @@ class Forgetting:
         return head, things
 
     async def _walk(
-        self, channel: str
-    ) -> AsyncGenerator[tuple[str, list[str], list[MessageState | CommandState]], None]:
-        """Yield the epoch, some ids, and those of their messages and commands that can be read; all ids in turn."""
-        after, is_over = 0, False
+        self, channel: str, after: int = 0
+    ) -> AsyncGenerator[tuple[Head, list[str], list[MessageState | CommandState]], None]:
+        """Yield the head, some ids, and those of their messages and commands that can be read; all ids in turn.
+
+        They are those that have changed after a serial.
+        """
+        is_over = False
         while not is_over:
             head, facts = await self._store.facts(channel, after=after, limit=READ_FACTS)
             for step in steps(facts):
                 ids = [one.id for one in step]
-                yield head.epoch, ids, (await self._read(channel, ids))[1]
+                yield head, ids, (await self._read(channel, ids))[1]
             is_over = len(facts) < READ_FACTS
             after = facts[-1].version if facts else after
             await asyncio.sleep(self._pause_s)
 
     async def _scan(self, channel: str) -> _Scan:
-        head = await head_of(self._store, channel)
-        ids: list[str] = []
-        streaming: list[str] = []
-        has_own = has_others = False
-        async for _, step, things in self._walk(channel):
-            ids += step
-            streaming += [one.id for one in things if isinstance(one, MessageState) and one.is_streaming]
+        """Read all messages and commands of `channel`."""
+        found = _Scan((await head_of(self._store, channel))._replace(serial=0))
+        await self._scan_on(channel, found)
+        return found
+
+    async def _scan_on(self, channel: str, found: _Scan) -> None:
+        """Add to `found` the messages and commands that have changed since."""
+        reached = found.head.serial
+        async for head, step, things in self._walk(channel, reached):
+            new = [one for one in step if one not in found.ids]
+            found.tally = found.tally.plus(channel, new)
+            found.ids.update(new)
+            found.streaming.update(one.id for one in things if isinstance(one, MessageState) and one.is_streaming)
             own = [one for one in things if self._is_own(one)]
-            has_own |= bool(own)
-            has_others |= len(things) < len(step) or any(_is_of_person(one) for one in things if one not in own)
-        return _Scan(head, ids, streaming, has_own, has_others)
+            found.has_own |= bool(own)
+            found.has_others |= len(things) < len(step) or any(_is_of_person(one) for one in things if one not in own)
+            reached = head.serial
+        found.head = found.head._replace(serial=reached)
 
     async def _check_hold(self, channel: str) -> None:
         if (await self._scan(channel)).has_own:
@@ -220,30 +242,36 @@ class Forgetting:
 
     async def _forget_in(self, channel: str) -> None:
         """Remove the person's messages and commands from one channel, or the channel if it is theirs."""
-        if self._intent.has_channels:
-            found = await self._scan(channel)
-            is_theirs = found.has_own and not found.has_others
-            if is_theirs and await self._rewrite(channel, partial(self._remove_channel, channel)):
+        for _ in range(MAX_CONFLICTS if self._intent.has_channels else 0):
+            found = await self._scan(channel)  # while requests are served
+            if not found.is_theirs:
+                break
+            if await self._rewrite(channel, partial(self._remove_channel, channel, found)):
                 return
-        async for epoch, _, things in self._walk(channel):
+        async for head, _, things in self._walk(channel):
             ids = [one.id for one in things if self._is_own(one)]
             if ids:
-                await self._begin(_Step(channel, epoch, ids, self._intent.done.plus(channel, ids)))
+                await self._begin(_Step(channel, head.epoch, ids, self._intent.done.plus(channel, ids)))
                 await self._rewrite(channel, partial(self._remove, channel, ids))
                 self._step_ended()
 
-    async def _remove_channel(self, channel: str) -> bool:
-        """Empty `channel`. Return False if it is not the person's any more."""
+    async def _remove_channel(self, channel: str, found: _Scan) -> bool:
+        """Empty `channel`, which was `found` so. Return False if it is another one, or not the person's any more.
+
+        Only what changed since is read, because requests for the channel wait meanwhile.
+        """
         for _ in range(MAX_CONFLICTS):
             await self._check_free(channel)
-            found = await self._scan(channel)
-            if not found.has_own or found.has_others:
+            head = await head_of(self._store, channel)
+            if head.epoch != found.head.epoch:
                 return False
-            after = self._intent.done.plus(channel, found.ids, channels=1)
-            await self._begin(_Step(channel, found.head.epoch, None, after))
+            await self._scan_on(channel, found)
+            if not found.is_theirs:
+                return False
+            await self._begin(_Step(channel, head.epoch, None, self._intent.done.plus_channel(found.tally)))
             until_ms = self._clock.now_ms() + GONE_MS
             result = await self._store.delete_channel(
-                channel, expected=found.head, used_up=found.streaming, until_ms=until_ms
+                channel, expected=head, used_up=sorted(found.streaming), until_ms=until_ms
             )
             if isinstance(result, Head):
                 self._step_ended()

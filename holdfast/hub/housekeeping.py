@@ -43,6 +43,7 @@ def free_memory(runtime: Runtime) -> None:
         is_idle = channel.is_idle and not runtime.committer.is_parked(channel)
         if is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
             channels.pop(name).close()
+            runtime.scheduler.forget(name)
             continue
         channel.batches.forget()
         cost = channel.state.cost_bytes()

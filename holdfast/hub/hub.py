@@ -37,7 +37,7 @@ from holdfast.core.requests import (
 from holdfast.development import failure_reason
 from holdfast.hub.archive import Archive
 from holdfast.hub.capacity import Capacity
-from holdfast.hub.channel import Channel
+from holdfast.hub.channel import Channel, until_settled
 from holdfast.hub.clock import Clock
 from holdfast.hub.control import open_control
 from holdfast.hub.drain import SignalHook
@@ -398,6 +398,8 @@ class HubCore:
         With `after`, return the oldest ones created after that serial, oldest first.
         """
         await self.start()
+        if (live := self.runtime.channels.get(channel)) is not None:
+            await until_settled(live)  # the store may have a part of an import
         page = await self.store.page(
             check_channel(channel),
             before=before,

@@ -25,6 +25,7 @@ from holdfast.hub.hooks import Hook
 from holdfast.hub.housekeeping import keep_house
 from holdfast.hub.nodes import IsMine, every_channel
 from holdfast.hub.runtime import Runtime
+from holdfast.hub.shared_turns import SharedTurns
 from holdfast.hub.store_owner import StoreOwner
 from holdfast.stores.base import Store
 
@@ -205,10 +206,12 @@ class Lifecycle:
         recover = partial(self._recover, runtime)
         await runtime.nodes.renew()  # before this node writes
         workers: list[asyncio.Task[None]] = []
+        shared_turns = SharedTurns(runtime.store, runtime.nodes, runtime.scheduler, runtime.channels, runtime.fresh)
         if not self._store.is_exclusive:
             self._store.listen(runtime.follower.receive)
             workers.append(group.create_task(runtime.follower.notifier.run()))
             workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
+            await shared_turns.follow()  # before a message is refused an agent of another node
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()
         workers.append(group.create_task(runtime.committer.run()))
@@ -219,6 +222,8 @@ class Lifecycle:
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
         workers += [group.create_task(keep_house(runtime)), group.create_task(runtime.follower.run())]
+        if not self._store.is_exclusive:
+            workers.append(group.create_task(shared_turns.run()))
         # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
         with contextlib.suppress(StoreUnavailable):
             await runtime.nodes.renew()

@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
-from holdfast.stores.base import Beat, Store
+from holdfast.stores.base import Beat, Hold, Store
 
 logger = logging.getLogger("holdfast.hub")
 
@@ -49,6 +49,8 @@ class NodeLease:
         """Make the lease of `node`; `now_s` is the clock of the event loop."""
         self.node = node
         self.beat: Beat | None = None  # the result of the last renewal
+        self.values: Callable[[], Mapping[str, bytes]] = dict  # returns the holds that this node should have
+        self._held: dict[str, bytes | None] = {}  # those that the store has; None: perhaps
         self._store = store
         self._now_s = now_s
         self._certain_s = float("inf")  # from then on a node without a lease is gone
@@ -154,13 +156,25 @@ class NodeLease:
                 return
             try:
                 async with asyncio.timeout(RENEW_TIMEOUT_S):
-                    beat = await self._store.hold(self.node, TERM_MS, {})
+                    beat = await self._put({})
+                    if self.beat is not None and beat.life != self.beat.life:
+                        beat = await self._put(dict.fromkeys(self._held))  # the store may have lost them
             except TimeoutError:
                 raise StoreUnavailable(
                     f"store {self._store.name!r} did not renew the lease of this node within {RENEW_TIMEOUT_S:g} s; "
                     "check its load and the network"
                 ) from None
             self._note(beat)
+
+    async def _put(self, lost: Mapping[str, None]) -> Beat:
+        """Renew the lease, and put the holds that have changed, and those that may be `lost`."""
+        wanted, held = self.values(), {**self._held, **lost}
+        changed = {name for name in {**held, **wanted} if held.get(name) != wanted.get(name) or held.get(name) is None}
+        values = {name: Hold(wanted[name]) if name in wanted else None for name in sorted(changed)}
+        self._held = {**held, **dict.fromkeys(changed)}
+        beat = await self._store.hold(self.node, TERM_MS, values)
+        self._held = dict(wanted)
+        return beat
 
     def _note(self, beat: Beat) -> None:
         now_s, term_s = self._now_s(), TERM_MS / 1000

@@ -64,15 +64,17 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], wri
 
 
 async def _recover_channel(runtime: Runtime, channel: str, adopter: Adopter | None, writers: Writers) -> None:
-    store, found = runtime.store, []
+    store, found, asked = runtime.store, [], []
     for stored in await in_time(store.open_documents(channel), store.name):
         if stored.id.startswith(COMMAND_MARK):
             runtime.leases.inspect_command(channel, stored.id, restore_command(stored))
             continue
         message = restore(stored)
         runtime.leases.inspect_writer(channel, message.id, message)
-        if store.is_exclusive:  # on a shared store other hubs may have these turns
+        if store.is_exclusive:
             runtime.scheduler.inspect_message(channel, message.id, message)
+        elif message.claim is not None and message.claim.is_open:
+            asked.append(message)
         if _is_left(runtime, message):
             found.append(message)
     if found:
@@ -80,6 +82,18 @@ async def _recover_channel(runtime: Runtime, channel: str, adopter: Adopter | No
     for message in found:
         if _is_left(runtime, message) and not runtime.nodes.is_leaving:
             await _end_or_adopt(runtime, channel, message, adopter, writers)
+    if asked:  # after the answers of lost attempts have ended
+        await _offer_turns(runtime, channel, asked)
+
+
+async def _offer_turns(runtime: Runtime, channel: str, asked: Sequence[MessageState]) -> None:
+    """Let the turns of the messages `asked` wait again that no living node has."""
+    if channel in runtime.channels:
+        runtime.scheduler.inspect(await runtime.fresh(channel), None)
+    else:
+        for message in asked:
+            runtime.scheduler.inspect_message(channel, message.id, message)
+    runtime.scheduler.offer(channel)
 
 
 def _is_left(runtime: Runtime, message: MessageState) -> bool:

@@ -85,7 +85,7 @@ class Runtime:
             self.deadlines,
             workers,
             node=node,
-            is_exclusive=store.is_exclusive,
+            is_gone=self.nodes.is_gone,
             submit=self.submit,
             find=self.channels.get,
         )

@@ -66,16 +66,14 @@ class TurnScheduler:
         workers: WorkerPool,
         *,
         node: str,
-        is_exclusive: bool,
+        is_gone: Callable[[str], bool],
         submit: Submit,
         find: Callable[[str], Channel | None],
     ) -> None:
-        self._loop = loop
-        self._clock = clock
-        self._deadlines = deadlines
+        self._loop, self._clock, self._deadlines = loop, clock, deadlines
         self.workers = workers
         self._node = node
-        self._is_exclusive = is_exclusive  # True: no other hub uses the store
+        self._is_gone = is_gone
         self._submit = submit
         self._find = find  # returns a channel if it is in memory
         self._turns: dict[str, OpenTurns] = {}
@@ -143,7 +141,7 @@ class TurnScheduler:
     def _handler_ended(self, channel: str, turn: OpenTurn) -> None:
         if turn.handler is not None:
             self._moved(channel, turn, turn.handler_ended())
-            self._offer(channel)
+            self.offer(channel)
 
     def _handler_lapsed(self, channel: str, turn: OpenTurn) -> None:
         """Stop waiting for the handler of a deleted message."""
@@ -166,6 +164,10 @@ class TurnScheduler:
             "turns_running": phases.count(Phase.RUNNING),
         }
 
+    def waiting(self) -> list[str]:
+        """Return the channels in which turns wait for a worker."""
+        return [name for name, turns in self._turns.items() if any(turn.phase is Phase.WAITING for turn in turns)]
+
     def close(self) -> None:
         """Assign no more turns, because the hub is shutting down."""
         self._is_over = True
@@ -182,7 +184,7 @@ class TurnScheduler:
             if not key.startswith(COMMAND_MARK):
                 is_changed |= self.inspect_message(channel.name, key, state.message(key))
         if is_changed:
-            self._offer(channel.name)
+            self.offer(channel.name)
 
     def inspect_message(self, channel: str, key: str, message: MessageState | None) -> bool:
         """Update the turn of the message `key`. Return True if waiting turns of the channel should be offered."""
@@ -194,8 +196,21 @@ class TurnScheduler:
             turn = OpenTurn(key)
             self._turns.setdefault(channel, OpenTurns()).put(turn)
         node = claim.node if claim is not None else None
-        is_orphan = node is not None and (node == self._node or self._is_exclusive)
-        return self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
+        is_orphan = node is not None and (node == self._node or self._is_gone(node))
+        is_waiting = self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
+        if turn.phase is Phase.RUNNING and is_orphan and node != self._node:  # it ran at a node that has ended since
+            return self._moved(channel, turn, turn.lose())
+        return is_waiting
+
+    def forget(self, channel: str) -> None:
+        """Forget the turns of other nodes in `channel`, which leaves memory: this node follows it no longer."""
+        for turn in self._turns.get(channel, OpenTurns()):
+            node = turn.claim.node if turn.claim is not None and turn.handler is None else None
+            if node not in (None, self._node) and turn.is_taken:
+                self._deadlines.drop(("turn", channel, turn.message_id))
+                self._turns[channel].drop(turn)
+        if not self._turns.get(channel, True):
+            del self._turns[channel]
 
     def _look_again(self, channel: str) -> None:
         live = self._find(channel)
@@ -251,7 +266,8 @@ class TurnScheduler:
 
     def _signal_unclaimed(self, channel: str, turn: OpenTurn) -> None:
         live = self._find(channel)
-        if turn.phase is Phase.WAITING and live is not None and not self.workers.has_agent(channel):
+        has_agent = self.workers.has_agent(channel) or self.workers.is_served_elsewhere(channel)
+        if turn.phase is Phase.WAITING and live is not None and not has_agent:
             live.presence_state.signal(Signal(name="nobody_listening", data={"message": turn.message_id}))
 
     # -- claims ------------------------------------------------------------------------------------------------
@@ -259,9 +275,10 @@ class TurnScheduler:
     def offer_all(self) -> None:
         """Offer waiting turns of all channels, since a worker has free slots."""
         for channel in list(self._turns):
-            self._offer(channel)
+            self.offer(channel)
 
-    def _offer(self, channel: str) -> None:
+    def offer(self, channel: str) -> None:
+        """Give waiting turns of `channel` to workers with free slots."""
         turns = self._turns.get(channel)
         if turns is None or self._is_over:
             return
@@ -269,6 +286,7 @@ class TurnScheduler:
         for turn in waiting:
             worker = self.workers.best_for(channel, turn.suspect)
             if worker is None:
+                self.workers.changed()
                 return
             if turn.phase is not Phase.WAITING:
                 continue
@@ -283,7 +301,7 @@ class TurnScheduler:
                     continue  # the turn is offered again when the running turn is over
             turn.send_claim()
             worker.free -= 1
-            self._claim(channel, turn, worker)
+            self._claim(channel, turn, worker, None if worker.when_busy == "parallel" else turns.lost())
 
     def _give_up(self, channel: str, turn: OpenTurn) -> bool:
         """End a turn that has used all its attempts: otherwise its message could crash one worker after another.
@@ -301,7 +319,7 @@ class TurnScheduler:
                 return
             logger.warning("message %s of %s is given up after %d attempts", turn.message_id, channel, ATTEMPTS)
             self._moved(channel, turn, turn.resolve(TurnEvent.ENDED))
-            self._offer(channel)
+            self.offer(channel)
 
         turn.send_claim()
         request = EndTurn(generation=turn.attempt, failure=self._clock.new_id())
@@ -332,9 +350,9 @@ class TurnScheduler:
             self._moved(channel, turn, turn.resolve(event))
             self._check_held(channel, turn)
             self._look_again(channel)
-            self._offer(channel)  # offer messages that waited behind this one, in case the turn ended meanwhile
+            self.offer(channel)  # offer messages that waited behind this one, in case the turn ended meanwhile
 
-    def _claim(self, channel: str, turn: OpenTurn, worker: Worker) -> None:
+    def _claim(self, channel: str, turn: OpenTurn, worker: Worker, lost: tuple[tuple[str, int], ...] | None) -> None:
         writer = WriterIdentity(by=worker.name, node=self._node) if worker.is_local else None
         caller = Caller(id=worker.name, writer=writer, is_server=True)
         lease_s = 0.0 if worker.is_local else LEASE_S
@@ -348,7 +366,7 @@ class TurnScheduler:
             self._claimed(worker, turn, AssignedTurn(channel, turn.message_id, result.generation, lease_s or None))
 
         above = self.unended.attempt(channel, turn.message_id)
-        request = ClaimTurn(generation=turn.attempt, lease_s=lease_s, above=above)
+        request = ClaimTurn(generation=turn.attempt, lease_s=lease_s, above=above, lost=lost)
         self._request(channel, turn.message_id, request, caller, done)
 
     def _not_claimed(self, channel: str, turn: OpenTurn, error: HoldfastError) -> None:
@@ -357,13 +375,13 @@ class TurnScheduler:
         self._moved(channel, turn, turn.resolve(event))
         if not error.retry:
             logger.debug("message %s of %s was not assigned to this hub: %s", turn.message_id, channel, error)
-            self._loop.call_soon(self._offer, channel)
+            self._loop.call_soon(self.offer, channel)
 
     def _try_again(self, channel: str, turn: OpenTurn) -> None:
         """Let the turn wait again after its claim failed, unless it has changed meanwhile."""
         self._moved(channel, turn, turn.due())
         self._look_again(channel)
-        self._offer(channel)
+        self.offer(channel)
 
     def _claimed(self, worker: Worker, turn: OpenTurn, assigned: AssignedTurn) -> None:
         self._moved(assigned.channel, turn, turn.resolve(TurnEvent.TAKEN, assigned.generation))
@@ -372,11 +390,11 @@ class TurnScheduler:
             turn.begin(worker)
             worker.begin(assigned)
             if worker.when_busy == "interrupt":  # a newer message may have been stored together with the claim
-                self._offer(assigned.channel)
+                self.offer(assigned.channel)
             return
         # An error here means that the turn ended at the same time, or that the worker is gone and its lease will end.
         self._loop.call_soon(self.freed, worker)
-        self._loop.call_soon(self._offer, assigned.channel)  # offer messages that waited behind this one
+        self._loop.call_soon(self.offer, assigned.channel)  # offer messages that waited behind this one
         if is_ours:
             self._lapse_in(assigned.channel, turn, 0.0)
 
@@ -450,17 +468,18 @@ class TurnScheduler:
         self._request(channel, turn.message_id, EndTurn(generation=turn.attempt, state=state), SERVER, done)
 
     def _lapse_in(self, channel: str, turn: OpenTurn, term_s: float) -> None:
-        lapse = partial(self._lapse, channel, turn, turn.attempt)
-        self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
+        attempt = turn.attempt
 
-    def _lapse(self, channel: str, turn: OpenTurn, attempt: int) -> None:
-        if turn.phase is Phase.RUNNING and turn.attempt == attempt:
-            self._lose(channel, turn)
+        def lapse() -> None:
+            if turn.phase is Phase.RUNNING and turn.attempt == attempt:
+                self._lose(channel, turn)
+
+        self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
 
     def _lose(self, channel: str, turn: OpenTurn, event: TurnEvent = TurnEvent.LOST) -> None:
         """Offer the turn again, because its worker is gone, or the attempt that had taken the message in."""
         self._moved(channel, turn, turn.lose(event))
-        self._offer(channel)
+        self.offer(channel)
 
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
         """Cancel the turn of `message_id`, as a `cancel` command would, because a newer message interrupts it."""

@@ -73,12 +73,15 @@ class WorkerPool:
         live: Callable[[], Iterable[Channel]],
         spawn: Callable[..., object],
     ) -> None:
+        """Make a pool without workers."""
         self._loop = loop
         self._clock = clock
         self._deadlines = deadlines
         self._store = store
         self._live = live  # the channels in memory, by name
         self._spawn = spawn
+        self.changed: Callable[[], None] = _ignore  # called when other nodes should know of a pattern or a waiting turn
+        self.elsewhere: frozenset[str] = frozenset()  # patterns that other living nodes serve
         self._workers: dict[Worker, None] = {}
         # patterns that are or were recently served, with the time of the last note about it; messages there wait for an
         # agent
@@ -96,6 +99,7 @@ class WorkerPool:
         self._remember(worker.pattern)
         for channel in self._live():
             _show(worker, channel)
+        self.changed()
 
     def remove(self, worker: Worker) -> bool:
         """Remove `worker`, but leave it a member of its channels until `hide`. Return whether it was there."""
@@ -129,11 +133,31 @@ class WorkerPool:
         """Return whether an agent for `channel` is present."""
         return any(matches(worker.pattern, channel) for worker in self._workers)
 
+    def has_room(self, channel: str) -> bool:
+        """Return whether a worker for `channel` has a free slot."""
+        return self.best_for(channel, None) is not None
+
     # -- served patterns ---------------------------------------------------------------------------------------
 
     def serves(self, channel: str) -> bool:
-        """Return whether agents serve `channel`, now or after they reconnect."""
-        return any(matches(pattern, channel) for pattern in self._patterns)
+        """Return whether agents serve `channel`, at this node or another one, now or after they reconnect."""
+        return any(matches(pattern, channel) for pattern in self._patterns) or self.is_served_elsewhere(channel)
+
+    def is_served_elsewhere(self, channel: str) -> bool:
+        """Return whether an agent for `channel` is present at another node."""
+        return any(matches(pattern, channel) for pattern in self.elsewhere)
+
+    def served(self) -> list[str]:
+        """Return the patterns of the workers that are present."""
+        return sorted({worker.pattern for worker in self._workers})
+
+    def note_elsewhere(self, patterns: Iterable[str]) -> None:
+        """Note all patterns that other nodes serve now. Those nodes keep the notes in the store."""
+        self.elsewhere = frozenset(patterns)
+        now_ms = self._clock.now_ms()
+        for pattern in self.elsewhere:
+            if pattern in self._patterns or len(self._patterns) < REMEMBERED_PATTERNS:
+                self._patterns[pattern] = now_ms
 
     async def recall(self) -> None:
         """Read from the store the patterns that were served before this start."""
@@ -168,6 +192,10 @@ class WorkerPool:
             if self._patterns.get(pattern) == now_ms:
                 self._patterns[pattern] = now_ms - NOTED_MS
             raise
+
+
+def _ignore() -> None:
+    """Do nothing: no other node uses the store."""
 
 
 def _show(worker: Worker, channel: Channel) -> None:

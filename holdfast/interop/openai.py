@@ -102,7 +102,7 @@ class OpenAI:
         id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
         meta = request_meta(body)
         if previous is not None:
-            of = reference(previous)
+            of = reference(previous, "previous_response_id")
             access.check(of.channel, "subscribe", "history")
             channel, turn = of.channel, await _turn(access, of)
             if (start := await self._answer(access, of, turn, said)) is not None:
@@ -136,7 +136,8 @@ class OpenAI:
         agents = access.agents()
         if not isinstance(model, str) or model not in agents:
             raise NotFound(
-                f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists"
+                f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists",
+                param="model",
             )
         if self._channel is None:
             return agents[model].replace("*", id)
@@ -198,7 +199,8 @@ class OpenAI:
             after = int(given) if _NUMBER.match(given) else -1
             if not (0 <= after < end or ASKING <= after < 2 * ASKING):
                 raise InvalidRequest(
-                    f"starting_after must be a sequence_number of this response, at most {end - 1}, got {given!r:.80}"
+                    f"starting_after must be a sequence_number of this response, at most {end - 1}, got {given!r:.80}",
+                    param="starting_after",
                 )
         return access.stream(of.channel, of.message_id, ResponseStream(status.message, of, after))
 
@@ -265,7 +267,8 @@ def error_of(problem: Json) -> Json:
     """Return a problem as an error of OpenAI's API."""
     status = problem["status"]
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"message": problem["detail"] or problem["title"], "type": kind, "code": problem["code"], "param": None}
+    message, param = problem["detail"] or problem["title"], problem.get("param")
+    return {"message": message, "type": kind, "code": problem["code"], "param": param}
 
 
 def _json(body: Json) -> Response:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,12 +74,25 @@ def check_fields(body: Json) -> None:
         value = body.get(name)
         is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if value is not None and not is_right:
-            raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}")
+            raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=name)
     metadata = body.get("metadata") or {}
     if not all(isinstance(value, str) for value in metadata.values()):
-        raise InvalidRequest(f"metadata must be an object whose values are texts, got {metadata!r:.80}")
+        raise InvalidRequest(
+            f"metadata must be an object whose values are texts, got {metadata!r:.80}", param="metadata"
+        )
 
 
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Let an InvalidRequest name the field `name` of the request, unless it names another one."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.details.setdefault("param", name)
+        raise
+
+
+@_about("input")
 def said_in_responses(body: Json) -> Said:
     """Return the input of `POST /responses`. Raises InvalidRequest."""
     check_fields(body)
@@ -103,6 +118,7 @@ def said_in_responses(body: Json) -> Said:
     return _checked(said)
 
 
+@_about("messages")
 def said_in_chat(body: Json) -> Said:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
     check_fields(body)
@@ -130,7 +146,7 @@ def request_meta(body: Json) -> Json:
     tools = body.get("tools")
     if tools is not None:
         if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
-            raise InvalidRequest("tools must be a list of objects")
+            raise InvalidRequest("tools must be a list of objects", param="tools")
         # chat completions nest a function
         kept["tools"] = [{"type": "function", **one["function"]} if _is_nested(one) else one for one in tools]
     return kept

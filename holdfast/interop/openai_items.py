@@ -38,8 +38,8 @@ class Reference(NamedTuple):
         return prefix + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def reference(response_id: object) -> Reference:
-    """Return the meaning of a response id. Raises NotFound, also for other texts."""
+def reference(response_id: object, param: str | None = None) -> Reference:
+    """Return the meaning of a response id, from the field `param` of a body. Raises NotFound, also for other texts."""
     given = str(response_id)[:600]
     encoded = given.removeprefix("resp_").removeprefix("chatcmpl-")
     try:
@@ -50,7 +50,8 @@ def reference(response_id: object) -> Reference:
     except (binascii.Error, ValueError):
         found = Reference("", "")
     if encoded == given or found.id("") != encoded or min(found.start) < 0:
-        raise NotFound(f"response {given[:64]!r} does not exist; use the id of a response of this server")
+        detail = f"response {given[:64]!r} does not exist; use the id of a response of this server"
+        raise NotFound(detail, **({"param": param} if param else {}))
     return found
 
 

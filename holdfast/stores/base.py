@@ -101,6 +101,13 @@ class Facts(NamedTuple):
     facts: list[Fact]
 
 
+class Pruned(NamedTuple):
+    """The head of a channel after a removal, and the ids of the messages and commands that went."""
+
+    head: Head
+    ids: list[str]
+
+
 class Hold(Struct, frozen=True):
     """A small value of one node. It ends at `until_ms` by the store's clock; with None, with the node's lease."""
 
@@ -212,8 +219,8 @@ class Store(Protocol):
         They are in the order of these versions; deleted ones are included.
         """
 
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
-        """Remove the messages and commands `versions`, with their ids and text, in one transaction; returns the head.
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
+        """Remove the messages and commands `versions`, with their ids and text, in one transaction.
 
         Those stay whose document has another version by now, or that are busy (`Fact.is_busy`). None goes if the
         channel has another epoch. The `floor` rises to the highest version that went; the serial stays. Text leaves the

@@ -26,6 +26,7 @@ from holdfast.stores.base import (
     Head,
     Hold,
     Notice,
+    Pruned,
     StoredPage,
     Tail,
     Write,
@@ -289,16 +290,17 @@ class MemoryStore:
         facts = [one for one in known.facts() if one.version > after][:limit] if known is not None else []
         return Facts(self._head(channel), facts)
 
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         known = self._channels.get(channel)
+        gone: list[Fact] = []
         if known is not None and known.epoch == epoch:
             gone = [one for one in known.facts() if versions.get(one.id) == one.version and not one.is_busy]
             for one in gone:
                 del known.messages[one.id]
             if gone:
                 known.floor = max(known.floor, *(one.version for one in gone))
-        return self._head(channel)
+        return Pruned(self._head(channel), [one.id for one in gone])
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""

@@ -32,6 +32,7 @@ from holdfast.stores.base import (
     Head,
     Hold,
     Notice,
+    Pruned,
     StoredPage,
     Tail,
     Write,
@@ -227,7 +228,7 @@ class PostgresStore:
         async with self._reading() as reader:
             return await reader.facts(channel, after, limit)
 
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         async with self._transaction(late=CommitUnknown) as db:
             return await PostgresWriter(db, self.schema, self._uncovered).prune(channel, epoch, versions)

@@ -11,7 +11,7 @@ import msgspec
 from asyncpg import Connection, Record
 
 from holdfast.core.document import Document
-from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Write, next_lives
+from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Pruned, Write, next_lives
 from holdfast.stores.postgres_log import TAIL_BYTES, Uncovered, frame, uncovered_entries
 from holdfast.stores.postgres_reading import PostgresReader
 
@@ -218,21 +218,21 @@ class PostgresWriter:
                 await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE channel = $1", number)
         return (await reader.heads([channel]))[0]
 
-    async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> Head:
+    async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         await self._db.execute(f"SELECT FROM {self._schema}.channels WHERE name = $1 FOR UPDATE", channel)
         log = await PostgresReader(self._db, self._schema).log(channel)
         # entries stay in the tail after their document; without a document they would count as lost ones
         wanted = [(one, version) for one, version in versions.items() if one not in log.entries]
         if log.id is None or log.head.epoch != epoch or not wanted:
-            return log.head
+            return Pruned(log.head, [])
         rows = await self._db.fetch(_PRUNE.format(schema=self._schema), log.id, *map(list, zip(*wanted, strict=True)))
         if not rows:
-            return log.head
+            return Pruned(log.head, [])
         await self._each(_DROP_TEXTS, [(log.id, row["message"]) for row in rows])
         floor = max(log.head.floor, *(row["version"] for row in rows))
         await self._db.execute(f"UPDATE {self._schema}.channels SET floor = $2 WHERE id = $1", log.id, floor)
-        return log.head._replace(floor=floor)
+        return Pruned(log.head._replace(floor=floor), [row["message"] for row in rows])
 
     async def note(self, names: list[str], values: list[bytes | None]) -> None:
         """Keep notes of the hub; the value None deletes one."""

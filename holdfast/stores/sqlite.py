@@ -35,6 +35,7 @@ from holdfast.stores.base import (
     Head,
     Hold,
     Notice,
+    Pruned,
     StoredPage,
     Tail,
     Write,
@@ -190,7 +191,7 @@ class SqliteStore:
         """Return facts for retention (`Store.facts`)."""
         return await self._run(lambda engine: engine.pruning.facts(channel, after, limit))
 
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Head:
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         return await self._run(lambda engine: engine.pruning.prune(channel, epoch, versions), late=CommitUnknown)
 

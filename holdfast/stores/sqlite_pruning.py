@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from holdfast.stores.base import Facts, Head
+from holdfast.stores.base import Facts, Pruned
 from holdfast.stores.sqlite_channels import ChannelRow, Channels
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
@@ -43,11 +43,11 @@ class Pruning:
         pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
 
-    def prune(self, name: str, epoch: str, versions: Mapping[str, int]) -> Head:
+    def prune(self, name: str, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         channel = self._find(name)
         if channel is None or channel.epoch != epoch:
-            return channel.head if channel is not None else self._channels.empty(name)
+            return Pruned(channel.head if channel is not None else self._channels.empty(name), [])
         gone = []
         for message_id, version in versions.items():
             found = self._documents.fact(channel.id, message_id)
@@ -65,7 +65,7 @@ class Pruning:
             for _, fact in gone:
                 channel.tracked.pop(fact.id, None)
             channel.used = self._deleted(5 * INTEGER_BYTES, len(gone))
-        return channel.head
+        return Pruned(channel.head, [fact.id for _, fact in gone])
 
     def drop_outdated(self, now_ms: int, limit: int) -> int | None:
         """Remove used-up ids and the data of up to `limit` commands whose time is over.

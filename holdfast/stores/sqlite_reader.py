@@ -55,9 +55,14 @@ def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
             raise StoreUnusable(f"store file {path} has no counts of channels yet; start the server once to add them")
         channels = Channels(db, Documents(db))
         held = {name for (name,) in db.execute("SELECT substr(name, 6) FROM notes WHERE substr(name, 1, 5) = 'hold:'")}
+        importing = {
+            name for (name,) in db.execute("SELECT substr(name, 8) FROM notes WHERE substr(name, 1, 7) = 'import:'")
+        }
         after = None
         while page := channels.summaries([f"{prefix}*"], after, PAGE):
-            yield from (replace(one, held=True) if one.channel in held else one for one in page)
+            for one in page:
+                if one.channel not in importing:
+                    yield replace(one, held=True) if one.channel in held else one
             after = page[-1].channel
 
 

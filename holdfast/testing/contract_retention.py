@@ -48,8 +48,8 @@ class RetentionContract:
         chat = Chat(store)
         await chat.do_each(create("m1", "a"), create("m2", "b"), create("m3", "c"))
         (before,) = await store.summaries(["c"], after=None, limit=1)
-        head = await store.prune("c", epoch="e1", versions={"m3": 3, "m1": 1})
-        assert head == Head("e1", 3, 3)
+        head, gone = await store.prune("c", epoch="e1", versions={"m3": 3, "m1": 1, "m2": 7})
+        assert (head, sorted(gone)) == (Head("e1", 3, 3), ["m1", "m3"])
         assert await head_of(store, "c") == head
         await store.close()
         await store.open()
@@ -66,7 +66,7 @@ class RetentionContract:
         chat = Chat(store)
         await chat.do_each(create("m1", "a"), create("m2", streaming=True))
         await chat.do(documents=["m2"])
-        head = await store.prune("c", epoch="e1", versions={"m1": 1})
+        head, _ = await store.prune("c", epoch="e1", versions={"m1": 1})
         assert await chat.do(edit("m1", "late")) == Conflict(head)
         assert await chat.do(append("m2", "late")) == Conflict(head)
         chat.state.floor = head.floor
@@ -76,7 +76,7 @@ class RetentionContract:
     async def test_an_emptied_channel_keeps_its_serial_and_takes_a_pruned_id_again(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do_each(create("m1", "old"), create("m2", "b"))
-        assert await store.prune("c", epoch="e1", versions={"m1": 1, "m2": 2}) == Head("e1", 2, 2)
+        assert (await store.prune("c", epoch="e1", versions={"m1": 1, "m2": 2})).head == Head("e1", 2, 2)
         await store.close()
         await store.open()
         later = Chat(store)
@@ -90,9 +90,9 @@ class RetentionContract:
         await chat.do(approve("!c", "m2"), edit("m4", "later"))
         await chat.do(edit("m3", "new"), documents=["m3"])
         versions = {"m1": 1, "m2": 2, "m3": 3, "m4": 4, "!c": 5, "none": 1}
-        assert await store.prune("c", epoch="e1", versions=versions) == chat.head
-        assert await store.prune("c", epoch="e2", versions={"m3": chat.state.serial}) == chat.head
-        assert await store.prune("never", epoch="e1", versions={"m3": 1}) == NOTHING
+        assert await store.prune("c", epoch="e1", versions=versions) == (chat.head, [])
+        assert await store.prune("c", epoch="e2", versions={"m3": chat.state.serial}) == (chat.head, [])
+        assert await store.prune("never", epoch="e1", versions={"m3": 1}) == (NOTHING, [])
         assert await texts(store, "c", "m1", "m2", "m3", "m4") == ["", "b", "new", "later"]
 
     async def test_channel_has_the_earliest_and_the_latest_time_of_its_documents(self, store: Store) -> None:

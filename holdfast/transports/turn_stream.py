@@ -9,11 +9,12 @@ and the drain are those of the hub's own streams. The stream ends as complete on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from starlette.types import Send
 
+from holdfast.core.deltas import Sent
 from holdfast.core.message_state import MessageState
 from holdfast.core.turn_deltas import TurnDelta, TurnProgress, TurnStatus
 from holdfast.hub.batches import EncodedBatch
@@ -41,14 +42,20 @@ class TurnStream(DeltaStream):
     __slots__ = ("_first", "_format", "_message_id", "_progress")
 
     def __init__(
-        self, app: StreamApp, send: Send, credentials: Credentials, message_id: str, turn_format: TurnFormat
+        self,
+        app: StreamApp,
+        send: Send,
+        credentials: Credentials,
+        message_id: str,
+        turn_format: TurnFormat,
+        sent: Mapping[str, Sent],
     ) -> None:
         # middleware of the app may need a current task, so another sender would not do
         super().__init__(app, send, credentials, is_own_client=True, ping_s=None, sender_class=TaskSender)
         self._ping = {"type": "http.response.body", "body": turn_format.heartbeat, "more_body": True}
         self._message_id = message_id
         self._format = turn_format
-        self._progress = TurnProgress(message_id)
+        self._progress = TurnProgress(message_id, sent)
         self._first: list[TurnDelta] = []
 
     async def attach(self, channel: str, status: TurnStatus) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from holdfast.core.errors import HoldfastError
+from holdfast.core.errors import HoldfastError, StillStreaming
 from holdfast.core.requests import Caller, ClaimTurn
 from holdfast.core.turns import (
     TRANSITIONS,
@@ -183,6 +183,21 @@ def test_message_that_was_deleted_and_created_between_two_looks_waits_for_the_ol
     assert (turn.phase, turns.waiting()) == (Phase.WAITING, [])
     assert turn.handler_ended() is None
     assert turns.waiting() == [turn]
+
+
+def test_claim_that_must_be_alone_is_refused_while_another_attempt_runs_unless_that_one_is_lost() -> None:
+    log = served("q1", "q2")
+    log.claim("q1", caller=FAR, lease_s=15)  # by another hub
+    with pytest.raises(StillStreaming, match="'q1'"):
+        log.ask("q2", ClaimTurn(generation=0, lost=()), AGENT)
+    with pytest.raises(StillStreaming, match="'q1'"):
+        log.ask("q2", ClaimTurn(generation=0, lost=(("q1", 0),)), AGENT)
+    turns = ChannelTurns[str]()
+    turn = observed(log, "q1")
+    turns.put(turn)
+    assert turns.lost() == ()
+    turn.lose()
+    assert log.ask("q2", ClaimTurn(generation=0, lost=turns.lost()), AGENT).generation == 1
 
 
 # -- messages that a turn takes in -----------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 Layer: tests.
 
-Time is virtual. A commit takes 0.2 ms, and 0.2 ms for each channel that it creates, so large commits delay text.
+Time is virtual. A commit takes 0.2 ms (on a slow disk 40 ms), and 0.2 ms for each channel that it creates, so large
+commits delay text.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
+from holdfast import Hub, Turn
 from holdfast.core.errors import Draining
 from holdfast.core.requests import AppendText, Caller, CreateMessage
 from holdfast.hub import HubCore, admission
@@ -17,22 +20,24 @@ from holdfast.hub.results import Result, result_later
 from holdfast.stores.base import Committed, Conflict, Write
 from tests.hub.test_pacing import Stage
 from tests.hub.test_windows import Timed, new_hub, now_s
-from tests.virtual import virtually
+from tests.virtual import virtual_clock, virtually
 
 ANSWERS = 700
+TURNS = 100
 TOKEN_S = 0.02
 
 
 class Creating(Timed):
     """A store whose commits take longer for each created channel. It notes how many each commit creates."""
 
-    def __init__(self) -> None:
+    def __init__(self, commit_s: float = 0.0002) -> None:
         super().__init__()
+        self._commit_s = commit_s
         self.created: list[int] = []
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         self.created.append(sum(write.expected == 0 for write in writes))
-        self.takes_s = 0.0002 + 0.0002 * self.created[-1]
+        self.takes_s = self._commit_s + 0.0002 * self.created[-1]
         return await super().commit(writes)
 
 
@@ -69,6 +74,38 @@ async def test_running_text_is_not_held_up_by_a_burst_of_creates() -> None:
     assert max(during) <= 1.5 * max(before)
     # The creates are not starved: each commit has a full slice, and no commit waits for another.
     assert took_s <= TOKEN_S * 2.5 + (ANSWERS / admission.SLICE + 4) * (0.0002 + 0.0002 * admission.SLICE + 0.001)
+
+
+@virtually
+async def test_handlers_of_a_burst_of_turns_begin_in_slices() -> None:
+    hub = Hub(Creating(), hooks_signals=False, drain_s=0.0, clock=virtual_clock())
+    begun: list[int] = []  # for each handler the number of commits before its first step
+    have_all = asyncio.Event()
+
+    @hub.agent("*", slots=TURNS)
+    async def agent(turn: Turn) -> None:
+        begun.append(hub.stats()["commits"])
+        if len(begun) == TURNS:
+            have_all.set()
+
+    stage = Stage(hub)
+    await stage.open(1)
+    streaming = asyncio.create_task(stage.stream(50, TOKEN_S))
+    await asyncio.sleep(TOKEN_S * 2.5)
+    await burst(hub, TURNS)
+    await have_all.wait()
+    assert not streaming.done()
+    assert max(Counter(begun).values()) == admission.SLICE
+    await streaming
+    await stage.close()
+
+
+@virtually
+async def test_slices_are_larger_on_a_slow_disk() -> None:
+    store = Creating(commit_s=0.04)
+    _, _, took_s = await delays_beside_burst(store)
+    assert max(store.created) == admission.LARGEST_SLICE
+    assert took_s <= TOKEN_S * 2.5 + (ANSWERS / admission.LARGEST_SLICE + 8) * (0.04 + 0.0002 * admission.LARGEST_SLICE)
 
 
 @virtually

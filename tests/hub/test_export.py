@@ -29,6 +29,7 @@ from holdfast.core.errors import (
     StoreUnavailable,
     TooLarge,
 )
+from holdfast.core.events import Page
 from holdfast.core.limits import Limits
 from holdfast.hub import HubCore, importing, retention
 from holdfast.stores.base import Committed, Conflict, Head, Write
@@ -374,6 +375,32 @@ async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypa
         assert (await hub.archive.import_file(file)).messages == 3
     await store.meanwhile()
     assert await texts(hub) == []
+    await hub.close()
+
+
+async def test_no_part_of_an_import_is_in_the_history_or_in_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "BATCH", 2)
+    store = Interrupted()
+    hub = HubCore(store, hooks_signals=False)
+    file = await exported_messages(tmp_path, 3)
+    read: list[asyncio.Task[Page]] = []
+    listed = []
+
+    async def look() -> None:
+        read.append(asyncio.create_task(hub.history("copy")))
+        for _ in range(5):
+            listed.append((await hub.archive.channels()).channels)
+            await asyncio.sleep(0)  # the history would be read by now
+
+    await hub.start()
+    store.meanwhile = look
+    await hub.archive.import_file(file, channel="copy")
+    store.meanwhile = None
+    assert len((await read[0]).messages) == 3
+    assert listed == [[]] * 5
+    assert [one.channel for one in (await hub.archive.channels()).channels] == ["copy"]
     await hub.close()
 
 

@@ -7,13 +7,14 @@ import hashlib
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.document import restore_command
+from holdfast.core.document import Stored, restore_command
 from holdfast.core.errors import Held, InvalidName, NotFound
 from holdfast.core.events import ChannelAttached
 from holdfast.core.names import command_key
@@ -23,6 +24,8 @@ from holdfast.hub import archive as archive_module
 from holdfast.hub import forgetting as forgetting_module
 from holdfast.hub.clock import Clock
 from holdfast.hub.forgetting import NOTE, Forgetting, Receipt, direct, intended
+from holdfast.stores.base import Head
+from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.stores.files import on_disk, opened
@@ -99,6 +102,42 @@ async def test_with_channels_those_go_in_which_no_other_person_wrote(hub: HubCor
     assert await hub.store.channels(after=None, limit=9) == ["other", "shared", "unnamed"]
     assert await ids(hub, "shared") == ["m2", "m3"]
     assert receipt.ids_sum == ids_sum(("own", "m1"), ("own", "m2"), ("own", "s"), ("shared", "m1"), ("unnamed", "m1"))
+
+
+class _Counting(MemoryStore):
+    """A store that counts the messages that were read."""
+
+    read = 0
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        self.read += len(ids)
+        return await super().messages(channel, ids)
+
+
+@pytest.mark.parametrize("late", ["ann", "bob"])
+async def test_a_channel_is_closed_only_while_its_last_messages_are_read(late: str) -> None:
+    store = _Counting()
+    hub = HubCore(store, hooks_signals=False)
+    for number in range(70):
+        await say(hub, "chat:1", f"m{number}", "ann")
+    reads = []
+
+    async def rewrite(channel: str, write: Callable[[], Awaitable[bool]]) -> bool:
+        if not reads:  # the channel was read, and is not closed yet
+            await say(hub, "chat:1", "late", late)
+        before = store.read
+        done = await write()
+        reads.append(store.read - before)
+        return done
+
+    receipt = await Forgetting(store, "ann", Clock(), rewrite, tidies=True).run(channels=True)
+    left = await ids(hub, "chat:1")
+    await hub.close()
+    assert reads[0] == 1
+    gone = [f"m{number}" for number in range(70)] + ["late"] * (late == "ann")
+    assert left == ["late"] * (late == "bob")
+    assert (receipt.messages, receipt.channels) == (len(gone), late == "ann")
+    assert receipt.ids_sum == ids_sum(*(("chat:1", one) for one in gone))
 
 
 async def test_a_hold_refuses_before_anything_goes(hub: HubCore) -> None:

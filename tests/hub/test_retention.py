@@ -310,6 +310,29 @@ async def test_steps_are_bounded_and_apart() -> None:
     await hub.close()
 
 
+@virtually
+async def test_a_message_that_changes_before_its_removal_stays_and_is_not_counted() -> None:
+    class Changing(MemoryStore):
+        """A store in which a request changes a message just before the first removal."""
+
+        is_changed = False
+
+        async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Any:
+            if not self.is_changed:
+                self.is_changed = True
+                await hub.update(channel, "m1", text="changed")
+            return await super().prune(channel, epoch=epoch, versions=versions)
+
+    hub = new_hub({"*": "1h"}, Changing())
+    for name in ("m1", "m2"):
+        await hub.create("chat:1", text="old", id=name)
+    await asyncio.sleep(1.2 * HOUR_S)
+    assert await ids(hub, "chat:1") == ["m1"]
+    counts = hub.stats()
+    assert (counts["retention_messages"], counts["retention_channels"]) == (1, 0)
+    await hub.close()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_viewers_never_show_a_mixture(seed: int) -> None:
     """Viewers come and go with old cursors while retention removes messages below them.

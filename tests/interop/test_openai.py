@@ -350,6 +350,24 @@ async def test_bad_input_gets_an_error_of_openai_and_stores_no_message(scene: Sc
     assert scene.turns == []
 
 
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        ("input", {"input": []}),
+        ("input", {"input": [{"role": "user", "content": [{"type": "input_text", "text": 1}]}]}),
+        ("metadata", {"input": "you", "metadata": {"a": 1}}),
+        ("tools", {"input": "you", "tools": [1]}),
+        ("model", {"input": "you", "model": "other"}),
+        ("previous_response_id", {"input": "you", "previous_response_id": "resp_x"}),
+        ("messages", {"messages": [{"role": "other"}]}),
+    ],
+)
+async def test_error_names_the_field_of_the_request_in_param(scene: Scene, param: str, body: dict[str, Any]) -> None:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/responses"
+    response = await scene.served.http.post(path, json={"model": "bot", **body})
+    assert (response.status_code, response.json()["error"]["param"]) in ((400, param), (404, param))
+
+
 BAD_IDS = ["x", "resp_", "resp_é", "resp_AA", Reference("chat:1", "u").id()[:-1], Reference("chat:1", "a b").id()]
 BAD_IDS += [Reference("a b", "u").id(), Reference("chat:1", "u", (-1, 0)).id(), "resp_" + "A" * 2_000]
 
@@ -369,6 +387,7 @@ async def test_number_that_is_no_place_of_the_response_is_refused(scene: Scene, 
         f"/v1/responses/{response_id}", params={"stream": "true", "starting_after": after}
     )
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
+    assert response.json()["error"]["param"] == "starting_after"
 
 
 ROUTES = [

@@ -22,7 +22,7 @@ from holdfast.core.limits import Limits
 from holdfast.hub import turn_status
 from holdfast.hub.rates import Rates
 from holdfast.interop.ai_sdk_stream import UIStream
-from holdfast.routes import InAnswer, TurnChanged, TurnDelta, TurnStatus, guarded
+from holdfast.routes import InAnswer, Sent, TurnChanged, TurnDelta, TurnStatus, guarded, newest_branch
 from holdfast.stores.base import StoredPage
 from holdfast.transports.chunks import cycle_of
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -167,6 +167,36 @@ async def test_route_follows_the_rules_of_the_verifier() -> None:
         assert await status("all", origin="https://evil.example") == (403, "forbidden")
         page = await served.hub.history("chat:1")
         assert [one.author for one in page.messages if one.role == "user"] == ["all"]
+
+
+async def test_stream_begins_at_the_position_of_its_caller() -> None:
+    hub, app = new_hub(), FastAPI()
+    (source,) = (one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Lines" in one)
+    names: dict[str, Any] = {}
+    exec(source.replace('Hub("sqlite:///chat.db")', 'Hub("memory://")'), names)
+
+    @app.get("/{sent}")
+    async def follow(sent: int, request: Request) -> Response:
+        access = await hub.authorize(request.scope)
+        positions = {"a": Sent([sent]), "unknown": Sent([9])}
+        return access.stream("chat:1", "q", names["Lines"](), sent=positions)
+
+    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
+    await hub.create("chat:1", text="Because", id="a", role="assistant", reply_to="q")
+    async with serving(hub, app) as served:
+        for sent, rest in ((0, ["Because"]), (2, ["cause"]), (7, [])):
+            lines = [json.loads(line) for line in (await served.http.get(f"/{sent}")).text.splitlines()]
+            assert lines == [*({"text": text} for text in rest), {"state": "over"}]
+
+
+async def test_newest_branch_of_the_messages_of_a_channel_is_public() -> None:
+    hub = new_hub()
+    for id, text in (("q", "Why?"), ("edited", "How?")):
+        await hub.create("chat:1", id=id, text=text, parent=None, starts_turn=False)
+        await hub.create("chat:1", text=f"{text} So.", role="assistant", reply_to=id)
+    page = await hub.history("chat:1")
+    assert [one.text for one in newest_branch(page.messages)] == ["How?", "How? So."]
+    await hub.close()
 
 
 async def test_stream_of_a_hub_that_drains_is_cut() -> None:

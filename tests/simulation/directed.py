@@ -28,6 +28,7 @@ from tests.simulation.mutants import Mutant
 
 HOOK = HookPlan(name="hook0", kinds=KINDS, pattern="*", pause_s=0.01, fail_chance=0.0, hang_chance=0.0, late_chance=0.0)
 SLOW_HOOK = replace(HOOK, pause_s=0.5)
+AGENT = LocalPlan(when_busy="queue", on_crash="restart", slots=1, has_questions=False)
 SLOW_STORE = {"store_s": (0.0001, 0.2)}
 
 # The features without which a mutant can do no harm, or only rarely.
@@ -109,6 +110,21 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
     },
     mutants.messages_of_an_ended_node_wait: {"hubs": 2, "loss": "kill"},
     mutants.a_renewal_reaches_one_hub: {"hubs": 2, "authors": [LeaseWriter, LeaseWriter]},
+    mutants.a_waiting_turn_is_known_at_one_node: {
+        "hubs": 2,
+        "channels": 3,
+        "viewers": [],
+        "channel_idle_s": 0.0,
+        "agents": [AGENT],
+        "agents_at": "A",
+        "authors": [Commander],
+    },
+    mutants.agents_of_other_nodes_are_unknown: {
+        "hubs": 2,
+        "agents": [AGENT],
+        "agents_at": "A",
+        "authors": [Commander],
+    },
     mutants.a_living_node_is_recovered: {"hubs": 2, "loss": "pause"},
     mutants.a_store_that_lost_its_leases_is_believed_at_once: {
         "hubs": 2,
@@ -185,7 +201,7 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
     mutants.an_agent_that_stops_still_gets_turns: {"asks_by_socket": True, "workers": 2, "authors": [Commander] * 3},
     mutants.an_agent_has_more_turns_than_slots: {
         "channels": 3,
-        "agents": [LocalPlan(when_busy="queue", on_crash="restart", slots=1, has_questions=False)],
+        "agents": [AGENT],
         "authors": [Commander] * 3,
     },
     mutants.a_hook_registered_in_a_recovery_begins_at_once: dict(

@@ -52,9 +52,10 @@ from holdfast.hub.loading import Loader
 from holdfast.hub.nodes import NodeLease
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.shared_turns import SharedTurns
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
-from holdfast.hub.workers import AssignedTurn, Worker
+from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
 from holdfast.stores.base import Beat, Committed, Conflict, Head, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
@@ -301,6 +302,21 @@ def messages_of_an_ended_node_wait(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NodeLease, "is_recovery_due", False)
 
 
+def a_waiting_turn_is_known_at_one_node(patch: pytest.MonkeyPatch) -> None:
+    """The node that stores a message finds an agent for it."""
+    patch.setattr(SharedTurns, "_unplaced", lambda self: [])
+
+
+def agents_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
+    """A message waits for the agents of its node."""
+
+    async def skip(*about: Any) -> None:
+        pass
+
+    patch.setattr(WorkerPool, "note_elsewhere", lambda self, patterns: None)
+    patch.setattr(WorkerPool, "recall", skip)
+
+
 def a_living_node_is_recovered(patch: pytest.MonkeyPatch) -> None:
     """When a node is recovered, all messages of other nodes are those of this one."""
     patch.setattr(NodeLease, "is_gone", lambda self, node: node != self.node)
@@ -450,10 +466,10 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     """The claim will be stored, so the agent can begin."""
     claim = TurnScheduler._claim
 
-    def eager(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker) -> None:
+    def eager(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker, *lost: Any) -> None:
         if not worker.is_local:
             worker.begin(AssignedTurn(channel, turn.message_id, turn.attempt + 1, LEASE_S))
-        claim(self, channel, turn, worker)
+        claim(self, channel, turn, worker, *lost)
 
     patch.setattr(TurnScheduler, "_claim", eager)
 
@@ -687,9 +703,9 @@ def an_agent_has_more_turns_than_slots(patch: pytest.MonkeyPatch) -> None:
     """Slots count for remote agents only."""
     claim = TurnScheduler._claim
 
-    def uncounted(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker) -> None:
+    def uncounted(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker, *lost: Any) -> None:
         worker.free += worker.is_local
-        claim(self, channel, turn, worker)
+        claim(self, channel, turn, worker, *lost)
 
     patch.setattr(TurnScheduler, "_claim", uncounted)
 
@@ -825,6 +841,8 @@ MUTANTS: dict[Mutant, str] = {
     messages_of_a_dead_process_are_not_recovered: "though its writer died",
     messages_of_an_ended_node_wait: "though the lease of",
     a_renewal_reaches_one_hub: "gave a sign of life",
+    a_waiting_turn_is_known_at_one_node: "or turns wait",
+    agents_of_other_nodes_are_unknown: "waits for no agent",
     a_living_node_is_recovered: "was alive",
     a_store_that_lost_its_leases_is_believed_at_once: "was alive",
     a_message_that_left_memory_does_not_exist: "refused.* with not_found|refused: .*not_found|could not .*not_found",

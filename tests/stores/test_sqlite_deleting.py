@@ -123,7 +123,7 @@ async def test_text_of_a_pruned_message_is_gone_within_a_minute(store: SqliteSto
         await chat.do(append("m1", "SECRET" * 50), append("m2", "."))
     await chat.do(finish("m1"), documents=["m1"])
     assert b"SECRET" in on_disk(path)
-    head = await store.prune("c", epoch="e1", versions={"m1": chat.state.serial})
+    head, _ = await store.prune("c", epoch="e1", versions={"m1": chat.state.serial})
     assert head.floor == chat.state.floor + chat.state.serial
     chat.state.floor = head.floor
     await tidy_for_a_minute(store, chat)

@@ -14,8 +14,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from holdfast import Hub, Turn
+from holdfast.interop import AISDK
 from tests.browser.tab import chromium
-from tests.interop.pages import PACKAGE, ROOT
+from tests.interop.pages import MAJOR, PACKAGE, ROOT
 from tests.transports.conftest import new_hub, serving
 
 PAGE = (ROOT / "docs" / "interop.md").read_text()
@@ -24,6 +25,37 @@ import { createRoot } from "react-dom/client"
 import { Chat } from "./Chat.jsx"
 const initial = await (await fetch("/api/chat/1/messages")).json()
 createRoot(document.getElementById("root")).render(<Chat id="1" initial={initial} />)
+"""
+
+TOOLS = """
+import { useChat } from "@ai-sdk/react"
+import * as ai from "ai"
+const transport = new ai.DefaultChatTransport({ api: "/api/chat" })
+const rules = [ai.lastAssistantMessageIsCompleteWithToolCalls, ai.lastAssistantMessageIsCompleteWithApprovalResponses]
+export function Chat({ id, initial }) {
+  const chat = useChat({
+    id, transport, messages: initial, resume: true,
+    sendAutomaticallyWhen: (options) => rules.some((rule) => rule?.(options)),
+    onToolCall: ({ toolCall: { toolName, toolCallId } }) => {
+      const output = { tool: toolName, toolCallId, output: "Ulm" }
+      if (toolName === "place") void (chat.addToolOutput ?? chat.addToolResult)(output)
+    },
+  })
+  const parts = chat.messages.flatMap(({ parts }) => parts)
+  const asked = parts.find(({ state }) => state === "approval-requested")?.approval
+  const first = chat.messages[0]
+  return (
+    <main>
+      {chat.messages.map(({ id, parts }) => <p key={id}>{parts.map(({ text }) => text ?? "").join("")}</p>)}
+      <output>{chat.status}</output>
+      <i>{parts.filter(({ toolCallId }) => toolCallId).map(({ state }) => state).join(" ")}</i>
+      <button onClick={() => chat.sendMessage({ text: "hi" })}>Send</button>
+      <button onClick={() => chat.regenerate()}>Again</button>
+      <button onClick={() => chat.sendMessage({ text: "ho", messageId: first.id })}>Edit</button>
+      {asked && <button onClick={() => chat.addToolApprovalResponse({ id: asked.id, approved: true })}>Yes</button>}
+    </main>
+  )
+}
 """
 
 
@@ -35,8 +67,13 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def build(folder: Path, *, block: int) -> bytes:
     """Return a page of the document as one script."""
+    return built(folder, re.findall(r"```jsx\n(.*?)```", PAGE, re.DOTALL)[block])
+
+
+def built(folder: Path, page: str) -> bytes:
+    """Return a component `Chat` as one script."""
     assert (PACKAGE.parent / "@ai-sdk" / "react").is_dir(), "scripts/test_interop installs React, and runs this test"
-    (folder / "Chat.jsx").write_text(re.findall(r"```jsx\n(.*?)```", PAGE, re.DOTALL)[block])
+    (folder / "Chat.jsx").write_text(page)
     (folder / "main.jsx").write_text(ENTRY)
     (folder / "node_modules").symlink_to(PACKAGE.parent)
     options = ["--bundle", "--format=esm", "--jsx=automatic", '--define:process.env.NODE_ENV="production"']
@@ -115,4 +152,53 @@ async def test_reloaded_page_resumes_and_the_stop_button_stops_both_tabs(script:
             await expect(page.locator("p")).to_have_text(["hi", "Hello to you"])
         (answer,) = [found for found in (await hub.history("chat:1")).messages if found.role == "assistant"]
         assert (answer.text, answer.status) == ("Hello to you", "cancelled")
+        assert errors == []
+
+
+async def test_tool_of_the_page_approval_regenerate_and_edit_and_a_server_that_drains(tmp_path: Path) -> None:
+    hub, texts = new_hub(), list[str]()
+    app = program(hub, built(tmp_path, TOOLS), has_agent=False)
+    app.router.routes = [one for one in app.router.routes if not one.path.startswith("/api/chat")]
+    AISDK(hub, channel="chat:{id}", version=MAJOR, browser_tools=["place"]).install(app, "/api/chat")
+
+    @hub.agent("chat:*")
+    async def asks(turn: Turn) -> None:
+        if len(texts) == 3:
+            async with turn.reply() as message:
+                await message.append("Begun")
+                await asyncio.Event().wait()
+        async with turn.reply() as message:
+            part = {"type": "tool", "call": f"c{len(texts)}", "name": "place", "input": "{}"}
+            texts.append(turn.text)
+            index = await message.part({**part, "state": "called"})
+            place = (await turn.ask("where", {"call": part["call"]})).data
+            await message.part({**part, "state": "done", "output": place}, index=index)
+            part = {**part, "call": f"{part['call']}.look", "name": "look"}
+            index = await message.part({**part, "state": "called"})
+            is_ok = MAJOR < 6 or (await turn.ask("approve", {"call": part["call"]})).ok
+            await message.part({**part, "state": "done", "output": is_ok}, index=index)
+            await message.part({"type": "text", "text": f"{len(texts)}: {turn.text} from {place}"})
+
+    async with serving(hub, app) as served, chromium() as browser:
+        page = await (await browser.new_context()).new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        await page.goto(f"http://127.0.0.1:{served.port}/")
+        for number, (button, text) in enumerate([("Send", "hi"), ("Again", "hi"), ("Edit", "ho")], start=1):
+            await page.get_by_role("button", name=button).click()
+            if MAJOR >= 6:
+                if number == 2:
+                    await expect(page.get_by_role("button", name="Yes")).to_be_visible()
+                    await page.reload()
+                await page.get_by_role("button", name="Yes").click()
+            for _ in range(2):
+                await expect(page.locator("p")).to_have_text([text, f"{number}: {text} from Ulm"])
+                await expect(page.locator("i")).to_have_text("output-available output-available")
+                await expect(page.locator("output")).to_have_text("ready")
+                await page.reload()
+        assert texts == ["hi", "hi", "ho"]
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("p").last).to_have_text("Begun")
+        await hub.drain()
+        await expect(page.locator("output")).to_have_text("error")
         assert errors == []

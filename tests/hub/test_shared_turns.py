@@ -1,0 +1,146 @@
+"""Turns of several hubs on one store: a message finds the agent of another node, and is answered once.
+
+Layer: tests. The store is the one in memory, declared as shared, and time is virtual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from holdfast.agents.turn import Turn
+from holdfast.app import Hub
+from holdfast.core.events import Signal
+from holdfast.stores.base import Committed, Conflict, Write
+from simulation.clock import SimClock, VirtualLoop
+from tests.hub.test_recovery import Shared
+from tests.hub.watching import Watcher
+from tests.virtual import virtually
+
+
+class Slow(Shared):
+    """A store that takes some milliseconds for a commit, so that the requests of two hubs cross."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        await asyncio.sleep(0.005)
+        return await super().commit(writes)
+
+
+def new_hub(store: Shared, number: int) -> Hub:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return Hub(store, hooks_signals=False, drain_s=0.0, clock=SimClock(loop, Random(number)))
+
+
+async def started(*hubs: Hub) -> None:
+    """Start `hubs`, and wait until each knows the others."""
+    for hub in hubs:
+        await hub.start()
+    await asyncio.sleep(1.5)
+
+
+async def say(hub: Hub, channel: str, message_id: str) -> None:
+    await hub.create(channel, id=message_id, role="user", text="?")
+
+
+async def answered(hub: Hub, channel: str, message_id: str, within_s: float) -> list[str]:
+    """Return the status of the answers to a message, once its turn is over. Raises TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while (turn := await hub.turn(channel, message_id)).state in ("waiting", "running"):  # noqa: ASYNC110 - virtual
+            await asyncio.sleep(0.05)
+    return [one.status for one in turn.answers]
+
+
+async def answer(turn: Turn) -> None:
+    async with turn.reply() as message:
+        await message.append("!")
+
+
+@virtually
+async def test_message_sent_to_one_node_is_answered_by_the_agent_of_another_within_a_second() -> None:
+    store = Shared()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    there.agent("*", name="bot")(answer)
+    await started(here, there)
+    await say(here, "c", "q")
+    assert await answered(here, "c", "q", 1.3) == ["complete"]
+    await here.close()
+    await there.close()
+
+
+@virtually
+async def test_message_waits_without_a_signal_while_the_agent_of_another_node_is_busy() -> None:
+    store, release = Shared(), asyncio.Event()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+
+    @there.agent("*", name="bot", slots=1)
+    async def bot(turn: Turn) -> None:
+        await release.wait()
+        await answer(turn)
+
+    await started(here, there)
+    await say(there, "busy", "q")
+    viewer = Watcher(here, "c")
+    await viewer.take()
+    await say(here, "c", "q")
+    await asyncio.sleep(8.0)
+    release.set()
+    assert await answered(here, "c", "q", 1.3) == ["complete"]
+    batch = await viewer.take()
+    assert not [event for event in batch.events if isinstance(event, Signal)]
+    await here.close()
+    await there.close()
+
+
+@virtually
+async def test_two_nodes_answer_each_question_once_and_one_at_a_time_in_each_channel() -> None:
+    store = Slow()
+    hubs = [new_hub(store, number) for number in (1, 2)]
+    attempts: Counter[tuple[str, str]] = Counter()
+    running: Counter[str] = Counter()
+    together = 0
+
+    async def bot(turn: Turn) -> None:
+        nonlocal together
+        attempts[turn.channel, turn.message.id] += 1
+        running[turn.channel] += 1
+        together = max(together, running[turn.channel])
+        await asyncio.sleep(0.02)
+        await answer(turn)
+        running[turn.channel] -= 1
+
+    for hub in hubs:
+        hub.agent("*", name="bot")(bot)
+    await started(*hubs)
+    asked: list[Any] = [(f"c{number % 40}", f"q{number}") for number in range(200)]
+    await asyncio.gather(*(say(hubs[number % 2], *one) for number, one in enumerate(asked)))
+    for channel, message_id in asked:
+        assert await answered(hubs[0], channel, message_id, 30.0) == ["complete"]
+    assert attempts == Counter(asked)
+    assert together == 1
+    for hub in hubs:
+        await hub.close()
+
+
+@virtually
+async def test_turn_of_a_node_that_ended_is_carried_out_by_another() -> None:
+    store, begun = Shared(), asyncio.Event()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+
+    @there.agent("*", name="bot")
+    async def bot(turn: Turn) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    here.agent("*", name="bot")(answer)
+    await there.start()
+    await say(there, "c", "q")
+    await begun.wait()
+    await here.start()
+    await asyncio.sleep(6.0)  # a node that begins counts no other one as ended for a term
+    await there.close()
+    assert await answered(here, "c", "q", 6.0) == ["complete"]
+    await here.close()
