@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import HoldfastError, InvalidRequest
 from holdfast.http_parts import Flow, refusal, too_large
+from holdfast.parse_turns import HTTP_S, TURN_S
 from holdfast.transports.server_connection import EXTENSION
 
 MAX_HEAD_BYTES = 64 * 1024  # limit of a request line with its headers, and of a trailer
@@ -217,7 +218,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _parse_in_slices(self, data: bytes) -> None:
         """Parse `data` until a request waits or the turn ends. No part of a head is set aside: many fill the memory."""
-        at, until_s = 0, self._book.turns.end_s()
+        at, until_s = 0, self._book.turns.end_s() - TURN_S + HTTP_S
         while at < len(data) and not (self._is_refused or self._is_last):
             is_held = self.pipeline or self.flow.write_paused
             if is_held or (at and not self.is_in_head() and self.loop.time() > until_s):

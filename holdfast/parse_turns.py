@@ -5,7 +5,7 @@ Layer: serving, below `bounded_http` and `bounded_websocket`.
 Each of those protocols parses in slices and sets the rest of its input aside. Connections with such a rest go on one
 after another, a few in each turn of the event loop. They share one limit of time in a turn, but for sockets that are
 not authenticated, whose input has a limit in bytes. So a hundred floods delay the other connections no longer than one
-flood. A request needs about seven turns of the loop (measured), so it waits about 7 ms.
+flood. A request needs about seven turns of the loop (measured).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-TURN_S = 0.0005  # time to parse large input, in one turn of the loop
+TURN_S = 0.001  # time to parse large input, in one turn of the loop
+HTTP_S = 0.0005  # the part of it for HTTP, whose peers may be unknown
 TURN_MOST = 4  # connections that go on in one turn: each may begin a request, and that takes longer than to parse it
 
 
