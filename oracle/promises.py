@@ -38,6 +38,7 @@ class Process(Protocol):
 
     name: str
     is_alive: bool
+    is_held: bool  # it is paused
 
 
 class Connection(Protocol):
