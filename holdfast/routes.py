@@ -234,13 +234,13 @@ class Access:
         `sent` has the caller's position in each answer that it has, by the answers' ids; other answers are whole.
         Raises InvalidRequest for a negative length.
         """
+        self.check(channel, "subscribe", "history")
         for id, position in (sent or {}).items():
             if any(length < 0 for length in position.lengths):
                 raise InvalidRequest(
-                    f"each length in sent[{id[:64]!r}] must be at least 0, as the number of code points that the caller "
+                    f"each length in sent[{id[:64]!r}] must be at least 0, the number of code points that the caller "
                     f"has of a part, got {min(position.lengths)}"
                 )
-        self.check(channel, "subscribe", "history")
         credentials = Credentials(self._hub, self._scope, self.identity)
         return TurnResponse(self._app, credentials, channel, message_id, turn_format, sent or {})
 
