@@ -38,7 +38,7 @@ class Process(Protocol):
 
     name: str
     is_alive: bool
-    is_held: bool  # it is paused
+    pauses: int  # number of times that it was paused
 
 
 class Connection(Protocol):
@@ -130,7 +130,7 @@ class Promises:
         self._commands: dict[Place, Sent] = {}
         self._stored_s: dict[Place, float] = {}  # when each command was stored last
         self._attempts: dict[tuple[str, str, int], int] = {}  # how often each attempt began
-        self._at_work: dict[Place, Process] = {}
+        self._at_work: dict[Place, tuple[Process, int]] = {}  # with the number of pauses at the begin
         self._presence: dict[Place, Presence] = {}
 
     @property
@@ -235,11 +235,11 @@ class Promises:
     def begin_attempt(self, place: Place, generation: int, process: Process) -> None:
         """Note that an agent in a hub's process begins an attempt. Raises Violation."""
         self._check_attempt(place, generation, self._stored.stamp)
-        other = self._at_work.get(place)
-        # another node takes over the turn of a node that is paused for longer than its lease
-        if other is not None and other.is_alive and not other.is_held:
+        other, pauses = self._at_work.get(place, (None, 0))
+        # another node takes over the turn of a node that is paused for longer than its lease, and may run again by now
+        if other is not None and other.is_alive and other.pauses == pauses:
             raise Violation(f"two agents work on {place} in {process.name}")
-        self._at_work[place] = process
+        self._at_work[place] = process, process.pauses
         turn = self._turn(place, generation)
         if turn is not None:
             turn.is_given = True

@@ -45,6 +45,7 @@ class Process:
         self.context = contextvars.copy_context()
         self.context.run(_process.set, self)
         self.is_held = False
+        self.pauses = 0  # number of times that it was held
         self.held: list[asyncio.Handle] = []  # steps that were due while it was held
         self.after_step: Callable[[], None] | None = None  # called after each step
         self._fuse = 0

@@ -90,6 +90,7 @@ class Node:
     def suspend(self) -> None:
         """Stop the process, until `VirtualLoop.thaw`."""
         self.process.is_held = True
+        self.process.pauses += 1
         self._world.store.nodes.note_stop()
 
     async def shut_down(self) -> None:

@@ -32,6 +32,7 @@ class Draft:
         self._forks: dict[str, MessageState] = {}
         self._commands: dict[str, CommandState] = {}
         self._pending: dict[str, None] = {}  # ids of messages that will wait for an agent because of this batch
+        self._taken: dict[str, None] = {}  # ids of messages whose turns this batch claims
         self._unapplied: dict[str, list[tuple[int, Op]]] = {}
         # message id → part → index in `ops` of the append that the next text of this part can join
         self._joinable: dict[str, dict[int, int]] = {}
@@ -73,10 +74,9 @@ class Draft:
 
     def running(self) -> Iterator[MessageState]:
         """Yield the user messages whose own turns an attempt will have after the batch so far."""
-        for message_id in {**self.base.messages, **self._forks, **self._unapplied}:
+        for message_id in {**self.base.taken, **self._taken}:
             message = self.message(message_id)
-            claim = message.claim if message is not None and not message.deleted else None
-            if message is not None and claim is not None and claim.state == "taken" and claim.within is None:
+            if message is not None and message.is_taken:
                 yield message
 
     def open_commands(self) -> list[CommandState]:
@@ -104,6 +104,8 @@ class Draft:
                 self._pending[op.id] = None
         elif type(op) is Claim and op.state == "pending":
             self._pending[op.id] = None
+        elif type(op) is Claim and op.state == "taken":
+            self._taken[op.id] = None
         return serial
 
     def thing(self, key: str) -> MessageState | CommandState | None:

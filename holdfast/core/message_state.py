@@ -177,6 +177,12 @@ class MessageState:
         return self.claim is not None and self.claim.state == "pending" and not self.deleted
 
     @property
+    def is_taken(self) -> bool:
+        """Return whether an attempt has the message's own turn."""
+        claim = self.claim
+        return claim is not None and claim.state == "taken" and claim.within is None and not self.deleted
+
+    @property
     def last_text_part(self) -> int | None:
         """Return the index of the last text part, the target of an append that names no part."""
         for index in range(len(self.parts) - 1, -1, -1):

@@ -98,6 +98,7 @@ class ChannelState:
         self.messages: OrderedDict[str, MessageState] = OrderedDict()
         # ids of all messages of the channel that wait for an agent, also of those outside memory
         self.pending: dict[str, None] = {}
+        self.taken: dict[str, None] = {}  # ids of the messages whose own turns an attempt has
         # commands in order of their last change; all commands without a reply are here
         self.commands: OrderedDict[str, CommandState] = OrderedDict()
         self.tail = PartTail(serial)
@@ -124,16 +125,17 @@ class ChannelState:
                 commands[one.id] = one
             else:
                 messages[one.id] = one
-                self.note_pending(one)
+                self.note_claim(one)
         self.messages = OrderedDict(sorted(messages.items(), key=lambda item: item[1].version))
         self.commands = OrderedDict(sorted(commands.items(), key=lambda item: item[1].version))
 
-    def note_pending(self, message: MessageState) -> None:
-        """Update the index of pending messages for `message`."""
-        if message.is_pending:
-            self.pending[message.id] = None
-        else:
-            self.pending.pop(message.id, None)
+    def note_claim(self, message: MessageState) -> None:
+        """Update the indexes of waiting and taken messages for `message`."""
+        for index, is_listed in ((self.pending, message.is_pending), (self.taken, message.is_taken)):
+            if is_listed:
+                index[message.id] = None
+            else:
+                index.pop(message.id, None)
 
     def pending_commands(self) -> list[CommandState]:
         """Return the commands that wait for a reply, oldest first."""
@@ -208,11 +210,11 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         state.messages.move_to_end(op.id)
     if type(op) is Create:
         state.newest = op.id
-        state.note_pending(changed)
+        state.note_claim(changed)
     elif type(op) is SetPart:
         state.tail.add(serial, op)
     elif type(op) is Claim or type(op) is Delete:
-        state.note_pending(changed)
+        state.note_claim(changed)
 
 
 def _apply_to_command(state: ChannelState, op: Command | Reply, serial: int) -> None:

@@ -97,7 +97,8 @@ class Archive:
     async def export(self, channel: str) -> AsyncGenerator[bytes]:
         """Yield the lines of an export of `channel`: its messages and commands as JSON, each with its line end.
 
-        Raises InvalidName, NotFound for a channel without messages, Busy if it is deleted meanwhile, StoreUnavailable.
+        Raises InvalidName, NotFound for a channel without messages, Busy if it is deleted meanwhile
+        or has a part of an import, StoreUnavailable.
         """
         check_channel(channel)
         await self._lifecycle.start()

@@ -472,11 +472,18 @@ async def _keep() -> None:
     """Prepare a channel in which `rewrite` has left no part."""
 
 
+def is_settling(channel: Channel) -> bool:
+    """Return whether a `rewrite` of `channel` or a read of the store runs."""
+    return channel._loading.locked()
+
+
 async def until_settled(channel: Channel) -> None:
-    """Wait for the end of a `rewrite` of `channel`, and of reads of the store."""
-    if channel._loading.locked():
+    """Wait for the end of a `rewrite` of `channel`, and of reads of the store. Raises StoreUnavailable."""
+    if is_settling(channel):
         async with channel._loading:
             pass
+    if channel._prepare is not None and channel._prepare is not _keep:  # `rewrite` has left a part
+        await channel.load()
 
 
 def outpaced(channel: str, conflicts: int) -> Busy:

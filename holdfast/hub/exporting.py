@@ -12,6 +12,7 @@ from holdfast.core.document import restore, restore_command
 from holdfast.core.errors import Busy, NotFound
 from holdfast.core.limits import MIB
 from holdfast.core.records import FORMAT, End, Header, Record, command_record, encode_line, message_record
+from holdfast.hub.importing import is_importing
 from holdfast.stores.base import Head, Store, head_of
 
 PAGE = 200  # messages or commands in one read
@@ -21,10 +22,14 @@ PAGE_BYTES = 2 * MIB
 async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
     """Yield the lines of `channel`, each with its line end. Messages that are created meanwhile are left out.
 
-    Memory holds one page at a time. Raises NotFound for an empty channel, Busy if the channel is deleted meanwhile,
-    StoreUnavailable.
+    Memory holds one page at a time. Raises NotFound for an empty channel, Busy if the channel is deleted meanwhile or
+    has a part of an import, StoreUnavailable.
     """
+    # An import may begin or end beside the read of the head.
+    is_part = await is_importing(store, channel)
     head = await head_of(store, channel)
+    if is_part or await is_importing(store, channel):
+        raise Busy(f"channel {channel!r} has a part of an import that has not ended; export it after its end")
     if not head.serial:
         raise NotFound(f"channel {channel!r} has no messages; check its name with holdfast channels")
     digest = hashlib.sha256()

@@ -5,8 +5,8 @@ Layer: hub.
 On a store that several hubs share, notices of other nodes carry their new entries. They are hints: a hub applies
 entries that continue the state in memory, and reads the store otherwise. Once in a second it reads the heads of all its
 channels, in one query, and then the entries of those that have moved. So a lost notice delays viewers by a second at
-most. On an exclusive store the hub reads the channels that a failed read or a commit with an unknown outcome has left
-stale.
+most. On an exclusive store the hub reads, every five seconds, the channels that a failed read or a commit with an
+unknown outcome has left stale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
-from holdfast.hub.channel import Channel
+from holdfast.hub.channel import Channel, is_settling
 from holdfast.hub.loading import in_time
 from holdfast.hub.notices import Notifier, moved_in
 from holdfast.stores.base import Notice, Store
@@ -25,6 +25,7 @@ from holdfast.stores.base import Notice, Store
 logger = logging.getLogger("holdfast.hub")
 
 FOLLOW_S = 1.0  # time between two reads of the heads
+STALE_S = 5.0  # time between two searches for stale channels, on an exclusive store
 
 
 class Follower:
@@ -62,7 +63,8 @@ class Follower:
     async def run(self) -> None:
         """Follow the store until this task is cancelled."""
         loop = asyncio.get_running_loop()
-        self._heads_s = loop.time() + FOLLOW_S
+        pause_s = STALE_S if self._store.is_exclusive else FOLLOW_S
+        self._heads_s = loop.time() + pause_s
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._heads_s):
@@ -71,12 +73,13 @@ class Follower:
             due, self._due = self._due, set()
             try:
                 if loop.time() >= self._heads_s:
-                    self._heads_s = loop.time() + FOLLOW_S
+                    self._heads_s = loop.time() + pause_s
                     behind = await self.behind()
                 else:
                     behind = [self._channels[name] for name in sorted(due) if name in self._channels]
                 for channel in behind:
-                    await self._refresh(channel)
+                    if not is_settling(channel):  # a long import must not hold up the others
+                        await self._refresh(channel)
             except HoldfastError as error:
                 logger.warning("channels were not read; the hub tries again: %s", error)
             except Exception:  # an error of a third-party store must not end the hub

@@ -89,10 +89,11 @@ async def _recover_channel(runtime: Runtime, channel: str, adopter: Adopter | No
 async def _offer_turns(runtime: Runtime, channel: str, asked: Sequence[MessageState]) -> None:
     """Let the turns of the messages `asked` wait again that no living node has."""
     if channel in runtime.channels:
-        runtime.scheduler.inspect(await runtime.fresh(channel), None)
+        runtime.scheduler.inspect(await in_time(runtime.fresh(channel), runtime.store.name), None)
     else:
         for message in asked:
             runtime.scheduler.inspect_message(channel, message.id, message)
+        runtime.scheduler.forget(channel)
     runtime.scheduler.offer(channel)
 
 

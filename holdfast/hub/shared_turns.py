@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 from msgspec import Struct
 
-from holdfast.core.errors import HoldfastError
-from holdfast.hub.channel import Channel
+from holdfast.core.errors import HoldfastError, StoreUnavailable
+from holdfast.hub.channel import Channel, is_settling
 from holdfast.hub.loading import in_time
 from holdfast.hub.nodes import NodeLease
 from holdfast.hub.turns import TurnScheduler
@@ -95,7 +95,11 @@ class SharedTurns:
 
     def _unplaced(self) -> list[str]:
         """Return the channels whose waiting turns need a worker of another node."""
-        return [channel for channel in self._scheduler.waiting() if not self._scheduler.workers.has_room(channel)]
+        workers = self._scheduler.workers
+        waiting = [channel for channel in self._scheduler.waiting() if not workers.has_room(channel)]
+        if len(waiting) > SHOWN:  # the others have no use for a channel that no agent of theirs serves
+            waiting.sort(key=lambda channel: not workers.is_served_elsewhere(channel))
+        return waiting
 
     async def follow(self) -> None:
         """Read the holds of the other nodes, and offer the turns that wait there. Raises StoreUnavailable."""
@@ -105,9 +109,19 @@ class SharedTurns:
         workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
         # own turns of channels outside memory, which `holdfast.hub.following` does not read, may be taken elsewhere
         wanted = [channel for channel in self._unplaced()[:SHOWN] if channel not in self._channels]
-        wanted += [channel for one in others for channel in one.waiting if workers.has_room(channel)]
+        own = set(wanted)
+        wanted += [channel for one in others for channel in one.waiting]
         for name in dict.fromkeys(wanted):
-            self._scheduler.inspect(await in_time(self._fresh(name), self._store.name), None)
+            live = self._channels.get(name)
+            if (name not in own and not workers.has_room(name)) or (live is not None and is_settling(live)):
+                continue
+            try:
+                self._scheduler.inspect(await in_time(self._fresh(name), self._store.name), None)
+            except StoreUnavailable:
+                raise
+            except HoldfastError as error:
+                logger.warning("the turns of channel %s were not read: %s", name, error)
+                continue
             self._scheduler.offer(name)
 
 

@@ -53,10 +53,15 @@ def check_target(target: Path, store: Path) -> None:
         )
 
 
+def partial_of(target: Path) -> Path:
+    """Return the file in which the backup `target` is made."""
+    return target.with_name(f"{target.name}.partial")
+
+
 @contextlib.contextmanager
 def partial_file(target: Path) -> Iterator[Path]:
     """Create the file in which the backup `target` is made. It is removed if the block fails."""
-    partial = target.with_name(f"{target.name}.partial")
+    partial = partial_of(target)
     try:
         handle = os.open(partial, os.O_RDWR | os.O_CREAT, FILE_MODE)
     except OSError as error:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+from holdfast.stores.sqlite_backup import partial_of
+
 BACKUP_NOTE = "backup:"  # prefix of the notes about backups; the path follows, percent-encoded
 MAX_NOTED = 1_000  # backups that exist; the store forgets the oldest beyond it
 # files beside the store: from before a migration or a restore, and journals that were not the store's own
@@ -57,9 +59,13 @@ def journals_of(path: Path) -> list[Path]:
 
 
 def _is_gone(path: Path) -> bool:
-    """Return whether a file was removed. An empty or unreachable folder may be that of a disk that is not mounted."""
+    """Return whether a file was removed, and is not being made.
+
+    An empty or unreachable folder may be that of a disk that is not mounted.
+    """
     try:
-        return not path.exists() and any(path.parent.iterdir())
+        # in this order, because the end of a backup renames the one to the other
+        return not partial_of(path).exists() and not path.exists() and any(path.parent.iterdir())
     except OSError:
         return False
 

@@ -5,6 +5,7 @@ Layer: stores. This code runs on the store's thread; other threads may call `sta
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 
@@ -32,14 +33,15 @@ class Space:
         """Note written bytes, and measure the file if they are many."""
         self._written += size_bytes
         if self._written >= MEASURED_BYTES:
-            self.measure(log)
+            with contextlib.suppress(sqlite3.Error):  # the commit is stored; `tidy` measures again
+                self.measure(log)
 
     def measure(self, log: CommitLog) -> None:
         """Measure the file, with its WAL. Free are its unused pages, and the slots without text in them."""
         self._written = 0
-        if self._rollbacks != self._file.rollbacks:
-            self._rollbacks = self._file.rollbacks
+        if self._rollbacks != (rollbacks := self._file.rollbacks):
             self._documents.count_free()
+            self._rollbacks = rollbacks
         self._bytes, free_bytes = space_in(self._file.db, self._documents)
         self._free_bytes = free_bytes + log.slot_bytes - log.live_bytes
         is_mostly_free = self._free_bytes * 2 > self._bytes and self._free_bytes >= WORTH_BYTES

@@ -5,6 +5,7 @@ Layer: tests. `tests/hub/test_turn_scheduler.py` tests the scheduler that drives
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from holdfast.core.errors import HoldfastError, StillStreaming
+from holdfast.core.message_state import MessageState
 from holdfast.core.requests import Caller, ClaimTurn
 from holdfast.core.turns import (
     TRANSITIONS,
@@ -198,6 +200,33 @@ def test_claim_that_must_be_alone_is_refused_while_another_attempt_runs_unless_t
     assert turns.lost() == ()
     turn.lose()
     assert log.ask("q2", ClaimTurn(generation=0, lost=turns.lost()), AGENT).generation == 1
+
+
+def test_claim_that_must_be_alone_reads_no_message_that_no_attempt_has() -> None:
+    class Counted(OrderedDict[str, MessageState]):
+        reads = 0
+
+        def get(self, key: str, default: MessageState | None = None) -> MessageState | None:  # type: ignore[override]
+            self.reads += 1
+            return super().get(key, default)
+
+    log = served(*(f"q{number}" for number in range(50)))
+    log.state.messages = counted = Counted(log.state.messages)
+    log.ask("q7", ClaimTurn(generation=0, lost=()), AGENT)
+    assert counted.reads < 10
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_claim_that_must_be_alone_follows_the_claims_and_deletions_before_it(batches: bool) -> None:
+    log = served("q1", "q2")
+    log.batches = batches
+    log.ask("q1", ClaimTurn(generation=0, lost=()), AGENT)
+    with pytest.raises(StillStreaming, match="'q1'"):
+        log.ask("q2", ClaimTurn(generation=0, lost=()), AGENT)
+    log.delete("q1")
+    assert log.ask("q2", ClaimTurn(generation=0, lost=()), AGENT).generation == 1
+    log.commit()
+    assert list(log.state.taken) == ["q2"]
 
 
 # -- messages that a turn takes in -----------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.errors import (
+    Busy,
     HoldfastError,
     IdConflict,
     InvalidName,
@@ -539,6 +540,15 @@ async def test_a_request_after_a_broken_import_finds_an_empty_channel(
     assert await store.notes("import:") == {}
     await hub.close()  # the next call starts the hub again
     assert await texts(hub) == ["mine"]
+    await hub.close()
+
+
+async def test_no_part_of_a_broken_import_is_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, store = await leave_part(tmp_path, monkeypatch)
+    with pytest.raises(Busy, match="a part of an import that has not ended"):
+        await exported(hub)
+    assert await texts(hub) == []
+    assert await store.notes("import:") == {}
     await hub.close()
 
 

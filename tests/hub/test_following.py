@@ -176,3 +176,21 @@ async def test_node_that_is_alone_sends_no_notice() -> None:
     await asyncio.sleep(1)
     assert store.notified == []
     await hub.close()
+
+
+@virtually
+async def test_import_in_one_channel_does_not_hold_up_the_others() -> None:
+    store = Shared()
+    store.is_mute = True
+    async with pair(store) as (here, there, viewer):
+        await here.create("a", id="m", text="hello")
+        held = await there.runtime.fresh("a")
+        release = asyncio.Event()
+        rewriting = asyncio.create_task(held.rewrite(release.wait))
+        await asyncio.sleep(0.1)
+        await here.create("a", id="n", text="the channel is behind now")
+        for text in ("one", "two"):
+            assert await late_s(here, viewer, text) <= FOLLOW_S + 0.1
+        release.set()
+        await rewriting
+        assert held.state.serial == here.channel("a").state.serial

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import pytest
+
 from holdfast.agents.turn import Turn
 from holdfast.app import Hub
+from holdfast.core.errors import StoreUnusable
 from holdfast.core.events import Signal
-from holdfast.stores.base import Committed, Conflict, Write
+from holdfast.hub import shared_turns
+from holdfast.stores.base import Changes, Committed, Conflict, Write
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
@@ -143,4 +147,106 @@ async def test_turn_of_a_node_that_ended_is_carried_out_by_another() -> None:
     await asyncio.sleep(6.0)  # a node that begins counts no other one as ended for a term
     await there.close()
     assert await answered(here, "c", "q", 6.0) == ["complete"]
+    await here.close()
+
+
+class Damaged(Shared):
+    """A store that cannot read the channel `bad` once `is_damaged`."""
+
+    is_damaged = False
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        if channel == "bad" and self.is_damaged:
+            raise StoreUnusable("channel 'bad' is damaged")
+        return await super().changes(channel, after=after, limit=limit)
+
+
+@virtually
+async def test_channel_that_cannot_be_read_holds_up_no_turn_of_another() -> None:
+    store, release = Damaged(), asyncio.Event()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+
+    @there.agent("*", name="bot", slots=1)
+    async def bot(turn: Turn) -> None:
+        await release.wait()
+        await answer(turn)
+
+    await started(here, there)
+    await say(there, "busy", "q")
+    await say(here, "bad", "q")
+    await say(here, "c", "q")
+    store.is_damaged = True
+    release.set()
+    assert await answered(here, "c", "q", 2.5) == ["complete"]
+    await here.close()
+    await there.close()
+
+
+@virtually
+async def test_waiting_turns_that_no_agent_can_take_hide_no_other_from_the_other_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared_turns, "SHOWN", 3)
+    store = Shared()
+    gone, here, there = (new_hub(store, number) for number in range(3))
+    gone.agent("old:*", name="old")(answer)
+    there.agent("new", name="bot")(answer)
+    await started(gone, here, there)
+    await gone.close()
+    for number in range(3):
+        await say(here, f"old:{number}", "q")
+    await say(here, "new", "q")
+    assert await answered(here, "new", "q", 2.5) == ["complete"]
+    await here.close()
+    await there.close()
+
+
+@virtually
+async def test_turns_of_a_living_node_leave_no_trace_at_a_node_that_recovers() -> None:
+    store, release = Shared(), asyncio.Event()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+
+    @there.agent("*", name="bot", slots=9)
+    async def bot(turn: Turn) -> None:
+        await release.wait()
+        await answer(turn)
+
+    await there.start()
+    for number in range(3):
+        await say(there, f"c{number}", "q")
+    await here.start()
+    await asyncio.sleep(70.0)  # a node recovers at its start, and each minute
+    assert here.runtime.scheduler.stats()["turns_running"] == 0
+    release.set()
+    await asyncio.sleep(1.0)
+    here.agent("*", name="other")(answer)
+    await say(here, "c0", "next")
+    assert await answered(here, "c0", "next", 1.3) == ["complete"]
+    await here.close()
+    await there.close()
+
+
+@virtually
+async def test_import_into_a_channel_of_an_ended_node_holds_up_the_turns_of_others_for_half_a_minute() -> None:
+    store, begun = Shared(), asyncio.Event()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    here.agent("*", name="bot")(answer)
+
+    @there.agent("*", name="bot", slots=9)
+    async def bot(turn: Turn) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    await there.start()
+    for channel in ("a", "z"):
+        await say(there, channel, "q")
+    await begun.wait()
+    await here.start()
+    await asyncio.sleep(6.0)
+    channel = await here.runtime.fresh("a")
+    rewriting = asyncio.create_task(channel.rewrite(lambda: asyncio.sleep(300)))
+    await asyncio.sleep(0.1)
+    await there.close()
+    assert await answered(here, "z", "q", 40.0) == ["complete"]
+    rewriting.cancel()
     await here.close()

@@ -31,6 +31,7 @@ START_MS = 1_750_000_000_000
 class Process:
     name: str = "A1"
     is_alive: bool = True
+    pauses: int = 0
 
 
 @dataclass(eq=False)
@@ -279,3 +280,16 @@ def test_command_whose_reply_was_lost_expires_again(scene: Scene) -> None:
     scene.at(36.0)
     with pytest.raises(Violation, match="has expired"):
         scene.promises.check_due()
+
+
+def test_two_agents_work_on_a_turn_only_if_the_first_was_paused(scene: Scene) -> None:
+    scene.store(create("m", is_pending=True))
+    agents = [Process(name) for name in "ABC"]
+    scene.store(Claim(id="m", state="taken", generation=1, by="bot", node="a"))
+    scene.promises.begin_attempt(PLACE, 1, agents[0])
+    agents[0].pauses += 1  # it runs again by now
+    scene.store(Claim(id="m", state="taken", generation=2, by="bot", node="b"))
+    scene.promises.begin_attempt(PLACE, 2, agents[1])
+    scene.store(Claim(id="m", state="taken", generation=3, by="bot", node="c"))
+    with pytest.raises(Violation, match="two agents"):
+        scene.promises.begin_attempt(PLACE, 3, agents[2])

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from holdfast.core.document import Segment
 from holdfast.core.errors import LocalError, StoreUnavailable
-from holdfast.stores import sqlite, sqlite_channels, sqlite_engine
+from holdfast.stores import sqlite, sqlite_channels, sqlite_engine, sqlite_space
 from holdfast.stores.base import Committed, CommitUnknown, Head, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_file import SqliteFile
@@ -208,6 +208,27 @@ async def test_failed_commit_changes_no_channel(store: SqliteStore) -> None:
     assert await store.commit(writes) == [Committed(2), Committed(1)]
     assert await texts(store, "a", "m1") == ["xy"]
     assert await texts(store, "b", "m2") == ["z" * 50_000]
+
+
+async def test_commits_and_deletions_whose_file_cannot_be_measured_are_stored(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> tuple[int, int]:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with opened(path) as store:
+        monkeypatch.setattr(sqlite_space, "MEASURED_BYTES", 0)
+        one, two = Chat(store, "a"), Chat(store, "b")
+        with monkeypatch.context() as broken:
+            broken.setattr(sqlite_space, "space_in", fail)
+            await one.do_each(create("m1", "x", streaming=True), append("m1", "y"))
+            await two.do(create("m2", "gone"))
+            await store.delete_channel("b", expected=two.head, used_up=(), until_ms=0)
+        await one.do(append("m1", "z"))
+        assert await texts(store, "a", "m1") == ["xyz"]
+        assert (await head_of(store, "b")).serial == 0
+    async with opened(path) as store:
+        assert await texts(store, "a", "m1") == ["xyz"]
 
 
 async def test_commit_waits_for_a_foreign_writer_and_then_reports_it(store: SqliteStore, path: Path) -> None:

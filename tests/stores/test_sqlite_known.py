@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from pathlib import Path
@@ -64,3 +65,22 @@ async def test_a_backup_is_noted_before_it_gets_its_name(tmp_path: Path, monkeyp
     await store.backup(tmp_path / "one.db", mb_per_s=1000)
     await store.close()
     assert found == [tmp_path / "one.db"]
+
+
+async def test_a_backup_that_gets_its_name_during_the_next_one_stays_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SqliteStore(tmp_path / "chat.db")
+    loop = asyncio.get_running_loop()
+
+    def finish_late(partial: Path, target: Path) -> None:
+        """Finish the first backup after the second."""
+        if target.name == "one.db":
+            asyncio.run_coroutine_threadsafe(store.backup(tmp_path / "two.db", mb_per_s=1000), loop).result()
+        finish(partial, target)
+
+    monkeypatch.setattr(sqlite, "finish", finish_late)
+    await store.open()
+    await store.backup(tmp_path / "one.db", mb_per_s=1000)
+    assert {one.path.name for one in await store.backups()} == {"one.db", "two.db"}
+    await store.close()
