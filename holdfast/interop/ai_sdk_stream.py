@@ -71,6 +71,7 @@ class _ToolCall:
     sent: int = 0  # number of code points of the input that were sent
     has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
     is_approved: bool = False  # the page has the reply to an approval from this stream
+    question: str = ""  # id of the open question about it: the next request of the page has the reply
     has_outcome: bool = False  # the page's reply to a question about the call had an effect
 
 
@@ -108,7 +109,6 @@ class UIStream:
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
         self._tools: dict[Place, _ToolCall] = {}
         self._asked: dict[str, Json] = {}  # open questions to which the page replies in another way
-        self._asked_calls: dict[str, str] = {}  # calls of open questions: the next request of the page has the reply
         self._meta: Json = {}
         self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
 
@@ -133,7 +133,8 @@ class UIStream:
                 case QuestionAsked(command):
                     self._ask(command.id, command.name, command.data)
                 case QuestionReplied(id, ok, data):
-                    self._asked_calls.pop(id, None)
+                    for tool in self._tools.values():
+                        tool.question = "" if tool.question == id else tool.question
                     if (question := self._asked.pop(id, None)) is not None:
                         self._put(
                             type="data-question", id=id, data={**question, "open": False, "ok": ok, "reply": data}
@@ -144,7 +145,7 @@ class UIStream:
             self._finish("over")
         elif state in ("over", "none"):
             self._finish(state)
-        elif self._asked_calls and not any(map(self._holds_reply, self._tools.values())):
+        elif any(one.question for one in self._tools.values()) and not self._has_running_call():
             self._end_with_question()
         body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._chunks])
         self._chunks.clear()
@@ -317,18 +318,24 @@ class UIStream:
             self._content()
             self._put(type="data-question", id=id, data={**question, "open": True})
             return
-        self._asked_calls[id] = tool.call
+        tool.question = id
         self._make_available(tool, "")
         if is_approval and self._page.tools.get(tool.call) != "approval-requested":
             self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
 
-    def _holds_reply(self, tool: _ToolCall) -> bool:
-        """Return whether the page sends no reply before this call has its result, or a question of its own."""
-        if tool.step != self._step or tool.call in self._asked_calls.values():
-            return False
-        is_replied = tool.is_approved or self._page.tools.get(tool.call) in _REPLIED
-        is_here = tool.name not in self._release.browser_tools
-        return tool.stage == STARTED or (tool.stage == AVAILABLE and is_here and not is_replied)
+    def _has_running_call(self) -> bool:
+        """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
+        return any(
+            one.stage == STARTED
+            or (
+                one.stage == AVAILABLE
+                and one.name not in self._release.browser_tools
+                and not one.is_approved
+                and self._page.tools.get(one.call) not in _REPLIED
+            )
+            for one in self._tools.values()
+            if one.step == self._step and not one.question
+        )
 
     def _end_with_question(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
