@@ -35,7 +35,7 @@ from holdfast.core.deltas import (
     Sent,
     TextAdded,
 )
-from holdfast.core.errors import Finished, HoldfastError, NotFound
+from holdfast.core.errors import Finished, HoldfastError, InvalidRequest, NotFound
 from holdfast.core.events import Page
 from holdfast.core.model import Command, Json, Message, Part, Role
 from holdfast.core.names import check_channel, check_id, command_key, is_id
@@ -232,8 +232,15 @@ class Access:
         """Return the response that streams a turn, and ends with it. It needs `subscribe` too.
 
         `sent` has the caller's position in each answer that it has, by the answers' ids; other answers are whole.
+        Raises InvalidRequest for a negative length.
         """
         self.check(channel, "subscribe", "history")
+        for id, position in (sent or {}).items():
+            if any(length < 0 for length in position.lengths):
+                raise InvalidRequest(
+                    f"each length in sent[{id[:64]!r}] must be at least 0, the number of code points that the caller "
+                    f"has of a part, got {min(position.lengths)}"
+                )
         credentials = Credentials(self._hub, self._scope, self.identity)
         return TurnResponse(self._app, credentials, channel, message_id, turn_format, sent or {})
 

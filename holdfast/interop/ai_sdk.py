@@ -42,8 +42,9 @@ NEWEST = 50  # newest messages of a channel among which the parent of a new one 
 class AISDK:
     """The routes of one chat of the AI SDK: `AISDK(hub, channel="chat:{id}").install(app, "/api/chat")`.
 
-    `{id}` in `channel` is the id of the page's chat. `version` is the major release of `ai` in the page; `strict`
-    leaves out optional fields, for early releases of 5 and 6. Tools in `browser_tools` run in the page.
+    `{id}` in `channel` is the id of the page's chat. `version` is the major release of `ai` in the page; 6 serves
+    pages of 7 too. `strict` leaves out optional fields, for early releases of 5 and 6. Tools in `browser_tools` run in
+    the page.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class AISDK:
         hub: Hub,
         *,
         channel: str,
-        version: int = 7,
+        version: int = 6,
         strict: bool = False,
         browser_tools: Sequence[str] = (),
     ) -> None:

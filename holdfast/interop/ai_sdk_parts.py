@@ -20,18 +20,20 @@ Json = dict[str, Any]
 
 
 NEXT_PIECES = 16  # texts of a page among which the next piece of a stored text is looked for
+COMPARED_CHARS = 4 * 1024 * 1024  # code points that are compared in all texts of a page: at most 20 ms
+HEAD_CHARS = 256  # code points of a piece that are compared first; a comparison costs at least as much as these
 
 
 @dataclass(frozen=True)
 class Release:
     """The release of `ai` in the page, and the tools that the page runs."""
 
-    version: int = 7
+    version: int = 6  # pages of 7 take all chunks of 6, and those of 6 refuse a chunk of 7
     strict: bool = False
     browser_tools: frozenset[str] = frozenset()
 
 
-LATEST = Release()
+DEFAULT = Release()
 
 
 def is_tool(part: Json) -> bool:
@@ -134,6 +136,7 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
     open_states: set[Any] = set()  # of the calls in the current step
     for answer in turn.answers:
         is_due, is_joined = is_due or len(parts) > 1, False
+        open_states.clear()  # of an earlier answer, whose calls get no more input and no results
         for index, part in enumerate(answer.parts):
             one = _part(f"{answer.id}.{index}", part, release)
             if one is None:
@@ -194,19 +197,31 @@ class PageParts:
             kind: deque(one["text"] for one in parts if one["type"] == kind and one["text"])
             for kind in ("text", "reasoning")
         }
+        self._compared = 0  # code points, of `COMPARED_CHARS`
         self._data = {str(one.get("id")): one.get("data") for one in parts if one["type"].startswith("data-")}
         self._others = {str(one.get("sourceId") or one.get("url")) for one in parts}
 
     def length_of(self, kind: str, text: str) -> int:
         """Return how many code points of a text the page has, in one or more pieces. Each piece counts for one call.
 
-        Later pieces may be behind pieces of other texts.
+        Later pieces may be behind pieces of other texts. After `COMPARED_CHARS` no piece is found.
         """
         sent, known = 0, self._texts[kind]
-        while piece := next((one for one in islice(known, NEXT_PIECES) if text.startswith(one, sent)), ""):
-            sent += len(piece)
-            known.remove(piece)
+        while sent < len(text):
+            found = next((at for at, one in enumerate(islice(known, NEXT_PIECES)) if self._has(text, sent, one)), None)
+            if found is None:
+                break
+            sent += len(known[found])
+            del known[found]
         return sent
+
+    def _has(self, text: str, at: int, piece: str) -> bool:
+        """Return whether `text` has `piece` at `at`; False when the comparisons of this page are used up."""
+        self._compared += HEAD_CHARS
+        if self._compared > COMPARED_CHARS or not text.startswith(piece[:HEAD_CHARS], at):
+            return False
+        self._compared += len(piece)
+        return self._compared <= COMPARED_CHARS and text.startswith(piece, at)
 
     def has_approval(self, call: str, approval: Json) -> bool:
         """Return whether the page has this reply to the approval of a call."""
@@ -217,7 +232,7 @@ class PageParts:
         """Return whether a stored call has an outcome for the page's reply: its result, or the page's own approval."""
         if has_result(part):
             return True
-        approval = approval_of(part, LATEST)
+        approval = approval_of(part, DEFAULT)
         return approval is not None and self.has_approval(part["call"], approval)
 
     def has(self, chunk: Json) -> bool:

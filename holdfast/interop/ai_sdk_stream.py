@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from holdfast.interop.ai_sdk_parts import (
-    LATEST,
+    DEFAULT,
     Json,
     PageParts,
     Release,
@@ -51,6 +51,7 @@ _encode = msgspec.json.Encoder().encode
 Place = tuple[str, int]  # the id of an answer, and the index of a part
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
+ENDED = -1  # in place of a step: the call gets no more input, and no result
 IN_STEP, ANSWERED = "result", "answer"  # why the next part needs a new step: a result of the server; all other reasons
 # a text of the page was replaced, and a stream can take no text back
 REPLACED = "replaced", "the answer was replaced by another text; load the messages again"
@@ -66,10 +67,11 @@ class _ToolCall:
     call: str
     name: str
     stage: int = 0
-    step: int = 0  # the step of the page that has the call
+    step: int = 0  # the step of the page that has the call; `ENDED` if its answer has ended
     sent: int = 0  # number of code points of the input that were sent
     has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
     is_approved: bool = False  # the page has the reply to an approval from this stream
+    question: str = ""  # id of the open question about it: the next request of the page has the reply
     has_outcome: bool = False  # the page's reply to a question about the call had an effect
 
 
@@ -83,7 +85,7 @@ class UIStream:
     heartbeat = b":\n\n"
 
     def __init__(
-        self, message_id: str, release: Release = LATEST, page: Json | None = None, *, is_late: bool = False
+        self, message_id: str, release: Release = DEFAULT, page: Json | None = None, *, is_late: bool = False
     ) -> None:
         self.headers = {
             "content-type": "text/event-stream; charset=utf-8",
@@ -106,7 +108,7 @@ class UIStream:
         self._values: dict[Place, Json | None] = {}  # the last value of each other part
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
         self._tools: dict[Place, _ToolCall] = {}
-        self._asked: dict[str, Json | None] = {}  # open questions; None: the next request of the page has the reply
+        self._asked: dict[str, Json] = {}  # open questions to which the page replies in another way
         self._meta: Json = {}
         self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
 
@@ -131,6 +133,8 @@ class UIStream:
                 case QuestionAsked(command):
                     self._ask(command.id, command.name, command.data)
                 case QuestionReplied(id, ok, data):
+                    for tool in self._tools.values():
+                        tool.question = "" if tool.question == id else tool.question
                     if (question := self._asked.pop(id, None)) is not None:
                         self._put(
                             type="data-question", id=id, data={**question, "open": False, "ok": ok, "reply": data}
@@ -141,7 +145,7 @@ class UIStream:
             self._finish("over")
         elif state in ("over", "none"):
             self._finish(state)
-        elif None in self._asked.values():
+        elif any(one.question for one in self._tools.values()) and not self._has_running_call():
             self._end_with_question()
         body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._chunks])
         self._chunks.clear()
@@ -200,6 +204,9 @@ class UIStream:
                     self._part((message_id, index), part)
             case MessageFinished(status, reason, meta):
                 self._end, self._meta = (status, reason), {**self._meta, **meta}
+                for (answer, _), tool in self._tools.items():
+                    if answer == message_id:
+                        tool.step = ENDED
             case MessageContinued():
                 self._end = None
             case MessageDeleted():
@@ -311,10 +318,24 @@ class UIStream:
             self._content()
             self._put(type="data-question", id=id, data={**question, "open": True})
             return
-        self._asked[id] = None
+        tool.question = id
         self._make_available(tool, "")
         if is_approval and self._page.tools.get(tool.call) != "approval-requested":
             self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
+
+    def _has_running_call(self) -> bool:
+        """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
+        return any(
+            one.stage == STARTED
+            or (
+                one.stage == AVAILABLE
+                and one.name not in self._release.browser_tools
+                and not one.is_approved
+                and self._page.tools.get(one.call) not in _REPLIED
+            )
+            for one in self._tools.values()
+            if one.step == self._step and not one.question
+        )
 
     def _end_with_question(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""

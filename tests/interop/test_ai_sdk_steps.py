@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from holdfast.core.deltas import MessageProgress
 from holdfast.core.model import Command, Message
-from holdfast.interop.ai_sdk_parts import Release, ui_messages
+from holdfast.interop.ai_sdk_parts import COMPARED_CHARS, PageParts, Release, ui_messages
 from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.routes import (
     InAnswer,
     MessageFinished,
+    MessageOpened,
     PartOpened,
     PartReplaced,
     QuestionAsked,
@@ -25,7 +27,7 @@ from tests.interop.folded_page import FoldedPage
 
 TEXT = {"type": "text", "text": "One."}
 SOURCE = {"type": "source", "url": "https://example.com/"}
-RELEASE = Release(browser_tools=frozenset({"place"}))
+RELEASE = Release(version=7, browser_tools=frozenset({"place"}))
 APPROVED = {"id": "q1", "approved": True, "reason": "why not"}
 
 
@@ -38,6 +40,10 @@ def answer(parts: list[Any], status: Any = "streaming") -> Message:
     return Message(
         id="a", role="assistant", status=status, parts=parts, created=2, version=2, created_at=0, updated_at=0
     )
+
+
+def asked(id: str, call: str) -> QuestionAsked:
+    return QuestionAsked(Command(id=id, name="approve", target="a", data={"call": call}, expires_at=0))
 
 
 def moments(events: list[tuple[int, Any]]) -> list[tuple[list[Any], TurnDelta]]:
@@ -111,11 +117,72 @@ def test_call_that_is_approved_after_a_part_of_another_type_is_in_the_last_step(
     calls = (0, call("c0", "called")), (1, call("c1", "called")), (0, call("c0", "done")), (2, SOURCE)
     for index, part in calls:
         page.take(stream.frame([InAnswer("a", PartReplaced(index, part, 0))]))
-    asked = Command(id="q1", name="approve", target="a", data={"call": "c1"}, expires_at=0)
-    page.take(stream.frame([QuestionAsked(asked)]))
+    page.take(stream.frame([asked("q1", "c1")]))
     assert (page.ending, page.posts_again()) == ("finish", False)
     page.parts[1]["state"] = "approval-responded"
     assert page.posts_again()
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_answer_after_a_call_whose_input_was_cut_off_is_in_a_step_of_its_own(status: Any) -> None:
+    cut, place = {**call("c1", "input", name="place"), "input": ""}, call("c2", "called", name="place")
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    ends = PartOpened(0, cut), MessageFinished(status, None, {})
+    page.take(stream.frame([InAnswer("a", delta) for delta in (MessageOpened(answer([])), *ends)]))
+    begins = MessageOpened(msgspec.structs.replace(answer([]), id="b")), PartOpened(0, place)
+    page.take(stream.frame([*(InAnswer("b", delta) for delta in begins), asked("q", "c2")]))
+    assert (page.ending, page.posts_again()) == ("finish", False)
+    page.parts[-1].update(state="output-available", output=7)
+    assert page.posts_again()
+    answers = [answer([cut], status), msgspec.structs.replace(answer([place], "complete"), id="b")]
+    turn = TurnStatus(message=None, state="over", answers=answers, questions=[], cursor="")
+    types = [one["type"] for one in ui_messages([turn], RELEASE)[0]["parts"]]
+    assert types == [one["type"] for one in page.parts] == ["step-start", "tool-place"] * 2
+
+
+@pytest.mark.parametrize("release", [RELEASE, Release()], ids=["version 7", "default"])
+def test_response_ends_with_a_question_only_when_no_other_call_of_the_step_runs(release: Release) -> None:
+    page, stream = FoldedPage(), UIStream("u", release)
+    page.take(stream.frame([InAnswer("a", MessageOpened(answer([])))]))
+    for index, state in ((0, "called"), (1, "called"), (1, "done"), (2, "called")):
+        page.take(stream.frame([InAnswer("a", PartReplaced(index, call(f"c{index}", state), 0))]))
+    page.take(stream.frame([asked("q1", "c2")]))
+    assert not stream.is_over  # the page would never send the reply: c0 has no output
+    page.take(stream.frame([InAnswer("a", PartReplaced(0, call("c0", "done"), 0))]))
+    assert (stream.is_over, page.ending, page.posts_again()) == (True, "finish", False)
+    page.parts[3]["state"] = "approval-responded"
+    assert page.posts_again()
+
+
+def test_two_calls_that_are_approved_one_after_the_other_end_the_response_together() -> None:
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    begun = MessageProgress("a").begin(answer([call(f"c{index}", "called") for index in range(2)]))
+    page.take(stream.frame([*(InAnswer("a", delta) for delta in begun), asked("q0", "c0")]))
+    assert not stream.is_over
+    page.take(stream.frame([asked("q1", "c1")]))
+    assert [one.get("state") for one in page.parts[1:]] == ["approval-requested"] * 2
+    assert (stream.is_over, page.ending) == (True, "finish")
+
+
+def test_approved_call_that_runs_holds_no_question_about_another_call() -> None:
+    parts = [call("c0", "called", approval={"id": "q0", "approved": True}), call("c1", "called")]
+    shown = [{"type": "step-start"}, *({"type": "tool-weather", "toolCallId": f"c{one}"} for one in range(2))]
+    shown[1] |= {"state": "approval-responded", "approval": parts[0]["approval"]}
+    shown[2] |= {"state": "approval-requested", "approval": {"id": "q1"}}
+    begun = [InAnswer("a", one) for one in MessageProgress("a").begin(answer(parts))]
+    for page, release in (({"id": "a", "parts": shown}, Release()), (None, RELEASE)):
+        stream = UIStream("u", release, page)
+        stream.frame([*begun, asked("q1", "c1")])
+        assert stream.is_over
+
+
+@pytest.mark.parametrize("state", ["called", "done", "denied"])
+def test_page_of_version_6_resumes_after_an_approval_on_a_server_with_the_default(state: str) -> None:
+    reply = {"id": "q1", "approved": state != "denied"}
+    begun = MessageProgress("a").begin(answer([call("c1", state, approval=reply)]))
+    body = UIStream("u").frame([InAnswer("a", delta) for delta in begun])
+    assert b"tool-input-start" in body
+    assert b"tool-approval-response" not in body  # 6.0.326 refuses the chunk
 
 
 @pytest.mark.parametrize("state", ["called", "done", "denied"])
@@ -135,9 +202,8 @@ def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_e
     def respond(state: str, *questions: str, is_late: bool = False) -> None:
         parts = [call("c1", state, name="place"), call("c2", "called")]
         begun = [InAnswer("a", one) for one in MessageProgress("a").begin(answer(parts))]
-        asked = [Command(id=id, name="approve", data={"call": id}, expires_at=0) for id in questions]
         known = {"id": "a", "parts": page.parts} if page.parts else None
-        page.take(UIStream("u", RELEASE, known, is_late=is_late).frame([*begun, *map(QuestionAsked, asked)]))
+        page.take(UIStream("u", RELEASE, known, is_late=is_late).frame([*begun, *(asked(id, id) for id in questions)]))
 
     respond("called", "c1", "c2")
     page.parts[1].update(state="output-available", output=7)
@@ -155,3 +221,29 @@ def test_page_with_pieces_of_a_text_behind_another_text_gets_none_again() -> Non
     page = FoldedPage()
     page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer(parts))]))
     assert [part["text"] for part in page.parts if part["type"] == "text"] == [" Three."]
+
+
+class CountedText(str):
+    """A text that counts the code points with which it was compared."""
+
+    compared = 0
+
+    def startswith(self, piece: Any, start: Any = 0, end: Any = None) -> bool:
+        self.compared += len(piece)
+        return super().startswith(piece, start)
+
+
+def test_pieces_of_a_crafted_page_are_compared_up_to_a_bound() -> None:
+    stored = CountedText("a" * 300_000)
+    long, short = "a" * 40_000 + "b", "a"
+    pieces = [{"type": "text", "text": one} for one in [long] * 15 + [short] * 30_000]
+    parts = PageParts({"id": "a", "parts": pieces})
+    assert 0 < parts.length_of("text", stored) < 30_000
+    assert parts.length_of("text", stored) == 0
+    assert 0 < stored.compared <= COMPARED_CHARS
+
+
+def test_all_texts_of_a_large_page_are_found() -> None:
+    texts = [f"{index} {'x' * 1_000}" for index in range(1_000)]
+    parts = PageParts({"id": "a", "parts": [{"type": "text", "text": one} for one in texts]})
+    assert [parts.length_of("text", one) for one in texts] == [len(one) for one in texts]

@@ -176,7 +176,9 @@ async def test_stream_begins_at_the_position_of_its_caller() -> None:
     exec(source.replace('Hub("sqlite:///chat.db")', 'Hub("memory://")'), names)
 
     @app.get("/{sent}")
-    async def follow(sent: int, request: Request) -> Response:
+    @guarded
+    async def follow(request: Request) -> Response:
+        sent = int(request.path_params["sent"])
         access = await hub.authorize(request.scope)
         positions = {"a": Sent([sent]), "unknown": Sent([9])}
         return access.stream("chat:1", "q", names["Lines"](), sent=positions)
@@ -187,6 +189,9 @@ async def test_stream_begins_at_the_position_of_its_caller() -> None:
         for sent, rest in ((0, ["Because"]), (2, ["cause"]), (7, [])):
             lines = [json.loads(line) for line in (await served.http.get(f"/{sent}")).text.splitlines()]
             assert lines == [*({"text": text} for text in rest), {"state": "over"}]
+        refused = await served.http.get("/-3")
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+        assert "sent['a']" in refused.json()["detail"]
 
 
 async def test_newest_branch_of_the_messages_of_a_channel_is_public() -> None:

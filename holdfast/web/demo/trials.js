@@ -50,8 +50,8 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
   async function settleReturn() {
     const [{ answer, ms: left_ms, how }, { all, lastCatchUp }] = [gone ?? { answer: null, ms: 0, how: "" }, channel.getSnapshot()]
     const { points = 0, events = 0, ms = since(left_ms) * 1_000 } = /** @type {Record<string, number>} */ (lastCatchUp ?? {})
-    const others = how === "reload" ? all.filter(({ id }) => id !== answer?.message) : [] // a reload fetches each in one event: the rest is the answer
-    const [text, batch] = [counted(others.reduce((left, { text }) => left - size(text), points)), `${counted(events - others.length, "event")}, ${Math.ceil(ms)} ms`]
+    const others = how === "reload" ? all.filter(({ id, local }) => !local && id !== answer?.message) : [] // a reload fetches each in one event: the rest is the answer
+    const [text, batch] = [counted(others.reduce((left, { text }) => left - size(text), points)), `${counted(Math.max(1, events - others.length), "event")}, ${Math.ceil(ms)} ms`]
     ;[gone, offline_ms] = [null, 0]
     if (how === "reload") settle("reload", answer, `${text} came back in ${batch}`, `You reloaded here. **${text}** came back in **${batch}**`)
     if (how === "offline") settle("offline", answer, `${text} followed in ${batch}, nothing lost`)
