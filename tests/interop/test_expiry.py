@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Identity, Turn
+from holdfast import Hub, Identity, Turn
 from holdfast.hub.clock import Clock
 from holdfast.interop import AGUI, AISDK, OpenAI
 from holdfast.interop.openai_items import Reference
@@ -40,6 +40,19 @@ ENDS = (
 )
 
 
+def install_adapters(hub: Hub, app: FastAPI) -> None:
+    """Install each adapter, and an agent that says "Hello" and waits."""
+    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
+    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
+    OpenAI(hub).install(app, "/v1")
+
+    @hub.agent("chat:*", name="bot")
+    async def waits(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello")
+            await asyncio.Event().wait()
+
+
 async def test_streams_are_cut_when_the_identity_of_their_caller_expires() -> None:
     late_ms = 0
 
@@ -54,15 +67,7 @@ async def test_streams_are_cut_when_the_identity_of_their_caller_expires() -> No
         return Identity(client_id="ann", grants=grants, expires_at_ms=clock.now_ms() + 600_000)
 
     hub, app = new_hub(authenticate=verify, clock=clock), FastAPI()
-    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
-    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
-    OpenAI(hub).install(app, "/v1")
-
-    @hub.agent("chat:*", name="bot")
-    async def waits(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Hello")
-            await asyncio.Event().wait()
+    install_adapters(hub, app)
 
     async with serving(hub, app) as served, AsyncExitStack() as stack:
         streams = []

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Identity, Turn
+from holdfast import Identity
 from holdfast.hub.rates import ClientLimits, Rates
-from holdfast.interop import AGUI, AISDK, OpenAI
-from tests.interop.test_expiry import STREAMS
+from tests.interop.test_expiry import STREAMS, install_adapters
 from tests.transports.conftest import new_hub, serving
 
 OTHERS: list[tuple[str, str, Any]] = [
@@ -35,16 +33,7 @@ def app_with_adapters(limits: ClientLimits) -> Any:
 
     hub, app = new_hub(authenticate=verify), FastAPI()
     hub.rates = Rates(limits, now_s=lambda: 0.0)
-    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
-    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
-    OpenAI(hub).install(app, "/v1")
-
-    @hub.agent("chat:*", name="bot")
-    async def waits(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Hello")
-            await asyncio.Event().wait()
-
+    install_adapters(hub, app)
     return hub, app
 
 
