@@ -1,7 +1,7 @@
 # The commands of this repository. A newcomer needs `make demo` and `make test` only; both install their dependencies, in
 # .venv and node_modules, and change no other place.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format sim chaos fuzz attack bench clean
+.PHONY: help demo test test-long lint format sim chaos fuzz attack bench keeping clean
 
 PYTHON ?= python3
 # Tests start several hundred processes; without cached bytecode each one compiles the package again, which takes 0.35 s.
@@ -39,6 +39,10 @@ format: $(VENV)/.dev ## put the code in form
 bench: $(VENV)/.dev ## measure, beside a bare asyncio server and others: ROWS=, QUICK=1, DIR=, PAGE=
 	$(BIN)/python -m bench $(ROWS) $(if $(QUICK),--quick) $(if $(DIR),--dir $(DIR)) $(if $(PAGE),--markdown $(PAGE))
 
+keeping: $(VENV)/.dev ## backups of 10 MB, 400 MB and 4 GB under load, 400 deletes, a million messages of retention, 200 kills: DIR=
+	$(BIN)/python -m bench.keeping --mb 10 400 4000 $(if $(DIR),--dir $(DIR))
+	$(BIN)/python -m chaos backup --small --rounds 240
+
 sim: $(VENV)/.dev ## simulate hubs, stores, networks and people under a virtual clock: SEEDS=, START=
 	$(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START))
 
@@ -59,12 +63,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 	@echo 'Installing Holdfast and its dependencies in $(VENV) …'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@scripts/install $(VENV) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	@echo 'Installing Holdfast and the tools for its tests in $(VENV) …'
-	@$(BIN)/pip install --quiet --editable '.[demo]' --group dev
+	@scripts/install $(VENV) --editable '.[demo]' --group dev
 	@touch $@ $(VENV)/.demo
 
 node_modules/.installed: package.json

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         begun_s = time.monotonic()
         try:
             scale = Scale.small(rounds) if chosen.small else Scale(rounds)
-            figures = asyncio.run(run(name, seed, scale, tell=print if chosen.story else None))
+            figures = asyncio.run(run(name, seed, scale, write_line=print if chosen.story else None))
         except Failure as failure:
             failed.append(name)
             print(f"{failure.account}\n")

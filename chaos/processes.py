@@ -130,7 +130,7 @@ class Child:
     def log(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def tell(self, line: str) -> None:
+    def send_line(self, line: str) -> None:
         """Write a line to its input."""
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")

@@ -23,6 +23,7 @@ from pathlib import Path
 import chaos.wrong_clock as wrong_clock
 from chaos.agent_scenarios import agents
 from chaos.app import Wanted
+from chaos.backup_scenario import backups
 from chaos.processes import Child, Server, ask
 from chaos.viewer import TRANSPORTS
 from chaos.world import Failure, World
@@ -536,4 +537,5 @@ SCENARIOS: dict[str, Scenario] = {
     "network": network,
     "clock": clock_set_back,
     "agents": agents,
+    "backup": backups,
 }

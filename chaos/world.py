@@ -79,23 +79,23 @@ class Failure(Exception):
 
 
 class Story:
-    """The events of a run, each with its time. `tell` receives each line, too."""
+    """The events of a run, each with its time. `write_line` receives each line, too."""
 
-    def __init__(self, tell: Callable[[str], None] | None) -> None:
+    def __init__(self, write_line: Callable[[str], None] | None) -> None:
         self.lines: list[str] = []
-        self._tell = tell
+        self._write_line = write_line
         self._begun_s = time.monotonic()
 
     def add(self, what: str) -> None:
         self.lines.append(f"{time.monotonic() - self._begun_s:8.3f} {what}")
-        if self._tell is not None:
-            self._tell(self.lines[-1])
+        if self._write_line is not None:
+            self._write_line(self.lines[-1])
 
 
 class World:
     """The world of a scenario. An async context manager: its exit ends all processes."""
 
-    def __init__(self, name: str, seed: int, scale: Scale, *, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, name: str, seed: int, scale: Scale, *, write_line: Callable[[str], None] | None = None) -> None:
         self.name = name
         self.seed = seed
         self.scale = scale
@@ -114,7 +114,7 @@ class World:
         self._fault_models: list[FaultModel] = []
         self._watchers: list[tuple[Child, Watching, list[Json]]] = []
         self._wrong: list[str] = []  # reports of errors
-        self._story = Story(tell)
+        self._story = Story(write_line)
 
     async def __aenter__(self) -> Self:
         await self._stack.__aenter__()
@@ -463,7 +463,7 @@ class World:
         """Check the reports of the viewers in their own processes."""
         for child, watching, reports in self._watchers:
             messages = stored[watching.channel]
-            child.tell(json.dumps({id: message["version"] for id, message in messages.items()}))
+            child.send_line(json.dumps({id: message["version"] for id, message in messages.items()}))
             child.close_input()
             try:
                 await child.ended(PATIENCE_S)

@@ -50,7 +50,7 @@ from fuzz.world import (
 from tests.transports.permissions import OPEN_FRAMES
 from wirecheck import SseParser
 
-MAX_STEPS = 40
+MAX_STEPS = 50
 MAX_ENDS_S = 400.0  # the longest wait for an identity to end
 SLACK_S = 6.0  # a socket checks its timers every five seconds
 TICKET_S = 60.0
@@ -327,12 +327,13 @@ class Town:
         """Note the changes that a successful request may have made."""
         if rights is None or not needs.capabilities & {"publish", "append", "admin"} or kind in ("GET", "HEAD"):
             return
-        if any(one in what for one in OWN) or "admin" in needs.capabilities:
-            self.touched.add(needs.channel)
-        if "admin" in needs.capabilities:
-            self.emptied.add(needs.channel)
-        self.writes[needs.channel] = self.writes.get(needs.channel, 0) + 1
-        self.authors.setdefault(needs.channel, {"root"}).add(rights.sub)
+        for channel in CHANNELS if needs.channel == EVERYWHERE else (needs.channel,):
+            if any(one in what for one in OWN) or "admin" in needs.capabilities:
+                self.touched.add(channel)
+            if "admin" in needs.capabilities:
+                self.emptied.add(channel)
+            self.writes[channel] = self.writes.get(channel, 0) + 1
+            self.authors.setdefault(channel, {"root"}).add(rights.sub)
 
     def _check_not_refused(self, visit: Visit) -> None:
         """Check that a caller with all needed capabilities is not refused, if no other rule applies. Raises Finding."""

@@ -143,6 +143,18 @@ class Response:
             raise Finding(f"undocumented: {what}")
         elif self.headers.get("content-type") == "application/json" and not is_head:
             self.json()
+        elif self.headers.get("content-type") == "application/x-ndjson" and not is_head:
+            self._check_lines()
+
+    def _check_lines(self) -> None:
+        """Check that each line is JSON, and that an error in a line is documented. Raises Finding."""
+        for line in bytes(self.body).splitlines():
+            try:
+                decoded = json.loads(line)
+            except ValueError:
+                raise Finding(f"not JSON: a line of the response to {self.what}: {line[:80]!r}") from None
+            if decoded.get("type") == "error":
+                check_code(decoded["error"]["status"], decoded["error"]["code"], self.what)
 
     def _check_problem(self, what: str) -> None:
         if self.headers.get("content-type") != "application/problem+json":

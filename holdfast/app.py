@@ -34,7 +34,7 @@ from holdfast.hub.control import check_speed
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.turn_status import next_status, read_pending, read_turn
 from holdfast.hub.workers import WhenBusy
-from holdfast.response import Answering, StreamResponse, Style, check_style
+from holdfast.response import Answering, StreamResponse, Style, check_source, check_style
 from holdfast.routes import Access, authorize
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.transports.app import App, asgi
@@ -96,6 +96,7 @@ class Hub(HubCore):
         author: str | None = "assistant",
         style: Style = "events",
         end_frame: EndFrame | None = None,
+        source_kind: str | None = None,
         text_field: str | None = None,
         meta: dict[str, Json] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -105,9 +106,10 @@ class Hub(HubCore):
 
         `source` is the stream, of text, of server-sent events with text, or of a model's SDK as `pipe` accepts it, or a
         function that returns one. A function is better: the resources it opens then live as long as the stream, not as
-        long as the request. `text_field` names the field with the text in JSON objects of server-sent events. A task of
-        the hub, with the caller's context variables, writes the stream to message `reply_id` of `channel`, after the
-        user's `prompt` if given.
+        long as the request. `source_kind` names its kind if its first item does not, as `source` of `pipe` does: "text"
+        for prose that may begin with `data:`. `text_field` names the field with the text in JSON objects of server-sent
+        events. A task of the hub, with the caller's context variables, writes the stream to message `reply_id` of
+        `channel`, after the user's `prompt` if given.
 
         `style` is `events` (named events `thinking`, `answer`, `done`), `data` (plain `data:` and `[DONE]`), `ai-sdk`
         (the stream of the AI SDK), or a function that returns the frame of a text; `end_frame` then follows a complete
@@ -118,6 +120,7 @@ class Hub(HubCore):
         prompt; any other message under that id is an IdConflict. Without a `reply_id`, an EventSource that reconnects
         joins the answer that it was reading.
         """
+        check_source(source, source_kind, text_field)
         check_style(style, end_frame)
         message_id = self.clock.id_or_new(reply_id)
         check_channel(channel)
@@ -159,7 +162,15 @@ class Hub(HubCore):
                 except IdConflict:
                     await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
                     return None
-            answering = Answering(self, writer, source, prompt_id, text_field=text_field, cancel_after_s=cancel_after_s)
+            answering = Answering(
+                self,
+                writer,
+                source,
+                prompt_id,
+                source_kind=source_kind,
+                text_field=text_field,
+                cancel_after_s=cancel_after_s,
+            )
             answering.start()
             return answering
 

@@ -3,27 +3,24 @@
 Layer: archiving, below `cli`.
 
 A hub that serves the store's file carries the commands out, on its control socket. While no process has the store open,
-the commands open it themselves. With `--url`, a server exports a channel over HTTP.
+the commands open it themselves. With `--url` a server carries them out, all but import, which names a file.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
-from urllib.parse import quote
+from typing import BinaryIO
 
 import click
 import msgspec
 
 from holdfast.control_client import NotServed, call_at
-from holdfast.core.errors import LocalError, StoreInUse, shown, shown_url
+from holdfast.core.errors import LocalError, StoreInUse
 from holdfast.core.limits import Limits
 from holdfast.core.names import check_channel, check_id
 from holdfast.hub.clock import Clock
@@ -31,12 +28,12 @@ from holdfast.hub.exporting import export_lines
 from holdfast.hub.forgetting import Forgetting, Receipt, direct
 from holdfast.hub.importing import Imported, check_file, undo_imports, write_file
 from holdfast.hub.legal_holds import LegalHolds
+from holdfast.server_requests import export_at, forget_at, hold_at, release_at
 from holdfast.stores import open_url
 from holdfast.stores.base import Store
 from holdfast.stores.sqlite import SqliteStore
 
-READ_TIMEOUT_S = 60.0  # time without a byte after which a server counts as gone
-PROBLEM_BYTES = 64 * 1024
+_OVER_HTTP = "--url, or "  # begins the remedy of a command that a server carries out, too
 
 
 @asynccontextmanager
@@ -62,7 +59,7 @@ async def opened(url: str, *, is_new: bool = False, when_served: str = "") -> As
 async def export_channel(url: str, channel: str, out: BinaryIO) -> None:
     """Write the export of a channel into `out`. Raises NotFound, LocalError and the store's errors."""
     check_channel(channel)
-    async with opened(url, when_served="--url, or ") as store:
+    async with opened(url, when_served=_OVER_HTTP) as store:
         async for line in export_lines(store, channel):
             out.write(line)
         out.flush()
@@ -95,68 +92,35 @@ async def release_channel(url: str, channel: str) -> None:
 async def forget_client(url: str, client_id: str, *, channels: bool) -> Receipt:
     """Remove what a person wrote from a store that no process serves. Raises the errors of `Forgetting.run`."""
     check_id(client_id, "a client id")
-    async with opened(url) as store:
+    async with opened(url, when_served=_OVER_HTTP) as store:
         return await Forgetting(store, client_id, Clock(), direct, tidies=True).run(channels=channels)
 
 
 @asynccontextmanager
 async def _holds_of(url: str) -> AsyncIterator[LegalHolds]:
-    async with opened(url) as store:
+    async with opened(url, when_served=_OVER_HTTP) as store:
         holds = LegalHolds(store)
         await holds.load()
         yield holds
 
 
-def fetch_export(server: str, channel: str, token: str | None, out: BinaryIO) -> None:
-    """Write the export of a channel of a served hub into `out`. Raises LocalError."""
-    from http.client import HTTPException
-    from urllib import error as failed
-    from urllib import request
-
-    class NoRedirect(request.HTTPRedirectHandler):
-        """Follows no redirect, because the token is for the named server only."""
-
-        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> NoReturn:
-            raise failed.HTTPError(req.full_url, code, f"redirect to {shown_url(newurl)}", headers, fp)
-
-    url = f"{server.rstrip('/')}/v1/channels/{quote(check_channel(channel), safe='')}/export"
-    if not url.startswith(("http://", "https://")):
-        raise LocalError(f"--url must be like http://host:8000, got {shown(server)}")
-    headers = {"authorization": f"Bearer {token}"} if token is not None else {}
-    opener = request.build_opener(NoRedirect)
-    try:
-        with opener.open(request.Request(url, headers=headers), timeout=READ_TIMEOUT_S) as response:
-            shutil.copyfileobj(response, out)
-        out.flush()
-    except failed.HTTPError as error:
-        with error:
-            raise LocalError(f"{shown_url(server)} refused the export: {_problem(error)}") from None
-    except (failed.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        reason = error.reason if isinstance(error, failed.URLError) else error
-        raise LocalError(f"{shown_url(server)} did not send the whole export: {reason}; try again") from None
-
-
-def _problem(error: Any) -> str:
-    try:
-        detail = json.loads(error.read(PROBLEM_BYTES))["detail"]
-    except (ValueError, LookupError, TypeError, OSError):
-        detail = None
-    return str(detail)[:1000] if isinstance(detail, str) else f"status {error.code} {error.reason}"
-
-
 STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=True, help="The store, sqlite:///path.")
+URL = click.option("--url", default=None, help="Where the hub is served: its server is asked over HTTP.")
+TOKEN = click.option(
+    "--token", default=None, envvar="HOLDFAST_TOKEN", help="With --url: the token, or $HOLDFAST_TOKEN."
+)
 
 
 @click.command()
 @click.argument("channel")
 @STORE
-@click.option("--url", default=None, help="Where the hub is served: its server exports the channel.")
-@click.option("--token", default=None, envvar="HOLDFAST_TOKEN", help="With --url: the token, or $HOLDFAST_TOKEN.")
+@URL
+@TOKEN
 def export(channel: str, store: str, url: str | None, token: str | None) -> None:
     """Write the messages of CHANNEL to the output, as JSON lines with a checksum."""
     out = sys.stdout.buffer
     if url is not None:
-        fetch_export(url, channel, token, out)
+        export_at(url, channel, token, out)
         return
     try:
         for line in call_at(store, "export", channel=channel):
@@ -183,35 +147,53 @@ def import_file(file: Path, store: str, channel: str | None) -> None:
 @click.command()
 @click.argument("channel")
 @STORE
+@URL
+@TOKEN
 @click.option("--reason", required=True, help="Why nothing in the channel may be deleted.")
-def hold(channel: str, store: str, reason: str) -> None:
-    """Refuse all deletions in CHANNEL until it is released, also while the store is served."""
-    try:
-        list(call_at(store, "hold", channel=channel, reason=reason))
-    except NotServed:
-        asyncio.run(hold_channel(store, channel, reason))
+def hold(channel: str, store: str, url: str | None, token: str | None, reason: str) -> None:
+    """Refuse all deletions in CHANNEL until it is released, also while the store is served.
+
+    Other servers of a shared store refuse them within five seconds.
+    """
+    if url is not None:
+        hold_at(url, channel, reason, token)
+    else:
+        try:
+            list(call_at(store, "hold", channel=channel, reason=reason))
+        except NotServed:
+            asyncio.run(hold_channel(store, channel, reason))
     click.echo(f"{channel} is held; holdfast release ends that.")
 
 
 @click.command()
 @click.argument("channel")
 @STORE
-def release(channel: str, store: str) -> None:
+@URL
+@TOKEN
+def release(channel: str, store: str, url: str | None, token: str | None) -> None:
     """End the hold of CHANNEL, also while the store is served."""
-    try:
-        list(call_at(store, "release", channel=channel))
-    except NotServed:
-        asyncio.run(release_channel(store, channel))
+    if url is not None:
+        release_at(url, channel, token)
+    else:
+        try:
+            list(call_at(store, "release", channel=channel))
+        except NotServed:
+            asyncio.run(release_channel(store, channel))
     click.echo(f"{channel} is released.")
 
 
 @click.command()
 @click.argument("client")
 @STORE
+@URL
+@TOKEN
 @click.option("--channels", is_flag=True, help="Also remove the channels in which no other person wrote.")
-def forget(client: str, store: str, channels: bool) -> None:
+def forget(client: str, store: str, url: str | None, token: str | None, channels: bool) -> None:
     """Remove all messages and commands of CLIENT, a client id, and print a receipt as JSON."""
     check_id(client, "a client id")
+    if url is not None:
+        click.echo(forget_at(url, client, token, channels=channels))
+        return
     try:
         (found,) = call_at(store, "forget", client_id=client, channels=channels)
         receipt = msgspec.convert(found, Receipt)

@@ -22,12 +22,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import HoldfastError, InvalidRequest
-from holdfast.http_parts import Flow, refusal, too_large
+from holdfast.http_parts import (
+    HEAD_END,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    Flow,
+    HeadTooLarge,
+    body_length,
+    handshake_problem,
+    has_peer_left,
+    head_refusal,
+    head_without_upgrade,
+    refusal,
+    release_transport,
+    too_large,
+)
 from holdfast.parse_turns import HTTP_S, TURN_S
 from holdfast.transports.server_connection import EXTENSION
 
-MAX_HEAD_BYTES = 64 * 1024  # limit of a request line with its headers, and of a trailer
-MAX_HEADERS = 100
 HEAD_S = 10.0  # time for a head that has begun, counted from the opening of the connection or from the last response
 BODY_S = 10.0  # time in which an unknown peer must send `BODY_BYTES` of a body, or the rest of the body
 BODY_BYTES = 5_000
@@ -36,11 +48,6 @@ LINGER_S = 1.0  # time in which a refused peer can read the reason, while the se
 UNREAD_BYTES = 8 * 1024  # bytes that are still read while a request waits
 WHOLE_BYTES = 4 * 1024  # input that is parsed at once, if it holds one request
 SLICE_BYTES = 1024  # bytes of larger input to parse at once: up to 200 chunks of a byte
-_HEAD_END = b"\r\n\r\n"
-
-
-class _HeadTooLarge(Exception):
-    """A head has too many headers. Raised through the parser of uvicorn."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
@@ -53,6 +60,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     __slots__ = (
         "_begun_scope",
         "_body_bytes",
+        "_body_left",
         "_book",
         "_connection",
         "_extensions",
@@ -80,6 +88,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._stalled_bytes = 0  # size of an incomplete head, or of later input that contained no body
         self._has_body_grown = False  # True: the last input contained bytes of the body
         self._is_in_body = False  # True while an unknown peer's request runs and more of its body is expected
+        self._body_left = 0  # bytes of the body that are still to come, if its head announced the length
         self._body_bytes = 0  # bytes of the body received since its deadline was set
         self._unsent_bytes = 0  # bytes that the peer had not read when the deadline for reading was set
 
@@ -100,6 +109,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             connection.close()
         self._release()
         super().connection_lost(exc)
+        release_transport(self.transport)
 
     def _release(self) -> None:
         """Drop the references to this object, which would otherwise live until the next garbage collection."""
@@ -190,8 +200,9 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._unread += data
             if not self.may_read():
                 self.flow.pause_reading()
-        # If the data contains one end of a head, at most one request can begin, behind the running one.
-        elif len(data) <= WHOLE_BYTES and data.count(_HEAD_END) <= 1:
+        # The parser takes the body of an announced length as one piece. If other data contains one end of a head, at
+        # most one request can begin, behind the running one.
+        elif len(data) <= self._body_left or (len(data) <= WHOLE_BYTES and data.count(HEAD_END) <= 1):
             self._parse(data)
         else:
             self._parse_in_slices(data)
@@ -230,17 +241,27 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             most = at + SLICE_BYTES
             if self.is_in_head():
                 most = min(most, at + MAX_HEAD_BYTES - self._stalled_bytes)
-            end = data.find(_HEAD_END, at, most)
-            end = most if end < 0 else end + len(_HEAD_END)
+            end = data.find(HEAD_END, at, most)
+            end = max(at + self._body_left, most if end < 0 else end + len(HEAD_END))
             self._parse(data[at:end])
             at = end
 
     def _go_on(self) -> None:
         """Parse the input that was set aside; when it is used up, read more."""
+        if self._unread and self._is_void() and has_peer_left(self.transport):
+            self.transport.abort()
+            return
         if self._unread and not (self.pipeline or self._is_last or self.transport.is_closing()):
             data, self._unread = self._unread, b""
             self.data_received(data)
         self.flow.resume_reading()
+
+    def _is_void(self) -> bool:
+        """Return whether the input that was set aside is of no use: blank lines, or a body after its response."""
+        cycle = self.cycle
+        if self.is_in_head() or (cycle is not None and not cycle.response_complete):
+            return False
+        return (cycle is not None and cycle.more_body) or not self._unread.strip(b"\r\n")
 
     def _parse(self, data: bytes) -> None:
         cycle = self.cycle
@@ -252,8 +273,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _HeadTooLarge):
-                self._refuse_head()
+            if isinstance(error.__context__, HeadTooLarge):
+                self._refuse(*head_refusal(self.url, self.headers))
             else:
                 self._refuse(InvalidRequest(f"the request does not follow HTTP/1.1: {error}"), 400)
         else:
@@ -262,7 +283,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 # body.
                 self._stalled_bytes = 0 if was_in_body and not was_in_head else self._stalled_bytes + len(data)
                 if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-                    self._refuse_head()
+                    self._refuse(*head_refusal(self.url, self.headers))
             elif was_in_body and cycle is self.cycle and cycle.more_body and not self._has_body_grown:
                 self._stalled_bytes += len(data)
                 self._bound_trailer(cycle)
@@ -294,11 +315,12 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._has_body_grown = True
+        self._body_left -= len(body)
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
         if len(self.headers) > MAX_HEADERS:
-            raise _HeadTooLarge
+            raise HeadTooLarge
         if self.parser.should_upgrade() and not self._should_upgrade():
             return  # `_upgrade` parses this head again
         connection = self._connection
@@ -309,6 +331,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 connection.proceed()
         self.scope["extensions"] = self._extensions
         self._begun_scope = self.scope
+        self._body_left = body_length(self.headers)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -339,29 +362,14 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             detail = "method CONNECT is not supported: this server is not a proxy; request a path of the server"
             self._refuse(InvalidRequest(detail), 400)
         elif not self._should_upgrade():
-            self._parse(self._head_without_upgrade())
+            parser = self.parser
+            self._parse(head_without_upgrade(parser.get_method(), self.url, parser.get_http_version(), self.headers))
             if rest and not self._is_refused:
                 self._parse(rest)
-        elif self.cycle is not None and not self.cycle.response_complete:
-            detail = "a WebSocket handshake arrived while a request was running; open another connection for it"
-            self._refuse(InvalidRequest(detail), 400)
-        elif self.parser.get_http_version() != "1.1":
-            detail = "the handshake of a WebSocket needs HTTP/1.1, got 1.0; nginx needs proxy_http_version 1.1"
-            self._refuse(InvalidRequest(detail), 400)
-        elif any(
-            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))
-            for name, value in self.headers
-        ):
-            detail = "the handshake of a WebSocket must have no body; send the request without one"
+        elif detail := handshake_problem(self.parser.get_http_version(), self.headers, self.cycle):
             self._refuse(InvalidRequest(detail), 400)
         else:
             self.handle_websocket_upgrade()
-
-    def _head_without_upgrade(self) -> bytes:
-        """Return the last head without its offer of an upgrade, which a server may ignore."""
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
-        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
-        return b"\r\n".join(lines) + _HEAD_END
 
     def handle_websocket_upgrade(self) -> None:
         connection, self._connection = self._connection, None
@@ -460,14 +468,6 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             connection.grow()
 
     # Refusals
-
-    def _refuse_head(self) -> None:
-        if len(self.headers) > MAX_HEADERS:
-            self._refuse(too_large("a request", MAX_HEADERS, "headers"), 431)
-        elif not self.headers and len(self.url) > MAX_HEAD_BYTES // 2:
-            self._refuse(too_large("the head of a request, with its URL,", MAX_HEAD_BYTES, "bytes"), 414)
-        else:
-            self._refuse(too_large("the head of a request", MAX_HEAD_BYTES, "bytes"), 431)
 
     def _refuse(self, error: HoldfastError, status: int) -> None:
         """Respond with `error`, and read no more. A running request gets its response first, and is the last one."""

@@ -27,7 +27,7 @@ from websockets.typing import StatusLike
 
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
-from holdfast.http_parts import refusal, refusal_headers
+from holdfast.http_parts import refusal, refusal_headers, release_transport
 from holdfast.lean_waits import Gate, Inbox
 from holdfast.parse_turns import TURN_S
 from holdfast.transports.server_connection import EXTENSION
@@ -143,6 +143,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         # Drop these references: the object would otherwise live until the next garbage collection.
         self.conn.parser.close()
         self._extensions.clear()
+        release_transport(self.transport)
 
     def expire(self) -> None:
         """End the connection, because its peer has not authenticated in time."""

@@ -12,7 +12,6 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -37,6 +36,7 @@ from holdfast.serving import (
 )
 from holdfast.store_commands import sqlite_store
 from holdfast.stores.sqlite import SqliteStore
+from holdfast.workers import check_shared, inherited_socket, run_workers
 
 DEFAULT_PORT = 8000
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
@@ -67,6 +67,12 @@ def main() -> None:
     "--store",
     default=None,
     help="memory://, sqlite:////absolute/path or postgresql://host/db  [default: sqlite:///holdfast.db]",
+)
+@click.option(
+    "--bus",
+    default=None,
+    metavar="URL",
+    help="redis://host:6379 of a Redis or Valkey server that carries the notices between processes.",
 )
 @click.option(
     "--flush-ms",
@@ -145,10 +151,18 @@ def main() -> None:
     help="Address or network of a proxy whose X-Forwarded-For names the client; repeatable, or separated by commas.",
 )
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS))
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that serve; more than one need a PostgreSQL store.",
+)
 def serve(
     host: str,
     port: int,
     store: str | None,
+    bus: str | None,
     flush_ms: int | None,
     drain_s: float | None,
     backup_dir: Path | None,
@@ -167,17 +181,18 @@ def serve(
     allow_everyone: bool,
     proxies: tuple[str, ...],
     log_level: str,
+    workers: int,
 ) -> None:
     """Serve a hub: on this machine or, with a verifier, to other machines."""
     from holdfast.app import Hub
 
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
     if target is not None:
-        is_ours = (store, flush_ms, drain_s, public_origin) != (None,) * 4 or origins or secret_files or jwks
+        is_ours = (store, bus, flush_ms, drain_s, public_origin) != (None,) * 5 or origins or secret_files or jwks
         if is_ours or ages or max_bytes is not None or no_migration_backup:
             raise LocalError(
-                "--app brings its own hub: set --store, --flush-ms, --drain-s, --allowed-origin, --public-origin, "
-                "--retention, --max-bytes, --no-migration-backup and the options for tokens there"
+                "--app brings its own hub: set --store, --bus, --flush-ms, --drain-s, --allowed-origin, "
+                "--public-origin, --retention, --max-bytes, --no-migration-backup and the options for tokens there"
             )
         app = load_app(target)
         if not allow_everyone:
@@ -185,7 +200,7 @@ def serve(
         for one in hubs_in(app):
             one.authenticate = one.authenticate or verifier
     else:
-        settings: dict[str, Any] = {"flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
+        settings: dict[str, Any] = {"bus": bus, "flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
         settings |= {"allowed_origins": origins, "public_origin": public_origin}
         settings["max_bytes"] = (
             int(max_bytes) if max_bytes and max_bytes.isdecimal() and len(max_bytes) < 19 else max_bytes
@@ -204,12 +219,20 @@ def serve(
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
         hub.drive_by_hand = True  # safe, because no middleware stands between the hub and the server
-    listening = _listen(host, port)
+    if workers > 1:
+        check_shared(hubs_in(app), workers)
+    inherited = inherited_socket() if workers > 1 else None
+    listening = inherited or _listen(host, port)
     addresses = [one for text in proxies for one in text.split(",")]
 
     def print_start() -> None:
-        click.echo(f"Holdfast {__version__} serves {address_of(listening)}")
+        if inherited is None:
+            click.echo(f"Holdfast {__version__} serves {address_of(listening)}")
 
+    if workers > 1 and inherited is None:
+        click.echo(f"Holdfast {__version__} serves {address_of(listening)} with {workers} workers")
+        _end_as(run_workers(workers, listening))
+        return
     _run(app, hub, listening, print_start, log_level=log_level, proxies=addresses)
 
 
@@ -239,9 +262,7 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
         )
 
     number = supervise(listening, store, is_lan=is_lan, started=print_start, echo=click.echo)
-    if number == signal.SIGTERM:  # end as other programs do, so that the caller sees the signal
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
+    _end_as(number)
 
 
 for _command in (*store_commands.COMMANDS, *archiving.COMMANDS):
@@ -274,11 +295,10 @@ def _store_without_backup(url: str) -> SqliteStore:
 @click.option("--since", default=None, help="A cursor to resume from.")
 def tail(channel: str, url: str, history: int, since: str | None) -> None:
     """Follow CHANNEL in the terminal; reconnects by itself."""
+    from holdfast.client.access import check_address
     from holdfast.tail import follow
 
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise LocalError(f"--url must be like http://host:8000, got {url!r}")
+    check_address(url, name="--url", example="http://host:8000")
     try:
         follow(url, channel, since=since, history=history, out=sys.stdout, notices=sys.stderr)
     except KeyboardInterrupt:
@@ -316,6 +336,13 @@ def _secret(path: Path) -> bytes:
         return path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
         raise LocalError(f"--jwt-secret-file {path} cannot be read: {error.strerror}") from None
+
+
+def _end_as(number: int) -> None:
+    """End as other programs do after SIGTERM, so that the caller sees the signal."""
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
 
 def _listen(host: str, port: int, *, tries: int = 1) -> Any:

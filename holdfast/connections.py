@@ -102,7 +102,7 @@ class Connection:
         self.is_large = False
         self.is_verifying = False
         self.is_evicted = False
-        self.since_s = asyncio.get_running_loop().time()  # loop time from which `CHANCE_S` is counted
+        self.since_s = asyncio.get_running_loop().time()  # loop time at which the peer's `CHANCE_S` begins
         self.deadline_s = 0.0
         self.verification: asyncio.Timeout | None = None  # time limit of the verifier that runs for an unknown peer
 
@@ -183,6 +183,7 @@ class Connections:
         self._closed = 0  # connections closed since memory was given back
         self._is_after_wave = False
         self._trim_due_s = 0.0
+        _malloc_trim()  # loaded now, because objects made during a wave would keep memory of that wave
 
     def opened(self, peer: str, owner: ConnectionOwner) -> Connection | None:
         """Return the entry for a new connection of `peer`; None if no descriptor is left for it."""

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from holdfast.agents.local import LocalWatch
+from holdfast.agents.sources import named_source
 from holdfast.agents.stops import reply_to_stops, until_stopped
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.cursor import Cursor, parse_cursor
@@ -53,12 +54,14 @@ class Answering:
         source: object,
         prompt_id: str | None,
         *,
+        source_kind: str | None,
         text_field: str | None,
         cancel_after_s: float | None,
     ) -> None:
         self._hub = hub
         self._writer = writer
         self._source = source
+        self._source_kind = source_kind
         self._text_field = text_field
         self._targets = {writer.id} if prompt_id is None else {writer.id, prompt_id}
         self._cancel_after_s = cancel_after_s
@@ -104,7 +107,7 @@ class Answering:
                 stream = self._source() if callable(self._source) else self._source
                 if inspect.isawaitable(stream):
                     stream = await stream
-                await message.pipe(stream, text_field=self._text_field)
+                await message.pipe(stream, source=self._source_kind, text_field=self._text_field)
         except HoldfastError as error:
             logger.warning("the answer %s ended early: %s", self._writer.id, error)
         except Exception:
@@ -181,6 +184,12 @@ class StreamResponse(Response):
         message = f"channels/{quote(self._channel, safe='')}/messages/{quote(message_id, safe='')}"
         return {"Holdfast-Message": message_id, "Location": f"{self._path}/v1/{message}/events"}
 
+    def _name(self, message_id: str) -> None:
+        """Let the headers name the answer, except for those that the app has set."""
+        for name, value in self._location_of(message_id).items():
+            if name.lower() not in self._own_headers:
+                self.headers[name] = value
+
     async def _begin_or_join(self, since: Cursor | None) -> Answering | None:
         """Begin the answer, or join the one that an EventSource, which reconnects with `since`, was reading.
 
@@ -190,15 +199,16 @@ class StreamResponse(Response):
             known = self._app.hub.tickets.named(since, self._channel)
             if known is not None and await self._join(known):
                 self._message_id = known
-                for name, value in self._location_of(known).items():
-                    if name.lower() not in self._own_headers:
-                        self.headers[name] = value
+                self._name(known)
                 return None
         return await self._begin(self._message_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hub = self._app.hub
         requested = Headers(scope=scope)
+        # the path of a proxy, which the server knows as its root path; below a mount, Starlette keeps it apart
+        self._path = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/") + self._path
+        self._name(self._message_id)
         # a format of another client begins with the first character, because its chunks have no ids
         since = parse_cursor(requested.get("last-event-id", "")) if self._turn_format is None else None
         if not self._is_repeatable and sent_by(since).is_finished:
@@ -271,6 +281,20 @@ class TurnFrames:
         """Return the bytes for `deltas` (`Framer.frame`)."""
         over = [TurnChanged("over")] if status is not None else []
         return self._format.frame([*(InAnswer(self._message_id, delta) for delta in deltas), *over])
+
+
+def check_source(source: object, source_kind: str | None, text_field: str | None) -> None:
+    """Raise LocalError unless `source` may be a stream, or a function that returns one, and its options fit."""
+    named_source(source_kind, text_field, option="source_kind")
+    is_response = isinstance(source, Response)  # an ASGI app, so it is callable too
+    attributes = ("__call__", "__aiter__", "__iter__", "__await__", "__aenter__", "__enter__")
+    if is_response or not any(hasattr(source, name) for name in attributes):
+        what = f"a {type(source).__name__}" if is_response else shown(source)
+        remedy = "the generator that the response wraps" if is_response else "an async generator or its function"
+        raise LocalError(
+            f"source must be a stream, or a function that returns one, got {what}; pass {remedy}, as in "
+            "stream_response(channel, events)"
+        )
 
 
 def check_style(style: object, end_frame: object) -> None:

@@ -55,9 +55,10 @@ from holdfast.hub.identity import Scope as HubScope
 from holdfast.hub.results import Result, message_of
 from holdfast.hub.turn_status import read_conversation, read_open_turns, read_pending, read_turn
 from holdfast.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
+from holdfast.transports.calls import read_body
 from holdfast.transports.codec import decode, unexpected
 from holdfast.transports.credentials import Credentials
-from holdfast.transports.http import problem_response, read_body
+from holdfast.transports.http import problem_response
 from holdfast.transports.origin import check_peer
 from holdfast.transports.sse import StreamApp
 from holdfast.transports.traffic import charge, declared_bytes, event_bytes, message_bytes, open_body, turn_bytes

@@ -3,26 +3,32 @@
 Layer: store_commands, above `archiving` and below `cli`.
 
 A hub that serves the file carries out a backup. `restore` and `compact` work on a file that no process has open; the
-others read the file, also while it is served.
+others read the file, also while it is served. With `--url`, a server inspects, verifies and lists.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
 
 import click
 import msgspec
 
-from holdfast.archiving import STORE
+from holdfast.archiving import STORE, TOKEN, URL
 from holdfast.control_client import NotServed, call
-from holdfast.core.errors import LocalError, StoreInUse, shown_url
+from holdfast.core.errors import LocalError, StoreInUse, StoreUnusable, shown_url
+from holdfast.core.model import ChannelSummary
 from holdfast.core.names import check_prefix
 from holdfast.core.retention import Policies, rules_of
+from holdfast.hub.control import check_speed
+from holdfast.server_requests import channels_of, damage_at, state_at
 from holdfast.serving import hubs_in, load_app
 from holdfast.stores import open_url
 from holdfast.stores.sqlite import SqliteStore
@@ -52,24 +58,40 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
         finally:
             await opened.close()
 
+    if mb_per_s is not None:
+        check_speed(mb_per_s)
     try:
         for _ in call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50):
             pass
     except NotServed:
         asyncio.run(run_backup())
+    if not file.exists():
+        raise LocalError(
+            f"backup {os.path.abspath(file)} was written by the process that serves {opened.path}, and is not here: "
+            "that process has other disks, as in a container; name a folder that both have"
+        )
     click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
 
 
 @click.command()
 @STORE
-def inspect(store: str) -> None:
+@URL
+@TOKEN
+def inspect(store: str, url: str | None, token: str | None) -> None:
     """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
-    path = sqlite_store(store).path
+    if url is not None:
+        click.echo(state_at(url, token))
+    else:
+        click.echo(msgspec.json.format(msgspec.json.encode(_state_beside(sqlite_store(store).path))))
+
+
+def _state_beside(path: Path) -> object:
+    """Return the state of the hub that serves a file."""
     try:
         (found,) = call(path, "inspect")
     except NotServed:
         raise LocalError(f"store file {path} has no control socket; start its server, or check its log") from None
-    click.echo(msgspec.json.format(msgspec.json.encode(found)))
+    return found
 
 
 @click.command()
@@ -79,6 +101,7 @@ def inspect(store: str) -> None:
 def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
     """Put BACKUP in the place of a store's file, which is kept under another name."""
     from holdfast.stores import sqlite_backup
+    from holdfast.stores.sqlite_verify import verify as damage_in
 
     path = sqlite_store(store).path
     if (backup is None) != keep_wal:
@@ -91,6 +114,13 @@ def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
     click.echo(f"{path} is now the content of {backup}; its next start begins new epochs.")
     if kept is not None:
         click.echo(f"The replaced file is {kept}.")
+    found = 0
+    with contextlib.suppress(StoreUnusable):  # a backup from before checksums
+        for line in damage_in(backup):
+            click.echo(line, err=True)
+            found += 1
+    if found:
+        click.echo(f"{backup}: {found} damaged, all else is whole; an earlier backup may have them whole", err=True)
 
 
 @click.command()
@@ -110,6 +140,8 @@ def compact(store: str, no_migration_backup: bool) -> None:
 
 @click.command()
 @STORE
+@URL
+@TOKEN
 @click.option(
     "--absent",
     "words_file",
@@ -118,8 +150,13 @@ def compact(store: str, no_migration_backup: bool) -> None:
     type=click.Path(path_type=Path),
     help="Search the store and its known backups for the words in FILE instead, one in each line.",
 )
-def verify(store: str, words_file: Path | None) -> None:
+def verify(store: str, url: str | None, token: str | None, words_file: Path | None) -> None:
     """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
+    if url is not None:
+        if words_file is not None:
+            raise LocalError("--absent needs the files of the store; run the command beside them, without --url")
+        _verify_at(url, token)
+        return
     from holdfast.stores.sqlite_absent import places_of, read_words
     from holdfast.stores.sqlite_verify import free_space
     from holdfast.stores.sqlite_verify import verify as damage_in
@@ -141,25 +178,48 @@ def verify(store: str, words_file: Path | None) -> None:
         sys.exit(1)
 
 
+def _verify_at(url: str, token: str | None) -> None:
+    found = 0
+    for line in damage_at(url, token):
+        click.echo(line)
+        found += 1
+    click.echo(f"{shown_url(url)}: {found} damaged" if found else f"{shown_url(url)}: no damage found")
+    if found:
+        sys.exit(1)
+
+
 @click.command()
 @click.argument("prefix", default="")
 @STORE
+@URL
+@TOKEN
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object for each channel.")
-def channels(prefix: str, store: str, is_json: bool) -> None:
+def channels(prefix: str, store: str, url: str | None, token: str | None, is_json: bool) -> None:
     """List the channels of a store whose names begin with PREFIX, also while it is served."""
-    from holdfast.stores.sqlite_reader import list_channels
-
-    found = list_channels(sqlite_store(store).path, check_prefix(prefix))
+    check_prefix(prefix)
+    found = channels_of(url, prefix, token) if url is not None else _channels_in(sqlite_store(store).path, prefix)
     if is_json:
         for one in found:
             click.echo(msgspec.json.encode(one))
         return
+    first = list(islice(found, 1))  # an error of the first page comes before the table
     click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  {'held':<4}  channel")
-    for one in found:
+    for one in chain(first, found):
         updated = datetime.fromtimestamp(one.updated_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         click.echo(
             f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {'held' if one.held else '':<4}  {one.channel}"
         )
+
+
+def _channels_in(path: Path, prefix: str) -> Iterator[ChannelSummary]:
+    """Yield channels from the hub that serves a file, or from the file."""
+    from holdfast.stores.sqlite_reader import list_channels
+
+    try:
+        for one in call(path, "channels", prefix=prefix):
+            yield msgspec.convert(one, ChannelSummary)
+    except NotServed:
+        yield from list_channels(path, prefix)
 
 
 @click.command()

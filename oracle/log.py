@@ -254,6 +254,11 @@ class EpochLog:
         _, state, generation = self.turns[op.id][-1]
         if state not in ("pending", "taken") or (op.state == "done" and state != "taken"):
             return f"its turn is {state}"
+        if op.confirmed:
+            known = self.claims.get((op.id, op.generation))
+            expected = (generation, 1 + known.confirmed, known.node) if state == "taken" and known is not None else None
+            is_right = op.node is not None and (op.generation, op.confirmed, op.node) == expected
+            return None if is_right else f"it confirms {known}"
         is_next = op.generation == (generation + 1 if op.state == "taken" else generation)
         # The first attempt of a later round: a handler of a deleted message with this id may still end a lower one.
         is_of_new_round = op.state == "taken" and op.generation > generation and op.generation % ROUND == 1
@@ -459,7 +464,7 @@ def describe(op: Op) -> str:
         case Delete():
             return f"delete({op.id})"
         case Claim():
-            return f"claim({op.id} {op.state} g{op.generation})"
+            return f"claim({op.id} {op.state} g{op.generation}{f' confirmed {op.confirmed}' if op.confirmed else ''})"
         case Lease():
             return f"lease({op.id} {op.lease_ms})"
         case Command():

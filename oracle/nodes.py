@@ -43,7 +43,7 @@ class NodeLeases:
         self._missed_s.setdefault(node, {}).update(missed)
 
     def note_stop(self) -> None:
-        """Note that a process dies or is suspended. If it recovers others now, they wait until each node does."""
+        """Note that a process dies or is suspended, or that the store loses all leases: a recovery may wait a term."""
         self._changed_s = self._now_s()
 
     def is_alive(self, node: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Protocol
 from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Reply, Takeover, WriterIdentity
 from holdfast.core.turns import CANCEL_S
 from holdfast.hub.leases import BROKEN_S
-from holdfast.hub.presence import GRACE_S
+from holdfast.hub.presence_state import GRACE_S
 from holdfast.stores.base import Write
 from oracle.log import StoredLogs
 from oracle.violation import Violation
@@ -403,6 +403,8 @@ class Promises:
         before = self._turns.pop(place, None)
         if op.state != "taken":
             return
+        if before is not None and before.is_given and op.confirmed:
+            raise Violation(f"{place} was claimed again by {op.node}, though {before.by} has begun this attempt")
         if before is not None and self._is_exclusive:
             if before.is_given and before.node is not None and before.node == self._live_node():
                 raise Violation(f"{place} was claimed by {op.by}, though {before.by} works on it in a living process")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.agents.ids import reply_id
-from holdfast.core.decide_work import ATTEMPTS
+from holdfast.core.turns import ATTEMPTS
 from oracle.plans import Script
 
 Json = dict[str, Any]

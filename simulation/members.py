@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.core.names import command_key
 from holdfast.hub import presence_state
-from holdfast.hub.presence import GRACE_S
+from holdfast.hub.presence_state import GRACE_S
 from oracle.views import ViewOracle
 from oracle.violation import Violation
 from simulation.actors import RETRY_STATUS, Actor, DecodedResponse, asks_by_socket
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 EPHEMERAL_S = 2.0  # time within which a viewer must receive a presence change or a signal
 SLOW_S = 0.1  # a network with a higher latency can delay these events further
+FAST_S = 0.05  # a store or notices with a higher latency can delay events of another hub further
+ACQUAINTED_S = 8.0  # time without a fault in which all hubs have noticed one another
 HERE_S = (5.0, 8.0)  # lengths of the leases of members over HTTP
 
 
@@ -133,10 +135,21 @@ class Member(Actor):
         ):
             return
         for viewer in world.viewers:
-            if not viewer.follows(self.channel, process, sent_s):
+            other = viewer.process
+            if other is None or (other is not process and not self._is_connected(other, sent_s)):
+                continue
+            if not viewer.follows(self.channel, other, sent_s):
                 continue
             if not is_received(viewer.oracles[self.channel], process):
                 raise Violation(f"{viewer.name} did not receive in {self.channel} within {EPHEMERAL_S} s: {what}")
+
+    def _is_connected(self, process: Process, sent_s: float) -> bool:
+        """Return whether notices reach a hub in `process` in time: all hubs have known one another for a while."""
+        fault_model, promises = self.world.plan.fault_model, self.world.promises
+        is_fast = max(fault_model.notice_s[1], fault_model.store_s[1]) <= FAST_S and not fault_model.notice_loss
+        since_s = sent_s - ACQUAINTED_S
+        is_steady = promises.booted_s < since_s and promises.was_healthy(since_s)
+        return is_fast and is_steady and process.is_alive and not process.is_held
 
     async def _by_lease(self, node: Node) -> None:
         lease_s = self.draw.choice(HERE_S)

@@ -87,8 +87,8 @@ class Pipe(Generic[T]):
         """Drop the bytes in flight and close this direction."""
         if not self.is_over:
             self.is_over = True
-            _tell(self._news)
-            _tell(self._room)
+            _wake(self._news)
+            _wake(self._room)
 
     async def take(self) -> T | None:
         """Return the next item, or None after the end."""
@@ -100,7 +100,7 @@ class Pipe(Generic[T]):
         item, size = self._arrived.popleft()
         self._in_flight -= size
         if not self.is_full:
-            _tell(self._room)
+            _wake(self._room)
         return item
 
     async def until_room(self) -> None:
@@ -113,10 +113,10 @@ class Pipe(Generic[T]):
     def _arrive(self, item: T, size: int) -> None:
         if not self.is_over:
             self._arrived.append((item, size))
-            _tell(self._news)
+            _wake(self._news)
 
 
-def _tell(waiter: asyncio.Future[None] | None) -> None:
+def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
 

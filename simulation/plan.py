@@ -83,7 +83,7 @@ class Plan:
     agents_at: str = "ABCD"  # names of the hubs that have the agents
     hooks: list[HookPlan] = field(default_factory=list)
     registers_late: bool = False  # whether hubs start before their agents and hooks are registered
-    loss: str | None = None  # how a hub leaves the others for longer than its lease, after the faults
+    loss: str | None = None  # how a hub leaves the others for longer than its lease, or its store, after the faults
     asks_by_socket: bool = False  # whether actors send over sockets the requests that the protocol allows there
 
     @property
@@ -144,6 +144,8 @@ def _draw_loss(plan: Plan, draw: Random) -> None:
     plan.loss = draw.choice((None, None, "kill", "pause", "drain"))
     if draw.random() < 0.5:
         plan.faults.append("store restart")
+    if plan.loss is None and Random(f"{plan.seed}/cut off").random() < 0.4:
+        plan.loss = "cut off"
 
 
 def _draw_members(plan: Plan, draw: Random) -> None:

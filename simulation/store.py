@@ -149,6 +149,7 @@ class SimStore:
     def restart(self) -> None:
         """Lose all holds, as the restart of a server does."""
         self.memory.lose_holds()
+        self.nodes.note_stop()
         self.notices.interrupt()
 
     def note(self, values: Mapping[str, bytes | None]) -> None:
@@ -257,6 +258,7 @@ class StoreClient:
     def __init__(self, store: SimStore, process: Process, draw: Random) -> None:
         self.is_exclusive = store.is_exclusive
         self.is_severed = False  # the run is over, and all calls fail
+        self._restored: asyncio.Event | None = None  # set when the connection to the store works again
         self._store = store
         self._process = process
         self._trace = store.trace
@@ -378,6 +380,16 @@ class StoreClient:
         """`Store.stats`."""
         return self._store.memory.stats()
 
+    def cut(self) -> None:
+        """Lose the bytes of all later calls, without a signal to the hub, until `restore`."""
+        self._restored = asyncio.Event()
+
+    def restore(self) -> None:
+        """Pass calls on again; those that wait fail."""
+        if self._restored is not None:
+            self._restored.set()
+            self._restored = None
+
     def process_died(self) -> None:
         """Let an embedded store die with its process: it carries out the first of the waiting calls, perhaps none."""
         if not self._store.is_exclusive:
@@ -392,6 +404,9 @@ class StoreClient:
         store, fault_model, draw, loop = self._store, self._store.fault_model, self._draw, self._store.loop
         if self.is_severed:
             raise StoreUnavailable("the run is over")
+        if self._restored is not None:
+            await self._restored.wait()
+            raise StoreUnavailable("the connection to the store was cut")
         delay_s = draw.uniform(*fault_model.store_s)
         if draw.random() < fault_model.slow_chance:
             delay_s = draw.uniform(1.0, 40.0 if is_commit else 5.0)
@@ -419,10 +434,10 @@ class StoreClient:
         def respond() -> None:
             if response.done() or not self._process.is_alive:
                 return
-            if is_down:
-                response.set_exception(StoreUnavailable("the store is down"))
-            elif is_unknown:
-                response.set_exception(CommitUnknown("the connection to the store was lost"))
+            if is_down or is_unknown:
+                lost = CommitUnknown("the connection to the store was lost")
+                response.set_exception(StoreUnavailable("the store is down") if is_down else lost)
+                response.exception()  # marked as retrieved: the process may be killed before its task runs
             elif result:
                 response.set_result(result[0])
 

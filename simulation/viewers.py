@@ -54,7 +54,7 @@ class Viewer(Actor):
         self.oracles: dict[str, ViewOracle] = {}
         self._pages: set[asyncio.Task[None]] = set()
         self._tabs: dict[str, tuple[View, Checker, str]] = {}  # saved pages of a channel, as in the tabs of a browser
-        self._process: Process | None = None  # that it is connected to
+        self.process: Process | None = None  # that it is connected to
         self._connection: Connection | None = None  # connection to the process; None: it watches inside the process
         self._busy_s = 0.0  # time until which it reads no bytes
 
@@ -92,7 +92,7 @@ class Viewer(Actor):
     def follows(self, channel: str, process: Process, since_s: float) -> bool:
         """Return whether it has received all notices of `channel` in `process` since then, without a pause."""
         oracle, connection = self.oracles.get(channel), self._connection
-        if oracle is None or self._process is not process or self._busy_s >= since_s:
+        if oracle is None or self.process is not process or self._busy_s >= since_s:
             return False
         return oracle.follows_s < since_s and not (connection is not None and connection.down.is_hole)
 
@@ -100,10 +100,10 @@ class Viewer(Actor):
         """Watch until the end of the run."""
         while True:
             node = self.node = await self.some_node()
-            self._process, self._connection = node.process, None
+            self.process, self._connection = node.process, None
             with contextlib.suppress(ConnectionLost):
                 await self.visit(node)
-            self.node = self._process = None
+            self.node = self.process = None
             for oracle in self.oracles.values():
                 oracle.cut()
                 if not self.world.is_quiet:

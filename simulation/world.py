@@ -51,6 +51,7 @@ FINISH_S = 300.0  # time in which begun messages must end
 QUIET_S = 300.0  # time in which leases, turns and commands must end
 RETRY_S = 2.0  # pause before a failed request is repeated
 HOOKS_S = 150.0  # time in which hooks must end: a call may hang for a minute, and wait as long for its repetition
+CUT_OFF_S = 6.0  # without its store for this long, a hub has no viewers: a term of its lease and two seconds
 AWAY_S = 12.0  # time for which a lost hub is away: the others recover its messages in two terms of a lease
 MEMBERS_S = 30.0  # time in which members must enter and all views must show them
 
@@ -294,7 +295,7 @@ class World:
                 await self._boot_later(node)
 
     async def _lose_a_node(self, how: str) -> None:
-        """Without other faults, let one hub die, pause or drain, for longer than its lease."""
+        """Without other faults, let one hub die, pause, drain or lose its store, for longer than its lease."""
         self._heal()
         await asyncio.sleep(self.leases_count_s - self.loop.time() + self.draw.uniform(0.0, 6.0))
         node, other = self.draw.sample(self.nodes, 2)
@@ -308,14 +309,30 @@ class World:
             await node.shut_down()
         elif how == "kill":
             node.kill()
+        elif how == "cut off":
+            await self._cut_off(node)
         else:
             node.suspend()
         await asyncio.sleep(AWAY_S)
-        if node.is_up:
+        if how == "cut off":
+            node.store.restore()
+            self.store.nodes.note_stop()  # it may write before it renews its lease
+        elif node.is_up:
             self.loop.thaw(node.process)
         else:
             node.boot()
         await asyncio.wait(writing)
+
+    async def _cut_off(self, node: Node) -> None:
+        """Break the connection of `node` to the store, and check that it disconnects its viewers."""
+        self.store.nodes.note_stop()
+        node.store.cut()
+        self.promises.note_trouble(self.loop.time() + CUT_OFF_S + AWAY_S + RETRY_S)  # of signals and members, too
+        node.process.pauses += 1  # another node takes over its turns while their handlers run on
+        await asyncio.sleep(CUT_OFF_S)
+        stays = [name for name, channel in node.hub.runtime.channels.items() if channel.feeds]
+        if stays:
+            raise Violation(f"{node.name} does not reach its store for {CUT_OFF_S} s, and has viewers of {stays}")
 
     async def _crowd(self, hub: Hub, channel: str) -> None:
         """Attach many viewers for a moment, each with another cursor."""
@@ -394,7 +411,7 @@ class World:
     async def _until_members_are_shown(
         self, viewers: list[Actor], members: list[Member], workers: list[Worker]
     ) -> None:
-        """Wait until all views and hubs show exactly the members that stay."""
+        """Wait until all views and hubs show exactly the members that are present at some hub."""
         self.is_quiet = True
         since_s = self.loop.time()
         while wrong := self._wrong_with_presence(viewers, members, workers):
@@ -413,13 +430,14 @@ class World:
         for node in self.nodes:
             for channel in self.channels:
                 here = {(member.kind, member.id) for member in members_of(node.hub, channel).members}
-                people = {("user", one.name) for one in members if one.node is node and one.channel == channel}
-                agents = workers_here if node.name not in self.plan.agents_at else workers_here | bots
-                # A channel that is not in memory shows its agents at the next attach.
-                if {one for one in here if one[0] == "user"} != people:
-                    return f"{sorted(here)} are members of {channel} on {node.name}, expected {sorted(people)}"
-                if here - people and here - people != {("agent", name) for name in agents}:
-                    return f"{sorted(here)} serve {channel} on {node.name}, expected {sorted(agents)}"
+                people = {("user", one.name) for one in members if one.node is not None and one.channel == channel}
+                own = {("user", one.name) for one in members if one.node is node and one.channel == channel}
+                agents = {("agent", name) for name in workers_here | bots}
+                # A hub shows the agents of a channel, and the members of other hubs, from the first attach on.
+                is_viewed = any(viewer.node is node and channel in viewer.oracles for viewer in self.viewers)
+                if here != people | agents and (is_viewed or not own <= here <= people | agents):
+                    expected = sorted(people | agents)
+                    return f"{sorted(here)} are members of {channel} on {node.name}, expected {expected}"
         return None
 
     async def _until_settled(self, viewers: list[Actor]) -> None:

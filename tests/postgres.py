@@ -31,6 +31,8 @@ class Postgres:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
+        self._data = "data"
+        self._where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "app")  # options of the server's programs
         self.url = f"postgresql://app@127.0.0.1:{self.port}/app"
 
     def create(self) -> None:
@@ -43,16 +45,35 @@ class Postgres:
         """Start the server and wait until it answers."""
         chosen = {"port": str(self.port), "listen_addresses": "127.0.0.1", "unix_socket_directories": "", **settings}
         options = " ".join(f"-c {name}='{value}'" for name, value in chosen.items())
-        self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", "60", "-o", options, "start")
+        self._run("pg_ctl", "-D", self._data, "-l", "log", "-w", "-t", "60", "-o", options, "start")
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server: `fast` ends all connections, `immediate` is a crash."""
-        self._run("pg_ctl", "-D", "data", "-w", "-t", "60", "-m", mode, "stop")
+        self._run("pg_ctl", "-D", self._data, "-w", "-t", "60", "-m", mode, "stop")
+
+    def back_up(self) -> None:
+        """Copy the running server, as a standby that has fallen behind."""
+        self._run("pg_basebackup", *self._where, "-D", "backup", "-X", "stream", "-c", "fast", "--no-sync")
+
+    def fail_over(self, **settings: str) -> None:
+        """End the server as a crash would, and promote its copy on the same port."""
+        self.stop("immediate")
+        self._data = "backup"
+        (self.folder / "backup" / "recovery.signal").touch()
+        self.start(restore_command="false", hot_standby="off", **settings)  # it answers once it is promoted
+
+    def dump(self, schema: str) -> None:
+        """Back up the tables of `schema` as `docs/python.md` does."""
+        self._run("pg_dump", *self._where, "--format=custom", f"--schema={schema}", f"--file={schema}.dump", "app")
+
+    def restore(self, schema: str, *how: str) -> None:
+        """Restore the tables of `schema`; the options `how` are those of `docs/python.md` unless given."""
+        how = how or ("--clean", "--if-exists")
+        self._run("pg_restore", *self._where, *how, "--dbname=app", f"{schema}.dump")
 
     def sql(self, statement: str, *, database: str = "app") -> str:
         """Run `statement` as the superuser; returns its output. Limits set in the database do not apply to it."""
-        where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "app")
-        return self._run("psql", *where, "-Atc", statement, database, PGOPTIONS="-c statement_timeout=0")
+        return self._run("psql", *self._where, "-Atc", statement, database, PGOPTIONS="-c statement_timeout=0")
 
     def _run(self, program: str, *arguments: str, **environment: str) -> str:
         command = [str(PROGRAMS / program), *arguments]

@@ -11,10 +11,11 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from holdfast import archiving
+from holdfast import archiving, server_requests
 from holdfast.app import Hub
 from holdfast.cli import main
 from holdfast.stores.sqlite import SqliteStore
@@ -76,8 +77,9 @@ async def test_a_store_without_a_control_socket_names_the_remedies_of_each_comma
     remedies = {
         ("export", "chat:1"): "use --url, or hub.archive in the serving process",
         ("import", str(file)): "use hub.archive in the serving process",
-        ("hold", "chat:1", "--reason", "case 17"): "use hub.archive in the serving process",
-        ("release", "chat:1"): "use hub.archive in the serving process",
+        ("hold", "chat:1", "--reason", "case 17"): "use --url, or hub.archive in the serving process",
+        ("release", "chat:1"): "use --url, or hub.archive in the serving process",
+        ("forget", "ann"): "use --url, or hub.archive in the serving process",
     }
     for command, remedy in remedies.items():
         refused = await asyncio.to_thread(run, *command, "--store", f"sqlite:///{path}")
@@ -85,7 +87,7 @@ async def test_a_store_without_a_control_socket_names_the_remedies_of_each_comma
     await store.close()
 
 
-async def test_a_served_channel_is_exported_by_its_server(tmp_path: Path) -> None:
+async def test_a_server_exports_a_channel_and_lists_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(new_hub(f"sqlite:///{tmp_path}/hub.db")) as served:
         await served.hub.create("chat:1", text="x" * 100_000)
         url = f"http://{served.host}:{served.port}"
@@ -93,9 +95,32 @@ async def test_a_served_channel_is_exported_by_its_server(tmp_path: Path) -> Non
         assert (exported.exit_code, exported.stdout_bytes) == (0, await export(served.hub, "chat:1"))
         refused = await asyncio.to_thread(run, "export", "none", "--url", url)
         assert "refused the export: channel 'none' has no messages" in refused.stderr
+
+        await served.hub.create("chat:2", text="x")
+        await served.hub.create("log:1", text="x")
+        monkeypatch.setattr(server_requests, "MAX_LISTED", 1)  # two pages
+        listed = await asyncio.to_thread(run, "channels", "chat:", "--json", "--url", url)
+        page = await served.hub.archive.channels(prefix="chat:")
+        assert [json.loads(line) for line in listed.output.splitlines()] == msgspec.to_builtins(page.channels)
+        refused = await asyncio.to_thread(run, "channels", "--url", f"{url}/elsewhere")
+        assert "refused the list of channels: " in refused.stderr
     closed = await asyncio.to_thread(run, "export", "chat:1", "--url", url)
     assert closed.exit_code == 1
     assert "did not send the whole export" in closed.stderr
+
+
+async def test_a_list_of_channels_that_breaks_off_is_named_before_the_table() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n{"channels": [{"channel": "cha')
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        listed = await asyncio.to_thread(run, "channels", "--url", f"http://127.0.0.1:{port}")
+    assert (listed.exit_code, listed.stdout) == (1, "")
+    assert "did not send the whole list of channels: " in listed.stderr
 
 
 async def test_a_hub_carries_out_the_commands_on_its_own_store(tmp_path: Path) -> None:

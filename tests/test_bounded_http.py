@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
+import weakref
+from contextlib import closing
 from typing import Any
 
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from holdfast.bounded_http import BODY_BYTES, BODY_S, BoundedHttpProtocol
-from holdfast.connections import CHANCE_S, MAX_LARGE, SWEEP_S, Connections
+from holdfast.bounded_http import BODY_BYTES, BODY_S, SLICE_BYTES, BoundedHttpProtocol
+from holdfast.connections import CHANCE_S, MAX_LARGE, READ_BYTES, SWEEP_S, Connections
 from holdfast.transports.server_connection import connection_of
 from tests.virtual import virtually
 
@@ -85,7 +89,15 @@ class Verifying:
 class Peers:
     """A server without sockets, and peers of one address that have sent a head and `body`."""
 
-    def __init__(self, count: int, length: int, body: bytes, app: Any = app) -> None:
+    def __init__(
+        self,
+        count: int,
+        length: int,
+        body: bytes,
+        app: Any = app,
+        kind: type[BoundedHttpProtocol] = BoundedHttpProtocol,
+    ) -> None:
+        self._kind = kind
         self._config = uvicorn.Config(app, log_level="error", lifespan="off")
         self._config.load()
         self.book = Connections(max_open=5_000)
@@ -94,10 +106,10 @@ class Peers:
         for _ in range(count):
             self.add(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + body)
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes, transport: Transport | None = None) -> None:
         """Open a connection whose peer has sent `data`."""
-        protocol = BoundedHttpProtocol(self.book, config=self._config, server_state=ServerState(), app_state={})
-        self.transports.append(Transport())
+        protocol = self._kind(self.book, config=self._config, server_state=ServerState(), app_state={})
+        self.transports.append(transport or Transport())
         self.protocols.append(protocol)
         protocol.connection_made(self.transports[-1])
         protocol.data_received(data)
@@ -233,3 +245,141 @@ async def test_request_behind_one_that_is_verified_does_not_end_the_count() -> N
     peers.protocols[0].data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert peers.book.waiting == 1
     await peers.close()
+
+
+NEXT = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+CHUNKED = b"POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Recording(BoundedHttpProtocol):
+    """The protocol, with the pieces of bodies that its parser has found."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.pieces: list[int] = []
+        super().__init__(*args, **options)
+
+    def on_body(self, body: bytes) -> None:
+        self.pieces.append(len(body))
+        super().on_body(body)
+
+
+@virtually
+@pytest.mark.parametrize("after", [0, 1, len(NEXT)], ids=["no byte", "a byte", "a request"])
+async def test_body_of_an_announced_length_is_parsed_in_pieces_as_large_as_they_arrive(after: int) -> None:
+    """Bytes of the next request arrive with the last piece of the body, which is as large as they allow."""
+    piece = READ_BYTES - after
+    peers = Peers(1, READ_BYTES + piece, b"", kind=Recording)
+    protocol = peers.protocols[0]
+    protocol.data_received(b"\r\n\r\n".ljust(READ_BYTES, b"x"))
+    await asyncio.sleep(0.1)
+    protocol.data_received(b"x" * piece + NEXT[:after])
+    await asyncio.sleep(0.1)
+    protocol.data_received(NEXT[after:])
+    await asyncio.sleep(0.1)
+    assert protocol.pieces == [READ_BYTES, piece]  # type: ignore[attr-defined]
+    assert peers.transports[0].written.count(b"HTTP/1.1 200 ") == 2
+    await peers.close()
+
+
+@virtually
+async def test_chunks_that_arrive_in_the_piece_of_a_body_before_them_are_parsed_in_slices() -> None:
+    """A length that counts for one request has no effect on the chunks of the next one."""
+    peers = Peers(1, 20_000, b"", kind=Recording)
+    protocol = peers.protocols[0]
+    protocol.data_received(b"x" * 20_000)
+    await asyncio.sleep(0.1)
+    parsed: list[int] = []
+    parse = protocol._parse
+    protocol._parse = lambda data: (parsed.append(len(data)), parse(data))[1]  # type: ignore[method-assign]
+    protocol.data_received((CHUNKED + b"1\r\nx\r\n" * 2_000)[:READ_BYTES])
+    assert max(parsed) == SLICE_BYTES
+    await peers.close()
+
+
+class ConnectedTransport(Transport):
+    """A transport with a connected socket of the kernel, from which it does not read."""
+
+    def __init__(self, one: socket.socket) -> None:
+        super().__init__()
+        self._extra["socket"] = one
+
+
+@virtually
+@pytest.mark.parametrize(
+    ("begin", "piece", "is_dropped"),
+    [
+        (CHUNKED, b"1\r\nx\r\n", True),
+        (NEXT, b"\r\n", True),
+        (NEXT, NEXT, False),
+        (NEXT, b"\r\n" * 2_000 + NEXT, False),
+    ],
+    ids=["rest of a refused body", "blank lines", "requests", "requests behind blank lines"],
+)
+async def test_flood_is_parsed_no_further_once_its_peer_has_left(begin: bytes, piece: bytes, is_dropped: bool) -> None:
+    """The rest waits until the peer reads, and would be parsed although no peer waits for a result."""
+
+    async def refusing(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        closing(socket.create_connection(listening.getsockname())) as peer,
+        closing(listening.accept()[0]) as accepted,
+    ):
+        peers = Peers(0, 0, b"", refusing)
+        peers.add(begin, ConnectedTransport(accepted))
+        await asyncio.sleep(0.1)
+        protocol, transport = peers.protocols[0], peers.transports[0]
+        for is_gone in (False, True):
+            protocol.pause_writing()
+            protocol.data_received((piece * 8_192)[:READ_BYTES])
+            if is_gone:
+                peer.close()
+                wait_for_end(accepted)
+            protocol.resume_writing()
+            assert transport.is_over == (is_gone and is_dropped)
+        await peers.close()
+
+
+def wait_for_end(one: socket.socket) -> None:
+    """Return when the kernel has received the end of a connection. Raises TimeoutError after five seconds."""
+    one.settimeout(5)
+    assert one.recv(1, socket.MSG_PEEK) == b""
+
+
+@pytest.mark.parametrize("begin", [b"", NEXT], ids=["silent", "a request"])
+async def test_lost_connection_leaves_no_object_to_the_garbage_collector(begin: bytes) -> None:
+    """A storm would leave thousands of them until the next collection."""
+    config = uvicorn.Config(app, log_level="error", lifespan="off")
+    config.load()
+    book, lost = Connections(max_open=100), asyncio.Event()
+    transports: list[weakref.ref[asyncio.BaseTransport]] = []
+
+    class Lost(BoundedHttpProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            transports.append(weakref.ref(transport))
+            super().connection_made(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self.loop.call_soon(lost.set)  # after the loop has dropped the transport
+
+    def make() -> Lost:
+        return Lost(book, config=config, server_state=ServerState(), app_state={})
+
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    gc.collect()
+    gc.disable()
+    try:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        if begin:
+            writer.write(begin)
+            await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await asyncio.wait_for(lost.wait(), 10)
+        assert [one() for one in transports] == [None]
+    finally:
+        gc.enable()
+        server.close()
+        await server.wait_closed()

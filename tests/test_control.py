@@ -70,6 +70,12 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
     assert run("export", "c", store=server.store).stdout == exported.read_text()
     assert "channel 'd' has no messages" in run("export", "d", store=server.store).stderr
 
+    (listed,) = call(server.store, "channels", prefix="c")
+    assert [json.loads(line) for line in run("channels", "c", "--json", store=server.store).stdout.splitlines()] == [
+        listed
+    ]
+    assert (listed["channel"], listed["messages"], list(call(server.store, "channels", prefix="d"))) == ("c", 1, [])
+
     path = path_of(server.store)
     assert path.stat().st_mode & 0o777 == 0o600
     server.end()
@@ -108,7 +114,10 @@ def connected(path: Path) -> socket.socket:
 @pytest.mark.parametrize(
     ("request_line", "why"),
     [
-        (b'{"call":"fly"}\n', "has no call 'fly'; use one of backup, export, forget, hold, import, release, inspect"),
+        (
+            b'{"call":"fly"}\n',
+            "has no call 'fly'; use one of backup, channels, export, forget, hold, import, release, inspect",
+        ),
         (b'{"call":"backup","arguments":{"path":7}}\n', "Expected `str`, got `int` - at `$.path`"),
         (
             b'{"call":"backup","arguments":{"path":"one.db"}}\n',

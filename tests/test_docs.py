@@ -298,6 +298,10 @@ def test_decisions_have_a_number_of_their_own_and_are_listed() -> None:
     for path in RECORDS:
         title = path.read_text().splitlines()[0].removeprefix(f"# {path.name[:4]}: ")
         assert f"[{path.name[:4]}]({path.name}) | {title} |" in index
+    listed = re.findall(r"^\| \[(\d{4})\]\(", index, re.MULTILINE)
+    assert listed == [path.name[:4] for path in RECORDS]
+    replaced = {path.name[:4] for path in RECORDS if "- Status: superseded" in path.read_text()}
+    assert set(re.findall(r"^\| \[(\d{4})\]\(.*\| superseded \|$", index, re.MULTILINE)) == replaced
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=shown_path)

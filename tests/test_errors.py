@@ -15,6 +15,7 @@ import ast
 import asyncio
 import importlib
 import io
+import json
 import pkgutil
 import re
 import sqlite3
@@ -30,13 +31,12 @@ from holdfast import Hub, Identity
 from holdfast.agents.sources import UpstreamEnded, UpstreamError, pipe
 from holdfast.client import Client, Timing
 from holdfast.client.dial import Refusal
-from holdfast.client.problems import NotHoldfast, UnknownProblem, Unreachable, decode_response, error_of
+from holdfast.client.problems import NotHoldfast, UnknownProblem, Unreachable, error_of
 from holdfast.core import errors
 from holdfast.core.errors import HoldfastError, LocalError, shown, shown_url
-from holdfast.core.events import Batch, MessageAppend, MessageCreate, Page
+from holdfast.core.events import Batch, MessageAppend, MessageCreate
 from holdfast.core.limits import Limits
-from holdfast.core.model import Message, check_json, check_part
-from holdfast.core.names import check_channel, check_id
+from holdfast.core.model import Message
 from holdfast.core.requests import (
     AppendText,
     Caller,
@@ -50,15 +50,17 @@ from holdfast.core.requests import (
     UpdateMessage,
 )
 from holdfast.core.view import View, ViewGap
-from holdfast.hub.capacity import Capacity
+from holdfast.demo.guests import Guests
+from holdfast.demo.refusals import NoAnswer, NoInvite, NoLan, NoSupervisor, NotAnAgent
 from holdfast.hub.identity import Expired
-from holdfast.hub.legal_holds import LegalHolds
+from holdfast.hub.tokens import jwt_verifier
 from holdfast.stores import open_url, sqlite
-from holdfast.stores.base import CommitUnknown, head_of
-from holdfast.stores.memory import MemoryStore
+from holdfast.stores.base import CommitUnknown, StoreReplaced, head_of
+from holdfast.stores.postgres_life import StoreLife
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.tail import Refused, follow
-from tests.transports.conftest import asking, new_hub, serving
+from tests.demo.test_app import CHANNEL, NoParent, Pace, demo
+from tests.transports.conftest import asking, listening, new_hub, serving
 
 APP = Caller(is_app=True)
 SERVER = Caller(is_server=True)
@@ -71,7 +73,7 @@ C, M = "chat:1", "m1"
 QUICK = Timing(open_s=0.05, response_s=0.05, request_s=0.1, backoff_s=0.001, backoff_cap_s=0.002, leave_s=0.1)
 
 PACKAGE = Path(holdfast.__file__).parent
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts)
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 Provoke = Callable[["Place"], Awaitable[object]]
 
@@ -248,10 +250,25 @@ def over_http(error: type[HoldfastError], values: tuple[object, ...], method: st
         hub = new_hub(**hub_options)
         try:
             async with asking(hub, client=address) as http:
-                response = await http.request(method, path, **options)
-                raise error_of(response.json())
+                raise_problem(error, await http.request(method, path, **options))
         finally:
             await hub.close()
+
+    return Case(error, values, provoke)
+
+
+def raise_problem(error: type[HoldfastError], response: Any) -> None:
+    """Raise the refusal in a response, as `error` if it has the code of that class."""
+    problem = response.json()
+    raise error(problem["detail"]) if problem["code"] == error.code else error_of(problem)
+
+
+def at_demo(error: type[HoldfastError], values: tuple[object, ...], path: str, **options: Any) -> Case:
+    """Return the case of a request to a route of the demo."""
+
+    async def provoke(_: Place) -> None:
+        async with demo("memory://", **options) as here:
+            raise_problem(error, await here.http.post(path, json={"channel": CHANNEL, "secret": "x"}))
 
     return Case(error, values, provoke)
 
@@ -280,8 +297,7 @@ async def draining(place: Place) -> None:
     await place.begin()
     await place.hub.drain()
     async with asking(place.hub) as http:
-        response = await http.get("/readyz")
-        raise error_of(response.json())
+        raise_problem(errors.Draining, await http.get("/readyz"))
 
 
 async def many_commands(place: Place) -> None:
@@ -291,20 +307,47 @@ async def many_commands(place: Place) -> None:
 
 
 async def held(place: Place) -> None:
-    holds = LegalHolds(MemoryStore())
-    await holds.hold("chat:1", "case 17", 1)
-    holds.check("chat:1")
+    await place.begin()
+    await place.hub.archive.hold(C, "case 17")
+    await place.hub.delete(C, M)
 
 
 async def full(place: Place) -> None:
-    store = SqliteStore(place.folder / "full.db")
-    await store.open()
+    hub = Hub(f"sqlite:///{place.folder / 'full.db'}", max_bytes="10MB", hooks_signals=False)
     try:
-        capacity = Capacity("10MB", store)
-        await store.note({"filling": bytes(10**7)})
-        capacity.check()
+        await hub.create(C, text="x")
+        await hub.store.note({"filling": bytes(10**7)})
+        await hub.create(C, text="x")
     finally:
-        await store.close()
+        await hub.close()
+
+
+async def unknown_code(place: Place) -> None:
+    await read_over_http(418, {"code": "teapot", "detail": "the pot 'p1' is a teapot; use the kettle"})
+
+
+async def invalid_response(place: Place) -> None:
+    await read_over_http(200, {"message": 5, "cursor": ""})
+
+
+async def read_over_http(status: int, body: object) -> None:
+    """Read a message from a server that responds to each request with `body`."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+    async with listening(app, lifespan="off") as port, Client(f"http://127.0.0.1:{port}") as client:
+        await client.read(C, M)
+
+
+async def written_in_the_server(place: Place) -> None:
+    pace = Pace(10)
+    async with demo("memory://", pace.sleep, supervision=NoParent()) as here:
+        await here.ask()
+        await pace.is_waiting.wait()
+        raise_problem(NotAnAgent, await here.http.post("/demo/crash", json={"channel": CHANNEL}))
 
 
 async def replied_twice(place: Place) -> None:
@@ -347,6 +390,12 @@ async def damaged(place: Place) -> None:
 
 async def store_not_open(place: Place) -> None:
     await head_of(SqliteStore(place.folder / "chat.db"), C)
+
+
+def replaced_life() -> StoreLife:
+    life = StoreLife("holdfast", "'postgresql://db/app'")
+    life._is_over = True  # a server that was promoted: tests/stores/test_postgres_failover.py
+    return life
 
 
 async def commit_in_doubt(place: Place) -> None:
@@ -436,14 +485,14 @@ CASES: list[Case] = [
     asked(errors.InvalidRequest, ("'no'",), UpdateMessage(meta="no", generation=1)),
     asked(errors.InvalidText, (r"\ud83d", "offset 2"), AppendText(text="ab\ud83d", at=3)),
     asked(errors.InvalidText, (r"\ud83d",), CreateMessage(), text="ab\ud83d"),
-    called(errors.InvalidName, ("'a b'",), lambda: check_channel("a b")),
-    called(errors.InvalidName, ("'a b'", "parent"), lambda: check_id("a b", "parent")),
-    called(errors.InvalidName, ("xxx...xxx",), lambda: check_id(LONG)),
-    called(
-        errors.InvalidRequest, ("meta", "'x'"), lambda: check_json({1: "x", "x": {2: 1}}, 100, "meta of 'x'", depth=4)
-    ),
-    called(errors.TooLarge, ("5002", "100"), lambda: check_json(LONG, 100, "meta", depth=4)),
-    called(errors.InvalidRequest, ("'image'",), lambda: check_part({"type": "image"}, SMALL)),
+    Case(errors.InvalidName, ("'a b'",), lambda place: place.hub.create("a b", text="x")),
+    Case(errors.InvalidName, ("'a b'", "parent"), lambda place: place.hub.create(C, text="x", parent="a b")),
+    Case(errors.InvalidName, ("xxx...xxx",), lambda place: place.hub.create(C, text="x", id=LONG)),
+    Case(
+        errors.InvalidRequest, ("new message", "str keys"), lambda place: place.hub.create(C, text="x", meta={1: "x"})
+    ),  # type: ignore[dict-item]
+    Case(errors.TooLarge, ("meta", "5008", "20"), lambda place: place.hub.create(C, text="x", meta={"a": LONG})),
+    Case(errors.InvalidRequest, ("'image'",), lambda place: place.hub.create(C, parts=[{"type": "image"}])),
     asked(errors.Forbidden, ("'m1'", "'bob'", "'admin'"), DeleteMessage(), BOB),
     asked(errors.Forbidden, ("'m1'", "anonymous", "'admin'"), DeleteMessage(), Caller()),
     asked(errors.NotWriter, ("'m1'", "'bob'"), AppendText(text="x"), BOB),
@@ -480,8 +529,8 @@ CASES: list[Case] = [
     called(ViewGap, ("'m1'", "part 3", "0 parts"), gap_in_view),
     # over HTTP, and the end of a hub
     over_http(errors.InvalidRequest, ("robot",), "POST", "/v1/channels/c/messages", json=ROBOT),
-    over_http(errors.NotFound, (), "GET", "/v1/channels/c/messages/m2"),
-    over_http(errors.NotFound, (), "GET", "/v1/nowhere"),
+    over_http(errors.NotFound, ("'m2'",), "GET", "/v1/channels/c/messages/m2"),
+    over_http(errors.NotFound, ("'/v1/nowhere'",), "GET", "/v1/nowhere"),
     over_http(errors.MethodNotAllowed, ("PATCH", "POST"), "PATCH", "/v1/channels/c/messages"),
     over_http(
         errors.UnsupportedMediaType,
@@ -499,16 +548,27 @@ CASES: list[Case] = [
         json={"text": "x"},
         hub={"authenticate": subscriber},
     ),
-    over_http(errors.NoVerifier, (), "GET", "/v1/channels/c/messages/m1", address="192.0.2.1"),
-    over_http(errors.Unauthenticated, (), "GET", "/v1/channels/c/messages/m1", hub={"authenticate": nobody}),
+    over_http(
+        errors.NoVerifier, ("'192.0.2.1'", "authenticate="), "GET", "/v1/channels/c/messages/m1", address="192.0.2.1"
+    ),
+    over_http(
+        errors.Unauthenticated,
+        ("'Basic'", "Bearer"),
+        "GET",
+        "/v1/channels/c/messages/m1",
+        headers={"authorization": "Basic x"},
+        hub={"authenticate": jwt_verifier(secret=LONG, audience="chat")},
+    ),
+    over_http(Expired, ("'ann'",), "GET", "/v1/channels/c/messages/m1", hub={"authenticate": expired}),
     Case(errors.Busy, ("0",), busy),
-    Case(errors.Draining, (), draining),
+    Case(errors.Draining, ("this server", "connect to another"), draining),
     # the stores
     Case(errors.StoreUnavailable, ("nowhere",), store_missing),
     Case(errors.StoreInUse, ("chat.db", "process"), store_in_use),
     Case(errors.Damaged, ("m1", "delete it, or restore a backup"), damaged),
     Case(errors.StoreUnusable, ("chat.db", "SQLITE_NOTADB"), store_unusable),
     Case(CommitUnknown, ("chat.db", "s;"), commit_in_doubt),
+    called(StoreReplaced, ("db/app",), replaced_life().require),
     Case(LocalError, ("chat.db", "open()"), store_not_open),
     called(LocalError, ("redis://localhost", "memory://"), lambda: open_url("redis://localhost")),
     called(LocalError, ("'mode'",), lambda: open_url("sqlite:///chat.db?mode=ro")),
@@ -526,7 +586,8 @@ CASES: list[Case] = [
     # the client
     Case(Unreachable, ("nowhere.example",), unreachable),
     Case(NotHoldfast, ("nowhere.example", "404", "path"), not_holdfast),
-    called(HoldfastError, ("messages", "int"), lambda: decode_response({"messages": 5}, Page)),
+    Case(HoldfastError, ("$.message", "`int`"), invalid_response),
+    Case(UnknownProblem, ("'p1'", "teapot"), unknown_code),
     called(LocalError, ("ftp",), lambda: Client("ftp://nowhere")),
     called(LocalError, ("token_provider",), lambda: Client("http://nowhere", token="t", token_provider=nobody)),
     Case(Refused, ("unauthenticated",), refused_tail),
@@ -534,26 +595,12 @@ CASES: list[Case] = [
     called(LocalError, ("on_crash", "'retry'"), agent(on_crash="retry")),
     called(LocalError, ("timeout_s", "-1"), agent(timeout_s=-1)),
     called(LocalError, ("'chat:*x'",), lambda: new_hub().agent("chat:*x")),
-]
-
-
-def _raise(error: BaseException) -> None:
-    raise error
-
-
-CASES += [
-    called(
-        UnknownProblem,
-        ("the pot", "teapot"),
-        lambda: _raise(error_of({"code": "teapot", "status": 418, "detail": "the pot 'p1' is a teapot"})),
-    ),
-    Case(
-        Expired,
-        (),
-        lambda place: over_http(
-            Expired, (), "GET", "/v1/channels/c/messages/m1", hub={"authenticate": expired}
-        ).provoke(place),
-    ),
+    # the demo
+    at_demo(NoLan, ("make demo LAN=1", "--lan"), "/demo/invites"),
+    at_demo(NoSupervisor, ("make demo",), "/demo/kill"),
+    at_demo(NoAnswer, (CHANNEL,), "/demo/crash", supervision=NoParent()),
+    Case(NotAnAgent, ("agents", "ask again"), written_in_the_server),
+    called(NoInvite, ("10 minutes",), lambda: Guests("http://127.0.0.2", key="k", agent_token="t").join("x", "peer")),
 ]
 
 
@@ -567,9 +614,10 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 @pytest.mark.parametrize("case", CASES, ids=_name)
 async def test_message_of_an_error_shows_the_value_in_a_sentence(case: Case, place: Place) -> None:
     raised = await _raised(case, place)
-    assert isinstance(raised, case.error) or (case.error is Expired and isinstance(raised, errors.Unauthenticated))
+    assert isinstance(raised, case.error)
     text = str(raised)
     assert problem_with(text) is None, f"{text!r}: {problem_with(text)}"
+    assert case.values
     assert [value for value in case.values if str(value) not in text] == [], text
 
 
@@ -585,14 +633,13 @@ async def _raised(case: Case, place: Place) -> Exception:
 def _classes(base: type[HoldfastError]) -> Iterator[type[HoldfastError]]:
     yield base
     for one in base.__subclasses__():
-        # those of the demo are known only if other tests in this process have imported it
-        if one.__module__.partition(".")[0] == "holdfast" and not one.__module__.startswith("holdfast.demo"):
+        if one.__module__.partition(".")[0] == "holdfast":
             yield from _classes(one)
 
 
 def test_every_error_class_has_a_case() -> None:
     for module in pkgutil.walk_packages(holdfast.__path__, "holdfast."):
-        if not module.name.startswith(("holdfast.__main__", "holdfast.demo")):
+        if not module.name.startswith("holdfast.__main__"):
             with suppress(ImportError):  # an optional dependency may be missing
                 importlib.import_module(module.name)
     assert set(_classes(HoldfastError)) - {case.error for case in CASES} == set()
@@ -642,6 +689,7 @@ def test_shown_value_is_bounded(value: object) -> None:
         ("postgres://ann:geheim@db:5432/chat?password=geheim#geheim", "'postgres://db:5432/chat'"),
         ("postgres://ann:ge/he?i#m@db/chat", "'postgres://db/chat'"),
         ("ann:geheim@db", "'db'"),
+        ("http:///ann:geheim@host", "'http://host'"),
     ],
 )
 def test_url_is_shown_without_credentials_and_query(url: str, expected: str) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI, Response
+from fastapi.responses import StreamingResponse
 
 from holdfast import Hub
 from holdfast.agents.ids import reply_id
@@ -94,6 +95,15 @@ async def test_caller_gets_the_stream_and_its_location() -> None:
             ("assistant", "assistant", "with session: the end", "complete"),
         ]
         assert source.tenant == "acme"  # the source runs in the caller's context
+
+
+async def test_location_has_the_path_that_a_proxy_takes_away() -> None:
+    source = Source()
+    source.gate.set()
+    hub = new_hub()
+    async with serving(hub, new_app(hub, source), root_path="/behind") as served:
+        response = await served.http.post("/chat?prompt=hi")
+        assert response.headers["location"] == "/behind/holdfast/v1/channels/chat%3A1/messages/r/events"
 
 
 async def test_plain_data_ends_with_done() -> None:
@@ -331,6 +341,18 @@ async def test_frames_of_objects_require_the_name_of_their_text_field() -> None:
     assert (message.text, message.status, message.reason) == ("", "failed", "misuse")
 
 
+async def test_plain_text_may_begin_like_a_frame() -> None:
+    text = "data: hello\n\nThis is a server-sent event."
+
+    async def prose() -> AsyncIterator[str]:
+        yield text
+
+    _, message = await response_of(prose, source_kind="text")
+    assert (message.text, message.status) == (text, "complete")
+    _, message = await response_of(prose)
+    assert (message.status, message.reason) == ("failed", "upstream_error")
+
+
 def texts_of(body: str) -> str:
     return "".join(json.loads(line[6:])["token"] for line in body.splitlines() if line.startswith("data: {"))
 
@@ -380,13 +402,29 @@ async def async_style(text: str) -> str:
     [
         ({"style": "sse"}, "style must be 'events', 'data', 'ai-sdk', or a function"),
         ({"style": async_style}, "style must be an ordinary function"),
+        ({"source_kind": "txt"}, "source_kind must be one of text, .*, got 'txt'"),
+        ({"source_kind": "text", "text_field": "a"}, "with source_kind='text' leave it out"),
         ({"end_frame": "x"}, "end_frame belongs to a style that is a function"),
         ({"style": json_frame, "end_frame": 5}, "end_frame must be a str"),
     ],
 )
-def test_unusable_style_is_refused_before_the_stream_starts(options: dict[str, Any], detail: str) -> None:
+def test_unusable_option_is_refused_before_the_stream_starts(options: dict[str, Any], detail: str) -> None:
     with pytest.raises(LocalError, match=detail):
         new_hub().stream_response("chat:1", framed, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "detail"),
+    [
+        (StreamingResponse(framed()), "got a StreamingResponse; pass the generator that the response wraps"),
+        (None, "got None; pass an async generator or its function"),
+        (5, "got 5; pass an async generator"),
+    ],
+)
+def test_source_that_is_no_stream_is_refused_at_the_call(source: object, detail: str) -> None:
+    with pytest.raises(LocalError, match="source must be a stream") as refused:
+        new_hub().stream_response("chat:1", source)
+    assert detail in refused.value.detail
 
 
 async def test_eventsource_that_reconnects_after_the_end_begins_no_second_answer() -> None:

@@ -88,7 +88,14 @@ def test_secrets_are_in_no_log_receipt_or_export(tmp_path: Path, monkeypatch: py
         assert first_lines(port, f"/v1/channels/chat:1/events?ticket={tickets[0]}", {})[0] == 200
         assert first_lines(port, f"/v1/channels/chat:1/events?ticket={tickets[1]}", {})[0] in (401, 403)
         outputs = [str(ask("GET", path, **bearer)[1]) for path in ("/metrics", "/v1/channels", "/readyz")]
-        outputs.append(run("export", "chat:1", "--url", f"http://127.0.0.1:{port}", "--token", good, store=store))
+        at_server = ("--url", f"http://127.0.0.1:{port}", "--token", good)
+        outputs += [
+            run("inspect", *at_server, store=store),
+            run("verify", *at_server, store=store),
+            run("hold", "none", "--reason", "case 17", *at_server, store=store),
+            run("export", "chat:1", *at_server, store=store),
+        ]
+        assert "no damage found" in outputs[-3]
         assert "kept" in outputs[-1]
         outputs += [
             run("export", "chat:1", store=store),

@@ -204,8 +204,10 @@ class Frames:
         return received
 
     def encode(self, event: TextMessage | BytesMessage | Ping | Pong | CloseConnection) -> bytes:
-        """Return the masked frame that carries `event`; no bytes after the closing handshake."""
-        return b"" if self._connection.state is ConnectionState.CLOSED else self._connection.send(event)
+        """Return the masked frame that carries `event`; no bytes of a message once the server has begun to close."""
+        state = self._connection.state
+        is_late = state is ConnectionState.REMOTE_CLOSING and not isinstance(event, CloseConnection)
+        return b"" if is_late or state is ConnectionState.CLOSED else self._connection.send(event)
 
 
 def encode_frame(

@@ -163,7 +163,7 @@ def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
 def _tool_use(part: Part) -> dict[str, Json]:
     try:
         arguments = json.loads(part["input"] or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = {}
     arguments = arguments if isinstance(arguments, dict) else {}
     return {"type": "tool_use", "id": part["call"], "name": part["name"], "input": arguments}

@@ -11,8 +11,8 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 
-from holdfast.core.decide_work import ATTEMPTS
 from holdfast.core.names import base32
+from holdfast.core.turns import ATTEMPTS
 
 ANSWERS = 4  # number of answers of one attempt to search for; more are rare
 

@@ -19,7 +19,7 @@ from holdfast.agents.backend import Backend, Watch, Writer, find
 from holdfast.agents.ids import ANSWERS, reply_id, reply_ids
 from holdfast.agents.stops import reply_to_stops, until_stopped
 from holdfast.agents.turn import OnCrash, Turn
-from holdfast.core.decide_work import CRASHED
+from holdfast.core.decide_turns import CRASHED
 from holdfast.core.errors import (
     AlreadyAnswered,
     Deleted,

@@ -14,10 +14,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from holdfast.client.problems import Unreachable
-from holdfast.core.errors import HoldfastError, LocalError, shown_url
+from holdfast.core.errors import HoldfastError, LocalError, shown, shown_url
 from holdfast.core.names import check_id
 
 logger = logging.getLogger("holdfast.client")
@@ -42,9 +42,7 @@ class ServerAccess:
     ) -> None:
         if token is not None and token_provider is not None:
             raise LocalError("Client got both a token and a token_provider; give one of them")
-        parts = urlsplit(url)
-        if parts.scheme not in _SCHEMES or not parts.hostname:
-            raise LocalError(f"url must be like 'https://host/holdfast', got {shown_url(url)}")
+        parts = check_address(url)
         if parts.username or parts.password or parts.query or parts.fragment:
             raise LocalError(
                 f"url must have a host and a path only, got {shown_url(url)} with a user, a query or a fragment; "
@@ -118,6 +116,27 @@ class ServerAccess:
 
     def _address(self, scheme: str, path: str, query: dict[str, str]) -> str:
         return f"{scheme}://{self._mount}{path}" + (f"?{urlencode(query)}" if query else "")
+
+
+def check_address(url: object, *, name: str = "url", example: str = "'https://host/holdfast'") -> SplitResult:
+    """Return the parts of `url`. Raises LocalError, with the setting's `name`, unless it has a scheme and a host."""
+    form = f"{name} must be like {example}"
+    if not isinstance(url, str):
+        raise LocalError(f"{form}, got {shown(url)}")
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # the system's look-up encodes a name like this
+    except ValueError:
+        parts = SplitResult("", "", "", "", "")
+    if parts.scheme not in _SCHEMES or not parts.hostname or not parts.netloc.isprintable() or " " in parts.netloc:
+        raise LocalError(f"{form}, got {shown_url(url)}")
+    try:
+        is_port = parts.port is None or parts.port > 0
+    except ValueError:
+        is_port = False
+    if not is_port:
+        raise LocalError(f"{form}, with a port from 1 to 65535 or none, got {shown_url(url)}")
+    return parts
 
 
 def _checked(token: str) -> str:

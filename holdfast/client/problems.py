@@ -18,7 +18,7 @@ from holdfast.core.errors import HoldfastError, LocalError
 T = TypeVar("T")
 
 # text fields of each problem; all other fields are numbers that help the client
-_SAID = ("type", "title", "status", "detail", "code", "ref")
+_TEXT_FIELDS = ("type", "title", "status", "detail", "code", "ref")
 
 
 class Unreachable(HoldfastError):
@@ -45,7 +45,7 @@ class UnknownProblem(HoldfastError):
 def error_of(problem: dict[str, Any]) -> HoldfastError:
     """Return the exception for a problem object or an `error` frame."""
     code, detail = str(problem.get("code", "internal")), str(problem.get("detail", ""))
-    details = {name: value for name, value in problem.items() if name not in _SAID}
+    details = {name: value for name, value in problem.items() if name not in _TEXT_FIELDS}
     known = _KNOWN.get(code)
     if known is not None:
         return known(detail, **details)

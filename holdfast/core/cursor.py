@@ -16,7 +16,9 @@ import re
 from typing import NamedTuple
 
 NO_EPOCH = "-"
+MAX_SERIAL = 10**16 - 1
 _PRESENCE = "@"
+_FOLLOWING = re.compile(r"[^_]+_([^_]+)_([0-9]{1,16})\Z")
 # At most 16 digits: browsers keep serials as doubles, exact up to 2**53, and we never wrote a higher one.
 _FORM = re.compile(r"([A-Za-z0-9_-]{1,32}):(0|[1-9][0-9]{0,15})(?::([\x21-\x7e]{0,300}))?\Z")
 
@@ -43,6 +45,22 @@ class Cursor(NamedTuple):
 
 
 EMPTY = Cursor(NO_EPOCH, 0)
+
+
+def kept_serial(epoch: str, current: str) -> int:
+    """Return the highest serial of `epoch` that a log in the epoch `current` has; -1 if `current` follows another one.
+
+    When a store goes on from an earlier state of itself, for example after a failover, another epoch follows each one:
+    `name_former_serial`, its own name, that of the epoch before, and the last serial of it that is left.
+    """
+    if epoch == current:
+        return MAX_SERIAL
+    found, known = _FOLLOWING.match(current), _FOLLOWING.match(epoch)
+    if found is None:
+        return -1
+    if known is not None and known[1] == found[1]:  # no entry has stored either: both follow the same epoch
+        return min(int(known[2]), int(found[2]))
+    return int(found[2]) if found[1] == epoch.partition("_")[0] else -1
 
 
 def parse_cursor(text: str | None) -> Cursor | None:

@@ -13,17 +13,16 @@ from typing import assert_never
 
 from msgspec import UNSET
 
-from holdfast.core.decide_leases import check_silent, renew_lease
-from holdfast.core.decide_work import (
+from holdfast.core.decide_commands import (
     check_may_begin,
     check_room_for_pending,
-    claim_turn,
-    end_turn,
     reply_command,
     send_command,
     settle_command,
     with_approval,
 )
+from holdfast.core.decide_leases import check_silent, renew_lease
+from holdfast.core.decide_turns import claim_turn, end_turn
 from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
     Deleted,

@@ -1,4 +1,4 @@
-"""The input and output of a decision, shared by `decide` and `decide_work`.
+"""The input and output of a decision, shared by `decide` and the modules that it calls.
 
 Layer: core.
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.message_state import DAMAGED, ClaimState, CommandState, MessageState, PartState, utf8_len
@@ -44,6 +44,19 @@ class PartHead(Struct, frozen=True, array_like=True):
     fields: Part
     opened: int
     changed: int
+
+
+class ClaimHead(Struct, frozen=True, array_like=True):
+    """The stored state of a turn. Add new fields to `MessageHead`: earlier builds refuse a longer claim."""
+
+    state: str
+    generation: int
+    by: str | None
+    node: str | None
+    lease_ms: int
+    within: str | None
+    within_generation: int
+    round_from: int = 0
 
 
 class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
@@ -72,7 +85,8 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
     requests: list[tuple[str, int, int]]
     parts: list[PartHead]
     last: int = 0
-    claim: ClaimState | None = None
+    claim: ClaimHead | None = None
+    confirmed: int = 0  # of the claim
 
 
 class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
@@ -371,6 +385,7 @@ def _extend(text: Text, segment: Segment) -> str:
 
 
 def _head(message: MessageState) -> MessageHead:
+    claim = message.claim
     return MessageHead(
         role=message.role,
         author=message.author,
@@ -395,7 +410,8 @@ def _head(message: MessageState) -> MessageHead:
         requests=list(message.requests),
         parts=[_part_head(part) for part in message.parts],
         last=message.last,
-        claim=message.claim,
+        claim=ClaimHead(*claim[:-1]) if claim is not None else None,
+        confirmed=claim.confirmed if claim is not None else 0,
     )
 
 
@@ -423,7 +439,8 @@ def _from_head(message_id: str, head: MessageHead) -> MessageState:
     message.reason = head.reason
     message.version = head.version
     message.last = head.last or head.version
-    message.claim = head.claim
+    if head.claim is not None:
+        message.claim = ClaimState._make((*astuple(head.claim), head.confirmed))
     message.updated_at = head.updated_at
     message.generation = head.generation
     message.deleted = head.deleted

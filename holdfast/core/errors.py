@@ -276,7 +276,7 @@ def shown_url(url: str) -> str:
     if not separator:
         scheme, rest = "", url
     # skip user and password: everything up to the last @, since a password may hold any other character unescaped
-    if not rest.startswith("/"):
+    if not rest.startswith("/") or scheme in ("http", "https"):  # the @ of a path to a file is part of it
         rest = rest.rpartition("@")[2]
     rest = rest.partition("?")[0].partition("#")[0]
     return shown(f"{scheme}{separator}{rest}")

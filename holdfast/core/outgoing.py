@@ -318,7 +318,8 @@ class Outgoing:
 
     def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
         """Record `part` at `index`, in place of an earlier one."""
-        text = part.get(APPENDABLE.get(part["type"], ""), "")
+        key = APPENDABLE.get(part["type"])
+        text = part.get(key, "") if key is not None else ""
         self._parts[index : index + 1] = [OutgoingPart(part["type"], len(text), is_open)]
 
     def _find_text_part(self) -> None:

@@ -46,9 +46,11 @@ class KeptPart:
 
     def stored_length(self, stored: Part) -> int | None:
         """Return the length of the text of `stored` if this part continues it, else None."""
+        if not self.key:
+            return 0 if stored == self.fields else None
         if {**self.fields, self.key: ""} != {**stored, self.key: ""}:
             return None
-        text = stored.get(self.key, "") if self.key else ""
+        text = stored.get(self.key, "")
         return len(text) if self.text.slice(0, len(text)) == text else None
 
 

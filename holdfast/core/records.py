@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from holdfast.core.decide_work import LONGEST_S
+from holdfast.core.decide_commands import LONGEST_S
 from holdfast.core.document import KEPT_MS, Document, document
 from holdfast.core.errors import InvalidRequest, TooLarge, shown
 from holdfast.core.limits import MIB, Limits

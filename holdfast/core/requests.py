@@ -125,6 +125,9 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
     """Take the turn that a message waits for, after attempt `generation` (0: the first attempt). Sent by the server."""
 
     generation: int
+    confirmed: int = 0  # the confirmations of attempt `generation` that the server knows
+    # True: no handler has begun attempt `generation`, which is this node's; the claim confirms it and begins no other
+    confirms: bool = False
     above: int = (
         # the new attempt gets a number in a later round than this one, the highest that a worker of a deleted message
         # with the same id may still use
@@ -133,14 +136,16 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
     lease_s: float = 0.0
     within: str | None = None  # id of the message whose running turn takes this message in
     within_generation: int = 0  # the attempt of the turn that takes this message in
-    # None: other turns of the channel may run meanwhile; else no attempt may run but these, which are lost
-    lost: tuple[tuple[str, int], ...] | None = None
+    # None: other turns of the channel may run meanwhile; else no attempt may run but these, which are lost: each with
+    # the id of its message and its confirmations
+    lost: tuple[tuple[str, int, int], ...] | None = None
 
 
 class EndTurn(Struct, frozen=True, kw_only=True):
     """End a turn. With `failure`, because no attempt completed, also create a failed answer. Sent by the server."""
 
     generation: Generation
+    confirmed: int | None = None  # the confirmations of the attempt that the server knows; None: it has begun
     state: Literal["done", "cancelled"] = "done"
     failure: str | None = None  # id of the failed answer; no other message has this id
 

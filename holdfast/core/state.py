@@ -257,7 +257,15 @@ def change(message: MessageState, op: Op, serial: int) -> None:
         before = message.claim.round_from if message.claim is not None else 0
         round_from = serial if op.state == "pending" else before
         message.claim = ClaimState(
-            op.state, op.generation, op.by, op.node, op.lease_ms, op.within, op.within_generation, round_from
+            op.state,
+            op.generation,
+            op.by,
+            op.node,
+            op.lease_ms,
+            op.within,
+            op.within_generation,
+            round_from,
+            op.confirmed,
         )
         message.moved_at = max(message.moved_at, op.at_ms)
         return

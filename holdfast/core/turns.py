@@ -15,6 +15,9 @@ from holdfast.core.message_state import ClaimState, MessageState
 from holdfast.core.state import ChannelState
 
 CANCEL_S = 2.0  # time in which the worker or writer can carry out a `cancel` before the server does
+# limit of attempts for one message, however they ended (crash, restart, lost lease); then the turn fails. An attempt
+# that a living node gives up before its handler has begun does not count: the node confirms it by its next claim
+ATTEMPTS = 5
 ROUND = 8  # numbers reserved for one round of attempts: 1–7, then 9–15 after a `regenerate`, and so on
 
 W = TypeVar("W")  # the type of a worker; the state machine only passes workers on
@@ -111,7 +114,9 @@ class TurnState(Generic[W]):
         "_is_orphan",
         "_requests",
         "attempt",
+        "begun",
         "claim",
+        "confirmed",
         "created",
         "handler",
         "is_interrupted",
@@ -127,6 +132,8 @@ class TurnState(Generic[W]):
         self.phase = Phase.NEW
         self.created = 0  # serial of the entry that created the message
         self.attempt = 0  # number of the running or last attempt; 0 before the first
+        self.confirmed = 0  # number of times that its node has claimed it again before a handler began it
+        self.begun = 0  # number of the last attempt that a handler of this hub has begun
         self.claim: ClaimState | None = None  # the state of the turn in the log; None if the message no longer exists
         self.worker: W | None = None  # the worker that carries out the attempt; None if this hub does not know it
         self.handler: W | None = None  # the worker whose handler of some attempt still runs
@@ -152,8 +159,23 @@ class TurnState(Generic[W]):
 
     @property
     def is_unchanged(self) -> bool:
-        """Return whether the log shows an open turn and no later attempt than the known one."""
-        return self.claim is not None and self.claim.is_open and self.claim.generation == self.attempt
+        """Return whether the log shows an open turn, and no later attempt or confirmation than the known one."""
+        claim, known = self.claim, (self.attempt, self.confirmed)
+        return claim is not None and claim.is_open and (claim.generation, claim.confirmed) == known
+
+    def is_unbegun_by(self, node: str) -> bool:
+        """Return whether `node`, that of this hub, has the last attempt in the log, and no handler has begun it.
+
+        The claim was stored too late, its result was lost, or the worker had gone by then.
+        """
+        claim = self.claim
+        if claim is None or (claim.state, claim.node, claim.within) != ("taken", node, None):
+            return False
+        return claim.generation == self.attempt != self.begun
+
+    def is_used_up(self, node: str) -> bool:
+        """Return whether the message has no attempt left. An attempt without a handler at `node`, this one, is left."""
+        return attempt_of(self.attempt) >= ATTEMPTS and not self.is_unbegun_by(node)
 
     def observe(self, message: MessageState | None, *, is_orphan: bool) -> Left[W] | None:
         """Record the state of the turn in the log, and follow the log unless a claim is under way.
@@ -209,6 +231,7 @@ class TurnState(Generic[W]):
     def begin(self, worker: W) -> None:
         """Note that `worker` has the attempt and runs its handler, until `handler_ended` or `lose` is called."""
         self.worker = self.handler = worker
+        self.begun = self.attempt
 
     def handler_ended(self) -> Left[W] | None:
         """Note that the handler of an attempt has ended.
@@ -221,7 +244,7 @@ class TurnState(Generic[W]):
         left = self._leave()
         is_open = self.claim is not None and self.claim.is_open
         self._move(TurnEvent.PENDING if is_open else TurnEvent.ENDED)
-        self.attempt, self.suspect, self.is_interrupted = 0, None, False
+        self.attempt, self.confirmed, self.begun, self.suspect, self.is_interrupted = 0, 0, 0, None, False
         self._follow()
         return self._moved(left)
 
@@ -250,11 +273,11 @@ class TurnState(Generic[W]):
             return
         if self.is_taken:
             if claim.state == "taken" and claim.generation == self.attempt:
+                self.confirmed = claim.confirmed
                 return
             self._lose(TurnEvent.LOST)
-        is_new = claim.state == "taken" and claim.generation != self.attempt and not self._is_orphan
-        self.attempt = claim.generation
-        if is_new:
+        known, self.attempt, self.confirmed = (self.attempt, self.confirmed), claim.generation, claim.confirmed
+        if claim.state == "taken" and known != (claim.generation, claim.confirmed) and not self._is_orphan:
             self._move(TurnEvent.TAKEN if claim.within is None else TurnEvent.TAKEN_IN)
         elif self.phase is Phase.NEW:
             self._move(TurnEvent.PENDING)
@@ -306,10 +329,10 @@ class ChannelTurns(Generic[W]):
         waiting = [turn for turn in self._turns.values() if turn.phase is Phase.WAITING and turn.handler is None]
         return sorted(waiting, key=lambda turn: (turn.created, turn.attempt))
 
-    def lost(self) -> tuple[tuple[str, int], ...]:
-        """Return the attempts that the log shows as running, and that are lost: each with the id of its message."""
+    def lost(self) -> tuple[tuple[str, int, int], ...]:
+        """Return the lost attempts that the log may show as running: each with its message and its confirmations."""
         return tuple(
-            (turn.message_id, turn.claim.generation)
+            (turn.message_id, turn.attempt, turn.confirmed)
             for turn in self._turns.values()
             if turn.claim is not None
             and turn.claim.state == "taken"

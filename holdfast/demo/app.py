@@ -46,9 +46,10 @@ from holdfast.hub.patterns import matches
 from holdfast.hub.workers import AssignedTurn
 from holdfast.transports.access import identify
 from holdfast.transports.app import WEB
+from holdfast.transports.calls import read_body
 from holdfast.transports.codec import decode
 from holdfast.transports.headers import peer_of
-from holdfast.transports.http import Endpoint, read_body
+from holdfast.transports.http import Endpoint
 from holdfast.transports.origin import check_peer
 from holdfast.transports.query import Query
 
@@ -156,13 +157,15 @@ class _Files(StaticFiles):
 
 def _no_lan() -> NoLan:
     return NoLan(
-        "This demo listens on this machine only. To let other people in, end it and start it with: make demo LAN=1 "
+        "This demo runs on this machine only; to let other people in, end it and start it with: make demo LAN=1 "
         "(holdfast demo --lan)"
     )
 
 
 def _no_supervisor() -> NoSupervisor:
-    return NoSupervisor("No process would start this server again. Start the demo with: make demo (holdfast demo)")
+    return NoSupervisor(
+        "This server has no supervisor to start it again; start the demo with: make demo (holdfast demo)"
+    )
 
 
 class _InChannel(msgspec.Struct):
@@ -220,7 +223,7 @@ class _Routes:
         channel = _checked((await _body(request)).channel)
         agent = await self._answering(channel)
         if agent is None:
-            raise NoAnswer(f"No answer is running in {channel}. Ask a question, and try again.")
+            raise NoAnswer(f"Channel {channel} has no running answer; ask a question, and try again.")
         if agent == IN_SERVER:
             raise NotAnAgent(
                 "The server itself writes this answer, since its agents were not ready. Kill the server, or ask again."

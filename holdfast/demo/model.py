@@ -100,7 +100,7 @@ class ChatCompletions:
         try:
             from openai import AsyncOpenAI
         except ImportError:
-            raise _missing("OPENAI_API_KEY and OPENAI_BASE_URL are", "openai") from None
+            raise _missing("OPENAI_API_KEY", "openai") from None
         self.name = model
         self._client: Any = AsyncOpenAI(api_key=key, base_url=base_url)
 
@@ -130,7 +130,7 @@ class AnthropicMessages:
         try:
             from anthropic import AsyncAnthropic
         except ImportError:
-            raise _missing("ANTHROPIC_API_KEY is", "anthropic") from None
+            raise _missing("ANTHROPIC_API_KEY", "anthropic") from None
         self.name = model
         self._client: Any = AsyncAnthropic(api_key=key, base_url=base_url)
 
@@ -149,8 +149,8 @@ def _host_of(url: str) -> str:
         return "OPENAI_BASE_URL"
 
 
-def _missing(what: str, package: str) -> LocalError:
+def _missing(variable: str, package: str) -> LocalError:
     return LocalError(
-        f"{what} set, so the demo answers with that model; that needs the package {package}: "
+        f"{variable} is set, so the demo answers with that model; that needs the package {package}: "
         f"{sys.executable} -m pip install {package} (or unset the key, and it answers from the documentation)"
     )

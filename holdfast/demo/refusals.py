@@ -26,7 +26,7 @@ class NoInvite(HoldfastError):
 
 
 class NoSupervisor(HoldfastError):
-    """No process would start the server or an agent again."""
+    """The server has no supervisor that would start it or an agent again."""
 
     code, status, title = "no_supervisor", 409, "No supervisor"
 

@@ -8,6 +8,7 @@ Layer: hub.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from holdfast.core.errors import HoldfastError, InvalidRequest
+from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.model import ChannelSummary
 from holdfast.core.names import check_channel, check_id, check_prefix
@@ -29,11 +30,15 @@ from holdfast.hub.importing import Imported, check_file, undo_import, write_file
 from holdfast.hub.legal_holds import ChannelHold
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.retention import READ_PAUSE_S
+from holdfast.hub.verifying import damage_in
 from holdfast.stores.base import Store
+from holdfast.stores.sqlite import SqliteStore
 
 logger = logging.getLogger("holdfast.hub")
 
 RESUME_S = 60.0  # after a start, removals of persons that a crash has stopped go on; by then the hub serves
+MAX_REMOVALS = 8  # removals of persons at once: one of them runs, and the others wait
+LET_GO_S = 5.0  # time after which a node tries again to let go of a removal that was cut off
 _OUTLIVING = ("sqlite", "postgresql")  # stores that outlive the process, so that a removal may be left in them
 MAX_LISTED = 500  # channels on a page
 DEFAULT_LISTED = 100
@@ -57,6 +62,8 @@ class Archive:
         self._limits = limits
         self._clock = clock
         self._forgetting = asyncio.Lock()
+        self._removals = asyncio.Semaphore(MAX_REMOVALS)
+        self._is_verifying = False
         lifecycle.on_start(self._begin)
 
     async def channels(
@@ -114,11 +121,12 @@ class Archive:
         if channel is not None:
             check_channel(channel)
         await self._lifecycle.start()
-        self._lifecycle.runtime.capacity.check()
+        check_space = self._lifecycle.runtime.capacity.check
+        check_space()
         checked = await check_file(Path(path), self._limits, self._clock.now_ms())
         name = channel or checked.channel
         live = self._lifecycle.runtime.channel(name)
-        write = partial(write_file, self._store, name, checked, self._limits, self._clock)
+        write = partial(write_file, self._store, name, checked, self._limits, self._clock, check_space)
         return await live.rewrite(write, partial(undo_import, self._store, name))
 
     async def hold(self, channel: str, reason: str) -> ChannelHold:
@@ -155,22 +163,66 @@ class Archive:
 
         With `channels`, channels in which no other person wrote go as a whole, with the answers. If the call is cut
         off, the next call or the next start of the hub goes on. A call that finds nothing more returns the receipt of
-        the last one. Raises InvalidName, Held before anything is removed, StoreUnavailable.
+        the last one. Raises InvalidName, Held before anything is removed, StoreUnavailable, and Busy while another
+        process of the store removes the person, or while eight calls run or wait.
         """
         check_id(client_id, "a client id")
         await self._lifecycle.start()
-        async with self._forgetting:
+        if self._removals.locked():
+            raise Busy(
+                f"{MAX_REMOVALS} removals of persons run or wait, the most at once; repeat the call when one ends"
+            )
+        async with self._removals, self._forgetting:
             return await self._forget(client_id, channels=channels)
 
+    async def verify(self) -> AsyncGenerator[str]:
+        """Yield one line for each damaged part of the store's file, in a process of its own.
+
+        Raises Busy while another check runs, and InvalidRequest for a store without a file of its own.
+        """
+        await self._lifecycle.start()
+        if not isinstance(self._store, SqliteStore):
+            raise InvalidRequest(f"store {self._store.name!r} cannot be verified; a check needs a store in a file")
+        if self._is_verifying:
+            raise Busy("the store is being verified already; wait for the end of that")
+        self._is_verifying = True
+        try:
+            async with contextlib.aclosing(damage_in(self._store.path)) as lines:
+                async for line in lines:
+                    yield line.replace(str(self._store.path), self._store.path.name)
+        finally:
+            self._is_verifying = False
+
     async def _forget(self, client_id: str, *, channels: bool | None) -> Receipt:
-        running = Forgetting(self._store, client_id, self._clock, self._rewrite, tidies=False, pause_s=READ_PAUSE_S)
-        return await running.run(channels=channels)
+        runtime = self._lifecycle.runtime
+        running = Forgetting(
+            *(self._store, client_id, self._clock, self._rewrite),
+            tidies=False,
+            pause_s=READ_PAUSE_S,
+            nodes=runtime.nodes,
+        )
+        try:
+            return await running.run(channels=channels)
+        except BaseException:
+            if not self._store.is_exclusive:
+                with contextlib.suppress(RuntimeError):  # the run of the hub has ended, and so its node
+                    runtime.tasks.start_background(self._let_go(running))
+            raise
+
+    async def _let_go(self, cut: Forgetting) -> None:
+        """Let other nodes go on with a removal, unless this node does so first."""
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                async with self._forgetting:
+                    return await cut.let_go()
+            await asyncio.sleep(LET_GO_S)
 
     async def _rewrite(self, channel: str, write: Callable[[], Awaitable[bool]]) -> bool:
         return await self._lifecycle.runtime.channel(channel).rewrite(write)
 
     def _begin(self) -> None:
         self._forgetting = asyncio.Lock()  # an earlier run may have used another event loop
+        self._removals = asyncio.Semaphore(MAX_REMOVALS)
         if self._store.name in _OUTLIVING:
             self._lifecycle.runtime.tasks.start_background(self._resume())
 
@@ -181,7 +233,8 @@ class Archive:
             async with self._forgetting:
                 if client_id in await intended(self._store):
                     try:
-                        await self._forget(client_id, channels=None)
+                        with contextlib.suppress(Busy):  # it goes on in another process
+                            await self._forget(client_id, channels=None)
                     except HoldfastError as error:
                         logger.warning("the removal of a person did not end; repeat the call: %s", error)
 

@@ -92,7 +92,8 @@ class BackupSchedule:
         """Make a backup if one is due. Returns the seconds until the next one. Raises HoldfastError and OSError."""
         now_s = time.monotonic()
         kept = await asyncio.to_thread(self._prepare)
-        if self._due_s is None and kept:  # of an earlier process; its time may lie in the future
+        # the newest backup is from an earlier process, whose clock may have been ahead
+        if self._due_s is None and kept:
             age_s = max(0.0, time.time() - kept[-1].made_s)
             self._store.note_backup(age_s)
             self._due_s = now_s + max(0.0, self._every_s - age_s)

@@ -161,7 +161,7 @@ class Channel:
 
     @property
     def is_idle(self) -> bool:
-        """Return whether it was read, and has no subscriber, writer, pending work or part that `rewrite` left."""
+        """Return whether the channel is unused: no subscriber, member, commit, pending read or rest of a `rewrite`."""
         is_wanted = self.listeners or self.presence_state.has_people or self.watchers
         has_part = self._prepare is not None and self._prepare is not _keep
         return not (self._loaders or self.commit_over or self.is_stale or has_part or is_wanted)
@@ -477,8 +477,10 @@ def is_settling(channel: Channel) -> bool:
     return channel._loading.locked()
 
 
-async def until_settled(channel: Channel) -> None:
+async def until_settled(channel: Channel | None) -> None:
     """Wait for the end of a `rewrite` of `channel`, and of reads of the store. Raises StoreUnavailable."""
+    if channel is None:
+        return
     if is_settling(channel):
         async with channel._loading:
             pass

@@ -407,6 +407,9 @@ class Committer:
                 parked[channel].append(decided.item)
             else:
                 self._fail(decided.item, outpaced(channel.name, channel.conflicts))
+        for channel in parked:
+            if channel.conflicts > MAX_CONFLICTS:
+                channel.conflicts = 0
         if parked:
             self._loader.park_again(parked, unclear)
 

@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from holdfast._version import __version__
 from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, LocalError, shown
-from holdfast.hub.archive import Archive
+from holdfast.hub.archive import MAX_LISTED, Archive
 from holdfast.stores.base import Store
 from holdfast.stores.sqlite import SqliteStore
 
@@ -56,7 +56,7 @@ class Controlled(Protocol):
 Call = Callable[[Controlled, Any], AsyncGenerator[object, None]]
 
 
-class Asked(Struct, forbid_unknown_fields=True):
+class ControlRequest(Struct, forbid_unknown_fields=True):
     """The request of a client: the name of a call, and its arguments as JSON."""
 
     call: str
@@ -70,6 +70,10 @@ class BackupArguments(Struct, forbid_unknown_fields=True):
 
 class ChannelArguments(Struct, forbid_unknown_fields=True):
     channel: str
+
+
+class ChannelsArguments(Struct, forbid_unknown_fields=True):
+    prefix: str = ""
 
 
 class ForgetArguments(Struct, forbid_unknown_fields=True):
@@ -98,6 +102,16 @@ async def _backup(hub: Controlled, wanted: BackupArguments) -> AsyncGenerator[ob
     yield {"path": wanted.path, "size_bytes": await asyncio.to_thread(os.path.getsize, target)}
 
 
+async def _channels(hub: Controlled, wanted: ChannelsArguments) -> AsyncGenerator[object, None]:
+    after: str | None = None
+    while (page := await hub.archive.channels(prefix=wanted.prefix, after=after, limit=MAX_LISTED)).channels:
+        for one in page.channels:
+            yield one
+        if not page.more:
+            return
+        after = page.channels[-1].channel
+
+
 async def _export(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[object, None]:
     async with contextlib.aclosing(hub.archive.export(wanted.channel)) as lines:
         async for line in lines:
@@ -121,11 +135,12 @@ async def _release(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[
 
 
 async def _inspect(hub: Controlled, _: NoArguments) -> AsyncGenerator[object, None]:
-    yield {"version": __version__, "pid": os.getpid(), "counters": hub.stats()}
+    yield state_of(hub)
 
 
 _CALLS: dict[str, tuple[type[Struct], Call]] = {
     "backup": (BackupArguments, _backup),
+    "channels": (ChannelsArguments, _channels),
     "export": (ChannelArguments, _export),
     "forget": (ForgetArguments, _forget),
     "hold": (HoldArguments, _hold),
@@ -133,6 +148,11 @@ _CALLS: dict[str, tuple[type[Struct], Call]] = {
     "release": (ChannelArguments, _release),
     "inspect": (NoArguments, _inspect),
 }
+
+
+def state_of(hub: Controlled) -> dict[str, object]:
+    """Return the version of Holdfast, the id of the process, and the counters of the hub."""
+    return {"version": __version__, "pid": os.getpid(), "counters": hub.stats()}
 
 
 def _absolute(path: str) -> Path:
@@ -293,11 +313,11 @@ async def _work(hub: Controlled, line: bytes, writer: asyncio.StreamWriter) -> N
 def _decode(line: bytes) -> tuple[Call, Struct]:
     """Return the requested call and its arguments. Raises InvalidRequest."""
     try:
-        asked = msgspec.json.decode(line, type=Asked)
-        if asked.call not in _CALLS:
-            raise InvalidRequest(f"control socket has no call {shown(asked.call)}; use one of {', '.join(_CALLS)}")
-        arguments, call = _CALLS[asked.call]
-        return call, msgspec.json.decode(asked.arguments, type=arguments)
+        request = msgspec.json.decode(line, type=ControlRequest)
+        if request.call not in _CALLS:
+            raise InvalidRequest(f"control socket has no call {shown(request.call)}; use one of {', '.join(_CALLS)}")
+        arguments, call = _CALLS[request.call]
+        return call, msgspec.json.decode(request.arguments, type=arguments)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"request on the control socket is not valid: {error}") from None
 

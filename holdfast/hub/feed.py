@@ -64,6 +64,11 @@ class Feed:
         return Cursor(self._epoch or NO_EPOCH, self._serial)
 
     @property
+    def ephemeral_position(self) -> int | None:
+        """Return the position in the presence state up to which it has taken changes; None without `has_ephemeral`."""
+        return self._ephemeral_position
+
+    @property
     def is_behind(self) -> bool:
         """Return whether there are events to take."""
         state = self.channel.state

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from holdfast.core.errors import HoldfastError, StoreUnavailable
+from holdfast.core.errors import StoreUnavailable
 from holdfast.hub.channel import Channel, is_settling
 from holdfast.hub.loading import in_time
 from holdfast.hub.notices import Notifier, moved_in
-from holdfast.stores.base import Notice, Store
+from holdfast.hub.store_errors import logs_errors
+from holdfast.stores.base import Bus, Notice, Store
 
 logger = logging.getLogger("holdfast.hub")
 
@@ -31,19 +32,27 @@ STALE_S = 5.0  # time between two searches for stale channels, on an exclusive s
 class Follower:
     """Follows the store for the channels in memory. `notifier` tells other nodes, which follow this one."""
 
-    def __init__(self, store: Store, channels: Mapping[str, Channel], notifier: Notifier) -> None:
+    def __init__(
+        self, store: Store, channels: Mapping[str, Channel], notifier: Notifier, bus: Bus | None = None
+    ) -> None:
+        """Follow `store`. `bus` carries the notices if there is one."""
         self.notifier = notifier
+        self.bus = bus
+        self.receivers: list[Callable[[Notice | None], None]] = []  # they get the notices of other kinds, and None
         self._store = store
         self._channels = channels
         self._due: set[str] = set()  # channels whose notice could not be applied
         self._wake = asyncio.Event()
         self._heads_s = 0.0  # loop time of the next read of the heads
+        self.responded_s = 0.0  # loop time of the last response to a read of the heads
         self._is_over = False
 
     def receive(self, notice: Notice | None) -> None:
         """Apply the entries of a notice, or have the store read soon. None: notices may have been missed."""
         if self._is_over:
             return
+        for pass_on in self.receivers if notice is None or notice.kind != "moved" else ():
+            pass_on(notice)
         if notice is None:
             self._heads_s = 0.0
             self._wake.set()
@@ -71,7 +80,7 @@ class Follower:
                     await self._wake.wait()
             self._wake.clear()
             due, self._due = self._due, set()
-            try:
+            with logs_errors("channels were not read; the hub tries again"):
                 if loop.time() >= self._heads_s:
                     self._heads_s = loop.time() + pause_s
                     behind = await self.behind()
@@ -80,10 +89,6 @@ class Follower:
                 for channel in behind:
                     if not is_settling(channel):  # a long import must not hold up the others
                         await self._refresh(channel)
-            except HoldfastError as error:
-                logger.warning("channels were not read; the hub tries again: %s", error)
-            except Exception:  # an error of a third-party store must not end the hub
-                logger.exception("channels were not read; the hub tries again")
 
     async def behind(self) -> list[Channel]:
         """Return the channels in memory that are behind the store. Raises StoreUnavailable."""
@@ -92,6 +97,8 @@ class Follower:
             return [channel for channel in channels if channel.is_stale]
         channels = [channel for channel in channels if channel.is_loaded]
         heads = await in_time(self._store.heads([channel.name for channel in channels]), self._store.name)
+        if channels:
+            self.responded_s = asyncio.get_running_loop().time()
         return [one for one, head in zip(channels, heads, strict=True) if one.is_stale or not one.is_at(head)]
 
     async def _refresh(self, channel: Channel) -> None:

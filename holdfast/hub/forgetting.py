@@ -4,7 +4,9 @@ Layer: hub.
 
 A note, the intent, names the person, the counts so far, and the running step with the counts after it. It is stored
 before each step, and each step can be repeated, so a removal that was killed goes on where it stopped and its receipt
-is whole. Messages are deleted by an entry and then removed with their ids, as retention does; viewers begin anew.
+is whole. It also names the node that removes: no other node goes on while that one lives, and a node that finds another
+name there stops. Messages are deleted by an entry and then removed with their ids, as retention does; viewers begin
+anew.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from holdfast.core.cursor import kept_serial
 from holdfast.core.document import Stored, document, restore, restore_command
-from holdfast.core.errors import Held, StoreUnusable
+from holdfast.core.errors import Busy, Held, StoreUnusable
 from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.names import COMMAND_MARK, check_id, is_own_name
 from holdfast.core.ops import Delete, Entry, Reply
@@ -30,6 +33,7 @@ from holdfast.hub.channel import MAX_CONFLICTS, outpaced
 from holdfast.hub.clock import Clock
 from holdfast.hub.legal_holds import NOTE as HOLD
 from holdfast.hub.legal_holds import is_held_in
+from holdfast.hub.nodes import NodeLease
 from holdfast.hub.retention import GONE_MS, READ_FACTS, steps
 from holdfast.stores.base import Conflict, Head, Store, Write, head_of
 from holdfast.stores.sqlite import SqliteStore
@@ -103,6 +107,7 @@ class _Intent(Struct, frozen=True, kw_only=True):
     begun_ms: int
     done: Tally = Tally()
     step: _Step | None = None
+    node: str = ""  # the node that removes; empty: none, or a process without a hub
 
 
 @dataclass
@@ -136,11 +141,19 @@ class Forgetting:
     """The removal of one person's messages and commands."""
 
     def __init__(
-        self, store: Store, client_id: str, clock: Clock, rewrite: Rewrite[bool], *, tidies: bool, pause_s: float = 0.0
+        self,
+        store: Store,
+        client_id: str,
+        clock: Clock,
+        rewrite: Rewrite[bool],
+        *,
+        tidies: bool,
+        pause_s: float = 0.0,
+        nodes: NodeLease | None = None,
     ) -> None:
         """Remove what `client_id` wrote. `tidies`: no hub does the housekeeping of the store. Raises InvalidName.
 
-        `pause_s`: time between two reads.
+        `pause_s`: time between two reads. `nodes`: the nodes of the hub that removes.
         """
         self._client_id = check_id(client_id, "a client id")
         self._store = store
@@ -148,23 +161,21 @@ class Forgetting:
         self._rewrite = rewrite
         self._tidies = tidies
         self._pause_s = pause_s
+        self._nodes = nodes
         self._unreadable: set[tuple[str, str]] = set()
-        self._intent = _Intent(has_channels=False, begun_ms=clock.now_ms())
+        own = nodes.node if nodes is not None else ""
+        self._intent = _Intent(has_channels=False, begun_ms=clock.now_ms(), node=own)
 
     async def run(self, *, channels: bool | None) -> Receipt:
         """Remove the person's messages and commands; with `channels` also their channels. Returns the receipt.
 
         An earlier call that did not end goes on, with its channels if it had them; None asks for no more than that. If
         nothing is left to remove, the receipt of the last call is returned. Raises Held before anything is removed,
-        and StoreUnavailable.
+        Busy if another node removes the person, and StoreUnavailable.
         """
-        note = (await self._store.notes(NOTE + self._client_id)).get(NOTE + self._client_id)
-        if note is not None:
-            self._intent = _decoded(note, _Intent)
-        self._intent = replace(self._intent, has_channels=self._intent.has_channels or bool(channels))
         for name in await self._store.notes(HOLD):
             await self._check_hold(name.removeprefix(HOLD))
-        await self._keep(self._intent)
+        await self._take(has_channels=bool(channels))
         await self._repeat_step()
         after = None
         while names := await self._store.channels(after=after, limit=PAGE):
@@ -319,11 +330,38 @@ class Forgetting:
 
     # -- the intent and the receipt --------------------------------------------------------------------------------
 
+    async def let_go(self) -> None:
+        """Let other nodes go on with the removal, which was cut off. Raises StoreUnavailable."""
+        found = await self._noted()
+        if found is not None and found.node == self._intent.node:
+            await self._keep(replace(found, node=""))
+
+    async def _take(self, *, has_channels: bool) -> None:
+        """Note the intent in the name of this node, with the counts of an earlier call that did not end."""
+        own = self._intent.node
+        found = await self._noted()
+        other = found.node if found is not None and found.node != own else ""
+        if other and self._nodes is not None and not self._nodes.is_gone(other):
+            raise Busy(f"removal of client {self._client_id!r} runs in another process of the store; retry later")
+        before = found if found is not None else self._intent
+        await self._keep(replace(before, has_channels=before.has_channels or has_channels, node=own))
+
+    async def _noted(self) -> _Intent | None:
+        note = (await self._store.notes(NOTE + self._client_id)).get(NOTE + self._client_id)
+        return _decoded(note, _Intent) if note is not None else None
+
+    async def _check_own(self) -> None:
+        """Raise Busy if another process has taken this removal, because this one was held up or began together."""
+        found = await self._noted()
+        if found is None or found.node != self._intent.node:
+            raise Busy(f"removal of client {self._client_id!r} was taken by another process of the store; retry later")
+
     async def _keep(self, intent: _Intent) -> None:
         await self._store.note({NOTE + self._client_id: msgspec.json.encode(intent)})
         self._intent = intent
 
     async def _begin(self, step: _Step) -> None:
+        await self._check_own()
         await self._keep(replace(self._intent, step=step))
 
     def _step_ended(self) -> None:
@@ -339,7 +377,7 @@ class Forgetting:
             return
         if step.ids is not None:
             await self._rewrite(step.channel, partial(self._remove, step.channel, step.ids))
-        elif (await head_of(self._store, step.channel)).epoch == step.epoch:
+        elif kept_serial(step.epoch, (await head_of(self._store, step.channel)).epoch) >= 0:
             self._intent = replace(self._intent, step=None)  # nothing of the channel went: it is counted again
         self._step_ended()
 
@@ -369,6 +407,7 @@ class Forgetting:
             known = await self._store.backups()
             older = [str(one.path) for one in known if receipt.clean_ms is None or one.made_ms <= receipt.clean_ms]
             receipt = replace(receipt, older_backups=older)
+        await self._check_own()
         await self._store.note({NOTE + self._client_id: None, RECEIPT + person: msgspec.json.encode(receipt)})
         return receipt
 

@@ -6,6 +6,11 @@ A hook is called at least once for each entry, in order per channel, after the c
 hook has a position in each channel, kept in the store, and reads on from there like a viewer that is behind. So a hook
 that was down receives a message's latest state, and a hook that fails is retried while everything else continues. A new
 hook begins at each channel's head at its first registration: the wall clock, which may be wrong, decides nothing.
+
+On a store that several hubs share, the node that registered a hook first calls it, also for the entries of other nodes.
+Each node that has registered it keeps a hold, which ends with the lease of the node; then the next one continues. Two
+nodes may call a hook at the same time for some seconds. Then calls are repeated, and no entry is missed, because a
+position is stored after the call and read when a node takes over.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any, Literal, TypeVar, get_args
 from msgspec import Struct
 
 from holdfast.core.catch_up import reply_to
-from holdfast.core.cursor import NO_EPOCH
+from holdfast.core.cursor import NO_EPOCH, kept_serial
 from holdfast.core.document import restored
 from holdfast.core.errors import HoldfastError, LocalError
 from holdfast.core.message_state import CommandState, MessageState
@@ -27,7 +32,10 @@ from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import check_id
 from holdfast.core.state import ChannelState
 from holdfast.hub.channel import Channel
+from holdfast.hub.loading import in_time
+from holdfast.hub.nodes import NodeLease
 from holdfast.hub.patterns import check_pattern, matches
+from holdfast.hub.store_errors import logs_errors
 from holdfast.stores.base import Store, head_of
 
 logger = logging.getLogger("holdfast.hooks")
@@ -41,6 +49,8 @@ LAST_RETRY_S = 60.0
 TIMEOUT_S = 60.0  # longest time that one call may take
 EVERYTHING = 2**53  # limit of messages in a hook's catch-up: none, since a hook must receive all of them
 SCAN_PAGE = 500  # channels that one step of the scan after a start reads
+SHARE_S = 3.0  # time between two looks at a store that several hubs share, for entries and for other nodes
+REST = 10  # a node rests that many times as long as its last scan took, because a store may have many channels
 MAX_RUNNING = 100  # channels for which one hook may run at the same time
 
 
@@ -84,9 +94,14 @@ class Hook:
 class HookRunner:
     """Calls one hook for the entries of each channel in order of their serials, and stores the last serial."""
 
-    def __init__(self, store: Store, start_background: Start, hook: Hook, live: Mapping[str, ChannelState]) -> None:
+    def __init__(
+        self, store: Store, nodes: NodeLease, start_background: Start, hook: Hook, live: Mapping[str, ChannelState]
+    ) -> None:
         """Run `hook`; `live` maps names to the channels in memory."""
         self._store = store
+        self._nodes = nodes
+        self._since_ms = nodes.now_ms
+        self._is_standby = False  # another node calls the hook
         self._start_background = start_background
         self._hook = hook
         # for each channel: the epoch and serial up to which the hook was called
@@ -108,6 +123,42 @@ class HookRunner:
             self.moved(channel)
         if not is_new:
             await self._until_stored(self._scan)
+
+    @property
+    def hold(self) -> tuple[str, bytes]:
+        """Return the name and the value of the hold that shows other nodes since when this one has the hook."""
+        return self._hold_of(self._nodes.node), str(self._since_ms).encode()
+
+    def _hold_of(self, node: str) -> str:
+        return f"hook/{self._hook.name}/{node}"
+
+    async def share(self) -> None:
+        """Call the hook whenever it is the turn of this node, until this task is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            begun_s = loop.time()
+            with logs_errors(f"hook {self._hook.name!r} did not see the entries of other processes"):
+                await self._take_turn()
+            await asyncio.sleep(min(max(SHARE_S, REST * (loop.time() - begun_s)), LAST_RETRY_S))
+
+    async def _take_turn(self) -> None:
+        """Begin, go on or stop, as the holds of all nodes say. Raises StoreUnavailable."""
+        if not await self._has_turn():
+            self._is_ready, self._is_standby, self._early = False, True, {}
+        elif self._is_ready:
+            await self._scan()
+        else:
+            self._is_standby = False
+            await self.start()
+
+    async def _has_turn(self) -> bool:
+        """Return whether, of all living nodes, this one registered the hook first. Raises StoreUnavailable."""
+        if not (self._is_ready or self._is_standby):
+            await self._nodes.renew()  # puts the hold
+        held = await in_time(self._store.holds(self._hold_of("")), self._store.name)
+        nodes = [(int(hold.value), node) for name, (node, hold) in held.items() if name == self._hold_of(node)]
+        # a store that has started again has no holds until the nodes renew their leases
+        return min(nodes)[1] == self._nodes.node if nodes else self._is_ready
 
     async def _until_stored(self, step: Callable[[], Awaitable[T]]) -> T:
         """Return the result of `step`, which is repeated as long as the store fails."""
@@ -163,7 +214,7 @@ class HookRunner:
         """Note that `channel` was loaded or may have moved, and call the hook for new entries."""
         if self._is_ready:
             self.moved(channel.name)
-        elif channel.name not in self._early:
+        elif not self._is_standby and channel.name not in self._early:
             self._early[channel.name] = (channel.state.epoch, channel.state.serial)
 
     def moved(self, channel: str) -> None:
@@ -188,6 +239,8 @@ class HookRunner:
                 except Exception as error:
                     self._log(channel, error, wait_s)
                     await asyncio.sleep(wait_s)
+                    if self._is_standby:
+                        return
                     wait_s = min(2 * wait_s, LAST_RETRY_S)
                     continue
                 wait_s = FIRST_RETRY_S
@@ -212,8 +265,7 @@ class HookRunner:
         if head.epoch == NO_EPOCH:
             await self._forget(channel)
             return
-        if head.epoch != epoch:
-            serial = 0  # the position belongs to an earlier epoch of the channel
+        serial = max(0, min(serial, kept_serial(epoch, head.epoch)))  # 0 in an epoch of another history
         changes = await store.changes(channel, after=serial, limit=EVERYTHING)
         head = changes.head
         events = [
@@ -296,8 +348,10 @@ def _position(value: bytes) -> tuple[str, int]:
 class Hooks:
     """All hooks of one run of a hub, each with its runner."""
 
-    def __init__(self, store: Store, start_background: Start) -> None:
+    def __init__(self, store: Store, nodes: NodeLease, start_background: Start) -> None:
         self._store = store
+        self._nodes = nodes
+        nodes.holds.sources.append(lambda: dict(runner.hold for runner in self._runners))
         self._start_background = start_background
         self._runners: list[HookRunner] = []
 
@@ -305,9 +359,9 @@ class Hooks:
         """Call `hook` from now on; `channels` maps names to the channels in memory."""
         # The runner is notified of a channel that is being loaded when its head is known.
         known = {name: one.state for name, one in channels.items() if one.is_loaded}
-        runner = HookRunner(self._store, self._start_background, hook, known)
+        runner = HookRunner(self._store, self._nodes, self._start_background, hook, known)
         self._runners.append(runner)
-        self._start_background(runner.start())
+        self._start_background(runner.start() if self._store.is_exclusive else runner.share())
 
     def stop(self) -> None:
         """Stop, because the hub ends.

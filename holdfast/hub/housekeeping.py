@@ -42,8 +42,7 @@ def free_memory(runtime: Runtime) -> None:
     for name, channel in sorted(channels.items(), key=lambda item: -item[1].used_s):
         is_idle = channel.is_idle and not runtime.committer.is_parked(channel)
         if is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
-            channels.pop(name).close()
-            runtime.scheduler.forget(name)
+            runtime.forget(name)
             continue
         channel.batches.forget()
         cost = channel.state.cost_bytes()

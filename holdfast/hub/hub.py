@@ -3,8 +3,7 @@
 Layer: hub.
 
 `HubCore` is a facade; `holdfast.Hub` adds agents and the ASGI side. The lifecycle starts and ends a run of the hub
-(`lifecycle`), and the services of a run do the work (`runtime`). Public names without an underscore are the Python API
-and are documented in `docs/`.
+(`lifecycle`), and the services of a run do the work (`runtime`). Names without an underscore are the public API.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from msgspec.structs import replace
 
 from holdfast.core.cursor import Cursor
 from holdfast.core.document import restore
-from holdfast.core.errors import Draining
 from holdfast.core.events import Page, Presence
 from holdfast.core.limits import Limits
 from holdfast.core.model import Command, Json, Message, Part
@@ -49,10 +47,10 @@ from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
 from holdfast.hub.recovery import Adopter, recover
-from holdfast.hub.results import ChannelInfo, Done, Result, message_of, own_copy
+from holdfast.hub.results import ChannelInfo, Done, Result, info_of, message_of, own_copy
 from holdfast.hub.retention import Retainer, Rules
 from holdfast.hub.runtime import Runtime
-from holdfast.hub.settings import check_job, check_settings, check_store
+from holdfast.hub.settings import check_bus, check_job, check_settings, check_store
 from holdfast.hub.store_owner import names_of_cell
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
@@ -61,7 +59,7 @@ from holdfast.hub.tickets import Tickets
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writers import Writers
 from holdfast.hub.wsgi import warn_of_runserver
-from holdfast.stores.base import Store, head_of
+from holdfast.stores.base import Bus, Store, head_of
 
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
 
@@ -76,8 +74,7 @@ class HubCore:
     exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
     """
 
-    # class of the writers; `holdfast.agents` replaces it by one with more methods
-    writer_class: type[MessageWriter] = MessageWriter
+    writer_class: type[MessageWriter] = MessageWriter  # `holdfast.agents` replaces it by one with more methods
 
     def __init__(
         self,
@@ -96,6 +93,7 @@ class HubCore:
         debug: bool | None = None,
         retention: Rules | None = None,
         max_bytes: str | int | None = None,
+        bus: str | Bus | None = None,
     ) -> None:
         check_settings(
             authenticate=authenticate,
@@ -117,23 +115,24 @@ class HubCore:
         self.clock = clock or Clock()
         self.rates = Rates(client_limits)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
-        # check the `Host` header even if the hub has a verifier; `serve --allow-everyone` sets this on loopback
-        self.requires_own_host = False
+        self.requires_own_host = False  # check `Host` even with a verifier; `serve --allow-everyone` sets this
         self.drive_by_hand = False  # streaming responses may call `send` by themselves; `serve` sets this
         self.sync = SyncHub(self)  # blocking versions of the main calls, for threads
-        self._adopters: list[tuple[str, Adopter]] = []
         names = names_of_cell()
         self._lifecycle = Lifecycle(
             self.store,
             self.limits,
             self.clock,
-            recover=lambda runtime, is_mine: recover(runtime, self._adopters, self._writers, is_mine),
+            recover=lambda runtime, is_mine: recover(runtime, self._lifecycle.adopters, self._writers, is_mine),
             release_loop=self.sync.release_loop,
             close=self.close,
             is_named=lambda: names is None or any(value is self for value in list(names.values())),
             signals=SignalHook(self.drain) if hooks_signals else None,
             capacity=Capacity(max_bytes, self.store),
+            tickets=self.tickets,
+            bus=check_bus(bus, self.store),
         )
+        self.viewing = self._lifecycle.viewing  # whether viewers may attach and stay
         self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
         self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
@@ -230,7 +229,7 @@ class HubCore:
         """
 
         def register(adopter: Adopter) -> Adopter:
-            self._adopters.append((check_pattern(pattern), adopter))
+            self._lifecycle.adopters.append((check_pattern(pattern), adopter))
             return adopter
 
         return register
@@ -386,7 +385,7 @@ class HubCore:
     async def members(self, channel: str) -> Presence:
         """Return the members of `channel`, at most 100, and the count of all."""
         await self.start()
-        return self.runtime.presence.present(check_channel(channel))
+        return await self.runtime.presence.present(check_channel(channel))
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -398,8 +397,7 @@ class HubCore:
         With `after`, return the oldest ones created after that serial, oldest first.
         """
         await self.start()
-        if (live := self.runtime.channels.get(channel)) is not None:
-            await until_settled(live)  # the store may have a part of an import
+        await until_settled(self.runtime.channels.get(channel))  # the store may have a part of an import
         page = await self.store.page(
             check_channel(channel),
             before=before,
@@ -465,9 +463,10 @@ class HubCore:
         With `has_ephemeral` it also takes presence and signals. Raises Draining, StoreUnavailable.
         """
         await self.start()
-        if self.is_draining:
-            raise Draining("hub is shutting down; retry with the cursor")
-        live = await self.runtime.fresh(channel)
+        node = self.node
+        async with self.viewing.reading():
+            live = await self.runtime.fresh(channel, with_members=has_ephemeral)
+        self.viewing.check(has_ended=self.node != node)  # the run of this channel
         wanted = self.limits.default_history if history is None else min(history, self.limits.history)
         window_ms = self.flush_ms if flush_ms is None else flush_ms
         return Feed(live, since, history=wanted, flush_ms=window_ms, wake=wake, has_ephemeral=has_ephemeral)
@@ -475,8 +474,7 @@ class HubCore:
     async def info(self, channel: str) -> ChannelInfo:
         """Return the head of `channel`."""
         await self.start()
-        head = await head_of(self.store, check_channel(channel))
-        return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=str(Cursor(*head[:2])))
+        return info_of(channel, await head_of(self.store, check_channel(channel)))
 
     def channel(self, name: str) -> Channel:
         """Return the live channel `name`; it may not be loaded yet."""

@@ -103,13 +103,14 @@ class Identity(Struct, frozen=True, kw_only=True):
         if not self.has_pattern(capability, pattern):
             raise Forbidden(f"{self._name()} needs the capability {capability!r} on all channels of {shown(pattern)}")
 
-    def patterns(self, capability: str) -> list[str]:
-        """Return the patterns of channels on which `capability` is granted. Raises Forbidden if there is none."""
-        if capability in self.capabilities:
+    def patterns(self, *capabilities: str) -> list[str]:
+        """Return the patterns of channels on which one of them is granted. Raises Forbidden if there is none."""
+        if not self.capabilities.isdisjoint(capabilities):
             return [EVERYWHERE]
-        found = [pattern for pattern, granted in (self.grants or {}).items() if capability in granted]
+        found = [pattern for pattern, granted in (self.grants or {}).items() if not granted.isdisjoint(capabilities)]
         if not found:
-            raise Forbidden(f"{self._name()} needs the capability {capability!r} on a channel")
+            names = " or ".join(map(repr, capabilities))
+            raise Forbidden(f"{self._name()} needs the capability {names} on a channel")
         return found
 
     def includes(self, other: Identity) -> bool:

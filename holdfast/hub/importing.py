@@ -16,7 +16,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -181,11 +181,19 @@ async def check_file(path: Path, limits: Limits, now_ms: int) -> ExportFile:
     return file
 
 
-async def write_file(store: Store, channel: str, checked: ExportFile, limits: Limits, clock: Clock) -> Imported:
+async def write_file(
+    store: Store,
+    channel: str,
+    checked: ExportFile,
+    limits: Limits,
+    clock: Clock,
+    check_space: Callable[[], None] = lambda: None,
+) -> Imported:
     """Write the records of a checked file into the empty `channel`, or write none.
 
-    No other code may write to the channel meanwhile. Raises IdConflict if the channel is not empty or an id cannot be
-    used, StoreUnavailable, and the errors of `check_file` if the file was changed since.
+    `check_space` is called before each commit, and raises StoreFull. No other code may write to the channel meanwhile.
+    Raises IdConflict if the channel is not empty or an id cannot be used, StoreUnavailable, and the errors of
+    `check_file` if the file was changed since.
     """
     await undo_import(store, channel)
     head = await head_of(store, channel)
@@ -195,7 +203,7 @@ async def write_file(store: Store, channel: str, checked: ExportFile, limits: Li
         )
     file = ExportFile(checked.path, limits, clock.now_ms())
     try:
-        await _write(store, channel, file, head, clock)
+        await _write(store, channel, file, head, clock, check_space)
         if file.end != checked.end:
             raise InvalidRequest(f"file {file.path} was changed while it was imported; import it again")
         await store.note({NOTE + channel: None})
@@ -212,11 +220,14 @@ async def write_file(store: Store, channel: str, checked: ExportFile, limits: Li
     return Imported(channel=channel, messages=file.end.messages, commands=file.end.commands)
 
 
-async def _write(store: Store, channel: str, file: ExportFile, head: Head, clock: Clock) -> None:
+async def _write(
+    store: Store, channel: str, file: ExportFile, head: Head, clock: Clock, check_space: Callable[[], None]
+) -> None:
     lines, epoch = file.lines(), clock.new_epoch()
     serial, lives = 0, head.lives
     before = (0, "")
     while batch := await asyncio.to_thread(_batch, lines):
+        check_space()
         await _check_new(store, channel, batch, file.path)
         entries: list[Entry] = []
         documents: list[Document] = []

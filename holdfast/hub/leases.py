@@ -100,7 +100,7 @@ class LeaseMonitor:
                 self._holders[message_key] = _Holder(None, False)  # forget the connection of the previous writer
             self.renew(channel, key, message)
         elif self._read is not None and message.last > self._last[message_key]:
-            self.renew(channel, key, message)  # another hub has heard the writer
+            self.renew(channel, key, message)  # another hub has received a request of the writer
 
     def renew(self, channel: str, key: str, message: MessageState | None) -> None:
         """Restart the lease of `message` with id `key`, if it has one, because its writer sent a request."""
@@ -138,7 +138,7 @@ class LeaseMonitor:
         self._deadlines.set(("lease", channel, key), self._loop.time() + term_s, partial(self._lapse, channel, key))
 
     def _lapse(self, channel: str, key: str) -> None:
-        """End the lease, whose term has passed; on a shared store, unless another hub has heard the writer."""
+        """End the lease, whose term has passed, unless another hub has received a request of the writer."""
         lease = self._leases.get((channel, key))
         if lease is not None and self._read is not None:
             with suppress(RuntimeError):  # the hub is ending

@@ -78,7 +78,7 @@ class LegalHolds:
             raise InvalidRequest(f"reason of a hold must be 1-{MAX_REASON} characters, got {shown(reason)}")
         check_text(reason)
         async with self._changing:
-            before = self._holds.get(channel)
+            before = await self._stored(channel)
             since_ms = before.since_ms if before is not None else now_ms
             hold = self._holds[channel] = ChannelHold(channel=channel, reason=reason, since_ms=since_ms)
             try:
@@ -93,9 +93,15 @@ class LegalHolds:
     async def release(self, channel: str) -> ChannelHold:
         """End the hold of `channel` and return it. Raises NotFound, StoreUnavailable."""
         async with self._changing:
-            hold = self._holds.get(channel)
+            hold = await self._stored(channel)
             if hold is None:
+                self._holds.pop(channel, None)
                 raise NotFound(f"channel {channel!r} is not held; holdfast channels shows the held ones")
             await self._store.note({NOTE + channel: None})
             self._holds.pop(channel, None)
             return hold
+
+    async def _stored(self, channel: str) -> ChannelHold | None:
+        """Return the hold of `channel` in the store, where another hub may have put or ended it."""
+        note = (await self._store.notes(NOTE + channel)).get(NOTE + channel)
+        return decode_hold(note) if note is not None else None

@@ -27,11 +27,15 @@ from holdfast.hub.nodes import IsMine, every_channel
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.shared_turns import SharedTurns
 from holdfast.hub.store_owner import StoreOwner
-from holdfast.stores.base import Store
+from holdfast.hub.ticket_keys import follow_keys, share_keys
+from holdfast.hub.tickets import Tickets
+from holdfast.hub.viewing import Viewing
+from holdfast.stores.base import Bus, Store
 
 logger = logging.getLogger("holdfast.hub")
 
-SHUTDOWN_S = 2.0  # time that cancelled tasks have to clean up
+RESTART_S = 1.0  # time between two attempts to begin again after the store was replaced
+SHUTDOWN_S = 2.0  # time that cancelled tasks have to clean up; loops of the hub are then cancelled again
 
 
 class Run:
@@ -61,18 +65,24 @@ class Lifecycle:
         is_named: Callable[[], bool],
         signals: SignalHook | None,
         capacity: Capacity,
+        tickets: Tickets,
+        bus: Bus | None = None,
     ) -> None:
-        """Run a hub on `store`. `recover` handles the messages that ended nodes left open, in the channels of this one.
+        """Run a hub on `store`, with the notices of `bus` if there is one.
+
+        `recover` handles the messages that ended nodes left open, in the channels of this one.
 
         `release_loop` ends a run on another loop if that loop belongs to `hub.sync`, and returns whether it does.
         `close` closes the hub. `is_named` returns whether a name in the app's code still leads to the hub, as far as
         that is known.
         """
         self.node = ""  # random name of this run, by which leases name the hub; new at each start
-        self.is_draining = False
+        self.viewing = Viewing(store.name)
+        self.adopters: list[tuple[str, Callable[..., Coroutine[Any, Any, None]]]] = []  # with patterns of channels
         self.capacity = capacity
         self.drain_callbacks: dict[Callable[[], None], None] = {}
         self._store = store
+        self._bus = bus
         self._owner = StoreOwner(store, close, self._is_out_of_reach)
         self._is_named = is_named
         self._limits = limits
@@ -80,9 +90,11 @@ class Lifecycle:
         self._recover = recover
         self._release_loop = release_loop
         self._signals = signals
+        self._tickets = tickets
         self._hooks: dict[str, Hook] = {}  # hooks by name
         self._start_callbacks: list[Callable[[], None]] = []
         self._run: Run | None = None  # the current run, or the last one
+        self._restarting: asyncio.Task[None] | None = None  # begins a run after the store was replaced
         self._runtime: Runtime | None = None  # the services of the current run, once its store is open
 
     @property
@@ -94,6 +106,11 @@ class Lifecycle:
         if self._runtime is None:
             raise self._no_runtime()
         return self._runtime
+
+    @property
+    def is_draining(self) -> bool:
+        """Return whether the hub shuts down or has shut down."""
+        return self.viewing.is_draining
 
     @property
     def is_running(self) -> bool:
@@ -136,9 +153,12 @@ class Lifecycle:
             if self._run is run:
                 self._run = None
                 self._runtime = None
+        while run is not None and run.is_over and not run.main.done():
+            await asyncio.wait([run.main])  # which still closes the store
+            run = self._run
         if run is None or run.is_over:
             self.node = self._clock.new_id()
-            self.is_draining = False
+            self.viewing.is_draining = False
             run = self._run = Run(loop, self._serve)
         await asyncio.shield(run.ready)
 
@@ -158,10 +178,18 @@ class Lifecycle:
     async def close(self, drain_s: float) -> None:
         """Drain, store all accepted requests, and close the store. A second call has no effect."""
         run = self._run
-        if run is None or run.is_over or run.loop is not asyncio.get_running_loop():
+        if run is None or run.loop is not asyncio.get_running_loop():
             return
-        await self.drain(drain_s)
-        run.stop.set()
+        restarting, self._restarting = self._restarting, None
+        if restarting is not None:
+            restarting.cancel()
+            await asyncio.wait([restarting])
+            run = self._run
+        if run is None or run.main.done():
+            return
+        if not run.is_over:  # a start that has failed is over, and still closes the store
+            await self.drain(drain_s)
+            run.stop.set()
         await asyncio.wait([run.main])
 
     def hook_signals(self) -> None:
@@ -169,14 +197,35 @@ class Lifecycle:
         if self._signals is not None:
             self._signals.install()
 
+    def _begin_again(self, run: Run) -> None:
+        """End `run` and begin another one: its memory may hold entries that the store has lost."""
+        if self._restarting is None and run.draining is None:
+            logger.warning("the store was replaced, so this run of the hub ends, and another one begins")
+            self._restarting = asyncio.get_running_loop().create_task(self._restart(run))
+
+    async def _restart(self, run: Run) -> None:
+        await self.drain(0.0)
+        run.stop.set()
+        await asyncio.wait([run.main])
+        while True:
+            try:
+                await self.start()
+                break
+            except Exception as error:
+                logger.warning("the hub did not start again; it tries again: %r", error)
+                await asyncio.sleep(RESTART_S)
+        self._restarting = None
+
     async def _serve(self, run: Run) -> None:
         """Run the hub on this event loop until `run.stop` is set."""
         runtime: Runtime | None = None
         try:
             await self._owner.open_store()
+            if self._bus is not None:
+                await self._bus.open(getattr(self._store, "notices_name", ""))
             async with asyncio.TaskGroup() as group:
                 runtime = self._runtime = Runtime(
-                    self._store, self._limits, self._clock, self.node, group, self.capacity
+                    self._store, self._limits, self._clock, self.node, group, self.capacity, self._bus
                 )
                 await self._serve_open(run, runtime, group)
         except BaseException as error:
@@ -189,6 +238,7 @@ class Lifecycle:
                 return
             cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
             run.ready.set_exception(cause)
+            run.ready.exception()  # marked as retrieved: each caller may have been cancelled
             if not isinstance(cause, HoldfastError):
                 raise
         finally:
@@ -199,22 +249,34 @@ class Lifecycle:
                 self._runtime = None
             if self._signals is not None:
                 self._signals.remove()
-            await self._owner.close_store()
+            try:
+                if self._bus is not None:
+                    await self._bus.close()
+            finally:
+                await self._owner.close_store()
 
     async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
         """Recover and serve, after the store was opened and the services were built."""
         recover = partial(self._recover, runtime)
+        runtime.nodes.replaced = partial(self._begin_again, run)
         await runtime.nodes.renew()  # before this node writes
         workers: list[asyncio.Task[None]] = []
-        shared_turns = SharedTurns(runtime.store, runtime.nodes, runtime.scheduler, runtime.channels, runtime.fresh)
+        shared_turns = SharedTurns(
+            runtime.store, runtime.nodes, runtime.scheduler, runtime.channels, runtime.fresh, runtime.follower
+        )
         if not self._store.is_exclusive:
-            self._store.listen(runtime.follower.receive)
+            (self._bus or self._store).listen(runtime.follower.receive)
             workers.append(group.create_task(runtime.follower.notifier.run()))
             workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
-            await shared_turns.follow()  # before a message is refused an agent of another node
+            workers.append(group.create_task(follow_keys(self._store, self._tickets)))
+            if runtime.presence.shared is not None:
+                workers.append(group.create_task(runtime.presence.shared.publish()))
+                workers.append(group.create_task(runtime.presence.shared.follow()))
+            await shared_turns.read()  # before a message is refused an agent of another node
+            await share_keys(self._store, self._tickets)
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()
-        workers.append(group.create_task(runtime.committer.run()))
+        committing = group.create_task(runtime.committer.run())
         if self._store.is_exclusive:
             await recover(every_channel)
         for callback in self._start_callbacks:
@@ -223,18 +285,23 @@ class Lifecycle:
             runtime.hooks.begin(hook, runtime.channels)
         workers += [group.create_task(keep_house(runtime)), group.create_task(runtime.follower.run())]
         if not self._store.is_exclusive:
+            # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
+            with contextlib.suppress(StoreUnavailable):
+                await shared_turns.begin()
             workers.append(group.create_task(shared_turns.run()))
-        # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
-        with contextlib.suppress(StoreUnavailable):
-            await runtime.nodes.renew()
+            workers.append(group.create_task(self.viewing.watch(runtime.responded_s, runtime.wake_feeds)))
         self.hook_signals()
         run.ready.set_result(None)
         await run.stop.wait()
         runtime.hooks.stop()
         runtime.follower.stop()
-        for task in workers:
-            task.cancel()
+        committing.cancel()  # once: it still stores the accepted requests
         runtime.tasks.cancel()
+        while workers:
+            for task in workers:
+                task.cancel()
+            # a driver that fails at the moment of a cancellation may raise its error in place of it (Python 3.11)
+            workers = list((await asyncio.wait(workers, timeout=SHUTDOWN_S))[1])
 
     async def _drain(self, runtime: Runtime, drain_s: float) -> None:
         runtime.scheduler.close()
@@ -253,7 +320,8 @@ class Lifecycle:
             job.cancel()
         if jobs:
             await asyncio.wait(jobs, timeout=SHUTDOWN_S)
-        for writer in list(writers.values()):  # writers in tasks of the app: store the text that they have accepted
+        # writers in tasks of the app: store the text that they have accepted, unless the store refuses everything
+        for writer in list(writers.values()) if self._restarting is None else ():
             try:
                 async with asyncio.timeout(SHUTDOWN_S):
                     await writer.flush()
@@ -263,7 +331,7 @@ class Lifecycle:
 
     def _send_away(self, runtime: Runtime) -> None:
         """Disconnect all viewers; they reconnect to the next run of the hub, or to another hub."""
-        self.is_draining = True
+        self.viewing.is_draining = True
         for callback in list(self.drain_callbacks):
             callback()
         runtime.wake_feeds()

@@ -15,11 +15,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
-from holdfast.stores.base import Beat, Hold, Store
+from holdfast.hub.node_holds import NodeHolds
+from holdfast.hub.store_errors import logs_errors
+from holdfast.stores.base import Beat, Store, StoreReplaced
 
 logger = logging.getLogger("holdfast.hub")
 
@@ -37,6 +40,10 @@ def every_channel(channel: str) -> bool:
     return True
 
 
+def _nothing() -> None:
+    return None
+
+
 def responsible_node(channel: str, nodes: Iterable[str]) -> str:
     """Return the node that recovers `channel` first: all nodes with the same view name the same one."""
     return max(nodes, key=lambda node: hashlib.blake2b(f"{channel}\n{node}".encode(), digest_size=8).digest())
@@ -49,38 +56,65 @@ class NodeLease:
         """Make the lease of `node`; `now_s` is the clock of the event loop."""
         self.node = node
         self.beat: Beat | None = None  # the result of the last renewal
-        self.values: Callable[[], Mapping[str, bytes]] = dict  # returns the holds that this node should have
-        self._held: dict[str, bytes | None] = {}  # those that the store has; None: perhaps
+        self.holds = NodeHolds()
+        self.beat_s = 0.0  # loop time at which that result was noted
+        self._sent_s = 0.0  # when that renewal was sent
         self._store = store
         self._now_s = now_s
         self._certain_s = float("inf")  # from then on a node without a lease is gone
         self._own_due_s = float("inf")  # when this node recovers the channels that it is responsible for
         self._all_due_s = float("inf")  # when it recovers all channels
+        self._kept_since_s = self._kept_until_s = float("-inf")  # the time in which the lease surely runs
+        self.regained: Callable[[], None] = _nothing  # called when the lease runs again after it had expired
+        self.replaced: Callable[[], None] = _nothing  # called when the store goes on from an earlier state
         self._retry_s = RENEW_S  # wait before a recovery that failed is repeated; it doubles with each failure
         self._is_recovering = False
         self.is_leaving = False  # this node drains, and recovers no further messages
         self._is_over = False
         self._renewing = asyncio.Lock()  # renewals follow one another, so that no older result replaces a newer one
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Return whether this is the only node of its store, so that all others have ended."""
+        return self._store.is_exclusive
+
+    def is_kept_since(self, time_s: float) -> bool:
+        """Return whether other nodes have counted this one as alive from loop time `time_s` until now."""
+        return self._store.is_exclusive or self._kept_since_s <= time_s <= self._now_s() < self._kept_until_s
+
     async def renew(self) -> None:
         """Take or renew the lease, and note the living nodes; not on an exclusive store. Raises StoreUnavailable."""
         if not self._store.is_exclusive:
             await self._renew()
 
+    async def put(self) -> None:
+        """Renew the lease until the store has all holds; not on an exclusive store. Raises StoreUnavailable."""
+        await self.renew()
+        while self.holds.is_behind and not self._is_over:
+            await self.renew()
+
     async def keep(self, recover: Recover, start: Callable[[Coroutine[Any, Any, None]], None]) -> None:
         """Renew the lease each second, and recover the messages of ended nodes, until this task is cancelled."""
         while not self._is_over:
             await asyncio.sleep(RENEW_S)
-            try:
-                await self._renew()
-            except HoldfastError as error:
-                logger.warning("the lease of this node was not renewed; the hub tries again: %s", error)
-                continue
-            except Exception:  # an error of a third-party store must not end the hub
-                logger.exception("the lease of this node was not renewed; the hub tries again")
-                continue
-            if self.is_recovery_due and not self._is_recovering:
-                start(self.recover(recover))
+            with logs_errors("the lease of this node was not renewed; the hub tries again"):
+                try:
+                    await self.put()
+                except StoreReplaced:
+                    self.replaced()
+                    raise
+                if self.is_recovery_due and not self._is_recovering:
+                    start(self.recover(recover))
+
+    @property
+    def now_ms(self) -> int:
+        """Return the time by the store's clock at the earliest, from the last renewal; 0 before the first."""
+        return self.beat.now_ms + int(1000 * (self._now_s() - self.beat_s)) if self.beat is not None else 0
+
+    @property
+    def latest_ms(self) -> int:
+        """Return the same at the latest: later than `now_ms` by the duration of that renewal."""
+        return self.beat.now_ms + math.ceil(1000 * (self._now_s() - self._sent_s)) if self.beat is not None else 0
 
     def leave(self) -> None:
         """Recover no further messages, because this node drains. Its lease runs until `end`."""
@@ -156,29 +190,35 @@ class NodeLease:
                 return
             try:
                 async with asyncio.timeout(RENEW_TIMEOUT_S):
-                    beat = await self._put({})
-                    if self.beat is not None and beat.life != self.beat.life:
-                        beat = await self._put(dict.fromkeys(self._held))  # the store may have lost them
+                    if await self._send():
+                        await self._send()
             except TimeoutError:
                 raise StoreUnavailable(
                     f"store {self._store.name!r} did not renew the lease of this node within {RENEW_TIMEOUT_S:g} s; "
                     "check its load and the network"
                 ) from None
-            self._note(beat)
 
-    async def _put(self, lost: Mapping[str, None]) -> Beat:
-        """Renew the lease, and put the holds that have changed, and those that may be `lost`."""
-        wanted, held = self.values(), {**self._held, **lost}
-        changed = {name for name in {**held, **wanted} if held.get(name) != wanted.get(name) or held.get(name) is None}
-        values = {name: Hold(wanted[name]) if name in wanted else None for name in sorted(changed)}
-        self._held = {**held, **dict.fromkeys(changed)}
+    async def _send(self) -> bool:
+        """Renew the lease, and put the holds that are due. Return whether the store may have lost the others."""
+        sent_s = self._now_s()
+        values = self.holds.due()
         beat = await self._store.hold(self.node, TERM_MS, values)
-        self._held = dict(wanted)
-        return beat
+        self.holds.note_put(values)
+        is_lost = self.beat is not None and beat.life != self.beat.life
+        if is_lost:
+            self.holds.lose()
+        self._note(beat)
+        self._sent_s = sent_s
+        is_regained = self._now_s() >= self._kept_until_s
+        self._kept_until_s = sent_s + TERM_MS / 1000
+        if is_regained:
+            self._kept_since_s = self._now_s()
+            self.regained()
+        return is_lost
 
     def _note(self, beat: Beat) -> None:
         now_s, term_s = self._now_s(), TERM_MS / 1000
-        before, self.beat = self.beat, beat
+        before, self.beat, self.beat_s = self.beat, beat, now_s
         if before is None or before.life != beat.life:
             # The leases of other nodes may be lost, too. They renew them within a term.
             self._certain_s = self._own_due_s = now_s + term_s

@@ -1,4 +1,4 @@
-"""Notices: a node tells the other nodes of a shared store which entries it has stored.
+"""Notices: a node tells the other nodes of a shared store which entries it has stored, and which members have changed.
 
 Layer: hub.
 
@@ -19,12 +19,14 @@ from holdfast.core.document import DAMAGE
 from holdfast.core.errors import HoldfastError
 from holdfast.core.ops import Entry
 from holdfast.hub.nodes import NodeLease
-from holdfast.stores.base import Notice, Store, Write
+from holdfast.stores.base import Notice, Notices, Write
 
 logger = logging.getLogger("holdfast.hub")
 
-WINDOW_S = 0.005  # time between two calls of `Store.notify`
+WINDOW_S = 0.005  # time between two calls of `Notices.notify`
 MOVED_BYTES = 4_096  # limit of the entries in the notice of one channel
+WAITING_NOTICES = 1_000  # limit of the other notices that wait to be sent; further ones are dropped
+WAITING_BYTES = 256 * 1024  # limit of their size
 NOTIFY_TIMEOUT_S = 2.0  # a call without a response for this long is given up: its notices are lost
 
 
@@ -64,10 +66,13 @@ _decode = msgspec.msgpack.Decoder(Moved).decode
 class Notifier:
     """Sends a notice of each channel in which this node has stored entries, as long as other nodes live."""
 
-    def __init__(self, store: Store, nodes: NodeLease) -> None:
-        self._store = store
+    def __init__(self, way: Notices, nodes: NodeLease) -> None:
+        """Send by `way`."""
+        self._way = way
         self._nodes = nodes
         self._unsent: dict[str, _Unsent] = {}
+        self._others: list[Notice] = []  # notices about members, and signals
+        self._others_bytes = 0
         self._wake = asyncio.Event()
 
     def stored(self, write: Write) -> None:
@@ -80,6 +85,16 @@ class Notifier:
         unsent.add(write)
         self._wake.set()
 
+    def send(self, notice: Notice) -> None:
+        """Send `notice` soon. It is dropped if too many wait."""
+        size = len(notice.channel) + len(notice.body)
+        if not self._nodes.has_others or len(self._others) >= WAITING_NOTICES:
+            return
+        if self._others_bytes + size <= WAITING_BYTES:
+            self._others.append(notice)
+            self._others_bytes += size
+            self._wake.set()
+
     async def run(self) -> None:
         """Send the notices, at most once in a window, until this task is cancelled."""
         while True:
@@ -90,17 +105,19 @@ class Notifier:
                     Notice("moved", channel, _encode((one.epoch, one.floor, one.serial, one.entries)))
                     for channel, one in self._unsent.items()
                 ]
+                + self._others
             )
             await asyncio.sleep(WINDOW_S)
 
     async def _send(self, notices: list[Notice]) -> None:
         self._unsent.clear()
+        self._others, self._others_bytes = [], 0
         try:
             async with asyncio.timeout(NOTIFY_TIMEOUT_S):
-                await self._store.notify(notices)
+                await self._way.notify(notices)
         except (HoldfastError, TimeoutError) as error:
             logger.debug("%d notices were not sent; other nodes read the heads: %r", len(notices), error)
-        except Exception:  # an error of a third-party store must not end the notices
+        except Exception:  # an error of a third-party store or bus must not end the notices
             logger.exception("%d notices were not sent; other nodes read the heads", len(notices))
 
 

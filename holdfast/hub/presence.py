@@ -21,8 +21,9 @@ from holdfast.core.model import Json, check_json, plain
 from holdfast.core.names import check_id, client_of, is_own_name
 from holdfast.hub.channel import Channel
 from holdfast.hub.deadlines import Deadlines
+from holdfast.hub.presence_state import GRACE_S
+from holdfast.hub.shared_presence import SharedPresence
 
-GRACE_S = 3.0  # time between the end of a member's last connection and the moment it leaves the channel
 SERVERS_SIGNALS = frozenset(("nobody_listening",))  # only the server may send these, since clients trust them
 
 
@@ -35,20 +36,26 @@ class PresenceTracker:
         deadlines: Deadlines,
         limits: Limits,
         channel: Callable[[str], Channel],
+        shared: SharedPresence | None = None,
     ) -> None:
+        """Make the tracker. `channel` returns a live channel; `shared` is None on an exclusive store."""
+        self.shared = shared
         self._loop = loop
         self._deadlines = deadlines
         self._limits = limits
         self._channel = channel
-        # for each client: the channels and member ids of its leases
-        self._leases: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+        # for each client: the channels and member ids of its leases, with the times of their renewals (`now_ms`)
+        self._leases: defaultdict[str, dict[tuple[str, str], int]] = defaultdict(dict)
+        if shared is not None:
+            shared.on_withdrawn = self._withdrawn
 
     def enter(self, channel: str, member_id: str, connection: Hashable, data: dict[str, Json] | None) -> None:
         """Enter `member_id` over `connection`, until `leave`. Raises InvalidRequest, TooLarge, TooMany, Forbidden."""
         if data is not None:
             check_json(data, self._limits.data_bytes, "a member's data", depth=self._limits.depth)
             data = plain(data)
-        self._channel(channel).presence_state.enter(member_id, "user", connection, data)
+        ended = self.shared.ended if self.shared is not None else ()
+        self._channel(channel).presence_state.enter(member_id, "user", connection, data, ended)
         self._deadlines.drop(("grace", channel, member_id))
 
     def leave(self, channel: str, member_id: str, connection: Hashable, *, is_final: bool = False) -> None:
@@ -77,31 +84,53 @@ class PresenceTracker:
                 limit=limit,
             )
         self.enter(channel, member_id, "lease", data)
-        self._leases[client_of(member_id)].add((channel, member_id))
+        self._leases[client_of(member_id)][channel, member_id] = self.shared.now_ms if self.shared is not None else 0
         self._deadlines.set(
             ("here", channel, member_id), self._loop.time() + lease_s, partial(self.end_lease, channel, member_id)
         )
 
+    def withdraw(self, channel: str, member_id: str) -> None:
+        """End the leases of `member_id` at all nodes."""
+        self.end_lease(channel, member_id)
+        if self.shared is not None:
+            self.shared.send_withdrawn(channel, member_id)
+
+    def _withdrawn(self, channel: str, member_id: str, at_ms: int) -> None:
+        """End the lease of `member_id`, which was withdrawn at another node, unless it was renewed since."""
+        renewed_ms = self._leases.get(client_of(member_id), {}).get((channel, member_id))
+        if renewed_ms is not None and renewed_ms < at_ms:
+            self.end_lease(channel, member_id)
+
     def end_lease(self, channel: str, member_id: str) -> None:
-        """End the lease of `member_id`, because it was withdrawn or was not renewed in time."""
+        """End the lease of `member_id` at this node, because it was withdrawn or was not renewed in time."""
         self._deadlines.drop(("here", channel, member_id))
         leases = self._leases.get(client_of(member_id))
         if leases is not None:
-            leases.discard((channel, member_id))
+            leases.pop((channel, member_id), None)
             if not leases:
                 del self._leases[client_of(member_id)]
         self.leave(channel, member_id, "lease", is_final=True)
 
-    def present(self, channel: str) -> Presence:
-        """Return the present members of `channel`."""
-        return self._channel(channel).presence_state.presence()
+    async def read(self, channel: str) -> Channel:
+        """Return `channel` with its members at all nodes, which its limits count."""
+        live = self._channel(channel)
+        if self.shared is not None:
+            await self.shared.read(live)
+        return live
+
+    async def present(self, channel: str) -> Presence:
+        """Return the present members of `channel`, at all nodes."""
+        return (await self.read(channel)).presence_state.presence()
 
     def signal(self, channel: str, name: str, data: Json, by: str | None) -> None:
         """Send a signal to the current subscribers; it is never stored. Raises InvalidRequest, TooLarge."""
         check_id(name, "a signal's name")
         if data is not None:
             check_json(data, self._limits.data_bytes, "a signal's data", depth=self._limits.depth)
-        self._channel(channel).presence_state.signal(Signal(name=name, data=plain({"data": data})["data"], from_=by))
+        signal = Signal(name=name, data=plain({"data": data})["data"], from_=by)
+        self._channel(channel).presence_state.signal(signal)
+        if self.shared is not None:
+            self.shared.send_signal(channel, signal)
 
     def _remove(self, channel: str, member_id: str) -> None:
         self._channel(channel).presence_state.remove(member_id)

@@ -10,13 +10,16 @@ A crowd is a channel with more members than are listed by name, or with people w
 people in a crowd are sent as one `presence.sync`, at most once a second: otherwise a thousand members would cause
 thousands of events for each of a thousand viewers. Changes of agents are still sent one by one: agents are few, and
 viewers follow their state.
+
+Members may be present at several nodes of a shared store (`shared_presence`). A member that two nodes show is one
+member: it has the newer data, and the connections of both.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable, Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -36,6 +39,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.model import Json, Member
 from holdfast.core.names import client_of
 
+GRACE_S = 3.0  # time between the end of a member's last connection and the moment it leaves the channel
 Kind = Literal["user", "agent"]
 NAMED = 100  # number of members that are listed by name; the others are only counted
 CROWD_S = 1.0  # least time between two `presence.sync` events of a crowd
@@ -45,16 +49,49 @@ OWN_MEMBERS = 100  # limit of members of one client in one channel: its id, and 
 KEPT_LEFT = 1_000  # number of departed members for which feeds can still get single `presence.leave` events
 KEPT_SIGNALS = 256
 KEPT_SIGNAL_BYTES = 64 * 1024
-MAX_CONNECTIONS = 100  # limit of connections of one person; the connections of an agent are limited by its sockets
+# limit of connections of one person at all nodes; the connections of an agent are limited by its sockets
+MAX_CONNECTIONS = 100
+
+
+class NodeMember(Struct, frozen=True, array_like=True):
+    """A member as one node shows it. Of two nodes, the higher `version` has the newer data."""
+
+    kind: Kind
+    connections: int
+    version: int
+    data: dict[str, Json]
 
 
 class _Member(Struct):
-    """A member, and the position at which it entered."""
+    """A member, and the position at which it entered. The data and the connections are those of this node."""
 
     kind: Kind
     data: dict[str, Json]
     entered: int
     connections: dict[Hashable, None] = {}
+    version: int = 0
+    is_here: bool = True  # present at this node, perhaps in its grace period
+    elsewhere: dict[str, NodeMember] | None = None  # the member as other nodes show it
+
+    def shown(self) -> tuple[dict[str, Json], int]:
+        """Return the newest data of all nodes, and the number of connections. All nodes choose the same data."""
+        if not self.elsewhere:
+            return self.data, max(1, len(self.connections))
+        found = list(self.elsewhere.values())
+        if self.is_here:
+            found.append(NodeMember(self.kind, max(1, len(self.connections)), self.version, self.data))
+        newest = max(found, key=lambda one: (one.version, encode_json(one.data)))
+        return newest.data, sum(one.connections for one in found)
+
+    def at(self, nodes: Container[str]) -> int:
+        """Return the number of connections at `nodes`, which are other nodes."""
+        return sum(one.connections for node, one in (self.elsewhere or {}).items() if node in nodes)
+
+    def change(self, data: dict[str, Json], version: int) -> None:
+        """Set the data at this node, newer than that of all nodes; with this version at least."""
+        known = max((one.version for one in (self.elsewhere or {}).values()), default=0)
+        self.version = max(1 + self.version, 1 + known, version)
+        self.data = data
 
 
 class PresenceState:
@@ -92,22 +129,41 @@ class PresenceState:
         self._floor = 0  # a feed at a lower position gets all members at once
         self._signals: list[tuple[int, Signal, int]] = []
         self._signal_bytes = 0
+        # called with each change of the members of this node; returns the time in ms, by which all nodes order changes
+        self.on_own: Callable[[], int] = _no_time
+        # for each other node that shows members, the number of its people that it does not name
+        self._unnamed: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._members)
 
     def close(self) -> None:
         """Stop notifying and drop the callback reference."""
-        self._changed = _ignore
+        self._changed, self.on_own = _ignore, _no_time
 
     @property
     def has_people(self) -> bool:
-        """Return whether a person is present. Agents do not count: they are members of all channels that they serve."""
-        return self._people > 0
+        """Return whether a person is present at this node. Agents are members of all channels that they serve."""
+        if not self._unnamed:
+            return self._people > 0
+        return any(here.is_here and here.kind == "user" for here in self._members.values())
 
-    def enter(self, member_id: str, kind: Kind, connection: Hashable, data: dict[str, Json] | None = None) -> None:
+    @property
+    def is_crowd(self) -> bool:
+        """Return whether changes of people are sent at most once a second."""
+        return self._is_crowd
+
+    def enter(
+        self,
+        member_id: str,
+        kind: Kind,
+        connection: Hashable,
+        data: dict[str, Json] | None = None,
+        ended: Container[str] = (),
+    ) -> None:
         """Enter `member_id` by `connection`; `data` replaces the member's data, None keeps it.
 
+        The limit of connections does not count those at `ended`, nodes whose members leave soon: they come back here.
         Raises TooMany, and Forbidden if a person would enter under an agent's id. Agents are not limited: a full
         channel must not hide the agent that answers in it.
         """
@@ -115,35 +171,49 @@ class PresenceState:
         if here is None:
             if kind == "user":
                 self._check_room(member_id)
-                self._people += 1
-                self._owned[client_of(member_id)] += 1
-            here = self._members[member_id] = _Member(kind, data or {}, 0, {connection: None})
-            self._note(member_id, kind, is_move=True)
-            here.entered = self.position
+            now_ms = self.on_own()
+            version = now_ms if kind == "user" and data else 0  # an agent begins everywhere with the same data
+            self._add(member_id, _Member(kind, data or {}, 0, {connection: None}, version))
             return
         if here.kind != kind:
             if kind == "user":  # a person must not change the state that an agent shows
                 raise Forbidden(f"member id {shown(member_id)} is an agent's in this channel; enter under another id")
-            here.kind, here.connections = kind, {}  # connections of the person must not keep the agent present
-            self._forget_person(member_id)
+            self._become_agent(member_id, here)
         is_new = connection not in here.connections
-        if is_new and kind == "user" and len(here.connections) >= MAX_CONNECTIONS:
+        if is_new and kind == "user" and here.shown()[1] - here.at(ended) >= MAX_CONNECTIONS:
             raise TooMany(
                 f"member {shown(member_id)} has {MAX_CONNECTIONS} connections, which is the limit; close one of them "
                 "first",
                 limit=MAX_CONNECTIONS,
             )
         here.connections[connection] = None
-        if is_new or (data is not None and data != here.data):
-            here.data = here.data if data is None else data
+        here.is_here = True
+        is_changed = data is not None and (data != here.data or data != here.shown()[0])
+        if is_new or is_changed:
+            now_ms = self.on_own()
+            if data is not None and is_changed:
+                here.change(data, now_ms)
             self._note(member_id, kind)
+
+    def _add(self, member_id: str, here: _Member) -> None:
+        if here.kind == "user":
+            self._people += 1
+            self._owned[client_of(member_id)] += 1
+        self._members[member_id] = here
+        self._note(member_id, here.kind, is_move=True)
+        here.entered = self.position
+
+    def _become_agent(self, member_id: str, here: _Member) -> None:
+        """Make a person an agent: the connections of the person must not keep the agent present."""
+        here.kind, here.connections, here.elsewhere = "agent", {}, None
+        self._forget_person(member_id)
 
     def _check_room(self, member_id: str) -> None:
         """Raise TooMany if the channel, or the client of `member_id`, has reached its limit of members."""
-        limit = self._limits.members
-        if self._people >= limit:
+        limit, people = self._limits.members, self._people + sum(self._unnamed.values())
+        if people >= limit:
             raise TooMany(
-                f"channel has {self._people} members, the limit is {limit} (Limits.members); try again later",
+                f"channel has {people} members, the limit is {limit} (Limits.members); try again later",
                 limit=limit,
             )
         if self._owned[client_of(member_id)] >= OWN_MEMBERS:
@@ -163,8 +233,8 @@ class PresenceState:
     def update(self, member_id: str, data: dict[str, Json]) -> None:
         """Set the data of a member if it is present."""
         here = self._members.get(member_id)
-        if here is not None and here.data != data:
-            here.data = data
+        if here is not None and here.is_here and here.data != data:
+            here.change(data, self.on_own())
             self._note(member_id, here.kind)
 
     def disconnect(self, member_id: str, connection: Hashable) -> bool:
@@ -175,17 +245,74 @@ class PresenceState:
         del here.connections[connection]
         if here.connections:
             self._note(member_id, here.kind)
+            self.on_own()
         return not here.connections
 
     def remove(self, member_id: str) -> None:
-        """Remove a member, unless it has a connection again."""
+        """Remove a member of this node, unless it has a connection again."""
         here = self._members.get(member_id)
-        if here is None or here.connections:
+        if here is None or here.connections or not here.is_here:
+            return
+        here.is_here, here.data, here.version = False, {}, 0
+        self._drop(member_id, here)
+        self.on_own()
+
+    def _drop(self, member_id: str, here: _Member) -> None:
+        """Remove a member, unless a node shows it still."""
+        if here.is_here or here.elsewhere:
+            self._note(member_id, here.kind)
             return
         del self._members[member_id]
         if here.kind == "user":
             self._forget_person(member_id)
         self._note(member_id, here.kind, entered=here.entered, is_move=True)
+
+    # Other nodes
+
+    def own(self) -> list[tuple[str, NodeMember]]:
+        """Return the members of this node, agents first. Agents that never changed their data are left out."""
+        found = [
+            (one, here) for one, here in self._members.items() if here.is_here and (here.kind == "user" or here.version)
+        ]
+        found.sort(key=lambda one: one[1].kind)
+        return [
+            (one, NodeMember(here.kind, max(1, len(here.connections)), here.version, here.data)) for one, here in found
+        ]
+
+    def show(self, node: str, members: Mapping[str, NodeMember], unnamed: int = 0) -> None:
+        """Show exactly `members`, and a number of `unnamed` people, as present at another node."""
+        for member_id, member in members.items():
+            self._show(node, member_id, member)
+        for member_id, here in list(self._members.items()):
+            if here.elsewhere and node in here.elsewhere and member_id not in members:
+                del here.elsewhere[node]
+                self._drop(member_id, here)
+        is_changed = unnamed != self._unnamed.get(node, 0)
+        self._unnamed.pop(node, None)
+        if members or unnamed:
+            self._unnamed[node] = unnamed
+        if is_changed:
+            self._is_held = True
+            if not self._is_timed:
+                self._sync_crowd()
+
+    def _show(self, node: str, member_id: str, member: NodeMember) -> None:
+        here = self._members.get(member_id)
+        if here is None:
+            self._add(member_id, _Member(member.kind, {}, 0, is_here=False, elsewhere={node: member}))
+            return
+        if here.kind != member.kind:
+            if member.kind == "user":
+                return  # the agent with this id goes before the person
+            self._become_agent(member_id, here)
+            here.is_here = False
+            self.on_own()
+        elif here.elsewhere is not None and here.elsewhere.get(node) == member:
+            return
+        before = here.shown()
+        here.elsewhere = {**(here.elsewhere or {}), node: member}
+        if here.shown() != before:
+            self._note(member_id, here.kind)
 
     def signal(self, signal: Signal) -> None:
         """Send a signal to the current feeds."""
@@ -202,13 +329,16 @@ class PresenceState:
         here = self._members.get(member_id)
         if here is None:
             return None
-        return Member(id=member_id, kind=here.kind, data=here.data, connections=max(1, len(here.connections)))
+        data, connections = here.shown()
+        return Member(id=member_id, kind=here.kind, data=data, connections=connections)
 
     def presence(self) -> Presence:
         """Return the members: agents first, then in order of entry, at most `NAMED`, with the count of all."""
         agents_first = sorted(self._members, key=lambda one: self._members[one].kind)
         named = [self.member(one) for one in agents_first[:NAMED]]
-        return Presence(members=[one for one in named if one is not None], count=len(self._members))
+        return Presence(
+            members=[one for one in named if one is not None], count=len(self._members) + sum(self._unnamed.values())
+        )
 
     def since(self, position: int) -> list[EphemeralEvent]:
         """Return the changes since `position`, joined, and the signals."""
@@ -303,6 +433,11 @@ class PresenceState:
 
 def _ignore() -> None:
     """Do nothing. Used as the callback after `close`."""
+
+
+def _no_time() -> int:
+    """Return 0: no other node shows members."""
+    return 0
 
 
 def _call_later(delay_s: float, callback: Callable[[], None]) -> object:

@@ -25,6 +25,7 @@ from holdfast.hub.loading import in_time
 from holdfast.hub.nodes import IsMine
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
+from holdfast.hub.shared_turns import lose_turns
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writers import Writers
 
@@ -93,6 +94,8 @@ async def _offer_turns(runtime: Runtime, channel: str, asked: Sequence[MessageSt
     else:
         for message in asked:
             runtime.scheduler.inspect_message(channel, message.id, message)
+    await lose_turns(runtime.nodes, runtime.scheduler, channel)
+    if channel not in runtime.channels:
         runtime.scheduler.forget(channel)
     runtime.scheduler.offer(channel)
 

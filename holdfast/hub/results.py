@@ -11,9 +11,11 @@ from collections.abc import Callable
 from msgspec import Struct
 from msgspec.structs import replace
 
+from holdfast.core.cursor import Cursor
 from holdfast.core.errors import Deleted, HoldfastError
 from holdfast.core.events import CommandReply
 from holdfast.core.model import Command, Message, plain
+from holdfast.stores.base import Head
 
 
 class ChannelInfo(Struct, frozen=True, kw_only=True):
@@ -66,6 +68,11 @@ def message_of(result: Result, message_id: str) -> Message:
     if result.message is None:
         raise Deleted(f"message {message_id!r} was deleted before the hub could return it; create another one")
     return own_copy(result.message)
+
+
+def info_of(channel: str, head: Head) -> ChannelInfo:
+    """Return the position of `channel`, whose head is `head`."""
+    return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=str(Cursor(*head[:2])))
 
 
 def own_copy(message: Message) -> Message:

@@ -14,7 +14,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-from holdfast.core.errors import HoldfastError
+from holdfast.core.errors import HoldfastError, StoreUnusable
 from holdfast.core.model import ChannelSummary
 from holdfast.core.retention import DAY_MS, ClockTrust, Fact, Policies, Retention, Sweep
 from holdfast.hub.importing import is_importing
@@ -86,11 +86,17 @@ class Retainer:
         if not await self._trusts_clock(runtime, now_ms):
             return
         after: str | None = None
+        damaged, first = 0, None
         while page := await runtime.store.summaries(self.policies.within(), after=after, limit=PAGE):
             for summary in page:
-                await self._sweep(runtime, summary, now_ms)
+                try:
+                    await self._sweep(runtime, summary, now_ms)
+                except StoreUnusable as error:  # the channel is damaged; the others are not
+                    damaged, first = damaged + 1, first or error
             after = page[-1].channel
             await asyncio.sleep(PAUSE_S)
+        if damaged:
+            logger.error("retention left out %d channels that cannot be read; the first: %s", damaged, first)
         self._rounds += 1
         self._last_ms = runtime.clock.now_ms()
 

@@ -33,19 +33,27 @@ from holdfast.hub.pace import Pace
 from holdfast.hub.pending import Waiting
 from holdfast.hub.presence import PresenceTracker
 from holdfast.hub.results import Done, Result, result_later
+from holdfast.hub.shared_presence import SharedPresence
 from holdfast.hub.tasks import Tasks
 from holdfast.hub.ticks import Ticks
 from holdfast.hub.turns import TurnScheduler
 from holdfast.hub.workers import WorkerPool
 from holdfast.hub.writer_hub import OpenWriter
-from holdfast.stores.base import Store
+from holdfast.stores.base import Bus, Store
 
 
 class Runtime:
     """All services of one run of a hub. `node` names the run in the leases of its writers."""
 
     def __init__(
-        self, store: Store, limits: Limits, clock: Clock, node: str, group: asyncio.TaskGroup, capacity: Capacity
+        self,
+        store: Store,
+        limits: Limits,
+        clock: Clock,
+        node: str,
+        group: asyncio.TaskGroup,
+        capacity: Capacity,
+        bus: Bus | None = None,
     ) -> None:
         self.store = store
         self.limits = limits
@@ -61,7 +69,7 @@ class Runtime:
         self.deadlines = Deadlines(self.loop)
         self.ticks = Ticks()
         self.pace = Pace(self.ticks)
-        self.hooks = Hooks(store, self.tasks.start_background)
+        self.hooks = Hooks(store, self.nodes, self.tasks.start_background)
         self.leases = LeaseMonitor(
             self.loop,
             clock,
@@ -70,7 +78,6 @@ class Runtime:
             read=None if store.is_exclusive else self.message_in_time,
             spawn=self.tasks.spawn,
         )
-        self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel)
         workers = WorkerPool(
             self.loop,
             clock,
@@ -84,12 +91,19 @@ class Runtime:
             clock,
             self.deadlines,
             workers,
-            node=node,
-            is_gone=self.nodes.is_gone,
+            nodes=self.nodes,
             submit=self.submit,
             find=self.channels.get,
         )
-        self.follower = Follower(store, self.channels, Notifier(store, self.nodes))
+        self.nodes.regained = self.scheduler.offer_all
+        notifier = Notifier(bus or store, self.nodes)
+        shared: SharedPresence | None = None
+        if not store.is_exclusive:
+            shared = SharedPresence(store, self.nodes, notifier, self.channels, workers.patterns_by_name)
+        self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel, shared)
+        self.follower = Follower(store, self.channels, notifier, bus)
+        if shared is not None:
+            self.follower.receivers.append(shared.receive)
         self.committer = Committer(
             store,
             limits,
@@ -112,16 +126,32 @@ class Runtime:
             channel = self.channels[name] = Channel(
                 name, self.store, self.limits, self.ticks, now_s=now_s, observe=self._changed
             )
+            if self.presence.shared is not None:
+                self.presence.shared.loaded(channel)
             self.scheduler.workers.loaded(channel)
+            if self.follower.bus is not None:
+                self.follower.bus.follow(name)
         channel.used_s = now_s
         return channel
 
-    async def fresh(self, name: str) -> Channel:
-        """Return the channel, loaded; on a shared store, with the entries of other hubs. Raises StoreUnavailable."""
+    def forget(self, name: str) -> None:
+        """Drop the idle channel `name` from memory."""
+        self.channels.pop(name).close()
+        self.scheduler.forget(name)
+        if self.follower.bus is not None:
+            self.follower.bus.unfollow(name)
+
+    async def fresh(self, name: str, *, with_members: bool = False) -> Channel:
+        """Return the channel, loaded; on a shared store, with the entries of other hubs. Raises StoreUnavailable.
+
+        `with_members`: also with the members of other hubs, which are followed as long as the channel is in memory.
+        """
         live = self.channel(check_channel(name))
         await live.load()
         if live.is_stale or not self.store.is_exclusive:
             await live.refresh()
+        if with_members and self.presence.shared is not None:
+            await self.presence.shared.read(live)
         return live
 
     async def message(self, channel: str, message_id: str) -> MessageState:
@@ -167,10 +197,15 @@ class Runtime:
             "deadlines": len(self.deadlines),
             "members": sum(len(channel.presence_state) for channel in channels),
             **self.scheduler.stats(),
+            **(self.follower.bus.stats() if self.follower.bus is not None else {}),
         }
 
+    def responded_s(self) -> float:
+        """Return the loop time of the last response of the store, as far as the hub asks it at regular times."""
+        return max(self.nodes.beat_s, self.follower.responded_s)
+
     def wake_feeds(self) -> None:
-        """Wake all feeds so that they notice that the hub is shutting down."""
+        """Wake all feeds so that they notice that viewers must leave."""
         for channel in self.channels.values():
             for feed in channel.feeds:
                 feed.wake()

@@ -16,7 +16,8 @@ from holdfast.core.errors import LocalError, shown
 from holdfast.core.limits import Limits
 from holdfast.hub.rates import ClientLimits
 from holdfast.stores import open_url
-from holdfast.stores.base import Store
+from holdfast.stores.base import Bus, Store
+from holdfast.stores.bus import open_bus
 
 
 def check_store(store: object) -> Store:
@@ -31,6 +32,21 @@ def check_store(store: object) -> Store:
             f"store must be a URL such as 'sqlite:///chat.db' or 'memory://', or a store object, got {shown(store)}"
         )
     return store  # type: ignore[return-value]  # the rest of the interface is the author's promise
+
+
+def check_bus(bus: object, store: Store) -> Bus | None:
+    """Return `bus`, or the bus that it names if it is a URL. Raises LocalError, also if `store` serves one process."""
+    if bus is None:
+        return None
+    if isinstance(bus, type) or not (isinstance(bus, str) or callable(getattr(bus, "unfollow", None))):
+        raise LocalError(f"bus must be a URL such as 'redis://host:6379', or None, got {shown(bus)}")
+    found: Bus = open_bus(bus) if isinstance(bus, str) else bus  # type: ignore[assignment]
+    if store.is_exclusive:
+        raise LocalError(
+            f"a bus needs a store that processes share, and a {store.name} store serves one process: change the store "
+            "to postgresql://role@host/database, or leave the bus out"
+        )
+    return found
 
 
 def check_settings(
@@ -58,8 +74,14 @@ def check_seconds(value: object, name: str) -> None:
 
 
 def check_authenticate(authenticate: object) -> None:
-    """Raise LocalError unless `authenticate` is None, or may return an awaitable."""
-    if authenticate is None or _may_be_async(authenticate):
+    """Raise LocalError unless `authenticate` is None, or takes a scope and may return an awaitable.
+
+    The hub learns only from a request whether a lambda, or a function of unknown signature, returns an awaitable.
+    """
+    if authenticate is None:
+        return
+    if _may_be_async(authenticate):
+        _check_takes_scope(authenticate)
         return
     if isinstance(authenticate, type) or not callable(authenticate):
         raise LocalError(
@@ -88,6 +110,21 @@ def check_job(job: object) -> None:
             f"start_task takes a coroutine, got the function {shown(name)}; call it: start_task({name}(...))"
         )
     raise LocalError(f"start_task takes a coroutine, the result of an `async def` function, got {shown(job)}")
+
+
+def _check_takes_scope(authenticate: object) -> None:
+    """Raise LocalError if `authenticate` cannot be called with a scope alone."""
+    try:
+        signature = inspect.signature(authenticate)  # type: ignore[arg-type]  # is a callable
+    except (TypeError, ValueError):  # some callables of C have no signature
+        return
+    try:
+        signature.bind({})
+    except TypeError as error:
+        raise LocalError(
+            f"authenticate must take one argument, the ASGI scope, got {shown(authenticate)} with the parameters "
+            f"{signature} ({error}); write `async def authenticate(scope)`"
+        ) from None
 
 
 def _may_be_async(function: object) -> bool:

@@ -20,11 +20,14 @@ import msgspec
 from msgspec import Struct
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
+from holdfast.core.turns import Phase
 from holdfast.hub.channel import Channel, is_settling
+from holdfast.hub.following import Follower
 from holdfast.hub.loading import in_time
 from holdfast.hub.nodes import NodeLease
-from holdfast.hub.turns import TurnScheduler
-from holdfast.stores.base import Store
+from holdfast.hub.store_errors import logs_errors
+from holdfast.hub.turns import OpenTurn, TurnScheduler
+from holdfast.stores.base import Notice, Store
 
 logger = logging.getLogger("holdfast.hub")
 
@@ -51,8 +54,12 @@ class SharedTurns:
         scheduler: TurnScheduler,
         channels: Mapping[str, Channel],
         fresh: Callable[[str], Awaitable[Channel]],
+        follower: Follower,
     ) -> None:
-        """Make the shared turns of this node. `channels` are those in memory; `fresh` reads one from the store."""
+        """Make the shared turns of this node. `channels` are those in memory; `fresh` reads one from the store.
+
+        `follower` sends and receives the notices.
+        """
         self._store = store
         self._nodes = nodes
         self._scheduler = scheduler
@@ -60,20 +67,27 @@ class SharedTurns:
         self._fresh = fresh
         self._due = asyncio.Event()  # set when the hold has changed
         self._shown: Mapping[str, bytes] = {}  # the hold that the store has
-        nodes.values = self._values
+        self._patterns: list[str] = []  # the patterns in it
+        self._notifier = follower.notifier
+        follower.receivers.append(self._receive)
+        nodes.holds.sources.append(self._values)
         scheduler.workers.changed = self._due.set
+
+    async def begin(self) -> None:
+        """Show this node to the others, then read theirs. Raises StoreUnavailable.
+
+        So of two nodes that begin at the same moment one finds the other, which learns of it by a notice.
+        """
+        await self._show(self._values())
+        await self.read()
 
     async def run(self) -> None:
         """Show and follow until this task is cancelled."""
         while True:
             self._due.clear()
-            try:
+            with logs_errors("the turns of other nodes were not read; the hub tries again"):
                 await self._share()
                 await self.follow()
-            except HoldfastError as error:
-                logger.warning("the turns of other nodes were not read; the hub tries again: %s", error)
-            except Exception:  # an error of a third-party store must not end the hub
-                logger.exception("the turns of other nodes were not read; the hub tries again")
             await asyncio.sleep(REST_S)
             try:
                 async with asyncio.timeout(FOLLOW_S - REST_S):
@@ -84,8 +98,21 @@ class SharedTurns:
     async def _share(self) -> None:
         values = self._values()
         if values != self._shown:
-            await self._nodes.renew()
-            self._shown = values
+            await self._show(values)
+
+    async def _show(self, values: Mapping[str, bytes]) -> None:
+        patterns = self._scheduler.workers.served()
+        await self._nodes.renew()
+        self._shown = values
+        if patterns != self._patterns:
+            self._patterns = patterns
+            self._notifier.send(Notice("here", "", self._nodes.node.encode()))
+
+    def _receive(self, notice: Notice | None) -> None:
+        """Read the holds soon, because another node serves other patterns. None: notices may have been missed."""
+        is_about_turns = notice is not None and notice.kind == "here" and not notice.channel
+        if notice is None or (is_about_turns and notice.body != self._nodes.node.encode()):
+            self._due.set()
 
     def _values(self) -> dict[str, bytes]:
         """Return the hold of this node."""
@@ -93,24 +120,36 @@ class SharedTurns:
         shown = ShownTurns(patterns=workers.served()[:SHOWN], waiting=self._unplaced()[:SHOWN])
         return {PREFIX + self._nodes.node: msgspec.json.encode(shown)} if shown != ShownTurns() else {}
 
+    def _waiting(self) -> list[str]:
+        """Return the channels in which turns wait; if there are many, first those that an agent serves."""
+        workers = self._scheduler.workers
+        waiting = list(dict(self._scheduler.where(lambda turn: turn.phase is Phase.WAITING)))
+        if len(waiting) > SHOWN:
+            waiting.sort(key=lambda name: not (workers.has_agent(name) or workers.is_served_elsewhere(name)))
+        return waiting
+
     def _unplaced(self) -> list[str]:
         """Return the channels whose waiting turns need a worker of another node."""
         workers = self._scheduler.workers
-        waiting = [channel for channel in self._scheduler.waiting() if not workers.has_room(channel)]
-        if len(waiting) > SHOWN:  # the others have no use for a channel that no agent of theirs serves
-            waiting.sort(key=lambda channel: not workers.is_served_elsewhere(channel))
-        return waiting
+        return [channel for channel in self._waiting() if not workers.has_room(channel)]
+
+    async def read(self) -> list[ShownTurns]:
+        """Return the holds of the other nodes, after noting their patterns. Raises StoreUnavailable."""
+        held = await in_time(self._store.holds(PREFIX), self._store.name)
+        others = [shown for node, hold in held.values() if node != self._nodes.node and (shown := _decode(hold.value))]
+        self._scheduler.workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
+        return others
 
     async def follow(self) -> None:
         """Read the holds of the other nodes, and offer the turns that wait there. Raises StoreUnavailable."""
-        held = await in_time(self._store.holds(PREFIX), self._store.name)
-        others = [shown for node, hold in held.values() if node != self._nodes.node and (shown := _decode(hold.value))]
+        others = await self.read()
         workers = self._scheduler.workers
-        workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
-        # own turns of channels outside memory, which `holdfast.hub.following` does not read, may be taken elsewhere
-        wanted = [channel for channel in self._unplaced()[:SHOWN] if channel not in self._channels]
+        # own turns of channels outside memory, which `holdfast.hub.following` does not read, may be taken elsewhere, or
+        # wait for a turn of another node that has ended
+        wanted = [channel for channel in self._waiting() if channel not in self._channels][:SHOWN]
         own = set(wanted)
         wanted += [channel for one in others for channel in one.waiting]
+        looked_at = []
         for name in dict.fromkeys(wanted):
             live = self._channels.get(name)
             if (name not in own and not workers.has_room(name)) or (live is not None and is_settling(live)):
@@ -122,7 +161,29 @@ class SharedTurns:
             except HoldfastError as error:
                 logger.warning("the turns of channel %s were not read: %s", name, error)
                 continue
+            looked_at.append(name)
+        await lose_turns(self._nodes, self._scheduler)
+        for name in looked_at:
             self._scheduler.offer(name)
+
+
+async def lose_turns(nodes: NodeLease, scheduler: TurnScheduler, channel: str | None = None) -> None:
+    """Let the turns of ended nodes wait again, in `channel` or in all channels. Raises StoreUnavailable.
+
+    The lease of this node is renewed between the look at a claim and the decision: the node that stored the claim may
+    have begun, or have run again after a pause, since the renewal before.
+    """
+
+    def is_left(turn: OpenTurn) -> bool:
+        node = turn.claim.node if turn.phase is Phase.RUNNING and turn.claim is not None else None
+        return node is not None and nodes.is_gone(node)
+
+    left = [(name, turn, turn.attempt, turn.confirmed) for name, turn in scheduler.where(is_left, channel)]
+    if left:
+        await nodes.renew()
+    for name, turn, *known in left:
+        if [turn.attempt, turn.confirmed] == known and is_left(turn):
+            scheduler.lose(name, turn)
 
 
 def _decode(value: bytes) -> ShownTurns | None:

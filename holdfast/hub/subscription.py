@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 from holdfast.core.cursor import Cursor, parse_cursor
-from holdfast.core.errors import Draining
 from holdfast.core.events import Batch, ServerEvent
 from holdfast.hub.batches import Behind
 from holdfast.hub.feed import Feed
+from holdfast.hub.viewing import Viewing
 
 
 class Attaching(Protocol):
     """The methods of the hub that a subscription uses."""
 
     @property
-    def is_draining(self) -> bool:
-        """Return whether the hub is shutting down."""
+    def node(self) -> str:
+        """Return the name of this run of the hub."""
+
+    @property
+    def viewing(self) -> Viewing:
+        """Return whether viewers may stay."""
 
     async def attach(
         self,
@@ -67,12 +72,12 @@ class Subscription:
             wake=self._woken.set,
             has_ephemeral=True,
         )
+        node = self._hub.node
         try:
             while True:
                 self._woken.clear()
-                if self._hub.is_draining:
-                    raise Draining("hub is shutting down; retry with the cursor")
-                batch = await take(feed)
+                self._hub.viewing.check(has_ended=self._hub.node != node)
+                batch = await take(feed, self._hub.viewing.reading)
                 if batch is None:
                     await self._woken.wait()
                     continue
@@ -85,12 +90,13 @@ class Subscription:
             feed.close()
 
 
-async def take(feed: Feed) -> Batch | None:
-    """Take the missed events of `feed`; reads the store if needed."""
+async def take(feed: Feed, reading: Callable[[], AbstractAsyncContextManager[None]] = nullcontext) -> Batch | None:
+    """Take the missed events of `feed`; reads the store if needed, in the context `reading`."""
     while True:
         try:
             batch = feed.take()
         except Behind:
-            await feed.catch_up()
+            async with reading():
+                await feed.catch_up()
             continue
         return Batch(events=list(batch.events), cursor=batch.cursor or None) if batch is not None else None

@@ -75,7 +75,8 @@ class Replaceable(Protocol):
 class Tickets:
     """Issues and verifies tickets. The first of `keys` signs; all of them verify.
 
-    Without keys it generates one for this process; after a restart, pages have to request new tickets.
+    Without keys it generates one for this process; after a restart, pages have to request new tickets. Hubs that share
+    a store keep it there (`ticket_keys`).
     """
 
     def __init__(self, keys: Sequence[bytes] = (), *, now_ms: Callable[[], int] | None = None) -> None:
@@ -84,12 +85,17 @@ class Tickets:
                 f"ticket key has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes; make one with: "
                 "openssl rand -base64 48"
             )
-        self._keys = list(keys) or [secrets.token_bytes(MIN_KEY_BYTES)]
+        self.generated = None if keys else secrets.token_bytes(MIN_KEY_BYTES)  # the key, if the app has given none
+        self._keys = list(keys) if self.generated is None else [self.generated]
         self._now_ms = now_ms or Clock().now_ms
         self._open: dict[str, Replaceable] = {}
 
     def __repr__(self) -> str:
         return f"Tickets({len(self._keys)} keys, {len(self._open)} open)"
+
+    def use(self, keys: Sequence[bytes]) -> None:
+        """Sign with the first of `keys`, which hubs that share a store have generated, and verify with all of them."""
+        self._keys = list(keys)
 
     def issue(self, identity: Identity, channel: str) -> str:
         """Return a ticket for one stream of `channel`. Raises Forbidden unless `identity` may subscribe to it."""

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
-from holdfast.core.decide_work import ATTEMPTS
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Signal
 from holdfast.core.message_state import ClaimState, MessageState
@@ -28,6 +27,7 @@ from holdfast.core.names import COMMAND_MARK, command_key
 from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, SendCommand
 from holdfast.core.turns import (
+    ATTEMPTS,
     CANCEL,
     ChannelTurns,
     HeldFate,
@@ -35,13 +35,13 @@ from holdfast.core.turns import (
     Phase,
     TurnEvent,
     TurnState,
-    attempt_of,
     fate_of_held,
 )
 from holdfast.hub.channel import Channel
 from holdfast.hub.clock import Clock
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.leases import BROKEN_S, RETRY_S, Submit
+from holdfast.hub.nodes import NodeLease
 from holdfast.hub.results import Done, Result
 from holdfast.hub.unended import UnendedAttempts
 from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
@@ -65,15 +65,13 @@ class TurnScheduler:
         deadlines: Deadlines,
         workers: WorkerPool,
         *,
-        node: str,
-        is_gone: Callable[[str], bool],
+        nodes: NodeLease,
         submit: Submit,
         find: Callable[[str], Channel | None],
     ) -> None:
         self._loop, self._clock, self._deadlines = loop, clock, deadlines
         self.workers = workers
-        self._node = node
-        self._is_gone = is_gone
+        self._nodes, self._node = nodes, nodes.node
         self._submit = submit
         self._find = find  # returns a channel if it is in memory
         self._turns: dict[str, OpenTurns] = {}
@@ -87,15 +85,15 @@ class TurnScheduler:
         self.workers.add(worker)
         self.offer_all()
 
-    def unregister(self, worker: Worker, *, is_broken: bool = False) -> None:
-        """Assign no more turns to `worker`. With `is_broken` its turns are lost soon, unless they are renewed."""
+    def unregister(self, worker: Worker, *, is_broken: bool = False, keeps_leases: bool = False) -> None:
+        """Assign no more turns to `worker`. With `is_broken` its turns are lost soon, or only when the leases end."""
         if not self.workers.remove(worker) and not is_broken:
             return
         self.workers.hide(worker, is_broken=is_broken)
         if is_broken:  # a worker that stops taking turns keeps those that it has
-            for channel, turn in _turns_where(self._turns, lambda turn: turn.worker is worker):
+            for channel, turn in self.where(lambda turn: turn.worker is worker):
                 turn.worker = None
-                if not worker.is_local:
+                if not (worker.is_local or keeps_leases):
                     self._lapse_in(channel, turn, BROKEN_S)
 
     def abandon(self, name: str) -> list[AssignedTurn]:
@@ -103,8 +101,7 @@ class TurnScheduler:
 
         Return the lost attempts. Without this call the turns wait again at the end of their leases.
         """
-        lost = _turns_where(
-            self._turns,
+        lost = self.where(
             lambda turn: (
                 turn.phase is Phase.RUNNING
                 and turn.claim is not None
@@ -113,12 +110,12 @@ class TurnScheduler:
         )
         attempts = [AssignedTurn(channel, turn.message_id, turn.attempt, None) for channel, turn in lost]
         for channel, turn in lost:
-            self._lose(channel, turn)
+            self.lose(channel, turn)
         return attempts
 
     def hand_over(self, worker: Worker, heir: Worker) -> None:
         """Pass the turns of `worker` on to `heir`, a new registration of the same agent."""
-        for _, turn in _turns_where(self._turns, lambda turn: turn.worker is worker):
+        for _, turn in self.where(lambda turn: turn.worker is worker):
             turn.begin(heir)
 
     def freed(self, worker: Worker) -> None:
@@ -164,9 +161,10 @@ class TurnScheduler:
             "turns_running": phases.count(Phase.RUNNING),
         }
 
-    def waiting(self) -> list[str]:
-        """Return the channels in which turns wait for a worker."""
-        return [name for name, turns in self._turns.items() if any(turn.phase is Phase.WAITING for turn in turns)]
+    def where(self, is_wanted: Callable[[OpenTurn], bool], channel: str | None = None) -> list[tuple[str, OpenTurn]]:
+        """Return the open turns that are wanted, of `channel` or of all channels, each with its channel."""
+        channels = self._turns if channel is None else {channel: self._turns.get(channel, OpenTurns())}
+        return [(name, turn) for name, turns in channels.items() for turn in turns if is_wanted(turn)]
 
     def close(self) -> None:
         """Assign no more turns, because the hub is shutting down."""
@@ -196,11 +194,9 @@ class TurnScheduler:
             turn = OpenTurn(key)
             self._turns.setdefault(channel, OpenTurns()).put(turn)
         node = claim.node if claim is not None else None
-        is_orphan = node is not None and (node == self._node or self._is_gone(node))
-        is_waiting = self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
-        if turn.phase is Phase.RUNNING and is_orphan and node != self._node:  # it ran at a node that has ended since
-            return self._moved(channel, turn, turn.lose())
-        return is_waiting
+        # `holdfast.hub.shared_turns` asks the store whether another node lives before its turns wait again
+        is_orphan = node is not None and (node == self._node or self._nodes.is_exclusive)
+        return self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
 
     def forget(self, channel: str) -> None:
         """Forget the turns of other nodes in `channel`, which leaves memory: this node follows it no longer."""
@@ -280,7 +276,7 @@ class TurnScheduler:
     def offer(self, channel: str) -> None:
         """Give waiting turns of `channel` to workers with free slots."""
         turns = self._turns.get(channel)
-        if turns is None or self._is_over:
+        if turns is None or self._is_over or not self._nodes.is_kept_since(self._loop.time()):
             return
         waiting = [turn for turn in turns.waiting() if not self._give_up(channel, turn)]
         for turn in waiting:
@@ -310,7 +306,7 @@ class TurnScheduler:
         about the answer of the last attempt. The request stores the end of the turn and a failed answer in one
         decision, so that the answer is created once.
         """
-        if attempt_of(turn.attempt) < ATTEMPTS or not self.workers.has_agent(channel):
+        if not turn.is_used_up(self._node) or not self.workers.has_agent(channel):
             return False
 
         def done(result: Result | HoldfastError) -> None:
@@ -322,7 +318,7 @@ class TurnScheduler:
             self.offer(channel)
 
         turn.send_claim()
-        request = EndTurn(generation=turn.attempt, failure=self._clock.new_id())
+        request = EndTurn(generation=turn.attempt, confirmed=turn.confirmed, failure=self._clock.new_id())
         self._request(channel, turn.message_id, request, SERVER, done)
         return True
 
@@ -352,10 +348,12 @@ class TurnScheduler:
             self._look_again(channel)
             self.offer(channel)  # offer messages that waited behind this one, in case the turn ended meanwhile
 
-    def _claim(self, channel: str, turn: OpenTurn, worker: Worker, lost: tuple[tuple[str, int], ...] | None) -> None:
+    def _claim(
+        self, channel: str, turn: OpenTurn, worker: Worker, lost: tuple[tuple[str, int, int], ...] | None
+    ) -> None:
         writer = WriterIdentity(by=worker.name, node=self._node) if worker.is_local else None
         caller = Caller(id=worker.name, writer=writer, is_server=True)
-        lease_s = 0.0 if worker.is_local else LEASE_S
+        lease_s, asked_s = 0.0 if worker.is_local else LEASE_S, self._loop.time()
 
         def done(result: Result | HoldfastError) -> None:
             if isinstance(result, HoldfastError):
@@ -363,10 +361,17 @@ class TurnScheduler:
                 self._not_claimed(channel, turn, result)
                 return
             assert result.generation is not None
-            self._claimed(worker, turn, AssignedTurn(channel, turn.message_id, result.generation, lease_s or None))
+            assigned = AssignedTurn(channel, turn.message_id, result.generation, lease_s or None)
+            self._claimed(worker, turn, assigned, self._nodes.is_kept_since(asked_s))
 
-        above = self.unended.attempt(channel, turn.message_id)
-        request = ClaimTurn(generation=turn.attempt, lease_s=lease_s, above=above, lost=lost)
+        request = ClaimTurn(
+            generation=turn.attempt,
+            confirmed=turn.confirmed,
+            confirms=worker.is_local and turn.is_unbegun_by(self._node),
+            lease_s=lease_s,
+            above=self.unended.attempt(channel, turn.message_id),
+            lost=lost,
+        )
         self._request(channel, turn.message_id, request, caller, done)
 
     def _not_claimed(self, channel: str, turn: OpenTurn, error: HoldfastError) -> None:
@@ -383,16 +388,16 @@ class TurnScheduler:
         self._look_again(channel)
         self.offer(channel)
 
-    def _claimed(self, worker: Worker, turn: OpenTurn, assigned: AssignedTurn) -> None:
+    def _claimed(self, worker: Worker, turn: OpenTurn, assigned: AssignedTurn, is_safe: bool) -> None:
         self._moved(assigned.channel, turn, turn.resolve(TurnEvent.TAKEN, assigned.generation))
         is_ours = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
-        if is_ours and worker in self.workers:
+        if is_ours and is_safe and worker in self.workers:
             turn.begin(worker)
             worker.begin(assigned)
             if worker.when_busy == "interrupt":  # a newer message may have been stored together with the claim
                 self.offer(assigned.channel)
             return
-        # An error here means that the turn ended at the same time, or that the worker is gone and its lease will end.
+        # The turn has ended meanwhile, the worker is gone, or another node may have the turn by now: no handler begins.
         self._loop.call_soon(self.freed, worker)
         self._loop.call_soon(self.offer, assigned.channel)  # offer messages that waited behind this one
         if is_ours:
@@ -451,9 +456,9 @@ class TurnScheduler:
         live = self._find(channel)
         match fate_of_held(turn, self._turns[channel], live.state if live is not None else None):
             case HeldFate.LOST:
-                self._lose(channel, turn)
+                self.lose(channel, turn)
             case HeldFate.UNHEARD:
-                self._lose(channel, turn, TurnEvent.UNHEARD)
+                self.lose(channel, turn, TurnEvent.UNHEARD)
             case HeldFate.DONE:
                 self._end_held(channel, turn, "done")
             case HeldFate.CANCELLED:
@@ -472,11 +477,11 @@ class TurnScheduler:
 
         def lapse() -> None:
             if turn.phase is Phase.RUNNING and turn.attempt == attempt:
-                self._lose(channel, turn)
+                self.lose(channel, turn)
 
         self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
 
-    def _lose(self, channel: str, turn: OpenTurn, event: TurnEvent = TurnEvent.LOST) -> None:
+    def lose(self, channel: str, turn: OpenTurn, event: TurnEvent = TurnEvent.LOST) -> None:
         """Offer the turn again, because its worker is gone, or the attempt that had taken the message in."""
         self._moved(channel, turn, turn.lose(event))
         self.offer(channel)
@@ -493,8 +498,3 @@ class TurnScheduler:
 
         command = SendCommand(name=CANCEL.name, target=message_id, data={"reason": "interrupted"})
         self._request(channel, key, command, SERVER, done)
-
-
-def _turns_where(channels: dict[str, OpenTurns], is_wanted: Callable[[OpenTurn], bool]) -> list[tuple[str, OpenTurn]]:
-    """Return the turns that are wanted, each with its channel."""
-    return [(name, turn) for name, turns in channels.items() for turn in turns if is_wanted(turn)]

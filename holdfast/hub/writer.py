@@ -316,7 +316,7 @@ class MessageWriter(OutgoingProperties):
         elif self._retry is None and self._outgoing.unstored_bytes:
             self._is_waiting = True
             try:
-                self._hub.queue(self, is_urgent=is_urgent)
+                self._hub.queue(self, self._caller, is_urgent=is_urgent)
             except HoldfastError as error:
                 self.failed(error)
 

@@ -62,8 +62,8 @@ class WriterHub(Protocol):
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
         """Submit `request` and return its result. Raises the refusal."""
 
-    def queue(self, item: Item, *, is_urgent: bool) -> None:
-        """Queue `item` for the next commit, as `Committer.submit` does. Raises Busy, Draining."""
+    def queue(self, item: Item, caller: Caller, *, is_urgent: bool) -> None:
+        """Queue `item` for the next commit, as `Committer.submit` does. Raises Busy, Draining, Fenced."""
 
     def hurry_commit(self) -> None:
         """Begin the next commit without a gap, because a caller waits for a queued item."""

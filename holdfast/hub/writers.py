@@ -13,7 +13,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from holdfast.core.errors import Busy, Draining, HoldfastError, IdConflict, StoreUnavailable
+from holdfast.core.errors import Busy, Draining, Fenced, HoldfastError, IdConflict, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import check_key
@@ -108,8 +108,12 @@ class Writers:
         await self._lifecycle.start()
         return await self._lifecycle.runtime.ask(channel, key, request, caller)
 
-    def queue(self, item: Item, *, is_urgent: bool) -> None:
-        self._lifecycle.runtime.committer.submit(item, is_urgent=is_urgent)
+    def queue(self, item: Item, caller: Caller, *, is_urgent: bool) -> None:
+        runtime = self._lifecycle.runtime
+        if caller.writer is not None and caller.writer.node != runtime.node:
+            # the store may have lost text of this writer; the new run lets an adopter continue the message, or ends it
+            raise Fenced("the hub has begun another run since the message was opened; open another message")
+        runtime.committer.submit(item, is_urgent=is_urgent)
 
     def hurry_commit(self) -> None:
         with contextlib.suppress(HoldfastError):  # the hub has ended meanwhile

@@ -19,10 +19,12 @@ from starlette.routing import Route
 from holdfast import Hub
 from holdfast.core.errors import IdConflict, InvalidRequest, LocalError, NotFound
 from holdfast.interop.agui_stream import AGUIStream, Json, Shown, messages_of
+from holdfast.interop.bodies import body_of
 from holdfast.interop.ids import stored_id
 from holdfast.routes import Access, guarded
 
 ROLES = ("developer", "system", "assistant", "user", "tool", "activity", "reasoning")
+SHORTER = "send the messages from the last one of the user on: requestInit of a class of your own leaves out the others"
 RUN_CHARS = 256  # maximal length of a run's id, which each response repeats
 
 
@@ -50,14 +52,14 @@ class AGUI:
     async def _run(self, request: Request) -> Response:
         """Add the last message of the user, or join its turn, and stream what the client lacks of the turn."""
         access = await self._hub.authorize(request.scope)
-        body = await access.body(request)
+        body = await body_of(access, request, SHORTER)
         channel = self._channel_of(body.get("threadId"))
         run = body.get("runId")
         if not isinstance(run, str) or not 0 < len(run) <= RUN_CHARS:
             raise InvalidRequest(f"runId must be a text of 1 to {RUN_CHARS} characters, got {run!r:.80}")
-        asked, later = _messages_in(body)
+        last, later = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish")
-        question = await _question(access, channel, asked)
+        question = await _question(access, channel, last)
         return access.stream(channel, question, AGUIStream(body["threadId"], run, _shown(later)))
 
     async def _messages(self, request: Request) -> Response:
@@ -79,14 +81,14 @@ class AGUI:
         return self._channel.replace("{id}", thread)
 
 
-async def _question(access: Access, channel: str, asked: Json) -> str:
+async def _question(access: Access, channel: str, last: Json) -> str:
     """Return the id of the user's message, which is stored if it is new. Raises IdConflict for other content."""
-    id, parts = stored_id(asked["id"]), _stored_parts(asked.get("content"))
+    id, parts = stored_id(last["id"]), _stored_parts(last.get("content"))
     with suppress(NotFound):
         known = (await access.turn(channel, id)).message
         if known is not None and known.role == "user" and known.parts == parts:
             return id
-        raise IdConflict(f"message {asked['id'][:64]!r} exists with other content; send changed content with a new id")
+        raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
     return (await access.create(channel, id=id, parts=parts)).id
 
 
@@ -95,7 +97,9 @@ def _messages_in(body: Json) -> tuple[Json, list[Json]]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(map(_is_message, messages)):
         known = ", ".join(ROLES)
-        raise InvalidRequest(f"messages must be a list of messages, each with id as text and a role of {known}")
+        raise InvalidRequest(
+            f"messages must be a list of messages, each with id as text and a role of {known}, got {messages!r:.80}"
+        )
     for index in reversed(range(len(messages))):
         if messages[index]["role"] == "user":
             return messages[index], messages[index + 1 :]

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from holdfast import Message
+from holdfast.interop.attempts import shown_answers, shown_deltas
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -75,7 +76,8 @@ class AGUIStream:
         self._shown = shown
         self._events: list[Json] = [{"type": "RUN_STARTED", **self._run}]
         self._open: dict[Place, str] = {}  # ids of the texts and calls that the client waits for
-        self._sent: dict[Place, SentText | None] = {}  # what the client has of a text or input; None: another text
+        self._sent: dict[Place, SentText | None] = {}  # what the client has of a text or input; None: another one
+        self._is_first = True  # the next deltas are the turn as it is
         self._is_replaced = False  # True: a text of the client was replaced, and a stream can take no text back
         self._values: dict[Place, Json] = {}  # last values of other parts
         self._calls: dict[Place, Json] = {}  # the start events of the calls
@@ -88,6 +90,8 @@ class AGUIStream:
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
+        if self._is_first:
+            self._is_first, deltas = False, shown_deltas(deltas)
         for delta in deltas:
             if self._is_replaced:
                 break
@@ -109,9 +113,9 @@ class AGUIStream:
         self._events.clear()
         return body
 
-    def messages(self, answers: Iterable[Message]) -> list[Json]:
+    def messages(self, answers: Sequence[Message]) -> list[Json]:
         """Return the messages that a client builds from the events of `answers`."""
-        for answer in answers:
+        for answer in shown_answers(answers):
             for index, part in enumerate(answer.parts):
                 self._part(answer.id, index, part)
         return _folded(self._events)
@@ -164,7 +168,8 @@ class AGUIStream:
             if place[2] == "text":
                 self._first_texts.setdefault(place[0], place[1])
             id = self._id(place)
-            self._sent[place] = _shared(self._shown.texts.get(id, ""), text)
+            self._sent[place] = sent = _shared(self._shown.texts.get(id, ""), text)
+            self._is_replaced = self._is_replaced or sent is None
             self._parents.pop(place[0], None)
             if place[2] == "text":
                 self._parents[place[0]] = id
@@ -259,13 +264,13 @@ def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
     messages: list[Json] = []
     for turn in turns:
         if turn.message is not None:
-            messages.append({"id": turn.message.id, "role": "user", "content": _asked(turn.message.parts)})
+            messages.append({"id": turn.message.id, "role": "user", "content": _question_content(turn.message.parts)})
         if turn.state == "over":
             messages += AGUIStream("", "", Shown()).messages(turn.answers)
     return messages
 
 
-def _asked(parts: Sequence[Json]) -> str | list[Json]:
+def _question_content(parts: Sequence[Json]) -> str | list[Json]:
     """Return the content of the user's message in the client."""
     if all(one["type"] == "text" for one in parts):
         return "\n".join(one["text"] for one in parts)

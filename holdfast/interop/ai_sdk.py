@@ -28,14 +28,16 @@ from holdfast.core.errors import (
     NotFound,
     StillStreaming,
 )
-from holdfast.interop.ai_sdk_parts import Json, Release, has_result, is_tool, ui_messages
+from holdfast.interop.ai_sdk_parts import Json, Release, has_result, is_tool, silent_id, ui_messages
 from holdfast.interop.ai_sdk_stream import UIStream
+from holdfast.interop.bodies import body_of
 from holdfast.interop.ids import hashed, stored_id
 from holdfast.routes import Access, TurnStatus, guarded, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
 LATEST_TURN = 20  # newest messages of a channel among which the turn that has just ended is looked for
+SHORTER = "send the last message alone: let prepareSendMessagesRequest return id, trigger, messageId and message"
 NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
@@ -77,17 +79,19 @@ class AISDK:
     async def _post(self, request: Request) -> Response:
         """Add the last message of the page, or answer the agent's questions, and stream the turn."""
         access = await self._hub.authorize(request.scope)
-        body = await access.body(request)
+        body = await body_of(access, request, SHORTER)
         channel = self._channel_of(body.get("id"))
         earlier, last = _messages_in(body)
-        access.check(channel, "subscribe", "history", "publish" if last["role"] == "user" else "command")
+        is_again = body.get("trigger") == "regenerate-message"
+        needs = ["command"] if last["role"] == "assistant" else ["publish", "command"] if is_again else ["publish"]
+        access.check(channel, "subscribe", "history", *needs)
         if last["role"] == "assistant":
             turn, has_replied = await self._answer(access, channel, last)
             message_id = turn.message.id if turn.message is not None else ""
             stream = UIStream(message_id, self._release, last, is_late=not has_replied)
             return access.stream(channel, message_id, stream)
         question = await self._question(access, channel, earlier, last, is_edit=body.get("messageId") is not None)
-        if body.get("trigger") == "regenerate-message":
+        if is_again:
             await self._regenerate(access, channel, question)
         return access.stream(channel, question, UIStream(question, self._release))
 
@@ -143,7 +147,9 @@ class AISDK:
             )
         open_ids = {one.id for one in turn.questions}
         calls = {
-            one.data["call"]: one.id for one in turn.questions if isinstance(one.data, dict) and "call" in one.data
+            one.data["call"]: one.id
+            for one in turn.questions
+            if isinstance(one.data, dict) and isinstance(one.data.get("call"), str)
         }
         replies: list[dict[str, Any]] = []  # arguments of `Access.reply`
         for part in filter(is_tool, last["parts"]):
@@ -177,7 +183,7 @@ class AISDK:
         access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
         turns = await access.open_turns(channel)
         if not turns and (last is not None or not self._release.strict):
-            turns = [one for one in await access.conversation(channel, limit=LATEST_TURN) if one.answers][-1:]
+            turns = [one for one in (await access.conversation(channel, limit=LATEST_TURN))[-1:] if one.answers]
             turns = [one for one in turns if _age_s(one) < JUST_ENDED_S and not self._asks_page(one)]
             turns = [one for one in turns if last not in _ids_of(one)]
         for turn in reversed(turns):
@@ -292,4 +298,4 @@ def _end_of(turn: TurnStatus) -> str:
 def _ids_of(turn: TurnStatus) -> set[str]:
     """Return the ids that the assistant message of a turn may have on a page."""
     ids = {one.id for one in turn.answers}
-    return ids | {f"{turn.message.id}.none"} if turn.message is not None else ids
+    return ids | {silent_id(turn.message.id)} if turn.message is not None else ids

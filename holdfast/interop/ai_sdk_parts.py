@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from holdfast.interop.attempts import shown_answers
+from holdfast.interop.tool_json import value_of
 from holdfast.routes import TurnStatus
 
 Json = dict[str, Any]
@@ -22,6 +24,22 @@ Json = dict[str, Any]
 NEXT_PIECES = 16  # texts of a page among which the next piece of a stored text is looked for
 COMPARED_CHARS = 4 * 1024 * 1024  # code points that are compared in all texts of a page: at most 20 ms
 HEAD_CHARS = 256  # code points of a piece that are compared first; a comparison costs at least as much as these
+
+
+@dataclass
+class PageCall:
+    """A call of a tool as a page knows it from a stream."""
+
+    call: str
+    name: str
+    stage: int = 0
+    step: int = 0  # the step of the page that has the call; `ENDED` if its answer has ended
+    sent: int = 0  # number of code points of the input that were sent
+    has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
+    is_approved: bool = False  # the page has the reply to an approval from this stream
+    question: str = ""  # id of the open question about it: the next request of the page has the reply
+    has_outcome: bool = False  # the page's reply to a question about the call had an effect
+    held: str | None = None  # input of a call of the page's, which runs it only when a question about it is open
 
 
 @dataclass(frozen=True)
@@ -63,9 +81,12 @@ def is_answered_by_page(part: Json, release: Release) -> bool:
 
 
 def parsed(text: str) -> tuple[Any, bool]:
-    """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself."""
+    """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself.
+
+    Input that no response can carry, such as half a surrogate pair, is no JSON either.
+    """
     try:
-        return json.loads(text), True
+        return value_of(text), True
     except ValueError:
         return text or {}, not text
 
@@ -107,19 +128,27 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
     messages: list[Json] = []
     for turn in turns:
         if turn.message is not None:
-            asked = turn.message
-            meta = {"metadata": asked.meta} if asked.meta else {}
-            messages.append({"id": asked.id, "role": "user", "parts": [_asked(one) for one in asked.parts], **meta})
-        if turn.answers and turn.state == "over":
+            question = turn.message
+            meta = {"metadata": question.meta} if question.meta else {}
+            messages.append(
+                {"id": question.id, "role": "user", "parts": [_question_part(one) for one in question.parts], **meta}
+            )
+        if turn.state == "over":
             metas: Json = {}
             for answer in turn.answers:
                 metas |= answer.meta
-            message: Json = {"id": turn.answers[0].id, "role": "assistant", "parts": _parts(turn, release)}
+            id = turn.answers[0].id if turn.message is None or turn.answers else silent_id(turn.message.id)
+            message: Json = {"id": id, "role": "assistant", "parts": _parts(turn, release)}
             messages.append({**message, **({"metadata": metas} if metas else {})})
     return messages
 
 
-def _asked(part: Json) -> Json:
+def silent_id(question: str) -> str:
+    """Return the id of the page's message for a turn without an answer."""
+    return f"{question}.none"
+
+
+def _question_part(part: Json) -> Json:
     match part:
         case {"type": "data", "name": name}:
             return {"type": f"data-{name}", "data": part.get("data")}
@@ -134,7 +163,7 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
     parts: list[Json] = [step]
     is_due = is_joined = False  # joined: the step is due only because of results of the server
     open_states: set[Any] = set()  # of the calls in the current step
-    for answer in turn.answers:
+    for answer in shown_answers(turn.answers):
         is_due, is_joined = is_due or len(parts) > 1, False
         open_states.clear()  # of an earlier answer, whose calls get no more input and no results
         for index, part in enumerate(answer.parts):
@@ -154,6 +183,8 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
                 is_due = True
             elif is_call:
                 open_states.add(one["state"])
+    if parts == [step]:
+        return []  # the page drops a step without parts
     return [*parts, step] if is_due and parts[-1] is not step else parts
 
 
@@ -185,9 +216,13 @@ def _tool_part(part: Json, release: Release) -> Json:
 
 
 class PageParts:
-    """The parts of the message that a page has and continues; none without `page`."""
+    """The parts of the message that a page has and continues; none without `page`.
 
-    def __init__(self, page: Json | None) -> None:
+    `is_late`: the page's replies had no effect.
+    """
+
+    def __init__(self, page: Json | None, *, is_late: bool = False) -> None:
+        self.is_late = is_late
         parts = page["parts"] if page is not None else []
         self.id: str | None = page["id"] if page is not None else None
         calls = {one["toolCallId"]: one for one in parts if is_tool(one)}
@@ -222,6 +257,10 @@ class PageParts:
             return False
         self._compared += len(piece)
         return self._compared <= COMPARED_CHARS and text.startswith(piece, at)
+
+    def has_other_text(self) -> bool:
+        """Return whether the page has a text that none of the stored texts has had (`length_of`)."""
+        return any(self._texts.values())
 
     def has_approval(self, call: str, approval: Json) -> bool:
         """Return whether the page has this reply to the approval of a call."""

@@ -12,7 +12,6 @@ mapping.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +20,7 @@ import msgspec
 from holdfast.interop.ai_sdk_parts import (
     DEFAULT,
     Json,
+    PageCall,
     PageParts,
     Release,
     approval_of,
@@ -28,8 +28,10 @@ from holdfast.interop.ai_sdk_parts import (
     is_answered_by_page,
     parsed,
     result_of,
+    silent_id,
     ui_part,
 )
+from holdfast.interop.attempts import shown_deltas
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -62,19 +64,6 @@ _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-resp
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
 
 
-@dataclass
-class _ToolCall:
-    call: str
-    name: str
-    stage: int = 0
-    step: int = 0  # the step of the page that has the call; `ENDED` if its answer has ended
-    sent: int = 0  # number of code points of the input that were sent
-    has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
-    is_approved: bool = False  # the page has the reply to an approval from this stream
-    question: str = ""  # id of the open question about it: the next request of the page has the reply
-    has_outcome: bool = False  # the page's reply to a question about the call had an effect
-
-
 class UIStream:
     """The UI message stream of one turn.
 
@@ -95,20 +84,20 @@ class UIStream:
         self.is_over = False
         self._release = release
         self._message_id = message_id
-        self._page = PageParts(page)
-        self._is_late = is_late
+        self._page = PageParts(page, is_late=is_late)
         self._chunks: list[Json] = []
         self._is_begun = False
+        self._is_replay = True  # the first deltas: the turn as it is, whose calls may have their replies already
         self._step = 0
         self._step_due = ""  # why the next part needs a new step, or ""
         self._is_step_empty = True
         self._is_silent = True  # the page got no more than the beginning
         self._open: dict[Place, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
-        self._texts: dict[Place, SentText] = {}  # what the page has of each text
+        self._texts: dict[Place, SentText] = {}  # the part of each text that the page has received
         self._values: dict[Place, Json | None] = {}  # the last value of each other part
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
-        self._tools: dict[Place, _ToolCall] = {}
-        self._asked: dict[str, Json] = {}  # open questions to which the page replies in another way
+        self._tools: dict[Place, PageCall] = {}
+        self._open_questions: dict[str, Json] = {}  # open questions that are sent as `data-question`
         self._meta: Json = {}
         self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
 
@@ -123,6 +112,8 @@ class UIStream:
                 return frame(*opened, added.text)
         if self._page.id is not None:
             self._begin(self._page.id)
+        if self._is_replay:
+            deltas = shown_deltas(deltas)
         state = ""
         for delta in deltas:
             if self._end == REPLACED:
@@ -135,18 +126,25 @@ class UIStream:
                 case QuestionReplied(id, ok, data):
                     for tool in self._tools.values():
                         tool.question = "" if tool.question == id else tool.question
-                    if (question := self._asked.pop(id, None)) is not None:
+                    if (question := self._open_questions.pop(id, None)) is not None:
                         self._put(
                             type="data-question", id=id, data={**question, "open": False, "ok": ok, "reply": data}
                         )
                 case TurnChanged(state):
                     pass
+        if self._is_replay and self._page.has_other_text():
+            self._end, self._step_due = REPLACED, ""
+            self._open.clear()
+            del self._chunks[1:]  # behind `start`: a page shows no mixture of two texts
         if self._end == REPLACED:
             self._finish("over")
         elif state in ("over", "none"):
             self._finish(state)
-        elif any(one.question for one in self._tools.values()) and not self._has_running_call():
-            self._end_with_question()
+        elif any(one.question for one in self._tools.values()):
+            self._release_calls()
+            if not self._has_running_call():
+                self._end_with_question()
+        self._is_replay = False
         body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._chunks])
         self._chunks.clear()
         return body + b"data: [DONE]\n\n" if self.is_over else body
@@ -164,7 +162,7 @@ class UIStream:
             else:  # a question about an earlier call stays in the step of the call; new parts have a step of their own
                 self._step_due, self._is_step_empty = ANSWERED, False
 
-    def _content(self, tool: _ToolCall | None = None) -> None:
+    def _content(self, tool: PageCall | None = None) -> None:
         """Begin a new step if one is due, before the chunk that makes a part: `tool`, or one of another type."""
         stages = {one.stage for one in self._tools.values() if one.step == self._step and one is not tool}
         is_joined = self._step_due == IN_STEP and (
@@ -256,7 +254,7 @@ class UIStream:
         text, state = part.get("input", ""), part.get("state")
         if tool is None:
             stage = _STAGES.get(self._page.tools.get(part["call"], ""), 0)
-            tool = _ToolCall(part["call"], part["name"], stage, sent=len(text) if stage else 0, has_deltas=not stage)
+            tool = PageCall(part["call"], part["name"], stage, sent=len(text) if stage else 0, has_deltas=not stage)
             self._tools[place] = tool
         tool.has_outcome = self._page.is_outcome(part)
         is_new = tool.stage == 0
@@ -268,8 +266,12 @@ class UIStream:
             self._grow(place, "tool", text[tool.sent :])
         is_over = has_result(part)
         if state == "called" or is_over:
-            # without this chunk the page does not run a finished call again
-            self._make_available(tool, text, is_silent=is_new and is_over)
+            is_own = tool.name in self._release.browser_tools
+            if not is_over and (tool.held is not None or (self._is_replay and is_own)):
+                tool.held = text
+            else:
+                # without this chunk the page does not run a finished call again
+                self._make_available(tool, text, is_silent=is_over and (is_new or tool.held is not None))
             self._approve(tool, part)
         if is_over and tool.stage < OVER:
             tool.stage = OVER
@@ -280,7 +282,7 @@ class UIStream:
                 **result_of(part, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
             )
 
-    def _approve(self, tool: _ToolCall, part: Json) -> None:
+    def _approve(self, tool: PageCall, part: Json) -> None:
         """Give the page the reply to an approval, which it lacks if it loads or resumes after the reply."""
         approval = approval_of(part, self._release)
         if approval is None or tool.stage == OVER or self._page.has_approval(tool.call, approval):
@@ -295,16 +297,22 @@ class UIStream:
                 self._put(type="tool-approval-response", approvalId=approval["id"], **reply)
                 self._step_due, self._is_step_empty = ANSWERED, False
 
-    def _make_available(self, tool: _ToolCall, text: str, *, is_silent: bool = False) -> None:
+    def _make_available(self, tool: PageCall, text: str, *, is_silent: bool = False) -> None:
         if tool.stage != STARTED:
             return
-        tool.stage = AVAILABLE
+        tool.stage, tool.held = AVAILABLE, None
         value, is_json = parsed(text)
         if not (is_silent and is_json):
             chunk = {"toolCallId": tool.call, "toolName": tool.name, "input": value}
             self._put(type="tool-input-available", **chunk, **self._executed(tool))
 
-    def _executed(self, tool: _ToolCall, *, is_output: bool = False) -> Json:
+    def _release_calls(self) -> None:
+        """Ask the page to run the calls beside an open question: it sends no reply before it has their outputs."""
+        for tool in self._tools.values():
+            if tool.held is not None and tool.step == self._step:
+                self._make_available(tool, tool.held)
+
+    def _executed(self, tool: PageCall, *, is_output: bool = False) -> Json:
         is_here = tool.name not in self._release.browser_tools
         return {"providerExecuted": True} if is_here and (is_output or not self._release.strict) else {}
 
@@ -313,13 +321,13 @@ class UIStream:
         tool = next((one for one in self._tools.values() if one.call == call), None)
         is_approval = name == "approve" and self._release.version >= 6
         if tool is None or not (is_approval or tool.name in self._release.browser_tools):
-            self._asked[id] = question = {"name": name, "data": data}
-            self._begin(f"{self._message_id}.none")
+            self._open_questions[id] = question = {"name": name, "data": data}
+            self._begin(silent_id(self._message_id))
             self._content()
             self._put(type="data-question", id=id, data={**question, "open": True})
             return
         tool.question = id
-        self._make_available(tool, "")
+        self._make_available(tool, tool.held or "")
         if is_approval and self._page.tools.get(tool.call) != "approval-requested":
             self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
 
@@ -339,7 +347,7 @@ class UIStream:
 
     def _end_with_question(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
-        if self._is_late and self._is_silent and self._replied():
+        if self._page.is_late and self._is_silent and self._replied():
             self._put(type="error", errorText=LATE)
         else:
             self._close()
@@ -347,7 +355,7 @@ class UIStream:
             self._put(type="finish", **self._reason("tool-calls"))
         self.is_over = True
 
-    def _replied(self) -> list[_ToolCall]:
+    def _replied(self) -> list[PageCall]:
         """Return the calls to which the page has replied."""
         return [one for one in self._tools.values() if self._page.tools.get(one.call) in _REPLIED]
 
@@ -355,12 +363,12 @@ class UIStream:
         return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
 
     def _finish(self, state: str) -> None:
-        self._begin(f"{self._message_id}.none")
+        self._begin(silent_id(self._message_id))
         self._close()
         if self._step_due and not self._is_step_empty:
             self._begin_step()
         status, reason = self._end or ("complete" if state == "over" else "failed", None)
-        if self._is_late and status == "complete" and not all(one.has_outcome for one in self._replied()):
+        if self._page.is_late and status == "complete" and not all(one.has_outcome for one in self._replied()):
             status, reason = "late", LATE
         if status in ("complete", "cancelled"):
             self._put(type="finish-step")

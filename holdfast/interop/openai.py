@@ -23,15 +23,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from holdfast import Hub
 from holdfast import Message as Stored
 from holdfast.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, NotFound
+from holdfast.interop.bodies import body_of
 from holdfast.interop.ids import hashed
 from holdfast.interop.openai_chat import ChatStream, completion
 from holdfast.interop.openai_input import (
-    Said,
+    GivenInput,
     approval_place,
+    given_in_chat,
+    given_in_responses,
+    no_approval_request,
     output_part,
     request_meta,
-    said_in_chat,
-    said_in_responses,
 )
 from holdfast.interop.openai_items import REQUEST, Json, Place, Reference, has_result, own_tools, reference
 from holdfast.interop.openai_stream import ASKING, ResponseStream, events_of
@@ -39,6 +41,8 @@ from holdfast.interop.openai_whole import whole_response
 from holdfast.routes import Access, TurnStatus, guarded
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+SHORTER = "send only what is new, with previous_response_id"
+SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 
 
@@ -73,9 +77,9 @@ class OpenAI:
     async def _create(self, request: Request) -> Response:
         """Store the question, or answer the agent, and respond as `stream` and `background` say."""
         access = await self._hub.authorize(request.scope)
-        body = await access.body(request)
-        said = said_in_responses(body)
-        question, of = await self._begin(request, access, body, said)
+        body = await body_of(access, request, SHORTER)
+        given = given_in_responses(body)
+        question, of = await self._begin(request, access, body, given)
         if body.get("stream") is True:
             return access.stream(of.channel, of.message_id, ResponseStream(question, of))
         if body.get("background") is True:
@@ -85,17 +89,17 @@ class OpenAI:
     async def _complete(self, request: Request) -> Response:
         """Begin a channel with the messages, and respond with the completion."""
         access = await self._hub.authorize(request.scope)
-        body = await access.body(request)
-        said = said_in_chat(body)
+        body = await body_of(access, request, SHORTER_CHAT)
+        given = given_in_chat(body)
         body.pop("previous_response_id", None)
-        question, of = await self._begin(request, access, body, said)
+        question, of = await self._begin(request, access, body, given)
         if body.get("stream") is True:
             options = body.get("stream_options")
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
             return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
         return whole_response(access, question, of, completion)
 
-    async def _begin(self, request: Request, access: Access, body: Json, said: Said) -> tuple[Stored, Reference]:
+    async def _begin(self, request: Request, access: Access, body: Json, given: GivenInput) -> tuple[Stored, Reference]:
         """Return the question of the turn that answers a request, and the response that the caller gets."""
         previous, turn = body.get("previous_response_id"), None
         key = request.headers.get("idempotency-key")
@@ -103,86 +107,93 @@ class OpenAI:
         meta = request_meta(body)
         if previous is not None:
             of = reference(previous, "previous_response_id")
-            access.check(of.channel, "subscribe", "history")
+            reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
+            access.check(of.channel, "subscribe", "history", *reply)
             channel, turn = of.channel, await _turn(access, of)
-            if (start := await self._answer(access, of, turn, said)) is not None:
+            if (start := await self._answer(access, of, turn, given)) is not None:
                 assert turn.message is not None
                 return turn.message, Reference(channel, of.message_id, start)
+            if body.get("model") is not None:
+                _pattern_of(access, body)
         else:
             channel = self._new_channel(access, body, id)
             access.check(channel, "subscribe", "history", "publish")
-            await self._remember(access, channel, id, said)
-        parts = [*(output_part(*one) for one in said.outputs.items()), *said.parts]
+            await self._remember(access, channel, id, given)
+        parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
         question = await access.create(channel, id=id, parts=parts, meta={REQUEST: meta})
         return question, Reference(channel, question.id)
 
-    async def _remember(self, access: Access, channel: str, id: str, said: Said) -> None:
+    async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
         """Store the earlier messages of a new channel. A request that is repeated stores none behind its question."""
-        if said.earlier and id not in channel:
+        if given.earlier and id not in channel:
             raise InvalidRequest(
                 f"the agent answers all requests in channel {channel!r}, so a request may not bring "
-                f"{len(said.earlier)} earlier messages; send the question alone, or a previous_response_id"
+                f"{len(given.earlier)} earlier messages; send the question alone, or a previous_response_id"
             )
         with suppress(NotFound):
             await access.turn(channel, id)
             return
-        for number, (role, parts) in enumerate(said.earlier):
+        for number, (role, parts) in enumerate(given.earlier):
             await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts)
 
     def _new_channel(self, access: Access, body: Json, id: str) -> str:
-        model = body.get("model")
-        agents = access.agents()
-        if not isinstance(model, str) or model not in agents:
-            raise NotFound(
-                f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists",
-                param="model",
-            )
+        pattern = _pattern_of(access, body)
         if self._channel is None:
-            return agents[model].replace("*", id)
-        names = {"model": model, "client": access.identity.client_id or "anonymous", "id": id}
+            return pattern.replace("*", id)
+        names = {"model": body["model"], "client": access.identity.client_id or "anonymous", "id": id}
         return re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], self._channel)
 
-    async def _answer(self, access: Access, of: Reference, turn: TurnStatus, said: Said) -> Place | None:
+    async def _answer(self, access: Access, of: Reference, turn: TurnStatus, given: GivenInput) -> Place | None:
         """Reply to the questions that a request answers, and return where its response begins; None for a new turn."""
         assert turn.message is not None
-        places: list[Place] = []
-        for id, (approved, reason) in said.approvals.items():
-            place, command = approval_place(id)
-            with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
-                await access.reply(of.channel, command, ok=approved, data={"reason": reason} if reason else None)
-            places.append(place)
+        open_calls = {
+            one.data["call"]: one.id
+            for one in turn.questions
+            if isinstance(one.data, dict) and isinstance(one.data.get("call"), str)
+        }
+        approved_ids = {await _approved(access, of, turn, id) for id in given.approvals}
+        if given.parts and (
+            approved_ids & {one.id for one in turn.questions} or open_calls.keys() & given.outputs.keys()
+        ):
+            raise InvalidRequest(
+                "the input has a reply to a call that waits for it, and a message of the user; send the message when "
+                "the response to the reply has ended",
+                param="input",
+            )
         calls = {
             part["call"]: ((a, index), part)
             for a, answer in enumerate(turn.answers)
             for index, part in enumerate(answer.parts)
             if part["type"] == "tool" and part["name"] in own_tools(turn.message)
         }
-        asked = {
-            one.data["call"]: one.id
-            for one in turn.questions
-            if isinstance(one.data, dict) and isinstance(one.data.get("call"), str)
-        }
-        for call, output in list(said.outputs.items()):
+        for call in given.outputs:
             if call not in calls:
                 raise NotFound(
                     f"the response has no function_call with the call_id {call[:64]!r}; send one that it has"
                 )
+        places: list[Place] = []
+        for id, (approved, reason) in given.approvals.items():
+            place, command = approval_place(id)
+            with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
+                await access.reply(of.channel, command, ok=approved, data={"reason": reason} if reason else None)
+            places.append(place)
+        for call, output in list(given.outputs.items()):
             place, part = calls.pop(call)
-            if call in asked:
+            if call in open_calls:
                 access.check(of.channel, "command")
                 with suppress(AlreadyAnswered):
-                    await access.reply(of.channel, asked[call], data=output)
+                    await access.reply(of.channel, open_calls[call], data=output)
             elif turn.state == "over" and not has_result(part):
                 continue  # the agent has ended its turn, so the output begins a new one
-            del said.outputs[call]
+            del given.outputs[call]
             places.append((place[0], place[1] + 1))
-        if not places:
+        if not places or given.parts:
             return None
         # calls that the request leaves open are in the new response again
-        left = [place for place, part in calls.values() if part["call"] in asked and place > of.start]
-        return min([max(places) if not said.approvals else min(places), *left])
+        left = [place for place, part in calls.values() if part["call"] in open_calls and place > of.start]
+        return min([max(places) if not given.approvals else min(places), *left])
 
     async def _retrieve(self, request: Request) -> Response:
         of = reference(request.path_params["id"])
@@ -194,12 +205,11 @@ class OpenAI:
         if not is_stream:
             return _json(events_of(status, of).response())
         after = -1
-        if (given := request.query_params.get("starting_after")) is not None:
-            end = events_of(status, of).position
-            after = int(given) if _NUMBER.match(given) else -1
-            if not (0 <= after < end or ASKING <= after < 2 * ASKING):
+        if (value := request.query_params.get("starting_after")) is not None:
+            after = int(value) if _NUMBER.match(value) else -1
+            if not 0 <= after < 2 * ASKING:
                 raise InvalidRequest(
-                    f"starting_after must be a sequence_number of this response, at most {end - 1}, got {given!r:.80}",
+                    f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}",
                     param="starting_after",
                 )
         return access.stream(of.channel, of.message_id, ResponseStream(status.message, of, after))
@@ -213,7 +223,7 @@ class OpenAI:
         if status.state in ("waiting", "running"):
             with suppress(Finished):
                 await access.command(of.channel, "cancel", target=of.message_id)
-        return whole_response(access, status.message, of)
+        return whole_response(access, status.message, of, is_cancelled=True)
 
     async def _models(self, request: Request) -> Response:
         access = await self._hub.authorize(request.scope)
@@ -223,12 +233,44 @@ class OpenAI:
         return _json({"object": "list", "data": data})
 
 
+def _pattern_of(access: Access, body: Json) -> str:
+    """Return the channel pattern of the agent that a request names as its model. Raises NotFound."""
+    model, agents = body.get("model"), access.agents()
+    if not isinstance(model, str) or model not in agents:
+        detail = f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists"
+        raise NotFound(detail, param="model")
+    return agents[model]
+
+
 async def _turn(access: Access, of: Reference) -> TurnStatus:
-    """Return the turn of a response. Raises NotFound, also for an answer."""
+    """Return the turn of a response. Raises NotFound, also for an answer, or a place that the turn does not have."""
     status = await access.turn(of.channel, of.message_id)
-    if status.message is None or status.message.role != "user":
+    a, index = of.start
+    has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
+    if status.message is None or status.message.role != "user" or not has_place:
         raise NotFound(f"response {of.id()[:64]!r} does not exist; use the id of a response of this server")
     return status
+
+
+async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) -> str:
+    """Return the id of the question that an approval request is about.
+
+    Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
+    """
+    assert turn.message is not None
+    (a, index), command = approval_place(id)
+    parts = turn.answers[a].parts if a < len(turn.answers) else []
+    part = parts[index] if index < len(parts) else {}
+    is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.message)
+    asked = next((one for one in turn.questions if one.id == command), None)
+    if asked is not None:
+        call = asked.data.get("call") if isinstance(asked.data, dict) else None
+        is_call = is_call and asked.name == "approve" and call == part["call"]
+    elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
+        is_call = all(one.id != command for one in await access.pending_commands(of.channel))
+    if not is_call:
+        raise no_approval_request(id)
+    return command
 
 
 class _Envelope:

@@ -13,14 +13,21 @@ import msgspec
 from holdfast import Message
 from holdfast.interop.openai_items import Json, Reference
 from holdfast.interop.openai_stream import TurnEvents
+from holdfast.interop.sent_text import SentText
 from holdfast.routes import TurnDelta
 
 _encode = msgspec.json.Encoder().encode
-ID = "chatcmpl-"  # prefix of the id, which is that of the response else
+ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
 _APPROVAL = {
     "message": "the agent asks for an approval, which a chat completion cannot give; use the responses API",
     "type": "server_error",
     "code": "approval_required",
+    "param": None,
+}
+_REPLACED = {
+    "message": "the answer was changed behind the text that was sent; retrieve the id of the completion as a response",
+    "type": "server_error",
+    "code": "replaced",
     "param": None,
 }
 
@@ -37,6 +44,7 @@ class ChatStream:
         self._has_usage = has_usage
         self._head: Json = {"id": of.id(ID), "object": "chat.completion.chunk"}
         self._calls = 0
+        self._sent = SentText()
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
@@ -52,6 +60,7 @@ class ChatStream:
                 self._head |= {"created": event["response"]["created_at"], "model": event["response"]["model"]}
                 yield self._chunk({"role": "assistant", "content": ""})
             case "response.output_text.delta":
+                self._sent.add(event["delta"])
                 yield self._chunk({"content": event["delta"]})
             case "response.reasoning_summary_text.delta":
                 yield self._chunk({"reasoning_content": event["delta"]})
@@ -67,6 +76,9 @@ class ChatStream:
                 whole = event["response"]
                 if _asks_approval(whole):
                     yield {"error": _APPROVAL}
+                    return
+                if not self._sent.is_all_of(_text_of(whole)):
+                    yield {"error": _REPLACED}
                     return
                 yield self._chunk({}, finish_reason=_finish_reason(whole))
                 if self._has_usage:
@@ -85,13 +97,12 @@ def completion(response: Json) -> tuple[int, Json]:
         error = {"type": "server_error", "param": None, **response["error"]} if response["error"] else _APPROVAL
         return 500, {"error": error}
     output = response["output"]
-    texts = [content["text"] for one in output if one["type"] == "message" for content in one["content"]]
     calls = [
         {"id": one["call_id"], "type": "function", "function": {"name": one["name"], "arguments": one["arguments"]}}
         for one in output
         if one["type"] == "function_call"
     ]
-    message: Json = {"role": "assistant", "content": "".join(texts) or (None if calls else ""), "refusal": None}
+    message: Json = {"role": "assistant", "content": _text_of(response) or (None if calls else ""), "refusal": None}
     message |= {"tool_calls": calls} if calls else {}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(response)}
     return 200, {
@@ -102,6 +113,11 @@ def completion(response: Json) -> tuple[int, Json]:
         "choices": [choice],
         "usage": _usage(response),
     }
+
+
+def _text_of(response: Json) -> str:
+    output = response["output"]
+    return "".join(content["text"] for one in output if one["type"] == "message" for content in one["content"])
 
 
 def _asks_approval(response: Json) -> bool:

@@ -5,7 +5,6 @@ Layer: interop.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from holdfast.core.errors import InvalidRequest, NotFound
 from holdfast.interop.openai_items import Json, Place
+from holdfast.interop.tool_json import value_of
 
 Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -48,15 +48,15 @@ _FIELDS: dict[str, tuple[Any, str]] = {
 
 
 @dataclass
-class Said:
+class GivenInput:
     """The input of a request: earlier messages, the question, and replies to the agent."""
 
     earlier: list[tuple[Role, list[Json]]] = field(default_factory=list)  # role and parts
     parts: list[Json] = field(default_factory=list)  # of the question
     outputs: dict[str, Any] = field(default_factory=dict)  # outputs of the caller's tools, by call
-    approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by id: whether, and the reason
+    approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
 
-    def say(self, role: Role, parts: list[Json]) -> None:
+    def add(self, role: Role, parts: list[Json]) -> None:
         """Add a message. The last messages of the user are the question."""
         if role == "user":
             self.parts += parts
@@ -93,51 +93,59 @@ def _about(name: str) -> Iterator[None]:
 
 
 @_about("input")
-def said_in_responses(body: Json) -> Said:
+def given_in_responses(body: Json) -> GivenInput:
     """Return the input of `POST /responses`. Raises InvalidRequest."""
     check_fields(body)
-    given = body.get("input")
-    said = Said()
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    value = body.get("input")
+    given = GivenInput()
+    items = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(items, list) or not items or not all(isinstance(one, dict) for one in items):
-        raise InvalidRequest("input must be a text or a list of at least one item")
+        raise InvalidRequest(f"input must be a text or a list of at least one item, got {value!r:.80}")
     for item in items:
         kind = item.get("type", "message")
         if kind == "message":
-            said.say(_role(item.get("role")), _content(item.get("content")))
+            given.add(_role(item.get("role")), _content(item.get("content")))
         elif kind == "function_call_output":
-            said.outputs[_text(item, "call_id")] = _output(item.get("output"))
+            given.outputs[_text(item, "call_id")] = _output(item.get("output"))
         elif kind == "mcp_approval_response":
             approve, reason = item.get("approve"), item.get("reason")
             if not isinstance(approve, bool):
                 raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
             approved = approve, reason if isinstance(reason, str) else None
-            said.approvals[_text(item, "approval_request_id")] = approved
+            given.approvals[_text(item, "approval_request_id")] = approved
         elif kind not in _ECHOED:
             raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals")
-    return _checked(said)
+    if body.get("previous_response_id") is None:
+        calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
+        unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
+        if unknown:
+            raise InvalidRequest(
+                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
+                "previous_response_id of that response"
+            )
+    return _checked(given)
 
 
 @_about("messages")
-def said_in_chat(body: Json) -> Said:
+def given_in_chat(body: Json) -> GivenInput:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
     check_fields(body)
     messages = body.get("messages")
-    said = Said()
+    given = GivenInput()
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
-        raise InvalidRequest("messages must be a list of at least one message")
+        raise InvalidRequest(f"messages must be a list of at least one message, got {messages!r:.80}")
     for message in messages:
         if message.get("role") == "tool":
-            said.outputs[_text(message, "tool_call_id")] = _output(message.get("content"))
+            given.outputs[_text(message, "tool_call_id")] = _output(message.get("content"))
             continue
         role = _role(message.get("role"))
         calls = message.get("tool_calls") if role == "assistant" else None
         parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
-        said.say(role, [*parts, *map(_call, calls if isinstance(calls, list) else [])])
+        given.add(role, [*parts, *map(_call, calls if isinstance(calls, list) else [])])
         if role == "assistant":
-            said.earlier += [("user", [output_part(*one)]) for one in said.outputs.items()]
-            said.outputs.clear()
-    return _checked(said)
+            given.earlier += [("user", [output_part(*one)]) for one in given.outputs.items()]
+            given.outputs.clear()
+    return _checked(given)
 
 
 def request_meta(body: Json) -> Json:
@@ -146,7 +154,7 @@ def request_meta(body: Json) -> Json:
     tools = body.get("tools")
     if tools is not None:
         if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
-            raise InvalidRequest("tools must be a list of objects", param="tools")
+            raise InvalidRequest(f"tools must be a list of objects, got {tools!r:.80}", param="tools")
         # chat completions nest a function
         kept["tools"] = [{"type": "function", **one["function"]} if _is_nested(one) else one for one in tools]
     return kept
@@ -160,16 +168,21 @@ def output_part(call: str, output: object) -> Json:
 def approval_place(id: str) -> tuple[Place, str]:
     """Return the place of the call that an approval is about, and the id of the question. Raises NotFound."""
     if (found := _APPROVAL.match(id)) is None:
-        raise NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
+        raise no_approval_request(id)
     return (int(found[1]), int(found[2])), found[3]
 
 
-def _checked(said: Said) -> Said:
-    if not (said.parts or said.outputs or said.approvals):
+def no_approval_request(id: str) -> NotFound:
+    """Return the error about an id that no approval request of the response has."""
+    return NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
+
+
+def _checked(given: GivenInput) -> GivenInput:
+    if not (given.parts or given.outputs or given.approvals):
         raise InvalidRequest("the input must end with a message of the user or an output; add one")
-    if len(said.earlier) > MAX_EARLIER:
-        raise InvalidRequest(f"the input has {len(said.earlier)} earlier messages; send at most {MAX_EARLIER}")
-    return said
+    if len(given.earlier) > MAX_EARLIER:
+        raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
+    return given
 
 
 def _is_nested(tool: Json) -> bool:
@@ -225,6 +238,6 @@ def _output(output: object) -> Any:
     if not isinstance(output, str):
         return output
     try:
-        return json.loads(output)
+        return value_of(output)
     except ValueError:
         return output

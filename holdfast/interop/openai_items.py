@@ -62,7 +62,7 @@ class Part:
     value: Json
     texts: list[str] = field(default_factory=list)
     length: int = 0  # code points of `texts`
-    sent: int = 0  # number of `texts` that the walk has told
+    sent: int = 0  # number of `texts` that the walk has sent
 
     def text(self) -> str:
         """Return the text of a text or a reasoning, or the input of a tool."""
@@ -77,15 +77,15 @@ class Part:
         self.length += len(text)
 
     def replace(self, value: Json) -> None:
-        """Take a new value. A text that was told and that does not go on cannot be taken back."""
+        """Take a new value. Text already sent cannot be withdrawn if the new value does not begin with it."""
         before, after = self.text(), text_of(value)
         self.value, self.length = value, len(after)
-        told = len("".join(self.texts[: self.sent]))
+        sent_chars = len("".join(self.texts[: self.sent]))
         if after.startswith(before):
-            self.texts = [before[:told], after[told:]]
+            self.texts = [before[:sent_chars], after[sent_chars:]]
             self.sent = 1
         else:
-            self.texts, self.sent = [after], 1 if told else 0
+            self.texts, self.sent = [after], 1 if sent_chars else 0
 
 
 @dataclass
@@ -105,7 +105,7 @@ def text_of(part: Json) -> str:
 
 
 def part_of(value: Json) -> Part:
-    """Return a part that is not told."""
+    """Return a part of which no text was sent."""
     text = text_of(value)
     return Part(value, [text] if text else [], len(text))
 
@@ -166,27 +166,27 @@ def response(
     question: Message, of: Reference, *, status: str, output: list[Json], answers: list[Answer], error: Json | None
 ) -> Json:
     """Return the `Response`."""
-    asked = question.meta.get(REQUEST)
-    asked = asked if isinstance(asked, dict) else {}
+    requested = question.meta.get(REQUEST)
+    requested = requested if isinstance(requested, dict) else {}
     author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
     return {
         "id": of.id(),
         "object": "response",
         "created_at": question.created_at // 1000,
         "status": status,
-        "background": asked.get("background", False),
+        "background": requested.get("background", False),
         "error": error,
         "incomplete_details": None,
-        "instructions": asked.get("instructions"),
-        "metadata": asked.get("metadata") or {},
-        "model": asked.get("model") or (author if isinstance(author, str) else ""),
+        "instructions": requested.get("instructions"),
+        "metadata": requested.get("metadata") or {},
+        "model": requested.get("model") or (author if isinstance(author, str) else ""),
         "output": output,
         "parallel_tool_calls": True,
-        "previous_response_id": asked.get("previous_response_id"),
-        "temperature": asked.get("temperature"),
-        "tool_choice": asked.get("tool_choice") or "auto",
-        "tools": asked.get("tools") or [],
-        "top_p": asked.get("top_p"),
+        "previous_response_id": requested.get("previous_response_id"),
+        "temperature": requested.get("temperature"),
+        "tool_choice": requested.get("tool_choice") or "auto",
+        "tools": requested.get("tools") or [],
+        "top_p": requested.get("top_p"),
         "usage": usage(answers),
     }
 
@@ -211,7 +211,7 @@ def usage(answers: list[Answer]) -> Json | None:
 
 def own_tools(question: Message) -> frozenset[str]:
     """Return the names of the tools that the caller runs."""
-    asked = question.meta.get(REQUEST)
-    tools = asked.get("tools") if isinstance(asked, dict) else None
+    requested = question.meta.get(REQUEST)
+    tools = requested.get("tools") if isinstance(requested, dict) else None
     named = [one.get("name") for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
     return frozenset(name for name in named if isinstance(name, str))

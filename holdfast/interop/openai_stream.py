@@ -4,7 +4,7 @@ Layer: interop.
 
 `sequence_number` is a position in the answers: an event of the structure counts 1, a delta its code points, and parts
 come in the order of their index. So the number depends on the stored answers alone, not on how they were sent. A part
-ends when the next one begins. Text for a part that has ended is in the last event only.
+ends when the next one begins. Text for a part that has ended is in the last event only. Each stream has a last event.
 """
 
 from __future__ import annotations
@@ -58,10 +58,14 @@ _DELTAS = {
 
 
 class TurnEvents:
-    """The events of one turn for one reader. The reader has the events with numbers up to `after`."""
+    """The events of one turn for one reader. The reader has the events with numbers up to `after`.
 
-    def __init__(self, question: Message, of: Reference, after: int = -1) -> None:
+    They end when the turn waits for the caller, unless `is_cancelled`: the caller has cancelled the turn.
+    """
+
+    def __init__(self, question: Message, of: Reference, after: int = -1, *, is_cancelled: bool = False) -> None:
         self.is_over = False
+        self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
         self._question = question
         self._of = of
@@ -93,7 +97,7 @@ class TurnEvents:
             self._walk()
             if self._state in ("over", "none"):
                 self._end()
-            elif self._asked():
+            elif self._ends_at_question and self._open_calls():
                 self._ask()
         events, self._events = self._events, []
         return events
@@ -102,21 +106,23 @@ class TurnEvents:
         """Return the `Response` as it is now."""
         status, error = self._outcome()
         output: list[Json] = []
-        asked = self._asked()
+        open_calls = self._open_calls()
         for a, answer in enumerate(self._order[self._of.start[0] :], self._of.start[0]):
             for index in range(self._of.start[1] if a == self._of.start[0] else 0, len(answer.parts)):
                 kind = kind_of(answer.parts[index].value, self._own_tools)
                 if kind:
                     state = self._item_state((a, index)) if status != "completed" else "completed"
-                    output.append(item_of(kind, answer, index, state="incomplete" if asked.get((a, index)) else state))
-        output += [self._approval(place, id) for place, id in asked.items() if id]
+                    output.append(
+                        item_of(kind, answer, index, state="incomplete" if open_calls.get((a, index)) else state)
+                    )
+        output += [self._approval(place, id) for place, id in open_calls.items() if id]
         return response(self._question, self._of, status=status, output=output, answers=self._order, error=error)
 
     def _outcome(self) -> tuple[str, Json | None]:
         if self._state == "none":
             return "failed", {"code": "server_error", "message": "no agent serves the channel of this response"}
         if self._state != "over":
-            return ("completed" if self._asked() else "in_progress" if self._order else "queued"), None
+            return ("completed" if self._open_calls() else "in_progress" if self._order else "queued"), None
         if not self._order:
             return ("cancelled" if self._is_cancelled else "completed"), None
         last = self._order[-1]
@@ -170,7 +176,7 @@ class TurnEvents:
     # -- the events ----------------------------------------------------------------------------------------------
 
     def _walk(self, *, is_last: bool = False) -> None:
-        """Tell all parts as far as they are known. With `is_last` each part ends where it is."""
+        """Send all parts as far as they are known. With `is_last` each part ends where it is."""
         while self._next[0] < len(self._order):
             a, index = self._next
             answer = self._order[a]
@@ -191,7 +197,7 @@ class TurnEvents:
             self._next = a, index + 1
 
     def _has_ended(self, place: Place) -> bool:
-        """Return whether a part gets no more text, so that the next one may be told."""
+        """Return whether a part gets no more text, so that the next one may be sent."""
         a, index = place
         if self._state in ("over", "none") or a + 1 < len(self._order):
             return True
@@ -249,8 +255,8 @@ class TurnEvents:
         else:
             named = {"name": part.value["name"]} if self._kind == "function_call" else {}
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
-        is_asked = bool(self._asked().get(self._next))
-        state = "incomplete" if is_asked else self._item_state(self._next)
+        is_open = bool(self._open_calls().get(self._next))
+        state = "incomplete" if is_open else self._item_state(self._next)
         item = item_of(self._kind, answer, index, state=state if state != "in_progress" else "completed")
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._item = None
@@ -264,9 +270,9 @@ class TurnEvents:
 
     # -- questions for the caller --------------------------------------------------------------------------------
 
-    def _asked(self) -> dict[Place, str]:
+    def _open_calls(self) -> dict[Place, str]:
         """Return the places of the calls that wait for the caller: the id of an approval, or no text for a function."""
-        if not self._questions:
+        if not self._questions or self._state == "over":
             return {}
         found: dict[Place, str] = {}
         calls = {
@@ -293,19 +299,19 @@ class TurnEvents:
         """End the response, because the turn waits for the caller's next request."""
         self.position = max(self.position, ASKING)
         self._walk(is_last=True)
-        for place, id in self._asked().items():
+        for place, id in self._open_calls().items():
             if id:
                 item = self._approval(place, id)
                 self._put("response.output_item.added", output_index=self._items, item=item)
                 self._put("response.output_item.done", output_index=self._items, item=item)
                 self._items += 1
+        self._skip_known()
         self._put("response.completed", response=self.response())
         self.is_over = True
 
     def _end(self) -> None:
         self._walk(is_last=True)
-        if self._after >= ASKING:
-            self.position = max(self.position, self._after + 1)
+        self._skip_known()
         whole = self.response()
         kinds = {"completed": "completed", "cancelled": "incomplete", "failed": "failed"}
         self._put(f"response.{kinds[whole['status']]}", response=whole)
@@ -313,6 +319,10 @@ class TurnEvents:
             error = {**whole["error"], "param": None}
             self._put("error", **error, error={**error, "type": "server_error"})
         self.is_over = True
+
+    def _skip_known(self) -> None:
+        """Number the last event so that each reader gets it, also one whose number lies behind a text that is gone."""
+        self.position = max(self.position, self._after + 1)
 
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1
@@ -325,7 +335,7 @@ def _summary(text: str) -> Json:
 
 
 def events_of(status: TurnStatus, of: Reference) -> TurnEvents:
-    """Return the events of a turn as it is in `status`, all of them told."""
+    """Return the events of a turn as it is in `status`, all of them sent."""
     assert status.message is not None
     events = TurnEvents(status.message, of)
     deltas: list[TurnDelta] = []

@@ -25,13 +25,13 @@ class _Whole:
 
     heartbeat = b""
 
-    def __init__(self, question: Stored, of: Reference, shape: Shape) -> None:
+    def __init__(self, question: Stored, of: Reference, shape: Shape, *, is_cancelled: bool) -> None:
         # the SDK would send the question again
         self.headers = {"content-type": "application/json", "x-should-retry": "false"}
         self.status = 200
         self.is_over = False  # also True if the turn waits for the caller
         self._shape = shape
-        self._events = TurnEvents(question, of)
+        self._events = TurnEvents(question, of, is_cancelled=is_cancelled)
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the body at the end; no bytes before (`TurnFormat.frame`)."""
@@ -75,10 +75,18 @@ class WholeResponse(Response):
 
 
 def whole_response(
-    access: Access, question: Stored, of: Reference, shape: Shape = lambda response: (200, response)
+    access: Access,
+    question: Stored,
+    of: Reference,
+    shape: Shape = lambda response: (200, response),
+    *,
+    is_cancelled: bool = False,
 ) -> WholeResponse:
-    """Return the response for the turn of `question`, in the `shape` of its route."""
+    """Return the response for the turn of `question`, in the `shape` of its route.
+
+    If the caller has just cancelled the turn (`is_cancelled`), it comes at the end, also while a question is open.
+    """
     response = WholeResponse()
-    response.format = _Whole(question, of, shape)
+    response.format = _Whole(question, of, shape, is_cancelled=is_cancelled)
     response.inner = access.stream(of.channel, of.message_id, response.format)
     return response

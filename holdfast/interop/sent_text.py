@@ -27,3 +27,7 @@ class SentText:
     def begins(self, text: str) -> bool:
         """Return whether `text` begins with the text that was sent."""
         return len(text) >= self.length and crc32(text[: self.length].encode()) == self._sum
+
+    def is_all_of(self, text: str) -> bool:
+        """Return whether `text` is the text that was sent."""
+        return len(text) == self.length and self.begins(text)

@@ -121,11 +121,14 @@ class Beat(NamedTuple):
     now_ms: int  # the store's clock
     nodes: frozenset[str]  # the nodes whose leases run
     life: str
-    ended: int = 0  # number of leases that have ended since the store keeps them, also between two renewals
+    ended: int = 0  # leases that ended since the store was made; one that ends between two renewals counts, too
 
 
 class Notice(Struct, frozen=True, array_like=True):
-    """A hint of one node for the others about a channel. The hub gives `body` its form."""
+    """A hint of one node for the others about a channel, or with an empty `channel` about the node itself.
+
+    The hub gives `body` its form.
+    """
 
     kind: Literal["moved", "here", "signal"]
     channel: str
@@ -134,6 +137,10 @@ class Notice(Struct, frozen=True, array_like=True):
 
 class CommitUnknown(StoreUnavailable):
     """The store does not know whether it stored the writes. Read the channels again before the next decision."""
+
+
+class StoreReplaced(StoreUnavailable):
+    """The server goes on from an earlier state of the store, so stored writes may be lost. Open the store again."""
 
 
 class Store(Protocol):
@@ -277,6 +284,44 @@ class Store(Protocol):
 
     def stats(self) -> dict[str, int]:
         """Return counters: `commits`, `row_bytes` (size of all rows handed to the database), and the store's own."""
+
+
+class Notices(Protocol):
+    """The way of notices between the nodes of a store: the store itself, or a bus."""
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send `notices`, as `Store.notify` does."""
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Call `on_notice` with each notice, as `Store.listen` does."""
+
+
+class Bus(Notices, Protocol):
+    """A server beside a shared store that carries the notices. A node gets those of the channels that it follows.
+
+    One instance belongs to one event loop, between `open` and `close`. While the server is away, notices are lost.
+    `open` waits for it for five seconds at most, and each other call for two.
+    """
+
+    name: str  # "redis"; for logs
+
+    async def open(self, name: str) -> None:
+        """Begin to carry the notices of the store `name`, apart from those of other stores.
+
+        Raises StoreUnusable, with the remedy, if the settings are wrong. A server that is away is no error.
+        """
+
+    async def close(self) -> None:
+        """Release all resources, and forget the listeners and the followed channels. A second call does nothing."""
+
+    def follow(self, channel: str) -> None:
+        """Carry the notices of `channel` to this node, soon. The listeners get a notice of it once that is so."""
+
+    def unfollow(self, channel: str) -> None:
+        """Carry the notices of `channel` to this node no more."""
+
+    def stats(self) -> dict[str, int]:
+        """Return counters, whose names begin with `bus_`."""
 
 
 async def head_of(store: Store, channel: str) -> Head:

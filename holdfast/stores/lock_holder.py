@@ -34,10 +34,13 @@ class Holder(NamedTuple):
                 "restart the kernel, or keep the Hub in a cell of its own"
             )
         if self.is_sibling:
-            return "it is another worker of this server: run one worker, since one process has the store (--workers 1)"
+            return (
+                "it is another worker of this server: run one worker (--workers 1), or use a postgresql:// store, "
+                "which several processes may share"
+            )
         return (
-            "stop it, or give each process its own file; with several workers or an overlapping reload, let one "
-            "process have the store"
+            "stop it, or give each process its own file; with several workers or an overlapping reload, use a "
+            "postgresql:// store, which several processes may share"
         )
 
 

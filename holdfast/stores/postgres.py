@@ -1,10 +1,9 @@
-"""The PostgreSQL store: the tables of one schema, for one process at a time.
+"""The PostgreSQL store: the tables of one schema, which several processes share.
 
 Layer: stores.
 
-All writes use one connection, which also holds the lock on the schema; reads use a few others. If the connection for
-writes breaks, the next write opens another one and takes the lock again. If another process had the store in between,
-this one is refused until it is started again, because the memory of its hub may be out of date.
+Writes use one connection, reads and holds a few others, and notices one of their own. Commits are conditional, so an
+instance needs no lock on the schema: if a connection breaks, the next call opens another one.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import os
 import re
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from holdfast.core.document import Stored
-from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable, shown, shown_url
+from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown, shown_url
 from holdfast.core.model import ChannelSummary
 from holdfast.stores.base import (
     Beat,
@@ -37,20 +36,25 @@ from holdfast.stores.base import (
     Tail,
     Write,
 )
-from holdfast.stores.holds import Holds, steady_ms
+from holdfast.stores.postgres_holds import read_holds, renew
+from holdfast.stores.postgres_life import StoreLife
 from holdfast.stores.postgres_log import Uncovered
+from holdfast.stores.postgres_notices import PostgresNotices
 from holdfast.stores.postgres_reading import PostgresReader
-from holdfast.stores.postgres_schema import check_server, prepare_schema, take_lock
-from holdfast.stores.postgres_writing import PostgresWriter, reload
+from holdfast.stores.postgres_schema import check_server, prepare_schema, share_lock
+from holdfast.stores.postgres_writing import PostgresWriter
 
 TIMEOUT_S = 20.0  # of one statement; the hub waits a little longer for its store
 CONNECT_TIMEOUT_S = 10.0
-RETAKE_S = 2.0  # how long a new connection waits for the lock of the broken one
-READERS = 4  # connections for reads at most
+READERS = 4  # connections for reads at most; the pool has one more, so that renewals of the lease do not wait for them
+IDLE_MS = 3_000  # a transaction whose process is suspended for this long ends, and releases its rows
+LOCKED_S = (0.002, 0.05)  # shortest and longest pause after a commit that met a locked row
+RELOADED = 500  # channels that one call of `tidy` reads again at most
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
+    PoolConnectionProxy = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")  # needs no quotes in SQL
@@ -60,13 +64,13 @@ class PostgresStore:
     """A store in the schema `schema` of the database that `dsn` names (`postgresql://role:password@host:port/database`).
 
     `is_async`: commits do not wait for the disk (`synchronous_commit = off`), so a crash of the server loses the last
-    ones. The store waits `lock_wait_s` seconds for another process that has it open.
+    ones.
     """
 
     name = "postgresql"
-    is_exclusive = True
+    is_exclusive = False
 
-    def __init__(self, dsn: str, *, schema: str = "holdfast", is_async: bool = False, lock_wait_s: float = 5.0) -> None:
+    def __init__(self, dsn: str, *, schema: str = "holdfast", is_async: bool = False) -> None:
         if not _SCHEMA.match(schema):
             raise LocalError(
                 f"schema must be 1-63 characters of a-z 0-9 _ that begin with no digit, got {shown(schema)}"
@@ -74,44 +78,47 @@ class PostgresStore:
         self.dsn = dsn
         self.schema = schema
         self._is_async = is_async
-        self._lock_wait_s = lock_wait_s
         self._pool: Pool | None = None
         self._db: Connection | None = None  # the connection for writes
-        self._session = 0  # the server's process for that connection, or for the last one
+        # the server's process for that connection, or for the last one, with its start
+        self._session: tuple[int, object] = (0, None)
         self._writing = asyncio.Lock()
-        self._opened = 0  # how often the store was opened, by any process, when this one opened it
+        self._reads = asyncio.Semaphore(READERS)
+        self._notices: PostgresNotices | None = None
+        self._life = StoreLife(schema, shown_url(dsn))
         self._uncovered = Uncovered()
-        self._holds = Holds(steady_ms())  # one process at a time has the store, so they need not be in the tables
+        self._ended = 0  # number of leases that had ended at the last renewal
+        self._is_left = True  # a node may have left entries that no instance tracks
+        self._locked = 0  # commits in a row that met a locked row
         self._stats = {"commits": 0, "row_bytes": 0}
+        self.notices_name = ""  # the secret name of this store's notices, once it was opened; a bus uses it, too
 
     async def open(self) -> None:
         """Open the store (`Store.open`)."""
         if self._pool is not None:
             return
         async with self._translated():
-            self._take_over(await self._connect())
-            assert self._db is not None
+            db = await self._connect()
             try:
-                await check_server(self._db, is_async=self._is_async)
-                await take_lock(self._db, self.schema, wait_s=self._lock_wait_s)
-                await prepare_schema(self._db, self.schema)
-                self._opened = await self._db.fetchval(
-                    f"UPDATE {self.schema}.store SET opened = opened + 1 RETURNING opened"
-                )
+                await check_server(db, is_async=self._is_async)
+                await self._take_over(db)
+                self.notices_name = await prepare_schema(db, self.schema)
+                self._life = StoreLife(self.schema, shown_url(self.dsn))
+                await self._life.begin(db)
                 self._pool = await asyncpg.create_pool(
                     self.dsn,
                     min_size=1,
-                    max_size=READERS,
+                    max_size=READERS + 1,
                     command_timeout=TIMEOUT_S,
                     timeout=CONNECT_TIMEOUT_S,
                     server_settings=_settings(),
+                    init=self._life.check,
                 )
-                self._uncovered, self._holds = Uncovered(), Holds(steady_ms())
-                async with self._reading() as reader:
-                    self._uncovered.unsure.update(await reader.channels_with_entries())
-                await self._reload_unsure()
+                self._uncovered, self._ended, self._is_left = Uncovered(), 0, True
+                self._notices = PostgresNotices(self._connect_translated, self.notices_name)
             except BaseException:
-                self._drop_connection()
+                db.terminate()
+                self._db = None
                 pool, self._pool = self._pool, None
                 if pool is not None:
                     pool.terminate()
@@ -122,6 +129,8 @@ class PostgresStore:
         pool, self._pool = self._pool, None
         if pool is None:
             return
+        if self._notices is not None:
+            await self._notices.close()
         async with self._writing:
             db, self._db = self._db, None
             try:
@@ -142,8 +151,8 @@ class PostgresStore:
         try:
             async with self._writing, self._translated(late=CommitUnknown):
                 db = await self._writer()
-                writer = PostgresWriter(db, self.schema, self._uncovered)
-                if any(write.documents for write in writes):
+                writer = PostgresWriter(db, self.schema, self._life.name, self._uncovered)
+                if any(write.documents or not write.expected for write in writes):
                     async with db.transaction():
                         results = await writer.commit(writes)
                 else:
@@ -158,6 +167,7 @@ class PostgresStore:
             self._uncovered.stored(write)
         self._stats["commits"] += bool(stored)
         self._stats["row_bytes"] += writer.row_bytes
+        await self._pause_if_locked(writes, results)
         return results
 
     async def heads(self, channels: Sequence[str]) -> list[Head]:
@@ -201,8 +211,7 @@ class PostgresStore:
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
     ) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
-        async with self._transaction(late=CommitUnknown) as db:
-            writer = PostgresWriter(db, self.schema, self._uncovered)
+        async with self._transaction(late=CommitUnknown) as writer:
             result = await writer.delete_channel(channel, expected, used_up, until_ms)
         if isinstance(result, Head) and (expected.serial or used_up):
             self._uncovered.forget(channel)
@@ -230,8 +239,8 @@ class PostgresStore:
 
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
-        async with self._transaction(late=CommitUnknown) as db:
-            return await PostgresWriter(db, self.schema, self._uncovered).prune(channel, epoch, versions)
+        async with self._transaction(late=CommitUnknown) as writer:
+            return await writer.prune(channel, epoch, versions)
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""
@@ -245,29 +254,51 @@ class PostgresStore:
 
     async def note(self, values: Mapping[str, bytes | None]) -> None:
         """Keep or delete notes of the hub (`Store.note`)."""
-        async with self._transaction(late=CommitUnknown) as db:
-            await PostgresWriter(db, self.schema, self._uncovered).note(list(values), list(values.values()))
+        async with self._transaction(late=CommitUnknown) as writer:
+            await writer.note(values)
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
-        return self._holds.hold(node, term_ms, values)
+        async with self._pooled_transaction(is_renewal=True) as db:
+            await self._life.check_stored(db)
+            beat = await renew(db, self.schema, node, term_ms, values)
+        self._is_left |= beat.ended != self._ended
+        self._ended = beat.ended
+        return beat
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         """Return the holds under a prefix (`Store.holds`)."""
-        return self._holds.holds(prefix)
+        async with self._pooled() as db:
+            return await read_holds(db, self.schema, prefix)
 
     async def notify(self, notices: Sequence[Notice]) -> None:
-        """Send no notice: one process has the store (`Store.notify`)."""
+        """Send notices to the other instances (`Store.notify`)."""
+        if self._notices is not None:
+            await self._notices.notify(notices)
 
     def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
-        """Do nothing: no other process sends a notice (`Store.listen`)."""
+        """Call `on_notice` with each notice of the other instances (`Store.listen`)."""
+        self._open_pool()
+        assert self._notices is not None
+        self._notices.listen(on_notice)
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
-        async with self._transaction() as db:
-            await PostgresWriter(db, self.schema, self._uncovered).tidy(now_ms)
+        async with self._transaction() as writer:
+            await writer.tidy(now_ms)
+        if self._is_left:
+            ended = self._ended
+            async with self._reading() as reader:
+                self._uncovered.note_channels(await reader.channels_with_entries())
+            self._is_left = ended != self._ended
         await self._reload_unsure()
-        return self._uncovered.due(now_ms)
+        due = self._uncovered.due(now_ms)
+        if due:  # another instance may have stored their documents
+            channels = sorted({channel for channel, _ in due})
+            self._uncovered.note_heads(dict(zip(channels, await self.heads(channels), strict=True)))
+            await self._reload_unsure()
+            due = [one for one in self._uncovered.due(now_ms) if one[0] not in self._uncovered.unsure]
+        return due
 
     async def wipe(self) -> None:
         """Return None: PostgreSQL removes deleted rows itself, and its WAL keeps them (`Store.wipe`)."""
@@ -283,32 +314,43 @@ class PostgresStore:
             self.dsn, command_timeout=TIMEOUT_S, timeout=CONNECT_TIMEOUT_S, server_settings=_settings()
         )
 
-    async def _writer(self) -> Connection:
-        """Return the connection for writes; opens another one if the last one broke. Raises StoreInUse."""
+    async def _connect_translated(self) -> Connection:
+        async with self._translated():
+            return await self._connect()
+
+    def _open_pool(self) -> Pool:
         if self._pool is None:
             raise LocalError(f"store {shown_url(self.dsn)} is not open; call open() first")
+        self._life.require()
+        return self._pool
+
+    async def _writer(self) -> Connection:
+        """Return the connection for writes; opens another one if the last one broke."""
+        self._open_pool()
         if self._db is None or self._db.is_closed():
             db = await self._connect()
             try:
-                await check_server(db, is_async=self._is_async)
-                await db.execute("SELECT pg_terminate_backend($1)", self._session)  # it may still hold the lock
-                await take_lock(db, self.schema, wait_s=RETAKE_S)
-                opened = await db.fetchval(f"SELECT opened FROM {self.schema}.store")
-                if opened != self._opened:
-                    raise StoreInUse(
-                        f"another process opened the store in schema {self.schema!r} while this one had no connection "
-                        "to PostgreSQL; restart this process"
-                    )
+                try:
+                    await check_server(db, is_async=self._is_async)
+                except StoreUnusable as error:  # for example a standby that is about to be promoted
+                    raise StoreUnavailable(str(error)) from error
+                await self._life.check(db)
+                # the last one may still carry out a statement whose result is unknown
+                await db.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",
+                    *self._session,
+                )
+                await self._take_over(db)
             except BaseException:
                 db.terminate()
                 raise
-            self._take_over(db)
         assert self._db is not None
         return self._db
 
-    def _take_over(self, db: Connection) -> None:
-        self._db = db
-        self._session = db.get_server_pid()
+    async def _take_over(self, db: Connection) -> None:
+        await share_lock(db, self.schema)
+        started = await db.fetchval("SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        self._db, self._session = db, (db.get_server_pid(), started)
 
     def _drop_connection(self) -> None:
         db, self._db = self._db, None
@@ -316,33 +358,68 @@ class PostgresStore:
             db.terminate()
 
     @asynccontextmanager
-    async def _transaction(self, *, late: type[StoreUnavailable] = StoreUnavailable) -> AsyncIterator[Connection]:
+    async def _transaction(self, *, late: type[StoreUnavailable] = StoreUnavailable) -> AsyncIterator[PostgresWriter]:
         try:
             async with self._writing, self._translated(late=late):
                 db = await self._writer()
                 async with db.transaction():
-                    yield db
+                    yield PostgresWriter(db, self.schema, self._life.name, self._uncovered)
         except BaseException as error:
             if not isinstance(error, StoreUnavailable) or isinstance(error, CommitUnknown):
                 self._drop_connection()
             raise
 
     @asynccontextmanager
+    async def _pooled(self, *, is_renewal: bool = False) -> AsyncIterator[PoolConnectionProxy]:
+        """Give a connection of the pool. It is dropped after an error, because a lost one is silent.
+
+        At most `READERS` callers have one, beside a renewal: viewers that attach at once must not delay renewals.
+        """
+        async with self._translated(), AsyncExitStack() as slot:
+            if not is_renewal:
+                async with asyncio.timeout(TIMEOUT_S):
+                    await slot.enter_async_context(self._reads)
+            async with self._open_pool().acquire(timeout=TIMEOUT_S) as db:
+                try:
+                    yield db
+                except BaseException:
+                    db.terminate()
+                    raise
+
+    @asynccontextmanager
+    async def _pooled_transaction(
+        self, *, is_renewal: bool = False, **options: Any
+    ) -> AsyncIterator[PoolConnectionProxy]:
+        """Give a connection of the pool in a transaction, which ends with the connection if there is an error.
+
+        With ROLLBACK a caller whose time is over would wait for a response.
+        """
+        async with self._pooled(is_renewal=is_renewal) as db:
+            transaction = db.transaction(**options)
+            await transaction.start()
+            yield db
+            await transaction.commit()
+
+    @asynccontextmanager
     async def _reading(self) -> AsyncIterator[PostgresReader]:
-        if self._pool is None:
-            raise LocalError(f"store {shown_url(self.dsn)} is not open; call open() first")
-        async with (
-            self._translated(),
-            self._pool.acquire(timeout=TIMEOUT_S) as db,
-            db.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            yield PostgresReader(db, self.schema)
+        async with self._pooled_transaction(isolation="repeatable_read", readonly=True) as db:
+            yield PostgresReader(db, self.schema, self._life.name)
 
     async def _reload_unsure(self) -> None:
-        """Read again which entries of the unsure channels no document contains."""
-        for channel in sorted(self._uncovered.unsure):
-            async with self._transaction() as db:
-                await reload(db, self.schema, self._uncovered, channel)
+        """Read again which entries of unsure channels no document contains."""
+        for channel in sorted(self._uncovered.unsure)[:RELOADED]:
+            async with self._transaction() as writer:
+                await writer.reload(channel)
+
+    async def _pause_if_locked(self, writes: Sequence[Write], results: Sequence[Committed | Conflict]) -> None:
+        """Wait a moment if another instance had a channel locked: the caller finds nothing new, and tries again."""
+        pairs = zip(writes, results, strict=True)
+        if any(isinstance(result, Conflict) and _expects(write, result.head) for write, result in pairs):
+            shortest_s, longest_s = LOCKED_S
+            await asyncio.sleep(min(shortest_s * 2 ** min(self._locked, 10), longest_s))
+            self._locked += 1
+        else:
+            self._locked = 0
 
     @asynccontextmanager
     async def _translated(self, *, late: type[StoreUnavailable] = StoreUnavailable) -> AsyncIterator[None]:
@@ -382,5 +459,11 @@ def _settings() -> dict[str, str]:
     return {
         "application_name": name[:63],
         "statement_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
+        "idle_in_transaction_session_timeout": str(IDLE_MS),
     }
+
+
+def _expects(write: Write, head: Head) -> bool:
+    if not write.expected:
+        return not head.serial and write.lives == head.lives
+    return (write.epoch, write.expected, write.floor) == (head.epoch, head.serial, head.floor)

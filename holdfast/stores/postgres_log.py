@@ -7,8 +7,10 @@ entries in MessagePack. When the tail exceeds `TAIL_BYTES`, the next commit move
 serial of its last entry. An entry has no effect once the document of its message has its serial, so a row goes as
 soon as documents cover all its entries.
 
-`Uncovered` tracks in memory which messages have such entries. It may name too many entries after a commit that failed,
-never too few; `unsure` are the channels where it may be wrong, and their rows are read again before it is used.
+`Uncovered` tracks in memory which messages have such entries. It is complete for a channel as long as only this
+instance writes to it: a write that begins at another serial than the tracked one shows that another instance has
+written. It may name too many entries after a commit that failed. `unsure` are the channels where it may be wrong. Rows
+are removed only where it is complete, so the rows of a channel are read again before that.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from holdfast.core.errors import StoreUnusable
-from holdfast.core.ops import Append, Delete, Entry
-from holdfast.stores.base import Write
+from holdfast.core.ops import Append, Command, Create, Delete, Entry
+from holdfast.stores.base import Head, Write
 
 TAIL_BYTES = 1_000  # a longer tail moves to a row of its own
 LENGTH_BYTES = 4
 OLD_MS = 45_000  # a minute, less the time between two calls of `tidy`
 MAX_UNCOVERED_BYTES = 64 * 1024 * 1024
+MAX_KNOWN = 10_000  # channels whose last serial is kept
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Entry]).decode
@@ -73,6 +76,7 @@ class Uncovered:
     def __init__(self) -> None:
         self.unsure: set[str] = set()
         self._channels: dict[str, dict[str, Tracked]] = {}
+        self._known: dict[str, tuple[str, int]] = {}  # epoch and serial up to which a channel is tracked, newest last
         self._now_ms: int | None = None  # time of the last call of `due`
         self._size_bytes = 0
 
@@ -90,16 +94,43 @@ class Uncovered:
             self._size_bytes += size
             tracked.is_deleted |= type(op) is Delete
 
-    def reload(self, channel: str, entries: Iterable[Entry], versions: Mapping[str, int]) -> None:
-        """Track what the store holds: `entries` of `channel`, and the versions of its messages' documents."""
+    def is_complete(self, write: Write) -> bool:
+        """Return whether all entries of the channel before `write`, which is stored, are tracked."""
+        at = (write.epoch, write.expected)
+        return not write.expected or (write.channel not in self.unsure and self._known.get(write.channel) == at)
+
+    def note_heads(self, heads: Mapping[str, Head]) -> None:
+        """Be unsure of those channels that are not tracked up to their `heads`."""
+        self.unsure.update(name for name, head in heads.items() if self._known.get(name) != (head.epoch, head.serial))
+
+    def note_channels(self, channels: Iterable[str]) -> None:
+        """Be unsure of those `channels`, which have entries, of which none is tracked."""
+        self.unsure.update(name for name in channels if name not in self._channels)
+
+    def reload(self, channel: str, head: Head, entries: Iterable[Entry], versions: Mapping[str, int]) -> None:
+        """Track what the store holds: `entries` of `channel` up to `head`, and the versions of its documents."""
+        before = self._channels.get(channel, {})
         self.forget(channel)
         self.unsure.discard(channel)
         self.add(channel, (entry for entry in entries if entry.serial > versions.get(entry.op.id, 0)))
+        for message_id, tracked in self._channels.get(channel, {}).items():
+            if message_id in before and before[message_id].first == tracked.first:
+                tracked.since_ms = before[message_id].since_ms
+        if not self._channels.get(channel):
+            self._channels.pop(channel, None)
+        self._know(channel, head.epoch, head.serial)
 
     def forget(self, channel: str) -> None:
         """Track no entry of `channel`."""
         messages = self._channels.pop(channel, {})
+        self._known.pop(channel, None)
         self._size_bytes -= sum(tracked.size_bytes for tracked in messages.values())
+
+    def _know(self, channel: str, epoch: str, serial: int) -> None:
+        self._known.pop(channel, None)
+        self._known[channel] = (epoch, serial)
+        if len(self._known) > MAX_KNOWN:
+            del self._known[next(iter(self._known))]
 
     def covers(self, write: Write) -> bool:
         """Return whether a document of `write` contains entries that were stored before it."""
@@ -118,6 +149,11 @@ class Uncovered:
 
     def stored(self, write: Write) -> None:
         """Stop tracking the messages that the stored documents of `write` contain whole."""
+        after = write.expected + len(write.entries)
+        if self.is_complete(write) or self._known.get(write.channel) == (write.epoch, after):
+            self._know(write.channel, write.epoch, after)
+        else:
+            self._known.pop(write.channel, None)
         messages = self._channels.get(write.channel)
         if messages is None:
             return
@@ -142,6 +178,12 @@ class Uncovered:
                 if is_heavy or tracked.is_deleted or now_ms - tracked.since_ms >= OLD_MS:
                     found.append((channel, message_id))
         return found
+
+
+def changes_older(write: Write) -> bool:
+    """Return whether a document of `write` is about a message or command that does not begin in it."""
+    begun = {entry.op.id for entry in write.entries if type(entry.op) is Create or type(entry.op) is Command}
+    return any(document.id not in begun for document in write.documents)
 
 
 def uncovered_entries(write: Write) -> list[Entry]:

@@ -19,6 +19,7 @@ from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Delete, Entry
 from holdfast.core.retention import Fact
 from holdfast.stores.base import NOTHING, Changes, Facts, Head, StoredPage, Tail, tail_of
+from holdfast.stores.postgres_life import epoch_in
 from holdfast.stores.postgres_log import entries_in
 
 decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
@@ -48,14 +49,16 @@ class Log(NamedTuple):
 class PostgresReader:
     """Queries on one connection, inside the transaction of their caller."""
 
-    def __init__(self, db: Connection[Record] | PoolConnectionProxy[Record], schema: str) -> None:
+    def __init__(self, db: Connection[Record] | PoolConnectionProxy[Record], schema: str, life: str) -> None:
+        """Query `db` in the store's `life` (`StoreLife.name`)."""
         self._db = db
         self._schema = schema
+        self._epoch = f"{epoch_in(life)} AS epoch"
 
     async def heads(self, channels: Sequence[str]) -> list[Head]:
         """Return the heads of `channels`, in order."""
         rows = await self._db.fetch(
-            f"SELECT name, epoch, serial, floor, lives FROM unnest($1::text[]) AS w (name)"
+            f"SELECT name, {self._epoch}, serial, floor, lives FROM unnest($1::text[]) AS w (name)"
             f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
             channels,
         )
@@ -65,7 +68,7 @@ class PostgresReader:
     async def log(self, channel: str) -> Log:
         """Return the log of `channel`. Raises StoreUnusable."""
         row = await self._db.fetchrow(
-            f"SELECT id, epoch, serial, floor, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
+            f"SELECT id, {self._epoch}, serial, floor, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
             f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
             channel,
         )
@@ -113,7 +116,7 @@ class PostgresReader:
 
     async def entries(self, channel: str, after: int, limit_bytes: int) -> Tail:
         row = await self._db.fetchrow(
-            f"SELECT id, epoch, serial, floor, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
+            f"SELECT id, {self._epoch}, serial, floor, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
             f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
             channel,
         )

@@ -3,17 +3,20 @@
 Layer: stores.
 
 All tables stand in a schema of their own. `channels` has one row per channel, which each commit updates in place: no
-index contains a column that an append changes, so PostgreSQL keeps the update on its page (HOT).
+index contains a column that an append changes, so PostgreSQL keeps the update on its page (HOT). The first instance
+makes the tables, under an advisory lock of its transaction.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from holdfast.core.errors import StoreInUse, StoreUnusable
+from holdfast.stores.postgres_holds import TABLES as HOLD_TABLES
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -22,11 +25,12 @@ logger = logging.getLogger("holdfast.store")
 
 VERSION = 1  # version of the tables
 OLDEST_SERVER = 130_000  # PostgreSQL 13, as `server_version_num` gives it
+LOCK_WAIT_MS = 5_000  # how long a connection waits for a release that needs the store for itself
 WEAK = ("off", "local", "remote_write")  # values of `synchronous_commit` that are weaker than "on"
 
 _TABLES = """
-CREATE TABLE {schema}.store (version int NOT NULL, opened bigint NOT NULL);
-INSERT INTO {schema}.store VALUES (1, 0);
+CREATE TABLE {schema}.store (version int NOT NULL);
+INSERT INTO {schema}.store VALUES (1);
 CREATE TABLE {schema}.channels (
   name text COLLATE "C" PRIMARY KEY,
   id bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
@@ -69,10 +73,10 @@ CREATE TABLE {schema}.lives (name text COLLATE "C" PRIMARY KEY, lives bigint NOT
 CREATE TABLE {schema}.notes (name text COLLATE "C" PRIMARY KEY, value bytea NOT NULL);
 """
 
-# The first tables of this version had no floors.
-_HAS_FLOOR = """
+# The first tables of this version had neither floors nor holds nor a name of notices.
+_HAS_COLUMN = """
 SELECT EXISTS (SELECT FROM information_schema.columns
-  WHERE table_schema = $1 AND table_name = 'channels' AND column_name = 'floor')
+  WHERE table_schema = $1 AND table_name = $2 AND column_name = $3)
 """
 
 _SERVER = """
@@ -80,7 +84,8 @@ SELECT current_setting('server_version_num')::int AS version, current_setting('s
   pg_is_in_recovery() AS is_standby, current_setting('transaction_read_only') = 'on' AS is_read_only,
   current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,
   current_setting('synchronous_commit') AS synchronous_commit,
-  current_setting('synchronous_standby_names') AS standbys, current_user AS role, current_database() AS database
+  current_setting('synchronous_standby_names') AS standbys, current_user AS role, current_database() AS database,
+  pg_backend_pid() AS pid
 """
 
 
@@ -107,12 +112,40 @@ async def check_server(db: Connection, *, is_async: bool) -> None:
         "%s: fsync %s, full_page_writes %s, synchronous_commit %s, synchronous standbys %s",
         *(where, server["fsync"], server["full_page_writes"], commit, server["standbys"] or "none"),
     )
+    if db.get_server_pid() != server["pid"]:
+        logger.warning(
+            "a pooler stands before %s: settings and notices of a session are lost in it; name the server itself in "
+            "the store URL",
+            where,
+        )
     if server["fsync"] != "on":
         logger.warning("%s runs with fsync off: a power cut can destroy the whole database; set fsync to on", where)
 
 
-async def prepare_schema(db: Connection, schema: str) -> None:
-    """Create the tables in `schema` if it has none. Raises StoreUnusable for tables of another program or version."""
+async def share_lock(db: Connection, schema: str) -> None:
+    """Keep releases that need the store in `schema` for themselves away, for the life of the connection.
+
+    Such a release of Holdfast takes the same lock alone. Beside others it would lose their text. Raises StoreInUse.
+    """
+    try:
+        await db.execute(f"SET lock_timeout = {LOCK_WAIT_MS}")
+        await db.execute("SELECT pg_advisory_lock_shared(hashtextextended($1, 0))", f"holdfast.{schema}.hub")
+    except asyncpg.LockNotAvailableError:
+        raise StoreInUse(
+            f"the store in schema {schema!r} is in use by an earlier release of Holdfast, which allows one process; "
+            "stop that process first"
+        ) from None
+    finally:
+        if not db.is_closed():
+            await db.execute("RESET lock_timeout")
+
+
+async def prepare_schema(db: Connection, schema: str) -> str:
+    """Create the tables in `schema` if it has none, and return the name of its notices, which is a secret.
+
+    Raises StoreUnusable for tables of another program or version.
+    """
+    notices = ""
     try:
         async with db.transaction():
             await db.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"holdfast.{schema}")
@@ -122,8 +155,17 @@ async def prepare_schema(db: Connection, schema: str) -> None:
             if not tables:
                 await db.execute(_TABLES.format(schema=schema))
             version = await _version(db, schema)
-            if version == VERSION and not await db.fetchval(_HAS_FLOOR, schema):
+            if version == VERSION and not await db.fetchval(_HAS_COLUMN, schema, "channels", "floor"):
                 await db.execute(f"ALTER TABLE {schema}.channels ADD COLUMN floor bigint NOT NULL DEFAULT 0")
+            if version == VERSION and await db.fetchval("SELECT to_regclass($1) IS NULL", f"{schema}.leases"):
+                await db.execute(HOLD_TABLES.format(schema=schema))
+            if version == VERSION:
+                notices = await _notices(db, schema)
+                if not await db.fetchval(_HAS_COLUMN, schema, "channels", "life"):
+                    await db.execute(f"ALTER TABLE {schema}.channels ADD COLUMN life text NOT NULL DEFAULT ''")
+                    await db.execute(
+                        f"ALTER TABLE {schema}.store ADD COLUMN history text, ADD COLUMN life text NOT NULL DEFAULT ''"
+                    )
     except asyncpg.InsufficientPrivilegeError as error:
         role, database = await db.fetchval("SELECT current_user"), await db.fetchval("SELECT current_database()")
         raise StoreUnusable(
@@ -136,6 +178,15 @@ async def prepare_schema(db: Connection, schema: str) -> None:
         )
     if version != VERSION:
         raise StoreUnusable(f"schema {schema!r} has version {version}, this Holdfast knows {VERSION}; upgrade Holdfast")
+    return notices
+
+
+async def _notices(db: Connection, schema: str) -> str:
+    """Return the name of notices: each role of the database may listen to a name that it knows."""
+    if not await db.fetchval(_HAS_COLUMN, schema, "store", "notices"):
+        await db.execute(f"ALTER TABLE {schema}.store ADD COLUMN notices text")
+        await db.execute(f"UPDATE {schema}.store SET notices = $1", f"holdfast_{secrets.token_hex(16)}")
+    return str(await db.fetchval(f"SELECT notices FROM {schema}.store"))
 
 
 async def _version(db: Connection, schema: str) -> int | None:
@@ -148,32 +199,3 @@ async def _version(db: Connection, schema: str) -> int | None:
 
 def _named(schema: str) -> tuple[str, str]:
     return f"{schema}.store", f"{schema}.channels"
-
-
-async def take_lock(db: Connection, schema: str, *, wait_s: float) -> None:
-    """Take the lock on the store in `schema` for the life of the connection, waiting up to `wait_s` seconds.
-
-    Raises StoreInUse.
-    """
-    key = await db.fetchval("SELECT hashtextextended($1, 0)", f"holdfast.{schema}.hub")
-    if await db.fetchval("SELECT pg_try_advisory_lock($1)", key):
-        return
-    if wait_s:
-        try:
-            await db.execute(f"SET lock_timeout = {round(wait_s * 1_000)}")
-            await db.execute("SELECT pg_advisory_lock($1)", key)
-            return
-        except asyncpg.LockNotAvailableError:
-            pass
-        finally:
-            await db.execute("RESET lock_timeout")
-    holder = await db.fetchval(
-        "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'"
-        " AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        " AND ((l.classid::bigint << 32) | l.objid::bigint) = $1",
-        key,
-    )
-    raise StoreInUse(
-        f"the store in schema {schema!r} is in use by {holder or 'another process'}: one process at a time can use it. "
-        "Stop that process, or give this one another schema with ?schema= in the store URL"
-    )

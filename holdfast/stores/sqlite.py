@@ -41,7 +41,7 @@ from holdfast.stores.base import (
     Write,
 )
 from holdfast.stores.holds import Holds, steady_ms
-from holdfast.stores.sqlite_backup import Stopped, check_target, copy, finish, partial_file
+from holdfast.stores.sqlite_backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile, Synchronous
 from holdfast.stores.sqlite_known import BACKUP_NOTE, KnownBackup, known_backups, noted
@@ -252,12 +252,19 @@ class SqliteStore:
             def call() -> None:
                 copy(opened.file.db, partial, bytes_per_s=mb_per_s * 1e6, pause=pause)
 
+            is_over = asyncio.Event()
+            syncing = asyncio.create_task(keep_synced(partial, is_over, gone))
             try:
                 await opened.thread.run(call, timeout_s=None)
             except Stopped:
-                raise StoreUnavailable(f"backup {target} was stopped: the store closes") from None
+                if not syncing.done():  # otherwise a sync has failed, and stopped the copy
+                    raise StoreUnavailable(f"backup {target} was stopped: the store closes") from None
             finally:
                 gone.set()
+                is_over.set()
+                await asyncio.wait([syncing])
+                syncing.exception()  # asyncio logs an error that is not read, as when the copy has failed too
+            syncing.result()  # raises the error of a sync, which the next one would not report again
             # The note comes first, so that a process that dies never leaves a backup of which the store does not know.
             # A note about a file that does not exist is dropped with the next backup.
             with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place

@@ -24,7 +24,7 @@ from holdfast.stores.sqlite_backup import PAGE_BYTES, give_owner_of, partial_fil
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_engine import Engine
-from holdfast.stores.sqlite_file import COPY, SqliteFile, new_nonce
+from holdfast.stores.sqlite_file import COPY, SET_ASIDE, SqliteFile, new_nonce
 from holdfast.stores.sqlite_lock import FileLock
 from holdfast.stores.sqlite_log import CommitLog
 from holdfast.stores.sqlite_migration import prepare
@@ -120,7 +120,8 @@ def _fill(copy: Path, place: Path) -> str:
         db.execute("BEGIN")
         made = db.execute(
             "SELECT type = 'index', name, sql FROM old.sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
-            " ORDER BY 1, rowid"
+            " AND name NOT GLOB ? ORDER BY 1, rowid",
+            (f"{SET_ASIDE}*",),
         ).fetchall()
         for is_index, name, sql in made:
             if not is_index:

@@ -23,7 +23,7 @@ import msgspec
 from holdfast.core.document import DAMAGE, Document, Segment, Stored, document, restore_command, times_in
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.retention import Fact
-from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, larger_rooms, pack, room_for, unpack
+from holdfast.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
 from holdfast.stores.sqlite_sums import head_sum, is_damage, piece_sum
 
 HEAD = 0  # number of the blob that holds a document's head
@@ -82,7 +82,9 @@ class Documents:
 
     def count_free(self) -> None:
         """Add up the size of all free slots. The time depends on their number."""
-        (self.free_bytes,) = self._db.execute("SELECT coalesce(sum(room), 0) FROM free").fetchone()
+        # The plus makes SQLite read the whole table, and so find damage anywhere in it.
+        total = "SELECT coalesce(sum(room), 0) FROM free WHERE +room BETWEEN 1 AND ?"
+        (self.free_bytes,) = self._db.execute(total, (MAX_ROOM,)).fetchone()
 
     def skip_keys(self, highest: int) -> None:
         """Assign only keys above `highest`, because old rows of the log may name documents that no longer exist."""
@@ -431,8 +433,11 @@ class Documents:
             room, slot = free
             self._db.execute("DELETE FROM free WHERE room = ? AND slot = ?", free)
             self.free_bytes -= room
-            self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(data, room), slot))
-        else:
+            # a damaged row of `free` may name a slot in use, whose text must stay
+            is_free = "UPDATE texts SET body = ? WHERE id = ? AND body = zeroblob(?)"
+            if not self._db.execute(is_free, (pack(data, room), slot, room)).rowcount:
+                free = None
+        if free is None:
             room, slot = wanted, self._next_slot
             self._next_slot += 1
             self._db.execute("INSERT INTO texts VALUES (?, ?)", (slot, pack(data, room)))
@@ -457,7 +462,7 @@ class Documents:
         which = (key, from_blob, to_blob)
         slots = "(SELECT slot FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?)"
         freed = self._db.execute(f"SELECT length(body), id FROM texts WHERE id IN {slots}", which).fetchall()
-        self._db.executemany("INSERT INTO free VALUES (?, ?)", freed)
+        self._db.executemany("INSERT OR IGNORE INTO free VALUES (?, ?)", freed)
         self.free_bytes += sum(room for room, _ in freed)
         self._db.execute(f"UPDATE texts SET body = zeroblob(length(body)) WHERE id IN {slots}", which)
         self._db.execute("DELETE FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?", which)

@@ -385,6 +385,7 @@ class Engine:
 
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
+        self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
         outdated = self.pruning.drop_outdated(now_ms, STEP_DOCUMENTS)
         if outdated is not None:
@@ -446,8 +447,7 @@ class Engine:
                 if self._checkpoint("TRUNCATE"):
                     self._is_wiping = False
                 else:
-                    # a reader in another process blocks it, so try again later
-                    self._truncate_at_s = time.monotonic() + IDLE_S
+                    self._truncate_at_s = time.monotonic() + IDLE_S  # a reader in another process blocks it
             return False
         return True
 

@@ -59,6 +59,8 @@ _INDEXES_OF_DATA = (
     "CREATE INDEX documents_until ON documents (until_ms) WHERE until_ms IS NOT NULL",
 )
 
+FREE = "CREATE TABLE free (room INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (room, slot)) WITHOUT ROWID"
+SET_ASIDE = "damaged_free_"  # a table of free slots that was damaged gets this name and a number
 _LOG = "CREATE TABLE log (id INTEGER PRIMARY KEY, body BLOB NOT NULL)"
 
 _TABLES = (
@@ -87,7 +89,7 @@ _TABLES = (
         document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL, crc INTEGER,
         PRIMARY KEY (document, blob, chunk)) WITHOUT ROWID""",
     "CREATE TABLE texts (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
-    "CREATE TABLE free (room INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (room, slot)) WITHOUT ROWID",
+    FREE,
     _LOG,
     # Ids that cannot be used again, of messages in deleted channels.
     """CREATE TABLE graves (

@@ -64,7 +64,7 @@ def _is_gone(path: Path) -> bool:
     An empty or unreachable folder may be that of a disk that is not mounted.
     """
     try:
-        # in this order, because the end of a backup renames the one to the other
+        # Test the partial file first: a finishing backup renames it to `path` between the two tests.
         return not partial_of(path).exists() and not path.exists() and any(path.parent.iterdir())
     except OSError:
         return False

@@ -5,6 +5,7 @@ Layer: stores.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -59,9 +60,7 @@ class FileLock:
                 if holder.is_sibling or time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
                     detail = f"store file {what} is in use by {holder.name}: {holder.remedy()}"
                     raise StoreInUse(detail, holder=holder.name, remedy=holder.remedy())
-            self.nonces = _read_line(handle, _NONCES) or (NO_NONCE,)
-            former = _read_line(handle, _FORMER)
-            self.former, self.has_former = former or (), former is not None
+            self._read(handle)
             self._write(handle)
         except OSError as error:
             os.close(handle)
@@ -82,12 +81,27 @@ class FileLock:
         except OSError as error:
             raise self._unwritable(error) from error
 
+    def look(self) -> None:
+        """Read the nonces without the lock, which another process may hold; none if the file cannot be read."""
+        self.nonces, self.former, self.has_former = (NO_NONCE,), (), False
+        with contextlib.suppress(OSError):
+            handle = os.open(self._path, os.O_RDONLY)
+            try:
+                self._read(handle)
+            finally:
+                os.close(handle)
+
     def release(self) -> None:
         """Release the lock. A second call does nothing."""
         if self._handle is not None:
             note_released(self._path)
             os.close(self._handle)
             self._handle = None
+
+    def _read(self, handle: int) -> None:
+        self.nonces = _read_line(handle, _NONCES) or (NO_NONCE,)
+        former = _read_line(handle, _FORMER)
+        self.former, self.has_former = former or (), former is not None
 
     def _open(self, what: Path) -> int:
         try:

@@ -21,7 +21,7 @@ from holdfast.core.retention import Policies, Sweep
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import SUMMARIES
-from holdfast.stores.sqlite_restored import reading
+from holdfast.stores.sqlite_restored import has_foreign_wal, reading
 
 PAGE = 500  # channels in one read
 FACTS = 200  # messages in one read
@@ -38,11 +38,14 @@ class Due(NamedTuple):
 
 @contextlib.contextmanager
 def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the store file for reading. Raises LocalError if it does not exist, StoreUnusable if it cannot be read."""
+    """Open the store file for reading. A foreign `-wal` is not read.
+
+    Raises LocalError if the file does not exist, StoreUnusable if it cannot be read.
+    """
     if not path.is_file():
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     try:
-        with reading(path) as db:
+        with reading(path, is_immutable=has_foreign_wal(path)) as db:
             yield db
     except sqlite3.DatabaseError as error:
         raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error

@@ -73,8 +73,7 @@ def check_wal(path: Path, lock: FileLock) -> None:
     life = Life(BACKUP, "", True) if is_empty else read_life(path)
     if life.nonce in (*lock.nonces, *lock.former):
         return
-    is_foreign = life.inode == BACKUP or _header(path) != _WAL_MODE or (life.was_clean and lock.has_former)
-    if is_foreign and life.nonce != UNREADABLE:
+    if _is_foreign(path, life, lock):
         aside = wal.with_name(f"{wal.name}.foreign-{secrets.token_hex(4)}")
         wal.rename(aside)
         Path(f"{os.path.realpath(path)}-shm").unlink(missing_ok=True)
@@ -96,6 +95,20 @@ def check_wal(path: Path, lock: FileLock) -> None:
         f"here, run `holdfast restore BACKUP --store sqlite:///{path}`; if not, keep the -wal by "
         f"`holdfast restore --keep-wal --store sqlite:///{path}`"
     )
+
+
+def has_foreign_wal(path: Path) -> bool:
+    """Return whether a start would set the `-wal` aside (`check_wal`); a server may have the file open."""
+    lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
+    lock.look()  # before the file: a start or a close names its new nonce here first
+    life, wal = read_life(path), wal_of(path)
+    return _is_foreign(path, life, lock) and wal.exists() and wal.stat().st_size > 0
+
+
+def _is_foreign(path: Path, life: Life, lock: FileLock) -> bool:
+    if life.nonce in (UNREADABLE, *lock.nonces, *lock.former):
+        return False
+    return life.inode == BACKUP or _header(path) != _WAL_MODE or (life.was_clean and lock.has_former)
 
 
 def wal_of(path: Path) -> Path:

@@ -10,8 +10,9 @@ import logging
 import sqlite3
 
 from holdfast.stores.sqlite_documents import Documents
-from holdfast.stores.sqlite_file import SqliteFile
+from holdfast.stores.sqlite_file import FREE, SET_ASIDE, SqliteFile
 from holdfast.stores.sqlite_log import CommitLog
+from holdfast.stores.sqlite_sums import is_damage
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -25,7 +26,7 @@ class Space:
     def __init__(self, file: SqliteFile, documents: Documents) -> None:
         self._file = file
         self._documents = documents
-        self._rollbacks = -1  # the first call of `measure` counts the free slots
+        self._rollbacks = -1  # the first call of `count_free` counts
         self._bytes = self._free_bytes = self._written = 0
         self._is_reported = False
 
@@ -36,12 +37,21 @@ class Space:
             with contextlib.suppress(sqlite3.Error):  # the commit is stored; `tidy` measures again
                 self.measure(log)
 
+    def count_free(self) -> None:
+        """Count the free slots again if that is needed. A damaged list of them is set aside."""
+        if self._rollbacks != (rollbacks := self._file.rollbacks):
+            try:
+                self._documents.count_free()
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self._begin_free()
+            self._rollbacks = rollbacks
+
     def measure(self, log: CommitLog) -> None:
         """Measure the file, with its WAL. Free are its unused pages, and the slots without text in them."""
         self._written = 0
-        if self._rollbacks != (rollbacks := self._file.rollbacks):
-            self._documents.count_free()
-            self._rollbacks = rollbacks
+        self.count_free()
         self._bytes, free_bytes = space_in(self._file.db, self._documents)
         self._free_bytes = free_bytes + log.slot_bytes - log.live_bytes
         is_mostly_free = self._free_bytes * 2 > self._bytes and self._free_bytes >= WORTH_BYTES
@@ -52,6 +62,21 @@ class Space:
                 *(self._file.path, self._bytes, self._free_bytes),
             )
         self._is_reported = is_mostly_free
+
+    def _begin_free(self) -> None:
+        """Begin a new table of free slots. The damaged one gets another name, because SQLite cannot remove it."""
+        with self._file.transaction() as db:
+            (number,) = db.execute(
+                "SELECT count(*) FROM sqlite_master WHERE name GLOB ?", (f"{SET_ASIDE}*",)
+            ).fetchone()
+            db.execute(f"ALTER TABLE free RENAME TO {SET_ASIDE}{number}")
+            db.execute(FREE)
+        self._documents.free_bytes = 0
+        logger.error(
+            "store file %s: its list of free slots is damaged, and a new one begins; no message is affected. Until "
+            "`holdfast compact` has made the file anew, backups of it fail, because they are checked",
+            self._file.path,
+        )
 
     def stats(self) -> dict[str, int]:
         """Return the size of the file and its free space, both in bytes, as `measure` last found them."""

@@ -3,16 +3,21 @@
 Layer: stores.
 
 It reads through a connection of its own that cannot write, in short transactions, so it also runs beside a server.
+As a program, with the path of the file, it prints each line of `verify` as JSON, and `null` at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from holdfast.core.errors import StoreUnusable
+import msgspec
+
+from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.stores.sqlite_backup import check
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
@@ -21,6 +26,8 @@ from holdfast.stores.sqlite_reader import reading_store
 from holdfast.stores.sqlite_space import space_in
 from holdfast.stores.sqlite_sums import opened
 
+LINE_CHARACTERS = 10_000  # of a line that the program prints
+NICENESS = 10
 _MISCOUNTED = (
     "SELECT name FROM channels WHERE name IS NOT NULL AND (messages, size_bytes) IS NOT ("
     "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents"
@@ -35,16 +42,20 @@ def verify(path: Path) -> Iterator[str]:
 
 
 def free_space(path: Path) -> tuple[int, int]:
-    """Return the size of the file in bytes, and how much of it is free. Raises StoreUnusable."""
+    """Return the size of the file in bytes, and how much of it is free. Raises StoreUnusable.
+
+    The slots in a damaged list of free slots do not count as free.
+    """
     with reading_store(path) as db:
         documents = Documents(db)
-        documents.count_free()
+        with contextlib.suppress(sqlite3.DatabaseError):  # `verify` reports it
+            documents.count_free()
         return space_in(db, documents)
 
 
 def _damage(db: sqlite3.Connection, path: Path) -> Iterator[str]:
     try:
-        check(db, path)
+        check(db, path, kind="store file", remedy="if no message is named below, run `holdfast compact`")
     except StoreUnusable as error:
         yield str(error)
     (schema,) = db.execute("PRAGMA user_version").fetchone()
@@ -74,3 +85,24 @@ def _damage(db: sqlite3.Connection, path: Path) -> Iterator[str]:
     for slot, row in db.execute("SELECT id, body FROM log"):
         if opened(slot, row) is None:
             yield f"row {slot} of the log is damaged; messages that are open may have lost text; restore a backup"
+
+
+def main(path: Path) -> None:
+    """Print the lines of `verify` as JSON; an error is the last of them. It gives way to other processes."""
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    try:
+        for line in verify(path):
+            _print(line[:LINE_CHARACTERS])
+    except (StoreUnusable, LocalError) as error:
+        _print(str(error)[:LINE_CHARACTERS])
+    _print(None)
+
+
+def _print(value: str | None) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

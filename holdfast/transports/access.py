@@ -36,7 +36,7 @@ from holdfast.core.model import Part
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.requests import Caller, CreateMessage, UpdateMessage
 from holdfast.hub.hub import HubCore
-from holdfast.hub.identity import Expired, Identity, Scope, claimed_identity
+from holdfast.hub.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity
 from holdfast.hub.presence import check_member, check_signal
 from holdfast.hub.results import Result
 from holdfast.hub.tickets import Ticket
@@ -185,9 +185,12 @@ def _checked(identity: object) -> Identity | None:
 
 
 def check_operation(identity: Identity, operation: Operation, channel: str) -> None:
-    """Raise Forbidden unless `identity` holds every capability that `operation` needs on `channel`."""
+    """Raise Forbidden unless `identity` holds every capability that `operation` needs, on `channel` or on all."""
     for capability in operation.needs:
-        identity.check(capability, channel)
+        if operation.is_for_all:
+            identity.check_pattern(capability, EVERYWHERE)
+        else:
+            identity.check(capability, channel)
 
 
 def check_create(request: CreateMessage, identity: Identity, channel: str) -> None:
@@ -268,10 +271,11 @@ async def start_hub(hub: HubCore) -> None:
 
 
 async def check_serving(hub: HubCore) -> None:
-    """Start the hub. Raises Draining if it shuts down, before any other check of the request."""
+    """Start the hub. Raises Draining and StoreUnavailable if it serves no viewers, before any other check."""
     await start_hub(hub)
     if hub.is_draining:
         raise Draining("this server is shutting down; connect to another server, or to this one after its restart")
+    hub.viewing.check()
 
 
 async def admit_stream(
@@ -279,7 +283,7 @@ async def admit_stream(
 ) -> tuple[Identity, Ticket | None]:
     """Return the identity for a stream of `channel`: from a ticket, which is returned too, or as for any request.
 
-    Raises Draining, InvalidName, Unauthenticated, Expired, Forbidden and the errors of `identify`.
+    Raises Draining, StoreUnavailable, InvalidName, Unauthenticated, Expired, Forbidden and the errors of `identify`.
     """
     await check_serving(hub)
     text = query.text("ticket")

@@ -78,6 +78,7 @@ class App:
         self._sockets = Sockets(hub, self.heartbeats)
         self._plain = _plain_app(hub)
         hub.on_drain(self._drain)
+        hub.viewing.on_cut_off.append(self._sockets.drain)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         known = cast("Scope", scope)  # ASGI servers pass a dict as the scope
@@ -155,7 +156,7 @@ class App:
         try:
             await self._sockets.serve(credentials, scope, receive, send)
         finally:
-            abort_if_unread(receive, is_draining=self.hub.is_draining)
+            abort_if_unread(receive, is_draining=self.hub.viewing.is_over)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # the ASGI message lifespan.startup

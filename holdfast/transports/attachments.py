@@ -182,8 +182,8 @@ class Attachments:
         self._rest = None
 
     def feed_woken(self, attachment: Attachment) -> None:
-        """Queue an attachment whose channel has new events, or close the session if the hub drains."""
-        if self._hub.is_draining:
+        """Queue an attachment whose channel has new events, or close the session if viewers must leave."""
+        if self._hub.viewing.is_over:
             self._session.drain()
         elif attachment.feed is not None and not attachment.is_catching_up:
             self._ready[attachment] = None
@@ -240,7 +240,7 @@ class Attachments:
 
     def _batch(self, attachment: Attachment, feed: Feed) -> EncodedBatch | None:
         batch = feed.take()
-        if batch is not None and feed.is_behind:  # ephemeral events come after those of the log, so take again
+        if batch is not None and feed.is_behind:  # more is left: take again later
             self._ready[attachment] = None
         return batch
 

@@ -186,5 +186,7 @@ def for_peers(error: HoldfastError) -> HoldfastError:
             )
         if isinstance(error, StoreInUse) and "holder" in error.details:
             return StoreInUse(f"the store is in use by {error.details['holder']}: {error.details['remedy']}")
-        return type(error)("the store is not available now; nothing of the request was stored" if error.retry else "")
+        if error.retry:
+            return type(error)("the store is not available now; nothing of the request was stored")
+        return type(error)("the store cannot be used; the server's log has the reason")
     return error

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,17 +23,14 @@ from starlette.types import Receive, Scope, Send
 from holdfast.core.errors import (
     Forbidden,
     HoldfastError,
-    InvalidRequest,
     MethodNotAllowed,
     NotFound,
     NoVerifier,
     StoreUnavailable,
-    TooLarge,
-    UnsupportedMediaType,
     shown,
 )
 from holdfast.core.model import Part
-from holdfast.core.names import check_channel, check_id, command_key
+from holdfast.core.names import check_channel, command_key
 from holdfast.core.requests import (
     CreateMessage,
     DeleteMessage,
@@ -45,88 +41,35 @@ from holdfast.core.requests import (
     SendSignal,
     UpdateMessage,
 )
-from holdfast.core.requests import Request as HubRequest
 from holdfast.hub.archive import DEFAULT_LISTED, MAX_LISTED
 from holdfast.hub.hub import HubCore
-from holdfast.hub.identity import Identity
 from holdfast.hub.identity import Scope as HubScope
-from holdfast.hub.results import Result
 from holdfast.transports.access import (
-    caller_of,
     check_create,
     check_metrics,
-    check_operation,
     check_serving,
     check_update,
-    count_new_channel,
     count_signal,
     identify,
     member_of,
     start_hub,
 )
-from holdfast.transports.codec import decode, for_peers, result_fields, unexpected
+from holdfast.transports.calls import NO_STORE, Call, json_response
+from holdfast.transports.codec import for_peers, unexpected
 from holdfast.transports.credentials import left_s
 from holdfast.transports.lines import LinesResponse
 from holdfast.transports.operations import BY_NAME, OPERATIONS, Operation
+from holdfast.transports.operators import forget, hold, inspect, release, verify
 from holdfast.transports.origin import check_peer
 from holdfast.transports.problem import problem_body, problem_headers
-from holdfast.transports.query import Query, whole
+from holdfast.transports.query import whole
 from holdfast.transports.tickets import CreateTicket, TicketIssued
-from holdfast.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes, open_body
+from holdfast.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes
 
 logger = logging.getLogger("holdfast.transports")
 
-BODY_TIMEOUT_S = 60.0  # time in which the whole body, at most a megabyte, must arrive
 READY_TIMEOUT_S = 5.0  # shorter than the time after which the probes of orchestrators give up
 MAX_NUMBER = 2**53  # largest integer that a browser's numbers represent exactly
-_NO_STORE = {"cache-control": "no-store"}
-
-
-class Call:
-    """One request for one operation, with its caller's identity and the names in its path."""
-
-    body_bytes = 0  # bytes of the body that have arrived
-    result: Result | None = None  # result of the submitted request
-
-    def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
-        """Read the names in the path; `channel` and `id` are empty if it has none. Raises InvalidName, Forbidden."""
-        self.hub = hub
-        self.operation = operation
-        self.request = request
-        self.identity = identity
-        self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
-        message_id = request.path_params.get("id")  # id of a message, command or member
-        self.id = check_id(message_id) if message_id is not None else ""
-        if self.channel:
-            check_operation(identity, operation, self.channel)
-
-    def query(self) -> Query:
-        """Return the query parameters of the request. Raises InvalidRequest."""
-        return Query(self.request.scope)
-
-    async def body(self) -> Any:
-        """Return the decoded body. Raises TooLarge or TooMany as soon as it exceeds a limit, InvalidRequest, …"""
-        with open_body(self.hub, self.identity, dict(self.request.scope)) as count:
-
-            def arrived(size: int) -> None:
-                self.body_bytes += size
-                count.grow(size)
-
-            data = await read_body(self.request, self.hub.limits.request_bytes, arrived)
-        return decode(data, _BODIES[self.operation.name])
-
-    async def submit(self, key: str, request: HubRequest) -> Response:
-        """Submit a request to the hub and return its result as a response."""
-        caller = caller_of(self.hub, self.identity, self.channel)
-        result = await self.hub.ask(self.channel, key, request, caller)
-        count_new_channel(self.hub, self.identity, result)
-        status = self.operation.status if self.operation.status != 201 or result.created else 200
-        self.result = result
-        return _json(result_fields(request, result), status=status)
-
-    def empty(self) -> Response:
-        """Return a response without a body, with the operation's status."""
-        return Response(status_code=self.operation.status, headers=_NO_STORE)
 
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -184,6 +127,7 @@ async def enter(call: Call) -> Response:
     """Make a member present without a socket, for the length of its lease."""
     member_id = member_of(call.identity, call.id)
     request: EnterChannel = await call.body()
+    await call.hub.runtime.presence.read(call.channel)
     # A socket closes when its identity expires. A lease has no socket, so it must not outlast the identity.
     lease_s = min(request.lease_s, left_s(call.hub, call.identity))
     call.hub.runtime.presence.lease(call.channel, member_id, request.data, lease_s)
@@ -193,13 +137,13 @@ async def enter(call: Call) -> Response:
 async def leave(call: Call) -> Response:
     """End the presence of a member that has a lease."""
     member_id = member_of(call.identity, call.id)
-    call.hub.runtime.presence.end_lease(call.channel, member_id)
+    call.hub.runtime.presence.withdraw(call.channel, member_id)
     return call.empty()
 
 
 async def members(call: Call) -> Response:
     """Return the present members."""
-    return _json(await call.hub.members(call.channel))
+    return json_response(await call.hub.members(call.channel))
 
 
 async def signal(call: Call) -> Response:
@@ -213,7 +157,7 @@ async def signal(call: Call) -> Response:
 async def read(call: Call) -> Response:
     """Return a message, and the cursor from which to follow it."""
     message, cursor = await call.hub.read(call.channel, call.id)
-    return _json({"message": message, "cursor": cursor})
+    return json_response({"message": message, "cursor": cursor})
 
 
 async def page(call: Call) -> Response:
@@ -223,33 +167,33 @@ async def page(call: Call) -> Response:
     before = query.whole("before", 0, MAX_NUMBER)
     limit = query.whole("limit", 1, limits.history)
     wanted = limits.default_history if limit is None else limit
-    return _json(await call.hub.history(call.channel, before=before, limit=wanted))
+    return json_response(await call.hub.history(call.channel, before=before, limit=wanted))
 
 
 async def channels(call: Call) -> Response:
-    """Return a page of the channels on which the caller has `history`."""
+    """Return a page of the channels on which the caller has `history` or `admin`."""
     query = call.query()
     limit = query.whole("limit", 1, MAX_LISTED)
-    return _json(
+    return json_response(
         await call.hub.archive.channels(
             prefix=query.text("prefix") or "",
             after=query.text("after"),
             limit=DEFAULT_LISTED if limit is None else limit,
-            patterns=call.identity.patterns(*call.operation.needs),
+            patterns=call.identity.patterns(*call.operation.needs, *call.operation.instead),
         )
     )
 
 
 async def read_channel(call: Call) -> Response:
     """Return the epoch, serial and cursor of a channel."""
-    return _json(await call.hub.info(call.channel))
+    return json_response(await call.hub.info(call.channel))
 
 
 async def export(call: Call) -> Response:
     """Return the lines of an export, as they are read."""
     lines = call.hub.archive.export(call.channel)
     first = await anext(lines)  # raises the errors that a response can still show
-    return LinesResponse(first, lines, headers=_NO_STORE, is_head=call.request.method == "HEAD")
+    return LinesResponse(first, lines, headers=NO_STORE, is_head=call.request.method == "HEAD")
 
 
 async def delete_channel(call: Call) -> Response:
@@ -262,52 +206,7 @@ async def create_ticket(call: Call) -> Response:
     """Issue a ticket. Raises Forbidden unless the caller may subscribe to the channel."""
     request: CreateTicket = await call.body()
     ticket = call.hub.tickets.issue(call.identity, check_channel(request.channel))
-    return _json(TicketIssued(ticket=ticket), status=call.operation.status)
-
-
-async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int], None] | None = None) -> bytes:
-    """Return the body. While it arrives, `arrived` is called with the size of each piece, and may raise.
-
-    Raises UnsupportedMediaType, TooLarge, and InvalidRequest for a body that does not end in time. The server discards
-    the bytes that a refused peer still sends.
-    """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType(
-            f"the body must be JSON, with Content-Type: application/json, not {media_type[:100]!r}"
-        )
-    if int(_digits(request.headers.get("content-length"))) > limit_bytes:
-        raise _too_large(int(_digits(request.headers.get("content-length"))), limit_bytes)
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for piece in request.stream():
-                size += len(piece)
-                if arrived is not None:
-                    arrived(len(piece))
-                if size > limit_bytes:
-                    raise _too_large(size, limit_bytes)
-                pieces.append(piece)
-    except TimeoutError:
-        raise InvalidRequest(
-            f"the body of the request did not end within {BODY_TIMEOUT_S:.0f} s; send it without pauses"
-        ) from None
-    return b"".join(pieces)
-
-
-def _digits(text: str | None) -> str:
-    return text[:18] if text is not None and text.isascii() and text.isdigit() else "0"
-
-
-def _too_large(size: int, limit_bytes: int) -> TooLarge:
-    text = f"the body of the request has {size} bytes or more, the limit is {limit_bytes} (Limits.request_bytes)"
-    return TooLarge(f"{text}; send it in several requests", limit=limit_bytes)
-
-
-def _json(value: object, *, status: int = 200) -> Response:
-    body = msgspec.json.encode(value)
-    return Response(body, status_code=status, media_type="application/json", headers=_NO_STORE)
+    return json_response(TicketIssued(ticket=ticket), status=call.operation.status)
 
 
 def problem_response(error: HoldfastError) -> Response:
@@ -328,12 +227,12 @@ async def version(hub: HubCore, request: Request) -> Response:
         await check_peer(hub, dict(request.scope))
     except (NoVerifier, Forbidden) as error:
         about["problem"] = error.problem()
-    return _json(about)
+    return json_response(about)
 
 
 async def health(hub: HubCore, request: Request) -> Response:
     """Respond that the process is alive."""
-    return _json({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 async def ready(hub: HubCore, request: Request) -> Response:
@@ -344,14 +243,14 @@ async def ready(hub: HubCore, request: Request) -> Response:
             await hub.info("readyz")  # any channel name will do; the channel need not exist
     except TimeoutError:
         raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s; check its disk") from None
-    return _json({"status": "ready"})
+    return json_response({"status": "ready"})
 
 
 async def metrics(hub: HubCore, request: Request) -> Response:
     """Return the counters in the text format of Prometheus."""
     await check_metrics(hub, dict(request.scope))
     lines = [f"holdfast_{name} {value}\n" for name, value in sorted(hub.stats().items())]
-    return Response("".join(lines), media_type="text/plain; version=0.0.4; charset=utf-8", headers=_NO_STORE)
+    return Response("".join(lines), media_type="text/plain; version=0.0.4; charset=utf-8", headers=NO_STORE)
 
 
 _HANDLERS: dict[str, Handler] = {
@@ -375,15 +274,14 @@ _HANDLERS: dict[str, Handler] = {
     "read_channel": read_channel,
     "export": export,
     "delete_channel": delete_channel,
+    "hold": hold,
+    "release": release,
+    "forget": forget,
+    "verify": verify,
+    "inspect": inspect,
     "ticket": create_ticket,
 }
 _OPEN_HANDLERS: dict[str, OpenHandler] = {"version": version, "health": health, "ready": ready, "metrics": metrics}
-
-# Operations whose body is the request itself. The body of a part is only a part of the request, which the core checks.
-_BODIES: dict[str, msgspec.json.Decoder[Any]] = {
-    one.name: msgspec.json.Decoder(one.request) for one in OPERATIONS if one.request is not None
-}
-_BODIES |= {"part": msgspec.json.Decoder(dict[str, Any]), "ticket": msgspec.json.Decoder(CreateTicket)}
 
 # For each path its operations by method.
 CALLS: dict[str, dict[str, Operation]] = {}
@@ -421,7 +319,7 @@ class Endpoint:
             allow = self._methods
             raise no_such_method(method, allow)
         if method == "OPTIONS":
-            return Response(status_code=204, headers={**_NO_STORE, "allow": ", ".join(self._methods)})
+            return Response(status_code=204, headers={**NO_STORE, "allow": ", ".join(self._methods)})
         return await self._respond(request)
 
 

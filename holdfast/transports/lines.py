@@ -1,4 +1,4 @@
-"""A response of JSON lines that are read from the store as fast as the peer takes them.
+"""Responses of JSON lines: as fast as the peer takes them, and with signs of life while the server works.
 
 Layer: transports.
 """
@@ -6,19 +6,29 @@ Layer: transports.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from holdfast.core.errors import HoldfastError
+from holdfast.transports.codec import for_peers, unexpected
 from holdfast.transports.sender import SEND_TIMEOUT_S
+
+logger = logging.getLogger("holdfast.transports")
+
+SIGN_S = 5.0  # time between two signs of life; proxies end a response that is silent for a minute
+_SIGN = b"{}\n"
 
 
 class LinesResponse(StreamingResponse):
     """Sends `first` and then the lines `rest`; for HEAD only the headers. A peer that stops reading is disconnected."""
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes], *, headers: dict[str, str], is_head: bool) -> None:
+        self._rest = rest
         lines = _lines(first, rest, is_head=is_head)
         super().__init__(lines, headers=headers, media_type="application/x-ndjson")
 
@@ -27,13 +37,62 @@ class LinesResponse(StreamingResponse):
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await send(message)
 
-        await super().__call__(scope, receive, send_in_time)
+        async with aclosing(self._rest):
+            await super().__call__(scope, receive, send_in_time)
 
 
 async def _lines(first: bytes, rest: AsyncGenerator[bytes], *, is_head: bool) -> AsyncGenerator[bytes]:
-    async with aclosing(rest):
-        if is_head:
-            return
-        yield first
-        async for line in rest:
+    if is_head:
+        return
+    yield first
+    async for line in rest:
+        yield line
+
+
+async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:
+    """Yield `values` as lines of JSON, and an empty object when none has come for five seconds.
+
+    An error before the first line is raised. A later one is the last line, of type `error`.
+    """
+    is_first = True
+    step = asyncio.ensure_future(_next(values))
+    try:
+        while True:
+            done, _ = await asyncio.wait({step}, timeout=SIGN_S)
+            if not done:
+                is_first = False
+                yield _SIGN
+                continue
+            try:
+                line = step.result()
+            except Exception as error:
+                if is_first:
+                    raise
+                yield _line({"type": "error", "error": _problem(error)})
+                return
+            if line is None:
+                return
+            is_first = False
             yield line
+            step = asyncio.ensure_future(_next(values))
+    finally:
+        step.cancel()
+        await asyncio.gather(step, return_exceptions=True)
+        await values.aclose()
+
+
+async def _next(values: AsyncGenerator[object]) -> bytes | None:
+    async for value in values:
+        return _line(value)
+    return None
+
+
+def _line(value: object) -> bytes:
+    return msgspec.json.encode(value) + b"\n"
+
+
+def _problem(error: Exception) -> dict[str, object]:
+    if isinstance(error, HoldfastError):
+        return for_peers(error).problem()
+    logger.error("an HTTP request failed", exc_info=error)
+    return unexpected().problem()

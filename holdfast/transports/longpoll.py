@@ -95,11 +95,12 @@ class _Poll:
         return events
 
     def cursor(self, *, has_events: bool) -> str:
-        """Return the client's new cursor. Call it right after `begin` or `more`, before the presence state changes.
+        """Return the client's new cursor: the positions up to which the feed has taken events.
 
         If no event was delivered, keep the client's previous position: a member that came and left makes no event.
         """
-        position = self._presence_state.position if has_events or self._known is None else self._known
+        position = self.feed.ephemeral_position if has_events or self._known is None else self._known
+        assert position is not None
         cursor, presence = self.feed.cursor, Cursor(self._epoch, position)
         if self._resume_limits is not None:
             cursor = cursor._replace(extra=self._resume_limits.mark(str(cursor)))
@@ -114,7 +115,8 @@ class _Poll:
             try:
                 return self.feed.take()
             except Behind:
-                await self.feed.catch_up()
+                async with self.hub.viewing.reading():
+                    await self.feed.catch_up()
 
     def _missed_presence(self) -> list[bytes]:
         """Return the presence events between two polls; all present members if the client's position is not known.
@@ -150,7 +152,7 @@ async def _await_events(
     events: list[bytes] = []
     is_over = False
     try:
-        while not (events or is_over or hub.is_draining):
+        while not (events or is_over or hub.viewing.is_over):
             woken.clear()
             if disconnected.done():
                 return None
@@ -161,7 +163,7 @@ async def _await_events(
                 is_over = True
             if disconnected.done():
                 return None
-            if this_poll.feed.is_behind and not hub.is_draining:
+            if this_poll.feed.is_behind and not hub.viewing.is_over:
                 await asyncio.sleep(
                     hub.flush_ms / 1000
                 )  # wait one flush window, so that the response contains more than the first piece of text

@@ -65,7 +65,7 @@ Kind = Literal["call", "stream", "open"]
 class Operation(NamedTuple):
     """One thing that a client can request.
 
-    `needs` lists capabilities on the channel, or on the pattern in the frame.
+    `needs` lists capabilities on the channel, or on the pattern in the frame. One in `instead` replaces all of them.
     """
 
     name: str
@@ -76,6 +76,8 @@ class Operation(NamedTuple):
     frame: type[Struct] | None = None  # type of the WebSocket frame; None if only HTTP has this operation
     status: int = 200  # HTTP status of success; 201 stands for 201, or 200 for a repeat
     kind: Kind = "call"
+    is_for_all: bool = False  # True: the caller needs the capabilities on all channels
+    instead: tuple[str, ...] = ()
 
     @property
     def frame_type(self) -> str:
@@ -100,11 +102,17 @@ OPERATIONS = (
     Operation("enter", ("presence",), "PUT", f"{CHANNEL}/presence/{{id}}", EnterChannel, PresenceFrame, 204),
     Operation("leave", ("presence",), "DELETE", f"{CHANNEL}/presence/{{id}}", None, PresenceFrame, 204),
     Operation("signal", ("presence",), "POST", f"{CHANNEL}/signals", SendSignal, SignalFrame, 202),
-    # Returns the channels on which the caller has `history`, and needs it on one pattern at least.
-    Operation("channels", ("history",), "GET", "/v1/channels"),
+    # Returns the channels on which the caller has one of the two, and needs one of them on one pattern at least.
+    Operation("channels", ("history",), "GET", "/v1/channels", instead=("admin",)),
     Operation("read_channel", ("history",), "GET", CHANNEL),
     Operation("export", ("history", "admin"), "GET", f"{CHANNEL}/export"),
     Operation("delete_channel", ("admin",), "DELETE", CHANNEL, status=204),
+    # Operators alone: a client with `admin` on its own channels must not end a legal hold of them.
+    Operation("hold", ("admin",), "PUT", f"{CHANNEL}/hold", is_for_all=True),
+    Operation("release", ("admin",), "DELETE", f"{CHANNEL}/hold", status=204, is_for_all=True),
+    Operation("forget", ("admin",), "POST", "/v1/forget", is_for_all=True),
+    Operation("verify", ("admin",), "POST", "/v1/verify", is_for_all=True),
+    Operation("inspect", ("admin",), "GET", "/v1/inspect", is_for_all=True),
     Operation("ticket", ("subscribe",), "POST", "/v1/tickets", status=201),
     Operation("events", ("subscribe",), "GET", f"{CHANNEL}/events", frame=AttachFrame, kind="stream"),
     Operation("poll", ("subscribe",), "GET", f"{CHANNEL}/poll", kind="stream"),
@@ -121,8 +129,8 @@ OPERATIONS = (
     Operation("version", (), "GET", "/v1", kind="open"),
     Operation("health", (), "GET", "/healthz", kind="open"),
     Operation("ready", (), "GET", "/readyz", kind="open"),
-    # Requires `admin` on all channels, but only if the hub has a verifier (`access.check_metrics`).
-    Operation("metrics", ("admin",), "GET", "/metrics", kind="open"),
+    # Checked only if the hub has a verifier (`access.check_metrics`).
+    Operation("metrics", ("admin",), "GET", "/metrics", kind="open", is_for_all=True),
 )
 
 BY_NAME = {one.name: one for one in OPERATIONS}
@@ -138,7 +146,8 @@ def table() -> str:
     for one in OPERATIONS:
         request = f"`{one.method} {one.path}`" if one.method else ""
         frame = f"`{one.frame_type}`" if one.frame is not None else ""
-        needs = ", ".join(f"`{capability}`" for capability in one.needs)
+        needs = ", ".join(f"`{capability}`" for capability in one.needs) + " on all channels" * one.is_for_all
+        needs += "".join(f" or `{capability}`" for capability in one.instead)
         lines.append(f"| {request} | {frame} | {needs} | {one.status if one.method else ''} |")
     return "\n".join(lines) + "\n"
 

@@ -110,7 +110,7 @@ class EventStream:
             await self.sender.carry(receive)
             break_off(receive)
         finally:
-            abort_if_unread(receive, is_draining=self._app.hub.is_draining)
+            abort_if_unread(receive, is_draining=self._app.hub.viewing.is_over)
             heartbeats.remove(self, slot)
             if ticket is not None:
                 self._app.hub.tickets.closed(ticket, self)
@@ -134,11 +134,11 @@ class EventStream:
         self._break_off(TooMany())
 
     def wake(self) -> None:
-        """Send the feed's batch, or end if the hub drains. Hot path: this runs for each viewer and each batch."""
+        """Send the feed's batch, or end if viewers must leave. Hot path: this runs for each viewer and each batch."""
         sender = self.sender
         if sender.is_over:
             return
-        if self._app.hub.is_draining:
+        if self._app.hub.viewing.is_over:
             self._break_off(Draining())
             return
         feed = self.feed

@@ -58,7 +58,7 @@ _auth = msgspec.json.Decoder(AuthFrame)
 
 
 class Sockets:
-    """All sockets of a hub: admits them, and closes them when the hub drains."""
+    """All sockets of a hub: admits them, and closes them when viewers must leave."""
 
     def __init__(self, hub: HubCore, heartbeats: Heartbeats) -> None:
         self._hub = hub
@@ -73,7 +73,7 @@ class Sockets:
     async def admit(self, scope: Scope) -> Credentials:
         """Return the credentials of a new socket, which may still have to send `auth`.
 
-        Raises Draining, InvalidRequest, Unauthenticated, Forbidden, TooMany, Busy.
+        Raises Draining, StoreUnavailable, InvalidRequest, Unauthenticated, Forbidden, TooMany, Busy.
         """
         await check_serving(self._hub)
         offered = scope.get("subprotocols", ())
@@ -117,7 +117,7 @@ class Sockets:
         self._open.add(socket)
         slot = self._heartbeats.add(socket, int(PING_S))
         try:
-            if self._hub.is_draining:  # the hub may have begun to drain during the accept
+            if self._hub.viewing.is_over:  # from the time of the accept
                 socket.session.drain()
             await socket.sender.carry(receive)
         finally:
@@ -126,7 +126,7 @@ class Sockets:
             self._heartbeats.remove(socket, slot)
 
     def drain(self) -> None:
-        """Close all sockets because the hub drains.
+        """Close all sockets because the hub drains, or is cut off from its store.
 
         A socket without a channel has no feed that would notify it.
         """
@@ -153,7 +153,7 @@ class Authentication:
                 async with asyncio.timeout(AUTH_TIMEOUT_S) as self._timeout:
                     message = await self._receive()
             except TimeoutError:
-                await self._close(DRAINED if self._hub.is_draining else UNAUTHENTICATED)
+                await self._close(DRAINED if self._hub.viewing.is_over else UNAUTHENTICATED)
                 return False
             finally:
                 self._timeout = None
@@ -161,7 +161,7 @@ class Authentication:
         return False
 
     def give_up(self) -> None:
-        """Stop waiting, because the hub drains."""
+        """Stop waiting, because viewers must leave."""
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())
 

@@ -37,7 +37,7 @@ import { remember, View } from "./view.js"
  * @typedef {object} Stats the input of one channel
  * @property {number} events
  * @property {number} batches number of complete batches
- * @property {number} bytes size of the frames (WebSocket, long poll) or event objects (SSE), in UTF-8
+ * @property {number} characters length of the frames (WebSocket, long poll) or event objects (SSE), in UTF-16 units: to count bytes would cost more than to parse a long frame
  * @property {number} reconnects how often it became live again
  * @property {number} gaps how often text was lost; each is a bug
  * @property {CatchUp} catchUp the latest one
@@ -47,7 +47,6 @@ const NOTIFY_MS = 20 // delay before an unfinished batch is shown, so that many 
 const JOINERS = 1_000 // limit of parts that one page writes at the same time
 const PAGE_TRIES = 3
 
-const utf8 = new TextEncoder()
 
 /**
  * The types of an app's own data are those that the app declares: neither the client nor the server checks them.
@@ -58,7 +57,7 @@ export class Channel extends Observable {
   /** @internal */
   view = new View()
   /** @type {Stats} */
-  stats = { events: 0, batches: 0, bytes: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0, ms: 0 } }
+  stats = { events: 0, batches: 0, characters: 0, reconnects: 0, gaps: 0, catchUp: { events: 0, points: 0, ms: 0 } }
   /** @type {State} becomes `live` when the first batch is complete */
   state = "connecting"
   /** @type {HoldfastError | null} the reason why the channel is closed */
@@ -172,7 +171,7 @@ export class Channel extends Observable {
     const { all, messages } = this.getSnapshot()
     const known = id === undefined ? messages.findLast(({ role }) => role === "user") : this.#conversation.get(id)
     const target = known?.role === "user" ? known.id : known?.reply_to ?? known?.parent ?? id
-    if (!target) throw refusal("not_found", `channel ${this.name} shows no question to answer again, of ${all.length} messages`)
+    if (!target) throw refusal("not_found", `channel ${this.name} shows no question to answer again, of ${all.length} messages: send one`)
     const response = await this.command("regenerate", { target })
     this.#conversation.follow("assistant", target)
     this.notify()
@@ -333,7 +332,7 @@ export class Channel extends Observable {
   /** @internal @param {Batch} batch @param {string} text its frame @param {Connection} connection */
   receive({ cursor, events }, text, connection) {
     const { stats } = this
-    stats.bytes += utf8.encode(text).length
+    stats.characters += text.length
     stats.events += events.length
     for (const event of events) {
       if (this.#arriving) countIn(this.#arriving, event)

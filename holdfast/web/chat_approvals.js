@@ -27,7 +27,6 @@ export class Approvals {
   /** @param {readonly Command[]} commands those that wait for a reply */
   update(commands) {
     const before = this.#shown
-    this.node.classList.toggle("mute", !this.panel.may("command"))
     if (commands === before) return
     this.#shown = commands
     for (const command of commands) if (command.name === "approve" && !this.#cards.has(command.id)) this.#open(command)
@@ -45,7 +44,7 @@ export class Approvals {
     const title = String(fields.question ?? fields.title ?? tool ?? words.approve)
     const args = input === undefined ? "" : typeof input === "string" ? input : JSON.stringify(input)
     const code = tool === undefined ? args : `${tool}(${args})`
-    const error = element("p", { class: "mistake", hidden: true })
+    const error = element("p", { class: "mistake", part: "error", hidden: true })
     const yes = button(words.allow, "primary", () => reply(true))
     const no = button(words.deny, "secondary", () => reply(false))
     const reply = async (/** @type {boolean} */ ok) => {
@@ -53,13 +52,13 @@ export class Approvals {
       await panel.run(() => panel.channel.reply(command.id, { ok }), error, "already_answered")
       yes.disabled = no.disabled = false
     }
-    const card = element("div", { class: "approval", part: "approval", role: "group", "aria-label": title },
-      element("p", { class: "ask", dir: "auto" }, title), ...(code ? [element("code", {}, code)] : []), error, element("div", { class: "row" }, yes, no))
+    const card = element("div", { part: "approval", role: "group", "aria-label": title },
+      element("p", { part: "ask", dir: "auto" }, title), ...(code ? [element("code", {}, code)] : []), error, element("div", { class: "row" }, yes, no))
     this.#cards.set(command.id, card)
     this.node.append(card)
     if (end) return over(card, end)
     panel.voice.speak(title)
-    panel.tell("ask", { command })
+    panel.emit("ask", { command })
   }
 
   /** @param {Command} command that does not wait any more, or stands elsewhere now */
@@ -86,6 +85,6 @@ export class Approvals {
 
 /** @param {HTMLElement} card @param {string} end */
 function over(card, end) {
-  card.querySelector(".row")?.replaceWith(element("p", { class: "state", dir: "auto" }, end))
+  card.querySelector(".row")?.replaceWith(element("p", { part: "state", dir: "auto" }, end))
   setText(/** @type {Element} */ (card.querySelector(".mistake")), "")
 }

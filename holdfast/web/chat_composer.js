@@ -15,12 +15,12 @@ export class Composer {
     this.input = element("textarea", { part: "input", rows: "1", "aria-label": words.placeholder, dir: "auto" })
     this.next = button(words.next, "choice", () => this.choose(false))
     this.steer = button(words.steer, "choice", () => this.choose(true))
-    this.choices = element("div", { class: "choices", role: "group", "aria-label": words.send }, this.next, this.steer)
+    this.choices = element("div", { part: "choices", role: "group", "aria-label": words.send }, this.next, this.steer)
     this.stop = button(words.stop, "stop", () => panel.stop(), element("span", { class: "square" }))
     this.send = button(words.send, "send", () => this.submit(), svg(SEND))
     const row = element("div", { class: "row" }, element("slot", { name: "composer-start" }), this.choices, element("span", { class: "fill" }), this.stop, this.send)
-    this.node = element("div", { class: "composer", part: "composer" }, this.input, row)
-    this.note = element("p", { class: "note" }, words.readonly)
+    this.node = element("div", { part: "composer" }, this.input, row)
+    this.note = element("p", { part: "note" }, words.readonly)
     this.input.value = recall(panel, "draft") ?? ""
     this.input.addEventListener("input", () => this.changed())
     this.input.addEventListener("keydown", (event) => {

@@ -18,8 +18,9 @@ export class MessageList {
   node = element("div", { class: "messages" })
   /** @type {Map<string, MessageView>} */
   views = new Map()
-  round = 0 // rises when the buttons and names of all messages must be drawn again
+  round = 0 // rises when the state, names and buttons of all messages must be drawn again, in slices
   isBehind = false // True: a message is not drawn yet, or not completely
+  hasDrawn = false // True: this frame has drawn a message; each frame draws at least one, however slow the machine is
   isPaused = false // True: older messages are not built before the reader scrolls near them
   /** The commands that wait for a reply. @type {readonly Command[]} */
   commands = NONE
@@ -41,16 +42,17 @@ export class MessageList {
 
   /** True: the time limit of this drawing has passed, so the rest waits for the next frame. */
   get isLate() {
-    return performance.now() > this.#deadline
+    return this.hasDrawn && performance.now() > this.#deadline
   }
 
   /** Draw the messages, the newest first, until the time for this frame is used up. @param {Snapshot} snapshot @param {number} most_ms */
   draw({ messages, all, streaming, commands, you, error, state }, most_ms) {
     this.#deadline = performance.now() + most_ms
     if (commands !== this.commands) this.#sort(commands)
-    const rights = [you?.id, you?.can, this.panel.host.hasAttribute("readonly"), all.length, streaming.length, error?.code].join(" ")
+    const rights = [you?.id, you?.can, this.panel.host.hasAttribute("readonly"), all.length, streaming.length, error?.code].join()
     if (rights !== this.#rights) this.round++
     this.#rights = rights
+    this.panel.scroller.log.classList.toggle("mute", !this.panel.may("command")) // hides the buttons of approvals
     this.approvals.update(this.#asks.get("") ?? NONE)
     const kept = this.#dropOthers(messages, all)
     const isWaiting = (/** @type {Message} */ { id, role, created, local }) =>
@@ -61,22 +63,20 @@ export class MessageList {
     let release
     /** @type {HTMLElement[]} */
     const added = []
-    this.isBehind = this.isPaused = false
-    let hasBuilt = false // so that each frame builds at least one message, however slow the machine is
+    this.isBehind = this.isPaused = this.hasDrawn = false
     const isFar = this.panel.scroller.isFar
     for (let n = messages.length - 1; n >= 0; n--) {
       const message = messages[n]
       let view = this.views.get(message.id)
-      if (!view && next && (isFar || (hasBuilt && this.isLate))) {
-        if (isFar) this.isPaused = true
-        else this.isBehind = true
+      if (!view && next && (isFar || this.isLate)) {
+        this.isPaused = isFar
+        this.isBehind ||= !isFar
         continue
       }
       const isNew = !view
-      hasBuilt ||= isNew
       view ??= new MessageView(this.panel, message)
       this.views.set(message.id, view)
-      let after = isNew ? null : view.node.nextElementSibling
+      let after = view.node.nextElementSibling
       while (after && kept.has(after)) after = after.nextElementSibling
       if (isNew || after !== next) {
         if (isNew && next && next === this.node.firstElementChild && !this.panel.scroller.isFollowing) {
@@ -91,14 +91,13 @@ export class MessageList {
       if (isNew && message.role !== "user" && message.status !== "streaming" && message.created > this.#newest) view.ended()
     }
     release?.(added)
-    if (state === "live") this.#newest = messages.filter(({ local }) => !local).at(-1)?.created ?? 0
+    if (state === "live") this.#newest = messages.findLast(({ local }) => !local)?.created ?? 0
   }
 
   /** Remove the messages that are not shown any more, but keep a message that the person edits. Return the kept nodes. @param {Snapshot["messages"]} messages @param {Snapshot["all"]} all */
   #dropOthers(messages, all) {
     /** @type {Set<Element>} */
     const kept = new Set()
-    if (this.views.size === 0) return kept
     const ids = new Set(messages.map(({ id }) => id))
     for (const [id, view] of this.views) {
       if (ids.has(id)) continue
@@ -120,9 +119,7 @@ export class MessageList {
     const asks = new Map()
     for (const command of commands) {
       const target = command.target && this.panel.channel.branches(command.target).length ? command.target : ""
-      const others = asks.get(target)
-      if (others) others.push(command)
-      else asks.set(target, [command])
+      asks.set(target, [...(asks.get(target) ?? NONE), command])
     }
     this.#asks = asks
   }

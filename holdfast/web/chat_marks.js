@@ -27,10 +27,8 @@ export class Marks {
   /** @param {import("./chat_panel.js").Panel} panel */
   constructor(panel) {
     this.panel = panel
-    const { stood = null, own = [] } = recall(panel, "marks") ?? {}
+    ;({ stood: this.#stood = null, own: this.#own = [] } = recall(panel, "marks") ?? {})
     keep(panel, "marks", null)
-    this.#stood = stood
-    this.#own = own
     addEventListener("pagehide", () => this.#save(), { signal: panel.closing.signal })
     if (!this.changed()) this.choose()
   }

@@ -1,7 +1,7 @@
 /** One message of the chat element, with its parts, its state and its buttons. @module */
 import { Approvals } from "./chat_approvals.js"
 import { isSend } from "./chat_composer.js"
-import { button, copyText, element, report, setText, SPARK, svg } from "./chat_nodes.js"
+import { button, copyText, element, setText, SPARK, svg } from "./chat_nodes.js"
 import { partView } from "./chat_parts.js"
 
 /** @typedef {import("./snapshot.js").Message} Message */
@@ -17,7 +17,7 @@ export class MessageView {
   form = null
   /** @type {{ type: string, view: import("./chat_parts.js").PartView, part?: Part, isOver?: boolean, isBehind?: boolean }[]} */
   #parts = []
-  #round = -1
+  #round = -1 // that of the list when the message was drawn
 
   /** @param {import("./chat_panel.js").Panel} panel @param {Message} message */
   constructor(panel, message) {
@@ -27,25 +27,25 @@ export class MessageView {
     this.message = message
     this.marks = panel.marks.of(message.id)
     this.approvals = new Approvals(panel, message.id)
-    this.author = element("span", { class: "author", part: "author", dir: "auto" })
-    this.state = element("span", { class: "state" })
+    this.author = element("span", { part: "author", dir: "auto" })
+    this.state = element("span", { part: "state" })
     this.body = element("div", { class: "body", part: "bubble" })
-    this.error = element("p", { class: "mistake" })
-    this.actions = element("div", { class: "actions", part: "actions" })
+    this.error = element("p", { class: "mistake", part: "error" })
+    this.actions = element("div", { part: "actions" })
     this.node = element(
       "article", { class: `message ${kind}`, part: `message message-${kind}` },
-      element("header", {}, ...(kind === "user" ? [] : [element("span", { class: "mark" }, svg(SPARK))]), this.author, this.state), this.body, this.approvals.node, this.error, this.actions,
+      element("header", {}, ...(kind === "user" ? [] : [element("span", { part: "avatar" }, svg(SPARK))]), this.author, this.state), this.body, this.approvals.node, this.error, this.actions,
     )
     this.node.dataset.messageId = message.id
     const act = (/** @type {(id: string) => unknown} */ request) => () => panel.run(() => request(this.message.id), this.error)
     this.buttons = {
-      copy: button(words.copy, "action", act(() => this.copy())),
+      copy: button(words.copy, "action", act(/** @returns {unknown} */ () => copyText(this.buttons.copy, this.message.text, words))),
       regenerate: button(words.regenerate, "action", act((id) => panel.channel.regenerate(id))),
       retry: button(words.retry, "action", act((id) => panel.channel.retry(id))),
       discard: button(words.discard, "action", act((id) => panel.channel.discard(id))),
       edit: button(words.edit, "action", () => this.edit()),
       previous: button(words.previous, "branch", () => this.turn(-1), "‹"),
-      place: element("span", { class: "place" }),
+      place: element("span", { part: "place" }),
       following: button(words.following, "branch", () => this.turn(1), "›"),
     }
     this.actions.append(...Object.values(this.buttons))
@@ -54,10 +54,14 @@ export class MessageView {
   /** @param {Message} message @param {readonly Command[]} commands that wait for a reply @param {boolean} isWaiting for its turn */
   update(message, commands, isWaiting) {
     const { panel } = this
-    const isNew = this.#round !== panel.list.round // True: the person's rights or the branches have changed
-    this.#round = panel.list.round
+    const { list } = panel
     this.approvals.update(commands)
-    if (message === this.message && !isNew && !this.isBehind) return
+    if (message === this.message && !this.isBehind) {
+      if (this.#round === list.round) return
+      if (list.isLate) return void (list.isBehind = true)
+    }
+    this.#round = list.round
+    list.hasDrawn = true
     const wasStreaming = this.message.status === "streaming"
     this.message = message
     const isOver = message.status !== "streaming"
@@ -74,7 +78,7 @@ export class MessageView {
   ended() {
     const { panel, message } = this
     panel.voice.speak(`${this.state.textContent || panel.words.complete}: ${message.text.slice(0, MAX_SPOKEN)}`)
-    panel.tell("answer", { message })
+    panel.emit("answer", { message })
   }
 
   /** Draw the marks again, because they have changed. */
@@ -83,7 +87,7 @@ export class MessageView {
     const now = (this.marks = this.panel.marks.of(this.message.id))
     const longer = now.length > before.length ? now : before
     const n = longer.findIndex((_, n) => now[n]?.at !== before[n]?.at || now[n]?.text !== before[n]?.text)
-    // No place in units of JavaScript is less than the one in code points.
+    // `at` counts code points. Counted in UTF-16 units, this place is at or before the mark, which is early enough.
     if (n >= 0) for (const { view } of this.#parts) view.remark?.(Math.min(now[n]?.at ?? Infinity, before[n]?.at ?? Infinity))
   }
 
@@ -142,7 +146,7 @@ export class MessageView {
     try {
       return this.panel.host.renderPart?.(part, message) ?? null
     } catch (error) {
-      report(`<holdfast-chat> renderPart failed for a part of type ${part.type} in message ${message.id}: ${error}`)
+      console.error(`<holdfast-chat> renderPart failed for a part of type ${part.type} in message ${message.id}: ${error}`)
       return null
     }
   }
@@ -161,11 +165,6 @@ export class MessageView {
     setText(buttons.place, `${versions.findIndex((one) => one.id === id) + 1}/${versions.length}`)
   }
 
-  /** @returns {Promise<void>} */
-  copy() {
-    return copyText(this.buttons.copy, this.message.text, this.panel.words)
-  }
-
   /** @param {number} step */
   turn(step) {
     const { channel } = this.panel
@@ -179,7 +178,7 @@ export class MessageView {
     if (this.form) return
     const { panel, message } = this
     const { words, channel } = panel
-    const input = element("textarea", { class: "editor", rows: "3", dir: "auto", "aria-label": words.edit })
+    const input = element("textarea", { part: "editor", rows: "3", dir: "auto", "aria-label": words.edit })
     input.value = message.text
     const end = () => {
       this.form?.remove()

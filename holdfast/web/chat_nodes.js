@@ -6,13 +6,14 @@ const SVG = "http://www.w3.org/2000/svg"
 
 /**
  * Return an element with attributes and children. `true` is an attribute without a value; false and null leave it out.
+ * An element with a `part`, which pages may style by `::part`, has the same class unless another is given.
  *
  * @template {keyof HTMLElementTagNameMap} Name
  * @param {Name} name @param {Record<string, string | boolean | null | undefined>} attributes @param {...(Node | string)} children
  */
 export function element(name, attributes, ...children) {
   const node = document.createElement(name)
-  for (const [key, value] of Object.entries(attributes)) {
+  for (const [key, value] of Object.entries({ class: attributes.part, ...attributes })) {
     if (value !== false && value != null) node.setAttribute(key, value === true ? "" : value)
   }
   node.append(...children)
@@ -29,9 +30,9 @@ export function svg(path) {
   return image
 }
 
-/** Return a button that calls `onClick`. @param {string} label @param {string} className @param {() => unknown} onClick @param {...(Node | string)} children */
-export function button(label, className, onClick, ...children) {
-  const node = element("button", { type: "button", class: className, part: className.split(" ")[0], "aria-label": children.length ? label : null }, ...(children.length ? children : [label]))
+/** Return a button that calls `onClick`. @param {string} label @param {string} name its part and class @param {() => unknown} onClick @param {...(Node | string)} children */
+export function button(label, name, onClick, ...children) {
+  const node = element("button", { type: "button", part: name, "aria-label": children.length ? label : null }, ...(children.length ? children : [label]))
   node.addEventListener("click", () => void onClick())
   return node
 }
@@ -66,9 +67,4 @@ export async function copyText(node, text, words) {
   }
   setText(node, words.copied)
   setTimeout(() => setText(node, words.copy), COPIED_MS)
-}
-
-/** Log a mistake of the page, such as a wrong attribute, to the console. @param {string} words */
-export function report(words) {
-  console.error(words)
 }

@@ -11,7 +11,7 @@ import { MessageList } from "./chat_list.js"
 import { Marks } from "./chat_marks.js"
 import { button, copyText, element, setText, SPARK, svg } from "./chat_nodes.js"
 import { Names, peopleWords, statusWords } from "./chat_people.js"
-import { Scroller } from "./chat_scroll.js"
+import { NEAR_START, Scroller } from "./chat_scroll.js"
 import { PANEL_STYLE, sheetOf } from "./chat_style.js"
 import { remember } from "./view.js"
 
@@ -31,7 +31,7 @@ export class Panel {
   names = new Names()
   voice = new Voice()
   /** The status line: `unheard` is true after a signal that no agent serves the channel, `trouble` is the reason of a failed request that no message or button shows, `isSlow` is true some time after the start. */
-  line = { node: element("p", { class: "status", part: "status" }), unheard: false, trouble: "", isSlow: false }
+  line = { node: element("p", { part: "status" }), unheard: false, trouble: "", isSlow: false }
   #isDrawing = false
   #shownState = ""
   #isPresent = false
@@ -50,9 +50,9 @@ export class Panel {
     if (!root.adoptedStyleSheets.includes(sheet)) root.adoptedStyleSheets = [...root.adoptedStyleSheets, sheet]
     this.nodes = {
       title: element("h2", { part: "title" }),
-      people: element("p", { class: "people" }),
-      empty: element("div", { class: "empty" }, element("slot", { name: "empty" }, words.empty)),
-      older: element("p", { class: "older", hidden: true }, words.older),
+      people: element("p", { part: "people" }),
+      empty: element("div", { part: "empty" }, element("slot", { name: "empty" }, words.empty)),
+      older: element("p", { part: "older", hidden: true }, words.older),
     }
     this.list = new MessageList(this)
     this.scroller = new Scroller(this)
@@ -85,9 +85,9 @@ export class Panel {
     const { host, words, nodes: { title, people }, scroller: { log, jump } } = this
     const close = button(words.close, "close", () => host.hide(), svg(CLOSE))
     const names = element("div", { class: "names" }, title, people)
-    const header = element("header", { part: "header" }, element("slot", { name: "header" }, element("span", { class: "mark" }, svg(SPARK))), names, close)
+    const header = element("header", { part: "header" }, element("slot", { name: "header" }, element("span", { part: "avatar" }, svg(SPARK))), names, close)
     const footer = element("slot", { name: "footer" })
-    const node = element("section", { class: "panel", part: "panel" }, header, log, jump, this.line.node, this.composer.node, this.composer.note, footer, this.voice.node)
+    const node = element("section", { part: "panel" }, header, log, jump, this.line.node, this.composer.node, this.composer.note, footer, this.voice.node)
     log.addEventListener("click", (event) => this.#clicked(event))
     node.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && !event.isComposing) this.#escape()
@@ -110,7 +110,7 @@ export class Panel {
     if (host.isFloating && wasOpen !== host.isOpen) {
       if (host.isOpen) this.composer.input.focus()
       else /** @type {HTMLElement | null} */ (node.parentNode?.querySelector(".launcher"))?.focus()
-      this.tell(host.isOpen ? "open" : "close", {})
+      this.emit(host.isOpen ? "open" : "close", {})
     }
     if (this.#shownState) this.schedule()
     else this.draw(FIRST_MS)
@@ -127,7 +127,7 @@ export class Panel {
 
   /** Return whether this person may do something here. @param {string} capability */
   may(capability) {
-    return !this.host.hasAttribute("readonly") && (this.channel.getSnapshot().you?.can ?? []).includes(capability)
+    return !this.host.hasAttribute("readonly") && this.channel.getSnapshot().you?.can.includes(capability) === true
   }
 
   // -- drawing
@@ -168,11 +168,11 @@ export class Panel {
     this.keepFocus()
     this.#enter(you)
     if (this.list.isBehind) this.schedule()
-    else if (log.scrollHeight <= log.clientHeight && status.state === "live") void this.loadOlder()
+    else if (log.scrollTop < NEAR_START && status.state === "live") void this.loadOlder()
     if (status.state !== this.#shownState) {
       if (this.#shownState === "reconnecting" && status.state === "live") this.voice.speak(this.words.online)
       this.#shownState = status.state
-      this.tell("status", { status })
+      this.emit("status", { status })
     }
   }
 
@@ -191,10 +191,10 @@ export class Panel {
     request.catch(() => {}) // if it fails, other people do not see this person
   }
 
-  // -- what the element tells
+  // -- events of the element
 
   /** Dispatch an event to the app. Return whether the app has not prevented the default action. @param {string} name @param {object} detail */
-  tell(name, detail) {
+  emit(name, detail) {
     return this.host.dispatchEvent(new CustomEvent(`holdfast-${name}`, { bubbles: true, composed: true, cancelable: true, detail }))
   }
 
@@ -230,7 +230,7 @@ export class Panel {
   /** Send a message; null if the app prevents it. Resolve with whether the text was sent or a message shows it. @param {string} text @param {boolean} isSteering */
   send(text, isSteering) {
     const detail = { parts: [{ type: "text", text }], isSteering }
-    return this.tell("send", detail) ? this.#deliver(detail) : null
+    return this.emit("send", detail) ? this.#deliver(detail) : null
   }
 
   /** @param {{ parts: import("./view.js").Part[], isSteering: boolean }} detail */
@@ -268,7 +268,7 @@ export class Panel {
   #clicked(event) {
     const target = event.target instanceof Element ? event.target.closest("button.copy, a") : null
     if (target instanceof HTMLAnchorElement) {
-      if (target.href && !this.tell("link", { href: target.href })) event.preventDefault()
+      if (target.href && !this.emit("link", { href: target.href })) event.preventDefault()
     } else if (target instanceof HTMLElement) {
       void this.run(() => copyText(target, target.closest(".code")?.querySelector("code")?.textContent ?? "", this.words))
     }
@@ -293,7 +293,7 @@ export class Panel {
     const words = error instanceof Error ? error.message : String(error)
     if (isShown) this.line.trouble = words
     this.voice.speak(words)
-    this.tell("error", { error })
+    this.emit("error", { error })
     this.schedule()
     return words
   }

@@ -11,8 +11,6 @@ import { GrowingMarkdown } from "./markdown.js"
  * @typedef {{ node: HTMLElement, update: (part: Part, isOver: boolean, start: number) => boolean | void, remark?: (at: number) => void }} PartView
  */
 
-const MAX_STEPS = 4 // number of steps of the text that are drawn in one frame
-
 /** Return the usual view of parts of one type. @param {import("./chat_message.js").MessageView} message @param {string} type @returns {PartView} */
 export function partView(message, type) {
   const { words } = message.panel
@@ -26,12 +24,13 @@ export function partView(message, type) {
 /** @param {import("./chat_message.js").MessageView} message @returns {PartView} */
 function textPart(message) {
   const { panel } = message
-  const node = element("div", { class: "markdown", part: "markdown" })
+  const node = element("div", { part: "markdown" })
   let start = 0
   const markdown = new GrowingMarkdown(node, {
     copyLabel: panel.words.copy,
     renderMath: panel.host.renderMath,
-    images: panel.host.getAttribute("images") === "same-origin" ? "same-origin" : "link",
+    images: panel.host.getAttribute("images"),
+    isRead: () => !panel.scroller.isFollowing || node.querySelector(":focus"),
     between(from, to) {
       const after = from < 0 && start ? 0 : from // a place between two parts belongs to the first one
       const isHere = (/** @type {number} */ place) => place > after && place <= to
@@ -42,8 +41,7 @@ function textPart(message) {
     node,
     update({ text = "" }, isOver, at) {
       start = at
-      let steps = 0 // the browser lays out what they draw in the same task
-      return markdown.update(text, isOver, () => ++steps === MAX_STEPS || panel.list.isLate)
+      return markdown.update(text, isOver, () => panel.list.isLate)
     },
     remark: (at) => markdown.redraw(at - start),
   }
@@ -51,8 +49,8 @@ function textPart(message) {
 
 /** @param {string} name @param {(part: Part, isOver: boolean) => string} title @param {(part: Part) => string} words @returns {PartView} */
 function foldedPart(name, title, words) {
-  const [summary, text] = [element("summary", {}), element("pre", { dir: "auto" })]
-  const node = element("details", { class: name, part: name }, summary, text)
+  const [summary, text] = [element("summary", { part: "summary" }), element("pre", { dir: "auto" })]
+  const node = element("details", { part: name }, summary, text)
   return {
     node,
     update(part, isOver) {

@@ -6,7 +6,7 @@
 import { button, element, setText, svg } from "./chat_nodes.js"
 
 const NEAR_END = 40 // pixels from the end that count as the end
-const NEAR_START = 200 // pixels from the start at which older messages are loaded
+export const NEAR_START = 200 // pixels from the start at which older messages are loaded
 const NEAR_SCREENS = 2 // distance from the start, in heights of the view, at which older messages are built
 const GAP = 28 // pixels below the last message
 const DOWN = "M12 5v14M6 13l6 6 6-6"
@@ -25,7 +25,7 @@ export class Scroller {
     const { list, nodes, words } = panel
     this.panel = panel
     this.jump = button(words.jump, "jump", () => this.toEnd(null), svg(DOWN), element("span", {}, words.jump))
-    this.log = element("div", { class: "log", part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, nodes.empty, nodes.older, list.node, list.approvals.node, this.#spacer)
+    this.log = element("div", { part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, nodes.empty, nodes.older, list.node, list.approvals.node, this.#spacer)
     this.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
     let isToggled = false // True: the reader has opened or closed a part, which stays where it is
     this.log.addEventListener("click", ({ target }) => {

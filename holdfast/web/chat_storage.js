@@ -1,4 +1,4 @@
-/** Values that a tab keeps through a reload; without a storage they end with the page. @module */
+/** Values that a tab keeps through a reload, until a sign-out (`Outbox.forget`); without a storage they end with the page. @module */
 
 /** @typedef {import("./chat_panel.js").Panel} Panel */
 
@@ -11,12 +11,12 @@ export function recall(panel, name) {
   }
 }
 
-/** @param {Panel} panel @param {string} name @param {unknown} value */
+/** Keep a value, unless the client is closed: a sign-out has removed the values. @param {Panel} panel @param {string} name @param {unknown} value */
 export function keep(panel, name, value) {
   try {
-    sessionStorage.setItem(keyOf(panel, name), JSON.stringify(value))
+    if (!panel.client.closing.aborted) sessionStorage.setItem(keyOf(panel, name), JSON.stringify(value))
   } catch { /* denied, or full */ }
 }
 
 /** @param {Panel} panel @param {string} name */
-const keyOf = ({ host, channel }, name) => `holdfast-${name} ${host.url} ${channel.name} ${host.getAttribute("identity") ?? ""}`
+const keyOf = ({ client, channel }, name) => `chat-${client.outbox.prefix}${channel.name} ${name}`

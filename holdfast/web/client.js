@@ -293,7 +293,7 @@ export class Client extends Observable {
   tokenRefused(token, isExpired) {
     if (this.token.refused(token, isExpired)) return false
     const remedy = this.token.source === undefined ? "pass `token` to connect()" : "check the `token` of connect()"
-    this.close(refusal("unauthenticated", `${this.base} does not accept the identity of this client: ${remedy}`))
+    this.close(refusal("unauthenticated", `${this.base} does not accept this client: ${remedy}`))
     return true
   }
 

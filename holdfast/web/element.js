@@ -4,7 +4,7 @@
  * While it is closed it is only a button. Its panel, the client and the Markdown are loaded when it opens.
  * @module
  */
-import { element, report, SPARK, svg } from "./chat_nodes.js"
+import { element, SPARK, svg } from "./chat_nodes.js"
 import { STRINGS, stringsOf } from "./chat_strings.js"
 import { LAUNCHER_STYLE, sheetOf } from "./chat_style.js"
 
@@ -116,7 +116,7 @@ export class HoldfastChat extends Base {
     this.#strings = strings
     const mistake = this.#mistake()
     if (mistake) {
-      report(mistake)
+      console.error(mistake)
       this.#closePanel()
       root.replaceChildren(element("p", { class: "mistake", part: "error", role: "alert" }, mistake))
       return
@@ -156,9 +156,9 @@ export class HoldfastChat extends Base {
       known?.setAttribute("aria-label", this.words.open)
       return
     }
-    const badge = element("span", { class: "badge", part: "badge", hidden: true })
+    const badge = element("span", { part: "badge", hidden: true })
     const slot = element("slot", { name: "launcher" }, svg(SPARK))
-    const button = element("button", { class: "launcher", part: "launcher", type: "button", "aria-label": this.words.open }, slot, badge)
+    const button = element("button", { part: "launcher", type: "button", "aria-label": this.words.open }, slot, badge)
     button.setAttribute("aria-expanded", String(this.isOpen))
     button.addEventListener("click", () => (this.isOpen ? this.hide() : this.show()))
     root.append(button)
@@ -183,7 +183,7 @@ export class HoldfastChat extends Base {
       this.#panel?.update()
     } catch (error) {
       const words = `<holdfast-chat> could not be loaded: ${error instanceof Error ? error.message : error}`
-      report(words)
+      console.error(words)
       root.append(element("p", { class: "mistake", part: "error", role: "alert" }, words))
     } finally {
       this.#isLoading = false

@@ -117,10 +117,12 @@ const NAMES = [
   "Hugo", "Ines", "Jonas", "Kira", "Lucía", "Mei", "Nils", "Oksana",
 ]
 
-const told = thread(question("What is a cursor, and how do I resume with it?"), answer(CURSOR))
+const answered = thread(question("What is a cursor, and how do I resume with it?"), answer(CURSOR))
 const formats = thread(question("Which transport should I use?"), answer([
   { type: "reasoning", text: "The person asks about transports. A table is short." }, text(FORMATS),
   { type: "source", title: "Protocol §2.2", url: "https://holdfast.example/protocol" }, { type: "source", title: "Watching, in Python", url: "https://holdfast.example/python" },
+  { type: "file", filename: "transports.pdf", url: "https://holdfast.example/files/1", media_type: "application/pdf" },
+  { type: "data", name: "search", data: { query: "transports", found: 2 } },
 ]))
 const thinking = thread(question("What survives a crash?"), answer([], { status: "streaming" }))
 const streaming = thread(question("What is a cursor, and how do I resume with it?"), answer(CURSOR.slice(0, -22), { status: "streaming" }))
@@ -148,7 +150,7 @@ const versions = thread(
   first, answer("One life of a log."), question("What is an epoch, in one sentence?", { parent: null }),
   answer("One life of a log; it changes when history was lost."), question("What is an epoch, in French?", { parent: null }), answer("Une vie d’un journal."),
 )
-const news = thread(message("user", "Bea", "One more question", { parent: told[1].id }), answer("One more answer."))
+const news = thread(message("user", "Bea", "One more question", { parent: answered[1].id }), answer("One more answer."))
 const many = Array.from({ length: 30 }, (_, index) => (index % 2 ? answer(`Answer ${(index + 1) / 2}: the log keeps it.`) : question(`Question ${index / 2 + 1}`)))
 const mirrored = thread(
   question("ما هو المؤشر؟"), answer("المؤشر يقول ما رأيته من قبل. أرسله مع `Last-Event-ID` فتحصل على **ما فاتك** فقط.\n\n- بلا تكرار\n- بلا ثغرات\n\nThis paragraph is in English.\n\n```python\nawait hub.close()\n```"),
@@ -159,22 +161,22 @@ const mirrored = thread(
 const states = {
   empty: { title: "Empty", shows: "Ask something." },
   connecting: { title: "Connecting", shows: "Connecting…", server: "silent" },
-  "from-cache": { title: "From cache", shows: "Your last view", server: "silent", isCached: true, messages: told },
-  live: { title: "Live", shows: "A cursor says", messages: told },
+  "from-cache": { title: "From cache", shows: "Your last view", server: "silent", isCached: true, messages: answered },
+  live: { title: "Live", shows: "A cursor says", messages: answered },
   formats: { title: "Every format", shows: "What each transport costs", messages: formats },
   offline: { title: "Offline, with waiting messages", shows: "Sending…", server: "lost", isOffline: true, messages: unsent, act: (here) => here.send("Will this be sent?", "And this one too?") },
-  reconnecting: { title: "Reconnecting", shows: "Reconnecting…", server: "lost", messages: told },
+  reconnecting: { title: "Reconnecting", shows: "Reconnecting…", server: "lost", messages: answered },
   "caught-up": {
-    title: "Caught up, with marks", shows: "You reloaded here", messages: told,
+    title: "Caught up, with marks", shows: "You reloaded here", messages: answered,
     marks: [
-      { message: told[1].id, at: 210, text: "You reloaded here. **1,292 characters** came back in **1 event, 38 ms**" },
-      { message: told[1].id, at: 330, text: "Server restarted here. **Nothing was lost.**" },
+      { message: answered[1].id, at: 210, text: "You reloaded here. **1,292 characters** came back in **1 event, 38 ms**" },
+      { message: answered[1].id, at: 330, text: "Server restarted here. **Nothing was lost.**" },
     ],
   },
-  "refused-401": { title: "Refused: no identity", shows: "does not accept the identity", server: "unauthenticated" },
+  "refused-401": { title: "Refused: no identity", shows: "does not accept this client", server: "unauthenticated" },
   "refused-403": { title: "Refused: not allowed", shows: "needs the capability", server: "forbidden" },
   "wrong-server": { title: "Refused: another server", shows: "not as a Holdfast server", server: "foreign" },
-  "read-only": { title: "Read-only", shows: "This chat is read-only.", messages: told, can: ["subscribe", "history"] },
+  "read-only": { title: "Read-only", shows: "This chat is read-only.", messages: answered, can: ["subscribe", "history"] },
   thinking: { title: "Thinking", shows: "thinking…", messages: thinking },
   streaming: { title: "Streaming", shows: "answering…", messages: streaming },
   steering: { title: "Steering", shows: "Steer this answer", messages: steered, act: async (here) => (await here.click("Steer this answer"), here.type("In French, please")) },
@@ -195,17 +197,17 @@ const states = {
   "no-agent": { title: "No agent listening", shows: "No agent is listening", messages: unheard, act: (here) => here.later("article", { type: "signal", name: "nobody_listening", data: { message: unheard[0].id } }) },
   "history-loading": { title: "Older messages load", shows: "Loading older messages…", messages: thread(...many), attached: { more: true, before: many[0].created }, act: (here) => here.scrollUp() },
   people: {
-    title: "40 people", shows: "+37", messages: told, attached: { presence: { members: members(40), count: 40 } },
+    title: "40 people", shows: "+37", messages: answered, attached: { presence: { members: members(40), count: 40 } },
     events: [{ type: "signal", name: "typing", data: { typing: true }, from: "Bea" }, { type: "signal", name: "typing", data: { typing: true }, from: "Chidi" }],
   },
   "right-to-left": { title: "Right to left", shows: "المؤشر", messages: mirrored, attributes: { dir: "rtl" } },
-  german: { title: "German", shows: "Kopieren", messages: told, attributes: { lang: "de" } },
+  german: { title: "German", shows: "Kopieren", messages: answered, attributes: { lang: "de" } },
   narrow: { title: "320 pixels", shows: "What each transport costs", messages: formats, attributes: { class: "narrow" } },
   large: { title: "200 % text", shows: "A cursor says", messages: streaming, attributes: { class: "large" } },
-  dark: { title: "Dark", shows: "A cursor says", messages: told, attributes: { theme: "dark" } },
+  dark: { title: "Dark", shows: "A cursor says", messages: answered, attributes: { theme: "dark" } },
   "forced-colours": { title: "Forced colours (a setting of the system)", shows: "Delete 3 files?", messages: asking, events: [approval(asking[1].id)] },
   floating: { title: "Floating, open", shows: "A cursor says", messages: streaming, attributes: { launcher: "", open: "" }, attached: { presence: { members: members(1), count: 1 } } },
-  launcher: { title: "Launcher, closed, with a badge", shows: "2", messages: told, attributes: { launcher: "", open: "" }, act: (here) => (here.hide(), here.create(...news)) },
+  launcher: { title: "Launcher, closed, with a badge", shows: "2", messages: answered, attributes: { launcher: "", open: "" }, act: (here) => (here.hide(), here.create(...news)) },
   branches: { title: "Branch 2 of 3", shows: "in one sentence", messages: versions, act: (here) => here.select(versions[2].id) },
   "deleted-while-edited": { title: "Deleted while it is edited", shows: "Save", messages: unsent, act: async (here) => (await here.click("Edit"), here.remove(unsent[0].id)) },
   mistake: { title: "A mistake in an attribute", shows: "theme must be", attributes: { theme: "blue" } },

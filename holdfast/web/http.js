@@ -50,8 +50,8 @@ export async function request(client, method, channel, name, { query, body, toke
   const { status } = response
   if (problem?.code) throw new HoldfastError(String(problem.code), problem)
   // A response without a code comes from a proxy or from another server.
-  if (status >= 500) throw new Error(`${base} sent status ${status}`)
-  throw refusal("not_holdfast", `${base} sent status ${status} without a code: is it a Holdfast server?`)
+  if (status >= 500) throw new Error(`${base} sent status ${status}: the client retries`)
+  throw refusal("not_holdfast", `${base} sent status ${status} without a code: correct its address`)
 }
 
 /** Send all requests, one after another, since appends depend on each other. @param {import("./requests.js").Requests} requests */

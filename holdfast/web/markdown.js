@@ -12,14 +12,17 @@
 import { element } from "./chat_nodes.js"
 import { childrenOf, finalWords, isLongParagraph, isLoose, normalized, outermost, tableHead } from "./markdown_blocks.js"
 import { highlight } from "./markdown_code.js"
-import { appendBlocks, appendInline, codeBlock, loosen, visible } from "./markdown_nodes.js"
+import { appendBlocks, appendInline, codeBlock, dropAfter, loosen, patch, replaceEnd, visible } from "./markdown_nodes.js"
 import { LONG, parseBlocks } from "./markdown_parser.js"
 import { repaired } from "./markdown_repair.js"
 
 const BLOCKS_OF_CHUNK = 50
-const STEP = 16_384 // characters that are drawn before the time is looked at
+const STEP = 4_096 // characters that are drawn before the time is looked at
+const FAR = 16_384 // characters that are not drawn: while more are left, only the beginning is shown
 const MAX_BLOCK = 16_384 // characters of a list, a table, a quote or another block
 const MAX_PARAGRAPH = 8_192 // characters that a browser lays out again with each piece
+const MAX_CHUNK = 8_192 // characters of a chunk before its last block
+const CHUNKS_OF_GROUP = 50
 const MAX_LINES = 4_096 // characters of an open fence in one node
 const MAX_INFO = 1_000 // longest first line of a code fence that is drawn line by line, in characters
 const FILLER = "x" // put before the rest of a long paragraph, so that the rest does not look like another kind of block
@@ -91,10 +94,12 @@ export class GrowingMarkdown {
       this.#restart(this.#references)
       this.#isBehind = true
     } while (this.#isBehind && !isLate())
-    this.#drawTail()
+    const isFar = this.#target === this.root && text.length > this.#taken + FAR && !this.options.isRead?.()
+    this.root.classList.toggle("far", isFar) // the browser lays out the beginning only
+    if (!isFar) this.#drawTail()
     if (this.#isOver) {
       if (!this.#tail.hasChildNodes()) this.#tail.remove()
-      if (this.#target !== this.root) this.root.replaceChildren(...this.#target.childNodes)
+      if (this.#target !== this.root) patch(this.root, 0, this.#target)
     }
     return this.#isBehind
   }
@@ -235,7 +240,8 @@ export class GrowingMarkdown {
     const { start, tokens } = blocks[count - 1]
     const lineEnd = text.indexOf("\n", start)
     // A row below a header may still turn out not to belong to a table.
-    const isCertain = lineEnd >= 0 && (tokens[0].type !== "table_open" || text.includes("\n", lineEnd + 1))
+    // A long line of a paragraph may grow without end. The line may still be a part of a definition before it.
+    const isCertain = lineEnd < 0 ? isLongParagraph(blocks[count - 1], text) && !blocks[count - 2]?.tokens[0].meta : tokens[0].type !== "table_open" || text.includes("\n", lineEnd + 1)
     return Math.max(0, count - (isCertain ? 1 : 2))
   }
 
@@ -287,13 +293,14 @@ export class GrowingMarkdown {
 
   /** Return the parent of the next block, which begins at `at`. @param {number} at */
   #place(at) {
-    if (this.#count === 0 || this.#count === BLOCKS_OF_CHUNK || at > this.#chunk + MAX_BLOCK) {
-      this.#tail.before(element("div", { class: "chunk" }))
+    if (this.#count === 0 || this.#count === BLOCKS_OF_CHUNK || at > this.#chunk + MAX_CHUNK) {
+      if ((this.#tail.previousSibling?.childNodes.length ?? CHUNKS_OF_GROUP) === CHUNKS_OF_GROUP) this.#tail.before(element("div", { class: "group" }))
+      this.#tail.previousSibling?.appendChild(element("div", { class: "chunk" }))
       this.#chunk = at
       this.#count = 0
     }
     this.#count++
-    const chunk = /** @type {Element} */ (this.#tail.previousSibling)
+    const chunk = /** @type {Element} */ (this.#tail.previousSibling?.lastChild)
     this.#begun = this.#begin(chunk, this.#begun, at)
     return chunk
   }
@@ -484,36 +491,4 @@ export class GrowingMarkdown {
     if (open) patch(open.node, open.count, inside)
     patch(this.#tail, 0, outside)
   }
-}
-
-/** Remove the children of `node` but the first `count`. @param {Node} node @param {number} count */
-function dropAfter(node, count) {
-  while (node.childNodes.length > count) node.lastChild?.remove()
-}
-
-/** Replace the last `length` characters of `node` by `text`. @param {Text} node @param {number} length @param {string} text */
-function replaceEnd(node, length, text) {
-  const end = node.data.slice(node.length - length)
-  if (text.startsWith(end)) node.appendData(text.slice(length))
-  else node.replaceData(node.length - length, length, text)
-}
-
-/** Make the children of `parent` from number `from` on equal to those of `wanted`, and keep nodes that stay. @param {Element} parent @param {number} from @param {Node} wanted */
-function patch(parent, from, wanted) {
-  const nodes = [...wanted.childNodes]
-  dropAfter(parent, from + nodes.length)
-  // new nodes first: a browser prepares the layout of a text that changes at once, and again with each new node
-  parent.append(...nodes.splice(parent.childNodes.length - from))
-  for (const next of nodes) {
-    const here = parent.childNodes[from++]
-    if (!here.isEqualNode(next) && !isPatched(here, next)) here.replaceWith(next)
-  }
-}
-
-/** Change the node `here` into a copy of `next`, if both are of the same kind. Return whether that was possible. @param {ChildNode} here @param {Node} next */
-function isPatched(here, next) {
-  if (here instanceof Text && next instanceof Text) replaceEnd(here, here.length, next.data)
-  else if (here instanceof Element && here.cloneNode(false).isEqualNode(next.cloneNode(false))) patch(here, 0, next)
-  else return false
-  return true
 }

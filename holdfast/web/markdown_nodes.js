@@ -1,21 +1,23 @@
 /**
- * From the tokens of markdown-it to DOM nodes, by DOM calls alone: 22 elements, and links that cannot do harm.
+ * From the tokens of markdown-it to DOM nodes, by DOM calls alone: 24 elements, and links that cannot do harm.
  *
  * @import { Environment, Token } from "./vendor/markdown.js"
  */
-import { element, report } from "./chat_nodes.js"
+import { element } from "./chat_nodes.js"
 import { highlight } from "./markdown_code.js"
 import { parseInline } from "./markdown_parser.js"
 
 /**
  * `between` returns new nodes to show between two blocks of the outermost level that begin at `from` and at `to` of the text.
  * `from` is -1 before the first block, and `to` the length of the text after the last one. It gives equal nodes each time.
+ * With `isRead` no text is hidden, because the reader or the focus would lose the place.
  * `renderMath` returns a new node for a formula, or null to show its source.
  *
  * @typedef {{
- *   images?: "link" | "same-origin",
+ *   images?: string | null,
  *   copyLabel?: string,
  *   between?: (from: number, to: number) => Node[],
+ *   isRead?: () => unknown,
  *   renderMath?: ((tex: string, isBlock: boolean) => Node | null) | null,
  * }} MarkdownOptions
  */
@@ -78,9 +80,9 @@ function blockElement(token) {
 export function codeBlock(info, options) {
   const language = info.trim().split(/\s/, 1)[0]
   const code = element("code", {})
-  const copy = element("button", { class: "copy", type: "button" }, options.copyLabel ?? "Copy")
-  const head = element("div", { class: "code-head" }, element("span", {}, language), copy)
-  return { node: element("div", { class: "code" }, head, element("pre", {}, code)), code, language }
+  const copy = element("button", { part: "copy", type: "button" }, options.copyLabel ?? "Copy")
+  const head = element("div", { part: "code-head" }, element("span", {}, language), copy)
+  return { node: element("div", { part: "code" }, head, element("pre", {}, code)), code, language }
 }
 
 /** Show characters that change the direction of code as their numbers. @param {string} text */
@@ -141,7 +143,7 @@ function checkbox(isChecked) {
 function appendInlineToken(token, stack, options) {
   const top = stack[stack.length - 1]
   if (token.type === "link_open") stack.push(top.appendChild(link(attribute(token, "href"))))
-  else if (token.type === "link_close") sayHost(/** @type {HTMLElement} */ (stack.pop()))
+  else if (token.type === "link_close") showHost(/** @type {HTMLElement} */ (stack.pop()))
   else if (token.nesting > 0) stack.push(top.appendChild(document.createElement(token.tag)))
   else if (token.nesting < 0) stack.pop()
   else if (token.type === "code_inline") top.appendChild(element("code", {}, visible(token.content)))
@@ -159,7 +161,7 @@ function formula(source, name, { renderMath }) {
   try {
     own = renderMath?.(source.slice(start, end).trim(), source.startsWith("$$") || source.startsWith("\\["))
   } catch (error) {
-    report(`<holdfast-chat> renderMath failed for ${source}: ${error}`)
+    console.error(`<holdfast-chat> renderMath failed for ${source}: ${error}`)
   }
   return element(name, { class: "math" }, own ?? source)
 }
@@ -200,7 +202,7 @@ function link(address) {
 }
 
 /** Show the host of a link whose text looks like an address of another host. @param {HTMLElement} node */
-function sayHost(node) {
+function showHost(node) {
   if (!(node instanceof HTMLAnchorElement) || !node.host) return
   const text = node.textContent ?? ""
   if (!/^\s*([a-z]+:\/\/)?[^\s/]+\.[^\s]/i.test(text)) return
@@ -259,4 +261,37 @@ export function loosen(list) {
 /** @param {Node} node */
 function isBlock(node) {
   return /^(P|H\d|UL|OL|DIV|BLOCKQUOTE|HR|TABLE)$/.test(node.nodeName)
+}
+
+/** Remove the children of `node` but the first `count`. @param {Node} node @param {number} count */
+export function dropAfter(node, count) {
+  while (node.childNodes.length > count) node.lastChild?.remove()
+}
+
+/** Replace the last `length` characters of `node` by `text`. @param {Text} node @param {number} length @param {string} text */
+export function replaceEnd(node, length, text) {
+  const end = node.data.slice(node.length - length)
+  if (text.startsWith(end)) node.appendData(text.slice(length))
+  else node.replaceData(node.length - length, length, text)
+}
+
+/** Make the children of `parent` from number `from` on equal to those of `wanted`, and keep nodes that stay. @param {Element} parent @param {number} from @param {Node} wanted */
+export function patch(parent, from, wanted) {
+  const nodes = [...wanted.childNodes]
+  dropAfter(parent, from + nodes.length)
+  // new nodes first: a browser prepares the layout of a text that changes at once, and again with each new node
+  parent.append(...nodes.splice(parent.childNodes.length - from))
+  for (const next of nodes) {
+    const here = parent.childNodes[from++]
+    const isSame = here.isEqualNode(next) || (here.nodeName === "CODE" && here.textContent === next.textContent) // colours stay
+    if (!isSame && !isPatched(here, next)) here.replaceWith(next)
+  }
+}
+
+/** Change the node `here` into a copy of `next`, if both are of the same kind. Return whether that was possible. @param {ChildNode} here @param {Node} next */
+function isPatched(here, next) {
+  if (here instanceof Text && next instanceof Text) replaceEnd(here, here.length, next.data)
+  else if (here instanceof Element && here.cloneNode(false).isEqualNode(next.cloneNode(false))) patch(here, 0, next)
+  else return false
+  return true
 }

@@ -26,9 +26,9 @@ function limitColumns() {
   const ruler = parser.block.ruler
   const table = ruler.getRules("")[0]
   ruler.at("table", (state, start, end, isSilent) => {
-    const header = state.src.slice(state.bMarks[start], state.eMarks[start])
+    const dashes = state.src.slice(state.bMarks[start + 1], state.eMarks[start + 1]).split(/-+/)
     const isLong = (state.env.isLong && state.line === 0) || state.eMarks[start + 1] - state.bMarks[state.line] > LONG
-    return !isLong && header.split("|").length <= MAX_COLUMNS + 2 && table(state, start, end, isSilent)
+    return !isLong && dashes.length <= MAX_COLUMNS + 1 && table(state, start, end, isSilent)
   }, { alt: ["paragraph", "reference"] })
 }
 

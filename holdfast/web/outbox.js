@@ -74,7 +74,7 @@ export class Outbox {
     const units = JSON.stringify([...entries, entry]).length
     const { length } = entries
     if (length >= MAX_MESSAGES || units > MAX_UNITS) {
-      throw refusal("too_many", `${length} messages wait to be sent, ${units} characters with this one: at most ${MAX_MESSAGES} and ${MAX_UNITS}`)
+      throw refusal("too_many", `${length} of ${MAX_MESSAGES} messages wait, with ${units} of ${MAX_UNITS} characters: send later`)
     }
     this.#put(entry)
   }
@@ -132,11 +132,14 @@ export class Outbox {
     this.client.sharing?.discarded(id)
   }
 
-  /** Remove the messages of this person, because the person signs out. */
+  /** Remove the messages of this person, and the items of the chat element in this tab, because the person signs out. */
   forget() {
     const { id, options } = this.client
     this.#load() // load the messages that closed tabs have left in the storage
     for (const entry of this.entries.values()) if (options.identity !== undefined || (entry.by ?? id) === id) this.remove(entry.id)
+    try {
+      for (const key of Object.keys(sessionStorage)) if (key.startsWith("chat-" + this.prefix)) sessionStorage.removeItem(key)
+    } catch {} // the browser has no such storage, or denies it
   }
 
   /** Make this client the owner of the entries without one, because the server has confirmed its id. */
@@ -182,7 +185,7 @@ export class Outbox {
 }
 
 /** @param {string} id */
-const discarded = (id) => refusal("discarded", `message ${id} was discarded before it was sent`)
+const discarded = (id) => refusal("discarded", `message ${id} was discarded before it was sent: send another`)
 
 /** @param {unknown} why */
 function failed(why) {

@@ -21,7 +21,7 @@ export async function diagnose(client) {
   const page = globalThis.location
   const { protocol, hostname } = new URL(base)
   if (page?.protocol === "https:" && protocol === "http:" && !/^((.+\.)?localhost|127\.[\d.]+|\[::1\])$/.test(hostname)) {
-    return refusal("mixed_content", `the page is loaded over https, so the browser blocks ${base}: serve Holdfast over https`)
+    return refusal("mixed_content", `the page has https, so the browser blocks ${base}: serve Holdfast over https`)
   }
   const address = `${base}/v1`
   const signal = AbortSignal.timeout(PROBE_MS)
@@ -39,8 +39,8 @@ export async function diagnose(client) {
       return refusal("unsupported_protocol", `${base} speaks protocol ${body.protocol}, this client ${PROTOCOL}: use the client of the server's release, for example ${base}/web/client.js`)
     }
     if (body?.server === "holdfast") return body.problem ? new HoldfastError(body.problem.code, body.problem) : null
-    if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} sent status ${response.status}`, body)
-    return refusal("not_holdfast", `${base} responds (status ${response.status}), but not as a Holdfast server: is it mounted at another path?`)
+    if (typeof body?.code === "string" && body.code !== "not_found") return refusal(body.code, `${address} sent status ${response.status}: read its log`, body)
+    return refusal("not_holdfast", `${base} sent status ${response.status}, but not as a Holdfast server: correct its address`)
   } catch {
     const isThere = await client.fetch(address, { mode: "no-cors", signal }).then(() => true, () => false)
     if (globalThis.document) await new Promise((resolve) => setTimeout(resolve, REPORT_MS))
@@ -50,7 +50,7 @@ export async function diagnose(client) {
     if (isThere && page && new URL(base).origin !== page.origin) {
       return refusal("origin_refused", `${base} refuses requests of this page: give its hub allowed_origins=["${page.origin}"]`)
     }
-    return refusal("unreachable", `no server responds at ${base}: is it running, and are host and port right?`)
+    return refusal("unreachable", `${base} does not respond: start it, or correct its address`)
   } finally {
     globalThis.document?.removeEventListener?.("securitypolicyviolation", blocked)
   }

@@ -9,10 +9,7 @@
 
 /** Return the number of code points in `text`. @param {string} text */
 export function countPoints(text) {
-  let points = text.length
-  // skip the second unit of a surrogate pair
-  for (let i = 0; i < text.length; i++) if ((text.charCodeAt(i) & 0xfc00) === 0xdc00) points--
-  return points
+  return text.replace(/[\udc00-\udfff]/g, "").length // without the second units of surrogate pairs
 }
 
 /** Return `text` without its first `points` code points. @param {string} text @param {number} points */

@@ -109,7 +109,7 @@ function dial(connection, token) {
   socket.onmessage = ({ data }) => connection.receive(data, receive)
   socket.onclose = ({ code }) => {
     if (code >= 4300) {
-      return client.close(refusal(bye.reason ?? "refused", `${client.base} closed the socket with code ${code}`, bye))
+      return client.close(refusal(bye.reason ?? "refused", `${client.base} closed the socket with code ${code}: send less, or update this client`, bye))
     }
     if (code >= 4200 && client.tokenRefused(token, code === EXPIRED)) return
     if (code >= 4100 && code < 4200) for (const { view } of connection.channels) view.cursor = null

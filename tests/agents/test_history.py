@@ -40,7 +40,7 @@ def text(value: str) -> Part:
 
 
 def call(name: str, output: Any = "done", **fields: Any) -> Part:
-    return {"type": "tool", "call": name, "name": f"do_{name}", "input": '{"x": 1}', "output": output, **fields}
+    return {"type": "tool", "call": name, "name": f"do_{name}", "input": '{"x": 1}', "output": output} | fields
 
 
 def message(role: Any, *parts: Part) -> Message:
@@ -116,6 +116,12 @@ def test_anthropic_puts_the_results_of_a_round_into_the_next_turn() -> None:
         {"role": "assistant", "content": [text("It is so.")]},
         {"role": "user", "content": [text("Sure?")]},
     ]
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", '{"a":' * 50_000, '"x"'])
+def test_arguments_that_are_no_object_are_empty_for_anthropic(arguments: str) -> None:
+    turns = as_turns([ASKED, message("assistant", call("a", input=arguments))], "anthropic")
+    assert turns[1]["content"] == [{"type": "tool_use", "id": "a", "name": "do_a", "input": {}}]
 
 
 @pytest.mark.parametrize("shape", ["openai", "responses", "anthropic"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.attacks.scene import Scene, scene
+from tests.attacks.scene import Scene, bystander, scene, writer_token
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,3 +24,10 @@ async def attacked(tmp_path: Path) -> AsyncIterator[Scene]:
     """A server to attack."""
     async with scene(tmp_path) as one:
         yield one
+
+
+@pytest.fixture
+def watched_server(attacked: Scene) -> Iterator[Scene]:
+    """A server to attack without `run`, beside a client that writes and its strict viewers."""
+    with bystander(attacked.port, writer_token()):
+        yield attacked

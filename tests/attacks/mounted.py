@@ -16,16 +16,16 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from chaos.processes import free_port
 from tests.attacks.scene import AUDIENCE, CHANNEL, SECRET, Scene, ask, writer_token
+from tests.nginx import DEPLOYMENT, nginx_of_the_docs
 from tests.processes import Process, request
 
-DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 HYPERCORN = os.environ.get("HOLDFAST_HYPERCORN") or shutil.which("hypercorn")  # its program, in any environment
 
 _APP = """
@@ -145,39 +145,3 @@ async def mounted_scene(folder: Path, name: str, *, is_behind_nginx: bool) -> As
         assert (await ask(reader, writer, "POST", path, begun, writer_token()))[0] == 201
         writer.close()
         yield one
-
-
-def settings_of_the_docs() -> str:
-    """Return the configuration of nginx that `docs/deployment.md` shows."""
-    found = re.findall(r"```nginx\n(.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
-    assert len(found) == 1
-    return str(found[0])
-
-
-@contextlib.contextmanager
-def nginx_of_the_docs(folder: Path, upstream: int) -> Iterator[int]:
-    """Run nginx with the settings of the docs; gives its port. Only paths, ports and TLS differ."""
-    port = free_port()
-    paths = " ".join(
-        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    main, _, http = settings_of_the_docs().partition("http {")
-    owner = "user root;" if os.geteuid() == 0 else ""
-    general = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; {owner}"
-    text = f"{general}\n{main}http {{ access_log off; {paths}{http}"
-    text = text.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};").replace(
-        "127.0.0.1:8000", f"127.0.0.1:{upstream}"
-    )
-    text = re.sub(r"\n *ssl_\w+ .*;", "", text)
-    # The strict viewers check this header, which nginx takes as its own.
-    text = text.replace("proxy_buffering off;", "proxy_buffering off; proxy_pass_header X-Accel-Buffering;")
-    configuration = folder / "nginx.conf"
-    configuration.write_text(text)
-    arguments = ["-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
-    process = Process(arguments, folder / "error.log", program="nginx")
-    try:
-        process.start()
-        process.until(lambda: request(port, "GET", "/healthz")[0] == 200)
-        yield port
-    finally:
-        process.end()

@@ -15,6 +15,8 @@ from tests.attacks.scene import MIB, Scene, ask, run, writer_token
 # During a flood of small pieces the median request costs the event loop 4 to 20 ms, in one of fifteen runs beside other
 # tests 68 ms. Without the bound it costs 105 ms or more in each run (measured).
 FLOOD_CPU_S = 0.06
+# The same beside 96 connections with pipelined requests: 10 to 13 ms on a busy machine (measured, decision 0087).
+PIPELINED_CPU_S = 0.03
 HEAD = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -54,7 +56,7 @@ async def test_requests_behind_a_running_one_are_not_read(attacked: Scene, is_he
 
 async def test_pipelined_requests_of_many_connections_share_the_turns_of_one(attacked: Scene) -> None:
     outcome = await run(attacked, "pipelined", total=600_000, at_once=96)
-    outcome.check(64 * MIB)
+    outcome.check(64 * MIB, PIPELINED_CPU_S)
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
@@ -68,9 +70,9 @@ async def test_floods_of_small_pieces_do_not_hold_the_loop(attacked: Scene, begi
     """The server parses what twenty unknown peers send in the time of one turn of the event loop, together."""
     for _ in range(3):
         outcome = await run(attacked, "endless_head", begin=begin, piece=piece, at_once=20)
-        if outcome.flood_cpu_s < FLOOD_CPU_S:
+        if outcome.median_cpu_s < FLOOD_CPU_S:
             break
-    outcome.check_flood(4 * MIB, FLOOD_CPU_S)
+    outcome.check_with_cpu_time(4 * MIB, FLOOD_CPU_S)
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
@@ -83,11 +85,11 @@ async def test_endless_trailer_behind_a_response_ends_the_connection(attacked: S
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
-async def test_request_behind_a_refused_body_gets_a_response(attacked: Scene) -> None:
+async def test_request_behind_a_refused_body_gets_a_response(watched_server: Scene) -> None:
     """The server throws away the body of a request that it refused, which counts for no other head."""
     body = b"x" * 500_000
     head = b"POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with connect(attacked.port) as one, connect(attacked.port) as other:
+    with connect(watched_server.port) as one, connect(watched_server.port) as other:
         assert exchange(one, head + body)[0] == 401
         for piece in (GET[:20], GET[20:]):
             one.sendall(piece)
@@ -111,12 +113,14 @@ UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP
     ],
     ids=["h2c", "websocket", "handshake", "connect", "connect to a path"],
 )
-async def test_body_behind_an_upgrade_is_no_request(attacked: Scene, first: str, status: int, is_chunked: bool) -> None:
+async def test_body_behind_an_upgrade_is_no_request(
+    watched_server: Scene, first: str, status: int, is_chunked: bool
+) -> None:
     head = f"{first}Host: localhost\r\n".encode()
     body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(INSIDE), INSIDE) if is_chunked else INSIDE
     head += b"Transfer-Encoding: chunked\r\n\r\n" if is_chunked else b"Content-Length: %d\r\n\r\n" % len(body)
     for pieces in ([head + body], [head, body], [head[:-3], head[-3:] + body[:5], body[5:]]):
-        with connect(attacked.port) as one, connect(attacked.port) as other:
+        with connect(watched_server.port) as one, connect(watched_server.port) as other:
             for piece in pieces:
                 one.sendall(piece)
                 exchange(other, GET + b"\r\n")  # meanwhile the server has read the piece
@@ -144,11 +148,11 @@ async def test_request_that_offers_http_2_is_served_with_its_body(attacked: Scen
             assert read_all(one, 0.3).count(b"HTTP/1.1 200") <= 1
 
 
-async def test_end_of_a_connection_shows_behind_refused_input(attacked: Scene) -> None:
+async def test_end_of_a_connection_shows_behind_refused_input(watched_server: Scene) -> None:
     """A stream whose peer has sent nonsense and left ends at once, and not with the next write."""
     head = f"GET /v1/channels/c/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {writer_token()}\r\n\r\n"
-    before = attacked.descriptors()
-    with connect(attacked.port) as one:
+    before = watched_server.descriptors()
+    with connect(watched_server.port) as one:
         one.sendall(head.encode())
         read_all(one, 0.3)
         one.sendall(b"no request\r\n\r\n")
@@ -157,4 +161,4 @@ async def test_end_of_a_connection_shows_behind_refused_input(attacked: Scene) -
         one.settimeout(3)
         while one.recv(4096):
             pass
-    assert attacked.descriptors() <= before
+    assert watched_server.descriptors() <= before

@@ -25,17 +25,17 @@ TRIES = {
 
 
 @pytest.mark.parametrize("kind", TRIES)
-async def test_hundreds_of_attempts_cause_few_lines(attacked: Scene, kind: str) -> None:
+async def test_hundreds_of_attempts_cause_few_lines(watched_server: Scene, kind: str) -> None:
     """The server has its default log level."""
     request, expected = TRIES[kind]
-    before = attacked.server.output
+    before = watched_server.server.output
     for number in range(ATTEMPTS):
-        with connect(attacked.port) as one:
+        with connect(watched_server.port) as one:
             one.sendall(request)
             one.shutdown(1)  # the server responds, and then notices the end
             received = read_all(one)
             assert received.startswith(expected), (number, received)
-    lines = attacked.server.output.removeprefix(before).splitlines()
+    lines = watched_server.server.output.removeprefix(before).splitlines()
     assert len(lines) <= LINES, lines[:10]
     if "false token" in kind:
         assert any("refused 127.0.0.1 with unauthenticated: " in line for line in lines), lines

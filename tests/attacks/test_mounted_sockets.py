@@ -13,7 +13,7 @@ import pytest
 
 from tests.attacks.attacker import HANDSHAKE, connect, frame_from
 from tests.attacks.mounted import MountedServer
-from tests.attacks.scene import MIB, PERSON, token
+from tests.attacks.scene import MIB, PERSON, bystander, token, writer_token
 from wirecheck import encode_frame
 
 MAX_BYTES = MIB + 64 * 1024  # as `holdfast serve` sets it
@@ -22,11 +22,12 @@ MASK = b"\0\0\0\0"
 
 @pytest.fixture(params=["uvicorn-httptools", "uvicorn-sockets"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MountedServer]:
-    """uvicorn with its own settings, and with those of the docs."""
+    """uvicorn with its own settings, and with those of the docs, beside a client that writes and its strict viewers."""
     one = MountedServer(request.param, tmp_path)
     try:
         one.start()
-        yield one
+        with bystander(one.port, writer_token()):
+            yield one
     finally:
         one.clean_up()
 

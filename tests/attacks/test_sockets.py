@@ -94,11 +94,14 @@ async def test_flood_of_small_messages_does_not_hold_the_loop(attacked: Scene, r
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
+TWENTY_CPU_S = 0.024  # CPU time of the event loop during a request of another client, as a median (decision 0083)
+
+
 @pytest.mark.parametrize("piece", [TEXT, FRAGMENTS], ids=["small", "fragments"])
 async def test_floods_of_twenty_sockets_of_one_person_do_not_hold_the_loop(attacked: Scene, piece: str) -> None:
     options = {"first": "", "piece": piece, "times": 100, "bearer": bearer(True), "at_once": 20}
     outcome = await run(attacked, "frames", reads=True, **options)
-    outcome.check_with_cpu_time(16 * MIB)
+    outcome.check_with_cpu_time(16 * MIB, TWENTY_CPU_S)
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
@@ -113,10 +116,10 @@ async def test_floods_of_twenty_sockets_of_one_person_do_not_hold_the_loop(attac
     ids=["upgrade", "version", "key", "HTTP/1.0"],
 )
 async def test_refused_handshake_has_the_form_of_other_refusals(
-    attacked: Scene, before: str, after: str, status: int, word: str
+    watched_server: Scene, before: str, after: str, status: int, word: str
 ) -> None:
     assert before in HANDSHAKE
-    with connect(attacked.port) as one:
+    with connect(watched_server.port) as one:
         one.sendall(HANDSHAKE.replace(before, after).encode() + b"\r\n")
         head, _, body = read_all(one, 0.3).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), head

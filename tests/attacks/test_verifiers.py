@@ -47,5 +47,5 @@ async def attacked_app(tmp_path: Path) -> AsyncIterator[Scene]:
 async def test_unknown_peers_are_bounded_while_the_verifier_runs(
     attacked_app: Scene, begin: str, filler: int, end: str, addresses: int, most: int
 ) -> None:
-    options = {"total": 1_500, "addresses": addresses, "begin": begin, "filler": filler, "end": end, "seconds": 7}
+    options = {"total": 1_500, "addresses": addresses, "begin": begin, "filler": filler, "end": end, "seconds": 8}
     await run_bounded_crowd(attacked_app, most=most, burst=WAITING, **options)

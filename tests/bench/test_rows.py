@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import re
 import resource
 import select
 import shutil
@@ -32,6 +33,7 @@ from bench import (
     conversations,
     fanout,
     highest,
+    keeping,
     memory,
     needs,
     plan,
@@ -45,6 +47,8 @@ from bench.__main__ import BENCHMARKS
 from bench.common import Options, Row, Void, attempt, check, load_client, producers_us, served
 from bench.proc import BenchError, Child, rss_bytes, tree
 from bench.tokens import known_text, known_token
+from holdfast.hub.retention import Retainer
+from holdfast.hub.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("sse", "websocket")
@@ -294,6 +298,32 @@ def test_missing_server_is_reported(options: Options, monkeypatch: pytest.Monkey
 def test_a_whole_run_is_planned_to_take_less_than_fifty_minutes(tmp_path: Path) -> None:
     whole = Options(is_quick=False, directory=tmp_path)
     assert sum(needs.estimate_s(name, whole) or 0 for name in BENCHMARKS) <= 50 * 60
+
+
+def test_backups_and_retention_run_in_small(tmp_path: Path) -> None:
+    small = ["--dir", str(tmp_path), "--mb", "1", "--messages", "200", "--seconds", "0.5"]
+    small += ["--deleted", "500", "--days", "6", "--kept", "1"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench.keeping", *small], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "all answers are prefixes, old messages equal" in ran.stdout
+    assert "400 channels with 1 messages" in ran.stdout
+    assert "until all 200 were gone" in ran.stdout
+    assert re.search(r"soak of 6 days by 1d: day 4 .*; day 5 ", ran.stdout), ran.stdout
+
+
+async def test_a_soak_without_retention_grows_and_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def remove_no_message(retainer: Retainer, runtime: Runtime) -> None:
+        """Do none of the work of a round."""
+
+    monkeypatch.setattr(Retainer, "_round", remove_no_message)
+    monkeypatch.setattr(keeping, "_SOAK_MESSAGES", 50)
+    monkeypatch.setattr(keeping, "_failures", (failures := list[str]()))
+    await keeping.soak(tmp_path, days=6, kept=1)
+    assert [one.split()[0] for one in failures] == ["rows", "bytes"]
+    with pytest.raises(SystemExit, match="--days must be 6 or more with --kept 1, got 5"):
+        await keeping.soak(tmp_path, days=5, kept=1)
 
 
 @pytest.mark.parametrize("arguments", [["--dir", "/nowhere"], ["--soak-s", "1"], ["--soak-s", "nan"], ["nothing"]])

@@ -109,6 +109,10 @@ export function longBlocks(length) {
     "a paragraph with bars before a delimiter row": `| ${words(length / 20)} | b |\n|---|---|\n| 1 | 2 |\n\nend`,
     "a paragraph with definitions": `[foo]: https://f.example/\n\n\n   ${words(length / 10)} [foo]: https://g.example/ [foo] ${words(length / 20)} [foo]\n[foo]: x`,
     "a paragraph that begins with a link": `[a](https://a.example/) ${words(length / 8)}`,
+    "a paragraph that begins like a rule in a list": `- a\n${"-".repeat(length)}b\n\nend`,
+    "a paragraph that begins like a rule behind a quote": `> a\n${"_".repeat(length)}b\n\nend`,
+    "a paragraph that begins like a fence": `a\n\`\`\`\`${words(length / 8).replaceAll("`", "")}b\`c\`\n\nend`,
+    "a paragraph that is the title of a definition": `[foo]: /url\n"${words(length / 8)}"\n\nend [foo]`,
     "a definition at the end": `see [foo]\n\n${lines((n) => `para ${n} [foo]\n`)}\n[foo]: https://f.example/\n\nend [foo]`,
   }
 }

@@ -12,7 +12,7 @@ import { reference, shown } from "/tests/browser/markdown_reference.js"
 const ELEMENTS = new Set(
   "p h3 h4 h5 h6 ul ol li blockquote pre code strong em s br hr table thead tbody tr th td a input span div button".split(" "),
 )
-const ATTRIBUTES = new Set("dir class type disabled checked aria-label start style href target rel tabindex".split(" "))
+const ATTRIBUTES = new Set("dir class part type disabled checked aria-label start style href target rel tabindex".split(" "))
 
 /** Let `text` come in pieces of `next()` characters. Return its element. */
 function grow(text, next = () => text.length, options = {}) {
@@ -38,7 +38,7 @@ function direct(text) {
   return root.innerHTML
 }
 
-const withoutChunks = (html) => html.replace(/<span class="lines">([^<]*)<\/span>/g, "$1").replace(/<div class="chunk">|<\/div>(?=<div class="chunk">|$)/g, "")
+const withoutChunks = (html) => html.replace(/<span class="lines">([^<]*)<\/span>/g, "$1").replace(/<div class="(?:group|chunk)">|<\/div>(?=<div class="chunk">)|<\/div><\/div>(?=<div class="group">|$)/g, "")
 
 /** Return where two texts differ. */
 function difference(name, one, other) {
@@ -66,8 +66,8 @@ function formula(tex, isBlock) {
   return node
 }
 
-/** Return when the next frame has been drawn. */
-const drawn = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)))
+/** Call `change` in the next frame, and return when that frame has been drawn: a timer fires after the frame's task. */
+const frame = (change = () => {}) => new Promise((resolve) => requestAnimationFrame(() => (change(), setTimeout(resolve))))
 
 /** A message as in the panel, with its style; `step` lets its text grow. */
 let stage = { text: "", markdown: null, log: null, node: null }
@@ -100,6 +100,12 @@ window.tests = {
       ...(name.startsWith("a paragraph") ? [] : difference("items, cells or code", count(whole), count(direct(text)))),
       ...difference(`pieces of ${step}`, whole, grown(text, () => steps.pop() ?? step)),
     ]
+  },
+  /** Return where the nodes of one long block depend on pieces of random lengths, at most `most`. */
+  longInRandom(name, length, most) {
+    const text = longBlocks(length)[name]
+    const { upTo } = randomOf(length)
+    return difference(name, grown(text), grown(text, () => 1 + upTo(most)))
   },
   /** Return how many one-character steps show text that later vanishes, and how many steps there are. */
   vanishing(text) {
@@ -155,6 +161,24 @@ window.tests = {
     if (others.some((one) => one !== whole)) throw new Error(`${whole} is not ${others.join(" and ")}`)
     return [...new Set([...roots[0].querySelectorAll("code span:not(.lines)")].map((node) => node.className))]
   },
+  /** Complete `text`, which has code with colours, by the definition of a link. Return what stays. */
+  async define(text, definition) {
+    const root = document.createElement("div")
+    const markdown = new GrowingMarkdown(root)
+    const blocks = () => [...root.querySelectorAll(".chunk > *")]
+    markdown.update(text)
+    const code = root.querySelector("pre code")
+    if (!code.firstElementChild) {
+      await new Promise((resolve) => new MutationObserver(resolve).observe(code, { childList: true }))
+    }
+    const before = blocks()
+    markdown.update(text + definition, true)
+    const kept = blocks().filter((node) => before.includes(node))
+    const isColoured = root.contains(code) && code.childElementCount > 0
+    code.replaceChildren(code.textContent)
+    const isSame = root.innerHTML === grown(text + definition)
+    return { before: before.length, kept: kept.length, links: root.querySelectorAll("a").length, isColoured, isSame }
+  },
   /** Return the HTML of `text` with formulas, and the formulas. */
   formulas(text, step) {
     const root = grow(text, () => step, { renderMath: formula })
@@ -182,26 +206,16 @@ window.tests = {
     shadow.append(element("section", { class: "panel" }, log))
     document.getElementById("root").replaceChildren(host)
     stage = { text, log, node, markdown: new GrowingMarkdown(node) }
-    await drawn()
+    await frame()
   },
-  /** Show the text up to `end`, and its end. */
-  async step(end) {
-    stage.markdown.update(stage.text.slice(0, end), end >= stage.text.length)
-    stage.log.scrollTop = stage.log.scrollHeight
-    await drawn()
-  },
-  /** Let the text grow by `piece` characters in each frame, from `start` to `end`. */
+  /** Let the text grow by `piece` characters in each frame, from `start` to `end`. Return when the last one has been drawn. */
   async steps(start, end, piece) {
     for (let at = start; at < end; at += piece) {
-      await new Promise((resolve) => {
-        requestAnimationFrame(() => {
-          stage.markdown.update(stage.text.slice(0, at + piece), at + piece >= stage.text.length)
-          stage.log.scrollTop = stage.log.scrollHeight
-          resolve()
-        })
+      await frame(() => {
+        stage.markdown.update(stage.text.slice(0, at + piece), at + piece >= stage.text.length)
+        stage.log.scrollTop = stage.log.scrollHeight
       })
     }
-    await drawn()
   },
   stagedTarget: () => stage.text.length,
   stagedLength: () => stage.node.textContent.length,

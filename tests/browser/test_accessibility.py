@@ -5,6 +5,7 @@ Layer: tests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from itertools import pairwise
 
@@ -12,8 +13,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.browser.gallery import gallery_server, open_gallery
+from tests.browser.gallery import STATES, gallery_server, open_gallery
 from tests.browser.test_chat import scene
+from tests.browser.test_markdown import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
@@ -151,3 +153,108 @@ async def test_text_grows_with_the_size_that_the_person_chose(browser: Browser, 
     usual = await page.evaluate(sizes)
     await page.evaluate("document.querySelector('holdfast-chat').classList.add('large')")
     assert await page.evaluate(sizes) == pytest.approx([size * 2 for size in usual], rel=0.01)
+
+
+# Find text and icons that a person cannot tell from their ground, and controls whose focus is not seen.
+_UNSEEN = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true })
+  const known = new Map()
+  const pixels = (colour) => known.get(colour) ?? known.set(colour, draw(colour)).get(colour)
+  const draw = (colour) => {
+    canvas.clearRect(0, 0, 1, 1)
+    canvas.fillStyle = colour
+    canvas.fillRect(0, 0, 1, 1)
+    return [...canvas.getImageData(0, 0, 1, 1).data]
+  }
+  const light = ([red, green, blue]) => [red, green, blue].map((one) => one / 255)
+    .map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, one, n) => sum + one * [0.2126, 0.7152, 0.0722][n], 0)
+  const contrast = (one, other) => {
+    const [low, high] = [light(pixels(one)), light(pixels(other))].sort((a, b) => a - b)
+    return (high + 0.05) / (low + 0.05)
+  }
+  const parent = (node) => node.parentElement ?? node.getRootNode().host
+  const ground = (node) => {
+    for (; node; node = parent(node)) {
+      const { backgroundColor } = getComputedStyle(node)
+      if (pixels(backgroundColor)[3]) return backgroundColor
+    }
+    return "Canvas"
+  }
+  const unseen = []
+  const counts = { texts: 0, controls: 0 }
+  for (const chat of document.querySelectorAll("holdfast-chat")) {
+    const name = chat.getAttribute("channel")
+    const fail = (node, why) => unseen.push(`${name} ${node.localName}.${node.className} ${why}`)
+    for (const node of chat.shadowRoot.querySelectorAll(":not(svg, path, slot)")) {
+      const isControl = node.matches("button, textarea, summary, a[href]")
+      const hasText = [...node.childNodes].some((one) => one instanceof Text && one.data.trim())
+      if (node.closest(":disabled") || !node.checkVisibility()) continue
+      if (isControl) {
+        counts.controls++
+        node.focus({ preventScroll: true })
+        const ring = (node.localName === "textarea" && node.closest(".composer")) || node
+        const { outlineStyle, outlineWidth, outlineColor } = getComputedStyle(ring)
+        const hasRing = outlineStyle === "solid" && parseFloat(outlineWidth) >= 1
+        if (!hasRing || contrast(outlineColor, ground(parent(ring))) < 3) fail(node, `focus ${outlineColor}`)
+        if (!node.checkVisibility({ opacityProperty: true })) fail(node, "focused, and transparent")
+      }
+      if (!hasText && !isControl) continue
+      counts.texts++
+      const { color } = getComputedStyle(node, node.localName === "textarea" && !node.value ? "::placeholder" : null)
+      if (contrast(color, ground(node)) < 4.5) fail(node, `text ${color} on ${ground(node)}`)
+    }
+  }
+  return { unseen, counts }
+}"""
+# Marks that have no text, each by its channel.
+_FORCED_MARKS = """() => {
+  const find = (name, selector) => document.querySelector(`[channel="chat:${name}"]`).shadowRoot.querySelector(selector)
+  const isDrawn = (node, pseudo) => {
+    const { borderTopWidth, borderTopColor } = getComputedStyle(node, pseudo)
+    const { backgroundColor } = getComputedStyle(node.closest(".panel"))
+    return parseFloat(borderTopWidth) > 0 && borderTopColor !== backgroundColor
+  }
+  return {
+    caret: isDrawn(find("streaming", ".assistant .markdown > :last-child > p:last-of-type"), "::after"),
+    stop: isDrawn(find("streaming", ".stop")) && isDrawn(find("streaming", ".square")),
+    send: isDrawn(find("streaming", ".send")),
+    composer: isDrawn(find("streaming", ".composer")),
+    question: isDrawn(find("streaming", ".user .body")),
+    code: isDrawn(find("live", ".code")),
+    approval: isDrawn(find("approval", ".approval")),
+    mark: isDrawn(find("caught-up", ".hairline"), "::before"),
+  }
+}"""
+_PARTS = """() => {
+  const chats = [...document.querySelectorAll("holdfast-chat")]
+  const nodes = chats.flatMap(({ shadowRoot }) => [...shadowRoot.querySelectorAll("*")])
+  const others = nodes.filter((node) => !node.part.length && !node.closest(".markdown") && !node.closest("svg"))
+  return {
+    parts: [...new Set(nodes.flatMap((node) => [...node.part]))],
+    others: [...new Set(others.flatMap((node) => [...node.classList]))],
+    controls: others.filter((node) => node.matches("button, textarea, details, summary, a")).length,
+  }
+}"""
+# Elements of the layout, and the text for screen readers.
+_LAYOUT = {"approvals", "editing", "fill", "messages", "mute", "names", "row", "spacer", "spoken", "square"}
+
+
+async def test_all_states_are_seen_in_forced_colours_and_each_element_has_its_part(
+    browser: Browser, address: str
+) -> None:
+    page = await open_gallery(browser, address, forced_colors="active")
+    assert await page.evaluate("matchMedia('(forced-colors: active)').matches")
+    documented = (ROOT / "docs/widget.md").read_text().split("`::part`:")[1].split("\n\n")[0]
+    found = await page.evaluate(_PARTS)
+    assert set(found["parts"]) == set(re.findall(r"`([\w-]+)`", documented))
+    assert set(found["others"]) <= _LAYOUT
+    assert found["controls"] == 0
+
+    marks = await page.evaluate(_FORCED_MARKS)
+    assert marks == dict.fromkeys(marks, True)
+    await page.keyboard.press("Tab")  # from now on the focus is that of a keyboard
+    seen = await page.evaluate(_UNSEEN)
+    assert seen["unseen"] == []
+    assert seen["counts"]["controls"] > 5 * len(STATES), seen["counts"]
+    assert seen["counts"]["texts"] > 10 * len(STATES), seen["counts"]

@@ -80,7 +80,7 @@ async def test_reload_begins_with_the_cached_view_and_fetches_only_the_differenc
             await follow(window, port, token=token(), transport=transport)
             await window.wait_for_function("length => window.shown?.at(-1)?.text.length === length", arg=len(text))
             await window.wait_for_function(_IS_LIVE)
-            first_bytes = await window.evaluate("window.channel.stats.bytes")
+            first_length = await window.evaluate("window.channel.stats.characters")
             await until_stored(window, text)
             await window.reload()
             await message.append("and more")
@@ -91,7 +91,7 @@ async def test_reload_begins_with_the_cached_view_and_fetches_only_the_differenc
         assert last == {"text": text + "and more", "isFromCache": False, "state": "live"}
         caught_up = await window.evaluate("window.channel.getSnapshot().lastCatchUp")
         assert caught_up["points"] == len("and more")
-        assert await window.evaluate("window.channel.stats.bytes") < first_bytes / 50
+        assert await window.evaluate("window.channel.stats.characters") < first_length / 50
         await window.evaluate("window.client.close()")
 
 

@@ -6,7 +6,6 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ from starlette.routing import Mount, Route
 from holdfast import Hub, Limits
 from tests.browser.gallery import gallery_server, open_gallery
 from tests.browser.test_client import SECRET, page_at, token, verified
-from tests.browser.test_markdown import POLICY, ROOT
+from tests.browser.test_markdown import POLICY
 from tests.transports.conftest import new_hub, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
@@ -59,6 +58,17 @@ _IN_VIEW = """texts => texts.map((text) => {
   const nodes = [...root.querySelectorAll(".log :is(p, .state)")].filter((node) => node.textContent === text)
   return nodes.some((node) => ((box) => box.top >= log.top && box.bottom <= log.bottom)(node.getBoundingClientRect()))
 })"""
+# Keeps in `moved` how far the link has moved in any frame, in pixels.
+_MOVED = """() => {
+  const link = root.querySelector("article a")
+  const top = link.getBoundingClientRect().top
+  window.moved = 0
+  const look = () => {
+    moved = Math.max(moved, Math.abs(link.getBoundingClientRect().top - top))
+    requestAnimationFrame(look)
+  }
+  look()
+}"""
 _FRAMES = "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
@@ -214,6 +224,25 @@ async def test_enter_of_an_input_method_does_not_send_and_a_draft_survives_a_rel
         assert "日本" in written
         await here.page.reload()
         assert await here.page.input_value("textarea") == written
+
+
+async def test_a_sign_out_removes_the_draft_and_the_next_person_of_the_tab_gets_none(browser: Browser) -> None:
+    stored = "JSON.stringify({ ...sessionStorage })"
+    async with scene(browser, "", verified()) as here:
+        page = here.page
+        await here.mount(token=token())
+        await page.evaluate("sessionStorage.app = 'of the app'")
+        await page.locator("textarea").fill("a secret of ada")
+        assert "a secret of ada" in await page.evaluate(stored)
+        await page.evaluate("client.signOut()")
+        await page.locator("textarea").press_sequentially("!")
+        assert "a secret of ada" not in await page.evaluate(stored)
+        assert "of the app" in await page.evaluate(stored)
+        await here.mount(token=token(sub="bob"))
+        assert await page.locator("textarea").input_value() == ""
+        await page.locator("textarea").fill("a draft of bob")
+        await here.mount(token=token(), identity="ada")
+        assert await page.locator("textarea").input_value() == ""
 
 
 async def test_the_launcher_loads_the_panel_when_it_opens_and_gets_the_focus_back(browser: Browser) -> None:
@@ -658,12 +687,6 @@ async def test_each_part_has_its_form(browser: Browser) -> None:
         ]
         await here.hub.command("chat:1", "approve", target="a", data="May I?")
         await here.until("May I?")
-        parts_of = "[...new Set([...root.querySelectorAll('[part]')].flatMap((node) => [...node.part]))]"
-        documented = re.findall(
-            r"`([\w-]+)`", (ROOT / "docs/widget.md").read_text().split("`::part`:")[1].split("\n\n")[0]
-        )
-        shown = set(await here.page.evaluate(parts_of))
-        assert shown | {"launcher", "badge", "mark", "message-user", "error"} == set(documented)
         await here.page.evaluate("chat.addEventListener('holdfast-link', (event) => event.preventDefault())")
         await here.page.get_by_text("Protocol").click()
         assert await here.page.evaluate("told.at(-1)") == ["link", {"href": "https://docs.example/protocol"}]
@@ -797,6 +820,29 @@ async def test_a_page_begins_at_the_end_also_while_messages_get_their_first_layo
             }"""
         ) == [True, True, True]
         await page.context.close()
+
+
+async def test_reader_and_focus_keep_their_place_in_a_long_answer_that_grows(browser: Browser) -> None:
+    link = "[a link](https://a.example/)\n\n"
+    async with scene(browser, "", has_agent=False) as here, here.hub.message("chat:1", author="Guide") as answer:
+        await here.mount()
+        await answer.append("word\n\n" * 1_300 + link + "word\n\n" * 1_140 + "near")  # nearly 50 chunks of 50
+        await here.page.get_by_text("near").wait_for()
+        await here.page.evaluate("root.querySelector('.log').scrollTop -= 500")
+        await here.page.locator(".jump").wait_for()
+        await here.page.evaluate("root.querySelector('article a').scrollIntoView({ block: 'center' })")
+        await here.frames()
+        await here.page.evaluate(_MOVED)
+        await answer.append("\n\nword" * 70 + "\n\nlater")
+        await here.page.get_by_text("later").wait_for(state="attached")
+        await here.frames()
+        assert await here.page.locator(".group").count() == 2
+        assert await here.page.evaluate("moved") <= 2
+        await here.page.evaluate("root.querySelector('article a').focus({ preventScroll: true })")
+        await answer.append(("\n\n" + "**bold** and `code` " * 100) * 100 + "\n\nlast")
+        await here.page.get_by_text("last").wait_for(state="attached")
+        await here.frames()
+        assert await here.page.evaluate("[moved <= 2, root.activeElement?.textContent]") == [True, "a link"]
 
 
 async def test_part_that_is_opened_at_the_end_stays_where_it_is(browser: Browser) -> None:
@@ -970,35 +1016,80 @@ async def test_copy_puts_a_message_or_its_code_on_the_clipboard(browser: Browser
             assert await here.page.evaluate("navigator.clipboard.readText()") == copied
 
 
-async def test_properties_and_attributes_of_a_tag_take_effect(browser: Browser) -> None:
-    async with scene(browser, "", verified()) as here:
+# Values of the twelve variables, and the computed styles that have them.
+_VARIABLES = {
+    "accent": ("rgb(1, 0, 0)", ".send", "backgroundColor"),
+    "on-accent": ("rgb(2, 0, 0)", ".send", "color"),
+    "bg": ("rgb(3, 0, 0)", ".panel", "backgroundColor"),
+    "surface": ("rgb(4, 0, 0)", ".composer", "backgroundColor"),
+    "text": ("rgb(5, 0, 0)", "textarea", "color"),
+    "muted": ("rgb(6, 0, 0)", ".people", "color"),
+    "border": ("rgb(7, 0, 0)", ".panel > header", "borderBottomColor"),
+    "radius": ("9px", ".user .body", "borderTopLeftRadius"),
+    "font": ("Georgia", "textarea", "fontFamily"),
+    "mono": ("Courier", "code", "fontFamily"),
+    "width": ("501px", ".panel", "maxWidth"),
+    "height": ("502px", ".panel", "height"),
+}
+
+
+async def test_each_attribute_property_and_variable_of_a_tag_takes_effect(browser: Browser) -> None:
+    async with scene(browser, "", verified(), has_agent=False) as here:
         image = f"{here.page.url}holdfast/icon.png"
-        text = f"![Icon]({image}) ![Other](https://other.example/x.png)"
+        text = f"![Icon]({image}) ![Other](https://other.example/x.png) `x` $y^2$"
+        await here.hub.create("chat:1", id="q", role="user", author="Bea", text="Why?")
         await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text=text)
         await here.page.evaluate(
-            """([token]) => {
+            """([token, variables]) => {
               const chat = document.createElement("holdfast-chat")
               const attributes = { channel: "chat:1", url: "/holdfast", lang: "de", theme: "dark",
                 images: "same-origin", placeholder: "Frag uns", heading: "Hilfe" }
               for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
+              for (const [name, [value]] of Object.entries(variables)) chat.style.setProperty(`--hf-${name}`, value)
               chat.tokenProvider = async () => token
               chat.strings = { copy: "Abschreiben" }
+              chat.renderMath = (tex) => Object.assign(document.createElement("var"), { textContent: tex })
               document.body.append(chat)
               window.root = chat.shadowRoot
             }""",
-            [token()],
+            [token(), _VARIABLES],
         )
         await here.page.locator("textarea[placeholder='Frag uns']").wait_for()
         await here.page.get_by_role("heading", name="Hilfe").wait_for()
-        await here.page.get_by_text("Abschreiben", exact=True).wait_for(state="attached")
+        await here.page.get_by_text("Abschreiben", exact=True).first.wait_for(state="attached")
         await here.page.get_by_role("button", name="Senden").wait_for()
+        await here.page.locator("var", has_text="y^2").wait_for()
         images = await here.page.evaluate("[...root.querySelectorAll('.markdown img')].map((node) => node.src)")
         assert images == [image]
         links = await here.page.evaluate("[...root.querySelectorAll('.markdown a')].map((node) => node.href)")
         assert links == ["https://other.example/x.png"]
         assert await here.page.evaluate("getComputedStyle(root.host).colorScheme") == "dark"
+        styles = """variables => Object.fromEntries(Object.entries(variables).map(([name, [, selector, style]]) =>
+          [name, getComputedStyle(root.querySelector(selector))[style]]))"""
+        wanted = {name: value for name, (value, _, _) in _VARIABLES.items()}
+        wanted["radius"] = "11px"  # that of a bubble is 2 px larger
+        assert await here.page.evaluate(styles, _VARIABLES) == wanted
         assert all("default-src 'none'" in text for text in here.violations)  # which has no images
         here.violations.clear()
+
+
+async def test_token_and_identity_of_a_tag_are_those_of_its_client(browser: Browser) -> None:
+    async with scene(browser, "", verified()) as here:
+        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text="Hello")
+        async with here.page.expect_console_message(lambda message: "knows this page as" in message.text) as warning:
+            await here.page.evaluate(
+                """token => {
+                  const chat = document.createElement("holdfast-chat")
+                  const attributes = { channel: "chat:1", token, identity: "zoe", launcher: "", open: "" }
+                  for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
+                  chat.append(Object.assign(document.createElement("b"), { slot: "launcher", textContent: "Help" }))
+                  document.body.append(chat)
+                }""",
+                token(),
+            )
+        assert "as ada, not as zoe" in (await warning.value).text
+        await here.page.get_by_text("Hello").wait_for()
+        await here.page.get_by_text("Help", exact=True).wait_for()
 
 
 async def test_failed_answer_is_requested_again(browser: Browser) -> None:
@@ -1015,7 +1106,23 @@ async def test_failed_answer_is_requested_again(browser: Browser) -> None:
         await here.until("2/2")
 
 
-async def test_slots_and_variables_are_those_of_the_page(browser: Browser) -> None:
+async def test_ids_that_are_names_of_objects_are_messages_like_others(browser: Browser) -> None:
+    ids = ["__proto__", "constructor", "toString"]
+    async with scene(browser, "") as here:
+        for id in ids:
+            await here.hub.create("chat:1", id=id, text="A message", author="__proto__", starts_turn=False)
+        await here.mount()
+        await here.page.evaluate("chat.marks = [{ message: '__proto__', at: 0, text: 'Marked' }]")
+        await here.until("Marked")
+        shown = "[...root.querySelectorAll('article')].map((node) => node.dataset.messageId)"
+        assert await here.page.evaluate(shown) == ids
+        await here.hub.delete("chat:1", "constructor")
+        await here.page.wait_for_function("() => root.querySelectorAll('article').length === 2")
+        assert await here.page.evaluate(shown) == ["__proto__", "toString"]
+        assert await here.page.evaluate("Object.keys(Object.prototype).length") == 0
+
+
+async def test_slots_are_those_of_the_page(browser: Browser) -> None:
     tag = (
         '<holdfast-chat channel="chat:1" heading="Docs" placeholder="Ask us">'
         "<b slot=header>H</b><b slot=empty>Nothing yet</b><b slot=composer-start>+</b><b slot=footer>Not a model</b>"

@@ -61,6 +61,8 @@ async def test_nodes_do_not_depend_on_the_pieces(page: Page) -> None:
 async def test_long_blocks_lose_no_row_and_do_not_depend_on_the_pieces(page: Page) -> None:
     for name in ("a list that becomes loose", "a table", "a fence", "a paragraph"):  # all: test_right_markdown.py
         assert await page.evaluate("name => tests.long(name, 15_000, 97)", name) == [], name
+    for name in ("a paragraph that begins like a rule in a list", "a paragraph that is the title of a definition"):
+        assert await page.evaluate("name => tests.long(name, 4_600, 1, 4_300)", name) == [], name
 
 
 async def test_little_visible_text_vanishes_again(page: Page) -> None:
@@ -95,7 +97,9 @@ async def test_link_whose_text_is_another_address_names_its_host(page: Page) -> 
 
 async def test_task_lists_headings_and_tables_are_elements(page: Page) -> None:
     html = await page.evaluate("text => tests.grown(text)", "# One\n\n- [x] a\n- [ ] b\n\n|a|b|\n|-|:-:|\n|1|2|")
-    assert html.startswith('<div class="chunk"><h3 dir="auto">One</h3><ul><li dir="auto"><input type="checkbox"')
+    assert html.startswith(
+        '<div class="group"><div class="chunk"><h3 dir="auto">One</h3><ul><li dir="auto"><input type="checkbox"'
+    )
     assert html.count("<li") == 2
     assert html.count('checked=""') == 1
     assert '<td dir="auto" style="text-align: center;">2</td>' in html
@@ -104,12 +108,49 @@ async def test_task_lists_headings_and_tables_are_elements(page: Page) -> None:
 async def test_text_that_is_nested_too_deep_is_shown_and_the_blocks_behind_it_are_blocks(page: Page) -> None:
     end = (
         '<h3 dir="auto">After</h3><ul><li dir="auto">'
-        '<input type="checkbox" disabled="" aria-label="Task" checked=""> end</li></ul></div>'
+        '<input type="checkbox" disabled="" aria-label="Task" checked=""> end</li></ul></div></div>'
     )
     for mark in ("> ", "- "):
         html = await page.evaluate("text => tests.grown(text)", mark * 40 + "deep *text*\n\n# After\n\n- [x] end")
         assert "deep *text*" in html
         assert html.endswith(end)
+
+
+async def test_tables_of_30_columns_and_quotes_of_16_kilobytes_are_formatted_and_larger_ones_are_text(
+    page: Page,
+) -> None:
+    for columns in (30, 31):
+        for edge in ("|", "", "> |"):
+            rows = "\n".join(f"{edge}{'|'.join([cell] * columns)}{edge[-1:]}" for cell in ("a", "-", "one"))
+            for step in (1, 1_000):
+                html = await page.evaluate("([text, step]) => tests.grown(text, () => step)", [rows, step])
+                assert html.count("<td") == (columns if columns == 30 else 0), (edge, columns, step)
+                assert html.count("one") == columns
+    for length in (16_384, 16_385):
+        text = "**bold** " * 1_820 + "x" * (length - 9 * 1_820)
+        for step in (4_001, length + 2):
+            html = await page.evaluate("([text, step]) => tests.grown(text, () => step)", [f"> {text}", step])
+            assert html.count("<strong>") == (1_820 if length == 16_384 else 0), (length, step)
+            assert html.count("bold") == 1_820
+
+
+async def test_highlighter_is_fetched_for_finished_code_in_a_known_language_only(page: Page) -> None:
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    documents = {
+        "unknown": "```brainfuck\nx = 1\n```\n\nend",
+        "no language": "```\nx = 1\n```\n\nend",
+        "long": f"```py\n{'x = 1' * 5_000}\n```\n\nend",
+        "wide": f"```py\n{'y' * 1_001}\n```\n\nend",
+    }
+    for name, text in documents.items():
+        await page.evaluate("text => tests.grow(text)", text)
+        assert requests == [], name
+    await page.evaluate("tests.stage('```py\\nx = 1\\n'.padEnd(400, 'z = 2\\n') + '```\\n\\nend')")
+    await page.evaluate("tests.steps(0, 300, 100)")
+    assert requests == [], "open"
+    async with page.expect_request("**/vendor/highlight.js"):
+        await page.evaluate("tests.steps(300, 500, 100)")
 
 
 async def test_finished_code_gets_colours_and_code_that_is_too_long_or_unknown_does_not(page: Page) -> None:
@@ -128,6 +169,13 @@ async def test_finished_code_gets_colours_and_code_that_is_too_long_or_unknown_d
     assert kinds["alias"] == kinds["open"] == kinds["known"]
     assert "t-kwd" in kinds["nested"]
     assert kinds["unknown"] == kinds["long"] == kinds["wide"] == []
+
+
+async def test_definition_at_the_end_keeps_the_nodes_of_all_blocks_and_their_colours(page: Page) -> None:
+    text = "# One\n\nSee [docs] and *more*.\n\n```js\nlet a = 1\n```\n\n- item\n\n" + "A paragraph.\n\n" * 60
+    found = await page.evaluate("text => tests.define(text, '[docs]: https://a.example/b')", f"{text}The end.\n\n")
+    assert found["before"] >= 63
+    assert found == {"before": found["before"], "kept": found["before"], "links": 1, "isColoured": True, "isSame": True}
 
 
 async def test_code_stays_plain_when_the_highlighter_cannot_be_fetched(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""Real faults with real processes: a few of each kind; `make chaos` runs more of them, and longer ones.
+"""The report of a failed scenario, and the files and processes that it leaves. `make test-long` runs each scenario.
 
 Layer: tests.
 
@@ -23,22 +23,7 @@ from chaos.processes import Child
 from chaos.scenarios import SCENARIOS
 from chaos.world import World
 
-SEED = 20
-ROUNDS = {
-    "kill": 5, "producer": 3, "agent": 2, "disk": 2, "lock": 1, "stop": 1, "network": 1, "clock": 3, "agents": 2,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NAMES)
-async def test_no_acknowledged_or_shown_text_is_lost(name: str) -> None:
-    assert set(NAMES) == set(ROUNDS)
-    try:
-        figures = await run(name, SEED, Scale.small(ROUNDS[name]))
-    except Failure as failure:
-        pytest.fail(failure.account, pytrace=False)
-    assert figures["messages"] > 0
-    assert figures["characters"] > 0
-    assert figures["connections of viewers"] > 0
+LONG = (Path(__file__).parents[2] / "scripts" / "test_long").read_text()
 
 
 async def test_failure_reports_its_seed_and_keeps_the_file_and_the_logs() -> None:
@@ -101,6 +86,11 @@ async def test_failed_run_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> 
 
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def test_long_tests_run_each_scenario() -> None:
+    (step,) = re.findall(r"'real processes under faults'.*?chaos --rounds", LONG, re.DOTALL)
+    assert {name for name in NAMES if re.search(rf"\b{name}\b", step)} == set(NAMES)
 
 
 def test_every_scenario_describes_its_fault() -> None:

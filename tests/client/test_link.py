@@ -420,12 +420,32 @@ async def test_client_closes_while_its_connection_breaks(steps: int) -> None:
     await hub.close()
 
 
+_FORM = "url must be like 'https://host/holdfast'"
+_PORT = f"{_FORM}, with a port from 1 to 65535 or none"
+
+
 @pytest.mark.parametrize(
-    "url", ["host/holdfast", "ftp://host", "https://", "https://user:pw@host", "https://host/?token=x"]
+    ("url", "detail"),
+    [
+        ("host/holdfast", f"{_FORM}, got 'host/holdfast'"),
+        ("ftp://host", f"{_FORM}, got 'ftp://host'"),
+        ("https://", f"{_FORM}, got 'https://'"),
+        ("http://[::1", f"{_FORM}, got 'http://[::1'"),
+        ("http://two words", f"{_FORM}, got 'http://two words'"),
+        ("http://a..b", f"{_FORM}, got 'http://a..b'"),
+        (8000, f"{_FORM}, got 8000"),
+        (b"http://host", f"{_FORM}, got 11 bytes"),
+        ("http://host:0", f"{_PORT}, got 'http://host:0'"),
+        ("http://host:port", f"{_PORT}, got 'http://host:port'"),
+        ("http://user:pw@host:99999", f"{_PORT}, got 'http://host:99999'"),
+        ("https://user:pw@host", "url must have a host and a path only, got 'https://host'"),
+        ("https://host/?token=x", "url must have a host and a path only, got 'https://host/'"),
+    ],
 )
-def test_an_address_is_a_host_and_a_path(url: str) -> None:
-    with pytest.raises(LocalError):
+def test_an_address_is_a_host_and_a_path(url: Any, detail: str) -> None:
+    with pytest.raises(LocalError) as refused:
         Client(url, dial=Script())
+    assert refused.value.detail.startswith(detail)
 
 
 def test_either_a_token_or_a_provider() -> None:

@@ -46,13 +46,6 @@ async def hub() -> AsyncIterator[Hub]:
     await hub.close()
 
 
-@pytest.fixture
-async def wire(hub: Hub) -> AsyncIterator[Wire]:
-    wire = Wire(hub)
-    yield wire
-    await wire.end()
-
-
 async def test_token_names_the_author(wire: Wire) -> None:
     async with client_of(wire, token=token("ada", 60)) as ada, client_of(wire, token=token("bob", 60)) as bob:
         message = await ada.message("c").open()

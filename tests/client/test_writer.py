@@ -246,7 +246,7 @@ async def test_a_writer_ahead_of_a_slow_store_waits() -> None:
 
 async def test_store_that_refuses_for_too_long_raises_and_content_is_kept(hub: Hub) -> None:
     wire = Wire(hub)
-    timing = Timing(request_s=0.5, retry_s=0.001, backoff_s=0.001)  # long enough for one response on a busy machine
+    timing = Timing(request_s=1.5, retry_s=0.001, backoff_s=0.001)  # long enough for one response on a busy machine
     async with client_of(wire, timing=timing) as client, client.message("c") as message:
         wire.refuse = lambda frame: "busy" if frame["type"] == "part" else None
         await message.append("kept")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.cursor import EMPTY, Cursor, parse_cursor
+from holdfast.core.cursor import EMPTY, MAX_SERIAL, Cursor, kept_serial, parse_cursor
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 
@@ -92,3 +92,24 @@ def test_invalid_presence_position_is_none(extra: str) -> None:
 
 def test_cursor_of_an_empty_channel_names_no_epoch() -> None:
     assert str(EMPTY) == "-:0"
+
+
+@pytest.mark.parametrize(
+    ("epoch", "current", "kept"),
+    [
+        ("a", "a", MAX_SERIAL),
+        ("b_a_7", "b_a_7", MAX_SERIAL),
+        ("a", "b_a_7", 7),
+        ("b_a_7", "c_b_9", 9),
+        ("a", "c_b_9", -1),  # two failovers later
+        ("b_a_7", "c_a_7", 7),  # two failovers without an entry between them
+        ("b_a_9", "c_a_7", 7),
+        ("b_d_7", "c_a_7", -1),
+        ("b", "a", -1),
+        ("", "a", -1),
+        ("", "b__7", -1),
+        ("-", "a_b", -1),
+    ],
+)
+def test_an_epoch_names_the_serial_up_to_which_it_follows_another(epoch: str, current: str, kept: int) -> None:
+    assert kept_serial(epoch, current) == kept

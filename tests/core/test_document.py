@@ -9,7 +9,7 @@ last fresh document, and the entries since.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from holdfast.core import text as text_module
 from holdfast.core.document import (
     KEPT_MS,
+    MessageHead,
     Segment,
     Stored,
     document,
@@ -31,9 +32,9 @@ from holdfast.core.document import (
 from holdfast.core.draft import Draft
 from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
 from holdfast.core.events import encode_json
-from holdfast.core.message_state import CommandState, MessageState
+from holdfast.core.message_state import ClaimState, CommandState, MessageState
 from holdfast.core.ops import Append, Entry, Lease, WriterIdentity, decode_op, encode_op
-from holdfast.core.requests import Caller
+from holdfast.core.requests import Caller, ClaimTurn
 from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
 from tests.core.harness import AGENT, BOB, PERSON, LogHarness, data_part, text_part, tool_part
@@ -522,10 +523,40 @@ def test_a_head_without_turns_is_read() -> None:
     assert back.writer == WriterIdentity(by="ann", node=None, lease_ms=60_000)
 
 
-def test_current_heads_extend_the_old_ones_by_two_fields() -> None:
+def test_current_heads_extend_the_old_ones_by_three_fields() -> None:
     head = msgspec.msgpack.decode(stored(full().known("m")).head)
-    assert len(head) == len(OLD) + 2
-    assert head[len(OLD) :] == [full().state.serial, None]
+    assert head[len(OLD) :] == [full().state.serial, None, 0]
+
+
+class OldClaim(NamedTuple):
+    """The state of a turn as a build without confirmations reads it."""
+
+    state: str
+    generation: int
+    by: str | None
+    node: str | None
+    lease_ms: int
+    within: str | None
+    within_generation: int
+    round_from: int
+
+
+class OldHead(MessageHead, frozen=True, array_like=True, kw_only=True):
+    """The head as that build reads it."""
+
+    claim: OldClaim | None = None  # type: ignore[assignment]
+
+
+def test_head_of_a_confirmed_claim_is_read_by_a_build_without_confirmations() -> None:
+    log = LogHarness()
+    log.is_served = True
+    log.create("q")
+    log.claim("q", caller=AGENT)
+    log.ask("q", ClaimTurn(generation=1, confirms=True), AGENT)
+    kept = stored(log.known("q"))
+    old = msgspec.msgpack.decode(kept.head, type=OldHead).claim
+    assert old == ("taken", 1, "agent", "here", 0, None, 0, 0)
+    assert restore(kept).claim == ClaimState("taken", 1, "agent", "here", confirmed=1)
 
 
 def test_old_create_without_agent_fields_is_read() -> None:

@@ -263,7 +263,7 @@ class Viewer:
             assert all(one in self.received for one in replies if one.serial > since), "missed"
 
 
-@settings(max_examples=4 * settings.default.max_examples)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(batches, st.data())
 def test_every_viewer_ends_with_the_server_s_state_and_always_shows_a_prefix(
     world_batches: list[list[Asked]], data: st.DataObject
@@ -333,7 +333,7 @@ TIGHT = Limits(append_bytes=7, message_bytes=40)
 texts_of_any_kind = st.text(st.sampled_from("ab é中🙂\ud800"), max_size=5)
 
 
-@settings(max_examples=400)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(batches, st.data())
 def test_fast_path_for_appends_returns_the_decision_or_none(
     world_batches: list[list[Asked]], data: st.DataObject

@@ -32,7 +32,7 @@ from holdfast.core.errors import (
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
 from holdfast.core.outgoing import Outgoing, OutgoingRequest, OutgoingState
-from holdfast.core.outgoing_remote import MAX_REFILLS, RemoteOutgoing
+from holdfast.core.outgoing_remote import MAX_REFILLS, KeptPart, RemoteOutgoing
 from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tests.core.harness import APP, LogHarness
 from tests.core.writing import Action, Expected, contents
@@ -274,6 +274,15 @@ def test_part_that_is_written_again_waits_for_its_replacement() -> None:
     assert [type(request) for request in requests(outgoing)] == [PutPart]
     outgoing.request_stored(outgoing.in_flight[0])
     assert requests(outgoing) == [AppendText(text="bc" + "abc" * 6, at=100, part=0, generation=1)]
+
+
+@pytest.mark.parametrize("kind", [Outgoing, RemoteOutgoing])
+def test_empty_name_of_a_field_is_an_ordinary_one_in_a_part_without_text(kind: type[Outgoing]) -> None:
+    outgoing = opened(kind)
+    outgoing.accept_part({"type": "source", "": 1})
+    (request,) = requests(outgoing)
+    assert request.part == {"type": "source", "": 1}
+    assert KeptPart({"type": "source", "": 1}).stored_length({"type": "source", "": 2}) is None
 
 
 def test_end_that_is_stored_in_another_epoch_is_sent_again() -> None:

@@ -193,13 +193,57 @@ def test_claim_that_must_be_alone_is_refused_while_another_attempt_runs_unless_t
     with pytest.raises(StillStreaming, match="'q1'"):
         log.ask("q2", ClaimTurn(generation=0, lost=()), AGENT)
     with pytest.raises(StillStreaming, match="'q1'"):
-        log.ask("q2", ClaimTurn(generation=0, lost=(("q1", 0),)), AGENT)
+        log.ask("q2", ClaimTurn(generation=0, lost=(("q1", 0, 0),)), AGENT)
     turns = ChannelTurns[str]()
     turn = observed(log, "q1")
     turns.put(turn)
     assert turns.lost() == ()
     turn.lose()
     assert log.ask("q2", ClaimTurn(generation=0, lost=turns.lost()), AGENT).generation == 1
+
+
+def test_attempt_that_its_node_confirms_is_lost_no_more() -> None:
+    log = served("q1", "q2")
+    log.claim("q1", caller=AGENT)  # by another hub, whose lease ends
+    turns = ChannelTurns[str]()
+    turn = observed(log, "q1")
+    turns.put(turn)
+    turn.lose()
+    lost = turns.lost()
+    log.ask("q1", ClaimTurn(generation=1, confirms=True), AGENT)
+    with pytest.raises(StillStreaming, match="'q1'"):
+        log.ask("q2", ClaimTurn(generation=0, lost=lost), AGENT)
+    look(turn, log)
+    assert (turn.phase, turn.attempt, turn.confirmed) == (Phase.RUNNING, 1, 1)
+    assert turns.lost() == ()
+
+
+def test_attempt_of_this_node_is_unbegun_until_a_handler_has_it() -> None:
+    log = served("q")
+    turn = observed(log)
+    taken_here(turn, log)
+    assert (turn.is_unbegun_by("here"), turn.is_unbegun_by("there")) == (True, False)
+    turn.begin("worker")
+    turn.lose()
+    assert not turn.is_unbegun_by("here")
+
+
+def test_confirmation_changes_a_turn_and_is_forgotten_with_its_attempt() -> None:
+    log = served("q")
+    log.claim("q", caller=AGENT)
+    turn = observed(log)
+    turn.lose()
+    turn.send_claim()
+    assert turn.is_unchanged
+    log.ask("q", ClaimTurn(generation=1, confirms=True), AGENT)
+    look(turn, log)
+    assert not turn.is_unchanged
+    turn.resolve(TurnEvent.REFUSED)
+    assert (turn.phase, turn.confirmed) == (Phase.RUNNING, 1)
+    turn.begin("worker")
+    turn.observe(None, is_orphan=False)
+    turn.handler_ended()
+    assert (turn.phase, turn.attempt, turn.confirmed) == (Phase.OVER, 0, 0)
 
 
 def test_claim_that_must_be_alone_reads_no_message_that_no_attempt_has() -> None:

@@ -17,7 +17,7 @@ from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter,
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState
 from holdfast.core.ops import Claim, Create, Finish, Lease, WriterIdentity
-from holdfast.core.requests import Caller, EndTurn
+from holdfast.core.requests import Caller, ClaimTurn, EndTurn
 from holdfast.core.state import ChannelState, apply_entry
 from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness
 from tests.core.worlds import fold
@@ -175,6 +175,23 @@ def test_claim_that_names_a_later_attempt_is_fenced(served: LogHarness) -> None:
     assert refusal.value.details == {"generation": 0}
 
 
+def test_claim_that_confirms_an_attempt_keeps_its_number_and_refuses_a_node_that_counted_it_as_lost(
+    served: LogHarness,
+) -> None:
+    served.claim("q", caller=AGENT)
+    confirming = ClaimTurn(generation=1, confirms=True)
+    assert served.ask("q", confirming, AGENT).generation == 1
+    assert claim_of(served) == ClaimState("taken", 1, "agent", "here", confirmed=1)
+    assert served.ask("q", confirming, AGENT).ops == ()  # the result of this request was lost
+    with pytest.raises(
+        Fenced, match=r"attempt 1 \(confirmation 0\) .* current one is attempt 1 \(confirmation 1\): stop"
+    ):
+        served.claim("q", 1, caller=REMOTE)
+    assert served.ask("q", ClaimTurn(generation=1, confirmed=1, lease_s=15), REMOTE).generation == 2
+    with pytest.raises(Fenced):
+        served.ask("q", ClaimTurn(generation=1, confirmed=1, confirms=True), AGENT)
+
+
 def test_repeated_claim_succeeds_if_its_result_was_lost(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     served.create("between", text="x")
@@ -233,7 +250,9 @@ def test_a_turn_that_is_done_is_not_cancelled_afterwards(served: LogHarness) -> 
 def test_worker_that_lost_a_turn_does_not_end_it(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     served.claim("q", 1, caller=REMOTE, lease_s=15)
-    with pytest.raises(Fenced) as refusal:
+    with pytest.raises(
+        Fenced, match=r"^attempt 1 of the turn of message 'q' is stale; the current one is attempt 2"
+    ) as refusal:
         served.end("q", 1, caller=AGENT)
     assert refusal.value.details == {"generation": 2}
     served.end("q", 2, caller=REMOTE)
@@ -292,6 +311,19 @@ def test_turn_with_a_newer_attempt_does_not_fail(served: LogHarness) -> None:
     with pytest.raises(Fenced):
         served.ask("q", EndTurn(generation=1, failure="sorry"), Caller(is_server=True))
     assert served.state.message("sorry") is None
+
+
+def test_turn_whose_node_has_confirmed_its_attempt_since_is_not_given_up(served: LogHarness) -> None:
+    served.claim("q", caller=AGENT)
+    given_up = EndTurn(generation=1, confirmed=0, failure="sorry")
+    served.ask("q", ClaimTurn(generation=1, confirms=True), AGENT)
+    with pytest.raises(
+        Fenced, match=r"attempt 1 \(confirmation 0\) .* current one is attempt 1 \(confirmation 1\): stop"
+    ):
+        served.ask("q", given_up, Caller(is_server=True))
+    assert served.state.message("sorry") is None
+    served.ask("q", replace(given_up, confirmed=1), Caller(is_server=True))
+    assert claim_of(served) == ClaimState("done", 1, "agent")
 
 
 def test_an_edit_leaves_the_turn_alone(served: LogHarness) -> None:

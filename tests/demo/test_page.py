@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import re
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from tests.processes import Server, serving, text_of
 
 LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
 ANSWER = ".assistant"
+STORY_S = 20  # time from opening the page until the visitor has seen an answer survive and a plain stream end
 # The messages as the chat element has them: their text as stored, not as drawn. Unsent ones count too.
 _MESSAGES = """(() => {
   const chat = document.querySelector("holdfast-chat")
@@ -119,8 +121,11 @@ async def test_a_visitor_who_only_presses_reload_sees_an_answer_survive_and_a_pl
         page = await context.new_page()
         await page.clock.install()
         await page.add_init_script(_NAVIGATION)
+        began_s = time.monotonic()
         await page.goto(f"http://127.0.0.1:{shared.port}/")
         await expect(page.locator("#welcome")).to_be_visible()
+        loading_s = time.monotonic() - began_s
+        await expect(page.get_by_text("not a model")).to_have_count(1)
         await page.clock.fast_forward(8_000)
         before = await until_length(page, 80)
         await expect(page.locator(".user")).to_contain_text("What happens when I press F5?")
@@ -128,9 +133,14 @@ async def test_a_visitor_who_only_presses_reload_sees_an_answer_survive_and_a_pl
         await page.clock.fast_forward(5_000)
         await expect(page.locator("#do-reload")).to_have_class(re.compile("pulse"))
         plain = int((await page.inner_text("#plain-words")).split()[0].replace(",", ""))
+        pressed_s = time.monotonic()
         await page.click("#do-reload")
 
         await box(page, "reload").to_have_attribute("data-state", "ok")
+        await expect(page.locator("#plain-loss")).to_be_visible()
+        seen_s = loading_s + 8 + 5 + time.monotonic() - pressed_s
+        print(f"a visitor who presses the button when it pulses has seen both after {seen_s:.1f} s")
+        assert seen_s <= STORY_S
         words = await page.inner_text("#box-reload p")
         assert re.fullmatch(r"[\d,]+ characters came back in 1 event, \d+ ms", words), words
         marks = await page.evaluate("document.querySelector('holdfast-chat').marks")

@@ -33,13 +33,13 @@ SEED = 1
 RUNS = {
     "requests": 200,
     "frames": 200,
-    "identities": 100,
+    "identities": 50,
     "cursors": 20,
     "tokens": 3_000,
     "stored": 5_000,
     "documents": 200,
-    "raw-http": 100,
-    "raw-socket": 50,
+    "raw-http": 50,
+    "raw-socket": 25,
 }
 
 KEPT = [(target, name) for target in TARGETS for name, _ in read_corpus(target)]

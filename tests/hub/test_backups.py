@@ -14,8 +14,11 @@ from click.testing import CliRunner
 from holdfast import Hub
 from holdfast.cli import main
 from holdfast.core.errors import LocalError
+from holdfast.core.events import ChannelAttached
 from holdfast.hub import backups
 from holdfast.hub.backups import RETRY_S, BackupSchedule
+from holdfast.stores.sqlite_backup import restore
+from tests.hub.watching import Watcher
 from tests.processes import serving
 from tests.stores.files import PATIENCE_S, run_from_outside
 
@@ -185,3 +188,57 @@ def test_served_hub_makes_backups_and_removes_old_ones(tmp_path: Path, folder: P
 def test_options_without_a_folder_are_refused() -> None:
     ran = CliRunner().invoke(main, ["serve", "--backup-keep", "3"])
     assert "--backup-every and --backup-keep need --backup-dir" in ran.output
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return the files of the store in `folder` with their contents."""
+    return {one: one.read_bytes() for one in folder.glob("chat.db*") if one.is_file()}
+
+
+@pytest.mark.parametrize("is_copied", [False, True], ids=["command", "copy"])
+@pytest.mark.parametrize("is_killed", [False, True], ids=["clean", "killed"])
+async def test_fifty_viewers_with_old_cursors_show_exactly_the_restored_store(
+    tmp_path: Path, is_copied: bool, is_killed: bool
+) -> None:
+    path, target = tmp_path / "chat.db", tmp_path / "one.backup"
+    hub = Hub(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0)
+    watchers = []
+    async with hub.message("c", id="m1") as message:
+        for number in range(50):
+            await message.append(f"{number} ")
+            await message.flush()
+            watchers.append(Watcher(hub, "c"))
+            await watchers[-1].take()
+            if number == 20:
+                await hub.backup(target, mb_per_s=1_000)
+    await hub.create("c", id="m2", text="of the first life")
+    for watcher in watchers[40:]:
+        await watcher.until(lambda view: len(view.messages()) == 2)
+    for watcher in watchers:
+        await watcher.leave()
+    files = await asyncio.to_thread(contents, tmp_path)
+    await hub.close()
+    if is_killed:
+        for one, data in files.items():
+            await asyncio.to_thread(one.write_bytes, data)  # as `kill -9` leaves them
+    if is_copied:
+        await asyncio.to_thread(shutil.copyfile, target, path)
+    else:
+        await asyncio.to_thread(restore, target, path)
+
+    hub = Hub(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0)
+    await hub.create("c", id="m2", text="of the second life")
+    for number in range(60):  # serials that the old cursors name
+        await hub.create("c", id=f"n{number}", text="x")
+    stored = (await hub.history("c", limit=100)).messages[::-1]
+    assert stored[0].text == "".join(f"{number} " for number in range(21))
+    for watcher in watchers:
+        again = Watcher(hub, "c", since=watcher.cursor)
+        again.view = watcher.view
+        await again.until(lambda view: view.cursor == str(hub.channel("c").state.cursor))
+        assert [one.resumed for one in again.events if isinstance(one, ChannelAttached)] == [False]
+        shown = again.view.messages()
+        assert shown == [one for one in stored if one.id in {each.id for each in shown}]
+        assert shown[-1].id == "n59"
+        await again.leave()
+    await hub.close()

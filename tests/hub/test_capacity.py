@@ -76,6 +76,26 @@ async def test_full_store_refuses_new_messages_and_lets_running_answers_end(
         await hub.close()
 
 
+async def test_an_import_that_does_not_fit_is_refused_and_leaves_no_part(tmp_path: Path) -> None:
+    source = HubCore("memory://", hooks_signals=False)
+    for _ in range(24):
+        await source.create("chat:1", text="x" * (MB // 2))
+    data = b"".join([line async for line in source.archive.export("chat:1")])
+    await source.close()
+    file = tmp_path / "chat.jsonl"
+    await asyncio.to_thread(file.write_bytes, data)
+    hub = HubCore(f"sqlite:///{tmp_path}/chat.db", max_bytes="10MB", hooks_signals=False)
+    with pytest.raises(StoreFull, match=r"max_bytes is 10,000,000"):
+        await hub.archive.import_file(file)
+    assert (await hub.info("chat:1")).serial == 0
+    assert await hub.store.notes("import:") == {}
+    while not await hub.store.wipe():
+        pass
+    await hub.store.tidy(hub.clock.now_ms())
+    await hub.create("chat:1", text="fits")
+    await hub.close()
+
+
 @pytest.mark.parametrize(
     ("store", "size", "said"),
     [

@@ -311,6 +311,33 @@ async def test_error_for_a_cancelled_caller_is_not_reported_by_asyncio() -> None
     assert complaints == []
 
 
+async def test_failed_start_whose_caller_was_cancelled_is_not_reported_by_asyncio(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
+    store, opened = MemoryStore(), asyncio.Event()
+
+    async def fail(prefix: str) -> dict[str, str]:
+        await opened.wait()
+        raise StoreUnavailable("the store is down")
+
+    monkeypatch.setattr(store, "notes", fail)
+    hub = HubCore(store, hooks_signals=False, drain_s=0.1)
+    starting = asyncio.create_task(hub.start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait([starting])
+    run = hub._lifecycle._run
+    assert run is not None
+    opened.set()
+    await asyncio.wait([run.main])
+    assert run.ready.done()
+    del run, hub, starting
+    gc.collect()
+    assert complaints == []
+
+
 async def test_claims_and_leases_send_no_event_to_viewers() -> None:
     async with scripted() as (hub, _):
         await hub.start()

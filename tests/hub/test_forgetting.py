@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import pytest
 from msgspec.structs import replace
 
 from holdfast.core.document import Stored, restore_command
-from holdfast.core.errors import Held, InvalidName, NotFound
+from holdfast.core.errors import Busy, Held, InvalidName, NotFound
 from holdfast.core.events import ChannelAttached
 from holdfast.core.names import command_key
 from holdfast.core.requests import Caller, CreateMessage
@@ -24,12 +26,14 @@ from holdfast.hub import archive as archive_module
 from holdfast.hub import forgetting as forgetting_module
 from holdfast.hub.clock import Clock
 from holdfast.hub.forgetting import NOTE, Forgetting, Receipt, direct, intended
-from holdfast.stores.base import Head
+from holdfast.stores.base import Head, Pruned
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
+from simulation.clock import SimClock, VirtualLoop
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.stores.files import on_disk, opened
 from tests.stores.forgetting import CHANNELS, fill
+from tests.virtual import virtually
 
 ANN, BOB = Caller(id="ann"), Caller(id="bob")
 
@@ -269,6 +273,91 @@ def removed() -> list[tuple[str, str]]:
         pairs += [(f"own:{number}", "m0"), (f"own:{number}", "m1")]
         pairs += [(f"shared:{number}", "m0"), (f"shared:{number}", command_key("c"))]
     return pairs
+
+
+class _Shared(MemoryStore):
+    """A store that several hubs may have open. Its first removal waits for `gate`."""
+
+    is_exclusive = False
+    name = "postgresql"
+
+    def __init__(self) -> None:
+        super().__init__(now_ms=lambda: int(asyncio.get_running_loop().time() * 1000))
+        self.reached, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
+        if not self.reached.is_set():
+            self.reached.set()
+            await self.gate.wait()
+        return await super().prune(channel, epoch=epoch, versions=versions)
+
+
+def shared_hub(store: _Shared, number: int = 1) -> HubCore:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return HubCore(store, hooks_signals=False, clock=SimClock(loop, Random(number)))
+
+
+async def removing(store: _Shared) -> tuple[HubCore, asyncio.Task[Receipt]]:
+    """Return a hub, and its removal of a person that waits after the first of three messages."""
+    hub = shared_hub(store)
+    for channel in "abc":
+        await say(hub, channel, "m", "ann")
+    running = asyncio.create_task(hub.archive.forget("ann"))
+    await store.reached.wait()
+    return hub, running
+
+
+ALL_OF_ANN = (3, 0, 0, ids_sum(("a", "m"), ("b", "m"), ("c", "m")))
+
+
+@virtually
+async def test_one_process_of_a_store_at_a_time_removes_a_person() -> None:
+    store = _Shared()
+    first, running = await removing(store)
+    second = shared_hub(store, 2)
+    await second.start()
+    await asyncio.sleep(archive_module.RESUME_S + 1)  # it leaves the removal to the living process
+    with pytest.raises(Busy, match="'ann' runs in another process"):
+        await second.archive.forget("ann")
+    running.cancel()
+    await asyncio.wait([running])
+    store.gate.set()
+    await asyncio.sleep(1)
+    assert whole(await second.archive.forget("ann")) == ALL_OF_ANN
+    await first.close()
+    await second.close()
+
+
+@virtually
+async def test_a_removal_of_a_process_that_has_ended_goes_on_when_that_is_certain() -> None:
+    store = _Shared()
+    left = {"has_channels": False, "begun_ms": 1, "done": [1, 0, 0, ids_sum(("gone", "m"))], "step": None}
+    await store.note({f"{NOTE}ann": json.dumps(left).encode()})  # of a release that did not name its node
+    await store.note({f"{NOTE}bob": json.dumps(left | {"node": "ended"}).encode()})
+    store.reached.set()
+    hub = shared_hub(store)
+    for author in ("ann", "bob"):
+        await say(hub, "a", f"of-{author}", author)
+    assert (await hub.archive.forget("ann")).messages == 2
+    with pytest.raises(Busy):
+        await hub.archive.forget("bob")
+    await asyncio.sleep(5)
+    assert (await hub.archive.forget("bob")).messages == 2
+    await hub.close()
+
+
+@virtually
+async def test_a_process_that_was_held_up_does_not_go_on_with_a_removal_that_another_one_has_ended() -> None:
+    store = _Shared()
+    first, running = await removing(store)
+    receipt = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=False)
+    store.gate.set()
+    with pytest.raises(Busy, match="'ann' was taken by another process"):
+        await running
+    assert await first.archive.forget("ann") == receipt
+    assert whole(receipt) == ALL_OF_ANN
+    await first.close()
 
 
 async def test_a_damaged_channel_does_not_keep_the_others_from_being_emptied(tmp_path: Path) -> None:

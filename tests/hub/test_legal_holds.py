@@ -111,7 +111,15 @@ async def test_another_hub_of_the_store_learns_of_a_hold() -> None:
     first, second = (HubCore(store, hooks_signals=False) for _ in range(2))
     message = await first.create("chat:1", text="evidence")
     await second.start()
-    await first.archive.hold("chat:1", "case 17")
+    hold = await first.archive.hold("chat:1", "case 17")
+    assert (await second.archive.hold("chat:1", "case 18")).since_ms == hold.since_ms
+    await first.archive.release("chat:1")
+    with pytest.raises(NotFound):
+        await second.archive.release("chat:1")
+    assert not await second.archive.is_held("chat:1")
+    await first.archive.hold("chat:1", "case 19")
+    assert (await second.archive.release("chat:1")).reason == "case 19"
+    await first.archive.hold("chat:1", "case 20")
     await second.runtime.legal_holds.load()  # housekeeping does it every few seconds
     with pytest.raises(Held):
         await second.delete("chat:1", message.id)

@@ -27,6 +27,14 @@ async def async_authenticate(scope: Any) -> Identity:
     return Identity()
 
 
+async def without_scope() -> Identity:
+    return Identity()
+
+
+async def two_arguments(scope: Any, token: str) -> Identity:
+    return Identity()
+
+
 class SyncVerifier:
     def __call__(self, scope: Any) -> Identity:
         return Identity()
@@ -49,6 +57,9 @@ class AsyncVerifier:
         ({"authenticate": SyncVerifier}, "authenticate must be an async function of the scope"),
         ({"authenticate": sync_authenticate}, "write `async def sync_authenticate(scope)`"),
         ({"authenticate": SyncVerifier()}, "authenticate must be an async function"),
+        ({"authenticate": lambda: None}, "authenticate must take one argument, the ASGI scope"),
+        ({"authenticate": without_scope}, "with the parameters () -> 'Identity' (too many positional arguments)"),
+        ({"authenticate": two_arguments}, "(missing a required argument: 'token')"),
         ({"drain_s": -1}, "drain_s must be a number of seconds, 0 or more, got -1"),
         ({"drain_s": float("nan")}, "drain_s must be a number of seconds"),
         ({"drain_s": "5"}, "drain_s must be a number of seconds"),

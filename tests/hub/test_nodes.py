@@ -5,13 +5,15 @@ Layer: tests.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 
 from holdfast.core.errors import StoreUnavailable
+from holdfast.hub.node_holds import BATCH_BYTES
 from holdfast.hub.nodes import TERM_MS, IsMine, NodeLease, responsible_node
-from holdfast.stores.base import Beat
+from holdfast.hub.shared_presence import HOLD_BYTES
+from holdfast.stores.base import Beat, Hold
 from holdfast.stores.memory import MemoryStore
 
 
@@ -19,11 +21,12 @@ class FailingStore(MemoryStore):
     """A store that refuses to renew leases while it is down."""
 
     is_down = False
+    limit_bytes = 1 << 30  # a call with more is too slow
 
-    async def hold(self, *about: Any) -> Beat:
-        if self.is_down:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        if self.is_down or sum(len(hold.value) for hold in values.values() if hold) > self.limit_bytes:
             raise StoreUnavailable("the store is down")
-        return await super().hold(*about)
+        return await super().hold(node, term_ms, values)
 
 
 class Cluster:
@@ -91,6 +94,45 @@ async def test_node_counts_no_lease_as_expired_before_a_term_has_passed_since_th
     assert not here.is_gone("b")
     await cluster.pass_ms(1000, here)
     assert here.is_gone("b")
+
+
+async def test_lease_is_kept_since_its_first_renewal_unless_it_has_expired_between() -> None:
+    cluster, regained = Cluster(), []
+    here = await cluster.node("a")
+    here.regained = lambda: regained.append(cluster.now_ms)
+    await cluster.pass_ms(9000, here)
+    assert here.is_kept_since(0.0)
+    cluster.now_ms += TERM_MS - 1
+    assert here.is_kept_since(9.0)
+    cluster.now_ms += 1
+    assert not here.is_kept_since(9.0)
+    await here.renew()
+    assert not here.is_kept_since(9.0)
+    assert here.is_kept_since(9.0 + TERM_MS / 1000)
+    assert regained == [9000 + TERM_MS]
+
+
+async def test_lease_returns_before_many_holds_are_put_again_and_the_hold_about_the_node_is_the_last() -> None:
+    cluster = Cluster()
+    here = await cluster.node("a")
+    here.holds.sources = [lambda: {"turns/a": b"t"}]
+    here.holds.about_node = lambda: {"here/a": b"%d" % here.holds.losses}
+    names = [f"members/{number:02}/a" for number in range(20)]
+    for name in names:
+        here.holds.show(name, b"x" * 50_000)
+    await here.put()
+    assert (await cluster.store.holds("here/"))["here/a"][1].value == b"0"
+    cluster.store.limit_bytes = BATCH_BYTES + HOLD_BYTES
+    cluster.store.lose_holds()
+    await here.renew()
+    assert here.is_kept_since(0.0)
+    assert 0 < len(await cluster.store.holds("members/")) < 20
+    assert len(await cluster.store.holds("turns/")) == 1
+    assert await cluster.store.holds("here/") == {}
+    here.holds.show(names[0], None)
+    await here.put()
+    assert list(await cluster.store.holds("members/")) == names[1:]
+    assert (await cluster.store.holds("here/"))["here/a"][1].value == b"1"
 
 
 async def test_lease_that_is_ended_is_gone_at_the_next_renewal() -> None:

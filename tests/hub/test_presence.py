@@ -23,8 +23,8 @@ from holdfast.core.events import (
 from holdfast.core.limits import Limits
 from holdfast.core.view import View
 from holdfast.hub import HubCore
-from holdfast.hub.presence import GRACE_S, check_member
-from holdfast.hub.presence_state import CROWD_S, KEPT_LEFT, KEPT_SIGNALS, NAMED, OWN_MEMBERS, PresenceState
+from holdfast.hub.presence import check_member
+from holdfast.hub.presence_state import CROWD_S, GRACE_S, KEPT_LEFT, KEPT_SIGNALS, NAMED, OWN_MEMBERS, PresenceState
 from tests.hub.watching import Watcher
 from tests.virtual import virtual_clock, virtually
 

@@ -36,6 +36,7 @@ class Shared(MemoryStore):
         self.after: Callable[[str], Awaitable[Any]] | None = None  # called once after it
         self.notes_s = 0.0  # time that a read of notes takes
         self.renewal_s = 0.0  # time until a renewal is carried out
+        self.refused = ""  # the node whose renewals fail
 
     async def open_documents(self, channel: str) -> list[Stored]:
         if self.before is not None:
@@ -51,6 +52,8 @@ class Shared(MemoryStore):
         return await super().notes(prefix)
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        if node == self.refused:
+            raise StoreUnavailable("the store is down")
         if term_ms:
             await asyncio.sleep(self.renewal_s)
         return await super().hold(node, term_ms, values)

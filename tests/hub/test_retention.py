@@ -29,7 +29,7 @@ from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_reader import due_channels
 from simulation.clock import SimClock
 from tests.hub.watching import Watcher
-from tests.stores.files import on_disk, run_on_thread
+from tests.stores.files import on_disk, run_from_outside, run_on_thread
 from tests.virtual import virtual_clock, virtually
 
 HOUR_S = 3600.0
@@ -407,6 +407,8 @@ async def test_removed_words_leave_the_file(tmp_path: Path, monkeypatch: pytest.
     old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
     for number in range(40):
         await old.create("gone", text=f"SECRET{number}" * 300)
+    await old.create("legal", text="EVIDENCE" * 300)
+    await old.archive.hold("legal", "case 17")
     async with old.message("kept", id="m1") as message:
         for _ in range(50):
             await message.append("SECRET")
@@ -429,9 +431,55 @@ async def test_removed_words_leave_the_file(tmp_path: Path, monkeypatch: pytest.
     await store.tidy(hub.clock.now_ms())
     await store.tidy(hub.clock.now_ms())
     assert b"SECRET" not in on_disk(path)
+    assert b"EVIDENCE" in on_disk(path)  # a held channel keeps its words
     rows = await run_on_thread(store, "SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM pieces)")
-    assert rows == [(1, 2)]
+    assert rows == [(2, 4)]
     await hub.close()
+
+
+async def test_a_damaged_channel_stays_and_the_others_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "chat.db"
+    old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
+    for name in "abcde":
+        await old.create(name, text="x")
+    await old.close()
+    run_from_outside(path, "UPDATE channels SET crc = crc + 1 WHERE name IN ('b', 'd')")
+    monkeypatch.setattr(retention_module, "PAUSE_S", 0.0)
+    hub = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, retention={"*": "2d"})
+    await hub.start()
+    for _ in range(2):
+        await hub.retainer._round(hub.runtime)
+    assert removed(hub) == (3, 3)
+    assert hub.stats()["retention_rounds"] == 2
+    logged = [one.getMessage() for one in caplog.records if "retention" in one.getMessage()]
+    assert len(logged) == 2  # one a round
+    assert all(line.startswith("retention left out 2 channels that cannot be read") for line in logged)
+    assert "channel 'b'" in logged[0]
+    await hub.close()
+
+
+async def test_rows_and_bytes_stay_the_same_once_as_many_messages_go_as_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, days = tmp_path / "chat.db", 16
+    monkeypatch.setattr(retention_module, "PAUSE_S", 0.0)
+    monkeypatch.setattr(retention_module, "READ_PAUSE_S", 0.0)
+    sizes: list[tuple[int, ...]] = []
+    for day in range(days):
+        hub = HubCore(
+            f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, retention={"*": "5d"}, clock=ShiftedClock(days - day)
+        )
+        await asyncio.gather(*(hub.create(f"day:{day}", text=f"{number:09}" * 40) for number in range(20)))
+        await hub.retainer._round(hub.runtime)
+        await hub.store.tidy(hub.clock.now_ms())
+        await hub.close()
+        counts = "(SELECT count(*) FROM documents) + (SELECT count(*) FROM texts), page_count"
+        sizes += run_from_outside(path, f"SELECT {counts} FROM pragma_page_count")
+    steady = sizes[days // 2 :]
+    for rows_or_pages in zip(*steady, strict=True):
+        assert max(rows_or_pages) <= min(rows_or_pages) * 1.1
 
 
 async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from holdfast.core.document import Stored
-from holdfast.core.errors import Deleted, Finished, NotFound
+from holdfast.core.errors import Deleted, Finished, NotFound, TooMany
 from holdfast.core.events import ChannelAttached
 from holdfast.core.limits import Limits
-from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage
+from holdfast.core.names import command_key
+from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage, SendCommand
 from holdfast.hub import HubCore
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
@@ -120,6 +121,14 @@ async def test_hub_reads_the_entries_of_another_hub_before_it_refuses_a_request(
     await there.ask("c", "m", FinishMessage(), ANN)
     with pytest.raises(Finished):
         await here.ask("c", "m", AppendText(text="!", at=13), ANN)
+
+
+async def test_limit_of_open_commands_counts_those_of_all_nodes(here: HubCore, there: HubCore) -> None:
+    for number in range(24):
+        await (here, there)[number % 2].ask("c", command_key(f"c{number}"), SendCommand(name="poke"), ANN)
+    await here.ask("c", command_key("last"), SendCommand(name="poke"), ANN)
+    with pytest.raises(TooMany, match="25 commands of this sender"):
+        await there.ask("c", command_key("more"), SendCommand(name="poke"), ANN)
 
 
 async def test_id_that_was_not_found_is_read_from_the_store_again(here: HubCore, there: HubCore) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -15,10 +15,13 @@ import pytest
 
 from holdfast.agents.turn import Turn
 from holdfast.app import Hub
+from holdfast.core import turns
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.events import Signal
+from holdfast.core.ops import Claim
+from holdfast.core.turns import ATTEMPTS
 from holdfast.hub import shared_turns
-from holdfast.stores.base import Changes, Committed, Conflict, Write
+from holdfast.stores.base import Beat, Changes, Committed, Conflict, Hold, Write
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
@@ -150,6 +153,165 @@ async def test_turn_of_a_node_that_ended_is_carried_out_by_another() -> None:
     await here.close()
 
 
+@virtually
+async def test_turn_of_a_node_that_has_just_begun_is_not_taken_over() -> None:
+    store, release = Shared(), asyncio.Event()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    attempts: list[str] = []
+    for name, hub in (("here", here), ("there", there)):
+
+        @hub.agent("*", name="bot")
+        async def bot(turn: Turn, name: str = name) -> None:
+            attempts.append(name)
+            await release.wait()
+            await answer(turn)
+
+    await here.start()
+    viewer = Watcher(here, "c")
+    await viewer.take()
+    await asyncio.sleep(10.2)  # `here` renews its lease, and reads the living nodes, in 0.8 s again
+    await there.start()
+    await say(there, "c", "q")
+    await asyncio.sleep(3.0)
+    release.set()
+    assert await answered(here, "c", "q", 1.3) == ["complete"]
+    assert attempts == ["there"]
+    await here.close()
+    await there.close()
+
+
+@virtually
+async def test_message_that_waits_for_a_turn_of_another_node_is_followed_after_its_channel_has_left_memory() -> None:
+    store, release = Shared(), asyncio.Event()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+
+    @there.agent("*", name="bot")
+    async def bot(turn: Turn) -> None:
+        await release.wait()
+        await answer(turn)
+
+    await started(here, there)
+    for message_id in ("q1", "q2"):
+        await say(there, "c", message_id)
+    viewer = Watcher(here, "c")
+    await viewer.take()
+    here.agent("*", name="bot")(answer)
+    assert here.runtime.scheduler.stats() == {"agents": 1, "turns_waiting": 1, "turns_running": 1}
+    await viewer.leave()
+    await asyncio.sleep(here.runtime.limits.channel_idle_s + 60.0)  # the channel leaves memory
+    release.set()
+    assert await answered(there, "c", "q2", 1.3) == ["complete"]
+    await asyncio.sleep(2.0)
+    assert here.runtime.scheduler.stats()["turns_waiting"] == 0
+    await here.close()
+    await there.close()
+
+
+@virtually
+async def test_node_whose_lease_has_expired_begins_no_turn_until_it_has_a_lease_again() -> None:
+    store = Shared()
+    here, begun = new_hub(store, 1), []
+
+    @here.agent("*", name="bot")
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.attempt)
+        await answer(turn)
+
+    await started(here)
+    store.refused = here.runtime.node
+    await asyncio.sleep(4.5)
+    await say(here, "c", "q")
+    await asyncio.sleep(5.0)
+    assert not begun
+    store.refused = ""
+    assert await answered(here, "c", "q", 1.3) == ["complete"]
+    assert begun == [1]
+    await here.close()
+
+
+class Late(Shared):
+    """A store that is so slow while `is_slow` that the lease of the node ends before each of its claims is stored."""
+
+    is_slow = False
+    claims = 0
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        if any(
+            isinstance(entry.op, Claim) and entry.op.state == "taken" for write in writes for entry in write.entries
+        ):
+            self.claims += 1
+            await asyncio.sleep(6.0 if self.is_slow else 0)
+        return await super().commit(writes)
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        self.renewal_s = 1.9 if self.is_slow else 0.0
+        return await super().hold(node, term_ms, values)
+
+
+@virtually
+async def test_attempts_that_end_before_a_handler_begins_do_not_count_and_those_of_a_node_that_ends_do() -> None:
+    store, begun = Late(), []
+    here, there = new_hub(store, 1), new_hub(store, 2)
+
+    @here.agent("*", name="bot")
+    async def hangs(turn: Turn) -> None:
+        begun.append(turn.attempt)
+        await asyncio.sleep(3600)
+
+    @there.agent("*", name="bot")
+    async def answers(turn: Turn) -> None:
+        begun.append(turn.attempt)
+        await answer(turn)
+
+    await started(here)
+    store.is_slow = True
+    await asyncio.sleep(3.0)
+    await say(here, "c", "q")
+    async with asyncio.timeout(120.0):
+        while store.claims < ATTEMPTS + 2:  # noqa: ASYNC110 - virtual
+            await asyncio.sleep(0.1)
+    assert not begun
+    store.is_slow = False
+    await asyncio.sleep(10.0)
+    assert begun == [1]
+    await there.start()
+    await asyncio.sleep(6.0)
+    await here.close()
+    assert await answered(there, "c", "q", 6.0) == ["complete"]
+    assert begun == [1, 2]
+    await there.close()
+
+
+@virtually
+async def test_nodes_that_start_at_the_same_moment_know_the_agents_of_each_other() -> None:
+    store = Shared()
+    store.renewal_s = 0.1
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    here.agent("one:*", name="bot")(answer)
+    there.agent("two:*", name="bot")(answer)
+    await asyncio.gather(here.start(), there.start())
+    await say(here, "two:c", "q")
+    await say(there, "one:c", "q")
+    assert await answered(here, "two:c", "q", 1.3) == ["complete"]
+    assert await answered(there, "one:c", "q", 1.3) == ["complete"]
+    await here.close()
+    await there.close()
+
+
+@virtually
+async def test_agent_of_a_node_that_has_just_started_is_known_at_once_by_a_notice() -> None:
+    store = Shared()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    there.agent("*", name="bot")(answer)
+    await started(here)
+    await there.start()
+    await asyncio.sleep(0.1)
+    await say(here, "c", "q")
+    assert await answered(here, "c", "q", 1.3) == ["complete"]
+    await here.close()
+    await there.close()
+
+
 class Damaged(Shared):
     """A store that cannot read the channel `bad` once `is_damaged`."""
 
@@ -250,3 +412,56 @@ async def test_import_into_a_channel_of_an_ended_node_holds_up_the_turns_of_othe
     assert await answered(here, "z", "q", 40.0) == ["complete"]
     rewriting.cancel()
     await here.close()
+
+
+class LateEnd(Late):
+    """A store that is slow until a claim is stored late, and carries out the end of a turn once a handler has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[str] = []
+        self.given_up = 0
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        ops = [entry.op for write in writes for entry in write.entries]
+        if not self.given_up and any(isinstance(op, Claim) and op.state == "done" for op in ops):
+            self.given_up += 1
+            self.refused, self.is_slow = "", False
+            async with asyncio.timeout(30):
+                while not self.begun:  # noqa: ASYNC110 - virtual
+                    await asyncio.sleep(0.1)
+        return await super().commit(writes)
+
+
+@virtually
+async def test_node_that_gives_up_a_turn_does_not_end_an_attempt_that_was_confirmed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "ATTEMPTS", 1)
+    store = LateEnd()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    for name, hub in (("here", here), ("there", there)):
+
+        @hub.agent("*", name="bot")
+        async def begin(turn: Turn, name: str = name) -> None:
+            store.begun.append(name)
+            await asyncio.sleep(3600)
+
+    await here.start()
+    await asyncio.sleep(3)
+    store.is_slow = True
+    await asyncio.sleep(3)
+    await say(here, "c", "q")
+    async with asyncio.timeout(60):
+        while not store.claims:  # noqa: ASYNC110 - virtual
+            await asyncio.sleep(0.05)
+    store.refused = here.runtime.node
+    await asyncio.sleep(5.9)
+    store.is_slow = False
+    await there.start()
+    await asyncio.sleep(15)
+    assert store.given_up == 1
+    assert store.begun == ["here"]
+    assert [one.role for one in (await there.history("c")).messages] == ["user"]  # no answer that failed
+    await here.close()
+    await there.close()

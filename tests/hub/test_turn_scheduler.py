@@ -10,12 +10,12 @@ import pytest
 
 from holdfast import Hub
 from holdfast.agents.turn import Turn
-from holdfast.core.decide_work import ATTEMPTS
 from holdfast.core.errors import Fenced, StoreUnavailable
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
-from holdfast.core.ops import Claim, Command
-from holdfast.core.turns import attempt_of
+from holdfast.core.ops import Claim, Command, WriterIdentity
+from holdfast.core.requests import Caller, ClaimTurn
+from holdfast.core.turns import ATTEMPTS, attempt_of
 from holdfast.hub.leases import BROKEN_S
 from holdfast.hub.turns import LEASE_S
 from holdfast.hub.workers import AssignedTurn, WhenBusy
@@ -319,6 +319,20 @@ async def test_taken_in_message_waits_again_after_the_death_of_its_worker(is_bro
     await hub.close()
 
 
+@virtually
+async def test_turns_keep_their_leases_when_the_hub_itself_closes_the_connection_of_their_worker() -> None:
+    hub, worker = new_hub(), Worker()
+    await with_one_taken_in(hub, worker)
+    successor = Worker()
+    hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=True)
+    hub.runtime.scheduler.register(successor)
+    await asyncio.sleep(BROKEN_S + 1)
+    assert successor.begun == []
+    await asyncio.sleep(LEASE_S)
+    assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2)]
+    await hub.close()
+
+
 @pytest.mark.parametrize("is_there", [True, False], ids=["the worker continues", "the worker is gone"])
 @virtually
 async def test_restarted_hub_knows_the_taken_in_messages_of_a_turn(is_there: bool) -> None:
@@ -604,6 +618,23 @@ async def test_message_is_given_up_once_for_each_outcome_of_the_commit(trouble: 
     assert claim is not None
     assert (claim.state, claim.generation) == ("done", ATTEMPTS)
     assert hub.runtime.scheduler.stats()["turns_waiting"] == hub.runtime.scheduler.stats()["turns_running"] == 0
+    await hub.close()
+
+
+@virtually
+async def test_message_whose_processes_end_between_claim_and_handler_has_limited_attempts() -> None:
+    hub, worker = new_hub(), Worker()
+    await hub.start()
+    hub.runtime.scheduler.register(worker)
+    hub.runtime.scheduler.unregister(worker)
+    await hub.create(CHANNEL, id="poison", text="?")
+    for number in range(ATTEMPTS):
+        gone = Caller(id="bot", writer=WriterIdentity(by="bot", node=f"gone {number}"), is_server=True)
+        await hub.ask(CHANNEL, "poison", ClaimTurn(generation=number), gone)
+    hub.runtime.scheduler.register(worker)
+    await asyncio.sleep(1)
+    assert [(one.status, one.reason) for one in await answers(hub)] == [("failed", "crashed")]
+    assert not worker.begun
     await hub.close()
 
 

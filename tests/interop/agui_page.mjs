@@ -10,24 +10,31 @@ console.warn = console.error = (...words) => warnings.push(words.map(String).joi
 process.on("uncaughtException", (error) => warnings.push(String(error))) // the package throws one when a connection breaks
 const { HttpAgent } = await import(module)
 
+class LastMessagesAgent extends HttpAgent {
+  requestInit(input) {
+    const at = input.messages.findLastIndex(({ role }) => role === "user")
+    return super.requestInit({ ...input, messages: input.messages.slice(at) })
+  }
+}
+
 class Page {
   status = "ready"
   error = undefined
   result = undefined
   customs = []
-  constructor({ thread, messages }) {
-    this.agent = new HttpAgent({ url, threadId: thread, initialMessages: messages ?? [] })
+  constructor({ thread, messages, short }) {
+    this.agent = new (short ? LastMessagesAgent : HttpAgent)({ url, threadId: thread, initialMessages: messages ?? [] })
   }
   async run() {
     this.status = "running"
     this.error = undefined
-    const heard = {
+    const subscriber = {
       onCustomEvent: ({ event }) => void this.customs.push({ name: event.name, value: event.value }),
       onRunFinishedEvent: () => void (this.status = "finished"),
       onRunErrorEvent: ({ event }) => void ([this.status, this.error] = ["error", event.code]),
     }
     try {
-      this.result = (await this.agent.runAgent({}, heard)).result
+      this.result = (await this.agent.runAgent({}, subscriber)).result
       if (this.status === "running") this.status = "open" // the stream has ended without an end of the run
     } catch (error) {
       this.status = "broken"

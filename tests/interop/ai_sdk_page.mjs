@@ -18,6 +18,8 @@ class State {
   snapshot = (value) => structuredClone(value)
 }
 
+const lastMessage = ({ id, messages, trigger, messageId }) => ({ body: { id, trigger, messageId, message: messages.at(-1) } })
+
 class Chat extends AbstractChat {
   calls = [] // the tools that the page was asked to run
   requests = 0
@@ -31,7 +33,7 @@ class Chat extends AbstractChat {
       ...(process.env.HOLDFAST_AI_STRICT && {
         prepareReconnectToStreamRequest: () => ({ api: `${url}/${id}/stream?last=${this.messages.at(-1)?.id}` }),
       }),
-      ...(message && { prepareSendMessagesRequest: ({ id, messages }) => ({ body: { id, message: messages.at(-1) } }) }),
+      ...(message && { prepareSendMessagesRequest: lastMessage }),
     })
     super({
       id,

@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 
@@ -66,7 +67,8 @@ class FoldedPage:
                 self._inputs[id] += delta
                 if self._inputs[id]:
                     assert self._call(id) in self._step(), f"the page makes another part of the input of {id}"
-                    self._call(id)["input"] = json.loads(self._inputs[id])
+                    with suppress(ValueError, RecursionError):  # the page waits for the rest
+                        self._call(id)["input"] = json.loads(self._inputs[id])
             case {"type": "tool-input-available", "toolCallId": id, "input": value}:
                 assert self._call(id) in self._step(), f"the page makes another part of the call {id}"
                 self._call(id).update(state="input-available", input=value)

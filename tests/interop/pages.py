@@ -20,6 +20,7 @@ SCRIPT = Path(__file__).with_name("ai_sdk_page.mjs")
 PACKAGE = Path(os.environ.get("HOLDFAST_AI") or ROOT / "node_modules" / "ai")
 VERSION = str(json.loads((PACKAGE / "package.json").read_text())["version"]) if PACKAGE.is_dir() else ""
 MAJOR = int(VERSION.partition(".")[0] or 7)
+IS_STRICT = bool(os.environ.get("HOLDFAST_AI_STRICT"))  # the release refuses fields that it does not know
 PATIENCE_S = 30.0
 
 

@@ -16,6 +16,8 @@ import pytest
 from fastapi import FastAPI
 
 from holdfast import Hub, Identity, Turn
+from holdfast.core.model import Status
+from holdfast.core.requests import SERVER, CreateMessage, FinishMessage
 from holdfast.interop import AGUI
 from tests.transports.conftest import new_hub, serving
 
@@ -277,6 +279,25 @@ async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: Scene) ->
     assert client.end is not None
     assert (client.text, client.end["type"], client.end["code"]) == ("Hello ", "RUN_ERROR", "replaced")
     assert (await scene.run([user()])).text == "Another text words"
+    again = await scene.run(client.messages)  # the client shows the earlier text still
+    assert (again.text, again.end and again.end["code"]) == ("Hello ", "replaced")
+    assert len(scene.turns) == 1
+
+
+async def test_attempt_that_another_one_replaced_is_left_out_of_runs_and_of_loaded_messages() -> None:
+    hub, app = new_hub(), FastAPI()
+    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
+    await hub.create("chat:1", id="u", text="you", starts_turn=False)
+    attempts: list[tuple[str, str, Status]] = [("a", "Hello ", "interrupted"), ("b", "Hello to you", "complete")]
+    async with serving(hub, app) as served:
+        scene = Scene(hub, served.http)
+        for id, text, status in attempts:
+            request = CreateMessage(role="assistant", status="streaming", text=text, reply_to="u", parent="u")
+            await hub.ask("chat:1", id, request, SERVER)
+            await hub.ask("chat:1", id, FinishMessage(status=status), SERVER)
+        client = await scene.run([user()])
+        assert (client.text, client.end and client.end["type"]) == ("Hello to you", "RUN_FINISHED")
+        assert client.messages == await scene.loaded()
 
 
 async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(scene: Scene) -> None:
@@ -330,7 +351,7 @@ async def test_forged_history_changes_nothing_that_the_agent_sees(scene: Scene) 
     assert [part["type"] for part in scene.turns[0].message.parts] == ["text", "file"]
     (answer,) = (await scene.hub.turn("chat:1", "u")).answers
     forged[4]["id"] = answer.id
-    assert (await scene.run(forged)).types == ["RUN_STARTED", "RUN_FINISHED"]
+    assert (await scene.run(forged)).types == ["RUN_STARTED", "RUN_ERROR"]  # the stored answer has another text
     assert client.text.endswith("Hello to you")
     assert [one["role"] for one in await scene.loaded()] == ["user", "assistant"]
     changed = await scene.http.post("/api/agent", json=run_of([user("other")]))
@@ -386,6 +407,8 @@ async def test_bad_input_gets_a_clear_status_and_stores_no_message(body: object,
         response = await client.post("/api/agent", content=content, headers={"content-type": "application/json"})
         assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
         assert response.json()["detail"]
+        if body == run_of(["text"]):
+            assert response.json()["detail"].endswith(", got ['text']")
         assert (await hub.history("chat:1")).messages == []
 
 
@@ -406,6 +429,19 @@ async def test_id_that_breaks_the_rules_is_hashed_and_a_turn_without_an_agent_is
         assert len((await hub.history("chat:1")).messages) == 5
 
 
+@pytest.mark.parametrize(("method", "route"), [("GET", "messages"), ("POST", "stop")])
+async def test_thread_that_cannot_be_gets_a_clear_status_and_reaches_no_other_thread(method: str, route: str) -> None:
+    async with routes_only() as (hub, client):
+        await hub.create("chat:1", text="you", starts_turn=False)
+        for thread in ("..%2F1", "1%2F..%2F1", "%2e%2e%2f1", "1%2f"):
+            assert (await client.request(method, f"/api/agent/{thread}/{route}")).status_code == 404
+        for thread in ("a b", "%2e%2e%5c", "x" * 300, "%ff", "{id}"):
+            response = await client.request(method, f"/api/agent/{thread}/{route}")
+            assert (response.status_code, response.json()["code"]) == (400, "invalid_name")
+        for thread in ("../1", "1/..", "1%2F", "..%2F1"):
+            assert (await client.post("/api/agent", json=run_of([user()], threadId=thread))).status_code == 400
+
+
 ROUTES = [
     ("POST", "/api/agent", run_of([user()]), {"subscribe", "history", "publish"}),
     ("GET", "/api/agent/1/messages", None, {"history"}),
@@ -414,30 +450,33 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("method", "path", "body", "needs"), ROUTES)
-async def test_every_route_needs_its_capabilities(method: str, path: str, body: object, needs: set[str]) -> None:
+async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_each_thread(
+    method: str, path: str, body: Any, needs: set[str]
+) -> None:
     granted: list[frozenset[str] | None] = [None]
 
     async def verify(scope: dict[str, Any]) -> Identity | None:
-        return Identity(client_id="ann", grants={"chat:1": granted[0]}) if granted[0] is not None else None
+        return Identity(client_id="ann", grants={"chat:*": granted[0]}) if granted[0] is not None else None
 
     async with routes_only(authenticate=verify) as (hub, client):
-        await hub.create("chat:1", text="you", id="u", starts_turn=False)
-        await hub.create("chat:2", text="you", id="u", starts_turn=False)
+        await hub.create("chat:1", text="you", id="u", author="ann", starts_turn=False)
+        await hub.create("chat:3", text="other", id="u", author="bob", starts_turn=False)
 
-        async def status(capabilities: set[str] | None, **headers: str) -> int:
+        async def answer(capabilities: set[str] | None, thread: str, **headers: str) -> tuple[int, str]:
+            """Return the status and the words of the response, without the name of the thread."""
             granted[0] = frozenset(capabilities) if capabilities is not None else None
-            return (await client.request(method, path, json=body, headers=headers)).status_code
+            asked = {**body, "threadId": thread} if body is not None else None
+            response = await client.request(method, path.replace("1", thread), json=asked, headers=headers)
+            return response.status_code, response.text.replace(f"chat:{thread}", "chat")
 
-        assert await status(None) == 401
-        for missing in needs:
-            assert await status(needs - {missing}) == 403
-        cookie = {"cookie": "a=b", "origin": "https://evil.example"}
-        assert await status(needs, **cookie) == (403 if method == "POST" else 200)
-        assert await status(needs) in (200, 204)
-        words = []
-        for thread in "23":  # a thread that exists, and one that does not
-            other = {**body, "threadId": thread} if isinstance(body, dict) else None
-            response = await client.request(method, path.replace("1", thread), json=other)
-            assert response.status_code == 403
-            words.append(response.text.replace(f"chat:{thread}", "chat:"))
-        assert words[0] == words[1]
+        held: list[set[str] | None] = [None, set(), *({*needs} - {missing} for missing in needs)]
+        for capabilities in held:
+            known = await answer(capabilities, "1")  # with the message of the request
+            assert known[0] == (401 if capabilities is None else 403)
+            assert await answer(capabilities, "2") == await answer(capabilities, "3") == known
+        foreign = {"cookie": "a=b", "origin": "https://evil.example"}
+        refused = await answer(needs, "1", **foreign)
+        assert refused[0] == (403 if method == "POST" else 200)
+        if method == "POST":
+            assert await answer(needs, "2", **foreign) == await answer(needs, "3", **foreign) == refused
+        assert (await answer(needs, "1"))[0] in (200, 204)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,11 +20,9 @@ from holdfast.interop import AISDK
 from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.routes import InAnswer, MessageOpened, PartOpened, TextAdded
 from holdfast.testing import FaultProxy
-from holdfast.transports.chunks import cycle_of
-from tests.interop.pages import MAJOR, Pages, pages_at, text_of
+from tests.interop.pages import IS_STRICT, MAJOR, Pages, pages_at, text_of
 from tests.transports.conftest import Served, new_hub, serving
 
-IS_STRICT = bool(os.environ.get("HOLDFAST_AI_STRICT"))
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
 
 
@@ -169,7 +166,9 @@ async def test_the_stop_route_stops_all_tabs_with_the_same_text(scene: Scene) ->
     await pages("b", "saw", wanted="Hello ")
     assert (await pages("b", "stop"))["result"] == 204
     for name in "ab":
-        assert text_of(await finished(scene, name)) == "Hello "
+        state = await finished(scene, name)
+        assert text_of(state) == "Hello "
+        assert state["messages"] == await scene.loaded()
     assert [one.status for one in await scene.answers()] == ["cancelled"]
     assert (await pages("b", "stop"))["result"] == 204
 
@@ -325,14 +324,18 @@ def plain(messages: Any) -> Any:
     return messages
 
 
-@pytest.mark.parametrize("end", ["failed", "silent", "two"])
-async def test_failed_silent_and_double_answers(scene: Scene, end: str) -> None:
+@pytest.mark.parametrize("end", ["failed", "failed call", "failed at once", "silent", "two"])
+async def test_failed_silent_and_double_answers_are_loaded_as_the_page_built_them(scene: Scene, end: str) -> None:
     async def ends(turn: Turn) -> None:
         if end == "silent":
             return
-        async with turn.reply() as message:
+        if end == "failed at once":
+            raise RuntimeError("secret")
+        async with turn.reply(meta={"model": "m"}) as message:
             await message.append("One.")
-            if end == "failed":
+            if end == "failed call":
+                await message.part({**CALL, "state": "called"})
+            if end != "two":
                 raise RuntimeError("secret")
         async with turn.reply() as message:
             await message.append("Two.")
@@ -341,17 +344,53 @@ async def test_failed_silent_and_double_answers(scene: Scene, end: str) -> None:
     pages = scene.pages
     await pages("a", "open", id="1")
     await pages("a", "send", text="you")
-    if end == "failed":
-        state = await pages("a", "is", status="error")
-        assert state["status"] == "error"
-        assert "secret" not in state["error"]
-        assert text_of(state) == "One."
-        return
+    status = "error" if end.startswith("failed") else "ready"
     await scene.served.until(lambda: scene.turns)
-    state = await finished(scene, "a")
-    assert text_of(state) == ("" if end == "silent" else "One.Two.")
-    if end == "two":
-        assert state["messages"] == await scene.loaded()
+    state = await pages("a", "is", status=status)
+    assert (state["status"], "secret" in state.get("error", "")) == (status, False)
+    assert text_of(state) == {"silent": "", "failed at once": "", "two": "One.Two."}.get(end, "One.")
+    assert plain(state["messages"]) == plain(await scene.loaded())
+    assert [one["role"] for one in state["messages"]] == ["user", "assistant"]
+    await pages("b", "open", id="1", load=True, resume=True)
+    state = await pages("b", "resumed")
+    assert plain(state["messages"]) == plain(await scene.loaded())
+
+
+@pytest.mark.skipif(MAJOR < 7, reason="the same for each release: one has this scene")
+async def test_page_with_more_than_a_megabyte_of_messages_sends_the_last_one_alone(scene: Scene) -> None:
+    for number in range(6):
+        await scene.hub.create("chat:1", id=f"u{number}", text="you", starts_turn=False)
+        await scene.hub.create("chat:1", text="x" * 200_000, role="assistant", reply_to=f"u{number}")
+    scene.gate().set()
+    pages = scene.pages
+    await pages("a", "open", id="1", load=True)
+    await pages("a", "send", text="Which?")
+    state = await pages("a", "is", status="error")
+    assert "send the last message alone: let prepareSendMessagesRequest return" in state["error"]
+    await pages("b", "open", id="1", load=True, message=True)
+    await pages("b", "send", text="you")
+    await pages("b", "saw", wanted="to you")
+    assert text_of(await finished(scene, "b")) == "Hello to you"
+    await pages("b", "regenerate")
+    await scene.served.until(lambda: len(scene.turns) == 2)
+    await pages("b", "saw", wanted="to you")
+    state = await finished(scene, "b")
+    assert state["messages"] == await scene.loaded()
+    assert (len(state["messages"]), len(await scene.turns[1].history())) == (14, 13)
+
+
+async def test_page_that_resumes_after_a_silent_turn_does_not_get_the_turn_before_it() -> None:
+    async with routes_only() as (hub, client):
+
+        @hub.agent("chat:*")
+        async def agent(turn: Turn) -> None:
+            if turn.text == "one":
+                async with turn.reply() as message:
+                    await message.append("Hello")
+
+        for text, status in (("one", 200), ("two", 204)):
+            await client.post("/api/chat", json={"id": "1", "message": user(text, id=text)})
+            assert (await client.get("/api/chat/1/stream")).status_code == status
 
 
 async def with_question(turn: Turn) -> None:
@@ -366,8 +405,13 @@ async def with_question(turn: Turn) -> None:
 
 
 def tool_of(state: Any) -> Any:
-    """Return the part of the call in a page's last message."""
-    return [one for one in state["messages"][-1]["parts"] if one["type"].startswith("tool-")][-1]
+    """Return the part of the last call in a page's last message."""
+    return tools_of(state)[-1]
+
+
+def tools_of(state: Any) -> Any:
+    """Return the parts of the calls in a page's last message."""
+    return [one for one in state["messages"][-1]["parts"] if one["type"].startswith("tool-")]
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
@@ -404,6 +448,56 @@ async def test_approval_ends_the_response_and_the_next_request_goes_on(
         assert state["requests"] == 2
         assert tool_of(state)["state"] == ("output-available" if is_approved else "output-denied")
     assert len(scene.turns) == 1
+
+
+@pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
+async def test_two_open_approvals_are_answered_together_also_on_a_page_that_loads_between_them(scene: Scene) -> None:
+    replies: dict[str, bool] = {}
+
+    async def asks_twice(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("May I? ")
+
+            async def look_up(call: str) -> None:
+                part = {**CALL, "call": call}
+                index = await message.part({**part, "state": "called"})
+                replies[call] = (await turn.ask("approve", {"call": call})).ok
+                if replies[call]:
+                    await message.part({**part, "state": "done", "output": call}, index=index)
+
+            await asyncio.gather(look_up("c1"), look_up("c2"))
+            await message.part({"type": "text", "text": "Done."})
+
+    scene.script = asks_twice  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", id="1", sendsOn=True)
+    await pages("a", "send", text="you")
+    await pages("a", "saw", wanted="May I?")
+    state = await finished(scene, "a")
+    approvals = {one["toolCallId"]: one["approval"]["id"] for one in tools_of(state)}
+    assert [one["state"] for one in tools_of(state)] == ["approval-requested"] * 2
+    await pages("late", "open", id="1", load=True, resume=True, sendsOn=True)
+    assert tools_of(await pages("late", "resumed")) == tools_of(state)
+    await pages("a", "approve", id=approvals["c1"], approved=True)
+    state = await finished(scene, "a")  # the page sends no reply while a question is open
+    assert ([one["state"] for one in tools_of(state)], state["requests"]) == (
+        ["approval-responded", "approval-requested"],
+        1,
+    )
+    await pages("a", "approve", id=approvals["c2"], approved=False)
+    await pages("a", "saw", wanted="Done.")
+    state = await finished(scene, "a")
+    for one in approvals.values():
+        await pages("late", "approve", id=one, approved=True)
+    await pages("late", "saw", wanted="Done.")
+    (loaded,) = (one for one in await scene.loaded() if one["role"] == "assistant")
+    for name in ("a", "late"):
+        state = await finished(scene, name)
+        assert (text_of(state), state["requests"]) == ("May I? Done.", 2)
+        for messages in (state["messages"], [loaded]):
+            found = [(one["toolCallId"], one["state"]) for one in tools_of({"messages": messages})]
+            assert found == [("c1", "output-available"), ("c2", "output-denied")]
+    assert (replies, len(scene.turns)) == ({"c1": True, "c2": False}, 1)
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
@@ -561,17 +655,22 @@ ASSISTANT = {"id": "x", "role": "assistant", "parts": [{"type": "text", "text": 
         (b"[]", 400),
         (b'"text"', 400),
         (b'{"id": "1", "message": {"id": "u", "role": "user", "parts": [{"type": "text", "text": "\\ud800"}]}}', 400),
-        (b"x" * 1_100_000, 413),
+        (b"x" * 10_000_000, 413),
+        (b"[" * 100_000, 400),
         ({}, 400),
         ({"id": 1, "messages": [user()]}, 400),
         ({"id": "a/b", "messages": [user()]}, 400),
         ({"id": "", "messages": [user()]}, 400),
+        ({"messages": [user()]}, 400),
         ({"id": "1"}, 400),
         ({"id": "1", "messages": []}, 400),
         ({"id": "1", "messages": {}}, 400),
         ({"id": "1", "messages": ["text"]}, 400),
         ({"id": "1", "messages": [{**user(), "role": "system"}]}, 400),
         ({"id": "1", "messages": [{**user(), "role": 1}]}, 400),
+        ({"id": "1", "messages": [{**user(), "role": "boss"}]}, 400),
+        ({"id": "1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "you"}]}]}, 400),
+        ({"id": "1", "messages": [{**user(), "parts": [{"type": "other", "text": "you"}]}]}, 400),
         ({"id": "1", "messages": [{**user(), "parts": []}]}, 400),
         ({"id": "1", "messages": [{**user(), "parts": [{"type": "text", "text": 1}]}]}, 400),
         ({"id": "1", "messages": [{**user(), "parts": [{"type": "tool-x", "state": "called"}]}]}, 400),
@@ -608,6 +707,7 @@ async def test_approvals_of_other_questions_are_left_alone(scene: Scene) -> None
     other = await scene.hub.command("chat:1", "approve", data={"call": "c1"})
     await scene.served.http.post("/api/chat", json={"id": "1", "messages": [user()]})
     (answer,) = (await scene.hub.turn("chat:1", "u")).answers
+    await scene.hub.command("chat:1", "odd", target=answer.id, data={"call": ["c1"]})
     for id in (other.id, "unknown"):
         tool = {"type": "tool-weather", "toolCallId": "c1", "state": "approval-responded", "input": {}}
         tool["approval"] = {"id": id, "approved": True}
@@ -615,7 +715,7 @@ async def test_approvals_of_other_questions_are_left_alone(scene: Scene) -> None
         response = await scene.served.http.post("/api/chat", json={"id": "1", "messages": [last]})
         assert response.status_code == 200
         assert '"finishReason":"tool-calls"' in response.text
-    assert len((await scene.hub.turn("chat:1", "u")).questions) == 1
+    assert len((await scene.hub.turn("chat:1", "u")).questions) == 2
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
@@ -702,6 +802,12 @@ def chunks_of(body: str) -> list[Any]:
 ROUTES = [
     ("POST", "/api/chat", {"id": "1", "messages": [user()]}, {"subscribe", "history", "publish"}),
     ("POST", "/api/chat", {"id": "1", "messages": [ASSISTANT]}, {"subscribe", "history", "command"}),
+    (
+        "POST",
+        "/api/chat",
+        {"id": "1", "messages": [user()], "trigger": "regenerate-message"},
+        {"subscribe", "history", "publish", "command"},
+    ),
     ("GET", "/api/chat/1/stream", None, {"subscribe", "history"}),
     ("GET", "/api/chat/1/messages", None, {"history"}),
     ("POST", "/api/chat/1/stop", None, {"history", "command"}),
@@ -722,6 +828,11 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
         await hub.create("chat:1", text="I", id="x", role="assistant", reply_to="u")
         await hub.create("chat:3", text="other", starts_turn=False)
 
+        @hub.agent("chat:*")
+        async def agent(turn: Turn) -> None:
+            async with turn.reply() as message:
+                await message.append("Again")
+
         async def answer(capabilities: set[str] | None, chat: str, **headers: str) -> tuple[int, str]:
             """Return the status and the words of the response, without the name of the chat."""
             granted[0] = frozenset(capabilities) if capabilities is not None else None
@@ -735,9 +846,10 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
             known = await answer(capabilities, "1")  # with the message of the request
             assert known[0] == (401 if capabilities is None else 403)
             assert await answer(capabilities, "2") == await answer(capabilities, "3") == known
+        assert (await hub.history("chat:2")).messages == []
+        refused = await answer(needs, "1", **foreign)
+        assert refused[0] in ((403,) if method == "POST" else (200, 204))  # a browser keeps it from the foreign page
         if method == "POST":
-            refused = await answer(needs, "1", **foreign)
-            assert refused[0] == 403
             assert await answer(needs, "2", **foreign) == await answer(needs, "3", **foreign) == refused
         assert (await answer(needs, "1"))[0] in (200, 204)
         if body is not None and body["messages"] == [ASSISTANT]:
@@ -805,32 +917,6 @@ async def test_page_whose_connection_is_cut_at_any_byte_has_an_error_and_resumes
     assert len(scene.turns) == 1
 
 
-async def test_long_answer_costs_a_reloaded_page_four_frames_before_its_text(scene: Scene) -> None:
-    text = "word " * 40_000
-
-    async def long(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append(text)
-            await message.flush()
-            await scene.gate().wait()
-
-    scene.script = long  # type: ignore[method-assign]
-    await scene.hub.create("chat:1", text="you")
-    await scene.served.until(lambda: scene.turns)
-    await scene.served.until(lambda: scene.turns[0].replies and scene.turns[0].replies[0].length == len(text))
-    await scene.turns[0].replies[0].flush()
-    async with scene.served.http.stream("GET", "/api/chat/1/stream") as response:
-        lines = response.aiter_lines()
-        chunks: list[Any] = []
-        while not chunks or chunks[-1]["type"] != "text-delta":
-            line = await anext(lines)
-            if line.startswith("data: "):
-                chunks.append(json.loads(line.removeprefix("data: ")))
-    assert [one["type"] for one in chunks] == ["start", "start-step", "text-start", "text-delta"]
-    assert chunks[-1]["delta"] == text
-    scene.gate().set()
-
-
 async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene: Scene) -> None:
     pages = scene.pages
     await pages("a", "open", id="1", message=True)
@@ -840,53 +926,15 @@ async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene:
     scene.gate().set()
     state = await pages("a", "is", status="error")
     assert (state["status"], state["error"]) == ("error", "deleted")
-    assert [one["role"] for one in await scene.loaded()] == ["user"]
+    assert [(one["role"], len(one["parts"])) for one in await scene.loaded()] == [("user", 1), ("assistant", 0)]
 
 
-@pytest.mark.parametrize("chat", ["a b", "%2e%2e%5c", "x" * 300, "%ff", "{id}"])
+@pytest.mark.parametrize("chat", ["a b", "%2e%2e%5c", "x" * 300, "%ff", "%ed%a0%80", "{id}"])
 @pytest.mark.parametrize(("method", "route"), [("GET", "stream"), ("GET", "messages"), ("POST", "stop")])
 async def test_chat_that_cannot_be_gets_a_clear_status(method: str, route: str, chat: str) -> None:
     async with routes_only() as (_, client):
         response = await client.request(method, f"/api/chat/{chat}/{route}")
         assert (response.status_code, response.json()["code"]) == (400, "invalid_name")
-
-
-async def test_page_that_does_not_read_costs_no_memory_and_later_gets_the_whole_answer() -> None:
-    hub, app, connections = new_hub(flush_ms=0), FastAPI(), list[Any]()
-    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
-
-    async def noted(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            connections.append(cycle_of(receive))
-        await app(scope, receive, send)
-
-    piece = "word " * 20_000
-    await hub.create("chat:1", text="you", id="u", starts_turn=False)
-    async with serving(hub, noted) as served, hub.message("chat:1", reply_to="u") as answer:
-        await answer.append("begun ")
-        await answer.flush()
-        reader, writer = await served.connect()
-        writer.write(b"GET /api/chat/1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        assert b"200 OK" in await reader.readline()
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        (connection,) = connections
-        while not connection.flow.write_paused:
-            await answer.append(piece)
-            await answer.flush()
-        stalled_bytes = connection.transport.get_write_buffer_size()
-        for _ in range(20):
-            await answer.append(piece)
-            await answer.flush()
-        assert connection.transport.get_write_buffer_size() == stalled_bytes
-        await answer.finish()
-        writer.transport.resume_reading()  # type: ignore[attr-defined]
-        body = await reader.read()
-        lines = [line for line in body.decode().split("\n") if line.startswith('data: {"type":"text-delta"')]
-        deltas = [json.loads(line.removeprefix("data: "))["delta"] for line in lines]
-        assert b"data: [DONE]" in body
-        (stored,) = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
-        assert "".join(deltas) == stored.text
-        assert max(map(len, deltas)) >= 20 * len(piece)  # the text of the stall in one chunk
 
 
 async def test_text_that_is_replaced_ends_the_stream_as_an_error_and_shows_after_a_reload(scene: Scene) -> None:
@@ -976,16 +1024,13 @@ async def test_finish_reason_of_any_type_ends_the_response(reason: object, shown
         assert response.text.endswith("data: [DONE]\n\n")
 
 
-@pytest.mark.skipif(IS_STRICT, reason="the style has all optional fields")
-async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
+@asynccontextmanager
+async def endpoint(words: Callable[[], AsyncIterator[str]]) -> AsyncIterator[tuple[Hub, Served, Pages]]:
+    """An endpoint that calls its model `words` itself, and pages for it."""
+    if IS_STRICT:
+        pytest.skip("the style has all optional fields")
     hub, app = new_hub(), FastAPI()
     hub.install(app, "/holdfast")
-    gate = asyncio.Event()
-
-    async def words() -> AsyncIterator[str]:
-        yield "Hello "
-        await gate.wait()
-        yield "to you"
 
     @app.post("/api/own")
     async def own(request: Request) -> Response:
@@ -994,15 +1039,54 @@ async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
         return hub.stream_response("chat:1", words, prompt=text, reply_id=f"{message['id']}-r", style="ai-sdk")
 
     async with serving(hub, app) as served, pages_at(f"http://127.0.0.1:{served.port}/api/own") as pages:
-        for name in "ab":
-            await pages(name, "open", id="1")
+        yield hub, served, pages
+
+
+async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
+    gate, calls = asyncio.Event(), list[str]()
+
+    async def words() -> AsyncIterator[str]:
+        calls.append("model")
+        yield "Hello "
+        await gate.wait()
+        yield "to you"
+
+    async with endpoint(words) as (hub, served, pages):
+        await pages("a", "open", id="1")
         await pages("a", "send", text="you")
         await pages("a", "saw", wanted="Hello ")
-        gate.set()
+        body = {"messages": (await pages("a", "state"))["messages"][:1]}
+        async with served.http.stream("POST", "/api/own", json=body) as repeated:
+            gate.set()
+            lines = [line async for line in repeated.aiter_lines()]
         state = await finished_in(pages, "a")
         assert text_of(state) == "Hello to you"
+        deltas = [json.loads(line[6:])["delta"] for line in lines if '"text-delta"' in line]
+        assert ("".join(deltas), lines[-2], calls) == ("Hello to you", "data: [DONE]", ["model"])
         (answer,) = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
         assert (answer.id, answer.text) == (state["messages"][-1]["id"], "Hello to you")
+
+
+@pytest.mark.parametrize("is_failure", [True, False], ids=["failed", "drained"])
+async def test_page_of_an_endpoint_whose_model_fails_or_whose_server_drains_has_an_error(is_failure: bool) -> None:
+    gate = asyncio.Event()
+
+    async def words() -> AsyncIterator[str]:
+        yield "Hello "
+        await gate.wait()
+        raise RuntimeError("secret")
+
+    async with endpoint(words) as (hub, _, pages):
+        await pages("a", "open", id="1")
+        await pages("a", "send", text="you")
+        await pages("a", "saw", wanted="Hello ")
+        draining = None if is_failure else asyncio.ensure_future(hub.drain())
+        if is_failure:
+            gate.set()
+        state = await pages("a", "is", status="error")
+        assert (state["status"], text_of(state), "secret" in state["error"]) == ("error", "Hello ", False)
+        if draining is not None:
+            await draining
 
 
 async def finished_in(pages: Pages, page: str) -> Any:

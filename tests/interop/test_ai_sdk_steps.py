@@ -1,14 +1,17 @@
-"""The chunks of a turn for each order of events: what a page builds equals the loaded messages."""
+"""The chunks of a turn for each order of events: the messages that a page builds equal the loaded ones."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 import pytest
+from starlette.responses import JSONResponse
 
 from holdfast.core.deltas import MessageProgress
 from holdfast.core.model import Command, Message
+from holdfast.core.turn_deltas import TurnProgress
 from holdfast.interop.ai_sdk_parts import COMPARED_CHARS, PageParts, Release, ui_messages
 from holdfast.interop.ai_sdk_stream import UIStream
 from holdfast.routes import (
@@ -214,6 +217,77 @@ def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_e
     assert page.ending == "error"  # after which the page does not post by itself
 
 
+def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again() -> None:
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    place = call("c1", "called", name="place")
+    begun = MessageProgress("a").begin(answer([place]))
+    page.take(stream.frame([*(InAnswer("a", delta) for delta in begun), TurnChanged("running")]))
+    replaced = PartReplaced(0, {**place, "note": "seen"}, 8), PartReplaced(0, call("c1", "done", name="place"), 8)
+    for delta in replaced:
+        page.take(stream.frame([InAnswer("a", delta)]))
+    ends = InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over")
+    page.take(stream.frame(ends))
+    assert (page.calls, page.ending, page.posts_again()) == ([], "finish", False)
+    assert page.parts == loaded([call("c1", "done", name="place")])
+
+
+def test_page_that_loads_after_a_crash_runs_the_call_of_the_new_attempt_only() -> None:
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    dead, new = answer([call("c1", "called", name="place")], "interrupted"), answer([])
+    begun = [InAnswer("a", delta) for delta in MessageProgress("a").begin(dead)]
+    page.take(stream.frame([*begun, TurnChanged("running")]))
+    begins = MessageOpened(msgspec.structs.replace(new, id="b")), PartOpened(0, call("c2", "called", name="place"))
+    page.take(stream.frame([*(InAnswer("b", delta) for delta in begins), asked("q", "c2")]))
+    assert (page.calls, page.ending) == (["c2"], "finish")
+    page.parts[-1].update(state="output-available", output=7)
+    assert page.posts_again()
+
+
+def test_page_that_continues_over_a_text_that_was_replaced_gets_an_error_and_no_mixture() -> None:
+    page = FoldedPage([{"type": "step-start"}, {"type": "text", "text": "Hello ", "state": "done"}])
+    shown = {"id": "a", "role": "assistant", "parts": [dict(one) for one in page.parts]}
+    replaced = answer([TEXT, call("c1", "done", approval=APPROVED)], "complete")
+    stream = UIStream("u", RELEASE, shown)
+    begun = [InAnswer("a", delta) for delta in MessageProgress("a").begin(replaced)]
+    page.take(stream.frame([*begun, TurnChanged("over")]))
+    assert (page.ending, page.parts, stream.is_over) == ("error", shown["parts"], True)
+
+
+def test_page_that_loads_or_joins_after_the_new_attempt_began_shows_it_alone_under_the_same_id() -> None:
+    first, second = answer([TEXT], "interrupted"), answer([TEXT, SOURCE], "complete")
+    first, second = (
+        msgspec.structs.replace(one, id=id, reply_to="u", parent="u", created=at)
+        for at, (id, one) in enumerate((("a", first), ("b", second)))
+    )
+    question = msgspec.structs.replace(first, id="u", role="user", status="complete", reply_to=None, parent=None)
+    status = TurnStatus(message=question, state="over", answers=[first, second], questions=[], cursor="")
+    _, message = ui_messages([status], RELEASE)
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    body = stream.frame(TurnProgress("u").begin(status))
+    page.take(body)
+    assert message["id"] == "a"
+    assert b'"messageId":"a"' in body
+    assert page.parts == message["parts"]
+    assert [one.get("text") for one in page.parts] == [None, "One.", None]
+    parts = [dict(one) for one in page.parts]
+    for earlier, ending in (([], "finish"), ([{**page.parts[1], "text": "One"}], "error")):
+        shown = {"id": "a", "role": "assistant", "parts": [*earlier, *parts]}
+        page.take(UIStream("u", RELEASE, shown).frame(TurnProgress("u").begin(status)))
+        assert page.ending == ending  # a page that shows the first attempt as well has to load
+    assert [one for one in page.parts if one["type"] == "text"] == parts[1:2]
+
+
+@pytest.mark.parametrize("are_written_first", [True, False], ids=["after the parts", "with the parts"])
+def test_page_that_loads_before_the_question_about_its_call_runs_the_call_once(are_written_first: bool) -> None:
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    parts = [call(f"c{index}", "called", name="place") for index in range(2)]
+    begun = [InAnswer("a", delta) for delta in MessageProgress("a").begin(answer(parts))]
+    for deltas in [begun, [asked("q", "c0")]] if are_written_first else [[*begun, asked("q", "c0")]]:
+        page.take(stream.frame(deltas))
+    assert (page.calls, page.ending) == (["c0", "c1"], "finish")  # it sends no output of one call alone
+    assert [one["input"] for one in page.parts[1:]] == [{"x": 1}] * 2
+
+
 def test_page_with_pieces_of_a_text_behind_another_text_gets_none_again() -> None:
     shown = [{**TEXT, "text": text} for text in ("One.", "Other.", " Two.")]
     stream = UIStream("u", RELEASE, {"id": "a", "parts": shown})
@@ -221,6 +295,21 @@ def test_page_with_pieces_of_a_text_behind_another_text_gets_none_again() -> Non
     page = FoldedPage()
     page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer(parts))]))
     assert [part["text"] for part in page.parts if part["type"] == "text"] == [" Three."]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"x": "\\ud800"}', "NaN", *("[" * levels + "]" * levels for levels in (61, 500, 960, 970, 100_000))],
+    ids=["surrogate", "NaN", "61 levels", "500", "960", "970", "100,000"],
+)
+def test_input_that_no_response_can_carry_is_shown_as_text(text: str) -> None:
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    part = {**call("c1", "called"), "input": text}
+    begun = MessageProgress("a").begin(answer([{**part, "state": "input", "input": ""}]))
+    page.take(stream.frame([InAnswer("a", delta) for delta in (*begun, PartReplaced(0, part, 0))]))
+    assert page.parts[1]["input"] == text
+    shown = json.loads(JSONResponse(loaded([part])).body)
+    assert shown[1]["input"] == text
 
 
 class CountedText(str):

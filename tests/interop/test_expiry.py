@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -14,7 +15,7 @@ from holdfast import Hub, Identity, Turn
 from holdfast.hub.clock import Clock
 from holdfast.interop import AGUI, AISDK, OpenAI
 from holdfast.interop.openai_items import Reference
-from tests.transports.conftest import new_hub, serving
+from tests.transports.conftest import Served, new_hub, serving
 
 RUN = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": "you"}]}
 PAGE = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "you"}]}
@@ -53,6 +54,31 @@ def install_adapters(hub: Hub, app: FastAPI) -> None:
             await asyncio.Event().wait()
 
 
+Begun = list[tuple[list[str], AsyncIterator[str]]]  # of each stream the lines that were read, and the others
+
+
+async def begun(stack: AsyncExitStack, served: Served, streams: Iterable[tuple[str, str, Any]]) -> Begun:
+    """Open `streams`, and read each until the agent's text."""
+    found: Begun = []
+    for method, path, body in streams:
+        response = await stack.enter_async_context(served.http.stream(method, path, json=body))
+        lines = response.aiter_lines()
+        seen = [await anext(lines)]
+        while "Hello" not in seen[-1]:
+            seen.append(await anext(lines))
+        found.append((seen, lines))
+    return found
+
+
+async def check_cut(streams: Begun) -> None:
+    """Check that each stream is cut, and has no line that ends an answer."""
+    for seen, lines in streams:
+        with pytest.raises(httpx2.RemoteProtocolError):
+            async for line in lines:
+                seen.append(line)
+        assert not [line for line in seen if any(end in line for end in ENDS)]
+
+
 async def test_streams_are_cut_when_the_identity_of_their_caller_expires() -> None:
     late_ms = 0
 
@@ -70,21 +96,10 @@ async def test_streams_are_cut_when_the_identity_of_their_caller_expires() -> No
     install_adapters(hub, app)
 
     async with serving(hub, app) as served, AsyncExitStack() as stack:
-        streams = []
-        for method, path, body in STREAMS:
-            response = await stack.enter_async_context(served.http.stream(method, path, json=body))
-            lines = response.aiter_lines()
-            seen = [await anext(lines)]
-            while "Hello" not in seen[-1]:
-                seen.append(await anext(lines))
-            streams.append((seen, lines))
+        streams = await begun(stack, served, STREAMS)
         late_ms = 700_000
         feeds = [feed for channel in hub.runtime.channels.values() for feed in channel.feeds]
         assert len(feeds) == len(STREAMS)
         for feed in feeds:
             feed.wake.__self__.send_heartbeat()  # type: ignore[attr-defined]
-        for seen, lines in streams:
-            with pytest.raises(httpx2.RemoteProtocolError):
-                async for line in lines:
-                    seen.append(line)
-            assert not [line for line in seen if any(end in line for end in ENDS)]
+        await check_cut(streams)

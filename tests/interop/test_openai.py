@@ -119,11 +119,13 @@ async def test_response_is_resumed_at_each_number_of_its_events_also_by_another_
         assert (text, whole[-1].response.output_text) == (ANSWER, ANSWER)
         assert [one.type for one in whole[-1].response.output] == ["reasoning", "message", "mcp_call", "message"]
         assert [units(one) for one in resumed] == [every[after + 1 :] for after in range(14)]
-        for after in range(len(every)):  # after each event, and at each number between two
+        for after in range(len(every) - 1):  # after each event, and at each number between two
             assert units(await scene.events(response_id, after)) == every[after + 1 :]
+        for after in (len(every) - 1, len(every) + 98):  # from the end on there is only the last event
+            assert units(await scene.events(response_id, after)) == [(after + 1, *every[-1][1:])]
         assert (await scene.client.responses.retrieve(response_id)).model_dump() == whole[-1].response.model_dump()
     async with scene_of(url) as scene:
-        for after in random.Random(1).sample(range(len(every)), 12):
+        for after in random.Random(1).sample(range(len(every) - 1), 12):
             assert units(await scene.events(response_id, after)) == every[after + 1 :]
 
 
@@ -199,6 +201,9 @@ async def test_previous_response_continues_the_stored_conversation(scene: Scene)
     second = await scene.client.responses.create(model="bot", input=forged, previous_response_id=first.id)
     assert (second.output_text, second.previous_response_id) == (ANSWER.replace("you", "me"), first.id)
     assert [one["content"] for one in await scene.turns[1].history() if one["role"] == "user"] == ["you", "me"]
+    with pytest.raises(openai.NotFoundError) as raised:
+        await scene.client.responses.create(model="other", input="me", previous_response_id=first.id)
+    assert (raised.value.param, len(scene.turns)) == ("model", 2)
     earlier: Any = [{"role": "developer", "content": "Obey."}, {"role": "user", "content": "a"}, *forged]
     await scene.client.responses.create(model="bot", input=earlier)
     history = [(one["role"], one["content"]) for one in await scene.turns[2].history()]
@@ -281,7 +286,60 @@ async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Sc
     assert later[-1].sequence_number == seen[-1].sequence_number
 
 
+@pytest.mark.parametrize("is_over", [False, True], ids=["running", "over"])
+async def test_client_that_is_cut_before_its_text_becomes_shorter_gets_the_last_event(
+    scene: Scene, is_over: bool
+) -> None:
+    async def shortens(turn: Turn) -> None:
+        async with turn.reply() as message:
+            index = await message.part({"type": "text", "text": "x" * 60})
+            await message.flush()
+            await scene.gate.wait()
+            await message.part({"type": "text", "text": "short"}, index=index)
+
+    scene.script = shortens  # type: ignore[method-assign]
+    seen: list[Any] = []
+    stream = await scene.client.responses.create(model="bot", input="you", stream=True)
+    async for event in stream:
+        seen.append(event)
+        if event.type == "response.output_text.delta":
+            break
+    await stream.close()
+    response_id, after = seen[0].response.id, seen[-1].sequence_number
+    scene.gate.set()
+    if is_over:
+        await scene.events(response_id)
+    last = (await scene.events(response_id, after))[-1]
+    assert (last.type, last.response.output_text) == ("response.completed", "short")
+    whole = await scene.events(response_id)
+    for number in range(whole[-1].sequence_number - 1, after + 2):
+        (last,) = await scene.events(response_id, number)
+        assert (last.type, last.sequence_number > number) == ("response.completed", True)
+
+
+@pytest.mark.parametrize("is_added", [False, True], ids=["replaced", "added to an earlier text"])
+async def test_chat_completion_whose_text_changes_behind_its_reader_raises(scene: Scene, is_added: bool) -> None:
+    async def changes(turn: Turn) -> None:
+        async with turn.reply() as message:
+            index = await message.part({"type": "text", "text": "One"})
+            if is_added:
+                await message.part({"type": "text", "text": "Two"})
+            await message.flush()
+            await scene.gate.wait()
+            await message.part({"type": "text", "text": "One, more" if is_added else "Three"}, index=index)
+
+    scene.script = changes  # type: ignore[method-assign]
+    with pytest.raises(openai.APIError) as raised:
+        messages: Any = [{"role": "user", "content": "you"}]
+        async for chunk in await scene.client.chat.completions.create(model="bot", messages=messages, stream=True):
+            if chunk.choices[0].delta.content:
+                scene.gate.set()
+    assert raised.value.code == "replaced"
+
+
 USER = {"role": "user", "content": "you"}
+APPROVAL = {"type": "mcp_approval_response", "approval_request_id": "mcpr_0_0_x", "approve": True}
+OUTPUT = {"type": "function_call_output", "call_id": "c0", "output": "far"}
 
 
 @pytest.mark.parametrize(
@@ -301,6 +359,7 @@ USER = {"role": "user", "content": "you"}
         ({"model": "bot", "input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400),
         ({"model": "bot", "input": [{"type": "other"}]}, 400),
         ({"model": "bot", "input": [{"type": "function_call_output"}]}, 400),
+        ({"model": "bot", "input": [{"type": "mcp_approval_response", "approve": True}]}, 400),
         ({"model": "bot", "input": [USER], "tools": "x"}, 400),
         ({"model": "bot", "messages": []}, 400),
         ({"model": "bot", "messages": ["x"]}, 400),
@@ -312,6 +371,9 @@ USER = {"role": "user", "content": "you"}
         ({"model": ["bot"], "input": "you"}, 400),
         ({"model": "bot", "input": "you", "previous_response_id": "x"}, 404),
         ({"model": "bot", "input": "you", "previous_response_id": 1}, 400),
+        ({"model": "bot", "input": [APPROVAL, USER]}, 400),
+        ({"model": "bot", "input": [OUTPUT]}, 400),
+        ({"model": "bot", "input": [OUTPUT, USER]}, 400),
         *(
             ({"model": "bot", "input": "you", name: value}, 400)
             for name, value in [
@@ -360,15 +422,27 @@ async def test_bad_input_gets_an_error_of_openai_and_stores_no_message(scene: Sc
         ("model", {"input": "you", "model": "other"}),
         ("previous_response_id", {"input": "you", "previous_response_id": "resp_x"}),
         ("messages", {"messages": [{"role": "other"}]}),
+        ("messages", {"messages": []}),
     ],
 )
 async def test_error_names_the_field_of_the_request_in_param(scene: Scene, param: str, body: dict[str, Any]) -> None:
     path = "/v1/chat/completions" if "messages" in body else "/v1/responses"
     response = await scene.served.http.post(path, json={"model": "bot", **body})
-    assert (response.status_code, response.json()["error"]["param"]) in ((400, param), (404, param))
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) in ((400, param), (404, param))
+    if isinstance(value := body[param], list) and value in ([], [1]):
+        assert error["message"].endswith(f", got {value}")
 
 
-BAD_IDS = ["x", "resp_", "resp_é", "resp_AA", Reference("chat:1", "u").id()[:-1], Reference("chat:1", "a b").id()]
+BAD_IDS = [
+    "x",
+    "%2e%2e",
+    "resp_",
+    "resp_é",
+    "resp_AA",
+    Reference("chat:1", "u").id()[:-1],
+    Reference("chat:1", "a b").id(),
+]
 BAD_IDS += [Reference("a b", "u").id(), Reference("chat:1", "u", (-1, 0)).id(), "resp_" + "A" * 2_000]
 
 
@@ -380,7 +454,30 @@ async def test_malformed_response_id_is_refused(scene: Scene, response_id: str) 
         assert response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("after", ["-1", "x", "1.5", "", "999", "9" * 400, "٣", str(2**40 - 1), str(2**42)])
+@pytest.mark.parametrize("place", [(0, 3), (0, 99), (1, 0), (5, 0), (10**30, 1)])
+async def test_response_id_with_a_place_that_its_turn_does_not_have_is_unknown(
+    scene: Scene, place: tuple[int, int]
+) -> None:
+    channel, message_id, _ = reference(await scene.begin())  # the answer has two parts
+    await scene.client.responses.retrieve(Reference(channel, message_id, (0, 2)).id())
+    response_id = Reference(channel, message_id, place).id()
+    for method, path in (("GET", ""), ("GET", "?stream=true"), ("POST", "/cancel")):
+        response = await scene.served.http.request(method, f"/v1/responses/{response_id}{path}")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+    with pytest.raises(openai.NotFoundError):
+        await scene.client.responses.create(model="bot", input="me", previous_response_id=response_id)
+    assert len(scene.turns) == 1
+
+
+async def test_encoded_slash_in_a_response_id_reaches_no_response(scene: Scene) -> None:
+    response_id = await scene.begin()
+    for method, path in (("GET", ""), ("GET", "?stream=true"), ("POST", "/cancel")):
+        for id in (f"..%2F{response_id}", f"{response_id}%2F..", f"x%2f..%2f{response_id}", f"{response_id}%2fx"):
+            assert (await scene.served.http.request(method, f"/v1/responses/{id}{path}")).status_code == 404
+    assert scene.turns[0].replies[0].length == len("Hello ")
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "1.5", "", "9" * 400, "٣", str(2**41)])
 async def test_number_that_is_no_place_of_the_response_is_refused(scene: Scene, after: str) -> None:
     response_id = await scene.begin()
     response = await scene.served.http.get(
@@ -393,6 +490,24 @@ async def test_number_that_is_no_place_of_the_response_is_refused(scene: Scene, 
 ROUTES = [
     ("POST", "/v1/responses", {"model": "bot", "input": "you"}, {"subscribe", "history", "publish"}),
     ("POST", "/v1/chat/completions", {"model": "bot", "messages": [USER]}, {"subscribe", "history", "publish"}),
+    (
+        "POST",
+        "/v1/responses",
+        {"model": "bot", "input": "you", "previous_response_id": "{id}"},
+        {"subscribe", "history", "publish"},
+    ),
+    (
+        "POST",
+        "/v1/responses",
+        {"model": "bot", "input": [APPROVAL], "previous_response_id": "{id}"},
+        {"subscribe", "history", "command"},
+    ),
+    (
+        "POST",
+        "/v1/responses",
+        {"model": "bot", "input": [OUTPUT], "previous_response_id": "{id}"},
+        {"subscribe", "history"},  # and `command` or `publish`, as its call waits or not
+    ),
     ("GET", "/v1/responses/{id}", None, {"history"}),
     ("GET", "/v1/responses/{id}?stream=true", None, {"subscribe", "history"}),
     ("POST", "/v1/responses/{id}/cancel", None, {"subscribe", "history", "command"}),
@@ -401,10 +516,11 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("method", "path", "body", "needs"), ROUTES)
-async def test_every_route_needs_its_capabilities_and_tells_a_stranger_no_ids(
-    method: str, path: str, body: object, needs: set[str]
+async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_each_response(
+    method: str, path: str, body: Any, needs: set[str]
 ) -> None:
     granted: list[frozenset[str] | None] = [None]
+    has_id = "{id}" in path + json.dumps(body)
 
     async def verify(scope: dict[str, Any]) -> Identity | None:
         return Identity(client_id="ann", grants={"chat:*": granted[0]}) if granted[0] is not None else None
@@ -412,23 +528,37 @@ async def test_every_route_needs_its_capabilities_and_tells_a_stranger_no_ids(
     async with scene_of(authenticate=verify) as scene:
         scene.gate.set()
         await scene.hub.create("chat:1", id="u", text="you")
+        await scene.hub.create("chat:3", id="other", text="you", starts_turn=False)
         await scene.served.until(lambda: scene.turns)
 
-        async def asked(capabilities: set[str] | None, message: str = "u", **headers: str) -> tuple[int, str]:
+        async def asked(capabilities: set[str] | None, chat: str = "1", **headers: str) -> tuple[int, str]:
+            """Return the status and the words of the response, without the names of the chat and of the response."""
             granted[0] = frozenset(capabilities) if capabilities is not None else None
-            filled = path.replace("{id}", Reference("chat:1", message).id())
-            response = await scene.served.http.request(method, filled, json=body, headers=headers)
-            return response.status_code, response.text
+            id = Reference(f"chat:{chat}", "u").id()
+            content = json.dumps(body).replace("{id}", id) if body is not None else None
+            headers = {"content-type": "application/json", **headers}
+            response = await scene.served.http.request(
+                method, path.replace("{id}", id), content=content, headers=headers
+            )
+            return response.status_code, response.text.replace(f"chat:{chat}", "chat").replace(id, "id")
 
-        status, text = await asked(None)
-        assert (status, json.loads(text)["error"]["type"]) == (401, "authentication_error")
-        for missing in needs:
-            known, unknown = await asked(needs - {missing}), await asked(needs - {missing}, "v")
-            assert known == unknown or "{id}" not in path
-            assert (known[0], json.loads(known[1])["error"]["type"]) == (403, "permission_error")
+        held: list[set[str] | None] = [None, set(), *({*needs} - {missing} for missing in needs)]
+        for capabilities in held[: None if needs else 1]:
+            known = await asked(capabilities)
+            kind = "authentication_error" if capabilities is None else "permission_error"
+            assert (known[0], json.loads(known[1])["error"]["type"]) == (401 if capabilities is None else 403, kind)
+            if has_id:  # a chat that does not exist, and one without the message
+                assert await asked(capabilities, "2") == await asked(capabilities, "3") == known
         foreign = {"cookie": "a=b", "origin": "https://evil.example"}
-        assert (await asked(needs, **foreign))[0] == (403 if method == "POST" else 200)
-        assert (await asked(needs))[0] == 200
+        refused = await asked(needs, **foreign)
+        assert refused[0] in ((403,) if method == "POST" else (200,))
+        if has_id and method == "POST":
+            assert await asked(needs, "2", **foreign) == await asked(needs, "3", **foreign) == refused
+        if has_id:
+            unknown = await asked(needs, "2")
+            assert (unknown[0], await asked(needs, "3")) == (404, unknown)
+        is_about_no_call = body is not None and body.get("input") in ([APPROVAL], [OUTPUT])
+        assert (await asked(needs))[0] == (404 if is_about_no_call else 200)
 
 
 async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: Scene) -> None:
@@ -450,16 +580,19 @@ async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: Scen
 async def test_server_and_program_of_the_document_work_together() -> None:
     programs = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (server,) = (one for one in programs if "OpenAI(hub" in one)
-    (program,) = (one for one in programs if "import openai" in one)
+    clients = [one for one in programs if "import openai" in one]
+    assert len(clients) == 2  # responses, and chat completions
     hub = new_hub()
     names: dict[str, Any] = {"hub": hub}
     exec(server.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
     async with serving(hub, names["app"]) as served:
-        source = program.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}")
-        client: dict[str, Any] = {}
-        await asyncio.to_thread(exec, source, client)
-        client["client"].close()
-    assert (client["text"], client["response"].status) == ("You said: Hello", "completed")
+        for program in clients:
+            source = program.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}")
+            client: dict[str, Any] = {}
+            await asyncio.to_thread(exec, source, client)
+            client["client"].close()
+            assert client["text"] == "You said: Hello"
+            assert "response" not in client or client["response"].status == "completed"
 
 
 PLACE: Any = {"type": "function", "name": "place", "parameters": {"type": "object"}}
@@ -483,8 +616,13 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
     known = units(events)
     for after in (0, 5, 12, known[-2][0]):  # also while the turn waits
         assert units(await scene.events(first.id, after)) == [one for one in known if one[0] > after]
+    for after in (known[-1][0], 2**41 - 1):
+        assert units(await scene.events(first.id, after)) == [(after + 1, *known[-1][1:])]
     output: Any = [{"type": "function_call_output", "call_id": "c1", "output": '{"here": true}'}]
     answered: Any = {"model": "bot", "input": output, "previous_response_id": first.id}
+    with pytest.raises(openai.NotFoundError):
+        await scene.client.responses.create(**{**answered, "input": [*output, {**output[0], "call_id": "c2"}]})
+    assert len(scene.turns[0].open_questions) == 1
     second = await scene.client.responses.create(**answered)
     assert (second.status, second.output_text) == ("completed", "Here: True.")
     assert (await scene.client.responses.create(**answered)).model_dump() == second.model_dump()
@@ -495,7 +633,12 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
         await scene.client.responses.create(**{**answered, "input": [{**output[0], "call_id": "c2"}]})
 
 
-async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    "given",
+    ["far", '"\\ud800"', *("[" * levels + "]" * levels for levels in (61, 500, 5_000))],
+    ids=["text", "surrogate", "61 levels", "500", "5,000"],
+)
+async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: Scene, given: str) -> None:
     async def calls(turn: Turn) -> None:
         async with turn.reply() as message:
             if turn.message.parts[0]["type"] == "text":
@@ -505,9 +648,9 @@ async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: Scene) -> N
 
     scene.script = calls  # type: ignore[method-assign]
     first = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
-    output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "far"}]
+    output: Any = [{"type": "function_call_output", "call_id": "c1", "output": given}]
     second = await scene.client.responses.create(model="bot", input=output, previous_response_id=first.id)
-    assert second.output_text == "{'call_id': 'c1', 'output': 'far'}"
+    assert second.output_text == str({"call_id": "c1", "output": given})
 
 
 @pytest.mark.parametrize("is_approved", [True, False], ids=["yes", "no"])
@@ -553,6 +696,123 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
     with pytest.raises(openai.NotFoundError):
         foreign: Any = [{**approval, "approve": True}]
         await scene.client.responses.create(model="bot", input=foreign, previous_response_id=other.id)
+
+
+@pytest.mark.parametrize("tools", [[], [PLACE]], ids=["approval", "function of the caller"])
+async def test_cancel_while_the_turn_waits_for_the_caller_responds_when_the_turn_has_ended(
+    scene: Scene, tools: list[Any]
+) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "name": "place", "state": "called"})
+            await turn.ask("approve", {"call": "c1"})
+
+    scene.script = asks  # type: ignore[method-assign]
+    stream = await scene.client.responses.create(model="bot", input="you", tools=tools, stream=True)
+    joined = [one async for one in stream]
+    first = joined[-1].response  # type: ignore[union-attr]
+    cancelled = await scene.client.responses.cancel(first.id)
+    assert [cancelled.status, *(one.type for one in cancelled.output)] == [
+        "cancelled",
+        "function_call" if tools else "mcp_call",
+    ]
+    assert (await scene.client.responses.cancel(first.id)).model_dump() == cancelled.model_dump()
+    (last,) = await scene.events(first.id, joined[-1].sequence_number)
+    assert (last.type, last.response.model_dump()) == ("response.incomplete", cancelled.model_dump())
+
+
+async def test_two_calls_that_are_written_together_are_approved_one_after_the_other(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            parts: Any = [{**CALL, "call": call, "state": "called"} for call in ("c1", "c2")]
+            indexes = [await message.part(part) for part in parts]
+            for part, index in zip(parts, indexes, strict=True):
+                reply = await turn.ask("approve", {"call": part["call"]})
+                await message.part({**part, "state": "done", "output": reply.ok}, index=index)
+            await message.part({"type": "text", "text": "Both."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    first = response = await scene.client.responses.create(model="bot", input="you")
+    for approve in (True, False):
+        request = response.output[-1]
+        approval: Any = {"type": "mcp_approval_response", "approval_request_id": request.id, "approve": approve}
+        options: Any = {"model": "bot", "previous_response_id": response.id}
+        response = await scene.client.responses.create(input=[approval], **options)
+    whole = await scene.client.responses.retrieve(first.id)
+    outputs = [one.output for one in whole.output if one.type == "mcp_call"]
+    assert (response.output_text, outputs, len(scene.turns)) == ("Both.", ["true", "false"], 1)
+
+
+async def test_approval_of_a_question_that_has_expired_gets_the_outcome_and_has_no_effect(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "state": "called"})
+            code = (await turn.ask("approve", {"call": "c1"})).error["code"]
+            await message.part({"type": "text", "text": f"It has {code}."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    first = await scene.client.responses.create(model="bot", input="you")
+    (question,) = scene.turns[0].open_questions
+    await scene.hub.reply(channel_of(first.id), question, ok=False, error={"code": "expired"})
+    approval: Any = {"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": True}
+    late = await scene.client.responses.create(model="bot", input=[approval], previous_response_id=first.id)
+    assert (late.status, late.output_text, len(scene.turns)) == ("completed", "It has expired.", 1)
+
+
+async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "state": "called"})
+            if turn.text != "end":
+                await turn.ask(turn.text, {"call": "c1"})
+
+    scene.script = asks  # type: ignore[method-assign]
+    options: Any = {"model": "bot"}
+    ended = await scene.client.responses.create(input="end", **options)
+    asking = await scene.client.responses.create(input="approve", previous_response_id=ended.id, **options)
+    other = await scene.client.responses.create(input="pick", background=True, **options)
+    await scene.served.until(lambda: len(scene.turns) == 3 and scene.turns[2].open_questions)
+    (approve,), (pick,) = scene.turns[1].open_questions, scene.turns[2].open_questions
+    wrong = [(ended, "0_0", approve), (other, "0_0", pick), (asking, "0_1", approve), (asking, "9999_9999", approve)]
+    for response, place, question in wrong:
+        approval: Any = {"type": "mcp_approval_response", "approval_request_id": f"mcpr_{place}_{question}"}
+        with pytest.raises(openai.NotFoundError, match="mcp_approval_request"):
+            await scene.client.responses.create(
+                input=[{**approval, "approve": True}], previous_response_id=response.id, **options
+            )
+    assert [len(turn.open_questions) for turn in scene.turns] == [0, 1, 1]
+
+
+async def test_message_beside_a_reply_is_refused_while_the_turn_waits_and_begins_a_turn_later(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for name, asked in (("weather", "approve"), ("place", "where")):
+                part: Any = {**CALL, "call": name, "name": name}
+                if turn.text == "you":
+                    index = await message.part({**part, "state": "called"})
+                    reply = await turn.ask(asked, {"call": name})
+                    await message.part({**part, "state": "done", "output": reply.data}, index=index)
+            await message.append(turn.text)
+
+    scene.script = asks  # type: ignore[method-assign]
+    first = response = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
+    message: Any = {"role": "user", "content": "And then?"}
+    replies: list[Any] = []
+    for kind in ("mcp_approval_response", "function_call_output"):
+        id = first.output[-1].id if kind == "mcp_approval_response" else "place"
+        reply: Any = {"type": kind, "approval_request_id": id, "approve": True, "call_id": id, "output": "far"}
+        options: Any = {"model": "bot", "previous_response_id": response.id}
+        with pytest.raises(openai.BadRequestError, match="send the message when") as raised:
+            await scene.client.responses.create(input=[reply, message], **options)
+        assert raised.value.param == "input"
+        assert len(scene.turns[0].open_questions) == 1
+        response = await scene.client.responses.create(input=[reply], **options)
+        replies.append(reply)
+    assert response.output_text == "you"
+    for reply in replies:
+        late = await scene.client.responses.create(model="bot", input=[reply, message], previous_response_id=first.id)
+        assert late.output_text == "And then?"
+    assert len(scene.turns) == 3
 
 
 async def test_chat_completion_has_the_answer_and_can_be_joined_as_a_response(scene: Scene) -> None:

@@ -119,11 +119,32 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
         "agents_at": "A",
         "authors": [Commander],
     },
+    mutants.members_of_other_nodes_are_unknown: {"hubs": 2, "members": 2, "viewers": [SocketViewer] * 2},
+    mutants.members_of_an_ended_node_stay: {
+        "hubs": 2,
+        "members": 6,
+        "faults": ["kill"],
+        "fault_s": 3.0,
+        "viewers": [SocketViewer] * 4,
+    },
+    mutants.notices_of_members_are_trusted: {
+        "hubs": 2,
+        "members": 6,
+        "notice_loss": 1.0,
+        "viewers": [SocketViewer] * 4,
+    },
+    mutants.signals_stay_at_their_node: {"hubs": 2, "members": 2, "bad_s": 16.0, "viewers": [SocketViewer] * 2},
     mutants.agents_of_other_nodes_are_unknown: {
         "hubs": 2,
         "agents": [AGENT],
         "agents_at": "A",
         "authors": [Commander],
+    },
+    mutants.a_claim_is_judged_by_an_older_renewal: {
+        "hubs": 2,
+        "loss": "pause",
+        "agents": [AGENT],
+        "authors": [Commander, Commander, Commander],
     },
     mutants.a_living_node_is_recovered: {"hubs": 2, "loss": "pause"},
     mutants.a_store_that_lost_its_leases_is_believed_at_once: {

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core import catch_up, decide_work
+from holdfast.core import catch_up, decide_commands
 from holdfast.core import decide as decisions
 from holdfast.core.decide import Decision, decide
 from holdfast.core.deltas import Delta
@@ -37,7 +38,7 @@ from holdfast.core.requests import AppendText
 from holdfast.core.state import ChannelState, PartTail
 from holdfast.core.text import Text
 from holdfast.hub import channel as channels
-from holdfast.hub import committer, hooks, presence, recovery
+from holdfast.hub import committer, hooks, presence, recovery, shared_presence, shared_turns
 from holdfast.hub import hub as hubs
 from holdfast.hub.batches import BatchCache, EncodedBatch
 from holdfast.hub.channel import Channel
@@ -52,6 +53,7 @@ from holdfast.hub.loading import Loader
 from holdfast.hub.nodes import NodeLease
 from holdfast.hub.pending import Decided, Waiting
 from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.shared_presence import SharedPresence
 from holdfast.hub.shared_turns import SharedTurns
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
@@ -307,6 +309,29 @@ def a_waiting_turn_is_known_at_one_node(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SharedTurns, "_unplaced", lambda self: [])
 
 
+def members_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
+    """Each node knows its own members."""
+
+    async def read(self: SharedPresence, channels: Sequence[str]) -> None: ...
+
+    patch.setattr(SharedPresence, "_read", read)
+
+
+def members_of_an_ended_node_stay(patch: pytest.MonkeyPatch) -> None:
+    """The node will return."""
+    patch.setattr(shared_presence, "GRACE_S", 10_000.0)
+
+
+def notices_of_members_are_trusted(patch: pytest.MonkeyPatch) -> None:
+    """A notice follows each change of members."""
+    patch.setattr(shared_presence, "FOLLOW_S", 10_000.0)
+
+
+def signals_stay_at_their_node(patch: pytest.MonkeyPatch) -> None:
+    """The viewers of this node receive the signal."""
+    patch.setattr(SharedPresence, "send_signal", lambda self, channel, signal: None)
+
+
 def agents_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
     """A message waits for the agents of its node."""
 
@@ -320,6 +345,20 @@ def agents_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
 def a_living_node_is_recovered(patch: pytest.MonkeyPatch) -> None:
     """When a node is recovered, all messages of other nodes are those of this one."""
     patch.setattr(NodeLease, "is_gone", lambda self, node: node != self.node)
+
+
+def a_claim_is_judged_by_an_older_renewal(patch: pytest.MonkeyPatch) -> None:
+    """The last renewal shows which nodes live."""
+    lose = shared_turns.lose_turns
+
+    async def renew() -> None:
+        pass
+
+    async def lose_at_once(nodes: NodeLease, scheduler: TurnScheduler, channel: str | None = None) -> None:
+        await lose(cast("NodeLease", SimpleNamespace(is_gone=nodes.is_gone, renew=renew)), scheduler, channel)
+
+    patch.setattr(shared_turns, "lose_turns", lose_at_once)
+    patch.setattr(recovery, "lose_turns", lose_at_once)
 
 
 def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -443,13 +482,13 @@ def a_second_reply_is_accepted(patch: pytest.MonkeyPatch) -> None:
 
 def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
     """A user cancels the answer that began last."""
-    carry_out = decide_work._carry_out
+    carry_out = decide_commands._carry_out
 
     def newest(state: Any, target: str, now_ms: int) -> list[Op]:
         streaming = [message.id for message in state.streaming()]
         return carry_out(state, streaming[-1] if streaming else target, now_ms)
 
-    patch.setattr(decide_work, "_carry_out", newest)
+    patch.setattr(decide_commands, "_carry_out", newest)
 
 
 def a_turn_renewal_has_no_effect(patch: pytest.MonkeyPatch) -> None:
@@ -586,20 +625,20 @@ def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
 
 def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None:
     """A second call is as harmful as a missing one."""
-    tell = HookRunner._deliver
+    deliver = HookRunner._deliver
 
     async def noted_first(self: HookRunner, channel: str) -> None:
-        hear = self._hook.handler
+        call = self._hook.handler
 
         async def handle(event: HookEvent) -> None:
             await self._note(channel, event.epoch, event.serial)
-            await hear(event)
+            await call(event)
 
         self._hook.handler = handle
         try:
-            await tell(self, channel)
+            await deliver(self, channel)
         finally:
-            self._hook.handler = hear
+            self._hook.handler = call
 
     patch.setattr(HookRunner, "_deliver", noted_first)
 
@@ -842,6 +881,11 @@ MUTANTS: dict[Mutant, str] = {
     messages_of_an_ended_node_wait: "though the lease of",
     a_renewal_reaches_one_hub: "gave a sign of life",
     a_waiting_turn_is_known_at_one_node: "or turns wait",
+    members_of_other_nodes_are_unknown: "are members of|did not receive in .*presence",
+    members_of_an_ended_node_stay: "are members of",
+    notices_of_members_are_trusted: "are members of",
+    signals_stay_at_their_node: "did not receive in .*signal",
+    a_claim_is_judged_by_an_older_renewal: "two agents work on",
     agents_of_other_nodes_are_unknown: "waits for no agent",
     a_living_node_is_recovered: "was alive",
     a_store_that_lost_its_leases_is_believed_at_once: "was alive",

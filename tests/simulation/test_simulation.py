@@ -1,8 +1,8 @@
-"""Hundreds of seeds, each a small world with faults of every kind.
+"""Seeds of earlier failures, and the same events in each run of a seed.
 
 Layer: tests.
 
-A failure prints the last events of its seed and the command that repeats it; `make sim SEEDS=10000` runs more.
+A failure prints the last events of its seed and the command that repeats it. `make test-long` runs 240 more seeds.
 """
 
 from __future__ import annotations
@@ -18,17 +18,6 @@ from simulation import World
 from simulation.__main__ import main
 from simulation.plan import Plan
 from tests.simulation.mutants import deliver_before_the_commit
-
-BLOCK = 40
-BLOCKS = 3  # `make test-long` runs 500 further seeds
-
-
-@pytest.mark.parametrize("block", range(BLOCKS))
-def test_seeds_have_no_violation(block: int) -> None:
-    for seed in range(block * BLOCK, (block + 1) * BLOCK):
-        report = World(seed).run()
-        assert report.violation is None, report.describe()
-
 
 # These seeds showed a mistake of an oracle: it reported a correct hub.
 FALSE_ALARMS = (
@@ -114,7 +103,7 @@ def digests(seeds: int, hash_seed: str) -> str:
 
 
 def test_seed_has_the_same_events_in_every_process() -> None:
-    assert digests(30, "1") == digests(30, "2")
+    assert digests(10, "1") == digests(10, "2")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -126,9 +115,9 @@ def test_failing_seed_fails_again_in_the_same_way(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_seed_has_events() -> None:
-    reports = [World(seed).run() for seed in range(20)]
+    reports = [World(seed).run() for seed in range(10)]
     assert min(report.events for report in reports) > 20
-    assert sum(report.events for report in reports) > 2_000
+    assert sum(report.events for report in reports) > 1_000
 
 
 def test_command_prints_how_many_seeds_failed(capsys: pytest.CaptureFixture[str]) -> None:

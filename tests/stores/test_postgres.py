@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from hashlib import sha256
 from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
 
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from holdfast import Hub
-from holdfast.core.errors import HoldfastError, StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast import Hub, Retention
+from holdfast.core.errors import Busy, Held, HoldfastError, StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.core.events import ChannelAttached
+from holdfast.hub import retention
+from holdfast.hub.clock import Clock
+from holdfast.hub.forgetting import Receipt
 from holdfast.stores import open_url
-from holdfast.stores.base import Committed, CommitUnknown, Store, head_of
-from holdfast.stores.postgres import PostgresStore
+from holdfast.stores.base import NOTHING, Committed, CommitUnknown, Conflict, Hold, Notice, Pruned, Store, head_of
+from holdfast.stores.postgres import READERS, TIMEOUT_S, PostgresStore
 from holdfast.testing import RetentionContract, StoreContract
 from holdfast.testing.contract import MINUTE_MS, Chat, append, check_fold, create, finish, texts
+from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 
 pytestmark = needs_postgres
@@ -46,7 +56,7 @@ async def store(server: Postgres, schema: str) -> AsyncIterator[PostgresStore]:
 
 @asynccontextmanager
 async def opened(server: Postgres, schema: str) -> AsyncIterator[PostgresStore]:
-    store = PostgresStore(server.url, schema=schema, lock_wait_s=0)
+    store = PostgresStore(server.url, schema=schema)
     await store.open()
     try:
         yield store
@@ -54,8 +64,53 @@ async def opened(server: Postgres, schema: str) -> AsyncIterator[PostgresStore]:
         await store.close()
 
 
+class Two:
+    """Two instances on one store, which is a `Store`: each call uses one of them, often that of the call before."""
+
+    name, is_exclusive = PostgresStore.name, PostgresStore.is_exclusive
+
+    def __init__(self, *stores: PostgresStore) -> None:
+        self.stores = stores
+        self._draw = Random(1)
+        self._current = stores[0]
+
+    def __getattr__(self, name: str) -> Any:
+        if self._draw.random() < 0.4:
+            self._current = self._draw.choice(self.stores)
+        return getattr(self._current, name)
+
+    async def open(self) -> None:
+        for store in self.stores:
+            await store.open()
+
+    async def close(self) -> None:
+        for store in self.stores:
+            await store.close()
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        self.stores[0].listen(on_notice)
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        await self.stores[0].notify(notices)
+
+    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        return sorted({due for store in self.stores for due in await store.tidy(now_ms)})
+
+    def stats(self) -> dict[str, int]:
+        counts = [store.stats() for store in self.stores]
+        return {name: sum(one[name] for one in counts) for name in counts[0]}
+
+
 class TestPostgresStore(StoreContract, RetentionContract):
-    sends_notices = False
+    @pytest.fixture
+    async def store(self, server: Postgres, schema: str) -> AsyncIterator[Store]:
+        async with opened(server, schema) as first, opened(server, schema) as second:
+            yield Two(first, second)
+
+    @pytest.fixture
+    async def other(self, store: Store) -> Store:
+        assert isinstance(store, Two)
+        return store.stores[1]
 
     # Fewer examples than for other stores, because each act is a round trip.
     @settings(
@@ -101,56 +156,116 @@ async def test_appends_update_their_row_in_place(server: Postgres, schema: str) 
     assert in_place > 0.9 * updated
 
 
-# -- one process at a time ---------------------------------------------------------------------------------------
+# -- several instances ---------------------------------------------------------------------------------------------
 
 
-async def test_a_second_store_on_a_schema_is_refused_and_told_by_whom(server: Postgres, schema: str) -> None:
-    async with opened(server, schema):
-        with pytest.raises(
-            StoreInUse, match=rf"schema '{schema}' is in use by holdfast on .*, process \d+: one process"
-        ):
-            async with opened(server, schema):
-                pass
-        async with opened(server, f"{schema}_b") as other:
-            assert await Chat(other).do(create("m1", "a")) == Committed(1)
-    async with opened(server, schema) as again:
-        assert await Chat(again).do(create("m1", "a")) == Committed(1)
+async def test_documents_of_one_instance_keep_the_entries_of_another(server: Postgres, schema: str) -> None:
+    async with opened(server, schema) as first, opened(server, schema) as second:
+        chat = Chat(first)
+        await chat.do(create("m1", streaming=True), create("m2", streaming=True))
+        await chat.do(append("m1", "a"))
+        chat.store = second
+        await chat.do(append("m2", "x"))
+        chat.store = first
+        await chat.do(append("m1", "b"))
+        await chat.do(finish("m1"), documents=["m1"])
+        assert await texts(second, "c", "m1", "m2") == ["ab", "x"]
 
 
-async def test_a_store_opens_once_the_process_before_it_has_ended(server: Postgres, schema: str) -> None:
-    first = PostgresStore(server.url, schema=schema)
-    await first.open()
-    second = PostgresStore(server.url, schema=schema, lock_wait_s=20)
-    opening = asyncio.create_task(second.open())
-    async with asyncio.timeout(20):
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        while await asyncio.to_thread(server.sql, waiting) == "0":
-            pass
-    await first.close()
-    await opening
-    await second.close()
-
-
-async def test_a_store_whose_place_was_taken_meanwhile_refuses_all_writes(server: Postgres, schema: str) -> None:
+async def test_a_locked_channel_conflicts_and_a_deleted_one_cannot_begin_meanwhile(
+    server: Postgres, schema: str
+) -> None:
     async with opened(server, schema) as store:
-        chat = Chat(store)
-        await chat.do(create("m1", "a", streaming=True))
-        _end_sessions(server)
-        async with opened(server, schema) as other:
-            await Chat(other, "d").do(create("m1", "b"))
-            with pytest.raises(StoreInUse, match="is in use by holdfast"):
-                await chat.do(append("m1", "!"))
-        with pytest.raises(StoreInUse, match=r"another process opened the store .* restart this process"):
-            await chat.do(append("m1", "!"))
+        chat, other = Chat(store), Chat(store, "d")
+        await chat.do(create("m1", streaming=True))
+        blocker = await asyncpg.connect(server.url)
+        async with blocker.transaction():
+            await blocker.execute(f"SELECT FROM {schema}.channels FOR UPDATE")
+            await blocker.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"{schema}.d")
+            held = await store.commit([chat.write(append("m1", "a")), other.write(create("m1", "a"))])
+            assert held == [Conflict(chat.head), Conflict(NOTHING)]
+        await blocker.close()
+        assert await chat.do(append("m1", "a")) == Committed(2)
+        assert await other.do(create("m1", "a")) == Committed(1)
+
+
+async def test_instances_that_write_to_the_same_channels_do_not_deadlock(server: Postgres, schema: str) -> None:
+    channels = [f"c{number}" for number in range(5)]
+
+    async def write(store: PostgresStore, names: list[str]) -> int:
+        chats, stored = [Chat(store, name, f"e{id(store)}") for name in names], 0
+        for number in range(20):
+            message = f"m{id(store)}-{number}"
+            writes = []
+            for chat, head in zip(chats, await store.heads(names), strict=True):
+                chat.state.serial = head.serial
+                chat.state.epoch = head.epoch
+                writes.append(chat.write(create(message, "a")))
+            stored += sum(isinstance(result, Committed) for result in await store.commit(writes))
+        return stored
+
+    async with opened(server, schema) as first, opened(server, schema) as second:
+        stored = await asyncio.gather(write(first, channels), write(second, channels[::-1]))
+        assert sum(head.serial for head in await first.heads(channels)) == sum(stored)
+    assert "deadlock" not in (server.folder / "log").read_text()
+
+
+async def test_entries_of_a_node_that_has_ended_get_documents_from_another(server: Postgres, schema: str) -> None:
+    async with opened(server, schema) as second:
+        await second.tidy(0)
+        await second.hold("n2", MINUTE_MS, {})
+        async with opened(server, schema) as first:
+            await first.hold("n1", MINUTE_MS, {})
+            chat = Chat(first)
+            await chat.do(create("m1", streaming=True))
+            await chat.do(append("m1", "a"))
+            await first.hold("n1", 0, {})
+        await second.hold("n2", MINUTE_MS, {})
+        assert await second.tidy(0) == []
+        assert await second.tidy(MINUTE_MS) == [("c", "m1")]
+
+
+async def test_broken_connection_for_notices_is_opened_again_and_reports_it(server: Postgres, schema: str) -> None:
+    async with opened(server, schema) as first, opened(server, schema) as second:
+        received: asyncio.Queue[Notice | None] = asyncio.Queue()
+        first.listen(lambda notice: None)
+        second.listen(received.put_nowait)
+        async with asyncio.timeout(20):
+            assert await received.get() is None
+            _end_sessions(server)
+            assert await received.get() is None
+            sent = Notice("moved", "c", b"1")
+            while received.empty():  # the first instance may not be connected again yet
+                await first.notify([sent])
+                await asyncio.sleep(0)
+            assert await received.get() == sent
+
+
+async def test_notices_that_never_arrive_are_reported_with_the_remedy(
+    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pooler in transaction mode gives LISTEN to a session of the server that it then takes away."""
+
+    async def ignore(self: object, *arguments: object) -> None:
+        pass
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", ignore)
+    monkeypatch.setattr("holdfast.stores.postgres_notices.CHECK_TIMEOUT_S", 0.1)
+    async with opened(server, schema) as store:
+        store.listen(lambda notice: None)
+        async with asyncio.timeout(20):
+            while "a pooler in transaction mode" not in caplog.text:
+                await head_of(store, "c")
 
 
 # -- a server that ends, restarts or hangs -----------------------------------------------------------------------
 
 
 def _end_sessions(server: Postgres) -> None:
-    """End the connections with which stores write, as an administrator or a restart does."""
-    holder = "SELECT l.pid FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted"
-    server.sql(f"SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE pid IN ({holder})")
+    """End all connections of stores, as an administrator or a restart does."""
+    server.sql(
+        "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE application_name LIKE 'holdfast on %'"
+    )
 
 
 async def test_a_lost_connection_loses_no_text_and_is_replaced(server: Postgres, schema: str) -> None:
@@ -218,8 +333,103 @@ async def test_a_commit_on_a_server_that_hangs_is_of_unknown_fate(
         assert await chat.do(create("m2", "x")) == Committed(len(text) + 1)
 
 
-async def test_an_answer_continues_over_a_crash_of_the_server() -> None:
+class Proxy:
+    """A TCP proxy in front of a server. Its open connections can stop to pass data on, as when the network fails."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._writers: list[asyncio.StreamWriter] = []
+        self._silent: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> int:
+        """Listen, and return the port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def fall_silent(self) -> None:
+        self._silent.update(self._writers)
+
+    async def close(self) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += [writer, there_writer]
+        await asyncio.gather(self._pass_on(reader, there_writer), self._pass_on(there_reader, writer))
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if writer not in self._silent:
+                    writer.write(data)
+        writer.close()
+
+
+async def test_renewal_does_not_wait_for_reads(store: PostgresStore) -> None:
+    async with AsyncExitStack() as reads:
+        for _ in range(READERS):
+            await reads.enter_async_context(store._reading())
+        waiting = asyncio.create_task(store.notes(""))
+        async with asyncio.timeout(TIMEOUT_S / 2):
+            await store.hold("node", 4_000, {})
+        assert not waiting.done()
+    assert await waiting == {}
+
+
+async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller(
+    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Proxy(server.port)
+    url = f"postgresql://app@127.0.0.1:{await proxy.start()}/app"
+    store = PostgresStore(url, schema=schema)
+    await store.open()
+    life = (await store.hold("n1", MINUTE_MS, {})).life
+    proxy.fall_silent()
+    async with asyncio.timeout(5.0):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await store.hold("n1", MINUTE_MS, {})
+        assert (await store.hold("n1", MINUTE_MS, {})).life == life
+    monkeypatch.setattr("holdfast.stores.postgres.TIMEOUT_S", 0.1)  # the connection for writes is silent, too
+    await store.close()
+    await proxy.close()
+
+
+async def test_release_that_needs_the_store_for_itself_and_this_one_keep_each_other_away(
+    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.stores.postgres_schema.LOCK_WAIT_MS", 50)
+    earlier = await asyncpg.connect(server.url)
+    take = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
+    try:
+        assert await earlier.fetchval(take, f"holdfast.{schema}.hub")
+        with pytest.raises(
+            StoreInUse, match="earlier release of Holdfast, which allows one process; stop that process"
+        ):
+            await PostgresStore(server.url, schema=schema).open()
+        await earlier.execute("SELECT pg_advisory_unlock_all()")
+        async with opened(server, schema), opened(server, schema):
+            assert not await earlier.fetchval(take, f"holdfast.{schema}.hub")
+    finally:
+        await earlier.close()
+
+
+async def test_name_of_notices_is_a_secret_of_the_schema(server: Postgres, schema: str) -> None:
+    names = []
+    for name in (schema, schema, f"{schema}_b"):
+        async with opened(server, name):
+            names.append(server.sql(f"SELECT notices FROM {name}.store"))
+    assert names[0] == names[1] != names[2]
+
+
+async def test_an_answer_continues_over_a_crash_of_the_server_which_loses_holds() -> None:
     with running_postgres() as server:
+        other = open_url(server.url)
+        await other.open()
+        before = await other.hold("n1", MINUTE_MS, {"a": Hold(b"1")})
         hub = Hub(server.url, hooks_signals=False)
         async with hub.message("chat:1", id="a") as message:
             await message.append("before ")
@@ -232,6 +442,9 @@ async def test_an_answer_continues_over_a_crash_of_the_server() -> None:
         again = Hub(server.url, hooks_signals=False)
         (stored,) = (await again.history("chat:1")).messages
         assert (stored.text, stored.status) == ("before while it is down after", "complete")
+        assert "a" not in await other.holds("")
+        assert (await other.hold("n1", MINUTE_MS, {})).life != before.life
+        await other.close()
         await again.close()
 
 
@@ -308,3 +521,125 @@ async def test_a_store_may_leave_the_disk_to_the_server(
         await store.open()
         await store.close()
     assert "synchronous_commit off" in caplog.text
+
+
+# The hub on a database ---------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+
+
+class AheadClock(Clock):
+    """A clock that can be set ahead."""
+
+    ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.ahead_ms
+
+
+def hub_on(server: Postgres, schema: str, **options: Any) -> Hub:
+    return Hub(f"{server.url}?schema={schema}", hooks_signals=False, drain_s=0.0, **options)
+
+
+async def test_the_records_of_channels_are_kept_as_in_other_stores(
+    server: Postgres, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "PAUSE_S", 0.0)
+    clock = AheadClock()
+    hub = hub_on(server, schema, retention={"log:*": Retention(idle="10m")}, clock=clock)
+    for author in ("ann", "bob"):
+        await hub.create("chat:1", text=f"by {author}", author=author)
+    await hub.archive.hold("chat:1", "case 17")
+    assert [(one.channel, one.held) for one in (await hub.archive.channels(prefix="chat:")).channels] == [
+        ("chat:1", True)
+    ]
+    with pytest.raises(Held):
+        await hub.archive.forget("ann")
+    await hub.archive.release("chat:1")
+    receipt = await hub.archive.forget("ann")
+    assert (receipt.messages, receipt.clean_ms) == (1, None)
+    assert [one.author for one in (await hub.history("chat:1")).messages] == ["bob"]
+
+    lines = [line async for line in hub.archive.export("chat:1")]
+    file = tmp_path / "chat.jsonl"
+    await asyncio.to_thread(file.write_bytes, b"".join(lines))
+    await hub.archive.import_file(file, channel="chat:2")
+    copied = [line async for line in hub.archive.export("chat:2")]
+    assert copied[1:-1] == lines[1:-1]
+
+    await hub.create("log:1", text="old")
+    clock.ahead_ms = 11 * MINUTE_MS
+    await hub.retainer._round(hub.runtime)
+    assert [one.channel for one in (await hub.archive.channels()).channels] == ["chat:1", "chat:2"]
+    await hub.close()
+
+
+async def test_two_hubs_that_remove_a_person_at_once_give_one_receipt_with_all_counts(
+    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = hubs = [hub_on(server, schema) for _ in range(2)]
+    people = ["ann", "bob", "cid", "dan", "eve"]
+    channels = [f"chat:{number}" for number in range(4)]
+    for number, channel in enumerate(channels):
+        for author in people:
+            await hubs[number % 2].create(channel, id=author, text=f"by {author}", author=author)
+
+    reached, gate, prune = asyncio.Event(), asyncio.Event(), first.store.prune
+
+    async def held_up(*arguments: Any, **more: Any) -> Pruned:
+        reached.set()
+        await gate.wait()
+        return await prune(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(first.store, "prune", held_up)
+        running = asyncio.create_task(first.archive.forget("ann"))
+        async with asyncio.timeout(20):
+            await reached.wait()
+            with pytest.raises(Busy, match="removal of client 'ann' runs in another process"):
+                await second.archive.forget("ann")
+            gate.set()
+            receipt = await running
+    assert await second.archive.forget("ann") == receipt
+
+    for person in people:  # those after ann at the same moment
+        tried = await asyncio.gather(*(hub.archive.forget(person) for hub in hubs), return_exceptions=True)
+        assert all(isinstance(one, Receipt | Busy) for one in tried), tried
+        total = sum(int.from_bytes(sha256(f"{channel} {person}".encode()).digest()) for channel in channels)
+        receipts = {(one.messages, one.ids_sum) for one in tried if isinstance(one, Receipt)}
+        assert receipts == {(len(channels), f"{total % 2**256:064x}")}, tried
+    for channel in channels:
+        assert (await first.store.facts(channel, after=0, limit=9)).facts == []
+    for hub in hubs:
+        await hub.close()
+
+
+@pytest.mark.parametrize("restored", ["tables", "rows"])
+async def test_viewers_of_a_restored_database_begin_anew(server: Postgres, schema: str, restored: str) -> None:
+    (statement,) = re.findall(r'^psql chat -c "(.*)"$', PAGE, re.MULTILINE)
+    hub = hub_on(server, schema)
+    await hub.create("c", id="m1", text="kept")
+    await asyncio.to_thread(server.dump, schema)
+    await hub.create("c", id="m2", text="lost")
+    watcher = Watcher(hub, "c")
+    await watcher.until(lambda view: len(view.messages()) == 2)
+    await watcher.leave()
+    await hub.close()
+    if restored == "tables":
+        await asyncio.to_thread(server.restore, schema)
+    else:
+        named = f"SELECT string_agg(schemaname || '.' || tablename, ',') FROM pg_tables WHERE schemaname = '{schema}'"
+        server.sql(f"TRUNCATE {server.sql(named)}")
+        await asyncio.to_thread(server.restore, schema, "--data-only")
+        # the store cannot notice it
+        server.sql(statement.replace("holdfast.", f"{schema}."))
+
+    hub = hub_on(server, schema)
+    await hub.create("c", id="m3", text="new")
+    again = Watcher(hub, "c", since=watcher.cursor)
+    again.view = watcher.view
+    await again.until(lambda view: view.cursor == str(hub.channel("c").state.cursor))
+    assert [one.resumed for one in again.events if isinstance(one, ChannelAttached)] == [False]
+    assert [one.text for one in again.view.messages()] == ["kept", "new"]
+    await again.leave()
+    await hub.close()

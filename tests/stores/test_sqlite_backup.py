@@ -1,28 +1,36 @@
 """Backups of an open store, and what a start does with them."""
 
 import asyncio
+import errno
+import gc
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from holdfast import store_commands
 from holdfast.app import Hub
 from holdfast.cli import main
+from holdfast.core.document import restore as restore_message
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.stores import sqlite, sqlite_backup
 from holdfast.stores.base import Committed, head_of
 from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_backup import keep_wal, restore
+from holdfast.stores.sqlite_backup import keep_wal, partial_file, restore
 from holdfast.stores.sqlite_lock import FileLock
 from holdfast.stores.sqlite_restored import check_wal
+from holdfast.stores.thread import StoreThread
 from holdfast.testing.contract import Chat, append, create, texts
-from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, wal, write
+from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, run_on_thread, wal, write
 from tests.stores.writing import MESSAGES
 
 SPEED = 10_000.0  # MB per second: no pause between steps
@@ -99,6 +107,38 @@ async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with
     assert "belongs to the file that it replaced" in caplog.text
     assert len(list(path.parent.glob("chat.db-wal.foreign-*"))) == 1
     assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("channels", "c\n"),
+        ("retention --dry-run --keep *=10m", "1 messages"),
+        ("verify", "no damage found"),
+        ("restore {path}", "is now the content"),
+    ],
+)
+async def test_commands_do_not_mix_a_copied_backup_with_a_wal(
+    path: Path, target: Path, command: str, expected: str
+) -> None:
+    async with opened(path.with_name("old.db")) as store:
+        await Chat(store).do(create("m0", "backed up"))
+        await store.backup(target, mb_per_s=SPEED)
+    async with opened(path) as store:
+        for number in range(20):
+            await Chat(store, f"lost{number}").do(create("m0", "lost " * 500))
+        await run_on_thread(store, "UPDATE channels SET crc = crc + 1")  # so that `verify` shows the -wal, too
+        frames, locked = read(wal(path)), read(lock(path))
+    for file, data in ((path, read(target)), (wal(path), frames), (lock(path), locked)):
+        write(file, data)
+    place = path.with_name("restored.db") if command.startswith("restore") else path
+    words = [word.format(path=path) for word in command.split()]
+    done = await asyncio.to_thread(CliRunner().invoke, main, [*words, "--store", f"sqlite:///{place}"])
+    assert (done.exit_code, "lost" in done.output) == (0, False), done.output
+    assert expected in done.output
+    assert read(wal(path)) == frames
+    async with opened(place) as store:
+        assert await store.channels(after=None, limit=100) == ["c"]
 
 
 async def test_files_of_a_foreign_wal_are_found_beside_the_file_that_a_link_names(path: Path, target: Path) -> None:
@@ -264,6 +304,44 @@ async def test_store_that_closes_stops_its_backup(path: Path, target: Path) -> N
         assert await texts(again, "c", "m1") == ["x" * 1_000_000]
 
 
+@pytest.mark.parametrize("fails_too", [False, True], ids=["sync", "copy_too"])
+async def test_sync_that_fails_once_during_the_copy_ends_the_backup(
+    path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, fails_too: bool
+) -> None:
+    failures = [OSError(errno.EIO, "Input/output error")]
+    has_failed = threading.Event()
+    steps: list[float] = []
+    unread: list[object] = []
+
+    async def keep_synced(*arguments: Any) -> None:
+        try:
+            await sqlite_backup.keep_synced(*arguments)
+        finally:
+            has_failed.set()
+
+    def serve(self: StoreThread, seconds: float) -> bool:
+        steps.append(seconds)
+        assert has_failed.wait(PATIENCE_S)
+        if fails_too:
+            raise sqlite3.OperationalError("disk I/O error")
+        return True
+
+    def sync(file: Path) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(sqlite_backup, "sync", sync)
+    monkeypatch.setattr(sqlite, "keep_synced", keep_synced)
+    monkeypatch.setattr(StoreThread, "serve", serve)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unread.append(context["message"]))
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "x" * 1_000_000))
+        with pytest.raises(StoreUnavailable, match="disk I/O" if fails_too else "Input/output error; check the disk"):
+            await store.backup(target, mb_per_s=SPEED)
+    gc.collect()
+    assert (len(steps), unread, list(target.parent.iterdir())) == (1, [], [])
+
+
 async def test_targets_that_cannot_be_written_are_refused(path: Path, target: Path) -> None:
     async with opened(path) as store:
         await store.backup(target, mb_per_s=SPEED)
@@ -280,6 +358,17 @@ async def test_targets_that_cannot_be_written_are_refused(path: Path, target: Pa
         other = target.with_name("two.db")
         both = await asyncio.gather(*(store.backup(other, mb_per_s=SPEED) for _ in range(2)), return_exceptions=True)
         assert sorted(type(one).__name__ for one in both) == ["LocalError", "NoneType"]
+
+
+def test_failed_backup_leaves_no_file_beside_its_target(target: Path) -> None:
+    def fail(partial: Path) -> None:
+        for end in ("-journal", "-wal", "-shm"):  # a full disk leaves them, because SQLite cannot write to it
+            write(Path(f"{partial}{end}"), b"")
+        raise OSError(errno.ENOSPC, "no space")
+
+    with pytest.raises(OSError, match="no space"), partial_file(target) as partial:
+        fail(partial)
+    assert list(target.parent.iterdir()) == []
 
 
 # -- restore ---------------------------------------------------------------------------------------------------------
@@ -395,6 +484,37 @@ def test_commands_make_a_backup_and_restore_it(path: Path, target: Path) -> None
     assert "has no -wal beside it" in run("restore", "--keep-wal")
     for file, count in ((path, 1), (target.with_name("served.db"), 3)):
         assert run_from_outside(file, "SELECT count(*) FROM documents") == [(count,)]
+
+
+async def test_damaged_messages_of_a_restored_backup_are_named(path: Path, target: Path) -> None:
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "one " * 2_000), create("m2", "two " * 2_000))
+        await store.backup(target, mb_per_s=SPEED)
+    write(target, read(target).replace(b"one one", b"one onf", 1))
+    restored = await asyncio.to_thread(
+        CliRunner().invoke, main, ["restore", str(target), "--store", f"sqlite:///{path}"]
+    )
+    assert restored.exit_code == 0
+    assert "channel 'c': message 'm1'" in restored.stderr
+    assert f"{target}: 1 damaged, all else is whole; an earlier backup may have them whole" in restored.stderr
+    async with opened(path) as store:
+        _, found = await store.messages("c", ["m1", "m2"])
+        assert [restore_message(found[one]).message().text for one in ("m1", "m2")] == ["", "two " * 2_000]
+
+
+async def test_wrong_speed_and_a_backup_on_the_disk_of_another_process_are_named(
+    path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "text"))
+
+    def run_backup(*options: str) -> str:
+        result = CliRunner().invoke(main, ["backup", str(target), "--store", f"sqlite:///{path}", *options])
+        return f"{result.exit_code}: {result.stderr}"
+
+    assert "1: Error: mb_per_s must be a number above 0" in await asyncio.to_thread(run_backup, "--mb-per-s", "nan")
+    monkeypatch.setattr(store_commands, "call", lambda *_, **__: iter(()))  # a server that writes to another disk
+    assert "that process has other disks" in await asyncio.to_thread(run_backup)
 
 
 async def test_store_in_memory_has_no_backup(target: Path) -> None:

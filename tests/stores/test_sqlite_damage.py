@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,13 +24,14 @@ from holdfast.hub import HubCore
 from holdfast.hub.pending import DocumentDue
 from holdfast.stores.base import NOTHING, Committed, Store, head_of
 from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_compact import compact
 from holdfast.stores.sqlite_engine import OLD_MS
 from holdfast.stores.sqlite_file import SCHEMA
 from holdfast.stores.sqlite_sums import SUM_BYTES, sealed
 from holdfast.stores.sqlite_sums import opened as opened_row
 from holdfast.stores.sqlite_verify import verify
-from holdfast.testing.contract import Chat, append, create, delete
-from tests.stores.files import opened, run_from_outside, write
+from holdfast.testing.contract import Chat, append, create, delete, emptied
+from tests.stores.files import opened, run_from_outside, run_on_thread, write
 from tests.stores.old_schemas import described
 
 FILE = Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz"
@@ -317,3 +319,69 @@ async def test_channels_are_listed_beside_a_server_and_verify_reports_a_wrong_co
     assert list(verify(path)) == [
         "channel 'log:1': its count of messages or bytes is wrong; its messages are not affected"
     ]
+
+
+# -- the list of free slots ------------------------------------------------------------------------------------------
+
+
+async def with_free_slots(path: Path) -> None:
+    """Delete messages of a closed file, so that it has free slots."""
+    async with opened(path) as store:
+        chat = Chat(store, "gone")
+        await chat.do(*(create(f"m{number}", "x" * 90 * number) for number in range(40)))
+        await emptied(store, "gone")
+        await store.tidy(0)
+    assert run_from_outside(path, "SELECT count(*) FROM free")[0][0] > 10
+
+
+@pytest.mark.parametrize("moment", ["closed", "serving", "deleting"])
+async def test_damaged_list_of_free_slots_costs_free_space_only(
+    path: Path, moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await with_free_slots(path)
+    async with opened(path) as store:
+        await Chat(store, "old").do(create("m0", "x" * 3_000))
+    ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'free'")
+
+    def damage() -> None:
+        with path.open("r+b") as file:
+            file.seek((root - 1) * PAGE)
+            file.write(b"\xff" * PAGE)
+
+    if moment == "closed":
+        damage()
+        checked = CliRunner().invoke(main, ["verify", "--store", f"sqlite:///{path}"])
+        assert re.fullmatch(
+            r"store file \S+ is damaged \(.*\n?.*\); if no message is named below, run `holdfast compact`\n"
+            r"\S+: 1 damaged\n",
+            checked.output,
+        )
+    async with opened(path) as store:
+        if moment != "closed":
+            damage()
+            await run_on_thread(store, "PRAGMA shrink_memory")  # the page is read again
+        if moment == "deleting":
+            await emptied(store, "old")  # its sweep fails, and waits to be tried again
+        if moment == "serving":
+            with pytest.raises(StoreUnavailable):
+                await Chat(store, "new").do(create("m0", "lost"))
+        await store.tidy(0)
+        assert await Chat(store, "new").do(create("m1", "x" * 3_000)) == Committed(1)
+        await emptied(store, "new")
+        await store.tidy(0)
+        assert store.stats()["free_bytes"] > 0
+        assert [one.is_damaged for one in (await states(store)).values()] == [False] * 3
+    assert len([one for one in caplog.messages if "its list of free slots is damaged" in one]) == 1
+    assert len(list(verify(path))) == 1
+    await asyncio.to_thread(compact, path)
+    assert list(verify(path)) == []
+    assert run_from_outside(path, "SELECT name FROM sqlite_master WHERE name GLOB 'damaged*'") == []
+
+
+async def test_free_slot_that_is_in_use_keeps_its_text(path: Path) -> None:
+    run_from_outside(path, "INSERT INTO free SELECT length(body), id FROM texts WHERE body <> zeroblob(length(body))")
+    run_from_outside(path, "INSERT INTO free VALUES (?, 1), (?, 2)", 2**63 - 1, 2**63 - 1)  # too large to add up
+    async with opened(path) as store:
+        await Chat(store, "new").do(*(create(f"m{number}", "x" * 100 * number) for number in range(40)))
+        assert [one.is_damaged for one in (await states(store)).values()] == [False] * 3
+    assert list(verify(path)) == []

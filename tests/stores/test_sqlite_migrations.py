@@ -28,7 +28,7 @@ from tests.stores.old_schemas import content
 
 FILES = Path(__file__).parent / "files"
 # The long form kills the migration before each of its statements, the short form before some.
-EVERY = 1 if os.environ.get("HOLDFAST_STORES") == "long" else 15
+EVERY = 1 if os.environ.get("HOLDFAST_STORES") == "long" else 45
 SCHEMAS = range(1, SCHEMA + 1)
 
 

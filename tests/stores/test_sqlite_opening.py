@@ -121,7 +121,9 @@ def test_another_worker_of_the_same_server_is_refused_at_once(path: Path, tmp_pa
         timeout=PATIENCE_S * 6,
     )
     assert ran.stdout.startswith("True store file"), ran.stderr
-    assert "it is another worker of this server: run one worker" in ran.stdout
+    assert (
+        "it is another worker of this server: run one worker (--workers 1), or use a postgresql:// store" in ran.stdout
+    )
 
 
 async def test_second_store_waits_for_the_first_to_close(path: Path) -> None:

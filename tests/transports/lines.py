@@ -41,7 +41,7 @@ class Line:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def tell(self, type: str, ref: object = 1, **fields: object) -> None:
+    def request(self, type: str, ref: object = 1, **fields: object) -> None:
         self.session.receive(json.dumps({"type": type, "ref": ref, **fields}), now_s=self.now_s)
 
     def take(self) -> dict[str, Any] | None:
@@ -93,7 +93,7 @@ class LiveLine(Line):
     async def ask(self, type: str, **fields: Any) -> Json:
         """Send a frame and return the response."""
         self._refs += 1
-        self.tell(type, self._refs, **fields)
+        self.request(type, self._refs, **fields)
         return await self.until(lambda frame: frame.get("ref") == self._refs)
 
     async def until(self, is_it: Any, *, patience_s: float = 60.0) -> Json:

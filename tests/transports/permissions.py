@@ -36,7 +36,7 @@ REPLY = (
 MEMBER = "the client's own id, or that with `~` and a suffix"
 TURN = "the caller's own turn"
 EVERY_CHANNEL = "all channels"
-LISTED = "the channels on which the caller has it"
+LISTED = "the channels on which the caller has one of the two"
 ANY = ""
 
 
@@ -57,6 +57,8 @@ class Operation(NamedTuple):
     about: str = ""
     refused: str = "forbidden"  # the code if a capability is missing
     has_turn: bool = False  # the socket requested work before, and has a turn
+    allowed: str = "ok"  # the code if no capability is missing, in a hub with a store in memory
+    instead: tuple[str, ...] = ()  # each of them replaces the needed capabilities
     also: tuple[str, ...] = ()  # further needs of such a message, checked after ownership
 
 
@@ -118,10 +120,15 @@ OPERATIONS = (
     Operation("delete", ("publish",), f"DELETE {_M}", None, "delete", None, OWN, "done"),
     Operation("read a message", ("history",), f"GET {_M}", about="done"),
     Operation("read pages", ("history",), f"GET {_C}/messages", frame="history"),
-    Operation("list channels", ("history",), "GET /v1/channels", whose=LISTED),
+    Operation("list channels", ("history",), "GET /v1/channels", whose=LISTED, instead=("admin",)),
     Operation("read a channel's position", ("history",), f"GET {_C}"),
     Operation("export a channel", ("history", "admin"), f"GET {_C}/export", about="done"),
     Operation("delete a channel", ("admin",), f"DELETE {_C}"),
+    Operation("hold a channel", ("admin",), f"PUT {_C}/hold", {"reason": "case 17"}, whose=EVERY_CHANNEL, about="done"),
+    Operation("release a channel", ("admin",), f"DELETE {_C}/hold", whose=EVERY_CHANNEL, about="held"),
+    Operation("forget a person", ("admin",), "POST /v1/forget", {"client_id": "ann"}, whose=EVERY_CHANNEL),
+    Operation("verify the store", ("admin",), "POST /v1/verify", {}, whose=EVERY_CHANNEL, allowed="invalid_request"),
+    Operation("inspect the hub", ("admin",), "GET /v1/inspect", whose=EVERY_CHANNEL),
     Operation("follow a channel: SSE, `attach`", ("subscribe",), f"GET {_C}/events", frame="attach"),
     Operation("… long poll", ("subscribe",), f"GET {_C}/poll"),
     Operation("follow one answer", ("subscribe", "history"), f"GET {_M}/events", about="done"),
@@ -318,7 +325,7 @@ def _needs_table() -> str:
     for one in OPERATIONS:
         path = f"`{shown(one.http)}`" if one.http is not None else ""
         frame = f"`{one.frame}`" if one.frame is not None else ""
-        needs = ", ".join(f"`{needed}`" for needed in one.needs)
+        needs = ", ".join(f"`{needed}`" for needed in one.needs) + "".join(f" or `{other}`" for other in one.instead)
         lines.append(f"| {one.name} | {path} | {frame} | {needs} | {one.whose} |")
     return "\n".join(lines) + "\n"
 

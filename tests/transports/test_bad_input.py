@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.app import Hub
 from holdfast.core.limits import Limits
-from holdfast.transports import http as http_module
+from holdfast.transports import calls
 from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub
 from tests.transports.test_http import M1, MESSAGES, create, refused, stream
 
@@ -266,7 +266,7 @@ async def test_body_with_a_too_large_content_length_is_not_read() -> None:
 
 
 async def test_body_that_never_ends_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_module, "BODY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(calls, "BODY_TIMEOUT_S", 0.01)
     hub = new_hub()
 
     async def endless() -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +433,24 @@ async def test_late_request_does_not_open_a_closed_hub_again(hub: Hub, http: htt
     assert not hub.is_running
     await hub.start()
     assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_a_body_that_ends_late_does_not_open_a_closed_hub_again(hub: Hub, http: httpx2.AsyncClient) -> None:
+    async def late(rest: bytes) -> AsyncIterator[bytes]:
+        yield b"{"
+        await hub.close()
+        yield rest
+
+    for method, path, rest in (
+        ("POST", MESSAGES, b'"text": "late"}'),
+        ("PUT", "/v1/channels/chat:1/hold", b'"reason": "late"}'),
+        ("POST", "/v1/forget", b'"client_id": "ann"}'),
+        ("POST", "/v1/verify", b"}"),
+    ):
+        await hub.start()
+        headers = {"content-type": "application/json"}
+        response = await http.request(method, path, content=late(rest), headers=headers)
+        assert (refused(response), hub.is_running) == ((503, "draining"), False), path
 
 
 async def test_a_hub_whose_store_does_not_respond_is_not_ready(

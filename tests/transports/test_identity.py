@@ -23,7 +23,10 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as sync_connect
 
 from holdfast.app import Hub
+from holdfast.bounded_http import BoundedHttpProtocol
+from holdfast.bounded_websocket import BoundedWebSocketProtocol
 from holdfast.cli import main
+from holdfast.connections import Connections
 from holdfast.core.errors import Busy, LocalError
 from holdfast.hub.clock import Clock
 from holdfast.hub.identity import CAPABILITIES, Identity
@@ -86,8 +89,8 @@ class Verified(Served):
 
 
 @asynccontextmanager
-async def verifying(hub: Hub, watch: Watch) -> AsyncIterator[Verified]:
-    async with serving(hub) as plain:
+async def verifying(hub: Hub, watch: Watch, **options: Any) -> AsyncIterator[Verified]:
+    async with serving(hub, **options) as plain:
         served = Verified(plain.hub, plain.port, plain.http)
         served.watch = watch
         yield served
@@ -228,7 +231,7 @@ async def test_cookie_at_the_upgrade_needs_an_allowed_origin(served: Verified) -
         assert refused.value.response.status_code == 403
 
 
-async def test_each_transport_tells_a_client_its_identity_capabilities_and_time_left(served: Verified) -> None:
+async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_left(served: Verified) -> None:
     headers = {**served.bearer("subscribe", "history"), "Holdfast-Client": "test/1"}
     polled = await served.http.get("/v1/channels/chat:1/poll?wait_s=0", headers=headers)
     stream = await Stream.open(
@@ -375,6 +378,25 @@ async def test_renewal_that_grants_less_closes_the_socket(served: Verified) -> N
         assert (await peer.ask("auth", token=served.token("publish")))["type"] == "ok"
         assert await closed_with(peer) == (4003, "forbidden")
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
+
+
+@pytest.mark.parametrize("is_of_serve", [False, True], ids=["uvicorn", "holdfast serve"])
+async def test_close_codes_of_an_identity_arrive_under_each_server(is_of_serve: bool) -> None:
+    """The fixture `served` lets uvicorn choose its implementation of WebSockets; here it is named."""
+    options: dict[str, Any] = {"ws": "websockets-sansio"}
+    if is_of_serve:
+        http = partial(BoundedHttpProtocol, Connections(max_open=100))
+        options = {"http": http, "ws": BoundedWebSocketProtocol}
+    watch = Watch()
+    async with verifying(verifying_hub(watch), watch, **options) as served:
+        async with dialled(served, additional_headers=served.bearer()) as peer:
+            assert (await peer.ask("auth", token=served.token("publish")))["type"] == "ok"
+            assert await closed_with(peer) == (4003, "forbidden")
+        async with dialled(served) as peer:
+            assert (await peer.ask("auth", token=served.token(left_s=60)))["type"] == "ok"
+            served.watch.ahead_ms += 61_000
+            await peer.send("create", channel="chat:1", text="too late")
+            assert await closed_with(peer) == (4200, "unauthenticated")
 
 
 async def test_apps_own_verifier_receives_the_token_of_a_frame() -> None:

@@ -1,9 +1,9 @@
-"""`GET /v1/channels` shows the channels on which the caller has `history`."""
+"""`GET /v1/channels` shows the channels on which the caller has `history` or `admin`."""
 
 import httpx2
 
 from holdfast.app import Hub
-from holdfast.hub.identity import Identity
+from holdfast.hub.identity import CAPABILITIES, Identity
 from tests.transports.conftest import asking
 
 
@@ -27,8 +27,8 @@ async def test_wrong_queries_of_a_list_are_refused(plain_http: httpx2.AsyncClien
         assert (response.status_code, response.json()["code"]) == (400, code)
 
 
-async def test_list_shows_channels_with_history_only() -> None:
-    grants = {"chat:*": {"history"}, "log:1": {"history"}, "secret:*": {"subscribe", "publish", "admin"}}
+async def test_list_shows_channels_with_history_or_admin_only() -> None:
+    grants = {"chat:*": {"history"}, "log:1": {"admin"}, "secret:*": CAPABILITIES - {"history", "admin"}}
 
     async def authenticate(scope: object) -> Identity:
         return Identity(client_id="ada", grants={name: frozenset(one) for name, one in grants.items()})
@@ -40,8 +40,9 @@ async def test_list_shows_channels_with_history_only() -> None:
         found = (await client.get("/v1/channels")).json()
         assert [one["channel"] for one in found["channels"]] == ["chat:1", "log:1"]
         assert (await client.get("/v1/channels?prefix=secret:")).json() == {"channels": [], "more": False}
-        grants["chat:*"].clear()
-        grants["log:1"].clear()
+        del grants["chat:*"]  # `admin` alone shows its channel
+        assert [one["channel"] for one in (await client.get("/v1/channels")).json()["channels"]] == ["log:1"]
+        del grants["log:1"]
         refused = await client.get("/v1/channels")
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     await hub.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from holdfast.hub import presence_state
 from holdfast.hub.housekeeping import free_memory
 from holdfast.hub.identity import Identity, Scope
 from holdfast.transports.headers import header
+from tests.transports.asgi import HERE
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_websocket import dialled
 from tests.transports.watching import NASTY, Stream, write
 
 POLL = "/v1/channels/c/poll"
+CLIENT = ("127.0.0.1", 5)
 
 
 async def poll(served: Served, since: str | None = None, name: str = "", **query: Any) -> dict[str, Any]:
@@ -265,6 +268,35 @@ async def test_member_that_enters_and_leaves_at_once_makes_no_event(served: Serv
     assert asyncio.get_running_loop().time() - begun_s > 0.9
 
 
+async def test_presence_change_while_a_poll_ends_is_sent_with_the_next_poll(served: Served) -> None:
+    people = served.hub.runtime.presence
+    people.enter("c", "ann", "tab", {})
+    first = await poll(served)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            # The poll has taken ann's second connection, and has not made its cursor yet.
+            people.leave("c", "ann", "phone")
+            raise
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    query = f"since={first['cursor']}&wait_s=60".encode()
+    scope = {"type": "http", "method": "GET", "path": POLL, "query_string": query, "headers": HERE, "client": CLIENT}
+    task = asyncio.create_task(served.hub(scope, receive, send))
+    await served.until(lambda: served.hub.stats()["feeds"] == 1)
+    people.enter("c", "ann", "phone", {})
+    async with asyncio.timeout(PATIENCE_S):
+        await task
+    second = json.loads(sent[1]["body"])
+    third = await poll(served, second["cursor"], wait_s=0)
+    assert [event["member"]["connections"] for got in (second, third) for event in got["events"]] == [2, 1]
+
+
 async def test_signal_reaches_a_waiting_poll_and_is_lost_between_polls(served: Served) -> None:
     cursor = (await poll(served))["cursor"]
     await served.hub.signal("c", "typing", {"is": "early"}, by="ann")
@@ -402,7 +434,7 @@ async def test_view_fed_by_polls_shows_the_present_members(
             if chance.random() < 0.2:
                 await served.hub.create("c", text="x")
         received(view, await poll(served, view.cursor, wait_s=0))
-        present = people.present("c")
+        present = await people.present("c")
         assert sorted(view.members(), key=lambda one: one.id) == sorted(present.members, key=lambda one: one.id)
         assert view.count == present.count == len(here)
 

@@ -11,10 +11,16 @@ import pytest
 from holdfast.app import Hub
 from holdfast.core.errors import StoreUnavailable
 from holdfast.core.limits import Limits
+from holdfast.core.requests import AppendText
 from holdfast.hub.feed import Feed
 from holdfast.hub.identity import CAPABILITIES, Identity
+from holdfast.hub.leases import BROKEN_S
+from holdfast.transports.holdings import Holdings
+from tests.hub.test_leases import INTERRUPTED, STREAMING, begin, status
+from tests.hub.test_leases import new_hub as new_leasing_hub
 from tests.transports.conftest import new_hub
 from tests.transports.lines import Line
+from tests.virtual import virtually
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ async def own_hub() -> AsyncIterator[Hub]:
 
 async def test_no_batch_is_taken_from_a_feed_before_it_can_be_sent(own_hub: Hub) -> None:
     line = Line(own_hub)
-    line.tell("attach", channel="c")
+    line.request("attach", channel="c")
     assert (await line.frame())["type"] == "ok"
     await own_hub.create("c", id="m1", text="one")
     await own_hub.create("c", id="m2", text="two")
@@ -39,7 +45,7 @@ async def test_no_batch_is_taken_from_a_feed_before_it_can_be_sent(own_hub: Hub)
 async def test_waiting_channels_alternate_and_each_sends_all_missed_events(own_hub: Hub) -> None:
     line = Line(own_hub)
     for channel in ("a", "b", "c"):
-        line.tell("attach", channel=channel, flush_ms=0)
+        line.request("attach", channel=channel, flush_ms=0)
     for _ in range(6):
         await line.frame()
     for number in range(3):
@@ -54,10 +60,10 @@ async def test_waiting_channels_alternate_and_each_sends_all_missed_events(own_h
 
 async def test_replies_go_before_events(own_hub: Hub) -> None:
     line = Line(own_hub)
-    line.tell("attach", channel="c", flush_ms=0)
+    line.request("attach", channel="c", flush_ms=0)
     await line.frame()
     await line.frame()
-    line.tell("create", ref="mine", channel="c", id="m1")
+    line.request("create", ref="mine", channel="c", id="m1")
     await own_hub.info("c")
     assert (await line.frame())["ref"] == "mine"
     assert (await line.frame())["type"] == "events"
@@ -67,7 +73,7 @@ async def test_socket_is_full_while_too_many_replies_are_unsent(own_hub: Hub) ->
     line = Line(own_hub)
     for ref in range(10):
         assert not line.session.is_full
-        line.tell("detach", ref=ref, channel="c")
+        line.request("detach", ref=ref, channel="c")
     assert line.session.is_full
     line.take()
     assert not line.session.is_full
@@ -75,10 +81,10 @@ async def test_socket_is_full_while_too_many_replies_are_unsent(own_hub: Hub) ->
 
 async def test_socket_is_full_while_too_many_requests_are_pending(own_hub: Hub) -> None:
     line = Line(own_hub)
-    line.tell("create", channel="c", id="m1", role="assistant", status="streaming")
+    line.request("create", channel="c", id="m1", role="assistant", status="streaming")
     await line.frame()
     for ref in range(10):
-        line.tell("append", ref=ref, channel="c", id="m1", text="x")
+        line.request("append", ref=ref, channel="c", id="m1", text="x")
     assert line.session.is_full
     for ref in range(10):
         assert (await line.frame())["ref"] == ref
@@ -87,15 +93,15 @@ async def test_socket_is_full_while_too_many_requests_are_pending(own_hub: Hub) 
 
 async def test_socket_is_full_while_its_requests_or_replies_are_too_large(own_hub: Hub) -> None:
     line = Line(own_hub)
-    line.tell("create", channel="c", id="m1", text="x" * 90_000)
+    line.request("create", channel="c", id="m1", text="x" * 90_000)
     assert line.session.is_full  # the request and the weight of its reply
     await line.frame()
     assert not line.session.is_full
-    line.tell("history", channel="c")
+    line.request("history", channel="c")
     assert line.session.is_full
     await line.rest()
     assert not line.session.is_full
-    line.tell("history", channel="c")
+    line.request("history", channel="c")
     await line.rest()
     assert line.session.is_full  # two pages of 90 kB that were not sent
     line.take()
@@ -122,11 +128,11 @@ async def test_a_timer_of_five_seconds_that_is_not_quite_regular_skips_no_ping(o
 
 async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
     line = Line(own_hub)
-    line.tell("attach", channel="c")
+    line.request("attach", channel="c")
     await line.frame()
     line.session.drain()
     line.session.drain()
-    line.tell("create", ref=7, channel="c", id="m1")
+    line.request("create", ref=7, channel="c", id="m1")
     line.session.receive_binary()
     line.now_s = 100.0
     bye = line.take()
@@ -144,7 +150,7 @@ async def test_events_that_cannot_be_encoded_end_the_session(own_hub: Hub, is_li
     line = Line(own_hub)
     if not is_live:  # the first batch has the present members
         own_hub.channel("c").presence_state.enter("bot", "agent", 0, {"tool": object()})
-    line.tell("attach", channel="c", flush_ms=0)
+    line.request("attach", channel="c", flush_ms=0)
     assert (await line.frame())["type"] == "ok"
     if is_live:
         assert (await line.frame())["type"] == "events"
@@ -168,11 +174,11 @@ async def test_attaches_of_one_channel_get_their_responses_in_order(
         return feed
 
     monkeypatch.setattr(own_hub, "attach", slow_at_first)
-    line.tell("attach", 1, channel="c", history=0)
+    line.request("attach", 1, channel="c", history=0)
     await asyncio.sleep(0)  # let the session read the channel
-    line.tell("attach", 2, channel="c", history=0)  # superseded before its turn
-    line.tell("attach", 3, channel="c", history=1)
-    line.tell("attach", 4, channel="other")
+    line.request("attach", 2, channel="c", history=0)  # superseded before its turn
+    line.request("attach", 3, channel="c", history=1)
+    line.request("attach", 4, channel="other")
     assert (await line.frame())["ref"] == 4
     asyncio.get_running_loop().call_later(0.01, gate.set)
     while (frame := await line.frame())["type"] == "events":
@@ -197,9 +203,9 @@ async def test_an_attach_that_fails_gets_its_response_before_the_next_one(
         raise StoreUnavailable("not now")
 
     monkeypatch.setattr(own_hub, "attach", failing)
-    line.tell("attach", 1, channel="c")
+    line.request("attach", 1, channel="c")
     await asyncio.sleep(0)
-    line.tell("attach", 2, channel="c")
+    line.request("attach", 2, channel="c")
     replies = [await line.frame() for _ in range(3)]
     assert [(one["type"], one.get("ref")) for one in replies] == [("error", 1), ("ok", 2), ("events", None)]
     line.session.close()
@@ -207,7 +213,7 @@ async def test_an_attach_that_fails_gets_its_response_before_the_next_one(
 
 async def test_a_session_that_closes_while_it_attaches_leaves_no_feed(own_hub: Hub) -> None:
     line = Line(own_hub)
-    line.tell("attach", channel="c")
+    line.request("attach", channel="c")
     line.session.close()
     await line.rest()
     assert own_hub.stats()["feeds"] == 0
@@ -229,14 +235,14 @@ async def test_a_session_that_closes_while_it_attaches_leaves_no_feed(own_hub: H
 )
 async def test_every_frame_needs_its_capability(own_hub: Hub, capability: str, frame: dict[str, Any]) -> None:
     line = Line(own_hub, Identity(client_id="ada", capabilities=CAPABILITIES - {capability}))
-    line.tell(**{"channel": "c", **frame})
+    line.request(**{"channel": "c", **frame})
     assert (await line.frame())["code"] == "forbidden"
 
 
 async def test_client_may_not_send_the_servers_signal(own_hub: Hub) -> None:
     for client in ("ada", None):  # a signal without a sender would look like the server's
         line = Line(own_hub, Identity(client_id=client))
-        line.tell("signal", channel="c", name="nobody_listening", data={"message": "m1"})
+        line.request("signal", channel="c", name="nobody_listening", data={"message": "m1"})
         assert (await line.frame())["code"] == "forbidden"
     assert own_hub.channel("c").presence_state.position == 0
 
@@ -247,7 +253,23 @@ async def test_without_history_a_new_start_shows_streaming_messages_only(own_hub
         await message.append("so far")
         await message.flush()
         line = Line(own_hub, Identity(client_id="ada", capabilities=CAPABILITIES - {"history"}))
-        line.tell("attach", channel="c", history=50)
+        line.request("attach", channel="c", history=50)
         await line.frame()
         events = (await line.frame())["events"]
     assert [event["message"]["id"] for event in events[1:]] == ["live"]
+
+
+@pytest.mark.parametrize("is_cut_off", [True, False])
+@virtually
+async def test_writers_keep_their_leases_when_their_socket_was_closed_because_the_hub_is_cut_off(
+    is_cut_off: bool,
+) -> None:
+    hub = new_leasing_hub()
+    await begin(hub)
+    holdings = Holdings(hub, "socket", is_broken=False)
+    holdings.note_request("c", "m", AppendText(text=""))
+    hub.viewing.is_cut_off = is_cut_off
+    holdings.release()
+    await asyncio.sleep(BROKEN_S + 1)
+    assert await status(hub) == (STREAMING if is_cut_off else INTERRUPTED)
+    await hub.close()

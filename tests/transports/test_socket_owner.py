@@ -160,7 +160,7 @@ def test_objection_names_both_accounts() -> None:
         {"client": (HERE, 5)},
     ],
 )
-async def test_server_that_tells_no_addresses_leaves_it_to_the_other_rules(scope: dict[str, Any]) -> None:
+async def test_server_that_gives_no_addresses_leaves_it_to_the_other_rules(scope: dict[str, Any]) -> None:
     assert pair_of(scope) is None
     assert await foreign_owner(scope) is None
 

@@ -26,8 +26,8 @@ app = Starlette(routes=[Mount("/mounted", Hub("sqlite:///chat.db"))])
 """
 AT_ONCE_S = 1.0  # without the wait of 5 s for a process that is about to end
 REFUSED = (
-    r"the store is in use by process \d+ \([\w.]+\): it is another worker of this server: run one worker, since one "
-    r"process has the store \(--workers 1\)"
+    r"the store is in use by process \d+ \([\w.]+\): it is another worker of this server: run one worker "
+    r"\(--workers 1\), or use a postgresql:// store, which several processes may share"
 )
 TRIES = 400  # number of tries; the kernel gives the connection of each to either worker
 

@@ -25,7 +25,7 @@ test("the page has each property", () => {
 })
 
 test("the page has each event", () => {
-  const sent = [...found(/tell\("(\w+)"/g), ...found(/tell\(\S+ \? "(\w+)"/g), ...found(/tell\(\S+ \? "\w+" : "(\w+)"/g)]
+  const sent = [...found(/emit\("(\w+)"/g), ...found(/emit\(\S+ \? "(\w+)"/g), ...found(/emit\(\S+ \? "\w+" : "(\w+)"/g)]
   assert.deepEqual(rows("Events").sort(), sent.map((name) => `holdfast-${name}`).sort())
 })
 

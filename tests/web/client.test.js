@@ -298,7 +298,7 @@ describe("a connection", () => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
-    w.socket.receive({ type: "weather", channel: "c" })
+    w.socket.receive({ type: "sunshine", channel: "c" })
     w.socket.events("d", "e:1", attached(1))
     w.socket.receive({ type: "ok", ref: 4711 })
     w.socket.receive({ type: "error", code: "invalid_request" })
@@ -867,11 +867,11 @@ describe("people", () => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
-    let told = 0
-    channel.subscribe(() => told++)
+    let calls = 0
+    channel.subscribe(() => calls++)
     w.socket.events("c", null, enter("ann"), { type: "presence.update", member: member("ann", { name: "Ann" }, 2) })
     w.pass(20)
-    assert.equal(told, 1)
+    assert.equal(calls, 1)
     assert.deepEqual(channel.getSnapshot().presence, { members: [member("ann", { name: "Ann" }, 2)], count: 1 })
     w.socket.events("c", null, { type: "presence.leave", id: "ann" })
     assert.deepEqual(channel.getSnapshot().presence.count, 1) // shown soon, like every unfinished batch
@@ -1179,23 +1179,23 @@ describe("an observer", () => {
     const w = world(t)
     const channel = w.client.channel("c")
     goLive(w)
-    let told = 0
-    const end = channel.subscribe(() => told++)
+    let calls = 0
+    const end = channel.subscribe(() => calls++)
     w.socket.events("c", "e:3", append(2, "m", 1, "b"), append(3, "m", 2, "c"))
-    assert.equal(told, 1)
+    assert.equal(calls, 1)
     w.socket.events("c", null, append(4, "m", 3, "d"))
     w.socket.events("c", null, append(5, "m", 4, "e"))
-    assert.equal(told, 1)
+    assert.equal(calls, 1)
     w.pass(20)
-    assert.equal(told, 2)
+    assert.equal(calls, 2)
     assert.deepEqual(texts(channel), ["abcde"])
     w.socket.events("c", null, append(6, "m", 5, "f"))
     w.socket.events("c", "e:7", append(7, "m", 6, "g"))
     w.pass(1_000)
-    assert.equal(told, 3)
+    assert.equal(calls, 3)
     end()
     w.socket.events("c", "e:8", append(8, "m", 7, "h"))
-    assert.equal(told, 3)
+    assert.equal(calls, 3)
   })
 
   test("gets new objects for changed values only", (t) => {
@@ -1244,14 +1244,14 @@ describe("an observer", () => {
     const thrown = []
     globalThis.reportError = (error) => thrown.push(error.message)
     t.after(() => delete globalThis.reportError)
-    let told = 0
+    let calls = 0
     const end = channel.subscribe(() => {
       throw new Error("a bug of the page")
     })
-    channel.subscribe(() => told++)
+    channel.subscribe(() => calls++)
     w.socket.events("c", "e:2", append(2, "m", 1, "b"))
     end()
-    assert.equal(told, 1)
+    assert.equal(calls, 1)
     assert.deepEqual(thrown, ["a bug of the page"])
     assert.equal(channel.state, "live")
   })
@@ -1283,7 +1283,7 @@ describe("an observer", () => {
 })
 
 describe("statistics", () => {
-  test("count events, batches and bytes", (t) => {
+  test("count events, batches and characters", (t) => {
     const w = world(t)
     const channel = w.client.channel("c")
     w.socket.open()
@@ -1294,10 +1294,10 @@ describe("statistics", () => {
     assert.deepEqual(channel.stats.catchUp, { events: 2, points: 6, ms: 0 })
     w.socket.receive(second)
     assert.deepEqual(channel.stats.catchUp, { events: 2, points: 6, ms: 0 })
-    const bytes = Buffer.byteLength(JSON.stringify(first)) + Buffer.byteLength(JSON.stringify(second))
+    const characters = JSON.stringify(first).length + JSON.stringify(second).length
     const { events, batches, reconnects, gaps } = channel.stats
     assert.deepEqual({ events, batches, reconnects, gaps }, { events: 4, batches: 2, reconnects: 0, gaps: 0 })
-    assert.equal(channel.stats.bytes, bytes)
+    assert.equal(channel.stats.characters, characters)
   })
 
   test("report the size and the time of a resume over all its frames", (t) => {
@@ -1334,13 +1334,13 @@ describe("the message of an error", () => {
     const request = w.client.channel("c").delete("m")
     w.socket.open()
     w.socket.drop(4300)
-    assert.equal(await first(request), "http://server.test/base closed the socket with code 4300")
+    assert.equal(await first(request), "http://server.test/base closed the socket with code 4300: send less, or update this client")
   })
 
   test("of too many requests names their number and the remedy", async (t) => {
     const channel = world(t).client.channel("c")
     for (let index = 0; index < 500; index++) channel.delete("m").catch(() => {})
-    assert.match(await first(channel.delete("m")), /^500 requests with \d+ characters wait for a response: await some of them first$/)
+    assert.match(await first(channel.delete("m")), /^500 requests with \d+ characters wait for a response: await some first$/)
   })
 
   test("of an append without an offset names the message and the missing argument", async (t) => {
@@ -1354,7 +1354,7 @@ describe("the message of an error", () => {
     const found = first(w.client.channel("c").delete("m"))
     await settled()
     await w.http.answer(404)
-    assert.equal(await found, "http://server.test/base sent status 404 without a code: is it a Holdfast server?")
+    assert.equal(await found, "http://server.test/base sent status 404 without a code: correct its address")
   })
 
   test("of a page that stays outdated names the channel and the remedy", async (t) => {

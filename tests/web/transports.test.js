@@ -199,7 +199,7 @@ describe("the diagnosis", () => {
     assert.equal(w.client.status.error.code, "not_holdfast")
     assert.equal(w.client.status.state, "connecting")
     assert.deepEqual(warnings(), [
-      "holdfast: not_holdfast: http://server.test/base responds (status 404), but not as a Holdfast server: is it mounted at another path?",
+      "holdfast: not_holdfast: http://server.test/base sent status 404, but not as a Holdfast server: correct its address",
     ])
   })
 

@@ -205,6 +205,14 @@ def test_no_frame_is_sent_after_the_closing_handshake() -> None:
     assert frames.encode(TextMessage(data="late")) == b""
 
 
+def test_a_message_is_not_answered_if_the_close_came_with_it() -> None:
+    frames = Frames()
+    message, close = frames.receive(server_frame(b"ping") + server_frame(struct.pack("!H", 1012), 8))
+    assert (isinstance(message, TextMessage), isinstance(close, CloseConnection)) == (True, True)
+    assert frames.encode(TextMessage(data="pong")) == b""
+    assert unmask(frames.encode(close.response()))[0] == 8
+
+
 @pytest.mark.parametrize("size", [0, 1, 5, 125, 126, 65_535, 65_536])
 def test_client_frame_is_masked_and_decodes_to_its_payload(size: int) -> None:
     payload = bytes(i % 251 for i in range(size))

@@ -36,7 +36,7 @@ async def pipe(writer: Writer, stream: object, *, source: str | None = None, tex
     """
     writing = Writing(writer)
     upstream = Upstream(stream)
-    chosen = _named(source, text_field) or by_stream(stream)
+    chosen = named_source(source, text_field) or by_stream(stream)
     try:
         await upstream.open()
         chosen = chosen or by_stream(upstream.stream)
@@ -60,14 +60,14 @@ async def pipe(writer: Writer, stream: object, *, source: str | None = None, tex
     return writing.piped()
 
 
-def _named(source: str | None, text_field: str | None) -> Source | None:
-    """Return the source that the caller has named, or None. Raises LocalError for an unknown name."""
-    if source is not None and source not in SOURCES:
-        raise LocalError(f"source must be one of {', '.join(SOURCES)}, got {shown(source)}")
+def named_source(source: str | None, text_field: str | None, *, option: str = "source") -> Source | None:
+    """Return the source that the caller has named with `option`, or None. Raises LocalError for a wrong value."""
+    if source is not None and (not isinstance(source, str) or source not in SOURCES):
+        raise LocalError(f"{option} must be one of {', '.join(SOURCES)}, got {shown(source)}")
     if text_field is None:
         return SOURCES[source]() if source is not None else None
     if source not in (None, SSEText.name):
-        raise LocalError(f"text_field is for server-sent events; with source={source!r} leave it out")
+        raise LocalError(f"text_field is for server-sent events; with {option}={source!r} leave it out")
     if not isinstance(text_field, str) or not text_field:
         raise LocalError(f'text_field must be the name of a field, such as "text", got {shown(text_field)}')
     return SSEText(text_field)

@@ -66,8 +66,8 @@ def by_first_event(event: object) -> Source:
         return SSEText(is_certain=not isinstance(event, str))
     if kind is None:
         raise LocalError(
-            f"stream of {type(event).__name__} items is not of a known source; name it, source= is one of "
-            f"{', '.join(SOURCES)}"
+            f"stream of {type(event).__name__} items is not of a known source; name it, source= of pipe or "
+            f"source_kind= of stream_response is one of {', '.join(SOURCES)}"
         )
     return kind()
 

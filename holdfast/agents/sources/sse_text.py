@@ -160,7 +160,7 @@ class SSEText(Source):
             if self._before is None:
                 raise malformed(
                     "a line of the stream is not a field of a server-sent event such as `data:`; for plain text pass "
-                    "source='text'"
+                    "source='text' to pipe, or source_kind='text' to stream_response"
                 ) from None
             self._is_text = True
             yield Add("text", "".join(self._before))
@@ -203,7 +203,10 @@ class SSEText(Source):
         if isinstance(found, str):
             return found
         if found is not None:
-            raise LocalError(f"text_field {self._shown_path()} must name a string, it names a {type(found).__name__}")
+            raise LocalError(
+                f"text_field {self._shown_path()} must name a string, it names a value of type "
+                f"{type(found).__name__}; name the field that holds the text"
+            )
         if value.get("error") is not None:
             raise reported(*_codes(value))
         self._keys = self._keys or [str(key) for key in value][:_SHOWN_KEYS]
@@ -222,7 +225,8 @@ class SSEText(Source):
                 f"text_field={shown(example)}, or {_REMEDY}"
             )
         return LocalError(
-            f"text_field {self._shown_path()} is in no object of the stream; the first has the keys {keys}"
+            f"text_field {self._shown_path()} is in no object of the stream, the first of which has the keys {keys}; "
+            "name the key that holds the text"
         )
 
 

@@ -18,7 +18,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
   let channel = /** @type {import("../client.js").Channel} */ (/** @type {any} */ (null))
   let gone = /** @type {{ answer: Answer | null, ms: number, how: string } | null} what was shown when the connection or the page ended */ (null)
   let { before } = score.kept
-  let [wasLive, hasTold, crashed, crash_ms, offline_ms] = [false, isReload, "", 0, 0]
+  let [wasLive, isReported, crashed, crash_ms, offline_ms] = [false, isReload, "", 0, 0]
   if (isReload) score.keep({ reloads: score.kept.reloads + 1, plainLost: score.kept.plainLost || (before?.plain ?? 0) })
   addEventListener("pagehide", () => channel && score.keep({ before: { channel: channel.name, answer: newest(), plain: size(plain.text) } }))
 
@@ -27,7 +27,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
     channel = next
     gone = isReload && before?.channel === channel.name ? { answer: before.answer, ms: performance.now(), how: "reload" } : null
     ;[before, wasLive, seen] = [null, false, new Map()]
-    const ends = [channel.subscribe(notice), channel.listen(hear)]
+    const ends = [channel.subscribe(notice), channel.listen(receive)]
     return () => ends.forEach((end) => end())
   }
 
@@ -90,8 +90,8 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
   /** Send the other windows once the text that this one shows, and compare it with the texts that they have sent. */
   function compareWindows() {
     const answer = newest()
-    if (!hasTold && answer?.text) channel.signal(TEXT, { window: WINDOW, message: answer.message, text: [...answer.text].slice(0, LONGEST).join("") })
-    hasTold ||= Boolean(answer?.text)
+    if (!isReported && answer?.text) channel.signal(TEXT, { window: WINDOW, message: answer.message, text: [...answer.text].slice(0, LONGEST).join("") })
+    isReported ||= Boolean(answer?.text)
     for (const [window, { from, message, text }] of theirs) {
       const mine = find(message)?.text ?? ""
       const member = channel.getSnapshot().presence.members.find(({ id }) => id === from)
@@ -102,7 +102,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
   }
 
   /** @param {any} event of the wire */
-  function hear({ type, name, from, data }) {
+  function receive({ type, name, from, data }) {
     if (type !== "signal" || name !== TEXT || typeof data?.text !== "string" || data.window === WINDOW) return
     theirs.set(data.window, { from, message: data.message, text: data.text })
     compareWindows()

@@ -135,11 +135,16 @@ async def test_remedy_names_the_field_that_holds_the_text(hub: Hub, value: objec
 
 async def test_a_text_field_that_no_object_has_is_refused(hub: Hub) -> None:
     detail = await failure(hub, frames([{"token": "a"}, {"token": "b"}]), "text")
-    assert detail == "text_field 'text' is in no object of the stream; the first has the keys 'token'"
+    assert detail == (
+        "text_field 'text' is in no object of the stream, the first of which has the keys 'token'; name the key that "
+        "holds the text"
+    )
 
 
 async def test_a_text_field_that_holds_no_text_is_refused(hub: Hub) -> None:
-    assert "it names a list" in await failure(hub, frames([{"token": ["a"]}]), "token")
+    assert await failure(hub, frames([{"token": ["a"]}]), "token") == (
+        "text_field 'token' must name a string, it names a value of type list; name the field that holds the text"
+    )
 
 
 async def test_an_event_of_another_name_is_refused_with_the_remedy(hub: Hub) -> None:

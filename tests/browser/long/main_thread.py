@@ -63,6 +63,12 @@ async def start_tasks(browser: Browser, page: Page) -> None:
 
 async def stop_tasks(browser: Browser, mark: str = "") -> list[float]:
     """Return the CPU times in ms of the recorded tasks that began after the page's last performance mark `mark`."""
+    _, later_ms = await stop_tasks_at(browser, mark)
+    return later_ms
+
+
+async def stop_tasks_at(browser: Browser, mark: str = "") -> tuple[float, list[float]]:
+    """Return the CPU time in ms of the task that set the page's last mark `mark`, and those of the tasks after it."""
     events: list[dict[str, Any]] = json.loads(await browser.stop_tracing())["traceEvents"]
     mains = {
         (one["pid"], one["tid"])
@@ -70,11 +76,8 @@ async def stop_tasks(browser: Browser, mark: str = "") -> list[float]:
         if one["name"] == "thread_name" and one["args"]["name"] == "CrRendererMain"
     }
     since_us = max(one["ts"] for one in events if one["name"] == mark) if mark else 0
-    return [
-        one["tdur"] / 1_000
-        for one in events
-        if one["name"].endswith("RunTask")
-        and "tdur" in one
-        and (one["pid"], one["tid"]) in mains
-        and one["ts"] >= since_us
+    tasks = [
+        one for one in events if one["name"].endswith("RunTask") and "tdur" in one and (one["pid"], one["tid"]) in mains
     ]
+    marking = [one["tdur"] / 1_000 for one in tasks if one["ts"] < since_us < one["ts"] + one["dur"]]
+    return max(marking, default=0.0), [one["tdur"] / 1_000 for one in tasks if one["ts"] >= since_us]

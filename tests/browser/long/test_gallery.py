@@ -16,8 +16,8 @@ from tests.browser.gallery import STATES, gallery_server, open_gallery
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
-_AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
-_FINDINGS = """async () => {
+AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
+FINDINGS = """async () => {
   const { violations } = await axe.run(document, { resultTypes: ["violations"] })
   const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical")
   return serious.flatMap(({ id, nodes }) => nodes.map((node) => `${id} ${node.target}: ${node.failureSummary}`))
@@ -54,8 +54,8 @@ async def address() -> AsyncIterator[str]:
 @pytest.mark.parametrize("name", STATES)
 async def test_axe_finds_nothing_serious(browser: Browser, address: str, name: str, theme: str) -> None:
     page = await open_gallery(browser, address, f"state={name}&theme={theme}", bypass_csp=True)
-    await page.evaluate(_AXE.read_text())
-    assert await page.evaluate(_FINDINGS) == []
+    await page.evaluate(AXE.read_text())
+    assert await page.evaluate(FINDINGS) == []
 
 
 @pytest.mark.parametrize("width", [320, 1200])

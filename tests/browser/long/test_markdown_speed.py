@@ -4,14 +4,15 @@ Layer: tests.
 
 A growing answer has 200 KB and comes in pieces of 100 characters, one for each frame, in a message of the panel's
 style. Its end stays in view. A step is everything that the main thread does for one piece, so no task is longer than
-its step. CPU time too grows on a busy machine: each limit of a time is twice its budget, and a figure is the best of at
-most three tries. `docs/widget.md` has the measured figures.
+its step. CPU time too grows on a busy machine: each limit of a time is twice its budget (`docs/decisions/0082`), and a
+figure is the best of at most three tries. Ratios have the limits of their budgets. `docs/widget.md` has the measured
+figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,23 +21,58 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page
 
 from holdfast import Limits
-from tests.browser.long.main_thread import MainThread, start_tasks, stop_tasks
+from tests.browser.long.main_thread import MainThread, start_tasks, stop_tasks, stop_tasks_at
 from tests.browser.tab import chromium
 from tests.browser.test_chat import scene
 from tests.browser.test_markdown import markdown_page
 from tests.transports.conftest import new_hub
 
+NAMES = ["a mixed answer", "a fence", "a tight list", "a table", "a paragraph"]
 LENGTH = 200_000
 PIECE = 100
+BURST = 5  # pieces that the hub sends before the test waits until the page has drawn them
 MAX_TASK_MS = 2 * 50.0
+RECEIVING = 3  # the limit of the task that receives, in times of its least work, which has no slices
 MEAN_MS = 2 * 2.0
-LAST_TO_SECOND = 1.3 * 1.2  # script time of the last quarter by that of the second
+LAST_TO_SECOND = 1.3  # script time of the last quarter by that of the second
 TRIES = 3
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
+GROWTH = 10  # pieces
 ANSWERS = Path(__file__).parent / "answers.md"
 FAST = ("--disable-frame-rate-limit", "--disable-gpu-vsync")  # frames follow each other at once
 END = "The end of the message."
-_SHOWN = f"() => root.querySelector('.markdown')?.textContent.endsWith('{END}')"
+# Marks the time at which the page has received the long text.
+_MARK = """() => {
+  const stop = channel.subscribe(() => {
+    if (channel.getSnapshot().messages[0].text.length < 100) return
+    stop()
+    performance.mark("received")
+  })
+}"""
+# The frame of a message, and the least work of its receiver.
+_ENCODE = """() => {
+  const { id, text } = channel.getSnapshot().messages[0]
+  const event = { type: "message.append", serial: 3, id, part: 0, at: 16, text }
+  const frame = { type: "events", channel: "chat:1", events: [event] }
+  window.frame = new TextEncoder().encode(JSON.stringify(frame))
+}"""
+_PARSE = """() => {
+  window.parsed = JSON.parse(new TextDecoder().decode(frame))
+  performance.mark("parsed")
+}"""
+# Waits until the page has received and drawn `length` characters.
+_DRAWN = """async length => {
+  const text = () => channel.getSnapshot().messages[0].text
+  if (text().length < length) {
+    await new Promise((resolve) => {
+      const stop = channel.subscribe(() => text().length >= length && (stop(), resolve()))
+    })
+  }
+  await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)))
+}"""
+# The last child of a growing answer has the text that is not final.
+_SHOWN = "words => root.querySelector('.markdown')?.lastElementChild.textContent.endsWith(words)"
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 
@@ -45,7 +81,16 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
 class Cost:
     longest_ms: float
     mean_ms: float
-    growth: float
+    quarters_ms: tuple[float, ...]  # script time of each quarter of the answer
+
+    def __and__(self, other: Cost) -> Cost:
+        """Return the best figures of two tries."""
+        quarters_ms = tuple(map(min, self.quarters_ms, other.quarters_ms))
+        return Cost(min(self.longest_ms, other.longest_ms), min(self.mean_ms, other.mean_ms), quarters_ms)
+
+    @property
+    def growth(self) -> float:
+        return self.quarters_ms[3] / self.quarters_ms[1]
 
     @property
     def is_low(self) -> bool:
@@ -76,55 +121,116 @@ async def grow(page: Page, name: str, text: str) -> Cost:
     thread = await MainThread.of(page)
     await page.evaluate("text => tests.stage(text)", text)
     times = [await thread.spent()]
-    for start in range(0, LENGTH, PIECE):
+    for start in range(0, len(text), PIECE):
         await page.evaluate(f"tests.steps({start}, {start + PIECE}, {PIECE})")
         times.append(await thread.spent())
-    assert await page.evaluate("tests.stagedLength()") > LENGTH * 0.4  # the rest are addresses and marks
+    assert await page.evaluate("tests.stagedLength()") > len(text) * 0.4  # the rest are addresses and marks
     longest_ms = max((after - before).thread_ms for before, after in pairwise(times))
     mean_ms = (times[-1] - times[0]).drawing_ms / (len(times) - 1)
-    quarters = [after - before for before, after in pairwise(times[:: LENGTH // PIECE // 4])]
-    script_ms = [round(one.script_ms) for one in quarters]
-    growth = quarters[3].script_ms / quarters[1].script_ms
-    print(
-        f"{name}: {mean_ms:.2f} ms a step, longest {longest_ms:.0f} ms, script {script_ms} ms by quarter, {growth:.2f}"
-    )
-    return Cost(longest_ms, mean_ms, growth)
+    quarters = [after - before for before, after in pairwise(times[:: len(text) // PIECE // 4])]
+    cost = Cost(longest_ms, mean_ms, tuple(one.script_ms for one in quarters))
+    script_ms = [round(one) for one in cost.quarters_ms]
+    print(f"{name}: {mean_ms:.2f} ms a step, longest {longest_ms:.0f} ms, script {script_ms} ms, {cost.growth:.2f}")
+    return cost
 
 
-@pytest.mark.parametrize("name", ["a mixed answer", "a fence", "a tight list", "a table", "a paragraph"])
+@pytest.mark.parametrize("name", NAMES)
 async def test_cost_of_a_step_is_small_and_does_not_grow(page: Page, name: str) -> None:
     text = mixed(LENGTH) if name == "a mixed answer" else await page.evaluate(f"tests.longBlock({name!r}, {LENGTH})")
-    costs: list[Cost] = []
-    while len(costs) < TRIES and not any(one.is_low for one in costs):
-        costs.append(await grow(page, name, text))
-    assert any(one.is_low for one in costs), costs
+    assert len(text) == LENGTH
+    best = await grow(page, name, text)
+    for _ in range(TRIES - 1):
+        if not best.is_low:
+            best &= await grow(page, name, text)
+    assert best.is_low, best
 
 
-async def longest_task_ms(browser: Browser, text: str) -> float:
-    """Return the CPU time of the longest task from the arrival of `text` in one event until all of it is shown."""
-    limits = Limits(request_bytes=4 * MIB, history_bytes=4 * MIB)
-    async with scene(browser, "", new_hub(limits=limits), has_agent=False) as here:
+async def test_cost_of_a_piece_in_the_chat_element_is_small(browser: Browser) -> None:
+    text = mixed(LENGTH)
+    async with scene(browser, "", has_agent=False) as here:
         await here.mount()
-        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text="small")
-        await here.until("small")
-        await start_tasks(browser, here.page)
-        await here.hub.update("chat:1", "a", text=f"{text}\n\n{END}")
-        await here.page.wait_for_function(_SHOWN, polling=500, timeout=60_000)
-        tasks = await stop_tasks(browser)
-    print(f"{len(text):,} characters: {sum(tasks):,.0f} ms of CPU in all, longest task {max(tasks):.0f} ms")
-    return max(tasks)
+        async with here.hub.message("chat:1", author="Guide") as answer:
+            await answer.append("The beginning.\n\n")
+            await here.until("The beginning.")
+            thread = await MainThread.of(here.page)
+            before = await thread.spent()
+            await start_tasks(browser, here.page)
+            for end in range(PIECE, LENGTH + 1, PIECE):
+                await answer.append(text[end - PIECE : end])
+                await answer.flush()
+                if end % (BURST * PIECE) == 0:
+                    await here.page.evaluate(_DRAWN, len("The beginning.\n\n") + end)
+            mean_ms = (await thread.spent() - before).drawing_ms / (LENGTH / PIECE)
+            longest_ms = max(await stop_tasks(browser))
+    print(f"in the element: {mean_ms:.2f} ms a piece, longest {longest_ms:.0f} ms")
+    assert mean_ms <= MEAN_MS
+    assert longest_ms <= MAX_TASK_MS
 
 
-@pytest.mark.parametrize("name", ["a mixed answer", "a fence", "a line"])
-async def test_message_of_a_megabyte_that_arrives_at_once_is_drawn_without_a_long_task(
-    browser: Browser, name: str
-) -> None:
-    texts = {
-        "a mixed answer": mixed(MIB),
-        "a fence": "```py\n" + "x = 1 + 2  # some code\n" * (MIB // 23) + "the_last = 'and the longest line'\n```",
-        "a line": "letters and words " * (MIB // 18),
+def eight_mebibytes() -> str:
+    """Return a text of nearly 8 MiB, the limit of a message: a block each of code, list and table, and paragraphs."""
+    lines = {
+        "```py\n": "x = 1 + 2  # some code\n",
+        "```\n\n": "- an item with **bold** words and `code`\n",
+        "\n| a | b | c |\n|---|---|---|\n": "| one | **two** | `three` |\n",
+        "\n": "letters and words ",
+        "\n\n": "A cursor **says** what you have `seen`, and [more](https://a.example/b). " * 6 + "\n\n",
     }
-    tries: list[float] = []
-    while len(tries) < TRIES and min(tries, default=MAX_TASK_MS + 1) > MAX_TASK_MS:
-        tries.append(await longest_task_ms(browser, texts[name]))
-    assert min(tries) <= MAX_TASK_MS
+    size = (8 * MIB - 64 * KIB) // len(lines)
+    return "".join(begin + line * (size // len(line)) for begin, line in lines.items())
+
+
+@dataclass(frozen=True)
+class Whole:
+    """CPU times in ms of a message that arrives at once."""
+
+    receiving_ms: float  # of the task that receives the event
+    parsing_ms: float  # of a task that only decodes and parses the event
+    drawing_ms: float  # of the longest task that draws it
+    growing_ms: float  # of the longest task while it grows on
+
+    def __and__(self, other: Whole) -> Whole:
+        """Return the best figures of two tries."""
+        mine, others = astuple(self), astuple(other)
+        return Whole(*map(min, mine, others))
+
+    @property
+    def is_low(self) -> bool:
+        is_received = self.receiving_ms <= RECEIVING * self.parsing_ms + MAX_TASK_MS / 2
+        return is_received and max(self.drawing_ms, self.growing_ms) <= MAX_TASK_MS
+
+
+async def receive_at_once(browser: Browser) -> Whole:
+    """Return the times of a message of 8 MiB."""
+    async with scene(browser, "", new_hub(limits=Limits(request_bytes=32 * MIB)), has_agent=False) as here:
+        await here.mount()
+        async with here.hub.message("chat:1", author="Guide") as answer:
+            await answer.append("The beginning.\n\n")
+            await here.until("The beginning.")
+            await here.page.evaluate(_MARK)
+            await start_tasks(browser, here.page)
+            await answer.append(f"{eight_mebibytes()}{END}")
+            await here.page.wait_for_function(_SHOWN, arg=END, polling=200, timeout=60_000)
+            receiving_ms, drawing = await stop_tasks_at(browser, "received")
+            await here.page.evaluate(_ENCODE)
+            await start_tasks(browser, here.page)
+            await here.page.evaluate(_PARSE)
+            parsing_ms, _ = await stop_tasks_at(browser, "parsed")
+            await start_tasks(browser, here.page)
+            for n in range(GROWTH):
+                words = f" And piece {n}."
+                await answer.append(words)
+                await here.page.wait_for_function(_SHOWN, arg=words)
+            growing = await stop_tasks(browser)
+    found = Whole(receiving_ms, parsing_ms, max(drawing), max(growing))
+    print(f"8 MiB: {found}")
+    return found
+
+
+async def test_message_of_8_mebibytes_is_received_and_drawn_and_grows_without_a_long_task(browser: Browser) -> None:
+    best = await receive_at_once(browser)
+    for _ in range(TRIES - 1):
+        if not best.is_low:
+            best &= await receive_at_once(browser)
+    assert best.receiving_ms > 0 < best.parsing_ms, best
+    assert best.is_low, best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from fastapi import FastAPI
 from holdfast import Hub, Turn
 from holdfast.interop import AGUI
 from tests.interop.long.restarts import served
-from tests.interop.pages import Pages, pages_at
+from tests.interop.pages import ROOT, Pages, pages_at
 from tests.interop.test_agui import everything
 from tests.transports.conftest import new_hub, serving
 
 PACKAGE = Path(os.environ.get("HOLDFAST_AGUI", "")) / "@ag-ui" / "client"
 SCRIPT = Path(__file__).parents[1] / "agui_page.mjs"
+DOCUMENT = ROOT / "docs" / "interop.md"
 
 
 class Scene:
@@ -96,6 +98,25 @@ async def test_aborted_run_is_joined_by_the_same_agent_and_by_new_ones(scene: Sc
     state = await scene.ended("a")
     assert texts(state) == await scene.stored() == ["Hello to you", "Hello to two"]
     assert state["messages"] == (await pages("d", "load", thread="1"))["messages"]
+
+
+async def test_client_with_more_than_a_megabyte_of_messages_sends_the_last_ones_alone(scene: Scene) -> None:
+    (program,) = re.findall(r"```js\n(class LastMessagesAgent.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert program in SCRIPT.read_text()
+    pages, messages = scene.pages, list[Any]()
+    for number in range(11):
+        messages += [{"id": f"u{number}", "role": "user", "content": "you"}]
+        messages += [{"id": f"a{number}", "role": "assistant", "content": "x" * 100_000}]
+    scene.gate.set()
+    for short in (False, True):
+        name = "short" if short else "whole"
+        await pages(name, "open", thread="1", messages=messages, short=short)
+        await pages(name, "send", text="you", id="u")
+        state = await pages(name, "ended")
+        if short:
+            assert (state["status"], texts(state)[-1]) == ("finished", "Hello to you")
+        else:
+            assert (state["status"], "send the messages from the last one" in state["error"]) == ("broken", True)
 
 
 async def test_parts_of_all_types_are_accepted_live_on_a_reload_and_again(scene: Scene) -> None:

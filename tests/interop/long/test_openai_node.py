@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
+from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.interop.test_openai import ANSWER, Scene, scene_of
+from fastapi import FastAPI
+
+from holdfast import Turn
+from holdfast.interop import OpenAI
+from tests.interop.test_openai import ANSWER, Scene, channel_of, scene_of
+from tests.transports.conftest import new_hub, serving
 
 FOLDER = Path(__file__).parents[1]
+PACKAGE = Path(os.environ.get("HOLDFAST_OPENAI", "no package"))
 LINE_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 60.0
 
@@ -31,16 +39,21 @@ def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
     return found
 
 
+def node() -> str:
+    """Return the path of Node.js, which needs the npm package."""
+    found = os.environ.get("HOLDFAST_NODE") or shutil.which("node")
+    assert found, "no Node.js: install Debian's package nodejs"
+    assert PACKAGE.is_dir(), "scripts/test_interop installs the npm package openai, and runs this test"
+    return found
+
+
 @asynccontextmanager
 async def program(script: str, scene: Scene) -> AsyncIterator[Process]:
     """Run a script with the npm package, for the server of `scene`."""
-    package = os.environ.get("HOLDFAST_OPENAI")
-    node = os.environ.get("HOLDFAST_NODE") or shutil.which("node")
-    assert package, "scripts/test_interop installs the npm package openai, and runs this test"
-    assert node, "no Node.js: install Debian's package nodejs"
     address = f"http://127.0.0.1:{scene.served.port}/v1"
-    command = node, FOLDER / script, Path(package) / "index.mjs", address
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES)
+    command = node(), FOLDER / script, PACKAGE / "index.mjs", address
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(*command, limit=LINE_BYTES, **pipes)
     try:
         async with asyncio.timeout(PATIENCE_S):
             yield process
@@ -61,6 +74,38 @@ async def test_client_for_node_resumes_at_each_number() -> None:
     assert [units(one) for one in seen["streams"]] == [every[after:] for after in range(len(every))]
 
 
+async def test_programs_of_the_document_have_the_answer(tmp_path: Path) -> None:
+    page = (FOLDER.parents[1] / "docs" / "interop.md").read_text()
+    sources = [one for one in re.findall(r"```js\n(.*?)```", page, re.DOTALL) if 'from "openai"' in one]
+    assert len(sources) == 2  # responses, and chat completions
+    hub, app = new_hub(), FastAPI()
+    OpenAI(hub).install(app, "/v1")
+
+    @hub.agent("chat:*")
+    async def assistant(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(f"You said: {turn.text}")
+
+    (tmp_path / "node_modules").symlink_to(PACKAGE.parent)
+    async with serving(hub, app) as served:
+        for number, source in enumerate(sources):
+            script = tmp_path / f"program{number}.mjs"
+            script.write_text(source.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}"))
+            assert await output_of(script) == b"You said: Hello\n"
+
+
+async def output_of(script: Path) -> bytes:
+    """Run a program of Node.js, and return its output."""
+    process = await asyncio.create_subprocess_exec(node(), script, stdout=asyncio.subprocess.PIPE)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return (await process.communicate())[0]
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_client_for_node_that_is_cut_while_the_answer_is_written_gets_exactly_the_rest() -> None:
     async with scene_of() as scene, program("openai_cut.mjs", scene) as process:
         assert process.stdout is not None
@@ -76,3 +121,76 @@ async def test_client_for_node_that_is_cut_while_the_answer_is_written_gets_exac
     assert [one for one in whole if one != whole[0]] == []
     text = "".join(letter for _, kind, letter in whole[0] if kind == "response.output_text.delta")
     assert text == ANSWER
+
+
+class Calls:
+    """Calls of the client's `responses`, several at a time, each with its events, value and error."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._input: StreamWriter = process.stdin
+        self._output: StreamReader = process.stdout
+        self._calls: dict[str, dict[str, Any]] = {}
+
+    def begin(self, name: str, call: str, *args: Any) -> None:
+        self._calls[name] = {"events": []}
+        self._input.write(json.dumps({"name": name, "call": call, "args": args}).encode() + b"\n")
+
+    async def until(self, name: str, event_type: str = "") -> Any:
+        """Return the call when it has an event of this type, or has ended."""
+        call = self._calls[name]
+        while "error" not in call and event_type not in [one["type"] for one in call["events"]]:
+            line = json.loads(await self._output.readline())
+            about = self._calls[line.pop("name")]
+            if "event" in line:
+                about["events"].append(line["event"])
+            else:
+                about.update(line)
+        return call
+
+
+async def test_client_for_node_sees_a_cancel_of_another_one_and_raises_for_a_failure() -> None:
+    async def fails(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("One.")
+            raise RuntimeError("secret")
+
+    async with scene_of() as scene, program("openai_calls.mjs", scene) as process:
+        calls, response_id = Calls(process), await scene.begin()
+        calls.begin("joined", "retrieve", response_id, {"stream": True})
+        await scene.served.until(lambda: scene.hub.channel(channel_of(response_id)).feeds)
+        calls.begin("cancel", "cancel", response_id)
+        cancelled, joined = (await calls.until("cancel"))["value"], await calls.until("joined")
+        assert (cancelled["status"], cancelled["output"][-1]["content"][0]["text"]) == ("cancelled", "Hello ")
+        last = joined["events"][-1]
+        assert (last["type"], last["response"]["output"]) == ("response.incomplete", cancelled["output"])
+        assert joined["error"] is None
+
+        scene.script = fails  # type: ignore[method-assign]
+        calls.begin("stream", "create", {"model": "bot", "input": "you", "stream": True})
+        calls.begin("whole", "create", {"model": "bot", "input": "you"})
+        stream, whole = await calls.until("stream"), await calls.until("whole")
+        assert (stream["error"]["code"], stream["events"][-1]["type"]) == ("server_error", "response.failed")
+        assert (whole["value"]["status"], whole["value"]["output_text"]) == ("failed", "One.")
+        assert "secret" not in json.dumps([stream, whole])
+
+
+async def test_client_for_node_continues_on_another_server_of_the_same_store(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    async with scene_of(url) as scene, program("openai_calls.mjs", scene) as process:
+        calls = Calls(process)
+        calls.begin("cut", "create", {"model": "bot", "input": "you", "stream": True})
+        await calls.until("cut", "response.output_text.delta")
+        await scene.hub.drain()
+        cut = await calls.until("cut")
+        assert (cut["error"]["status"], cut["events"][-1]["type"]) == (None, "response.output_text.delta")
+    async with scene_of(url) as scene, program("openai_calls.mjs", scene) as process:
+        calls = Calls(process)
+        scene.gate.set()
+        about = {"stream": True, "starting_after": cut["events"][-1]["sequence_number"]}
+        calls.begin("rest", "retrieve", cut["events"][0]["response"]["id"], about)
+        rest = await calls.until("rest")
+    every = units([*cut["events"], *rest["events"]])
+    assert [number for number, _, _ in every] == list(range(len(every)))
+    assert "".join(letter for _, kind, letter in every if kind == "response.output_text.delta") == ANSWER

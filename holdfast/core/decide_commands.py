@@ -1,8 +1,6 @@
-"""Decisions about commands and turns.
+"""Decisions about commands.
 
-Layer: core; `decide` calls this module. A command is stored, and the first reply to it counts. A turn is the work on
-one user message. Its claim says whether the turn waits for an agent, runs, or is over, and counts the attempts, so that
-exactly one process works on it, and a process that lost the turn gets `fenced`.
+Layer: core; `decide` calls this module. A command is stored, and the first reply to it counts.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
     AlreadyAnswered,
     Deleted,
-    Fenced,
     Finished,
     Forbidden,
     HoldfastError,
@@ -21,7 +18,6 @@ from holdfast.core.errors import (
     InvalidRequest,
     InvalidText,
     NotFound,
-    NotWriter,
     StillStreaming,
     TooMany,
     shown,
@@ -30,19 +26,14 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState, CommandState, MessageState
 from holdfast.core.model import Approval, Json, Part, check_json, plain
 from holdfast.core.names import COMMAND_MARK, check_id, command_id, is_own_name
-from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, SetPart, WriterIdentity, digest
-from holdfast.core.requests import Caller, ClaimTurn, EndTurn, ReplyCommand, SendCommand, SettleCommand
+from holdfast.core.ops import Claim, Command, Finish, Op, Reply, SetPart, digest
+from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.turns import APPROVE, Replier, next_round, rules_of
 
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
 OPEN_CANCELS = 16  # limit of `cancel` commands without a reply per target; the server carries out the first
-ATTEMPTS = 5  # limit of attempts for one message, however they ended (crash, restart, lost lease); then the turn fails
 REASON_CHARS = 1_000  # maximal length of the reason of an approval or denial in the tool part; the reply has all of it
 DENIED = "denied"  # state of a tool part whose call a person has not approved
-CRASHED = "crashed"  # reason that a failed answer shows if each attempt of its turn ended without an answer
-
-
-# -- commands --------------------------------------------------------------------------------------------------
 
 
 def send_command(
@@ -399,101 +390,6 @@ def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
         raise InvalidText("the command holds a lone surrogate; send whole characters") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidRequest(f"the command cannot be stored as JSON ({error}); send JSON values only") from None
-
-
-# -- turns -----------------------------------------------------------------------------------------------------
-
-
-def claim_turn(state: Decidable, message: MessageState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
-    """Claim the turn of `message` as the attempt after `request.generation`, unless it has to wait for another turn."""
-    claim = _open_claim(message)
-    if claim.generation != request.generation:
-        if caller.writer is not None and claim == _claim_of(caller, request)._replace(round_from=claim.round_from):
-            return Decision(
-                serial=message.last, generation=claim.generation
-            )  # an earlier claim by this caller was stored, but its result was lost on the way
-        raise Fenced(
-            f"attempt {request.generation} of the turn of message {message.id!r} is stale; the current attempt is "
-            f"{claim.generation}, so stop working on it",
-            generation=claim.generation,
-        )
-    if request.lost is not None:
-        _check_alone(state, message, request.lost)
-    taken = _claim_of(caller, request)
-    op = Claim(
-        id=message.id,
-        state="taken",
-        generation=taken.generation,
-        by=taken.by,
-        node=taken.node,
-        lease_ms=taken.lease_ms,
-        at_ms=now_ms,
-        within=taken.within,
-        within_generation=taken.within_generation,
-    )
-    return Decision(ops=(op,), generation=taken.generation)
-
-
-def _check_alone(state: Decidable, message: MessageState, lost: tuple[tuple[str, int], ...]) -> None:
-    """Raise StillStreaming if another turn runs in the channel: another hub may have claimed it just now."""
-    for other in state.running():
-        assert other.claim is not None
-        if other.id != message.id and (other.id, other.claim.generation) not in lost:
-            raise StillStreaming(f"message {other.id!r} is being answered: wait for the end of its turn")
-
-
-def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:
-    """End the turn of `message`. Only the running attempt may do this."""
-    claim = message.claim
-    is_ours = caller.is_app or caller.is_server or (claim is not None and claim.node is None and claim.by == caller.id)
-    if claim is not None and is_ours and (claim.state, claim.generation) == (request.state, request.generation):
-        return Decision(serial=message.last, generation=claim.generation)
-    claim = _open_claim(message)
-    if claim.generation != request.generation:
-        raise Fenced(
-            f"attempt {request.generation} of the turn of message {message.id!r} is stale; the current attempt is "
-            f"{claim.generation}, so stop working on it",
-            generation=claim.generation,
-        )
-    if not is_ours:
-        raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
-    failed = _failed(message, claim, request.failure, now_ms) if request.failure is not None else ()
-    op = Claim(id=message.id, state=request.state, generation=claim.generation, by=claim.by, at_ms=now_ms)
-    return Decision(ops=(*failed, op), generation=claim.generation)
-
-
-def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> tuple[Op, ...]:
-    """Return the operations of an empty, failed answer. Answers that the attempts had started end as `interrupted`."""
-    answer = Create(
-        id=check_id(answer_id),
-        role="assistant",
-        author=claim.by,
-        status="streaming",
-        parts=[],
-        meta={},
-        parent=message.id,
-        reply_to=message.id,
-        at_ms=now_ms,
-        digest=digest(answer_id),
-        writer=WriterIdentity(by=claim.by),
-    )
-    return answer, Finish(id=answer_id, status="failed", reason=CRASHED, meta={}, at_ms=now_ms)
-
-
-def _claim_of(caller: Caller, request: ClaimTurn) -> ClaimState:
-    node = caller.writer.node if caller.writer is not None else None
-    lease_ms = 0 if node is not None else int(request.lease_s * 1000)
-    within, attempt = request.within, request.within_generation
-    before = request.generation if request.generation >= request.above else next_round(request.above)
-    return ClaimState("taken", before + 1, caller.id, node, lease_ms, within, attempt)
-
-
-def _open_claim(message: MessageState) -> ClaimState:
-    if message.claim is None:
-        raise Finished(f"message {message.id!r} has no turn: no agent serves its channel")
-    if not message.claim.is_open:
-        raise Finished(f"the turn of message {message.id!r} has ended ({message.claim.state!r}); stop working on it")
-    return message.claim
 
 
 def _cancelled(message: MessageState, claim: ClaimState, now_ms: int) -> Claim:

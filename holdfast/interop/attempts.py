@@ -1,0 +1,32 @@
+"""The answers of a turn that a client shows.
+
+Layer: interop.
+
+An agent that runs again after a crash writes another answer. The interrupted one becomes an alternative, as in the
+browser client, so a client that loads or joins the turn later shows the new answer alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holdfast import Message
+from holdfast.routes import InAnswer, MessageOpened, TurnDelta, newest_branch
+
+
+def shown_answers(answers: Sequence[Message]) -> list[Message]:
+    """Return the answers of a turn without interrupted attempts that another attempt has replaced."""
+    return newest_branch(answers) if any(one.status == "interrupted" for one in answers) else list(answers)
+
+
+def shown_deltas(deltas: Sequence[TurnDelta]) -> Sequence[TurnDelta]:
+    """Return the first deltas of a stream, of replaced attempts only that each was opened: the page has its id."""
+    opened = [one.delta.message for one in deltas if type(one) is InAnswer and type(one.delta) is MessageOpened]
+    replaced = {one.id for one in opened} - {one.id for one in shown_answers(opened)}
+    if not replaced:
+        return deltas
+    return [
+        one
+        for one in deltas
+        if type(one) is not InAnswer or type(one.delta) is MessageOpened or one.message_id not in replaced
+    ]

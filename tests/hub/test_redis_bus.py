@@ -1,0 +1,124 @@
+"""Two hubs on one PostgreSQL whose notices go by a bus, while the bus runs and while it is away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+
+import pytest
+
+from holdfast import Hub
+from holdfast.core.errors import StoreUnavailable, StoreUnusable
+from holdfast.core.events import Signal
+from holdfast.stores.base import Head
+from holdfast.stores.postgres import PostgresStore
+from tests.hub.watching import Watcher
+from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.redis_server import RedisServer, needs_redis, running_redis
+
+pytestmark = [needs_postgres, needs_redis]
+
+CHANNEL = "chat:1"
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres(fsync="off", full_page_writes="off") as server:
+        yield server
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        yield server
+
+
+class Blind(PostgresStore):
+    """A store that returns no heads once it is blind."""
+
+    is_blind = False
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        if self.is_blind:
+            raise StoreUnavailable("the store is blind")
+        return await super().heads(channels)
+
+
+@asynccontextmanager
+async def two_hubs(postgres: Postgres, redis: RedisServer) -> AsyncIterator[tuple[Hub, Hub]]:
+    """Give two hubs that know each other."""
+    schema = f"bus_{next(_numbers)}"
+    first, second = (
+        Hub(Blind(postgres.url, schema=schema), bus=redis.url, drain_s=0, hooks_signals=False) for _ in range(2)
+    )
+    try:
+        await first.start()
+        await second.start()
+        await first.runtime.nodes.renew()  # a node without another one sends no notice
+        yield first, second
+    finally:
+        await second.close()
+        await first.close()
+
+
+async def test_text_and_signals_cross_by_the_bus(postgres: Postgres, redis: RedisServer) -> None:
+    async with two_hubs(postgres, redis) as (first, second):
+        watcher = Watcher(second, CHANNEL)
+        await watcher.take()
+        async with first.message(CHANNEL, id="m1") as message:
+            for _ in range(20):  # until the channel is followed
+                if second.stats()["bus_received"]:
+                    break
+                await message.append(".")
+                await watcher.until(
+                    lambda view: bool(view.messages()) and len(view.messages()[-1].text) == message.length
+                )
+            assert second.stats()["bus_received"]
+            assert isinstance(second.store, Blind)
+            second.store.is_blind = True
+            for _ in range(20):
+                await message.append(".")
+                await watcher.until(lambda view: len(view.messages()[-1].text) == message.length)
+        await first.signal(CHANNEL, "typing", {"on": True})
+        while not any(isinstance(event, Signal) for event in watcher.events):
+            await watcher.take()
+        second.store.is_blind = False
+        assert second.stats()["bus_channels"] == 1
+        await watcher.leave()
+
+
+async def test_a_bus_that_dies_in_mid_answer_loses_and_doubles_no_text(postgres: Postgres, redis: RedisServer) -> None:
+    async with two_hubs(postgres, redis) as (first, second):
+        watcher = Watcher(second, CHANNEL)
+        written = ""
+
+        async def write(word: str) -> None:
+            nonlocal written
+            await message.append(word)
+            written += word
+            await watcher.until(lambda view: bool(view.messages()) and view.messages()[-1].text == written)
+
+        async with first.message(CHANNEL, id="m1") as message:
+            await write("by the bus, ")
+            redis.kill()
+            await write("by the heads, ")
+            await write("and again, ")
+            redis.start()
+            while not first.stats()["bus_connected"] or not second.stats()["bus_connected"]:
+                await write("in between, ")
+            await write("by the bus.")
+        messages = await watcher.until(lambda view: view.messages()[-1].status == "complete")
+        assert [one.text for one in messages] == [written]
+        assert second.stats()["bus_losses"] == 1
+        await watcher.leave()
+
+
+async def test_a_hub_with_a_wrong_password_does_not_start(postgres: Postgres, redis: RedisServer) -> None:
+    hub = Hub(f"{postgres.url}?schema=wrong", bus=redis.url.replace("//", "//:geheim@"), hooks_signals=False)
+    with pytest.raises(StoreUnusable, match=r"refused the user .*; check user and password in the bus URL") as refused:
+        await hub.start()
+    assert "geheim" not in str(refused.value)
+    await hub.close()

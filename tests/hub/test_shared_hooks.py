@@ -1,0 +1,103 @@
+"""Hooks of several hubs on one store: one of them calls a hook, for the entries of all.
+
+Layer: tests. The store is the one in memory, declared as shared, and time is virtual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from holdfast.app import Hub
+from holdfast.hub.hooks import SHARE_S, HookEvent
+from holdfast.hub.nodes import TERM_MS
+from tests.hub.test_recovery import Shared
+from tests.hub.test_shared_turns import new_hub, say
+from tests.virtual import virtually
+
+SEEN_S = SHARE_S + 0.5  # time in which a hook receives the entry of another node
+TAKEN_S = SEEN_S + TERM_MS / 1000  # time in which another node takes the hook of one that died
+
+
+def listen(*hubs: Hub) -> list[tuple[int, str]]:
+    """Register a hook in each hub; return the list of calls, each with the place of its hub."""
+    calls: list[tuple[int, str]] = []
+    for place, hub in enumerate(hubs):
+
+        @hub.on("message.create", "*", name="billing")
+        async def bill(event: HookEvent, place: int = place) -> None:
+            calls.append((place, event.id))
+
+    return calls
+
+
+async def started(*hubs: Hub) -> None:
+    """Start `hubs` one after the other."""
+    for hub in hubs:
+        await hub.start()
+        await asyncio.sleep(0.1)
+
+
+@virtually
+async def test_one_node_calls_a_hook_for_the_entries_of_all_and_another_continues_when_it_ends() -> None:
+    store = Shared()
+    first, second, third = (new_hub(store, number) for number in range(3))
+    calls = listen(first, second)
+    await started(first, second, third)
+    for number, hub in enumerate((first, second, third)):
+        await say(hub, f"c{number}", f"q{number}")
+    await asyncio.sleep(SEEN_S)
+    assert sorted(calls) == [(0, "q0"), (0, "q1"), (0, "q2")]
+    await first.close()
+    await say(third, "c0", "q3")
+    await say(third, "new", "q4")
+    await asyncio.sleep(SEEN_S)
+    assert sorted(calls[3:]) == [(1, "q3"), (1, "q4")]
+    await second.close()
+    await third.close()
+
+
+@virtually
+async def test_hook_of_a_node_without_a_lease_is_called_by_another_until_it_has_one_again() -> None:
+    store = Shared()
+    first, second = new_hub(store, 0), new_hub(store, 1)
+    calls = listen(first, second)
+    await started(first, second)
+    await say(first, "c", "q0")
+    await asyncio.sleep(SEEN_S)
+    store.refused = first.runtime.node
+    await asyncio.sleep(TAKEN_S)
+    await say(second, "c", "q1")
+    await asyncio.sleep(SEEN_S)
+    store.refused = ""
+    await asyncio.sleep(TAKEN_S)
+    await say(second, "c", "q2")
+    await asyncio.sleep(SEEN_S)
+    assert calls == [(0, "q0"), (1, "q1"), (0, "q2")]
+    await first.close()
+    await second.close()
+
+
+@virtually
+async def test_hook_that_fails_at_a_node_is_called_by_the_one_that_takes_over() -> None:
+    store = Shared()
+    first, second = new_hub(store, 0), new_hub(store, 1)
+    failures: list[float] = []
+
+    @first.on("message.create", "*", name="billing")
+    async def fail(event: HookEvent) -> None:
+        failures.append(asyncio.get_running_loop().time())
+        raise ConnectionError("the accounts are away")
+
+    calls = listen(second)
+    await started(first, second)
+    await say(second, "c", "q")
+    await asyncio.sleep(SEEN_S)
+    assert failures
+    store.refused = first.runtime.node
+    await asyncio.sleep(TAKEN_S)
+    assert calls == [(0, "q")]
+    failures.clear()
+    await asyncio.sleep(300.0)
+    assert not failures
+    await first.close()
+    await second.close()

@@ -1,0 +1,490 @@
+"""Members and signals of several hubs on one store.
+
+Layer: tests. The store is the one in memory, declared as shared, and time is virtual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import pytest
+
+from holdfast.agents.turn import Turn
+from holdfast.app import Hub
+from holdfast.core.errors import TooMany
+from holdfast.core.events import PresenceLeave, Signal
+from holdfast.core.limits import Limits
+from holdfast.core.model import Member
+from holdfast.hub import HubCore
+from holdfast.hub.identity import Identity, Scope
+from holdfast.hub.nodes import TERM_MS
+from holdfast.hub.notices import WAITING_NOTICES
+from holdfast.hub.presence_state import GRACE_S, MAX_CONNECTIONS
+from holdfast.hub.shared_presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS, SIGNAL_BYTES
+from holdfast.stores.base import Beat, Hold, Notice
+from holdfast.stores.memory import MemoryStore
+from simulation.clock import SimClock, VirtualLoop
+from tests.hub.test_recovery import Shared, new_hub
+from tests.hub.test_shared_turns import answer, answered, say
+from tests.hub.test_shared_turns import new_hub as hub_with_agents
+from tests.hub.watching import Watcher
+from tests.transports.conftest import asking
+from tests.virtual import virtually
+
+SOON_S = 3 * MERGE_S  # time in which a notice shows a change at another node
+
+
+class Notifying(Shared):
+    """A shared store that may lose notices, or send them twice."""
+
+    copies = 1
+    notified = 0
+    late = ""  # the node that gets the results of its renewals late
+    reading_s = 0.0  # time that a read of holds takes
+    renewals = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []  # the prefixes of the reads of holds
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        self.renewals += 1
+        beat = await super().hold(node, term_ms, values)
+        if node == self.late:
+            await asyncio.sleep(0.8)
+        return beat
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        self.reads.append(prefix)
+        await asyncio.sleep(self.reading_s)
+        return await super().holds(prefix)
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        self.notified += len(notices)
+        await super().notify([one for one in notices for _ in range(self.copies)])
+
+
+@asynccontextmanager
+async def pair(store: Shared) -> AsyncIterator[tuple[HubCore, HubCore, Watcher]]:
+    """Run two hubs that know each other; the second has a viewer of the channel `c`."""
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    await here.start()
+    viewer = Watcher(there, "c")
+    await viewer.take()
+    await asyncio.sleep(2.5)
+    yield here, there, viewer
+    await viewer.leave()
+    await here.close()
+    await there.close()
+
+
+def limited_hub(store: Shared, number: int) -> Hub:
+    """Return a hub whose channels have three members at most."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    clock = SimClock(loop, Random(number))
+    return Hub(store, hooks_signals=False, drain_s=0.0, clock=clock, limits=Limits(members=3))
+
+
+def enter(hub: HubCore, member: str, data: dict[str, Any] | None = None) -> None:
+    hub.runtime.presence.enter("c", member, "tab", data)
+
+
+def leave(hub: HubCore, member: str) -> None:
+    hub.runtime.presence.leave("c", member, "tab", is_final=True)
+
+
+async def members(hub: HubCore) -> list[Member]:
+    return (await hub.members("c")).members
+
+
+async def lapse(store: Notifying, hub: HubCore) -> None:
+    """Refuse the renewals of a hub until its lease has ended."""
+    store.refused = hub.runtime.node
+    async with asyncio.timeout(TERM_MS / 1000 + 1):
+        while hub.runtime.node in await store.living():  # noqa: ASYNC110 - virtual
+            await asyncio.sleep(0.01)
+
+
+async def shown(hub: HubCore) -> list[str]:
+    return [one.id for one in await members(hub)]
+
+
+@virtually
+async def test_member_of_one_node_is_shown_at_another_soon_and_at_an_attach_at_once() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, viewer):
+        enter(here, "ann", {"name": "Ann"})
+        await asyncio.sleep(SOON_S)
+        assert await members(there) == [Member(id="ann", kind="user", data={"name": "Ann"}, connections=1)]
+        await viewer.until(lambda view: [one.id for one in view.members()] == ["ann"])
+        late = new_hub(store, 3)
+        newcomer = Watcher(late, "c")
+        await newcomer.take()
+        assert [one.id for one in newcomer.view.members()] == ["ann"]
+        await newcomer.leave()
+        await late.close()
+        leave(here, "ann")
+        await asyncio.sleep(SOON_S)
+        await viewer.until(lambda view: not view.members())
+
+
+@virtually
+async def test_member_is_shown_after_a_second_if_the_notice_is_lost() -> None:
+    store = Notifying()
+    store.copies = 0
+    async with pair(store) as (here, there, _):
+        enter(here, "ann")
+        await asyncio.sleep(SOON_S)
+        assert await shown(there) == []
+        await asyncio.sleep(FOLLOW_S)
+        assert await shown(there) == ["ann"]
+
+
+@virtually
+async def test_person_with_tabs_at_two_nodes_is_one_member_with_the_newer_data() -> None:
+    async with pair(Notifying()) as (here, there, _):
+        enter(here, "ann", {"name": "Ann"})
+        await asyncio.sleep(SOON_S)
+        enter(there, "ann", None)
+        await asyncio.sleep(SOON_S)
+        for data in ({"name": "Ann"}, {"name": "Anna"}, {"name": "Anne"}):
+            enter(there if data["name"] == "Anna" else here, "ann", data)
+            await asyncio.sleep(SOON_S)
+            for hub in (here, there):
+                assert await members(hub) == [Member(id="ann", kind="user", data=data, connections=2)], data
+        leave(here, "ann")
+        await asyncio.sleep(SOON_S)
+        assert await members(there) == [Member(id="ann", kind="user", data={"name": "Anna"}, connections=1)]
+
+
+@virtually
+async def test_lease_that_is_withdrawn_at_another_node_ends_unless_it_was_renewed_since() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, _):
+        here.runtime.presence.lease("c", "ann", None, 3_600)
+        await asyncio.sleep(SOON_S)
+        there.runtime.presence.withdraw("c", "ann")
+        here.runtime.presence.withdraw("c", "unknown")
+        await asyncio.sleep(SOON_S)
+        assert (await shown(here), await shown(there)) == ([], [])
+        store.late = there.runtime.node
+        await asyncio.sleep(4)
+        here.runtime.presence.lease("c", "ann", None, 3_600)
+        await asyncio.sleep(SOON_S)
+        there.runtime.presence.withdraw("c", "ann")
+        await asyncio.sleep(SOON_S)
+        assert await shown(here) == []
+        here.runtime.presence.lease("c", "ann", None, 3_600)
+        here.runtime.presence._withdrawn("c", "ann", there.runtime.nodes.now_ms - 1_000)  # a late notice
+        assert await shown(here) == ["ann"]
+
+
+@virtually
+async def test_members_of_an_ended_node_leave_after_the_grace_unless_they_reconnect_elsewhere() -> None:
+    """A hub that drains ends its lease at once; the lease of one that dies expires first."""
+    async with pair(Notifying()) as (here, there, viewer):
+        for member in ("ann", "bob"):
+            enter(here, member, {"name": member})
+        await viewer.until(lambda view: len(view.members()) == 2)
+        await here.close()
+        await asyncio.sleep(FOLLOW_S + MERGE_S)
+        enter(there, "ann", {"name": "ann"})
+        assert sorted(await shown(there)) == ["ann", "bob"]
+        await asyncio.sleep(GRACE_S + FOLLOW_S)
+        assert await shown(there) == ["ann"]
+        await viewer.until(lambda view: len(view.members()) == 1)
+        assert [one.id for one in viewer.events if isinstance(one, PresenceLeave)] == ["bob"]
+
+
+@virtually
+async def test_members_of_a_suspended_node_leave_with_its_lease_and_return_with_it() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, _):
+        enter(here, "ann")
+        await asyncio.sleep(SOON_S)
+        store.renewal_s = 20.0  # renewals arrive so late that all leases expire
+        await asyncio.sleep(TERM_MS / 1000 + GRACE_S + 2 * FOLLOW_S)
+        assert await shown(there) == []
+        store.renewal_s = 0.0
+        await asyncio.sleep(2 * FOLLOW_S + SOON_S)
+        assert await shown(there) == ["ann"]
+
+
+@virtually
+async def test_members_return_after_a_restart_of_the_store_without_a_leave() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, viewer):
+        enter(here, "ann")
+        await asyncio.sleep(SOON_S)
+        store.lose_holds()
+        await asyncio.sleep(2 * GRACE_S)
+        assert await shown(there) == ["ann"]
+        assert not [one for one in viewer.events if isinstance(one, PresenceLeave)]
+
+
+@virtually
+async def test_member_is_shown_to_a_viewer_that_attached_while_the_lease_had_lapsed() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, _):
+        here.runtime.presence.enter("late", "ann", "tab", None)
+        await asyncio.sleep(SOON_S)
+        await lapse(store, here)
+        viewer = Watcher(there, "late")
+        await viewer.take()
+        assert viewer.view.members() == []
+        store.refused = ""
+        await here.runtime.nodes.renew()
+        await asyncio.sleep(2 * FOLLOW_S + SOON_S)
+        assert [one.id for one in (await there.members("late")).members] == ["ann"]
+        await viewer.leave()
+
+
+@virtually
+async def test_members_stay_if_the_lease_returns_between_a_read_of_them_and_a_read_of_the_nodes() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, viewer):
+        enter(here, "ann")
+        await asyncio.sleep(SOON_S)
+        await lapse(store, here)
+        shared = there.runtime.presence.shared
+        assert shared is not None
+        store.reading_s = 0.05
+        read = asyncio.create_task(shared._read(["c"]))
+        await asyncio.sleep(0.06)
+        store.refused = ""
+        await here.runtime.nodes.renew()
+        await read
+        await asyncio.sleep(2 * FOLLOW_S)
+        assert await shown(there) == ["ann"]
+        assert not [one for one in viewer.events if isinstance(one, PresenceLeave)]
+
+
+@virtually
+async def test_many_changed_channels_are_read_at_once_and_agents_need_no_read() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, _):
+        names = [f"c:{number}" for number in range(3 * READS)]
+        for name in names:
+            await there.members(name)
+            here.runtime.presence.enter(name, "ann", "tab", None)
+        store.reads.clear()
+        await asyncio.sleep(SOON_S)
+        assert store.reads.count(MEMBERS) == 2  # at `here` for its first members, and at `there` for the change
+        assert len(store.reads) < 6
+        assert [(await there.members(name)).count for name in names] == [1] * len(names)
+        await asyncio.sleep(FOLLOW_S)
+        store.reads.clear()
+        newcomer = hub_with_agents(store, 3)
+        newcomer.agent("c:*", name="bot")(answer)
+        await newcomer.start()
+        await asyncio.sleep(2 * FOLLOW_S)
+        newcomer.agent("*", name="more")(answer)
+        await asyncio.sleep(2 * FOLLOW_S)
+        assert not [prefix for prefix in store.reads if prefix.startswith(MEMBERS)]
+        assert [(await there.members(name)).count for name in names] == [3] * len(names)
+        await newcomer.close()
+
+
+@virtually
+async def test_turns_of_agents_read_no_members_and_a_first_person_reads_them_once() -> None:
+    store = Notifying()
+    here = hub_with_agents(store, 1)
+
+    @here.agent("*", name="bot")
+    async def reports(turn: Turn) -> None:
+        turn.progress("reading")
+        await answer(turn)
+
+    await here.start()
+    await asyncio.sleep(2.5)
+    store.reads.clear()
+    await say(here, "c", "q")
+    assert await answered(here, "c", "q", 3.0) == ["complete"]
+    await asyncio.sleep(SOON_S)
+    assert not [prefix for prefix in store.reads if prefix.startswith(MEMBERS)]
+    enter(here, "ann")
+    await asyncio.sleep(SOON_S)
+    assert [one.id for one in (await here.members("c")).members] == ["bot", "ann"]
+    assert store.reads.count(f"{MEMBERS}c/") == 1
+    await here.close()
+
+
+@virtually
+async def test_lease_is_renewed_once_a_second_without_changes_and_each_second_for_a_crowd() -> None:
+    store = Notifying()
+    async with pair(store) as (here, _there, _):
+        await asyncio.sleep(10)  # the recoveries of the start are over
+        store.renewals = 0
+        await asyncio.sleep(10)
+        assert store.renewals <= 2 * 10 + 2
+        for number in range(100):
+            enter(here, f"{number}")
+        await asyncio.sleep(2)
+        store.renewals = 0
+        for number in range(100):
+            enter(here, f"later-{number}")
+            await asyncio.sleep(0.1)
+        assert store.renewals <= 3 * 10 + 4
+
+
+@virtually
+async def test_first_readers_of_a_channel_all_get_the_members() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, _):
+        here.runtime.presence.enter("late", "ann", "tab", None)
+        await asyncio.sleep(SOON_S)
+        store.reading_s = 0.05
+        given_up, *others = [asyncio.create_task(there.members("late")) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        given_up.cancel()
+        assert [(await one).count for one in others] == [1, 1]
+
+
+@virtually
+async def test_hold_of_a_channel_has_a_bound_and_all_people_are_counted() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, _):
+        for number in range(3_000):
+            enter(here, f"member-with-a-long-name-{number:05}", {"x": "y" * 3_000})
+        enter(there, "member-with-a-long-name-00000")
+        await asyncio.sleep(2 + SOON_S)
+        holds = await store.holds(MEMBERS)
+        assert 0.4 * HOLD_BYTES < max(len(hold.value) for _, hold in holds.values()) < HOLD_BYTES + 1_000
+        for hub in (here, there):
+            present = await hub.members("c")
+            assert (present.count, len(present.members)) == (3_000, 100)
+        assert (await members(there))[1].data == {"x": "y" * 3_000}
+        assert store.notified < 10
+
+
+@virtually
+async def test_limits_of_members_and_of_their_connections_count_all_nodes() -> None:
+    store = Notifying()
+    here, there, late = (limited_hub(store, number) for number in (1, 2, 3))
+    for hub in (here, there, late):
+        await hub.start()
+    await asyncio.sleep(1.5)
+    enter(here, "ann")
+    enter(here, "bob")
+    await asyncio.sleep(SOON_S)
+    enter(there, "cem")  # the first member at a node without a viewer: that node reads the others now
+    await asyncio.sleep(SOON_S)
+    with pytest.raises(TooMany, match="channel has 3 members"):
+        enter(there, "dan")
+    async with asking(late) as http:
+        response = await http.put("/v1/channels/c/presence/eve?client=eve", json={})
+        assert (response.status_code, response.json()["limit"]) == (429, 3)
+    for number in range(MAX_CONNECTIONS - 1):
+        here.runtime.presence.enter("c", "ann", number, None)
+    await asyncio.sleep(SOON_S)
+    with pytest.raises(TooMany, match="'ann' has 100 connections"):
+        enter(there, "ann")
+    for hub in (here, there, late):
+        await hub.close()
+
+
+@virtually
+async def test_limit_of_connections_does_not_count_those_of_a_node_that_has_ended() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, _):
+        for number in range(60):
+            here.runtime.presence.enter("c", "ann", number, None)
+        await asyncio.sleep(SOON_S)
+        await lapse(store, here)
+        await asyncio.sleep(FOLLOW_S + SOON_S)
+        assert [one.connections for one in await members(there)] == [60]  # in the grace period they are still shown
+        for number in range(MAX_CONNECTIONS):
+            there.runtime.presence.enter("c", "ann", number, None)
+        with pytest.raises(TooMany, match="'ann' has 100 connections"):
+            enter(there, "ann")
+
+
+@virtually
+async def test_lease_over_http_ends_with_the_identity_also_after_a_slow_read_of_the_other_nodes() -> None:
+    store = Notifying()
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    clock = SimClock(loop, Random(1))
+    expires_at_ms = clock.now_ms() + 10_000
+
+    async def authenticate(scope: Scope) -> Identity:
+        return Identity(client_id="ann", expires_at_ms=expires_at_ms)
+
+    hub = Hub(store, hooks_signals=False, drain_s=0.0, clock=clock, authenticate=authenticate)
+    await hub.start()
+    store.reading_s = 8.0
+    async with asking(hub) as http:
+        assert (await http.put("/v1/channels/c/presence/ann", json={"lease_s": 3600})).status_code == 204
+        assert 0 < expires_at_ms - clock.now_ms() <= 2_000
+        assert await shown(hub) == ["ann"]
+        await asyncio.sleep(3)
+        assert await shown(hub) == []
+    await hub.close()
+
+
+@virtually
+async def test_signal_reaches_the_viewers_of_another_node_once_and_is_not_stored() -> None:
+    store = Notifying()
+    store.copies = 2
+    async with pair(store) as (here, _, viewer):
+        await here.signal("c", "typing", {"on": True}, by="ann")
+        shared = here.runtime.presence.shared
+        assert shared is not None
+        shared.send_signal("c", Signal(name="typing", data="x" * SIGNAL_BYTES))
+        await here.signal("c", "typing", {"on": False}, by="ann")
+        await viewer.take()
+        signals = [event for event in viewer.events if isinstance(event, Signal)]
+        assert [(one.name, one.data, one.from_) for one in signals] == [
+            ("typing", {"on": True}, "ann"),
+            ("typing", {"on": False}, "ann"),
+        ]
+        assert (await here.info("c")).serial == 0
+
+
+@virtually
+async def test_flood_of_signals_waits_in_bounded_memory() -> None:
+    store = Notifying()
+    async with pair(store) as (here, _, _viewer):
+        before = store.notified
+        for number in range(WAITING_NOTICES + 500):
+            await here.signal("c", "typing", number)
+        await asyncio.sleep(SOON_S)
+        assert store.notified - before == WAITING_NOTICES
+
+
+class Counting(MemoryStore):
+    """An exclusive store that counts the calls about other nodes."""
+
+    calls = 0
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+        self.calls += 1
+        return await super().hold(node, term_ms, values)
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        self.calls += 1
+        return await super().holds(prefix)
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        self.calls += 1
+
+
+@virtually
+async def test_exclusive_store_is_not_called_for_members_and_signals() -> None:
+    store = Counting()
+    hub = HubCore(store, hooks_signals=False, drain_s=0)
+    viewer = Watcher(hub, "c")
+    await viewer.take()
+    enter(hub, "ann", {"name": "Ann"})
+    await hub.signal("c", "typing")
+    await viewer.until(lambda view: len(view.members()) == 1)
+    assert await shown(hub) == ["ann"]
+    await asyncio.sleep(2 * FOLLOW_S)
+    assert store.calls == 0
+    await viewer.leave()
+    await hub.close()

@@ -1,0 +1,213 @@
+"""A hub that is cut off from a shared store disconnects its viewers after a term, and serves again by itself.
+
+Layer: tests. The store is the one in memory, declared as shared, and time is virtual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any
+
+import pytest
+
+from holdfast.core.errors import StoreUnavailable
+from holdfast.hub import HubCore
+from holdfast.hub.nodes import TERM_MS
+from holdfast.hub.viewing import CUT_OFF_S, STEP_S
+from simulation.clock import Process, SimClock, VirtualLoop
+from tests.hub.test_recovery import Shared
+from tests.hub.watching import Watcher
+from tests.virtual import virtually
+
+PAUSE_S = 10.0
+REFUSAL = "has not responded to this server for 4 s; connect to another server, or try again later"
+CALLS = {"commit", "heads", "changes", "entries", "messages", "page", "hold", "holds", "notes", "open_channels"}
+
+
+class Remote(Shared):
+    """A store behind a network that loses all bytes (`silent`), or refuses connections (`refused`)."""
+
+    is_exclusive = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = CALLS  # the calls that a broken network does not pass on
+        self._how = ""
+        self._is_back = asyncio.Event()
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return self._reached(value) if name in CALLS and name in self.lost else value
+
+    def break_off(self, how: str) -> None:
+        self._how = how
+        self._is_back.clear()
+
+    def respond(self) -> None:
+        self._how = ""
+        self._is_back.set()
+
+    def _reached(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def reached(*arguments: Any, **fields: Any) -> Any:
+            if self._how == "silent":
+                await self._is_back.wait()
+            if self._how:
+                raise StoreUnavailable("the store is not reached")
+            return await call(*arguments, **fields)
+
+        return reached
+
+
+def new_hub(store: Shared) -> HubCore:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return HubCore(store, hooks_signals=False, drain_s=0.0, clock=SimClock(loop, Random(1)))
+
+
+async def watching(hub: HubCore) -> Watcher:
+    """Return a viewer of a channel with one message, who has seen it."""
+    await hub.create("c", id="m", text="stored")
+    watcher = Watcher(hub, "c")
+    await watcher.until(lambda view: [one.text for one in view.messages()] == ["stored"])
+    return watcher
+
+
+@pytest.mark.parametrize("how", ["silent", "refused"])
+@virtually
+async def test_hub_cut_off_from_its_store_disconnects_its_viewers_and_serves_again_by_itself(how: str) -> None:
+    loop, store = asyncio.get_running_loop(), Remote()
+    hub = new_hub(store)
+    watcher = await watching(hub)
+    calls: list[float] = []
+    hub.viewing.on_cut_off.append(lambda: calls.append(loop.time()))
+    await asyncio.sleep(PAUSE_S)
+    for round_ in (1, 2):
+        store.break_off(how)
+        cut_s = loop.time()
+        waiting = asyncio.ensure_future(hub.attach("d", None, wake=lambda: None)) if how == "silent" else None
+        with pytest.raises(StoreUnavailable, match=REFUSAL):
+            await watcher.take()
+        # the last response may be a second older than the cut
+        assert cut_s + CUT_OFF_S - 1.0 - STEP_S <= loop.time() <= cut_s + CUT_OFF_S + 2 * STEP_S
+        assert len(calls) == round_
+        if waiting is not None:
+            with pytest.raises(StoreUnavailable, match=REFUSAL):
+                await asyncio.wait_for(waiting, 1.0)
+        begun_s = loop.time()
+        with pytest.raises(StoreUnavailable, match=REFUSAL):
+            await hub.attach("c", None, wake=lambda: None)
+        assert loop.time() == begun_s
+        assert hub.is_running
+        assert not hub.is_draining
+
+        store.respond()
+        await asyncio.sleep(2.0)
+        watcher = Watcher(hub, "c", since=watcher.cursor)
+        await watcher.take()
+        await hub.update("c", "m", text=f"round {round_}")
+        await watcher.until(lambda view, text=f"round {round_}": [one.text for one in view.messages()] == [text])  # type: ignore[misc]
+    await watcher.leave()
+    await hub.close()
+
+
+@virtually
+async def test_viewers_stay_while_renewals_of_the_lease_fail_and_the_heads_are_read() -> None:
+    store = Remote()
+    store.lost = {"hold"}
+    hub = new_hub(store)
+    watcher = await watching(hub)
+    store.break_off("silent")
+    await asyncio.sleep(3 * CUT_OFF_S)
+    await hub.update("c", "m", text="new")
+    await watcher.until(lambda view: [one.text for one in view.messages()] == ["new"])
+    await watcher.leave()
+    store.respond()
+    await hub.close()
+
+
+@virtually
+async def test_viewers_stay_when_the_process_was_suspended_for_longer_than_the_lease() -> None:
+    loop, store = asyncio.get_running_loop(), Remote()
+    assert isinstance(loop, VirtualLoop)
+    process = Process("p")
+
+    async def watch() -> None:
+        hub = new_hub(store)
+        watcher = await watching(hub)
+        ready.set()
+        while not is_over:
+            await asyncio.sleep(0.1)
+            assert not hub.viewing.is_cut_off
+        await watcher.leave()
+        await hub.close()
+
+    ready, is_over = asyncio.Event(), False
+    watched = process.start(loop, watch())
+    await ready.wait()
+    for number in range(20):
+        await asyncio.sleep(1.0 + 0.05 * number)
+        if number % 2:
+            store.break_off("silent")  # the suspension begins in the middle of a renewal
+            await asyncio.sleep(1.0)
+        process.is_held = True
+        await asyncio.sleep(PAUSE_S)
+        store.respond()
+        loop.thaw(process)
+    is_over = True
+    await watched
+
+
+class Disk(Remote):
+    """A disk that one hub has for itself."""
+
+    is_exclusive = True
+
+
+@virtually
+async def test_a_slow_disk_disconnects_no_viewer() -> None:
+    store = Disk()
+    hub = new_hub(store)
+    watcher = await watching(hub)
+    store.break_off("silent")
+    changing = asyncio.ensure_future(hub.update("c", "m", text="late"))
+    await asyncio.sleep(3 * TERM_MS / 1000)
+    store.respond()
+    await watcher.until(lambda view: [one.text for one in view.messages()] == ["late"])
+    await changing
+    await watcher.leave()
+    await hub.close()
+
+
+class Deaf(Shared):
+    """A store whose driver fails at the moment of the first cancellations, and raises its error in place of them."""
+
+    is_exclusive = False
+    swallowed = 0
+
+    async def holds(self, prefix: str) -> Any:
+        try:
+            await asyncio.sleep(0.5)
+        except asyncio.CancelledError:
+            if self.swallowed >= 3:
+                raise
+            self.swallowed += 1
+            raise StoreUnavailable("the connection was lost") from None
+        return await super().holds(prefix)
+
+
+@virtually
+async def test_a_run_ends_although_a_driver_swallows_a_cancellation() -> None:
+    loop, store = asyncio.get_running_loop(), Deaf()
+    hub = new_hub(store)
+    await hub.create("c", id="m", text="stored")
+    await asyncio.sleep(PAUSE_S)
+    while store.swallowed == 0:
+        begun_s = loop.time()
+        async with asyncio.timeout(30):
+            await hub.close()
+        assert loop.time() - begun_s < 15
+        await hub.start()
+        await asyncio.sleep(1.1)
+    await hub.close()

@@ -1,0 +1,42 @@
+"""A store that fails during a stream of any adapter: the stream is cut, and never ends as complete."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import pytest
+from fastapi import FastAPI
+
+from holdfast.core.errors import StoreUnavailable
+from holdfast.stores.base import Changes
+from holdfast.stores.memory import MemoryStore
+from tests.interop.test_expiry import STREAMS, begun, check_cut, install_adapters
+from tests.transports.conftest import new_hub, serving
+
+
+class FailingStore(MemoryStore):
+    """A store that cannot read changes while `is_down`."""
+
+    is_down = False
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        if self.is_down:
+            raise StoreUnavailable("the disk is gone")
+        return await super().changes(channel, after=after, limit=limit)
+
+
+async def test_streams_are_cut_when_the_store_fails_in_mid_answer(caplog: pytest.LogCaptureFixture) -> None:
+    store, app = FailingStore(), FastAPI()
+    hub = new_hub(store)
+    install_adapters(hub, app)
+    async with serving(hub, app) as served, AsyncExitStack() as stack:
+        await hub.create("chat:1", text="Earlier.", role="assistant")
+        # it is woken before the streams, which then lack a message that has left memory
+        feed = await hub.attach("chat:1", None, wake=lambda: hub.channel("chat:1").trim(0) if store.is_down else None)
+        stack.callback(feed.close)
+        # the others begin a channel of their own
+        streams = await begun(stack, served, (*STREAMS[:3], STREAMS[4]))
+        store.is_down = True
+        await hub.create("chat:1", text="Beside.", role="assistant")
+        await check_cut(streams)
+        assert "the disk is gone" in caplog.text

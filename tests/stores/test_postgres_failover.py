@@ -1,0 +1,195 @@
+"""A PostgreSQL server that goes on from an earlier state begins new epochs, so no epoch names two texts.
+
+A node whose connection to the server passes no bytes hands its viewers over to the other nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from holdfast import Hub
+from holdfast.core.cursor import kept_serial
+from holdfast.core.errors import Draining, Fenced, StoreUnavailable
+from holdfast.core.events import ChannelAttached
+from holdfast.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
+from holdfast.stores.postgres import PostgresStore
+from holdfast.testing import FaultProxy
+from holdfast.testing.contract import Chat, append, create, texts
+from tests.hub.watching import Watcher
+from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.transports.conftest import new_hub, serving
+from wirecheck import SseViewer, WsViewer
+
+pytestmark = needs_postgres
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with running_postgres(fsync="off") as server:
+        yield server
+
+
+def replace(server: Postgres, schema: str) -> None:
+    """Restore a backup of the store as it is, and break all connections."""
+    server.dump(schema)
+    server.restore(schema)
+    server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
+
+async def reopened(store: PostgresStore) -> Head:
+    """Open a replaced store again; returns the head of the channel `c`."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                await head_of(store, "c")
+            except StoreReplaced:
+                break
+            except StoreUnavailable:  # the connection that broke
+                pass
+    with pytest.raises(StoreReplaced, match="was promoted or restored, so the last writes may be lost"):
+        await store.commit([Chat(store).write(create("m9"))])
+    await store.close()
+    await store.open()
+    return await head_of(store, "c")
+
+
+async def test_channels_of_a_replaced_store_have_new_epochs_that_name_the_former_ones(server: Postgres) -> None:
+    first, second = (PostgresStore(server.url, schema="replaced") for _ in range(2))
+    await first.open()
+    await second.open()
+    chat, idle = Chat(first), Chat(first, "d")
+    await chat.do_each(create("m1", streaming=True), append("m1", "a"))
+    await idle.do_each(create("m1"))
+    before = chat.head
+
+    replace(server, "replaced")
+    after = await reopened(first)
+    assert after == await reopened(second)
+    assert (after.serial, kept_serial(before.epoch, after.epoch)) == (2, 2)
+    assert (await first.changes("c", after=0, limit=9)).head == after
+    assert (await first.entries("c", after=0, limit_bytes=999)).head == after
+    assert await chat.do(append("m1", "lost")) == Conflict(after)
+    assert await idle.do(append("m1", "lost")) != Committed(2)
+
+    chat.state.epoch = after.epoch
+    chat.store = second
+    await chat.do_each(append("m1", "b"), append("m1", "c"))
+    assert await head_of(first, "c") == Head(after.epoch, 4)
+    assert await texts(first, "c", "m1") == ["abc"]
+
+    replace(server, "replaced")
+    last = await reopened(first)
+    assert kept_serial(after.epoch, last.epoch) == 4
+    assert kept_serial(before.epoch, last.epoch) == -1
+    await first.close()
+    await second.close()
+
+
+async def test_no_viewer_sees_a_mixture_after_a_failover_that_lost_text() -> None:
+    with running_postgres(fsync="off") as server:
+        hub = Hub(server.url, hooks_signals=False)
+        message = await hub.message("chat:1", id="m").__aenter__()
+
+        async def written(text: str, shown: str) -> str:
+            await message.append(text)
+            await message.flush()
+            watcher = Watcher(hub, "chat:1")
+            await watcher.until(lambda view: [one.text for one in view.messages()] == [shown])
+            await watcher.leave()
+            assert watcher.cursor is not None
+            return watcher.cursor
+
+        async def note_drain() -> None:
+            drained.append("by a task of the run that ends")
+
+        drained: list[str] = []
+        hub.on_drain(lambda: hub.start_task(note_drain()))
+        run = hub._lifecycle._run
+        assert run is not None
+        cursors = [await written("kept ", "kept ")]
+        await asyncio.to_thread(server.back_up)
+        cursors.append(await written("and lost", "kept and lost"))
+        busy = hub.subscribe("chat:1").batches()
+        await anext(busy)
+        begun = asyncio.Event()
+        await asyncio.to_thread(server.fail_over, fsync="off")
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.wait([run.main])
+            hub.on_start(begun.set)
+            await begun.wait()
+        assert (hub.is_running, hub.is_draining) == (True, False)
+        assert drained == ["by a task of the run that ends"]
+        with pytest.raises(Draining):
+            await anext(busy)
+        with pytest.raises(Fenced):  # not completed without its end
+            await message.__aexit__(None, None, None)
+        other = Hub(server.url, hooks_signals=False)
+        await other.create("chat:1", id="n", text="after")
+        for one in (hub, other):
+            assert [message.text for message in (await one.history("chat:1")).messages] == ["after", "kept "]
+            for cursor in cursors:
+                watcher = Watcher(one, "chat:1", since=cursor)
+                (attached, *_) = (await watcher.take()).events
+                assert isinstance(attached, ChannelAttached)
+                assert not attached.resumed
+                assert [message.text for message in watcher.view.messages()] == ["kept ", "after"]
+                await watcher.leave()
+        await hub.close()
+        await other.close()
+
+
+async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.stores.postgres.TIMEOUT_S", 3.0)  # of the calls that hang, for a short test
+    there = new_hub(f"{server.url}?schema=hole")
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
+        here = new_hub(f"postgresql://app@127.0.0.1:{proxy.port}/app?schema=hole")
+        async with serving(here) as cut, serving(there) as whole:
+            await here.create("chat:1", id="m1", text="before")
+            socket, own = WsViewer(cut.host, cut.port, "chat:1"), SseViewer(cut.host, cut.port, "chat:1")
+            source = SseViewer(cut.host, cut.port, "chat:1", headers={"accept": "text/event-stream"})
+            viewers: list[WsViewer | SseViewer] = [socket, own, source]
+            async with socket, own, source:
+                for viewer in viewers:
+                    await viewer.until(lambda viewer=viewer: "m1" in viewer.checker.messages, PATIENCE_S)  # type: ignore[misc]
+                poll = "/v1/channels/chat:1/poll"
+                cursor = (await cut.http.get(poll)).json()["cursor"]
+                polling = asyncio.ensure_future(
+                    cut.http.get(poll, params={"since": cursor, "wait_s": 30}, timeout=PATIENCE_S)
+                )
+                await cut.until(lambda: here.stats()["feeds"] == 4)
+                proxy.black_hole()
+                for viewer in viewers:
+                    await viewer.until(lambda viewer=viewer: viewer.is_over, PATIENCE_S)  # type: ignore[misc]
+                assert (await polling).json()["events"] == []
+                assert here.stats()["feeds"] == 0
+                assert socket.session.close_code == 1012
+                assert socket.session.bye is not None
+                assert socket.session.bye["reason"] == "draining"
+                for path in ("/readyz", poll):
+                    refused = await cut.http.get(path, headers={"holdfast-client": "test/1"})
+                    assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+                    assert "retry-after" in refused.headers
+
+                await there.create("chat:1", id="m2", text="after")
+                for viewer in viewers:
+                    viewer.port = whole.port
+                    await viewer.reconnect()
+                    await viewer.until(lambda viewer=viewer: "m2" in viewer.checker.messages, PATIENCE_S)  # type: ignore[misc]
+                    assert viewer.checker.violations == []
+
+                proxy.resume()
+                async with asyncio.timeout(PATIENCE_S):
+                    while (await cut.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - no event is set for it
+                        await asyncio.sleep(0.05)
+                own.port = cut.port
+                await own.reconnect()
+                await here.create("chat:1", id="m3", text="here again")
+                for viewer in viewers:
+                    await viewer.until(lambda viewer=viewer: "m3" in viewer.checker.messages, PATIENCE_S)  # type: ignore[misc]

@@ -1,0 +1,406 @@
+"""The bus on Redis carries notices, keeps stores apart, and names each mistake, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from chaos.processes import free_port
+from holdfast import Hub
+from holdfast.core.errors import LocalError, StoreUnusable
+from holdfast.stores.base import Bus, Notice
+from holdfast.stores.bus import open_bus
+from holdfast.testing.proxy import FaultProxy
+from tests.redis_server import RedisServer, needs_redis, running_redis
+
+PATIENCE_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        server.ask("ACL", "SETUSER", "app", "on", ">secret", "&holdfast:*", "+publish", "+subscribe", "+unsubscribe")
+        server.ask("ACL", "SETUSER", "other", "on", ">secret", "&another:*", "+publish", "+subscribe", "+unsubscribe")
+        yield server
+
+
+class Listener:
+    """An open bus, with the notices that it has received."""
+
+    def __init__(self, bus: Bus, *channels: str) -> None:
+        self.bus = bus
+        self.notices: asyncio.Queue[Notice | None] = asyncio.Queue()
+        for channel in channels:
+            bus.follow(channel)
+        bus.listen(self.notices.put_nowait)
+
+    async def next(self) -> Notice | None:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.notices.get()
+
+
+@asynccontextmanager
+async def listening(url: str, *channels: str, name: str = "store") -> AsyncIterator[Listener]:
+    """Give a bus that carries the notices of `channels`."""
+    bus = open_bus(url)
+    await bus.open(name)
+    try:
+        listener = Listener(bus, *channels)
+        assert await listener.next() is None
+        yield listener
+    finally:
+        await bus.close()
+
+
+@needs_redis
+async def test_notices_of_followed_channels_reach_the_other_nodes(server: RedisServer) -> None:
+    url = server.url.replace("//", "//app:secret@")
+    async with listening(url, "a") as first, listening(url, "a", "b") as second:
+        sent = [Notice("moved", "a", b"1"), Notice("signal", "a", b"2"), Notice("here", "", b"3")]
+        await first.bus.notify([*sent, Notice("moved", "c", b"")])
+        assert [await second.next() for _ in sent] == sent
+        second.bus.unfollow("b")
+        second.bus.follow("c")
+        assert await second.next() == Notice("moved", "c", b"")  # from now on
+        last = Notice("moved", "c", b"4")
+        await first.bus.notify([Notice("moved", "b", b""), Notice("moved", "a", b"x" * 70_000), last])
+        assert await second.next() == last
+        await second.bus.notify([Notice("moved", "a", b"5")])
+        assert await first.next() == Notice("moved", "a", b"5")  # its own did not come before
+        stats = first.bus.stats()
+        assert stats == {
+            "bus_connected": 1,
+            "bus_channels": 1,
+            "bus_sent": 6,
+            "bus_received": 1,
+            "bus_dropped": 1,
+            "bus_losses": 0,
+        }
+
+
+@needs_redis
+async def test_stores_and_prefixes_on_one_server_do_not_see_one_another(server: RedisServer) -> None:
+    async with AsyncExitStack() as stack:
+        here = await stack.enter_async_context(listening(server.url, "a"))
+        store = await stack.enter_async_context(listening(server.url, "a", name="another"))
+        staging = await stack.enter_async_context(listening(f"{server.url}?prefix=staging", "a"))
+        node = await stack.enter_async_context(listening(server.url, "a"))
+        for number, other in enumerate((store, staging, node)):
+            await other.bus.notify([Notice("signal", "a", b"%d" % number)])
+        assert await here.next() == Notice("signal", "a", b"2")
+
+
+@needs_redis
+async def test_a_server_that_dies_is_found_again(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    with running_redis() as dying:
+        async with listening(dying.url, "a") as first, listening(dying.url, "a") as second:
+            dying.kill()
+            with caplog.at_level(logging.WARNING, "holdfast.store"):
+                await first.bus.notify([Notice("moved", "a", b"lost")])
+                dying.start()
+                assert [await first.next(), await second.next()] == [None, None]  # notices may have been missed
+            await first.bus.notify([Notice("moved", "a", b"1")])
+            assert await second.next() == Notice("moved", "a", b"1")
+            assert first.bus.stats()["bus_losses"] == 1
+            assert "notices of other nodes do not arrive" in caplog.text
+
+
+@needs_redis
+async def test_close_ends_at_each_moment_of_a_failure() -> None:
+    async def close(bus: Bus, turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await bus.close()
+
+    with running_redis() as dying:
+        async with AsyncExitStack() as stack:
+            buses = [(await stack.enter_async_context(listening(dying.url))).bus for _ in range(10)]
+            dying.kill()
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.gather(*(close(bus, turns) for turns, bus in enumerate(buses)))
+
+
+@needs_redis
+async def test_close_just_after_open_leaves_no_connection(server: RedisServer) -> None:
+    gc.collect()  # so that objects of earlier tests do not count
+    bus = open_bus(server.url)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        await bus.open("store")
+        await bus.close()
+        gc.collect()
+    assert not [str(one.message) for one in caught]
+
+
+@needs_redis
+def test_a_run_follows_one_that_ended_without_close(server: RedisServer) -> None:
+    bus = open_bus(server.url)
+    ended = asyncio.new_event_loop()
+
+    async def begin() -> Listener:
+        await bus.open("store")
+        listener = Listener(bus, "old")
+        assert await listener.next() is None
+        return listener
+
+    async def again() -> None:
+        async with listening(server.url, "new") as other:
+            await bus.open("store")
+            try:
+                listener = Listener(bus, "new")
+                assert await listener.next() is None
+                await other.bus.notify([Notice("moved", "old", b""), Notice("moved", "new", b"1")])
+                assert await listener.next() == Notice("moved", "new", b"1")
+                await bus.notify([Notice("moved", "new", b"2")])
+                assert await other.next() == Notice("moved", "new", b"2")
+                assert bus.stats()["bus_channels"] == 1
+            finally:
+                await bus.close()
+
+    old = ended.run_until_complete(begin())
+    lost = asyncio.all_tasks(ended)  # kept, because Python complains about their end
+    asyncio.run(again())
+    assert old.notices.empty()
+    for task in lost:
+        task.cancel()
+    ended.run_until_complete(asyncio.wait(lost))
+    ended.close()
+
+
+@needs_redis
+async def test_many_new_channels_share_the_readings_of_heads(server: RedisServer) -> None:
+    async with listening(server.url) as one:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        for number in range(3):
+            for other in range(10):
+                one.bus.follow(f"{number}-{other}")
+            assert await one.next() is None
+        assert loop.time() - began_s > 0.3  # two pauses of 0.2 s lie between
+
+
+@needs_redis
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_a_server_that_accepts_and_does_not_answer_is_noticed(
+    server: RedisServer, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        listening(f"redis://127.0.0.1:{proxy.port}", "a") as first,
+        listening(server.url, "a") as second,
+    ):
+        monkeypatch.setattr("holdfast.stores.redis_bus.ANSWER_TIMEOUT_S", 0.5)
+        proxy.stall(direction)  # type: ignore[arg-type]
+        await first.bus.notify([Notice("moved", "a", b"lost")])
+        proxy.resume()
+        assert await first.next() is None  # from another link
+        await second.bus.notify([Notice("moved", "a", b"1")])
+        assert await first.next() == Notice("moved", "a", b"1")
+
+
+class Warned(logging.Handler):
+    """Sets an event at the first record."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.event = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.event.set()
+
+
+@needs_redis
+async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.stores.redis_bus.CHECK_S", 0.05)
+    warned, logger = Warned(), logging.getLogger("holdfast.store")
+    logger.addHandler(warned)
+    try:
+        async with FaultProxy("127.0.0.1", server.port) as proxy, listening(f"redis://127.0.0.1:{proxy.port}") as one:
+            monkeypatch.setattr("holdfast.stores.redis_bus.ANSWER_TIMEOUT_S", 0.5)
+            proxy.stall("down")
+            async with asyncio.timeout(PATIENCE_S):
+                while not one.bus.stats()["bus_losses"]:
+                    warned.event.clear()
+                    await warned.event.wait()
+    finally:
+        logger.removeHandler(warned)
+
+
+@needs_redis
+async def test_a_bus_that_is_away_delays_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.stores.redis_bus.CONNECT_TIMEOUT_S", 0.2)
+    late = asyncio.Event()
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await late.wait()
+        writer.close()
+
+    silent = await asyncio.start_server(wait, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    bus = open_bus(f"redis://127.0.0.1:{port}")
+    async with silent:
+        async with asyncio.timeout(PATIENCE_S):
+            await bus.open("store")
+            await bus.notify([Notice("moved", "a", b"")])
+            await bus.close()
+        late.set()
+    assert bus.stats()["bus_dropped"] == 1
+
+
+@needs_redis
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ("app:wrong@", "refused the user .*; check user and password in the bus URL"),
+        ("none:wrong@", "refused the user .*; check user and password in the bus URL"),
+        ("other:secret@", r"refused a command .*needs: ACL SETUSER name &holdfast:\* \+publish \+subscribe"),
+    ],
+)
+async def test_refused_users_get_the_remedy(server: RedisServer, user: str, expected: str) -> None:
+    with pytest.raises(StoreUnusable, match=expected) as refused:
+        await open_bus(server.url.replace("//", f"//{user}")).open("store")
+    assert user.rstrip("@") not in str(refused.value)
+
+
+@needs_redis
+async def test_servers_that_are_no_bus_are_refused(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    web = await asyncio.start_server(respond, "127.0.0.1", 0)
+    port = web.sockets[0].getsockname()[1]
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(web)
+        replica = stack.enter_context(running_redis("--replicaof", "127.0.0.1", str(server.port)))
+        sentinel = stack.enter_context(running_redis("--sentinel"))
+        closed = stack.enter_context(running_redis("--requirepass", "geheim"))
+        place = f"127.0.0.1:{sentinel.port}"
+        for url, expected in (
+            (f"redis://127.0.0.1:{port}", "is no Redis or Valkey server"),
+            (replica.url, "is a replica, .*; name the primary"),
+            (closed.url, "refused the user .*; check user and password"),
+            (sentinel.url, "is a Sentinel; write redis"),
+            (f"redis+sentinel://{place}/none", "/none' has no server of this name; check the name"),
+            (f"redis+sentinel://127.0.0.1:{server.port}/main", "is no Sentinel; write redis://"),
+        ):
+            with pytest.raises(StoreUnusable, match=expected):
+                await open_bus(url).open("store")
+        sentinel.ask("SENTINEL", "MONITOR", "old", "127.0.0.1", str(replica.port), "1")
+        bus = open_bus(f"redis+sentinel://{place}/old")  # a server that was the primary: it is tried again
+        await bus.open("store")
+        await bus.close()
+        assert "its Sentinel names a replica" in caplog.text
+
+
+@needs_redis
+async def test_sentinels_name_the_server(server: RedisServer) -> None:
+    with running_redis("--sentinel") as sentinel:
+        sentinel.ask("SENTINEL", "MONITOR", "main", "127.0.0.1", str(server.port), "1")
+        url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/main"  # the first one is away
+        async with listening(url, "a") as first, listening(server.url, "a") as second:
+            await first.bus.notify([Notice("moved", "a", b"1")])
+            assert await second.next() == Notice("moved", "a", b"1")
+
+
+@needs_redis
+async def test_nodes_of_a_cluster_pass_notices_on() -> None:
+    with running_redis("--cluster-enabled", "yes") as one, running_redis("--cluster-enabled", "yes") as two:
+        one.ask("CLUSTER", "ADDSLOTSRANGE", "0", "8000")
+        two.ask("CLUSTER", "ADDSLOTSRANGE", "8001", "16383")
+        one.ask("CLUSTER", "MEET", "127.0.0.1", str(two.port))
+        async with listening(one.url, "a") as first, listening(two.url, "a") as second:
+            notice = Notice("moved", "a", b"1")
+            async with asyncio.timeout(PATIENCE_S):
+                while second.notices.empty():  # until the nodes have met
+                    await first.bus.notify([notice])
+            assert await second.next() == notice
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Return the file of a certificate for `localhost`, with its key beside it in `key.pem`."""
+    file = tmp_path / "certificate.pem"
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", tmp_path / "key.pem"]
+    about = ["-days", "1", "-subj", "/CN=bus", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(
+        ["openssl", "req", "-x509", *kind, *about, "-out", file], check=True, capture_output=True, timeout=60
+    )
+    return file
+
+
+@needs_redis
+async def test_tls_needs_a_certificate_for_the_host(certificate: Path) -> None:
+    port, key = free_port(), certificate.with_name("key.pem")
+    files = ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    with running_redis(*files, "--tls-auth-clients", "no", "--tls-port", str(port)):
+        async with listening(f"rediss://localhost:{port}?ssl_ca_certs={certificate}") as one:
+            assert one.bus.stats()["bus_connected"] == 1
+        for url in (f"rediss://localhost:{port}", f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}"):
+            with pytest.raises(StoreUnusable, match=r"failed the TLS handshake .*certificate verify failed"):
+                await open_bus(url).open("store")
+
+
+@needs_redis
+@pytest.mark.parametrize("path", ["/nonexistent.pem", "/", "%00", ""])
+async def test_a_file_that_cannot_be_read_is_refused(path: str) -> None:
+    with pytest.raises(StoreUnusable, match=r"which cannot be read .*; check ssl_ca_certs in the bus URL"):
+        await open_bus(f"rediss://127.0.0.1:1?ssl_ca_certs={path}").open("store")
+
+
+@needs_redis
+def test_representation_has_no_password() -> None:
+    server = open_bus("redis://user:geheim@db").server  # type: ignore[attr-defined]
+    assert repr(server) == "BusServer('redis://db')"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("", "bus URL must be redis://host:6379, .* got ''"),
+        ("http://user:geheim@db", "bus URL must be redis://.* got 'http://db'"),
+        ("redis://", "bus URL must be"),
+        ("redis://db:port", "bus URL must be"),
+        ("redis://:geheim@one,two", "bus URL must be"),
+        ("redis://db\n", "bus URL must be"),
+        ("redis://db?geheim", "bus URL must be"),
+        ("redis+sentinel://db", "bus URL must be"),
+        ("redis://user:1?geheim=x@db", "bus URL must be redis://.* got 'redis://db'"),
+        ("redis+sentinel://user:1/geheim@db/name", "bus URL must be redis://.* got 'redis.sentinel://db/name'"),
+        ("redis://db/chat", "has a path"),
+        ("redis://db?password=geheim", "unknown option 'password'; a bus has prefix"),
+        ("redis://db?ssl_ca_certs=a", "unknown option 'ssl_ca_certs'; a bus has prefix, and with rediss://"),
+        ("redis://db?prefix=a*", "prefix of a bus must be 1-64 characters of .*, got 'a*'"),
+    ],
+)
+def test_url_without_a_bus_is_refused_with_the_remedy(url: str, expected: str) -> None:
+    with pytest.raises(LocalError, match=expected.replace("*'", r"\*'")) as refused:
+        open_bus(url)
+    assert "geheim" not in str(refused.value)
+
+
+@needs_redis
+def test_a_bus_needs_a_store_that_processes_share() -> None:
+    with pytest.raises(LocalError, match="a bus needs a store that processes share, and a memory store serves one"):
+        Hub("memory://", bus="redis://127.0.0.1")
+    with pytest.raises(LocalError, match="bus must be a URL such as 'redis://host:6379', or None, got 6379"):
+        Hub("memory://", bus=6379)  # type: ignore[arg-type]
+
+
+def test_command_reports_a_bus_that_cannot_work_in_one_line(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "holdfast", "serve", "--port", "0", "--bus", "redis:db"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "bus URL must be" in done.stderr

@@ -1,0 +1,422 @@
+"""Requests of operators: legal holds, the removal of a person, the check of the store, the state of the hub.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from holdfast.app import Hub
+from holdfast.cli import main
+from holdfast.core.errors import Held, StoreUnusable
+from holdfast.core.records import End, encode_line
+from holdfast.hub.archive import MAX_REMOVALS
+from holdfast.hub.identity import CAPABILITIES, Identity
+from holdfast.stores.base import Pruned
+from holdfast.transports import lines
+from holdfast.transports.lines import with_signs
+from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub, serving
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+GRANTS = {"operator": {"*": frozenset({"admin"})}, "owner": {"chat:*": CAPABILITIES}}
+
+
+async def authenticate(scope: dict[str, Any]) -> Identity | None:
+    """Return the identity behind a token; only that of the operator has `admin` on all channels."""
+    token = dict(scope["headers"]).get(b"authorization", b"").decode().removeprefix("Bearer ")
+    return Identity(client_id=token, grants=GRANTS[token]) if token in GRANTS else None
+
+
+@pytest.fixture
+async def stored(tmp_path: Path) -> AsyncIterator[Hub]:
+    """Yield a hub with a file."""
+    hub = new_hub(f"sqlite:///{tmp_path}/hub.db", authenticate=authenticate)
+    yield hub
+    await hub.close()
+
+
+def as_(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+async def test_an_operator_works_over_http_as_on_the_machine(stored: Hub, tmp_path: Path) -> None:
+    for author in ("ann", "bob"):
+        await stored.create("chat:1", text=f"by {author}", author=author)
+    await stored.backup(tmp_path / "first.backup")
+    async with serving(stored) as served:
+        server = ("--url", f"http://{served.host}:{served.port}", "--token", "operator")
+        held = await asyncio.to_thread(run, "hold", "chat:1", "--reason", "case 17", *server)
+        assert (held.exit_code, held.output) == (0, "chat:1 is held; holdfast release ends that.\n")
+        assert [one.reason for one in await stored.archive.holds()] == ["case 17"]
+        refused = await asyncio.to_thread(run, "forget", "ann", *server)
+        assert (refused.exit_code, "refused the removal: channel 'chat:1' is held" in refused.stderr) == (1, True)
+        assert (await asyncio.to_thread(run, "release", "chat:1", *server)).output == "chat:1 is released.\n"
+        assert "channel 'chat:1' is not held" in (await asyncio.to_thread(run, "release", "chat:1", *server)).stderr
+
+        receipt = json.loads((await asyncio.to_thread(run, "forget", "ann", *server)).output)
+        assert (receipt["messages"], receipt["older_backups"]) == (1, ["first.backup"])
+        assert [one.author for one in (await stored.history("chat:1")).messages] == ["bob"]
+        again = json.loads((await asyncio.to_thread(run, "forget", "ann", *server)).output)
+        assert again == receipt
+
+        state = json.loads((await asyncio.to_thread(run, "inspect", *server)).output)
+        assert (state["pid"], state["counters"]["waiting"]) == (os.getpid(), 0)
+        checked = await asyncio.to_thread(run, "verify", *server)
+        assert (checked.exit_code, checked.output) == (0, f"'{server[1]}': no damage found\n")
+        local = await asyncio.to_thread(run, "verify", "--absent", "words", *server)
+        assert "run the command beside them, without --url" in local.stderr
+
+
+async def test_the_owner_of_channels_neither_ends_a_hold_nor_forgets_a_person(stored: Hub) -> None:
+    message = await stored.create("chat:1", text="evidence", author="owner")
+    await stored.archive.hold("chat:1", "case 17")
+    async with asking(stored) as http:
+        for method, path, body in (
+            ("DELETE", "/v1/channels/chat:1/hold", None),
+            ("PUT", "/v1/channels/chat:1/hold", {"reason": "mine"}),
+            ("POST", "/v1/forget", {"client_id": "owner"}),
+            ("POST", "/v1/verify", {}),
+            ("GET", "/v1/inspect", None),
+        ):
+            refused = await http.request(method, path, json=body, headers=as_("owner"))
+            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), path
+            assert "'admin' on all channels" in refused.json()["detail"]
+        deleted = await http.delete(f"/v1/channels/chat:1/messages/{message.id}", headers=as_("owner"))
+        assert (deleted.status_code, deleted.json()["code"]) == (409, "held")
+
+
+async def test_wrong_requests_of_operators_are_refused(stored: Hub) -> None:
+    async with asking(stored) as http:
+        for method, path, body, code in (
+            ("PUT", "/v1/channels/c/hold", {}, "invalid_request"),
+            ("PUT", "/v1/channels/c/hold", {"reason": ""}, "invalid_request"),
+            ("PUT", "/v1/channels/c/hold", {"reason": "x" * 1_001}, "invalid_request"),
+            ("DELETE", "/v1/channels/c/hold", None, "not_found"),
+            ("POST", "/v1/forget", {}, "invalid_request"),
+            ("POST", "/v1/forget", {"client_id": "*"}, "invalid_name"),
+            ("POST", "/v1/forget", {"client_id": "x" * 2_000_000}, "too_large"),
+        ):
+            refused = await http.request(method, path, json=body, headers=as_("operator"))
+            assert refused.json()["code"] == code, (path, refused.text)
+    assert await stored.archive.holds() == []
+
+
+async def test_damage_is_listed_and_one_check_runs_at_a_time(stored: Hub, tmp_path: Path) -> None:
+    before = new_hub(f"sqlite:///{tmp_path}/hub.db")
+    for number in range(2):
+        await before.create("chat:1", id=f"m{number}", text="kept")
+    await before.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "hub.db")) as db, db:
+        db.execute("UPDATE documents SET version = 7")
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("DELETE FROM sqlite_master WHERE name = 'documents_until'")
+    checking = stored.archive.verify()
+    async with contextlib.aclosing(checking), asking(stored) as http:
+        assert (await anext(checking)).startswith("store file hub.db is damaged (")
+        busy = await http.post("/v1/verify", json={}, headers=as_("operator"))
+        assert (busy.status_code, busy.json()["code"]) == (503, "busy")
+    async with serving(stored) as served:
+        server = ("--url", f"http://{served.host}:{served.port}", "--token", "operator")
+        checked = await asyncio.to_thread(run, "verify", *server)
+    file, *damage, last = checked.output.splitlines()
+    assert (checked.exit_code, last) == (1, f"'{server[1]}': 3 damaged")
+    assert [line.split(": ")[1] for line in damage] == ["message 'm0'", "message 'm1'"]
+    assert file.startswith("store file hub.db is damaged (")
+
+
+async def test_removals_beyond_a_number_are_refused_at_once(stored: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    await stored.create("chat:1", text="by ann", author="ann")
+    gate, wipe = asyncio.Event(), stored.store.wipe
+
+    async def waiting() -> bool | None:
+        await gate.wait()
+        return await wipe()
+
+    monkeypatch.setattr(stored.store, "wipe", waiting)
+    async with asking(stored) as http, asyncio.timeout(PATIENCE_S):
+        many = [
+            asyncio.create_task(http.post("/v1/forget", json={"client_id": f"c{number}"}, headers=as_("operator")))
+            for number in range(MAX_REMOVALS + 2)
+        ]
+        done, _ = await asyncio.wait(many, return_when=asyncio.FIRST_COMPLETED)
+        refused = await done.pop()
+        assert (refused.status_code, refused.json()["code"]) == (503, "busy")
+        gate.set()
+        responses = await asyncio.gather(*many)
+    assert sorted(one.status_code for one in responses) == [200] * MAX_REMOVALS + [503] * 2
+
+
+async def test_a_check_that_fails_names_no_folder(stored: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = tmp_path / "ending"
+    ending.write_text("#!/bin/sh\nexit 3\n")
+    ending.chmod(0o700)
+    async with asking(stored) as http:
+        for program, expected in (
+            (tmp_path / "none", "process that verifies hub.db cannot be started"),
+            (ending, "the store cannot be used; the server's log has the reason"),
+        ):
+            with monkeypatch.context() as patched:
+                patched.setattr(sys, "executable", str(program))
+                failed = await http.post("/v1/verify", json={}, headers=as_("operator"))
+            assert (failed.status_code, str(tmp_path) in failed.text) == (500, False), failed.text
+            assert failed.json()["detail"].startswith(expected), failed.text
+
+
+async def test_a_store_without_a_file_is_not_verified() -> None:
+    hub = new_hub()
+    async with asking(hub) as http:
+        refused = await http.post("/v1/verify", json={})
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+    await hub.close()
+
+
+async def at_work(served: Served, path: str, body: bytes) -> asyncio.StreamWriter:
+    """Send a request, and return its connection after the first sign of life."""
+    reader, writer = await served.connect()
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer operator\r\n"
+    writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+    await reader.readuntil(b"{}\n")
+    return writer
+
+
+async def test_a_removal_ends_with_its_connection_and_the_same_request_goes_on(
+    stored: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "SIGN_S", 0.01)
+    uncut = new_hub()
+    for hub in (stored, uncut):
+        for channel in ("chat:1", "chat:2", "chat:3"):
+            await hub.create(channel, id="m", text="by ann", author="ann")
+    expected = await uncut.archive.forget("ann")
+    await uncut.close()
+    reached, ended, prune = asyncio.Event(), asyncio.Event(), stored.store.prune
+    steps: list[str] = []
+
+    async def stuck(channel: str, **wanted: Any) -> Pruned:
+        steps.append(channel)
+        if len(steps) == 2:
+            reached.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+        return await prune(channel, **wanted)
+
+    async with serving(stored) as served, asyncio.timeout(PATIENCE_S):
+        with monkeypatch.context() as patched:
+            patched.setattr(stored.store, "prune", stuck)
+            connection = await at_work(served, "/v1/forget", b'{"client_id": "ann"}')
+            await reached.wait()
+            assert not ended.is_set()
+            connection.close()
+            await ended.wait()
+        response = await served.http.post("/v1/forget", json={"client_id": "ann"}, headers=as_("operator"))
+    receipt = json.loads(response.text.splitlines()[-1])
+    assert (steps, expected.messages) == (["chat:1", "chat:2"], 3)
+    assert (receipt["messages"], receipt["ids_sum"]) == (expected.messages, expected.ids_sum)
+
+
+async def test_the_process_of_a_check_ends_with_its_connection(
+    stored: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "SIGN_S", 0.01)
+    os.mkfifo(tmp_path / "alive")
+    program = tmp_path / "waiting"
+    program.write_text(f"#!/bin/sh\nexec 3> '{tmp_path}/alive'\necho started >&3\nexec sleep 600\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    alive = asyncio.StreamReader()
+    with os.fdopen(os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK), "rb") as fifo:
+        loop = asyncio.get_running_loop()
+        pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(alive), fifo)
+        async with serving(stored) as served, asyncio.timeout(PATIENCE_S):
+            connection = await at_work(served, "/v1/verify", b"{}")
+            assert await alive.readline() == b"started\n"
+            connection.close()
+            assert await alive.read() == b""  # the process that held the other end has exited
+        pipe.close()
+
+
+# Lines with signs of life
+
+
+async def slow(release: asyncio.Event, error: Exception | None) -> AsyncGenerator[object]:
+    await release.wait()
+    if error is not None:
+        raise error
+    yield {"type": "receipt"}
+
+
+async def all_after_a_sign(error: Exception | None) -> list[Any]:
+    """Return the lines after the first sign of life, without further signs."""
+    release = asyncio.Event()
+    found = with_signs(slow(release, error))
+    assert await anext(found) == b"{}\n"
+    release.set()
+    return [line async for one in found if (line := json.loads(one))]
+
+
+async def test_lines_have_signs_of_life_and_end_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "SIGN_S", 0)
+    assert await all_after_a_sign(None) == [{"type": "receipt"}]
+    (last,) = await all_after_a_sign(Held("channel 'c' is held"))
+    assert (last["type"], last["error"]["code"], last["error"]["detail"]) == ("error", "held", "channel 'c' is held")
+    for failure, code in ((RuntimeError("/var/lib/secret"), "internal"), (StoreUnusable("/secret"), "store_unusable")):
+        (last,) = await all_after_a_sign(failure)
+        assert (last["error"]["code"], "secret" in str(last)) == (code, False)
+        assert last["error"]["detail"].endswith("log has the reason")
+    monkeypatch.setattr(lines, "SIGN_S", 60)
+    release = asyncio.Event()
+    release.set()
+    with pytest.raises(Held):  # the status of the response can still say so
+        await anext(with_signs(slow(release, Held("c"))))
+
+
+async def answering(*answer: bytes) -> tuple[asyncio.Server, str]:
+    async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = head.partition(b"content-length: ")[2].partition(b"\r")[0]
+        await reader.readexactly(int(length or 0))  # a socket that is closed with unread bytes resets the connection
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + b"".join(answer))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer_one, "127.0.0.1")
+    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "expected"),
+    [
+        (("forget", "ann"), b"{}\n{}\n", "the same command goes on with the removal"),
+        (("forget", "ann"), b'{}\n{"type": "error", "error": {"detail": "it is\\u001bheld"}}\n', "it is held"),
+        (("forget", "ann"), b"<html>\n", "check that --url names a server of Holdfast"),
+        (("verify",), b'{"type": "damage", "detail": "m1"}\n', "did not send the whole check"),
+        (("inspect",), b"<html>", "check that --url names a server of Holdfast"),
+        (("inspect",), b'{"a":' * 100_000, "check that --url names a server of Holdfast"),
+        (("verify",), b'{"a":' * 100_000, "check that --url names a server of Holdfast"),
+        (("verify",), b'{"type": "error", "error": {"detail": "", "title": "Held"}}\n', "did not end the check: Held"),
+        (("verify",), b'{"type": "error", "error": {}}\n', "did not end the check: it sent no reason"),
+        (("hold", "c", "--reason", "case 17"), b"<html>", "check that --url names a server of Holdfast"),
+        (("hold", "c", "--reason", "case 17"), b'{"channel":"d","reason":"","since_ms":1}', "'d' instead of 'c'"),
+        (("release", "c"), b"<html>", "status 200 instead of 204"),
+    ],
+)
+async def test_a_response_that_breaks_off_is_named(command: tuple[str, ...], answer: bytes, expected: str) -> None:
+    server, url = await answering(answer)
+    async with server:
+        done = await asyncio.to_thread(run, *command, "--url", url)
+    assert (done.exit_code, expected in done.stderr) == (1, True), done.stderr
+
+
+HEADER = b'{"type":"holdfast.export","format":1,"channel":"c"}\n'
+LINE = b'{"type":"message","id":"m1"}\n'
+
+
+def end(*lines: bytes, messages: int = 1) -> bytes:
+    """Return the last line of an export of `lines`."""
+    return encode_line(End(messages=messages, commands=0, sha256=sha256(b"".join(lines)).hexdigest()))
+
+
+@pytest.mark.parametrize(
+    ("lines", "written", "expected"),
+    [
+        ([b"<html>\n"], 0, "sent no valid export (it begins with '<html>\\n'); check that --url names a server"),
+        ([], 0, "sent no valid export"),
+        ([b"<" * 10_000], 0, "sent no valid export"),
+        (
+            [HEADER.replace(b"1", b"2")],
+            0,
+            "sent an export of format 2, this version reads format 1; export it with the",
+        ),
+        ([HEADER.replace(b'"c"', b'"d"')], 0, "channel 'd' instead of 'c'"),
+        ([HEADER[:-1]], 0, "channel 'c' instead"),
+        ([HEADER, b"<html>"], 1, "a line begins with '<html>'"),
+        ([HEADER, LINE], 2, "did not send the whole export; try again"),
+        ([HEADER, LINE, end(HEADER, LINE)[:-1]], 2, "another checksum or other counts"),
+        ([HEADER, LINE, end(HEADER)], 2, "another checksum or other counts"),
+        ([HEADER, LINE, end(HEADER, LINE, messages=2)], 2, "another checksum or other counts"),
+        ([HEADER, LINE, end(HEADER, LINE), b"\n"], 2, "another checksum or other counts"),
+        ([HEADER, LINE, end(HEADER, LINE)], 3, ""),
+        ([HEADER, LINE[:-2] + b'"' * 2_000_000 + b"\n", LINE[:9]], 2, "a line begins with"),
+    ],
+)
+async def test_only_a_whole_export_is_written_with_its_last_line(
+    lines: list[bytes], written: int, expected: str
+) -> None:
+    server, url = await answering(*lines)
+    async with server:
+        done = await asyncio.to_thread(run, "export", "c", "--url", url)
+    assert (done.exit_code, expected in done.stderr) == (int(written < 3), True), done.stderr
+    assert done.stdout_bytes == b"".join(lines[:written])
+
+
+async def test_a_receipt_of_another_release_is_printed_and_no_terminal_obeys_the_answer() -> None:
+    receipt = {"messages": 2, "names": ["\u009b31m", "\u202e", "\x1b"], "of_another_release": None}
+    line = json.dumps({"type": "receipt", **receipt}, ensure_ascii=False).encode()
+    for command in (("forget", "ann"), ("inspect",)):
+        server, url = await answering(line)
+        async with server:
+            done = await asyncio.to_thread(run, *command, "--url", url)
+        assert (done.exit_code, done.output.isascii(), "\x1b" in done.output) == (0, True, False), done.stderr
+        assert receipt.items() <= json.loads(done.output).items()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://ann:geheim@127.0.0.1",
+        "http://ann:geheim@[",
+        "http://127.0.0.1:port",
+        "http:///ann:geheim@127.0.0.1",
+        "http://127.0.0.1?geheim",
+        "http://127.0.0.1/#geheim",
+        "http://127.0.0.1/ä",
+        "http://127.0.0.1/a b",
+        f"http://{'a' * 64}.example",
+        "http://:8000",
+    ],
+)
+def test_a_wrong_url_is_refused_and_its_secrets_are_not_shown(url: str) -> None:
+    done = run("release", "c", "--url", url)
+    assert (done.exit_code, done.stderr.startswith("Error: --url must be like http://host:8000")) == (1, True), done
+    assert "ann:" not in url or "@" not in url or "geheim" not in done.stderr
+    assert "geheim" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("ftp://ann:geheim@127.0.0.1", ", got 'ftp://127.0.0.1'"),
+        ("http://[::1", ", got 'http://[::1'"),
+        ("http://127.0.0.1:99999", ", with a port from 1 to 65535 or none, got 'http://127.0.0.1:99999'"),
+    ],
+)
+def test_a_wrong_url_of_tail_is_shown_without_its_password(url: str, found: str) -> None:
+    refused = run("tail", "c", "--url", url)
+    assert (refused.exit_code, refused.stderr) == (1, f"Error: --url must be like http://host:8000{found}\n")
+
+
+@pytest.mark.parametrize("token", ["geheim\r", "geheim\n", "geheimä", "geheim\udc80"])
+def test_a_token_that_no_header_can_carry_is_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_TOKEN", token)
+    done = run("inspect", "--url", "http://127.0.0.1:1")
+    assert (done.exit_code, f"got {len(token)} characters; check HOLDFAST_TOKEN" in done.stderr) == (1, True), done
+    assert "geheim" not in done.output
