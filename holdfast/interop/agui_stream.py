@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from holdfast import Message
-from holdfast.interop.attempts import shown_answers, shown_deltas
+from holdfast.interop.attempts import ShownDeltas, shown_answers
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -77,7 +77,7 @@ class AGUIStream:
         self._events: list[Json] = [{"type": "RUN_STARTED", **self._run}]
         self._open: dict[Place, str] = {}  # ids of the texts and calls that the client waits for
         self._sent: dict[Place, SentText | None] = {}  # what the client has of a text or input; None: another one
-        self._is_first = True  # the next deltas are the turn as it is
+        self._shown_deltas = ShownDeltas()
         self._is_replaced = False  # True: a text of the client was replaced, and a stream can take no text back
         self._values: dict[Place, Json] = {}  # last values of other parts
         self._calls: dict[Place, Json] = {}  # the start events of the calls
@@ -90,9 +90,7 @@ class AGUIStream:
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
-        if self._is_first:
-            self._is_first, deltas = False, shown_deltas(deltas)
-        for delta in deltas:
+        for delta in self._shown_deltas.of(deltas):
             if self._is_replaced:
                 break
             match delta:

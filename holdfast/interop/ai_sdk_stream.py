@@ -31,7 +31,7 @@ from holdfast.interop.ai_sdk_parts import (
     silent_id,
     ui_part,
 )
-from holdfast.interop.attempts import shown_deltas
+from holdfast.interop.attempts import ShownDeltas
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -87,7 +87,7 @@ class UIStream:
         self._page = PageParts(page, is_late=is_late)
         self._chunks: list[Json] = []
         self._is_begun = False
-        self._is_replay = True  # the first deltas: the turn as it is, whose calls may have their replies already
+        self._shown = ShownDeltas()
         self._step = 0
         self._step_due = ""  # why the next part needs a new step, or ""
         self._is_step_empty = True
@@ -112,10 +112,8 @@ class UIStream:
                 return frame(*opened, added.text)
         if self._page.id is not None:
             self._begin(self._page.id)
-        if self._is_replay:
-            deltas = shown_deltas(deltas)
         state = ""
-        for delta in deltas:
+        for delta in self._shown.of(deltas):
             if self._end == REPLACED:
                 break
             match delta:
@@ -132,7 +130,7 @@ class UIStream:
                         )
                 case TurnChanged(state):
                     pass
-        if self._is_replay and self._page.has_other_text():
+        if self._shown.is_first and self._page.has_other_text():
             self._end, self._step_due = REPLACED, ""
             self._open.clear()
             del self._chunks[1:]  # behind `start`: a page shows no mixture of two texts
@@ -144,7 +142,6 @@ class UIStream:
             self._release_calls()
             if not self._has_running_call():
                 self._end_with_question()
-        self._is_replay = False
         body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._chunks])
         self._chunks.clear()
         return body + b"data: [DONE]\n\n" if self.is_over else body
@@ -267,7 +264,7 @@ class UIStream:
         is_over = has_result(part)
         if state == "called" or is_over:
             is_own = tool.name in self._release.browser_tools
-            if not is_over and (tool.held is not None or (self._is_replay and is_own)):
+            if not is_over and (tool.held is not None or (self._shown.is_first and is_own)):
                 tool.held = text
             else:
                 # without this chunk the page does not run a finished call again

@@ -19,14 +19,26 @@ def shown_answers(answers: Sequence[Message]) -> list[Message]:
     return newest_branch(answers) if any(one.status == "interrupted" for one in answers) else list(answers)
 
 
-def shown_deltas(deltas: Sequence[TurnDelta]) -> Sequence[TurnDelta]:
-    """Return the first deltas of a stream, of replaced attempts only that each was opened: the page has its id."""
-    opened = [one.delta.message for one in deltas if type(one) is InAnswer and type(one.delta) is MessageOpened]
-    replaced = {one.id for one in opened} - {one.id for one in shown_answers(opened)}
-    if not replaced:
-        return deltas
-    return [
-        one
-        for one in deltas
-        if type(one) is not InAnswer or type(one.delta) is MessageOpened or one.message_id not in replaced
-    ]
+class ShownDeltas:
+    """Leaves out the attempts that were replaced when a stream began, except that each was opened: the page has its id.
+
+    An attempt that is replaced later stays, because the page has its text.
+    """
+
+    def __init__(self) -> None:
+        self.is_first = True  # the deltas are the turn as it is, whose calls may have their replies already
+        self._replaced: set[str] | None = None
+
+    def of(self, deltas: Sequence[TurnDelta]) -> Sequence[TurnDelta]:
+        """Return the deltas that the client shows."""
+        self.is_first = self._replaced is None
+        if self._replaced is None:
+            opened = [one.delta.message for one in deltas if type(one) is InAnswer and type(one.delta) is MessageOpened]
+            self._replaced = {one.id for one in opened} - {one.id for one in shown_answers(opened)}
+        if not self._replaced:
+            return deltas
+        return [
+            one
+            for one in deltas
+            if type(one) is not InAnswer or type(one.delta) is MessageOpened or one.message_id not in self._replaced
+        ]
