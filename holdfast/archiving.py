@@ -23,6 +23,7 @@ from holdfast.control_client import NotServed, call_at
 from holdfast.core.errors import LocalError, StoreInUse
 from holdfast.core.limits import Limits
 from holdfast.core.names import check_channel, check_id
+from holdfast.core.records import damaged_in
 from holdfast.hub.clock import Clock
 from holdfast.hub.exporting import export_lines
 from holdfast.hub.forgetting import Forgetting, Receipt, direct
@@ -56,21 +57,24 @@ async def opened(url: str, *, is_new: bool = False, when_served: str = "") -> As
         await store.close()
 
 
-async def export_channel(url: str, channel: str, out: BinaryIO) -> None:
-    """Write the export of a channel into `out`. Raises NotFound, LocalError and the store's errors."""
+async def export_channel(url: str, channel: str, out: BinaryIO) -> int:
+    """Write the export of a channel into `out`, and return how many messages and commands of it are damaged.
+
+    Raises NotFound, Damaged, LocalError and the store's errors.
+    """
     check_channel(channel)
     async with opened(url, when_served=_OVER_HTTP) as store:
         async for line in export_lines(store, channel):
             out.write(line)
-        out.flush()
+        return damaged_in(line)
 
 
-async def import_channel(url: str, path: Path, channel: str | None) -> Imported:
+async def import_channel(url: str, path: Path, channel: str | None, *, damaged: bool) -> Imported:
     """Import a file into an empty channel, by default that of its header. Raises the errors of `write_file`."""
     if channel is not None:
         check_channel(channel)
     limits, clock = Limits(), Clock()
-    checked = await check_file(path, limits, clock.now_ms())
+    checked = await check_file(path, limits, clock.now_ms(), damaged=damaged)
     async with opened(url, is_new=True) as store:
         return await write_file(store, channel or checked.channel, checked, limits, clock)
 
@@ -117,30 +121,43 @@ TOKEN = click.option(
 @URL
 @TOKEN
 def export(channel: str, store: str, url: str | None, token: str | None) -> None:
-    """Write the messages of CHANNEL to the output, as JSON lines with a checksum."""
+    """Write the messages of CHANNEL to the output, as JSON lines with a checksum.
+
+    The exit status is 1 if messages are damaged.
+    """
     out = sys.stdout.buffer
     if url is not None:
-        export_at(url, channel, token, out)
-        return
-    try:
-        for line in call_at(store, "export", channel=channel):
-            out.write(line.encode())
-        out.flush()
-    except NotServed:
-        asyncio.run(export_channel(store, channel, out))
+        damaged = export_at(url, channel, token, out)
+    else:
+        try:
+            line = ""
+            for line in call_at(store, "export", channel=channel):
+                out.write(line.encode())
+            damaged = damaged_in(line.encode())
+        except NotServed:
+            damaged = asyncio.run(export_channel(store, channel, out))
+    out.flush()
+    if damaged:
+        click.echo(
+            f"{channel}: {damaged} damaged, all else is whole; an earlier backup may have them whole, and holdfast "
+            "import takes this file only with --damaged",
+            err=True,
+        )
+        sys.exit(1)
 
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @STORE
 @click.option("--channel", default=None, help="The empty channel to fill.  [default: the exported one]")
-def import_file(file: Path, store: str, channel: str | None) -> None:
+@click.option("--damaged", is_flag=True, help="Also import a file in which messages are damaged.")
+def import_file(file: Path, store: str, channel: str | None, damaged: bool) -> None:
     """Write the messages of FILE, an export, into an empty channel, also while the store is served."""
     try:
-        (value,) = call_at(store, "import", path=os.path.abspath(file), channel=channel)
+        (value,) = call_at(store, "import", path=os.path.abspath(file), channel=channel, damaged=damaged)
         done = msgspec.convert(value, Imported)
     except NotServed:
-        done = asyncio.run(import_channel(store, file, channel))
+        done = asyncio.run(import_channel(store, file, channel, damaged=damaged))
     click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
 
 

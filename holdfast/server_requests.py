@@ -19,7 +19,7 @@ import msgspec
 from holdfast.core.errors import LocalError, shown, shown_url
 from holdfast.core.model import ChannelSummary
 from holdfast.core.names import check_channel
-from holdfast.core.records import FORMAT, HEADER_BYTES, End, Header, encode_line
+from holdfast.core.records import FORMAT, HEADER_BYTES, End, Header, decode_line, encode_line
 from holdfast.hub.archive import MAX_LISTED, ChannelPage
 from holdfast.hub.legal_holds import ChannelHold
 
@@ -28,7 +28,8 @@ LINE_BYTES = 1024 * 1024  # far above the longest line
 PROBLEM_BYTES = 64 * 1024
 PAGE_BYTES = 16 * 1024 * 1024  # far above the largest page of channels
 _INVALID = (msgspec.MsgspecError, ValueError, RecursionError)  # raised by decoders
-_KIND = re.compile(rb'\{"type":"(message|command|end)",')  # the type of a line of an export
+DAMAGED = b'"damaged"'
+_KIND = re.compile(rb'\{"type":"(message|command|end|error)",')  # the type of a line of an export
 
 
 @contextlib.contextmanager
@@ -115,8 +116,10 @@ def channels_of(server: str, prefix: str, token: str | None) -> Iterator[Channel
         query["after"] = page.channels[-1].channel
 
 
-def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> None:
-    """Write the export of a channel of a served hub into `out`. Raises LocalError.
+def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> int:
+    """Write the export of a channel of a served hub into `out`, and return how many of its messages are damaged.
+
+    Raises LocalError, also for the error of a line.
 
     The last line is written once its counts and its checksum are right, so `holdfast import` refuses what is written of
     any other response. Memory holds a piece of a line.
@@ -125,7 +128,7 @@ def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> No
     with response_to(server, path, token, "export") as response:
         line = response.readline(HEADER_BYTES)
         _check_header(server, channel, line)
-        digest, counts = hashlib.sha256(), {"message": 0, "command": 0}
+        digest, counts, damaged = hashlib.sha256(), {"message": 0, "command": 0}, 0
         while True:
             digest.update(line)
             out.write(line)
@@ -139,12 +142,23 @@ def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> No
                 raise _not_holdfast(server, "export", f"a line begins with {_begin(line)}")
             if kind[1] == b"end":
                 break
+            if kind[1] == b"error":
+                raise _ended(server, "export", _decoded(server, "export", line))
             counts[kind[1].decode()] += 1
-        end = End(messages=counts["message"], commands=counts["command"], sha256=digest.hexdigest())
+            damaged += _is_damaged(line)
+        end = End(messages=counts["message"], commands=counts["command"], sha256=digest.hexdigest(), damaged=damaged)
         if line + response.read(1) != encode_line(end):
             raise _not_holdfast(server, "export", "its last line has another checksum or other counts than the rest")
         out.write(line)
-    out.flush()
+    return damaged
+
+
+def _is_damaged(line: bytes) -> bool:
+    """Return whether a line of an export, or its first piece, stands for a message that the store could not read."""
+    if DAMAGED not in line or not line.endswith(b"\n"):  # such a line is short
+        return False
+    record = decode_line(line)
+    return not isinstance(record, End) and record.is_damaged
 
 
 def _check_header(server: str, channel: str, line: bytes) -> None:
@@ -230,17 +244,25 @@ def _lines_of(
 
     def lines() -> Iterator[dict[str, object]]:
         while text := response.readline(LINE_BYTES):
-            try:
-                line = msgspec.json.decode(text, type=dict[str, Any])
-            except _INVALID as error:
-                raise _not_holdfast(server, what, error) from None
+            line = _decoded(server, what, text)
             if line.get("type") == "error":
-                reason = _detail(line.get("error")) or "it sent no reason; see its log"
-                raise LocalError(f"{shown_url(server)} did not end the {what}: {reason}")
+                raise _ended(server, what, line)
             yield line
 
     with response_to(server, path, token, what, method="POST", body=body) as response:
         yield lines()
+
+
+def _decoded(server: str, what: str, line: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except _INVALID as error:
+        raise _not_holdfast(server, what, error) from None
+
+
+def _ended(server: str, what: str, line: dict[str, object]) -> LocalError:
+    reason = _detail(line.get("error")) or "it sent no reason; see its log"
+    return LocalError(f"{shown_url(server)} did not end the {what}: {reason}")
 
 
 def _cut(server: str, what: str) -> LocalError:

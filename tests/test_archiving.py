@@ -19,6 +19,7 @@ from holdfast import archiving, server_requests
 from holdfast.app import Hub
 from holdfast.cli import main
 from holdfast.stores.sqlite import SqliteStore
+from tests.stores.files import run_from_outside
 from tests.transports.conftest import asking, new_hub, serving
 
 
@@ -147,6 +148,38 @@ async def test_a_hub_carries_out_the_commands_on_its_own_store(tmp_path: Path) -
     assert (await asyncio.to_thread(run, "hold", "chat:1", "--reason", "case 18", *store)).exit_code == 0
     async with opened(tmp_path / "hub.db") as hub:
         assert [(one.channel, one.reason) for one in await hub.archive.holds()] == [("chat:1", "case 18")]
+
+
+async def test_an_export_names_damage_in_every_way_and_its_import_needs_an_option(tmp_path: Path) -> None:
+    path, file = tmp_path / "hub.db", tmp_path / "chat.jsonl"
+    store = ("--store", f"sqlite:///{path}")
+    async with opened(path) as hub:
+        await hub.create("chat:1", id="m1", text="one")
+        await hub.create("chat:1", id="m2", text='says "damaged"')
+        await hub.create("chat:2", id="m1", text="one")
+        await hub.create("chat:2", id="m2", text="two")
+    run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message = 'm1' AND channel = 1")
+    run_from_outside(path, "DELETE FROM documents WHERE message = 'm1' AND channel = 2")
+
+    def check(*where: str) -> bytes:
+        done, short = run("export", "chat:1", *where), run("export", "chat:2", *where)
+        assert (done.exit_code, done.stderr.split(";")[0]) == (1, "chat:1: 1 damaged, all else is whole")
+        assert short.exit_code == 1
+        assert "channel 'chat:2' has 2 messages, but 1 of them can be read" in short.stderr
+        assert b'"end"' not in short.stdout_bytes
+        return done.stdout_bytes
+
+    data = await asyncio.to_thread(check, *store)
+    async with serving(new_hub(store[1])) as served:
+        assert await asyncio.to_thread(check, *store) == data
+        assert await asyncio.to_thread(check, "--url", f"http://{served.host}:{served.port}") == data
+        await asyncio.to_thread(file.write_bytes, data)
+        for name in ("a", "b"):
+            refused = await asyncio.to_thread(run, "import", str(file), "--channel", name, *store)
+            assert "has 1 damaged messages or commands, whose content is lost" in refused.stderr
+            done = await asyncio.to_thread(run, "import", str(file), "--channel", name, "--damaged", *store)
+            assert done.exit_code == 0
+            await served.hub.close()  # the second one works on the file
 
 
 async def test_a_person_is_forgotten_by_the_command_on_a_served_file_and_on_one_that_is_not(tmp_path: Path) -> None:

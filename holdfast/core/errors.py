@@ -229,7 +229,7 @@ class StoreUnusable(HoldfastError):
 
 
 class Damaged(HoldfastError):
-    """The store can no longer read this message: bytes of it changed on the disk. Other messages are whole."""
+    """The store can no longer read this message, or not all of a channel: bytes changed on the disk."""
 
     code, status, title = "damaged", 500, "Damaged"
 

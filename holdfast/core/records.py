@@ -22,7 +22,7 @@ from holdfast.core.decide_commands import LONGEST_S
 from holdfast.core.document import KEPT_MS, Document, document
 from holdfast.core.errors import InvalidRequest, TooLarge, shown
 from holdfast.core.limits import MIB, Limits
-from holdfast.core.message_state import CommandState, MessageState, part_bytes
+from holdfast.core.message_state import DAMAGED, CommandState, MessageState, part_bytes
 from holdfast.core.model import ROLES, STATUSES, Approval, Json, Part, check_json, check_part
 from holdfast.core.names import check_id, command_id, command_key
 from holdfast.core.ops import Command, Create, Entry, Finish, Op, Reply
@@ -59,6 +59,11 @@ class MessageRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     created_at: int
     updated_at: int
 
+    @property
+    def is_damaged(self) -> bool:
+        """Return whether this stands for a message that the store could not read."""
+        return self.reason == DAMAGED and self.status == "failed" and not self.created_at
+
 
 class ReplyRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The reply to a command."""
@@ -81,13 +86,19 @@ class CommandRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     expires_at: int
     reply: ReplyRecord
 
+    @property
+    def is_damaged(self) -> bool:
+        """Return whether this stands for a command that the store could not read."""
+        return self.name == DAMAGED and not self.created_at
 
-class End(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="end"):
+
+class End(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag="end"):
     """The last line: counts, and the SHA-256 of all bytes before this line."""
 
     messages: int
     commands: int
     sha256: str
+    damaged: int = 0  # how many of these messages and commands stand for those that the store could not read
 
 
 Record = MessageRecord | CommandRecord
@@ -165,6 +176,13 @@ def decode_line(line: bytes) -> Record | End:
         raise InvalidRequest(
             f"the line is not a message, a command or an end ({str(error)[:200]}); export the channel again"
         ) from None
+
+
+def damaged_in(last_line: bytes) -> int:
+    """Return the number of damaged messages and commands that the last line of an export names."""
+    end = decode_line(last_line)
+    assert isinstance(end, End)
+    return end.damaged
 
 
 def check_record(record: Record, limits: Limits, now_ms: int) -> Record:

@@ -105,25 +105,28 @@ class Archive:
         """Yield the lines of an export of `channel`: its messages and commands as JSON, each with its line end.
 
         Raises InvalidName, NotFound for a channel without messages, Busy if it is deleted meanwhile
-        or has a part of an import, StoreUnavailable.
+        or has a part of an import, Damaged before the last line if messages are missing, StoreUnavailable.
         """
         check_channel(channel)
         await self._lifecycle.start()
         async for line in export_lines(self._store, channel):
             yield line
 
-    async def import_file(self, path: str | os.PathLike[str], *, channel: str | None = None) -> Imported:
+    async def import_file(
+        self, path: str | os.PathLike[str], *, channel: str | None = None, damaged: bool = False
+    ) -> Imported:
         """Write the messages of an export file into an empty channel, by default that of its header; all or none.
 
-        No turn starts. Raises IdConflict if the channel is not empty, and for a damaged file InvalidRequest or another
-        error that names the line, before the channel is changed. Raises StoreFull.
+        No turn starts. A file with damaged messages is refused unless `damaged`. Raises IdConflict if the channel is
+        not empty, and for a wrong file InvalidRequest or another error that names the line, before the channel is
+        changed. Raises StoreFull.
         """
         if channel is not None:
             check_channel(channel)
         await self._lifecycle.start()
         check_space = self._lifecycle.runtime.capacity.check
         check_space()
-        checked = await check_file(Path(path), self._limits, self._clock.now_ms())
+        checked = await check_file(Path(path), self._limits, self._clock.now_ms(), damaged=damaged)
         name = channel or checked.channel
         live = self._lifecycle.runtime.channel(name)
         write = partial(write_file, self._store, name, checked, self._limits, self._clock, check_space)

@@ -89,6 +89,7 @@ class HoldArguments(Struct, forbid_unknown_fields=True):
 class ImportArguments(Struct, forbid_unknown_fields=True):
     path: str
     channel: str | None = None
+    damaged: bool = False
 
 
 class NoArguments(Struct, forbid_unknown_fields=True):
@@ -119,7 +120,7 @@ async def _export(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[o
 
 
 async def _import(hub: Controlled, wanted: ImportArguments) -> AsyncGenerator[object, None]:
-    yield await hub.archive.import_file(_absolute(wanted.path), channel=wanted.channel)
+    yield await hub.archive.import_file(_absolute(wanted.path), channel=wanted.channel, damaged=wanted.damaged)
 
 
 async def _forget(hub: Controlled, wanted: ForgetArguments) -> AsyncGenerator[object, None]:

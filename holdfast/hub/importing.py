@@ -83,8 +83,9 @@ class _Line(NamedTuple):
 class ExportFile:
     """A file of records that is read line by line. A line is at most as long as the largest message."""
 
-    def __init__(self, path: Path, limits: Limits, now_ms: int) -> None:
+    def __init__(self, path: Path, limits: Limits, now_ms: int, *, damaged: bool = False) -> None:
         self.path = path
+        self.may_be_damaged = damaged
         self.channel = ""  # the name in the header
         self.end: End | None = None  # the last line, once it was read
         self._limits = limits
@@ -94,7 +95,7 @@ class ExportFile:
 
     def lines(self) -> Iterator[_Line]:
         """Yield the checked records, and check the end. Raises a HoldfastError that names the line, LocalError."""
-        messages = commands = 0
+        messages = commands = damaged = 0
         with self._open() as file, self._named_line():
             header = self._next(file, HEADER_BYTES)
             self.channel = check_channel(decode_header(header).channel)
@@ -104,12 +105,13 @@ class ExportFile:
                 data = self._next(file, limit)
                 record = decode_line(data)
                 if isinstance(record, End):
-                    self._check_end(record, messages, commands)
+                    self._check_end(record, messages, commands, damaged)
                     break
                 self._digest.update(data)
                 yield _Line(self._number, len(data), check_record(record, self._limits, self._now_ms))
                 messages += isinstance(record, MessageRecord)
                 commands += not isinstance(record, MessageRecord)
+                damaged += record.is_damaged
             if file.read(1):
                 self._number += 1
                 raise InvalidRequest("the line is after the end of the export; remove it, or export the channel again")
@@ -144,11 +146,16 @@ class ExportFile:
             )
         return data
 
-    def _check_end(self, end: End, messages: int, commands: int) -> None:
-        if (end.messages, end.commands) != (messages, commands):
+    def _check_end(self, end: End, messages: int, commands: int, damaged: int) -> None:
+        if (end.messages, end.commands, end.damaged) != (messages, commands, damaged):
             raise InvalidRequest(
-                f"the file has {messages} messages and {commands} commands, its end names {end.messages} and "
-                f"{end.commands}; export the channel again"
+                f"the file has {messages} messages and {commands} commands, {damaged} of them damaged; its end names "
+                f"{end.messages}, {end.commands} and {end.damaged}; export the channel again"
+            )
+        if damaged and not self.may_be_damaged:
+            raise InvalidRequest(
+                f"the file has {damaged} damaged messages or commands, whose content is lost; export the channel from "
+                "an earlier backup, or import the file as it is with --damaged"
             )
         if end.sha256 != self._digest.hexdigest():
             raise InvalidRequest(
@@ -169,9 +176,12 @@ def at_line(error: HoldfastError, number: int, path: Path) -> HoldfastError:
     return type(error)(f"line {number} of {path}: {error.detail}", **{**error.details, "line": number})
 
 
-async def check_file(path: Path, limits: Limits, now_ms: int) -> ExportFile:
-    """Read and check a whole file, and return it. Raises a HoldfastError that names the line, LocalError."""
-    file = ExportFile(path, limits, now_ms)
+async def check_file(path: Path, limits: Limits, now_ms: int, *, damaged: bool = False) -> ExportFile:
+    """Read and check a whole file, and return it. With `damaged`, damaged messages may be in it.
+
+    Raises a HoldfastError that names the line, LocalError.
+    """
+    file = ExportFile(path, limits, now_ms, damaged=damaged)
 
     def read() -> None:
         for _ in file.lines():
@@ -201,7 +211,7 @@ async def write_file(
         raise IdConflict(
             f"channel {channel!r} is not empty; import into another one with --channel, or delete this one first"
         )
-    file = ExportFile(checked.path, limits, clock.now_ms())
+    file = ExportFile(checked.path, limits, clock.now_ms(), damaged=checked.may_be_damaged)
     try:
         await _write(store, channel, file, head, clock, check_space)
         if file.end != checked.end:

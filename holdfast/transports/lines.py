@@ -25,7 +25,10 @@ _SIGN = b"{}\n"
 
 
 class LinesResponse(StreamingResponse):
-    """Sends `first` and then the lines `rest`; for HEAD only the headers. A peer that stops reading is disconnected."""
+    """Sends `first` and then the lines `rest`; for HEAD only the headers. A peer that stops reading is disconnected.
+
+    An error of `rest` is the last line, of type `error`.
+    """
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes], *, headers: dict[str, str], is_head: bool) -> None:
         self._rest = rest
@@ -45,8 +48,11 @@ async def _lines(first: bytes, rest: AsyncGenerator[bytes], *, is_head: bool) ->
     if is_head:
         return
     yield first
-    async for line in rest:
-        yield line
+    try:
+        async for line in rest:
+            yield line
+    except HoldfastError as error:
+        yield _error(error)
 
 
 async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:
@@ -68,7 +74,7 @@ async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:
             except Exception as error:
                 if is_first:
                     raise
-                yield _line({"type": "error", "error": _problem(error)})
+                yield _error(error)
                 return
             if line is None:
                 return
@@ -91,8 +97,9 @@ def _line(value: object) -> bytes:
     return msgspec.json.encode(value) + b"\n"
 
 
-def _problem(error: Exception) -> dict[str, object]:
-    if isinstance(error, HoldfastError):
-        return for_peers(error).problem()
-    logger.error("an HTTP request failed", exc_info=error)
-    return unexpected().problem()
+def _error(error: Exception) -> bytes:
+    """Return the last line of a response whose work has failed."""
+    if not isinstance(error, HoldfastError):
+        logger.error("an HTTP request failed", exc_info=error)
+        error = unexpected()
+    return _line({"type": "error", "error": for_peers(error).problem()})

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from holdfast.core.errors import (
     Busy,
+    Damaged,
     HoldfastError,
     IdConflict,
     InvalidName,
@@ -32,10 +33,11 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import Page
 from holdfast.core.limits import Limits
-from holdfast.hub import HubCore, importing, retention
+from holdfast.hub import HubCore, exporting, importing, retention
 from holdfast.stores.base import Committed, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
+from tests.stores.files import run_from_outside
 
 CHANNEL = "chat:1"
 DAY_MS = 24 * 3_600_000
@@ -182,6 +184,8 @@ def _second(lines: list[Any], **fields: Any) -> list[Any]:
     return [*lines[:2], {**lines[2], **fields}, *lines[3:]]
 
 
+LOST = {"status": "failed", "reason": "damaged", "created_at": 0, "parts": []}
+
 BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[HoldfastError], str]] = {
     "nothing": (lambda lines: b"", InvalidRequest, "line 1 of .*was cut"),
     "no export": (lambda lines: b"{}\n", InvalidRequest, "line 1 of .*not the header"),
@@ -205,7 +209,17 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[HoldfastError], str]] = 
     "a missing line": (
         lambda lines: b"".join(with_end(lines).splitlines(keepends=True)[::4]),
         InvalidRequest,
-        "line 2 of .*has 0 messages and 0 commands, its end names 3 and 0",
+        "line 2 of .*has 0 messages and 0 commands, 0 of them damaged; its end names 3, 0 and 0",
+    ),
+    "a damaged message": (
+        lambda lines: with_end([*lines[:2], {**lines[2], **LOST}, *lines[3:-1], {**lines[-1], "damaged": 1}]),
+        InvalidRequest,
+        "line 5 of .*has 1 damaged .* import the file as it is with --damaged",
+    ),
+    "a damaged message that the end does not name": (
+        lambda lines: with_end(_second(lines, **LOST)),
+        InvalidRequest,
+        "line 5 of .*3 messages and 0 commands, 1 of them damaged; its end names 3, 0 and 0",
     ),
     "a line after the end": (lambda lines: with_end(lines) + b"\n", InvalidRequest, "line 6 of .*after the end"),
     "not JSON": (
@@ -287,6 +301,87 @@ async def test_a_bad_file_is_refused_whole(name: str, tmp_path: Path) -> None:
     assert await hub.store.notes("import:") == {}
     path.write_bytes(with_end(lines))
     await hub.archive.import_file(path, channel="other")
+    await hub.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "readable"),
+    [
+        ("DELETE FROM documents WHERE message = 'm1'", 2),
+        ("UPDATE documents SET deleted = 1 WHERE message = 'm0'", 2),
+        ("DELETE FROM documents WHERE message <> 'm2'", 1),
+    ],
+)
+async def test_an_export_without_all_messages_has_no_end(tmp_path: Path, change: str, readable: int) -> None:
+    path, file = tmp_path / "hub.db", tmp_path / "chat.jsonl"
+    hub = HubCore(f"sqlite:///{path}", hooks_signals=False)
+    for number in range(3):
+        await hub.create(CHANNEL, id=f"m{number}", text="x")
+    await hub.close()
+    run_from_outside(path, change)
+    await hub.create(CHANNEL, text="comes later")
+    lines = []
+    with pytest.raises(Damaged, match=f"channel 'chat:1' has 4 messages, but {readable + 1} of them can be read"):
+        async for line in hub.archive.export(CHANNEL):
+            lines.append(line)
+    await hub.close()
+    assert len(lines) == 1 + readable + 1
+    file.write_bytes(b"".join(lines))
+    other = HubCore("memory://", hooks_signals=False)
+    with pytest.raises(InvalidRequest, match="was cut here"):
+        await other.archive.import_file(file)
+    await other.close()
+
+
+async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "PAGE", 2)
+    store = Interrupted()
+    hub = HubCore(store, hooks_signals=False)
+    for number in range(3):
+        await hub.create(CHANNEL, id=f"m{number}", text="x")
+
+    async def change() -> None:
+        for _ in range(5):
+            await hub.create(CHANNEL, text="comes")
+        await hub.delete(CHANNEL, "m0")
+        store.meanwhile = None
+
+    store.meanwhile = change
+    lines = lines_of(await exported(hub))
+    assert [one["id"] for one in lines[1:-1]] == ["m0", "m1", "m2"]
+    assert len((await hub.history(CHANNEL)).messages) == 7
+    await hub.close()
+
+
+async def test_an_export_counts_its_damaged_messages_and_goes_through_an_import(tmp_path: Path) -> None:
+    path, file = tmp_path / "hub.db", tmp_path / "chat.jsonl"
+    hub = HubCore(f"sqlite:///{path}", hooks_signals=False)
+    for number in range(3):
+        await hub.create(CHANNEL, id=f"m{number}", text=f"text {number}")
+    await hub.command(CHANNEL, "ask", id="c1")
+    await hub.command(CHANNEL, "ask", id="c2")
+    assert "damaged" not in lines_of(await exported(hub))[-1]
+    await hub.close()
+    run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message IN ('m1', '!c2')")
+    data = await exported(hub)
+    lines = lines_of(data)
+    assert lines[2] == {
+        "type": "message",
+        "id": "m1",
+        "role": "assistant",
+        "status": "failed",
+        "reason": "damaged",
+        "created_at": 0,
+        "updated_at": 0,
+    }
+    assert (lines[-1]["messages"], lines[-1]["commands"], lines[-1]["damaged"]) == (3, 2, 2)
+    file.write_bytes(data)
+    with pytest.raises(InvalidRequest, match=r"line 7 of .*has 2 damaged .* with --damaged"):
+        await hub.archive.import_file(file, channel="copy")
+    await hub.archive.import_file(file, channel="copy", damaged=True)
+    assert await exported(hub, "copy") == data.replace(b"chat:1", b"copy").replace(
+        lines[-1]["sha256"].encode(), lines_of(await exported(hub, "copy"))[-1]["sha256"].encode()
+    )
     await hub.close()
 
 

@@ -330,9 +330,16 @@ HEADER = b'{"type":"holdfast.export","format":1,"channel":"c"}\n'
 LINE = b'{"type":"message","id":"m1"}\n'
 
 
-def end(*lines: bytes, messages: int = 1) -> bytes:
+LOST = (
+    b'{"type":"message","id":"m1","role":"assistant","status":"failed","reason":"damaged","created_at":0,'
+    b'"updated_at":0}\n'
+)
+
+
+def end(*lines: bytes, messages: int = 1, damaged: int = 0) -> bytes:
     """Return the last line of an export of `lines`."""
-    return encode_line(End(messages=messages, commands=0, sha256=sha256(b"".join(lines)).hexdigest()))
+    digest = sha256(b"".join(lines)).hexdigest()
+    return encode_line(End(messages=messages, commands=0, sha256=digest, damaged=damaged))
 
 
 @pytest.mark.parametrize(
@@ -355,6 +362,10 @@ def end(*lines: bytes, messages: int = 1) -> bytes:
         ([HEADER, LINE, end(HEADER, LINE, messages=2)], 2, "another checksum or other counts"),
         ([HEADER, LINE, end(HEADER, LINE), b"\n"], 2, "another checksum or other counts"),
         ([HEADER, LINE, end(HEADER, LINE)], 3, ""),
+        ([HEADER, LOST, end(HEADER, LOST)], 2, "another checksum or other counts"),
+        ([HEADER, LOST, end(HEADER, LOST, damaged=1)], 4, "c: 1 damaged, all else is whole"),
+        ([HEADER, b'{"type":"error","error":{"detail":"why"}}\n'], 1, "did not end the export: why"),
+        ([HEADER, b'{"type":"error",'], 1, "sent no valid export"),
         ([HEADER, LINE[:-2] + b'"' * 2_000_000 + b"\n", LINE[:9]], 2, "a line begins with"),
     ],
 )
@@ -364,7 +375,7 @@ async def test_only_a_whole_export_is_written_with_its_last_line(
     server, url = await answering(*lines)
     async with server:
         done = await asyncio.to_thread(run, "export", "c", "--url", url)
-    assert (done.exit_code, expected in done.stderr) == (int(written < 3), True), done.stderr
+    assert (done.exit_code, expected in done.stderr) == (int(written != 3), True), done.stderr
     assert done.stdout_bytes == b"".join(lines[:written])
 
 
