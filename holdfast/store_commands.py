@@ -42,6 +42,8 @@ from holdfast.stores.sqlite import SqliteStore
 )
 def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     """Write a backup of a store into FILE, also while it is served."""
+    from holdfast.stores.sqlite_backup import check_target, receipt_of
+
     opened = sqlite_store(store)
     if not opened.path.exists():
         raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
@@ -60,16 +62,17 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
 
     if mb_per_s is not None:
         check_speed(mb_per_s)
+    check_target(file, opened.path)
     try:
-        for _ in call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50):
-            pass
+        (written,) = call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50)
     except NotServed:
         asyncio.run(run_backup())
-    if not file.exists():
-        raise LocalError(
-            f"backup {os.path.abspath(file)} was written by the process that serves {opened.path}, and is not here: "
-            "that process has other disks, as in a container; name a folder that both have"
-        )
+    else:
+        if not file.exists() or receipt_of(file) != written:
+            raise LocalError(
+                f"backup {os.path.abspath(file)} was written by the process that serves {opened.path}, and is not "
+                "here: that process has other disks, as in a container; name a folder that both have"
+            )
     click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
 
 

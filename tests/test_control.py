@@ -23,10 +23,14 @@ from tests.processes import PATIENCE_S, Server, serving
 from tests.stores.files import run_from_outside
 
 
+def command(*arguments: str, store: Path) -> list[str]:
+    return [sys.executable, "-m", "holdfast", *arguments, "--store", f"sqlite:///{store}"]
+
+
 def run(*arguments: str, store: Path) -> subprocess.CompletedProcess[str]:
     """Run a command of `holdfast` in a process beside the server."""
     return subprocess.run(
-        [sys.executable, "-m", "holdfast", *arguments, "--store", f"sqlite:///{store}"],
+        command(*arguments, store=store),
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -82,6 +86,34 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
     assert not path.exists()
     assert "has no control socket; start its server" in run("inspect", store=server.store).stderr
     assert run("backup", str(tmp_path / "two.db"), store=server.store).returncode == 0
+
+
+def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_here(server: Server, tmp_path: Path) -> None:
+    """A server in a container has other files under the same names."""
+    old, target = tmp_path / "old.db", tmp_path / "new.db"
+    assert run("backup", str(old), store=server.store).returncode == 0
+    place = tmp_path / "elsewhere.db"
+    place.write_bytes(old.read_bytes())
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listening:
+        listening.bind(str(path_of(place)))
+        listening.listen()
+        for is_here in (False, True):
+            with subprocess.Popen(
+                command("backup", str(target), store=place), stderr=subprocess.PIPE, text=True
+            ) as made:
+                connection, _ = listening.accept()
+                if is_here:
+                    target.write_bytes(old.read_bytes())
+                receipt = {"size_bytes": old.stat().st_size, "mark": "0123456789abcdef"}
+                connection.sendall(json.dumps({"value": receipt}).encode() + b'\n{"end":true}\n')
+                _, stderr = made.communicate(timeout=PATIENCE_S)
+                connection.close()
+            assert (made.returncode, "and is not here: that process has other disks" in stderr) == (1, True), stderr
+        listening.setblocking(False)
+        again = run("backup", str(target), store=place)
+        assert (again.returncode, "exists already; name a new file" in again.stderr) == (1, True)
+        with pytest.raises(BlockingIOError):
+            listening.accept()
 
 
 def test_socket_of_a_killed_process_is_replaced(server: Server, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, LocalError
 from holdfast.hub.archive import MAX_LISTED, Archive
 from holdfast.stores.base import Store
 from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_backup import receipt_of
 
 logger = logging.getLogger("holdfast.hub")
 
@@ -100,7 +101,7 @@ async def _backup(hub: Controlled, wanted: BackupArguments) -> AsyncGenerator[ob
     target = _absolute(wanted.path)
     assert isinstance(hub.store, SqliteStore)
     await hub.store.backup(target, mb_per_s=check_speed(wanted.mb_per_s))
-    yield {"path": wanted.path, "size_bytes": await asyncio.to_thread(os.path.getsize, target)}
+    yield await asyncio.to_thread(receipt_of, target)
 
 
 async def _channels(hub: Controlled, wanted: ChannelsArguments) -> AsyncGenerator[object, None]:

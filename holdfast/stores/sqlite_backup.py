@@ -145,6 +145,11 @@ def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:
         raise StoreUnavailable(f"backup {target} failed: {error}; check the disk and its free space") from error
 
 
+def receipt_of(target: Path) -> dict[str, object]:
+    """Return what tells the backup `target` from all others: its size and its mark. Raises OSError."""
+    return {"size_bytes": target.stat().st_size, "mark": read_life(target).nonce}
+
+
 def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: str = "use an earlier one") -> None:
     """Raise StoreUnusable for a database that Holdfast cannot open, or whose structure is damaged.
 

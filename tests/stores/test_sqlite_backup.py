@@ -513,7 +513,10 @@ async def test_wrong_speed_and_a_backup_on_the_disk_of_another_process_are_named
         return f"{result.exit_code}: {result.stderr}"
 
     assert "1: Error: mb_per_s must be a number above 0" in await asyncio.to_thread(run_backup, "--mb-per-s", "nan")
-    monkeypatch.setattr(store_commands, "call", lambda *_, **__: iter(()))  # a server that writes to another disk
+    written = {"size_bytes": 1, "mark": ""}
+    monkeypatch.setattr(
+        store_commands, "call", lambda *_, **__: iter([written])
+    )  # a server that writes to another disk
     assert "that process has other disks" in await asyncio.to_thread(run_backup)
 
 
