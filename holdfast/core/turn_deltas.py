@@ -38,7 +38,8 @@ TurnState = Literal["none", "waiting", "running", "over"]
 class TurnStatus(Struct, frozen=True, kw_only=True):
     """A turn as it is: its user message, its answers in order, and the questions of the agent without a reply.
 
-    Of a question that was answered again (`regenerate`) the answers are those of the last round.
+    Of a question that was answered again (`regenerate`) the answers are those of the last round. A turn that is being
+    cancelled has no questions: a reply to them would have no effect.
     """
 
     # None for an answer to no message, or to one that does not exist: in `Access.conversation` and `Access.open_turns`
@@ -48,6 +49,7 @@ class TurnStatus(Struct, frozen=True, kw_only=True):
     questions: list[Command]
     cursor: str
     is_cancelled: bool = False  # the turn is over because it was cancelled, perhaps before its first answer
+    is_deleted: bool = False  # the turn had answers, and each one was deleted
 
 
 class InAnswer(Struct, frozen=True):
@@ -77,6 +79,7 @@ class TurnChanged(Struct, frozen=True):
 
     state: TurnState
     is_cancelled: bool = False
+    is_deleted: bool = False
 
 
 TurnDelta = InAnswer | QuestionAsked | QuestionReplied | TurnChanged
@@ -114,6 +117,7 @@ class TurnProgress:
         self._answers: dict[str, MessageProgress] = {}
         self._questions: set[str] = set()
         self._is_deleted = False
+        self._had_answers = False  # answers that were deleted before the reader came
         self.is_broken = False  # True if events are missing, so that the reader has to begin again
         self._claim: ClaimState | None = None  # the claim of the turn as of the last batch
         self.state: TurnState = "none"
@@ -130,8 +134,8 @@ class TurnProgress:
             deltas += self._begin_answer(answer)
         for command in status.questions:
             deltas += self._ask(command)
-        self.state = status.state
-        return [*deltas, TurnChanged(status.state, status.is_cancelled)]
+        self.state, self._had_answers = status.state, status.is_deleted
+        return [*deltas, TurnChanged(status.state, status.is_cancelled, status.is_deleted)]
 
     def receive(self, events: Sequence[ServerEvent], message: MessageState | None) -> list[TurnDelta]:
         """Return the deltas of a batch of the channel's events.
@@ -192,4 +196,6 @@ class TurnProgress:
         if state == self.state:
             return []
         self.state = state
-        return [TurnChanged(state, claim is not None and claim.state == "cancelled")]
+        has_answers = bool(statuses) or self._had_answers
+        is_deleted = has_answers and all(one == "deleted" for one in statuses)
+        return [TurnChanged(state, claim is not None and claim.state == "cancelled", is_deleted)]

@@ -15,6 +15,7 @@ from holdfast.core.document import restore
 from holdfast.core.message_state import ClaimState, MessageState
 from holdfast.core.model import Command, Message
 from holdfast.core.turn_deltas import TurnStatus, is_answer_of, is_question, turn_state
+from holdfast.core.turns import CANCEL
 from holdfast.hub.channel import Channel
 from holdfast.hub.results import own_copy
 from holdfast.hub.runtime import Runtime
@@ -31,11 +32,11 @@ async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStat
     known = await runtime.message(channel, message_id)
     live = await runtime.fresh(channel)
     older = await _answers_outside_memory(live, runtime, known)
+    if not older and not _answers_in_memory(live, known):
+        await live.load_since(known.created)  # also deleted answers, unless too many messages have changed since
     # No wait from here on, so that the parts of the status belong to one moment.
     known = live.state.message(message_id) or known
-    answers = {one.id: one for one in older} | {
-        one.id: one for one in live.state.messages.values() if is_answer_of(one, message_id, known.claim)
-    }
+    answers = {one.id: one for one in (*older, *_answers_in_memory(live, known))}
     return _status(live, _pending(live), known.message(), known.claim, answers.values())
 
 
@@ -104,15 +105,18 @@ def _status(
     claim: ClaimState | None,
     answers: Iterable[MessageState],
 ) -> TurnStatus:
-    ordered = sorted((one for one in answers if not one.deleted), key=lambda one: one.created)
+    known = list(answers)
+    ordered = sorted((one for one in known if not one.deleted), key=lambda one: one.created)
     ids = {one.id for one in ordered} | ({message.id} if message is not None else set())
+    is_being_cancelled = any(one.name == CANCEL.name and one.target in ids for one in pending)
     return TurnStatus(
         message=own_copy(message) if message is not None else None,
-        state=turn_state(claim, [one.status for one in ordered]),
+        state=turn_state(claim, ["deleted" if one.deleted else one.status for one in known]),
         answers=[own_copy(one.message()) for one in ordered],
-        questions=[one for one in pending if is_question(one, ids)],
+        questions=[] if is_being_cancelled else [one for one in pending if is_question(one, ids)],
         cursor=str(live.state.cursor),
         is_cancelled=claim is not None and claim.state == "cancelled",
+        is_deleted=bool(known) and not ordered,
     )
 
 
@@ -123,6 +127,10 @@ async def read_pending(runtime: Runtime, channel: str) -> list[Command]:
 
 def _pending(live: Channel) -> list[Command]:
     return [one.command() for one in live.state.pending_commands()]
+
+
+def _answers_in_memory(live: Channel, message: MessageState) -> list[MessageState]:
+    return [one for one in live.state.messages.values() if is_answer_of(one, message.id, message.claim)]
 
 
 async def _answers_outside_memory(live: Channel, runtime: Runtime, message: MessageState) -> list[MessageState]:

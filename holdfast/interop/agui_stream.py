@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from holdfast import Message
-from holdfast.interop.attempts import ShownDeltas, shown_answers
+from holdfast.interop.attempts import DELETED, GONE, REPLACED, End, ShownDeltas, end_of, shown_answers
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -78,7 +78,6 @@ class AGUIStream:
         self._open: dict[Place, str] = {}  # ids of the texts and calls that the client waits for
         self._sent: dict[Place, SentText | None] = {}  # what the client has of a text or input; None: another one
         self._shown_deltas = ShownDeltas()
-        self._is_replaced = False  # True: a text of the client was replaced, and a stream can take no text back
         self._values: dict[Place, Json] = {}  # last values of other parts
         self._calls: dict[Place, Json] = {}  # the start events of the calls
         self._results = set(shown.results)
@@ -86,12 +85,12 @@ class AGUIStream:
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
         self._questions: dict[str, Json] = {}
         self._meta: Json = {}
-        self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
+        self._end: End | None = None  # of the last answer
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
         for delta in self._shown_deltas.of(deltas):
-            if self._is_replaced:
+            if self._end in GONE:
                 break
             match delta:
                 case InAnswer(message_id, inner):
@@ -102,10 +101,11 @@ class AGUIStream:
                 case QuestionReplied(id, ok, data):
                     reply = {"id": id, **self._questions.pop(id, {}), "open": False, "ok": ok, "reply": data}
                     self._custom("holdfast.question", id, reply)
-                case TurnChanged("over" | "none" as state):
-                    self._finish(state)
-        if self._is_replaced and not self.is_over:
-            self._end = ("replaced", "the answer was replaced by another text; load the messages again")
+                case TurnChanged(state):
+                    self._end = end_of(delta, self._end)
+                    if state in ("over", "none"):
+                        self._finish(state)
+        if self._end in GONE and not self.is_over:
             self._finish("over")
         body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._events])
         self._events.clear()
@@ -144,7 +144,7 @@ class AGUIStream:
             case MessageContinued():
                 self._end = None
             case MessageDeleted():
-                self._end = ("deleted", None)
+                self._end = DELETED
 
     def _part(self, message_id: str, index: int, part: Json) -> None:
         place = (message_id, index, part["type"])
@@ -167,7 +167,7 @@ class AGUIStream:
                 self._first_texts.setdefault(place[0], place[1])
             id = self._id(place)
             self._sent[place] = sent = _shared(self._shown.texts.get(id, ""), text)
-            self._is_replaced = self._is_replaced or sent is None
+            self._end = REPLACED if sent is None else self._end
             self._parents.pop(place[0], None)
             if place[2] == "text":
                 self._parents[place[0]] = id
@@ -208,7 +208,7 @@ class AGUIStream:
     def _grow_to(self, place: Place, text: str) -> None:
         sent = self._sent[place]
         if sent is not None and not sent.begins(text):
-            self._is_replaced = True
+            self._end = REPLACED
         elif sent is not None:
             self._grow(place, text[sent.length :])
 

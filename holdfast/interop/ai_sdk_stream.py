@@ -31,7 +31,7 @@ from holdfast.interop.ai_sdk_parts import (
     silent_id,
     ui_part,
 )
-from holdfast.interop.attempts import ShownDeltas
+from holdfast.interop.attempts import DELETED, GONE, REPLACED, End, ShownDeltas, end_of
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -55,8 +55,6 @@ FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls"
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 ENDED = -1  # in place of a step: the call gets no more input, and no result
 IN_STEP, ANSWERED = "result", "answer"  # why the next part needs a new step: a result of the server; all other reasons
-# a text of the page was replaced, and a stream can take no text back
-REPLACED = "replaced", "the answer was replaced by another text; load the messages again"
 LATE = "the question has expired or was answered; the reply had no effect"
 SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
 _REPLIED = ("approval-responded", "output-available", "output-error")  # states of calls to which a page has replied
@@ -99,7 +97,7 @@ class UIStream:
         self._tools: dict[Place, PageCall] = {}
         self._open_questions: dict[str, Json] = {}  # open questions that are sent as `data-question`
         self._meta: Json = {}
-        self._end: tuple[str, str | None] | None = None  # status and reason of the last answer
+        self._end: End | None = None  # of the last answer
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
@@ -114,7 +112,7 @@ class UIStream:
             self._begin(self._page.id)
         state = ""
         for delta in self._shown.of(deltas):
-            if self._end == REPLACED:
+            if self._end in GONE:
                 break
             match delta:
                 case InAnswer(message_id, inner):
@@ -129,12 +127,12 @@ class UIStream:
                             type="data-question", id=id, data={**question, "open": False, "ok": ok, "reply": data}
                         )
                 case TurnChanged(state):
-                    pass
+                    self._end = end_of(delta, self._end)
         if self._shown.is_first and self._page.has_other_text():
             self._end, self._step_due = REPLACED, ""
             self._open.clear()
             del self._chunks[1:]  # behind `start`: a page shows no mixture of two texts
-        if self._end == REPLACED:
+        if self._end in GONE:
             self._finish("over")
         elif state in ("over", "none"):
             self._finish(state)
@@ -205,7 +203,7 @@ class UIStream:
             case MessageContinued():
                 self._end = None
             case MessageDeleted():
-                self._end = ("deleted", None)
+                self._end = DELETED
 
     def _part(self, place: Place, part: Json) -> None:
         match part["type"]:

@@ -1,4 +1,4 @@
-"""The answers of a turn that a client shows.
+"""The answers of a turn that a client shows, and the end of the turn.
 
 Layer: interop.
 
@@ -11,7 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast import Message
-from holdfast.routes import InAnswer, MessageOpened, TurnDelta, newest_branch
+from holdfast.routes import InAnswer, MessageOpened, TurnChanged, TurnDelta, newest_branch
+
+End = tuple[str, str | None]  # status and reason
+# The text of a client is gone, and a stream can take no text back: it ends at once.
+REPLACED: End = ("replaced", "the answer was replaced by another text; load the messages again")
+DELETED: End = ("deleted", "the answer was deleted")
+GONE = (REPLACED, DELETED)
 
 
 def shown_answers(answers: Sequence[Message]) -> list[Message]:
@@ -42,3 +48,10 @@ class ShownDeltas:
             for one in deltas
             if type(one) is not InAnswer or type(one.delta) is MessageOpened or one.message_id not in self._replaced
         ]
+
+
+def end_of(change: TurnChanged, last: End | None) -> End | None:
+    """Return the end of a turn after `change`, whose last answer ended as `last`; None if no answer has ended."""
+    if change.state == "over" and change.is_deleted:
+        return DELETED
+    return ("cancelled", None) if last is None and change.is_cancelled else last

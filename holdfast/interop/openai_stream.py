@@ -74,7 +74,7 @@ class TurnEvents:
         self._answers: dict[str, Answer] = {}
         self._order: list[Answer] = []
         self._state = "waiting"
-        self._is_cancelled = False
+        self._is_cancelled = self._is_deleted = False
         self._questions: dict[str, tuple[str, Any]] = {}  # open questions of the agent, by id: name and data
         self._events: list[Json] = []
         self._next = of.start
@@ -108,6 +108,8 @@ class TurnEvents:
         output: list[Json] = []
         open_calls = self._open_calls()
         for a, answer in enumerate(self._order[self._of.start[0] :], self._of.start[0]):
+            if answer.status == "deleted":
+                continue
             for index in range(self._of.start[1] if a == self._of.start[0] else 0, len(answer.parts)):
                 kind = kind_of(answer.parts[index].value, self._own_tools)
                 if kind:
@@ -123,9 +125,12 @@ class TurnEvents:
             return "failed", {"code": "server_error", "message": "no agent serves the channel of this response"}
         if self._state != "over":
             return ("completed" if self._open_calls() else "in_progress" if self._order else "queued"), None
-        if not self._order:
+        if self._is_deleted:
+            return "failed", {"code": "server_error", "message": "the answer was deleted"}
+        left = [one for one in self._order if one.status != "deleted"]
+        if not left:
             return ("cancelled" if self._is_cancelled else "completed"), None
-        last = self._order[-1]
+        last = left[-1]
         if last.status in ("complete", "cancelled"):
             return ("cancelled" if last.status == "cancelled" else "completed"), None
         return "failed", {"code": "server_error", "message": last.reason or last.status}
@@ -143,8 +148,8 @@ class TurnEvents:
                 self._questions[command.id] = command.name, command.data
             case QuestionReplied(id):
                 self._questions.pop(id, None)
-            case TurnChanged(state, is_cancelled):
-                self._state, self._is_cancelled = state, is_cancelled
+            case TurnChanged(state, is_cancelled, is_deleted):
+                self._state, self._is_cancelled, self._is_deleted = state, is_cancelled, is_deleted
 
     def _fold_answer(self, answer: Answer, delta: object) -> None:
         match delta:
@@ -164,7 +169,7 @@ class TurnEvents:
             case MessageContinued():
                 answer.status = "streaming"
             case MessageDeleted():
-                answer.status, answer.reason = "deleted", "the answer was deleted"
+                answer.status = "deleted"
 
     def _put_part(self, answer: Answer, index: int, value: Json) -> None:
         if index < len(answer.parts):
@@ -345,7 +350,7 @@ def events_of(status: TurnStatus, of: Reference) -> TurnEvents:
         if answer.status != "streaming":
             deltas.append(InAnswer(answer.id, MessageFinished(answer.status, answer.reason, answer.meta)))
     deltas += [QuestionAsked(command) for command in status.questions]
-    events.receive([*deltas, TurnChanged(status.state, status.is_cancelled)])
+    events.receive([*deltas, TurnChanged(status.state, status.is_cancelled, status.is_deleted)])
     return events
 
 

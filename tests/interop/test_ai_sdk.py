@@ -925,7 +925,7 @@ async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene:
     await scene.hub.delete("chat:1", (await scene.answers())[0].id)
     scene.gate().set()
     state = await pages("a", "is", status="error")
-    assert (state["status"], state["error"]) == ("error", "deleted")
+    assert (state["status"], state["error"]) == ("error", "the answer was deleted")
     assert [(one["role"], len(one["parts"])) for one in await scene.loaded()] == [("user", 1), ("assistant", 0)]
 
 

@@ -3,54 +3,198 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
+from holdfast import Hub, Turn
+from holdfast.core.errors import Deleted
 from holdfast.core.requests import SERVER, AppendText, CreateMessage, FinishMessage, TakeOver
-from holdfast.interop import AGUI, AISDK
-from tests.transports.conftest import new_hub, serving
+from holdfast.interop import AGUI, AISDK, OpenAI
+from holdfast.interop.openai_items import REQUEST, Reference
+from tests.transports.conftest import Served, new_hub, serving
 
 PAGE = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "you"}]}
 RUN = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": "you"}]}
+RESPONSE = f"/v1/responses/{Reference('chat:1', 'u').id()}"
+STREAMS: list[tuple[str, str, Any]] = [
+    ("POST", "/api/chat", {"id": "1", "message": PAGE}),
+    ("POST", "/api/agent", RUN),
+    ("GET", f"{RESPONSE}?stream=true", None),
+]
+DELETED = ['{"type":"error","errorText":"the answer was deleted"}', '"code":"deleted"', "response.failed"]
+CANCELLED = ['{"type":"abort"}', '"code":"cancelled"', '"status":"cancelled"']
+
+
+@asynccontextmanager
+async def adapters(url: str = "memory://") -> AsyncIterator[tuple[Hub, Served]]:
+    hub, app = new_hub(url), FastAPI()
+    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
+    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
+    OpenAI(hub).install(app, "/v1")
+    async with serving(hub, app) as served:
+        yield hub, served
+
+
+class Readers:
+    """Streams of one turn."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._texts: list[asyncio.Task[str]] = []
+
+    async def join(self, hub: Hub) -> None:
+        """Open a stream of each adapter, and wait until it follows the channel."""
+        for method, path, body in STREAMS:
+            known = len(hub.channel("chat:1").feeds)
+            self._texts.append(asyncio.ensure_future(self._read(method, path, body)))
+            await self._served.until(lambda known=known: len(hub.channel("chat:1").feeds) > known)
+
+    async def _read(self, method: str, path: str, body: Any) -> str:
+        return (await self._served.http.request(method, path, json=body)).text
+
+    async def check(self, ends: list[str]) -> None:
+        """Check that the last line of each stream, and of one that opens now, has the text of `ends`."""
+        self._texts += [asyncio.ensure_future(self._read(*one)) for one in STREAMS]
+        async with asyncio.timeout(10):
+            texts = await asyncio.gather(*self._texts)
+        for number, text in enumerate(texts):
+            assert ends[number % 3] in text, text
 
 
 @pytest.mark.parametrize("change", ["deleted", "edited", "continued"])
-@pytest.mark.parametrize(
-    ("path", "body", "end"),
-    [("/api/chat", {"id": "1", "message": PAGE}, '"finish"'), ("/api/agent", RUN, "RUN_FINISHED")],
-    ids=["ai-sdk", "ag-ui"],
-)
+@pytest.mark.parametrize(("stream", "end"), [(STREAMS[0], '"finish"'), (STREAMS[1], "RUN_FINISHED")])
 async def test_change_of_an_attempt_that_was_replaced_changes_no_stream(
-    path: str, body: Any, end: str, change: str
+    stream: tuple[str, str, Any], end: str, change: str
 ) -> None:
-    hub, app = new_hub(), FastAPI()
-    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
-    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
-    await hub.create("chat:1", id="u", text="you", starts_turn=False)
-    for id in ("a", "b"):
-        request = CreateMessage(role="assistant", status="streaming", text=f"of {id}", reply_to="u", parent="u")
-        await hub.ask("chat:1", id, request, SERVER)
-        if id == "a":
-            await hub.ask("chat:1", id, FinishMessage(status="interrupted"), SERVER)
-    async with serving(hub, app) as served, served.http.stream("POST", path, json=body) as response:
-        lines = response.aiter_lines()
-        seen = [await anext(lines)]
-        while "of b" not in seen[-1]:
-            seen.append(await anext(lines))
-        if change == "deleted":
-            await hub.delete("chat:1", "a")
-        elif change == "edited":
-            await hub.update("chat:1", "a", text="another text")
-        else:
-            await hub.ask("chat:1", "a", TakeOver(), SERVER)
-            await hub.ask("chat:1", "a", AppendText(text=", more", generation=2), SERVER)
-            await hub.ask("chat:1", "a", FinishMessage(status="failed", generation=2), SERVER)
-        await hub.ask("chat:1", "b", AppendText(text=", the end"), SERVER)
-        await hub.ask("chat:1", "b", FinishMessage(), SERVER)
-        async with asyncio.timeout(10):
-            seen += [line async for line in lines]
+    method, path, body = stream
+    async with adapters() as (hub, served):
+        await hub.create("chat:1", id="u", text="you", starts_turn=False)
+        for id in ("a", "b"):
+            request = CreateMessage(role="assistant", status="streaming", text=f"of {id}", reply_to="u", parent="u")
+            await hub.ask("chat:1", id, request, SERVER)
+            if id == "a":
+                await hub.ask("chat:1", id, FinishMessage(status="interrupted"), SERVER)
+        async with served.http.stream(method, path, json=body) as response:
+            lines = response.aiter_lines()
+            seen = [await anext(lines)]
+            while "of b" not in seen[-1]:
+                seen.append(await anext(lines))
+            if change == "deleted":
+                await hub.delete("chat:1", "a")
+            elif change == "edited":
+                await hub.update("chat:1", "a", text="another text")
+            else:
+                await hub.ask("chat:1", "a", TakeOver(), SERVER)
+                await hub.ask("chat:1", "a", AppendText(text=", more", generation=2), SERVER)
+                await hub.ask("chat:1", "a", FinishMessage(status="failed", generation=2), SERVER)
+            await hub.ask("chat:1", "b", AppendText(text=", the end"), SERVER)
+            await hub.ask("chat:1", "b", FinishMessage(), SERVER)
+            async with asyncio.timeout(10):
+                seen += [line async for line in lines]
     text = "\n".join(seen)
     assert (end in text, "the end" in text) == (True, True)
     assert not [words for words in ("of a", "more", "another") if words in text]
+
+
+async def test_turn_whose_answer_was_deleted_has_failed_for_each_reader_also_after_a_restart(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    async with adapters(url) as (hub, served):
+        begun, is_deleted, gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        @hub.agent("chat:*", name="bot")
+        async def answers(turn: Turn) -> None:
+            with suppress(Deleted):
+                async with turn.reply() as message:
+                    await message.append("Hello")
+                    await message.flush()
+                    begun.set()
+                    await is_deleted.wait()
+                    await message.append(" to you")
+                    await message.flush()
+            await gate.wait()
+
+        await hub.create("chat:1", id="u", text="you")
+        readers = Readers(served)
+        await readers.join(hub)
+        await begun.wait()
+        (answer,) = (await hub.turn("chat:1", "u")).answers
+        await hub.delete("chat:1", answer.id)
+        is_deleted.set()
+        # the clients of the AI SDK and AG-UI show text that is gone, and a stream can take none back
+        await served.until(lambda: len(hub.channel("chat:1").feeds) == 1)
+        status = await hub.turn("chat:1", "u")
+        assert (status.state, status.answers, status.is_deleted) == ("running", [], True)
+        await readers.join(hub)
+        gate.set()
+        await readers.check(DELETED)
+    async with adapters(url) as (hub, served):
+        await hub.start()
+        await Readers(served).check(DELETED)
+        status = await hub.turn("chat:1", "u")
+        assert (status.state, status.answers, status.is_deleted) == ("over", [], True)
+        response = (await served.http.get(RESPONSE)).json()
+        assert (response["status"], response["error"]["message"]) == ("failed", "the answer was deleted")
+
+
+async def test_turn_with_another_answer_has_not_failed_for_those_that_join_later() -> None:
+    async with adapters() as (hub, served):
+        gate = asyncio.Event()
+
+        @hub.agent("chat:*", name="bot")
+        async def answers(turn: Turn) -> None:
+            for text in ("One.", "Two."):
+                async with turn.reply() as message:
+                    await message.append(text)
+            await gate.wait()
+
+        await hub.create("chat:1", id="u", text="you")
+        await served.until(lambda: len(hub.channel("chat:1").state.messages) == 3)
+        follower = asyncio.ensure_future(served.http.get(STREAMS[2][1]))
+        await served.until(lambda: hub.channel("chat:1").feeds)
+        first = (await hub.turn("chat:1", "u")).answers[0]
+        await hub.delete("chat:1", first.id)
+        gate.set()
+        ends = [line for line in (await follower).text.splitlines() if "response.completed" in line and "data" in line]
+        assert len(ends) == 1
+        assert "One." not in ends[0]
+        await Readers(served).check(['"finish"', "RUN_FINISHED", "response.completed"])
+        assert not (await hub.turn("chat:1", "u")).is_deleted
+
+
+@pytest.mark.parametrize("is_asking", [False, True], ids=["silent", "asks"])
+async def test_turn_that_is_cancelled_before_its_first_text_is_cancelled_for_each_reader(is_asking: bool) -> None:
+    async with adapters() as (hub, served):
+        gate, begun = asyncio.Event(), asyncio.Event()
+
+        @hub.agent("chat:*", name="bot")
+        async def asks(turn: Turn) -> None:
+            try:
+                if is_asking:
+                    async with turn.reply() as message:
+                        await message.part({"type": "tool", "call": "c", "name": "f", "input": "{}", "state": "called"})
+                        begun.set()
+                        await turn.ask("approve", {"call": "c"})
+                begun.set()
+                await asyncio.Event().wait()
+            finally:
+                with suppress(asyncio.CancelledError):
+                    await gate.wait()
+
+        await hub.create("chat:1", id="u", text="you", meta={REQUEST: {}})
+        await begun.wait()
+        if is_asking:
+            await served.until(
+                lambda: any(one.name == "approve" for one in hub.channel("chat:1").state.pending_commands())
+            )
+        readers = Readers(served)
+        if not is_asking:
+            await readers.join(hub)
+        await hub.command("chat:1", "cancel", target="u")
+        await readers.join(hub)  # between the cancel and the end
+        gate.set()
+        await readers.check(CANCELLED)
