@@ -69,7 +69,7 @@ def nginx_of_the_docs(folder: Path, *upstreams: int, is_two: bool = False) -> It
     """Run nginx with the settings of the docs; gives its port. Only paths, ports and TLS differ.
 
     With `is_two` the port is that of the outer proxy, whose paths begin with `/chat`; that of the inner one is in
-    `nginx.conf`. The header `X-Node` of a response names the address of the process that sent it.
+    `nginx.conf`.
     """
     port, inner = free_port(), free_port()
     paths = " ".join(
@@ -81,15 +81,14 @@ def nginx_of_the_docs(folder: Path, *upstreams: int, is_two: bool = False) -> It
     general = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; {owner}"
     processes = "".join(f"server 127.0.0.1:{one};" for one in upstreams)
     group = re.sub(r"( *server .*;\n)+", lambda _: processes, group)
-    node = "proxy_pass http://chat; add_header X-Node $upstream_addr always;"
     http = http.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
     if is_two:
         http = http.replace("location / {", "location /chat/ {")
         http = http.replace("proxy_pass http://127.0.0.1:8000;", f"proxy_pass http://127.0.0.1:{inner}/;")
         inside = inside.replace("listen 80;", f"listen 127.0.0.1:{inner};").replace("10.0.0.8", "127.0.0.1")
-        http = inside.replace("proxy_pass http://chat;", node) + http
+        http = inside + http
     else:
-        http = http.replace("proxy_pass http://127.0.0.1:8000;", node)
+        http = http.replace("proxy_pass http://127.0.0.1:8000;", "proxy_pass http://chat;")
     text = f"{general}\n{main}http {{ access_log off; {paths}{group}{http}"
     text = re.sub(r"\n *ssl_\w+ .*;", "", text)
     # The strict viewers check this header, which nginx takes as its own.

@@ -3,6 +3,7 @@
 Layer: tests.
 
 `python -m tests.shared_app PORT URL [agent] [root]`: with an agent; under the root path `/chat`, as a proxy shows it.
+The header `X-Node` of a response is the address of the process that sent it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,13 @@ def main(port: str, url: str, *parts: str) -> None:
     app = Starlette()
     hub.install(app, "/holdfast")
     app.add_route("/seen", seen)
-    uvicorn.run(app, port=int(port), log_level="info", root_path="/chat" if "root" in parts else "")
+    uvicorn.run(
+        app,
+        port=int(port),
+        log_level="info",
+        root_path="/chat" if "root" in parts else "",
+        headers=[("X-Node", f"127.0.0.1:{port}")],
+    )
 
 
 if __name__ == "__main__":

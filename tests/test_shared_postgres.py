@@ -17,6 +17,7 @@ import pytest
 from chaos.processes import free_port
 from holdfast.client import ChannelView, Client
 from holdfast.client.subscription import is_new_start
+from tests.caddy import caddy_of_the_docs, needs_caddy
 from tests.nginx import needs_nginx, nginx_of_the_docs
 from tests.postgres import needs_postgres, running_postgres
 from tests.processes import Process, request
@@ -84,23 +85,31 @@ async def shows(viewer: WsViewer | SseViewer, answer: str) -> None:
     await viewer.until(lambda: len(viewer.checker.text(answer)) > before + 10, PATIENCE_S)
 
 
-@needs_nginx
-async def test_two_processes_behind_two_proxies_serve_each_other_on_each_transport(
-    nodes: tuple[Node, Node], tmp_path: Path
+@pytest.mark.parametrize(
+    "is_nginx",
+    [pytest.param(True, marks=needs_nginx, id="two nginx"), pytest.param(False, marks=needs_caddy, id="caddy")],
+)
+async def test_two_processes_behind_a_proxy_serve_each_other_on_each_transport(
+    nodes: tuple[Node, Node], tmp_path: Path, is_nginx: bool
 ) -> None:
     ports = {f"127.0.0.1:{node.port}" for node in nodes}
-    prefix, channel = "/chat/holdfast", "/v1/channels/chat:proxied"
-    with nginx_of_the_docs(tmp_path, *(node.port for node in nodes), is_two=True) as port:
+    name = f"chat:{'nginx' if is_nginx else 'caddy'}"
+    prefix, channel = "/chat/holdfast", f"/v1/channels/{name}"
+    each = [node.port for node in nodes]
+    # The page's nginx believes the address that a trusted proxy before it sends. Its Caddy trusts none.
+    client = "203.0.113.9" if is_nginx else "127.0.0.1"
+    with nginx_of_the_docs(tmp_path, *each, is_two=True) if is_nginx else caddy_of_the_docs(tmp_path, *each) as port:
         async with AsyncExitStack() as stack:
             http = await stack.enter_async_context(
                 httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}/chat", trust_env=False, timeout=PATIENCE_S)
             )
-            for _ in ports:  # nginx takes the processes in turn
+            for _ in ports:  # the proxy takes the processes in turn
                 response = await http.get("/seen", headers={"x-forwarded-for": "203.0.113.9"})
                 path = "/chat/seen" if response.headers["x-node"] == f"127.0.0.1:{nodes[1].port}" else "/seen"
-                assert response.json() == [f"http://127.0.0.1{path}", "203.0.113.9"]
+                host = "127.0.0.1" if is_nginx else f"127.0.0.1:{port}"  # nginx leaves the port out
+                assert response.json() == [f"http://{host}{path}", client]
 
-            where = ("127.0.0.1", port, "chat:proxied")
+            where = ("127.0.0.1", port, name)
             sockets = [WsViewer(*where, prefix=prefix) for _ in ports]
             streams = [SseViewer(*where, prefix=prefix) for _ in ports]
             viewers: list[WsViewer | SseViewer] = [*sockets, *streams]
@@ -118,7 +127,7 @@ async def test_two_processes_behind_two_proxies_serve_each_other_on_each_transpo
             for viewer in viewers:
                 await shows(viewer, answer)
 
-            polls = Checker("chat:proxied")
+            polls = Checker(name)
             polled: set[str] = set()
             async with asyncio.timeout(PATIENCE_S):
                 while polled != ports:
@@ -135,7 +144,7 @@ async def test_two_processes_behind_two_proxies_serve_each_other_on_each_transpo
                 pass
             stop = await http.post(f"/holdfast{channel}/commands", json={"name": "cancel", "target": answer})
             assert (stop.status_code, stop.headers["x-node"]) == (201, f"127.0.0.1:{nodes[1].port}")
-            await asyncio.to_thread(nodes[0].until, lambda: "model of chat:proxied closed" in nodes[0].output)
+            await asyncio.to_thread(nodes[0].until, lambda: f"model of {name} closed" in nodes[0].output)
             for viewer in viewers:
                 await viewer.until(lambda one=viewer: one.checker.status(answer) == "cancelled", PATIENCE_S)
                 assert viewer.checker.violations == []

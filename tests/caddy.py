@@ -1,0 +1,61 @@
+"""A real Caddy in front of hubs.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from chaos.processes import free_port
+from tests.nginx import DEPLOYMENT
+from tests.processes import Process
+
+needs_caddy = pytest.mark.skipif(shutil.which("caddy") is None, reason="Caddy is not installed; CI installs it")
+
+
+def settings_of_the_docs() -> str:
+    """Return the configuration that `docs/deployment.md` shows."""
+    found = re.findall(r"## Caddy\n.*?```\n(.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
+    return str(found[0])
+
+
+@contextmanager
+def caddy_of_the_docs(folder: Path, *upstreams: int) -> Iterator[int]:
+    """Run Caddy with the settings of the docs, below the path `/chat`; gives its port.
+
+    Only the path, addresses and TLS differ.
+    """
+    port = free_port()
+    processes = " ".join(f"127.0.0.1:{one}" for one in upstreams)
+    text = settings_of_the_docs()
+    text = text.replace("{\n    servers {", "{\n    admin off\n    auto_https off\n    servers {")
+    text = text.replace("chat.example {", f"http://127.0.0.1:{port} {{\nbind 127.0.0.1")
+    text = text.replace("health_uri /readyz", "health_uri /holdfast/readyz")
+    text = text.replace(
+        "reverse_proxy 10.0.0.1:8000 10.0.0.2:8000 {",
+        f"handle_path /chat/* {{\nreverse_proxy {processes} {{",
+    )
+    configuration = folder / "Caddyfile"
+    configuration.write_text(f"{text}}}\n")
+    own = [f"XDG_CONFIG_HOME={folder}", f"XDG_DATA_HOME={folder}"]  # where it keeps its last configuration
+    arguments = [*own, "caddy", "run", "--config", str(configuration), "--adapter", "caddyfile"]
+    process = Process(arguments, folder / "caddy.log", program="env")
+
+    def is_listening() -> bool:
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+
+    try:
+        process.start()
+        process.until(is_listening)
+        yield port
+    finally:
+        process.clean_up()
