@@ -32,7 +32,7 @@ from holdfast.stores.sqlite import SqliteStore
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.stores.files import on_disk, opened
-from tests.stores.forgetting import CHANNELS, fill
+from tests.stores.forgetting import CALLS, CHANNELS, fill
 from tests.virtual import virtually
 
 ANN, BOB = Caller(id="ann"), Caller(id="bob")
@@ -229,7 +229,7 @@ async def test_a_removal_that_was_cut_off_goes_on_after_a_start(
     await hub.close()
 
 
-async def test_a_removal_killed_at_any_of_its_statements_gives_one_whole_receipt(
+async def test_a_removal_killed_in_each_kind_of_its_steps_gives_one_whole_receipt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forgetting_module, "WIPE_PAUSE_S", 0.0)
@@ -238,29 +238,38 @@ async def test_a_removal_killed_at_any_of_its_statements_gives_one_whole_receipt
         await fill(store)
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "tests.stores.forgetting", str(source), str(tmp_path), "20"],
+        [sys.executable, "-m", "tests.stores.forgetting", str(source), str(tmp_path), "40", "17"],
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=240,
     )
-    statements = [int(line) for line in done.stdout.split()]
-    assert len(statements) == 20
-    stopped = 0
-    receipts: set[tuple[object, ...]] = set()
-    for statement in statements:
-        path = tmp_path / str(statement) / "chat.db"
-        async with opened(path) as store:
-            stopped += bool(await intended(store))
-            receipt = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=True)
-            assert await store.channels(after=None, limit=99) == [f"shared:{n}" for n in range(CHANNELS)]
-            left = [(await store.facts(f"shared:{n}", after=0, limit=99)).facts for n in range(CHANNELS)]
-            assert [[one.id for one in facts] for facts in left] == [["m1"]] * CHANNELS
-            assert receipt.clean_ms is not None
-        assert b"words of ann" not in on_disk(path)
-        receipts.add(whole(receipt))
-    assert receipts == {(3 * CHANNELS, CHANNELS, CHANNELS, ids_sum(*removed()))}
-    assert stopped > 10
+    deaths = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(deaths) == 40
+    for channels in (False, True):
+        calls = {one["call"] for one in deaths if one["channels"] is channels}
+        assert calls == {*CALLS} - (set() if channels else {"heads", "delete_channel"})
+        left = {f"own:{n}": ["m1"] for n in range(CHANNELS) if not channels}
+        left |= {f"shared:{n}": ["m1"] for n in range(CHANNELS)}
+        stopped = 0
+        receipts: set[tuple[object, ...]] = set()
+        for death in (one for one in deaths if one["channels"] is channels):
+            path = tmp_path / str(death["number"]) / "chat.db"
+            async with opened(path) as store:
+                stopped += bool(await intended(store))
+                receipt = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=channels)
+                found = {name: (await store.facts(name, after=0, limit=99)).facts for name in left}
+                assert await store.channels(after=None, limit=99) == sorted(left)
+                assert {name: [one.id for one in facts] for name, facts in found.items()} == left
+                assert receipt.clean_ms is not None
+                again = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=channels)
+                assert again == receipt
+            assert b"words of ann" not in on_disk(path)
+            receipts.add(whole(receipt))
+        gone = removed() if channels else [one for one in removed() if not one[0].startswith("own") or one[1] == "m0"]
+        counts = (3 if channels else 2) * CHANNELS, CHANNELS, CHANNELS if channels else 0
+        assert receipts == {(*counts, ids_sum(*gone))}
+        assert stopped > 10
 
 
 def whole(receipt: Receipt) -> tuple[object, ...]:

@@ -1,23 +1,28 @@
 """Processes that remove a person from a store file, and kill themselves before one of their statements.
 
-`python -m tests.stores.forgetting FILE FOLDER KILLS`: a first process counts the statements of a removal of ann from a
-copy of FILE. For each of KILLS statements, evenly spread, a process works on a copy `N/chat.db` in FOLDER and dies
-before statement N. The numbers N are printed.
+`python -m tests.stores.forgetting FILE FOLDER KILLS SEED`: a first process counts the statements of each call of the
+store, in a removal of ann from a copy of FILE, with her channels and without. Then processes work on copies
+`N/chat.db` in FOLDER, and each dies before another statement: before the first one of each kind of call, and before
+random ones of each, at least KILLS in all. A line of JSON for each has N, whether it removed channels, and the call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from holdfast.hub import HubCore, forgetting
+from holdfast.hub import HubCore, forgetting, retention
 from holdfast.hub.clock import Clock
 from holdfast.hub.forgetting import Forgetting, direct
 from holdfast.stores import sqlite_file
@@ -25,6 +30,10 @@ from holdfast.stores.base import Store
 from holdfast.stores.sqlite import SqliteStore
 
 CHANNELS = 2  # of each kind
+CALLS = (
+    *("notes", "channels", "facts", "messages", "open_documents", "note", "commit", "prune", "tidy", "wipe"),
+    *("heads", "delete_channel"),  # with channels
+)
 
 connect = sqlite3.connect
 
@@ -41,63 +50,97 @@ async def fill(store: Store) -> None:
     await store.open()
 
 
-def trace(seen: Callable[[], None]) -> None:
-    """Call `seen` before each statement of the stores that this process opens from now on."""
+class Watched(SqliteStore):
+    """A store that counts the statements of each of its calls, and kills its process before one of them."""
 
-    def connect_traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        db = connect(*arguments, **options)
-        db.set_trace_callback(lambda _: seen())
-        return db
+    die_at: tuple[str, int] | None = None
 
-    sqlite_file.sqlite3.connect = connect_traced  # type: ignore[attr-defined]
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, lock_wait_s=0)
+        self.statements: Counter[str] = Counter()
+        self._call = ""
+
+    def begin(self) -> None:
+        """Count from now on."""
+        for name in CALLS:
+            setattr(self, name, partial(self._watch, name, getattr(self, name)))
+
+    async def _watch(self, name: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        self._call = name
+        self.seen("")  # a call may have no statement
+        try:
+            return await call(*arguments, **options)
+        finally:
+            self._call = ""
+
+    def seen(self, _: str) -> None:
+        """Note that a call or one of its statements begins."""
+        if self._call:
+            self.statements[self._call] += 1
+            if (self._call, self.statements[self._call]) == self.die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
-def forget(path: Path, die_at: int | None) -> int:
-    """Remove ann in a child process; return the number of statements, if it was not killed."""
+def forget(path: Path, *, channels: bool, die_at: tuple[str, int] | None) -> dict[str, int]:
+    """Remove ann in a child process; return the number of statements in each call, none if it was killed."""
     parent, child = os.pipe()
     process = os.fork()
     if not process:
-        count = 0
+        store = Watched(path)
+        store.die_at = die_at
 
-        def seen() -> None:
-            nonlocal count
-            count += 1
-            if count == die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+        def connect_traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+            db = connect(*arguments, **options)
+            db.set_trace_callback(store.seen)
+            return db
 
         async def run() -> None:
-            store = SqliteStore(path, lock_wait_s=0)
             await store.open()
-            nonlocal count
-            count = 0
-            await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=True)
-            os.write(child, str(count).encode())
+            store.begin()
+            await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=channels)
+            os.write(child, json.dumps(store.statements).encode())
             await store.close()
 
-        trace(seen)
+        sqlite_file.sqlite3.connect = connect_traced  # type: ignore[attr-defined]
         forgetting.WIPE_PAUSE_S = 0.01
+        retention.STEP_MESSAGES = 1
         asyncio.run(run())
         os._exit(0)
     os.close(child)
     _, status = os.waitpid(process, 0)
-    assert os.WIFSIGNALED(status) == (die_at is not None), status
+    assert status == 0 or (os.WIFSIGNALED(status) and die_at is not None), (status, die_at)
     with os.fdopen(parent) as result:
-        return int(result.read() or 0)
+        return dict(json.loads(result.read() or "{}"))
 
 
-def main(file: Path, folder: Path, kills: int) -> None:
+def main(file: Path, folder: Path, kills: int, seed: int) -> None:
     def copy(name: str) -> Path:
         path = folder / name / "chat.db"
         path.parent.mkdir()
         shutil.copy2(file, path)
         return path
 
-    total = forget(copy("whole"), None)
-    for number in range(kills):
-        statement = 1 + number * (total - 1) // kills
-        forget(copy(str(statement)), statement)
-        print(statement)
+    draw, number = Random(seed), 0
+    for channels in (False, True):
+        statements = forget(copy(f"whole-{channels}"), channels=channels, die_at=None)
+        places = [(call, 1) for call in sorted(statements)]
+        seen = set(places)
+        killed = 0
+        while killed < kills // 2:
+            if not places:
+                call = draw.choice(sorted(statements))
+                places = [(call, draw.randint(1, statements[call]))]
+                if places[0] in seen:
+                    places = []
+                    continue
+            place = places.pop(0)
+            seen.add(place)
+            number += 1
+            # the number of statements varies, so a process may not reach its last ones
+            if not forget(copy(str(number)), channels=channels, die_at=place):
+                killed += 1
+                print(json.dumps({"number": number, "channels": channels, "call": place[0]}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
