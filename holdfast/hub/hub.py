@@ -51,7 +51,7 @@ from holdfast.hub.results import ChannelInfo, Done, Result, info_of, message_of,
 from holdfast.hub.retention import Retainer, Rules
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.settings import check_bus, check_job, check_settings, check_store
-from holdfast.hub.store_owner import names_of_cell
+from holdfast.hub.store_owner import is_named, names_of_cell
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.taking import take_waiting
@@ -126,7 +126,7 @@ class HubCore:
             recover=lambda runtime, is_mine: recover(runtime, self._lifecycle.adopters, self._writers, is_mine),
             release_loop=self.sync.release_loop,
             close=self.close,
-            is_named=lambda: names is None or any(value is self for value in list(names.values())),
+            is_named=lambda: names is None or is_named(names, self, self.sync),
             signals=SignalHook(self.drain) if hooks_signals else None,
             capacity=Capacity(max_bytes, self.store),
             tickets=self.tickets,

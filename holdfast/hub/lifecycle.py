@@ -83,7 +83,7 @@ class Lifecycle:
         self.drain_callbacks: dict[Callable[[], None], None] = {}
         self._store = store
         self._bus = bus
-        self._owner = StoreOwner(store, close, self._is_out_of_reach)
+        self._owner = StoreOwner(store, close, release_loop, self._is_out_of_reach)
         self._is_named = is_named
         self._limits = limits
         self._clock = clock
@@ -341,7 +341,7 @@ class Lifecycle:
         runtime = self._runtime
         if runtime is None or self._is_named():
             return False
-        is_watched = any(channel.watchers for channel in runtime.channels.values())
+        is_watched = any(channel.watchers for channel in list(runtime.channels.values()))  # another thread may ask
         return not (is_watched or runtime.tasks.jobs or runtime.writers)
 
     def _no_runtime(self) -> HoldfastError:
