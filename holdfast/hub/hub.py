@@ -58,7 +58,7 @@ from holdfast.hub.taking import take_waiting
 from holdfast.hub.tickets import Tickets
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writers import Writers
-from holdfast.hub.wsgi import warn_of_runserver
+from holdfast.hub.wsgi import warn_of_wsgi
 from holdfast.stores.base import Bus, Store, head_of
 
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
@@ -103,7 +103,7 @@ class HubCore:
             drain_s=drain_s,
             debug=debug,
         )
-        warn_of_runserver()
+        warn_of_wsgi()
         self.store: Store = check_store(store)
         self.authenticate = authenticate
         self.allowed_origins = check_allowed_origins(allowed_origins)

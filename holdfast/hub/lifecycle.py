@@ -30,6 +30,7 @@ from holdfast.hub.store_owner import StoreOwner
 from holdfast.hub.ticket_keys import follow_keys, share_keys
 from holdfast.hub.tickets import Tickets
 from holdfast.hub.viewing import Viewing
+from holdfast.hub.wsgi import check_not_wsgi
 from holdfast.stores.base import Bus, Store
 
 logger = logging.getLogger("holdfast.hub")
@@ -157,6 +158,7 @@ class Lifecycle:
             await asyncio.wait([run.main])  # which still closes the store
             run = self._run
         if run is None or run.is_over:
+            check_not_wsgi(is_exclusive=self._store.is_exclusive)
             self.node = self._clock.new_id()
             self.viewing.is_draining = False
             run = self._run = Run(loop, self._serve)
