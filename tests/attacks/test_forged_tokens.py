@@ -15,12 +15,13 @@ from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.attacks.attacker import connect
 from tests.attacks.scene import AUDIENCE, MIB, PERSON, Scene, introduces_itself, run, scene, token
-from tests.hub.test_tokens import EC521, OTHER_RSA, OTHER_SECRET, RSA, Issuer, ec, jwk
+from tests.hub.test_tokens import EC521, OTHER_RSA, OTHER_SECRET, RSA, Issuer, jwk
 
-OTHERS = {"HS256": OTHER_SECRET, "RS256": OTHER_RSA, "ES512": ec.generate_private_key(ec.SECP521R1())}
+OTHERS: dict[str, Any] = {"HS256": OTHER_SECRET, "RS256": OTHER_RSA, "ES512": ec.generate_private_key(ec.SECP521R1())}
 FLOOD: dict[str, Any] = {"total": 600_000, "at_once": 20, "reads": True}
 READ = "/v1/channels/c"
 
