@@ -46,6 +46,7 @@ class Run:
         self.loop = loop
         self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves or its start has failed
         self.stop = asyncio.Event()
+        self.has_begun = False  # whether the callbacks of the start were called and all hooks begin
         self.is_over = False
         self.draining: asyncio.Task[None] | None = None
         self.main: asyncio.Task[None] = loop.create_task(serve(self), name="holdfast-hub")
@@ -120,9 +121,9 @@ class Lifecycle:
 
     @property
     def has_recovered(self) -> bool:
-        """Return whether the hub serves. If so, a registration takes effect at once, else at the next start."""
+        """Return whether a registration takes effect at once, because its moment in the start of the hub is over."""
         run = self._run
-        return run is not None and not run.is_over and run.ready.done() and not run.stop.is_set()
+        return run is not None and not run.is_over and run.has_begun and not run.stop.is_set()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -285,6 +286,7 @@ class Lifecycle:
             callback()
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
+        run.has_begun = True
         workers += [group.create_task(keep_house(runtime)), group.create_task(runtime.follower.run())]
         if not self._store.is_exclusive:
             # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
