@@ -19,6 +19,8 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # Headers by which proxies, content delivery networks and tunnels state where a request came from.
 _FORWARDING = frozenset(
     (
+        b"akamai-origin-hop",
+        b"cdn-loop",  # RFC 8586
         b"client-ip",
         b"do-connecting-ip",
         b"fastly-client-ip",

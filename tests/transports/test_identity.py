@@ -171,20 +171,20 @@ async def test_expired_stream_of_a_suspended_machine_ends_at_its_heartbeat(serve
 
 
 async def test_waiting_poll_is_refused_when_its_identity_expires(served: Verified) -> None:
-    headers = served.bearer(*READER, left_s=0.4)
-    first = await served.http.get("/v1/channels/chat:1/poll", headers=headers)
+    first = await served.http.get("/v1/channels/chat:1/poll", headers=served.bearer(*READER))
     path = f"/v1/channels/chat:1/poll?wait_s=60&since={first.json()['cursor']}"
     async with asyncio.timeout(PATIENCE_S):
-        response = await served.http.get(path, headers=headers)
+        response = await served.http.get(path, headers=served.bearer(*READER, left_s=0.4))
     assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
 
 
 async def test_the_callback_has_ended_before_the_stream_begins() -> None:
-    held = 0
+    held, calls = 0, 0
 
     async def authenticate(scope: Any) -> Identity | None:
-        nonlocal held
+        nonlocal held, calls
         held += 1  # stands for a session of a database
+        calls += 1
         try:
             await asyncio.sleep(0)
             return Identity(client_id="ada", capabilities=frozenset(READER))
@@ -194,7 +194,10 @@ async def test_the_callback_has_ended_before_the_stream_begins() -> None:
     async with serving(new_hub(authenticate=authenticate)) as served:
         stream = await Stream.open(served, EVENTS)
         await stream.until_event("channel.attached")
-        assert held == 0
+        assert (held, calls) == (0, 1)
+        async with dialled(served) as peer:
+            assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+            assert (held, calls) == (0, 2)
         stream.close()
 
 

@@ -707,13 +707,17 @@ async def test_taken_id_reveals_no_more_to_a_caller_without_read_access(place: P
     for state in STATES:
         await put(place.hub, state, f"m-{state}")
     token = place.token("eve", "publish")
-    received = {}
-    for state in STATES:
-        response = await place.ask(
-            "POST", f"/v1/channels/{CHANNEL}/messages", {"id": f"m-{state}", "text": "x"}, token=token
-        )
-        received[state] = response.code
-    assert received == {**dict.fromkeys(STATES, "id_conflict"), "never": "ok"}
+    codes, problems = {}, set()
+    async with place.socket(token) as wire:
+        for state in STATES:
+            body = {"id": f"m-{state}", "text": "x"}
+            over_http = await place.ask("POST", f"/v1/channels/{CHANNEL}/messages", body, token=token)
+            framed = await wire.ask("create", channel=CHANNEL, **body)
+            codes[state] = {over_http.code, framed.code}
+            if state != "never":
+                problems |= {one.problem.replace(f"m-{state}", "ID") for one in (over_http, framed)}
+    assert codes == {state: {"ok" if state == "never" else "id_conflict"} for state in STATES}
+    assert len(problems) == 1, problems
 
 
 # Turns
