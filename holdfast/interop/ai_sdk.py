@@ -83,6 +83,8 @@ class AISDK:
         channel = self._channel_of(body.get("id"))
         earlier, last = _messages_in(body)
         is_again = body.get("trigger") == "regenerate-message"
+        if is_again and last["role"] == "assistant":
+            raise InvalidRequest("regenerate-message needs a list that ends with a message of role user, got assistant")
         needs = ["command"] if last["role"] == "assistant" else ["publish", "command"] if is_again else ["publish"]
         access.check(channel, "subscribe", "history", *needs)
         if last["role"] == "assistant":

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import msgspec
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast import Hub
 from holdfast import Message as Stored
-from holdfast.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, NotFound
+from holdfast.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
 from holdfast.interop.bodies import body_of
 from holdfast.interop.ids import hashed
 from holdfast.interop.openai_chat import ChatStream, completion
@@ -44,6 +44,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class OpenAI:
@@ -70,7 +71,8 @@ class OpenAI:
             f"{path}/models": ("GET", self._models),
         }
         app.router.routes[:0] = [
-            Route(path, guarded(endpoint), methods=[method], middleware=[Middleware(_Envelope)])
+            # an app in place of a function gets requests of each method, so that `_Envelope` has all errors
+            Route(path, _Envelope(request_response(guarded(_only(method, endpoint)))))
             for path, (method, endpoint) in routes.items()
         ]
 
@@ -197,7 +199,10 @@ class OpenAI:
 
     async def _retrieve(self, request: Request) -> Response:
         of = reference(request.path_params["id"])
-        is_stream = request.query_params.get("stream", "").lower() in ("true", "1")
+        stream = request.query_params.get("stream", "false")
+        if stream.lower() not in ("true", "1", "false", "0"):
+            raise InvalidRequest(f"stream must be true or false, got {stream!r:.80}", param="stream")
+        is_stream = stream.lower() in ("true", "1")
         needs = ["subscribe", "history"] if is_stream else ["history"]
         access = await self._hub.authorize(request.scope, of.channel, needs)
         status = await _turn(access, of)
@@ -271,6 +276,18 @@ async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) ->
     if not is_call:
         raise no_approval_request(id)
     return command
+
+
+def _only(method: str, endpoint: Endpoint) -> Endpoint:
+    """Return `endpoint` for requests of this method only."""
+
+    async def checked(request: Request) -> Response:
+        if request.method != method and (request.method, method) != ("HEAD", "GET"):
+            detail = f"method {request.method[:20]} is not supported at this path; use {method}"
+            raise MethodNotAllowed(detail, allow=[method])
+        return await endpoint(request)
+
+    return checked
 
 
 class _Envelope:

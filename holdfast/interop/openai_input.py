@@ -134,14 +134,23 @@ def given_in_chat(body: Json) -> GivenInput:
     given = GivenInput()
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise InvalidRequest(f"messages must be a list of at least one message, got {messages!r:.80}")
+    called: set[str] = set()  # ids of the calls in earlier messages
     for message in messages:
         if message.get("role") == "tool":
-            given.outputs[_text(message, "tool_call_id")] = _output(message.get("content"))
+            call = _text(message, "tool_call_id")
+            if call not in called:
+                raise InvalidRequest(
+                    f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call; send "
+                    "the assistant message with its tool_calls first"
+                )
+            given.outputs[call] = _output(message.get("content"))
             continue
         role = _role(message.get("role"))
         calls = message.get("tool_calls") if role == "assistant" else None
         parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
-        given.add(role, [*parts, *map(_call, calls if isinstance(calls, list) else [])])
+        tools = [_call(one) for one in calls] if isinstance(calls, list) else []
+        called |= {one["call"] for one in tools}
+        given.add(role, [*parts, *tools])
         if role == "assistant":
             given.earlier += [("user", [output_part(*one)]) for one in given.outputs.items()]
             given.outputs.clear()

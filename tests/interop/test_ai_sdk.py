@@ -678,6 +678,7 @@ ASSISTANT = {"id": "x", "role": "assistant", "parts": [{"type": "text", "text": 
         ({"id": "1", "messages": [user()], "trigger": "other"}, 400),
         ({"id": "1", "messages": [user()], "trigger": []}, 400),
         ({"id": "1", "messages": [ASSISTANT]}, 404),
+        ({"id": "1", "messages": [user(), ASSISTANT], "trigger": "regenerate-message"}, 400),
         ({"id": "1", "messages": [{**ASSISTANT, "parts": [{"type": "tool-x", "state": 1}]}]}, 400),
     ],
 )

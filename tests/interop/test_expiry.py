@@ -29,6 +29,11 @@ STREAMS: list[tuple[str, str, Any]] = [
     ("GET", f"/v1/responses/{Reference('chat:1', 'u').id()}?stream=true", None),
     ("POST", "/v1/chat/completions", CHAT),
 ]
+# requests whose response comes when the turn has ended
+WAITING: list[tuple[str, str, Any]] = [
+    ("POST", "/v1/responses", {**RESPONSE, "stream": False}),
+    ("POST", "/v1/chat/completions", {**CHAT, "stream": False}),
+]
 ENDS = (
     "[DONE]",
     '"finish"',
@@ -70,6 +75,12 @@ async def begun(stack: AsyncExitStack, served: Served, streams: Iterable[tuple[s
     return found
 
 
+def is_broken_off(response: httpx2.Response) -> bool:
+    """Return whether the response says that the turn goes on, so that a client does not ask again."""
+    is_draining = response.status_code == 503 and response.json()["error"]["code"] == "draining"
+    return is_draining and response.headers["x-should-retry"] == "false"
+
+
 async def check_cut(streams: Begun) -> None:
     """Check that each stream is cut, and has no line that ends an answer."""
     for seen, lines in streams:
@@ -97,9 +108,14 @@ async def test_streams_are_cut_when_the_identity_of_their_caller_expires() -> No
 
     async with serving(hub, app) as served, AsyncExitStack() as stack:
         streams = await begun(stack, served, STREAMS)
+        waiting = [asyncio.ensure_future(served.http.request(*one[:2], json=one[2])) for one in WAITING]
+
+        def feeds() -> list[Any]:
+            return [feed for channel in hub.runtime.channels.values() for feed in channel.feeds]
+
+        await served.until(lambda: len(feeds()) == len(STREAMS) + len(WAITING))
         late_ms = 700_000
-        feeds = [feed for channel in hub.runtime.channels.values() for feed in channel.feeds]
-        assert len(feeds) == len(STREAMS)
-        for feed in feeds:
-            feed.wake.__self__.send_heartbeat()  # type: ignore[attr-defined]
+        for feed in feeds():
+            feed.wake.__self__.send_heartbeat()
         await check_cut(streams)
+        assert all([is_broken_off(await one) for one in waiting])

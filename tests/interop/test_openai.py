@@ -390,6 +390,8 @@ OUTPUT = {"type": "function_call_output", "call_id": "c0", "output": "far"}
         ),
         ({"model": "bot", "messages": [USER], "stream": []}, 400),
         ({"model": "bot", "messages": [USER], "stream_options": "usage"}, 400),
+        ({"model": "bot", "messages": [USER, {"role": "tool", "tool_call_id": "c1", "content": "7"}]}, 400),
+        ({"model": "bot", "messages": [{"role": "tool", "tool_call_id": "c1", "content": "7"}]}, 400),
         (
             {
                 "model": "bot",
@@ -432,6 +434,32 @@ async def test_error_names_the_field_of_the_request_in_param(scene: Scene, param
     assert (response.status_code, error["param"]) in ((400, param), (404, param))
     if isinstance(value := body[param], list) and value in ([], [1]):
         assert error["message"].endswith(f", got {value}")
+
+
+async def test_other_method_gets_an_error_of_openai(scene: Scene) -> None:
+    for method, path, allowed in (
+        ("GET", "/responses", "POST"),
+        ("DELETE", "/responses/x", "GET"),
+        ("PUT", "/responses/x/cancel", "POST"),
+        ("GET", "/chat/completions", "POST"),
+        ("POST", "/models", "GET"),
+    ):
+        response = await scene.served.http.request(method, f"/v1{path}")
+        assert (response.status_code, response.headers["allow"]) == (405, allowed)
+        error = response.json()["error"]
+        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "method_not_allowed", None)
+    assert (await scene.served.http.head("/v1/models")).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["yes", "", "2"])
+async def test_stream_of_a_response_that_is_no_boolean_is_refused(scene: Scene, value: str) -> None:
+    scene.gate.set()
+    whole = await scene.client.responses.create(model="bot", input="you")
+    response = await scene.served.http.get(f"/v1/responses/{whole.id}?stream={value}")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "stream")
+    for is_stream in (True, False):
+        response = await scene.served.http.get(f"/v1/responses/{whole.id}?stream={is_stream}")
+        assert response.headers["content-type"].startswith("text/event-stream") == is_stream
 
 
 BAD_IDS = [

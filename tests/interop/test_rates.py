@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx2
@@ -10,7 +11,7 @@ from fastapi import FastAPI
 
 from holdfast import Identity
 from holdfast.hub.rates import ClientLimits, Rates
-from tests.interop.test_expiry import STREAMS, install_adapters
+from tests.interop.test_expiry import STREAMS, WAITING, install_adapters
 from tests.transports.conftest import new_hub, serving
 
 OTHERS: list[tuple[str, str, Any]] = [
@@ -47,7 +48,7 @@ def is_refused(path: str, response: httpx2.Response) -> bool:
     return response.headers["content-type"] == "application/problem+json" and body["code"] == "too_many"
 
 
-@pytest.mark.parametrize(("method", "path", "body"), [*STREAMS, *OTHERS])
+@pytest.mark.parametrize(("method", "path", "body"), [*STREAMS, *WAITING, *OTHERS])
 async def test_route_refuses_a_client_without_requests_left(method: str, path: str, body: Any) -> None:
     hub, app = app_with_adapters(ClientLimits(client_requests=0))
     transport = httpx2.ASGITransport(app, client=("127.0.0.1", 1))
@@ -67,4 +68,20 @@ async def test_stream_takes_a_connection_slot_and_gives_it_back() -> None:
                 assert response.status_code == 200
                 for refused in STREAMS:
                     assert is_refused(refused[1], await served.http.request(*refused[:2], json=refused[2]))
+            await served.until(lambda: hub.rates._clients["ann"].connections == 0)
+
+
+async def test_waiting_request_takes_a_connection_slot_and_gives_it_back() -> None:
+    hub, app = app_with_adapters(ClientLimits(client_connections=1))
+    await hub.start()
+    async with serving(hub, app) as served:
+        for method, path, body in WAITING:
+            waiting = asyncio.ensure_future(served.http.request(method, path, json=body))
+            await served.until(lambda: any(one.feeds for one in hub.runtime.channels.values()))
+            (channel,) = [one for one in hub.runtime.channels.values() if one.feeds]
+            for refused in (*STREAMS, *WAITING):
+                assert is_refused(refused[1], await served.http.request(*refused[:2], json=refused[2]))
+            (question,) = [one.id for one in channel.state.messages.values() if one.role == "user"]
+            await hub.command(channel.name, "cancel", target=question)
+            assert (await waiting).status_code == 200
             await served.until(lambda: hub.rates._clients["ann"].connections == 0)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
 from holdfast.core.errors import StoreUnavailable
+from holdfast.interop.ids import hashed
 from holdfast.stores.base import Changes
 from holdfast.stores.memory import MemoryStore
-from tests.interop.test_expiry import STREAMS, begun, check_cut, install_adapters
+from tests.interop.test_expiry import STREAMS, WAITING, begun, check_cut, install_adapters, is_broken_off
 from tests.transports.conftest import new_hub, serving
 
 
@@ -40,3 +43,21 @@ async def test_streams_are_cut_when_the_store_fails_in_mid_answer(caplog: pytest
         await hub.create("chat:1", text="Beside.", role="assistant")
         await check_cut(streams)
         assert "the disk is gone" in caplog.text
+
+
+@pytest.mark.parametrize(("method", "path", "body"), WAITING)
+async def test_waiting_request_gets_an_error_when_the_store_fails(method: str, path: str, body: Any) -> None:
+    store, app, channel = FailingStore(), FastAPI(), "chat:" + hashed("anonymous", "key")
+    hub = new_hub(store)
+    install_adapters(hub, app)
+    async with serving(hub, app) as served:
+        await hub.create(channel, text="Earlier.", role="assistant")
+        live = hub.channel(channel)
+        feed = await hub.attach(channel, None, wake=lambda: live.trim(0) if store.is_down else None)
+        headers = {"idempotency-key": "key"}  # so that the channel is known
+        waiting = asyncio.ensure_future(served.http.request(method, path, json=body, headers=headers))
+        await served.until(lambda: len(live.feeds) == 2)
+        store.is_down = True
+        await hub.create(channel, text="Beside.", role="assistant")
+        assert is_broken_off(await waiting)
+        feed.close()
