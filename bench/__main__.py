@@ -38,6 +38,7 @@ NAMES = (
     "answer",
     "ai_sdk",
     "appends",
+    "postgres",
     "beside",
     "soak",
 )

@@ -15,7 +15,7 @@ changed token makes the run void. At the end, a page of 2,000 tokens is loaded a
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from bench.peers.pages import page_rows
 from bench.peers.xadd import Xadd, xadd
 from bench.proc import BenchError, Child, cpu_s, raise_file_limit
 
-__all__ = ["Sizes", "measure", "run", "verify"]
+__all__ = ["FULL", "QUICK", "Appending", "Round", "Sizes", "alternate", "measure", "raw", "run", "verify"]
 
 _LIMIT = 5.0
 _AT_ONCE = 20  # number of tokens of one await, in the pipelined variant
@@ -52,7 +52,7 @@ FULL = Sizes()
 QUICK = Sizes(rounds=2, seconds=1.0, pages=3)
 
 
-class _Round(NamedTuple):
+class Round(NamedTuple):
     tokens_per_s: float
     us_per_token: float
     redis_us_per_token: float
@@ -108,17 +108,17 @@ def measure(directory: Path, sizes: Sizes) -> Iterator[Row]:
         client = stack.enter_context(peer_load())
         compared = {name: systems[name] for name in ("Holdfast, FULL", "XADD, AOF always")}
         full, always = compared.values()
-        yield from _each_rows(_alternate(systems, client, sizes, at_once=1), sizes, always.version)
-        yield _watched_row(_alternate(compared, client, sizes, at_once=1, watched=1))
-        yield from _many_rows(_alternate(systems, client, sizes, at_once=_AT_ONCE))
+        yield from _each_rows(alternate(systems, client, sizes, at_once=1), sizes, always.version)
+        yield _watched_row(alternate(compared, client, sizes, at_once=1, watched=1))
+        yield from _many_rows(alternate(systems, client, sizes, at_once=_AT_ONCE))
         yield from page_rows([full, always], tokens=sizes.page_tokens, rounds=sizes.pages)
 
 
-def _alternate(
-    systems: dict[str, Appending], client: Child, sizes: Sizes, *, at_once: int, watched: int = 0
-) -> dict[str, list[_Round]]:
+def alternate(
+    systems: Mapping[str, Appending], client: Child, sizes: Sizes, *, at_once: int, watched: int = 0
+) -> dict[str, list[Round]]:
     """Run rounds of all systems in turn, because a noisy machine drifts. `watched` conversations have a viewer."""
-    rounds: dict[str, list[_Round]] = {name: [] for name in systems}
+    rounds: dict[str, list[Round]] = {name: [] for name in systems}
     for n in range(sizes.rounds):
         for name, system in systems.items():
             tag = f"{at_once}-{watched}-{n}"
@@ -126,7 +126,7 @@ def _alternate(
     return rounds
 
 
-def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag: str, watched: int = 0) -> _Round:
+def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag: str, watched: int = 0) -> Round:
     channels = [f"bench:append-{tag}-{n}" for n in range(sizes.producers)]
     child = system.child
     child.request("begin", channels=channels)
@@ -144,7 +144,7 @@ def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag:
     tokens = done["tokens"] - before
     sent = child.request("finish", reply_in_s=_TIMEOUT_S)["messages"]
     verify(system, client, channels, sent)
-    return _Round(
+    return Round(
         tokens_per_s=tokens / done["seconds"],
         us_per_token=used_s / tokens * 1e6,
         redis_us_per_token=redis_s / tokens * 1e6,
@@ -170,12 +170,12 @@ def verify(system: Appending, client: Child, channels: list[str], sent: dict[str
     client.request("close")
 
 
-def _ratios(rounds: dict[str, list[_Round]]) -> list[float]:
+def _ratios(rounds: dict[str, list[Round]]) -> list[float]:
     full, always = rounds["Holdfast, FULL"], rounds["XADD, AOF always"]
     return [one.tokens_per_s / other.tokens_per_s for one, other in zip(full, always, strict=True)]
 
 
-def _each_rows(rounds: dict[str, list[_Round]], sizes: Sizes, version: str) -> list[Row]:
+def _each_rows(rounds: dict[str, list[Round]], sizes: Sizes, version: str) -> list[Row]:
     full, always = rounds["Holdfast, FULL"], rounds["XADD, AOF always"]
     ratios = _ratios(rounds)
     median = statistics.median(ratios)
@@ -183,27 +183,27 @@ def _each_rows(rounds: dict[str, list[_Round]], sizes: Sizes, version: str) -> l
     costs = [other.us_per_token / one.us_per_token for one, other in zip(full, always, strict=True)]
     note = f"tokens per second of CPU, which a noisy machine disturbs less: {spread(costs, '×')}\n{version}"
     return [
-        Row(what, spread(ratios, "×"), f"{_LIMIT:.0f} ×", median >= _LIMIT, note, raw=_raw(rounds)),
+        Row(what, spread(ratios, "×"), f"{_LIMIT:.0f} ×", median >= _LIMIT, note, raw=raw(rounds)),
         *(_row(f"  {name}", each) for name, each in rounds.items()),
     ]
 
 
-def _watched_row(rounds: dict[str, list[_Round]]) -> Row:
+def _watched_row(rounds: dict[str, list[Round]]) -> Row:
     ratios = _ratios(rounds)
     is_met = statistics.median(ratios) >= _LIMIT
     what = "  the same while one of the conversations has a viewer"
-    return Row(what, spread(ratios, "×"), f"{_LIMIT:.0f} ×", is_met, raw=_raw(rounds))
+    return Row(what, spread(ratios, "×"), f"{_LIMIT:.0f} ×", is_met, raw=raw(rounds))
 
 
-def _many_rows(rounds: dict[str, list[_Round]]) -> list[Row]:
+def _many_rows(rounds: dict[str, list[Round]]) -> list[Row]:
     what = f"the same, {_AT_ONCE} tokens at a time (XADD: one pipeline)"
     return [
-        Row(what, spread(_ratios(rounds), "×"), raw=_raw(rounds)),
+        Row(what, spread(_ratios(rounds), "×"), raw=raw(rounds)),
         *(_row(f"  {name}", each) for name, each in rounds.items()),
     ]
 
 
-def _row(what: str, rounds: Sequence[_Round]) -> Row:
+def _row(what: str, rounds: Sequence[Round]) -> Row:
     rates = [each.tokens_per_s for each in rounds]
     costs = [each.us_per_token for each in rounds]
     waits = statistics.median(each.wait_ms[1] for each in rounds)
@@ -215,5 +215,5 @@ def _row(what: str, rounds: Sequence[_Round]) -> Row:
     )
 
 
-def _raw(rounds: dict[str, list[_Round]]) -> tuple[str, ...]:
+def raw(rounds: dict[str, list[Round]]) -> tuple[str, ...]:
     return tuple(f"{name}, round {n + 1}: {each}" for name, all in rounds.items() for n, each in enumerate(all))

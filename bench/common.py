@@ -97,13 +97,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(database: Path, *, under: str = "serve", port: int = 0, idle_s: float | None = None) -> Iterator[Served]:
-    """Run the server under test in its own process, on the server's core, with `database` as its SQLite file.
+def served(
+    store: Path | str, *options: str, under: str = "serve", port: int = 0, idle_s: float | None = None
+) -> Iterator[Served]:
+    """Run the server under test in its own process, on the server's core, with an SQLite file or the URL of a store.
 
-    `under` is `serve` or `granian`, `port` a fixed port, `idle_s` how long idle channels stay in memory. Raises
-    `BenchError` if it does not start.
+    `under` is `serve` or `granian`, `port` a fixed port, `idle_s` how long idle channels stay in memory; `options` are
+    further ones of `bench.server`. Raises `BenchError` if it does not start.
     """
-    arguments = [f"sqlite:///{database.absolute()}", "--under", under, "--port", str(port)]
+    url = store if isinstance(store, str) else f"sqlite:///{store.absolute()}"
+    arguments = [url, "--under", under, "--port", str(port), *options]
     if idle_s is not None:
         arguments += ["--idle-s", str(idle_s)]
     with Child("bench.server", *arguments, core=SERVER_CORE) as child:

@@ -111,15 +111,18 @@ def measure(
     is_dated_when_due: bool = False,
     skip_s: float = 0.0,
     alone_s: float = 0.0,
+    store: str | None = None,
 ) -> Run:
-    """Run so many conversations once. Raises `Void`, and `BenchError` if the run could not end in time.
+    """Run so many conversations once, by default on a new SQLite file.
+
+    Raises `Void`, and `BenchError` if the run could not end in time.
 
     Tokens of the first `skip_s` have no latency; all texts are compared. Before the run, the producers work alone for
     `alone_s`.
     """
     raise_file_limit(conversations * viewers + 100)
     channels = [f"bench:{n}" for n in range(conversations)]
-    with kept(options) as database, served(database) as server, load_client() as load:
+    with kept(options) as database, served(store or database) as server, load_client() as load:
         alone: dict[str, Any] = {"channels": channels, "tokens_per_s": tokens_per_s, "seconds": alone_s}
         alone_us = producers_us(server.child, **alone) if alone_s else 0.0
         load.request("connect", kind="sse", channels=channels * viewers, timeout_s=_TIMEOUT_S, **server.address)

@@ -1,8 +1,9 @@
 """The server under test, with in-process producers that work on request.
 
-Run as a child: `python -m bench.server STORE_URL [--port N] [--under serve|granian] [--idle-s N]`. Under `serve` it
-runs on uvicorn as `holdfast serve` does; under granian it is mounted in a Starlette app, as in an application. Requests
-arrive on standard input, so only viewers use its port.
+Run as a child: `python -m bench.server STORE_URL [--port N] [--under serve|granian] [--idle-s N] [--bus URL]`. Under
+`serve` it runs on uvicorn as `holdfast serve` does; under granian it is mounted in a Starlette app, as in an
+application. With `--mute` it sends no notices, as if all were lost. Requests arrive on standard input, so only viewers
+use its port.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
 from bench import plan
@@ -25,6 +26,7 @@ from bench.proc import BenchError
 from bench.tokens import WIDTH, known_token, token
 from holdfast import Hub, Limits, MessageWriter, serving
 from holdfast.hub.housekeeping import free_memory
+from holdfast.stores.base import Notice
 
 _HOST = "127.0.0.1"
 _MOUNTED_AT = "/holdfast"
@@ -298,8 +300,14 @@ async def _is_listening(port: int) -> bool:
     return True
 
 
+async def _lose(notices: Sequence[Notice]) -> None:
+    """Lose all notices."""
+
+
 async def _main(arguments: argparse.Namespace) -> None:
-    hub = Hub(arguments.store, limits=Limits(channel_idle_s=arguments.idle_s))
+    hub = Hub(arguments.store, limits=Limits(channel_idle_s=arguments.idle_s), bus=arguments.bus)
+    if arguments.mute:
+        hub.store.notify = _lose  # type: ignore[method-assign]
     producers = Producers(hub)
     is_mounted = arguments.under == "granian"
     async with contextlib.AsyncExitStack() as stack:
@@ -331,4 +339,6 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--under", choices=("serve", "granian"), default="serve")
     parser.add_argument("--idle-s", type=float, default=Limits().channel_idle_s)
+    parser.add_argument("--bus")
+    parser.add_argument("--mute", action="store_true")
     asyncio.run(_main(parser.parse_args()))

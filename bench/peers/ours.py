@@ -1,14 +1,15 @@
-"""Holdfast itself, as one of the systems: SQLite, in-process producers, served as `holdfast serve` does it."""
+"""Holdfast itself, as one of the systems: in-process producers, served as `holdfast serve` does it."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.peers.system import System
-from bench.proc import SERVER_CORE, Child, disk_write_bytes
+from bench.peers.postgres_server import Postgres, running_postgres
+from bench.peers.system import System, on_core
+from bench.proc import SERVER_CORE, Child, disk_write_bytes, tree
 
-__all__ = ["Ours", "ours"]
+__all__ = ["Ours", "ours", "ours_on_postgres"]
 
 
 class Ours(System):
@@ -17,8 +18,9 @@ class Ours(System):
     resuming: ClassVar[tuple[str, ...]] = ("ours-sse", "ours-ws")
     promises = "a token is on disk before any viewer receives it; late joiners get joined text"
 
-    def __init__(self, port: int, child: Child) -> None:
-        super().__init__(port, (child.pid,))
+    def __init__(self, port: int, child: Child, *stores: int) -> None:
+        """Represent the server `child` at `port`; `stores` are the process ids of a store of its own."""
+        super().__init__(port, (child.pid, *stores))
         self.child = child
 
     def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
@@ -29,11 +31,22 @@ class Ours(System):
         return str(self.child.request("grow", channel=channel, count=count)["text"])
 
     def written_bytes(self) -> int:
-        return disk_write_bytes(self.child.pid)
+        return sum(disk_write_bytes(pid) for root in self.pids for pid in tree(root))
 
 
 @contextlib.contextmanager
 def ours(database: Path, *, synchronous: str = "full") -> Iterator[Ours]:
     """Start it with `database` as its file."""
-    with Child("bench.peers.ours_app", str(database.absolute()), synchronous, core=SERVER_CORE) as child:
+    url = f"sqlite:///{database.absolute()}?synchronous={synchronous}"
+    with Child("bench.peers.ours_app", url, core=SERVER_CORE) as child:
         yield Ours(child.read(timeout_s=20)["port"], child)
+
+
+@contextlib.contextmanager
+def ours_on_postgres(directory: Path) -> Iterator[tuple[Ours, Postgres]]:
+    """Start it on a PostgreSQL server whose files are in `directory`, and which shares its core."""
+    with contextlib.ExitStack() as stack:
+        with on_core(SERVER_CORE):
+            postgres = stack.enter_context(running_postgres(directory))
+        child = stack.enter_context(Child("bench.peers.ours_app", postgres.url, core=SERVER_CORE))
+        yield Ours(child.read(timeout_s=20)["port"], child, postgres.pid), postgres

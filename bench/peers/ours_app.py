@@ -1,6 +1,6 @@
 """Holdfast beside the peers: the server of `bench.server`, with producers that wait for durability.
 
-Run as a child: `python -m bench.peers.ours_app DATABASE SYNCHRONOUS`.
+Run as a child: `python -m bench.peers.ours_app STORE_URL`.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ from bench.control import reply, serve_requests
 from bench.peers.summary import Sent, appended, summary
 from bench.server import Producers, start_server
 from holdfast import Hub, MessageWriter
-from holdfast.stores.sqlite import SqliteStore
 
 
 class Appenders:
@@ -73,8 +72,8 @@ async def _grow(writer: MessageWriter, sent: Sent, until_s: float, at_once: int)
         begun_s = now_s
 
 
-async def _main(database: str, synchronous: str) -> None:
-    hub = Hub(SqliteStore(database, synchronous=synchronous))
+async def _main(store: str) -> None:
+    hub = Hub(store)
     appenders, producers = Appenders(hub), Producers(hub)
     async with start_server(hub) as port:
         reply(port=port)

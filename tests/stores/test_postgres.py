@@ -131,7 +131,7 @@ async def test_long_tails_move_to_rows_of_their_own_and_leave_with_their_documen
     for number in range(20):
         await chat.do(append("m1", f"{number:02d} " * 50), append("m2", "."))
     rows = int(server.sql(f"SELECT count(*) FROM {schema}.tails"))
-    assert rows == 3
+    assert rows == 6
     await chat.do(documents=["m1"])
     assert int(server.sql(f"SELECT count(*) FROM {schema}.tails")) == rows  # m2 still needs them
     await chat.do(documents=["m2"])

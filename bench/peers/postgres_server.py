@@ -1,0 +1,106 @@
+"""A PostgreSQL server of our own: Debian's, on loopback, in a folder that is removed at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chaos.processes import free_port
+
+_FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+PROGRAMS = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent
+ACCOUNT = "nobody"  # PostgreSQL refuses to run as root
+
+
+class Postgres:
+    """A server on a port of this machine, with the role `app` and the database `app`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._data = "data"
+        self._where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "app")  # options of the server's programs
+        self.url = f"postgresql://app@127.0.0.1:{self.port}/app"
+
+    def create(self) -> None:
+        """Create the files of the server."""
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, ACCOUNT)
+        self._run("initdb", "-D", "data", "-U", "app", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+
+    @property
+    def pid(self) -> int:
+        """Return the process id of the running server, whose other processes are its children."""
+        return int((self.folder / self._data / "postmaster.pid").read_text().split("\n")[0])
+
+    def start(self, **settings: str) -> None:
+        """Start the server and wait until it answers."""
+        chosen = {"port": str(self.port), "listen_addresses": "127.0.0.1", "unix_socket_directories": "", **settings}
+        options = " ".join(f"-c {name}='{value}'" for name, value in chosen.items())
+        self._run("pg_ctl", "-D", self._data, "-l", "log", "-w", "-t", "60", "-o", options, "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server: `fast` ends all connections, `immediate` is a crash."""
+        self._run("pg_ctl", "-D", self._data, "-w", "-t", "60", "-m", mode, "stop")
+
+    def back_up(self) -> None:
+        """Copy the running server, as a standby that has fallen behind."""
+        self._run("pg_basebackup", *self._where, "-D", "backup", "-X", "stream", "-c", "fast", "--no-sync")
+
+    def fail_over(self, **settings: str) -> None:
+        """End the server as a crash would, and promote its copy on the same port."""
+        self.stop("immediate")
+        self._data = "backup"
+        (self.folder / "backup" / "recovery.signal").touch()
+        self.start(restore_command="false", hot_standby="off", **settings)  # it answers once it is promoted
+
+    def dump(self, schema: str) -> None:
+        """Back up the tables of `schema` as `docs/python.md` does."""
+        self._run("pg_dump", *self._where, "--format=custom", f"--schema={schema}", f"--file={schema}.dump", "app")
+
+    def restore(self, schema: str, *how: str) -> None:
+        """Restore the tables of `schema`; the options `how` are those of `docs/python.md` unless given."""
+        how = how or ("--clean", "--if-exists")
+        self._run("pg_restore", *self._where, *how, "--dbname=app", f"{schema}.dump")
+
+    def sql(self, statement: str, *, database: str = "app") -> str:
+        """Run `statement` as the superuser; returns its output. Limits set in the database do not apply to it."""
+        return self._run("psql", *self._where, "-Atc", statement, database, PGOPTIONS="-c statement_timeout=0")
+
+    def _run(self, program: str, *arguments: str, **environment: str) -> str:
+        command = [str(PROGRAMS / program), *arguments]
+        account = ACCOUNT if os.geteuid() == 0 else None
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            user=account,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{program} failed: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+
+@contextmanager
+def running_postgres(directory: Path | None = None, **settings: str) -> Iterator[Postgres]:
+    """Run a server in a folder below `directory`, by default one in memory: its many small files are slow on a disk."""
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(
+        prefix="holdfast-postgres-", dir=directory or memory, ignore_cleanup_errors=True
+    ) as name:
+        server = Postgres(Path(name))
+        server.create()
+        server.start(**settings)
+        try:
+            server.sql("CREATE DATABASE app", database="postgres")
+            yield server
+        finally:
+            server.stop("immediate")
