@@ -20,7 +20,8 @@ FOLDER = Path(os.environ["HOLDFAST_FOLDER"])
 ON_CRASH = os.environ["HOLDFAST_ON_CRASH"]
 app, hub = FastAPI(), Hub(f"sqlite:///{FOLDER}/chat.db", drain_s=0.2)
 hub.install(app, "/holdfast")
-AISDK(hub, channel="chat:{id}", version=int(os.environ.get("HOLDFAST_AI_MAJOR", "7"))).install(app, "/api/chat")
+MAJOR, IS_STRICT = int(os.environ.get("HOLDFAST_AI_MAJOR", "7")), bool(os.environ.get("HOLDFAST_AI_STRICT"))
+AISDK(hub, channel="chat:{id}", version=MAJOR, strict=IS_STRICT).install(app, "/api/chat")
 AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
 OpenAI(hub).install(app, "/v1")
 

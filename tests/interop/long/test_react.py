@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,19 +13,21 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route as AppRoute
 
 from holdfast import Hub, Turn
 from holdfast.interop import AISDK
 from tests.browser.tab import chromium
+from tests.interop.long.restarts import served as running
 from tests.interop.pages import IS_STRICT, MAJOR, PACKAGE, ROOT
 from tests.transports.conftest import new_hub, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 PAGE = (ROOT / "docs" / "interop.md").read_text()
+HTML = '<!doctype html><div id="root"></div><script type="module" src="/main.js"></script>'
 ENTRY = """
 import { createRoot } from "react-dom/client"
 import { Chat } from "./Chat.jsx"
@@ -46,6 +49,7 @@ const transport = new ai.DefaultChatTransport({
 const rules = [ai.lastAssistantMessageIsCompleteWithToolCalls, ai.lastAssistantMessageIsCompleteWithApprovalResponses]
 export function Chat({ id, initial }) {
   last = initial.at(-1)?.id
+  window.statuses ??= []
   const chat = useChat({
     id, transport, messages: initial, resume: true,
     sendAutomaticallyWhen: (options) => rules.some((rule) => rule?.(options)),
@@ -54,6 +58,7 @@ export function Chat({ id, initial }) {
       if (toolName === "place") void (chat.addToolOutput ?? chat.addToolResult)(output)
     },
   })
+  window.statuses.push(chat.status)
   const parts = chat.messages.flatMap(({ parts }) => parts)
   const asked = parts.find(({ state }) => state === "approval-requested")?.approval
   const first = chat.messages[0]
@@ -118,15 +123,14 @@ def program(hub: Hub, script: bytes, *, has_agent: bool = True) -> Any:
     source = source if has_agent else source.partition("@hub.agent")[0]
     names: dict[str, Any] = {"hub": hub}
     exec(source.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
-    html = '<!doctype html><div id="root"></div><script type="module" src="/main.js"></script>'
 
     async def page(_: object) -> Response:
-        return HTMLResponse(html)
+        return HTMLResponse(HTML)
 
     async def main(_: object) -> Response:
         return Response(script, media_type="text/javascript")
 
-    names["app"].router.routes += [Route("/", page), Route("/main.js", main)]
+    names["app"].router.routes += [AppRoute("/", page), AppRoute("/main.js", main)]
     return names["app"]
 
 
@@ -291,6 +295,41 @@ async def test_page_that_reloads_at_drawn_moments_and_leaves_shows_the_whole_ans
         await expect(page.locator("output")).to_have_text("ready")
         (answer,) = [found for found in (await hub.history("chat:1")).messages if found.role == "assistant"]
         assert (answer.text, answer.status, len(turns)) == (text, "complete", 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_page_of_a_server_that_ends_has_an_error_and_after_the_restart_the_whole_answer(
+    browser: Browser, tools: bytes, number: signal.Signals, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    address = f"http://127.0.0.1:{unused_tcp_port}/"
+    page = await (await browser.new_context()).new_page()
+
+    async def fulfill(route: Route) -> None:
+        is_script = route.request.url.endswith("main.js")
+        await route.fulfill(
+            body=tools if is_script else HTML, content_type="text/javascript" if is_script else "text/html"
+        )
+
+    for url in (address, f"{address}main.js"):
+        await page.route(url, fulfill)
+    async with running(tmp_path, unused_tcp_port) as server:
+        await page.goto(address)
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("p")).to_have_text(["hi", "Hello "])
+        server.send_signal(number)
+        await expect(page.locator("output")).to_have_text("error")
+        await expect(page.locator("p")).to_have_text(["hi", "Hello "])
+        statuses = await page.evaluate("statuses")
+        assert set(statuses[statuses.index("submitted") :]) == {"submitted", "streaming", "error"}
+        await server.wait()
+    async with running(tmp_path, unused_tcp_port):
+        await page.reload()
+        await expect(page.locator("p")).to_have_text(["hi", "Hello "])
+        (tmp_path / "go").touch()
+        await expect(page.locator("p")).to_have_text(["hi", "Hello to hi"])
+        await expect(page.locator("output")).to_have_text("ready")
+        await page.reload()
+        await expect(page.locator("p")).to_have_text(["hi", "Hello to hi"])
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
