@@ -21,7 +21,7 @@ export const LAUNCHER_STYLE = `
 :host{--accent:var(--hf-accent,#0e6b58);--on-accent:var(--hf-on-accent,#fff);--bg:var(--hf-bg,#fafaf8);--surface:var(--hf-surface,#fff);--text:var(--hf-text,#1b2322);--muted:var(--hf-muted,#5d6866);--border:var(--hf-border,#dcdfdb);--danger:#a8261d;--radius:var(--hf-radius,16px);--tint:color-mix(in srgb,var(--accent) 13%,var(--surface));--code:#14211f;--warm:#fdf7ea;--warm-line:#dcc07c;display:block;color:var(--text);font:medium/1.5 var(--hf-font,system-ui,sans-serif);color-scheme:light;
 }
 :host(:not([launcher])){height:var(--hf-height,min(640px,100vh))}
-:host([launcher]){position:fixed;z-index:2147483000;inset:auto 20px 20px auto}
+:host([launcher]){position:fixed;z-index:2147483000;bottom:20px;inset-inline-end:20px}
 :host([theme="dark"]){${DARK}}
 @media (prefers-color-scheme:dark){:host(:not([theme="light"])){${DARK}}}
 :host([hidden]),[hidden]{display:none !important}
@@ -30,7 +30,7 @@ button,textarea{font:inherit;color:inherit}
 button,summary{cursor:pointer}
 svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-left:auto;font-size:20px;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
+.launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-inline-start:auto;font-size:20px;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
 .launcher svg,.avatar svg{fill:currentColor;stroke:none}
 .badge{position:absolute;top:-4px;right:-4px;padding:0 7px;border-radius:20px;background:#a8261d;color:#fff;font-size:.8125em}
 .mistake{margin:8px 0;padding:10px 14px;border:1px solid var(--danger);border-radius:10px;color:var(--danger);background:var(--surface);overflow-wrap:anywhere}`
@@ -38,7 +38,7 @@ svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stro
 // Transparent borders are visible where the system forces its own colours.
 export const PANEL_STYLE = `
 .panel{position:relative;container-type:inline-size;display:flex;flex-direction:column;width:100%;max-width:var(--hf-width,none);height:100%;min-height:300px;margin:0 auto;background:var(--bg)}
-.panel.floating{position:absolute;inset:auto 0 72px auto;width:min(var(--hf-width,400px),calc(100vw - 24px));height:min(var(--hf-height,620px),calc(100vh - 110px));border:1px solid var(--border);border-radius:var(--radius);overflow:hidden;box-shadow:0 16px 48px rgb(0 0 0 / 22%)}
+.panel.floating{position:absolute;bottom:72px;inset-inline-end:0;width:min(var(--hf-width,400px),calc(100vw - 24px));height:min(var(--hf-height,620px),calc(100vh - 110px));border:1px solid var(--border);border-radius:var(--radius);overflow:hidden;box-shadow:0 16px 48px rgb(0 0 0 / 22%)}
 .panel>header{display:flex;align-items:center;gap:10px;padding:12px 16px;border-bottom:1px solid var(--border);background:var(--surface)}
 .names{flex:1;min-width:0;overflow-wrap:anywhere}
 h2{margin:0;font-size:1em;line-height:1.3}
@@ -49,7 +49,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .log{flex:1;min-height:0;overflow-y:auto;padding:24px 16px 12px;overscroll-behavior:contain}
 .log:focus-visible{outline-offset:-2px}
 .messages{display:grid;grid-template-columns:minmax(0,1fr);gap:4px;position:relative;width:100%;max-width:740px;margin:0 auto}
-.empty{display:grid;place-items:center;height:100%;color:var(--muted)}
+.empty{display:grid;place-items:center;height:100%;overflow:auto;color:var(--muted)}
 .message{content-visibility:auto;contain-intrinsic-height:auto 200px;overflow-clip-margin:10px;min-width:0;overflow-wrap:anywhere}
 .message>header{display:flex;flex-wrap:wrap;align-items:center;gap:2px 8px;margin-bottom:6px}
 .author{font-weight:600;font-size:.9375em}

@@ -245,6 +245,29 @@ async def test_a_sign_out_removes_the_draft_and_the_next_person_of_the_tab_gets_
         assert await page.locator("textarea").input_value() == ""
 
 
+async def test_a_long_greeting_is_shown_from_its_beginning(browser: Browser) -> None:
+    greeting = f'<div slot="empty"><p>Hello</p>{"<br>" * 100}</div>'
+    async with scene(browser, f'<holdfast-chat channel="chat:1">{greeting}</holdfast-chat>') as here:
+        await here.until("Hello")
+        await here.page.locator(".people", has_text="Online").wait_for()
+        await here.frames()
+        await expect(here.page.get_by_text("Hello")).to_be_in_viewport()
+
+
+async def test_a_floating_chat_stands_at_the_end_of_the_line(browser: Browser) -> None:
+    async with scene(browser, _FLOATING) as here:
+        launcher, panel = here.page.locator(".launcher"), here.page.locator(".panel")
+        await launcher.click()
+        await panel.wait_for()
+        width = await here.page.evaluate("innerWidth")
+        for direction in ("ltr", "rtl"):
+            await here.page.evaluate(f"document.documentElement.dir = '{direction}'")
+            for node in (launcher, panel):
+                box = await node.bounding_box()
+                assert box is not None
+                assert (box["x"] if direction == "rtl" else width - box["x"] - box["width"]) == 20
+
+
 async def test_the_launcher_loads_the_panel_when_it_opens_and_gets_the_focus_back(browser: Browser) -> None:
     async with scene(browser, _FLOATING) as here:
         loaded: list[str] = []

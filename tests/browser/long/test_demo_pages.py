@@ -1,4 +1,4 @@
-"""Both pages of the demo: axe finds nothing serious, and no page is wider than its window.
+"""Both pages of the demo: axe finds nothing serious, headings are in order, and no page is wider than its window.
 
 Layer: tests. `tests/demo/test_page.py` uses the pages.
 """
@@ -16,6 +16,7 @@ from tests.processes import Server, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
+_HEADINGS = "axe.run(document, { runOnly: ['heading-order'] }).then(({ violations }) => violations.length)"
 _WIDE = "document.documentElement.scrollWidth > innerWidth"
 
 
@@ -51,6 +52,7 @@ async def test_axe_finds_nothing_serious_and_the_page_fits(
         page = await open_at(browser, server, path, width, theme)
         await page.evaluate(AXE.read_text())
         assert await page.evaluate(FINDINGS) == [], width
+        assert await page.evaluate(_HEADINGS) == 0, width
         assert not await page.evaluate(_WIDE), width
         await page.evaluate("document.documentElement.dir = 'rtl'")
         assert not await page.evaluate(_WIDE), width
