@@ -21,7 +21,7 @@ LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes
 test: $(VENV)/.dev node_modules/.installed ## all tests but the long ones, the browser's too
 	@scripts/ensure_chromium
 	@npm test --silent
-	@$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore tests/,$(LONG))
+	@$(BIN)/pytest -n 4 --dist loadfile $(addprefix --ignore tests/,$(LONG))
 
 test-long: $(VENV)/.dev node_modules/.installed ## the built package, other releases of the dependencies, faults, seeds
 	@scripts/test_long
