@@ -46,6 +46,7 @@ from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import SqliteFile, Synchronous
 from holdfast.stores.sqlite_known import BACKUP_NOTE, KnownBackup, known_backups, noted
 from holdfast.stores.sqlite_migration import prepare
+from holdfast.stores.sqlite_sums import damaged
 from holdfast.stores.thread import Late, StoreThread
 
 T = TypeVar("T")
@@ -298,6 +299,8 @@ class SqliteStore:
                 return call(opened.engine)
             except sqlite3.Error as error:
                 raise opened.file.unavailable(error) from error
+            except UnicodeDecodeError as error:  # an error of SQLite that names a damaged table or index
+                raise damaged(self.path, error) from error
 
         try:
             return await opened.thread.run(translated, timeout_s=TIMEOUT_S)

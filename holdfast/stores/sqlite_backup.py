@@ -25,8 +25,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from holdfast.core.document import DAMAGE
 from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable
-from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA
+from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA, check_tables
 from holdfast.stores.sqlite_lock import FILE_MODE, FileLock, locked
 from holdfast.stores.sqlite_restored import BACKUP, has_foreign_wal, read_life, reading, sync, wal_of
 
@@ -164,6 +165,8 @@ def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: s
             f"{kind} {path} was written by a newer Holdfast: it has schema {schema}, this one knows up to {SCHEMA}. "
             "Upgrade Holdfast"
         )
+    if schema == SCHEMA:
+        check_tables(db, f"{kind} {path}", remedy=remedy)
     (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if found != "ok":
         raise StoreUnusable(f"{kind} {path} is damaged ({found}); {remedy}")
@@ -190,6 +193,10 @@ def restore(backup: Path, store: Path) -> Path | None:
                     copy(db, partial, bytes_per_s=float("inf"), pause=lambda _: True)
             except sqlite3.DatabaseError as error:
                 raise StoreUnusable(f"backup {backup} cannot be read: {error}; use an earlier one") from error
+            except DAMAGE as error:
+                raise StoreUnusable(
+                    f"backup {backup} cannot be read: the file is damaged ({type(error).__name__}); use an earlier one"
+                ) from error
             new.unlink(missing_ok=True)
             finish(partial, new)
         give_owner_of(place, new)

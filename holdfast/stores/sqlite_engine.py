@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from holdfast.core.document import DAMAGE, Stored, used_up_head
-from holdfast.core.errors import StoreUnavailable, StoreUnusable
+from holdfast.core.errors import StoreUnavailable
 from holdfast.stores.base import Changes, Committed, Conflict, Head, StoredPage, Tail, Write, tail_of
 from holdfast.stores.sqlite_channels import ChannelRow, Channels, Plan
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
@@ -24,6 +24,7 @@ from holdfast.stores.sqlite_file import SqliteFile
 from holdfast.stores.sqlite_log import CommitLog, LogEntry, Tracked
 from holdfast.stores.sqlite_pruning import Pruning
 from holdfast.stores.sqlite_space import Space
+from holdfast.stores.sqlite_sums import damaged
 from holdfast.stores.sqlite_whole import WholeMessages
 
 logger = logging.getLogger("holdfast.stores")
@@ -65,15 +66,11 @@ class Engine:
             raise self._file.refusal(error) from error
         except DAMAGE as error:
             self._file.abandon()
-            raise self._damaged(error) from error
+            raise damaged(self._file.path, error) from error
         except BaseException:
             self._file.abandon()
             raise
         self._is_open = True
-
-    def _damaged(self, error: Exception) -> StoreUnusable:
-        path, name = self._file.path, type(error).__name__
-        return StoreUnusable(f"store file {path} cannot be read: the file is damaged ({name}); restore a backup")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -81,7 +78,7 @@ class Engine:
         try:
             yield
         except DAMAGE as error:
-            raise self._damaged(error) from error
+            raise damaged(self._file.path, error) from error
 
     def _load(self) -> None:
         db = self._file.db

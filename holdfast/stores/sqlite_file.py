@@ -32,6 +32,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,7 @@ from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_lock import FILE_MODE, NO_NONCE, FileLock
 from holdfast.stores.sqlite_log import add_log_sums
 from holdfast.stores.sqlite_restored import check_wal, inode_and_nonce, reading
-from holdfast.stores.sqlite_sums import error_code, is_damage
+from holdfast.stores.sqlite_sums import damaged, error_code, is_damage
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -155,17 +156,20 @@ class SqliteFile:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
         if self.path.exists() and not self.path.is_file():
             raise StoreUnavailable(f"store file {self.path} is a directory or a device; name a file")
-        if not self._lock.is_known:
-            self._check_before_lock()
-        self._lock.take(self.path, wait_s=self._lock_wait_s)
-        with contextlib.suppress(OSError):  # an unfinished copy holds text that may be deleted later
-            Path(f"{os.path.realpath(self.path)}{COPY}.partial").unlink(missing_ok=True)
         try:
+            if not self._lock.is_known:
+                self._check_before_lock()
+            self._lock.take(self.path, wait_s=self._lock_wait_s)
+            with contextlib.suppress(OSError):  # an unfinished copy holds text that may be deleted later
+                Path(f"{os.path.realpath(self.path)}{COPY}.partial").unlink(missing_ok=True)
             check_wal(self.path, self._lock)
             self._connect()
         except sqlite3.Error as error:
             self.abandon()
             raise self.refusal(error) from error
+        except UnicodeDecodeError as error:  # an error of SQLite that names a damaged table or index
+            self.abandon()
+            raise damaged(self.path, error) from error
         except BaseException:
             self.abandon()
             raise
@@ -297,6 +301,7 @@ class SqliteFile:
                 db.execute("DROP TABLE log_before")
             if not is_new and schema < SUMMARIES:
                 add_summaries(db, Documents(db), unreadable)
+            check_tables(db, f"store file {self.path}")
             return self._record_start()
 
     def _keep_after_checkpoint(self, before: str, nonce: str) -> None:
@@ -393,6 +398,43 @@ class SqliteFile:
         if self.db.in_transaction:  # after some errors SQLite has already rolled back
             with contextlib.suppress(sqlite3.Error):
                 self.db.execute("ROLLBACK")
+
+
+def check_tables(db: sqlite3.Connection, what: str, *, remedy: str = "restore a backup") -> None:
+    """Raise StoreUnusable unless the file has the tables and indexes of the current schema.
+
+    SQLite keeps their descriptions as text. After a changed byte in it, SQLite may read rows as something else.
+    """
+    found = _described(db)
+    wrong = [name for name, facts in _expected().items() if found.get(name) != facts]
+    if wrong:
+        raise StoreUnusable(f"{what} cannot be read: its description of {wrong[0]!r} is damaged; {remedy}")
+
+
+@cache
+def _expected() -> dict[str, list[object]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as new:
+        for statement in _TABLES:
+            new.execute(statement)
+        return _described(new)
+
+
+def _described(db: sqlite3.Connection) -> dict[str, list[object]]:
+    """Return the columns of each table, and the statement of each index, by their names."""
+    found: dict[str, list[object]] = {}
+    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall():
+        plain = "".join(sql.replace('"', "").split())  # a migration writes other spaces and quotes
+        if kind == "index":
+            found[_renamed(name)] = [_renamed(plain)]
+        else:
+            columns = db.execute(f'PRAGMA table_info("{name}")').fetchall()
+            indexes = sorted((_renamed(row[1]), *row[2:]) for row in db.execute(f'PRAGMA index_list("{name}")'))
+            found[name] = [kind, plain.endswith("WITHOUTROWID"), columns, indexes]
+    return found
+
+
+def _renamed(name: str) -> str:
+    return name.replace("documents_streaming", "documents_open")  # its name in a file that began with schema 1
 
 
 def _do_nothing() -> None:

@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from holdfast.core.document import DAMAGE
 from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.core.model import ChannelSummary
 from holdfast.core.retention import Policies, Sweep
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
-from holdfast.stores.sqlite_file import SUMMARIES
+from holdfast.stores.sqlite_file import SCHEMA, SUMMARIES, check_tables
 from holdfast.stores.sqlite_restored import has_foreign_wal, reading
+from holdfast.stores.sqlite_sums import damaged
 
 PAGE = 500  # channels in one read
 FACTS = 200  # messages in one read
@@ -46,9 +48,13 @@ def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     try:
         with reading(path, is_immutable=has_foreign_wal(path)) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
+                check_tables(db, f"store file {path}")
             yield db
     except sqlite3.DatabaseError as error:
         raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error
+    except DAMAGE as error:
+        raise damaged(path, error) from error
 
 
 def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from holdfast.core.document import DAMAGE
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_lock import NO_NONCE, FileLock
 
@@ -59,7 +60,7 @@ def read_life(path: Path) -> Life:
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'life'").fetchone() is None:
                 return Life("", NO_NONCE, False)
             row = db.execute("SELECT inode, clean FROM life").fetchone()
-    except sqlite3.Error:
+    except (sqlite3.Error, *DAMAGE):
         return Life("", UNREADABLE, False)
     return Life(*inode_and_nonce(row[0]), bool(row[1])) if row is not None else Life("", NO_NONCE, False)
 

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import msgspec
 
+from holdfast.core.errors import StoreUnusable
+
 SUM_BYTES = 4  # length of the checksum in front of a row of the log
 _POLYNOMIAL = 0xEDB88320  # the polynomial of CRC-32, with its bits reversed
 _LAST_BIT = crc32(b"\x80") ^ crc32(b"\x00")  # change of a checksum when the last bit of the data changes
 
-_slot = struct.Struct("<Q").pack
+_slot = struct.Struct("<q").pack  # signed: a damaged row may have a number below 0
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -44,12 +47,14 @@ def sealed(slot: int, body: bytes) -> bytes:
     return crc32(body, crc32(_slot(slot))).to_bytes(SUM_BYTES, "little") + body
 
 
-def opened(slot: int, row: bytes) -> bytes | None:
+def opened(slot: int, row: object) -> bytes | None:
     """Return the body of a row of the log, without its checksum; None if the row is damaged.
 
     A single bit that changed is put right: the difference of the checksums shows which one it is. A slot without a
     row has zeros only.
     """
+    if type(row) is not bytes:
+        return None
     body = row[SUM_BYTES:]
     difference = crc32(body, crc32(_slot(slot))) ^ int.from_bytes(row[:SUM_BYTES], "little")
     if not difference or row.count(0) == len(row):
@@ -64,6 +69,16 @@ def opened(slot: int, row: bytes) -> bytes | None:
     right = bytearray(body)
     right[bit // 8] ^= 1 << bit % 8
     return bytes(right)
+
+
+def damaged(path: Path, error: Exception) -> StoreUnusable:
+    """Return the Holdfast error for a file with content that it cannot have.
+
+    `error` is one of `DAMAGE` (`core/document`).
+    """
+    return StoreUnusable(
+        f"store file {path} cannot be read: the file is damaged ({type(error).__name__}); restore a backup"
+    )
 
 
 def is_damage(error: sqlite3.Error) -> bool:
