@@ -9,7 +9,6 @@ others read the file, also while it is served. With `--url`, a server inspects, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ import msgspec
 
 from holdfast.archiving import STORE, TOKEN, URL
 from holdfast.control_client import NotServed, call
-from holdfast.core.errors import LocalError, StoreInUse, StoreUnusable, shown_url
+from holdfast.core.errors import LocalError, StoreInUse, shown_url
 from holdfast.core.model import ChannelSummary
 from holdfast.core.names import check_prefix
 from holdfast.core.retention import Policies, rules_of
@@ -104,7 +103,6 @@ def _state_beside(path: Path) -> object:
 def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
     """Put BACKUP in the place of a store's file, which is kept under another name."""
     from holdfast.stores import sqlite_backup
-    from holdfast.stores.sqlite_verify import verify as damage_in
 
     path = sqlite_store(store).path
     if (backup is None) != keep_wal:
@@ -113,16 +111,14 @@ def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
         sqlite_backup.keep_wal(path)
         click.echo(f"The next start of {path} uses its -wal, and begins new epochs.")
         return
-    kept = sqlite_backup.restore(backup, path)
+    done = sqlite_backup.restore(backup, path)
     click.echo(f"{path} is now the content of {backup}; its next start begins new epochs.")
-    if kept is not None:
-        click.echo(f"The replaced file is {kept}.")
-    found = 0
-    with contextlib.suppress(StoreUnusable):  # a backup from before checksums
-        for line in damage_in(backup):
-            click.echo(line, err=True)
-            found += 1
-    if found:
+    if done.kept is not None:
+        click.echo(f"The replaced file is {done.kept}.")
+    for line in done.damage:
+        click.echo(line, err=True)
+    if done.damage:
+        found = len(done.damage)
         click.echo(f"{backup}: {found} damaged, all else is whole; an earlier backup may have them whole", err=True)
 
 

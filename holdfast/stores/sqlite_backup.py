@@ -24,11 +24,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from holdfast.core.document import DAMAGE
 from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable
-from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA, check_tables
+from holdfast.stores.sqlite_file import CHECKSUMS
 from holdfast.stores.sqlite_lock import FILE_MODE, FileLock, locked
+from holdfast.stores.sqlite_reader import check, check_header
 from holdfast.stores.sqlite_restored import BACKUP, has_foreign_wal, read_life, reading, sync, wal_of
 
 STEP_PAGES = 64
@@ -151,29 +153,15 @@ def receipt_of(target: Path) -> dict[str, object]:
     return {"size_bytes": target.stat().st_size, "mark": read_life(target).nonce}
 
 
-def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: str = "use an earlier one") -> None:
-    """Raise StoreUnusable for a database that Holdfast cannot open, or whose structure is damaged.
+class Restored(NamedTuple):
+    """What a restore did: the new name of the replaced file, if there was one, and a line for each damaged message."""
 
-    The error calls the database a `kind`, and names the `remedy` for damage.
-    """
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (schema,) = db.execute("PRAGMA user_version").fetchone()
-    if application != APPLICATION_ID:
-        raise StoreUnusable(f"{path} is not a backup of a Holdfast store; name the file that `holdfast backup` wrote")
-    if schema > SCHEMA:
-        raise StoreUnusable(
-            f"{kind} {path} was written by a newer Holdfast: it has schema {schema}, this one knows up to {SCHEMA}. "
-            "Upgrade Holdfast"
-        )
-    if schema == SCHEMA:
-        check_tables(db, f"{kind} {path}", remedy=remedy)
-    (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-    if found != "ok":
-        raise StoreUnusable(f"{kind} {path} is damaged ({found}); {remedy}")
+    kept: Path | None
+    damage: list[str]
 
 
-def restore(backup: Path, store: Path) -> Path | None:
-    """Put a backup in the place of the store's file; returns the new name of the replaced file, if there was one.
+def restore(backup: Path, store: Path) -> Restored:
+    """Put a backup in the place of the store's file. A copy of it is verified before anything is replaced.
 
     Raises StoreInUse while a process has the store, and StoreUnusable for a file that is not a whole backup.
     """
@@ -189,8 +177,9 @@ def restore(backup: Path, store: Path) -> Path | None:
         with partial_file(new) as partial:
             try:
                 with reading(backup, is_immutable=has_foreign_wal(backup)) as db:
-                    check(db, backup)
+                    check_header(db, backup)
                     copy(db, partial, bytes_per_s=float("inf"), pause=lambda _: True)
+                damage = _check_copy(partial, backup)
             except sqlite3.DatabaseError as error:
                 raise StoreUnusable(f"backup {backup} cannot be read: {error}; use an earlier one") from error
             except DAMAGE as error:
@@ -198,7 +187,7 @@ def restore(backup: Path, store: Path) -> Path | None:
                     f"backup {backup} cannot be read: the file is damaged ({type(error).__name__}); use an earlier one"
                 ) from error
             new.unlink(missing_ok=True)
-            finish(partial, new)
+            finish(partial, new, is_new=False)
         give_owner_of(place, new)
         kept = _keep(place)
         # Until the replace, the lock file must name the nonce of the old file: its -wal is its own. The new file has
@@ -209,9 +198,19 @@ def restore(backup: Path, store: Path) -> Path | None:
             Path(f"{place}{end}").unlink(missing_ok=True)
         sync(place.parent)
         lock.keep_nonces(secrets.token_hex(8))
-        return kept
+        return Restored(kept, damage)
     finally:
         lock.release()
+
+
+def _check_copy(partial: Path, backup: Path) -> list[str]:
+    """Return a line for each damaged message in the copy of a backup. Raises StoreUnusable if its structure is."""
+    from holdfast.stores.sqlite_verify import damage_in  # it is also a program, which must not be imported before
+
+    with reading(partial, is_immutable=True) as db:
+        check(db, backup)
+        (schema,) = db.execute("PRAGMA user_version").fetchone()
+        return list(damage_in(db)) if schema >= CHECKSUMS else []
 
 
 def give_owner_of(place: Path, new: Path) -> None:

@@ -151,8 +151,13 @@ class Documents:
         return bool(rows)
 
     def remove_keys(self, keys: Collection[int]) -> None:
-        """Remove the documents `keys`."""
+        """Remove the documents `keys`. The text of a slot that a damaged one shares with another document stays."""
         for key in keys:
+            try:
+                self.read(key, *self._db.execute("SELECT message FROM documents WHERE id = ?", (key,)).fetchone())
+            except (StoreUnusable, TypeError):
+                others = "slot IN (SELECT slot FROM pieces WHERE document <> ?)"
+                self._db.execute(f"DELETE FROM pieces WHERE document = ? AND {others}", (key, key))
             self._free(key, from_blob=HEAD)
         self._db.executemany("DELETE FROM documents WHERE id = ?", [(key,) for key in keys])
 
@@ -356,8 +361,11 @@ class Documents:
         )
         return dict(rows.fetchall())
 
-    def read(self, key: int, message_id: str) -> tuple[bytes, list[Segment]]:
-        """Return the head and the segments of the document of a message. Raises StoreUnusable if it is damaged."""
+    def read(self, key: int, message_id: str, channel: int | None = None) -> tuple[bytes, list[Segment]]:
+        """Return the head and the segments of the document of a message. Raises StoreUnusable if it is damaged.
+
+        With `channel` it is also damaged if it belongs to another channel: a damaged index may list it for this one.
+        """
         try:
             row = self._db.execute(_ROW, (key,)).fetchone()
             blobs = self._blobs(key)
@@ -365,6 +373,8 @@ class Documents:
             head = blobs.pop(HEAD, b"")
             if row is None or not head or row[1] != message_id or row[-1] != head_sum((*row[:-1], last), head):
                 raise WrongChecksum("its head")
+            if channel not in (None, row[0]):
+                raise WrongChecksum("an index of its channel")
             return head, _segments(blobs)
         except DAMAGE as error:
             reason = str(error) if isinstance(error, WrongChecksum) else type(error).__name__

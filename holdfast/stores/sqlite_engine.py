@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from holdfast.core.document import DAMAGE, Stored, used_up_head
-from holdfast.core.errors import StoreUnavailable
+from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.stores.base import Changes, Committed, Conflict, Head, StoredPage, Tail, Write, tail_of
 from holdfast.stores.sqlite_channels import ChannelRow, Channels, Plan
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
@@ -67,6 +67,9 @@ class Engine:
         except DAMAGE as error:
             self._file.abandon()
             raise damaged(self._file.path, error) from error
+        except StoreUnusable as error:
+            self._file.abandon()
+            raise StoreUnusable(f"store file {self._file.path} cannot be used: {error}") from error
         except BaseException:
             self._file.abandon()
             raise
@@ -304,7 +307,7 @@ class Engine:
                 return Changes(self._head(name), None, [])
             changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
             changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
-            messages = self._stored(changed) if len(changed) <= limit else None
+            messages = self._stored(channel, changed) if len(changed) <= limit else None
             return Changes(channel.head, self._documents.newest(channel.id), messages)
 
     def entries(self, name: str, after: int, limit_bytes: int) -> Tail:
@@ -324,7 +327,7 @@ class Engine:
             known: dict[str, Stored] = {}
             if channel is not None:
                 found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
-                known = {stored.id: stored for stored in self._stored({one.key: one.id for one in found})}
+                known = {stored.id: stored for stored in self._stored(channel, {one.key: one.id for one in found})}
             for message_id in ids:
                 if message_id not in known and self._documents.is_used_up(name, message_id):
                     known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
@@ -349,7 +352,7 @@ class Engine:
                     if more:
                         break
                     page[found.key] = found.id
-            return StoredPage(channel.head, self._stored(page), more)
+            return StoredPage(channel.head, self._stored(channel, page), more)
 
     def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""
@@ -359,7 +362,7 @@ class Engine:
     def open_documents(self, name: str) -> list[Stored]:
         """Return the open documents of `channel` (`Store.open_documents`)."""
         channel = self._channel(name)
-        return self._stored(self._documents.open(channel.id)) if channel is not None else []
+        return self._stored(channel, self._documents.open(channel.id)) if channel is not None else []
 
     def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
@@ -368,9 +371,9 @@ class Engine:
         )
         return dict(rows.fetchall())
 
-    def _stored(self, documents: dict[int, str]) -> list[Stored]:
+    def _stored(self, channel: ChannelRow, documents: dict[int, str]) -> list[Stored]:
         """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
-        return self._whole.read(self._file.db, self._log, documents)
+        return self._whole.read(self._file.db, self._log, channel.id, documents)
 
     def _channel(self, name: str) -> ChannelRow | None:
         return self.channels.find(name, at=self._commits)

@@ -36,6 +36,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from holdfast.core.document import DAMAGE
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.stores.base import CommitUnknown
 from holdfast.stores.sqlite_channels import add_channel_sums, add_summaries, begin_epochs
@@ -167,7 +168,7 @@ class SqliteFile:
         except sqlite3.Error as error:
             self.abandon()
             raise self.refusal(error) from error
-        except UnicodeDecodeError as error:  # an error of SQLite that names a damaged table or index
+        except DAMAGE as error:  # also an error of SQLite that names a damaged table or index
             self.abandon()
             raise damaged(self.path, error) from error
         except BaseException:

@@ -245,6 +245,7 @@ class CommitLog:
             self._pin(tracked, serial, slot)
         for (key, _), items in operations.items():
             self.pinned[key].is_deleted |= isinstance(_operation("", items), Delete)
+        _check_removed(db, {key for key, tracked in known.items() if tracked is None})
         self._stamp = 1
         for slot in range(1, len(self._rooms)):
             if not self._pins[slot]:
@@ -351,6 +352,18 @@ class CommitLog:
         if 0 < self._stamps[slot] <= self._wipe_stamp:
             self._wipe_waits -= 1
             self._wipe_list.append(slot)
+
+
+def _check_removed(db: sqlite3.Connection, keys: set[int]) -> None:
+    """Raise StoreUnusable if a document that is not found by its key is in an index: it was not removed, but is lost.
+
+    Its message would otherwise be read without its last entries as soon as SQLite finds the row again.
+    """
+    if not keys:
+        return
+    for (key,) in db.execute("SELECT id FROM documents INDEXED BY documents_version"):
+        if key in keys and db.execute("SELECT 1 FROM documents NOT INDEXED WHERE id = ?", (key,)).fetchone() is None:
+            raise StoreUnusable(f"the table of messages is damaged: no row has the key {key}; restore a backup")
 
 
 def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:

@@ -21,9 +21,9 @@ from holdfast.core.model import ChannelSummary
 from holdfast.core.retention import Policies, Sweep
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
-from holdfast.stores.sqlite_file import SCHEMA, SUMMARIES, check_tables
+from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA, SUMMARIES, check_tables
 from holdfast.stores.sqlite_restored import has_foreign_wal, reading
-from holdfast.stores.sqlite_sums import damaged
+from holdfast.stores.sqlite_sums import damaged, is_damage
 
 PAGE = 500  # channels in one read
 FACTS = 200  # messages in one read
@@ -55,6 +55,42 @@ def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
         raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error
     except DAMAGE as error:
         raise damaged(path, error) from error
+
+
+def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: str = "use an earlier one") -> None:
+    """Raise StoreUnusable for a database that Holdfast cannot open, or whose structure is damaged.
+
+    The error calls the database a `kind`, and names the `remedy` for damage.
+    """
+    try:
+        check_header(db, path, kind=kind)
+        if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
+            check_tables(db, f"{kind} {path}", remedy=remedy)
+        (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        raise StoreUnusable(f"{kind} {path} cannot be read: {error}; {remedy}") from error
+    except DAMAGE as error:
+        raise StoreUnusable(
+            f"{kind} {path} cannot be read: the file is damaged ({type(error).__name__}); {remedy}"
+        ) from error
+    if found != "ok":
+        raise StoreUnusable(f"{kind} {path} is damaged ({' '.join(found.split())}); {remedy}")
+
+
+def check_header(db: sqlite3.Connection, path: Path, *, kind: str = "backup") -> None:
+    """Raise StoreUnusable for a database of another program, or of a newer Holdfast."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (schema,) = db.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        advice = "name the file that `holdfast backup` wrote" if kind == "backup" else "name the store with --store"
+        raise StoreUnusable(f"{kind} {path} is a database of another program (application id {application}); {advice}")
+    if schema > SCHEMA:
+        raise StoreUnusable(
+            f"{kind} {path} was written by a newer Holdfast: it has schema {schema}, this one knows up to {SCHEMA}. "
+            "Upgrade Holdfast"
+        )
 
 
 def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:

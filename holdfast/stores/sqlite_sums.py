@@ -88,6 +88,8 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 def error_code(error: sqlite3.Error) -> int:
     """Return the primary error code of SQLite."""
+    if str(error).startswith("Could not decode to UTF-8"):  # Python's own error, which has no code
+        return sqlite3.SQLITE_CORRUPT
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 

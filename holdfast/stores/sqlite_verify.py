@@ -3,7 +3,9 @@
 Layer: stores.
 
 It reads through a connection of its own that cannot write, in short transactions, so it also runs beside a server.
-As a program, with the path of the file, it prints each line of `verify` as JSON, and `null` at the end.
+Where SQLite cannot read a table to its end, the check goes on with the other end and with the indexes: they name the
+messages whose rows are lost. As a program, with the path of the file, it prints each line of `verify` as JSON, and
+`null` at the end.
 """
 
 from __future__ import annotations
@@ -14,31 +16,60 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from holdfast.core.document import DAMAGE, Stored, restored
 from holdfast.core.errors import LocalError, StoreUnusable
-from holdfast.stores.sqlite_backup import check
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import CHECKSUMS, SUMMARIES
-from holdfast.stores.sqlite_reader import reading_store
+from holdfast.stores.sqlite_log import CommitLog
+from holdfast.stores.sqlite_reader import check, reading_store
 from holdfast.stores.sqlite_space import space_in
-from holdfast.stores.sqlite_sums import opened
 
 LINE_CHARACTERS = 10_000  # of a line that the program prints
 NICENESS = 10
+_MAYBE_LOST = "a damaged row of the log may have held its last text"
 _MISCOUNTED = (
     "SELECT name FROM channels WHERE name IS NOT NULL AND (messages, size_bytes) IS NOT ("
     "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents"
     " WHERE channel = channels.id AND deleted = 0 AND created > 0)"
+)
+# Each list is read from both ends of the table, and from both ends of the index that has its columns.
+_CHANNELS = tuple(
+    f"SELECT id, name FROM channels {way}"
+    for way in (
+        "NOT INDEXED",
+        "NOT INDEXED ORDER BY id DESC",
+        "INDEXED BY sqlite_autoindex_channels_1 ORDER BY name",
+        "INDEXED BY sqlite_autoindex_channels_1 ORDER BY name DESC",
+    )
+)
+_DOCUMENTS = tuple(
+    f"SELECT id, channel, message FROM documents {way}"
+    for way in (
+        "NOT INDEXED",
+        "NOT INDEXED ORDER BY id DESC",
+        "INDEXED BY documents_message ORDER BY channel, message",
+        "INDEXED BY documents_message ORDER BY channel DESC, message DESC",
+    )
 )
 
 
 def verify(path: Path) -> Iterator[str]:
     """Yield one line for each damaged part of the store. Raises StoreUnusable if the file cannot be read at all."""
     with reading_store(path) as db:
-        yield from _damage(db, path)
+        remedy = "if no message is named below, run `holdfast compact`"
+        try:
+            check(db, path, kind="store file", remedy=remedy)
+        except StoreUnusable as error:
+            yield str(error)
+        (schema,) = db.execute("PRAGMA user_version").fetchone()
+        if schema < CHECKSUMS:
+            raise StoreUnusable(f"store file {path} has no checksums yet; start the server once, which adds them")
+        yield from damage_in(db)
 
 
 def free_space(path: Path) -> tuple[int, int]:
@@ -53,38 +84,134 @@ def free_space(path: Path) -> tuple[int, int]:
         return space_in(db, documents)
 
 
-def _damage(db: sqlite3.Connection, path: Path) -> Iterator[str]:
-    try:
-        check(db, path, kind="store file", remedy="if no message is named below, run `holdfast compact`")
-    except StoreUnusable as error:
-        yield str(error)
-    (schema,) = db.execute("PRAGMA user_version").fetchone()
-    if schema < CHECKSUMS:
-        raise StoreUnusable(f"store file {path} has no checksums yet; start the server once, which adds them")
+def damage_in(db: sqlite3.Connection) -> Iterator[str]:
+    """Yield one line for each damaged channel, message and row of the log, in a database with checksums."""
+    db.text_factory = _decoded
     documents = Documents(db)
     channels = Channels(db, documents)
-    names = dict(db.execute("SELECT id, name FROM channels WHERE name IS NOT NULL"))
-    for name in names.values():
-        with contextlib.suppress(sqlite3.DatabaseError):  # reported above
-            try:
-                channels.find(name, at=0)
-            except StoreUnusable as error:
-                yield str(error)
+    names: dict[int, str] = {}
+    for number, name in _listed(db, _CHANNELS):
+        names[number] = "(deleted)" if name is None else f"{name!r}"
+        if name is not None:
+            yield from _damage_of_channel(channels, name)
+    (schema,) = db.execute("PRAGMA user_version").fetchone()
     if schema >= SUMMARIES:
-        for (name,) in db.execute(_MISCOUNTED):
-            yield f"channel {name!r}: its count of messages or bytes is wrong; its messages are not affected"
-    for key, number, message_id in db.execute("SELECT id, channel, message FROM documents").fetchall():
+        with contextlib.suppress(sqlite3.DatabaseError):  # the check of the structure has reported it
+            for (name,) in db.execute(_MISCOUNTED):
+                yield f"channel {name!r}: its count of messages or bytes is wrong; its messages are not affected"
+    lost = []
+    for row in _listed(db, _DOCUMENTS):
+        key, number, message_id = row
+        place = _place(names, number, message_id)
         db.execute("BEGIN")
         try:
-            documents.read(key, message_id)
-        except (StoreUnusable, sqlite3.DatabaseError) as error:
-            if documents.by_key(key) is not None:  # otherwise the server has removed it meanwhile
-                yield f"channel {names.get(number)!r}: message {message_id!r}: {error}"
+            problem = _problem(documents, key, number, message_id)
+        except LookupError:
+            lost.append((row, place))
+        else:
+            if problem is not None:
+                yield f"{place}: {problem}"
         finally:
             db.execute("ROLLBACK")
-    for slot, row in db.execute("SELECT id, body FROM log"):
-        if opened(slot, row) is None:
-            yield f"row {slot} of the log is damaged; messages that are open may have lost text; restore a backup"
+    if lost:
+        still = set(_listed(db, _DOCUMENTS))  # the server has removed the others meanwhile
+        for row, place in lost:
+            if row in still:
+                yield f"{place}: it cannot be found by its key {row[0]}; restore a backup"
+    db.execute("BEGIN")
+    try:
+        lines = _damage_of_log(db, channels, documents, names)
+    finally:
+        db.execute("ROLLBACK")
+    yield from lines
+
+
+def _damage_of_channel(channels: Channels, name: str) -> Iterator[str]:
+    try:
+        if channels.find(name, at=0) is None:
+            yield f"channel {name!r} is damaged: its row cannot be found by its name; restore a backup"
+    except StoreUnusable as error:
+        yield str(error)
+    except sqlite3.DatabaseError as error:
+        yield f"channel {name!r} cannot be read: {error}; restore a backup"
+
+
+def _problem(documents: Documents, key: int, channel: int, message_id: str) -> str | None:
+    """Return what is wrong with a message; None if it is whole. Raises LookupError if no row has its key."""
+    try:
+        documents.read(key, message_id)
+    except StoreUnusable as error:
+        problem = str(error)
+    except sqlite3.DatabaseError as error:
+        problem = f"{error}; restore a backup"
+    else:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            found = documents.find(channel, message_id)
+            if found is not None and found.key == key:
+                return None
+        return "it is whole, but an index of the file does not list it, so it is not shown; run `holdfast compact`"
+    with contextlib.suppress(sqlite3.DatabaseError):
+        if documents.by_key(key) is None:
+            raise LookupError
+    return problem
+
+
+def _damage_of_log(
+    db: sqlite3.Connection, channels: Channels, documents: Documents, names: dict[int, str]
+) -> list[str]:
+    """Return a line for each damaged row of the log, and for each message that lost entries. One transaction."""
+    log = CommitLog()
+    try:
+        log.load(db, channels.tracked)
+        entries, damaged = log.entries(db, log.pinned)
+    except StoreUnusable as error:
+        return [str(error)]
+    except (sqlite3.DatabaseError, *DAMAGE) as error:
+        return [f"the log cannot be read ({type(error).__name__}: {error}); restore a backup"]
+    lines = [
+        f"row {slot} of the log is damaged; messages that are open may have lost text; restore a backup"
+        for slot in log.damaged
+    ]
+    for key, tracked in log.pinned.items():
+        with contextlib.suppress(StoreUnusable, sqlite3.DatabaseError):  # named above
+            head, segments = documents.read(key, tracked.id)
+            reason = damaged.get(key)
+            try:
+                if reason is None:
+                    restored([Stored(id=tracked.id, head=head, segments=segments, entries=entries[key])])
+            except StoreUnusable as error:
+                reason = str(error)
+            if reason is None and log.damaged:
+                reason = _MAYBE_LOST
+            if reason is not None:
+                lines.append(f"channel {tracked.channel!r}: message {tracked.id!r}: {reason}; restore a backup")
+    if log.damaged:
+        with contextlib.suppress(sqlite3.DatabaseError):  # the check of the structure has reported it
+            rows = db.execute("SELECT id, channel, message FROM documents WHERE open = 1").fetchall()
+            lines += [
+                f"{_place(names, number, message_id)}: {_MAYBE_LOST}; restore a backup"
+                for key, number, message_id in rows
+                if key not in log.pinned and names.get(number) != "(deleted)"
+            ]
+    return lines
+
+
+def _place(names: dict[int, str], channel: int, message_id: str) -> str:
+    return f"channel {names.get(channel, f'number {channel}')}: message {message_id!r}"
+
+
+def _listed(db: sqlite3.Connection, ways: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    """Return the rows of queries for the same rows, as far as each can be read, without repetition."""
+    found: dict[tuple[Any, ...], None] = {}
+    for one in ways:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            for row in db.execute(one):
+                found[row] = None
+    return list(found)
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode(errors="replace")  # a checksum finds the damage
 
 
 def main(path: Path) -> None:

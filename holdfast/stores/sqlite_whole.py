@@ -34,15 +34,15 @@ class WholeMessages:
         self._documents = documents
         self._channels = channels
 
-    def read(self, db: sqlite3.Connection, log: CommitLog, wanted: Mapping[int, str]) -> list[Stored]:
-        """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
+    def read(self, db: sqlite3.Connection, log: CommitLog, channel: int, wanted: Mapping[int, str]) -> list[Stored]:
+        """Return the stored form of a channel's documents, given by key and id, each with its entries, in order."""
         entries, damaged = log.entries(db, wanted)
         stored = []
         for key, message_id in wanted.items():
             try:
                 if key in damaged:
                     raise StoreUnusable(f"message {message_id!r} is damaged ({damaged[key]}); restore a backup")
-                head, segments = self._documents.read(key, message_id)
+                head, segments = self._documents.read(key, message_id, channel)
             except StoreUnusable as error:
                 stored.append(self._damaged(log, key, message_id, error))
             except sqlite3.DatabaseError as error:

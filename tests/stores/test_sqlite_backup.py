@@ -377,7 +377,7 @@ def test_failed_backup_leaves_no_file_beside_its_target(target: Path) -> None:
 async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: Path) -> None:
     await made(path.with_name("other.db"), target)
     serial = await asyncio.to_thread(killed_writer, path, 20)
-    kept = restore(target, path)
+    kept = restore(target, path).kept
     assert kept is not None
     assert not wal(path).exists()
     async with opened(path) as store:
@@ -391,7 +391,7 @@ async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: 
 async def test_restore_keeps_and_removes_the_rollback_journal(path: Path, target: Path) -> None:
     await made(path, target)
     write(path.with_name("chat.db-journal"), b"of the replaced file")
-    kept = restore(target, path)
+    kept = restore(target, path).kept
     assert kept is not None
     assert read(kept.with_name(f"{kept.name}-journal")) == b"of the replaced file"
     assert not list(path.parent.glob("chat.db-journal"))

@@ -10,7 +10,8 @@ from holdfast.cli import main
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_file import SCHEMA
-from tests.stores.files import opened, read, write
+from holdfast.stores.sqlite_verify import verify
+from tests.stores.files import opened, read, run_from_outside, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
 NAME_OF_AN_INDEX = (1839, 7)  # no longer UTF-8, and SQLite quotes it in its error
@@ -25,6 +26,8 @@ COMMANDS = (
     ["forget", "alice"],
     ["compact"],
 )
+KEY_OF_A_MESSAGE = (16423, 6)  # the keys after it are not in order, so SQLite does not find them
+INDEX_OF_MESSAGES = (24216, 7)
 DAMAGE = pytest.mark.parametrize("flip", [NAME_OF_AN_INDEX, COLUMN_OF_THE_LOG, CONDITION_OF_AN_INDEX], ids=str)
 
 
@@ -75,3 +78,60 @@ async def test_restore_of_a_backup_of_damaged_structure_replaces_nothing(tmp_pat
     assert line.endswith("; use an earlier one")
     assert read(path) == before
     assert not list(tmp_path.glob("*before-restore*"))  # noqa: ASYNC240
+
+
+@DAMAGE
+def test_restore_that_fails_leaves_no_file(tmp_path: Path, flip: tuple[int, int]) -> None:
+    write(tmp_path / "backup.db", flipped(flip))
+    run("restore", str(tmp_path / "backup.db"), store=tmp_path / "chat.db")
+    assert {one.name for one in tmp_path.iterdir()} == {"backup.db", "chat.db.lock"}
+
+
+async def test_messages_that_their_keys_do_not_find_are_named_and_the_server_refuses_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    write(path, flipped(KEY_OF_A_MESSAGE))
+    lines = list(verify(path))
+    assert "channel 'chat:1': message 'm-running': it cannot be found by its key 12; restore a backup" in lines
+    assert len([line for line in lines if "cannot be found by its key" in line]) == 8
+    with pytest.raises(
+        StoreUnusable, match=r"chat\.db cannot be used: the table of messages is damaged: no row has the"
+    ):
+        await SqliteStore(path).open()
+
+
+@pytest.mark.parametrize("flip", [(19855, 5), (20348, 5)], ids=str)
+def test_verify_goes_on_after_a_page_that_it_cannot_read(tmp_path: Path, flip: tuple[int, int]) -> None:
+    path = tmp_path / "chat.db"
+    write(path, flipped(flip))
+    structure, message = verify(path)
+    assert structure.startswith(f"store file {path} is damaged (")
+    assert message.startswith("channel 'chat:")
+
+
+def test_message_that_an_index_lost_is_named_and_compact_brings_it_back(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    write(path, flipped(INDEX_OF_MESSAGES))
+    _, *lines = verify(path)
+    assert [line.split(": ")[1] for line in lines] == [
+        f"message {one!r}" for one in ("u-waiting", "u-taken", "!c-open", "!c-replied")
+    ]
+    assert all(line.endswith("so it is not shown; run `holdfast compact`") for line in lines)
+    result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}"])
+    assert result.exit_code == 0, result.output
+    assert list(verify(path)) == []
+
+
+async def test_removal_of_a_damaged_message_leaves_the_text_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    write(path, WHOLE)
+    run_from_outside(
+        path,
+        "UPDATE pieces SET slot = (SELECT min(slot) FROM pieces JOIN documents ON id = document WHERE channel = 1"
+        " AND message = 'm-long' AND blob = 1) WHERE blob = 1 AND document = (SELECT id FROM documents"
+        " WHERE message = 'm-2' AND channel = 6)",
+    )
+    assert len(list(verify(path))) == 1  # the message of a deleted channel, which the server removes
+    async with opened(path) as store:
+        await store.tidy(0)
+    assert run_from_outside(path, "SELECT count(*) FROM documents WHERE channel IN (6, 7)") == [(0,)]
+    assert list(verify(path)) == []
