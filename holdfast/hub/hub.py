@@ -411,8 +411,8 @@ class HubCore:
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
         await self.start()
-        known = await self.runtime.message(channel, message_id)
-        return own_copy(known.message()), str(self.channel(channel).state.cursor)
+        live, known = await self.runtime.found(channel, message_id)
+        return own_copy(known.message()), str(live.state.cursor)
 
     def subscribe(
         self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None

@@ -156,6 +156,10 @@ class Runtime:
 
     async def message(self, channel: str, message_id: str) -> MessageState:
         """Return the message in its stored state. Raises NotFound, Deleted, StoreUnavailable."""
+        return (await self.found(channel, message_id))[1]
+
+    async def found(self, channel: str, message_id: str) -> tuple[Channel, MessageState]:
+        """Return the message as `message` does, and the channel in whose state it is: both of one run of the hub."""
         live = await self.fresh(channel)
         await live.load_messages([check_id(message_id)])
         known = live.state.message(message_id)
@@ -163,7 +167,7 @@ class Runtime:
             raise NotFound(f"message {message_id!r} does not exist in this channel; check the id")
         if known.deleted:
             raise Deleted(f"message {message_id!r} was deleted; create another one")
-        return known
+        return live, known
 
     async def message_in_time(self, channel: str, message_id: str) -> MessageState:
         """Return the message as `message` does, or raise StoreUnavailable if the reads take too long."""

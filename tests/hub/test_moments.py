@@ -22,6 +22,7 @@ from holdfast.hub.pace import Pace
 from holdfast.hub.writer import MessageWriter
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from holdfast.stores.memory import MemoryStore
+from tests.hub.test_hooks import Gated, new_hub
 from tests.hub.watching import PATIENCE_S
 from tests.virtual import virtual_clock, virtually
 
@@ -315,3 +316,22 @@ async def test_defect_that_stops_the_hub_drains_its_viewers(
     await hub.close()
     assert "ZeroDivisionError" in caplog.text
     gc.collect()  # asyncio reports unretrieved exceptions only then
+
+
+@virtually
+async def test_message_that_is_read_while_the_hub_begins_again_has_its_own_cursor() -> None:
+    store = Gated()
+    first, hub = new_hub(store), new_hub(store)
+    await first.create("chat:1", id="m", text="x")
+    head = (await store.heads(["chat:1"]))[0]
+    await first.close()
+    await hub.start()
+    store.shut("messages")
+    reading = asyncio.create_task(hub.read("chat:1", "m"))
+    await asyncio.sleep(1)
+    await hub.close()
+    await hub.start()
+    store.gates["messages"].set()
+    message, cursor = await reading
+    assert (message.text, cursor) == ("x", f"{head.epoch}:{head.serial}")
+    await hub.close()
