@@ -54,8 +54,10 @@ class Hook(Protocol):
 class HookOracle:
     """The calls of one hook. Each `check_call` is followed by `note_done` if the call succeeds, and by `end_call`."""
 
-    def __init__(self, hook: Hook, stored: StoredLogs) -> None:
+    def __init__(self, hook: Hook, stored: StoredLogs, *, is_shared: bool = False) -> None:
+        """Judge the calls of `hook`; with `is_shared` on a store that other hubs may have open, too."""
         self.calls = 0
+        self._is_shared = is_shared
         self._hook = hook
         self._stored = stored
         self._done: dict[str, set[Call]] = {}  # for each channel the calls that succeeded
@@ -103,6 +105,8 @@ class HookOracle:
         """Take notes that the store keeps from now on. Raises Violation if a position goes back."""
         for name, value in values.items():
             if name == f"hook-registered/{self._hook.name}":
+                if self._is_shared:
+                    self.note_registered()  # a new hook may have waited until the lease of another run had expired
                 self._since = self._at_start
             channel = name.removeprefix(f"hook/{self._hook.name}/")
             if channel == name:

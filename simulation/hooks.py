@@ -69,7 +69,9 @@ class Hooks:
 
     def __init__(self, world: World, plans: Iterable[HookPlan]) -> None:
         self._world = world
-        self._oracles = [(plan, HookOracle(plan, world.stored)) for plan in plans]
+        self._oracles = [
+            (plan, HookOracle(plan, world.stored, is_shared=not world.plan.is_exclusive)) for plan in plans
+        ]
 
     def register(self, hub: Hub, process: Process, draw: Random) -> None:
         """Register the hooks in a new run of the hub, at its start or some time later."""
