@@ -145,26 +145,38 @@ async def test_cost_of_a_step_is_small_and_does_not_grow(page: Page, name: str) 
     assert best.is_low, best
 
 
-async def test_cost_of_a_piece_in_the_chat_element_is_small(browser: Browser) -> None:
-    text = mixed(LENGTH)
+async def grow_in_the_element(browser: Browser, text: str) -> Cost:
+    """Let an answer in the chat element grow to `text`, and print its cost."""
     async with scene(browser, "", has_agent=False) as here:
         await here.mount()
         async with here.hub.message("chat:1", author="Guide") as answer:
             await answer.append("The beginning.\n\n")
             await here.until("The beginning.")
             thread = await MainThread.of(here.page)
-            before = await thread.spent()
+            times = [await thread.spent()]
             await start_tasks(browser, here.page)
-            for end in range(PIECE, LENGTH + 1, PIECE):
+            for end in range(PIECE, len(text) + 1, PIECE):
                 await answer.append(text[end - PIECE : end])
                 await answer.flush()
                 if end % (BURST * PIECE) == 0:
                     await here.page.evaluate(_DRAWN, len("The beginning.\n\n") + end)
-            mean_ms = (await thread.spent() - before).drawing_ms / (LENGTH / PIECE)
+                if end % (len(text) // 4) == 0:
+                    times.append(await thread.spent())
             longest_ms = max(await stop_tasks(browser))
-    print(f"in the element: {mean_ms:.2f} ms a piece, longest {longest_ms:.0f} ms")
-    assert mean_ms <= MEAN_MS
-    assert longest_ms <= MAX_TASK_MS
+    mean_ms = (times[-1] - times[0]).drawing_ms / (len(text) / PIECE)
+    cost = Cost(longest_ms, mean_ms, tuple((after - before).script_ms for before, after in pairwise(times)))
+    script_ms = [round(one) for one in cost.quarters_ms]
+    print(f"in the element: {mean_ms:.2f} ms, longest {longest_ms:.0f} ms, script {script_ms} ms, {cost.growth:.2f}")
+    return cost
+
+
+async def test_cost_of_a_piece_in_the_chat_element_is_small_and_does_not_grow(browser: Browser) -> None:
+    text = mixed(LENGTH)
+    best = await grow_in_the_element(browser, text)
+    for _ in range(TRIES - 1):
+        if not best.is_low:
+            best &= await grow_in_the_element(browser, text)
+    assert best.is_low, best
 
 
 def eight_mebibytes() -> str:
