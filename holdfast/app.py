@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
@@ -45,6 +45,13 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def _refuse_block(hub: HubCore) -> None:
+    raise LocalError(
+        "a Hub is no context manager, because it starts by itself on first use; write hub = Hub(...), and at the end "
+        "of a script `await hub.close()`, or hub.sync.close() without async"
+    )
 
 
 class Hub(HubCore):
@@ -239,6 +246,9 @@ class Hub(HubCore):
         if not isinstance(self.store, SqliteStore):
             raise LocalError(f"a {self.store.name} store has no backup; use a store in a file, sqlite:///chat.db")
         await self.store.backup(Path(path), mb_per_s=mb_per_s)
+
+    if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
+        __aenter__ = __aexit__ = __enter__ = __exit__ = _refuse_block
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)

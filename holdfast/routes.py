@@ -196,12 +196,14 @@ class Access:
     async def turn(self, channel: str, message_id: str) -> TurnStatus:
         """Return the turn of a user message, as `Hub.turn` does. Raises NotFound, Deleted."""
         self.check(channel, "history")
-        return self._charged([await read_turn(self._hub.runtime, channel, check_id(message_id))])[0]
+        async with self._hub.viewing.reading():
+            return self._charged([await read_turn(self._hub.runtime, channel, check_id(message_id))])[0]
 
     async def conversation(self, channel: str, *, limit: int = 200) -> list[TurnStatus]:
         """Return the turns of the newest branch, oldest first, of the newest `limit` messages (at most 200, 2 MiB)."""
         self.check(channel, "history")
-        return self._charged(await read_conversation(self._hub.runtime, channel, limit))
+        async with self._hub.viewing.reading():
+            return self._charged(await read_conversation(self._hub.runtime, channel, limit))
 
     async def open_turns(self, channel: str) -> list[TurnStatus]:
         """Return the turns that wait or run, oldest first, and answers that stream without a user message.
@@ -209,12 +211,14 @@ class Access:
         The answers of a turn are those that stream.
         """
         self.check(channel, "history")
-        return self._charged(await read_open_turns(self._hub.runtime, channel))
+        async with self._hub.viewing.reading():
+            return self._charged(await read_open_turns(self._hub.runtime, channel))
 
     async def pending_commands(self, channel: str) -> list[Command]:
         """Return the commands of a channel without a reply, oldest first, as `Hub.pending_commands` does."""
         self.check(channel, "history")
-        commands = await read_pending(self._hub.runtime, channel)
+        async with self._hub.viewing.reading():
+            commands = await read_pending(self._hub.runtime, channel)
         self._charge(len(msgspec.json.encode(commands)))
         return commands
 
@@ -223,7 +227,8 @@ class Access:
     ) -> Page:
         """Return a page of the channel's messages, as `Hub.history` does."""
         self.check(channel, "history")
-        page = await self._hub.history(channel, before=before, after=after, limit=limit)
+        async with self._hub.viewing.reading():
+            page = await self._hub.history(channel, before=before, after=after, limit=limit)
         self._charge(message_bytes(page.messages))
         return page
 
@@ -286,13 +291,13 @@ class TurnResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = TurnStream(self._app, send, self._credentials, self._message_id, self._format, self._sent)
+        hub = self._app.hub
         try:
             try:
                 self._credentials.take_slot()
-                # no variable, which would keep the text of the turn until the stream ends
-                await stream.attach(
-                    self._channel, await read_turn(self._app.hub.runtime, self._channel, self._message_id)
-                )
+                async with hub.viewing.reading():
+                    # no variable, which would keep the text of the turn until the stream ends
+                    await stream.attach(self._channel, await read_turn(hub.runtime, self._channel, self._message_id))
             except HoldfastError as error:
                 await problem_response(error)(scope, receive, send)
                 return

@@ -3,8 +3,9 @@
 Layer: oracle.
 
 `HookOracle` compares each call with the log and with the position that the store keeps for the hook: at least once, in
-order per channel, stored entries only, and at the end every entry that was due since the first registration. It judges
-a hub that has its store to itself: of hubs that share a store, each calls its own hooks.
+order per channel, stored entries only, and at the end every entry that was due since the first registration. After a
+failover the calls for the entries that are left need no repetition. It judges a hub that has its store to itself: of
+hubs that share a store, each calls its own hooks.
 """
 
 from __future__ import annotations
@@ -135,12 +136,23 @@ class HookOracle:
         for channel in channels:
             if not matches(self._hook.pattern, channel):
                 continue
-            done = self._done.get(channel, set())
-            epoch, since = self._since.get(channel, ("", 0))
-            for call in _due(self._stored.head(channel)):
-                if call[1] in self._hook.kinds and call not in done and (call[2] > since or call[0] != epoch):
+            log = self._stored.head(channel)
+            for call in _due(log):
+                if call[1] in self._hook.kinds and not self._is_settled(log, call, self._since.get(channel, ("", 0))):
                     late.append(f"{self._hook.name} {channel} {call[2]} {call[1]} {call[3]}")
         return late
+
+    def _is_settled(self, head: EpochLog, call: Call, since: Position) -> bool:
+        """Return whether the call succeeded or came before `since`, in this epoch or in one before a failover."""
+        log: EpochLog | None = head
+        _, kind, serial, id = call
+        while log is not None:
+            if (log.epoch, kind, serial, id) in self._done.get(head.channel, ()):
+                return True
+            if log.epoch == since[0] and serial <= since[1]:
+                return True
+            log = log.before[0] if log.before is not None and serial <= log.before[1] else None
+        return False
 
     def _violation(self, event: HookEvent, why: str) -> Violation:
         return Violation(

@@ -54,6 +54,7 @@ class EpochLog:
         self.epoch = epoch
         self.begun = begun  # the stamp at which the epoch began
         self.ended: int | None = None
+        self.before: tuple[EpochLog, int] | None = None  # the epoch that it continues after a failover, up to a serial
         self.serial = 0
         self.stamps: list[int] = []  # the stamp of each serial
         self.changed: list[str] = []  # the id of the message or command that each serial changed
@@ -313,6 +314,17 @@ class StoredLogs:
             for place, log in enumerate(self._logs.get(channel, []))
         )
 
+    def has_lost(self, channel: str, message_id: str, since: int) -> bool:
+        """Return whether the channel lost entries of the message, or its epoch, after stamp `since`."""
+        logs = self._logs.get(channel, [])
+        kept = {log.before[0].epoch: log.before[1] for log in logs if log.before is not None}
+        return any(
+            log.ended is not None and log.ended > since and message_id in log.changed[kept[log.epoch] :]
+            if log.epoch in kept
+            else log.ended is not None and log.ended > since
+            for log in logs
+        )
+
     def is_used_up(self, channel: str, message_id: str) -> bool:
         """Return whether a deletion of the channel has used up the id."""
         return (channel, message_id) in self._used_up
@@ -345,13 +357,17 @@ class StoredLogs:
         if log.serial:
             log.ended = self.stamp
 
-    def lose_power(self, channel: str, kept: Head, epoch: str) -> None:
+    def lose_power(self, channel: str, kept: Head, epoch: str, *, is_failover: bool = False) -> None:
         """End the epoch of the channel; `epoch` continues it from the head `kept`."""
         self.stamp += 1
-        before = self.epoch(channel, kept.epoch)
-        self.head(channel).ended = self.stamp
+        before, last = self.epoch(channel, kept.epoch), self.head(channel)
+        last.ended = self.stamp
         if kept.serial and before is not None:
-            self._logs[channel].append(before.copy(epoch, kept.serial, self.stamp))
+            if last.ops[: kept.serial] == before.ops[: kept.serial]:
+                before = last  # otherwise the channel was deleted since
+            log = before.copy(epoch, kept.serial, self.stamp)
+            log.before = (before, kept.serial) if is_failover else None
+            self._logs[channel].append(log)
 
     def set_used_up(self, ids: Iterable[tuple[str, str]]) -> None:
         """Replace the ids that cannot be used again by those that the store still knows after a power cut."""

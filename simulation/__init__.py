@@ -8,7 +8,7 @@ module here may depend on the order of a set, on an address, or on real time.
 
 - `clock`: an event loop whose time jumps to the next deadline, and processes that can be killed between two steps;
 - `network`: connections that delay, stall, swallow and break, with an ASGI server at one end;
-- `store`: a store that is slow, fails, leaves outcomes unknown, and loses power;
+- `store`: a store that is slow, fails, leaves outcomes unknown, loses power, and fails over;
 - `actors`: the clients: `writers`, `local_writers`, `lease_writers`, `editor`, `members`, `viewers`, and `agents`;
 - `hooks`: functions of the app that the hub calls;
 - `bounds`, `leftovers`: the most that a hub may hold during a run, and after it; `watchdog`: a step that never ends;

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LONGEST_S = 70.0  # longest call: longer than a hook may run
 # Errors of hooks that the hub logs, by the name of their class: the simulator causes each of them.
-EXPECTED = ("OnPurpose", "TimeoutError", "StoreUnavailable", "CommitUnknown", "Busy", "Draining")
+EXPECTED = ("OnPurpose", "TimeoutError", "StoreUnavailable", "StoreReplaced", "CommitUnknown", "Busy", "Draining")
 
 
 class OnPurpose(Exception):

@@ -84,11 +84,13 @@ class Plan:
     hooks: list[HookPlan] = field(default_factory=list)
     registers_late: bool = False  # whether hubs start before their agents and hooks are registered
     loss: str | None = None  # how a hub leaves the others for longer than its lease, or its store, after the faults
+    failovers: int = 0  # how often the store loses its last changes and goes on in another life
+    is_server: bool = False  # whether a single hub has a store as several hubs have, and not an embedded one
     asks_by_socket: bool = False  # whether actors send over sockets the requests that the protocol allows there
 
     @property
     def is_exclusive(self) -> bool:
-        return self.hubs == 1
+        return self.hubs == 1 and not self.is_server
 
     @classmethod
     def drawn(cls, seed: int) -> Plan:
@@ -136,6 +138,7 @@ class Plan:
         if not plan.is_exclusive:
             _draw_loss(plan, Random(f"{seed}/loss"))
             plan.fault_model.draw_notices(Random(f"{seed}/notices"))
+            _draw_failovers(plan, Random(f"{seed}/failovers"))
         return plan
 
 
@@ -146,6 +149,14 @@ def _draw_loss(plan: Plan, draw: Random) -> None:
         plan.faults.append("store restart")
     if plan.loss is None and Random(f"{plan.seed}/cut off").random() < 0.4:
         plan.loss = "cut off"
+
+
+def _draw_failovers(plan: Plan, draw: Random) -> None:
+    if draw.random() < 0.3:
+        plan.failovers = draw.choice((1, 1, 2))
+        if draw.random() < 0.3:
+            plan.hubs, plan.is_server, plan.loss = 1, True, None
+            _draw_hooks(plan, draw)
 
 
 def _draw_members(plan: Plan, draw: Random) -> None:
@@ -172,7 +183,7 @@ def _draw_members(plan: Plan, draw: Random) -> None:
 
 
 def _draw_hooks(plan: Plan, draw: Random) -> None:
-    if plan.is_exclusive:  # hubs that share a store each call their own hooks
+    if plan.hubs == 1:  # hubs that share a store each call their own hooks
         plan.hooks = [HookPlan.drawn(draw, number) for number in range(draw.choice((0, 1, 1, 2)))]
 
 

@@ -1,11 +1,12 @@
-"""A store that is slow, fails, leaves the outcome of a commit unknown, and loses power.
+"""A store that is slow, fails, leaves the outcome of a commit unknown, loses power, and fails over.
 
 Layer: simulation.
 
 `SimStore` outlives the processes, as a disk or a database server does. A hub reaches it through a `StoreClient`, which
 is a `Store` as any other. The store passes each write to `StoredLogs` before it responds. An exclusive store is
 embedded: it carries out one call after another, and calls that wait when its process dies may be lost. A shared store
-is a server: it carries out each call that it received, in any order.
+is a server: it carries out each call that it received, in any order. It fails over to an earlier state, with another
+life. Calls in transit fail then, and as with PostgreSQL, a client is refused until it opens the store again.
 
 The real `MemoryStore` keeps the data. After each write its documents are restored and compared with the log.
 """
@@ -13,6 +14,7 @@ The real `MemoryStore` keeps the data. After each write its documents are restor
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +40,7 @@ from holdfast.stores.base import (
     Notice,
     Pruned,
     StoredPage,
+    StoreReplaced,
     Tail,
     Write,
 )
@@ -91,6 +94,7 @@ class SimStore:
             0
         )
         self._epochs = 0
+        self.life = 0  # counts the failovers
 
     def connect(self, process: Process, draw: Random) -> StoreClient:
         """Return the store's client in one process."""
@@ -99,6 +103,7 @@ class SimStore:
     def commit(self, who: str, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """Carry out `writes` now."""
         results = _now(self.memory.commit(writes))
+        written: list[Write] = []
         is_healthy = self.promises is not None and self.promises.was_healthy(self.loop.time() - READ_S)
         for write, result in zip(writes, results, strict=True):
             if isinstance(result, Conflict):
@@ -115,12 +120,14 @@ class SimStore:
             self._stored.apply(write)
             if self.promises is not None:
                 self.promises.apply(write)
-            self._done.append(("commit", ([write],), {}))
+            written.append(write)
             self.audit(write.channel, {entry.op.id: None for entry in write.entries})
             self.audit(write.channel, {document.id: None for document in write.documents})
             deleted = {entry.op.id for entry in write.entries if isinstance(entry.op, Delete)}
             commands = self._stored.head(write.channel).commands if deleted else {}
             self.audit(write.channel, {key: None for key, (_, op) in commands.items() if op.target in deleted})
+        if written:
+            self._done.append(("commit", (written,), {}))
         return results
 
     def delete_channel(
@@ -188,17 +195,35 @@ class SimStore:
 
     def power_cut(self) -> None:
         """Lose all writes since the last `sync`; each remaining channel begins a new epoch."""
-        kept, lost = self._done[: self._synced], len(self._done) - self._synced
-        heads = self._heads(kept)
-        epochs = {channel: self._new_epoch() for channel, head in heads.items() if head.serial}
-        self.trace.add(f"power is lost, and with it {lost} of {len(self._done)} changes")
+        self.trace.add(f"power is lost, and with it {len(self._done) - self._synced} of {len(self._done)} changes")
+        self._lose(self._synced, is_failover=False)
+
+    def fail_over(self, lost: int) -> None:
+        """Go on without the last `lost` changes, as a promoted standby does that was behind: a new life begins."""
+        lost = min(lost, len(self._done))
+        self.trace.add(f"the store fails over, and loses {lost} of {len(self._done)} changes")
+        self.life += 1
+        self._lose(len(self._done) - lost, is_failover=True)
+        self.nodes.note_stop()
+        self.notices.interrupt()
+
+    def _lose(self, kept: int, *, is_failover: bool) -> None:
+        """Go on from the first `kept` changes, without holds; each remaining channel begins a new epoch."""
+        del self._done[kept:]
+        heads = self._heads(self._done)
+        new_epoch = self._following_epoch if is_failover else self._new_epoch
+        epochs = {channel: new_epoch(head) for channel, head in heads.items() if head.serial}
+        emptied = {
+            arguments[0]: place for place, (name, arguments, _) in enumerate(self._done) if name == "delete_channel"
+        }
         self.memory = MemoryStore(now_ms=lambda: int(self.loop.time() * 1000))
-        self._done = [_in_epochs(done, heads, epochs) for done in kept]
-        for done in self._done:
-            self._repeat(*done)
+        for place, done in enumerate(self._done):
+            present = {channel: epoch for channel, epoch in epochs.items() if place > emptied.get(channel, -1)}
+            self._repeat(*done, present)
         self._synced = len(self._done)
         for channel in self._stored.channels:
-            self._stored.lose_power(channel, heads.get(channel, NOTHING), epochs.get(channel, ""))
+            kept_head, epoch = heads.get(channel, NOTHING), epochs.get(channel, "")
+            self._stored.lose_power(channel, kept_head, epoch, is_failover=is_failover)
         if self.promises is not None:
             self.promises.lose_power(self._stored.channels)
         if self.hooks is not None:
@@ -209,45 +234,43 @@ class SimStore:
         for channel in self._stored.channels:
             self.audit(channel)
 
-    def _repeat(self, name: str, arguments: tuple[Any, ...], fields: dict[str, Any]) -> None:
-        """Carry out a call again, with the present head of its channel.
+    def _repeat(self, name: str, arguments: tuple[Any, ...], fields: dict[str, Any], epochs: dict[str, str]) -> None:
+        """Carry out a call again: with the present head of its channel, and in its epoch of `epochs` if it has one.
 
         The head may differ from that of the first time: its epoch may be a new one, and its `lives` may be higher,
         because `tidy`, which forgets them, is not repeated.
         """
         if name == "commit":
-            (write,) = arguments[0]
-            (head,) = _now(self.memory.heads([write.channel]))
-            arguments = ([replace(write, lives=head.lives)],)
-        elif name == "delete_channel":
+            for write in arguments[0]:
+                (head,) = _now(self.memory.heads([write.channel]))
+                epoch = epochs.get(write.channel) or (head.epoch if head.serial else write.epoch)
+                _now(self.memory.commit([replace(write, lives=head.lives, epoch=epoch)]))
+            return
+        if name == "delete_channel":
             (head,) = _now(self.memory.heads(arguments))
             fields = fields | {"expected": head}
         _now(getattr(self.memory, name)(*arguments, **fields))
 
     def _heads(self, done: list[Done]) -> dict[str, Head]:
+        """Return the heads after `done`, each in the epoch of its last entry."""
         heads: dict[str, Head] = {}
         for name, arguments, _ in done:
             if name == "commit":
-                write = arguments[0][0]
-                heads[write.channel] = Head(write.epoch, write.expected + len(write.entries))
+                for write in arguments[0]:
+                    if write.entries:
+                        heads[write.channel] = Head(write.epoch, write.expected + len(write.entries))
             elif name == "delete_channel":
                 heads[arguments[0]] = NOTHING
         return heads
 
-    def _new_epoch(self) -> str:
+    def _new_epoch(self, head: Head) -> str:
         self._epochs += 1
         return f"cut{self._epochs}"
 
-
-def _in_epochs(done: Done, heads: dict[str, Head], epochs: dict[str, str]) -> Done:
-    """Return the same call, in the present epoch of its channel if it belonged to the last one."""
-    name, arguments, fields = done
-    if name != "commit":
-        return done
-    write = arguments[0][0]
-    if write.channel in epochs and write.epoch == heads[write.channel].epoch:
-        write = replace(write, epoch=epochs[write.channel])
-    return name, ([write],), fields
+    def _following_epoch(self, head: Head) -> str:
+        """Return the epoch that follows that of `head` in this life, named as in the PostgreSQL store."""
+        name = hashlib.sha256(f"{head.epoch}{self.life}".encode()).hexdigest()[:8]
+        return f"{name}_{head.epoch.partition('_')[0]}_{head.serial}"
 
 
 class StoreClient:
@@ -258,6 +281,7 @@ class StoreClient:
     def __init__(self, store: SimStore, process: Process, draw: Random) -> None:
         self.is_exclusive = store.is_exclusive
         self.is_severed = False  # the run is over, and all calls fail
+        self._life = 0  # the store's life when it was opened
         self._restored: asyncio.Event | None = None  # set when the connection to the store works again
         self._store = store
         self._process = process
@@ -269,6 +293,7 @@ class StoreClient:
 
     async def open(self) -> None:
         """`Store.open`."""
+        self._life = self._store.life
         await self._call(lambda: None)
 
     async def close(self) -> None:
@@ -424,22 +449,30 @@ class StoreClient:
         response: asyncio.Future[T] = loop.create_future()
         result: list[T] = []
         self._sent += 1
-        number = self._sent
+        number, is_replaced, life = self._sent, self._life != store.life, store.life
 
         def carry_out() -> None:
             """Carry the call out, at some moment before the response."""
-            if self._waiting.pop(number, None) is not None and not is_lost:
+            is_carried_out = not (is_lost or is_replaced or life != store.life)
+            if self._waiting.pop(number, None) is not None and is_carried_out:
                 result.append(action())
 
         def respond() -> None:
             if response.done() or not self._process.is_alive:
                 return
-            if is_down or is_unknown:
-                lost = CommitUnknown("the connection to the store was lost")
-                response.set_exception(StoreUnavailable("the store is down") if is_down else lost)
-                response.exception()  # marked as retrieved: the process may be killed before its task runs
-            elif result:
+            if result and not is_unknown:
                 response.set_result(result[0])
+                return
+            if is_down:
+                response.set_exception(StoreUnavailable("the store is down"))
+            elif is_replaced:
+                response.set_exception(StoreReplaced("the store has failed over"))
+            elif is_unknown or life != store.life:
+                lost = CommitUnknown if is_commit else StoreUnavailable
+                response.set_exception(lost("the connection to the store was lost"))
+            else:
+                return
+            response.exception()  # marked as retrieved: the process may be killed before its task runs
 
         self._waiting[number] = carry_out
         loop.call_at(begins_s + delay_s * draw.random(), self._trace.guarded, carry_out, context=NOWHERE)

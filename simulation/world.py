@@ -53,6 +53,7 @@ RETRY_S = 2.0  # pause before a failed request is repeated
 HOOKS_S = 150.0  # time in which hooks must end: a call may hang for a minute, and wait as long for its repetition
 CUT_OFF_S = 6.0  # without its store for this long, a hub has no viewers: a term of its lease and two seconds
 AWAY_S = 12.0  # time for which a lost hub is away: the others recover its messages in two terms of a lease
+BEGIN_AGAIN_S = 4.0  # time in which a hub notices a failover and begins again
 MEMBERS_S = 30.0  # time in which members must enter and all views must show them
 
 
@@ -199,7 +200,9 @@ class World:
         workers = [Worker(self, f"worker{place}") for place in range(self.plan.workers)]
         others = [self.start(actor.run()) for actor in (*viewers, *members, *workers)]
         checking = self.start(self._check_every_second())
+        failing_over = self.start(self._fail_over())
         await self.start(self._inject_faults())
+        await failing_over
         if self.plan.loss is not None:
             await self.start(self._lose_a_node(self.plan.loss))
         self._begin_calm()
@@ -293,6 +296,17 @@ class World:
                 node.kill()
                 self.store.power_cut()
                 await self._boot_later(node)
+
+    async def _fail_over(self) -> None:
+        """Let the store fail over at drawn moments before the calm."""
+        draw = Random(f"{self.plan.seed}/failover")
+        for _ in range(self.plan.failovers):
+            await asyncio.sleep(draw.uniform(0.2, self.plan.bad_s / self.plan.failovers))
+            away_s = draw.choice((0.0, 0.3, 4.0))  # from the end of the old server until the new one responds
+            self.store.down_until_s = max(self.store.down_until_s, self.loop.time() + away_s)
+            self.store.fail_over(draw.choice((0, 1, 5, 40)))
+            self.promises.note_boot()
+            self.promises.note_trouble(self.store.down_until_s + BEGIN_AGAIN_S)
 
     async def _lose_a_node(self, how: str) -> None:
         """Without other faults, let one hub die, pause, drain or lose its store, for longer than its lease."""

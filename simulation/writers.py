@@ -40,7 +40,7 @@ class Author(Actor):
         return f"{self.name[0]}{self.name[-1]}.{message_id.rpartition('.')[2]}w{count}{filler}{odd} "
 
     def is_excused(self, channel: str, since: int) -> bool:
-        """Return whether acknowledged data may be gone: the channel was deleted, or a power cut has shortened it."""
+        """Return whether acknowledged data may be gone: the channel was deleted, or the store lost entries of it."""
         return self.world.stored.has_changed_epoch(channel, since)
 
     def check_refused(self, channel: str, message_id: str, code: str, since: int, stamp: int) -> None:
@@ -48,7 +48,8 @@ class Author(Actor):
         is_end = code in ("finished", "deleted", "fenced")
         if is_end and is_correct_refusal(self.world.stored, channel, message_id, code, 1, since=since, stamp=stamp):
             return
-        if not self.is_excused(channel, since):
+        lost = self.is_excused(channel, since) if is_end else self.world.stored.has_lost(channel, message_id, since)
+        if not lost:
             raise Violation(f"{self.name} was refused with {code} for {message_id} on {channel}")
 
     def check_whole(self, channel: str, message_id: str, parts: list[Part], since: int, *, status: str | None) -> None:
@@ -56,7 +57,7 @@ class Author(Actor):
         stored = self.world.stored
         log = stored.head(channel)
         message = log.now(message_id)
-        if self.is_excused(channel, since) or log.is_deleted(message_id) or log.takeovers.get(message_id):
+        if stored.has_lost(channel, message_id, since) or log.is_deleted(message_id) or log.takeovers.get(message_id):
             return
         if message is None:
             raise Violation(f"{self.name}: {message_id} is not stored")

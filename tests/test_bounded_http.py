@@ -78,7 +78,7 @@ class Verifying:
                 try:
                     await asyncio.sleep(self.wait_s)
                 finally:
-                    connection.verified()
+                    connection.verified(is_identified=True)
         except TimeoutError:
             return
         finally:

@@ -51,14 +51,14 @@ from holdfast.hub.results import ChannelInfo, Done, Result, info_of, message_of,
 from holdfast.hub.retention import Retainer, Rules
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.settings import check_bus, check_job, check_settings, check_store
-from holdfast.hub.store_owner import names_of_cell
+from holdfast.hub.store_owner import is_named, names_of_cell
 from holdfast.hub.subscription import Subscription
 from holdfast.hub.sync import SyncHub
 from holdfast.hub.taking import take_waiting
 from holdfast.hub.tickets import Tickets
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writers import Writers
-from holdfast.hub.wsgi import warn_of_runserver
+from holdfast.hub.wsgi import warn_of_wsgi
 from holdfast.stores.base import Bus, Store, head_of
 
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
@@ -103,7 +103,7 @@ class HubCore:
             drain_s=drain_s,
             debug=debug,
         )
-        warn_of_runserver()
+        warn_of_wsgi()
         self.store: Store = check_store(store)
         self.authenticate = authenticate
         self.allowed_origins = check_allowed_origins(allowed_origins)
@@ -126,7 +126,7 @@ class HubCore:
             recover=lambda runtime, is_mine: recover(runtime, self._lifecycle.adopters, self._writers, is_mine),
             release_loop=self.sync.release_loop,
             close=self.close,
-            is_named=lambda: names is None or any(value is self for value in list(names.values())),
+            is_named=lambda: names is None or is_named(names, self, self.sync),
             signals=SignalHook(self.drain) if hooks_signals else None,
             capacity=Capacity(max_bytes, self.store),
             tickets=self.tickets,

@@ -30,6 +30,7 @@ from holdfast.hub.store_owner import StoreOwner
 from holdfast.hub.ticket_keys import follow_keys, share_keys
 from holdfast.hub.tickets import Tickets
 from holdfast.hub.viewing import Viewing
+from holdfast.hub.wsgi import check_not_wsgi
 from holdfast.stores.base import Bus, Store
 
 logger = logging.getLogger("holdfast.hub")
@@ -45,6 +46,7 @@ class Run:
         self.loop = loop
         self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves or its start has failed
         self.stop = asyncio.Event()
+        self.has_begun = False  # whether the callbacks of the start were called and all hooks begin
         self.is_over = False
         self.draining: asyncio.Task[None] | None = None
         self.main: asyncio.Task[None] = loop.create_task(serve(self), name="holdfast-hub")
@@ -83,7 +85,7 @@ class Lifecycle:
         self.drain_callbacks: dict[Callable[[], None], None] = {}
         self._store = store
         self._bus = bus
-        self._owner = StoreOwner(store, close, self._is_out_of_reach)
+        self._owner = StoreOwner(store, close, release_loop, self._is_out_of_reach)
         self._is_named = is_named
         self._limits = limits
         self._clock = clock
@@ -119,9 +121,9 @@ class Lifecycle:
 
     @property
     def has_recovered(self) -> bool:
-        """Return whether the hub serves. If so, a registration takes effect at once, else at the next start."""
+        """Return whether a registration takes effect at once, because its moment in the start of the hub is over."""
         run = self._run
-        return run is not None and not run.is_over and run.ready.done() and not run.stop.is_set()
+        return run is not None and not run.is_over and run.has_begun and not run.stop.is_set()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -157,6 +159,7 @@ class Lifecycle:
             await asyncio.wait([run.main])  # which still closes the store
             run = self._run
         if run is None or run.is_over:
+            check_not_wsgi(is_exclusive=self._store.is_exclusive)
             self.node = self._clock.new_id()
             self.viewing.is_draining = False
             run = self._run = Run(loop, self._serve)
@@ -283,6 +286,7 @@ class Lifecycle:
             callback()
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
+        run.has_begun = True
         workers += [group.create_task(keep_house(runtime)), group.create_task(runtime.follower.run())]
         if not self._store.is_exclusive:
             # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
@@ -341,7 +345,7 @@ class Lifecycle:
         runtime = self._runtime
         if runtime is None or self._is_named():
             return False
-        is_watched = any(channel.watchers for channel in runtime.channels.values())
+        is_watched = any(channel.watchers for channel in list(runtime.channels.values()))  # another thread may ask
         return not (is_watched or runtime.tasks.jobs or runtime.writers)
 
     def _no_runtime(self) -> HoldfastError:

@@ -6,8 +6,8 @@ A notebook's user may run a cell that makes a hub twice: the first hub is then o
 open. The second hub closes it if that is safe:
 
 - its event loop is closed, so it can do no more work; or
-- it was made in an interactive namespace that has no name for it any more, it runs on the same event loop, and it has
-  no viewer, no writer and no task.
+- it was made in an interactive namespace that has no name for it any more, it has no viewer, no writer and no task, and
+  it runs on the same event loop or on the one of its own `sync` calls.
 
 In all other cases the store refuses the new hub, and says why.
 """
@@ -32,10 +32,20 @@ _owners: dict[str, StoreOwner] = {}  # owners by the path of the file, until the
 class StoreOwner:
     """A hub as the owner of its store."""
 
-    def __init__(self, store: Store, close: Callable[[], Awaitable[None]], is_out_of_reach: Callable[[], bool]) -> None:
-        """Own `store`. `close` closes the hub; `is_out_of_reach` returns whether it is safe to do so."""
+    def __init__(
+        self,
+        store: Store,
+        close: Callable[[], Awaitable[None]],
+        release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]],
+        is_out_of_reach: Callable[[], bool],
+    ) -> None:
+        """Own `store`. `close` closes the hub, and `release_loop` does so if its loop is the one of its `sync` calls.
+
+        `is_out_of_reach` returns whether it is safe to close the hub.
+        """
         self._store = store
         self._close = close
+        self._release_loop = release_loop
         self._is_out_of_reach = is_out_of_reach
         self._loop: asyncio.AbstractEventLoop | None = None  # the event loop on which the store was opened last
 
@@ -61,9 +71,12 @@ class StoreOwner:
         if self._loop is not None and self._loop.is_closed():
             logger.info("a hub whose event loop is closed had the store open; it is closed for another hub")
             await self.close_store()
-        elif self._loop is asyncio.get_running_loop() and self._is_out_of_reach():
-            logger.info("a hub of an earlier cell had the store open; it is closed for another hub")
-            await self._close()
+        elif self._loop is not None and self._is_out_of_reach():
+            if self._loop is asyncio.get_running_loop():
+                await self._close()
+            elif not await self._release_loop(self._loop):
+                return
+            logger.info("a hub of an earlier cell had the store open; it was closed for another hub")
 
 
 def names_of_cell() -> dict[str, Any] | None:
@@ -76,6 +89,12 @@ def names_of_cell() -> dict[str, Any] | None:
     names = frame.f_globals
     is_interactive = names.get("__name__") == "__main__" and ("get_ipython" in names or hasattr(sys, "ps1"))
     return names if is_interactive and frame.f_code.co_name == "<module>" else None
+
+
+def is_named(names: dict[str, Any], *objects: object) -> bool:
+    """Return whether a variable of a cell refers to one of `objects`, other than a value that IPython shows."""
+    found = (name for name, value in list(names.items()) if any(value is one for one in objects))
+    return any(name.strip("_0123456789") for name in found)
 
 
 def _path_of(store: Store) -> str | None:

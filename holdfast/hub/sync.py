@@ -14,11 +14,10 @@ from collections.abc import Coroutine
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
-from holdfast.core.errors import LocalError, StoreUnavailable
+from holdfast.core.errors import StoreUnavailable
 from holdfast.core.events import Page
 from holdfast.core.model import Message
 from holdfast.hub.writer import MessageWriter
-from holdfast.hub.wsgi import check_not_wsgi
 from holdfast.portal import NoResponse, Portal, SyncWriter, run_on, writing
 
 T = TypeVar("T")
@@ -100,12 +99,7 @@ class SyncHub:
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         try:
-            loop = self._loop()
-        except LocalError:
-            call.close()
-            raise
-        try:
-            return run_on(loop, call, remedy="await the methods of the hub itself there", timeout_s=TIMEOUT_S)
+            return run_on(self._loop(), call, remedy="await the methods of the hub itself there", timeout_s=TIMEOUT_S)
         except NoResponse:
             raise StoreUnavailable(f"hub did not respond within {TIMEOUT_S:.0f} s; try again") from None
 
@@ -113,5 +107,4 @@ class SyncHub:
         running = self._hub.loop
         if running is not None and running is not self._portal.loop:
             return running
-        check_not_wsgi()
         return self._portal.start()

@@ -29,11 +29,10 @@ MAX_PATTERNS = 200  # limit of patterns in one token, since each operation may s
 LEEWAY_S = 10.0  # tolerated difference between the clocks of the issuer and this server
 _MAX_TIME_S = 2**43  # later times are refused: browsers cannot represent their milliseconds as whole numbers
 _CLAIM = "holdfast"
-# PyJWT only checks the signature. This module checks the header, and the claims against the verifier's own clock.
-_SIGNATURE_ONLY: Any = {
-    "verify_signature": True,
-    "enforce_minimum_key_length": True,
-    **{f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")},
+# PyJWT decodes a token whose signature `_is_signed` has verified. This module checks the header, and the claims against
+# the verifier's own clock.
+_DECODE_ONLY: Any = {
+    f"verify_{check}": False for check in ("signature", "exp", "nbf", "iat", "aud", "iss", "sub", "jti")
 }
 
 
@@ -238,20 +237,24 @@ def _header_of(token: str) -> dict[str, Any]:
 
 
 def _claims_by(keys: Iterable[Key], algorithm: str, token: str) -> dict[str, Any] | None:
-    """Return the claims if one of `keys` has signed them, else None. Raises Unauthenticated for malformed claims."""
-    for key in keys:
-        if algorithm not in key.algorithms:
-            continue
-        try:
-            claims: dict[str, Any] = jwt.decode(
-                token, key=key.material, algorithms=[algorithm], options=_SIGNATURE_ONLY
-            )
-        except (jwt.InvalidSignatureError, jwt.InvalidKeyError):
-            continue
-        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-            raise _malformed() from None
-        return claims
-    return None
+    """Return the claims if one of `keys` has signed them, else None. Raises Unauthenticated if they are malformed."""
+    try:
+        if not any(algorithm in key.algorithms and _is_signed(token, algorithm, key) for key in keys):
+            return None
+        claims: dict[str, Any] = jwt.decode(token, options=_DECODE_ONLY)
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        raise _malformed() from None
+    return claims
+
+
+def _is_signed(token: str, algorithm: str, key: Key) -> bool:
+    """Return whether `key`, which may verify `algorithm`, has signed `token`. Raises ValueError if it is malformed.
+
+    PyJWT's own order is to decode the claims first, at four times the cost for a forged token of 4 KB.
+    """
+    signed, _, encoded = token.rpartition(".")
+    signature = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+    return jwt.get_algorithm_by_name(algorithm).verify(signed.encode(), key.material, signature)
 
 
 def _time(claims: dict[str, Any], name: str) -> float | None:

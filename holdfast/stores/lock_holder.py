@@ -30,8 +30,8 @@ class Holder(NamedTuple):
         """Return advice for a process that wants the lock."""
         if self.is_here:
             return (
-                "another Hub of this process has it open: use that Hub, or `await` its close() first; in a notebook, "
-                "restart the kernel, or keep the Hub in a cell of its own"
+                "another Hub of this process has it open: use that Hub, or close it first (`await hub.close()`, or "
+                "`hub.sync.close()`); in a notebook, restart the kernel, or keep the Hub in a cell of its own"
             )
         if self.is_sibling:
             return (

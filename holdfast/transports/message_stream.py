@@ -140,7 +140,8 @@ async def _message_stream(
         flush_ms = query.whole("flush_ms", 0, 1000)
         ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
         since = since_of(scope, query)
-        message, cursor = await hub.read(channel, check_id(message_id))
+        async with hub.viewing.reading():
+            message, cursor = await hub.read(channel, check_id(message_id))
         credentials.charge(message_bytes([message]))
         sent = resume_point(since, cursor)
         if sent.is_finished and message.status != "streaming":

@@ -22,11 +22,14 @@ class ServerConnection(Protocol):
     def known(self) -> None:
         """Lift the bounds on unknown peers, because a verifier has identified this one."""
 
-    def verify(self, limit: asyncio.Timeout) -> None:
-        """Count an unknown peer until `verified`, because a verifier runs for it. End `limit` if the peer is gone."""
+    def verify(self, limit: asyncio.Timeout) -> bool:
+        """Count an unknown peer until `verified`, because a verifier runs for it. End `limit` if the peer is gone.
 
-    def verified(self) -> None:
-        """Note that the verifier has ended, whatever its result."""
+        Return whether the peer is known.
+        """
+
+    def verified(self, *, is_identified: bool) -> None:
+        """Note that the verifier has ended. The peer of a refused request is unknown, also after others of it."""
 
 
 class ServerSocket(ServerConnection, Protocol):

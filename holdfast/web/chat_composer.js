@@ -21,7 +21,8 @@ export class Composer {
     const row = element("div", { class: "row" }, element("slot", { name: "composer-start" }), this.choices, element("span", { class: "fill" }), this.stop, this.send)
     this.node = element("div", { part: "composer" }, this.input, row)
     this.note = element("p", { part: "note" }, words.readonly)
-    this.input.value = recall(panel, "draft") ?? ""
+    /** @type {string | undefined} the person whose draft the field holds; undefined until the server has confirmed who it is */
+    this.owner = "" // until the first drawing
     this.input.addEventListener("input", () => this.changed())
     this.input.addEventListener("keydown", (event) => {
       if (!isSend(event)) return
@@ -34,7 +35,14 @@ export class Composer {
   /** @param {import("./channel.js").Snapshot} snapshot @param {boolean} isRunning */
   update({ you, error }, isRunning) {
     const { panel, input, node } = this
-    const { host } = panel
+    const { host, me } = panel
+    if (me !== this.owner) {
+      const { by = me, text = "" } = recall(panel, "draft") ?? {}
+      this.owner = me
+      this.height = 0 // fit the field to the text
+      if (by === me) keep(panel, "draft", { by, text: (input.value ||= text) })
+      else input.value = ""
+    }
     const isShut = Boolean(error) || (you !== null && !you.can.includes("publish")) // True: read-only, but a draft stays so that the person can copy it
     const wasHidden = node.hidden
     node.hidden = host.hasAttribute("readonly") || (isShut && !input.value)
@@ -62,7 +70,7 @@ export class Composer {
 
   changed() {
     const { input, panel } = this
-    keep(panel, "draft", input.value)
+    keep(panel, "draft", { by: this.owner, text: input.value })
     if (panel.may("presence")) panel.channel.typing(input.value !== "")
     this.send.disabled = input.readOnly || !input.value.trim()
     this.fit()

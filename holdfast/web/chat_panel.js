@@ -120,9 +120,9 @@ export class Panel {
     this.closing.abort()
   }
 
-  /** The client id of this person. */
+  /** The client id of this person; until the server confirms it, that of the cached view. */
   get me() {
-    return this.channel.getSnapshot().you?.id ?? this.client.id
+    return this.channel.getSnapshot().you?.id ?? this.client.id ?? this.client.sharing?.identity
   }
 
   /** Return whether this person may do something here. @param {string} capability */

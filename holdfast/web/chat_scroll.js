@@ -24,7 +24,8 @@ export class Scroller {
   constructor(panel) {
     const { list, nodes, words } = panel
     this.panel = panel
-    this.jump = button(words.jump, "jump", () => this.toEnd(null), svg(DOWN), element("span", {}, words.jump))
+    this.jump = button(words.jump, "jump", () => this.toEnd(null))
+    this.jump.prepend(svg(DOWN))
     this.log = element("div", { part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, nodes.empty, nodes.older, list.node, list.approvals.node, this.#spacer)
     this.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
     let isToggled = false // True: the reader has opened or closed a part, which stays where it is
@@ -102,7 +103,6 @@ export class Scroller {
     const label = unread ? `${words.jump} (${unread})` : words.jump
     jump.hidden = isFollowing
     setText(/** @type {Node} */ (jump.lastChild), label)
-    jump.setAttribute("aria-label", label)
     const badge = /** @type {HTMLElement | null} */ (this.panel.node.parentNode?.querySelector(".badge"))
     if (!badge) return
     badge.hidden = host.isOpen || unread === 0

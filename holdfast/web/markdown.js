@@ -417,7 +417,7 @@ export class GrowingMarkdown {
     if (!this.#open && block.end - block.start < LONG) return false
     const limit = (this.#open?.start ?? shift + block.start) - shift + MAX_BLOCK
     const begins = childrenOf(block, text).begins.filter(({ at }) => at <= limit && text.includes("\n", at))
-    const next = begins[begins.length - 1] // an item or row is final when the next one has a complete first line
+    const next = begins.at(-1) // an item or row is final when the next one has a complete first line
     if (!next || next === begins[0]) return false
     const done = { ...block, tokens: block.tokens.slice(0, next.index), end: next.at }
     if (this.#open) this.#appendRest(this.#open, done, env, block)
@@ -466,7 +466,7 @@ export class GrowingMarkdown {
         loosen(open.node)
         open.isLoose = true
       }
-      const items = block.tokens.slice(1, /_list_close$/.test(block.tokens[block.tokens.length - 1].type) ? -1 : undefined)
+      const items = block.tokens.slice(1, /_list_close$/.test(/** @type {{ type: string }} */ (block.tokens.at(-1)).type) ? -1 : undefined)
       appendBlocks(items, parent, env, options, hasParagraphs)
     }
   }

@@ -34,7 +34,7 @@ export function outermost(tokens, text) {
       const [first, last] = token.map ?? [0, 0]
       blocks.push({ tokens: [], start: startOf(first), end: startOf(last) })
     }
-    blocks[blocks.length - 1].tokens.push(token)
+    /** @type {Block} */ (blocks.at(-1)).tokens.push(token)
   }
   return blocks
 }

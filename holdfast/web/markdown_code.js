@@ -9,35 +9,29 @@ const LONG_LINE = /[^\n]{1001}/ // code with such a line stays plain, because th
 const SLICE_MS = 8
 
 /** The names that authors write, by the highlighter's name of a language. */
-const NAMES = `
-bash sh shell zsh console|c h cpp c++ cc hpp|css|diff patch|docker dockerfile|go golang|html htm vue svelte|java|
-js javascript jsx mjs cjs node|json json5 jsonc jsonl|py python python3|rs rust|sql mysql postgres postgresql sqlite|
-toml ini|ts typescript tsx mts cts|xml svg rss|yaml yml`
+const NAMES = "bash sh shell zsh console|c h cpp c++ cc hpp|css|diff patch|docker dockerfile|go golang|html htm vue svelte|java|js javascript jsx mjs cjs node|json json5 jsonc jsonl|py python python3|rs rust|sql mysql postgres postgresql sqlite|toml ini|ts typescript tsx mts cts|xml svg rss|yaml yml"
 /** @type {Map<string, string>} */
 const LANGUAGES = new Map(NAMES.split("|").flatMap((row) => {
-  const names = row.trim().split(" ")
+  const names = row.split(" ")
   return names.map((name) => [name, names[0]])
 }))
 
 /** @type {{ code: Element, language: string }[]} */
-const waiting = []
-let isRunning = false
+const waiting = [] // the first one is being coloured
 
 /** Colour `code`, soon, if its language is known and it is not too long. @param {Element} code @param {string} name */
 export function highlight(code, name) {
   const language = LANGUAGES.get(name.toLowerCase())
   const text = code.textContent ?? ""
   if (!language || text.length > MAX_CODE || LONG_LINE.test(text)) return
-  waiting.push({ code, language })
-  if (!isRunning) void highlightAll()
+  if (waiting.push({ code, language }) === 1) void highlightAll()
 }
 
 async function highlightAll() {
-  isRunning = true
   try {
     const { tokenize } = await import("./vendor/highlight.js")
     let begun_ms = performance.now()
-    for (let one; (one = waiting.shift()); ) {
+    for (let one; (one = waiting[0]); waiting.shift()) {
       const { code, language } = one
       colour(code, (onToken) => tokenize(code.textContent ?? "", language, onToken))
       if (performance.now() - begun_ms < SLICE_MS) continue
@@ -46,8 +40,6 @@ async function highlightAll() {
     }
   } catch {
     waiting.length = 0 // the file could not be fetched: the next code tries again
-  } finally {
-    isRunning = false
   }
 }
 
@@ -60,7 +52,7 @@ function colour(code, tokenize) {
   /** @type {{ kind: string, text: string }[]} */
   const runs = []
   tokenize((text, kind = "") => {
-    const last = runs[runs.length - 1]
+    const last = runs.at(-1)
     if (last?.kind === kind) last.text += text
     else if (text) runs.push({ kind, text })
   })

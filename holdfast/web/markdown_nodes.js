@@ -40,7 +40,7 @@ export function appendBlocks(tokens, parent, env, options, isLoose = false) {
   /** @type {Node[]} */
   const stack = [parent]
   for (const token of tokens) {
-    const top = stack[stack.length - 1]
+    const top = /** @type {Node} */ (stack.at(-1))
     if (token.nesting < 0) {
       if (isShown(token, isLoose)) stack.pop()
     } else if (token.nesting > 0) {
@@ -115,7 +115,7 @@ export function appendInline(text, parent, env, options) {
     if (token.type === "softbreak") words += "\n"
     else if (token.type === "text" || token.type === "text_special") words += token.content
     else {
-      appendText(stack[stack.length - 1], words)
+      appendText(/** @type {Node} */ (stack.at(-1)), words)
       words = ""
       appendInlineToken(token, stack, options)
     }
@@ -141,7 +141,7 @@ function checkbox(isChecked) {
 
 /** @param {Token} token @param {Node[]} stack the open elements @param {MarkdownOptions} options */
 function appendInlineToken(token, stack, options) {
-  const top = stack[stack.length - 1]
+  const top = /** @type {Node} */ (stack.at(-1))
   if (token.type === "link_open") stack.push(top.appendChild(link(attribute(token, "href"))))
   else if (token.type === "link_close") showHost(/** @type {HTMLElement} */ (stack.pop()))
   else if (token.nesting > 0) stack.push(top.appendChild(document.createElement(token.tag)))
@@ -194,11 +194,7 @@ function safeAddress(address) {
 function link(address) {
   const url = safeAddress(address)
   if (url === null) return element("span", {})
-  const node = document.createElement("a")
-  node.href = url.href
-  node.target = "_blank"
-  node.rel = "noopener noreferrer nofollow"
-  return node
+  return element("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow" })
 }
 
 /** Show the host of a link whose text looks like an address of another host. @param {HTMLElement} node */
@@ -215,12 +211,7 @@ function image(token, options) {
   const address = attribute(token, "src")
   const words = plainText(token.children ?? []) || "image"
   const own = options.images === "same-origin" ? ownAddress(address) : null
-  if (own !== null) {
-    const node = document.createElement("img")
-    node.alt = words
-    node.src = own
-    return node
-  }
+  if (own !== null) return element("img", { alt: words, src: own })
   const node = link(address)
   node.append(words)
   return node

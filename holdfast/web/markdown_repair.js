@@ -117,7 +117,7 @@ function toggle(open, mark, before, after) {
   if (mark.length === 3) {
     toggle(open, mark.slice(0, 2), before, after)
     toggle(open, mark[0], before, after)
-  } else if (closes && open[open.length - 1] === mark) open.pop()
+  } else if (closes && open.at(-1) === mark) open.pop()
   else if (closes && open.includes(mark)) open.splice(open.indexOf(mark))
   else if ((opens || after === "") && open.length < MAX_OPEN) open.push(mark)
 }

@@ -125,18 +125,34 @@ def endless_trailer(port: int, seconds: float, piece: str) -> Report:
 
 
 def pipelined(
-    port: int, seconds: float, total: int, path: str = "/healthz", bearer: str = "", at_once: int = 1
+    port: int,
+    seconds: float,
+    total: int,
+    path: str = "/healthz",
+    bearer: str = "",
+    at_once: int = 1,
+    reads: bool = False,
+    first: str = "",
 ) -> Report:
-    """Send many requests on one connection, or on `at_once` of them, and read no response."""
+    """Send many requests on one connection, or on `at_once` of them, each after `first`, a whole request, if given.
+
+    Without `reads` no response is read.
+    """
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{bearer and f'Authorization: Bearer {bearer}'}\r\n".encode()
     request = request if request.endswith(b"\r\n\r\n") else request + b"\r\n"
 
     def attempt(until_s: float) -> tuple[int, bytes]:
         with connect(port) as one:
-            sent = 0
+            if first:
+                assert exchange(one, first.encode())[0] == 200
+            sent, received = 0, b""
             while time.monotonic() < until_s and sent < total * len(request):
-                sent += pour(one, request * 2_000, min(until_s, time.monotonic() + 0.5))
-            return sent, b""
+                sent += pour(one, request * 2_000, min(until_s, time.monotonic() + (0.05 if reads else 0.5)))
+                if reads:
+                    one.setblocking(False)
+                    with contextlib.suppress(OSError):
+                        received = one.recv(1 << 20)
+            return sent, received
 
     report = again(attempt, seconds, at_once)
     return {**report, "requests": report["sent"] // len(request)}
@@ -410,6 +426,24 @@ def aborted_bodies(port: int, seconds: float, bearer: str, path: str, size: int,
     return counts
 
 
+def introductions(port: int, seconds: float, bearer: str, at_once: int) -> Report:
+    """Open one socket after another, and send the token in the first frame. The report has the first refusal."""
+    auth = encode_frame(1, json.dumps({"type": "auth", "ref": 1, "token": bearer}).encode(), mask=b"mask")
+
+    def attempt(until_s: float) -> tuple[int, bytes]:
+        with connect(port) as one, contextlib.suppress(OSError):
+            one.sendall(f"{HANDSHAKE}\r\n".encode())
+            assert one.recv(4096).startswith(b"HTTP/1.1 101 ")
+            one.sendall(auth)
+            received = b""
+            while time.monotonic() < until_s and b'"error"' not in received:
+                received += _some(one)
+            return len(auth), received
+        return 0, b""
+
+    return again(attempt, seconds, at_once)
+
+
 def frame_from(stream: BinaryIO) -> bytes:
     """Read one frame of the server and return its payload."""
     length = stream.read(2)[1]
@@ -446,6 +480,7 @@ ATTACKS: dict[str, Callable[..., Report]] = {
     "within_rates": within_rates,
     "aborted_bodies": aborted_bodies,
     "publishing_frames": publishing_frames,
+    "introductions": introductions,
 }
 
 if __name__ == "__main__":

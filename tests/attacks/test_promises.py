@@ -1,10 +1,11 @@
-"""Each section of `docs/security.md` has a table of its promises, and each row names a test that exists.
+"""Each section of `docs/security.md` has a table of its promises, and each row names a test that runs.
 
 Layer: tests.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def promises(section: str) -> list[list[str]]:
 
 
 def problem(test: str) -> str | None:
-    """Return why a cell does not name one test, or None."""
+    """Return why a cell does not name one test that runs, or None."""
     named = NAMED.fullmatch(test)
     if named is None:
         return f"{test!r} is not `path::name`"
@@ -40,11 +41,42 @@ def problem(test: str) -> str | None:
     if not (ROOT / path).is_file():
         return f"{path} does not exist"
     source = (ROOT / path).read_text()
-    if path.endswith(".js"):
-        is_found = re.search(rf"^ *(?:await )?(?:t\.)?test\(\"{re.escape(name)}\"", source, re.MULTILINE) is not None
-    else:
-        is_found = re.search(rf"^ *(?:async )?def {re.escape(name)}\(", source, re.MULTILINE) is not None
-    return None if is_found else f"{path} has no {name}"
+    found = (problem_of_script if path.endswith(".js") else problem_of_module)(source, name)
+    return None if found is None else f"{path} {found}"
+
+
+def problem_of_script(source: str, name: str) -> str | None:
+    """Return why a file of tests in JavaScript does not run the test `name`, or None."""
+    found = re.search(rf"^ *(?:await )?(?:t\.)?test\(\"{re.escape(name)}\"(.*)", source, re.MULTILINE)
+    if found is None:
+        return f"has no {name}"
+    return f"never runs {name}" if re.search(r"\b(skip|todo)\b", found[1]) else None
+
+
+def problem_of_module(source: str, name: str) -> str | None:
+    """Return why a module of tests does not run the test `name`, or None.
+
+    pytest collects functions of the module, and methods of its classes whose names begin with `Test`. The tests of each
+    store inherit those of a class whose name ends with `Contract`.
+    """
+    body = ast.parse(source).body
+    classes = [one for one in body if isinstance(one, ast.ClassDef) and re.match("Test|.*Contract$", one.name)]
+    statements = [one for part in (body, *(one.body for one in classes)) for one in part]
+    tests = [one for one in statements if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) and one.name == name]
+    if not (tests and name.startswith("test_")):
+        return f"has no {name}"
+    assigned = {ast.unparse(one.targets[0]): one.value for one in body if isinstance(one, ast.Assign)}
+    marks = [mark for one in (*tests, *classes) for mark in one.decorator_list]
+    marks += [assigned[mark] for mark in ("pytestmark", *map(ast.unparse, marks)) if mark in assigned]
+    steps = [step for one in tests for step in one.body if not is_text(step)]
+    says = "\n".join(map(ast.unparse, (*marks, *steps[:1])))
+    is_skipped = re.search(r"mark\.(skip|xfail)\b|mark\.skipif\((True|1)\b|^pytest\.(skip|xfail)\(", says, re.MULTILINE)
+    return f"never runs {name}" if is_skipped or not steps else None
+
+
+def is_text(statement: ast.stmt) -> bool:
+    """Return whether a statement is a docstring."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 @pytest.mark.parametrize("title", SECTIONS)
@@ -78,3 +110,43 @@ def test_cell_without_a_test_is_a_problem(test: str) -> None:
 def test_renamed_test_is_a_problem() -> None:
     assert problem("`tests/attacks/test_promises.py::test_none`") is not None
     assert problem("`tests/attacks/test_promises.py::test_renamed_test_is_a_problem`") is None
+
+
+TEST = "def test_a():\n    assert True\n"
+INNER = TEST.replace("    ", "        ")
+
+
+@pytest.mark.parametrize(
+    ("source", "is_problem"),
+    [
+        (TEST, False),
+        (f"class TestOf:\n    async {INNER}", False),
+        (f"@pytest.mark.skipif(not IS_LONG, reason='')\n{TEST}", False),
+        (f"def other():\n    {INNER}", True),
+        (f"class Other:\n    {INNER}", True),
+        (f"'{TEST.splitlines()[0]}'", True),
+        (f"@pytest.mark.skip\n{TEST}", True),
+        (f"@pytest.mark.skip(reason='')\n{TEST}", True),
+        (f"@pytest.mark.skipif(True, reason='')\n{TEST}", True),
+        (f"@pytest.mark.xfail\n{TEST}", True),
+        (f"OFF = pytest.mark.skip(reason='')\n@OFF\n{TEST}", True),
+        (f"pytestmark = [pytest.mark.skip(reason='')]\n{TEST}", True),
+        ("def test_a():\n    'Text.'\n    pytest.skip('')\n    assert True\n", True),
+        ("def test_a():\n    'Text.'\n", True),
+    ],
+)
+def test_test_that_never_runs_is_a_problem(source: str, is_problem: bool) -> None:
+    assert (problem_of_module(source, "test_a") is not None) == is_problem
+
+
+@pytest.mark.parametrize(
+    ("source", "is_problem"),
+    [
+        ('test("a", () => {', False),
+        ('test("a b", () => {', True),
+        ('test.skip("a", () => {', True),
+        ('test("a", { skip: true }, () => {', True),
+    ],
+)
+def test_script_that_never_runs_a_test_is_a_problem(source: str, is_problem: bool) -> None:
+    assert (problem_of_script(source, "a") is not None) == is_problem

@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
 from holdfast import Hub, Limits
+from holdfast.hub.tokens import jwt_verifier
 from tests.browser.gallery import gallery_server, open_gallery
 from tests.browser.test_client import SECRET, page_at, token, verified
 from tests.browser.test_markdown import POLICY
@@ -223,7 +224,54 @@ async def test_enter_of_an_input_method_does_not_send_and_a_draft_survives_a_rel
         written = await here.page.input_value("textarea")
         assert "日本" in written
         await here.page.reload()
-        assert await here.page.input_value("textarea") == written
+        await expect(here.page.locator("textarea")).to_have_value(written)
+
+
+async def test_next_person_of_a_tab_does_not_see_the_draft_without_a_sign_out(browser: Browser) -> None:
+    by_cookie = jwt_verifier(secret=SECRET, audience="chat", cookie="session")
+    async with scene(browser, hub=new_hub(authenticate=by_cookie)) as here:
+        field = here.page.locator("textarea")
+
+        async def open_as(sub: str) -> None:
+            cookie = {"name": "session", "value": token(sub=sub), "url": here.page.url}
+            await here.page.context.add_cookies([cookie])  # type: ignore[list-item]
+            await here.page.reload()
+            await here.page.locator(".people", has_text="Online").wait_for()
+
+        await open_as("ada")
+        await field.fill("a secret of ada")
+        await open_as("bob")
+        assert await field.input_value() == ""
+        await open_as("ada")
+        assert await field.input_value() == "a secret of ada"
+
+        may_connect = asyncio.Event()
+
+        async def hold(socket: WebSocketRoute) -> None:
+            await may_connect.wait()
+            socket.connect_to_server()
+
+        await here.page.route_web_socket("**/v1/ws*", hold)
+        await here.page.reload()
+        await field.press_sequentially("before the connection")
+        may_connect.set()
+        await here.page.locator(".people", has_text="Online").wait_for()
+        assert await field.input_value() == "before the connection"
+        await open_as("bob")
+        assert await field.input_value() == ""
+        await open_as("ada")
+        assert await field.input_value() == "before the connection"
+
+
+async def test_draft_of_a_known_identity_is_shown_before_the_connection(browser: Browser) -> None:
+    async with scene(browser, "", verified()) as here:
+        await here.mount(token=token(), identity="ada")
+        await here.page.locator("textarea").fill("a draft")
+        await here.page.route_web_socket("**/v1/ws*", lambda _: None)
+        await here.page.reload()
+        await here.mount(token=token(), identity="ada")
+        await expect(here.page.locator("textarea")).to_have_value("a draft")
+        assert await here.page.evaluate("channel.getSnapshot().you") is None
 
 
 async def test_a_sign_out_removes_the_draft_and_the_next_person_of_the_tab_gets_none(browser: Browser) -> None:

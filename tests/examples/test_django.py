@@ -1,4 +1,4 @@
-"""Django's servers with a hub: `runserver` over WSGI is reported with the remedy, an ASGI server works.
+"""Django's servers with a hub: WSGI servers are reported with the remedy, ASGI servers work.
 
 Layer: tests.
 
@@ -22,8 +22,14 @@ from tests.processes import Process, request
 PROJECT = """\
 import sys
 
+import asyncio
+import threading
+
+from asgiref.sync import async_to_sync
+from asgiref.wsgi import WsgiToAsgi
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
 from django.core.management import execute_from_command_line
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
@@ -40,8 +46,58 @@ def say(request: HttpRequest) -> HttpResponse:
     return HttpResponse(hub.sync.create("chat:1", text="hello").id, status=201)
 
 
-urlpatterns = [path("say", say), path("", lambda request: HttpResponse("ready"))]
+async def say_async(request: HttpRequest) -> HttpResponse:
+    async with hub.message("chat:1") as message:
+        await message.append("hello")
+    return HttpResponse(message.id, status=201)
+
+
+def say_through_asgiref(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(async_to_sync(hub.create)("chat:1", text="hello").id, status=201)
+
+
+def say_in_thread(request: HttpRequest) -> HttpResponse:
+    found = []
+
+    def work() -> None:
+        try:
+            found.append(hub.sync.create("chat:1", text="hello").id)
+        except Exception as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return HttpResponse(found[0], status=201)
+
+
+def say_later(request: HttpRequest) -> HttpResponse:
+    is_sent = threading.Event()
+
+    def work() -> None:
+        is_sent.wait()
+        hub.sync.create("chat:1", text="hello")
+
+    class Response(HttpResponse):
+        def close(self) -> None:
+            super().close()
+            is_sent.set()
+
+    threading.Thread(target=work).start()
+    return Response("later")
+
+
+urlpatterns = [
+    path("say", say),
+    path("async", csrf_exempt(say_async)),
+    path("asgiref", csrf_exempt(say_through_asgiref)),
+    path("thread", csrf_exempt(say_in_thread)),
+    path("later", csrf_exempt(say_later)),
+    path("", lambda request: HttpResponse("ready")),
+]
+wsgi = get_wsgi_application()
 application = hub.wrap(get_asgi_application(), "/holdfast")
+below_asgi = hub.wrap(WsgiToAsgi(wsgi), "/holdfast")
 
 if __name__ == "__main__":
     execute_from_command_line(sys.argv)
@@ -72,11 +128,44 @@ def test_runserver_over_wsgi_is_reported_with_the_remedy(project: Path) -> None:
     port = free_port()
     with running(project, "mysite.py", "runserver", "--noreload", f"127.0.0.1:{port}", port=port) as process:
         assert "no page can reach the hub: Django's runserver serves WSGI" in process.output
-        status, page = request(port, "POST", "/say", {})
-        assert status == 500
-        assert "hub cannot be reached: Django serves this request over WSGI, and the hub needs ASGI" in page
-        assert "uvicorn mysite.asgi:application" in process.output
+        check_refusals(process, port)
     assert not (project / "mysite.db").exists()
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread"])
+def test_gunicorn_over_wsgi_is_reported_with_the_remedy(project: Path, worker: str) -> None:
+    pytest.importorskip("gunicorn")
+    port = free_port()
+    arguments = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--worker-class", worker, "mysite:wsgi"]
+    with running(project, *arguments, port=port) as process:
+        assert "no page can reach the hub: this process serves WSGI" in process.output
+        check_refusals(process, port)
+    assert not (project / "mysite.db").exists()
+
+
+def check_refusals(process: Process, port: int) -> None:
+    """Check that each way to write in a view is refused with the remedy."""
+    expected = "hub cannot be reached: Django serves requests over WSGI, and the hub needs ASGI"
+    for path in ("/say", "/async", "/asgiref"):
+        status, page = request(port, "POST", path, {})
+        assert status == 500, path
+        assert expected in page, path
+    assert request(port, "POST", "/thread", {})[1].startswith(expected)
+    before = process.output.count(expected)
+    assert request(port, "POST", "/later", {}) == (200, "later")
+    process.until(lambda: process.output.count(expected) > before)
+    for remedy in ("uvicorn mysite.asgi:application", "daphne mysite.asgi:application", "docs/python.md#django"):
+        assert remedy in process.output
+
+
+def test_a_wsgi_app_below_an_asgi_server_may_write(project: Path) -> None:
+    port = free_port()
+    arguments = ["-m", "uvicorn", "mysite:below_asgi", "--port", str(port), "--lifespan", "off"]
+    with running(project, *arguments, port=port) as process:
+        status, message_id = request(port, "POST", "/say", {})
+        assert status == 201, process.output
+        status, page = request(port, "GET", "/holdfast/v1/channels/chat:1/messages")
+        assert (status, [one["id"] for one in page["messages"]]) == (200, [message_id])
 
 
 LOGIN = """\

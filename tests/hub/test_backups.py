@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,11 @@ from click.testing import CliRunner
 from holdfast import Hub
 from holdfast.cli import main
 from holdfast.core.errors import LocalError
-from holdfast.core.events import ChannelAttached
 from holdfast.hub import backups
 from holdfast.hub.backups import RETRY_S, BackupSchedule
-from holdfast.stores.sqlite_backup import restore
-from tests.hub.watching import Watcher
 from tests.processes import serving
 from tests.stores.files import PATIENCE_S, run_from_outside
+from wirecheck import SseViewer, WsViewer
 
 HOUR_S = 3600.0
 
@@ -190,55 +189,69 @@ def test_options_without_a_folder_are_refused() -> None:
     assert "--backup-every and --backup-keep need --backup-dir" in ran.output
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    """Return the files of the store in `folder` with their contents."""
-    return {one: one.read_bytes() for one in folder.glob("chat.db*") if one.is_file()}
-
-
 @pytest.mark.parametrize("is_copied", [False, True], ids=["command", "copy"])
-@pytest.mark.parametrize("is_killed", [False, True], ids=["clean", "killed"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["clean", "killed"])
 async def test_fifty_viewers_with_old_cursors_show_exactly_the_restored_store(
-    tmp_path: Path, is_copied: bool, is_killed: bool
+    tmp_path: Path, is_copied: bool, number: signal.Signals
 ) -> None:
-    path, target = tmp_path / "chat.db", tmp_path / "one.backup"
-    hub = Hub(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0)
-    watchers = []
-    async with hub.message("c", id="m1") as message:
-        for number in range(50):
-            await message.append(f"{number} ")
-            await message.flush()
-            watchers.append(Watcher(hub, "c"))
-            await watchers[-1].take()
-            if number == 20:
-                await hub.backup(target, mb_per_s=1_000)
-    await hub.create("c", id="m2", text="of the first life")
-    for watcher in watchers[40:]:
-        await watcher.until(lambda view: len(view.messages()) == 2)
-    for watcher in watchers:
-        await watcher.leave()
-    files = await asyncio.to_thread(contents, tmp_path)
-    await hub.close()
-    if is_killed:
-        for one, data in files.items():
-            await asyncio.to_thread(one.write_bytes, data)  # as `kill -9` leaves them
-    if is_copied:
-        await asyncio.to_thread(shutil.copyfile, target, path)
-    else:
-        await asyncio.to_thread(restore, target, path)
+    target, about = tmp_path / "one.backup", "/v1/channels/c/messages"
+    viewers: list[WsViewer | SseViewer] = []
+    with serving("serve", tmp_path) as server:
 
-    hub = Hub(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0)
-    await hub.create("c", id="m2", text="of the second life")
-    for number in range(60):  # serials that the old cursors name
-        await hub.create("c", id=f"n{number}", text="x")
-    stored = (await hub.history("c", limit=100)).messages[::-1]
-    assert stored[0].text == "".join(f"{number} " for number in range(21))
-    for watcher in watchers:
-        again = Watcher(hub, "c", since=watcher.cursor)
-        again.view = watcher.view
-        await again.until(lambda view: view.cursor == str(hub.channel("c").state.cursor))
-        assert [one.resumed for one in again.events if isinstance(one, ChannelAttached)] == [False]
-        shown = again.view.messages()
-        assert shown == [one for one in stored if one.id in {each.id for each in shown}]
-        assert shown[-1].id == "n59"
-        await again.leave()
-    await hub.close()
+        async def post(path: str, **body: object) -> None:
+            done = await asyncio.to_thread(server.post, path, body)
+            assert done[0] in (200, 201), done
+
+        async def run(*arguments: str) -> None:
+            arguments = (*arguments, "--store", f"sqlite:///{server.store}")
+            done = await asyncio.to_thread(CliRunner().invoke, main, list(arguments))
+            assert done.exit_code == 0, done.output
+
+        await post(about, id="m1", role="assistant", status="streaming", lease_s=60)
+        text = kept = ""
+        for n in range(50):
+            await post(f"{about}/m1/append", text=f"{n} ", at=len(text))
+            text += f"{n} "
+            viewers.append((WsViewer, SseViewer)[n % 2](server.host, server.port, "c"))
+            await viewers[-1].reconnect()
+            await shows(viewers[-1], "m1", text)
+            if n < 40:  # the others see the end of the first life
+                await viewers[-1].close()
+            if n == 20:
+                kept = text
+                await run("backup", str(target))
+        await post(about, id="m2", text="of the first life")
+        for viewer in viewers[40:]:
+            await shows(viewer, "m2", "of the first life")
+            await viewer.close()
+        assert len({viewer.checker.cursor for viewer in viewers}) == 41
+        await asyncio.to_thread(server.end, number)
+        if is_copied:
+            await asyncio.to_thread(shutil.copyfile, target, server.store)
+        else:
+            await run("restore", str(target))
+
+        await asyncio.to_thread(server.start)
+        await post(f"{about}/m1/append", text="other words " * 20, at=len(kept))
+        await post(f"{about}/m1/finish", status="complete")
+        await post(about, id="m2", text="of the second life")
+        for n in range(40):  # the serials go beyond those of all cursors
+            await post(about, id=f"n{n}", text="x")
+        (_, page), (_, channel) = server.get(about), server.get("/v1/channels/c")
+        assert (len(page["messages"]), page["messages"][-1]["parts"][0]["text"][: len(kept)]) == (42, kept)
+        assert channel["serial"] > max(int(str(viewer.checker.cursor).split(":")[1]) for viewer in viewers)
+        for viewer in viewers:
+            assert (viewer.checker.new_starts, viewer.checker.resumes) == (1, 0)
+            await viewer.reconnect()
+            await viewer.until(lambda viewer=viewer: viewer.checker.cursor == channel["cursor"], PATIENCE_S)  # type: ignore[misc]
+            checker = viewer.checker
+            assert (checker.violations, checker.new_starts, checker.resumes) == ([], 2, 0)
+            assert checker.messages.keys() == {one["id"] for one in page["messages"]}
+            assert [checker.differences(one) for one in page["messages"]] == [[]] * 42
+            await viewer.close()
+            assert checker.violations == []
+
+
+async def shows(viewer: WsViewer | SseViewer, message_id: str, text: str) -> None:
+    await viewer.until(lambda: viewer.checker.text(message_id) == text, PATIENCE_S)
+    await viewer.until(lambda: viewer.checker.cursor is not None, PATIENCE_S)

@@ -12,6 +12,7 @@ from holdfast import Hub, Turn
 from holdfast.core.errors import LocalError, StoreFull
 from holdfast.hub import HubCore
 from tests.agents.test_turns import until_over
+from tests.processes import request, serving, text_of
 
 MB = 10**6
 
@@ -74,6 +75,31 @@ async def test_full_store_refuses_new_messages_and_lets_running_answers_end(
     finally:
         may_answer.set()
         await hub.close()
+
+
+def test_a_full_store_answers_507_over_http_until_messages_are_deleted(tmp_path: Path) -> None:
+    log, chat = "/v1/channels/log/messages", "/v1/channels/chat/messages"
+    with serving("serve", tmp_path, "--max-bytes", "10MB") as server:
+        running = {"id": "running", "role": "assistant", "status": "streaming"}
+        assert server.post(chat, running)[0] == 201
+        for number in range(40):
+            status, problem = server.post(log, {"id": f"m{number}", "text": "x" * (MB // 2)})
+            if status != 201:
+                break
+        assert (status, problem["code"], problem["limit"]) == (507, "store_full", 10 * MB)
+        assert "delete messages, set retention, or raise max_bytes" in problem["detail"]
+        assert (server.post(chat, {"text": "small"})[0], server.post("/v1/channels/new/messages", {})[0]) == (507, 507)
+        assert server.post(log, {"id": "m0", "text": "x" * (MB // 2)})[0] == 200  # a repeat stores nothing
+
+        assert server.post(f"{chat}/running/append", {"text": "goes on", "at": 0})[0] == 200
+        assert server.post(f"{chat}/running/finish", {"status": "complete"})[0] == 200
+        answer = server.message("chat", "running")
+        assert (answer["status"], text_of(answer)) == ("complete", "goes on")
+        assert "holdfast_store_full_refusals 3\n" in server.get("/metrics")[1]
+
+        assert request(server.port, "DELETE", "/v1/channels/log")[0] == 204
+        server.until(lambda: server.post(chat, {"id": "again", "text": "small"})[0] in (200, 201))
+        assert server.message("chat", "again")["status"] == "complete"
 
 
 async def test_an_import_that_does_not_fit_is_refused_and_leaves_no_part(tmp_path: Path) -> None:

@@ -139,6 +139,21 @@ async def test_start_task_accepts_coroutines_only(job: Any, detail: str) -> None
     await hub.close()
 
 
+# Blocks -----------------------------------------------------------------------------------------------------------
+
+
+async def test_hub_in_a_with_is_refused_with_the_remedy() -> None:
+    hub: Any = Hub("memory://")
+    for plain in (True, False):
+        with pytest.raises(LocalError, match=r"write hub = Hub\(\.\.\.\), .* `await hub\.close\(\)`"):
+            if plain:
+                with hub:
+                    pass
+            else:
+                async with hub:
+                    pass
+
+
 # Writers ----------------------------------------------------------------------------------------------------------
 
 

@@ -101,3 +101,26 @@ async def test_hook_that_fails_at_a_node_is_called_by_the_one_that_takes_over() 
     assert not failures
     await first.close()
     await second.close()
+
+
+@virtually
+async def test_registration_between_the_callbacks_of_a_start_and_its_end_takes_effect() -> None:
+    store = Shared()
+    store.renewal_s = 0.1
+    hub = new_hub(store, 0)
+    calls: list[list[tuple[int, str]]] = []
+    starts: list[int] = []
+
+    def register() -> None:
+        assert not started_up.done()
+        calls.append(listen(hub))
+        hub.on_start(lambda: starts.append(1))
+
+    hub.on_start(lambda: asyncio.get_running_loop().call_soon(register))
+    started_up = asyncio.create_task(hub.start())
+    await started_up
+    await asyncio.sleep(SEEN_S)
+    await say(hub, "c", "q0")
+    await asyncio.sleep(SEEN_S)
+    assert (calls, starts) == ([[(0, "q0")]], [1])
+    await hub.close()

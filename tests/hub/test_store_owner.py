@@ -26,11 +26,20 @@ FIRST = (
 )
 
 
-def interpreted(folder: Path, *cells: str) -> tuple[str, str]:
+SYNC_CELL = 'hub = Hub(FastStore("chat.db"), hooks_signals=False)\nm = hub.sync.create("c", text="hello")\n'
+SYNC_END = 'print("messages:", len(hub.sync.history("c").messages))\n'
+
+
+def interpreted(
+    folder: Path,
+    *cells: str,
+    end: str = 'print("messages:", len((await hub.history("c")).messages))\n',
+    options: tuple[str, ...] = ("-m", "asyncio"),
+) -> tuple[str, str]:
     """Return stdout and stderr of an interpreter with these inputs."""
     ran = subprocess.run(
-        [sys.executable, "-m", "asyncio"],
-        input=FIRST + "".join(cells) + 'print("messages:", len((await hub.history("c")).messages))\n',
+        [sys.executable, *options],
+        input=FIRST + "".join(cells) + end,
         cwd=folder,
         capture_output=True,
         text=True,
@@ -43,6 +52,45 @@ def test_notebook_cell_that_makes_a_hub_may_run_again(tmp_path: Path) -> None:
     out, err = interpreted(tmp_path, CELL, CELL, CELL)
     assert "messages: 3" in out, err
     assert "StoreInUse" not in err
+
+
+@pytest.mark.parametrize("options", [("-m", "asyncio"), ("-i", "-")], ids=["await", "plain"])
+def test_cell_with_blocking_calls_may_run_again(tmp_path: Path, options: tuple[str, ...]) -> None:
+    cells = (SYNC_CELL, SYNC_CELL, SYNC_CELL)
+    out, err = interpreted(tmp_path, *cells, end=SYNC_END, options=options)
+    assert "messages: 3" in out, err
+    assert "StoreInUse" not in err
+
+
+def test_cell_of_either_kind_replaces_one_with_blocking_calls(tmp_path: Path) -> None:
+    out, err = interpreted(tmp_path, SYNC_CELL, CELL)
+    assert "messages: 2" in out, err
+
+
+def test_a_result_that_the_interpreter_shows_does_not_keep_a_hub(tmp_path: Path) -> None:
+    shown = "_ = _7 = hub\n"  # IPython keeps the value of a cell's last line under these names
+    out, err = interpreted(tmp_path, SYNC_CELL, shown, SYNC_CELL, end=SYNC_END)
+    assert "messages: 2" in out, err
+
+
+@pytest.mark.parametrize(
+    "holding",
+    [
+        "kept = hub\n",
+        "kept = hub.sync\n",
+        'writing = hub.sync.message("c")\nm = writing.__enter__()\n',
+    ],
+    ids=["name", "blocking", "writer"],
+)
+def test_hub_with_blocking_calls_that_is_in_use_is_not_replaced(tmp_path: Path, holding: str) -> None:
+    _, err = interpreted(tmp_path, SYNC_CELL, holding, SYNC_CELL, end=SYNC_END)
+    assert "in use by this process: another Hub of this process has it open: use that Hub, or close it first" in err
+    assert "(`await hub.close()`, or `hub.sync.close()`)" in err
+
+
+def test_blocking_cell_does_not_replace_a_hub_of_the_blocked_loop(tmp_path: Path) -> None:
+    _, err = interpreted(tmp_path, CELL, SYNC_CELL, end=SYNC_END)
+    assert "in use by this process: another Hub" in err
 
 
 @pytest.mark.parametrize(

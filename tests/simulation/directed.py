@@ -152,6 +152,18 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
         "authors": [LocalWriter, LocalWriter],
         "faults": ["store restart"],
     },
+    mutants.an_epoch_is_kept_after_a_failover: {
+        "hubs": 2,
+        "failovers": 1,
+        "authors": [LocalWriter, HttpWriter],
+        "viewers": [SocketViewer, StreamViewer],
+    },
+    mutants.a_cursor_of_what_is_left_resumes_after_a_failover: {
+        "hubs": 2,
+        "failovers": 1,
+        "authors": [LocalWriter, HttpWriter],
+        "viewers": [SocketViewer, StreamViewer],
+    },
     mutants.a_message_that_left_memory_does_not_exist: {
         "authors": [HttpWriter, Editor],
         "edits": ["edit", "delete", "read"],

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from holdfast.core import catch_up, decide_commands
 from holdfast.core import decide as decisions
+from holdfast.core.cursor import kept_serial
 from holdfast.core.decide import Decision, decide
 from holdfast.core.deltas import Delta
 from holdfast.core.draft import Draft
@@ -372,6 +373,24 @@ def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) 
             self._certain_s = self._own_due_s = self._now_s()
 
     patch.setattr(NodeLease, "_note", hasty)
+
+
+def an_epoch_is_kept_after_a_failover(patch: pytest.MonkeyPatch) -> None:
+    """The log goes on with the entries that are left."""
+    patch.setattr(SimStore, "_following_epoch", lambda self, head: head.epoch)
+
+
+def a_cursor_of_what_is_left_resumes_after_a_failover(patch: pytest.MonkeyPatch) -> None:
+    """The text up to the last serial that is left is the same in both epochs."""
+    is_continued = Feed._is_continued
+
+    def is_left(self: Feed) -> bool:
+        epoch = self.channel.state.epoch
+        if self._epoch is not None and self._serial <= kept_serial(self._epoch, epoch):
+            self._epoch = epoch
+        return is_continued(self)
+
+    patch.setattr(Feed, "_is_continued", is_left)
 
 
 def a_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
@@ -879,6 +898,8 @@ MUTANTS: dict[Mutant, str] = {
     a_result_is_sent_twice: "offered a second time|received .*'ref'",
     messages_of_a_dead_process_are_not_recovered: "though its writer died",
     messages_of_an_ended_node_wait: "though the lease of",
+    an_epoch_is_kept_after_a_failover: "it shows|before it was stored|a gap|hole|back to",
+    a_cursor_of_what_is_left_resumes_after_a_failover: "resumed: true from",
     a_renewal_reaches_one_hub: "gave a sign of life",
     a_waiting_turn_is_known_at_one_node: "or turns wait",
     members_of_other_nodes_are_unknown: "are members of|did not receive in .*presence",

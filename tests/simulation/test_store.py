@@ -11,12 +11,23 @@ from contextlib import nullcontext
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
+from holdfast.core.cursor import kept_serial
 from holdfast.core.document import document
 from holdfast.core.draft import Draft
 from holdfast.core.ops import Append, Command, Create, Delete, Op, Reply
 from holdfast.core.state import ChannelState, apply_entry
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, StoreUnavailable, Write, head_of
+from holdfast.stores.base import (
+    Committed,
+    CommitUnknown,
+    Conflict,
+    Head,
+    StoreReplaced,
+    StoreUnavailable,
+    Write,
+    head_of,
+)
 from oracle.log import StoredLogs
 from oracle.violation import Violation
 from simulation.clock import Process, VirtualLoop
@@ -111,6 +122,53 @@ def test_power_cut_loses_writes_since_the_last_sync_and_begins_an_epoch(loop: Vi
     assert loop.run_until_complete(head_of(disk.client(), "c")) == Head("cut1", 1)
     assert [message.id for message in log.messages(1)] == ["m"]
     assert disk.stored.has_changed_epoch("c", 1)
+
+
+def test_failover_loses_the_last_commits_and_begins_following_epochs(loop: VirtualLoop) -> None:
+    """The second failover loses the first entry of the epoch that the first one began."""
+    disk, state = Disk(loop), ChannelState("c", "e1", 1)
+    disk.store.commit("p", [FIRST])
+    disk.store.commit("p", [write(state, create("n"))])
+    disk.store.fail_over(1)
+    log = disk.stored.head("c")
+    assert (kept_serial("e1", log.epoch), log.serial) == (1, 1)
+    assert (disk.stored.has_lost("c", "m", 0), disk.stored.has_lost("c", "n", 0)) == (False, True)
+    disk.store.commit("p", [replace(write(state, create("o")), epoch=log.epoch)])
+    disk.store.fail_over(1)
+    last = disk.stored.head("c")
+    assert (kept_serial(log.epoch, last.epoch), kept_serial("e1", last.epoch), last.serial) == (1, 1, 1)
+    assert [message.id for message in last.messages(1)] == ["m"]
+    client = disk.client()
+    loop.run_until_complete(client.open())
+    assert loop.run_until_complete(head_of(client, "c")) == Head(last.epoch, 1)
+
+
+def test_failover_keeps_a_commit_of_several_channels_whole(loop: VirtualLoop) -> None:
+    disk = Disk(loop)
+    disk.store.commit("p", [FIRST, replace(FIRST, channel="d")])
+    disk.store.fail_over(1)
+    assert (disk.stored.head("c").serial, disk.stored.head("d").serial) == (0, 0)
+
+
+def test_store_that_failed_over_refuses_its_clients_until_they_open_it_again(loop: VirtualLoop) -> None:
+    disk = Disk(loop, store_s=(1.0, 1.0))
+
+    async def main() -> None:
+        client = disk.client()
+        await client.open()
+        commit, read = loop.create_task(client.commit([FIRST])), loop.create_task(client.heads(["c"]))
+        await asyncio.sleep(0)
+        disk.store.fail_over(0)
+        with pytest.raises(CommitUnknown):
+            await commit
+        with pytest.raises(StoreUnavailable, match="was lost"):
+            await read
+        with pytest.raises(StoreReplaced):
+            await client.commit([FIRST])
+        await client.open()
+        assert isinstance((await client.commit([FIRST]))[0], Committed)
+
+    loop.run_until_complete(main())
 
 
 def test_power_cut_loses_notes_since_the_last_sync(loop: VirtualLoop) -> None:

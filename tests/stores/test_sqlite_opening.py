@@ -32,7 +32,7 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
 
 
 async def test_second_store_of_this_process_is_refused_as_such(store: SqliteStore, path: Path) -> None:
-    with pytest.raises(StoreInUse, match=r"chat\.db is in use by this process: another Hub .* close\(\) first"):
+    with pytest.raises(StoreInUse, match=r"chat\.db is in use by this process: another Hub .* close it first"):
         await SqliteStore(path, lock_wait_s=0.05).open()
     assert await head_of(store, "c") == Head("-", 0)
 
