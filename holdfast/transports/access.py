@@ -93,12 +93,22 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         return claimed
     check_origin(hub, scope)
     with logged_refusals(scope):
-        identity = await _verified(scope, partial(verify, scope))
-        if identity is not None:
-            check_identity(hub, identity)
+        identity = await _verified(scope, partial(_counted, hub, scope))
     if identity is not None:
-        hub.rates.request(identity, peer_of(scope))
         mark_known(scope)  # only now, because a refused request must not lift the bounds on its connection
+    return identity
+
+
+async def _counted(hub: HubCore, scope: Scope) -> Identity | None:
+    """Return the result of the app's verifier, and count a request of the client.
+
+    The verifier has run for a request beyond the client's rate, too, so that counts as a refusal (`verify_turns`).
+    """
+    assert hub.authenticate is not None
+    identity = _checked(await _awaitable(hub.authenticate(scope)))
+    if identity is not None:
+        check_identity(hub, identity)
+        hub.rates.request(identity, peer_of(scope))
     return identity
 
 

@@ -1,4 +1,4 @@
-"""Attacks by tokens of 4 KB that no key of the server has signed.
+"""Attacks by tokens of 4 KB that no key of the server has signed, and by a valid one beyond its rate.
 
 Layer: tests.
 
@@ -18,18 +18,23 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.attacks.attacker import connect
-from tests.attacks.scene import AUDIENCE, MIB, PERSON, Scene, introduces_itself, run, scene, token
+from tests.attacks.scene import AUDIENCE, MIB, PERSON, SECRET, Scene, introduces_itself, run, scene, token
 from tests.hub.test_tokens import EC521, OTHER_RSA, OTHER_SECRET, RSA, Issuer, jwk
 
 OTHERS: dict[str, Any] = {"HS256": OTHER_SECRET, "RS256": OTHER_RSA, "ES512": ec.generate_private_key(ec.SECP521R1())}
+KEYS: dict[str, Any] = {"HS256": SECRET, "RS256": RSA, "ES512": EC521}
 FLOOD: dict[str, Any] = {"total": 600_000, "at_once": 20, "reads": True}
 READ = "/v1/channels/c"
 
 
 def forged(algorithm: str = "HS256") -> str:
     """Return a token of 4.2 KB with valid claims."""
-    claims = {"sub": "mallory", "aud": AUDIENCE, "exp": 2**33, "holdfast": {"*": ["admin"]}, "pad": "x" * 3_000}
-    return jwt.encode(claims, OTHERS[algorithm], algorithm=algorithm)
+    return jwt.encode(claims(["admin"]), OTHERS[algorithm], algorithm=algorithm)
+
+
+def claims(capabilities: list[str]) -> dict[str, Any]:
+    """Return the claims of a valid token of 4.2 KB."""
+    return {"sub": "mallory", "aud": AUDIENCE, "exp": 2**33, "holdfast": {"*": capabilities}, "pad": "x" * 3_000}
 
 
 @pytest.fixture
@@ -66,6 +71,15 @@ async def test_flood_of_forged_tokens_does_not_hold_the_loop(attacked: Scene, al
 async def test_forged_tokens_behind_a_valid_one_do_not_hold_the_loop(attacked: Scene, algorithm: str) -> None:
     valid = f"GET {READ} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token('ann', PERSON)}\r\n\r\n"
     await check(attacked, "pipelined", path=READ, first=valid, bearer=forged(algorithm), **FLOOD)
+
+
+@pytest.mark.parametrize("algorithm", KEYS)
+async def test_one_token_beyond_its_rate_does_not_hold_the_loop(attacked: Scene, algorithm: str) -> None:
+    """The token is valid, so each request costs a verification before it is refused."""
+    bearer = jwt.encode(claims(PERSON), KEYS[algorithm], algorithm=algorithm)
+    outcome = await run(attacked, "pipelined", path=READ, bearer=bearer, **FLOOD)
+    assert "HTTP/1.1 429" in outcome.report["first"], outcome
+    outcome.check_with_cpu_time(16 * MIB)
 
 
 @pytest.mark.parametrize("algorithm", OTHERS)
