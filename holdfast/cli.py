@@ -17,7 +17,7 @@ import click
 
 from holdfast import archiving, store_commands
 from holdfast._version import __version__
-from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.errors import HoldfastError, LocalError, shown
 from holdfast.core.retention import rules_of
 from holdfast.hub import HubCore, identity
 from holdfast.hub.backups import BackupSchedule
@@ -43,13 +43,20 @@ LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
 class _Group(click.Group):
-    """Commands whose HoldfastErrors are printed as one line."""
+    """Commands whose HoldfastErrors are printed as one line, and so are the system's errors about a file."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except HoldfastError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            path = shown(str(error.filename))
+            raise click.ClickException(
+                f"file {path} cannot be used: {error.strerror}; check its name, its owner and its disk"
+            ) from None
 
 
 @click.group(cls=_Group)

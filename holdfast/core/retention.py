@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from holdfast.core.errors import LocalError, shown
+from holdfast.core.errors import InvalidName, LocalError, shown
 from holdfast.core.model import ChannelSummary
+from holdfast.core.names import check_prefix
 from holdfast.core.patterns import invalid_pattern, is_pattern
 from holdfast.core.records import LEAD_MS
 
@@ -75,8 +76,7 @@ class Policies:
         self._names: dict[str, Policy] = {}
         self._stems: dict[str, Policy] = {}
         for pattern, value in given.items():
-            if not isinstance(pattern, str) or not is_pattern(pattern):
-                raise LocalError(f"retention has a wrong pattern: {invalid_pattern(pattern)}")
+            _check_pattern(pattern)
             policy = _policy(pattern, value)
             if pattern.endswith("*"):
                 self._stems[pattern[:-1]] = policy
@@ -107,6 +107,24 @@ class Policies:
             if not is_name:
                 covered = stem
         return found if len(found) <= MAX_WITHIN else ["*"]
+
+
+def _check_pattern(pattern: object) -> None:
+    """Raise LocalError for a pattern that covers no channel: the messages that it means would stay for ever."""
+    if not isinstance(pattern, str) or not is_pattern(pattern):
+        raise LocalError(f"retention has a wrong pattern: {invalid_pattern(str(pattern))}")
+    name = pattern.removesuffix("*").replace("/", ":")  # patterns may have a slash, names have none so far
+    try:
+        check_prefix(name)
+    except InvalidName:
+        is_possible = False
+    else:
+        is_possible = bool(pattern)
+    if not is_possible:
+        raise LocalError(
+            f"retention has the pattern {shown(pattern)}, and no channel can have such a name: names have 1-200 "
+            "characters of A-Z a-z 0-9 _ . : ~ @ = + -"
+        )
 
 
 class Sweep:

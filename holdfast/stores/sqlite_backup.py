@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from holdfast.core.document import DAMAGE
-from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable
+from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown
 from holdfast.stores.sqlite_file import CHECKSUMS
 from holdfast.stores.sqlite_lock import FILE_MODE, FileLock, locked
 from holdfast.stores.sqlite_reader import check, check_header
@@ -49,7 +49,13 @@ def check_target(target: Path, store: Path) -> None:
     of_store = [Path(f"{os.path.realpath(store)}{end}") for end in ("", "-journal", "-wal", "-shm", ".lock")]
     if Path(os.path.realpath(target)) in of_store:
         raise LocalError(f"backup target {target} is a file of the store itself; name another file")
-    if target.exists() or target.is_symlink():
+    try:
+        is_taken = target.exists() or target.is_symlink()
+    except OSError as error:  # for example: the name is too long
+        raise LocalError(
+            f"backup target {shown(str(target))} is not possible: {error.strerror}; name another file"
+        ) from None
+    if is_taken:
         raise LocalError(f"backup target {target} exists already; name a new file, or remove it first")
     if not target.parent.is_dir():
         raise LocalError(f"backup target {target} cannot be created: there is no directory {target.parent}; create it")
@@ -170,6 +176,8 @@ def restore(backup: Path, store: Path) -> Restored:
     if os.path.realpath(backup) == os.path.realpath(store):
         raise LocalError(f"backup {backup} is the store's own file; name the file that `holdfast backup` wrote")
     place = Path(os.path.realpath(store))
+    if place.exists() and not place.is_file():
+        raise LocalError(f"store {store} is not a file; name the file of the store with --store")
     lock = FileLock(Path(f"{place}.lock"))
     lock.take(place, wait_s=0)
     new = place.with_name(f"{place.name}.restored")

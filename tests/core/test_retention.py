@@ -66,6 +66,10 @@ def test_rules_are_parsed() -> None:
         ({"a": Retention(idle=7)}, "idle in the retention of 'a' must be a number and s, m, h, d or w"),  # type: ignore[arg-type]
         ({"chat*": "90d"}, "retention has a wrong pattern: pattern must have its star only at the end"),
         ({7: "90d"}, "retention has a wrong pattern: pattern must have its star"),
+        ({"": "90d"}, "retention has the pattern '', and no channel can have such a name: names have 1-200"),
+        ({"chat\n1": "90d"}, "the pattern 'chat\\n1', and no channel can have such a name"),
+        ({"cha t:*": "90d"}, "the pattern 'cha t:*', and no channel can have such a name"),
+        ({"x" * 201: "90d"}, "and no channel can have such a name"),
         ([("a", "90d")], 'retention must be a dict such as {"chat:*": "90d"}'),
     ],
 )

@@ -502,6 +502,23 @@ async def test_damaged_messages_of_a_restored_backup_are_named(path: Path, targe
         assert [restore_message(found[one]).message().text for one in ("m1", "m2")] == ["", "two " * 2_000]
 
 
+async def test_paths_that_the_system_refuses_are_named(path: Path, target: Path) -> None:
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "text"))
+        long = path.with_name("x" * 300)
+        with pytest.raises(LocalError, match="is not possible: File name too long; name another file"):
+            await store.backup(long, mb_per_s=1_000)
+        await store.backup(target, mb_per_s=1_000)
+    for command, expected in (
+        (("restore", str(long), "--store", f"sqlite:///{path}"), "cannot be used: File name too long; check its name"),
+        (("channels", "--store", f"sqlite:///{long}"), "cannot be used: File name too long; check its name"),
+        (("restore", str(target), "--store", f"sqlite:///{path.parent}"), "is not a file; name the file of the store"),
+    ):
+        done = await asyncio.to_thread(CliRunner().invoke, main, list(command))
+        assert (done.exit_code, done.stderr.startswith("Error: "), expected in done.stderr) == (1, True, True), done
+    assert f"{path.parent.name}.lock" not in os.listdir(path.parent.parent)
+
+
 async def test_wrong_speed_and_a_backup_on_the_disk_of_another_process_are_named(
     path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
