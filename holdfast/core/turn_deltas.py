@@ -198,4 +198,5 @@ class TurnProgress:
         self.state = state
         has_answers = bool(statuses) or self._had_answers
         is_deleted = has_answers and all(one == "deleted" for one in statuses)
-        return [TurnChanged(state, claim is not None and claim.state == "cancelled", is_deleted)]
+        is_cancelled = self._is_deleted or (claim is not None and claim.state == "cancelled")
+        return [TurnChanged(state, is_cancelled, is_deleted)]

@@ -147,8 +147,10 @@ def given_in_chat(body: Json) -> GivenInput:
             continue
         role = _role(message.get("role"))
         calls = message.get("tool_calls") if role == "assistant" else None
+        if calls is not None and not isinstance(calls, list):
+            raise InvalidRequest(f"tool_calls must be a list of calls, got {calls!r:.80}")
         parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
-        tools = [_call(one) for one in calls] if isinstance(calls, list) else []
+        tools = [_call(one) for one in calls or ()]
         called |= {one["call"] for one in tools}
         given.add(role, [*parts, *tools])
         if role == "assistant":

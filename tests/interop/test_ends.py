@@ -58,8 +58,12 @@ class Readers:
         return (await self._served.http.request(method, path, json=body)).text
 
     async def check(self, ends: list[str]) -> None:
-        """Check that the last line of each stream, and of one that opens now, has the text of `ends`."""
+        """Check that each stream, and one of each adapter that opens now, has the text of `ends`."""
         self._texts += [asyncio.ensure_future(self._read(*one)) for one in STREAMS]
+        await self.check_joined(ends)
+
+    async def check_joined(self, ends: list[str]) -> None:
+        """Check it for the streams that were opened before."""
         async with asyncio.timeout(10):
             texts = await asyncio.gather(*self._texts)
         for number, text in enumerate(texts):
@@ -198,3 +202,20 @@ async def test_turn_that_is_cancelled_before_its_first_text_is_cancelled_for_eac
         await readers.join(hub)  # between the cancel and the end
         gate.set()
         await readers.check(CANCELLED)
+
+
+async def test_turn_whose_question_is_deleted_before_its_first_text_is_cancelled_for_its_readers() -> None:
+    async with adapters() as (hub, served):
+
+        @hub.agent("chat:*", name="bot")
+        async def waits(turn: Turn) -> None:
+            await asyncio.Event().wait()
+
+        await hub.create("chat:1", id="u", text="you", meta={REQUEST: {}})
+        readers = Readers(served)
+        await readers.join(hub)
+        await hub.delete("chat:1", "u")
+        await readers.check_joined(CANCELLED)
+        for method, path, body in STREAMS:
+            response = await served.http.request(method, path, json=body)
+            assert (response.status_code, "deleted" in response.text) == (410, True)

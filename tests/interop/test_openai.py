@@ -391,6 +391,7 @@ OUTPUT = {"type": "function_call_output", "call_id": "c0", "output": "far"}
         ({"model": "bot", "messages": [USER], "stream": []}, 400),
         ({"model": "bot", "messages": [USER], "stream_options": "usage"}, 400),
         ({"model": "bot", "messages": [USER, {"role": "tool", "tool_call_id": "c1", "content": "7"}]}, 400),
+        ({"model": "bot", "messages": [{"role": "assistant", "content": "", "tool_calls": "x"}, USER]}, 400),
         ({"model": "bot", "messages": [{"role": "tool", "tool_call_id": "c1", "content": "7"}]}, 400),
         (
             {
