@@ -34,17 +34,21 @@ export class OwnPresence {
 
   /** Let all pages leave. */
   leave() {
-    const wasPresent = this.#pages.size
+    if (!this.#pages.size) return
     this.#pages.clear()
-    if (wasPresent) this.#send().catch(() => {})
+    this.#send().catch(() => {})
   }
 
-  async #send() {
+  #send() {
     const { client, name } = this.channel
+    let again = true // after a failure, too: the channel may have room then, or the server less work
     this.#pending++
-    await client.request("presence", name, [...this.#pages.values()].at(-1) ?? { leave: true }).finally(() => this.#pending--)
-    this.stop()
-    if (client.isHttp && this.channel.state !== "closed") this.#renewal = setTimeout(() => this.renew(), RENEW_MS)
+    const request = client.request("presence", name, [...this.#pages.values()].at(-1) ?? { leave: true })
+    return request.then(() => (again = client.isHttp)).finally(() => {
+      this.#pending--
+      this.stop()
+      if (again && this.channel.state !== "closed") this.#renewal = setTimeout(() => this.renew(), RENEW_MS)
+    })
   }
 
   /** Renew no lease any more. */

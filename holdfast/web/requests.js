@@ -33,7 +33,7 @@ export class Requests {
   check() {
     const { size } = this.pending
     if (size >= MAX_PENDING || this.#units >= MAX_UNITS) {
-      throw refusal("too_many", `${size} requests with ${this.#units} characters wait for a response: await some first`)
+      throw refusal("too_many", `${size} requests with ${this.#units} characters wait: await some`)
     }
   }
 

@@ -922,6 +922,54 @@ describe("people", () => {
     assert.equal(w.socket.sentOf("presence").length, 1) // a socket needs no renewal
   })
 
+  test("enter again some time after a refusal, until they leave", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const pass = (tens) => {
+      for (; tens > 0; tens--) {
+        w.pass(10_000)
+        w.socket.receive({ type: "ping" }) // else the socket is given up
+      }
+    }
+    const entered = channel.enter({ name: "Ann" })
+    w.socket.refuse("presence", "too_many")
+    await assert.rejects(entered, refusal("too_many"))
+    pass(3)
+    assert.deepEqual(w.socket.sentOf("presence"), [
+      { channel: "c", data: { name: "Ann" } },
+      { channel: "c", data: { name: "Ann" } },
+    ])
+    w.socket.ok("presence")
+    await settled()
+    pass(6)
+    assert.equal(w.socket.sentOf("presence").length, 2)
+    const left = channel.leave()
+    w.socket.refuse("presence", "too_many")
+    await assert.rejects(left, refusal("too_many"))
+    pass(6)
+    assert.equal(w.socket.sentOf("presence").length, 3)
+  })
+
+  test("with SSE renew their lease although the server has refused one renewal", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    await w.source.open()
+    const entered = channel.enter()
+    await settled()
+    await w.http.answer(204)
+    await entered
+    for (const status of [503, 204, 204]) {
+      w.pass(29_000)
+      await w.source.receive({ type: "ping" })
+      w.pass(1_000)
+      await settled()
+      if (status === 204) await w.http.answer(204)
+      else await w.http.answer(503, { code: "busy" })
+    }
+    assert.equal(w.http.calls.length, 4)
+  })
+
   test("do not enter again once they have left or closed the channel", async (t) => {
     const w = world(t)
     const [one, two] = ["one", "two"].map((name) => w.client.channel(name))
@@ -1340,7 +1388,7 @@ describe("the message of an error", () => {
   test("of too many requests names their number and the remedy", async (t) => {
     const channel = world(t).client.channel("c")
     for (let index = 0; index < 500; index++) channel.delete("m").catch(() => {})
-    assert.match(await first(channel.delete("m")), /^500 requests with \d+ characters wait for a response: await some first$/)
+    assert.match(await first(channel.delete("m")), /^500 requests with \d+ characters wait: await some$/)
   })
 
   test("of an append without an offset names the message and the missing argument", async (t) => {
