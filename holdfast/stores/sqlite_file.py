@@ -43,7 +43,7 @@ from holdfast.stores.sqlite_channels import add_channel_sums, add_summaries, beg
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_lock import FILE_MODE, NO_NONCE, FileLock
 from holdfast.stores.sqlite_log import add_log_sums
-from holdfast.stores.sqlite_restored import check_wal, inode_and_nonce, reading
+from holdfast.stores.sqlite_restored import check_wal, has_foreign_wal, inode_and_nonce, reading
 from holdfast.stores.sqlite_sums import damaged, error_code, is_damage
 
 logger = logging.getLogger("holdfast.stores")
@@ -326,6 +326,8 @@ class SqliteFile:
             with reading(self.path, is_immutable=True) as db:
                 self._is_empty(db)
         except sqlite3.Error as error:
+            if is_damage(error) and not has_foreign_wal(self.path):
+                check_wal(self.path, self._lock)  # its own -wal may make the file whole again
             refusal = self.refusal(error)
             if isinstance(refusal, StoreUnusable):  # other problems are reported once the lock is held
                 raise refusal from error
@@ -466,8 +468,8 @@ _ADVICE = {
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; is it a file, and file and directory writable for this user?",
     sqlite3.SQLITE_IOERR: "reading or writing failed; check the disk and the limits on file sizes",
     sqlite3.SQLITE_BUSY: "another process writes to this database; stop it, Holdfast's file is for Holdfast alone",
-    sqlite3.SQLITE_NOTADB: "the file is not a database; name another file, or move this one away",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a backup, or move it away to start with an empty store",
+    sqlite3.SQLITE_NOTADB: "the file is not a database, or its start is damaged; name another one, or restore a backup",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; run `holdfast verify`, which says what helps, or restore a backup",
 }
 
 

@@ -186,6 +186,26 @@ async def test_file_torn_by_a_crash_is_repaired_by_its_wal_once_that_is_kept(pat
         assert await texts(store, "c", "m1") == ["x"]
 
 
+async def test_file_with_a_torn_beginning_and_without_lock_file_is_repaired_by_its_wal_once_that_is_kept(
+    path: Path,
+) -> None:
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "x" * 50_000))  # the file grows, so the -wal has its first page too
+        main, frames = read(path), read(wal(path))
+    for file in (wal(path), lock(path)):
+        file.unlink(missing_ok=True)
+    write(path, bytes(4096) + main[4096:])
+    with pytest.raises(StoreUnusable, match=r"not a database, or its start is damaged; .* restore a backup"):
+        await SqliteStore(path).open()
+    write(wal(path), frames)
+    with pytest.raises(StoreUnusable, match=r"the file itself cannot be read\).*BACKUP.*restore --keep-wal"):
+        await SqliteStore(path).open()
+    assert (read(path), read(wal(path)), lock(path).exists()) == (bytes(4096) + main[4096:], frames, False)
+    keep_wal(path)
+    async with opened(path) as store:
+        assert await texts(store, "c", "m1") == ["x" * 50_000]
+
+
 async def test_wal_of_a_killed_process_is_never_set_aside(path: Path) -> None:
     serial = 0
     for commits in (5, 30):

@@ -223,7 +223,7 @@ async def test_a_torn_file_is_refused(path: Path) -> None:
     async with opened(path) as store:
         await Chat(store).do(create("m1", "x" * 100_000))
     write(path, read(path)[: 5 * 4096])
-    with pytest.raises(StoreUnusable, match="the file is damaged; restore a backup"):
+    with pytest.raises(StoreUnusable, match=r"the file is damaged; run `holdfast verify`.* or restore a backup"):
         await SqliteStore(path).open()
 
 
