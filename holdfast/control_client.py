@@ -14,12 +14,19 @@ from typing import Any
 import msgspec
 
 from holdfast.core.errors import LocalError
+from holdfast.core.model import ChannelSummary
 from holdfast.hub.control import BEAT_S, path_of
+from holdfast.hub.forgetting import Receipt
+from holdfast.hub.importing import Imported
 from holdfast.stores import open_url
 from holdfast.stores.sqlite import SqliteStore
 
 LINE_BYTES = 64 * 1024 * 1024  # far above the largest message
 SILENT_S = 6 * BEAT_S  # a living server sends a line each BEAT_S
+
+
+_VALUES = {"channels": ChannelSummary, "export": str, "forget": Receipt, "import": Imported}  # of others: objects
+_MANY = ("channels", "export")  # calls with any number of values
 
 
 class NotServed(Exception):
@@ -47,8 +54,8 @@ def call(store: Path, name: str, **arguments: object) -> Iterator[Any]:
             ) from None
         try:
             connection.sendall(msgspec.json.encode({"call": name, "arguments": arguments}) + b"\n")
-            yield from _values(connection)
-        except (OSError, msgspec.MsgspecError) as error:
+            yield from _values(connection, name)
+        except (OSError, msgspec.MsgspecError, RecursionError) as error:
             raise LocalError(f"response on control socket {path} is not valid ({error}); check the server") from None
 
 
@@ -60,17 +67,23 @@ def call_at(url: str, name: str, **arguments: object) -> Iterator[Any]:
     yield from call(store.path, name, **arguments)
 
 
-def _values(connection: socket.socket) -> Iterator[Any]:
+def _values(connection: socket.socket, name: str) -> Iterator[Any]:
+    """Yield the values of a response. Raises MsgspecError for one that no hub sends: another program may listen."""
     from holdfast.client.problems import error_of  # imported here, because the import is slow
 
+    found = 0
     with contextlib.closing(connection.makefile("rb")) as lines:
         while True:
             line = msgspec.json.decode(
                 lines.readline(LINE_BYTES) or b'{"error": {"detail": "the server ended"}}', type=dict
             )
             if "error" in line:
-                raise error_of(line["error"])
+                raise error_of(msgspec.convert(line["error"], dict))
             if "end" in line:
+                if found != 1 and name not in _MANY:
+                    raise msgspec.ValidationError(f"it has {found} values in place of one")
                 return
             if "value" in line:
+                msgspec.convert(line["value"], _VALUES.get(name, dict))
+                found += 1
                 yield line["value"]

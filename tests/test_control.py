@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from holdfast import Hub
+from holdfast.cli import main
 from holdfast.control_client import NotServed, call
 from holdfast.core.errors import LocalError
 from holdfast.hub import control
@@ -114,6 +117,36 @@ def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_here(s
         assert (again.returncode, "exists already; name a new file" in again.stderr) == (1, True)
         with pytest.raises(BlockingIOError):
             listening.accept()
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        *(b"hello\n", b"[1]\n", b'{"error":5}\n', b'{"value":5}\n{"end":true}\n', b"[" * 100_000 + b"\n"),
+        b'{"value":{"x":1}}\n{"value":[]}\n{"end":true}\n',
+    ],
+)
+def test_response_of_another_program_is_named(response: bytes, tmp_path: Path) -> None:
+    place = tmp_path / "test.db"
+    place.touch()
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listening:
+        listening.bind(str(path_of(place)))
+        listening.listen()
+        listening.settimeout(PATIENCE_S)
+        for arguments in (
+            *(("inspect",), ("channels",), ("export", "c"), ("forget", "ann"), ("hold", "c", "--reason", "x")),
+            ("backup", str(tmp_path / "new.db")),
+        ):
+            with ThreadPoolExecutor(1) as pool:
+                done = pool.submit(CliRunner().invoke, main, [*arguments, "--store", f"sqlite:///{place}"])
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    with contextlib.suppress(ConnectionError):
+                        connection.sendall(response)
+                    result = done.result(PATIENCE_S)
+            assert (result.exit_code, result.stderr[:6]) == (1, "Error:"), (arguments, result)
+            assert "response on control socket" in result.stderr
 
 
 def test_socket_of_a_killed_process_is_replaced(server: Server, tmp_path: Path) -> None:
