@@ -126,7 +126,7 @@ async def test_damage_is_listed_and_one_check_runs_at_a_time(stored: Hub, tmp_pa
     with contextlib.closing(sqlite3.connect(tmp_path / "hub.db")) as db, db:
         db.execute("UPDATE documents SET version = 7")
         db.execute("PRAGMA writable_schema = ON")
-        db.execute("DELETE FROM sqlite_master WHERE name = 'documents_until'")
+        db.execute("UPDATE sqlite_master SET rootpage = 2 WHERE name = 'documents_until'")
     checking = stored.archive.verify()
     async with contextlib.aclosing(checking), asking(stored) as http:
         assert (await anext(checking)).startswith("store file hub.db is damaged (")
