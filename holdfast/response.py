@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from holdfast.agents.local import LocalWatch
-from holdfast.agents.sources import named_source
+from holdfast.agents.sources import named_source, pipe
 from holdfast.agents.stops import reply_to_stops, until_stopped
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.cursor import Cursor, parse_cursor
@@ -107,7 +107,7 @@ class Answering:
                 stream = self._source() if callable(self._source) else self._source
                 if inspect.isawaitable(stream):
                     stream = await stream
-                await message.pipe(stream, source=self._source_kind, text_field=self._text_field)
+                await pipe(message, stream, source=self._source_kind, text_field=self._text_field, option="source_kind")
         except HoldfastError as error:
             logger.warning("the answer %s ended early: %s", self._writer.id, error)
         except Exception:
@@ -286,15 +286,27 @@ class TurnFrames:
 def check_source(source: object, source_kind: str | None, text_field: str | None) -> None:
     """Raise LocalError unless `source` may be a stream, or a function that returns one, and its options fit."""
     named_source(source_kind, text_field, option="source_kind")
-    is_response = isinstance(source, Response)  # an ASGI app, so it is callable too
+    what = _response_of(source)  # a response is an ASGI app, so it is callable too
     attributes = ("__call__", "__aiter__", "__iter__", "__await__", "__aenter__", "__enter__")
-    if is_response or not any(hasattr(source, name) for name in attributes):
-        what = f"a {type(source).__name__}" if is_response else shown(source)
-        remedy = "the generator that the response wraps" if is_response else "an async generator or its function"
+    if what or not any(hasattr(source, name) for name in attributes):
+        remedy = "the generator that the response wraps" if what else "an async generator or its function"
         raise LocalError(
-            f"source must be a stream, or a function that returns one, got {what}; pass {remedy}, as in "
-            "stream_response(channel, events)"
+            f"source must be a stream, or a function that returns one, got {what or shown(source)}; pass {remedy}, as "
+            "in stream_response(channel, events)"
         )
+
+
+def _response_of(source: object) -> str | None:
+    """Return the words for `source` if it is a response, or a function whose annotation says that it returns one."""
+    if isinstance(source, Response):
+        return f"a {type(source).__name__}"
+    if isinstance(source, type):
+        return f"the class {source.__name__}" if issubclass(source, Response) else None
+    returned = getattr(source, "__annotations__", {}).get("return")
+    name = str(getattr(returned, "__name__", returned)).rpartition(".")[2]  # a text in modules that delay annotations
+    if not (name.endswith("Response") and callable(source)):
+        return None
+    return f"the function {shown(getattr(source, '__name__', 'source'))} that returns a {name}"
 
 
 def check_style(style: object, end_frame: object) -> None:

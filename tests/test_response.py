@@ -14,7 +14,8 @@ from fastapi.responses import StreamingResponse
 
 from holdfast import Hub
 from holdfast.agents.ids import reply_id
-from holdfast.core.errors import IdConflict, LocalError
+from holdfast.agents.writer import AgentWriter
+from holdfast.core.errors import HoldfastError, IdConflict, LocalError
 from holdfast.core.requests import Caller, CreateMessage
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -413,18 +414,81 @@ def test_unusable_option_is_refused_before_the_stream_starts(options: dict[str, 
         new_hub().stream_response("chat:1", framed, **options)
 
 
+def wrapped() -> StreamingResponse:
+    return StreamingResponse(framed())
+
+
+async def wrapped_later() -> StreamingResponse:
+    return wrapped()
+
+
 @pytest.mark.parametrize(
     ("source", "detail"),
     [
         (StreamingResponse(framed()), "got a StreamingResponse; pass the generator that the response wraps"),
         (None, "got None; pass an async generator or its function"),
         (5, "got 5; pass an async generator"),
+        (StreamingResponse, "got the class StreamingResponse; pass the generator that the response wraps"),
+        (wrapped, "got the function 'wrapped' that returns a StreamingResponse; pass the generator that the response"),
+        (wrapped_later, "got the function 'wrapped_later' that returns a StreamingResponse; pass the generator"),
     ],
 )
 def test_source_that_is_no_stream_is_refused_at_the_call(source: object, detail: str) -> None:
     with pytest.raises(LocalError, match="source must be a stream") as refused:
         new_hub().stream_response("chat:1", source)
     assert detail in refused.value.detail
+
+
+async def test_function_that_returns_a_response_ends_the_answer_with_the_remedy(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = new_hub()
+    app = FastAPI()
+    hub.install(app, "/holdfast")
+    app.add_api_route("/chat", lambda: hub.stream_response("chat:1", lambda: wrapped(), reply_id="m"))
+    async with serving(hub, app) as served:
+        await served.http.get("/chat")
+        assert (await hub.read("chat:1", "m"))[0].status == "failed"
+    assert "got StreamingResponse; pass the generator that the response wraps" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stream", "detail"),
+    [
+        (StreamingResponse(framed()), "got StreamingResponse; pass the generator that the response wraps"),
+        (framed, "got function; call it: pipe(framed())"),
+        (5, "got int"),
+    ],
+)
+async def test_stream_that_is_none_is_refused_by_pipe(stream: object, detail: str) -> None:
+    hub = new_hub()
+    with pytest.raises(LocalError, match="stream must be an iterator") as refused:
+        async with hub.message("chat:1") as message:
+            assert isinstance(message, AgentWriter)
+            await message.pipe(stream)
+    assert refused.value.detail.endswith(detail)
+    await hub.close()
+
+
+@pytest.mark.parametrize(
+    ("items", "remedy"),
+    [([object()], "name it: {} is one of text, "), (["data: a\n\n", "prose"], "for plain text pass {}='text'")],
+)
+async def test_error_of_a_stream_names_the_option_of_its_call(
+    caplog: pytest.LogCaptureFixture, items: list[object], remedy: str
+) -> None:
+    hub = new_hub()
+    with pytest.raises(HoldfastError) as refused:
+        async with hub.message("chat:1") as message:
+            assert isinstance(message, AgentWriter)
+            await message.pipe(items)
+    assert remedy.format("source") in refused.value.detail
+    app = FastAPI()
+    hub.install(app, "/holdfast")
+    app.add_api_route("/chat", lambda: hub.stream_response("chat:1", lambda: iter(items)))
+    async with serving(hub, app) as served:
+        await served.http.get("/chat")
+    assert remedy.format("source_kind") in caplog.text
 
 
 async def test_eventsource_that_reconnects_after_the_end_begins_no_second_answer() -> None:

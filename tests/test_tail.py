@@ -84,6 +84,17 @@ async def test_tail_prints_messages_as_they_grow(served: Served) -> None:
     await stop(served, screen, running)
 
 
+async def test_tail_takes_the_url_of_the_websocket(served: Served) -> None:
+    await served.hub.create("c", role="user", author="ann", text="Why?")
+    screen = Screen()
+    url = f"ws://{served.host}:{served.port}"
+    running = asyncio.ensure_future(
+        asyncio.to_thread(follow, url, "c", out=screen, notices=io.StringIO(), since=None, history=10)
+    )
+    await served.until(lambda: screen.getvalue().endswith("Why?"))
+    await stop(served, screen, running)
+
+
 async def test_tail_resumes_after_a_given_cursor(served: Served) -> None:
     await served.hub.create("c", role="user", author="ann", text="old")
     since = str((await served.hub.info("c")).cursor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
-from holdfast.agents.sources import Piped, pipe
+from holdfast.agents.sources import Piping, begin_pipe
 from holdfast.core.errors import Deleted, IdConflict
 from holdfast.core.model import Message
 from holdfast.hub.writer import MessageWriter
@@ -20,9 +20,12 @@ class AgentWriter(MessageWriter):
     is_begun = False  # True: the beginning of the message is stored
     spare_id: Callable[[], str] | None = None
 
-    async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:
-        """Write all of a model's stream into this message, as `holdfast.agents.sources.pipe` does."""
-        return await pipe(self, stream, source=source, text_field=text_field)
+    def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piping:
+        """Write all of a model's stream into this message, as `holdfast.agents.sources.pipe` does.
+
+        The block fails if a call was not awaited: its text would be missing.
+        """
+        return begin_pipe(self, stream, source=source, text_field=text_field)
 
     async def open(self) -> Self:
         """Store the beginning of the message (`MessageWriter.open`)."""

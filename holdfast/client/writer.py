@@ -44,7 +44,7 @@ from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMes
 from holdfast.portal import retrieve_exception
 
 if TYPE_CHECKING:
-    from holdfast.agents.sources import Piped
+    from holdfast.agents.sources import Piping
 
 logger = logging.getLogger("holdfast.client")
 
@@ -101,7 +101,7 @@ class RemoteWriter(OutgoingProperties):
             when_lost=self._lease_lost,
         )
         self._created = 0  # serial of the message's create
-        self._called = self._awaited = 0
+        self._appends = self.unawaited_pipes = 0
         self._reads = 0  # number of the latest read of the message, so that results of earlier ones are ignored
         self._failures = 0  # number of failures in a row
         self._timer: asyncio.TimerHandle | None = None  # timer of the next try after a failure
@@ -129,11 +129,11 @@ class RemoteWriter(OutgoingProperties):
         `timeout_s`; accepted content is kept and sent later. Half a surrogate pair at the end of `text` is held back
         and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
         """
-        self._called += 1
+        self._appends += 1
         return self._append(text, part)
 
     async def _append(self, text: str, part: int | None) -> None:
-        self._awaited += 1
+        self._appends -= 1
         self._outgoing.accept_text(text, part)
         await self._accepted()
 
@@ -143,11 +143,11 @@ class RemoteWriter(OutgoingProperties):
         await self._accepted()
         return position
 
-    async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:
-        """Write a model's stream into this message, as `holdfast.agents.sources.pipe` does."""
-        from holdfast.agents.sources import pipe  # imported here: clients that only watch do not need the sources
+    def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piping:
+        """Write a model's stream into this message, as `holdfast.agents.sources.pipe` does. Await it, as `append`."""
+        from holdfast.agents.sources import begin_pipe  # imported here: clients that only watch need no sources
 
-        return await pipe(self, stream, source=source, text_field=text_field)
+        return begin_pipe(self, stream, source=source, text_field=text_field)
 
     async def update(self, *, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""

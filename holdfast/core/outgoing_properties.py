@@ -16,15 +16,15 @@ from holdfast.core.outgoing import Outgoing
 
 
 class OutgoingProperties:
-    """Properties of both writers, and the checks of their use: `async with`, and `await` for each `append`."""
+    """Properties of both writers, and the checks of their use: `async with`, and `await` at `append` and `pipe`."""
 
-    __slots__ = ("_awaited", "_called", "_outgoing")
+    __slots__ = ("_appends", "_outgoing", "unawaited_pipes")
 
     made_by: ClassVar[str]  # the object whose method `message` returns this writer
 
     _outgoing: Outgoing
-    _called: int  # number of calls of `append`
-    _awaited: int  # number of awaited calls of `append`
+    _appends: int  # number of calls of `append` that were not awaited
+    unawaited_pipes: int  # number of calls of `pipe` that were not awaited
 
     @property
     def id(self) -> str:
@@ -74,15 +74,17 @@ class OutgoingProperties:
             raise AssertionError("the block was never entered")
 
     def _not_awaited(self) -> LocalError | None:
-        """Return an error if the text of a call of `append` is missing, because the call was not awaited."""
-        missing = self._called - self._awaited
+        """Return an error if the text of a call of `append` or `pipe` is missing, because the call was not awaited."""
+        call, missing = "append(text)", self._appends
+        if missing <= 0:
+            call, missing = "pipe(stream)", self.unawaited_pipes
         if missing <= 0:
             return None
-        self._awaited = self._called
+        self._appends = self.unawaited_pipes = 0
         times = "once" if missing == 1 else f"{missing} times"
         return LocalError(
-            f"the append to message {self.id!r} was called {times} without await, so its text is missing; "
-            "write `await message.append(text)`"
+            f"the {call.partition('(')[0]} to message {self.id!r} was called {times} without await, so its text is "
+            f"missing; write `await message.{call}`"
         )
 
 

@@ -19,6 +19,10 @@ from holdfast.core.errors import LocalError, shown
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 MAX_CHARACTERS = 300  # longer text is refused before it is parsed; a host name has at most 253 characters
 _PORTS = {"http": 80, "https": 443}
+_PAGES = {
+    "ws": "http",
+    "wss": "https",
+}  # the schemes of pages, by those of their WebSockets
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9_][a-z0-9_.-]*))(?::([0-9]{1,5}))?", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _EXAMPLE = '"https://app.example"'
@@ -112,7 +116,7 @@ def check_public_origin(given: str | None) -> str | None:
 
 def _check_origin(given: object, what: str, *, example: str) -> Origin:
     origin = parse_origin(given) if isinstance(given, str) else None
-    if origin is None or given != _normal(origin):
+    if origin is None or given != _normal(origin) or origin.scheme in _PAGES:
         raise LocalError(f"{what} {example}, got {shown(given)}{_advice(given)}")
     return origin
 
@@ -127,8 +131,10 @@ def _advice(given: object) -> str:
         return ""
     if not separator:
         scheme = "http" if host.is_local else "https"
-    meant = parse_origin(_normal(Origin(scheme.lower(), host.name, host.port)))
-    return f"; write {shown(_normal(meant))}" if meant is not None else ""
+    scheme = scheme.lower()
+    why = ": the origin of a page's WebSocket is the page's own" if scheme in _PAGES else ""
+    meant = parse_origin(_normal(Origin(_PAGES.get(scheme, scheme), host.name, host.port)))
+    return f"; write {shown(_normal(meant))}{why}" if meant is not None else ""
 
 
 def _normal(origin: Origin) -> str:

@@ -93,7 +93,7 @@ class MessageWriter(OutgoingProperties):
         self._live: Channel | None = None
         self._trouble: HoldfastError | None = None  # the error while the store fails, else None
         self._waiters: list[asyncio.Future[None]] = []
-        self._called = self._awaited = 0
+        self._appends = self.unawaited_pipes = 0
         self._retry: asyncio.TimerHandle | None = None
 
     # -- public ------------------------------------------------------------------------------------------------
@@ -106,11 +106,11 @@ class MessageWriter(OutgoingProperties):
         Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text` is
         held back and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
         """
-        self._called += 1
+        self._appends += 1
         return self._append(text, part)
 
     async def _append(self, text: str, part: int | None) -> None:
-        self._awaited += 1
+        self._appends -= 1
         outgoing = self._outgoing
         outgoing.accept_text(text, part)
         if not self._is_waiting:

@@ -50,6 +50,18 @@ async def test_append_without_await_fails_the_block(hub: Hub, client: Client, co
     assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
 
 
+async def test_pipe_without_await_fails_the_block(hub: Hub, client: Client) -> None:
+    with pytest.raises(
+        LocalError, match=r"the pipe to message 'm' .* once without await.*`await message\.pipe\(stream\)`"
+    ):
+        async with client.message("c", id="m") as message:
+            message.pipe(["one"]).close()
+    assert (await hub.read("c", "m"))[0].status == "failed"
+    async with client.message("c", id="n") as message:
+        await message.pipe(["one"])
+    assert (await hub.read("c", "n"))[0].text == "one"
+
+
 async def test_finish_reports_an_append_without_await(hub: Hub, client: Client) -> None:
     with pytest.raises(LocalError, match="without await"):
         async with client.message("c", id="m") as message:

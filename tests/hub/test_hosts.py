@@ -105,6 +105,8 @@ MISTAKES: list[tuple[Any, str]] = [
     (["HTTPS://App.example"], "write 'https://app.example'"),
     (["https://*.app.example"], "got 'https://*.app.example'"),
     (["null"], "got 'null'"),
+    (["ws://localhost:3000"], "write 'http://localhost:3000': the origin of a page's WebSocket is the page's"),
+    (["wss://app.example"], "write 'https://app.example': the origin"),
     ([b"https://app.example"], "got 19 bytes"),
     (7, "an object of type int: 7"),
 ]

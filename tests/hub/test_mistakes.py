@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from holdfast import Hub, Identity, allow_everyone
+from holdfast.agents.writer import AgentWriter
 from holdfast.core.errors import LocalError
 
 # Settings ---------------------------------------------------------------------------------------------------------
@@ -163,8 +164,8 @@ def test_message_in_a_plain_with_is_refused_with_the_remedy() -> None:
         pass
 
 
-def forget(append: Coroutine[Any, Any, None]) -> None:
-    """Drop an append without awaiting it, and without Python's own warning."""
+def forget(append: Coroutine[Any, Any, object]) -> None:
+    """Drop an append or a pipe without awaiting it, and without Python's own warning."""
     append.close()
 
 
@@ -182,6 +183,24 @@ async def test_append_without_await_fails_the_block(count: int, times: str) -> N
     )
     stored, _ = await hub.read("chat:1", "m")
     assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
+    await hub.close()
+
+
+async def test_pipe_without_await_fails_the_block() -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    with pytest.raises(LocalError) as raised:
+        async with hub.message("chat:1", id="m") as message:
+            assert isinstance(message, AgentWriter)
+            forget(message.pipe(words()))
+    assert raised.value.detail == (
+        "the pipe to message 'm' was called once without await, so its text is missing; "
+        "write `await message.pipe(stream)`"
+    )
+    assert (await hub.read("chat:1", "m"))[0].status == "failed"
+    async with hub.message("chat:1", id="n") as message:
+        assert isinstance(message, AgentWriter)
+        await message.pipe(words())
+    assert (await hub.read("chat:1", "n"))[0].text == "word"
     await hub.close()
 
 

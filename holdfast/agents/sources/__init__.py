@@ -10,6 +10,8 @@ lists the result of each event.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from holdfast.agents.backend import Writer
 from holdfast.agents.sources.errors import UpstreamEnded, UpstreamError, malformed
 from holdfast.agents.sources.recognise import SOURCES, by_first_event, by_stream
@@ -17,33 +19,40 @@ from holdfast.agents.sources.sse_text import SSEText
 from holdfast.agents.sources.text import PlainText
 from holdfast.agents.sources.upstream import Upstream
 from holdfast.agents.sources.vocabulary import Source
-from holdfast.agents.sources.writing import Piped, ToolCall, Writing
+from holdfast.agents.sources.writing import Piped, Piping, ToolCall, Writing
 from holdfast.core.errors import HoldfastError, LocalError, shown
 
-__all__ = ["SOURCES", "Piped", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
+__all__ = ["SOURCES", "Piped", "Piping", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 
 
-async def pipe(writer: Writer, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piped:
+async def pipe(
+    writer: Writer,
+    stream: object,
+    *,
+    source: str | None = None,
+    text_field: str | None = None,
+    option: str = "source",
+) -> Piped:
     """Write all of `stream` into the message of `writer`; returns a summary of the written content.
 
-    `stream` is the result of an SDK's streamed call, awaited or not, entered or not, async or blocking; or an
-    iterator of text. `source` names its kind if its shape does not (`SOURCES`); `text_field` names the field with the
-    text in the JSON objects of server-sent events (`a.0.b` is a field of an item of a field). The message is not
-    finished. Raises UpstreamEnded if the stream ended before the provider's own end, UpstreamError if the provider
-    reported an error or sent malformed data, LocalError if `stream` is not a stream, and the writer's errors. In each
-    case the stream is closed before this returns; the app's own exceptions (of its tools, its generators) pass
-    unchanged.
+    `stream` is the result of an SDK's streamed call, awaited or not, entered or not, async or blocking; or an iterator
+    of text. `source` names its kind if its shape does not (`SOURCES`); `text_field` names the field with the text in
+    the JSON objects of server-sent events (`a.0.b` is a field of an item of a field). Error messages call the argument
+    `source` by the name of the caller's own, `option`. The message is not finished. Raises UpstreamEnded if the stream
+    ended before the provider's own end, UpstreamError if the provider reported an error or sent malformed data,
+    LocalError if `stream` is not a stream, and the writer's errors. In each case the stream is closed before this
+    returns; the app's own exceptions (of its tools, its generators) pass unchanged.
     """
     writing = Writing(writer)
     upstream = Upstream(stream)
-    chosen = named_source(source, text_field) or by_stream(stream)
+    chosen = named_source(source, text_field, option=option) or by_stream(stream)
     try:
         await upstream.open()
         chosen = chosen or by_stream(upstream.stream)
         events = upstream.events(chosen.events(upstream.stream) if chosen is not None else upstream.stream)
         async for event in events:
             if chosen is None:
-                chosen = by_first_event(event)
+                chosen = by_first_event(event, option)
             await _write(writing, chosen, event)
         if chosen is not None:
             for edit in chosen.end():
@@ -60,17 +69,34 @@ async def pipe(writer: Writer, stream: object, *, source: str | None = None, tex
     return writing.piped()
 
 
+class CountingWriter(Writer, Protocol):
+    """A writer that counts the calls of its method `pipe` that were not awaited."""
+
+    unawaited_pipes: int
+
+
+def begin_pipe(writer: CountingWriter, stream: object, *, source: str | None, text_field: str | None) -> Piping:
+    """Return the coroutine of `pipe`, which `writer` counts until it is awaited."""
+    writer.unawaited_pipes += 1
+
+    async def run() -> Piped:
+        writer.unawaited_pipes -= 1
+        return await pipe(writer, stream, source=source, text_field=text_field)
+
+    return run()
+
+
 def named_source(source: str | None, text_field: str | None, *, option: str = "source") -> Source | None:
     """Return the source that the caller has named with `option`, or None. Raises LocalError for a wrong value."""
     if source is not None and (not isinstance(source, str) or source not in SOURCES):
         raise LocalError(f"{option} must be one of {', '.join(SOURCES)}, got {shown(source)}")
-    if text_field is None:
+    if text_field is None and source != SSEText.name:
         return SOURCES[source]() if source is not None else None
     if source not in (None, SSEText.name):
         raise LocalError(f"text_field is for server-sent events; with {option}={source!r} leave it out")
-    if not isinstance(text_field, str) or not text_field:
+    if text_field is not None and (not isinstance(text_field, str) or not text_field):
         raise LocalError(f'text_field must be the name of a field, such as "text", got {shown(text_field)}')
-    return SSEText(text_field)
+    return SSEText(text_field, option=option)
 
 
 async def _write(writing: Writing, source: Source, event: object) -> None:

@@ -59,15 +59,15 @@ def by_stream(stream: object) -> Source | None:
     return None
 
 
-def by_first_event(event: object) -> Source:
-    """Return the source whose events have the form of `event`. Raises LocalError if there is none."""
+def by_first_event(event: object, option: str = "source") -> Source:
+    """Return the source whose events have the form of `event`. Raises LocalError, with `option`, if there is none."""
     kind = _kind_of(event)
     if kind is SSEText:
-        return SSEText(is_certain=not isinstance(event, str))
+        return SSEText(is_certain=not isinstance(event, str), option=option)
     if kind is None:
         raise LocalError(
-            f"stream of {type(event).__name__} items is not of a known source; name it, source= of pipe or "
-            f"source_kind= of stream_response is one of {', '.join(SOURCES)}"
+            f"stream of {type(event).__name__} items is not of a known source; name it: {option} is one of "
+            f"{', '.join(SOURCES)}"
         )
     return kind()
 

@@ -105,7 +105,9 @@ class FrameReader:
 class SSEText(Source):
     name = "sse"
 
-    def __init__(self, text_field: str | None = None, *, is_certain: bool = True) -> None:
+    def __init__(self, text_field: str | None = None, *, is_certain: bool = True, option: str = "source") -> None:
+        """Read frames; `option` is the name of the caller's option for the kind of the stream."""
+        self._option = option
         self._path = text_field.split(".") if text_field else None
         self._reader = FrameReader()
         # the items until the first complete frame; None: certain that these are frames
@@ -160,7 +162,7 @@ class SSEText(Source):
             if self._before is None:
                 raise malformed(
                     "a line of the stream is not a field of a server-sent event such as `data:`; for plain text pass "
-                    "source='text' to pipe, or source_kind='text' to stream_response"
+                    f"{self._option}='text'"
                 ) from None
             self._is_text = True
             yield Add("text", "".join(self._before))

@@ -60,9 +60,12 @@ class Upstream:
         elif hasattr(events, "__iter__"):
             self._iterator = Threaded(events)
         else:
-            raise LocalError(
-                f"stream must be an iterator, an awaitable or a context manager of one, got {type(events).__name__}"
-            )
+            what = type(events).__name__
+            if hasattr(events, "body_iterator"):
+                what += "; pass the generator that the response wraps"
+            elif inspect.isroutine(events):
+                what += f"; call it: pipe({events.__name__}())"
+            raise LocalError(f"stream must be an iterator, an awaitable or a context manager of one, got {what}")
         return self._iterator
 
     async def finish(self) -> None:

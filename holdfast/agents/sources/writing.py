@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Hashable
+from collections.abc import Coroutine, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from holdfast.agents.backend import Writer
@@ -54,6 +55,9 @@ class Piped:
     usage: dict[str, int] = field(default_factory=dict)
     tool_calls: list[ToolCall] = field(default_factory=list)
     model: str | None = None
+
+
+Piping = Coroutine[Any, Any, Piped]
 
 
 @dataclass(slots=True)
