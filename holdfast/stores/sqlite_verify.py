@@ -61,7 +61,7 @@ _DOCUMENTS = tuple(
 def verify(path: Path) -> Iterator[str]:
     """Yield one line for each damaged part of the store. Raises StoreUnusable if the file cannot be read at all."""
     with reading_store(path) as db:
-        remedy = "if no message is named below, run `holdfast compact`"
+        remedy = "if no message is named below, run `holdfast compact`; if that fails, restore a backup"
         try:
             check(db, path, kind="store file", remedy=remedy)
         except StoreUnusable as error:

@@ -401,7 +401,8 @@ async def test_damaged_list_of_free_slots_costs_free_space_only(
         damage()
         checked = CliRunner().invoke(main, ["verify", "--store", f"sqlite:///{path}"])
         assert re.fullmatch(
-            r"store file \S+ is damaged \(.*\n?.*\); if no message is named below, run `holdfast compact`\n"
+            r"store file \S+ is damaged \(.*\n?.*\); if no message is named below, "
+            r"run `holdfast compact`; if that fails, restore a backup\n"
             r"\S+: 1 damaged\n",
             checked.output,
         )
