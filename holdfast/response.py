@@ -303,10 +303,11 @@ def _response_of(source: object) -> str | None:
     if isinstance(source, type):
         return f"the class {source.__name__}" if issubclass(source, Response) else None
     returned = getattr(source, "__annotations__", {}).get("return")
-    name = str(getattr(returned, "__name__", returned)).rpartition(".")[2]  # a text in modules that delay annotations
-    if not (name.endswith("Response") and callable(source)):
+    if isinstance(returned, str):  # in modules that delay annotations
+        returned = getattr(source, "__globals__", {}).get(returned)
+    if not (isinstance(returned, type) and issubclass(returned, Response)):
         return None
-    return f"the function {shown(getattr(source, '__name__', 'source'))} that returns a {name}"
+    return f"the function {shown(getattr(source, '__name__', 'source'))} that returns a {returned.__name__}"
 
 
 def check_style(style: object, end_frame: object) -> None:

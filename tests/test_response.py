@@ -17,6 +17,7 @@ from holdfast.agents.ids import reply_id
 from holdfast.agents.writer import AgentWriter
 from holdfast.core.errors import HoldfastError, IdConflict, LocalError
 from holdfast.core.requests import Caller, CreateMessage
+from holdfast.response import check_source
 from tests.transports.conftest import Served, new_hub, serving
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
@@ -437,6 +438,17 @@ def test_source_that_is_no_stream_is_refused_at_the_call(source: object, detail:
     with pytest.raises(LocalError, match="source must be a stream") as refused:
         new_hub().stream_response("chat:1", source)
     assert detail in refused.value.detail
+
+
+def test_function_that_returns_the_response_of_a_provider_is_a_source() -> None:
+    class ModelResponse:
+        """A provider's stream."""
+
+    def ask() -> ModelResponse:
+        return ModelResponse()
+
+    ask.__annotations__["return"] = ModelResponse
+    check_source(ask, None, None)
 
 
 async def test_function_that_returns_a_response_ends_the_answer_with_the_remedy(

@@ -101,7 +101,7 @@ class RemoteWriter(OutgoingProperties):
             when_lost=self._lease_lost,
         )
         self._created = 0  # serial of the message's create
-        self._appends = self.unawaited_pipes = 0
+        self._appends, self.unawaited_pipes = 0, []
         self._reads = 0  # number of the latest read of the message, so that results of earlier ones are ignored
         self._failures = 0  # number of failures in a row
         self._timer: asyncio.TimerHandle | None = None  # timer of the next try after a failure

@@ -8,7 +8,7 @@ members. Wording may change freely.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.core.errors import HoldfastError, LocalError, public_reason
 from holdfast.core.model import Json
@@ -24,7 +24,7 @@ class OutgoingProperties:
 
     _outgoing: Outgoing
     _appends: int  # number of calls of `append` that were not awaited
-    unawaited_pipes: int  # number of calls of `pipe` that were not awaited
+    unawaited_pipes: list[Any]  # the coroutines of calls of `pipe` that have not begun
 
     @property
     def id(self) -> str:
@@ -77,10 +77,12 @@ class OutgoingProperties:
         """Return an error if the text of a call of `append` or `pipe` is missing, because the call was not awaited."""
         call, missing = "append(text)", self._appends
         if missing <= 0:
-            call, missing = "pipe(stream)", self.unawaited_pipes
+            # one without a frame was closed: its task was cancelled before it began
+            call, missing = "pipe(stream)", sum(one.cr_frame is not None for one in self.unawaited_pipes)
         if missing <= 0:
             return None
-        self._appends = self.unawaited_pipes = 0
+        self._appends = 0
+        self.unawaited_pipes.clear()
         times = "once" if missing == 1 else f"{missing} times"
         return LocalError(
             f"the {call.partition('(')[0]} to message {self.id!r} was called {times} without await, so its text is "

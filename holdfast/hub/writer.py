@@ -93,7 +93,7 @@ class MessageWriter(OutgoingProperties):
         self._live: Channel | None = None
         self._trouble: HoldfastError | None = None  # the error while the store fails, else None
         self._waiters: list[asyncio.Future[None]] = []
-        self._appends = self.unawaited_pipes = 0
+        self._appends, self.unawaited_pipes = 0, []
         self._retry: asyncio.TimerHandle | None = None
 
     # -- public ------------------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ async def test_pipe_without_await_fails_the_block(hub: Hub, client: Client) -> N
         LocalError, match=r"the pipe to message 'm' .* once without await.*`await message\.pipe\(stream\)`"
     ):
         async with client.message("c", id="m") as message:
-            message.pipe(["one"]).close()
+            call = message.pipe(["one"])
+    call.close()
     assert (await hub.read("c", "m"))[0].status == "failed"
     async with client.message("c", id="n") as message:
         await message.pipe(["one"])

@@ -191,7 +191,8 @@ async def test_pipe_without_await_fails_the_block() -> None:
     with pytest.raises(LocalError) as raised:
         async with hub.message("chat:1", id="m") as message:
             assert isinstance(message, AgentWriter)
-            forget(message.pipe(words()))
+            call = message.pipe(words())
+    call.close()
     assert raised.value.detail == (
         "the pipe to message 'm' was called once without await, so its text is missing; "
         "write `await message.pipe(stream)`"
@@ -201,6 +202,17 @@ async def test_pipe_without_await_fails_the_block() -> None:
         assert isinstance(message, AgentWriter)
         await message.pipe(words())
     assert (await hub.read("chat:1", "n"))[0].text == "word"
+    await hub.close()
+
+
+async def test_pipe_that_is_cancelled_before_it_begins_is_not_missing() -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    async with hub.message("chat:1", id="m") as message:
+        assert isinstance(message, AgentWriter)
+        call = asyncio.create_task(message.pipe(words()))
+        call.cancel()
+        await asyncio.wait([call])
+    assert (await hub.read("chat:1", "m"))[0].status == "complete"
     await hub.close()
 
 

@@ -10,7 +10,7 @@ lists the result of each event.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from holdfast.agents.backend import Writer
 from holdfast.agents.sources.errors import UpstreamEnded, UpstreamError, malformed
@@ -69,21 +69,22 @@ async def pipe(
     return writing.piped()
 
 
-class CountingWriter(Writer, Protocol):
-    """A writer that counts the calls of its method `pipe` that were not awaited."""
+class KeepingWriter(Writer, Protocol):
+    """A writer that keeps the calls of its method `pipe` until they begin."""
 
-    unawaited_pipes: int
+    unawaited_pipes: list[Any]
 
 
-def begin_pipe(writer: CountingWriter, stream: object, *, source: str | None, text_field: str | None) -> Piping:
-    """Return the coroutine of `pipe`, which `writer` counts until it is awaited."""
-    writer.unawaited_pipes += 1
+def begin_pipe(writer: KeepingWriter, stream: object, *, source: str | None, text_field: str | None) -> Piping:
+    """Return the coroutine of `pipe`, which `writer` keeps until it is awaited."""
 
     async def run() -> Piped:
-        writer.unawaited_pipes -= 1
+        writer.unawaited_pipes.remove(call)
         return await pipe(writer, stream, source=source, text_field=text_field)
 
-    return run()
+    call = run()
+    writer.unawaited_pipes.append(call)
+    return call
 
 
 def named_source(source: str | None, text_field: str | None, *, option: str = "source") -> Source | None:
