@@ -32,6 +32,7 @@ from holdfast.stores.sqlite_file import CHECKSUMS
 from holdfast.stores.sqlite_lock import FILE_MODE, FileLock, locked
 from holdfast.stores.sqlite_reader import check, check_header
 from holdfast.stores.sqlite_restored import BACKUP, has_foreign_wal, read_life, reading, sync, wal_of
+from holdfast.stores.sqlite_sums import tolerant_text
 
 STEP_PAGES = 64
 # Time between two syncs of a growing copy. Without them, its one large sync at the end held up the commits: with 2,500
@@ -141,6 +142,7 @@ def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:
     """
     try:
         with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as db:
+            db.text_factory = tolerant_text
             db.execute("PRAGMA journal_mode = DELETE")  # a backup has no -wal
             db.execute("UPDATE life SET inode = ?", (f"{BACKUP} {secrets.token_hex(8)}",))
             if is_new:

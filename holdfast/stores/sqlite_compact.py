@@ -29,7 +29,7 @@ from holdfast.stores.sqlite_lock import FileLock
 from holdfast.stores.sqlite_log import CommitLog
 from holdfast.stores.sqlite_migration import prepare
 from holdfast.stores.sqlite_restored import read_life, reading, sync, wal_of
-from holdfast.stores.sqlite_sums import opened, sealed
+from holdfast.stores.sqlite_sums import opened, sealed, tolerant_text
 
 BUSY_S = 5.0
 _NEEDED_TEXTS = "SELECT id, body FROM old.texts WHERE id IN (SELECT slot FROM old.pieces) ORDER BY id"
@@ -112,6 +112,7 @@ def _check_settled(path: Path, lock: FileLock) -> None:
 def _fill(copy: Path, place: Path) -> str:
     """Copy the needed rows of the file `place` into `copy`, and check the copy. Returns its nonce."""
     with contextlib.closing(sqlite3.connect(copy, isolation_level=None, uri=True)) as db:
+        db.text_factory = tolerant_text
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         db.execute("PRAGMA journal_mode = OFF")
         db.execute("PRAGMA synchronous = OFF")  # the caller syncs the whole file
@@ -127,7 +128,8 @@ def _fill(copy: Path, place: Path) -> str:
             if not is_index:
                 db.execute(sql)
                 if name not in ("free", "texts", "log"):
-                    db.execute(f'INSERT INTO main."{name}" SELECT * FROM old."{name}"')
+                    # the WHERE makes SQLite build each index anew; without one it copies those of the old file
+                    db.execute(f'INSERT INTO main."{name}" SELECT * FROM old."{name}" WHERE 1')
         db.execute(f"INSERT INTO main.texts {_NEEDED_TEXTS}")
         slots = _needed_log(place)
         db.executemany("INSERT INTO main.log VALUES (?, ?)", _log_rows(db, slots))
@@ -140,6 +142,7 @@ def _fill(copy: Path, place: Path) -> str:
         nonce = new_nonce()
         db.execute("UPDATE main.life SET inode = ?", (f"{copy.stat().st_ino} {nonce}",))
         db.execute("COMMIT")
+        db.text_factory = bytes  # an exact comparison, also of text that is no UTF-8
         _compare(db, [name for is_index, name, _ in made if not is_index], slots)
     return nonce
 
@@ -178,8 +181,8 @@ def _compare(db: sqlite3.Connection, tables: list[str], slots: list[int]) -> Non
         if any(new != old for new, old in pairs):
             raise StoreUnavailable(f"compacted copy has other rows in its table {name} than the file; check the disk")
     (found,) = db.execute("PRAGMA main.integrity_check(1)").fetchone()
-    if found != "ok":
-        raise StoreUnavailable(f"compacted copy is damaged ({found}); check the disk")
+    if found != b"ok":
+        raise StoreUnavailable(f"compacted copy is damaged ({found!r}); check the disk")
 
 
 def _swap(copy: Path, place: Path, lock: FileLock, nonce: str) -> None:

@@ -44,7 +44,7 @@ from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_lock import FILE_MODE, NO_NONCE, FileLock
 from holdfast.stores.sqlite_log import add_log_sums
 from holdfast.stores.sqlite_restored import check_wal, has_foreign_wal, inode_and_nonce, reading
-from holdfast.stores.sqlite_sums import damaged, error_code, is_damage
+from holdfast.stores.sqlite_sums import damaged, error_code, is_damage, tolerant_text
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -254,6 +254,7 @@ class SqliteFile:
             # keeps its mode.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
+        db.text_factory = tolerant_text
         is_new = self._is_empty(db)
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = NONE")

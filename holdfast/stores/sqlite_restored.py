@@ -22,6 +22,7 @@ from typing import NamedTuple
 from holdfast.core.document import DAMAGE
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_lock import NO_NONCE, FileLock
+from holdfast.stores.sqlite_sums import tolerant_text
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -49,6 +50,7 @@ def reading(path: Path, *, is_immutable: bool = False) -> Iterator[sqlite3.Conne
     """Open a connection that cannot write. With `is_immutable` it reads the file itself, without its `-wal`."""
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if is_immutable else ''}"
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+        db.text_factory = tolerant_text
         yield db
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -22,6 +23,10 @@ from holdfast.core.errors import StoreUnusable
 SUM_BYTES = 4  # length of the checksum in front of a row of the log
 _POLYNOMIAL = 0xEDB88320  # the polynomial of CRC-32, with its bits reversed
 _LAST_BIT = crc32(b"\x80") ^ crc32(b"\x00")  # change of a checksum when the last bit of the data changes
+
+# The `text_factory` of each connection: damaged text may be no UTF-8. Python's error about it would hide all further
+# rows, and would leave the statement open, so that the WAL could not be emptied. A checksum finds the damage.
+tolerant_text = partial(str, encoding="utf-8", errors="replace")
 
 _slot = struct.Struct("<q").pack  # signed: a damaged row may have a number below 0
 _encode = msgspec.msgpack.Encoder().encode
@@ -88,8 +93,6 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 def error_code(error: sqlite3.Error) -> int:
     """Return the primary error code of SQLite."""
-    if str(error).startswith("Could not decode to UTF-8"):  # Python's own error, which has no code
-        return sqlite3.SQLITE_CORRUPT
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 

@@ -86,7 +86,6 @@ def free_space(path: Path) -> tuple[int, int]:
 
 def damage_in(db: sqlite3.Connection) -> Iterator[str]:
     """Yield one line for each damaged channel, message and row of the log, in a database with checksums."""
-    db.text_factory = _decoded
     documents = Documents(db)
     channels = Channels(db, documents)
     names: dict[int, str] = {}
@@ -208,10 +207,6 @@ def _listed(db: sqlite3.Connection, ways: tuple[str, ...]) -> list[tuple[Any, ..
             for row in db.execute(one):
                 found[row] = None
     return list(found)
-
-
-def _decoded(data: bytes) -> str:
-    return data.decode(errors="replace")  # a checksum finds the damage
 
 
 def main(path: Path) -> None:

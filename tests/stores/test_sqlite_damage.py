@@ -21,6 +21,7 @@ from holdfast.core.document import restored
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.core.requests import SendCommand
 from holdfast.hub import HubCore
+from holdfast.hub.exporting import export_lines
 from holdfast.hub.pending import DocumentDue
 from holdfast.stores.base import NOTHING, Committed, Store, head_of
 from holdfast.stores.sqlite import SqliteStore
@@ -31,7 +32,7 @@ from holdfast.stores.sqlite_sums import SUM_BYTES, sealed
 from holdfast.stores.sqlite_sums import opened as opened_row
 from holdfast.stores.sqlite_verify import verify
 from holdfast.testing.contract import Chat, append, create, delete, emptied
-from tests.stores.files import opened, run_from_outside, run_on_thread, write
+from tests.stores.files import opened, read, run_from_outside, run_on_thread, write
 from tests.stores.old_schemas import described
 
 FILE = Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz"
@@ -368,6 +369,50 @@ async def test_channels_are_listed_beside_a_server_and_verify_reports_a_wrong_co
     assert list(verify(path)) == [
         "channel 'log:1': its count of messages or bytes is wrong; its messages are not affected"
     ]
+
+
+@pytest.mark.parametrize("where", ["message", "index", "channel"])
+async def test_name_that_is_no_longer_utf8_damages_one_message_or_one_channel(
+    path: Path, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each other call works: an error of Python's while it decodes a row also left a statement open."""
+    async with opened(path) as store:
+        await Chat(store, "other").do(create("odd-one", "x", streaming=where == "message"), create("m4", "y"))
+    table, name = {
+        "message": ("documents", b"odd-one"),
+        "index": ("documents_message", b"odd-one"),
+        "channel": ("channels", b"other"),
+    }[where]
+    ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = ?", table)
+    data = bytearray(read(path))
+    data[data.index(name, PAGE * (root - 1))] ^= 0x80
+    write(path, data)
+    lines = list(verify(path))
+    assert [line for line in lines if "other" in line or "odd-one" in line or "\ufffd" in line], lines
+    store = SqliteStore(path)
+    hub = HubCore(store, hooks_signals=False)
+    await hub.start()
+    for channel in ("c", "other"):
+        if (channel, where) == ("other", "channel"):
+            continue
+        messages = {one.id: one.text for one in (await hub.history(channel)).messages}
+        assert messages.get("m1", "first " * 2_000) == "first " * 2_000
+        assert messages.get("m4", "y") == "y"
+        changed = (await store.changes(channel, after=0, limit=9)).messages
+        assert len(changed or ()) == {"c": 3, "other": 2}[channel]
+        exported = b"".join([line async for line in export_lines(store, channel)])
+        assert (b'"damaged":1' in exported) == (channel == "other" and where == "message")
+    await store.tidy(0)
+    assert await store.wipe()
+    with pytest.raises(StoreUnusable, match="missing from index"):  # as for each damaged index
+        await store.backup(path.with_name("backup.db"), mb_per_s=100)
+    assert store.stats()["damaged"] == (where == "message")
+    await hub.close()
+    assert [one for one in caplog.messages if "housekeeping" in one or "closed cleanly" in one] == []
+    await asyncio.to_thread(compact, path)
+    assert [line for line in verify(path) if "index" in line] == []
+    async with opened(path) as store:
+        await store.backup(path.with_name("backup.db"), mb_per_s=100)
 
 
 # -- the list of free slots ------------------------------------------------------------------------------------------
