@@ -374,7 +374,7 @@ export class Channel extends Observable {
     super.notify()
   }
 
-  /** @internal The page was hidden, or is shown again. @param {boolean} isHidden */
+  /** @internal The page was hidden, or is shown again. @param {boolean} [isHidden] */
   turned(isHidden) {
     const { messages } = this.view.getSnapshot()
     this.#seen = isHidden ? Math.min(this.#seen, messages.at(-1)?.created ?? 0) : Infinity

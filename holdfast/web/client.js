@@ -374,7 +374,7 @@ export class Client extends Observable {
   /** @param {Event} event */
   #wake({ type }) {
     const isHidden = globalThis.document?.hidden
-    if (type === "visibilitychange") for (const channel of this.channels.values()) channel.turned(!!isHidden)
+    if (type === "visibilitychange") for (const channel of this.channels.values()) channel.turned(isHidden)
     if (isHidden) return
     if (type === "online" && this.#worked.size) this.#networkChanged()
     else for (const connection of this.#connections) connection.wake()
@@ -395,6 +395,7 @@ export class Client extends Observable {
     if (this.state === "closed") return
     this.#error = error
     this.#warn(error)
+    for (const channel of this.channels.values()) channel.notify() // their snapshots have the status, too
     this.notify()
   }
 

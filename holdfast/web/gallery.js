@@ -88,7 +88,7 @@ export class Scene {
           super(scene)
         }
       }),
-      fetch: () => (this.server === "foreign" ? Promise.resolve(new Response("<h1>It works</h1>")) : new Promise(() => {})),
+      fetch: () => this.#respond(),
     })
     this.channel = this.client.channel(this.name)
     if (state.isCached) {
@@ -111,6 +111,12 @@ export class Scene {
       { type: "channel.attached", channel: this.name, epoch: "gallery", serial: 1, resumed: false, ...attached },
       ...messages.map((message) => ({ type: /** @type {const} */ ("message.create"), serial: message.version, message })),
     ]
+  }
+
+  /** The client has sent a request. Another program responds when the element has been drawn. */
+  async #respond() {
+    await (this.server === "foreign" ? until(() => this.root.querySelector(".panel")) : new Promise(() => {}))
+    return new Response("<h1>It works</h1>")
   }
 
   /** The client has opened a socket. @param {Socket} socket */

@@ -18,10 +18,11 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
+from chaos.processes import free_port
 from holdfast import Hub, Limits
 from holdfast.hub.tokens import jwt_verifier
 from tests.browser.gallery import gallery_server, open_gallery
-from tests.browser.test_client import SECRET, page_at, token, verified
+from tests.browser.test_client import FIRST_WORDS_S, SECRET, app_with, page_at, token, verified
 from tests.browser.test_markdown import POLICY
 from tests.transports.conftest import new_hub, serving
 
@@ -351,6 +352,28 @@ async def test_a_mistake_in_the_attributes_is_shown_in_place_of_the_chat(
         await here.until(words)
         assert await here.page.locator("textarea").count() == 0
         assert [words in text and text.startswith("<holdfast-chat>") for text in named] == [True]
+
+
+_TAG = """async (url) => {
+  await import("/holdfast/web/chat.js")
+  const { connect } = await import("/holdfast/web/client.js")
+  document.body.innerHTML = `<holdfast-chat channel="chat:1" url="${url}"></holdfast-chat>`
+  window.channel = connect({ url }).channel("chat:1")
+  channel.getSnapshot() // an app keeps it until the next change
+}"""
+
+
+@pytest.mark.parametrize(
+    ("url", "code"), [("/nowhere", "not_holdfast"), ("http://localhost:{}/holdfast", "unreachable")]
+)
+async def test_status_line_says_why_a_wrong_address_does_not_connect(browser: Browser, url: str, code: str) -> None:
+    async with app_with(new_hub()) as port:
+        page = await page_at(browser, port)
+        await page.evaluate(_TAG, url.format(free_port()))
+        line = page.locator("holdfast-chat [part=status]")
+        await expect(line).to_contain_text("correct its address", timeout=FIRST_WORDS_S * 1000)
+        await page.wait_for_function("code => channel.getSnapshot().status.error?.code === code", arg=code)
+        await page.goto("about:blank")
 
 
 @pytest.mark.parametrize("module", ["chat_panel.js", "chat_list.js"])
