@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import sqlite3
@@ -29,6 +30,7 @@ from holdfast.hub.forgetting import NOTE, Forgetting, Receipt, direct, intended
 from holdfast.stores.base import Head, Pruned
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_file import SCHEMA
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.stores.files import on_disk, opened
@@ -36,6 +38,7 @@ from tests.stores.forgetting import CALLS, CHANNELS, fill
 from tests.virtual import virtually
 
 ANN, BOB = Caller(id="ann"), Caller(id="bob")
+FILES = Path(__file__).parents[1] / "stores" / "files"
 
 
 async def say(hub: HubCore, channel: str, message_id: str, author: str, *, role: str = "user") -> None:
@@ -398,3 +401,16 @@ async def test_a_receipt_becomes_clean_when_the_reader_that_blocked_it_has_gone(
     is_clean = True
     again = await hub.archive.forget("ann")
     assert (blocked.clean_ms, again.messages, again.clean_ms is None) == (None, 1, False)
+
+
+@pytest.mark.parametrize("schema", range(1, SCHEMA + 1))
+async def test_removal_in_a_file_of_an_earlier_release_does_not_wait_for_its_open_messages_to_become_old(
+    schema: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgetting_module, "WIPE_PAUSE_S", 0)  # so all tries together are shorter than OLD_MS
+    path = tmp_path / "chat.db"
+    path.write_bytes(gzip.decompress((FILES / f"schema-{schema}.db.gz").read_bytes()))
+    async with opened(path) as store:
+        assert store.stats()["pinned"]
+        receipt = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=False)
+    assert receipt.clean_ms is not None
