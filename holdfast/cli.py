@@ -214,7 +214,7 @@ def serve(
         )
         settings["retention"] = rules_of("--retention", ages)
         known = {name: value for name, value in settings.items() if value is not None}
-        store_url = store or "sqlite:///holdfast.db"
+        store_url = "sqlite:///holdfast.db" if store is None else store
         app = Hub(_store_without_backup(store_url) if no_migration_backup else store_url, **known)
         check_guarded(host, app)
     _schedule_backups(hubs_in(app), backup_dir, backup_every, backup_keep)

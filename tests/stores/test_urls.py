@@ -79,7 +79,9 @@ def test_url_without_a_store_is_refused_with_the_remedy(url: str, expected: str)
         open_url(url)
 
 
-@pytest.mark.parametrize("url", ["chat.db", "sqlite://[chat.db", "sqlite:///chat\n.db", "sqlite:///chat.db?mode=ro"])
+@pytest.mark.parametrize(
+    "url", ["", "chat.db", "sqlite://[chat.db", "sqlite:///chat\n.db", "sqlite:///chat.db?mode=ro"]
+)
 def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "holdfast", "serve", "--port", "0", "--store", url]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
