@@ -127,8 +127,7 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
 
 async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
     verify = hub.authenticate
-    if verify is None:
-        raise Unauthenticated("this hub has no verifier, so it accepts no token; connect without one")
+    assert verify is not None
     if not token.isascii() or not token.isprintable() or len(token) > MAX_TOKEN_BYTES:
         raise Unauthenticated(
             f"token must be printable ASCII text of at most {MAX_TOKEN_BYTES} characters, got {len(token)} characters"

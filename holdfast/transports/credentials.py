@@ -30,7 +30,10 @@ _MAX_TIMER_S = 12 * 3600.0
 
 def not_authenticated() -> Unauthenticated:
     """Return the error for a socket that has not sent its `auth` frame."""
-    return Unauthenticated("this socket is not authenticated: its first frame must be `auth`, with a token")
+    return Unauthenticated(
+        "this hub needs a token: pass one to the client (the option or attribute `token`); a socket sends it in its "
+        "first frame, `auth`"
+    )
 
 
 class Credentials:
@@ -87,9 +90,12 @@ class Credentials:
     async def renew(self, token: str) -> Identity:
         """Verify a token. The first one sets the identity; later ones must be of the same client.
 
+        Without a verifier a token is ignored, as in the header of a request.
         Raises Unauthenticated, Expired, Forbidden, Busy, and TooMany if the client has no connection slot left. After
         an error the credentials are as before.
         """
+        if not self.is_renewable:
+            return self.identity
         identity = await identity_by_token(self._hub, self._scope, token)
         if self._identity is not None and identity.client_id != self._identity.client_id:
             raise Forbidden(

@@ -302,7 +302,7 @@ class Socket:
         Frames beyond the rate limit and `auth` frames are handled here.
         """
         credentials, session = self.credentials, self.session
-        auth = _auth_in(text) if credentials.is_renewable else None
+        auth = _auth_in(text)
         if auth is None and credentials.is_expired:
             self._expire()
             return False

@@ -42,7 +42,7 @@ export class Panel {
     this.client = client
     this.ownsClient = ownsClient
     const words = (this.words = host.words)
-    const name = host.getAttribute("channel") ?? ""
+    const name = /** @type {string} */ (host.getAttribute("channel"))
     const ownsChannel = !client.channels.has(name) // False: the app uses the channel, too
     this.channel = client.channel(name)
     this.marks = new Marks(this)

@@ -129,16 +129,15 @@ export class HoldfastChat extends Base {
   /** Return a sentence about the first mistake in the attributes, or nothing. */
   #mistake() {
     const theme = this.getAttribute("theme") ?? "auto"
-    if (!this.getAttribute("channel")) return `<holdfast-chat> needs the attribute channel, such as channel="chat:1"`
+    const channel = this.getAttribute("channel") ?? ""
+    if (!/^[\w.:~@=+-]{1,200}$/.test(channel)) return `<holdfast-chat> channel must be a name such as chat:1, got "${channel}"`
     if (!THEMES.includes(theme)) return `<holdfast-chat> theme must be ${THEMES.join(", ")}, got "${theme}"`
     const images = this.getAttribute("images")
     if (images !== null && images !== "same-origin") return `<holdfast-chat> images must be same-origin or absent, got "${images}"`
     try {
-      if (!/^https?:/.test(new URL(this.url, document.baseURI).protocol)) throw this.url
-    } catch {
-      return `<holdfast-chat> url must be an address of http or https, got "${this.url}"`
-    }
-    return ""
+      if (/^https?:/.test(new URL(this.url, document.baseURI).protocol)) return ""
+    } catch {} // no URL
+    return `<holdfast-chat> url must be an address of http or https, got "${this.url}"`
   }
 
   /** Return the URL of the hub: the attribute `url`, or the hub that serves this module. */

@@ -336,7 +336,8 @@ async def test_the_launcher_loads_the_panel_when_it_opens_and_gets_the_focus_bac
 @pytest.mark.parametrize(
     ("tag", "words"),
     [
-        ("<holdfast-chat></holdfast-chat>", "needs the attribute channel"),
+        ("<holdfast-chat></holdfast-chat>", 'channel must be a name such as chat:1, got ""'),
+        ('<holdfast-chat channel="a b/ü"></holdfast-chat>', 'channel must be a name such as chat:1, got "a b/ü"'),
         ('<holdfast-chat channel="chat:1" theme="blue"></holdfast-chat>', 'auto, light, dark, got "blue"'),
         ('<holdfast-chat channel="chat:1" images="all"></holdfast-chat>', 'same-origin or absent, got "all"'),
         ('<holdfast-chat channel="chat:1" url="http://[bad"></holdfast-chat>', 'got "http://[bad"'),
@@ -374,6 +375,11 @@ async def test_status_line_says_why_a_wrong_address_does_not_connect(browser: Br
         await expect(line).to_contain_text("correct its address", timeout=FIRST_WORDS_S * 1000)
         await page.wait_for_function("code => channel.getSnapshot().status.error?.code === code", arg=code)
         await page.goto("about:blank")
+
+
+async def test_status_line_names_the_attribute_of_a_missing_token(browser: Browser) -> None:
+    async with scene(browser, hub=verified()) as here:
+        await here.until("the option or attribute `token`")
 
 
 @pytest.mark.parametrize("module", ["chat_panel.js", "chat_list.js"])

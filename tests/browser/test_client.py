@@ -172,6 +172,15 @@ async def test_token_that_is_refused_twice_ends_as_unauthenticated(browser: Brow
         assert await window.evaluate("window.calls.length") == 2
 
 
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+async def test_page_with_a_token_is_live_on_a_hub_without_a_verifier(browser: Browser, transport: str) -> None:
+    async with app_with(new_hub()) as port:
+        page = await page_at(browser, port)
+        await follow(page, port, transport=transport, token=token())
+        await page.wait_for_function("() => channel.state === 'live'")
+        await page.evaluate("client.close()")
+
+
 # Sending
 
 

@@ -282,6 +282,17 @@ async def test_a_history_frame_gets_the_response_of_the_page(served: Served) -> 
         assert [message["id"] for message in page["messages"]] == ["m2", "m1"]
 
 
+async def test_token_is_ignored_where_the_hub_has_no_verifier(served: Served) -> None:
+    """As in the header of a request. Each `auth` gets its response, also one that a client sends before all else."""
+    async with dialled(served, query="?client=ada") as peer:
+        for token in ("anything", "another"):
+            reply = await peer.ask("auth", token=token)
+            assert reply == {"type": "ok", "ref": reply["ref"], "you": {"id": "ada"}}
+        assert (await peer.ask("attach", channel="c"))["you"]["id"] == "ada"
+    headers = {"Authorization": "Bearer anything"}
+    assert (await served.http.get("/v1/channels/c/messages", headers=headers)).status_code == 200
+
+
 # Requests
 
 
