@@ -84,7 +84,7 @@ class UIStream:
         self._message_id = message_id
         self._page = PageParts(page, is_late=is_late)
         self._chunks: list[Json] = []
-        self._is_begun = False
+        self._begun_id = ""  # id of the page's message after its beginning
         self._shown = ShownDeltas()
         self._step = 0
         self._step_due = ""  # why the next part needs a new step, or ""
@@ -129,7 +129,7 @@ class UIStream:
                 case TurnChanged(state):
                     self._end = end_of(delta, self._end)
         if self._shown.is_first and self._page.has_other_text():
-            self._end, self._step_due = REPLACED, ""
+            self._end, self._step_due = REPLACED, ANSWERED if self._replied() else ""
             self._open.clear()
             del self._chunks[1:]  # behind `start`: a page shows no mixture of two texts
         if self._end in GONE:
@@ -149,8 +149,8 @@ class UIStream:
         self._chunks.append(chunk)
 
     def _begin(self, message_id: str) -> None:
-        if not self._is_begun:
-            self._is_begun = True
+        if not self._begun_id:
+            self._begun_id = message_id
             self._put(type="start", messageId=message_id, **({"messageMetadata": self._meta} if self._meta else {}))
             if self._page.id is None:
                 self._put(type="start-step")
@@ -185,7 +185,7 @@ class UIStream:
         match delta:
             case MessageOpened(message):
                 self._meta = {**self._meta, **message.meta}
-                self._step_due = ANSWERED if self._is_begun else self._step_due
+                self._step_due = ANSWERED if self._begun_id else self._step_due
                 self._begin(message_id)
             case PartOpened(index, part) | PartReplaced(index, part):
                 self._part((message_id, index), part)
@@ -362,8 +362,10 @@ class UIStream:
         self._close()
         if self._step_due and not self._is_step_empty:
             self._begin_step()
+            self._put(type="start", messageId=self._begun_id)  # a page stores an empty step only with a later chunk
         status, reason = self._end or ("complete" if state == "over" else "failed", None)
-        if self._page.is_late and status == "complete" and not all(one.has_outcome for one in self._replied()):
+        is_clean = status in ("complete", "cancelled")
+        if self._page.is_late and is_clean and not all(one.has_outcome for one in self._replied()):
             status, reason = "late", LATE
         if status in ("complete", "cancelled"):
             self._put(type="finish-step")

@@ -78,6 +78,10 @@ const actions = {
   leave: (page) => void pages.get(page).stop(),
   stop: async (page) => (await fetch(`${url}/${encodeURIComponent(pages.get(page).id)}/stop`, { method: "POST" })).status,
   approve: (page, answer) => pages.get(page).addToolApprovalResponse(answer),
+  output: (page, result) => {
+    const chat = pages.get(page)
+    void (chat.addToolOutput?.(result) ?? chat.addToolResult(result))
+  },
   forge: (page, { id }) => (pages.get(page).messages.at(-1).parts.find((part) => part.approval).approval.id = id),
   saw: (page, { wanted }) => until(() => pages.get(page).messages.map(text).join("\n").includes(wanted)),
   asks: (page, { requests }) => until(() => pages.get(page).requests === requests),

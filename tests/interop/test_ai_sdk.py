@@ -620,6 +620,57 @@ async def test_tool_in_the_page_runs_once_and_the_turn_goes_on(scene: Scene, is_
     assert len(scene.turns) == 1
 
 
+@pytest.mark.parametrize("end", ["the agent ends", "stop before the reply", "stop after the reply"])
+@pytest.mark.parametrize("reply", ["yes", "no", "output"])
+async def test_page_posts_its_reply_once_where_no_text_follows(scene: Scene, reply: str, end: str) -> None:
+    if reply != "output" and MAJOR < 6:
+        pytest.skip("pages of version 5 know no approvals")
+    call, is_own = {**CALL, "name": "place" if reply == "output" else "weather"}, reply == "output"
+
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("May I?")
+            index = await message.part({**call, "state": "called"})
+            answered = await turn.ask("where" if is_own else "approve", {"call": "c1"})
+            if is_own:
+                await message.part({**call, "state": "done", "output": answered.data}, index=index)
+            scene.gate("replied").set()
+            if end != "the agent ends":
+                await asyncio.Event().wait()  # the call runs, or the model thinks
+
+    scene.script = asks  # type: ignore[method-assign]
+    pages = scene.pages
+    await pages("a", "open", id="1", sendsOn=True)
+    await pages("a", "send", text="you")
+    await pages("a", "saw", wanted="May I?")
+    shown = tool_of(await finished(scene, "a"))
+    if end == "stop before the reply":
+        await pages("a", "stop")
+        await ended(scene)
+    if is_own:
+        await pages("a", "output", tool="place", toolCallId="c1", output=1)
+    else:
+        await pages("a", "approve", id=shown["approval"]["id"], approved=reply == "yes")
+    await pages("a", "asks", requests=2)
+    if end == "stop after the reply":
+        await asyncio.wait_for(scene.gate("replied").wait(), 10)
+        await pages("a", "stop")
+    state = await pages("a", "is", status="error" if end == "stop before the reply" else "ready")
+    assert state["requests"] == 2
+    if end == "stop before the reply":
+        assert state["error"] == "the question has expired or was answered; the reply had no effect"
+    else:
+        assert [step_of(one) for one in state["messages"]] == [step_of(one) for one in await scene.loaded()]
+    await ended(scene)
+
+
+async def ended(scene: Scene) -> None:
+    """Wait for the end of the answer."""
+    async with asyncio.timeout(10):
+        while (await scene.answers())[0].status == "streaming":  # noqa: ASYNC110 - no event is set for it
+            await asyncio.sleep(0.005)
+
+
 async def test_other_questions_are_data_and_the_response_stays_open(scene: Scene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
