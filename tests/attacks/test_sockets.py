@@ -8,7 +8,7 @@ import pytest
 
 from tests.attacks.attacker import HANDSHAKE, connect, read_all
 from tests.attacks.scene import MIB, PERSON, Scene, introduces_itself, run, token
-from tests.attacks.test_connections import BURST, SPARE
+from tests.attacks.test_connections import BURST, SPARE, STORM_BYTES
 from wirecheck import encode_frame
 
 MASK = b"\0\0\0\0"
@@ -51,7 +51,8 @@ async def test_unknown_sockets_take_little_memory_and_give_it_back(attacked: Sce
     assert outcome.beside == 20
     assert outcome.descriptors < BURST + SPARE, outcome
     assert outcome.report["left"] == 0, outcome
-    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
+    # 2,215 sockets in a second are a storm
+    assert await attacked.until_memory_is_back(outcome.before_bytes + STORM_BYTES) < 30
 
 
 async def test_unknown_sockets_with_large_heads_take_little_memory(attacked: Scene) -> None:
