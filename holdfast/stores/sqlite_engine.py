@@ -93,14 +93,12 @@ class Engine:
         self._is_wal_empty = True
         self._retry_at_s = 0.0
         self._truncate_at_s = 0.0
-        self._log = CommitLog()
         self._documents = Documents(db)
         self.channels = Channels(db, self._documents)
         self._whole = WholeMessages(self._file.path, self._documents, self.channels)
         self.pruning = Pruning(self._file, self.channels, self._documents, self._channel, self._note_deleted)
-        self._documents.skip_keys(self._log.load(db, self.channels.tracked))
-        if self._log.damaged:
-            self._whole.drop_log_rows(self._file, self._log)
+        self._log, highest = self._whole.load_log(self._file)
+        self._documents.skip_keys(highest)
         for tracked in self._log.pinned.values():
             channel = self._whole.channel(tracked.channel, at=0)
             if channel is None:

@@ -47,6 +47,15 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_items = msgspec.msgpack.Decoder(list[Any]).decode
 
 
+class Disordered(StoreUnusable):
+    """The rows of the log do not have the numbers 1, 2, 3 and so on, or one of them is no row of the log."""
+
+    def __init__(self, slot: int) -> None:
+        super().__init__(
+            f"the log is damaged: its row {slot} is missing or has another number; the next start puts it in order"
+        )
+
+
 class Tracked:
     """A message in the log: the version of its document, and the slots that hold its later entries."""
 
@@ -210,8 +219,8 @@ class CommitLog:
     def load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
         """Compute from the rows which slots are pinned; `find` returns the tracked state of the document with a key.
 
-        Returns the highest key in the rows. Raises StoreUnusable if they cannot be read. `damaged` are the slots whose
-        rows have a wrong checksum; the caller overwrites them (`drop_damaged`).
+        Returns the highest key in the rows. Raises StoreUnusable if they cannot be read, and Disordered. `damaged` are
+        the slots whose rows have a wrong checksum; a caller that writes begins a log without them (`WholeMessages`).
         """
         try:
             return self._load(db, find)
@@ -224,7 +233,7 @@ class CommitLog:
         operations: dict[tuple[int, int], list[Item]] = {}
         for slot, row in db.execute("SELECT id, body FROM log ORDER BY id"):
             if slot != len(self._rooms) or type(row) is not bytes or len(row) <= SUM_BYTES:
-                raise StoreUnusable(f"the log is damaged: slot {len(self._rooms)} is missing; restore a backup")
+                raise Disordered(len(self._rooms))
             self._add_slot(len(row) - SUM_BYTES)
             body = opened(slot, row)
             if body is None:
@@ -251,10 +260,6 @@ class CommitLog:
             if not self._pins[slot]:
                 self._free.setdefault(self._rooms[slot], []).append(slot)
         return max(known, default=0)
-
-    def drop_damaged(self, db: sqlite3.Connection) -> None:
-        """Overwrite the damaged slots with zeros."""
-        db.executemany("UPDATE log SET body = zeroblob(?) WHERE id = ?", [self._empty(slot) for slot in self.damaged])
 
     # -- freeing -------------------------------------------------------------------------------------------------
 

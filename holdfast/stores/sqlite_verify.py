@@ -14,7 +14,7 @@ import contextlib
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import CHECKSUMS, SUMMARIES
-from holdfast.stores.sqlite_log import CommitLog
+from holdfast.stores.sqlite_log import CommitLog, Disordered
 from holdfast.stores.sqlite_reader import check, reading_store
 from holdfast.stores.sqlite_space import space_in
 
@@ -163,10 +163,13 @@ def _damage_of_log(
     try:
         log.load(db, channels.tracked)
         entries, damaged = log.entries(db, log.pinned)
+    except Disordered as error:
+        return [str(error), *_maybe_lost(db, {}, names)]
     except StoreUnusable as error:
         return [str(error)]
     except (sqlite3.DatabaseError, *DAMAGE) as error:
-        return [f"the log cannot be read ({type(error).__name__}: {error}); restore a backup"]
+        line = f"the log cannot be read ({type(error).__name__}: {error}); restore a backup"
+        return [line, *_maybe_lost(db, {}, names)]
     lines = [
         f"row {slot} of the log is damaged; messages that are open may have lost text; restore a backup"
         for slot in log.damaged
@@ -184,15 +187,19 @@ def _damage_of_log(
                 reason = _MAYBE_LOST
             if reason is not None:
                 lines.append(f"channel {tracked.channel!r}: message {tracked.id!r}: {reason}; restore a backup")
-    if log.damaged:
-        with contextlib.suppress(sqlite3.DatabaseError):  # the check of the structure has reported it
-            rows = db.execute("SELECT id, channel, message FROM documents WHERE open = 1").fetchall()
-            lines += [
-                f"{_place(names, number, message_id)}: {_MAYBE_LOST}; restore a backup"
-                for key, number, message_id in rows
-                if key not in log.pinned and names.get(number) != "(deleted)"
-            ]
-    return lines
+    return lines + _maybe_lost(db, log.pinned, names) if log.damaged else lines
+
+
+def _maybe_lost(db: sqlite3.Connection, pinned: Container[int], names: dict[int, str]) -> list[str]:
+    """Return a line for each open message that is not in `pinned`."""
+    with contextlib.suppress(sqlite3.DatabaseError):  # the check of the structure has reported it
+        rows = db.execute("SELECT id, channel, message FROM documents WHERE open = 1").fetchall()
+        return [
+            f"{_place(names, number, message_id)}: {_MAYBE_LOST}; restore a backup"
+            for key, number, message_id in rows
+            if key not in pinned and names.get(number) != "(deleted)"
+        ]
+    return []
 
 
 def _place(names: dict[int, str], channel: int, message_id: str) -> str:

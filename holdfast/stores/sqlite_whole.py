@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 from holdfast.core.document import Stored, damaged_head
@@ -18,8 +19,8 @@ from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_channels import ChannelRow, Channels, begin_epochs
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import SqliteFile
-from holdfast.stores.sqlite_log import CommitLog, Tracked
-from holdfast.stores.sqlite_sums import is_damage
+from holdfast.stores.sqlite_log import CommitLog, Disordered, Tracked
+from holdfast.stores.sqlite_sums import is_damage, opened, sealed
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -80,20 +81,72 @@ class WholeMessages:
         """Return whether no damage of this message or its channel is known."""
         return tracked.key not in self.messages and tracked.channel not in self._names
 
-    def drop_log_rows(self, file: SqliteFile, log: CommitLog) -> None:
-        """Go on without the damaged rows of the log.
+    def load_log(self, file: SqliteFile) -> tuple[CommitLog, int]:
+        """Return the log, and the highest key in its rows. Go on without its damaged rows.
 
         Such a row may hold the last entries of any open message, so all of them are damaged. A serial may be lost with
         it, so all channels begin new epochs.
         """
-        logger.error(
-            "store file %s: %d rows of the log are damaged; the messages that were open when the last process ended "
-            "are damaged too, and all channels begin new epochs; restore a backup",
-            self._path,
-            len(log.damaged),
-        )
+        log = CommitLog()
+        try:
+            highest = log.load(file.db, self._channels.tracked)
+            if not log.damaged:
+                return log, highest
+        except (Disordered, sqlite3.DatabaseError) as error:
+            if isinstance(error, sqlite3.DatabaseError) and not is_damage(error):
+                raise
+            logger.error("store file %s: %s", self._path, error)
+        rows = _log_rows(file.db)  # outside of the transaction: SQLite refuses writes after a damaged page was read
         with file.transaction() as db:
-            self._documents.mark_damaged(log.pinned)
-            begin_epochs(db)
-            log.drop_damaged(db)
-        log.damaged.clear()
+            lost = _put_in_order(db, rows)
+            log = CommitLog()
+            highest = log.load(db, self._channels.tracked)
+            if lost:
+                logger.error(
+                    "store file %s: %d rows of the log are damaged; the messages that were open when the last process "
+                    "ended are damaged too, and all channels begin new epochs; restore a backup",
+                    self._path,
+                    lost,
+                )
+                self._documents.mark_damaged(log.pinned)
+                begin_epochs(db)
+        return log, highest
+
+
+def _log_rows(db: sqlite3.Connection) -> list[tuple[int, bytes | None]]:
+    """Return number and body of each row of the log, without a body for one that cannot be read."""
+    rows: list[tuple[int, bytes | None]] = []
+    (count,) = db.execute("SELECT count(*) FROM log").fetchone()
+    while len(rows) < count:
+        try:
+            for row in db.execute("SELECT id, CAST(body AS BLOB) FROM log ORDER BY id LIMIT ?, -1", (len(rows),)):
+                rows.append(row)
+            break
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            rows.append((0, None))
+    return rows
+
+
+def _put_in_order(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) -> int:
+    """Write the whole rows of the log anew, in the transaction of the caller. Return how many of them are lost.
+
+    The checksum of a row covers its number. So a whole row whose number has changed is found by the number that its
+    place gives.
+    """
+    whole: list[bytes] = []
+    lost = 0
+    number = 0
+    for (slot, row), (following, _) in zip_longest(rows, rows[1:], fillvalue=(0, None)):
+        number += 1
+        body = opened(number, row) or b""
+        if slot > number and following != number + 1 and not any(body) and opened(slot, row):
+            body, number = opened(slot, row) or b"", slot  # the rows before it are missing
+            lost += 1
+        lost += not body
+        if any(body):
+            whole.append(body)
+    db.execute("DELETE FROM log")  # all rows at once: neither their numbers nor their lengths matter to it
+    db.executemany("INSERT INTO log VALUES (?, ?)", [(slot, sealed(slot, body)) for slot, body in enumerate(whole, 1)])
+    return lost

@@ -93,7 +93,7 @@ async def outcome_of(path: Path, data: bytes, truth: dict[str, Any]) -> Counter[
     A file may be refused as a whole. If its structure is damaged, housekeeping may make further messages unreadable;
     then `verify` names them afterwards.
     """
-    write(path, data)
+    write(path, bytes(data))
     try:
         lines = lines_of(path)
         try:
@@ -168,7 +168,7 @@ async def test_known_flip_is_not_read_as_text(
 
 def first_page_of_texts(data: bytes, path: Path) -> int:
     """Return where the first page of rows of `texts` begins (sqlite.org/fileformat2.html)."""
-    write(path, data)
+    write(path, bytes(data))
     ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'texts'")
     page = data[PAGE * (root - 1) : PAGE * root]
     assert page[0] == INNER_PAGE
@@ -304,6 +304,45 @@ async def test_needed_row_of_the_log_without_entries_is_damage(path: Path, body:
         assert {one.id: one.is_damaged for one in found.values()} == {"m1": False, "m2": False, "m3": True}
 
 
+def flip_in_the_log(path: Path, body: bytes, at: int, mask: int) -> None:
+    """Change bits of a closed file near the row of the log that has `body`; `at` counts from the body."""
+    data = bytearray(read(path))
+    (place,) = (one.start() for one in re.finditer(re.escape(body), data))
+    data[place + at] ^= mask
+    write(path, bytes(data))
+
+
+# The last byte before the body of a row is its type and length; the fourth one is the number of the row.
+@pytest.mark.parametrize(("at", "mask"), [(-1, 1), (-1, 4), (-4, 0x40), (-4, 1)], ids=str)
+@pytest.mark.parametrize("row", [1, 4, 8])
+async def test_changed_number_or_type_of_a_row_of_the_log_loses_no_finished_message(
+    path: Path, at: int, mask: int, row: int
+) -> None:
+    ((body,),) = run_from_outside(path, "SELECT body FROM log WHERE id = ?", row)
+    flip_in_the_log(path, body, at, mask)
+    assert any("the log" in line for line in verify(path))
+    for _ in range(2):
+        async with opened(path) as store:
+            found = await states(store)
+            assert [one for one in ("m1", "m2") if found[one].is_damaged] == []
+            is_whole = mask != 4  # the body is shorter
+            assert found["m3"].is_damaged != is_whole
+            assert is_whole == ((await head_of(store, "c")).epoch == "e1")
+            if is_whole:
+                assert found["m3"].message().text == "third 0 1 2 3 4 5 6 7 "
+            assert await Chat(store, f"new {_}").do(create("m1", streaming=True)) == Committed(1)
+    assert [line for line in verify(path) if "'m3'" not in line] == []
+
+
+async def test_missing_row_of_the_log_damages_open_messages_only(path: Path) -> None:
+    run_from_outside(path, "DELETE FROM log WHERE id = 3")
+    assert [line for line in verify(path) if "message 'm3'" in line]
+    async with opened(path) as store:
+        found = await states(store)
+        assert {one.id: one.is_damaged for one in found.values()} == {"m1": False, "m2": False, "m3": True}
+    assert [line.split(": message 'm3'")[0] for line in verify(path)] == ["channel 'c'"]
+
+
 async def test_stand_in_of_a_damaged_message_is_never_stored(path: Path) -> None:
     async with opened(path) as store:
         chat = Chat(store)
@@ -386,7 +425,7 @@ async def test_name_that_is_no_longer_utf8_damages_one_message_or_one_channel(
     ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = ?", table)
     data = bytearray(read(path))
     data[data.index(name, PAGE * (root - 1))] ^= 0x80
-    write(path, data)
+    write(path, bytes(data))
     lines = list(verify(path))
     assert [line for line in lines if "other" in line or "odd-one" in line or "\ufffd" in line], lines
     store = SqliteStore(path)
