@@ -408,9 +408,17 @@ def check_tables(db: sqlite3.Connection, what: str, *, remedy: str = "restore a 
     """Raise StoreUnusable unless the file has the tables and indexes of the current schema.
 
     SQLite keeps their descriptions as text. After a changed byte in it, SQLite may read rows as something else.
+    Further tables and indexes are ignored.
     """
-    found = _described(db)
+    found = _described(db, _expected())
     wrong = [name for name, facts in _expected().items() if found.get(name) != facts]
+    for statement in _TABLES:
+        for name in wrong:
+            if name not in found and f" INDEX {name} " in statement:
+                raise StoreUnusable(
+                    f"{what} cannot be read: it has no index {name!r} (if another program dropped it, run the SQL "
+                    f"{statement}); {remedy}"
+                )
     if wrong:
         raise StoreUnusable(f"{what} cannot be read: its description of {wrong[0]!r} is damaged; {remedy}")
 
@@ -420,19 +428,23 @@ def _expected() -> dict[str, list[object]]:
     with contextlib.closing(sqlite3.connect(":memory:")) as new:
         for statement in _TABLES:
             new.execute(statement)
-        return _described(new)
+        names = [name for (name,) in new.execute("SELECT name FROM sqlite_master")]
+        return _described(new, names)
 
 
-def _described(db: sqlite3.Connection) -> dict[str, list[object]]:
-    """Return the columns of each table, and the statement of each index, by their names."""
+def _described(db: sqlite3.Connection, names: Collection[str]) -> dict[str, list[object]]:
+    """Return the columns of each table, and the statement of each index, by their names, if they are in `names`."""
     found: dict[str, list[object]] = {}
     for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall():
         plain = "".join(sql.replace('"', "").split())  # a migration writes other spaces and quotes
+        if _renamed(name) not in names:
+            continue
         if kind == "index":
             found[_renamed(name)] = [_renamed(plain)]
         else:
             columns = db.execute(f'PRAGMA table_info("{name}")').fetchall()
-            indexes = sorted((_renamed(row[1]), *row[2:]) for row in db.execute(f'PRAGMA index_list("{name}")'))
+            listed = [(_renamed(row[1]), *row[2:]) for row in db.execute(f'PRAGMA index_list("{name}")')]
+            indexes = sorted(row for row in listed if row[0] in names or row[2] != "c")  # c: by CREATE INDEX
             found[name] = [kind, plain.endswith("WITHOUTROWID"), columns, indexes]
     return found
 

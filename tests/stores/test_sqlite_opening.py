@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -171,6 +172,34 @@ async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
     run_from_outside(path, "PRAGMA user_version = 7")
     with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 5\. Upgrade Holdfast"):
         await SqliteStore(path).open()
+
+
+@pytest.mark.parametrize(
+    "statement", ["CREATE INDEX mine ON documents (size_bytes)", """CREATE TABLE "a""b" (x PRIMARY KEY)"""]
+)
+async def test_further_index_or_table_of_another_program_is_ignored(path: Path, statement: str) -> None:
+    async with opened(path):
+        pass
+    run_from_outside(path, statement)
+    async with opened(path) as store:
+        assert await store.channels(after=None, limit=1) == []
+
+
+async def test_missing_index_is_named_with_the_statement_that_creates_it(path: Path) -> None:
+    async with opened(path):
+        pass
+    run_from_outside(path, "DROP INDEX documents_open")
+    with pytest.raises(StoreUnusable) as refused:
+        await SqliteStore(path).open()
+    found = re.fullmatch(
+        r".* cannot be read: it has no index 'documents_open' \(if another program dropped it, run the SQL (.*)\); "
+        "restore a backup",
+        str(refused.value),
+    )
+    assert found, refused.value
+    run_from_outside(path, found[1])
+    async with opened(path):
+        pass
 
 
 async def test_database_of_another_program_is_refused_and_unchanged(path: Path) -> None:
