@@ -89,10 +89,16 @@ def damage_in(db: sqlite3.Connection) -> Iterator[str]:
     documents = Documents(db)
     channels = Channels(db, documents)
     names: dict[int, str] = {}
-    for number, name in _listed(db, _CHANNELS):
+    problems = []
+    for row in _listed(db, _CHANNELS):
+        number, name = row
         names[number] = "(deleted)" if name is None else f"{name!r}"
-        if name is not None:
-            yield from _damage_of_channel(channels, name)
+        problem = _problem_of_channel(channels, name) if name is not None else None
+        if problem is not None:
+            problems.append((row, problem))
+    if problems:
+        still = set(_listed(db, _CHANNELS))  # the server has deleted the others meanwhile
+        yield from (problem for row, problem in problems if row in still)
     (schema,) = db.execute("PRAGMA user_version").fetchone()
     if schema >= SUMMARIES:
         with contextlib.suppress(sqlite3.DatabaseError):  # the check of the structure has reported it
@@ -125,14 +131,15 @@ def damage_in(db: sqlite3.Connection) -> Iterator[str]:
     yield from lines
 
 
-def _damage_of_channel(channels: Channels, name: str) -> Iterator[str]:
+def _problem_of_channel(channels: Channels, name: str) -> str | None:
     try:
         if channels.find(name, at=0) is None:
-            yield f"channel {name!r} is damaged: its row cannot be found by its name; restore a backup"
+            return f"channel {name!r} is damaged: its row cannot be found by its name; restore a backup"
     except StoreUnusable as error:
-        yield str(error)
+        return str(error)
     except sqlite3.DatabaseError as error:
-        yield f"channel {name!r} cannot be read: {error}; restore a backup"
+        return f"channel {name!r} cannot be read: {error}; restore a backup"
+    return None
 
 
 def _problem(documents: Documents, key: int, channel: int, message_id: str) -> str | None:

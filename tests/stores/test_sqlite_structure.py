@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from holdfast.cli import main
 from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_channels import ChannelRow, Channels
 from holdfast.stores.sqlite_file import SCHEMA
 from holdfast.stores.sqlite_verify import verify
 from tests.stores.files import opened, read, run_from_outside, write
@@ -119,6 +120,24 @@ def test_message_that_an_index_lost_is_named_and_compact_brings_it_back(tmp_path
     result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}"])
     assert result.exit_code == 0, result.output
     assert list(verify(path)) == []
+
+
+def test_verify_does_not_report_channels_that_are_deleted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "chat.db"
+    write(path, WHOLE)
+    find = Channels.find
+
+    def deleting(self: Channels, name: str, *, at: int) -> ChannelRow | None:
+        run_from_outside(path, "UPDATE channels SET name = NULL WHERE name <> 'chat:1'")
+        return find(self, name, at=at)
+
+    monkeypatch.setattr(Channels, "find", deleting)
+    assert list(verify(path)) == []
+    monkeypatch.undo()
+    run_from_outside(path, "UPDATE channels SET crc = crc + 1")
+    assert len(list(verify(path))) == 1
 
 
 async def test_removal_of_a_damaged_message_leaves_the_text_of_others(tmp_path: Path) -> None:
