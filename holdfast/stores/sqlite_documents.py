@@ -144,22 +144,24 @@ class Documents:
         counted = _counted(document)
         return Counted(counted.messages - before.messages, counted.size_bytes - before.size_bytes)
 
-    def remove(self, channel: int, limit: int) -> bool:
-        """Remove up to `limit` documents of `channel`; returns False if it had none."""
-        rows = self._db.execute("SELECT id FROM documents WHERE channel = ? LIMIT ?", (channel, limit)).fetchall()
-        self.remove_keys([key for (key,) in rows])
-        return bool(rows)
+    def remove_keys(self, keys: Collection[int]) -> int:
+        """Remove the documents `keys`, and return how many of them were found.
 
-    def remove_keys(self, keys: Collection[int]) -> None:
-        """Remove the documents `keys`. The text of a slot that a damaged one shares with another document stays."""
+        The text of a slot that a damaged one shares with another document stays.
+        """
+        damaged = []
         for key in keys:
             try:
                 self.read(key, *self._db.execute("SELECT message FROM documents WHERE id = ?", (key,)).fetchone())
             except (StoreUnusable, TypeError):
-                others = "slot IN (SELECT slot FROM pieces WHERE document <> ?)"
-                self._db.execute(f"DELETE FROM pieces WHERE document = ? AND {others}", (key, key))
+                damaged.append(key)
+        if damaged:  # one scan of the table for all of them
+            theirs = f"document IN ({', '.join('?' * len(damaged))})"
+            others = f"SELECT slot FROM pieces WHERE NOT {theirs} AND slot IN (SELECT slot FROM pieces WHERE {theirs})"
+            self._db.execute(f"DELETE FROM pieces WHERE {theirs} AND slot IN ({others})", 3 * damaged)
+        for key in keys:
             self._free(key, from_blob=HEAD)
-        self._db.executemany("DELETE FROM documents WHERE id = ?", [(key,) for key in keys])
+        return self._db.executemany("DELETE FROM documents WHERE id = ?", [(key,) for key in keys]).rowcount
 
     def _may_keep_data(self, channel: int, document: Document) -> bool:
         """Return whether the store may keep the segments of `document`.

@@ -408,27 +408,35 @@ class Engine:
         if not self._is_open:
             return None
         self.channels.bound()
-        now_s = time.monotonic()
-        if now_s < self._retry_at_s:
-            return self._retry_at_s - now_s
+        wait_s = max(self._retry_at_s - time.monotonic(), 0.0)
         try:
-            if self._step():
+            if not wait_s and self._step():
                 return 0.0
-            if self._wal_pages >= CHECKPOINT_PAGES or (is_idle and not self._is_wal_empty):
-                self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
         except (sqlite3.Error, StoreUnavailable) as error:
-            logger.warning(
-                "housekeeping of store file %s failed, next try in %.0f s: %s", self._file.path, RETRY_S, error
-            )
-            self._retry_at_s = now_s + RETRY_S
-            return RETRY_S
-        return None if self._is_wal_empty else IDLE_S
+            wait_s = self._put_off(error)
+        # also after an error: a step that damage ends each time must not let the WAL grow
+        if self._wal_pages >= CHECKPOINT_PAGES or (is_idle and not self._is_wal_empty):
+            try:
+                self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
+            except (sqlite3.Error, StoreUnavailable) as error:
+                return self._put_off(error)
+        if self._is_wal_empty:
+            return wait_s or None
+        return min(wait_s, IDLE_S) or IDLE_S
+
+    def _put_off(self, error: Exception) -> float:
+        """Log that housekeeping failed, and return the seconds until the next try."""
+        logger.warning("housekeeping of store file %s failed, next try in %.0f s: %s", self._file.path, RETRY_S, error)
+        self._retry_at_s = time.monotonic() + RETRY_S
+        return RETRY_S
 
     def _step(self) -> bool:
         """Do one step of the pending housekeeping; returns False if none is pending."""
         log = self._log
         if self._deleted:
-            self._sweep(self._deleted[-1])
+            if self.pruning.sweep(self._deleted[-1], STEP_DOCUMENTS):
+                self._deleted.pop()
+            self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
         elif not log.live_rows and log.slot_bytes > IDLE_LOG_BYTES:
             with self._file.transaction() as db:
                 # delete all rows at once: this moves no row to another page, and zeroes their pages
@@ -448,16 +456,6 @@ class Engine:
                     self._truncate_at_s = time.monotonic() + IDLE_S  # a reader in another process blocks it
             return False
         return True
-
-    def _sweep(self, channel: int) -> None:
-        """Remove some of the remaining documents of deleted channels."""
-        with self._file.transaction() as db:
-            is_over = not self._documents.remove(channel, STEP_DOCUMENTS)
-            if is_over:
-                db.execute("DELETE FROM channels WHERE id = ?", (channel,))
-        if is_over:
-            self._deleted.remove(channel)
-        self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
 
     def _start_wipe(self) -> None:
         """Schedule the removal of deleted text from the log, if text was deleted."""

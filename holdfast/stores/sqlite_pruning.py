@@ -5,12 +5,15 @@ Layer: stores. This code runs on the store's thread.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from holdfast.stores.base import Facts, Pruned
 from holdfast.stores.sqlite_channels import ChannelRow, Channels
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
+
+logger = logging.getLogger("holdfast.stores")
 
 
 class Pruning:
@@ -66,6 +69,22 @@ class Pruning:
                 channel.tracked.pop(fact.id, None)
             channel.used = self._deleted(5 * INTEGER_BYTES, len(gone))
         return Pruned(channel.head, [fact.id for _, fact in gone])
+
+    def sweep(self, channel: int, limit: int) -> bool:
+        """Remove up to `limit` remaining documents of a deleted channel; returns whether no more can be removed."""
+        with self._file.transaction() as db:
+            rows = db.execute("SELECT id FROM documents WHERE channel = ? LIMIT ?", (channel, limit)).fetchall()
+            removed = self._documents.remove_keys([key for (key,) in rows])
+            if not rows:
+                db.execute("DELETE FROM channels WHERE id = ?", (channel,))
+        if rows and not removed:
+            logger.error(
+                "store file %s: the rows of %d documents of a deleted channel cannot be found by their keys, so they "
+                "stay, without their text; restore a backup",
+                self._file.path,
+                len(rows),
+            )
+        return not (rows and removed)
 
     def drop_outdated(self, now_ms: int, limit: int) -> int | None:
         """Remove used-up ids and the data of up to `limit` commands whose time is over.

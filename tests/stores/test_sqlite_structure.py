@@ -8,11 +8,13 @@ from click.testing import CliRunner
 
 from holdfast.cli import main
 from holdfast.core.errors import StoreUnusable
+from holdfast.stores.base import head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_channels import ChannelRow, Channels
 from holdfast.stores.sqlite_file import SCHEMA
 from holdfast.stores.sqlite_verify import verify
-from tests.stores.files import opened, read, run_from_outside, write
+from holdfast.testing.contract import Chat, create
+from tests.stores.files import opened, read, run_from_outside, wal, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
 NAME_OF_AN_INDEX = (1839, 7)  # no longer UTF-8, and SQLite quotes it in its error
@@ -154,3 +156,45 @@ async def test_removal_of_a_damaged_message_leaves_the_text_of_others(tmp_path: 
         await store.tidy(0)
     assert run_from_outside(path, "SELECT count(*) FROM documents WHERE channel IN (6, 7)") == [(0,)]
     assert list(verify(path)) == []
+
+
+@pytest.mark.parametrize("flip", [(32513, 6), (19588, 7), (16453, 7)], ids=str)
+async def test_removal_of_a_deleted_channel_ends_although_no_key_finds_its_messages(
+    tmp_path: Path, flip: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "chat.db"
+    write(path, flipped(flip))
+    async with opened(path) as store:
+        for _ in range(20):  # more than it needs
+            pause_s = await store._run(lambda engine: engine.spare(is_idle=True))
+        assert pause_s != 0
+        assert await store._run(lambda engine: engine._deleted) == []
+    assert caplog.text.count("of a deleted channel cannot be found by their keys") == 1
+
+
+@pytest.mark.parametrize("flip", [(45220, 0), (53075, 7)], ids=str)
+async def test_wal_is_emptied_although_housekeeping_meets_damage(tmp_path: Path, flip: tuple[int, int]) -> None:
+    path = tmp_path / "chat.db"
+    write(path, flipped(flip))
+    async with opened(path) as store:
+        await store.note({"x": b"y" * 10_000})
+        assert wal(path).stat().st_size > 10_000
+        await store._run(lambda engine: engine.spare(is_idle=True))
+        assert wal(path).stat().st_size == 0
+
+
+async def test_removal_of_damaged_messages_reads_the_table_of_pieces_once(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    statements: list[str] = []
+    async with opened(path) as store:
+        chat = Chat(store)
+        for number in range(5):
+            await chat.do(create(f"m{number}"))
+        await store._run(lambda engine: engine._file.db.execute("UPDATE documents SET crc = 0"))
+        await store._run(lambda engine: engine._file.db.set_trace_callback(statements.append))
+        await store.delete_channel("c", expected=await head_of(store, "c"), used_up=(), until_ms=0)
+        while not await store.wipe():
+            pass
+        await store._run(lambda engine: engine._file.db.set_trace_callback(None))
+    assert run_from_outside(path, "SELECT count(*) FROM documents") == [(0,)]
+    assert len([one for one in statements if one.startswith("DELETE FROM pieces") and "SELECT slot" in one]) == 1
