@@ -9,13 +9,17 @@ that several hubs share, another hub knows a hold some seconds later (`housekeep
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from holdfast.core.errors import Held, InvalidRequest, NotFound, StoreUnusable, shown
 from holdfast.core.model import check_text
 from holdfast.stores.base import Store
+
+logger = logging.getLogger("holdfast.hub")
 
 NOTE = "hold:"  # prefix of the notes about holds; the channel follows
 MAX_REASON = 1_000  # characters
@@ -40,6 +44,13 @@ def decode_hold(note: bytes) -> ChannelHold:
         raise StoreUnusable(f"note about a hold is damaged ({error}); restore a backup") from None
 
 
+def _hold_or_none(note: bytes) -> ChannelHold | None:
+    try:
+        return _decode(note)
+    except (msgspec.DecodeError, ValueError):
+        return None
+
+
 async def is_held_in(store: Store, channel: str) -> bool:
     """Return whether `store` has a hold of `channel`. Raises StoreUnavailable."""
     return NOTE + channel in await store.notes(NOTE + channel)
@@ -56,8 +67,25 @@ class LegalHolds:
     async def load(self) -> None:
         """Read the holds. Raises StoreUnavailable, StoreUnusable."""
         async with self._changing:
-            notes = await self._store.notes(NOTE)
-            self._holds = {name.removeprefix(NOTE): decode_hold(note) for name, note in notes.items()}
+            # An SQLite file has no checksums of notes. A changed name may hide a hold, but its value names the channel.
+            notes = await self._store.notes("" if self._store.is_exclusive else NOTE)
+            found: dict[str, ChannelHold] = {}
+            lost: dict[str, ChannelHold] = {}
+            for name, note in notes.items():
+                hold = decode_hold(note) if name.startswith(NOTE) else _hold_or_none(note)
+                if hold is None:
+                    continue
+                if name.startswith(NOTE):
+                    channel = name.removeprefix(NOTE)
+                    found[channel] = replace(hold, channel=channel)
+                if name != NOTE + hold.channel:
+                    logger.error("note %r about the hold of channel %r is damaged; it is held", name, hold.channel)
+                    lost[hold.channel] = hold
+            self._holds = lost | found
+            if lost:
+                gone = [name for name in notes if not name.startswith(NOTE) and _hold_or_none(notes[name])]
+                kept = {NOTE + channel: msgspec.json.encode(hold) for channel, hold in self._holds.items()}
+                await self._store.note({**dict.fromkeys(gone), **kept})
 
     def is_held(self, channel: str) -> bool:
         """Return whether the data of `channel` must stay."""
