@@ -322,6 +322,28 @@ async def test_chats_are_listed_and_can_be_changed(browser: Browser, shared: Ser
         assert channel in page.url
 
 
+async def test_chats_of_earlier_days_stand_under_a_heading_of_their_own(
+    browser: Browser, shared: Server, channel: str
+) -> None:
+    async with visiting(browser) as context:
+        page = await open_page(context, shared, channel)
+        await ask(page)
+        await expect(page.locator("#chat-list li")).to_have_count(1)
+        await expect(page.get_by_role("heading", name="Earlier")).to_be_hidden()
+        await page.evaluate("""() => {
+          const key = "holdfast-demo.chats"
+          const chat = { channel: "demo:earlier", title: "A question", state: "0 messages", day: "Mon Jan 05 2026" }
+          localStorage[key] = JSON.stringify([...JSON.parse(localStorage[key]), chat])
+        }""")
+        await page.reload()
+        await expect(page.get_by_role("heading", name="Earlier")).to_be_visible()
+        await expect(page.locator("#earlier-list")).to_have_text("A question0 messages")
+        await expect(page.locator("#chat-list li")).to_have_count(1)
+        await page.locator("#earlier-list button").click()
+        await expect(page).to_have_url(re.compile("channel=demo:earlier"))
+        await expect(page.locator("#earlier-list [aria-current]")).to_have_count(1)
+
+
 async def test_a_name_is_text(browser: Browser, shared: Server, channel: str) -> None:
     async with visiting(browser) as context:
         page = await open_page(context, shared, f"{channel}&as=%3Cimg src=x onerror=alert(1)%3E 付")

@@ -14,12 +14,13 @@ export function noteChat(storage, channel, snapshot, others) {
   return next
 }
 
-/** Show the chats of today. @param {ReturnType<typeof noteChat>} chats @param {string} current @param {(channel: string) => void} open */
+/** Show the chats of today and the earlier ones. @param {ReturnType<typeof noteChat>} chats @param {string} current @param {(channel: string) => void} open */
 export function drawChats(chats, current, open) {
-  const today = chats.filter(({ day }) => day === new Date().toDateString())
-  fill(at("chat-list"), JSON.stringify([today, current]), () => today.map(({ channel, title, state }) => (
-    make("li", {}, make("button", { ariaCurrent: channel === current ? "page" : null, onclick: () => open(channel) }, make("b", { dir: "auto" }, title), make("span", {}, state)))
-  )))
+  for (const isToday of [true, false]) {
+    const some = chats.filter(({ day }) => (day === new Date().toDateString()) === isToday)
+    const item = (/** @type {typeof some[0]} */ { channel, title, state }) => make("button", { ariaCurrent: channel === current ? "page" : null, onclick: () => open(channel) }, make("b", { dir: "auto" }, title), make("span", {}, state))
+    fill(at(isToday ? "chat-list" : "earlier-list"), JSON.stringify([some, current]), () => some.map((one) => make("li", {}, item(one))))
+  }
 }
 
 /** @param {Pick<import("../client.js").Snapshot, "messages" | "streaming" | "replied" | "you" | "more">} snapshot @param {readonly string[]} others */

@@ -15,9 +15,7 @@ const WAYS = [
 /** @param {{ id: string, about: string, code: () => Promise<string>, run?: () => unknown }} way */
 async function choose({ id, about, code, run }) {
   for (const way of WAYS) at(`way-${way.id}`).ariaPressed = String(way.id === id)
-  say(at("language"), id)
-  say(at("about"), about)
-  say(at("code"), (await code()).trim())
+  for (const [place, text] of Object.entries({ language: id, about, code: (await code()).trim() })) say(at(place), text)
   await run?.() // before its form can be sent
   for (const [stage, of] of [["stage", "js"], ["react", "jsx"]]) at(stage).hidden = id !== of
 }
