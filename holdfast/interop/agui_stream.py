@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from holdfast import Message
-from holdfast.interop.attempts import DELETED, GONE, REPLACED, End, ShownDeltas, end_of, shown_answers
+from holdfast.interop.attempts import GONE, REPLACED, End, ShownDeltas, end_of, shown_answers
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -129,6 +129,7 @@ class AGUIStream:
             case TextAdded(index, kind, _, text):
                 self._grow((message_id, index, kind), text)
             case MessageOpened(message):
+                self._shown_deltas.open(message_id)
                 self._meta = {**self._meta, **message.meta}
             case PartOpened(index, part) | PartReplaced(index, part):
                 self._part(message_id, index, part)
@@ -144,7 +145,7 @@ class AGUIStream:
             case MessageContinued():
                 self._end = None
             case MessageDeleted():
-                self._end = DELETED
+                self._end = self._shown_deltas.delete(message_id, self._end)
 
     def _part(self, message_id: str, index: int, part: Json) -> None:
         place = (message_id, index, part["type"])

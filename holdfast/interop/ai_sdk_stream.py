@@ -31,7 +31,7 @@ from holdfast.interop.ai_sdk_parts import (
     silent_id,
     ui_part,
 )
-from holdfast.interop.attempts import DELETED, GONE, REPLACED, End, ShownDeltas, end_of
+from holdfast.interop.attempts import GONE, REPLACED, End, ShownDeltas, end_of
 from holdfast.interop.sent_text import SentText
 from holdfast.routes import (
     InAnswer,
@@ -184,6 +184,7 @@ class UIStream:
     def _answer(self, message_id: str, delta: object) -> None:
         match delta:
             case MessageOpened(message):
+                self._shown.open(message_id)
                 self._meta = {**self._meta, **message.meta}
                 self._step_due = ANSWERED if self._begun_id else self._step_due
                 self._begin(message_id)
@@ -197,13 +198,17 @@ class UIStream:
                     self._part((message_id, index), part)
             case MessageFinished(status, reason, meta):
                 self._end, self._meta = (status, reason), {**self._meta, **meta}
-                for (answer, _), tool in self._tools.items():
-                    if answer == message_id:
-                        tool.step = ENDED
+                self._end_calls(message_id)
             case MessageContinued():
                 self._end = None
             case MessageDeleted():
-                self._end = DELETED
+                self._end = self._shown.delete(message_id, self._end)
+                self._end_calls(message_id)
+
+    def _end_calls(self, message_id: str) -> None:
+        for (answer, _), tool in self._tools.items():
+            if answer == message_id:
+                tool.step = ENDED
 
     def _part(self, place: Place, part: Json) -> None:
         match part["type"]:

@@ -34,6 +34,17 @@ class ShownDeltas:
     def __init__(self) -> None:
         self.is_first = True  # the deltas are the turn as it is, whose calls may have their replies already
         self._replaced: set[str] | None = None
+        self._left: set[str] = set()  # shown answers that were not deleted
+
+    def open(self, id: str) -> None:
+        """Take note of an answer."""
+        if id not in (self._replaced or ()):
+            self._left.add(id)
+
+    def delete(self, id: str, end: End | None) -> End | None:
+        """Return the end of the turn after the deletion of an answer: `end` if another answer is left."""
+        self._left.discard(id)
+        return end if self._left else DELETED
 
     def of(self, deltas: Sequence[TurnDelta]) -> Sequence[TurnDelta]:
         """Return the deltas that the client shows."""

@@ -96,6 +96,12 @@ def _about(name: str) -> Iterator[None]:
 def given_in_responses(body: Json) -> GivenInput:
     """Return the input of `POST /responses`. Raises InvalidRequest."""
     check_fields(body)
+    if (conversation := body.get("conversation")) is not None:
+        raise InvalidRequest(
+            f"conversation is not supported, got {conversation!r:.80}; send previous_response_id, the id of the "
+            "response that the request continues",
+            param="conversation",
+        )
     value = body.get("input")
     given = GivenInput()
     items = [{"role": "user", "content": value}] if isinstance(value, str) else value

@@ -424,6 +424,8 @@ async def test_bad_input_gets_an_error_of_openai_and_stores_no_message(scene: Sc
         ("tools", {"input": "you", "tools": [1]}),
         ("model", {"input": "you", "model": "other"}),
         ("previous_response_id", {"input": "you", "previous_response_id": "resp_x"}),
+        ("conversation", {"input": "you", "conversation": "conv_1"}),
+        ("conversation", {"input": "you", "conversation": {"id": "conv_1"}}),
         ("messages", {"messages": [{"role": "other"}]}),
         ("messages", {"messages": []}),
     ],
