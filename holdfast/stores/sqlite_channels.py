@@ -17,7 +17,7 @@ from holdfast.core.names import COMMAND_MARK
 from holdfast.stores.base import NOTHING, Head, next_lives
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_log import Tracked
-from holdfast.stores.sqlite_sums import channel_sum
+from holdfast.stores.sqlite_sums import channel_sum, check_above
 
 # limit of channels in memory; above it half of them are dropped, except those with pinned log rows
 MAX_CHANNELS = 10_000
@@ -212,7 +212,9 @@ class Channels:
     def names(self, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
         rows = self._db.execute("SELECT name FROM channels WHERE name > ? ORDER BY name LIMIT ?", (after or "", limit))
-        return [name for (name,) in rows]
+        names = [name for (name,) in rows]
+        check_above(names, after or "")
+        return names
 
     def commands(self, name: str, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands of a channel (`Store.commands`)."""
@@ -221,7 +223,9 @@ class Channels:
             " AND message > ? AND message < ? ORDER BY message LIMIT ?",
             (name, after or COMMAND_MARK, chr(ord(COMMAND_MARK) + 1), limit),
         )
-        return [message for (message,) in rows]
+        found = [message for (message,) in rows]
+        check_above(found, after or COMMAND_MARK)
+        return found
 
     def summaries(self, within: Sequence[str], after: str | None, limit: int) -> list[ChannelSummary]:
         """Return a list of channels (`Store.summaries`)."""
@@ -246,6 +250,7 @@ class Channels:
                 )
             if len(found) == limit:
                 break
+        check_above([one.channel for one in found], after or "")
         return found
 
     def bound(self) -> None:

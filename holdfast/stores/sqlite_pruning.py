@@ -12,6 +12,7 @@ from holdfast.stores.base import Facts, Pruned
 from holdfast.stores.sqlite_channels import ChannelRow, Channels
 from holdfast.stores.sqlite_documents import INTEGER_BYTES, Documents
 from holdfast.stores.sqlite_file import SqliteFile
+from holdfast.stores.sqlite_sums import check_above
 
 logger = logging.getLogger("holdfast.stores")
 
@@ -43,6 +44,7 @@ class Pruning:
         if channel is None:
             return Facts(self._channels.empty(name), [])
         facts = [fact for _, fact in self._documents.facts(channel.id, after, limit)]
+        check_above([one.version for one in facts], after)
         pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
 

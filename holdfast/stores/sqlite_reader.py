@@ -23,7 +23,7 @@ from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA, SUMMARIES, check_tables
 from holdfast.stores.sqlite_restored import has_foreign_wal, reading
-from holdfast.stores.sqlite_sums import damaged, is_damage
+from holdfast.stores.sqlite_sums import check_above, damaged, is_damage
 
 PAGE = 500  # channels in one read
 FACTS = 200  # messages in one read
@@ -129,6 +129,7 @@ def due_channels(path: Path, policies: Policies, now_ms: int) -> Iterator[Due]:
             messages = size_bytes = 0
             while sweep.is_needed and not sweep.is_over:
                 facts = [fact for _, fact in documents.facts(channel.id, sweep.after, FACTS)]
+                check_above([one.version for one in facts], sweep.after)
                 due = [one for one in sweep.take(facts, is_last=len(facts) < FACTS) if one.is_counted]
                 messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)
         if messages or sweep.is_emptied:

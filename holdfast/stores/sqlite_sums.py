@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def damaged(path: Path, error: Exception) -> StoreUnusable:
     return StoreUnusable(
         f"store file {path} cannot be read: the file is damaged ({type(error).__name__}); restore a backup"
     )
+
+
+def check_above(keys: Sequence[object], after: str | int) -> None:
+    """Raise StoreUnusable unless all keys of a page are above `after`: from a damaged index, paging would never end."""
+    for key in keys:
+        if type(key) is not type(after) or not key > after:  # type: ignore[operator]
+            raise StoreUnusable(
+                f"an index of the store file is damaged: it lists {key!r} as above {after!r}; run `holdfast verify`, "
+                "which says what helps, or restore a backup"
+            )
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -1,5 +1,6 @@
 """Damage to the structure of a file: each command gives one line that says what to do, never a traceback."""
 
+import contextlib
 import gzip
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from holdfast.cli import main
-from holdfast.core.errors import StoreUnusable
+from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.stores.base import head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_channels import ChannelRow, Channels
 from holdfast.stores.sqlite_file import SCHEMA
+from holdfast.stores.sqlite_sums import check_above
 from holdfast.stores.sqlite_verify import verify
 from holdfast.testing.contract import Chat, create
 from tests.stores.files import opened, read, run_from_outside, wal, write
@@ -198,3 +200,34 @@ async def test_removal_of_damaged_messages_reads_the_table_of_pieces_once(tmp_pa
         await store._run(lambda engine: engine._file.db.set_trace_callback(None))
     assert run_from_outside(path, "SELECT count(*) FROM documents") == [(0,)]
     assert len([one for one in statements if one.startswith("DELETE FROM pieces") and "SELECT slot" in one]) == 1
+
+
+@pytest.mark.parametrize("flip", [(12308, 0), (12308, 1), (12308, 2), (12308, 3), (12309, 6)], ids=str)
+async def test_pages_of_a_damaged_index_end(tmp_path: Path, flip: tuple[int, int]) -> None:
+    path = tmp_path / "chat.db"
+    write(path, flipped(flip))
+    ends = 0
+    async with opened(path) as store:
+        for limit in (1, 2, 3, 200):
+            for is_summary in (False, True):
+                after: str | None = None
+                with contextlib.suppress(StoreUnusable, StoreUnavailable):
+                    for _ in range(20):  # the file has fewer channels
+                        if is_summary:
+                            page = [one.channel for one in await store.summaries(["*"], after=after, limit=limit)]
+                        else:
+                            page = await store.channels(after=after, limit=limit)
+                        if not page:
+                            break
+                        after = page[-1]
+                    else:
+                        continue
+                ends += 1
+    assert ends == 8
+
+
+@pytest.mark.parametrize(("keys", "after"), [(["b", None], "a"), (["a"], "a"), ([3, 2], 2), (["3"], 2)])
+def test_page_of_a_damaged_index_is_refused(keys: list[object], after: str | int) -> None:
+    check_above(["b", "c"] if isinstance(after, str) else [3, 4], after)
+    with pytest.raises(StoreUnusable, match=r"an index of the store file is damaged: it lists .* as above .*verify"):
+        check_above(keys, after)
