@@ -29,8 +29,8 @@ def raises_key_error(self: Any, prefix: str) -> dict[str, bytes]:
     raise KeyError(prefix)
 
 
-def forgets_a_segment(self: Any, key: int, message_id: str) -> tuple[bytes, list[document.Segment]]:
-    head, segments = read(self, key, message_id)
+def forgets_a_segment(self: Any, *which: Any) -> tuple[bytes, list[document.Segment]]:
+    head, segments = read(self, *which)
     return head, segments[:-1]
 
 
