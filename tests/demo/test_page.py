@@ -236,6 +236,7 @@ async def test_offline_for_ten_seconds_a_question_waits_and_is_sent(
         await box(page, "offline").to_have_attribute("data-state", "ok")
         await box(page, "offline").to_contain_text(re.compile(r"[\d,]+ characters? followed in \d+ events?, \d+ ms"))
         await expect(page.locator('.user[data-status="complete"]')).to_have_count(2)
+        await expect(page.locator("holdfast-chat .hairline")).to_contain_text("You were offline here.")
         assert await total(page, "lost") == 0
 
 

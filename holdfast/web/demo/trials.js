@@ -54,7 +54,7 @@ export function watchTrials({ client, score, plain, isReload, info, draw }) {
     const [text, batch] = [counted(others.reduce((left, { text }) => left - size(text), points)), `${counted(Math.max(1, events - others.length), "event")}, ${Math.ceil(ms)} ms`]
     ;[gone, offline_ms] = [null, 0]
     if (how === "reload") settle("reload", answer, `${text} came back in ${batch}`, `You reloaded here. **${text}** came back in **${batch}**`)
-    if (how === "offline") settle("offline", answer, `${text} followed in ${batch}, nothing lost`)
+    if (how === "offline") settle("offline", answer, `${text} followed in ${batch}, nothing lost`, `You were offline here. **${text}** followed in **${batch}**`)
     const [{ kill }, here, server] = [score.kept, channel, await info()]
     const down = `${(server.downSeconds ?? since(left_ms)).toFixed(1)} s`
     if (score.seeServer(server) && here === channel) settle("kill", answer, `${kill} · down ${down}, nothing lost`, `Server killed here. Back after **${down}, 0 characters lost**`)
