@@ -118,7 +118,10 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.flow.protocol = None
 
     def expire(self) -> None:
-        """End the connection, because its peer missed the deadline. A peer that reads its response gets more time."""
+        """End the connection, because its peer has missed the deadline.
+
+        A peer that reads its response gets more time.
+        """
         if self._is_refused:
             self.transport.abort()
             return
@@ -156,18 +159,16 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             if self.cycle.more_body and not connection.is_from_proxy:
                 connection.rest()
 
-    def verify(self, limit: asyncio.Timeout) -> bool:
+    def verify(self, limit: asyncio.Timeout) -> None:
         """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
         connection = self._connection
         if connection is not None and not self._is_known:
             connection.verification = limit
             if not self._is_refused:
                 self._wait_for_verifier(connection)
-        return self._is_known
 
-    def verified(self, *, is_identified: bool) -> None:
+    def verified(self) -> None:
         """Stop counting the connection for its verifier."""
-        self._is_known = self._is_known and is_identified
         connection = self._connection
         if connection is None or connection.verification is None:
             return

@@ -161,21 +161,17 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self.conn.max_message_size = self.config.ws_max_size
             self.transport.set_write_buffer_limits()
 
-    def verify(self, limit: asyncio.Timeout) -> bool:
+    def verify(self, limit: asyncio.Timeout) -> None:
         """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
         if self._is_known:
-            return True
+            return
         self._connection.verification = limit
         self._connection.wait_for_verifier()
         if self._is_head_large:
             self._connection.grow()
-        return False
 
-    def verified(self, *, is_identified: bool) -> None:
-        """Stop counting the connection for its verifier. A socket that must yet introduce itself still counts.
-
-        A known peer stays known: its rates bound the tokens that it sends (`transports.websocket`).
-        """
+    def verified(self) -> None:
+        """Stop counting the connection for its verifier. A socket that must yet introduce itself still counts."""
         self._connection.verification = None
         if not (self._is_known or self._is_expected):
             self._connection.proceed()

@@ -285,8 +285,8 @@ class Connections:
         """End the oldest waiting connection of the address that has most of them. Return whether it found one.
 
         Many clients of one address may connect in one moment. Therefore only addresses count whose oldest connection is
-        older than `CHANCE_S`. Without such an address, all count if `is_forced`. With a thousand addresses the search
-        takes 50 µs, less than accepting a connection.
+        older than `CHANCE_S`. Without such an address, the oldest connection of all is ended if `is_forced`. With a
+        thousand addresses the search takes 50 µs, less than accepting a connection.
         """
         chance_s = asyncio.get_running_loop().time() - CHANCE_S
         oldest = [(next(iter(group)), len(group)) for group in self._by_address.values()]
@@ -296,7 +296,7 @@ class Connections:
         elif not is_forced:
             return False
         else:
-            victim = max(oldest, key=lambda found: (found[1], -found[0].since_s))[0]
+            victim = min((one for one, _ in oldest), key=lambda one: one.since_s)
         self._evict(victim, reason)
         return True
 

@@ -78,7 +78,7 @@ class Verifying:
                 try:
                     await asyncio.sleep(self.wait_s)
                 finally:
-                    connection.verified(is_identified=True)
+                    connection.verified()
         except TimeoutError:
             return
         finally:

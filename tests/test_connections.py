@@ -181,14 +181,6 @@ async def test_full_book_evicts_the_oldest_connection_of_the_fullest_address() -
     assert [peer.is_evicted for peer in (one, first, second)] == [False, True, False]
 
 
-async def test_burst_of_new_connections_evicts_from_its_own_addresses() -> None:
-    book = Connections(max_open=5_000)
-    (one,) = waiting(book, "192.0.2.200")
-    burst = [peer for n in range(1_200) for peer in waiting(book, f"192.0.2.{n % 16}")]
-    assert not one.is_evicted
-    assert sum(peer.is_evicted for peer in burst) == 1_201 - book.waiting > 0
-
-
 @virtually
 async def test_end_of_a_burst_evicts_from_the_fullest_address() -> None:
     book = Connections(max_open=1_000, max_waiting=3)

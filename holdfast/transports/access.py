@@ -15,7 +15,6 @@ proxy. Every rule is part of `docs/protocol.md`, section 10; loosening one needs
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -48,7 +47,6 @@ from holdfast.transports.origin import check_origin
 from holdfast.transports.query import Query
 from holdfast.transports.refusals import refusals
 from holdfast.transports.server_connection import connection_of, mark_known
-from holdfast.transports.verify_turns import verify_turns
 
 # longest time that the app's verifier may take, which may query a database while the caller waits
 VERIFY_TIMEOUT_S = 10.0
@@ -93,22 +91,12 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         return claimed
     check_origin(hub, scope)
     with logged_refusals(scope):
-        identity = await _verified(scope, partial(_counted, hub, scope))
+        identity = await _verified(scope, partial(verify, scope))
+        if identity is not None:
+            check_identity(hub, identity)
     if identity is not None:
-        mark_known(scope)  # only now, because a refused request must not lift the bounds on its connection
-    return identity
-
-
-async def _counted(hub: HubCore, scope: Scope) -> Identity | None:
-    """Return the result of the app's verifier, and count a request of the client.
-
-    The verifier has run for a request beyond the client's rate, too, so that counts as a refusal (`verify_turns`).
-    """
-    assert hub.authenticate is not None
-    identity = _checked(await _awaitable(hub.authenticate(scope)))
-    if identity is not None:
-        check_identity(hub, identity)
         hub.rates.request(identity, peer_of(scope))
+        mark_known(scope)  # only now, because a refused request must not lift the bounds on its connection
     return identity
 
 
@@ -165,14 +153,12 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
         async with asyncio.timeout(VERIFY_TIMEOUT_S) as limit:
             connection = connection_of(scope)
             if connection is None:
-                return await _verified_in_turn(scope, verify)
-            identity: Identity | None = None
-            is_known = connection.verify(limit)
+                return _checked(await _awaitable(verify()))
+            connection.verify(limit)
             try:
-                identity = _checked(await _awaitable(verify())) if is_known else await _verified_in_turn(scope, verify)
-                return identity
+                return _checked(await _awaitable(verify()))
             finally:
-                connection.verified(is_identified=identity is not None)
+                connection.verified()
     except HoldfastError:
         raise
     except TimeoutError:
@@ -180,21 +166,6 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
     except Exception as error:
         refusals.log_failure(peer_of(scope), error)
         raise unexpected() from None
-
-
-async def _verified_in_turn(scope: Scope, verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
-    """Return the result of the app's verifier for a peer that may be unknown (`verify_turns`)."""
-    turns = verify_turns()
-    await turns.wait(peer_of(scope))
-    began_s = time.perf_counter()
-    try:
-        identity = _checked(await _awaitable(verify()))
-    except BaseException:
-        turns.refused(time.perf_counter() - began_s)
-        raise
-    if identity is None:  # mostly without a token
-        turns.used(time.perf_counter() - began_s)
-    return identity
 
 
 def _awaitable(result: object) -> Awaitable[object]:

@@ -22,14 +22,11 @@ class ServerConnection(Protocol):
     def known(self) -> None:
         """Lift the bounds on unknown peers, because a verifier has identified this one."""
 
-    def verify(self, limit: asyncio.Timeout) -> bool:
-        """Count an unknown peer until `verified`, because a verifier runs for it. End `limit` if the peer is gone.
+    def verify(self, limit: asyncio.Timeout) -> None:
+        """Count an unknown peer until `verified`, because a verifier runs for it. End `limit` if the peer is gone."""
 
-        Return whether the peer is known.
-        """
-
-    def verified(self, *, is_identified: bool) -> None:
-        """Note that the verifier has ended. The peer of a refused request is unknown, also after others of it."""
+    def verified(self) -> None:
+        """Note that the verifier has ended, whatever its result."""
 
 
 class ServerSocket(ServerConnection, Protocol):

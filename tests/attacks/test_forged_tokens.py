@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.attacks.attacker import connect
 from tests.attacks.scene import AUDIENCE, MIB, PERSON, SECRET, Scene, introduces_itself, run, scene, token
+from tests.attacks.test_connections import STORM_CPU_S
 from tests.hub.test_tokens import EC521, OTHER_RSA, OTHER_SECRET, RSA, Issuer, jwk
 
 OTHERS: dict[str, Any] = {"HS256": OTHER_SECRET, "RS256": OTHER_RSA, "ES512": ec.generate_private_key(ec.SECP521R1())}
@@ -58,7 +59,7 @@ async def check(attacked: Scene, name: str, **options: Any) -> None:
     outcome = await run(attacked, name, beside=others, **options)
     assert outcome.beside == 10, outcome
     assert "signature matches no key" in outcome.report["first"], outcome
-    outcome.check_with_cpu_time(16 * MIB)
+    outcome.check_with_cpu_time(16 * MIB, STORM_CPU_S)
 
 
 @pytest.mark.parametrize("path", [READ, f"{READ}/events", f"{READ}/poll"], ids=["request", "stream", "poll"])
@@ -79,7 +80,7 @@ async def test_one_token_beyond_its_rate_does_not_hold_the_loop(attacked: Scene,
     bearer = jwt.encode(claims(PERSON), KEYS[algorithm], algorithm=algorithm)
     outcome = await run(attacked, "pipelined", path=READ, bearer=bearer, **FLOOD)
     assert "HTTP/1.1 429" in outcome.report["first"], outcome
-    outcome.check_with_cpu_time(16 * MIB)
+    outcome.check_with_cpu_time(16 * MIB, STORM_CPU_S)
 
 
 @pytest.mark.parametrize("algorithm", OTHERS)
@@ -101,4 +102,4 @@ async def test_clients_that_connect_at_once_get_in(attacked: Scene) -> None:
 async def test_flood_of_forged_tickets_does_not_hold_the_loop(attacked: Scene) -> None:
     outcome = await run(attacked, "pipelined", path=f"{READ}/events?ticket={'x' * 1_000}.{'y' * 22}", **FLOOD)
     assert "ticket was not signed" in outcome.report["first"], outcome
-    outcome.check_with_cpu_time(16 * MIB)
+    outcome.check_with_cpu_time(16 * MIB, STORM_CPU_S)
