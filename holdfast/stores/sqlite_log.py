@@ -47,15 +47,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_items = msgspec.msgpack.Decoder(list[Any]).decode
 
 
-class Disordered(StoreUnusable):
-    """The rows of the log do not have the numbers 1, 2, 3 and so on, or one of them is no row of the log."""
-
-    def __init__(self, slot: int) -> None:
-        super().__init__(
-            f"the log is damaged: its row {slot} is missing or has another number; the next start puts it in order"
-        )
-
-
 class Tracked:
     """A message in the log: the version of its document, and the slots that hold its later entries."""
 
@@ -108,6 +99,8 @@ class CommitLog:
         self._wipe_list: list[int] = []
         self._wipe_waits = 0  # number of slots to wipe that are still pinned
         self.damaged: list[int] = []  # slots whose rows were found damaged by `load`
+        # True if `load` found that the rows do not have the numbers 1, 2, 3 and so on, or that one is no row of the log
+        self.is_disordered = False
 
     @property
     def slots(self) -> int:
@@ -219,7 +212,7 @@ class CommitLog:
     def load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
         """Compute from the rows which slots are pinned; `find` returns the tracked state of the document with a key.
 
-        Returns the highest key in the rows. Raises StoreUnusable if they cannot be read, and Disordered. `damaged` are
+        Returns the highest key in the rows. Raises StoreUnusable if they cannot be read. `damaged` are
         the slots whose rows have a wrong checksum; a caller that writes begins a log without them (`WholeMessages`).
         """
         try:
@@ -233,7 +226,11 @@ class CommitLog:
         operations: dict[tuple[int, int], list[Item]] = {}
         for slot, row in db.execute("SELECT id, body FROM log ORDER BY id"):
             if slot != len(self._rooms) or type(row) is not bytes or len(row) <= SUM_BYTES:
-                raise Disordered(len(self._rooms))
+                self.is_disordered = True
+                raise StoreUnusable(
+                    f"the log is damaged: its row {len(self._rooms)} is missing or has another number; "
+                    "the next start puts it in order"
+                )
             self._add_slot(len(row) - SUM_BYTES)
             body = opened(slot, row)
             if body is None:

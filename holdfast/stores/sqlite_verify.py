@@ -25,7 +25,7 @@ from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import CHECKSUMS, SUMMARIES
-from holdfast.stores.sqlite_log import CommitLog, Disordered
+from holdfast.stores.sqlite_log import CommitLog
 from holdfast.stores.sqlite_reader import check, reading_store
 from holdfast.stores.sqlite_space import space_in
 
@@ -170,10 +170,8 @@ def _damage_of_log(
     try:
         log.load(db, channels.tracked)
         entries, damaged = log.entries(db, log.pinned)
-    except Disordered as error:
-        return [str(error), *_maybe_lost(db, {}, names)]
     except StoreUnusable as error:
-        return [str(error)]
+        return [str(error), *(_maybe_lost(db, {}, names) if log.is_disordered else [])]
     except (sqlite3.DatabaseError, *DAMAGE) as error:
         line = f"the log cannot be read ({type(error).__name__}: {error}); restore a backup"
         return [line, *_maybe_lost(db, {}, names)]

@@ -19,7 +19,7 @@ from holdfast.core.errors import StoreUnusable
 from holdfast.stores.sqlite_channels import ChannelRow, Channels, begin_epochs
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import SqliteFile
-from holdfast.stores.sqlite_log import CommitLog, Disordered, Tracked
+from holdfast.stores.sqlite_log import CommitLog, Tracked
 from holdfast.stores.sqlite_sums import is_damage, opened, sealed
 
 logger = logging.getLogger("holdfast.stores")
@@ -92,8 +92,8 @@ class WholeMessages:
             highest = log.load(file.db, self._channels.tracked)
             if not log.damaged:
                 return log, highest
-        except (Disordered, sqlite3.DatabaseError) as error:
-            if isinstance(error, sqlite3.DatabaseError) and not is_damage(error):
+        except (StoreUnusable, sqlite3.DatabaseError) as error:
+            if not (log.is_disordered or (isinstance(error, sqlite3.DatabaseError) and is_damage(error))):
                 raise
             logger.error("store file %s: %s", self._path, error)
         rows = _log_rows(file.db)  # outside of the transaction: SQLite refuses writes after a damaged page was read
