@@ -316,10 +316,13 @@ async def test_sentinels_name_the_server(server: RedisServer) -> None:
 
 @needs_redis
 async def test_nodes_of_a_cluster_pass_notices_on() -> None:
-    with running_redis("--cluster-enabled", "yes") as one, running_redis("--cluster-enabled", "yes") as two:
+    # By default a node takes the port 10,000 above its own for the other nodes, which a connection may have.
+    among = str(free_port()), str(free_port())
+    options = [("--cluster-enabled", "yes", "--cluster-port", port) for port in among]
+    with running_redis(*options[0]) as one, running_redis(*options[1]) as two:
         one.ask("CLUSTER", "ADDSLOTSRANGE", "0", "8000")
         two.ask("CLUSTER", "ADDSLOTSRANGE", "8001", "16383")
-        one.ask("CLUSTER", "MEET", "127.0.0.1", str(two.port))
+        one.ask("CLUSTER", "MEET", "127.0.0.1", str(two.port), among[1])
         async with listening(one.url, "a") as first, listening(two.url, "a") as second:
             notice = Notice("moved", "a", b"1")
             async with asyncio.timeout(PATIENCE_S):
