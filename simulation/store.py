@@ -159,12 +159,14 @@ class SimStore:
         self.nodes.note_stop()
         self.notices.interrupt()
 
-    def note(self, values: Mapping[str, bytes | None]) -> None:
-        """Keep notes now."""
-        _now(self.memory.note(values))
+    def note(self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None) -> bool:
+        """Keep notes now, if those named in `expected` have these values."""
+        if not _now(self.memory.note(values, expected=expected)):
+            return False
         self._done.append(("note", (values,), {}))
         if self.hooks is not None:
             self.hooks.note_kept(values)
+        return True
 
     def audit(self, channel: str, ids: dict[str, None] | None = None) -> None:
         """Compare the stored messages with the log: all of them, or the messages `ids`. Raises Violation."""
@@ -355,9 +357,11 @@ class StoreClient:
         """`Store.notes`."""
         return await self._call(lambda: _now(self._store.memory.notes(prefix)))
 
-    async def note(self, values: Mapping[str, bytes | None]) -> None:
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
         """`Store.note`."""
-        await self._call(lambda: self._store.note(values))
+        return await self._call(lambda: self._store.note(values, expected=expected))
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """`Store.hold`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -166,6 +166,7 @@ class Forgetting:
         self._unreadable: set[tuple[str, str]] = set()
         own = nodes.node if nodes is not None else ""
         self._intent = _Intent(has_channels=False, begun_ms=clock.now_ms(), node=own)
+        self._note: bytes | None = None  # the stored intent, as this call knows it
 
     async def run(self, *, channels: bool | None) -> Receipt:
         """Remove the person's messages and commands; with `channels` also their channels. Returns the receipt.
@@ -348,21 +349,22 @@ class Forgetting:
         await self._keep(replace(before, has_channels=before.has_channels or has_channels, node=own))
 
     async def _noted(self) -> _Intent | None:
-        note = (await self._store.notes(NOTE + self._client_id)).get(NOTE + self._client_id)
-        return _decoded(note, _Intent) if note is not None else None
-
-    async def _check_own(self) -> None:
-        """Raise Busy if another process has taken this removal, because this one was held up or began together."""
-        found = await self._noted()
-        if found is None or found.node != self._intent.node:
-            raise Busy(f"removal of client {self._client_id!r} was taken by another process of the store; retry later")
+        """Read the stored intent."""
+        self._note = (await self._store.notes(NOTE + self._client_id)).get(NOTE + self._client_id)
+        return _decoded(self._note, _Intent) if self._note is not None else None
 
     async def _keep(self, intent: _Intent) -> None:
-        await self._store.note({NOTE + self._client_id: msgspec.json.encode(intent)})
+        await self._replace_note(msgspec.json.encode(intent), {})
         self._intent = intent
 
+    async def _replace_note(self, note: bytes | None, others: Mapping[str, bytes]) -> None:
+        """Store the intent and `others`. Raises Busy if another process took the removal since it was read."""
+        name = NOTE + self._client_id
+        if not await self._store.note({name: note, **others}, expected={name: self._note}):
+            raise Busy(f"removal of client {self._client_id!r} was taken by another process of the store; retry later")
+        self._note = note
+
     async def _begin(self, step: _Step) -> None:
-        await self._check_own()
         await self._keep(replace(self._intent, step=step))
 
     def _step_ended(self) -> None:
@@ -408,8 +410,7 @@ class Forgetting:
             known = await self._store.backups()
             older = [str(one.path) for one in known if receipt.clean_ms is None or one.made_ms <= receipt.clean_ms]
             receipt = replace(receipt, older_backups=older)
-        await self._check_own()
-        await self._store.note({NOTE + self._client_id: None, RECEIPT + person: msgspec.json.encode(receipt)})
+        await self._replace_note(None, {RECEIPT + person: msgspec.json.encode(receipt)})
         return receipt
 
     async def _wait_until_clean(self) -> int | None:

@@ -240,8 +240,13 @@ class Store(Protocol):
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under names that begin with `prefix`."""
 
-    async def note(self, values: Mapping[str, bytes | None]) -> None:
-        """Keep small values for the hub, as durably as entries, all or none; None deletes a note."""
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
+        """Keep small values for the hub, as durably as entries, all or none; None deletes a note.
+
+        Return False, and keep none of them, if a note named in `expected` has another value (None: it exists).
+        """
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """Renew the lease of `node` for `term_ms`, and put holds under their names; None drops one of this node.

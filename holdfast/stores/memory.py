@@ -312,12 +312,17 @@ class MemoryStore:
         """Return the hub's notes under a prefix (`Store.notes`)."""
         return {name: value for name, value in self._notes.items() if name.startswith(prefix)}
 
-    async def note(self, values: Mapping[str, bytes | None]) -> None:
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
         """Keep or delete notes of the hub (`Store.note`)."""
+        if any(self._notes.get(name) != value for name, value in (expected or {}).items()):
+            return False
         for name, value in values.items():
             self._notes.pop(name, None)
             if value is not None:
                 self._notes[name] = value
+        return True
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """Renew the lease of a node, and put or drop holds (`Store.hold`)."""

@@ -252,10 +252,12 @@ class PostgresStore:
         async with self._reading() as reader:
             return await reader.notes(prefix)
 
-    async def note(self, values: Mapping[str, bytes | None]) -> None:
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
         """Keep or delete notes of the hub (`Store.note`)."""
         async with self._transaction(late=CommitUnknown) as writer:
-            await writer.note(values)
+            return await writer.note(values, expected or {})
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """Renew the lease of a node, and put or drop holds (`Store.hold`)."""

@@ -274,8 +274,15 @@ class PostgresWriter:
         entries = sorted((entry for of in log.entries.values() for entry in of), key=lambda entry: entry.serial)
         self._uncovered.reload(channel, log.head, entries, await reader.versions(log))
 
-    async def note(self, values: Mapping[str, bytes | None]) -> None:
-        """Keep notes of the hub; the value None deletes one."""
+    async def note(self, values: Mapping[str, bytes | None], expected: Mapping[str, bytes | None]) -> bool:
+        """Keep notes of the hub, if those named in `expected` have these values; None: it does not exist, delete it."""
+        if expected:
+            await self._db.execute(f"LOCK TABLE {self._schema}.notes IN SHARE ROW EXCLUSIVE MODE")
+            rows = await self._db.fetch(
+                f"SELECT name, value FROM {self._schema}.notes WHERE name = ANY($1)", list(expected)
+            )
+            if {row["name"]: row["value"] for row in rows} != {k: v for k, v in expected.items() if v is not None}:
+                return False
         names = sorted(values)  # all instances lock the rows in the same order
         await self._db.execute(
             f"DELETE FROM {self._schema}.notes n USING unnest($1::text[], $2::bytea[]) AS w (name, value)"
@@ -287,6 +294,7 @@ class PostgresWriter:
             " WHERE value IS NOT NULL ON CONFLICT (name) DO UPDATE SET value = excluded.value",
             *(names, [values[name] for name in names]),
         )
+        return True
 
     async def tidy(self, now_ms: int) -> None:
         """Remove used-up ids and data of commands whose time is over."""

@@ -204,10 +204,12 @@ class SqliteStore:
         """Return the hub's notes under a prefix (`Store.notes`)."""
         return await self._run(lambda engine: engine.notes(prefix))
 
-    async def note(self, values: Mapping[str, bytes | None]) -> None:
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
         """Keep or delete notes of the hub (`Store.note`)."""
-        kept = dict(values)
-        await self._run(lambda engine: engine.note(kept), late=CommitUnknown)
+        kept, known = dict(values), dict(expected or {})
+        return await self._run(lambda engine: engine.note(kept, known), late=CommitUnknown)
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
         """Renew the lease of a node, and put or drop holds (`Store.hold`). They end with this opening of the file."""

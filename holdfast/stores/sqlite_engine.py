@@ -282,14 +282,17 @@ class Engine:
             self._is_wipe_due = True
         return self._head(name)
 
-    def note(self, values: Mapping[str, bytes | None]) -> None:
+    def note(self, values: Mapping[str, bytes | None], expected: Mapping[str, bytes | None]) -> bool:
         """Keep or delete notes of the hub (`Store.note`)."""
         gone = [(name,) for name, value in values.items() if value is None]
         kept = [(name, value) for name, value in values.items() if value is not None]
+        if any(self.notes(name).get(name) != value for name, value in expected.items()):
+            return False
         with self._file.transaction() as db:
             db.executemany("DELETE FROM notes WHERE name = ?", gone)
             db.executemany("REPLACE INTO notes VALUES (?, ?)", kept)
         self._note_written(sum(len(name) + len(value) for name, value in kept))
+        return True
 
     # -- reads -------------------------------------------------------------------------------------------------
 

@@ -341,6 +341,42 @@ async def test_one_process_of_a_store_at_a_time_removes_a_person() -> None:
     await second.close()
 
 
+class _Twice(_Shared):
+    """A store whose first two notes begin together; the second is stored when the first removal has begun a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes_begun, self.both = 0, asyncio.Event()
+
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
+        if any(name.startswith(NOTE) for name in values):
+            self.notes_begun += 1
+            if self.notes_begun == 1:
+                await self.both.wait()
+            elif self.notes_begun == 2:
+                self.both.set()
+                await self.reached.wait()
+        return await super().note(values, expected=expected)
+
+
+@virtually
+async def test_of_two_processes_that_begin_a_removal_together_one_goes_on_and_counts_all_messages() -> None:
+    store = _Twice()
+    hubs = [shared_hub(store, number) for number in (1, 2)]
+    for channel in "abc":
+        await say(hubs[0], channel, "m", "ann")
+    running = [asyncio.create_task(hub.archive.forget("ann")) for hub in hubs]
+    with pytest.raises(Busy, match="'ann' was taken by another process"):
+        await next(asyncio.as_completed(running))
+    store.gate.set()
+    receipts = [one for one in await asyncio.gather(*running, return_exceptions=True) if isinstance(one, Receipt)]
+    assert [whole(one) for one in receipts] == [ALL_OF_ANN]
+    for hub in hubs:
+        await hub.close()
+
+
 @virtually
 async def test_a_removal_of_a_process_that_has_ended_goes_on_when_that_is_certain() -> None:
     store = _Shared()

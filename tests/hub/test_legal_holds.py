@@ -85,10 +85,12 @@ class _Full(MemoryStore):
 
     is_full = False
 
-    async def note(self, values: Mapping[str, bytes | None]) -> None:
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
         if self.is_full:
             raise StoreUnavailable("the disk is full")
-        await super().note(values)
+        return await super().note(values, expected=expected)
 
 
 async def test_a_second_hold_that_cannot_be_stored_leaves_the_first() -> None:

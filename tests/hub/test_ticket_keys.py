@@ -24,9 +24,11 @@ ADA = Identity(client_id="ada", capabilities=frozenset({"subscribe"}))
 class Slow(Shared):
     """A store in which a note takes a moment, so that two hubs keep their keys at once."""
 
-    async def note(self, values: Mapping[str, bytes | None]) -> None:
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
         await asyncio.sleep(0.01)
-        await super().note(values)
+        return await super().note(values, expected=expected)
 
 
 def accepts(reader: HubCore, issuer: HubCore) -> bool:

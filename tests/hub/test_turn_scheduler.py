@@ -781,11 +781,13 @@ class FailingNotes(MemoryStore):
 
     fails_next = False
 
-    async def note(self, values: Mapping[str, bytes | None]) -> None:
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
         if self.fails_next:
             self.fails_next = False
             raise StoreUnavailable("the disk is away")
-        await super().note(values)
+        return await super().note(values, expected=expected)
 
 
 @virtually
