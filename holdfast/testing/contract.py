@@ -606,17 +606,6 @@ class StoreContract(HoldsContract, NoticesContract):
         await store.note({f"n{number:03d}": None for number in range(1, 200)})
         assert await store.notes("") == {"n000": b"\x00" * 1_000}
 
-    async def test_notes_are_kept_only_if_others_have_the_expected_values(self, store: Store) -> None:
-        assert await store.note({"a": b"1"}, expected={"a": None})
-        assert not await store.note({"a": b"2", "b": b"2"}, expected={"a": None})
-        assert not await store.note({"a": b"2"}, expected={"a": b"1", "b": b"1"})
-        assert await store.notes("") == {"a": b"1"}
-        assert await store.note({"a": None, "b": b"2"}, expected={"a": b"1", "b": None})
-        assert not await store.note({"b": None}, expected={"b": b"1"})
-        tried = await asyncio.gather(*(store.note({"a": bytes([n])}, expected={"a": None}) for n in range(8)))
-        assert sorted(tried) == [False] * 7 + [True]
-        assert await store.notes("") == {"a": bytes([tried.index(True)]), "b": b"2"}
-
     async def test_notes_belong_to_no_channel(self, store: Store) -> None:
         await Chat(store).do(create("m1", "a"))
         await store.note({"c": b"x"})

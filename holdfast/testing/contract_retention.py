@@ -7,6 +7,8 @@ A store's own test file is `StoreContract`, this class, and one fixture for both
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
@@ -134,3 +136,14 @@ class RetentionContract:
         assert [one.id for one in (await store.facts("shared", after=0, limit=9)).facts] == ["m2"]
         assert await texts(store, "shared", "m2") == ["b"]
         assert await store.notes(NOTE) == {}
+
+    async def test_notes_are_kept_only_if_others_have_the_expected_values(self, store: Store) -> None:
+        assert await store.note({"a": b"1"}, expected={"a": None})
+        assert not await store.note({"a": b"2", "b": b"2"}, expected={"a": None})
+        assert not await store.note({"a": b"2"}, expected={"a": b"1", "b": b"1"})
+        assert await store.notes("") == {"a": b"1"}
+        assert await store.note({"a": None, "b": b"2"}, expected={"a": b"1", "b": None})
+        assert not await store.note({"b": None}, expected={"b": b"1"})
+        tried = await asyncio.gather(*(store.note({"a": bytes([n])}, expected={"a": None}) for n in range(8)))
+        assert sorted(tried) == [False] * 7 + [True]
+        assert await store.notes("") == {"a": bytes([tried.index(True)]), "b": b"2"}
