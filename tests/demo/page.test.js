@@ -79,7 +79,7 @@ test("marks name crashes and restarts, with the figures of this window where it 
 // Chats ---------------------------------------------------------------------------------------------------------------
 
 const message = (fields) => ({ id: "q", role: "user", status: "complete", text: "Why?", ...fields })
-const snapshot = (fields) => ({ state: "live", messages: [message()], streaming: [], replied: [], you: { id: "@ada" }, more: false, ...fields })
+const snapshot = ({ messages = [message()], ...fields } = {}) => ({ state: "live", messages, all: messages, streaming: [], replied: [], you: { id: "@ada" }, more: false, ...fields })
 
 test("the state of a chat is one line", () => {
   const answer = { id: "a", role: "assistant", status: "streaming", text: "x", reply_to: "q" }
@@ -105,6 +105,17 @@ test("a chat is listed with its first question, once it is live and has one", ()
   noteChat(storage, "demo:2", snapshot({ messages: [message({ text: "How?" })] }), [])
   const chats = noteChat(storage, "demo:1", snapshot({ messages: [message(), message({ text: "Later" })] }), [])
   assert.deepEqual(chats.map(({ channel, title, state }) => [channel, title, state]), [["demo:2", "How?", "1 message"], ["demo:1", "Why?", "2 messages"]])
+})
+
+test("chats are listed by the time of their newest message, and another state of a chat does not move it", () => {
+  const storage = new MemoryStorage()
+  const at = (created_at) => ({ messages: [message({ created_at })] })
+  const order = (channel, fields, others = []) => noteChat(storage, channel, snapshot(fields), others).map((one) => [one.channel, one.newest_ms])
+  order("demo:1", at(1_000))
+  assert.deepEqual(order("demo:2", at(2_000)), [["demo:2", 2_000], ["demo:1", 1_000]])
+  assert.deepEqual(order("demo:1", at(1_000), ["Bea"]), [["demo:2", 2_000], ["demo:1", 1_000]])
+  assert.deepEqual(order("demo:1", at(3_000), ["Bea"]), [["demo:1", 3_000], ["demo:2", 2_000]])
+  assert.deepEqual(order("demo:1", { messages: [] }), [["demo:1", 3_000], ["demo:2", 2_000]]) // all are deleted
 })
 
 // People --------------------------------------------------------------------------------------------------------------

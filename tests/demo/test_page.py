@@ -333,7 +333,8 @@ async def test_chats_of_earlier_days_stand_under_a_heading_of_their_own(
         await expect(page.get_by_role("heading", name="Earlier")).to_be_hidden()
         await page.evaluate("""() => {
           const key = "holdfast-demo.chats"
-          const chat = { channel: "demo:earlier", title: "A question", state: "0 messages", day: "Mon Jan 05 2026" }
+          const newest_ms = Date.parse("2026-01-05")
+          const chat = { channel: "demo:earlier", title: "A question", state: "0 messages", newest_ms }
           localStorage[key] = JSON.stringify([...JSON.parse(localStorage[key]), chat])
         }""")
         await page.reload()

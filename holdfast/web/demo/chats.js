@@ -3,21 +3,21 @@ import { at, fill, keep, make, recall } from "./dom.js"
 
 /** Note what a chat shows, once it has a question. @param {Pick<Storage, "getItem" | "setItem">} storage @param {string} channel @param {import("../client.js").Snapshot} snapshot @param {readonly string[]} others names */
 export function noteChat(storage, channel, snapshot, others) {
-  const all = recall(storage, "chats", /** @type {{ channel: string, title: string, state: string, day: string }[]} */ ([])) // includes the chats of other windows
+  const all = recall(storage, "chats", /** @type {{ channel: string, title: string, state: string, newest_ms: number }[]} */ ([])) // includes the chats of other windows
   const known = all.find((one) => one.channel === channel)
   const title = known?.title ?? snapshot.messages.find(({ role }) => role === "user")?.text.slice(0, 80)
-  const state = stateOf(snapshot, others)
-  if (!title || snapshot.state !== "live" || known?.state === state) return all
-  const chat = { channel, title, state, day: new Date().toDateString() }
-  const next = known ? all.map((one) => (one === known ? chat : one)) : [chat, ...all].slice(0, 30)
+  const [state, newest_ms] = [stateOf(snapshot, others), snapshot.all.at(-1)?.created_at ?? known?.newest_ms ?? 0]
+  if (!title || snapshot.state !== "live" || (known?.state === state && known.newest_ms === newest_ms)) return all
+  const chat = { channel, title, state, newest_ms }
+  const next = (known ? all.map((one) => (one === known ? chat : one)) : [chat, ...all]).sort((one, other) => other.newest_ms - one.newest_ms).slice(0, 30)
   keep(storage, "chats", next)
   return next
 }
 
-/** Show the chats of today and the earlier ones. @param {ReturnType<typeof noteChat>} chats @param {string} current @param {(channel: string) => void} open */
+/** Show the chats whose newest message is of today, and the earlier ones. @param {ReturnType<typeof noteChat>} chats @param {string} current @param {(channel: string) => void} open */
 export function drawChats(chats, current, open) {
   for (const isToday of [true, false]) {
-    const some = chats.filter(({ day }) => (day === new Date().toDateString()) === isToday)
+    const some = chats.filter(({ newest_ms }) => (new Date(newest_ms).toDateString() === new Date().toDateString()) === isToday)
     const item = (/** @type {typeof some[0]} */ { channel, title, state }) => make("button", { ariaCurrent: channel === current ? "page" : null, onclick: () => open(channel) }, make("b", { dir: "auto" }, title), make("span", {}, state))
     fill(at(isToday ? "chat-list" : "earlier-list"), JSON.stringify([some, current]), () => some.map((one) => make("li", {}, item(one))))
   }
