@@ -19,6 +19,7 @@ from starlette.routing import Route as AppRoute
 
 from holdfast import Hub, Turn
 from holdfast.interop import AISDK
+from holdfast.testing import FaultProxy
 from tests.browser.tab import chromium
 from tests.interop.long.restarts import served as running
 from tests.interop.pages import IS_STRICT, MAJOR, PACKAGE, ROOT
@@ -330,6 +331,41 @@ async def test_page_of_a_server_that_ends_has_an_error_and_after_the_restart_the
         await expect(page.locator("output")).to_have_text("ready")
         await page.reload()
         await expect(page.locator("p")).to_have_text(["hi", "Hello to hi"])
+
+
+async def test_page_whose_connection_is_cut_has_an_error_and_after_a_reload_the_whole_answer(
+    browser: Browser, tools: bytes
+) -> None:
+    hub, gate, turns = new_hub(), asyncio.Event(), list[Turn]()
+
+    @hub.agent("chat:*")
+    async def waits(turn: Turn) -> None:
+        turns.append(turn)
+        async with turn.reply() as message:
+            await message.append("Hello ")
+            await gate.wait()
+            await message.append("to you")
+
+    async with serving(hub, program_with_tools(hub, tools)) as served, FaultProxy(served.host, served.port) as proxy:
+        page = await (await browser.new_context()).new_page()
+        await page.goto(f"http://127.0.0.1:{proxy.port}/")
+        await page.get_by_role("button", name="Send").click()
+        for _ in range(2):  # the response to the question, and the one of a page that resumes
+            await expect(page.locator("p")).to_have_text(["hi", "Hello "])
+            await expect(page.locator("output")).to_have_text("streaming")
+            await page.evaluate("statuses.length = 0")
+            await proxy.cut()
+            await expect(page.locator("output")).to_have_text("error")
+            await expect(page.locator("p")).to_have_text(["hi", "Hello "])
+            assert set(await page.evaluate("statuses")) <= {"streaming", "error"}
+            await page.reload()
+        await expect(page.locator("p")).to_have_text(["hi", "Hello "])
+        gate.set()
+        for _ in range(2):
+            await expect(page.locator("p")).to_have_text(["hi", "Hello to you"])
+            await expect(page.locator("output")).to_have_text("ready")
+            await page.reload()
+        assert len(turns) == 1
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
