@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from chaos.processes import free_port
 from tests.nginx import DEPLOYMENT
-from tests.processes import Process
+from tests.processes import Process, listening
 
 needs_caddy = pytest.mark.skipif(shutil.which("caddy") is None, reason="Caddy is not installed; CI installs it")
 
@@ -27,8 +26,7 @@ def settings_of_the_docs() -> str:
     return str(found[0])
 
 
-@contextmanager
-def caddy_of_the_docs(folder: Path, *upstreams: int) -> Iterator[int]:
+def caddy_of_the_docs(folder: Path, *upstreams: int) -> AbstractContextManager[int]:
     """Run Caddy with the settings of the docs, below the path `/chat`; gives its port.
 
     Only the path, addresses and TLS differ.
@@ -47,15 +45,5 @@ def caddy_of_the_docs(folder: Path, *upstreams: int) -> Iterator[int]:
     configuration.write_text(f"{text}}}\n")
     own = [f"XDG_CONFIG_HOME={folder}", f"XDG_DATA_HOME={folder}"]  # where it keeps its last configuration
     arguments = [*own, "caddy", "run", "--config", str(configuration), "--adapter", "caddyfile"]
-    process = Process(arguments, folder / "caddy.log", program="env")
-
-    def is_listening() -> bool:
-        socket.create_connection(("127.0.0.1", port)).close()
-        return True
-
-    try:
-        process.start()
-        process.until(is_listening)
-        yield port
-    finally:
-        process.clean_up()
+    # Killed, because it waits for open streams.
+    return listening(Process(arguments, folder / "caddy.log", program="env"), port, end=signal.SIGKILL)

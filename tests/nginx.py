@@ -8,15 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from chaos.processes import free_port
-from tests.processes import Process
+from tests.processes import Process, listening
 
 DEPLOYMENT = Path(__file__).parents[1] / "docs" / "deployment.md"
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed; CI installs it")
@@ -45,8 +43,7 @@ http {{
 """
 
 
-@contextmanager
-def nginx(folder: Path, upstream: int, location: str, *, user: str = "nobody") -> Iterator[int]:
+def nginx(folder: Path, upstream: int, location: str, *, user: str = "nobody") -> AbstractContextManager[int]:
     """Run nginx as a proxy of the port `upstream` with the directives `location`; gives its port.
 
     Its worker has the account `user` if this process is root's, else the account of this process.
@@ -54,7 +51,7 @@ def nginx(folder: Path, upstream: int, location: str, *, user: str = "nobody") -
     port = free_port()
     owner = f"user {user} nogroup;" if os.geteuid() == 0 else ""
     text = _CONFIGURATION.format(folder=folder, user=owner, upstream=upstream, port=port, location=location)
-    yield from _running(folder, f"nginx-{port}.conf", text, port)
+    return _running(folder, f"nginx-{port}.conf", text, port)
 
 
 def settings_of_the_docs() -> tuple[str, str, str]:
@@ -64,8 +61,7 @@ def settings_of_the_docs() -> tuple[str, str, str]:
     return whole, group, inner
 
 
-@contextmanager
-def nginx_of_the_docs(folder: Path, *upstreams: int, is_two: bool = False) -> Iterator[int]:
+def nginx_of_the_docs(folder: Path, *upstreams: int, is_two: bool = False) -> AbstractContextManager[int]:
     """Run nginx with the settings of the docs; gives its port. Only paths, ports and TLS differ.
 
     With `is_two` the port is that of the outer proxy, whose paths begin with `/chat`; that of the inner one is in
@@ -93,23 +89,12 @@ def nginx_of_the_docs(folder: Path, *upstreams: int, is_two: bool = False) -> It
     text = re.sub(r"\n *ssl_\w+ .*;", "", text)
     # The strict viewers check this header, which nginx takes as its own.
     text = text.replace("proxy_buffering off;", "proxy_buffering off; proxy_pass_header X-Accel-Buffering;")
-    yield from _running(folder, "nginx.conf", text, port)
+    return _running(folder, "nginx.conf", text, port)
 
 
-def _running(folder: Path, name: str, text: str, port: int) -> Iterator[int]:
+def _running(folder: Path, name: str, text: str, port: int) -> AbstractContextManager[int]:
     """Run nginx with the configuration `text` in the file `name`; gives `port`, on which it then listens."""
     configuration = folder / name
     configuration.write_text(text)
     arguments = ["-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
-    process = Process(arguments, folder / "error.log", program="nginx")
-
-    def is_listening() -> bool:
-        socket.create_connection(("127.0.0.1", port)).close()
-        return True
-
-    try:
-        process.start()
-        process.until(is_listening)
-        yield port
-    finally:
-        process.end()
+    return listening(Process(arguments, folder / "error.log", program="nginx"), port)

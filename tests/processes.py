@@ -158,6 +158,22 @@ def request(
 
 
 @contextlib.contextmanager
+def listening(process: Process, port: int, *, end: signal.Signals = signal.SIGTERM) -> Iterator[int]:
+    """Run a process, and end it with the signal `end`; gives `port`, once the process listens on it."""
+
+    def is_listening() -> bool:
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+
+    process.start()
+    try:
+        process.until(is_listening)
+        yield port
+    finally:
+        process.end(end)
+
+
+@contextlib.contextmanager
 def serving(command: str, folder: Path, *options: str, host: str = "127.0.0.1") -> Iterator[Server]:
     """Run a server until the block ends."""
     server = Server(command, folder, *options, host=host)
