@@ -16,6 +16,8 @@ from wirecheck.sessions import Session, SseSession, WsSession
 
 __all__ = ["Received", "SseViewer", "WsViewer"]
 
+PATIENCE_S = 20.0  # a machine with other work may delay a process by seconds
+
 
 class Received(NamedTuple):
     """One event as a viewer received it."""
@@ -79,7 +81,7 @@ class _Viewer:
     ) -> None:
         await self.close()
 
-    async def until(self, predicate: Callable[[], bool], timeout_s: float = 2.0) -> None:
+    async def until(self, predicate: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         """Wait until `predicate()` holds; evaluate it after each read. Raises `TimeoutError`."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -94,7 +96,7 @@ class _Viewer:
                 f"is_over {self.is_over}, shown {shorten(seen)}, violations {self.checker.violations}"
             ) from error
 
-    async def until_attached(self, timeout_s: float = 2.0) -> None:
+    async def until_attached(self, timeout_s: float = PATIENCE_S) -> None:
         await self.until(lambda: self.checker.has_attached, timeout_s)
 
     def stall(self) -> None:
