@@ -405,7 +405,7 @@ async def commit_in_doubt(place: Place) -> None:
     try:
         with closing(sqlite3.connect(place.folder / "chat.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            patch.setattr(sqlite, "TIMEOUT_S", 0.05)
+            patch.setattr(sqlite, "TIMEOUT_S", 0.5)  # in this time the thread must have begun the commit
             try:
                 await store.note({"name": b"value"})
             finally:

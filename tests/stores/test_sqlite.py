@@ -264,7 +264,7 @@ async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with monkeypatch.context() as patched:
-                patched.setattr(sqlite, "TIMEOUT_S", 0.05)
+                patched.setattr(sqlite, "TIMEOUT_S", 0.5)  # in this time the thread must have begun the commit
                 with pytest.raises(CommitUnknown, match="did not respond"):
                     await chat.do(create("m1", "a"))
                 with pytest.raises(StoreUnavailable, match="did not respond"):

@@ -294,7 +294,7 @@ async def test_backup_during_commits_holds_a_prefix_and_stops_none(path: Path, t
     async with opened(path) as store:
         chat = Chat(store)
         await chat.do(create("old", "x" * 400_000), create("m1", streaming=True))
-        backing = asyncio.create_task(store.backup(target, mb_per_s=2.0))
+        backing = asyncio.create_task(store.backup(target, mb_per_s=0.5))  # 0.8 s: a busy disk is slow to commit
         count = 0
         while not backing.done():
             assert isinstance(await chat.do(append("m1", f"{count} ")), Committed)
