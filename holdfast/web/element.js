@@ -130,37 +130,34 @@ export class HoldfastChat extends Base {
   #mistake() {
     const theme = this.getAttribute("theme") ?? "auto"
     const channel = this.getAttribute("channel") ?? ""
-    if (!/^[\w.:~@=+-]{1,200}$/.test(channel)) return `<holdfast-chat> channel must be a name such as chat:1, got "${channel}"`
+    if (!/^(?!\.\.?$)[\w.:~@=+-]{1,200}$/.test(channel)) return `<holdfast-chat> channel must be a name such as chat:1, got "${channel}"`
     if (!THEMES.includes(theme)) return `<holdfast-chat> theme must be ${THEMES.join(", ")}, got "${theme}"`
-    const images = this.getAttribute("images")
-    if (images !== null && images !== "same-origin") return `<holdfast-chat> images must be same-origin or absent, got "${images}"`
+    const images = this.getAttribute("images") ?? "same-origin"
+    if (images !== "same-origin") return `<holdfast-chat> images must be same-origin or absent, got "${images}"`
     try {
-      if (/^https?:/.test(new URL(this.url, document.baseURI).protocol)) return ""
+      if (/^https?:/.test(new URL(this.url, document.baseURI).href)) return ""
     } catch {} // no URL
     return `<holdfast-chat> url must be an address of http or https, got "${this.url}"`
   }
 
   /** Return the URL of the hub: the attribute `url`, or the hub that serves this module. */
   get url() {
-    return this.getAttribute("url") ?? new URL("..", import.meta.url).href.replace(/\/$/, "")
+    return this.getAttribute("url") ?? new URL("..", import.meta.url).href.slice(0, -1)
   }
 
   /** @param {ShadowRoot} root */
   #drawLauncher(root) {
     root.querySelector(".mistake")?.remove()
-    const known = root.querySelector(".launcher")
-    if (!this.isFloating) known?.remove()
-    if (!this.isFloating || known) {
-      known?.setAttribute("aria-expanded", String(this.isOpen))
-      known?.setAttribute("aria-label", this.words.open)
-      return
+    let button = root.querySelector(".launcher")
+    if (!this.isFloating) return button?.remove()
+    if (!button) {
+      const badge = element("span", { part: "badge", hidden: true })
+      button = element("button", { part: "launcher", type: "button" }, element("slot", { name: "launcher" }, svg(SPARK)), badge)
+      button.addEventListener("click", () => (this.isOpen ? this.hide() : this.show()))
+      root.append(button)
     }
-    const badge = element("span", { part: "badge", hidden: true })
-    const slot = element("slot", { name: "launcher" }, svg(SPARK))
-    const button = element("button", { part: "launcher", type: "button", "aria-label": this.words.open }, slot, badge)
     button.setAttribute("aria-expanded", String(this.isOpen))
-    button.addEventListener("click", () => (this.isOpen ? this.hide() : this.show()))
-    root.append(button)
+    button.setAttribute("aria-label", this.words.open)
   }
 
   /** @param {ShadowRoot} root */
@@ -172,9 +169,8 @@ export class HoldfastChat extends Base {
       loading.catch(() => setTimeout(() => this.#draw(), AGAIN_MS)) // the network or the server may be away for a moment
       const [{ Panel }, { connect }] = await loading
       if (!this.isConnected || this.#panel) return
-      const { url } = this
       const client = this.client ?? connect?.({
-        url,
+        url: this.url,
         token: this.tokenProvider ?? this.getAttribute("token") ?? undefined,
         identity: this.getAttribute("identity") ?? undefined,
       })

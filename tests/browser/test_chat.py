@@ -338,6 +338,7 @@ async def test_the_launcher_loads_the_panel_when_it_opens_and_gets_the_focus_bac
     [
         ("<holdfast-chat></holdfast-chat>", 'channel must be a name such as chat:1, got ""'),
         ('<holdfast-chat channel="a b/ü"></holdfast-chat>', 'channel must be a name such as chat:1, got "a b/ü"'),
+        ('<holdfast-chat channel=".."></holdfast-chat>', 'channel must be a name such as chat:1, got ".."'),
         ('<holdfast-chat channel="chat:1" theme="blue"></holdfast-chat>', 'auto, light, dark, got "blue"'),
         ('<holdfast-chat channel="chat:1" images="all"></holdfast-chat>', 'same-origin or absent, got "all"'),
         ('<holdfast-chat channel="chat:1" url="http://[bad"></holdfast-chat>', 'got "http://[bad"'),
