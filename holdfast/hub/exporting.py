@@ -91,8 +91,9 @@ async def _check_count(store: Store, channel: str, head: Head, read: int) -> Non
         if known <= read:
             return
     raise Damaged(
-        f"channel {channel!r} has {known} messages, but {read} of them can be read; the others are damaged, restore a "
-        "backup"
+        f"channel {channel!r} has {known} messages, but {read} of them can be read; run `holdfast verify`: if it names "
+        "the count of the channel and none of its messages, the count is damaged, and `holdfast compact` counts anew; "
+        "else restore a backup"
     )
 
 

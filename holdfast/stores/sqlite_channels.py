@@ -22,6 +22,16 @@ from holdfast.stores.sqlite_sums import channel_sum, check_above
 # limit of channels in memory; above it half of them are dropped, except those with pinned log rows
 MAX_CHANNELS = 10_000
 LIVES = ""  # no message has this id: in `graves` it keeps the `Head.lives` of a deleted channel, as its `until_ms`
+# The right counts of a channel, and the channels that have other ones.
+COUNTS = (
+    "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents"
+    " WHERE channel = channels.id AND deleted = 0 AND created > 0"
+)
+MISCOUNTED = f"SELECT id, name FROM channels WHERE name IS NOT NULL AND (messages, size_bytes) IS NOT ({COUNTS})"
+# after damage to the row a value may be of another type
+_SUMMARY = ", ".join(
+    f"coalesce(CAST({one} AS INTEGER), 0)" for one in ("created_ms", "updated_ms", "messages", "size_bytes")
+)
 _LAST = "\U0010ffff"  # the last character: text that begins with a prefix is below the prefix and this
 
 
@@ -71,11 +81,7 @@ def add_summaries(db: sqlite3.Connection, documents: Documents, unreadable: Coll
 
     A time that only damaged documents or those in `unreadable` give stays 0.
     """
-    db.execute(
-        "UPDATE channels SET (messages, size_bytes) = ("
-        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents"
-        " WHERE channel = channels.id AND deleted = 0 AND created > 0)"
-    )
+    db.execute(f"UPDATE channels SET (messages, size_bytes) = ({COUNTS})")
     for (number,) in db.execute("SELECT id FROM channels WHERE name IS NOT NULL").fetchall():
         created_ms = updated_ms = 0
         keys = db.execute("SELECT id, message FROM documents WHERE channel = ? ORDER BY version", (number,)).fetchall()
@@ -191,8 +197,10 @@ class Channels:
         `first_ms` and `last_ms` are the earliest and the latest time of the documents that it writes.
         """
         self._db.execute(
-            "UPDATE channels SET created_ms = CASE ? WHEN 0 THEN ? ELSE min(created_ms, ?) END,"
-            " updated_ms = max(updated_ms, ?), messages = messages + ?, size_bytes = size_bytes + ? WHERE id = ?",
+            # after damage to the row a value may be NULL
+            "UPDATE channels SET created_ms = CASE ? WHEN 0 THEN ? ELSE min(coalesce(created_ms, 0), ?) END,"
+            " updated_ms = max(coalesce(updated_ms, 0), ?), messages = coalesce(messages, 0) + ?,"
+            " size_bytes = coalesce(size_bytes, 0) + ? WHERE id = ?",
             (channel.serial, first_ms, first_ms, last_ms, messages, size_bytes, channel.id),
         )
 
@@ -200,7 +208,8 @@ class Channels:
         """Raise the floor of a channel and lower its counts, in the transaction of the caller."""
         checksum = channel_sum(channel.id, channel.name, channel.epoch, floor)
         self._db.execute(
-            "UPDATE channels SET floor = ?, crc = ?, messages = messages - ?, size_bytes = size_bytes - ? WHERE id = ?",
+            "UPDATE channels SET floor = ?, crc = ?, messages = coalesce(messages, 0) - ?,"
+            " size_bytes = coalesce(size_bytes, 0) - ? WHERE id = ?",
             (floor, checksum, messages, size_bytes, channel.id),
         )
 
@@ -234,8 +243,7 @@ class Channels:
             low = one.removesuffix("*")
             high = low + _LAST if low != one else low
             rows = self._db.execute(
-                "SELECT name, created_ms, updated_ms, messages, size_bytes FROM channels"
-                " WHERE name BETWEEN ? AND ? AND name > ? ORDER BY name LIMIT ?",
+                f"SELECT name, {_SUMMARY} FROM channels WHERE name BETWEEN ? AND ? AND name > ? ORDER BY name LIMIT ?",
                 (low, high, after or "", limit - len(found)),
             )
             for name, created_ms, updated_ms, messages, size_bytes in rows:

@@ -4,13 +4,15 @@ Layer: stores.
 
 A file never shrinks by itself, since free slots are rows (`sqlite_file`). First the file is opened and closed as by a
 server, so that it is whole without its `-wal`. Then the rows that are needed go into `PATH.compact.partial`. The copy
-is compared with the file row by row, synced, and renamed to the file. The lock file first gets the nonces of both, so
-epochs stay, whichever of the two a kill leaves. The next start removes a copy that was left unfinished.
+is compared with the file row by row. Then wrong counts of channels are put right, and the copy is synced and renamed to
+the file. The lock file first gets the nonces of both, so epochs stay, whichever of the two a kill leaves. The next
+start removes a copy that was left unfinished.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sqlite3
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 
 from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable
 from holdfast.stores.sqlite_backup import PAGE_BYTES, give_owner_of, partial_file
-from holdfast.stores.sqlite_channels import Channels
+from holdfast.stores.sqlite_channels import COUNTS, MISCOUNTED, Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_engine import Engine
 from holdfast.stores.sqlite_file import COPY, SET_ASIDE, SqliteFile, new_nonce
@@ -30,6 +32,8 @@ from holdfast.stores.sqlite_log import CommitLog
 from holdfast.stores.sqlite_migration import prepare
 from holdfast.stores.sqlite_restored import read_life, reading, sync, wal_of
 from holdfast.stores.sqlite_sums import opened, sealed, tolerant_text
+
+logger = logging.getLogger("holdfast.stores")
 
 BUSY_S = 5.0
 _NEEDED_TEXTS = "SELECT id, body FROM old.texts WHERE id IN (SELECT slot FROM old.pieces) ORDER BY id"
@@ -144,7 +148,33 @@ def _fill(copy: Path, place: Path) -> str:
         db.execute("COMMIT")
         db.text_factory = bytes  # an exact comparison, also of text that is no UTF-8
         _compare(db, [name for is_index, name, _ in made if not is_index], slots)
+        db.text_factory = tolerant_text
+        for number, name in db.execute(MISCOUNTED).fetchall():
+            _count_anew(db, place, number, name)
+        (found,) = db.execute("PRAGMA main.integrity_check(1)").fetchone()
+        if found != "ok":
+            raise StoreUnavailable(f"compacted copy is damaged ({found}); check the disk")
     return nonce
+
+
+def _count_anew(db: sqlite3.Connection, place: Path, number: int, name: str) -> None:
+    """Put the counts of a channel right in the copy, unless they may be right: a message is damaged or lost."""
+    documents = Documents(db)
+    listed = "SELECT count(*) FROM old.documents INDEXED BY documents_message WHERE channel = ?"
+    with contextlib.suppress(StoreUnusable, sqlite3.DatabaseError):
+        rows = db.execute("SELECT id, message FROM documents WHERE channel = ?", (number,)).fetchall()
+        for key, message_id in rows:
+            documents.read(key, message_id, number)
+        if db.execute(listed, (number,)).fetchone() == (len(rows),):
+            counts = "SELECT messages, size_bytes FROM channels WHERE id = ?"
+            before = db.execute(counts, (number,)).fetchone()
+            db.execute(f"UPDATE channels SET (messages, size_bytes) = ({COUNTS}) WHERE id = ?", (number,))
+            now = db.execute(counts, (number,)).fetchone()
+            logger.warning(
+                "store file %s: channel %r had the counts of %s messages and %s bytes, and has %s messages of "
+                "%s bytes; the counts are right now",
+                *(place, name, *before, *now),
+            )
 
 
 def _needed_log(place: Path) -> list[int]:
@@ -180,9 +210,6 @@ def _compare(db: sqlite3.Connection, tables: list[str], slots: list[int]) -> Non
             pairs = zip_longest(*(db.execute(f'SELECT * FROM {one}."{name}"') for one in ("main", "old")))
         if any(new != old for new, old in pairs):
             raise StoreUnavailable(f"compacted copy has other rows in its table {name} than the file; check the disk")
-    (found,) = db.execute("PRAGMA main.integrity_check(1)").fetchone()
-    if found != b"ok":
-        raise StoreUnavailable(f"compacted copy is damaged ({found!r}); check the disk")
 
 
 def _swap(copy: Path, place: Path, lock: FileLock, nonce: str) -> None:

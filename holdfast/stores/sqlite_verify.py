@@ -22,7 +22,7 @@ import msgspec
 
 from holdfast.core.document import DAMAGE, Stored, restored
 from holdfast.core.errors import LocalError, StoreUnusable
-from holdfast.stores.sqlite_channels import Channels
+from holdfast.stores.sqlite_channels import MISCOUNTED, Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import CHECKSUMS, SUMMARIES
 from holdfast.stores.sqlite_log import CommitLog
@@ -32,11 +32,6 @@ from holdfast.stores.sqlite_space import space_in
 LINE_CHARACTERS = 10_000  # of a line that the program prints
 NICENESS = 10
 _MAYBE_LOST = "a damaged row of the log may have held its last text"
-_MISCOUNTED = (
-    "SELECT name FROM channels WHERE name IS NOT NULL AND (messages, size_bytes) IS NOT ("
-    "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents"
-    " WHERE channel = channels.id AND deleted = 0 AND created > 0)"
-)
 # Each list is read from both ends of the table, and from both ends of the index that has its columns.
 _CHANNELS = tuple(
     f"SELECT id, name FROM channels {way}"
@@ -102,8 +97,11 @@ def damage_in(db: sqlite3.Connection) -> Iterator[str]:
     (schema,) = db.execute("PRAGMA user_version").fetchone()
     if schema >= SUMMARIES:
         with contextlib.suppress(sqlite3.DatabaseError):  # the check of the structure has reported it
-            for (name,) in db.execute(_MISCOUNTED):
-                yield f"channel {name!r}: its count of messages or bytes is wrong; its messages are not affected"
+            for _, name in db.execute(MISCOUNTED):
+                yield (
+                    f"channel {name!r}: its count of messages or bytes is wrong; if none of its messages is named, run "
+                    "`holdfast compact`, which counts anew"
+                )
     lost = []
     for row in _listed(db, _DOCUMENTS):
         key, number, message_id = row

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from holdfast.cli import main
 from holdfast.core.errors import StoreInUse, StoreUnavailable
 from holdfast.stores import sqlite_compact, sqlite_space
+from holdfast.stores.base import head_of
+from holdfast.stores.sqlite_backup import PAGE_BYTES
 from holdfast.stores.sqlite_compact import compact
 from holdfast.stores.sqlite_verify import verify
 from holdfast.testing.contract import Chat, append, create, emptied, finish, texts
@@ -100,6 +102,65 @@ def test_copy_that_differs_from_the_file_does_not_replace_it(path: Path, monkeyp
     with pytest.raises(StoreUnavailable, match="other rows in its table log"):
         compact(path)
     assert (path.stat().st_ino, list(path.parent.glob("*.partial"))) == (inode, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "is_mended"),
+    [
+        ("UPDATE channels SET messages = 7 WHERE name = 'chat:1'", True),
+        ("UPDATE channels SET messages = 7, size_bytes = x'00' WHERE name = 'chat:1'", True),
+        ("lose the row of m2", False),
+        ("UPDATE documents SET deleted = 1 WHERE message = 'm2'", False),
+    ],
+)
+def test_compaction_counts_anew_unless_messages_may_be_lost(
+    path: Path, change: str, is_mended: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def write_messages() -> None:
+        async with opened(path) as store:
+            await Chat(store, "chat:1").do(create("m1", "one"), create("m2", "two"))
+
+    def run(*words: str) -> str:
+        return CliRunner().invoke(main, [*words, "--store", f"sqlite:///{path}"]).output
+
+    asyncio.run(write_messages())
+    whole = run("export", "chat:1")
+    if change.startswith("lose"):
+        ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'documents'")
+        data = bytearray(read(path))
+        data[PAGE_BYTES * (root - 1) + 4] -= 1  # the number of rows on the page
+        write(path, bytes(data))
+    else:
+        run_from_outside(path, change)
+        line = "its count of messages or bytes is wrong; if none of its messages is named, run `holdfast compact`"
+        assert line in run("verify")
+    assert "run `holdfast verify`" in run("export", "chat:1")
+    before = run("verify")
+    compact(path)
+    assert (run("export", "chat:1") == whole) == is_mended
+    assert ("no damage found" in run("verify")) == is_mended
+    assert is_mended or "restore a backup" in before
+    assert ("channel 'chat:1' had the counts of 7 messages" in caplog.text) == is_mended
+
+
+@pytest.mark.parametrize("column", ["created_ms", "updated_ms", "messages", "size_bytes"])
+async def test_count_that_is_no_number_stops_no_commit(path: Path, column: str) -> None:
+    async with opened(path) as store:
+        await Chat(store, "c").do(create("m1", "one"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:  # a changed bit can make it NULL
+        db.execute("PRAGMA writable_schema = ON")
+        sql = "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE name = 'channels'"
+        db.execute(sql, (f"{column} INTEGER NOT NULL", f"{column} INTEGER"))
+        db.execute("PRAGMA schema_version = 999")
+        db.execute(f"UPDATE channels SET {column} = NULL")
+        db.execute(sql, (f"{column} INTEGER", f"{column} INTEGER NOT NULL"))
+    async with opened(path) as store:
+        (summary,) = await store.summaries(["*"], after=None, limit=9)
+        assert getattr(summary, column) == 0
+        chat = Chat(store, "c")
+        chat.state.epoch, chat.state.serial = (await head_of(store, "c"))[:2]
+        await chat.do(create("m2", "two"))
+        assert await texts(store, "c", "m1", "m2") == ["one", "two"]
 
 
 async def test_unfinished_copy_is_removed_at_the_next_start(path: Path) -> None:

@@ -408,7 +408,8 @@ async def test_channels_are_listed_beside_a_server_and_verify_reports_a_wrong_co
         assert "1970-01-01 00:00:01" in table[1]
     run_from_outside(path, "UPDATE channels SET messages = 7 WHERE name = 'log:1'")
     assert list(verify(path)) == [
-        "channel 'log:1': its count of messages or bytes is wrong; its messages are not affected"
+        "channel 'log:1': its count of messages or bytes is wrong; if none of its messages is named, run "
+        "`holdfast compact`, which counts anew"
     ]
 
 
