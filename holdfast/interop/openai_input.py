@@ -196,7 +196,9 @@ def no_approval_request(id: str) -> NotFound:
 
 def _checked(given: GivenInput) -> GivenInput:
     if not (given.parts or given.outputs or given.approvals):
-        raise InvalidRequest("the input must end with a message of the user or an output; add one")
+        raise InvalidRequest(
+            "the input must end with a message of the user that has a text or a file, or with an output; add one"
+        )
     if len(given.earlier) > MAX_EARLIER:
         raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
     return given
@@ -213,9 +215,9 @@ def _role(role: object) -> Role:
 
 
 def _content(content: object) -> list[Json]:
-    """Return the parts of a message."""
+    """Return the parts of a message, without empty texts."""
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        return [{"type": "text", "text": content}] if content else []
     if not isinstance(content, list):
         raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
     parts: list[Json] = []
@@ -225,7 +227,7 @@ def _content(content: object) -> list[Json]:
                 "type": "refusal",
                 "refusal": str(text),
             }:
-                parts.append({"type": "text", "text": text})
+                parts += _content(text)
             case {"type": "input_image", "image_url": str(url)} | {"type": "image_url", "image_url": {"url": str(url)}}:
                 parts.append({"type": "file", "url": url, "mediaType": "image/*"})
             case {"type": "input_file", "file_url": str(url)}:

@@ -265,6 +265,33 @@ async def test_answer_that_is_deleted_while_a_client_follows_it_fails(scene: Sce
                 scene.gate.set()
 
 
+async def test_answer_after_a_deleted_one_has_other_numbers_for_a_client_that_resumes(scene: Scene) -> None:
+    """A number from before the deletion may skip text (decision 0103). The last event has the whole answer."""
+
+    async def answers_again(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Gone")
+        await scene.gate.wait()
+        async with turn.reply() as message:
+            await message.append("Left behind")
+
+    scene.script = answers_again  # type: ignore[method-assign]
+    seen: list[Any] = []
+    async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
+        seen.append(event)
+        if event.type == "response.output_text.delta" and event.delta == "Gone":
+            (answer,) = (await scene.hub.turn(channel_of(seen[0].response.id), scene.turns[0].message.id)).answers
+            await scene.hub.delete(channel_of(seen[0].response.id), answer.id)
+            scene.gate.set()
+    whole = await scene.events(seen[0].response.id)
+    live, resumed = seen[-1].sequence_number, whole[-1].sequence_number
+    assert live - resumed == 4 + len("Gone") + 1  # the events of an item, and its delta
+    for after in range(live + 1):
+        later = await scene.events(seen[0].response.id, after)
+        assert units(later[:-1]) == units(whole[:-1])[after + 1 :]
+        assert (later[-1].type, later[-1].response.output_text) == ("response.completed", "Left behind")
+
+
 async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Scene) -> None:
     async def replaces(turn: Turn) -> None:
         async with turn.reply() as message:
@@ -352,6 +379,9 @@ OUTPUT = {"type": "function_call_output", "call_id": "c0", "output": "far"}
         ({}, 400),
         ({"model": "bot"}, 400),
         ({"model": "bot", "input": []}, 400),
+        ({"model": "bot", "input": ""}, 400),
+        (b'{"model": "bot", "messages": [{"role": "user", "content": ""}]}', 400),
+        ({"model": "bot", "input": [{"role": "user", "content": [{"type": "input_text", "text": ""}]}]}, 400),
         ({"model": "bot", "input": ["text"]}, 400),
         ({"model": "bot", "input": [{"role": "nobody", "content": "x"}]}, 400),
         ({"model": "bot", "input": [{"role": [], "content": "x"}]}, 400),
