@@ -19,6 +19,7 @@ from holdfast import Hub
 from holdfast.client import RemoteWriter
 from tests.client.wire import PATIENCE_S, Wire, client_of, memory_hub
 from tests.core.writing import Action, Expected, contents
+from tests.virtual import virtually
 
 REFUSALS = ["busy", "store_unavailable", "too_many"]
 
@@ -83,18 +84,20 @@ async def write_and_view(hub: Hub, todo: list[Action], cuts: list[int], refused:
 def test_accepted_content_is_stored_after_cuts_and_refusals(
     todo: list[Action], cuts: list[int], refused: list[bool]
 ) -> None:
+    @virtually
     async def run() -> None:
         hub = memory_hub(flush_ms=0)
         await write_and_view(hub, todo, cuts, refused)
         await hub.close()
 
-    asyncio.run(run())
+    run()
 
 
 # All accepted content may be there already, with no request left.
 @example([], [("meta", {"a": None}), ("flush", None)], [])
 @given(actions, actions, lives)
 def test_lost_log_is_written_again(before: list[Action], after: list[Action], cuts: list[int]) -> None:
+    @virtually
     async def run() -> None:
         first, second = memory_hub(), memory_hub()
         wire = Wire(first, cuts)
@@ -111,4 +114,4 @@ def test_lost_log_is_written_again(before: list[Action], after: list[Action], cu
         await first.close()
         await second.close()
 
-    asyncio.run(run())
+    run()
