@@ -20,6 +20,7 @@ from holdfast.client import ClaimedTurn, Client
 from holdfast.client.lease import SHORTEST_LEASE_S
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Message
+from holdfast.core.turns import BUILT_IN_COMMANDS, CANCEL
 from holdfast.hub.identity import Identity
 from tests.agents.test_endings import Slow
 from tests.client.wire import QUICK, Line, Wire, becomes, client_of
@@ -114,7 +115,10 @@ async def test_handler_in_another_process_answers_as_one_in_the_hub(hub: Hub, wi
         await becomes(lambda: hub.runtime.scheduler.stats()["turns_running"] == 0)
 
 
-async def test_commands_reach_a_handler_in_another_process(hub: Hub, wire: Wire) -> None:
+async def test_commands_reach_a_handler_in_another_process(
+    hub: Hub, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUILT_IN_COMMANDS, "cancel", CANCEL._replace(after_s=3600.0))  # the agent does it, not the hub
     seen: list[Any] = []
     begun = asyncio.Event()
     client = client_of(wire, client_id="bot")
@@ -143,11 +147,9 @@ async def test_commands_reach_a_handler_in_another_process(hub: Hub, wire: Wire)
             await begun.wait()
         assert (seen[0].ok, seen[0].data, seen[0].by) == (True, "go", "ann")
         assert seen[1] == ["quickly", "and short"]
-        sent_s = time.monotonic()
         await hub.command("chat:1", "cancel", target=asked.id, by="ann")
         (answer,) = await until_answered(hub)
         assert (answer.text, answer.status) == ("May I? Yes. ", "cancelled")
-        assert time.monotonic() - sent_s < 1.9  # the agent did it, not the server
         assert len((await hub.history("chat:1")).messages) == 3
 
 
