@@ -102,7 +102,7 @@ def outcomes_of(outcomes: list[Message | BaseException]) -> list[str]:
 
 
 async def test_damaged_message_is_refused_and_blocks_no_other_message(tmp_path: Path) -> None:
-    async with Damaged(tmp_path / "chat.db") as hub, asyncio.timeout(2.0):
+    async with Damaged(tmp_path / "chat.db") as hub, asyncio.timeout(20.0):
         damaged = await asyncio.gather(hub.update("c", "m1", text="x"), return_exceptions=True)
         others = await asyncio.gather(hub.update("c", "m2", text="x"), return_exceptions=True)
         assert (outcomes_of([*damaged]), outcomes_of([*others])) == (["damaged"], ["ok"])

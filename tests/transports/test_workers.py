@@ -24,7 +24,7 @@ from holdfast import Hub
 
 app = Starlette(routes=[Mount("/mounted", Hub("sqlite:///chat.db"))])
 """
-AT_ONCE_S = 1.0  # without the wait of 5 s for a process that is about to end
+AT_ONCE_S = 4.0  # less than the wait of 5 s for a process that is about to end
 REFUSED = (
     r"the store is in use by process \d+ \([\w.]+\): it is another worker of this server: run one worker "
     r"\(--workers 1\), or use a postgresql:// store, which several processes may share"
