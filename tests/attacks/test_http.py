@@ -124,7 +124,8 @@ async def test_body_behind_an_upgrade_is_no_request(
             for piece in pieces:
                 one.sendall(piece)
                 exchange(other, GET + b"\r\n")  # meanwhile the server has read the piece
-            received = read_all(one, 0.3)
+            received = one.recv(65536)  # waits longer than for the silence behind it
+            received += read_all(one, 0.3)
         assert received.count(b"HTTP/1.1 ") == 1, received
         assert received.startswith(b"HTTP/1.1 %d " % status), received
 
@@ -154,6 +155,9 @@ async def test_end_of_a_connection_shows_behind_refused_input(watched_server: Sc
     before = watched_server.descriptors()
     with connect(watched_server.port) as one:
         one.sendall(head.encode())
+        received = b""
+        while b"channel.attached" not in received:
+            received += one.recv(65536)
         read_all(one, 0.3)
         one.sendall(b"no request\r\n\r\n")
         assert read_all(one, 0.3) == b""
