@@ -65,13 +65,21 @@ class HookOracle:
         self._last: dict[str, Position] = {}  # for each channel the position of the last call
         self._kept: dict[str, Position] = {}  # for each channel the position that the store keeps
         self._running: dict[str, Process] = {}
-        self._at_start: dict[str, Position] = {}  # the heads of the channels when this run registered the hook
+        # the heads of the channels when this run registered the hook; None: it does so before it stores entries
+        self._at_start: dict[str, Position] | None = None
         # the heads of the channels when a run registered the hook for the first time
         self._since: dict[str, Position] | None = None
 
+    def note_run(self) -> None:
+        """Note that a run of the hub begins that has the hook from its start."""
+        self._at_start = None
+
     def note_registered(self) -> None:
-        """Note that a run of the hub registers the hook."""
-        self._at_start = {channel: _head(self._stored.head(channel)) for channel in self._stored.channels}
+        """Note that a run of the hub registers the hook after its start."""
+        self._at_start = self._heads()
+
+    def _heads(self) -> dict[str, Position]:
+        return {channel: _head(self._stored.head(channel)) for channel in self._stored.channels}
 
     def check_call(self, event: HookEvent, process: Process) -> None:
         """Check a call that begins. Raises Violation."""
@@ -106,9 +114,8 @@ class HookOracle:
         """Take notes that the store keeps from now on. Raises Violation if a position goes back."""
         for name, value in values.items():
             if name == f"hook-registered/{self._hook.name}":
-                if self._is_shared:
-                    self.note_registered()  # a new hook may have waited until the lease of another run had expired
-                self._since = self._at_start
+                # on a shared store entries of other runs may come between
+                self._since = self._heads() if self._is_shared or self._at_start is None else self._at_start
             channel = name.removeprefix(f"hook/{self._hook.name}/")
             if channel == name:
                 continue

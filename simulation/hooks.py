@@ -82,7 +82,7 @@ class Hooks:
                 late = self._register_late(hub, process, plan, oracle, started, draw.uniform(0.0, 3.0))
                 process.start(self._world.loop, late)
             else:
-                hub.on_start(oracle.note_registered)
+                oracle.note_run()
                 self._register(hub, process, plan, oracle)
 
     def note_kept(self, values: Mapping[str, bytes | None]) -> None:

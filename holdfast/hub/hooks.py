@@ -5,7 +5,8 @@ Layer: hub.
 A hook is called at least once for each entry, in order per channel, after the commit, and it never delays the log. Each
 hook has a position in each channel, kept in the store, and reads on from there like a viewer that is behind. So a hook
 that was down receives a message's latest state, and a hook that fails is retried while everything else continues. A new
-hook begins at each channel's head at its first registration: the wall clock, which may be wrong, decides nothing.
+hook begins at each channel's head at its first registration: the wall clock, which may be wrong, decides nothing. A hub
+stores the registration before it serves, and never again; of several hubs one stores it.
 
 On a store that several hubs share, the node that registered a hook first calls it, also for the entries of other nodes.
 Each node that has registered it keeps a hold, which ends with the lease of the node; then the next one continues. Two
@@ -91,6 +92,39 @@ class Hook:
         self.handler = handler
 
 
+async def register(store: Store, hook: Hook, early: Mapping[str, tuple[str, int]]) -> None:
+    """Store that `hook` exists, if it is new, and that it begins at the present head of each channel.
+
+    `early` has the heads of channels that may have moved since the app registered the hook. Raises StoreUnavailable.
+    """
+    registered = f"hook-registered/{hook.name}"
+    if registered in await in_time(store.notes(registered), store.name):
+        return
+    known = await _positions(store, hook)  # of a registration that was cut off
+    is_new = {registered: None}  # another hub may have registered it meanwhile, and stored entries for it
+    after: str | None = None
+    while page := await in_time(store.channels(after=after, limit=SCAN_PAGE), store.name):
+        fresh = [one for one in page if matches(hook.pattern, one) and one not in known]
+        heads = zip(fresh, await in_time(store.heads(fresh), store.name), strict=True)
+        found = {_place(hook, one): _noted(*early.get(one, (head.epoch, head.serial))) for one, head in heads}
+        if not await in_time(store.note(found, expected=is_new), store.name):
+            return
+        after = page[-1]
+    await in_time(store.note({registered: b"1"}, expected=is_new), store.name)
+
+
+async def _positions(store: Store, hook: Hook) -> dict[str, tuple[str, int]]:
+    """Return for each channel the epoch and serial up to which `hook` was called."""
+    prefix = _place(hook, "")
+    notes = await in_time(store.notes(prefix), store.name)
+    return {name.removeprefix(prefix): _position(value) for name, value in notes.items()}
+
+
+def _place(hook: Hook, channel: str) -> str:
+    """Return the name of the note with the position of `hook` in `channel`."""
+    return f"hook/{hook.name}/{channel}"
+
+
 class HookRunner:
     """Calls one hook for the entries of each channel in order of their serials, and stores the last serial."""
 
@@ -114,15 +148,19 @@ class HookRunner:
         self._again: set[str] = set()  # channels that moved while the hook was being called
         self._room = asyncio.Semaphore(MAX_RUNNING)
 
-    async def start(self) -> None:
+    async def run(self) -> None:
+        """Register the hook, then call it; on a shared store whenever it is the turn of this node."""
+        await self._until_stored(lambda: register(self._store, self._hook, self._early))
+        await (self._start() if self._store.is_exclusive else self._share())
+
+    async def _start(self) -> None:
         """Read the positions, then scan for entries that the hook has not received."""
-        is_new = await self._until_stored(self._recall)
+        await self._until_stored(self._recall)
         self._is_ready = True
         early, self._early = self._early, {}
         for channel in early:
             self.moved(channel)
-        if not is_new:
-            await self._until_stored(self._scan)
+        await self._until_stored(self._scan)
 
     @property
     def hold(self) -> tuple[str, bytes]:
@@ -132,7 +170,7 @@ class HookRunner:
     def _hold_of(self, node: str) -> str:
         return f"hook/{self._hook.name}/{node}"
 
-    async def share(self) -> None:
+    async def _share(self) -> None:
         """Call the hook whenever it is the turn of this node, until this task is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
@@ -149,7 +187,7 @@ class HookRunner:
             await self._scan()
         else:
             self._is_standby = False
-            await self.start()
+            await self._start()
 
     async def _has_turn(self) -> bool:
         """Return whether, of all living nodes, this one registered the hook first. Raises StoreUnavailable."""
@@ -173,27 +211,9 @@ class HookRunner:
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
 
-    async def _recall(self) -> bool:
-        """Read the positions. Return True if the hook is new; it then begins at the present head of each channel."""
-        store, name = self._store, self._hook.name
-        notes = await store.notes(f"hook/{name}/")
-        self._positions = {key.removeprefix(f"hook/{name}/"): _position(value) for key, value in notes.items()}
-        registered = f"hook-registered/{name}"
-        if registered in await store.notes(registered):
-            return False
-        after: str | None = None
-        while page := await store.channels(after=after, limit=SCAN_PAGE):
-            fresh = [one for one in page if matches(self._hook.pattern, one) and one not in self._positions]
-            # use the head as it was at the registration; that which the store returns may have moved since
-            found = {
-                channel: self._early.get(channel, (head.epoch, head.serial))
-                for channel, head in zip(fresh, await store.heads(fresh), strict=True)
-            }
-            await store.note({f"hook/{name}/{channel}": _noted(*at) for channel, at in found.items()})
-            self._positions |= found
-            after = page[-1]
-        await store.note({registered: b"1"})
-        return True
+    async def _recall(self) -> None:
+        """Read the positions. Raises StoreUnavailable."""
+        self._positions = await _positions(self._store, self._hook)
 
     async def _scan(self) -> None:
         """Find channels that moved or were deleted while the hook did not run."""
@@ -303,13 +323,13 @@ class HookRunner:
     async def _note(self, channel: str, epoch: str, serial: int) -> None:
         if self._positions.get(channel) == (epoch, serial):
             return
-        await self._store.note({f"hook/{self._hook.name}/{channel}": _noted(epoch, serial)})
+        await self._store.note({_place(self._hook, channel): _noted(epoch, serial)})
         self._positions[channel] = (epoch, serial)
 
     async def _forget(self, channel: str) -> None:
         """Drop the position of a deleted channel, so that the hook receives the next epoch from its beginning."""
         if channel in self._positions:
-            await self._store.note({f"hook/{self._hook.name}/{channel}": None})
+            await self._store.note({_place(self._hook, channel): None})
             del self._positions[channel]
 
 
@@ -361,7 +381,7 @@ class Hooks:
         known = {name: one.state for name, one in channels.items() if one.is_loaded}
         runner = HookRunner(self._store, self._nodes, self._start_background, hook, known)
         self._runners.append(runner)
-        self._start_background(runner.start() if self._store.is_exclusive else runner.share())
+        self._start_background(runner.run())
 
     def stop(self) -> None:
         """Stop, because the hub ends.

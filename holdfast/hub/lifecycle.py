@@ -21,7 +21,7 @@ from holdfast.core.limits import Limits
 from holdfast.hub.capacity import Capacity
 from holdfast.hub.clock import Clock
 from holdfast.hub.drain import SignalHook
-from holdfast.hub.hooks import Hook
+from holdfast.hub.hooks import Hook, register
 from holdfast.hub.housekeeping import keep_house
 from holdfast.hub.nodes import IsMine, every_channel
 from holdfast.hub.runtime import Runtime
@@ -280,6 +280,8 @@ class Lifecycle:
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall()
         committing = group.create_task(runtime.committer.run())
+        for hook in list(self._hooks.values()):
+            await register(self._store, hook, {})  # before this node stores entries
         if self._store.is_exclusive:
             await recover(every_channel)
         for callback in self._start_callbacks:

@@ -310,8 +310,22 @@ class Failing(MemoryStore):
 
 
 @virtually
-async def test_hook_whose_store_fails_at_the_start_begins_later() -> None:
+async def test_hub_does_not_start_without_the_registration_of_a_new_hook() -> None:
     hub = new_hub(Failing())
+    received = listen(hub, "message.create")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await hub.start()
+    await hub.create("chat:1", id="m1", text="x")
+    await asyncio.sleep(1)
+    assert short(received) == [("message.create", "m1", 1)]
+    await hub.close()
+
+
+@virtually
+async def test_hook_of_a_running_hub_whose_store_fails_begins_later() -> None:
+    hub = new_hub(Failing())
+    await hub.start()
     received = listen(hub, "message.create")
     await hub.create("chat:1", id="m1", text="x")
     await asyncio.sleep(10)

@@ -6,10 +6,12 @@ Layer: tests. The store is the one in memory, declared as shared, and time is vi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from holdfast.app import Hub
 from holdfast.hub.hooks import SHARE_S, HookEvent
 from holdfast.hub.nodes import TERM_MS
+from holdfast.stores.base import Head
 from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import new_hub, say
 from tests.virtual import virtually
@@ -123,4 +125,72 @@ async def test_registration_between_the_callbacks_of_a_start_and_its_end_takes_e
     await say(hub, "c", "q0")
     await asyncio.sleep(SEEN_S)
     assert (calls, starts) == ([[(0, "q0")]], [1])
+    await hub.close()
+
+
+class _Held(Shared):
+    """A store in which the next read of the head of channel "c" waits for `gate`, if `is_held`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_held, self.reached, self.gate = False, asyncio.Event(), asyncio.Event()
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        if self.is_held and list(channels) == ["c"]:
+            self.is_held = False
+            self.reached.set()
+            await self.gate.wait()
+        return await super().heads(channels)
+
+
+@virtually
+async def test_new_hook_receives_an_entry_that_a_node_stores_directly_after_its_start() -> None:
+    store = Shared()
+    older, first, second = (new_hub(store, number) for number in range(3))
+    await older.start()
+    await say(older, "c", "before")
+    store.notes_s = 0.05
+    calls = listen(first, second)
+    await asyncio.gather(first.start(), second.start())
+    await say(second, "c", "q0")
+    await asyncio.sleep(SEEN_S)
+    assert [id for _, id in calls] == ["q0"]
+    for hub in (older, first, second):
+        await hub.close()
+
+
+@virtually
+async def test_node_that_registers_a_new_hook_later_than_another_skips_no_entry_of_that_one() -> None:
+    store = _Held()
+    older, first, second = (new_hub(store, number) for number in range(3))
+    await older.start()
+    await say(older, "c", "before")
+
+    @first.on("message.create", "*", name="billing")
+    async def fail(event: HookEvent) -> None:
+        raise ConnectionError("the accounts are away")
+
+    calls = listen(second)
+    store.is_held = True
+    starting = asyncio.create_task(second.start())
+    await store.reached.wait()
+    await first.start()
+    await say(first, "c", "q0")
+    store.gate.set()
+    await starting
+    await first.close()
+    await asyncio.sleep(SEEN_S)
+    assert calls == [(0, "q0")]
+    await older.close()
+    await second.close()
+
+
+@virtually
+async def test_registration_of_a_new_hook_is_stored_before_the_node_serves() -> None:
+    store = Shared()
+    hub = new_hub(store, 0)
+    store.notes_s = 0.05
+    listen(hub)
+    await hub.start()
+    assert await store.notes("hook-registered/") == {"hook-registered/billing": b"1"}
     await hub.close()
