@@ -130,7 +130,8 @@ class Promises:
         self._commands: dict[Place, Sent] = {}
         self._stored_s: dict[Place, float] = {}  # when each command was stored last
         self._attempts: dict[tuple[str, str, int], int] = {}  # how often each attempt began
-        self._at_work: dict[Place, tuple[Process, int]] = {}  # with the number of pauses at the begin
+        # with the number of pauses at the begin, and whether the channel has been deleted since
+        self._at_work: dict[Place, tuple[Process, int, bool]] = {}
         self._presence: dict[Place, Presence] = {}
 
     @property
@@ -168,6 +169,9 @@ class Promises:
         for known in (self._leases, self._turns, self._commands):
             for place in [place for place in known if place[0] in gone]:
                 del known[place]
+        for place, (process, pauses, _) in self._at_work.items():
+            if place[0] in gone:
+                self._at_work[place] = process, pauses, True
 
     def lose_power(self, channels: Iterable[str]) -> None:
         """Read the leases, turns and commands again from the logs of `channels`, which a power cut has shortened."""
@@ -235,18 +239,21 @@ class Promises:
     def begin_attempt(self, place: Place, generation: int, process: Process) -> None:
         """Note that an agent in a hub's process begins an attempt. Raises Violation."""
         self._check_attempt(place, generation, self._stored.stamp)
-        other, pauses = self._at_work.get(place, (None, 0))
-        # another node takes over the turn of a node that is paused for longer than its lease, and may run again by now
-        if other is not None and other.is_alive and other.pauses == pauses:
+        other, pauses, is_deleted = self._at_work.get(place, (None, 0, False))
+        # Another node takes over the turn of a node that is paused for longer than its lease, and may run again by now.
+        # A node hears a moment later that another one has deleted the channel, in which the id may be created again.
+        is_elsewhere = is_deleted and other is not process
+        if other is not None and other.is_alive and other.pauses == pauses and not is_elsewhere:
             raise Violation(f"two agents work on {place} in {process.name}")
-        self._at_work[place] = process, process.pauses
+        self._at_work[place] = process, process.pauses, False
         turn = self._turn(place, generation)
         if turn is not None:
             turn.is_given = True
 
-    def end_attempt(self, place: Place) -> None:
-        """Note that this agent has ended its attempt."""
-        self._at_work.pop(place, None)
+    def end_attempt(self, place: Place, process: Process) -> None:
+        """Note that the agent in `process` has ended its attempt."""
+        if place in self._at_work and self._at_work[place][0] is process:
+            del self._at_work[place]
 
     def note_entered(self, place: Place, connection: Connection) -> None:
         """Note that the server has acknowledged a member's entry on `connection`."""

@@ -62,7 +62,7 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
             await _answer(turn, draw)
         finally:
             at_work.discard(place)
-            world.promises.end_attempt(place)
+            world.promises.end_attempt(place, process)
 
     async def _answer(turn: Turn, draw: Random) -> None:
         if draw.random() < 0.1:
