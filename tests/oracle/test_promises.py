@@ -298,12 +298,12 @@ def test_two_agents_work_on_a_turn_only_if_the_first_was_paused(scene: Scene) ->
 def test_of_a_deleted_channel_another_node_may_still_work_on_the_same_id(scene: Scene) -> None:
     first, second = Process("A"), Process("B")
     for epoch, process in (("e1", first), ("e2", second)):
-        scene.store(create("m", is_pending=True), epoch=epoch)
+        scene.store(user_message(), epoch=epoch)
         scene.store(Claim(id="m", state="taken", generation=1, by="bot", node=process.name), epoch=epoch)
         scene.promises.begin_attempt(PLACE, 1, process)
         scene.delete_channel()
     scene.promises.end_attempt(PLACE, first)
-    scene.store(create("m", is_pending=True), epoch="e3")
+    scene.store(user_message(), epoch="e3")
     scene.store(Claim(id="m", state="taken", generation=1, by="bot", node="B"), epoch="e3")
     with pytest.raises(Violation, match="two agents"):
         scene.promises.begin_attempt(PLACE, 1, second)
