@@ -357,6 +357,33 @@ async def test_plain_text_may_begin_like_a_frame() -> None:
     assert (message.status, message.reason) == ("failed", "upstream_error")
 
 
+@pytest.mark.parametrize("beginning", ["Thinking. ", "", "\n"])
+@pytest.mark.parametrize("frame", ['data: "You "\n\n', "data: You\r\n\r\n", ": ping\nevent: token\ndata: You\n\n"])
+async def test_frames_after_text_fail_with_the_remedy(
+    beginning: str, frame: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def mixed() -> AsyncIterator[str]:
+        yield beginning
+        yield frame
+
+    _, message = await response_of(mixed)
+    assert (message.text, message.status, message.reason) == (beginning, "failed", "misuse")
+    assert "a later item is a whole server-sent event; yield the text itself, and let style= of" in caplog.text
+    assert "or pass source_kind='text'" in caplog.text
+    _, message = await response_of(mixed, source_kind="text")
+    assert (message.text, message.status) == (beginning + frame, "complete")
+
+
+@pytest.mark.parametrize("item", ["data: x\n", "data is\n\n", "id: 5\n\n", "data: x\nis text\n\n", "\n\n"])
+async def test_text_that_is_no_whole_frame_may_follow_text(item: str) -> None:
+    async def prose() -> AsyncIterator[str]:
+        yield "Look: "
+        yield item
+
+    _, message = await response_of(prose)
+    assert (message.text, message.status) == ("Look: " + item, "complete")
+
+
 def texts_of(body: str) -> str:
     return "".join(json.loads(line[6:])["token"] for line in body.splitlines() if line.startswith("data: {"))
 

@@ -64,6 +64,8 @@ def by_first_event(event: object, option: str = "source") -> Source:
     kind = _kind_of(event)
     if kind is SSEText:
         return SSEText(is_certain=not isinstance(event, str), option=option)
+    if kind is PlainText:
+        return PlainText(unnamed=option)
     if kind is None:
         raise LocalError(
             f"stream of {type(event).__name__} items is not of a known source; name it: {option} is one of "

@@ -28,6 +28,7 @@ from holdfast.core.errors import HoldfastError, LocalError, shown
 
 # the beginning of a first item: a field of a server-sent event, or a complete comment
 _BEGIN = re.compile(r"(?:data|event|id|retry):|:[^\n]*\n")
+_FRAME = re.compile(r"(?:(?:data|event|id|retry)?:[^\n]*\n)+\r?\n")
 _LINE = re.compile(r"(?::.*|(data|event|id|retry)(?:: ?(.*))?)", re.DOTALL)
 _FIELDS = frozenset(("data", "raw_data", "event", "id", "retry", "comment", "sep"))
 _TEXT_EVENTS = frozenset(("", "message", "token", "delta", "text", "answer", "chunk", "content"))
@@ -36,7 +37,7 @@ _END_EVENTS = frozenset(("done", "end"))
 _IDLE_EVENTS = frozenset(("ping", "heartbeat"))
 _FRAME_LIMIT = 8 * 1024 * 1024  # limit of one frame in characters: the limit of a message
 _SHOWN_KEYS = 8
-_REMEDY = "yield the text itself, and let style= of stream_response make the frames"
+REMEDY = "yield the text itself, and let style= of stream_response make the frames"
 _NO_JSON = object()
 
 
@@ -182,7 +183,7 @@ class SSEText(Source):
             yield Add("text", self._text_of(data))
         else:
             raise LocalError(
-                f"server-sent event has the name {shown(event)}, which is not known to hold text; {_REMEDY}"
+                f"server-sent event has the name {shown(event)}, which is not known to hold text; {REMEDY}"
             )
 
     def _text_of(self, data: object) -> str:
@@ -224,7 +225,7 @@ class SSEText(Source):
         if self._path is None:
             return LocalError(
                 f"server-sent event holds a JSON object with the keys {keys}; name the one that holds the text, as in "
-                f"text_field={shown(example)}, or {_REMEDY}"
+                f"text_field={shown(example)}, or {REMEDY}"
             )
         return LocalError(
             f"text_field {self._shown_path()} is in no object of the stream, the first of which has the keys {keys}; "
@@ -248,6 +249,14 @@ def _path_of_text(value: object, depth: int = 4) -> str:
 def begins_frames(item: str) -> bool:
     """Return whether a stream whose first item is `item` may be one of server-sent events."""
     return _BEGIN.match(item) is not None
+
+
+def is_whole_frame(item: str) -> bool:
+    """Return whether `item` begins with a server-sent event that has data, and ends with the end of one."""
+    if not item.endswith(("\n\n", "\r\n\r\n")):
+        return False
+    frame = _FRAME.match(item)
+    return frame is not None and "\ndata:" in f"\n{frame[0]}"
 
 
 def is_frame_object(event: object) -> bool:
