@@ -165,7 +165,7 @@ export class HoldfastChat extends Base {
     if (this.#panel || this.#isLoading) return
     this.#isLoading = true
     try {
-      const loading = Promise.all([import("./chat_panel.js"), this.client ? NO_CLIENT : import("./client.js")])
+      const loading = Promise.all([import("./chat_panel.js"), /** @type {{ connect?: typeof import("./client.js").connect }} */ (this.client ? {} : import("./client.js"))])
       loading.catch(() => setTimeout(() => this.#draw(), AGAIN_MS)) // the network or the server may be away for a moment
       const [{ Panel }, { connect }] = await loading
       if (!this.isConnected || this.#panel) return
@@ -190,6 +190,3 @@ export class HoldfastChat extends Base {
 function early(element, name) {
   return element[name] ?? null
 }
-
-/** @type {{ connect: typeof import("./client.js").connect | undefined }} */
-const NO_CLIENT = { connect: undefined }

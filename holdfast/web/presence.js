@@ -3,6 +3,8 @@
  * @module
  */
 
+import { isTemporary } from "./errors.js"
+
 /** @typedef {{ data?: object }} Presence */
 
 const RENEW_MS = 30_000 // over HTTP: a third of the lease
@@ -40,15 +42,15 @@ export class OwnPresence {
   }
 
   #send() {
-    const { client, name } = this.channel
-    let again = true // after a failure, too: the channel may have room then, or the server less work
+    const { channel } = this
+    const request = channel.client.request("presence", channel.name, [...this.#pages.values()].at(-1) ?? { leave: true })
     this.#pending++
-    const request = client.request("presence", name, [...this.#pages.values()].at(-1) ?? { leave: true })
-    return request.then(() => (again = client.isHttp)).finally(() => {
-      this.#pending--
+    request.then(() => channel.client.isHttp, isTemporary).then((again) => { // later the channel may have room, or the server less work
       this.stop()
-      if (again && this.channel.state !== "closed") this.#renewal = setTimeout(() => this.renew(), RENEW_MS)
+      this.#pending--
+      if (again && channel.state !== "closed") this.#renewal = setTimeout(() => this.renew(), RENEW_MS)
     })
+    return request
   }
 
   /** Renew no lease any more. */

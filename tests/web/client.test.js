@@ -908,6 +908,7 @@ describe("people", () => {
     const entered = channel.enter({ name: "Ann" })
     w.socket.ok("presence")
     await entered
+    await settled()
     w.socket.drop()
     w.pass(250)
     w.socket.open()
@@ -949,6 +950,24 @@ describe("people", () => {
     await assert.rejects(left, refusal("too_many"))
     pass(6)
     assert.equal(w.socket.sentOf("presence").length, 3)
+  })
+
+  test("a refusal that stays is not tried again before the next connection", async (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    const entered = channel.enter({ name: "Ann" })
+    w.socket.refuse("presence", "forbidden")
+    await assert.rejects(entered, refusal("forbidden"))
+    for (let tens = 0; tens < 6; tens++) {
+      w.pass(10_000)
+      w.socket.receive({ type: "ping" }) // else the socket is given up
+    }
+    assert.equal(w.socket.sentOf("presence").length, 1)
+    w.socket.drop()
+    w.pass(250)
+    w.socket.open()
+    assert.equal(w.socket.sentOf("presence").length, 1)
   })
 
   test("with SSE renew their lease although the server has refused one renewal", async (t) => {
