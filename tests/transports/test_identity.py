@@ -47,6 +47,7 @@ SECRET = "a secret that only tests know, of at least thirty-two bytes"
 EVENTS = "/v1/channels/chat:1/events"
 READER = ("subscribe", "history")
 PERSON = (*READER, "publish", "presence", "command")
+LEFT_S = 1.2  # life of a token that expires in a test: a busy machine must begin the stream or socket before
 
 
 class Watch(Clock):
@@ -120,7 +121,7 @@ def header(token: str) -> dict[str, str]:
 
 
 async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified) -> None:
-    stream = await Stream.open(served, EVENTS, **served.bearer(*READER, left_s=0.4))
+    stream = await Stream.open(served, EVENTS, **served.bearer(*READER, left_s=LEFT_S))
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
     assert not await stream.until_over()
     assert stream.parser.retry_ms is not None
@@ -129,7 +130,7 @@ async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified) 
 
 
 async def test_own_client_is_broken_off_when_its_identity_expires(served: Verified) -> None:
-    token = served.token(*READER, left_s=0.4)
+    token = served.token(*READER, left_s=LEFT_S)
     stream = await Stream.open(served, EVENTS, Holdfast_Client="test", **header(token))
     assert not await stream.until_over()
     assert [event.event for event in stream.events if event.event == "bye"] == []
@@ -155,7 +156,7 @@ async def test_the_stream_of_one_answer_ends_with_the_identity_too(served: Verif
         await message.append("some")
         await message.flush()
         path = "/v1/channels/chat:1/messages/m1/events"
-        stream = await Stream.open(served, path, **served.bearer(*READER, left_s=0.4))
+        stream = await Stream.open(served, path, **served.bearer(*READER, left_s=LEFT_S))
         await stream.until_event("answer")
         assert (await stream.until_event("bye")).data == b'"unauthenticated"'
         assert not await stream.until_over()
@@ -174,7 +175,7 @@ async def test_waiting_poll_is_refused_when_its_identity_expires(served: Verifie
     first = await served.http.get("/v1/channels/chat:1/poll", headers=served.bearer(*READER))
     path = f"/v1/channels/chat:1/poll?wait_s=60&since={first.json()['cursor']}"
     async with asyncio.timeout(PATIENCE_S):
-        response = await served.http.get(path, headers=served.bearer(*READER, left_s=0.4))
+        response = await served.http.get(path, headers=served.bearer(*READER, left_s=LEFT_S))
     assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
 
 
@@ -341,7 +342,7 @@ async def test_unauthenticated_sockets_are_bounded(served: Verified, monkeypatch
 
 
 async def test_a_socket_whose_identity_ends_is_closed_with_renew(served: Verified) -> None:
-    async with dialled(served, additional_headers=served.bearer(left_s=0.4)) as peer:
+    async with dialled(served, additional_headers=served.bearer(left_s=LEFT_S)) as peer:
         assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
         assert await closed_with(peer) == (4200, "unauthenticated")
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
@@ -500,7 +501,7 @@ async def test_one_stream_of_a_ticket_is_open_at_a_time(served: Verified) -> Non
 
 
 async def test_the_stream_of_a_ticket_ends_with_the_identity_behind_it(served: Verified) -> None:
-    ticket = await served.ticket(*READER, left_s=0.5)
+    ticket = await served.ticket(*READER, left_s=LEFT_S)
     stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
     await stream.until_event("channel.attached")
     cursor = next(event.id for event in stream.events if event.id)

@@ -184,7 +184,7 @@ async def test_draining_hub_ends_waiting_polls_and_refuses_new_ones(served: Serv
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
     task = await waiting(served, cursor)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S / 2):
         await served.hub.drain()
         assert await task == {"cursor": cursor, "events": []}
     response = await served.http.get(POLL, params={"since": cursor})

@@ -340,7 +340,7 @@ async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
 
 async def drained(served: Served, stream: Stream) -> bool:
     """Drain the hub; return whether the stream completed."""
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S / 2):
         await served.hub.drain()
         return await stream.until_over()
 
@@ -367,7 +367,7 @@ async def test_stalled_reader_does_not_delay_shutdown(served: Served) -> None:
         viewer.stall()
         for number in range(60):
             await served.hub.create("c", id=f"m{number}", text="x" * 200_000)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S / 2):
             await served.hub.drain()
             await served.until(lambda: len(heartbeats(served)) == 0)
         viewer.resume()
@@ -425,7 +425,7 @@ async def test_shutdown_does_not_wait_for_streams(served: Served, caplog: pytest
     streams = [await Stream.open(served, EVENTS) for _ in range(20)]
     for stream in streams:
         await stream.until_event("channel.attached")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S / 2):
         await served.hub.close()
         for stream in streams:
             assert await stream.until_over() is False

@@ -627,7 +627,7 @@ async def test_an_attach_that_fails_gets_a_response(served: Served, monkeypatch:
 async def test_draining_hub_sends_bye_with_retry(served: Served, is_attached: bool) -> None:
     async with dialled(served) as peer:
         await peer.ask("attach" if is_attached else "detach", channel="c")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S / 2):
             await served.hub.drain()
             code, bye = await peer.closed()
         assert (code, bye["reason"]) == (1012, "draining")
@@ -650,7 +650,7 @@ async def test_stalled_reader_does_not_delay_shutdown(served: Served) -> None:
         viewer.stall()
         for number in range(60):
             await served.hub.create("c", id=f"m{number}", text=os.urandom(100_000).hex())
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S / 2):
             await served.hub.drain()
             await served.until(lambda: len(heartbeats(served)) == 0)
         viewer.resume()
