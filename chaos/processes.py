@@ -31,7 +31,7 @@ __all__ = ["Child", "Server", "agent", "ask", "free_port", "producer"]
 START_S = 60.0  # a machine with little memory reads each module from its disk again
 END_S = 20.0
 ASK_S = 10.0
-_PORTS = range(10_000, 32_768)
+_PORTS = range(10_081, 32_768)  # browsers refuse 10,080
 _TRIES = 100
 
 Json = dict[str, Any]
