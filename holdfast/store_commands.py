@@ -52,7 +52,7 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
             await opened.open()
         except StoreInUse as error:
             raise LocalError(
-                f"{error}. Its hub has no control socket (its log has the cause): call hub.backup(path) there"
+                f"{error}. The hub there has no control socket (its log has the cause): call hub.backup(path) there"
             ) from None
         try:
             await opened.backup(file, mb_per_s=mb_per_s or 100_000)

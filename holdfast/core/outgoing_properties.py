@@ -73,6 +73,13 @@ class OutgoingProperties:
         def __exit__(self, *error):
             raise AssertionError("the block was never entered")
 
+    def _accept_end(self, status: str, reason: str | None, meta: dict[str, Json] | None) -> None:
+        """Accept the end of the message. Raises LocalError for `complete` if a call was not awaited."""
+        is_whole = status == "complete" and not self._outgoing.is_over
+        if is_whole and (misuse := self._not_awaited()) is not None:
+            raise misuse
+        self._outgoing.accept_end(status, reason=reason, meta=meta)
+
     def _not_awaited(self) -> LocalError | None:
         """Return an error if the text of a call of `append` or `pipe` is missing, because the call was not awaited."""
         call, missing = "append(text)", self._appends

@@ -260,7 +260,9 @@ def _policy(pattern: str, value: object) -> Policy:
         raise LocalError(f"{where} must have a rule: give age, idle, messages or bytes; got Retention()")
     messages = value.messages
     if messages is not None and (not isinstance(messages, int) or isinstance(messages, bool) or messages < 1):
-        raise LocalError(f"the messages in the {where} must be a whole number, 1 or more, got {shown(messages)}")
+        raise LocalError(
+            f"the number of messages in the {where} must be a whole number, 1 or more, got {shown(messages)}"
+        )
     return Policy(
         age_ms=_time_ms(value.age, f"age in the {where}"),
         idle_ms=_time_ms(value.idle, f"idle in the {where}"),

@@ -236,7 +236,7 @@ class Archive:
             async with self._forgetting:
                 if client_id in await intended(self._store):
                     try:
-                        with contextlib.suppress(Busy):  # it goes on in another process
+                        with contextlib.suppress(Busy):  # another process removes this person's messages
                             await self._forget(client_id, channels=None)
                     except HoldfastError as error:
                         logger.warning("the removal of a person did not end; repeat the call: %s", error)

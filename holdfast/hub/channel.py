@@ -201,7 +201,7 @@ class Channel:
             group.ephemeral_moved()
 
     def ephemeral_since(self, position: int) -> EncodedBatch:
-        """Return the presence changes and signals since `position`, encoded once for all subscribers there."""
+        """Return the presence changes and signals since `position`, encoded once for all subscribers at it."""
         known = self.batches.ephemeral.get(position)
         if known is not None:
             return known

@@ -44,7 +44,7 @@ MAX_OPEN = 8  # calls at once
 
 
 class Controlled(Protocol):
-    """A hub as its calls see it."""
+    """The parts of a hub that the calls of the control socket use."""
 
     store: Store
     archive: Archive

@@ -142,7 +142,7 @@ class ExportFile:
             )
         if not data.endswith(b"\n"):
             raise InvalidRequest(
-                "the file was cut here: it has no end of an export; copy it or export the channel again"
+                "the file was cut here: the last line of an export is missing; copy it or export the channel again"
             )
         return data
 

@@ -130,7 +130,7 @@ def _stored_parts(content: object) -> list[Json]:
 
 
 def _file(source: Json) -> list[Json]:
-    """Return the file part of a source; no part for a source that only another server knows."""
+    """Return the file part of a source with a URL or data; no part for other sources, such as the id of a file."""
     media_type = {"mediaType": source["mimeType"]} if isinstance(source.get("mimeType"), str) else {}
     match source:
         case {"type": "url", "value": str(url)}:

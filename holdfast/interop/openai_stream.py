@@ -326,7 +326,7 @@ class TurnEvents:
         self.is_over = True
 
     def _skip_known(self) -> None:
-        """Number the last event so that each reader gets it, also one whose number lies behind a text that is gone."""
+        """Continue above the number that the reader has, so that it gets the last event also if text was removed."""
         self.position = max(self.position, self._after + 1)
 
     def _put(self, event_type: str, **fields: Any) -> None:

@@ -101,7 +101,7 @@ class RedisBus:
             task.cancel()
             await asyncio.wait([task])
         first, self._first = self._first, None
-        if first is not None:  # the task did not begin
+        if first is not None:  # the task was cancelled before it took this link
             await first.close()
 
     async def notify(self, notices: Sequence[Notice]) -> None:

@@ -436,7 +436,7 @@ def _described(db: sqlite3.Connection, names: Collection[str]) -> dict[str, list
     """Return the columns of each table, and the statement of each index, by their names, if they are in `names`."""
     found: dict[str, list[object]] = {}
     for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall():
-        plain = "".join(sql.replace('"', "").split())  # a migration writes other spaces and quotes
+        plain = "".join(sql.replace('"', "").split())  # a migrated table has other spaces and quotes
         if _renamed(name) not in names:
             continue
         if kind == "index":

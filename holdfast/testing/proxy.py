@@ -120,8 +120,8 @@ class FaultProxy:
         """Cut the connection that carries the n-th byte from now on, just after that byte.
 
         With several counts, the next begins after the cut of the one before. Bytes are counted over all connections.
-        Those before the cut have been passed to the kernel; a reset discards bytes that their reader left unread for
-        long. A second call replaces the remaining counts; without counts it cancels them.
+        Those before the cut have been passed to the kernel, but the reset of the cut may discard bytes that their
+        reader has not read yet. A second call replaces the remaining counts; without counts it cancels them.
         """
         assert all(count > 0 for count in counts), counts
         for way in self._ways(direction):

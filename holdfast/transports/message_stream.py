@@ -16,7 +16,6 @@ from starlette.types import Receive, Send
 
 from holdfast.core.cursor import Cursor, parse_cursor
 from holdfast.core.deltas import Delta, MessageProgress, Sent
-from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Message
 from holdfast.core.names import check_id
 from holdfast.hub.batches import EncodedBatch
@@ -32,10 +31,9 @@ from holdfast.transports.sender import Sender
 from holdfast.transports.sse import (
     HEARTBEAT_S,
     StreamApp,
-    farewell,
     is_own_client,
-    may_come_back,
     send_empty_stream,
+    send_refusal,
     since_of,
     start_stream,
 )
@@ -155,17 +153,11 @@ async def _message_stream(
             app, send, credentials, message_id, sent, NamedEvents(), is_own_client=is_own, ping_s=ping_s
         )
         await stream.attach(channel, message, cursor, flush_ms=flush_ms)
-    except HoldfastError as error:
+    except BaseException as error:
         if credentials is not None:
             credentials.leave()
-        if is_own or not may_come_back(error):
-            raise
-        await send_empty_stream(app, scope, send, farewell(error))
+        await send_refusal(app, scope, send, error, is_own_client=is_own)
         return None
-    except BaseException:
-        if credentials is not None:
-            credentials.leave()
-        raise
     return stream
 
 

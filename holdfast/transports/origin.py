@@ -149,9 +149,9 @@ def _is_allowed(hub: HubCore, origin: str, *, by_cookie: bool) -> bool:
 def _is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:
     """Return whether `origin` is that of this server's own pages.
 
-    That is the hub's `public_origin`. Without that setting it is the host and port that the request was sent to. Then
-    a plain page is foreign if this server, or a proxy that says so, was reached over https. A browser knows both
-    schemes: a page that it calls another site is foreign, too. (Chromium does not name the site of a WebSocket.)
+    That is the hub's `public_origin`. Without that setting it is the host and port that the request was sent to, except
+    that two kinds of pages are foreign: an http page, if the request came to this server or its proxy over https, and
+    a page that the browser calls another site (Chromium does not name the site of a WebSocket).
     """
     if hub.public_origin is not None:
         return origin == hub.public_origin

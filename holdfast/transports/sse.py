@@ -259,23 +259,23 @@ async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str
         )
         if credentials.is_counted:
             stream.feed.on_first = credentials.charge_batch
-    except HoldfastError as error:
+    except BaseException as error:
         if credentials is not None:
             credentials.leave()
-        if is_own or not may_come_back(error):
-            raise
-        await send_empty_stream(app, scope, send, farewell(error))
+        await send_refusal(app, scope, send, error, is_own_client=is_own)
         return None
-    except BaseException:
-        if credentials is not None:
-            credentials.leave()
-        raise
     return stream
 
 
-def may_come_back(error: HoldfastError) -> bool:
-    """Return whether an EventSource should try again. A status other than 200 would stop it for good."""
-    return error.retry or isinstance(error, Expired)
+async def send_refusal(app: StreamApp, scope: Scope, send: Send, error: BaseException, *, is_own_client: bool) -> None:
+    """Send an EventSource that should try again a stream that ends; a status other than 200 would stop it for good.
+
+    For every other error and client, raise `error`.
+    """
+    if not is_own_client and isinstance(error, HoldfastError) and (error.retry or isinstance(error, Expired)):
+        await send_empty_stream(app, scope, send, farewell(error))
+    else:
+        raise error
 
 
 def seal_of(hub: HubCore, credentials: Credentials) -> str:

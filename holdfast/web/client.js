@@ -101,7 +101,7 @@ export class Client extends Observable {
   #isProbing = false
   #warned = new Set()
   #closed = new AbortController()
-  /** @type {Promise<unknown> | undefined} of `sharing`, where an identity may be known */
+  /** @type {Promise<unknown> | undefined} the import that sets `sharing`; undefined on a page without an identity or a token */
   #starts
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #later

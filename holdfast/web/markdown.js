@@ -313,7 +313,7 @@ export class GrowingMarkdown {
 
   // -- fences
 
-  /** Draw a fence whose first line begins the text that is not final. */
+  /** Begin a block of code if the text that is not final begins with the first line of a fence. Return whether it does. */
   #beginFence() {
     const match = FENCE.exec(this.#text.slice(0, MAX_INFO))
     if (!match) return false
@@ -377,7 +377,7 @@ export class GrowingMarkdown {
 
   // -- other long blocks
 
-  /** Draw a paragraph up to its 8,192nd character for the last time; the rest is another one. @param {OpenBlock} open @param {Environment} env */
+  /** Draw a paragraph up to its 8,192nd character for the last time; the rest is another one. Return whether text is left. @param {OpenBlock} open @param {Environment} env */
   #cut(open, env) {
     const text = this.#text.slice(0, open.start + MAX_PARAGRAPH - this.#at)
     const space = text.search(/\s\S*$/)

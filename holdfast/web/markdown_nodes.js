@@ -85,7 +85,7 @@ export function codeBlock(info, options) {
   return { node: element("div", { part: "code" }, head, element("pre", {}, code)), code, language }
 }
 
-/** Show characters that change the direction of code as their numbers. @param {string} text */
+/** Return `text` with the numbers of characters in place of those that change the direction of code. @param {string} text */
 export function visible(text) {
   return text.replace(BIDI, (one) => `[U+${one.codePointAt(0)?.toString(16).toUpperCase().padStart(4, "0")}]`)
 }

@@ -28,7 +28,7 @@ export function repaired(text, hasFormulas) {
   return text.slice(0, start) + closed(text.slice(start))
 }
 
-/** Leave out a formula that may still end. @param {string} text */
+/** Return `text` without the formula that is open at its end. @param {string} text */
 function withoutOpenFormula(text) {
   const skipped = Math.max(0, text.length - MAX_FORMULA)
   const end = text.slice(skipped)
@@ -62,7 +62,7 @@ function isTable(rows) {
   return rows.length > 2 || (rows.length === 2 && !DELIMITER.test(rows[1]))
 }
 
-/** Close the inline marks that are open in `text`, the last paragraph. @param {string} text */
+/** Return `text`, the last paragraph, with its open inline marks closed. @param {string} text */
 function closed(text) {
   if (text.length > MAX_REPAIRED) return text
   text = text.replace(/(\\|&[a-z\d#]*)$/i, "") // remove half of an escape, or of a character reference such as `&amp;`
@@ -77,7 +77,7 @@ function closed(text) {
   return shown
 }
 
-/** Show a link whose address is not complete as its text. @param {string} text */
+/** Return `text` with only the words of a link at its end that is not complete. @param {string} text */
 function withoutHalfLink(text) {
   return text
     .replace(/!?\[([^\[\]\n]*)\]\([^()\s]*(\s[^()]*)?$/, "$1")

@@ -56,7 +56,10 @@ def test_rules_are_parsed() -> None:
         ({"a": "9999999999d"}, "s, m, h, d or w"),
         ({"a": 90}, 'must be an age such as "90d", or a Retention(...), got 90'),
         ({"a": Retention()}, "retention of 'a' must have a rule: give age, idle, messages or bytes"),
-        ({"a": Retention(messages=0)}, "the messages in the retention of 'a' must be a whole number, 1 or more, got 0"),
+        (
+            {"a": Retention(messages=0)},
+            "the number of messages in the retention of 'a' must be a whole number, 1 or more, got 0",
+        ),
         ({"a": Retention(messages=True)}, "1 or more, got True"),
         (
             {"a": Retention(bytes="50 MB")},

@@ -102,7 +102,7 @@ def _is_of_sdk(error: BaseException) -> bool:
 
 
 def _is_raised_by_sdk(error: BaseException) -> bool:
-    """Return whether the SDK's code raised `error`, rather than one of the app's tools that it called."""
+    """Return whether the SDK, or the network code below it, raised `error`; else a tool of the app did."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
