@@ -317,11 +317,31 @@ def check_style(style: object, end_frame: object) -> None:
             "style must be 'events', 'data', 'ai-sdk', or a function that returns the frame of a text, "
             f"got {shown(style)}"
         )
-    if inspect.iscoroutinefunction(style):
-        raise LocalError(
-            "style must be an ordinary function of the text, got an async one: write `def`, not `async def`"
-        )
+    _check_frame_function(style, "style", "text")
     if end_frame is not None and not callable(style):
         raise LocalError(f"end_frame belongs to a style that is a function; style {style!r} has its own end")
     if end_frame is not None and not callable(end_frame) and not isinstance(end_frame, str | bytes):
         raise LocalError(f"end_frame must be a str, bytes, or a function of the status, got {shown(end_frame)}")
+    _check_frame_function(end_frame, "end_frame", "status")
+
+
+def _check_frame_function(function: object, option: str, argument: str) -> None:
+    """Raise LocalError for a function that cannot be called with `argument` alone, or that returns no frame."""
+    if not callable(function):
+        return
+    remedy = f"write `def frame({argument})`, which returns a str or bytes"
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise LocalError(f"{option} must be an ordinary function of the {argument}, got an async one; {remedy}")
+    if inspect.isgeneratorfunction(function):
+        raise LocalError(f"{option} must be an ordinary function of the {argument}, got a generator; {remedy}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some callables of C have no signature
+        return
+    try:
+        signature.bind("")
+    except TypeError as error:
+        raise LocalError(
+            f"{option} must be a function of the {argument} alone, got {shown(function)} with the parameters "
+            f"{signature} ({error}); {remedy}"
+        ) from None

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -428,11 +428,34 @@ async def async_style(text: str) -> str:
     return text
 
 
+def words_of(text: str) -> Iterator[str]:
+    yield from text.split()
+
+
+@pytest.mark.parametrize(
+    ("style", "end_frame", "option"),
+    [(lambda text: None, None, "style"), (json_frame, lambda status: {"status": status}, "end_frame")],
+)
+async def test_function_that_returns_no_frame_is_named_in_the_log(
+    style: Any, end_frame: Any, option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await response_of(framed, style=style, end_frame=end_frame)
+    assert f"{option} of stream_response must return a frame as str or bytes, got" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "detail"),
     [
         ({"style": "sse"}, "style must be 'events', 'data', 'ai-sdk', or a function"),
-        ({"style": async_style}, "style must be an ordinary function"),
+        ({"style": async_style}, "style must be an ordinary function of the text, got an async one; write `def frame"),
+        ({"style": words_of}, "style must be an ordinary function of the text, got a generator; write `def frame"),
+        (
+            {"style": lambda: "x"},
+            r"style must be a function of the text alone, got .*\(\) \(too many .*write `def frame",
+        ),
+        ({"style": lambda text, status: "x"}, r"\(text, status\) \(missing a required argument: 'status'\); write"),
+        ({"style": json_frame, "end_frame": lambda: "x"}, "end_frame must be a function of the status alone"),
         ({"source_kind": "txt"}, "source_kind must be one of text, .*, got 'txt'"),
         ({"source_kind": "text", "text_field": "a"}, "with source_kind='text' leave it out"),
         ({"end_frame": "x"}, "end_frame belongs to a style that is a function"),

@@ -121,15 +121,15 @@ class OwnFrames:
         frames: list[bytes] = []
         text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
         if text:
-            frames.append(self._with_id(_bytes_of(self._make_frame(text)), position, is_finished=False))
+            frames.append(self._with_id(_bytes_of(self._make_frame(text), "style"), position, is_finished=False))
         if status is not None:
             frames.append(self._with_id(self._end(status), position, is_finished=True))
         return b"".join(frames)
 
     def _end(self, status: str) -> bytes:
         if callable(self._end_frame):
-            return _bytes_of(self._end_frame(status))
-        return _bytes_of(self._end_frame) if self._end_frame is not None and status == "complete" else b""
+            return _bytes_of(self._end_frame(status), "end_frame")
+        return _bytes_of(self._end_frame, "end_frame") if self._end_frame is not None and status == "complete" else b""
 
     def _with_id(self, frame: bytes, position: Position, *, is_finished: bool) -> bytes:
         """Return `frame` with an id from which an EventSource can resume.
@@ -144,12 +144,15 @@ class OwnFrames:
 EndFrame = str | bytes | Callable[[str], str | bytes]
 
 
-def _bytes_of(frame: object) -> bytes:
+def _bytes_of(frame: object, option: str) -> bytes:
     if isinstance(frame, str):
         return frame.encode()
     if isinstance(frame, bytes):
         return frame
-    raise LocalError(f"style must return a frame as str or bytes, as end_frame must, got {shown(frame)}")
+    raise LocalError(
+        f"{option} of stream_response must return a frame as str or bytes, got {shown(frame)}; return a str from the "
+        "function, with `return`"
+    )
 
 
 _EVENTS = {"text": b"answer", "reasoning": b"thinking"}
