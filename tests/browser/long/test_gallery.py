@@ -58,6 +58,15 @@ async def test_axe_finds_nothing_serious(browser: Browser, address: str, name: s
     assert await page.evaluate(FINDINGS) == []
 
 
+async def test_axe_finds_nothing_serious_where_both_themes_are_on_one_page(browser: Browser, address: str) -> None:
+    page = await open_gallery(browser, address, bypass_csp=True)
+    await page.evaluate("""() => document.querySelectorAll("holdfast-chat:not([theme=blue])").forEach((chat, n) => {
+      chat.setAttribute("theme", n % 2 ? "dark" : "light")
+    })""")
+    await page.evaluate(AXE.read_text())
+    assert await page.evaluate(FINDINGS) == []
+
+
 @pytest.mark.parametrize("width", [320, 1200])
 async def test_nothing_is_cut_off(browser: Browser, address: str, width: int) -> None:
     page = await open_gallery(browser, address, viewport={"width": width, "height": 800})
