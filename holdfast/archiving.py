@@ -51,7 +51,8 @@ async def opened(url: str, *, is_new: bool = False, when_served: str = "") -> As
     except StoreInUse as error:
         raise LocalError(f"{error}. While it is served, use {when_served}hub.archive in the serving process") from None
     try:
-        await undo_imports(store)
+        if store.is_exclusive:  # no other process may import into it now
+            await undo_imports(store)
         yield store
     finally:
         await store.close()

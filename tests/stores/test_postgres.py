@@ -19,14 +19,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaos.processes import free_port
-from holdfast import Hub, Retention
+from holdfast import Hub, Retention, archiving
 from holdfast.core.errors import Busy, Held, HoldfastError, StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.core.events import ChannelAttached
-from holdfast.hub import retention
+from holdfast.hub import importing, retention
 from holdfast.hub.clock import Clock
 from holdfast.hub.forgetting import Receipt
 from holdfast.stores import open_url
-from holdfast.stores.base import NOTHING, Committed, CommitUnknown, Conflict, Hold, Notice, Pruned, Store, head_of
+from holdfast.stores.base import (
+    NOTHING,
+    Committed,
+    CommitUnknown,
+    Conflict,
+    Hold,
+    Notice,
+    Pruned,
+    Store,
+    Write,
+    head_of,
+)
 from holdfast.stores.postgres import READERS, TIMEOUT_S, PostgresStore
 from holdfast.testing import RetentionContract, StoreContract
 from holdfast.testing.contract import MINUTE_MS, Chat, append, check_fold, create, finish, texts
@@ -644,4 +655,25 @@ async def test_viewers_of_a_restored_database_begin_anew(server: Postgres, schem
     assert [one.resumed for one in again.events if isinstance(one, ChannelAttached)] == [False]
     assert [one.text for one in again.view.messages()] == ["kept", "new"]
     await again.leave()
+    await hub.close()
+
+
+async def test_command_on_a_store_leaves_the_running_import_of_another_process(
+    server: Postgres, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = hub_on(server, schema)
+    for number in range(2):
+        await hub.create("c", text=f"{number}")
+    file = tmp_path / "c.jsonl"
+    await asyncio.to_thread(file.write_bytes, b"".join([line async for line in hub.archive.export("c")]))
+
+    monkeypatch.setattr(importing, "BATCH", 1)
+    commit = hub.store.commit
+
+    async def commit_beside_a_command(writes: Sequence[Write]) -> list[Committed | Conflict]:
+        async with archiving.opened(f"{server.url}?schema={schema}"):
+            return await commit(writes)
+
+    monkeypatch.setattr(hub.store, "commit", commit_beside_a_command)
+    assert (await hub.archive.import_file(file, channel="copy")).messages == 2
     await hub.close()
