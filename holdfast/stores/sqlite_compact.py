@@ -124,21 +124,21 @@ def _fill(copy: Path, place: Path) -> str:
         db.execute("ATTACH ? AS old", (f"{place.as_uri()}?mode=ro&immutable=1",))
         db.execute("BEGIN")
         made = db.execute(
-            "SELECT type = 'index', name, sql FROM old.sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
-            " AND name NOT GLOB ? ORDER BY 1, rowid",
+            "SELECT type <> 'table', name, sql FROM old.sqlite_master WHERE sql IS NOT NULL"
+            " AND name NOT GLOB 'sqlite_*' AND name NOT GLOB ? ORDER BY 1, rowid",
             (f"{SET_ASIDE}*",),
         ).fetchall()
-        for is_index, name, sql in made:
-            if not is_index:
+        for is_later, name, sql in made:
+            if not is_later:
                 db.execute(sql)
                 if name not in ("free", "texts", "log"):
                     # the WHERE makes SQLite build each index anew; without one it copies those of the old file
-                    db.execute(f'INSERT INTO main."{name}" SELECT * FROM old."{name}" WHERE 1')
+                    db.execute("INSERT INTO main.{0} SELECT * FROM old.{0} WHERE 1".format(_quoted(name)))
         db.execute(f"INSERT INTO main.texts {_NEEDED_TEXTS}")
         slots = _needed_log(place)
         db.executemany("INSERT INTO main.log VALUES (?, ?)", _log_rows(db, slots))
-        for is_index, _, sql in made:
-            if is_index:
+        for is_later, _, sql in made:
+            if is_later:
                 db.execute(sql)
         for pragma in ("application_id", "user_version"):
             (value,) = db.execute(f"PRAGMA old.{pragma}").fetchone()
@@ -147,7 +147,7 @@ def _fill(copy: Path, place: Path) -> str:
         db.execute("UPDATE main.life SET inode = ?", (f"{copy.stat().st_ino} {nonce}",))
         db.execute("COMMIT")
         db.text_factory = bytes  # an exact comparison, also of text that is no UTF-8
-        _compare(db, [name for is_index, name, _ in made if not is_index], slots)
+        _compare(db, [name for is_later, name, _ in made if not is_later], slots)
         db.text_factory = tolerant_text
         for number, name in db.execute(MISCOUNTED).fetchall():
             _count_anew(db, place, number, name)
@@ -175,6 +175,10 @@ def _count_anew(db: sqlite3.Connection, place: Path, number: int, name: str) -> 
                 "%s bytes; the counts are right now",
                 *(place, name, *before, *now),
             )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _needed_log(place: Path) -> list[int]:
@@ -207,7 +211,7 @@ def _compare(db: sqlite3.Connection, tables: list[str], slots: list[int]) -> Non
         elif name in ("free", "life"):
             continue
         else:
-            pairs = zip_longest(*(db.execute(f'SELECT * FROM {one}."{name}"') for one in ("main", "old")))
+            pairs = zip_longest(*(db.execute(f"SELECT * FROM {one}.{_quoted(name)}") for one in ("main", "old")))
         if any(new != old for new, old in pairs):
             raise StoreUnavailable(f"compacted copy has other rows in its table {name} than the file; check the disk")
 

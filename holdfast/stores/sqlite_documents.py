@@ -251,18 +251,18 @@ class Documents:
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    def find(self, channel: int, message_id: str) -> Found | None:
-        """Return the document of a message, or None."""
+    def find(self, channel: int, message_id: str, created: int = 0) -> Found | None:
+        """Return the document of a message, or None; with `created` also if a damaged index does not list its id."""
         row = self._db.execute(_FOUND + "WHERE channel = ? AND message = ?", (channel, message_id)).fetchone()
+        if row is None and created:
+            by_creation = _FOUND + "WHERE channel = ? AND deleted IN (0, 1) AND created = ? AND +message = ?"
+            row = self._db.execute(by_creation, (channel, created, message_id)).fetchone()
         return Found(*row) if row else None
 
     def by_key(self, key: int) -> tuple[Found, int] | None:
         """Return the document with this key and the number of its channel, or None."""
-        row = self._db.execute(_FOUND + "WHERE id = ?", (key,)).fetchone()
-        if row is None:
-            return None
-        (channel,) = self._db.execute("SELECT channel FROM documents WHERE id = ?", (key,)).fetchone()
-        return Found(*row), channel
+        row = self._db.execute(_FOUND.replace(" FROM", ", channel FROM") + "WHERE id = ?", (key,)).fetchone()
+        return (Found(*row[:-1]), row[-1]) if row is not None else None
 
     def place(self, key: int) -> tuple[int, int]:
         """Return at which serial a document's message was created, and the document's version; 1 and 1 if unknown."""

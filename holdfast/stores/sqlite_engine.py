@@ -167,7 +167,7 @@ class Engine:
     def _plan(self, write: Write, channel: ChannelRow, *, is_born: bool) -> Plan:
         plan = Plan(channel, is_born)
         for document in write.documents:
-            tracked = plan.new.get(document.id) or self._tracked(channel, document.id)
+            tracked = plan.new.get(document.id) or self._tracked(channel, document.id, document.created)
             if tracked is None:
                 tracked = Tracked(channel.name, self._documents.new_key(), document.id, 0)
                 plan.new[document.id] = tracked
@@ -190,11 +190,11 @@ class Engine:
                 raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
             entries.append((tracked, entry.serial, op))
 
-    def _tracked(self, channel: ChannelRow, message_id: str) -> Tracked | None:
+    def _tracked(self, channel: ChannelRow, message_id: str, created: int = 0) -> Tracked | None:
         """Return the state of a message in the log (`Tracked`); None if the message has no document."""
         tracked = channel.tracked.get(message_id)
         if tracked is None:
-            found = self._documents.find(channel.id, message_id)
+            found = self._documents.find(channel.id, message_id, created if created <= channel.serial else 0)
             if found is not None:
                 tracked = channel.tracked[message_id] = Tracked(channel.name, found.key, found.id, found.version)
         return tracked

@@ -452,9 +452,13 @@ def _operation(message_id: str, items: list[Item]) -> Op:
     items.sort(key=_PIECE)
     if type(items[0][-1]) is str:
         return replace(_append(message_id, items[0]), text="".join([item[-1] for item in items]))
+    if [item[-2] for item in items] != list(range(len(items))):
+        raise StoreUnusable("the log is damaged: a piece of an operation is missing; restore a backup")
     try:
         op = decode_op(b"".join([item[-1] for item in items]))
     except msgspec.DecodeError as error:
+        if not isinstance(error, msgspec.ValidationError):  # a piece was cut off at the end, or is damaged
+            raise _damaged(error) from error
         raise StoreUnusable(
             f"the log holds an operation that this Holdfast does not know ({error}), written by a newer one; "
             "upgrade Holdfast"

@@ -31,7 +31,7 @@ from holdfast.stores.sqlite_file import SCHEMA
 from holdfast.stores.sqlite_sums import SUM_BYTES, sealed
 from holdfast.stores.sqlite_sums import opened as opened_row
 from holdfast.stores.sqlite_verify import verify
-from holdfast.testing.contract import Chat, append, create, delete, emptied
+from holdfast.testing.contract import Chat, append, create, delete, edit, emptied
 from tests.stores.files import opened, read, run_from_outside, run_on_thread, write
 from tests.stores.old_schemas import described
 
@@ -476,6 +476,23 @@ async def test_name_that_is_no_longer_utf8_damages_one_message_or_one_channel(
     assert [line for line in verify(path) if "index" in line] == []
     async with opened(path) as store:
         await store.backup(path.with_name("backup.db"), mb_per_s=100)
+
+
+async def test_message_that_an_index_does_not_list_gets_no_second_document(path: Path) -> None:
+    async with opened(path) as store:
+        chat = Chat(store, "other")
+        await chat.do(create("odd-one", "x"))
+    ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'documents_message'")
+    data = bytearray(read(path))
+    data[data.index(b"odd-one", PAGE * (root - 1))] ^= 2
+    write(path, bytes(data))
+    async with opened(path) as store:
+        again = Chat(store, "other")
+        again.state.epoch, again.state.serial = (await head_of(store, "other"))[:2]
+        again.state.insert(restored((await store.changes("other", after=0, limit=9)).messages or ()))
+        await again.do(edit("odd-one", "new"), documents=["odd-one"])
+        page = await store.page("other", before=None, limit=9, limit_bytes=10**9)
+        assert [(one.id, one.message().text) for one in restored(page.messages)] == [("odd-one", "new")]
 
 
 # -- the list of free slots ------------------------------------------------------------------------------------------

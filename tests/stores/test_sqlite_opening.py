@@ -17,7 +17,7 @@ from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, Store
 from holdfast.stores.base import Committed, Head, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_sums import sealed
-from holdfast.testing.contract import Chat, append, create, finish
+from holdfast.testing.contract import Chat, append, create, finish, put_part
 from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
 
 
@@ -274,6 +274,21 @@ async def test_a_log_with_an_unknown_operation_is_refused(path: Path) -> None:
     run_from_outside(path, "UPDATE log SET body = ?", sealed(1, unknown))
     with pytest.raises(StoreUnusable, match="an operation that this Holdfast does not know"):
         await SqliteStore(path).open()
+
+
+@pytest.mark.parametrize("missing", ["first", "last"])
+async def test_a_log_without_a_piece_of_an_operation_is_called_damaged(path: Path, missing: str) -> None:
+    async with opened(path) as store:
+        await Chat(store).do_each(
+            create("m1", streaming=True), put_part("m1", 0, {"type": "text", "text": "x" * 9_000})
+        )
+    rows = run_from_outside(path, "SELECT id, body FROM log WHERE length(body) > 3000 ORDER BY id")
+    assert len(rows) > 1
+    slot, body = rows[0 if missing == "first" else -1]
+    run_from_outside(path, "UPDATE log SET body = ? WHERE id = ?", sealed(slot, bytes(len(body) - 4)), slot)
+    with pytest.raises(StoreUnusable, match="the log is damaged") as refused:
+        await SqliteStore(path).open()
+    assert "pgrade" not in str(refused.value)
 
 
 async def test_a_refused_file_is_not_locked(path: Path) -> None:
