@@ -57,14 +57,16 @@ def verify(path: Path) -> Iterator[str]:
     """Yield one line for each damaged part of the store. Raises StoreUnusable if the file cannot be read at all."""
     with reading_store(path) as db:
         remedy = "if no message is named below, run `holdfast compact`; if that fails, restore a backup"
+        pages = None
         try:
             check(db, path, kind="store file", remedy=remedy)
         except StoreUnusable as error:
             yield str(error)
+            pages = _Pages(db)
         (schema,) = db.execute("PRAGMA user_version").fetchone()
         if schema < CHECKSUMS:
             raise StoreUnusable(f"store file {path} has no checksums yet; start the server once, which adds them")
-        yield from damage_in(db)
+        yield from damage_in(db, pages)
 
 
 def free_space(path: Path) -> tuple[int, int]:
@@ -79,8 +81,32 @@ def free_space(path: Path) -> tuple[int, int]:
         return space_in(db, documents)
 
 
-def damage_in(db: sqlite3.Connection) -> Iterator[str]:
-    """Yield one line for each damaged channel, message and row of the log, in a database with checksums."""
+class _Pages:
+    """The messages that pages of history list, by channel. A damaged index may leave some of them out."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._known: dict[int, tuple[set[int], int]] = {}  # their keys, and the highest key at that moment
+
+    def leave_out(self, documents: Documents, key: int, channel: int, message_id: str) -> bool:
+        """Return whether no page shows the message, although it is not deleted."""
+        fact = documents.fact(channel, message_id)
+        if channel not in self._known:
+            ways = []
+            for after in (None, 0):  # backwards and forwards
+                with contextlib.suppress(sqlite3.DatabaseError):  # such a page fails
+                    ways.append({found.key for found in documents.by_creation(channel, None, after)})
+            (highest,) = self._db.execute("SELECT max(id) FROM documents").fetchone()
+            self._known[channel] = (set.intersection(*ways), highest) if ways else (set(), 0)
+        listed, highest = self._known[channel]
+        return fact is not None and fact[1].is_counted and key not in listed and key <= highest
+
+
+def damage_in(db: sqlite3.Connection, pages: _Pages | None = None) -> Iterator[str]:
+    """Yield one line for each damaged channel, message and row of the log, in a database with checksums.
+
+    With `pages` also for each message that they leave out.
+    """
     documents = Documents(db)
     channels = Channels(db, documents)
     names: dict[int, str] = {}
@@ -108,7 +134,7 @@ def damage_in(db: sqlite3.Connection) -> Iterator[str]:
         place = _place(names, number, message_id)
         db.execute("BEGIN")
         try:
-            problem = _problem(documents, key, number, message_id)
+            problem = _problem(documents, pages, key, number, message_id)
         except LookupError:
             lost.append((row, place))
         else:
@@ -140,7 +166,7 @@ def _problem_of_channel(channels: Channels, name: str) -> str | None:
     return None
 
 
-def _problem(documents: Documents, key: int, channel: int, message_id: str) -> str | None:
+def _problem(documents: Documents, pages: _Pages | None, key: int, channel: int, message_id: str) -> str | None:
     """Return what is wrong with a message; None if it is whole. Raises LookupError if no row has its key."""
     try:
         documents.read(key, message_id)
@@ -152,6 +178,8 @@ def _problem(documents: Documents, key: int, channel: int, message_id: str) -> s
         with contextlib.suppress(sqlite3.DatabaseError):
             found = documents.find(channel, message_id)
             if found is not None and found.key == key:
+                if pages is not None and pages.leave_out(documents, key, channel, message_id):
+                    return "it is whole, but an index leaves it out of pages of history; run `holdfast compact`"
                 return None
         return "it is whole, but an index of the file does not list it, so it is not shown; run `holdfast compact`"
     with contextlib.suppress(sqlite3.DatabaseError):

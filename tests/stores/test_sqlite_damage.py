@@ -8,7 +8,7 @@ import random
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from holdfast.cli import main
-from holdfast.core.document import restored
-from holdfast.core.errors import Held, StoreUnavailable, StoreUnusable
+from holdfast.core.document import Stored, restored
+from holdfast.core.errors import Damaged, Held, StoreUnavailable, StoreUnusable
 from holdfast.core.requests import SendCommand
 from holdfast.hub import HubCore
 from holdfast.hub.exporting import export_lines
@@ -42,7 +42,29 @@ PAGE = 4_096
 INNER_PAGE = 5  # first byte of a page of a table that holds the numbers of other pages
 
 
-Outcomes = dict[tuple[str, str], str]  # of channel and message: whole, damaged, missing, or refused
+# of channel and message: whole, damaged, missing, refused, or left out of a page, the changes or the export
+Outcomes = dict[tuple[str, str], str]
+
+
+def checked(messages: Iterable[Stored], known: dict[str, Any]) -> list[str]:
+    """Return the ids of `messages`. Fails for one with a wrong content."""
+    for one in messages:
+        (state,) = restored([one])
+        assert state.is_damaged or json.loads(json.dumps(described(one))) == known.get(one.id)
+    return [one.id for one in messages]
+
+
+async def paged(store: Store, channel: str, known: dict[str, Any]) -> list[str]:
+    return checked((await store.page(channel, before=None, limit=100, limit_bytes=10**9)).messages, known)
+
+
+async def changed(store: Store, channel: str, known: dict[str, Any]) -> list[str]:
+    return checked((await store.changes(channel, after=0, limit=100)).messages or (), known)
+
+
+async def exported(store: Store, channel: str, known: dict[str, Any]) -> list[str]:
+    lines = [json.loads(line) async for line in export_lines(store, channel)]
+    return [one["id"] for one in lines if one["type"] == "message"]
 
 
 async def compared(store: Store, truth: dict[str, Any], named: list[str]) -> Outcomes:
@@ -59,18 +81,20 @@ async def compared(store: Store, truth: dict[str, Any], named: list[str]) -> Out
             for one, state in zip(stored.values(), restored(stored.values()), strict=True):
                 found[channel, message_id] = "damaged" if state.is_damaged else "whole"
                 assert state.is_damaged or json.loads(json.dumps(described(one))) == whole, (channel, message_id)
-        try:
-            page = await store.page(channel, before=None, limit=100, limit_bytes=10**9)
-            changes = await store.changes(channel, after=0, limit=100)
-        except (StoreUnusable, StoreUnavailable):
-            assert named, channel
-            continue
-        for one in (*page.messages, *(changes.messages or ())):
-            (state,) = restored([one])
-            assert state.is_damaged or json.loads(json.dumps(described(one))) == known["messages"].get(one.id)
+        lists: dict[str, list[str]] = {}
+        for way in (paged, changed, exported):
+            try:
+                lists[way.__name__] = await way(store, channel, known["messages"])
+            except (Damaged, StoreUnusable, StoreUnavailable):
+                assert named, channel
+                continue
+            wanted = known["messages"] if way is changed else known["page"]
+            for message_id in set(wanted) - set(lists[way.__name__]):
+                if found[channel, message_id] == "whole":
+                    found[channel, message_id] = "left out"
         if not named:
-            assert [one.id for one in page.messages] == known["page"]
-            assert {one.id for one in changes.messages or ()} == set(known["messages"])
+            assert (lists["paged"], lists["exported"]) == (known["page"], known["page"][::-1])
+            assert set(lists["changed"]) == set(known["messages"])
     return found
 
 
@@ -156,7 +180,20 @@ async def test_no_torn_page_is_read_as_text(memory: Path, whole: bytes, truth: d
 
 # Flips that were found: byte and bit. They gave a message of another channel or without its last text, an error without
 # a code, or a message that `verify` did not name.
-KNOWN = ((4082, 7), (8155, 7), (16423, 6), (20149, 7), (24380, 7), (24541, 6), (32607, 5), (48058, 6), (48357, 4))
+KNOWN = (
+    (32635, 0),
+    (32540, 7),
+    (32620, 7),
+    (4082, 7),
+    (8155, 7),
+    (16423, 6),
+    (20149, 7),
+    (24380, 7),
+    (24541, 6),
+    (32607, 5),
+    (48058, 6),
+    (48357, 4),
+)
 
 
 @pytest.mark.parametrize("flip", KNOWN, ids=str)
@@ -166,6 +203,14 @@ async def test_known_flip_is_not_read_as_text(
     data = bytearray(whole)
     data[flip[0]] ^= 1 << flip[1]
     assert (await outcome_of(memory / "chat.db", bytes(data), truth)).total() > 0
+
+
+def test_messages_that_pages_leave_out_are_named(memory: Path, whole: bytes) -> None:
+    data = bytearray(whole)
+    data[32635] ^= 1  # the root of the index of creation
+    write(memory / "chat.db", bytes(data))
+    lines = [line for line in lines_of(memory / "chat.db") if "an index leaves it out of pages of history" in line]
+    assert len(lines) == 5
 
 
 def first_page_of_texts(data: bytes, path: Path) -> int:
