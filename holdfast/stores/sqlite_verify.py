@@ -82,20 +82,24 @@ def free_space(path: Path) -> tuple[int, int]:
 
 
 class _Pages:
-    """The messages that pages of history list, by channel. A damaged index may leave some of them out."""
+    """The messages that pages and catch-ups list, by channel. A damaged index may leave some of them out."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._known: dict[int, tuple[set[int], int]] = {}  # their keys, and the highest key at that moment
 
     def leave_out(self, documents: Documents, key: int, channel: int, message_id: str) -> bool:
-        """Return whether no page shows the message, although it is not deleted."""
+        """Return whether some reads leave out the message, although it is not deleted."""
         fact = documents.fact(channel, message_id)
         if channel not in self._known:
             ways = []
-            for after in (None, 0):  # backwards and forwards
-                with contextlib.suppress(sqlite3.DatabaseError):  # such a page fails
-                    ways.append({found.key for found in documents.by_creation(channel, None, after)})
+            for read in (
+                lambda: documents.by_creation(channel, None, None),
+                lambda: documents.by_creation(channel, None, 0),
+                lambda: documents.changed(channel, 0, -1),
+            ):
+                with contextlib.suppress(sqlite3.DatabaseError):  # such a read fails
+                    ways.append({found.key for found in read()})
             (highest,) = self._db.execute("SELECT max(id) FROM documents").fetchone()
             self._known[channel] = (set.intersection(*ways), highest) if ways else (set(), 0)
         listed, highest = self._known[channel]
@@ -179,7 +183,7 @@ def _problem(documents: Documents, pages: _Pages | None, key: int, channel: int,
             found = documents.find(channel, message_id)
             if found is not None and found.key == key:
                 if pages is not None and pages.leave_out(documents, key, channel, message_id):
-                    return "it is whole, but an index leaves it out of pages of history; run `holdfast compact`"
+                    return "it is whole, but an index leaves it out of pages or catch-ups; run `holdfast compact`"
                 return None
         return "it is whole, but an index of the file does not list it, so it is not shown; run `holdfast compact`"
     with contextlib.suppress(sqlite3.DatabaseError):
