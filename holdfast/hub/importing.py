@@ -5,7 +5,8 @@ Layer: hub. `core.records` defines the lines.
 The whole file is checked first, and read a second time while its records are written, so memory holds one batch. Each
 batch is an ordinary commit. A note in the store names the running import: it is written before each commit, and removed
 after the last one. If the process dies in between, the next start of a hub or the next import empties the channel, and
-the import can be repeated. Messages that were written after such a part stay, and so does a held channel.
+the import can be repeated. Messages that were written after such a part stay, and so does a held channel. Each import
+changes only its own note, so of two processes that import into one channel, one that has lost the note fails.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ class Imported(Struct, frozen=True, kw_only=True):
 class _Running(Struct, frozen=True, array_like=True):
     """The note about a running import: the last serial and the id of its record, before and after the next commit."""
 
-    before: tuple[int, str]
-    after: tuple[int, str]
+    before: tuple[int, str] = (0, "")
+    after: tuple[int, str] = (0, "")
+    run: str = ""  # a random id of the import; empty: its part is being removed
 
 
 class _Line(NamedTuple):
@@ -207,20 +209,23 @@ async def write_file(
     `check_file` if the file was changed since.
     """
     await undo_import(store, channel)
-    head = await head_of(store, channel)
-    if head.serial:
-        raise IdConflict(
-            f"channel {channel!r} is not empty; import into another one with --channel, or delete this one first"
-        )
-    file = ExportFile(checked.path, limits, clock.now_ms(), damaged=checked.may_be_damaged)
+    mark = _Mark(store, channel, clock.new_id())
+    await mark.put(_Running(run=mark.run))
     try:
-        await _write(store, channel, file, head, clock, check_space)
+        head = await head_of(store, channel)
+        if head.serial:
+            raise IdConflict(
+                f"channel {channel!r} is not empty; import into another one with --channel, or delete this one first"
+            )
+        file = ExportFile(checked.path, limits, clock.now_ms(), damaged=checked.may_be_damaged)
+        await _write(store, channel, file, head, clock, check_space, mark)
         if file.end != checked.end:
             raise InvalidRequest(f"file {file.path} was changed while it was imported; import it again")
-        await store.note({NOTE + channel: None})
+        await mark.put(None)
     except BaseException:
         try:
-            await undo_import(store, channel)
+            if await mark.is_own():
+                await undo_import(store, channel)
         except HoldfastError as error:
             logger.warning(
                 "a part of an import is left in channel %s; the next request, import or start removes it: %s",
@@ -231,8 +236,38 @@ async def write_file(
     return Imported(channel=channel, messages=file.end.messages, commands=file.end.commands)
 
 
+class _Mark:
+    """The note about one import. No other import may have changed it meanwhile."""
+
+    def __init__(self, store: Store, channel: str, run: str) -> None:
+        self.run = run
+        self._store, self._channel = store, channel
+        self._note: bytes | None = None  # as this import stored it
+
+    async def put(self, running: _Running | None) -> None:
+        """Replace the note; None removes it. Raises IdConflict if another import has put or taken it."""
+        name, note = NOTE + self._channel, msgspec.msgpack.encode(running) if running is not None else None
+        if not await self._store.note({name: note}, expected={name: self._note}):
+            raise IdConflict(
+                f"another import into channel {self._channel!r} runs; import into another one with --channel, "
+                "or try again when it has ended"
+            )
+        self._note = note
+
+    async def is_own(self) -> bool:
+        """Return whether the stored note is that of this import. Raises StoreUnavailable, StoreUnusable."""
+        note = (await self._store.notes(NOTE + self._channel)).get(NOTE + self._channel)
+        return note is not None and _decoded(self._channel, note).run == self.run
+
+
 async def _write(
-    store: Store, channel: str, file: ExportFile, head: Head, clock: Clock, check_space: Callable[[], None]
+    store: Store,
+    channel: str,
+    file: ExportFile,
+    head: Head,
+    clock: Clock,
+    check_space: Callable[[], None],
+    mark: _Mark,
 ) -> None:
     lines, epoch = file.lines(), clock.new_epoch()
     serial, lives = 0, head.lives
@@ -247,7 +282,7 @@ async def _write(
             entries += one.entries
             documents.append(one.document)
         after = (serial + len(entries), documents[-1].id)
-        await store.note({NOTE + channel: msgspec.msgpack.encode(_Running(before, after))})
+        await mark.put(_Running(before, after, mark.run))
         write = Write(channel=channel, epoch=epoch, expected=serial, entries=entries, documents=documents, lives=lives)
         (result,) = await store.commit([write])
         if not isinstance(result, Committed):
@@ -307,8 +342,12 @@ async def undo_imports(store: Store) -> None:
 
 
 async def _undo(store: Store, channel: str, note: bytes) -> None:
+    name, running = NOTE + channel, _decoded(channel, note)
+    taken = msgspec.msgpack.encode(_Running(running.before, running.after))
+    if not await store.note({name: taken}, expected={name: note}):  # so an import that still runs cannot end
+        raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
     head = await head_of(store, channel)
-    if head.serial and not await _is_part(store, channel, head, note):
+    if head.serial and not await _is_part(store, channel, head, running):
         logger.warning("channel %s was written after a part of an import, so its messages stay", channel)
     elif head.serial:
         if await is_held_in(store, channel):
@@ -318,18 +357,21 @@ async def _undo(store: Store, channel: str, note: bytes) -> None:
         if isinstance(result, Conflict):
             raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
         logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
-    await store.note({NOTE + channel: None})
+    await store.note({name: None}, expected={name: taken})
 
 
-async def _is_part(store: Store, channel: str, head: Head, note: bytes) -> bool:
+def _decoded(channel: str, note: bytes) -> _Running:
+    try:
+        return msgspec.msgpack.decode(note, type=_Running)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise StoreUnusable(f"note about an import into {channel!r} is damaged ({error}); restore a backup") from None
+
+
+async def _is_part(store: Store, channel: str, head: Head, running: _Running) -> bool:
     """Return whether the last entry of the channel is that of the import in `note`.
 
     The epoch says nothing about that: a restored backup has another one.
     """
-    try:
-        running = msgspec.msgpack.decode(note, type=_Running)
-    except (msgspec.DecodeError, ValueError) as error:
-        raise StoreUnusable(f"note about an import into {channel!r} is damaged ({error}); restore a backup") from None
     last = (await store.changes(channel, after=head.serial - 1, limit=1)).messages or []
     ends = [(head.serial, one.id) for one in restored(last) if one.digest == IMPORTED]
     return any(end in (running.before, running.after) for end in ends)

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -723,3 +723,45 @@ async def test_a_backup_from_an_import_has_no_part_of_it(tmp_path: Path, monkeyp
         assert await texts(again) == []
         await again.close()
     assert len(store.copies) == 4
+
+
+class _Crossing(MemoryStore):
+    """A store that several hubs may have open, in which one note about an import waits for `gate`."""
+
+    is_exclusive = False
+
+    def __init__(self, held: int) -> None:
+        super().__init__()
+        self.held = held  # notes about imports until the one that waits
+        self.reached, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
+        if any(name.startswith(importing.NOTE) for name in values):
+            self.held -= 1
+            if not self.held:
+                self.reached.set()
+                await self.gate.wait()
+        return await super().note(values, expected=expected)
+
+
+@pytest.mark.parametrize("held", [1, 2, 3])
+async def test_an_import_that_has_ended_is_kept_by_another_that_began_before(held: int, tmp_path: Path) -> None:
+    path, source = tmp_path / "chat.jsonl", HubCore("memory://", hooks_signals=False)
+    await fill(source)
+    path.write_bytes(await exported(source))
+    await source.close()
+    store = _Crossing(held)
+    first, second = (HubCore(store, hooks_signals=False) for _ in range(2))
+    held_up = asyncio.create_task(first.archive.import_file(path))
+    await asyncio.wait_for(store.reached.wait(), 10)
+    done = await second.archive.import_file(path)
+    store.gate.set()
+    with pytest.raises(IdConflict):
+        await held_up
+    assert done.messages
+    reader = HubCore(store, hooks_signals=False)
+    assert await exported(reader) == path.read_bytes()
+    for hub in (first, second, reader):
+        await hub.close()
