@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
@@ -41,7 +42,7 @@ from holdfast.stores.postgres_life import StoreLife
 from holdfast.stores.postgres_log import Uncovered
 from holdfast.stores.postgres_notices import PostgresNotices
 from holdfast.stores.postgres_reading import PostgresReader
-from holdfast.stores.postgres_schema import check_server, prepare_schema, share_lock
+from holdfast.stores.postgres_schema import check_server, grant_of_tables, prepare_schema, share_lock
 from holdfast.stores.postgres_writing import PostgresWriter
 
 TIMEOUT_S = 20.0  # of one statement; the hub waits a little longer for its store
@@ -443,6 +444,11 @@ class PostgresStore:
             raise late(f"PostgreSQL at {where} ended the connection ({error}); check that the server runs") from error
         except asyncpg.DiskFullError as error:
             raise StoreUnavailable(f"the disk of PostgreSQL at {where} is full ({error}); free space on it") from error
+        except asyncpg.InsufficientPrivilegeError as error:
+            grant = grant_of_tables(self.schema, unquote(urlsplit(self.dsn).username or "ROLE"))
+            raise StoreUnavailable(
+                f"PostgreSQL at {where} refused a statement ({error}); as the owner of the schema run: {grant}"
+            ) from error
         except asyncpg.PostgresError as error:
             raise StoreUnavailable(
                 f"PostgreSQL at {where} refused a statement ({error.sqlstate}: {error}); its log has the reason"

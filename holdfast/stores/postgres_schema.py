@@ -140,6 +140,11 @@ async def share_lock(db: Connection, schema: str) -> None:
             await db.execute("RESET lock_timeout")
 
 
+def grant_of_tables(schema: str, role: str) -> str:
+    """Return the statement that gives `role` its rights in the tables of `schema`."""
+    return f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{role}"'
+
+
 async def prepare_schema(db: Connection, schema: str) -> str:
     """Create the tables in `schema` if it has none, and return the name of its notices, which is a secret.
 
@@ -168,9 +173,15 @@ async def prepare_schema(db: Connection, schema: str) -> str:
                     )
     except asyncpg.InsufficientPrivilegeError as error:
         role, database = await db.fetchval("SELECT current_user"), await db.fetchval("SELECT current_database()")
+        owner, remedy = (
+            "database",
+            (f'GRANT CREATE ON DATABASE "{database}" TO "{role}"; or: CREATE SCHEMA {schema} AUTHORIZATION "{role}"'),
+        )
+        if await db.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname = $1", schema):
+            owner = "schema"
+            remedy = f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{role}"; {grant_of_tables(schema, role)}'
         raise StoreUnusable(
-            f"role {role!r} may not use schema {schema!r} ({error}); as the owner of the database run: "
-            f'GRANT CREATE ON DATABASE "{database}" TO "{role}"; or: CREATE SCHEMA {schema} AUTHORIZATION "{role}"'
+            f"role {role!r} may not use schema {schema!r} ({error}); as the owner of the {owner} run: {remedy}"
         ) from error
     if version is None:
         raise StoreUnusable(

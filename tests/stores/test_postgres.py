@@ -502,6 +502,28 @@ async def test_a_role_that_cannot_work_is_refused_with_the_remedy(
         raise error
 
 
+async def test_a_role_without_rights_in_a_schema_of_another_role_gets_the_grants_it_needs(
+    server: Postgres, schema: str
+) -> None:
+    async with opened(server, schema):
+        pass
+    server.sql("DROP ROLE IF EXISTS guest; CREATE ROLE guest LOGIN")
+    url = f"postgresql://guest@127.0.0.1:{server.port}/app?schema={schema}"
+    in_schema = f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "guest"'
+    on_tables = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "guest"'
+    error = await _refusal(url)
+    assert isinstance(error, StoreUnusable)
+    assert str(error).endswith(f"as the owner of the schema run: {in_schema}; {on_tables}")
+    server.sql(f"{in_schema}; {on_tables}")
+    store = open_url(url)
+    await store.open()
+    assert await Chat(store).do(create("m1", "a")) == Committed(1)
+    server.sql(f"REVOKE INSERT ON ALL TABLES IN SCHEMA {schema} FROM guest")
+    with pytest.raises(StoreUnavailable, match=re.escape(on_tables)):
+        await store.note({"a": b"1"})
+    await store.close()
+
+
 async def test_tables_of_another_program_or_version_are_refused(server: Postgres, schema: str) -> None:
     server.sql(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.users (id int)")
     with pytest.raises(StoreUnusable, match=r"holds tables of another program; name another one with \?schema="):
