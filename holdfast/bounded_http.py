@@ -36,6 +36,7 @@ from holdfast.http_parts import (
     refusal,
     release_transport,
     too_large,
+    write_last,
 )
 from holdfast.parse_turns import HTTP_S, TURN_S
 from holdfast.transports.server_connection import EXTENSION
@@ -489,9 +490,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             cycle.message_event.set()
         self._is_refused = True
         self.flow.pause_reading()
-        self.transport.write(refusal(error, status))
-        # Close only later: a close with unread input would reset the connection, and the peer would not see the reason.
-        self.transport.write_eof()
+        write_last(self.transport, refusal(error, status))
         self._forget_head()
         self.parser = None  # type: ignore[assignment]  # it keeps the last line of the head
         if self._connection is None or self._connection.is_from_proxy:

@@ -27,7 +27,7 @@ from websockets.typing import StatusLike
 
 from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
-from holdfast.http_parts import refusal, refusal_headers, release_transport
+from holdfast.http_parts import refusal, refusal_headers, release_transport, write_last
 from holdfast.lean_waits import Gate, Inbox
 from holdfast.parse_turns import TURN_S
 from holdfast.transports.server_connection import EXTENSION
@@ -357,8 +357,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self.close_sent = True
         self._unread = b""
         self.transport.pause_reading()
-        self.transport.write(data)
-        self.transport.write_eof()
+        write_last(self.transport, data)
         if not self._is_known:
             self._connection.wait(LINGER_S, may_burst=False)
         # If this timer is set, uvicorn leaves the closing to it.

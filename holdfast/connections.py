@@ -326,6 +326,7 @@ class Connections:
     def _sweep(self) -> None:
         """End the connections whose deadline has passed, log a line about ended connections, and give memory back."""
         loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(SWEEP_S, self._sweep)  # now, so that no error in this call ends the sweeps
         now_s = loop.time()
         overdue = [one for group in self._by_address.values() for one in group if one.deadline_s <= now_s]
         for one in overdue:
@@ -341,8 +342,9 @@ class Connections:
             self._is_after_wave = self._closed >= TRIM_AFTER
             took_s = give_memory_back(collects=self.open <= MAX_COLLECTED)
             self._closed, self._trim_due_s, is_trim_due = 0, now_s + max(TRIM_S, TRIM_PAUSE * took_s), False
-        is_needed = self.waiting or self._ended or is_trim_due
-        self._timer = loop.call_later(SWEEP_S, self._sweep) if is_needed else None
+        if not (self.waiting or self._ended or is_trim_due):
+            self._timer.cancel()
+            self._timer = None
 
 
 class TrustedProxies:

@@ -6,6 +6,7 @@ Layer: serving, below `bounded_http` and `bounded_websocket`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 from collections.abc import Iterable
@@ -115,6 +116,16 @@ def has_peer_left(transport: asyncio.Transport) -> bool:
     if sys.platform != "linux" or connection is None:
         return False
     return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) in _ENDED
+
+
+def write_last(transport: asyncio.Transport, data: bytes) -> None:
+    """Write `data` and the end of the stream.
+
+    The caller closes later: a close with unread input would reset the connection and hide the reason from the peer.
+    """
+    transport.write(data)
+    with contextlib.suppress(OSError):  # the peer has reset the connection since the write
+        transport.write_eof()
 
 
 def release_transport(transport: asyncio.Transport) -> None:

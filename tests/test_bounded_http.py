@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import socket
 import weakref
@@ -140,6 +141,28 @@ async def test_unknown_peer_that_sends_no_more_of_its_body_is_refused() -> None:
     await asyncio.sleep(5 * SWEEP_S)
     assert peers.left() == 0
     assert peers.transports[0].written.startswith(b"HTTP/1.1 408 ")
+    await peers.close()
+
+
+class ResetTransport(Transport):
+    """The transport of a peer that resets the connection as soon as it has the response."""
+
+    def write_eof(self) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+
+@virtually
+async def test_peer_that_resets_its_connection_at_a_refusal_does_not_keep_others_open() -> None:
+    begin = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n1"
+    peers = Peers(0, 0, b"")
+    peers.add(begin, ResetTransport())
+    peers.add(begin)
+    await asyncio.sleep(BODY_S + 5 * SWEEP_S)
+    assert [transport.written[:13] for transport in peers.transports] == [b"HTTP/1.1 408 "] * 2
+    assert peers.left() == 0
+    peers.add(begin)
+    await asyncio.sleep(BODY_S + 5 * SWEEP_S)
+    assert peers.left() == 0
     await peers.close()
 
 
