@@ -61,6 +61,7 @@ ALLOWED_IN_CORE = {
     "collections.abc",
     "dataclasses",
     "enum",
+    "functools",
     "hashlib",
     "msgspec",
     "msgspec.structs",

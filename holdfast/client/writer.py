@@ -25,20 +25,11 @@ from holdfast.client.link import Link
 from holdfast.client.pending import Outcome
 from holdfast.client.problems import Unreachable, decode_response
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.errors import (
-    Deleted,
-    Fenced,
-    Finished,
-    HoldfastError,
-    IdConflict,
-    LocalError,
-    NotFound,
-    NotWriter,
-)
+from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, IdConflict, LocalError, NotFound, NotWriter
 from holdfast.core.events import Page
 from holdfast.core.model import Json, Message, Part
 from holdfast.core.outgoing import ENDED, NEW, OPEN, OutgoingRequest, WriterRequest
-from holdfast.core.outgoing_properties import OutgoingProperties, end_for
+from holdfast.core.outgoing_properties import OutgoingProperties, end_for, needs_await
 from holdfast.core.outgoing_remote import RemoteOutgoing
 from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from holdfast.portal import retrieve_exception
@@ -101,7 +92,7 @@ class RemoteWriter(OutgoingProperties):
             when_lost=self._lease_lost,
         )
         self._created = 0  # serial of the message's create
-        self._appends, self.unawaited_pipes = 0, []
+        self._appends, self._kept = 0, []
         self._reads = 0  # number of the latest read of the message, so that results of earlier ones are ignored
         self._failures = 0  # number of failures in a row
         self._timer: asyncio.TimerHandle | None = None  # timer of the next try after a failure
@@ -137,6 +128,7 @@ class RemoteWriter(OutgoingProperties):
         self._outgoing.accept_text(text, part)
         await self._accepted()
 
+    @needs_await("part(part)")
     async def part(self, part: Part, *, index: int | None = None) -> int:
         """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
         position = self._outgoing.accept_part(part, index)
@@ -149,6 +141,7 @@ class RemoteWriter(OutgoingProperties):
 
         return begin_pipe(self, stream, source=source, text_field=text_field)
 
+    @needs_await("update(meta=meta)")
     async def update(self, *, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
         self._outgoing.accept_update(meta)
@@ -158,6 +151,7 @@ class RemoteWriter(OutgoingProperties):
         """Wait until all accepted content is stored. Raises as `append`."""
         await self._until(lambda: not self._outgoing.unstored_bytes)
 
+    @needs_await("finish()")
     async def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None:

@@ -8,23 +8,30 @@ members. Wording may change freely.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import functools
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from holdfast.core.errors import HoldfastError, LocalError, public_reason
 from holdfast.core.model import Json
 from holdfast.core.outgoing import Outgoing
 
+_T = TypeVar("_T")
+_W = TypeVar("_W", bound="OutgoingProperties")
+_P = ParamSpec("_P")
+_Method = Callable[Concatenate[_W, _P], Coroutine[Any, Any, _T]]
+
 
 class OutgoingProperties:
-    """Properties of both writers, and the checks of their use: `async with`, and `await` at `append` and `pipe`."""
+    """Properties of both writers, and the checks of their use: `async with`, and `await` at the calls that write."""
 
-    __slots__ = ("_appends", "_outgoing", "unawaited_pipes")
+    __slots__ = ("_appends", "_kept", "_outgoing")
 
     made_by: ClassVar[str]  # the object whose method `message` returns this writer
 
     _outgoing: Outgoing
     _appends: int  # number of calls of `append` that were not awaited
-    unawaited_pipes: list[Any]  # the coroutines of calls of `pipe` that have not begun
+    _kept: list[tuple[str, Coroutine[Any, Any, Any]]]  # other calls, some of which have not begun
 
     @property
     def id(self) -> str:
@@ -80,21 +87,46 @@ class OutgoingProperties:
             raise misuse
         self._outgoing.accept_end(status, reason=reason, meta=meta)
 
+    def keep(self, call: str, coroutine: Coroutine[Any, Any, _T]) -> Coroutine[Any, Any, _T]:
+        """Return `coroutine`, whose `call` is reported at the end of the block if it was not awaited."""
+        self._kept = [*(one for one in self._kept if _is_new(one[1])), (call, coroutine)]
+        return coroutine
+
     def _not_awaited(self) -> LocalError | None:
-        """Return an error if the text of a call of `append` or `pipe` is missing, because the call was not awaited."""
+        """Return an error if a call that writes had no effect, because it was not awaited."""
         call, missing = "append(text)", self._appends
         if missing <= 0:
-            # one without a frame was closed: its task was cancelled before it began
-            call, missing = "pipe(stream)", sum(one.cr_frame is not None for one in self.unawaited_pipes)
-        if missing <= 0:
-            return None
-        self._appends = 0
-        self.unawaited_pipes.clear()
+            # one that is closed is not missing: its task was cancelled before it began
+            calls = [call for call, coroutine in self._kept if _is_new(coroutine)]
+            if not calls:
+                return None
+            call, missing = calls[0], calls.count(calls[0])
+        self._appends, self._kept = 0, []
         times = "once" if missing == 1 else f"{missing} times"
+        name = call.partition("(")[0]
+        effect = "its text is missing" if name in ("append", "pipe") else "it had no effect"
         return LocalError(
-            f"the {call.partition('(')[0]} to message {self.id!r} was called {times} without await, so its text is "
-            f"missing; write `await message.{call}`"
+            f"the {name} to message {self.id!r} was called {times} without await, so {effect}; "
+            f"write `await message.{call}`"
         )
+
+
+def needs_await(call: str) -> Callable[[_Method[_W, _P, _T]], _Method[_W, _P, _T]]:
+    """Return a decorator for an async method of a writer, whose block then fails if a `call` was not awaited."""
+
+    def decorate(method: _Method[_W, _P, _T]) -> _Method[_W, _P, _T]:
+        @functools.wraps(method)
+        def begin(self: _W, /, *args: _P.args, **kwargs: _P.kwargs) -> Coroutine[Any, Any, _T]:
+            return self.keep(call, method(self, *args, **kwargs))
+
+        return begin
+
+    return decorate
+
+
+def _is_new(coroutine: Any) -> bool:
+    """Return whether the coroutine has neither begun nor been closed."""
+    return coroutine.cr_frame is not None and not coroutine.cr_running and not coroutine.cr_suspended
 
 
 def end_for(error: BaseException) -> tuple[str, str | None]:

@@ -32,7 +32,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.model import Json, Message, Part
 from holdfast.core.outgoing import NEW, OPEN, Outgoing, WriterRequest
-from holdfast.core.outgoing_properties import OutgoingProperties, end_for
+from holdfast.core.outgoing_properties import OutgoingProperties, end_for, needs_await
 from holdfast.core.requests import Caller, CreateMessage, FinishMessage
 from holdfast.hub.pace import Begin
 from holdfast.hub.pending import Ask, Decided
@@ -93,7 +93,7 @@ class MessageWriter(OutgoingProperties):
         self._live: Channel | None = None
         self._trouble: HoldfastError | None = None  # the error while the store fails, else None
         self._waiters: list[asyncio.Future[None]] = []
-        self._appends, self.unawaited_pipes = 0, []
+        self._appends, self._kept = 0, []
         self._retry: asyncio.TimerHandle | None = None
 
     # -- public ------------------------------------------------------------------------------------------------
@@ -118,6 +118,7 @@ class MessageWriter(OutgoingProperties):
         if outgoing.unstored_bytes > self._max_bytes:
             await self._not_too_far_ahead()
 
+    @needs_await("part(part)")
     async def part(self, part: Part, *, index: int | None = None) -> int:
         """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
         position = self._outgoing.accept_part(part, index)
@@ -125,6 +126,7 @@ class MessageWriter(OutgoingProperties):
         await self._not_too_far_ahead()
         return position
 
+    @needs_await("update(meta=meta)")
     async def update(self, *, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
         self._outgoing.accept_update(meta)
@@ -144,6 +146,7 @@ class MessageWriter(OutgoingProperties):
         if outgoing.error is not None:
             raise outgoing.error
 
+    @needs_await("finish()")
     async def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None:

@@ -63,6 +63,25 @@ async def test_pipe_without_await_fails_the_block(hub: Hub, client: Client) -> N
     assert (await hub.read("c", "n"))[0].text == "one"
 
 
+@pytest.mark.parametrize(
+    ("begin", "call"),
+    [
+        (lambda message: message.finish("failed"), "finish()"),
+        (lambda message: message.update(meta={"a": 1}), "update(meta=meta)"),
+        (lambda message: message.part({"type": "text", "text": "x"}), "part(part)"),
+    ],
+)
+async def test_other_call_without_await_fails_the_block(hub: Hub, client: Client, begin: Any, call: str) -> None:
+    with pytest.raises(LocalError) as raised:
+        async with client.message("c", id="m") as message:
+            forgotten = begin(message)
+    forgotten.close()
+    assert f"called once without await, so it had no effect; write `await message.{call}`" in raised.value.detail
+    assert (await hub.read("c", "m"))[0].status == "failed"
+    async with client.message("c", id="n") as message:
+        await begin(message)
+
+
 async def test_finish_reports_an_append_without_await(hub: Hub, client: Client) -> None:
     with pytest.raises(LocalError, match="without await"):
         async with client.message("c", id="m") as message:

@@ -205,6 +205,31 @@ async def test_pipe_without_await_fails_the_block() -> None:
     await hub.close()
 
 
+@pytest.mark.parametrize(
+    ("begin", "call"),
+    [
+        (lambda message: message.finish("failed"), "finish()"),
+        (lambda message: message.update(meta={"a": 1}), "update(meta=meta)"),
+        (lambda message: message.part({"type": "text", "text": "x"}), "part(part)"),
+    ],
+)
+async def test_other_call_without_await_fails_the_block(begin: Any, call: str) -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    with pytest.raises(LocalError) as raised:
+        async with hub.message("chat:1", id="m") as message:
+            await message.append("one")
+            calls = [begin(message) for _ in range(2)]
+    for one in calls:
+        one.close()
+    assert raised.value.detail == (
+        f"the {call.partition('(')[0]} to message 'm' was called 2 times without await, so it had no effect; "
+        f"write `await message.{call}`"
+    )
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.reason) == ("failed", "misuse")
+    await hub.close()
+
+
 async def test_pipe_that_is_cancelled_before_it_begins_is_not_missing() -> None:
     hub = Hub("memory://", hooks_signals=False)
     async with hub.message("chat:1", id="m") as message:

@@ -10,7 +10,7 @@ lists the result of each event.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from holdfast.agents.backend import Writer
 from holdfast.agents.sources.errors import UpstreamEnded, UpstreamError, malformed
@@ -70,21 +70,15 @@ async def pipe(
 
 
 class KeepingWriter(Writer, Protocol):
-    """A writer that keeps the calls of its method `pipe` until they begin."""
+    """A writer that reports the calls that were not awaited."""
 
-    unawaited_pipes: list[Any]
+    def keep(self, call: str, coroutine: Piping) -> Piping:
+        """Return `coroutine`, whose `call` is reported if it was not awaited."""
 
 
 def begin_pipe(writer: KeepingWriter, stream: object, *, source: str | None, text_field: str | None) -> Piping:
     """Return the coroutine of `pipe`, which `writer` keeps until it is awaited."""
-
-    async def run() -> Piped:
-        writer.unawaited_pipes.remove(call)
-        return await pipe(writer, stream, source=source, text_field=text_field)
-
-    call = run()
-    writer.unawaited_pipes.append(call)
-    return call
+    return writer.keep("pipe(stream)", pipe(writer, stream, source=source, text_field=text_field))
 
 
 def named_source(source: str | None, text_field: str | None, *, option: str = "source") -> Source | None:
