@@ -148,7 +148,7 @@ class Sweep:
         # The channel goes as a whole. Before that, the caller looks for a busy message in it (`is_busy`).
         self.is_whole = not is_busy and (is_idle or is_empty)
         is_old = policy.age_ms is not None and summary.created_ms + policy.age_ms <= now_ms
-        self.is_needed = self.is_whole or is_old or self._is_above
+        self.is_needed = self.is_whole or is_old or self.is_above
 
     @property
     def is_emptied(self) -> bool:
@@ -186,7 +186,7 @@ class Sweep:
         return fact._replace(at_ms=max(self._latest_ms, fact.at_ms))
 
     @property
-    def _is_above(self) -> bool:
+    def is_above(self) -> bool:
         """Return whether the channel has more messages or bytes than may stay. The newest message stays."""
         most, most_bytes = self._policy.messages, self._policy.size_bytes
         is_above_bytes = most_bytes is not None and self._bytes > most_bytes and self._messages > 1
@@ -202,7 +202,7 @@ class Sweep:
         age_ms = self._policy.age_ms
         rest_ms = LEAST_MS if fact.is_counted else TOMBSTONE_MS
         is_old = age_ms is not None and fact.at_ms + age_ms <= self._now_ms
-        return is_old or (self._is_above and fact.at_ms + rest_ms <= self._now_ms)
+        return is_old or (self.is_above and fact.at_ms + rest_ms <= self._now_ms)
 
 
 class ClockTrust:

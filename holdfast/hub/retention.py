@@ -14,6 +14,8 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from holdfast.core.errors import HoldfastError, StoreUnusable
 from holdfast.core.model import ChannelSummary
 from holdfast.core.retention import DAY_MS, ClockTrust, Fact, Policies, Retention, Sweep
@@ -139,9 +141,13 @@ class Retainer:
         summaries = await runtime.store.summaries([channel], after=None, limit=1)  # the list may be hours old
         if not summaries or await is_importing(runtime.store, channel):
             return
-        sweep = Sweep(policy, summaries[0], now_ms)
+        summary = summaries[0]
+        sweep = Sweep(policy, summary, now_ms)
+        if sweep.is_above:
+            summary = await self._counted(runtime, summary)
+            sweep = Sweep(policy, summary, now_ms)
         if sweep.is_whole and await self._is_busy(runtime, channel):
-            sweep = Sweep(policy, summaries[0], now_ms, is_busy=True)
+            sweep = Sweep(policy, summary, now_ms, is_busy=True)
         if not sweep.is_needed:
             return
         while not sweep.is_over:
@@ -154,6 +160,21 @@ class Retainer:
                 await asyncio.sleep(PAUSE_S)
         if sweep.is_emptied and not await self._is_held(channel):
             await self._remove_channel(runtime, channel)
+
+    async def _counted(self, runtime: Runtime, summary: ChannelSummary) -> ChannelSummary:
+        """Return `summary` with no more messages and bytes than the store finds: a damaged count removes no message."""
+        messages = size_bytes = after = 0
+        is_over = False
+        while not is_over:
+            found = (await runtime.store.facts(summary.channel, after=after, limit=READ_FACTS)).facts
+            counted = [one.size_bytes for one in found if one.is_counted]
+            messages, size_bytes = messages + len(counted), size_bytes + sum(counted)
+            is_over = len(found) < READ_FACTS
+            after = found[-1].version if found else after
+            await asyncio.sleep(READ_PAUSE_S)
+        return replace(
+            summary, messages=min(summary.messages, messages), size_bytes=min(summary.size_bytes, size_bytes)
+        )
 
     async def _is_busy(self, runtime: Runtime, channel: str) -> bool:
         """Return whether a message or command of the channel is busy (`Fact.is_busy`)."""

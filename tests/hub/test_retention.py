@@ -460,6 +460,24 @@ async def test_a_damaged_channel_stays_and_the_others_go(
     await hub.close()
 
 
+@pytest.mark.parametrize("rule", [Retention(messages=3), Retention(bytes="4kB")])
+async def test_a_count_that_is_damaged_upwards_removes_no_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: Retention
+) -> None:
+    path = tmp_path / "chat.db"
+    old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
+    for name in "abcd":
+        await old.create("c", text=500 * "x", id=name)
+    await old.close()
+    run_from_outside(path, "UPDATE channels SET messages = messages + 1024, size_bytes = size_bytes + 1048576")
+    monkeypatch.setattr(retention_module, "PAUSE_S", 0.0)
+    hub = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, retention={"*": rule})
+    await hub.start()
+    await hub.retainer._round(hub.runtime)
+    assert await ids(hub, "c") == (["b", "c", "d"] if rule.messages else ["a", "b", "c", "d"])
+    await hub.close()
+
+
 async def test_rows_and_bytes_stay_the_same_once_as_many_messages_go_as_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
