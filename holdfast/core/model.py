@@ -169,14 +169,14 @@ def lone_surrogate(error: UnicodeEncodeError) -> str:
 
 
 def lowered(error: Exception) -> str:
-    """Return the text of a msgspec error, to follow a colon: its first letter is made small.
+    """Return the text of a msgspec error, to follow a colon: its first letter is made small, but not that of "JSON".
 
     The text may contain a value of the peer, whatever its size; its middle is left out.
     """
     text = str(error)
     if len(text) > MAX_REASON:
         text = f"{text[: MAX_REASON // 2]}...{text[-MAX_REASON // 2 :]}"
-    return f"{text[:1].lower()}{text[1:]}"
+    return text if text[:2].isupper() else f"{text[:1].lower()}{text[1:]}"
 
 
 def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ logger = logging.getLogger("holdfast.transports")
 REPEAT_S = 3600.0  # least time between two lines with the same reason
 PERIOD_S = 60.0
 LINES = 10  # limit of lines in a period
+MAX_TEXT = 1000  # limit of characters of an exception's text in its reason
 MAX_REASONS = 100  # limit of reasons that are remembered at the same time
 
 
@@ -42,30 +44,38 @@ class Refusals:
     def log_failure(self, peer: str, error: Exception) -> None:
         """Log that the app's verifier raised `error`, with its traceback, within the same limits.
 
-        The reason is the exception's type and the line that raised it: its text may differ for each token.
+        The reason is the exception with its text and the line that raised it. The text may differ for each token, so a
+        line with another text is logged again only after a minute.
         """
         last = error.__traceback__
         while last is not None and last.tb_next is not None:
             last = last.tb_next
         place = f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last is not None else ""
-        more = self._more(f"{type(error).__qualname__} at {place}")
+        kind = f"{type(error).__qualname__} at {place}"
+        text = "".join(traceback.format_exception_only(error))[:MAX_TEXT]
+        more = self._more(f"{kind}: {text}", kind)
         if more is not None:
             logger.error("the verifier failed for a request of %s%s", _name(peer), more, exc_info=error)
 
-    def _more(self, reason: str) -> str | None:
-        """Return the end of a log line about `reason`, and count it as logged; None if it must not be logged now."""
+    def _more(self, reason: str, kind: str = "") -> str | None:
+        """Return the end of a log line about `reason`, and count it as logged; None if it must not be logged now.
+
+        Reasons of one `kind` are logged once a minute.
+        """
         now_s = self._now_s()
         if now_s - self._period_at_s >= PERIOD_S:
             self._period_at_s, self._lines = now_s, 0
-        logged_at_s = self._logged_at_s.get(reason)
-        if (logged_at_s is not None and now_s - logged_at_s < REPEAT_S) or self._lines >= LINES:
+        never_s = now_s - REPEAT_S
+        is_recent = now_s - self._logged_at_s.get(reason, never_s) < REPEAT_S
+        if is_recent or now_s - self._logged_at_s.get(kind, never_s) < PERIOD_S or self._lines >= LINES:
             self._left_out += 1
             return None
         self._lines += 1
-        self._logged_at_s[reason] = now_s
-        self._logged_at_s.move_to_end(reason)
-        if len(self._logged_at_s) > MAX_REASONS:
-            self._logged_at_s.popitem(last=False)
+        for name in (reason, kind) if kind else (reason,):
+            self._logged_at_s[name] = now_s
+            self._logged_at_s.move_to_end(name)
+            if len(self._logged_at_s) > MAX_REASONS:
+                self._logged_at_s.popitem(last=False)
         left_out, self._left_out = self._left_out, 0
         return f" ({left_out} more requests were refused since the last such line)" if left_out else ""
 

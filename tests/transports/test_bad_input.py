@@ -90,6 +90,11 @@ async def test_invalid_offsets_are_refused(plain_http: httpx2.AsyncClient, field
     assert (await plain_http.get(M1)).json()["message"]["version"] == 1
 
 
+async def test_malformed_json_is_named_with_the_place(plain_http: httpx2.AsyncClient) -> None:
+    response = await plain_http.post(MESSAGES, content=b'{"text":}', headers=JSON)
+    assert response.json()["detail"].startswith("the request cannot be decoded: JSON is malformed: "), response.text
+
+
 async def test_a_lone_surrogate_in_an_append_is_not_reported_as_broken_json(plain_http: httpx2.AsyncClient) -> None:
     await stream(plain_http)
     for body, code in (

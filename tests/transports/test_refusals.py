@@ -109,3 +109,26 @@ async def test_exceptions_of_a_verifier_do_not_fill_the_log(
     assert record.exc_text is not None
     assert "BadToken: token 0 is bad" in record.exc_text
     await hub.close()
+
+
+async def test_two_mistakes_of_a_verifier_at_one_line_are_both_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same text is logged once an hour, and another text of that line a minute later."""
+    time = Time()
+    monkeypatch.setattr(access, "refusals", Refusals(time))
+    users: dict[str, str] = {}
+    claims = iter(("sub", "sub", "name", "sub", "name"))
+
+    async def verify(scope: Any) -> Identity | None:
+        return Identity(client_id=users[next(claims)])
+
+    hub = new_hub(authenticate=verify)
+    for _ in range(5):
+        assert (await ask(hub, client=("192.0.2.1", 5)))[0] == 500
+        time.now_s += refusals.PERIOD_S
+    assert [str(record.exc_text).rpartition("\n")[2] for record in caplog.records] == [
+        "KeyError: 'sub'",
+        "KeyError: 'name'",
+    ]
+    await hub.close()
