@@ -46,6 +46,7 @@ class Process:
         self.context.run(_process.set, self)
         self.is_held = False
         self.pauses = 0  # number of times that it was held
+        self.thawed_s = float("-inf")  # when the last of them ended
         self.held: list[asyncio.Handle] = []  # steps that were due while it was held
         self.after_step: Callable[[], None] | None = None  # called after each step
         self._fuse = 0
@@ -151,7 +152,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def thaw(self, process: Process) -> None:
         """Release a held process: it runs the steps that were due in the meantime."""
-        process.is_held = False
+        process.is_held, process.thawed_s = False, self._now_s
         held, process.held = process.held, []
         self._due.extend(held)  # type: ignore[arg-type]
 

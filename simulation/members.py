@@ -149,7 +149,8 @@ class Member(Actor):
         is_fast = max(fault_model.notice_s[1], fault_model.store_s[1]) <= FAST_S and not fault_model.notice_loss
         since_s = sent_s - ACQUAINTED_S
         is_steady = promises.booted_s < since_s and promises.was_healthy(since_s)
-        return is_fast and is_steady and process.is_alive and not process.is_held
+        is_awake = not process.is_held and all(node.process.thawed_s < since_s for node in self.world.nodes)
+        return is_fast and is_steady and is_awake and process.is_alive
 
     async def _by_lease(self, node: Node) -> None:
         lease_s = self.draw.choice(HERE_S)

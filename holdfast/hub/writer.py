@@ -47,6 +47,9 @@ logger = logging.getLogger("holdfast.hub")
 
 RETRY_S = 0.25  # wait before the next try after the store failed; a full disk is not emptied faster
 PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait while the store fails
+# The same for the end of a block while the hub drains. After two seconds (`lifecycle.SHUTDOWN_S`) it waits for handlers
+# no more, and one that still runs would work beside those of the next run.
+LEAVING_S = 1.5
 
 
 class MessageWriter(OutgoingProperties):
@@ -390,7 +393,7 @@ class MessageWriter(OutgoingProperties):
                 self._submit()
             ending = asyncio.ensure_future(self.flush())
             ending.add_done_callback(retrieve_exception)
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(LEAVING_S if self._hub.is_draining else PATIENCE_S):
                 await asyncio.shield(ending)
         except (HoldfastError, TimeoutError) as trouble:
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, trouble)

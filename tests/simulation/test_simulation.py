@@ -50,6 +50,8 @@ CORRECTED_AS_DRAWN = (
     10484120026,  # a lease of a member expired just after its socket had closed
     31001110,  # a message was created again in a deleted channel while the handler of the old one ran
     845210594,  # another node deleted a channel whose handler ran, and the same message was created again elsewhere
+    845213859,  # a handler that was stopped, because the store was replaced, ran on beside those of the next run
+    845214075,  # a signal did not reach the viewers of a process that was suspended when it was sent
     77072,  # a cancelled caller did not read the error of its request, which asyncio reported
 )
 
