@@ -348,7 +348,8 @@ async def _undo(store: Store, channel: str, note: bytes) -> None:
         raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
     head = await head_of(store, channel)
     if head.serial and not await _is_part(store, channel, head, running):
-        logger.warning("channel %s was written after a part of an import, so its messages stay", channel)
+        if running.after[0]:  # else the import was refused before its first commit, so there is no part
+            logger.warning("channel %s was written after a part of an import, so its messages stay", channel)
     elif head.serial:
         if await is_held_in(store, channel):
             logger.warning("channel %s is held, so a part of an import stays in it until its release", channel)

@@ -90,7 +90,7 @@ async def fill(hub: HubCore) -> None:
     await hub.command(CHANNEL, "ask", data="unanswered")
 
 
-async def test_an_import_gives_the_same_export(hub: HubCore, tmp_path: Path) -> None:
+async def test_an_import_gives_the_same_export(hub: HubCore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     await fill(hub)
     streaming = hub.message(CHANNEL)
     await streaming.__aenter__()
@@ -109,6 +109,7 @@ async def test_an_import_gives_the_same_export(hub: HubCore, tmp_path: Path) -> 
     with pytest.raises(IdConflict, match="is not empty; import into another one with --channel"):
         await hub.archive.import_file(path)
     assert (await hub.info(CHANNEL)).serial == before.serial
+    assert not caplog.messages  # the refused import wrote no part
     done = await hub.archive.import_file(path, channel="copy:1")
     assert (done.channel, done.messages, done.commands) == ("copy:1", 7, 3)
     assert lines_of(await exported(hub, "copy:1"))[1:-1] == lines[1:-1]
