@@ -343,7 +343,13 @@ async def test_chats_of_earlier_days_stand_under_a_heading_of_their_own(
         await expect(page.locator("#chat-list li")).to_have_count(1)
         await page.locator("#earlier-list button").click()
         await expect(page).to_have_url(re.compile("channel=demo:earlier"))
-        await expect(page.locator("#earlier-list [aria-current]")).to_have_count(1)
+        await expect(page.locator("#earlier-list [aria-current]")).to_be_focused()
+        await page.locator("#suggestions button").first.dispatch_event("click")
+        await expect(page.locator("#chat-list [aria-current]")).to_contain_text("answering")
+        await expect(page.locator("#chat-list [aria-current]")).to_be_focused()
+        await page.locator(".stop").dispatch_event("click")
+        await expect(page.locator("#chat-list [aria-current]")).to_contain_text("stopped by you")
+        await expect(page.locator("#chat-list [aria-current]")).to_be_focused()
 
 
 async def test_a_name_is_text(browser: Browser, shared: Server, channel: str) -> None:

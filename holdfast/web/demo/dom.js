@@ -10,7 +10,7 @@ export function make(name, properties = {}, ...children) {
 }
 /** Set the text of `node` if it differs. @param {Node} node @param {string} text */
 export const say = (node, text) => void (node.textContent === text || (node.textContent = text))
-/** Replace the children of `node` if `key` differs from the last time: a button that stays keeps the focus. @param {HTMLElement} node @param {string} key @param {() => (Node | string)[]} children */
+/** Replace the children of `node` if `key` differs from the last time. @param {HTMLElement} node @param {string} key @param {() => (Node | string)[]} children */
 export const fill = (node, key, children) => void (node.dataset.key === key || (node.replaceChildren(...children()), (node.dataset.key = key)))
 /** Return the number of characters (code points). @param {string} text */
 export const size = (text) => [...text].length
