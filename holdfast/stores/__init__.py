@@ -44,6 +44,7 @@ def open_url(url: str) -> Store:
         times = sum(name == repeated for name, _ in given)
         raise LocalError(f"store URL {shown_url(url)} has the option {shown(repeated)} {times} times; give it once")
     if scheme in _POSTGRES:
+        _check_ports(url, host)
         return _postgres(url, options, has_database=bool(path.strip("/")) and not fragment)
     if scheme == "memory":
         if host or path or options or fragment:
@@ -72,6 +73,20 @@ def open_url(url: str) -> Store:
     from holdfast.stores.sqlite import SqliteStore
 
     return SqliteStore(file, synchronous=options.get("synchronous", "full"))
+
+
+def _check_ports(url: str, hosts: str) -> None:
+    """Raise LocalError for a port that is no number from 1 to 65535; the driver's error would not name the URL.
+
+    The error does not show the port: behind a password that contains `/`, it is the beginning of the password.
+    """
+    for host in hosts.rpartition("@")[2].split(","):
+        port = host.rpartition("]")[2].partition(":")[2]  # an IPv6 address is in brackets
+        if port and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+            raise LocalError(
+                f"store URL {shown_url(url)} has a port that is not a number from 1 to 65535; use "
+                "postgresql://role@host:5432/database, with the special characters of a password percent-encoded"
+            )
 
 
 def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store:

@@ -59,6 +59,8 @@ def test_memory_is_a_store_of_its_own_each_time() -> None:
         ("sqlite:///chat.db?mode=ro", "unknown option 'mode'; an SQLite store has synchronous only"),
         ("sqlite:///chat.db?synchronous=off", "synchronous must be 'normal', 'full' or 'extra', got 'off'"),
         ("postgresql://db", "'postgresql://db' does not name a database; use postgresql://role@host:5432/database"),
+        ("postgresql://db:port/app", "'postgresql://db:port/app' has a port that is not a number from 1 to 65535; use"),
+        ("postgresql://one:5432,[::1]:65536/app", "has a port that is not a number from 1 to 65535"),
         ("postgresql://db/app?sync=1", "the unknown option 'sync'; a PostgreSQL store has schema, durability, sslmode"),
         ("postgresql://db/app?schema=My-App", "schema must be 1-63 characters of a-z 0-9 _ .*, got 'My-App'"),
         ("postgresql://db/app?durability=none", "durability must be 'sync' or 'async', got 'none'"),
@@ -80,7 +82,15 @@ def test_url_without_a_store_is_refused_with_the_remedy(url: str, expected: str)
 
 
 @pytest.mark.parametrize(
-    "url", ["", "chat.db", "sqlite://[chat.db", "sqlite:///chat\n.db", "sqlite:///chat.db?mode=ro"]
+    "url",
+    [
+        "",
+        "chat.db",
+        "sqlite://[chat.db",
+        "sqlite:///chat\n.db",
+        "sqlite:///chat.db?mode=ro",
+        "postgresql://db:port/app",
+    ],
 )
 def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "holdfast", "serve", "--port", "0", "--store", url]
@@ -98,6 +108,7 @@ def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path) -
         "mysql://user:geheim@db/holdfast",
         "postgres://user:geheim@db",
         "postgresql://user:ge/heim?x=geheim@db/holdfast",
+        "postgresql://user:heim/geheim@db/holdfast",
         "postgres://db/holdfast?password=geheim",
         "sqlite://user:geheim@chat.db",
         "sqlite:///?password=geheim",
