@@ -28,9 +28,9 @@ export class MessageView {
     this.marks = panel.marks.of(message.id)
     this.approvals = new Approvals(panel, message.id)
     this.author = element("span", { part: "author", dir: "auto" })
-    this.state = element("span", { part: "state" })
+    this.state = element("span", { part: "state", dir: "auto" })
     this.body = element("div", { class: "body", part: "bubble" })
-    this.error = element("p", { class: "mistake", part: "error" })
+    this.error = element("p", { class: "mistake", part: "error", dir: "auto" })
     this.actions = element("div", { part: "actions" })
     this.node = element(
       "article", { class: `message ${kind}`, part: `message message-${kind}` },

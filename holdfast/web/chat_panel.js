@@ -31,7 +31,7 @@ export class Panel {
   names = new Names()
   voice = new Voice()
   /** The status line: `unheard` is true after a signal that no agent serves the channel, `trouble` is the reason of a failed request that no message or button shows, `isSlow` is true some time after the start. */
-  line = { node: element("p", { part: "status" }), unheard: false, trouble: "", isSlow: false }
+  line = { node: element("p", { part: "status", dir: "auto" }), unheard: false, trouble: "", isSlow: false }
   #isDrawing = false
   #shownState = ""
   #isPresent = false

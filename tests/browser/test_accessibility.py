@@ -131,6 +131,8 @@ async def test_each_block_has_its_own_direction(browser: Browser, address: str) 
         .evaluate_all("nodes => nodes.map((node) => getComputedStyle(node).direction)")
     )
     assert directions == ["rtl", "ltr", "rtl", "rtl", "ltr", "ltr"]  # code reads from the left everywhere
+    state = page.locator(".assistant .state", has_text="answering…")  # English words: the "…" stands behind them
+    assert await state.evaluate("node => getComputedStyle(node).direction") == "ltr"
 
 
 @pytest.mark.parametrize("name", ["approval", "steering", "branches", "not-sent", "tool-failed", "formats", "floating"])
