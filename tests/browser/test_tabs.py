@@ -23,15 +23,15 @@ from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.conftest import ARGUMENTS
 
 TAKEOVER_S = 2.0
-DELAYED_MS = 250  # a busy machine that delays the timers of the tabs by so much delays the takeover too
+LATE = 4  # a takeover has this number of steps, each of which a busy machine may delay as long as the tabs' timers
 
-# Notes the longest time between two ticks of the page's timers.
+# Notes by how much the latest tick of the page's timers was late.
 _NOTE_DELAYS = """() => {
   let last = performance.now()
-  window.longestMs = 0
+  window.lateMs = 0
   setInterval(() => {
     const now = performance.now()
-    window.longestMs = Math.max(window.longestMs, now - last)
+    window.lateMs = Math.max(window.lateMs, now - last - 50)
     last = now
   }, 50)
 }"""
@@ -149,8 +149,8 @@ async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubl
             await message.append("four")
             for tab in others:
                 await until_shown(tab, "one two three four")
-            longest_ms = max([await tab.evaluate("window.longestMs") for tab in others])
-            assert took_s < TAKEOVER_S or longest_ms > DELAYED_MS, (took_s, longest_ms)
+            late_s = max([await tab.evaluate("window.lateMs") for tab in others]) / 1000
+            assert took_s < TAKEOVER_S + LATE * late_s, (took_s, late_s)
             assert len(done) == 1
             assert sorted([await transport(tab) for tab in others]) == ["tab", "websocket"]
             if end == "stopped":
