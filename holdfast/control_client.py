@@ -54,7 +54,7 @@ def call(store: Path, name: str, **arguments: object) -> Iterator[Any]:
             ) from None
         try:
             connection.sendall(msgspec.json.encode({"call": name, "arguments": arguments}) + b"\n")
-            yield from _values(connection, name)
+            yield from _values(connection, name, path)
         except (OSError, msgspec.MsgspecError, RecursionError) as error:
             raise LocalError(f"response on control socket {path} is not valid ({error}); check the server") from None
 
@@ -67,16 +67,21 @@ def call_at(url: str, name: str, **arguments: object) -> Iterator[Any]:
     yield from call(store.path, name, **arguments)
 
 
-def _values(connection: socket.socket, name: str) -> Iterator[Any]:
-    """Yield the values of a response. Raises MsgspecError for one that no hub sends: another program may listen."""
+def _values(connection: socket.socket, name: str, path: Path) -> Iterator[Any]:
+    """Yield the values of a response.
+
+    Raises MsgspecError for one that no hub sends, since another program may listen, and LocalError if it breaks off.
+    """
     from holdfast.client.problems import error_of  # imported here, because the import is slow
 
     found = 0
     with contextlib.closing(connection.makefile("rb")) as lines:
         while True:
-            line = msgspec.json.decode(
-                lines.readline(LINE_BYTES) or b'{"error": {"detail": "the server ended"}}', type=dict
-            )
+            if not (received := lines.readline(LINE_BYTES)):
+                raise LocalError(
+                    f"server at control socket {path} ended during the call; start it, and repeat the call"
+                )
+            line = msgspec.json.decode(received, type=dict)
             if "error" in line:
                 raise error_of(msgspec.convert(line["error"], dict))
             if "end" in line:

@@ -322,3 +322,17 @@ def test_server_that_is_silent_or_sends_other_lines_is_named(tmp_path: Path, mon
         other.listen()
         with pytest.raises(LocalError, match=r"is not valid \(timed out\); check the server"):
             next(call(tmp_path / "chat.db", "inspect"))
+
+
+def test_a_server_that_ends_during_a_call_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = path_of(tmp_path / "chat.db")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other, ThreadPoolExecutor(1) as pool:
+        other.bind(str(path))
+        other.listen()
+        other.settimeout(PATIENCE_S)
+        asked = pool.submit(lambda: next(call(tmp_path / "chat.db", "inspect")))
+        connection, _ = other.accept()
+        with connection:
+            assert connection.recv(65536)
+        with pytest.raises(LocalError, match=r"chat\.db\.ctl ended during the call; start it, and repeat the call"):
+            asked.result(PATIENCE_S)
