@@ -89,7 +89,9 @@ class OutgoingProperties:
 
     def keep(self, call: str, coroutine: Coroutine[Any, Any, _T]) -> Coroutine[Any, Any, _T]:
         """Return `coroutine`, whose `call` is reported at the end of the block if it was not awaited."""
-        self._kept = [*(one for one in self._kept if _is_new(one[1])), (call, coroutine)]
+        self._kept.append((call, coroutine))
+        if len(self._kept).bit_count() == 1:  # at a power of two: many calls at once would each look at all others
+            self._kept = [one for one in self._kept if _is_new(one[1])]
         return coroutine
 
     def _not_awaited(self) -> LocalError | None:

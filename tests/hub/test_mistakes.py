@@ -15,6 +15,7 @@ import pytest
 
 from holdfast import Hub, Identity, allow_everyone
 from holdfast.agents.writer import AgentWriter
+from holdfast.core import outgoing_properties
 from holdfast.core.errors import LocalError
 
 # Settings ---------------------------------------------------------------------------------------------------------
@@ -227,6 +228,17 @@ async def test_other_call_without_await_fails_the_block(begin: Any, call: str) -
     )
     stored, _ = await hub.read("chat:1", "m")
     assert (stored.status, stored.reason) == ("failed", "misuse")
+    await hub.close()
+
+
+async def test_many_calls_at_once_do_not_each_look_at_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    is_new = outgoing_properties._is_new
+    monkeypatch.setattr(outgoing_properties, "_is_new", lambda one: looked.append(one) or is_new(one))
+    hub = Hub("memory://", hooks_signals=False)
+    async with hub.message("chat:1", id="m") as message:
+        await asyncio.gather(*(message.update(meta={"a": n}) for n in range(500)))
+    assert len(looked) < 2_000
     await hub.close()
 
 
