@@ -14,7 +14,8 @@ import contextlib
 import os
 import sqlite3
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import msgspec
 from holdfast.core.document import DAMAGE, Stored, restored
 from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.stores.sqlite_channels import MISCOUNTED, Channels
-from holdfast.stores.sqlite_documents import Documents
+from holdfast.stores.sqlite_documents import Documents, Found
 from holdfast.stores.sqlite_file import CHECKSUMS, SUMMARIES
 from holdfast.stores.sqlite_log import CommitLog
 from holdfast.stores.sqlite_reader import check, reading_store
@@ -86,24 +87,31 @@ class _Pages:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._known: dict[int, tuple[set[int], int]] = {}  # their keys, and the highest key at that moment
+        # keys in pages, keys in catch-ups (None: the read fails), and the highest key at that moment
+        self._known: dict[int, tuple[set[int] | None, set[int] | None, int]] = {}
 
     def leave_out(self, documents: Documents, key: int, channel: int, message_id: str) -> bool:
-        """Return whether some reads leave out the message, although it is not deleted."""
+        """Return whether pages leave out the message, although it is not deleted, or catch-ups do."""
         fact = documents.fact(channel, message_id)
         if channel not in self._known:
-            ways = []
-            for read in (
-                lambda: documents.by_creation(channel, None, None),
-                lambda: documents.by_creation(channel, None, 0),
-                lambda: documents.changed(channel, 0, -1),
-            ):
-                with contextlib.suppress(sqlite3.DatabaseError):  # such a read fails
-                    ways.append({found.key for found in read()})
             (highest,) = self._db.execute("SELECT max(id) FROM documents").fetchone()
-            self._known[channel] = (set.intersection(*ways), highest) if ways else (set(), 0)
-        listed, highest = self._known[channel]
-        return fact is not None and fact[1].is_counted and key not in listed and key <= highest
+            ways = [_keys(partial(documents.by_creation, channel, None, after)) for after in (None, 0)]
+            found = [one for one in ways if one is not None]
+            pages = set.intersection(*found) if found else None
+            self._known[channel] = pages, _keys(partial(documents.changed, channel, 0, -1)), highest
+        pages, changed, highest = self._known[channel]
+        if fact is None or key > highest:
+            return False
+        is_shown = pages is None or key in pages or not fact[1].is_counted
+        return not is_shown or (changed is not None and key not in changed)
+
+
+def _keys(read: Callable[[], Iterable[Found]]) -> set[int] | None:
+    """Return the keys of the documents that `read` finds; None if it fails."""
+    try:
+        return {found.key for found in read()}
+    except sqlite3.DatabaseError:
+        return None
 
 
 def damage_in(db: sqlite3.Connection, pages: _Pages | None = None) -> Iterator[str]:
