@@ -146,12 +146,15 @@ class Runtime:
 
         `with_members`: also with the members of other hubs, which are followed as long as the channel is in memory.
         """
-        live = self.channel(check_channel(name))
-        await live.load()
-        if live.is_stale or not self.store.is_exclusive:
-            await live.refresh()
-        if with_members and self.presence.shared is not None:
-            await self.presence.shared.read(live)
+        live = None
+        # memory may be freed while the members are read; a feed of a channel that is not in memory would get no events
+        while live is None or self.channels.get(name) is not live:
+            live = self.channel(check_channel(name))
+            await live.load()
+            if live.is_stale or not self.store.is_exclusive:
+                await live.refresh()
+            if with_members and self.presence.shared is not None:
+                await self.presence.shared.read(live)
         return live
 
     async def message(self, channel: str, message_id: str) -> MessageState:

@@ -52,6 +52,7 @@ CORRECTED_AS_DRAWN = (
     845210594,  # another node deleted a channel whose handler ran, and the same message was created again elsewhere
     845213859,  # a handler that was stopped, because the store was replaced, ran on beside those of the next run
     845214075,  # a signal did not reach the viewers of a process that was suspended when it was sent
+    945210142,  # the channel of a viewer left memory while the members of other nodes were read for it
     77072,  # a cancelled caller did not read the error of its request, which asyncio reported
 )
 
