@@ -210,8 +210,8 @@ async def write_file(
     """
     await undo_import(store, channel)
     mark = _Mark(store, channel, clock.new_id())
-    await mark.put(_Running(run=mark.run))
     try:
+        await mark.put(_Running(run=mark.run))
         head = await head_of(store, channel)
         if head.serial:
             raise IdConflict(

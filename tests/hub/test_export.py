@@ -34,7 +34,7 @@ from holdfast.core.errors import (
 from holdfast.core.events import Page
 from holdfast.core.limits import Limits
 from holdfast.hub import HubCore, exporting, importing, retention
-from holdfast.stores.base import Committed, Conflict, Head, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
 from tests.stores.files import run_from_outside
@@ -663,6 +663,28 @@ async def test_no_part_of_a_broken_import_is_in_the_history(tmp_path: Path, monk
     with pytest.raises(Busy, match="a part of an import that has not ended"):
         await exported(hub)
     assert await texts(hub) == []
+    assert await store.notes("import:") == {}
+    await hub.close()
+
+
+async def test_an_import_whose_first_note_may_be_stored_takes_it_back(tmp_path: Path) -> None:
+    class Silent(MemoryStore):
+        is_lost = True
+
+        async def note(
+            self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+        ) -> bool:
+            is_stored = await super().note(values, expected=expected)
+            if self.is_lost and any(name.startswith("import:") for name in values):
+                self.is_lost = False
+                raise CommitUnknown("the connection was lost")
+            return is_stored
+
+    store = Silent()
+    hub = HubCore(store, hooks_signals=False)
+    file = await exported_messages(tmp_path, 2)
+    with pytest.raises(CommitUnknown):
+        await hub.archive.import_file(file, channel=CHANNEL)
     assert await store.notes("import:") == {}
     await hub.close()
 
