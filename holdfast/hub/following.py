@@ -87,7 +87,8 @@ class Follower:
                 else:
                     behind = [self._channels[name] for name in sorted(due) if name in self._channels]
                 for channel in behind:
-                    if not is_settling(channel):  # a long import must not hold up the others
+                    is_here = self._channels.get(channel.name) is channel  # it may have left memory meanwhile
+                    if is_here and not is_settling(channel):  # a long import must not hold up the others
                         await self._refresh(channel)
 
     async def behind(self) -> list[Channel]:

@@ -34,6 +34,7 @@ from holdfast.core.errors import (
 from holdfast.core.events import Page
 from holdfast.core.limits import Limits
 from holdfast.hub import HubCore, exporting, importing, retention
+from holdfast.hub.clock import Clock
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
@@ -680,13 +681,11 @@ async def test_an_import_whose_first_note_may_be_stored_takes_it_back(tmp_path: 
                 raise CommitUnknown("the connection was lost")
             return is_stored
 
-    store = Silent()
-    hub = HubCore(store, hooks_signals=False)
-    file = await exported_messages(tmp_path, 2)
+    store, limits, clock = Silent(), Limits(), Clock()
+    checked = await importing.check_file(await exported_messages(tmp_path, 2), limits, clock.now_ms())
     with pytest.raises(CommitUnknown):
-        await hub.archive.import_file(file, channel=CHANNEL)
+        await importing.write_file(store, CHANNEL, checked, limits, clock)
     assert await store.notes("import:") == {}
-    await hub.close()
 
 
 async def test_messages_after_a_part_of_an_import_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
