@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -163,27 +163,20 @@ class Retainer:
 
     async def _counted(self, runtime: Runtime, summary: ChannelSummary) -> ChannelSummary:
         """Return `summary` with no more messages and bytes than the store finds: a damaged count removes no message."""
-        messages = size_bytes = after = 0
-        is_over = False
-        while not is_over:
-            found = (await runtime.store.facts(summary.channel, after=after, limit=READ_FACTS)).facts
-            counted = [one.size_bytes for one in found if one.is_counted]
-            messages, size_bytes = messages + len(counted), size_bytes + sum(counted)
-            is_over = len(found) < READ_FACTS
-            after = found[-1].version if found else after
-            await asyncio.sleep(READ_PAUSE_S)
+        messages = size_bytes = 0
+        async for facts in _facts(runtime, summary.channel):
+            sizes = [one.size_bytes for one in facts if one.is_counted]
+            messages, size_bytes = messages + len(sizes), size_bytes + sum(sizes)
         return replace(
             summary, messages=min(summary.messages, messages), size_bytes=min(summary.size_bytes, size_bytes)
         )
 
     async def _is_busy(self, runtime: Runtime, channel: str) -> bool:
         """Return whether a message or command of the channel is busy (`Fact.is_busy`)."""
-        after = 0
-        while facts := (await runtime.store.facts(channel, after=after, limit=READ_FACTS)).facts:
-            if any(one.is_busy for one in facts):
-                return True
-            after = facts[-1].version
-            await asyncio.sleep(READ_PAUSE_S)
+        async with contextlib.aclosing(_facts(runtime, channel)) as pages:
+            async for facts in pages:
+                if any(one.is_busy for one in facts):
+                    return True
         return False
 
     async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> None:
@@ -204,6 +197,15 @@ class Retainer:
         self._channels += isinstance(result, Head)
         await _follow(runtime, channel)
         await asyncio.sleep(PAUSE_S)
+
+
+async def _facts(runtime: Runtime, channel: str) -> AsyncGenerator[Sequence[Fact]]:
+    """Yield all facts of `channel`, in pages, with a pause after each."""
+    after = 0
+    while facts := (await runtime.store.facts(channel, after=after, limit=READ_FACTS)).facts:
+        yield facts
+        after = facts[-1].version
+        await asyncio.sleep(READ_PAUSE_S)
 
 
 def steps(due: Sequence[Fact]) -> Iterator[list[Fact]]:

@@ -3,7 +3,7 @@
 | item | becomes |
 |---|---|
 | a `str` | text of one text part |
-| a whole server-sent event, if nobody has named the kind of the stream | LocalError, which names the remedy |
+| a whole server-sent event, if the caller did not name the kind of the stream | LocalError, which names the remedy |
 | the end of the iterator | the end: an iterator that fails must raise |
 """
 
