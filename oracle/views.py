@@ -67,7 +67,7 @@ class ViewOracle:
         self._limits = limits
         self._promises = promises
         self._now_s = now_s
-        self._begun_s = 0.0  # time at which this connection began
+        self._begun_s = 0.0  # time at which this connection was asked for; the server may attach it from then on
         self._attached_s = 0.0  # the view receives presence changes from then on, at the earliest
         self._next_epoch: str | None = None  # epoch of a new start that is not complete
         self._since: Cursor | None = None  # the cursor that this connection sent, until it is attached
@@ -75,12 +75,12 @@ class ViewOracle:
         self._is_whole = True  # False in the middle of a batch
         self._high: dict[str, int] = {}  # by epoch, the highest serial that this viewer ever showed
 
-    def begin(self, since: str | None, *, is_poll: bool = False) -> None:
-        """Begin a connection that resumes from `since`."""
+    def begin(self, since: str | None, *, is_poll: bool = False, asked_s: float | None = None) -> None:
+        """Begin a connection that resumes from `since`, with a request that was sent at `asked_s`, by default now."""
         self._checker.begin(since, is_poll=is_poll)
         self._since = parse_cursor(since)
         self._is_poll = is_poll
-        self._begun_s = self._now_s()
+        self._begun_s = self._now_s() if asked_s is None else asked_s
         self.follows_s = float("inf")
 
     def cut(self) -> None:

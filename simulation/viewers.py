@@ -249,7 +249,7 @@ class SocketViewer(Viewer):
             self._attach(channel)
 
     def _attach(self, channel: str) -> None:
-        cursor, ref = self.oracles[channel].view.cursor, self._refs + 1
+        cursor, ref, asked_s = self.oracles[channel].view.cursor, self._refs + 1, self.world.loop.time()
 
         def on_response(frame: Frame, stamp: int) -> None:
             if frame["type"] == "error":
@@ -257,7 +257,7 @@ class SocketViewer(Viewer):
             if ref < self._left.get(channel, 0):
                 return  # a later detach had its response first
             self._left.pop(channel, None)
-            self.oracles[channel].begin(cursor)
+            self.oracles[channel].begin(cursor, asked_s=asked_s)
 
         frame = {"type": "attach", "channel": channel, "since": cursor}
         self._ask({**frame, "history": self.history(), "flush_ms": self.flush_ms()}, on_response)
@@ -336,7 +336,7 @@ class StreamViewer(Viewer):
     async def visit(self, node: Node) -> None:
         [(channel, oracle)] = self.oracles.items()
         query, headers = self._request_of(oracle.view.cursor)
-        path = f"/v1/channels/{channel}/events"
+        path, asked_s = f"/v1/channels/{channel}/events", self.world.loop.time()
         stream = await self.http.stream(
             node.process, node.hub, "GET", path, query=query, headers=headers, patience_s=RESPONSE_S
         )
@@ -348,7 +348,7 @@ class StreamViewer(Viewer):
                 if stream.status not in RETRY_STATUS:
                     raise Violation(f"{self.name} got status {stream.status}")
                 raise ConnectionLost("the server is busy")
-            oracle.begin(oracle.view.cursor)
+            oracle.begin(oracle.view.cursor, asked_s=asked_s)
             has_bye = False
             while self.world.loop.time() < leaves_s:
                 data = await within(SILENT_STREAM_S, stream.take)

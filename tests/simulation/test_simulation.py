@@ -54,6 +54,7 @@ CORRECTED_AS_DRAWN = (
     845214075,  # a signal did not reach the viewers of a process that was suspended when it was sent
     945210142,  # the channel of a viewer left memory while the members of other nodes were read for it
     945211433,  # a channel that had left memory was read, and the turns of another node in it stayed for ever
+    772000257,  # a viewer behind a slow network read the response to its attach, and a leave after it, seconds late
     77072,  # a cancelled caller did not read the error of its request, which asyncio reported
 )
 
