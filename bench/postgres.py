@@ -33,12 +33,12 @@ from bench.conversations import TOKENS_PER_S, Run, measure
 from bench.needs import SERVER, Needs
 from bench.peers.load import peer_load
 from bench.peers.ours import ours_on_postgres
-from bench.peers.postgres_server import PROGRAMS, Postgres, running_postgres
 from bench.peers.redis_server import redis_server
 from bench.peers.system import program
 from bench.peers.xadd import xadd
 from bench.proc import BenchError, Child, cpu_s, raise_file_limit
 from bench.tokens import WIDTH
+from chaos.postgres_server import PROGRAMS, Postgres, running_postgres
 
 _TIMEOUT_S = 30.0
 _PRODUCERS = 64  # of the row with the time of PostgreSQL: each is a channel of a commit

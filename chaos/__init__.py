@@ -11,7 +11,10 @@ the ground up:
 - `processes`, `faults`: processes that start and end, and bad networks;
 - `world`: one run, with the checks that every run must pass;
 - `conversation`: users that ask and cancel, and agents that answer;
-- `scenarios`, `agent_scenarios`: the kinds of faults.
+- `scenarios`, `agent_scenarios`, `backup_scenario`: the kinds of faults;
+- `cluster_scenario`: several nodes on one PostgreSQL behind nginx, with `cluster_faults` and the checks of
+  `cluster_stage`; below them `cluster` (nodes), `cluster_app` (their app), `engines`,
+  `postgres_server`, `nginx` and `people`.
 
 The package `oracle` judges texts and views. Names are imported on first use, so a producer starts in a fraction of a
 second.

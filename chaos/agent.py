@@ -21,7 +21,7 @@ from holdfast.agents.turn import OnCrash, Turn
 from holdfast.client import Client
 from oracle.plans import Piece, Script
 
-__all__ = ["AgentOrders", "asks"]
+__all__ = ["AgentOrders", "answer", "asks"]
 
 FLUSHED_EVERY = 5  # number of pieces between two flushes
 ASKS_S = 30.0  # how long it waits for the users
@@ -39,6 +39,7 @@ class AgentOrders:
     per_second: float
     on_crash: OnCrash
     drain_s: float
+    asks_users: bool = True
 
 
 def asks(question_id: str) -> bool:
@@ -51,27 +52,32 @@ async def run(orders: AgentOrders) -> None:
     client = Client(orders.url, client_id=orders.name)
 
     @client.agent(orders.pattern, on_crash=orders.on_crash)
-    async def answer(turn: Turn) -> None:
-        async with turn.reply() as message:
-            script = Script(orders.seed, message.id, steps=orders.steps)
-            previous = turn.previous
-            is_continued = previous is not None and previous.id == message.id
-            begun = len(script.pieces(previous.text)) if previous is not None and is_continued else 0
-            report = {"id": message.id, "channel": turn.channel, "attempt": turn.attempt}
-            say("begins", **report, length=message.length)
-            for number in range(begun, orders.steps):
-                await asyncio.sleep(1 / orders.per_second)  # the pace of a model
-                await message.append(script.text(Piece(number, turn.attempt, orders.name)))
-                if number % FLUSHED_EVERY == 0:
-                    await message.flush()
-                    say("stored", **report, length=message.length)
-                if number == orders.steps // 2 and asks(turn.message.id):
-                    reply = await turn.ask("approve", {"of": message.id}, timeout_s=ASKS_S)
-                    say("replied", **report, ok=reply.ok, data=reply.data, by=reply.by)
-        say("over", **report, length=message.length)
+    async def respond(turn: Turn) -> None:
+        await answer(turn, orders)
 
     say("ready")
     await client.run(drain_s=orders.drain_s)
+
+
+async def answer(turn: Turn, orders: AgentOrders) -> None:
+    """Answer a question, and report each acknowledgement."""
+    async with turn.reply() as message:
+        script = Script(orders.seed, message.id, steps=orders.steps)
+        previous = turn.previous
+        is_continued = previous is not None and previous.id == message.id
+        begun = len(script.pieces(previous.text)) if previous is not None and is_continued else 0
+        report = {"id": message.id, "channel": turn.channel, "attempt": turn.attempt}
+        say("begins", **report, length=message.length)
+        for number in range(begun, orders.steps):
+            await asyncio.sleep(1 / orders.per_second)  # the pace of a model
+            await message.append(script.text(Piece(number, turn.attempt, orders.name)))
+            if number % FLUSHED_EVERY == 0:
+                await message.flush()
+                say("stored", **report, length=message.length)
+            if orders.asks_users and number == orders.steps // 2 and asks(turn.message.id):
+                reply = await turn.ask("approve", {"of": message.id}, timeout_s=ASKS_S)
+                say("replied", **report, ok=reply.ok, data=reply.data, by=reply.by)
+    say("over", **report, length=message.length)
 
 
 if __name__ == "__main__":

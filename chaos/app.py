@@ -26,7 +26,7 @@ from holdfast.hub.identity import Identity, Scope
 from holdfast.stores.sqlite import SqliteStore
 from oracle.plans import Append, Plan
 
-__all__ = ["OPERATOR", "Wanted", "app"]
+__all__ = ["OPERATOR", "Wanted", "app", "verify"]
 
 FLUSHED_EVERY = 5  # number of steps between two flushes
 OPERATOR = "operator"  # the client that may read `/metrics`
@@ -55,7 +55,7 @@ app: Starlette  # built on first access: an import of this module opens no store
 
 def _build(wanted: Wanted) -> Starlette:
     store = SqliteStore(wanted.store, busy_s=wanted.busy_s, lock_wait_s=wanted.lock_wait_s)
-    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=_verify)
+    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=verify)
     acks = os.open(wanted.acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     async def write(request: Request) -> JSONResponse:
@@ -73,7 +73,8 @@ def _build(wanted: Wanted) -> Starlette:
     return app
 
 
-async def _verify(scope: Scope) -> Identity:
+async def verify(scope: Scope) -> Identity:
+    """Make each client the one that it names."""
     query = parse_qs(scope["query_string"].decode())
     name = query.get("client", ["anonymous"])[0]
     may = {"subscribe", "history", "publish", "append", "presence", "command", "agent"}

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from chaos.agent import AgentOrders
@@ -45,8 +44,17 @@ LASTING_S = 30.0  # an agent that shuts down may finish its answer
 class Conversation:
     """The users, the agents and the viewers. Each background task is awaited, or ended by `close`."""
 
-    def __init__(self, world: World, *, viewers: Iterable[Viewer] = ()) -> None:
+    def __init__(
+        self,
+        world: World,
+        *,
+        viewers: Iterable[Viewer] = (),
+        channels: Iterable[str] = CHANNELS,
+        asks_users: bool = True,
+    ) -> None:
         self.world = world
+        self.channels = tuple(channels)
+        self.asks_users = asks_users  # whether agents ask the users
         self.questions = Questions(world.seed, world.scale.steps)
         self.agents: dict[str, Child] = {}  # the agents that viewers must show as present
         self.proxies: dict[str, FaultProxy] = {}  # the network between each agent and the server
@@ -58,11 +66,16 @@ class Conversation:
         self._question_count = 0
         self._approving: asyncio.Task[None] | None = None
 
-    def watch(self, name: str, transport: Transport, channel: str, *, far: int | None = None) -> None:
+    def watch(
+        self, name: str, transport: Transport, channel: str, *, far: int | None = None, by: type[Viewer] = Viewer,
+        **more: Any,
+    ) -> Viewer:  # fmt: skip
         """Add a viewer; with `far` behind a proxy, so that no time limit applies to it."""
-        viewer = self.world.view(name, transport, channel, port=far, silence_s=3.0 if far else 8.0)
+        more = {"silence_s": 3.0 if far else 8.0, **more}
+        viewer = self.world.view(name, transport, channel, port=far, by=by, **more)
         if not far:
             self._near.append(viewer)
+        return viewer
 
     def begin(self) -> None:
         """Let users reply to commands of agents from now on."""
@@ -94,8 +107,9 @@ class Conversation:
             per_second=world.scale.per_second,
             on_crash=world.random.choice(("restart", "continue")),
             drain_s=world.random.choice((LASTING_S, LASTING_S, 0.2)),
+            asks_users=self.asks_users,
         )
-        self.agents[name] = await world.start_agent(orders, self._report)
+        self.agents[name] = await world.start_agent(orders, self.take_report)
         world.note(f"{name} starts: on_crash={orders.on_crash}, drain_s={orders.drain_s:g}")
         await self.until_shown([name], BACK_S)
         return name
@@ -141,7 +155,7 @@ class Conversation:
         if code != -signal.SIGTERM:
             raise Failure(f"{name} got SIGTERM, and ended with {code}:\n{agent.log[-2_000:]}")
 
-    def _report(self, report: Json) -> None:
+    def take_report(self, report: Json) -> None:
         """Take a report of an agent. Raises Failure."""
         if report["say"] == "ready":
             return
@@ -246,10 +260,12 @@ class Conversation:
         """Send the same request until it has a response; return it."""
         server, deadline_s = self.world.server, time.monotonic() + SETTLED_S
         while time.monotonic() < deadline_s:
-            with contextlib.suppress(OSError, json.JSONDecodeError):  # there is no server, or the connection was cut
+            with contextlib.suppress(OSError):  # there is no server, or the connection was cut
                 status, response = await ask(server.port, method, server.prefix + path, body)
                 if status < 500:
                     return status, response
+                if status in (502, 503, 504) and isinstance(response, str):
+                    raise OSError("a proxy has no server")
                 if response.get("code") not in ("draining", "store_unavailable", "busy"):
                     raise Failure(f"{method} {path} got status {status}: {response}")
             await asyncio.sleep(self._random.uniform(0.02, 0.2))  # before the request is sent again
@@ -395,7 +411,7 @@ class Conversation:
     async def check(self) -> None:
         """Check the answers so far, and that all acknowledged and shown text is stored."""
         await self.world.check_stored()
-        for channel in CHANNELS:
+        for channel in self.channels:
             messages = await self.world.stored(channel)
             for question in self.questions.all.values():
                 if question.channel == channel and (wrong := self.questions.wrong(question, messages)) is not None:
@@ -410,18 +426,28 @@ class Conversation:
             await asyncio.sleep(0.05)  # poll, because the server has no event for the end of a turn
 
     async def _turns_left(self) -> dict[str, int]:
-        status, text = await self.world.server.get(f"/metrics?client={OPERATOR}")
-        if status != 200:
-            raise Failure(f"/metrics got status {status}: {text}")
-        lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("holdfast_turns_"))
-        return {what: int(float(lines[f"holdfast_turns_{what}"])) for what in ("running", "waiting")}
+        left = {"running": 0, "waiting": 0}
+        for node in self.world.server.nodes:
+            status, text = await node.get(f"/metrics?client={OPERATOR}")
+            if status != 200:
+                raise Failure(f"/metrics got status {status}: {text}")
+            lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("holdfast_turns_"))
+            for what in left:
+                left[what] += int(float(lines[f"holdfast_turns_{what}"]))
+        return left
 
-    async def until_viewers_agree(self) -> None:
-        """Wait until all viewers show the agents, and no command that waits for a reply."""
+    async def until_viewers_agree(
+        self, others: Mapping[str, Iterable[str]] | None = None, within_s: float = GONE_S
+    ) -> None:
+        """Wait until all viewers show the agents, and `others` of their channels, and no command without a reply."""
+
+        def differences(viewer: Viewer) -> list[str]:
+            return viewer.notices.differences([*self.agents, *(others or {}).get(viewer.watching.channel, ())])
+
         await self._until(
-            lambda: not any(one.notices.differences(self.agents) for one in self._near),
-            lambda: str({one.name: one.notices.differences(self.agents) for one in self._near}),
-            GONE_S,
+            lambda: not any(differences(one) for one in self._near),
+            lambda: str({one.name: found for one in self._near if (found := differences(one))}),
+            within_s,
         )
 
 

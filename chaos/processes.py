@@ -73,16 +73,21 @@ async def ask(port: int, method: str, path: str, body: object | None = None) -> 
     content = rest.partition(b"\r\n\r\n")[2]
     if not first.startswith(b"HTTP/1.1 "):
         raise OSError(f"{method} {path} was cut: {response[:80]!r}")
-    return int(first[9:12]), json.loads(content) if content[:1] in b"{[" and content else content.decode()
+    try:
+        return int(first[9:12]), json.loads(content) if content[:1] in b"{[" and content else content.decode()
+    except json.JSONDecodeError:
+        raise OSError(f"the response to {method} {path} was cut: {content[-80:]!r}") from None
 
 
 class Child:
     """A child process. With `report` its output is read line by line; otherwise it goes to `log`, as its errors do."""
 
     def __init__(
-        self, name: str, arguments: list[str], log: Path, *, report: Report | None = None, takes_input: bool = False
-    ) -> None:
+        self, name: str, arguments: list[str], log: Path, *, report: Report | None = None, takes_input: bool = False,
+        program: str = sys.executable,
+    ) -> None:  # fmt: skip
         self.name = name
+        self._program = program
         self._arguments = arguments
         self._log = log
         self._report = report
@@ -97,7 +102,7 @@ class Child:
         self.spawned_s = time.monotonic()
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                self._program,
                 *self._arguments,
                 stdin=asyncio.subprocess.PIPE if self._takes_input else asyncio.subprocess.DEVNULL,
                 stdout=log if self._report is None else asyncio.subprocess.PIPE,
@@ -111,7 +116,8 @@ class Child:
     async def _read(self, report: Report) -> None:
         assert self.process.stdout is not None
         while (line := await self.process.stdout.readline()).endswith(b"\n"):
-            report(json.loads(line))
+            if line.startswith(b"{"):  # otherwise a line of `holdfast serve`
+                report(json.loads(line))
 
     @property
     def process(self) -> asyncio.subprocess.Process:
@@ -174,11 +180,19 @@ class Server(Child):
     `arguments` are those of Python, up to the `serve` command; `prefix` is the path of the hub.
     """
 
-    def __init__(self, name: str, folder: Path, store: Path, *, arguments: list[str], prefix: str = "") -> None:
+    def __init__(
+        self, name: str, folder: Path, store: Path, *, arguments: list[str], prefix: str = "",
+        report: Report | None = None,
+    ) -> None:  # fmt: skip
         self.port = free_port()
         self.prefix = prefix
         self.store = store
-        super().__init__(name, [*arguments, "--port", str(self.port)], folder / f"{name}.log")
+        super().__init__(name, [*arguments, "--port", str(self.port)], folder / f"{name}.log", report=report)
+
+    @property
+    def nodes(self) -> list[Server]:
+        """Return the processes that serve the hub."""
+        return [self]
 
     @classmethod
     def plain(cls, name: str, folder: Path, store: Path, *, by: list[str] | None = None) -> Server:
@@ -204,7 +218,7 @@ class Server(Child):
         deadline_s = asyncio.get_running_loop().time() + START_S
         while asyncio.get_running_loop().time() < deadline_s and self.is_running:
             with contextlib.suppress(OSError):
-                if (await self.get("/healthz"))[0] == 200:
+                if (await ask(self.port, "GET", self.prefix + "/healthz"))[0] == 200:
                     return
             await asyncio.sleep(0.01)  # pause before the next try to connect
         self.signal(signal.SIGABRT)  # the process prints where it hangs

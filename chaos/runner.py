@@ -16,7 +16,7 @@ __all__ = ["NAMES", "ROUNDS", "run"]
 
 ROUNDS = {
     "kill": 100, "producer": 30, "agent": 30, "disk": 10, "lock": 4, "stop": 3, "network": 6, "clock": 3, "agents": 12,
-    "backup": 40,
+    "backup": 40, "cluster": 100,
 }  # fmt: skip
 """The usual number of rounds of each scenario."""
 

@@ -24,6 +24,7 @@ import chaos.wrong_clock as wrong_clock
 from chaos.agent_scenarios import agents
 from chaos.app import Wanted
 from chaos.backup_scenario import backups
+from chaos.cluster_scenario import cluster
 from chaos.processes import Child, Server, ask
 from chaos.viewer import TRANSPORTS
 from chaos.world import Failure, World
@@ -538,4 +539,5 @@ SCENARIOS: dict[str, Scenario] = {
     "clock": clock_set_back,
     "agents": agents,
     "backup": backups,
+    "cluster": cluster,
 }

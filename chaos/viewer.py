@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import sys
 from collections import deque
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
+from holdfast.core.cursor import NO_EPOCH
 from oracle.plans import Kind
 from oracle.views import HISTORY, PlanOracle
 from wirecheck import Checker, Json, Notices, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
@@ -48,7 +50,8 @@ class Watching:
 
     def __init__(
         self, *, name: str, transport: Transport, port: int, channel: str, seed: int, steps: int, prefix: str = "",
-        flush_ms: int = 40, silence_s: float = 3.0, kind: Kind = "plan",
+        flush_ms: int = 40, silence_s: float = 3.0, kind: Kind = "plan", moves_s: float | None = None,
+        client: str | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.transport = transport
@@ -60,6 +63,9 @@ class Watching:
         self.flush_ms = flush_ms
         self.silence_s = silence_s  # without an event for this time, it reconnects
         self.kind = kind  # kind of the planned texts: a plan or a script
+        # It views a cluster behind a proxy, and a connection lasts at most this time: the next one is to another node.
+        self.moves_s = moves_s
+        self.client = client  # the name of its person
 
 
 class Viewer:
@@ -74,6 +80,9 @@ class Viewer:
         self.reloads = 0
         self.last_events: deque[Json] = deque(maxlen=KEPT_EVENTS)
         self.news = news or asyncio.Event()  # set after each check of the view
+        self.may_begin_anew = False  # a failover of the store begins new epochs
+        self.may_lose = False  # and the store may have lost shown text
+        self._epoch = NO_EPOCH  # epoch of the shown messages
         self._random = random.Random(f"{watching.seed}:{watching.name}:pauses")
         self._task: asyncio.Task[None] | None = None
 
@@ -109,6 +118,11 @@ class Viewer:
         if self._task is not None and self._task.done():
             self._task.result()
 
+    @property
+    def epoch(self) -> str:
+        """Return the epoch of the shown messages, at the end of the last complete batch."""
+        return self._epoch
+
     async def reload(self) -> None:
         """Load the page again: the view is empty, but the rules still apply to text that it has shown."""
         await self.stop()
@@ -139,7 +153,8 @@ class Viewer:
         try:
             yield
         finally:
-            if cursor is not None and self.checker.new_starts > starts:
+            has_new_epoch = self.may_begin_anew and not (cursor or "").startswith(f"{self.checker.epoch}:")
+            if cursor is not None and self.checker.new_starts > starts and not has_new_epoch:
                 self.checker.violate("new start", f"{cursor} was not resumed")
 
     def _wire_viewer(self) -> SseViewer | WsViewer:
@@ -148,7 +163,7 @@ class Viewer:
         if watching.transport == "ws":
             return WsViewer(
                 "127.0.0.1", watching.port, watching.channel, checker=self.checker, attach_fields=options,
-                prefix=watching.prefix,
+                prefix=watching.prefix, query={"client": watching.client} if watching.client is not None else None,
             )  # fmt: skip
         is_source = watching.transport == "eventsource"
         return SseViewer(
@@ -158,13 +173,15 @@ class Viewer:
         )  # fmt: skip
 
     async def _follow(self, viewer: SseViewer | WsViewer) -> None:
-        checker = self.checker
-        while not viewer.is_over:
+        checker, moves_s = self.checker, self.watching.moves_s
+        now_s = asyncio.get_running_loop().time
+        ends_s = now_s() + self._random.uniform(0.0, moves_s) if moves_s is not None else math.inf
+        while not viewer.is_over and now_s() < ends_s:
             before = checker.events
             with contextlib.suppress(TimeoutError):
                 await viewer.until(
                     lambda before=before: checker.events != before or viewer.is_over,  # type: ignore[misc]
-                    self.watching.silence_s,
+                    min(self.watching.silence_s, ends_s - now_s()),
                 )
             self._look([received.event for received in viewer.events])
             viewer.events.clear()
@@ -188,8 +205,8 @@ class Viewer:
         options = {"wait_s": wait_s, "history": HISTORY} | ({"since": cursor} if cursor is not None else {})
         path = f"{self.watching.prefix}/v1/channels/{quote(checker.channel, safe='')}/poll?{urlencode(options)}"
         status, body = await _get(self.watching.port, path)
-        if status == 503:
-            raise OSError("the server is busy")
+        if status in (502, 503, 504):
+            raise OSError("the server is busy, or a proxy reaches none")
         if status != 200:
             raise WireError(f"a poll got status {status}: {body[:200]!r}")
         self.connections += 1
@@ -207,12 +224,25 @@ class Viewer:
         A producer stores only entries with events, so without an event of the log the epoch and serial stay the same.
         """
         is_still = all("serial" not in event for event in events) and self.watching.kind == "plan"
-        return not is_still or before.split(":")[:2] == after.split(":")[:2]
+        # Behind a proxy a producer repeats a request that was stored: that renews its lease, by an entry without event.
+        return not is_still or self.watching.moves_s is not None or before.split(":")[:2] == after.split(":")[:2]
 
     def _look(self, events: list[Json]) -> None:
         self.last_events.extend(events)
+        self._take_epoch()
         self.shown.look(self.checker)
         self.news.set()
+
+    def _take_epoch(self) -> None:
+        """Note a new epoch, once the view has it. A log keeps its epoch as long as its store loses no text."""
+        epoch = (self.checker.cursor or "").partition(":")[0] or self._epoch
+        if epoch == self._epoch:
+            return
+        if self._epoch != NO_EPOCH and not self.may_begin_anew:
+            self.checker.violate("epoch", f"the view was in epoch {self._epoch} and is in {epoch}")
+        if self.may_lose:
+            self.shown.forget()
+        self._epoch = epoch
 
 
 async def _get(port: int, path: str) -> tuple[int, bytes]:

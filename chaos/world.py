@@ -27,6 +27,7 @@ from chaos.agent import AgentOrders
 from chaos.faults import FaultModel
 from chaos.processes import Child, Server, agent, producer
 from chaos.producer import Orders
+from chaos.report import Failure, Story, short
 from chaos.viewer import Transport, Viewer, Watching
 from holdfast.testing.proxy import FaultProxy
 from oracle.acknowledged import Acknowledged
@@ -54,6 +55,9 @@ class Scale:
     alone_s: float = 6.0  # time without an agent, longer than the time until the signal `nobody_listening`
     locked_s: float = 8.0
     faults_s: float = 10.0  # time with network faults in each round
+    viewers: int = 300  # of a cluster
+    answers: int = 30  # of a cluster at once, two thirds of them by agents
+    is_small: bool = False
     waits_for_deleted_text: bool = True  # wait, about a minute, until no file holds deleted text
 
     @classmethod
@@ -61,35 +65,13 @@ class Scale:
         """Return a scale for the tests."""
         return cls(
             rounds, steps=80, per_second=120.0, stopped_s=1.2, silent_s=0.5, alone_s=0.2, locked_s=0.5, faults_s=1.5,
-            waits_for_deleted_text=False,
+            waits_for_deleted_text=False, viewers=15, answers=3, is_small=True,
         )  # fmt: skip
 
     @property
     def arguments(self) -> str:
         """Return the arguments of the command line for this scale."""
-        return f"--rounds {self.rounds}{' --small' if self == Scale.small(self.rounds) else ''}"
-
-
-class Failure(Exception):
-    """A rule is broken. `account` describes the run."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.account = detail
-
-
-class Story:
-    """The events of a run, each with its time. `write_line` receives each line, too."""
-
-    def __init__(self, write_line: Callable[[str], None] | None) -> None:
-        self.lines: list[str] = []
-        self._write_line = write_line
-        self._begun_s = time.monotonic()
-
-    def add(self, what: str) -> None:
-        self.lines.append(f"{time.monotonic() - self._begun_s:8.3f} {what}")
-        if self._write_line is not None:
-            self._write_line(self.lines[-1])
+        return f"--rounds {self.rounds}{' --small' if self.is_small else ''}"
 
 
 class World:
@@ -159,7 +141,7 @@ class World:
         return failure
 
     def _of_viewer(self, viewer: Viewer, what: str) -> Failure:
-        events = "\n".join(f"   {_short(event)}" for event in viewer.last_events)
+        events = "\n".join(f"   {short(event)}" for event in viewer.last_events)
         return Failure(
             f"viewer {viewer.name} ({viewer.connections} connections): {what}\n   its last events:\n{events}"
         )
@@ -189,9 +171,12 @@ class World:
             self._stack.push_async_callback(fault_model.end)
         return proxy
 
-    def view(self, name: str, transport: Transport, channel: str, *, port: int | None = None, **more: Any) -> Viewer:
+    def view(
+        self, name: str, transport: Transport, channel: str, *, port: int | None = None, by: type[Viewer] = Viewer,
+        **more: Any,
+    ) -> Viewer:  # fmt: skip
         """Start a viewer."""
-        viewer = Viewer(self._watching(name, transport, channel, port, more), self.news)
+        viewer = by(self._watching(name, transport, channel, port, more), self.news)
         self.viewers.append(viewer)
         viewer.start()
         return viewer
@@ -210,7 +195,7 @@ class World:
     def _watching(self, name: str, transport: Transport, channel: str, port: int | None, more: Json) -> Watching:
         return Watching(
             name=name, transport=transport, port=port or self.server.port, channel=channel, seed=self.seed,
-            steps=self.scale.steps, prefix=self.server.prefix, kind=self.acknowledged.kind, **more,
+            steps=self.scale.steps, prefix=self.server.prefix, kind=self.acknowledged.kind_of(channel), **more,
         )  # fmt: skip
 
     async def produce(self, name: str, channel: str, *, port: int | None = None, **more: Any) -> Child:
@@ -233,18 +218,27 @@ class World:
         await self._begin(child, ready)  # before it is ready, a SIGTERM would kill it
         return child
 
-    async def start_agent(self, orders: AgentOrders, take_report: Callable[[Json], None]) -> Child:
-        """Start an agent; `take_report` receives its reports, and raises Failure for a wrong one."""
-        ready = asyncio.Event()
+    def checked(self, name: str, take_report: Callable[[Json], None]) -> Callable[[Json], None]:
+        """Return a function that passes reports on; a Failure of `take_report` fails the run."""
 
         def report(sent: Json) -> None:
             try:
                 take_report(sent)
             except Failure as failure:
-                self._wrong.append(f"agent {orders.name}: {failure}")
+                self._wrong.append(f"agent {name}: {failure}")
+            self.news.set()
+
+        return report
+
+    async def start_agent(self, orders: AgentOrders, take_report: Callable[[Json], None]) -> Child:
+        """Start an agent; `take_report` receives its reports, and raises Failure for a wrong one."""
+        ready = asyncio.Event()
+        checked = self.checked(orders.name, take_report)
+
+        def report(sent: Json) -> None:
+            checked(sent)
             if sent["say"] == "ready":
                 ready.set()
-            self.news.set()
 
         child = agent(orders, self.folder, report)
         await self._begin(child, ready)
@@ -284,9 +278,9 @@ class World:
         goal = self.acknowledged.characters + characters
         await self.until(lambda: self.acknowledged.characters >= goal, f"{characters} more characters", timeout_s)
 
-    async def until_each_writes(self) -> None:
-        """Wait until each producer has a further acknowledgement."""
-        names = list(self.producers)
+    async def until_each_writes(self, names: Iterable[str] | None = None) -> None:
+        """Wait until each producer, or each of `names`, has a further acknowledgement."""
+        names = list(self.producers if names is None else names)
         before = {name: self._acknowledged(name) for name in names}
         await self.until(
             lambda: all(self._acknowledged(name) != before[name] for name in names),
@@ -332,7 +326,7 @@ class World:
         for index, length in enumerate(lengths):
             part = message.get("parts", [])[index : index + 1]
             if not part or len(part[0].get("text", "")) < length:
-                raise Failure(f"{id}, part {index}: {length} characters were shown to {who}, stored is {_short(part)}")
+                raise Failure(f"{id}, part {index}: {length} characters were shown to {who}, stored is {short(part)}")
 
     def _shown(self, id: str) -> dict[str, list[int]]:
         return {one.name: list(one.shown.lengths[id]) for one in self.viewers if id in one.shown.lengths}
@@ -473,8 +467,8 @@ class World:
                 raise Failure(f"viewer {child.name}: {reports and reports[0]['violations']}\n{child.log}")
             for id in messages.keys() | reports[0]["messages"].keys():
                 if messages.get(id) != reports[0]["messages"].get(id):
-                    shown = _short(reports[0]["messages"].get(id))
-                    raise Failure(f"viewer {child.name} shows {id} as {shown}, stored is {_short(messages.get(id))}")
+                    shown = short(reports[0]["messages"].get(id))
+                    raise Failure(f"viewer {child.name} shows {id} as {shown}, stored is {short(messages.get(id))}")
 
     async def _check_what_is_left(self) -> None:
         """Check that each server ends, that its log has no traceback, and that its file is intact."""
@@ -487,12 +481,9 @@ class World:
                 raise Failure(
                     f"{server.name}'s log has a traceback:\n{server.log[max(0, place - 500) : place + 2_000]}"
                 )
+        if not self.store.exists():
+            return  # the nodes of a cluster have another store
         with contextlib.closing(sqlite3.connect(self.store)) as db:
             (found,) = db.execute("PRAGMA integrity_check").fetchone()
         if found != "ok":
             raise Failure(f"the file is damaged: {found}")
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 400 else f"{shown[:250]} … {shown[-100:]}"

@@ -79,7 +79,7 @@ class AcknowledgedMessage:
 
 @dataclass
 class Acknowledged:
-    """All messages of a run. `kind` is that of their texts."""
+    """All messages of a run. `kind` is that of their texts, except in the channels of `kinds`."""
 
     seed: int
     steps: int
@@ -87,12 +87,17 @@ class Acknowledged:
     refusals: list[Json] = field(default_factory=list)
     epochs: dict[str, str] = field(default_factory=dict)
     kind: Kind = "plan"
+    kinds: dict[str, Kind] = field(default_factory=dict)
+
+    def kind_of(self, channel: str) -> Kind:
+        """Return the kind of the texts in a channel."""
+        return self.kinds.get(channel, self.kind)
 
     def begin(self, message_id: str, channel: str) -> AcknowledgedMessage:
         """Return the message, which may exist from now on."""
         known = self.messages.get(message_id)
         if known is None:
-            plan = PLANNED[self.kind](self.seed, message_id, steps=self.steps)
+            plan = PLANNED[self.kind_of(channel)](self.seed, message_id, steps=self.steps)
             known = self.messages[message_id] = AcknowledgedMessage(plan, channel, [0] * plan.text_parts)
         return known
 

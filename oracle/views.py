@@ -290,6 +290,13 @@ class PlanOracle:
                     self._violate("vanished", f"{message_id} was shown and is gone")
                 del self.lengths[message_id]
 
+    def forget(self) -> None:
+        """Forget the shown text: the store has lost some of it, and began a new epoch."""
+        self._texts.clear()
+        self._known.clear()
+        self.lengths.clear()
+        self.statuses.clear()
+
     def _judge(self, message_id: str, message: SeenMessage) -> None:
         plan = self._plan(message_id)
         parts = [part.as_json() for part in message.parts]

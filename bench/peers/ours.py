@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.peers.postgres_server import Postgres, running_postgres
 from bench.peers.system import System, on_core
 from bench.proc import SERVER_CORE, Child, disk_write_bytes, tree
+from chaos.postgres_server import Postgres, running_postgres
 
 __all__ = ["Ours", "ours", "ours_on_postgres"]
 

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import pytest
 
+from chaos.nginx import DEPLOYMENT
 from chaos.processes import free_port
 from tests.attacks.scene import AUDIENCE, CHANNEL, SECRET, Scene, ask, writer_token
-from tests.nginx import DEPLOYMENT, nginx_of_the_docs
+from tests.nginx import nginx_of_the_docs
 from tests.processes import Process, request
 
 HYPERCORN = os.environ.get("HOLDFAST_HYPERCORN") or shutil.which("hypercorn")  # its program, in any environment

@@ -1,9 +1,16 @@
-"""A PostgreSQL server of our own: Debian's, on loopback, in a folder that is removed at the end."""
+"""A PostgreSQL server of our own: Debian's, on loopback, in a folder that is removed at the end.
+
+Layer: chaos.
+
+The benchmarks and the tests start it, too. A server in `Postgres.follow` is a standby of another one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +22,8 @@ from chaos.processes import free_port
 _FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
 PROGRAMS = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent
 ACCOUNT = "nobody"  # PostgreSQL refuses to run as root
+# Its many small files are slow on a disk.
+MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
 
 
 class Postgres:
@@ -47,6 +56,35 @@ class Postgres:
     def stop(self, mode: str = "fast") -> None:
         """Stop the server: `fast` ends all connections, `immediate` is a crash."""
         self._run("pg_ctl", "-D", self._data, "-w", "-t", "60", "-m", mode, "stop")
+
+    def pause(self) -> None:
+        """Stop all processes of the server by SIGSTOP, until `resume`."""
+        self._signal_all(signal.SIGSTOP)  # the first one first, so that it starts no others
+
+    def resume(self) -> None:
+        """Let all processes of the server continue."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: int) -> None:
+        os.kill(self.pid, number)
+        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), number)
+
+    def follow(self, source: Postgres, port: int, **settings: str) -> None:
+        """Copy the running server `source`, and start as its standby, which streams its commits from `port`."""
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, ACCOUNT)
+        where = ("-h", "127.0.0.1", "-p", str(source.port), "-U", "app")
+        self._run("pg_basebackup", *where, "-D", "data", "-X", "stream", "-c", "fast", "--no-sync")
+        (self.folder / self._data / "standby.signal").touch()
+        self.start(
+            primary_conninfo=f"host=127.0.0.1 port={port} user=app", wal_retrieve_retry_interval="200", **settings
+        )
+
+    def promote(self) -> None:
+        """Let this standby begin a timeline of its own, in which it accepts writes."""
+        self._run("pg_ctl", "-D", self._data, "-w", "-t", "60", "promote")
 
     def back_up(self) -> None:
         """Copy the running server, as a standby that has fallen behind."""
@@ -91,10 +129,9 @@ class Postgres:
 
 @contextmanager
 def running_postgres(directory: Path | None = None, **settings: str) -> Iterator[Postgres]:
-    """Run a server in a folder below `directory`, by default one in memory: its many small files are slow on a disk."""
-    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    """Run a server in a folder below `directory`, by default one in memory."""
     with tempfile.TemporaryDirectory(
-        prefix="holdfast-postgres-", dir=directory or memory, ignore_cleanup_errors=True
+        prefix="holdfast-postgres-", dir=directory or MEMORY, ignore_cleanup_errors=True
     ) as name:
         server = Postgres(Path(name))
         server.create()

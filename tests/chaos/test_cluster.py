@@ -1,0 +1,110 @@
+"""The judges of a cluster's run: signals of people, epochs of viewers, and losses by a failover.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from chaos.cluster import Cluster
+from chaos.cluster_stage import Stage
+from chaos.conversation import Conversation
+from chaos.people import Person, wrong_signals
+from chaos.viewer import Viewer, Watching
+from chaos.world import Failure, Scale, World
+from oracle.plans import Plan
+
+Json = dict[str, Any]
+STEPS = 20
+CHANNEL = "text:0"
+PLAN = Plan.plain(1, "writer0-0", steps=STEPS)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World("cluster", PLAN.seed, Scale(1, steps=STEPS))
+    yield world
+    shutil.rmtree(world.folder)
+
+
+def watching(name: str, channel: str = CHANNEL, **more: Any) -> Watching:
+    return Watching(name=name, transport="ws", port=1, channel=channel, seed=PLAN.seed, steps=STEPS, **more)
+
+
+def typing(by: str, number: int) -> Json:
+    return {"type": "signal", "name": "typing", "from": by, "data": {"n": number}}
+
+
+@pytest.mark.parametrize(
+    ("signals", "why"),
+    [
+        ([typing("ann", 1), typing("ann", 2)], None),
+        ([typing("ann", 3)], "no person sent"),
+        ([typing("carol", 1)], "no person sent"),
+        ([typing("ann", 1), typing("ann", 1)], "twice"),
+    ],
+)
+def test_signals_that_no_person_sent_or_that_come_twice_are_found(signals: list[Json], why: str | None) -> None:
+    person, viewer = Person(watching("ann", client="ann")), Viewer(watching("ws"))
+    person.typed = 2
+    viewer.notices.signals.extend(signals)
+    wrong = wrong_signals([person], [viewer])
+    assert wrong is None if why is None else why in (wrong or "")
+
+
+def shown(viewer: Viewer, epoch: str, text: str) -> None:
+    """Let the viewer begin anew in this epoch, with this text."""
+    message = {"id": PLAN.id, "role": "assistant", "status": "streaming", "created": 1, "version": 2}
+    message["parts"] = [{"type": "text", "text": text}]
+    attached = {"type": "channel.attached", "channel": CHANNEL, "epoch": epoch, "serial": 2, "resumed": False}
+    viewer.checker.begin(None)
+    viewer.checker.take([attached, {"type": "message.update", "serial": 2, "message": message}], f"{epoch}:2")
+    viewer._look([])
+
+
+@pytest.mark.parametrize(
+    ("may_begin_anew", "may_lose", "kinds"),
+    [(False, False, {"epoch", "shrunk"}), (True, False, {"shrunk"}), (True, True, set())],
+    ids=["no failover", "a failover without loss", "a failover with loss"],
+)
+def test_new_epoch_with_less_text_is_wrong_unless_a_failover_explains_it(
+    may_begin_anew: bool, may_lose: bool, kinds: set[str]
+) -> None:
+    viewer = Viewer(watching("ws"))
+    shown(viewer, "a", PLAN.texts[0][:9])
+    viewer.may_begin_anew, viewer.may_lose = may_begin_anew, may_lose
+    shown(viewer, "b", PLAN.texts[0][:4])
+    assert {one.kind for one in viewer.violations} == kinds
+    assert viewer.epoch == "b"
+
+
+@pytest.mark.parametrize(("stored", "is_wrong"), [(4, True), (6, False), (9, False)])
+async def test_text_that_the_standby_had_must_be_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch, stored: int, is_wrong: bool
+) -> None:
+    """The standby had six characters of the nine that were acknowledged."""
+    conversation = Conversation(world, channels=())
+    stage = Stage(world, Cluster(world, conversation, has_bus=False), conversation, {"writer0": CHANNEL})
+    written = world.acknowledged.begin(PLAN.id, CHANNEL)
+    written.status, written.lengths = "streaming", [6]
+    kept = stage.remember()
+    written.lengths = [9]
+    stage.expect_new_epochs(kept)
+    assert written.lengths == [6]
+
+    async def read(self: World, channel: str) -> dict[str, Json]:
+        return {
+            PLAN.id: {"id": PLAN.id, "status": "streaming", "parts": [{"type": "text", "text": PLAN.texts[0][:stored]}]}
+        }
+
+    monkeypatch.setattr(World, "stored", read)
+    if is_wrong:
+        with pytest.raises(Failure, match="the standby had it before it was promoted"):
+            await stage.check_kept(kept)
+    else:
+        await stage.check_kept(kept)
