@@ -15,14 +15,14 @@ import msgspec
 
 from holdfast.core.errors import LocalError
 from holdfast.core.model import ChannelSummary
-from holdfast.hub.control import BEAT_S, path_of
+from holdfast.hub.control import HEARTBEAT_S, path_of
 from holdfast.hub.forgetting import Receipt
 from holdfast.hub.importing import Imported
 from holdfast.stores import open_url
 from holdfast.stores.sqlite import SqliteStore
 
 LINE_BYTES = 64 * 1024 * 1024  # far above the largest message
-SILENT_S = 6 * BEAT_S  # a living server sends a line each BEAT_S
+SILENT_S = 6 * HEARTBEAT_S  # a living server sends a line each HEARTBEAT_S
 
 
 _VALUES = {"channels": ChannelSummary, "export": str, "forget": Receipt, "import": Imported}  # of others: objects

@@ -29,7 +29,6 @@ from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import Delete
 from holdfast.stores.base import (
     NOTHING,
-    Beat,
     Changes,
     Committed,
     CommitUnknown,
@@ -39,6 +38,7 @@ from holdfast.stores.base import (
     Hold,
     Notice,
     Pruned,
+    Renewal,
     StoredPage,
     StoreReplaced,
     Tail,
@@ -146,12 +146,12 @@ class SimStore:
         self._done.append(("delete_channel", (channel,), fields))
         return result
 
-    def hold(self, who: str, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    def hold(self, who: str, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """Renew the lease of a node now."""
-        beat = _now(self.memory.hold(node, term_ms, values))
+        renewal = _now(self.memory.hold(node, term_ms, values))
         self._node_of[who] = node
         self.nodes.hold(node, term_ms)
-        return beat
+        return renewal
 
     def restart(self) -> None:
         """Lose all holds, as the restart of a server does."""
@@ -363,7 +363,7 @@ class StoreClient:
         """`Store.note`."""
         return await self._call(lambda: self._store.note(values, expected=expected))
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """`Store.hold`."""
         return await self._call(lambda: self._store.hold(self._process.name, node, term_ms, values))
 

@@ -258,7 +258,7 @@ async def test_calls_at_once_are_bounded_and_silent_clients_end(
 
 
 async def test_call_shows_life_and_ends_with_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "BEAT_S", 0.01)
+    monkeypatch.setattr(control, "HEARTBEAT_S", 0.01)
     hub = Hub(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False)
     await hub.create("c", text="x" * 500_000)
     target = tmp_path / "one.db"

@@ -38,7 +38,7 @@ MODE = 0o600
 REQUEST_BYTES = 64 * 1024
 REQUEST_S = 5.0  # time for a client to send its request
 WRITE_S = 10.0  # time for a client to read what was sent
-BEAT_S = 5.0  # time between two signs of life during a call
+HEARTBEAT_S = 5.0  # time between two signs of life during a call
 PROBE_S = 1.0
 MAX_OPEN = 8  # calls at once
 
@@ -274,7 +274,7 @@ async def _serve_call(hub: Controlled, reader: asyncio.StreamReader, writer: asy
     gone = asyncio.ensure_future(_until_gone(reader))
     try:
         while not (working.done() or gone.done()):
-            await asyncio.wait({working, gone}, timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working, gone}, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
             if not (working.done() or gone.done() or writer.transport.get_write_buffer_size()):
                 writer.write(b"{}\n")
     finally:

@@ -22,7 +22,7 @@ from typing import Any
 from holdfast.core.errors import HoldfastError, StoreUnavailable
 from holdfast.hub.node_holds import NodeHolds
 from holdfast.hub.store_errors import logs_errors
-from holdfast.stores.base import Beat, Store, StoreReplaced
+from holdfast.stores.base import Renewal, Store, StoreReplaced
 
 logger = logging.getLogger("holdfast.hub")
 
@@ -55,9 +55,9 @@ class NodeLease:
     def __init__(self, store: Store, node: str, now_s: Callable[[], float]) -> None:
         """Make the lease of `node`; `now_s` is the clock of the event loop."""
         self.node = node
-        self.beat: Beat | None = None  # the result of the last renewal
+        self.renewal: Renewal | None = None  # the result of the last renewal
         self.holds = NodeHolds()
-        self.beat_s = 0.0  # loop time at which that result was noted
+        self.renewed_s = 0.0  # loop time at which that result was noted
         self._sent_s = 0.0  # when that renewal was sent
         self._store = store
         self._now_s = now_s
@@ -109,12 +109,12 @@ class NodeLease:
     @property
     def now_ms(self) -> int:
         """Return the time by the store's clock at the earliest, from the last renewal; 0 before the first."""
-        return self.beat.now_ms + int(1000 * (self._now_s() - self.beat_s)) if self.beat is not None else 0
+        return self.renewal.now_ms + int(1000 * (self._now_s() - self.renewed_s)) if self.renewal is not None else 0
 
     @property
     def latest_ms(self) -> int:
         """Return the same at the latest: later than `now_ms` by the duration of that renewal."""
-        return self.beat.now_ms + math.ceil(1000 * (self._now_s() - self._sent_s)) if self.beat is not None else 0
+        return self.renewal.now_ms + math.ceil(1000 * (self._now_s() - self._sent_s)) if self.renewal is not None else 0
 
     def leave(self) -> None:
         """Recover no further messages, because this node drains. Its lease runs until `end`."""
@@ -142,12 +142,12 @@ class NodeLease:
             return False
         if self._store.is_exclusive:
             return True
-        return self.beat is not None and self._now_s() >= self._certain_s and node not in self.beat.nodes
+        return self.renewal is not None and self._now_s() >= self._certain_s and node not in self.renewal.nodes
 
     @property
     def has_others(self) -> bool:
         """Return whether another node lives, as far as the last renewal shows."""
-        return self.beat is not None and not self.beat.nodes <= {self.node}
+        return self.renewal is not None and not self.renewal.nodes <= {self.node}
 
     @property
     def is_recovery_due(self) -> bool:
@@ -180,8 +180,8 @@ class NodeLease:
             self._is_recovering = False
 
     def _is_mine(self, channel: str) -> bool:
-        beat = self.beat
-        return beat is not None and responsible_node(channel, beat.nodes | {self.node}) == self.node
+        renewal = self.renewal
+        return renewal is not None and responsible_node(channel, renewal.nodes | {self.node}) == self.node
 
     async def _renew(self) -> None:
         """Renew the lease and note the nodes. Raises StoreUnavailable."""
@@ -202,12 +202,12 @@ class NodeLease:
         """Renew the lease, and put the holds that are due. Return whether the store may have lost the others."""
         sent_s = self._now_s()
         values = self.holds.due()
-        beat = await self._store.hold(self.node, TERM_MS, values)
+        renewal = await self._store.hold(self.node, TERM_MS, values)
         self.holds.note_put(values)
-        is_lost = self.beat is not None and beat.life != self.beat.life
+        is_lost = self.renewal is not None and renewal.lease != self.renewal.lease
         if is_lost:
             self.holds.lose()
-        self._note(beat)
+        self._note(renewal)
         self._sent_s = sent_s
         is_regained = self._now_s() >= self._kept_until_s
         self._kept_until_s = sent_s + TERM_MS / 1000
@@ -216,14 +216,14 @@ class NodeLease:
             self.regained()
         return is_lost
 
-    def _note(self, beat: Beat) -> None:
+    def _note(self, renewal: Renewal) -> None:
         now_s, term_s = self._now_s(), TERM_MS / 1000
-        before, self.beat, self.beat_s = self.beat, beat, now_s
-        if before is None or before.life != beat.life:
+        before, self.renewal, self.renewed_s = self.renewal, renewal, now_s
+        if before is None or before.lease != renewal.lease:
             # The leases of other nodes may be lost, too. They renew them within a term.
             self._certain_s = self._own_due_s = now_s + term_s
             self._all_due_s = self._certain_s + term_s
-        elif before.ended != beat.ended or before.nodes - beat.nodes:
+        elif before.ended != renewal.ended or before.nodes - renewal.nodes:
             due_s = max(now_s, self._certain_s)
             self._own_due_s = min(self._own_due_s, due_s)
             # the first of several nodes that vanish one after another decides; the recovery is for all of them

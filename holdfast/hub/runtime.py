@@ -209,7 +209,7 @@ class Runtime:
 
     def responded_s(self) -> float:
         """Return the loop time of the last response of the store, as far as the hub asks it at regular times."""
-        return max(self.nodes.beat_s, self.follower.responded_s)
+        return max(self.nodes.renewed_s, self.follower.responded_s)
 
     def wake_feeds(self) -> None:
         """Wake all feeds so that they notice that viewers must leave."""

@@ -115,12 +115,15 @@ class Hold(Struct, frozen=True):
     until_ms: int | None = None
 
 
-class Beat(NamedTuple):
-    """The state of all nodes after a renewal. Another `life` than before: put your holds again, they may be lost."""
+class Renewal(NamedTuple):
+    """The leases of all nodes after one was renewed.
+
+    If `lease` differs from the last renewal, the store may have lost the holds of the node: put them again.
+    """
 
     now_ms: int  # the store's clock
     nodes: frozenset[str]  # the nodes whose leases run
-    life: str
+    lease: str  # names the lease of the node that renewed it
     ended: int = 0  # leases that ended since the store was made; one that ends between two renewals counts, too
 
 
@@ -248,11 +251,11 @@ class Store(Protocol):
         Return False, and keep none of them, if a note named in `expected` has another value (None: it exists).
         """
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """Renew the lease of `node` for `term_ms`, and put holds under their names; None drops one of this node.
 
         A hold replaces that of another node. The holds without `until_ms` end with the lease; a node that returns after
-        that begins another `life`. Term 0 ends the lease at once and for good: a call of this node that the store
+        that has another `lease`. Term 0 ends the lease at once and for good: a call of this node that the store
         carries out later, within a minute, has no effect. Holds need not survive a restart of the store.
         """
 

@@ -2,8 +2,8 @@
 
 Layer: stores.
 
-Holds are kept in memory. A store that is opened again has none, and its new `life` tells each node to put its holds
-again.
+Holds are kept in memory. A store that is opened again has none, and its leases have new names, so each node puts its
+holds again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 
-from holdfast.stores.base import Beat, Hold
+from holdfast.stores.base import Hold, Renewal
 
 OVER_MS = 60_000  # time for which an ended lease stays ended, because a renewal may arrive late
 
@@ -31,20 +31,20 @@ class Holds:
         self._opening = secrets.token_hex(4)
         self._begun = 0  # number of leases that have begun
         self._ended = 0  # number of leases that have ended
-        self._nodes: dict[str, tuple[int, str]] = {}  # for each node the end of its lease in ms, and its life
+        self._nodes: dict[str, tuple[int, str]] = {}  # for each node the end of its lease in ms, and its name
         self._over: dict[str, int] = {}  # nodes that have ended their leases, each with the time to forget it
         self._held: dict[str, tuple[str, Hold]] = {}  # the holds by name, with their nodes
 
-    def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """Renew the lease of `node`, and put or drop holds (`Store.hold`)."""
         now_ms = self._now_ms()
         self._drop_ended(now_ms)
         if node in self._over:
-            return Beat(now_ms, frozenset(self._nodes), "", self._ended)
+            return Renewal(now_ms, frozenset(self._nodes), "", self._ended)
         if node not in self._nodes:
             self._begun += 1
-        _, life = self._nodes.get(node, (0, f"{self._opening}:{self._begun}"))
-        self._nodes[node] = (now_ms + term_ms, life)
+        _, lease = self._nodes.get(node, (0, f"{self._opening}:{self._begun}"))
+        self._nodes[node] = (now_ms + term_ms, lease)
         if not term_ms:
             self._over[node] = now_ms + OVER_MS
         for name, value in values.items():
@@ -53,7 +53,7 @@ class Holds:
             elif name in self._held and self._held[name][0] == node:
                 del self._held[name]
         self._drop_ended(now_ms)
-        return Beat(now_ms, frozenset(self._nodes), life, self._ended)
+        return Renewal(now_ms, frozenset(self._nodes), lease, self._ended)
 
     def holds(self, prefix: str) -> dict[str, tuple[str, Hold]]:
         """Return the holds under names that begin with `prefix` (`Store.holds`)."""

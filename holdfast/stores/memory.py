@@ -18,7 +18,6 @@ from holdfast.core.patterns import matches
 from holdfast.core.retention import Fact
 from holdfast.stores.base import (
     NOTHING,
-    Beat,
     Changes,
     Committed,
     Conflict,
@@ -27,6 +26,7 @@ from holdfast.stores.base import (
     Hold,
     Notice,
     Pruned,
+    Renewal,
     StoredPage,
     Tail,
     Write,
@@ -324,7 +324,7 @@ class MemoryStore:
                 self._notes[name] = value
         return True
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
         return self._holds.hold(node, term_ms, values)
 

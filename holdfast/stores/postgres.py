@@ -23,7 +23,6 @@ from holdfast.core.document import Stored
 from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown, shown_url
 from holdfast.core.model import ChannelSummary
 from holdfast.stores.base import (
-    Beat,
     Changes,
     Committed,
     CommitUnknown,
@@ -33,6 +32,7 @@ from holdfast.stores.base import (
     Hold,
     Notice,
     Pruned,
+    Renewal,
     StoredPage,
     Tail,
     Write,
@@ -260,14 +260,14 @@ class PostgresStore:
         async with self._transaction(late=CommitUnknown) as writer:
             return await writer.note(values, expected or {})
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
         async with self._pooled_transaction(is_renewal=True) as db:
             await self._life.check_stored(db)
-            beat = await renew(db, self.schema, node, term_ms, values)
-        self._is_left |= beat.ended != self._ended
-        self._ended = beat.ended
-        return beat
+            renewal = await renew(db, self.schema, node, term_ms, values)
+        self._is_left |= renewal.ended != self._ended
+        self._ended = renewal.ended
+        return renewal
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         """Return the holds under a prefix (`Store.holds`)."""

@@ -3,8 +3,8 @@
 Layer: stores.
 
 Both stand in UNLOGGED tables: a renewal costs no write-ahead log, and a crash or a failover of the server empties
-them. Then a new `opening` is drawn, so each node sees another life and puts its holds again. Each call locks the row
-of `leases`, so calls follow one another. Times are those of the server's clock.
+them. Then a new `opening` is drawn, so the lease of each node has another name, and the node puts its holds again. Each
+call locks the row of `leases`, so calls follow one another. Times are those of the server's clock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from holdfast.stores.base import Beat, Hold
+from holdfast.stores.base import Hold, Renewal
 from holdfast.stores.holds import OVER_MS
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ SELECT h.name, h.node, h.value, h.until_ms FROM t, {{schema}}.holds h LEFT JOIN 
 """
 
 
-async def renew(db: Db, schema: str, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+async def renew(db: Db, schema: str, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
     """Renew the lease of `node`, and put or drop holds (`Store.hold`), inside the transaction of the caller."""
     counts = await db.fetchrow(_BEGIN.format(schema=schema), secrets.token_hex(4))
     assert counts is not None
@@ -72,11 +72,11 @@ async def renew(db: Db, schema: str, node: str, term_ms: int, values: Mapping[st
     leases = {row["node"]: row for row in await db.fetch(f"SELECT node, life, is_over FROM {schema}.nodes")}
     living = {name for name, row in leases.items() if not row["is_over"]}
     await db.execute(_DROP_ENDED.format(schema=schema), now_ms, list(living))
-    life = ""
+    lease = ""
     if node in living or node not in leases:  # a node that has ended its lease does not get it back
         begun += node not in living
         number = leases[node]["life"] if node in living else begun
-        life = f"{counts['opening']}:{number}"
+        lease = f"{counts['opening']}:{number}"
         living.add(node)
         await _put(db, schema, node, values)
         until_ms = now_ms + (term_ms or OVER_MS)
@@ -87,7 +87,7 @@ async def renew(db: Db, schema: str, node: str, term_ms: int, values: Mapping[st
             await db.execute(_DROP_ENDED.format(schema=schema), now_ms, list(living))
     if (begun, ended) != (counts["begun"], counts["ended"]):
         await db.execute(f"UPDATE {schema}.leases SET begun = $1, ended = $2", begun, ended)
-    return Beat(now_ms, frozenset(living), life, ended)
+    return Renewal(now_ms, frozenset(living), lease, ended)
 
 
 async def _put(db: Db, schema: str, node: str, values: Mapping[str, Hold | None]) -> None:

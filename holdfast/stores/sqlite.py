@@ -26,7 +26,6 @@ from holdfast.core.document import Stored
 from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
 from holdfast.core.model import ChannelSummary
 from holdfast.stores.base import (
-    Beat,
     Changes,
     Committed,
     CommitUnknown,
@@ -36,6 +35,7 @@ from holdfast.stores.base import (
     Hold,
     Notice,
     Pruned,
+    Renewal,
     StoredPage,
     Tail,
     Write,
@@ -211,7 +211,7 @@ class SqliteStore:
         kept, known = dict(values), dict(expected or {})
         return await self._run(lambda engine: engine.note(kept, known), late=CommitUnknown)
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """Renew the lease of a node, and put or drop holds (`Store.hold`). They end with this opening of the file."""
         return self._opened().holds.hold(node, term_ms, values)
 

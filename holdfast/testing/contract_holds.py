@@ -21,7 +21,7 @@ class HoldsContract:
         expected = {"x/a": ("n1", Hold(b"1")), "x/b": ("n2", Hold(b"3", first.now_ms + MINUTE_MS))}
         assert await store.holds("x/") == expected
         again = await store.hold("n2", MINUTE_MS, {"y": Hold(b"4"), "x/b": None})
-        assert again.life == second.life
+        assert again.lease == second.lease
         assert await store.holds("") == {"x/a": ("n1", Hold(b"1")), "y": ("n2", Hold(b"4"))}
 
     async def test_holds_end_with_the_lease_of_their_node_or_at_their_time(self, store: Store) -> None:
@@ -44,5 +44,5 @@ class HoldsContract:
         await store.hold("n2", MINUTE_MS, {})
         await store.hold("n2", 0, {})
         after = await store.hold("n1", MINUTE_MS, {})
-        assert (after.nodes, after.life) == (before.nodes, before.life)
+        assert (after.nodes, after.lease) == (before.nodes, before.lease)
         assert after.ended != before.ended

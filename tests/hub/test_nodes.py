@@ -13,7 +13,7 @@ from holdfast.core.errors import StoreUnavailable
 from holdfast.hub.node_holds import BATCH_BYTES
 from holdfast.hub.nodes import TERM_MS, IsMine, NodeLease, responsible_node
 from holdfast.hub.shared_presence import HOLD_BYTES
-from holdfast.stores.base import Beat, Hold
+from holdfast.stores.base import Hold, Renewal
 from holdfast.stores.memory import MemoryStore
 
 
@@ -23,7 +23,7 @@ class FailingStore(MemoryStore):
     is_down = False
     limit_bytes = 1 << 30  # a call with more is too slow
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         if self.is_down or sum(len(hold.value) for hold in values.values() if hold) > self.limit_bytes:
             raise StoreUnavailable("the store is down")
         return await super().hold(node, term_ms, values)
@@ -197,4 +197,4 @@ def test_responsible_node_of_a_channel_is_the_same_in_each_version(channel: str,
 async def test_exclusive_store_has_no_other_living_node() -> None:
     cluster = Cluster(is_exclusive=True)
     here = await cluster.node("a")
-    assert (here.is_gone("b"), here.is_gone("a"), here.beat) == (True, False, None)
+    assert (here.is_gone("b"), here.is_gone("a"), here.renewal) == (True, False, None)

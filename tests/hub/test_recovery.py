@@ -16,7 +16,7 @@ from holdfast.core.requests import AppendText, Caller
 from holdfast.hub import HubCore
 from holdfast.hub.nodes import NodeLease, responsible_node
 from holdfast.hub.writer import MessageWriter
-from holdfast.stores.base import Beat, Hold
+from holdfast.stores.base import Hold, Renewal
 from holdfast.stores.memory import MemoryStore
 from simulation.clock import SimClock, VirtualLoop
 from tests.virtual import virtually
@@ -51,7 +51,7 @@ class Shared(MemoryStore):
         await asyncio.sleep(self.notes_s)
         return await super().notes(prefix)
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         if node == self.refused:
             raise StoreUnavailable("the store is down")
         if term_ms:

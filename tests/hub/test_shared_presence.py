@@ -25,7 +25,7 @@ from holdfast.hub.nodes import TERM_MS
 from holdfast.hub.notices import WAITING_NOTICES
 from holdfast.hub.presence_state import GRACE_S, MAX_CONNECTIONS
 from holdfast.hub.shared_presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS, SIGNAL_BYTES
-from holdfast.stores.base import Beat, Hold, Notice
+from holdfast.stores.base import Hold, Notice, Renewal
 from holdfast.stores.memory import MemoryStore
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared, new_hub
@@ -51,12 +51,12 @@ class Notifying(Shared):
         super().__init__()
         self.reads: list[str] = []  # the prefixes of the reads of holds
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         self.renewals += 1
-        beat = await super().hold(node, term_ms, values)
+        renewal = await super().hold(node, term_ms, values)
         if node == self.late:
             await asyncio.sleep(0.8)
-        return beat
+        return renewal
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         self.reads.append(prefix)
@@ -462,7 +462,7 @@ class Counting(MemoryStore):
 
     calls = 0
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         self.calls += 1
         return await super().hold(node, term_ms, values)
 

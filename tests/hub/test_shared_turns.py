@@ -21,7 +21,7 @@ from holdfast.core.events import Signal
 from holdfast.core.ops import Claim
 from holdfast.core.turns import ATTEMPTS
 from holdfast.hub import shared_turns
-from holdfast.stores.base import Beat, Changes, Committed, Conflict, Hold, Write
+from holdfast.stores.base import Changes, Committed, Conflict, Hold, Renewal, Write
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
@@ -243,7 +243,7 @@ class Late(Shared):
             await asyncio.sleep(6.0 if self.is_slow else 0)
         return await super().commit(writes)
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Beat:
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         self.renewal_s = 1.9 if self.is_slow else 0.0
         return await super().hold(node, term_ms, values)
 

@@ -59,7 +59,7 @@ from holdfast.hub.shared_turns import SharedTurns
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
-from holdfast.stores.base import Beat, Committed, Conflict, Head, Write, head_of
+from holdfast.stores.base import Committed, Conflict, Head, Renewal, Write, head_of
 from holdfast.transports import codec, framing
 from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
@@ -366,10 +366,10 @@ def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) 
     """A node whose lease runs is in each answer of the store."""
     note = NodeLease._note
 
-    def hasty(self: NodeLease, beat: Beat) -> None:
-        before = self.beat
-        note(self, beat)
-        if before is None or before.life != beat.life:
+    def hasty(self: NodeLease, renewal: Renewal) -> None:
+        before = self.renewal
+        note(self, renewal)
+        if before is None or before.lease != renewal.lease:
             self._certain_s = self._own_due_s = self._now_s()
 
     patch.setattr(NodeLease, "_note", hasty)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from holdfast.stores.base import Beat, Hold
+from holdfast.stores.base import Hold, Renewal
 from holdfast.stores.holds import Holds
 from holdfast.stores.memory import MemoryStore
 from tests.stores.files import opened
@@ -13,7 +13,7 @@ async def test_a_lease_ends_one_term_after_its_last_renewal() -> None:
     store = MemoryStore(now_ms=lambda: now_ms)
     begun = await store.hold("n1", 4_000, {"a": Hold(b"1"), "b": Hold(b"2", 10_000)})
     for now_ms in (3_999, 7_998):
-        assert await store.hold("n1", 4_000, {}) == Beat(now_ms, frozenset({"n1"}), begun.life)
+        assert await store.hold("n1", 4_000, {}) == Renewal(now_ms, frozenset({"n1"}), begun.lease)
     now_ms = 11_997
     assert set(await store.holds("")) == {"a"}
     now_ms = 11_998
@@ -28,13 +28,13 @@ def test_a_node_that_was_paused_for_longer_than_its_lease_does_not_get_its_holds
     now_ms = 4_000
     back = holds.hold("n1", 4_000, {})
     assert (back.nodes, holds.holds("")) == ({"n1"}, {})
-    assert back.life != begun.life
+    assert back.lease != begun.lease
 
 
-async def test_a_store_file_that_was_opened_again_has_another_life(tmp_path: Path) -> None:
-    lives = []
+async def test_a_store_file_that_was_opened_again_begins_other_leases(tmp_path: Path) -> None:
+    leases = []
     for _ in range(2):
         async with opened(tmp_path / "chat.db") as store:
             assert await store.holds("") == {}
-            lives.append((await store.hold("n1", 60_000, {"a": Hold(b"1")})).life)
-    assert lives[0] != lives[1]
+            leases.append((await store.hold("n1", 60_000, {"a": Hold(b"1")})).lease)
+    assert leases[0] != leases[1]

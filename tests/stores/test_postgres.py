@@ -399,13 +399,13 @@ async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller
     url = f"postgresql://app@127.0.0.1:{await proxy.start()}/app"
     store = PostgresStore(url, schema=schema)
     await store.open()
-    life = (await store.hold("n1", MINUTE_MS, {})).life
+    lease = (await store.hold("n1", MINUTE_MS, {})).lease
     proxy.fall_silent()
     async with asyncio.timeout(5.0):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await store.hold("n1", MINUTE_MS, {})
-        assert (await store.hold("n1", MINUTE_MS, {})).life == life
+        assert (await store.hold("n1", MINUTE_MS, {})).lease == lease
     monkeypatch.setattr("holdfast.stores.postgres.TIMEOUT_S", 0.1)  # the connection for writes is silent, too
     await store.close()
     await proxy.close()
@@ -456,7 +456,7 @@ async def test_an_answer_continues_over_a_crash_of_the_server_which_loses_holds(
         (stored,) = (await again.history("chat:1")).messages
         assert (stored.text, stored.status) == ("before while it is down after", "complete")
         assert "a" not in await other.holds("")
-        assert (await other.hold("n1", MINUTE_MS, {})).life != before.life
+        assert (await other.hold("n1", MINUTE_MS, {})).lease != before.lease
         await other.close()
         await again.close()
 
