@@ -38,7 +38,7 @@ from holdfast.http_parts import (
     too_large,
     write_last,
 )
-from holdfast.parse_turns import HTTP_S, TURN_S
+from holdfast.parse_queue import HTTP_S, PARSE_S
 from holdfast.transports.server_connection import EXTENSION
 
 HEAD_S = 10.0  # time for a head that has begun, counted from the opening of the connection or from the last response
@@ -229,15 +229,15 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         )
 
     def _parse_in_slices(self, data: bytes) -> None:
-        """Parse `data` until a request waits or the turn ends. No part of a head is set aside: many fill the memory."""
-        at, until_s = 0, self._book.turns.end_s() - TURN_S + HTTP_S
+        """Parse `data` until a request waits or the time ends. No part of a head is set aside: many fill the memory."""
+        at, until_s = 0, self._book.parsing.end_s() - PARSE_S + HTTP_S
         while at < len(data) and not (self._is_refused or self._is_last):
             is_held = self.pipeline or self.flow.write_paused
             if is_held or (at and not self.is_in_head() and self.loop.time() > until_s):
                 self._unread = data[at:]
                 self.flow.pause_reading()
                 if not is_held:
-                    self._book.turns.add(self._go_on)
+                    self._book.parsing.add(self._go_on)
                 return
             most = at + SLICE_BYTES
             if self.is_in_head():
@@ -389,7 +389,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().on_response_complete()
         if self._unread:
             self._unset_keepalive_if_required()
-            self._book.turns.add(self._go_on)
+            self._book.parsing.add(self._go_on)
         connection = self._connection
         if self.cycle.response_complete:
             self._is_in_body = False

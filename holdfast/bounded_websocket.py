@@ -29,7 +29,7 @@ from holdfast.connections import LARGE_BYTES, Connection, Connections
 from holdfast.core.errors import InvalidRequest
 from holdfast.http_parts import refusal, refusal_headers, release_transport, write_last
 from holdfast.lean_waits import Gate, Inbox
-from holdfast.parse_turns import TURN_S
+from holdfast.parse_queue import PARSE_S
 from holdfast.transports.server_connection import EXTENSION
 
 INTRODUCTION_BYTES = 8 * 1024  # limit of a message from a peer that has not authenticated yet
@@ -227,7 +227,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         if self._unread:
             self._unread += data
             self.transport.pause_reading()
-            self._book.turns.add(self._go_on)
+            self._book.parsing.add(self._go_on)
         elif not self.handshake_initiated:
             self._is_head_large = len(data) > LARGE_BYTES
             self._parse(data)
@@ -243,16 +243,16 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         return self.read_paused or self._is_write_paused or self._is_throttled or not self._is_accepted
 
     def _parse_in_slices(self, data: bytes) -> None:
-        """Parse `data` until the connection must pause or the turn of the loop ends; set the rest aside."""
+        """Parse `data` until the connection must pause or the time to parse ends; set the rest aside."""
         # The little input of unknown peers is parsed at once: set aside, that of thousands would fill the memory.
-        at, until_s = 0, self._book.turns.end_s() if self._is_known else self.loop.time() + TURN_S
+        at, until_s = 0, self._book.parsing.end_s() if self._is_known else self.loop.time() + PARSE_S
         while at < len(data) and not self.transport.is_closing():
             is_held = self.is_held()
             if is_held or self.loop.time() > until_s:
                 self._unread = data[at:]
                 self.transport.pause_reading()
                 if not is_held:
-                    self._book.turns.add(self._go_on)
+                    self._book.parsing.add(self._go_on)
                 return
             self._parse(data[at : at + SLICE_BYTES])
             at += SLICE_BYTES
@@ -283,7 +283,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         if self.read_paused and self.queue.empty():
             self.read_paused = False
             if self._unread:
-                self._book.turns.add(self._go_on)
+                self._book.parsing.add(self._go_on)
             else:
                 self._go_on()
         return message

@@ -29,7 +29,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Protocol
 
 from holdfast.core.errors import LocalError
-from holdfast.parse_turns import ParseTurns
+from holdfast.parse_queue import ParseQueue
 
 logger = logging.getLogger("holdfast.serving")
 
@@ -169,7 +169,7 @@ class Connections:
         self.max_waiting_of_address = max(1, min(max_waiting_of_address, self.max_waiting))
         self.proxies = proxies or TrustedProxies(())
         self.input_view = memoryview(bytearray(READ_BYTES))
-        self.turns = ParseTurns()
+        self.parsing = ParseQueue()
         self.open = 0
         self.waiting = 0
         self._by_address: dict[str, dict[Connection, None]] = {}  # waiting connections by address, the oldest first

@@ -37,7 +37,7 @@ LAYERS = (
     ("app",),
     ("__init__",),
     ("interop",),
-    ("http_parts", "lean_waits", "parse_turns", "tail", "control_client", "server_requests"),
+    ("http_parts", "lean_waits", "parse_queue", "tail", "control_client", "server_requests"),
     ("connections",),
     ("bounded_http",),
     ("bounded_websocket",),

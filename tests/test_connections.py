@@ -116,21 +116,21 @@ async def test_listening_socket_keeps_room_for_a_thousand_viewers_while_a_server
     assert len(connected) == 200
 
 
-async def test_turn_of_the_loop_accepts_no_more_connections_of_a_storm_than_its_bound(
+async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than_its_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Otherwise a request waits for the whole storm: a turn with 32 new connections takes 2.5 ms (measured)."""
-    turn, accepted, done = 0, Counter[int](), asyncio.Event()
+    """Otherwise a request waits for the whole storm: an iteration with 32 new connections takes 2.5 ms (measured)."""
+    iteration, accepted, done = 0, Counter[int](), asyncio.Event()
     opened = Connections.opened
 
     def noting(self: Connections, peer: str, owner: ConnectionOwner) -> Connection | None:
-        accepted[turn] += 1
+        accepted[iteration] += 1
         return opened(self, peer, owner)
 
-    def count_turns() -> None:
-        nonlocal turn
-        turn += 1
-        counting[0] = loop.call_soon(count_turns)
+    def count_iterations() -> None:
+        nonlocal iteration
+        iteration += 1
+        counting[0] = loop.call_soon(count_iterations)
         if accepted.total() == len(clients):
             done.set()
 
@@ -140,10 +140,10 @@ async def test_turn_of_the_loop_accepts_no_more_connections_of_a_storm_than_its_
     running = serving.server(new_hub(authenticate=allow_everyone))
     task = await serving.start(running, listening)
     clients = [socket.socket() for _ in range(200)]
-    counting = [loop.call_soon(count_turns)]
+    counting = [loop.call_soon(count_iterations)]
     try:
         for client in clients:
-            client.connect(listening.getsockname())  # the kernel answers, without a turn of this loop
+            client.connect(listening.getsockname())  # the kernel answers, without an iteration of this loop
         async with asyncio.timeout(10):
             await done.wait()
     finally:

@@ -219,17 +219,29 @@ def test_every_documented_file_exists(page: Path) -> None:
     assert missing == []
 
 
+def test_the_map_of_the_architecture_names_each_module_of_the_package() -> None:
+    text = section((ROOT / "docs" / "architecture.md").read_text(), "## Where to find things")
+    folders = {part.split("/")[0]: part for part in re.split(r"^  (?=\w)", text, flags=re.MULTILINE)}
+    package = ROOT / "holdfast"
+    found = [path for pattern in ("*.py", "*/*.py", "*/*.js") for path in package.glob(pattern) if path.stem[0] != "_"]
+    assert len(found) > 200
+    inside = [path for path in found if path.parent != package]
+    missing = [path for path in inside if not re.search(rf"\b{path.stem}\b", folders[path.parent.name])]
+    missing += [path for path in found if path.parent == package and path.name not in text]
+    assert [str(path.relative_to(package)) for path in missing] == []
+
+
 # Terms ------------------------------------------------------------------------------------------------------------
 
 TERMS = """
     access control, adopter, answer, attach, attempt, backpressure, batch, book, branch, caller, capability,
     catch-up, channel, claim, command, committer, connection slot, credentials, cursor, detach, document, draft,
     drain, dump, entry, ephemeral event, epoch, event, export, fault model, feed, fence, floor, flush window, fold,
-    follower,
-    generation, head, heartbeat, held turn, hold, hub, in flight, item, leader, lease, lease monitor, mark, member,
-    message, mutant, new start, node, nonce, offset, operation, oracle, outbox, park, part, position, presence,
-    reconnect, recorder, reply, result, resume, retention, round, seal, segment, sender, serial, shut down, signal,
-    slot, store, subscriber, tail, ticket, token, turn, turn scheduler, verifier, viewer, worker, writer
+    follower, generation, head, heartbeat, held turn, hold, hub, in flight, item, leader, lease, lease monitor,
+    life, mark, member, message, mutant, new start, node, nonce, note, offset, operation, oracle, outbox, park,
+    part, position, presence, reconnect, recorder, reply, result, resume, retention, round, seal, segment, sender,
+    serial, shut down, signal, slot, store, subscriber, tail, ticket, token, turn, turn scheduler, verifier, viewer,
+    worker, writer
 """
 TERMS_TABLE, _, REPLACED_TABLE = GLOSSARY.partition("## Words that these terms replace")
 REPLACED = sorted(set(re.findall(r"`([a-z]+)`", REPLACED_TABLE)) - {"leave"})  # a member leaves; a process shuts down

@@ -19,7 +19,7 @@ logger = logging.getLogger("holdfast.hub")
 # Classes of flush windows: the feeds of one class are released at the same tick, so that they share the bytes of a
 # batch.
 FLUSH_CLASSES_MS = (0, 20, 40, 100, 250, 500, 1000)
-# Number of feeds released in one turn of the loop: about a millisecond of work, so that a large channel delays no
+# Number of feeds released in one iteration of the loop: about a millisecond of work, so that a large channel delays no
 # other.
 SLICE_FEEDS = 100
 EPHEMERAL_S = 0.1  # presence changes and signals within this time are sent together

@@ -4,7 +4,7 @@ Layer: stores.
 
 A promoted standby and a restored backup may lack commits that viewers have seen. The store notes to which history of
 the server it belongs, and each new connection compares. The first that finds another history begins another life. In
-it each channel has another epoch, which its row stores with the next entry; no failover writes to all rows.
+that life each channel has another epoch, which its row stores with the next entry; no failover writes to all rows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class StoreLife:
         self._is_over = False
 
     async def begin(self, db: Connection) -> None:
-        """Note the life that the store has now. Raises StoreUnavailable for a standby."""
+        """Note the name of the life that the store has now. Raises StoreUnavailable for a standby."""
         self.name = await self._read(db)
 
     async def check(self, db: Connection | PoolConnectionProxy) -> None:
@@ -67,7 +67,7 @@ class StoreLife:
             )
 
     async def _read(self, db: Connection | PoolConnectionProxy) -> str:
-        """Return the life of the store; begin another one if the history of the data is another."""
+        """Return the name of the life of the store. If the data has another history, begin another life first."""
         schema = self._schema
         try:
             history = await db.fetchval(_HISTORY.format(schema=schema, cluster=_CLUSTER))

@@ -31,7 +31,7 @@ from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable, sh
 from holdfast.stores.sqlite_file import CHECKSUMS
 from holdfast.stores.sqlite_lock import FILE_MODE, FileLock, locked
 from holdfast.stores.sqlite_reader import check, check_header
-from holdfast.stores.sqlite_restored import BACKUP, has_foreign_wal, read_life, reading, sync, wal_of
+from holdfast.stores.sqlite_restored import BACKUP, has_foreign_wal, read_file_state, reading, sync, wal_of
 from holdfast.stores.sqlite_sums import tolerant_text
 
 STEP_PAGES = 64
@@ -159,7 +159,7 @@ def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:
 
 def receipt_of(target: Path) -> dict[str, object]:
     """Return what tells the backup `target` from all others: its size and its mark. Raises OSError."""
-    return {"size_bytes": target.stat().st_size, "mark": read_life(target).nonce}
+    return {"size_bytes": target.stat().st_size, "mark": read_file_state(target).nonce}
 
 
 class Restored(NamedTuple):
@@ -263,6 +263,6 @@ def keep_wal(store: Path) -> None:
     lock = FileLock(Path(f"{place}.lock"))
     lock.take(place, wait_s=0)
     try:
-        lock.keep_nonces(secrets.token_hex(8), former=(read_life(place).nonce,))
+        lock.keep_nonces(secrets.token_hex(8), former=(read_file_state(place).nonce,))
     finally:
         lock.release()

@@ -30,7 +30,7 @@ from holdfast.stores.sqlite_file import COPY, SET_ASIDE, SqliteFile, new_nonce
 from holdfast.stores.sqlite_lock import FileLock
 from holdfast.stores.sqlite_log import CommitLog
 from holdfast.stores.sqlite_migration import prepare
-from holdfast.stores.sqlite_restored import read_life, reading, sync, wal_of
+from holdfast.stores.sqlite_restored import read_file_state, reading, sync, wal_of
 from holdfast.stores.sqlite_sums import opened, sealed, tolerant_text
 
 logger = logging.getLogger("holdfast.stores")
@@ -99,8 +99,8 @@ def _settle(path: Path, *, migration_backup: bool) -> None:
 def _check_settled(path: Path, lock: FileLock) -> None:
     """Raise StoreUnavailable unless the file is as `_settle` leaves it, or if its disk is too full."""
     wal = wal_of(path)
-    life = read_life(path)
-    if (wal.exists() and wal.stat().st_size) or life.nonce not in lock.nonces or not life.was_clean:
+    state = read_file_state(path)
+    if (wal.exists() and wal.stat().st_size) or state.nonce not in lock.nonces or not state.was_clean:
         raise StoreUnavailable(
             f"store file {path} cannot be compacted: another process reads or has just used it; end that process, and "
             "run the command again"

@@ -31,7 +31,7 @@ BACKUP = "backup"  # stands for the inode number in a backup; a start replaces i
 _WAL_MODE = b"\x02\x02"  # bytes 18 and 19 of each file that has a WAL
 
 
-class Life(NamedTuple):
+class FileState(NamedTuple):
     """The state in which a process left a file, read without its `-wal`."""
 
     inode: str
@@ -54,17 +54,17 @@ def reading(path: Path, *, is_immutable: bool = False) -> Iterator[sqlite3.Conne
         yield db
 
 
-def read_life(path: Path) -> Life:
+def read_file_state(path: Path) -> FileState:
     """Return the state of the file itself, without its `-wal`; one with the nonce UNREADABLE if it cannot be read."""
     try:
         with reading(path, is_immutable=True) as db:
             db.execute("PRAGMA writable_schema = 1")  # so that SQLite reads a file that was cut, too
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'life'").fetchone() is None:
-                return Life("", NO_NONCE, False)
+                return FileState("", NO_NONCE, False)
             row = db.execute("SELECT inode, clean FROM life").fetchone()
     except (sqlite3.Error, *DAMAGE):
-        return Life("", UNREADABLE, False)
-    return Life(*inode_and_nonce(row[0]), bool(row[1])) if row is not None else Life("", NO_NONCE, False)
+        return FileState("", UNREADABLE, False)
+    return FileState(*inode_and_nonce(row[0]), bool(row[1])) if row is not None else FileState("", NO_NONCE, False)
 
 
 def check_wal(path: Path, lock: FileLock) -> None:
@@ -73,10 +73,10 @@ def check_wal(path: Path, lock: FileLock) -> None:
     if not wal.exists() or not wal.stat().st_size:
         return
     is_empty = not path.exists() or not path.stat().st_size
-    life = Life(BACKUP, "", True) if is_empty else read_life(path)
-    if life.nonce in (*lock.nonces, *lock.former):
+    state = FileState(BACKUP, "", True) if is_empty else read_file_state(path)
+    if state.nonce in (*lock.nonces, *lock.former):
         return
-    if _is_foreign(path, life, lock):
+    if _is_foreign(path, state, lock):
         aside = wal.with_name(f"{wal.name}.foreign-{secrets.token_hex(4)}")
         wal.rename(aside)
         Path(f"{os.path.realpath(path)}-shm").unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def check_wal(path: Path, lock: FileLock) -> None:
             "store file %s is a backup, and %s belongs to the file that it replaced; it is now %s", path, wal, aside
         )
         return
-    if life.nonce == UNREADABLE:
+    if state.nonce == UNREADABLE:
         why = "the file itself cannot be read"
     elif lock.is_blank:
         why = "its lock file is missing"
@@ -104,14 +104,14 @@ def has_foreign_wal(path: Path) -> bool:
     """Return whether a start would set the `-wal` aside (`check_wal`); a server may have the file open."""
     lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
     lock.look()  # before the file: a start or a close names its new nonce here first
-    life, wal = read_life(path), wal_of(path)
-    return _is_foreign(path, life, lock) and wal.exists() and wal.stat().st_size > 0
+    state, wal = read_file_state(path), wal_of(path)
+    return _is_foreign(path, state, lock) and wal.exists() and wal.stat().st_size > 0
 
 
-def _is_foreign(path: Path, life: Life, lock: FileLock) -> bool:
-    if life.nonce in (UNREADABLE, *lock.nonces, *lock.former):
+def _is_foreign(path: Path, state: FileState, lock: FileLock) -> bool:
+    if state.nonce in (UNREADABLE, *lock.nonces, *lock.former):
         return False
-    return life.inode == BACKUP or _header(path) != _WAL_MODE or (life.was_clean and lock.has_former)
+    return state.inode == BACKUP or _header(path) != _WAL_MODE or (state.was_clean and lock.has_former)
 
 
 def wal_of(path: Path) -> Path:

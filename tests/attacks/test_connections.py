@@ -42,8 +42,8 @@ OF_ADDRESS = 96  # limit of waiting connections of one address, after `CHANCE_S`
 WAITING = 144  # limit of waiting connections of all addresses
 LARGE = 50  # limit of waiting connections that hold more than 8 KiB
 # CPU time of a request beside a storm, as a median: 1 ms, and 22 ms if the storm leaves the server no CPU of its own,
-# since each turn of the event loop then has as many new connections as it may accept at once (measured). A turn with 32
-# of them takes 2.5 ms, and a request several turns. `tests/test_connections.py` checks that a turn has no more of them.
+# since each iteration of the event loop then has as many new connections as it may accept at once (measured). One with
+# 32 of them takes 2.5 ms, and a request several iterations. `tests/test_connections.py` checks that none has more.
 STORM_CPU_S = 0.06
 # The same beside a thousand new connections a second with heads of 54 KB: 55 to 96 ms (measured, decision 0087).
 HEADS_CPU_S = 0.18

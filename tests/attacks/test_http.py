@@ -54,7 +54,7 @@ async def test_requests_behind_a_running_one_are_not_read(attacked: Scene, is_he
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
-async def test_pipelined_requests_of_many_connections_share_the_turns_of_one(attacked: Scene) -> None:
+async def test_pipelined_requests_of_many_connections_share_the_time_of_one(attacked: Scene) -> None:
     outcome = await run(attacked, "pipelined", total=600_000, at_once=96)
     outcome.check(64 * MIB, PIPELINED_CPU_S)
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
@@ -67,7 +67,7 @@ CHUNKED = "POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-
     ("begin", "piece"), [(CHUNKED, "1\r\nx\r\n"), ("", "\r\n")], ids=["chunks of a byte", "blank lines"]
 )
 async def test_floods_of_small_pieces_do_not_hold_the_loop(attacked: Scene, begin: str, piece: str) -> None:
-    """The server parses what twenty unknown peers send in the time of one turn of the event loop, together."""
+    """The server parses what twenty unknown peers send in the time of one iteration of the event loop, together."""
     for _ in range(3):
         outcome = await run(attacked, "endless_head", begin=begin, piece=piece, at_once=20)
         if outcome.median_cpu_s < FLOOD_CPU_S:

@@ -412,7 +412,7 @@ async def test_client_closes_while_its_connection_breaks(steps: int) -> None:
     await client.start()
     await client.create("c", text="one")
     wire.cut()
-    for _ in range(steps):  # number of turns of the event loop
+    for _ in range(steps):  # number of iterations of the event loop
         await asyncio.sleep(0)
     async with asyncio.timeout(PATIENCE_S):
         await client.close()
