@@ -269,7 +269,7 @@ class PlanOracle:
         self._steps = steps
         self._kind = kind
         self._plans: dict[str, Planned] = {}
-        self._texts: dict[str, str] = {}  # texts of scripts; a plan has one text, so its length is enough
+        self._texts: dict[str, str] = {}  # texts of messages by a script; that of a plan follows from its length
         self._known: dict[str, tuple[int, int]] = {}  # version and length at the last look
         self.lengths: dict[str, list[int]] = {}
         self.statuses: dict[str, str] = {}

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     for seed in range(chosen.start, chosen.start + chosen.seeds):
         if len(failed) >= chosen.failures or time.monotonic() - begun_s > chosen.seconds:
             break
-        if arguments is None:  # run as a program: the exit ends no other code, such as a test
+        if arguments is None:  # only as a program: the exit would end a test that calls this function, too
             faulthandler.dump_traceback_later(LAST_RESORT_S, exit=True)
         report = run_named(seed)
         seeds, events, virtual_s = seeds + 1, events + report.events, virtual_s + report.virtual_s

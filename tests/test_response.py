@@ -375,7 +375,7 @@ async def test_frames_after_text_fail_with_the_remedy(
 
 
 @pytest.mark.parametrize("item", ["data: x\n", "data is\n\n", "id: 5\n\n", "data: x\nis text\n\n", "\n\n"])
-async def test_text_that_is_no_whole_frame_may_follow_text(item: str) -> None:
+async def test_text_other_than_a_whole_frame_may_follow_text(item: str) -> None:
     async def prose() -> AsyncIterator[str]:
         yield "Look: "
         yield item
@@ -486,7 +486,7 @@ async def wrapped_later() -> StreamingResponse:
         (wrapped_later, "got the function 'wrapped_later' that returns a StreamingResponse; pass the generator"),
     ],
 )
-def test_source_that_is_no_stream_is_refused_at_the_call(source: object, detail: str) -> None:
+def test_source_other_than_a_stream_is_refused_at_the_call(source: object, detail: str) -> None:
     with pytest.raises(LocalError, match="source must be a stream") as refused:
         new_hub().stream_response("chat:1", source)
     assert detail in refused.value.detail
@@ -524,7 +524,7 @@ async def test_function_that_returns_a_response_ends_the_answer_with_the_remedy(
         (5, "got int"),
     ],
 )
-async def test_stream_that_is_none_is_refused_by_pipe(stream: object, detail: str) -> None:
+async def test_argument_other_than_a_stream_is_refused_by_pipe(stream: object, detail: str) -> None:
     hub = new_hub()
     with pytest.raises(LocalError, match="stream must be an iterator") as refused:
         async with hub.message("chat:1") as message:

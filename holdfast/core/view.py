@@ -2,9 +2,9 @@
 
 Layer: core.
 
-The Python client, `holdfast tail`, the simulator and the property tests all keep their view with
-this; `web/view.js` is its twin, and both pass `tests/vectors/`. A view is always a prefix of the truth and ends
-equal to it, even if batches are interrupted, delayed, repeated or joined.
+The Python client, `holdfast tail`, the simulator and the property tests all keep their view with this. `web/view.js`
+is the same in JavaScript, and both pass `tests/vectors/`. A view is always a prefix of the truth and ends equal to it,
+even if batches are interrupted, delayed, repeated or joined.
 """
 
 from __future__ import annotations

@@ -173,8 +173,8 @@ class _Supervisor:
                 raise LocalError(f"the demo's server did not start ({_cause(status)}); its output is above")
             if restarts.count():
                 raise LocalError(
-                    f"the demo's server died {MOST_RESTARTS} times within {RESTARTS_S:.0f} s, at last "
-                    f"({_cause(status)}); its output is above"
+                    f"the demo's server died {MOST_RESTARTS} times within {RESTARTS_S:.0f} s "
+                    f"(the last time: {_cause(status)}); its output is above"
                 )
             if is_ready:
                 died_at_s, cause = time.monotonic(), _cause(status)

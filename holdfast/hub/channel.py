@@ -366,9 +366,9 @@ class Channel:
                 self.moved()
 
     async def _is_at(self, head: Head) -> bool:
-        """Return whether the state is at `head`, as a read returned it.
+        """Return whether the state is at `head`, which a read of the store has returned.
 
-        If not, catch up; the caller then reads again.
+        If it is not, catch up; the caller then reads again.
         """
         await self._follow(head)
         return self.is_at(head)

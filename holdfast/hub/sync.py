@@ -1,4 +1,4 @@
-"""The hub for threads: blocking twins of its calls.
+"""The hub for threads: blocking versions of its calls.
 
 Layer: hub.
 

@@ -75,7 +75,7 @@ def approval_of(part: Json, release: Release) -> Json | None:
     return {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
 
 
-def is_answered_by_page(part: Json, release: Release) -> bool:
+def involves_page(part: Json, release: Release) -> bool:
     """Return whether a page runs the stored call, or has approved or denied it."""
     return part["name"] in release.browser_tools or approval_of(part, release) is not None
 
@@ -179,7 +179,7 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
                     parts.append(step)
             parts.append(one)
             if is_call and (has_result(part) or "approval" in one):
-                is_joined = not is_answered_by_page(part, release) and (is_joined or not is_due)
+                is_joined = not involves_page(part, release) and (is_joined or not is_due)
                 is_due = True
             elif is_call:
                 open_states.add(one["state"])

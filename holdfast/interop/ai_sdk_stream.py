@@ -25,7 +25,7 @@ from holdfast.interop.ai_sdk_parts import (
     Release,
     approval_of,
     has_result,
-    is_answered_by_page,
+    involves_page,
     parsed,
     result_of,
     silent_id,
@@ -54,7 +54,8 @@ Place = tuple[str, int]  # the id of an answer, and the index of a part
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 ENDED = -1  # in place of a step: the call gets no more input, and no result
-IN_STEP, ANSWERED = "result", "answer"  # why the next part needs a new step: a result of the server; all other reasons
+# When the next part needs a new step: after a result of the server, unless it joins the step; always.
+IN_STEP, ALWAYS = "result", "always"
 LATE = "the question has expired or was answered; the reply had no effect"
 SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
 _REPLIED = ("approval-responded", "output-available", "output-error")  # states of calls to which a page has replied
@@ -129,7 +130,7 @@ class UIStream:
                 case TurnChanged(state):
                     self._end = end_of(delta, self._end)
         if self._shown.is_first and self._page.has_other_text():
-            self._end, self._step_due = REPLACED, ANSWERED if self._replied() else ""
+            self._end, self._step_due = REPLACED, ALWAYS if self._replied() else ""
             self._open.clear()
             del self._chunks[1:]  # behind `start`: a page shows no mixture of two texts
         if self._end in GONE:
@@ -155,7 +156,7 @@ class UIStream:
             if self._page.id is None:
                 self._put(type="start-step")
             else:  # a question about an earlier call stays in the step of the call; new parts have a step of their own
-                self._step_due, self._is_step_empty = ANSWERED, False
+                self._step_due, self._is_step_empty = ALWAYS, False
 
     def _content(self, tool: PageCall | None = None) -> None:
         """Begin a new step if one is due, before the chunk that makes a part: `tool`, or one of another type."""
@@ -186,7 +187,7 @@ class UIStream:
             case MessageOpened(message):
                 self._shown.open(message_id)
                 self._meta = {**self._meta, **message.meta}
-                self._step_due = ANSWERED if self._begun_id else self._step_due
+                self._step_due = ALWAYS if self._begun_id else self._step_due
                 self._begin(message_id)
             case PartOpened(index, part) | PartReplaced(index, part):
                 self._part((message_id, index), part)
@@ -275,8 +276,8 @@ class UIStream:
             self._approve(tool, part)
         if is_over and tool.stage < OVER:
             tool.stage = OVER
-            is_answered = is_answered_by_page(part, self._release) or self._step_due == ANSWERED
-            self._step_due = ANSWERED if is_answered else IN_STEP
+            is_certain = involves_page(part, self._release) or self._step_due == ALWAYS
+            self._step_due = ALWAYS if is_certain else IN_STEP
             self._is_step_empty = self._is_step_empty and not is_new
             self._put(
                 **result_of(part, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
@@ -295,7 +296,7 @@ class UIStream:
             if knows_replies:
                 reply = {name: value for name, value in approval.items() if name != "id"}
                 self._put(type="tool-approval-response", approvalId=approval["id"], **reply)
-                self._step_due, self._is_step_empty = ANSWERED, False
+                self._step_due, self._is_step_empty = ALWAYS, False
 
     def _make_available(self, tool: PageCall, text: str, *, is_silent: bool = False) -> None:
         if tool.stage != STARTED:

@@ -112,7 +112,7 @@ class OpenAI:
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
             access.check(of.channel, "subscribe", "history", *reply)
             channel, turn = of.channel, await _turn(access, of)
-            if (start := await self._answer(access, of, turn, given)) is not None:
+            if (start := await self._reply(access, of, turn, given)) is not None:
                 assert turn.message is not None
                 return turn.message, Reference(channel, of.message_id, start)
             if body.get("model") is not None:
@@ -147,8 +147,8 @@ class OpenAI:
         names = {"model": body["model"], "client": access.identity.client_id or "anonymous", "id": id}
         return re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], self._channel)
 
-    async def _answer(self, access: Access, of: Reference, turn: TurnStatus, given: GivenInput) -> Place | None:
-        """Reply to the questions that a request answers, and return where its response begins; None for a new turn."""
+    async def _reply(self, access: Access, of: Reference, turn: TurnStatus, given: GivenInput) -> Place | None:
+        """Send the replies that a request has, and return where its response begins; None for a new turn."""
         assert turn.message is not None
         open_calls = {
             one.data["call"]: one.id

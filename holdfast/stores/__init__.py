@@ -49,7 +49,7 @@ def open_url(url: str) -> Store:
     if scheme == "memory":
         if host or path or options or fragment:
             raise LocalError(
-                f"store URL {shown_url(url)} has a name or options, a memory store has neither; use memory://"
+                f"store URL {shown_url(url)} has a name or options, but a memory store has neither; use memory://"
             )
         from holdfast.stores.memory import MemoryStore
 
@@ -58,7 +58,7 @@ def open_url(url: str) -> Store:
         raise LocalError(f"store URL must be {_FORMS}, got {shown_url(url)}")
     if host:
         place = shown(f"sqlite:///{host.rpartition('@')[2]}{path}").strip("'")
-        raise LocalError(f"store URL {shown_url(url)} names a host, an SQLite file is on this machine; use {place}")
+        raise LocalError(f"store URL {shown_url(url)} names a host, but an SQLite file is on this machine; use {place}")
     file = os.fsdecode(unquote_to_bytes(path.removeprefix("/")))
     if not path.strip("/") or path.endswith("/") or fragment or "\0" in file:
         raise LocalError(f"store URL {shown_url(url)} does not name a file; use {_FORMS}")

@@ -28,8 +28,8 @@ from holdfast.stores.base import Notice
 
 logger = logging.getLogger("holdfast.store")
 
-CONNECT_TIMEOUT_S = 5.0  # of a link, with all that it asks the server at its beginning
-ANSWER_TIMEOUT_S = 1.5  # of one command; the hub gives a call of `notify` up a little later
+CONNECT_TIMEOUT_S = 5.0  # of a link, with all that it requests at its beginning
+RESPONSE_TIMEOUT_S = 1.5  # of one command; the hub gives a call of `notify` up a little later
 CHECK_S = 5.0  # time between two messages of a link to itself
 RETRY_S = (0.5, 30.0)  # shortest and longest pause before another link
 NOTICE_BYTES = 64 * 1024  # limit of one notice; larger ones are left out
@@ -37,7 +37,7 @@ SEND_BYTES = 4 * 1024 * 1024  # limit of the notices of one call; further ones a
 NAMES_AT_ONCE = 500  # Redis channels that one SUBSCRIBE names
 FEW_CHANNELS = 8  # up to so many new channels are read one by one; of more, the heads are read
 HEADS_PAUSE_S = 0.2  # after such a reading; channels that are followed meanwhile share the next one
-TURN_MESSAGES = 100  # messages that are taken in one turn of the event loop
+MESSAGES_AT_ONCE = 100  # messages that are taken in one iteration of the event loop
 
 _KINDS = ("moved", "here", "signal")  # the first byte of a message is the index
 _ID_BYTES = 8
@@ -289,7 +289,7 @@ class _BusLink:
             else:
                 receive(name, message)
             messages += 1
-            if messages % TURN_MESSAGES == 0:  # while messages wait, a read does not pause
+            if messages % MESSAGES_AT_ONCE == 0:  # while messages wait, a read does not pause
                 await asyncio.sleep(0)
 
     async def keep(self) -> None:
@@ -302,7 +302,7 @@ class _BusLink:
             await self.publish([("PUBLISH", self._own, b"")])
             if self._failed.done():
                 self._failed.result()
-            async with _answering():
+            async with _responding():
                 await self._is_delivered.wait()
 
     async def change(self, command: str, names: Sequence[bytes]) -> None:
@@ -310,7 +310,7 @@ class _BusLink:
         for some in _pieces(names, NAMES_AT_ONCE):
             self._unconfirmed = len(some)
             self._is_confirmed.clear()
-            async with _answering():
+            async with _responding():
                 await self._subscriber.send_command(command, *some, check_health=False)
                 await self._is_confirmed.wait()
 
@@ -319,7 +319,7 @@ class _BusLink:
         if self._failed.done():
             return False
         try:
-            async with _answering(), self._publishing:
+            async with _responding(), self._publishing:
                 await self._publisher.send_packed_command(self._publisher.pack_commands(messages), check_health=False)
                 for _ in messages:
                     await self._publisher.read_response()
@@ -341,13 +341,13 @@ class _BusLink:
 
 
 @asynccontextmanager
-async def _answering() -> AsyncIterator[None]:
+async def _responding() -> AsyncIterator[None]:
     """Bound the time of a command. Raises TimeoutError with a message."""
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(RESPONSE_TIMEOUT_S):
             yield
     except TimeoutError:
-        raise TimeoutError(f"no response within {ANSWER_TIMEOUT_S:g} s") from None
+        raise TimeoutError(f"no response within {RESPONSE_TIMEOUT_S:g} s") from None
 
 
 @asynccontextmanager

@@ -119,7 +119,7 @@ def test_anthropic_puts_the_results_of_a_round_into_the_next_turn() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["", "{", "[1]", '{"a":' * 50_000, '"x"'])
-def test_arguments_that_are_no_object_are_empty_for_anthropic(arguments: str) -> None:
+def test_arguments_other_than_an_object_are_empty_for_anthropic(arguments: str) -> None:
     turns = as_turns([ASKED, message("assistant", call("a", input=arguments))], "anthropic")
     assert turns[1]["content"] == [{"type": "tool_use", "id": "a", "name": "do_a", "input": {}}]
 

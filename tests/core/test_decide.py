@@ -631,7 +631,7 @@ def test_fenced_is_reported_before_finished(request_: Request) -> None:
         FinishMessage(status="failed"),
     ],
 )
-def test_finished_is_reported_before_what_else_is_wrong(harness: LogHarness, request_: Request) -> None:
+def test_finished_is_reported_before_other_errors(harness: LogHarness, request_: Request) -> None:
     harness.create("m", parts=[text_part("a"), data_part()])
     with pytest.raises(Finished):
         harness.ask("m", request_)

@@ -161,7 +161,7 @@ async def test_a_hold_refuses_before_anything_goes(hub: HubCore) -> None:
 
 
 @pytest.mark.parametrize("client_id", ["*", "", "a b", "x" * 65, "chat:*", "..", "ann\n"])
-async def test_a_name_that_is_no_client_id_is_refused(hub: HubCore, client_id: str) -> None:
+async def test_an_invalid_client_id_is_refused_and_removes_no_message(hub: HubCore, client_id: str) -> None:
     await say(hub, "a", "m1", "ann")
     with pytest.raises(InvalidName, match="a client id must be 1-64 characters"):
         await hub.archive.forget(client_id)

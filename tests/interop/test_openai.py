@@ -485,7 +485,7 @@ async def test_other_method_gets_an_error_of_openai(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("value", ["yes", "", "2"])
-async def test_stream_of_a_response_that_is_no_boolean_is_refused(scene: Scene, value: str) -> None:
+async def test_parameter_stream_must_be_a_boolean(scene: Scene, value: str) -> None:
     scene.gate.set()
     whole = await scene.client.responses.create(model="bot", input="you")
     response = await scene.served.http.get(f"/v1/responses/{whole.id}?stream={value}")
@@ -539,7 +539,7 @@ async def test_encoded_slash_in_a_response_id_reaches_no_response(scene: Scene) 
 
 
 @pytest.mark.parametrize("after", ["-1", "x", "1.5", "", "9" * 400, "٣", str(2**41)])
-async def test_number_that_is_no_place_of_the_response_is_refused(scene: Scene, after: str) -> None:
+async def test_invalid_sequence_number_is_refused(scene: Scene, after: str) -> None:
     response_id = await scene.begin()
     response = await scene.served.http.get(
         f"/v1/responses/{response_id}", params={"stream": "true", "starting_after": after}

@@ -198,7 +198,7 @@ async def test_a_server_that_accepts_and_does_not_answer_is_noticed(
         listening(f"redis://127.0.0.1:{proxy.port}", "a") as first,
         listening(server.url, "a") as second,
     ):
-        monkeypatch.setattr("holdfast.stores.redis_bus.ANSWER_TIMEOUT_S", 0.5)
+        monkeypatch.setattr("holdfast.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
         proxy.stall(direction)  # type: ignore[arg-type]
         await first.bus.notify([Notice("moved", "a", b"lost")])
         proxy.resume()
@@ -225,7 +225,7 @@ async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypa
     logger.addHandler(warned)
     try:
         async with FaultProxy("127.0.0.1", server.port) as proxy, listening(f"redis://127.0.0.1:{proxy.port}") as one:
-            monkeypatch.setattr("holdfast.stores.redis_bus.ANSWER_TIMEOUT_S", 0.5)
+            monkeypatch.setattr("holdfast.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
             proxy.stall("down")
             async with asyncio.timeout(PATIENCE_S):
                 while not one.bus.stats()["bus_losses"]:
@@ -272,7 +272,9 @@ async def test_refused_users_get_the_remedy(server: RedisServer, user: str, expe
 
 
 @needs_redis
-async def test_servers_that_are_no_bus_are_refused(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_servers_that_cannot_carry_notices_are_refused(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")

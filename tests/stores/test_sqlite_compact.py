@@ -144,7 +144,7 @@ def test_compaction_counts_anew_unless_messages_may_be_lost(
 
 
 @pytest.mark.parametrize("column", ["created_ms", "updated_ms", "messages", "size_bytes"])
-async def test_count_that_is_no_number_stops_no_commit(path: Path, column: str) -> None:
+async def test_count_that_damage_made_null_stops_no_commit(path: Path, column: str) -> None:
     async with opened(path) as store:
         await Chat(store, "c").do(create("m1", "one"))
     with closing(sqlite3.connect(path, isolation_level=None)) as db:  # a changed bit can make it NULL

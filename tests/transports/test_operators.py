@@ -289,21 +289,21 @@ async def test_lines_have_signs_of_life_and_end_with_the_error(monkeypatch: pyte
         await anext(with_signs(slow(release, Held("c"))))
 
 
-async def answering(*answer: bytes) -> tuple[asyncio.Server, str]:
-    async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def responding(*body: bytes) -> tuple[asyncio.Server, str]:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = head.partition(b"content-length: ")[2].partition(b"\r")[0]
         await reader.readexactly(int(length or 0))  # a socket that is closed with unread bytes resets the connection
-        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + b"".join(answer))
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + b"".join(body))
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(answer_one, "127.0.0.1")
+    server = await asyncio.start_server(respond, "127.0.0.1")
     return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 @pytest.mark.parametrize(
-    ("command", "answer", "expected"),
+    ("command", "body", "expected"),
     [
         (("forget", "ann"), b"{}\n{}\n", "the same command goes on with the removal"),
         (("forget", "ann"), b'{}\n{"type": "error", "error": {"detail": "it is\\u001bheld"}}\n', "it is held"),
@@ -319,8 +319,8 @@ async def answering(*answer: bytes) -> tuple[asyncio.Server, str]:
         (("release", "c"), b"<html>", "status 200 instead of 204"),
     ],
 )
-async def test_a_response_that_breaks_off_is_named(command: tuple[str, ...], answer: bytes, expected: str) -> None:
-    server, url = await answering(answer)
+async def test_a_response_that_breaks_off_is_named(command: tuple[str, ...], body: bytes, expected: str) -> None:
+    server, url = await responding(body)
     async with server:
         done = await asyncio.to_thread(run, *command, "--url", url)
     assert (done.exit_code, expected in done.stderr) == (1, True), done.stderr
@@ -372,18 +372,18 @@ def end(*lines: bytes, messages: int = 1, damaged: int = 0) -> bytes:
 async def test_only_a_whole_export_is_written_with_its_last_line(
     lines: list[bytes], written: int, expected: str
 ) -> None:
-    server, url = await answering(*lines)
+    server, url = await responding(*lines)
     async with server:
         done = await asyncio.to_thread(run, "export", "c", "--url", url)
     assert (done.exit_code, expected in done.stderr) == (int(written != 3), True), done.stderr
     assert done.stdout_bytes == b"".join(lines[:written])
 
 
-async def test_a_receipt_of_another_release_is_printed_and_no_terminal_obeys_the_answer() -> None:
+async def test_a_receipt_of_another_release_is_printed_and_no_terminal_obeys_the_response() -> None:
     receipt = {"messages": 2, "names": ["\u009b31m", "\u202e", "\x1b"], "of_another_release": None}
     line = json.dumps({"type": "receipt", **receipt}, ensure_ascii=False).encode()
     for command in (("forget", "ann"), ("inspect",)):
-        server, url = await answering(line)
+        server, url = await responding(line)
         async with server:
             done = await asyncio.to_thread(run, *command, "--url", url)
         assert (done.exit_code, done.output.isascii(), "\x1b" in done.output) == (0, True, False), done.stderr

@@ -98,8 +98,8 @@ async def late_chunks(served: Verified) -> None:
 
 async def body_of_another_type(served: Verified) -> None:
     """The server reads such a body and throws it away."""
-    answer = await served.http.post(f"{CHANNEL}/messages", content=TEXT, headers=served.bearer())
-    assert answer.status_code == 415, answer.text
+    response = await served.http.post(f"{CHANNEL}/messages", content=TEXT, headers=served.bearer())
+    assert response.status_code == 415, response.text
 
 
 async def event_stream(served: Verified) -> None:

@@ -155,7 +155,7 @@ async def test_parts_that_an_app_adds_are_kept(hub: Hub, app: App) -> None:
 
 
 async def test_restarted_step_withdraws_its_parts(hub: Hub, app: App) -> None:
-    """Its texts reuse the ids of earlier ones."""
+    """The texts of the step reuse the ids of the withdrawn ones."""
     stored, piped = await pipe_all(hub, app.lines("reset"))
     assert (stored.status, stored.text, piped.text) == ("complete", "Kept. Again.", "Kept. Again.")
     texts = [{"type": "text", "text": text} for text in ("Kept. ", "", "", "Again.")]

@@ -15,7 +15,7 @@ from tests.transports.conftest import new_hub, serving
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The page of the document, built."""
+    """Return the script that is built from the page in `docs/interop.md`."""
     return build(tmp_path_factory.mktemp("page"), block=1)
 
 
