@@ -187,7 +187,7 @@ class Archive:
         if not isinstance(self._store, SqliteStore):
             raise InvalidRequest(f"store {self._store.name!r} cannot be verified; a check needs a store in a file")
         if self._is_verifying:
-            raise Busy("the store is being verified already; wait for the end of that")
+            raise Busy("the store is being verified already; wait until that has ended")
         self._is_verifying = True
         try:
             async with contextlib.aclosing(damage_in(self._store.path)) as lines:

@@ -67,7 +67,7 @@ class Notifier:
     """Sends a notice of each channel in which this node has stored entries, as long as other nodes live."""
 
     def __init__(self, way: Notices, nodes: NodeLease) -> None:
-        """Send by `way`."""
+        """Send notices by `way`: the store, or a bus."""
         self._way = way
         self._nodes = nodes
         self._unsent: dict[str, _Unsent] = {}

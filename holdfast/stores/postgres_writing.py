@@ -216,7 +216,7 @@ class PostgresWriter:
         )
 
     async def _each(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        """Run `statement` once, with the columns of `rows` as arrays; not at all if there are none."""
+        """Run `statement` once, with the columns of `rows` as arrays. Without rows, do nothing."""
         if rows:
             columns = [list(column) for column in zip(*rows, strict=True)]
             await self._db.execute(statement.format(schema=self._schema), *columns)

@@ -60,7 +60,7 @@ export const SEED = Number(process.env.SEED ?? 0)
 
 const MORE_MS = (Number(process.env.FUZZ_SECONDS ?? 0) * 1_000) / 7 // time for further inputs, for each of the tests
 
-/** One seed after another: `count` of them (`FUZZ=10`: ten times as many, `FUZZ=0`: one), and on for a share of `FUZZ_SECONDS`. */
+/** Yield `count` seeds (`FUZZ=10`: ten times as many, `FUZZ=0`: one), and further ones for a share of `FUZZ_SECONDS`. */
 export function* seeds(count) {
   const planned = Math.max(1, Math.round(count * Number(process.env.FUZZ ?? 1)))
   let seed = SEED
