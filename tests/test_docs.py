@@ -321,5 +321,6 @@ def test_a_decision_has_its_form_on_one_page(record: Path) -> None:
     lines = record.read_text().splitlines()
     assert re.fullmatch(r"- Date: \d{4}-\d\d-\d\d", lines[2])
     assert re.fullmatch(r"- Status: (accepted|superseded by \[\d{4}\]\(.*\))", lines[3])
+    assert lines[5].startswith("In short: ")
     assert [line for line in lines if line.startswith("## ")] == ["## Context", "## Decision", "## Consequences"]
     assert len(lines) <= 60

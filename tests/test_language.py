@@ -296,6 +296,16 @@ def test_prose_holds_no_private_words() -> None:
     assert not used, shown(used)
 
 
+def test_file_names_hold_no_private_words() -> None:
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if "node_modules" not in path.parts]
+    unwanted = PRIVATE_WORDS | SPOKEN_WORDS | {"nobody", "somebody", "what", "whoever"}
+    assert [
+        str(path.relative_to(ROOT))
+        for path in paths
+        if unwanted & words_of(path.stem) and not any(is_standard(word, path) for word in words_of(path.stem))
+    ] == []
+
+
 def main(paths: list[str]) -> None:
     """Print the figures of each folder, or of the files given, with the lines that count."""
     for folder, found in sorted(figures(files(*paths)).items()):
