@@ -297,13 +297,10 @@ def test_prose_holds_no_private_words() -> None:
 
 
 def test_file_names_hold_no_private_words() -> None:
-    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if "node_modules" not in path.parts]
     unwanted = PRIVATE_WORDS | SPOKEN_WORDS | {"nobody", "somebody", "what", "whoever"}
-    assert [
-        str(path.relative_to(ROOT))
-        for path in paths
-        if unwanted & words_of(path.stem) and not any(is_standard(word, path) for word in words_of(path.stem))
-    ] == []
+    unwanted -= {"wheel"}  # decisions bound the size of Python's wheel
+    paths = [path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    assert [str(path) for path in paths if unwanted & words_of(path.stem) and "node_modules" not in path.parts] == []
 
 
 def main(paths: list[str]) -> None:
