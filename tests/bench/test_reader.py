@@ -1,6 +1,5 @@
 """The load client's reader finds the same payload as the wire checker's parsers, for every split of the input."""
 
-import itertools
 import struct
 
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from wsproto.events import CloseConnection, Event, Ping, TextMessage
 
 from bench.reader import LoadFrames, LoadResponse
+from tests.wirecheck.test_wirecheck import cut_lists, pieces
 from wirecheck import Frames, Response, WireError, encode_frame
 
 CHUNKED = (
@@ -17,12 +17,6 @@ CHUNKED = (
 )
 WITH_LENGTH = b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone"
 WITHOUT_END = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil the connection ends"
-cut_lists = st.lists(st.integers(0, 400), max_size=12)
-
-
-def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    positions = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(positions)]
 
 
 @given(st.sampled_from([CHUNKED, WITH_LENGTH, WITHOUT_END]), cut_lists)

@@ -7,7 +7,6 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,14 +24,7 @@ from holdfast.core.errors import (
 )
 from tests.client.script import Script
 from tests.client.script import client_of as scripted
-from tests.client.wire import Wire, becomes, client_of
-
-
-async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        async for _ in view:
-            if is_true():
-                return
+from tests.client.wire import Wire, becomes, client_of, until
 
 
 def data_of(view: ChannelView) -> dict[str, dict[str, Any]]:

@@ -7,13 +7,12 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
 
 from holdfast import Hub, Identity
-from holdfast.client import ChannelView, Client, Subscription
+from holdfast.client import Client, Subscription
 from holdfast.core.errors import Forbidden, LocalError
 from holdfast.core.events import (
     Batch,
@@ -27,14 +26,7 @@ from holdfast.core.events import (
 )
 from tests.client.script import Script
 from tests.client.script import client_of as scripted
-from tests.client.wire import Wire, becomes, client_of, memory_hub
-
-
-async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        async for _ in view:
-            if is_true():
-                return
+from tests.client.wire import Wire, becomes, client_of, memory_hub, until
 
 
 async def some(subscription: Subscription, count: int) -> list[Batch]:

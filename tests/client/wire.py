@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from holdfast import Hub, allow_everyone
-from holdfast.client import Client, Timing
+from holdfast.client import ChannelView, Client, Timing
 from holdfast.client.dial import Closed, Refusal
 
 QUICK = Timing(
@@ -179,6 +179,14 @@ def client_of(wire: Wire, **options: Any) -> Client:
         "http://localhost",
         **{"dial": wire, "http_transport": http, "timing": QUICK, "random": Random(5), **options},
     )
+
+
+async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
+    """Follow `view` until `is_true`."""
+    async with asyncio.timeout(10):
+        async for _ in view:
+            if is_true():
+                return
 
 
 async def becomes(is_true: Callable[[], bool]) -> None:

@@ -177,6 +177,15 @@ def tool_part(text: str = "") -> dict[str, Any]:
     return {"type": "tool", "call": "call-1", "name": "search", "input": text}
 
 
+def served_log(*message_ids: str) -> LogHarness:
+    """Return the log of a channel that agents serve, with user messages that wait for an agent."""
+    log = LogHarness()
+    log.is_served = True
+    for message_id in message_ids:
+        log.create(message_id, text="question")
+    return log
+
+
 def data_part(data: object = None) -> dict[str, Any]:
     """A data part."""
     return {"type": "data", "name": "bar", "data": data}

@@ -34,7 +34,7 @@ from holdfast.core.model import Command as CommandSeen
 from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
 from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
 from holdfast.core.state import apply_entry
-from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
+from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness, served_log
 
 HALF = "\ud83d"  # half of a surrogate pair
 EVE = Caller(id="eve", may_read=False)
@@ -57,10 +57,7 @@ def batch() -> LogHarness:
 @pytest.fixture
 def served() -> LogHarness:
     """Return a channel with agents and a user message whose turn waits."""
-    harness = LogHarness()
-    harness.is_served = True
-    harness.create("q", text="question")
-    return harness
+    return served_log("q")
 
 
 # -- sending ---------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from holdfast.core.ops import Append, Entry, Lease, WriterIdentity, decode_op, e
 from holdfast.core.requests import Caller, ClaimTurn
 from holdfast.core.state import ChannelState, apply_entry
 from holdfast.core.text import MARK_BYTES, Text
-from tests.core.harness import AGENT, BOB, PERSON, LogHarness, data_part, text_part, tool_part
+from tests.core.harness import AGENT, BOB, PERSON, LogHarness, data_part, served_log, text_part, tool_part
 from tests.core.worlds import (
     COMMANDS,
     IDS,
@@ -304,17 +304,9 @@ def test_documents_from_drafts_restore_what_was_stored(world_batches: list[list[
 # -- turns and commands ----------------------------------------------------------------------------------------
 
 
-def served() -> LogHarness:
-    """Build a channel that agents serve, with a waiting user message."""
-    harness = LogHarness()
-    harness.is_served = True
-    harness.create("q", text="question")
-    return harness
-
-
 @pytest.mark.parametrize("state", ["pending", "taken", "taken again", "done", "cancelled"])
 def test_a_document_holds_the_turn_of_a_message(state: str) -> None:
-    harness = served()
+    harness = served_log("q")
     if state != "pending":
         harness.claim("q", caller=REMOTE, lease_s=15)
     match state:
@@ -330,7 +322,7 @@ def test_a_document_holds_the_turn_of_a_message(state: str) -> None:
 
 
 def test_a_document_after_a_claim_covers_it() -> None:
-    harness, shelf = served(), Shelf()
+    harness, shelf = served_log("q"), Shelf()
     for entry in harness.log:
         shelf.add(entry)
     shelf.put_document_of(harness.known("q"))
@@ -348,7 +340,7 @@ def test_a_document_after_a_claim_covers_it() -> None:
 
 
 def test_a_claim_or_lease_that_the_document_covers_changes_nothing() -> None:
-    harness = served()
+    harness = served_log("q")
     harness.claim("q", caller=REMOTE, lease_s=15)
     harness.claim("q", 1, caller=AGENT)
     back = restore(Stored(id="q", head=document(harness.known("q")).head, segments=[], entries=harness.log))
@@ -376,7 +368,7 @@ def test_document_after_a_claim_does_not_repeat_text() -> None:
 
 
 def test_decisions_about_a_turn_are_the_same_on_a_restored_message() -> None:
-    harness = served()
+    harness = served_log("q")
     harness.claim("q", caller=AGENT)
     harness.state.insert([restore(stored(harness.known("q")))])
     assert harness.claim("q", caller=AGENT).ops == ()

@@ -27,19 +27,10 @@ from holdfast.core.turns import (
     drawing,
     fate_of_held,
 )
-from tests.core.harness import AGENT, LogHarness
+from tests.core.harness import AGENT, LogHarness, served_log
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
 FAR = Caller(id="far", is_server=True)  # a worker in another process, for which the hub sends requests
-
-
-def served(*message_ids: str) -> LogHarness:
-    """Return a log with user messages that wait for an agent."""
-    log = LogHarness()
-    log.is_served = True
-    for message_id in message_ids:
-        log.create(message_id, text="question")
-    return log
 
 
 def observed(log: LogHarness, message_id: str = "q", *, is_orphan: bool = False) -> TurnState[str]:
@@ -76,7 +67,7 @@ def test_every_phase_is_reached_and_leads_to_the_end() -> None:
 
 
 def test_turn_waits_is_claimed_runs_and_is_over() -> None:
-    log = served("q")
+    log = served_log("q")
     turn = observed(log)
     phases = [turn.phase]
     turn.send_claim()
@@ -97,7 +88,7 @@ def test_turn_waits_is_claimed_runs_and_is_over() -> None:
     [(TurnEvent.REFUSED, Phase.RUNNING), (TurnEvent.FAILED, Phase.DELAYED), (TurnEvent.TAKEN, Phase.RUNNING)],
 )
 def test_claim_of_another_hub_counts_when_the_own_claim_is_resolved(event: TurnEvent, phase: Phase) -> None:
-    log = served("q")
+    log = served_log("q")
     turn = observed(log)
     turn.send_claim()
     log.claim("q", caller=FAR, lease_s=15)
@@ -110,7 +101,7 @@ def test_claim_of_another_hub_counts_when_the_own_claim_is_resolved(event: TurnE
 
 
 def test_turn_that_was_cancelled_while_it_was_claimed_is_over() -> None:
-    log = served("q")
+    log = served_log("q")
     turn = observed(log)
     turn.send_claim()
     log.claim("q", caller=FAR, lease_s=15)
@@ -121,7 +112,7 @@ def test_turn_that_was_cancelled_while_it_was_claimed_is_over() -> None:
 
 
 def test_lost_attempt_is_not_taken_for_a_new_one() -> None:
-    log = served("q")
+    log = served_log("q")
     log.claim("q", caller=FAR, lease_s=15)
     turn = observed(log)
     turn.worker = "far"
@@ -134,14 +125,14 @@ def test_lost_attempt_is_not_taken_for_a_new_one() -> None:
 
 
 def test_claim_of_a_process_that_is_gone_waits_again() -> None:
-    log = served("q")
+    log = served_log("q")
     log.claim("q", caller=AGENT)
     turn = observed(log, is_orphan=True)
     assert (turn.phase, turn.attempt) == (Phase.WAITING, 1)
 
 
 def test_turn_in_this_process_is_not_an_orphan_while_it_runs() -> None:
-    log = served("q")
+    log = served_log("q")
     turn = observed(log)
     turn.send_claim()
     log.claim("q", caller=AGENT)
@@ -160,7 +151,7 @@ def taken_here(turn: TurnState[str], log: LogHarness) -> None:
 
 
 def test_message_created_again_waits_for_the_handler_of_its_deleted_channel() -> None:
-    log, again = served("q"), served("q")
+    log, again = served_log("q"), served_log("q")
     turns = ChannelTurns[str]()
     turn = observed(log)
     turns.put(turn)
@@ -175,7 +166,7 @@ def test_message_created_again_waits_for_the_handler_of_its_deleted_channel() ->
 
 
 def test_message_that_was_deleted_and_created_between_two_looks_waits_for_the_old_handler() -> None:
-    log, again = served("q"), served("q")
+    log, again = served_log("q"), served_log("q")
     turns = ChannelTurns[str]()
     turn = observed(log)
     turns.put(turn)
@@ -188,7 +179,7 @@ def test_message_that_was_deleted_and_created_between_two_looks_waits_for_the_ol
 
 
 def test_claim_that_must_be_alone_is_refused_while_another_attempt_runs_unless_that_one_is_lost() -> None:
-    log = served("q1", "q2")
+    log = served_log("q1", "q2")
     log.claim("q1", caller=FAR, lease_s=15)  # by another hub
     with pytest.raises(StillStreaming, match="'q1'"):
         log.ask("q2", ClaimTurn(generation=0, lost=()), AGENT)
@@ -203,7 +194,7 @@ def test_claim_that_must_be_alone_is_refused_while_another_attempt_runs_unless_t
 
 
 def test_attempt_that_its_node_confirms_is_lost_no_more() -> None:
-    log = served("q1", "q2")
+    log = served_log("q1", "q2")
     log.claim("q1", caller=AGENT)  # by another hub, whose lease ends
     turns = ChannelTurns[str]()
     turn = observed(log, "q1")
@@ -219,7 +210,7 @@ def test_attempt_that_its_node_confirms_is_lost_no_more() -> None:
 
 
 def test_attempt_of_this_node_is_unbegun_until_a_handler_has_it() -> None:
-    log = served("q")
+    log = served_log("q")
     turn = observed(log)
     taken_here(turn, log)
     assert (turn.is_unbegun_by("here"), turn.is_unbegun_by("there")) == (True, False)
@@ -229,7 +220,7 @@ def test_attempt_of_this_node_is_unbegun_until_a_handler_has_it() -> None:
 
 
 def test_confirmation_changes_a_turn_and_is_forgotten_with_its_attempt() -> None:
-    log = served("q")
+    log = served_log("q")
     log.claim("q", caller=AGENT)
     turn = observed(log)
     turn.lose()
@@ -254,7 +245,7 @@ def test_claim_that_must_be_alone_reads_no_message_that_no_attempt_has() -> None
             self.reads += 1
             return super().get(key, default)
 
-    log = served(*(f"q{number}" for number in range(50)))
+    log = served_log(*(f"q{number}" for number in range(50)))
     log.state.messages = counted = Counted(log.state.messages)
     log.ask("q7", ClaimTurn(generation=0, lost=()), AGENT)
     assert counted.reads < 10
@@ -262,7 +253,7 @@ def test_claim_that_must_be_alone_reads_no_message_that_no_attempt_has() -> None
 
 @pytest.mark.parametrize("batches", [False, True])
 def test_claim_that_must_be_alone_follows_the_claims_and_deletions_before_it(batches: bool) -> None:
-    log = served("q1", "q2")
+    log = served_log("q1", "q2")
     log.batches = batches
     log.ask("q1", ClaimTurn(generation=0, lost=()), AGENT)
     with pytest.raises(StillStreaming, match="'q1'"):
@@ -295,7 +286,7 @@ def held(log: LogHarness, *, is_known: bool = True) -> ChannelTurns[str]:
 
 @pytest.mark.parametrize(("end", "fate"), [("done", HeldFate.DONE), ("cancelled", HeldFate.CANCELLED)])
 def test_held_turn_ends_as_the_turn_that_holds_it(end: str, fate: HeldFate) -> None:
-    log = served("q1", "q2")
+    log = served_log("q1", "q2")
     turns = held(log)
     host, turn = turns
     assert turns.held_by("q1") == [turn]
@@ -307,7 +298,7 @@ def test_held_turn_ends_as_the_turn_that_holds_it(end: str, fate: HeldFate) -> N
 
 
 def test_held_turn_is_lost_with_the_attempt_that_holds_it() -> None:
-    log = served("q1", "q2")
+    log = served_log("q1", "q2")
     turns = held(log)
     host, turn = turns
     host.lose()
@@ -321,7 +312,7 @@ def test_held_turn_is_lost_with_the_attempt_that_holds_it() -> None:
 
 
 def test_turn_that_took_a_message_in_without_a_result_does_not_hold_it() -> None:
-    log = served("q1", "q2")
+    log = served_log("q1", "q2")
     turns = held(log, is_known=False)
     _, turn = turns
     assert fate_of_held(turn, turns, log.state) is HeldFate.UNHEARD
@@ -330,7 +321,7 @@ def test_turn_that_took_a_message_in_without_a_result_does_not_hold_it() -> None
 
 
 def test_of_two_requests_for_one_message_the_stored_one_counts() -> None:
-    log = served("q1", "q2")
+    log = served_log("q1", "q2")
     log.claim("q1", caller=FAR, lease_s=15)
     turn = observed(log, "q2")
     turn.send_claim()
@@ -350,7 +341,7 @@ _STEPS = ("claim", "own claim", "take in", "resolve", "lose", "due", "look", "en
 
 @given(st.lists(st.sampled_from(_STEPS), max_size=30))
 def test_turn_agrees_with_the_log_whenever_no_claim_is_under_way(steps: list[str]) -> None:
-    log = served("host", "q")
+    log = served_log("host", "q")
     log.claim("host", caller=FAR, lease_s=15)
     turn = observed(log)
     lost = -1  # number of the attempt that was lost last

@@ -19,7 +19,7 @@ from holdfast.core.message_state import ClaimState
 from holdfast.core.ops import Claim, Create, Finish, Lease, WriterIdentity
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn
 from holdfast.core.state import ChannelState, apply_entry
-from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness
+from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness, served_log
 from tests.core.worlds import fold
 
 REMOTE = Caller(id="agent", is_server=True)  # the hub acts for a worker in another process
@@ -29,10 +29,7 @@ OTHER_NODE = replace(AGENT, writer=WriterIdentity(by="agent", node="there"))
 @pytest.fixture
 def served() -> LogHarness:
     """Return a channel with agents and a user message whose turn waits."""
-    harness = LogHarness()
-    harness.is_served = True
-    harness.create("q", text="question")
-    return harness
+    return served_log("q")
 
 
 def claim_of(harness: LogHarness, message_id: str = "q") -> ClaimState:

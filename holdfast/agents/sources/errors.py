@@ -47,6 +47,11 @@ class UpstreamEnded(HoldfastError):
     ends_as = "interrupted"
 
 
+def unfinished() -> UpstreamEnded:
+    """Return the error for a stream that ended without the reason of its end."""
+    return UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
+
+
 def malformed(what: str) -> UpstreamError:
     """Return the error for an event that differs from its provider's documentation.
 

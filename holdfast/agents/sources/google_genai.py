@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 
-from holdfast.agents.sources.errors import UpstreamEnded, malformed
+from holdfast.agents.sources.errors import malformed, unfinished
 from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
 from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
@@ -64,7 +64,7 @@ class GoogleGenAI(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
+            raise unfinished()
         return iter(())
 
     def _end(self, reason: str) -> Iterator[Edit]:

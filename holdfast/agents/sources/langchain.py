@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 
-from holdfast.agents.sources.errors import UpstreamEnded
+from holdfast.agents.sources.errors import unfinished
 from holdfast.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
 from holdfast.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 from holdfast.core.model import Part
@@ -77,7 +77,7 @@ class LangChain(Source):
 
     def end(self) -> Iterator[Edit]:
         if self._open or not self._has_ended:
-            raise UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
+            raise unfinished()
         return iter(())
 
     def message(self, message: object, where: Hashable) -> Iterator[Edit]:

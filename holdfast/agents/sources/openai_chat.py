@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
-from holdfast.agents.sources.errors import UpstreamEnded, reported
+from holdfast.agents.sources.errors import reported, unfinished
 from holdfast.agents.sources.reading import LINE_CHARACTERS, counts, get, index, items, text, word
 from holdfast.agents.sources.vocabulary import CALLED, Add, Edit, Meta, Open, Set, Source, free, tool
 
@@ -50,7 +50,7 @@ class OpenAIChat(Source):
 
     def end(self) -> Iterator[Edit]:
         if not self._is_ended:
-            raise UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
+            raise unfinished()
         return iter(())
 
     def _choice(self, choice: object) -> Iterator[Edit]:
