@@ -13,7 +13,7 @@ import os
 import re
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -108,7 +108,7 @@ class PostgresStore:
                 await self._life.begin(db)
                 self._pool = await asyncpg.create_pool(
                     self.dsn,
-                    min_size=1,
+                    min_size=0,  # with a minimum, the driver logs a traceback whenever the server is away
                     max_size=READERS + 1,
                     command_timeout=TIMEOUT_S,
                     timeout=CONNECT_TIMEOUT_S,
@@ -386,7 +386,8 @@ class PostgresStore:
                 try:
                     yield db
                 except BaseException:
-                    db.terminate()
+                    with suppress(asyncpg.InterfaceError):  # the connection is lost, so the pool has taken it back
+                        db.terminate()
                     raise
 
     @asynccontextmanager

@@ -39,7 +39,7 @@ from holdfast.stores.base import (
     head_of,
 )
 from holdfast.stores.postgres import READERS, TIMEOUT_S, PostgresStore
-from holdfast.testing import RetentionContract, StoreContract
+from holdfast.testing import FaultProxy, RetentionContract, StoreContract
 from holdfast.testing.contract import MINUTE_MS, Chat, append, check_fold, create, finish, texts
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
@@ -294,6 +294,29 @@ async def test_a_lost_connection_loses_no_text_and_is_replaced(server: Postgres,
         await chat.do(finish("m1"), documents=["m1"])
         assert await texts(store, "c", "m1", "m2") == ["ab", "x"]
         assert await store.tidy(MINUTE_MS) == [("c", "m2")]
+
+
+async def test_cancelled_read_of_a_lost_connection_is_cancelled(server: Postgres, store: PostgresStore) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        async with store._pooled():
+            await asyncio.to_thread(_end_sessions, server)
+            raise asyncio.CancelledError
+
+
+async def test_driver_logs_no_traceback_while_the_server_is_away(
+    server: Postgres, schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
+        store = PostgresStore(f"postgresql://app@127.0.0.1:{proxy.port}/app", schema=schema)
+        await store.open()
+        assert await head_of(store, "c") == NOTHING
+        proxy.refuse()
+        await proxy.cut()
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await head_of(store, "c")
+        await store.close()
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 async def test_entries_of_a_commit_that_was_silent_are_kept(
