@@ -147,14 +147,14 @@ async def standby_promoted(stage: Stage) -> None:
     await stage.kill_writers()
     world.note(f"PostgreSQL is dead; its standby lags by {lags_s:.1f} s")
     await asyncio.sleep(IN_FLIGHT_S)
-    characters = world.acknowledged.characters
+    acknowledged = stage.remember()
     before = stage.expect_new_epochs(kept)
     await database.promote()
     servers.point_to(database.primary.port)
     await stage.until_new_epochs(before)
-    await stage.check_kept(kept)
+    await stage.check_kept(kept, acknowledged)
     await stage.start_writers()
-    world.note(f"the standby serves; {characters} characters were acknowledged")
+    world.note(f"the standby serves; {world.figures['characters lost by failovers']} characters are lost in all")
     await database.renew_standby()
 
 
@@ -270,5 +270,8 @@ async def bus_stopped(stage: Stage) -> None:
     bus.signal(signal.SIGCONT)
 
 
-FAULTS: tuple[Fault, ...] = (node_killed, node_stopped, node_drained, nodes_replaced, node_added)
+FAULTS: tuple[Fault, ...] = (
+    node_killed, node_stopped, node_drained, nodes_replaced, node_added, database_killed, database_stopped,
+    standby_promoted, synchronous_standby_promoted, connections_cut, connections_stalled, connections_swallowed,
+)  # fmt: skip
 BUS_FAULTS: tuple[Fault, ...] = (bus_killed, bus_flushed, bus_stopped)

@@ -52,6 +52,7 @@ class Stage:
         async with self._asking:
             question = await self.conversation.ask(channel)
             self.conversation.expect_attempts([question], further_attempts)
+            question.may_fail = further_attempts > 0
 
     async def check_calm(self) -> None:
         """Wait until the cluster works as before the fault; check all that was acknowledged and shown."""
@@ -184,12 +185,18 @@ class Stage:
             return None
         return str(response["epoch"]) if status == 200 else None
 
-    async def check_kept(self, kept: dict[str, AcknowledgedMessage]) -> None:
-        """Check that each acknowledgement in `kept` is stored; then forget the lost messages."""
+    async def check_kept(
+        self, kept: dict[str, AcknowledgedMessage], acknowledged: dict[str, AcknowledgedMessage]
+    ) -> None:
+        """Check that all of `kept` is stored; then forget the messages out of `acknowledged` that are lost."""
         questions = self.conversation.questions.all
         async with self._asking:
             for channel in self.channels:
                 stored = await self.world.stored(channel)
+                for id, one in acknowledged.items():
+                    if one.channel == channel and not one.plan.is_deleted:
+                        texts = [len(part.get("text", "")) for part in stored.get(id, {}).get("parts", [])]
+                        self.world.count("characters lost by failovers", max(0, sum(one.lengths) - sum(texts)))
                 for id, one in self.world.acknowledged.of(channel).items():
                     old = kept.get(id)
                     if old is not None and (wrong := old.wrong(stored.get(id))) is not None:
@@ -199,7 +206,7 @@ class Stage:
                     if old is None and id not in stored and is_unknown and not is_written:
                         del self.world.acknowledged.messages[id]
                         questions.pop(id, None)
-                        self.world.count("messages lost by a failover")
+                        self.world.count("messages lost by failovers")
 
 
 def _take(written: AcknowledgedMessage, message: Json) -> None:

@@ -153,7 +153,8 @@ class Viewer:
         try:
             yield
         finally:
-            has_new_epoch = self.may_begin_anew and not (cursor or "").startswith(f"{self.checker.epoch}:")
+            # `_take_epoch` judges a new epoch.
+            has_new_epoch = not (cursor or "").startswith(f"{self.checker.epoch}:")
             if cursor is not None and self.checker.new_starts > starts and not has_new_epoch:
                 self.checker.violate("new start", f"{cursor} was not resumed")
 

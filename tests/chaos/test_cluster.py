@@ -105,6 +105,6 @@ async def test_text_that_the_standby_had_must_be_stored(
     monkeypatch.setattr(World, "stored", read)
     if is_wrong:
         with pytest.raises(Failure, match="the standby had it before it was promoted"):
-            await stage.check_kept(kept)
+            await stage.check_kept(kept, kept)
     else:
-        await stage.check_kept(kept)
+        await stage.check_kept(kept, kept)
