@@ -9,6 +9,7 @@ others read the file, also while it is served. With `--url`, a server inspects, 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -22,7 +23,7 @@ import msgspec
 
 from holdfast.archiving import STORE, TOKEN, URL
 from holdfast.control_client import NotServed, call
-from holdfast.core.errors import LocalError, StoreInUse, shown_url
+from holdfast.core.errors import LocalError, StoreInUse, shown, shown_url
 from holdfast.core.model import ChannelSummary
 from holdfast.core.names import check_prefix
 from holdfast.core.retention import Policies, rules_of
@@ -203,16 +204,23 @@ def channels(prefix: str, store: str, url: str | None, token: str | None, is_jso
     check_prefix(prefix)
     found = channels_of(url, prefix, token) if url is not None else _channels_in(sqlite_store(store).path, prefix)
     if is_json:
-        for one in found:
-            click.echo(msgspec.json.encode(one))
+        for one in found:  # in ASCII, because a terminal obeys some characters
+            click.echo(json.dumps(msgspec.to_builtins(one), separators=(",", ":")))
         return
     first = list(islice(found, 1))  # an error of the first page comes before the table
     click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  {'held':<4}  channel")
     for one in chain(first, found):
-        updated = datetime.fromtimestamp(one.updated_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(
-            f"{one.messages:>10,} {one.size_bytes:>14,}  {updated}  {'held' if one.held else '':<4}  {one.channel}"
-        )
+        name = one.channel if one.channel.isprintable() else shown(one.channel)
+        held = "held" if one.held else ""
+        click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {_utc(one.updated_ms):<19}  {held:<4}  {name}")
+
+
+def _utc(at_ms: int) -> str:
+    """Return a time of a list. A changed bit in the file can make it one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return "damaged"
 
 
 def _channels_in(path: Path, prefix: str) -> Iterator[ChannelSummary]:
@@ -242,13 +250,19 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
     if target is not None and not any(one.retainer.policies for one in hubs):
         raise LocalError(f"--app {target} has no hub with the setting retention; give rules with --keep")
     policies = [one.retainer.policies for one in hubs] or [Policies(rules)]
-    total = size_bytes = 0
+    total = size_bytes = damaged = 0
     for policy in policies:
         for due in due_channels(sqlite_store(store).path, policy, time.time_ns() // 1_000_000):
+            if due.damage is not None:
+                click.echo(f"retention leaves out a channel that cannot be read: {due.damage}", err=True)
+                damaged += 1
+                continue
             gone = "  (the whole channel)" if due.is_gone else ""
             click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
             total, size_bytes = total + due.messages, size_bytes + due.size_bytes
     click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
+    if damaged:
+        sys.exit(1)
 
 
 def sqlite_store(url: str) -> SqliteStore:

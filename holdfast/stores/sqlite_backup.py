@@ -31,7 +31,7 @@ from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable, sh
 from holdfast.stores.sqlite_file import CHECKSUMS
 from holdfast.stores.sqlite_lock import FILE_MODE, FileLock, locked
 from holdfast.stores.sqlite_reader import check, check_header
-from holdfast.stores.sqlite_restored import BACKUP, has_foreign_wal, read_file_state, reading, sync, wal_of
+from holdfast.stores.sqlite_restored import BACKUP, has_foreign_wal, read_file_state, reading, set_aside, sync, wal_of
 from holdfast.stores.sqlite_sums import tolerant_text
 
 STEP_PAGES = 64
@@ -61,6 +61,11 @@ def check_target(target: Path, store: Path) -> None:
         raise LocalError(f"backup target {target} exists already; name a new file, or remove it first")
     if not target.parent.is_dir():
         raise LocalError(f"backup target {target} cannot be created: there is no directory {target.parent}; create it")
+    if Path(os.path.realpath(partial_of(target))) in of_store:  # it would be emptied
+        raise LocalError(
+            f"backup target {target} is written as {partial_of(target)} first, which is a file of the store itself; "
+            "name another file"
+        )
     needed = sum(one.stat().st_size for one in (store, wal_of(store)) if one.exists())
     free = shutil.disk_usage(target.parent).free
     if free < needed:
@@ -240,9 +245,9 @@ def give_owner_of(place: Path, new: Path) -> None:
 
 
 def _keep(place: Path) -> Path | None:
-    """Give the store's file and its journals a second name, under which they stay."""
+    """Give the store's file and its journals a second name, under which they stay; a `-wal` alone gets another one."""
     if not place.exists():
-        return None
+        return set_aside(place) if wal_of(place).exists() else None
     kept = place.with_name(f"{place.name}.before-restore-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     for end in ("", "-journal", "-wal"):
         old, new = Path(f"{place}{end}"), Path(f"{kept}{end}")

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from holdfast.core.document import DAMAGE
 from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.core.model import ChannelSummary
-from holdfast.core.retention import Policies, Sweep
+from holdfast.core.retention import Policies, Policy, Sweep
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA, SUMMARIES, check_tables
@@ -36,6 +36,7 @@ class Due(NamedTuple):
     messages: int
     size_bytes: int
     is_gone: bool  # True: the whole channel would go
+    damage: str | None = None  # why the channel cannot be read; then retention leaves it out
 
 
 @contextlib.contextmanager
@@ -120,17 +121,26 @@ def due_channels(path: Path, policies: Policies, now_ms: int) -> Iterator[Due]:
         policy = policies.find(summary.channel)
         if policy is None or not Sweep(policy, summary, now_ms).is_needed or summary.held:
             continue
-        with reading_store(path) as db:
-            documents = Documents(db)
-            channel = Channels(db, documents).find(summary.channel, at=0)
-            if channel is None:
-                continue
-            sweep = Sweep(policy, summary, now_ms, is_busy=bool(documents.open(channel.id)))
-            messages = size_bytes = 0
-            while sweep.is_needed and not sweep.is_over:
-                facts = [fact for _, fact in documents.facts(channel.id, sweep.after, FACTS)]
-                check_above([one.version for one in facts], sweep.after)
-                due = [one for one in sweep.take(facts, is_last=len(facts) < FACTS) if one.is_counted]
-                messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)
-        if messages or sweep.is_emptied:
-            yield Due(summary.channel, messages, size_bytes, sweep.is_emptied)
+        try:
+            due = _due_in(path, policy, summary, now_ms)
+        except StoreUnusable as error:
+            due = Due(summary.channel, 0, 0, False, str(error))
+        if due.messages or due.is_gone or due.damage is not None:
+            yield due
+
+
+def _due_in(path: Path, policy: Policy, summary: ChannelSummary, now_ms: int) -> Due:
+    """Return what would go of one channel. Raises StoreUnusable if it is damaged."""
+    with reading_store(path) as db:
+        documents = Documents(db)
+        channel = Channels(db, documents).find(summary.channel, at=0)
+        if channel is None:
+            return Due(summary.channel, 0, 0, False)
+        sweep = Sweep(policy, summary, now_ms, is_busy=bool(documents.open(channel.id)))
+        messages = size_bytes = 0
+        while sweep.is_needed and not sweep.is_over:
+            facts = [fact for _, fact in documents.facts(channel.id, sweep.after, FACTS)]
+            check_above([one.version for one in facts], sweep.after)
+            due = [one for one in sweep.take(facts, is_last=len(facts) < FACTS) if one.is_counted]
+            messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)
+    return Due(summary.channel, messages, size_bytes, sweep.is_emptied)

@@ -77,10 +77,7 @@ def check_wal(path: Path, lock: FileLock) -> None:
     if state.nonce in (*lock.nonces, *lock.former):
         return
     if _is_foreign(path, state, lock):
-        aside = wal.with_name(f"{wal.name}.foreign-{secrets.token_hex(4)}")
-        wal.rename(aside)
-        Path(f"{os.path.realpath(path)}-shm").unlink(missing_ok=True)
-        sync(wal.parent)
+        aside = set_aside(path)
         logger.warning(
             "store file %s is a backup, and %s belongs to the file that it replaced; it is now %s", path, wal, aside
         )
@@ -98,6 +95,16 @@ def check_wal(path: Path, lock: FileLock) -> None:
         f"here, run `holdfast restore BACKUP --store sqlite:///{path}`; if not, keep the -wal by "
         f"`holdfast restore --keep-wal --store sqlite:///{path}`"
     )
+
+
+def set_aside(path: Path) -> Path:
+    """Give the `-wal` of another file a name under which SQLite does not find it, and return that."""
+    wal = wal_of(path)
+    aside = wal.with_name(f"{wal.name}.foreign-{secrets.token_hex(4)}")
+    wal.rename(aside)
+    Path(f"{os.path.realpath(path)}-shm").unlink(missing_ok=True)
+    sync(wal.parent)
+    return aside
 
 
 def has_foreign_wal(path: Path) -> bool:

@@ -160,6 +160,30 @@ async def test_a_hold_refuses_before_anything_goes(hub: HubCore) -> None:
     assert await ids(hub, "c") == ["m1"]
 
 
+@pytest.mark.parametrize("channels", [False, True])
+async def test_a_hold_that_comes_during_a_removal_stops_it_there(
+    hub: HubCore, channels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await say(hub, "a", "m1", "ann")
+    await say(hub, "b", "m1", "ann")
+    step = "delete_channel" if channels else "prune"
+    remove = getattr(hub.store, step)
+
+    async def remove_and_hold(channel: str, **arguments: object) -> object:
+        done = await remove(channel, **arguments)
+        if channel == "a":
+            await hub.archive.hold("b", "case 17")
+        return done
+
+    monkeypatch.setattr(hub.store, step, remove_and_hold)
+    with pytest.raises(Held, match="channel 'b' is held"):
+        await hub.archive.forget("ann", channels=channels)
+    assert (await ids(hub, "a"), await ids(hub, "b")) == ([], ["m1"])
+    await hub.archive.release("b")
+    receipt = await hub.archive.forget("ann", channels=channels)
+    assert (receipt.messages, receipt.channels) == (2, 2 * channels)
+
+
 @pytest.mark.parametrize("client_id", ["*", "", "a b", "x" * 65, "chat:*", "..", "ann\n"])
 async def test_an_invalid_client_id_is_refused_and_removes_no_message(hub: HubCore, client_id: str) -> None:
     await say(hub, "a", "m1", "ann")

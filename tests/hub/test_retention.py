@@ -227,6 +227,19 @@ async def test_a_held_channel_is_skipped() -> None:
     await hub.close()
 
 
+@virtually
+async def test_a_hold_that_comes_during_a_sweep_ends_it() -> None:
+    store = CountingStore()
+    hub = new_hub({"*": "10m"}, store)
+    for number in range(3 * STEP_MESSAGES):
+        await hub.create("c", text="x", id=f"m{number}")
+    await store.began.wait()
+    await hub.archive.hold("c", "case 17")
+    await asyncio.sleep(HOUR_S)
+    assert await ids(hub, "c") == [f"m{number}" for number in range(STEP_MESSAGES, 3 * STEP_MESSAGES)]
+    await hub.close()
+
+
 @pytest.mark.parametrize("jump_days", [365, -365])
 def test_a_clock_that_jumps_by_a_year_removes_nothing(jump_days: int, caplog: pytest.LogCaptureFixture) -> None:
     @virtually
@@ -522,6 +535,9 @@ async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.
     idle = due_channels(path, Policies({"*": Retention(idle="2d")}), ShiftedClock(0).now_ms())
     assert [one.channel for one in idle] == ["chat:1", "log:1"]  # a command waits in the other one
     assert run("--keep", "*=4d") == ["0 messages with 0 bytes would go."]
+    await hub.archive.hold("chat:1", "case 17")
+    assert run("--keep", "chat:*=2d")[:-1] == expected[1:2]
+    await hub.archive.release("chat:1")
     assert len((await hub.archive.channels()).channels) == 3
     await hub.close()
     (tmp_path / "kept_chat.py").write_text(

@@ -27,7 +27,7 @@ from holdfast.stores.base import Committed, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_backup import keep_wal, partial_file, restore
 from holdfast.stores.sqlite_lock import FileLock
-from holdfast.stores.sqlite_restored import check_wal
+from holdfast.stores.sqlite_restored import BACKUP, check_wal, read_file_state
 from holdfast.stores.thread import StoreThread
 from holdfast.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, run_on_thread, wal, write
@@ -309,6 +309,20 @@ async def test_backup_during_commits_holds_a_prefix_and_stops_none(path: Path, t
         assert whole.startswith(new)
 
 
+async def test_backup_is_marked_and_on_the_disk_before_it_has_its_name(
+    path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[Path, bool, bool]] = []
+
+    def sync(place: Path) -> None:
+        is_marked = place.is_file() and read_file_state(place).inode == BACKUP
+        synced.append((place, is_marked, target.exists()))
+
+    monkeypatch.setattr(sqlite_backup, "sync", sync)
+    await made(path, target)
+    assert synced[-2:] == [(target.with_name("one.db.partial"), True, False), (target.parent, False, True)]
+
+
 async def test_store_that_closes_stops_its_backup(path: Path, target: Path) -> None:
     store = SqliteStore(path)
     await store.open()
@@ -380,6 +394,21 @@ async def test_targets_that_cannot_be_written_are_refused(path: Path, target: Pa
         assert sorted(type(one).__name__ for one in both) == ["LocalError", "NoneType"]
 
 
+@pytest.mark.parametrize("is_link", [False, True], ids=["name", "link"])
+async def test_backup_whose_unfinished_file_would_be_that_of_the_store_is_refused(
+    tmp_path: Path, is_link: bool
+) -> None:
+    path = tmp_path / ("chat.db" if is_link else "one.db.partial")
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "kept"))
+        if is_link:
+            (tmp_path / "one.db.partial").symlink_to(path)
+        with pytest.raises(LocalError, match="is a file of the store itself; name another file"):
+            await store.backup(tmp_path / "one.db", mb_per_s=SPEED)
+    async with opened(path) as store:
+        assert await texts(store, "c", "m1") == ["kept"]
+
+
 def test_failed_backup_leaves_no_file_beside_its_target(target: Path) -> None:
     def fail(partial: Path) -> None:
         for end in ("-journal", "-wal", "-shm"):  # a full disk leaves them, because SQLite cannot write to it
@@ -406,6 +435,19 @@ async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: 
     keep_wal(kept)
     async with opened(kept) as store:
         assert (await head_of(store, "c")).serial >= serial
+
+
+async def test_restore_keeps_a_wal_whose_file_was_moved_away(path: Path, target: Path) -> None:
+    await made(path.with_name("other.db"), target)
+    await asyncio.to_thread(killed_writer, path, 20)
+    frames = read(wal(path))
+    shutil.move(path, path.with_name("moved.db"))
+    kept = restore(target, path).kept
+    assert kept is not None
+    assert read(kept) == frames
+    assert [one for one in modes(path.parent) if one.startswith("chat.db-") and one != kept.name] == []
+    async with opened(path) as store:
+        assert await texts(store, "c", "m0") == ["backed up"]
 
 
 async def test_restore_keeps_and_removes_the_rollback_journal(path: Path, target: Path) -> None:

@@ -115,6 +115,17 @@ async def test_an_endless_message_pins_no_more_than_a_minute_of_the_log(store: S
     assert rows[-1] == rows[-4]
 
 
+async def test_append_writes_no_row_of_its_channel_or_message(store: SqliteStore) -> None:
+    statements: list[str] = []
+    chat = Chat(store)
+    await chat.do_each(create("m1", streaming=True), append("m1", "x"))
+    await store._run(lambda engine: engine._file.db.set_trace_callback(statements.append))
+    await chat.do(append("m1", "y"))
+    await store._run(lambda engine: engine._file.db.set_trace_callback(None))
+    assert [one for one in statements if " log " in one]
+    assert [one for one in statements if "channels" in one or "documents" in one] == []
+
+
 async def test_log_holds_no_message_id(store: SqliteStore) -> None:
     answers = Answers(store, 1)
     await answers.begin()

@@ -460,6 +460,27 @@ async def test_channels_are_listed_beside_a_server_and_verify_reports_a_wrong_co
     ]
 
 
+async def test_damaged_time_or_name_of_a_channel_ends_no_list(path: Path) -> None:
+    """One changed bit makes a time one before the year 1, or a hyphen the begin of the line."""
+    async with opened(path) as store:
+        await Chat(store, "a-b").do(create("m1", "x"))
+        await Chat(store, "d").do(create("m1", "x" * 70))
+    run_from_outside(path, "UPDATE channels SET updated_ms = updated_ms - (1 << 47) WHERE name = 'c'")
+    run_from_outside(path, "UPDATE channels SET name = replace(name, '-', char(13)) WHERE name = 'a-b'")
+    store_url = ("--store", f"sqlite:///{path}")
+    listed = CliRunner().invoke(main, ["channels", *store_url])
+    assert (listed.exit_code, [line.split()[-1] for line in listed.output.splitlines()]) == (
+        0,
+        ["channel", "'a\\rb'", "c", "d"],
+    ), listed
+    as_json = CliRunner().invoke(main, ["channels", "--json", *store_url])
+    assert [json.loads(line)["channel"] for line in as_json.output.splitlines()] == ["a\rb", "c", "d"]
+    due = CliRunner().invoke(main, ["retention", "--dry-run", "--keep", "*=10m", *store_url])
+    assert due.exit_code == 1
+    assert [line.split()[2] for line in due.stdout.splitlines()[:-1]] == ["c", "d"]
+    assert due.stderr.startswith("retention leaves out a channel that cannot be read: channel 'a\\rb' is damaged")
+
+
 @pytest.mark.parametrize("place", range(len("hold:chat:1")))
 async def test_hold_with_a_damaged_name_still_holds(path: Path, place: int) -> None:
     hub = HubCore(SqliteStore(path), hooks_signals=False)
