@@ -35,6 +35,7 @@ NAMES = (
     "storm",
     "slow",
     "turns",
+    "burst",
     "answer",
     "ai_sdk",
     "appends",

@@ -19,7 +19,7 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 from bench import tokens
@@ -153,16 +153,25 @@ class Load:
             self._epoll.register(connection.socket, select.EPOLLIN)
         return {}
 
-    def decode(self, *, skip_s: float = 0.0) -> Json:
-        """Parse and check the captured bytes. Tokens of the first `skip_s` of the capture have no latency."""
+    def decode(self, *, skip_s: float = 0.0, windows: Sequence[tuple[float, float]] = ()) -> Json:
+        """Parse and check the captured bytes. Tokens of the first `skip_s` of the capture have no latency.
+
+        With `windows` (pairs of times, CLOCK_MONOTONIC), return the latency of the tokens appended in each, too.
+        """
+        arrivals = array("d")
         for connection in self._connections.values():
             if connection.viewer is not None and connection.viewer.latencies is not None:
                 connection.viewer.latencies.from_s = self._captured_s + skip_s
+                connection.viewer.latencies.arrivals = arrivals if windows else None
             connection.decode()
         gc.enable()
         violations = Counter(
             violation.kind for connection in self._connections.values() for violation in connection.checker.violations
         )
+        appended = list(zip(arrivals, self._latencies, strict=True)) if windows else []
+        during = [
+            sorted(ms for at_s, ms in appended if first_s <= at_s - ms / 1000 < over_s) for first_s, over_s in windows
+        ]
         latencies = sorted(self._latencies)
         return {
             "deliveries": sum(c.checker.batches for c in self._connections.values()) - self._batches,
@@ -171,7 +180,8 @@ class Load:
             "first_violation": self._first_violation(),
             "stalled_bytes": [connection.checker.payload_bytes - before for connection, before in self._stalled],
             "tokens": len(latencies),
-            "latency_ms": [latencies[int(len(latencies) * share)] for share in (0.5, 0.99, 0.999)] if latencies else [],
+            "latency_ms": _percentiles(latencies),
+            "windows_ms": [_percentiles(each) for each in during],
         }
 
     def compare(self, *, sent: dict[str, Json], port: int | None, prefix: str = "") -> Json:
@@ -387,6 +397,11 @@ def _stored(port: int, prefix: str, sent: dict[str, Json]) -> dict[str, Json]:
         stored[channel] = body["message"]
     connection.close()
     return stored
+
+
+def _percentiles(latencies: Sequence[float]) -> list[float]:
+    """Return p50, p99 and p99.9 of the sorted latencies; nothing without any."""
+    return [latencies[int(len(latencies) * share)] for share in (0.5, 0.99, 0.999)] if latencies else []
 
 
 def _text(message: Json) -> str:

@@ -10,14 +10,19 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.common import Options, Row, Void, number, spread
 from bench.control import serve_requests
 from bench.needs import Needs
 from bench.proc import SERVER_CORE, Child
+
+if TYPE_CHECKING:
+    from holdfast import Turn
+
+__all__ = ["answer", "is_right", "turns"]
 
 _CONVERSATIONS = 1_000
 _TOKENS = 20
@@ -80,13 +85,7 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
     @hub.agent("chat:*", slots=conversations)
     async def agent(turn: Turn) -> None:
         begun_ms.append((time.perf_counter() - sent_s[turn.channel]) * 1000)
-        async with turn.reply() as message:
-            await message.append(f"{turn.channel} 0 ")
-            await message.flush()
-            token_ms.append((time.perf_counter() - sent_s[turn.channel]) * 1000)
-            for token in range(1, _TOKENS):
-                await asyncio.sleep(1 / _TOKENS_PER_S)
-                await message.append(f"{token} ")
+        await answer(turn, lambda: token_ms.append((time.perf_counter() - sent_s[turn.channel]) * 1000))
 
     await hub.start()
     cpu_s = time.process_time()
@@ -103,7 +102,7 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
         ):
             await asyncio.sleep(0.05)
     cpu_s = time.process_time() - cpu_s
-    wrong = [channel for channel in channels if not await _is_right(hub, channel)]
+    wrong = [channel for channel in channels if not await is_right(hub, channel)]
     await hub.close()
     return {
         "begun_p50_ms": statistics.median(begun_ms),
@@ -115,7 +114,19 @@ async def _turns(directory: str, conversations: int) -> dict[str, Any]:
     }
 
 
-async def _is_right(hub: Any, channel: str) -> bool:
+async def answer(turn: "Turn", first_stored: Callable[[], None]) -> None:
+    """Write the answer of a turn, and call `first_stored` when its first token is stored."""
+    async with turn.reply() as message:
+        await message.append(f"{turn.channel} 0 ")
+        await message.flush()
+        first_stored()
+        for token in range(1, _TOKENS):
+            await asyncio.sleep(1 / _TOKENS_PER_S)
+            await message.append(f"{token} ")
+
+
+async def is_right(hub: Any, channel: str) -> bool:
+    """Return whether the channel holds the question and its whole answer, each once."""
     messages = (await hub.history(channel)).messages
     text = f"{channel} " + "".join(f"{token} " for token in range(_TOKENS))
     return [(one.role, one.status, one.text) for one in messages] == [

@@ -78,6 +78,8 @@ class Latencies:
         self._known: dict[str, int] = {}
         self.from_s = 0.0
         """Tokens that arrive before this time (CLOCK_MONOTONIC) are not noted."""
+        self.arrivals: array[float] | None = None
+        """Where the arrival of each noted token is noted, too."""
 
     def stop(self) -> None:
         """Stop noting: this viewer is late on purpose."""
@@ -96,5 +98,8 @@ class Latencies:
     def _text(self, id: str, at: int, text: str, at_s: float) -> None:
         known = self._known.get(id, 0)
         if at_s >= self.from_s:
-            self._into.extend(tokens.latencies_ms(text, at, known, at_s, self._piece))
+            found = tokens.latencies_ms(text, at, known, at_s, self._piece)
+            self._into.extend(found)
+            if self.arrivals is not None:
+                self.arrivals.extend([at_s] * len(found))
         self._known[id] = max(known, at + len(text))

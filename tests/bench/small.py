@@ -15,7 +15,21 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench import answer, appends, client, conversations, fanout, highest, memory, resume, slow, soak, storm, turns
+from bench import (
+    answer,
+    appends,
+    burst,
+    client,
+    conversations,
+    fanout,
+    highest,
+    memory,
+    resume,
+    slow,
+    soak,
+    storm,
+    turns,
+)
 from bench.common import Options, Row, Served, attempt
 from bench.peers.load import peer_load
 from bench.peers.xadd import xadd
@@ -34,6 +48,7 @@ MOMENTS = {
     "storm": "capture",
     "slow": "capture",
     "turns": "turns",
+    "burst": "capture",
     "XADD": "append",
     "soak": "visit",
 }
@@ -55,6 +70,7 @@ def run(name: str, options: Options) -> list[Row]:
         "storm": lambda: storm.storm(options, "sse", viewers=2, rounds=1, before_s=0.2, after_s=1.5),
         "slow": lambda: slow.slow(options, "sse", readers=2, answer=10_000, rounds=1, slow_ones=(1,)),
         "turns": lambda: turns.turns(options, conversations=20, rounds=1),
+        "burst": lambda: burst.bursts(options, running=2, questions=3, rounds=1, before_s=0.4, after_s=1.2),
         "XADD": lambda: _appends_to_redis(options.directory),
         "soak": lambda: soak.soak(options, seconds=1.0, live=2, lasts_s=(0.1, 0.3), idle_s=0.1, old=2),
     }

@@ -31,7 +31,8 @@ from tests.bench import small
 from tests.bench.test_peers import needs_redis_client
 
 ROOT = Path(__file__).parents[2]
-STEADY = ["client", "fanout", "conversations", "highest", "slow", "storm", "soak"]  # benchmarks whose load lasts
+# benchmarks whose load lasts
+STEADY = ["client", "fanout", "conversations", "highest", "slow", "storm", "burst", "soak"]
 LOADED = [*STEADY, "memory"]  # benchmarks with the load client
 ALL = [*LOADED, "resume", "turns", "answer"]
 
@@ -208,7 +209,7 @@ def test_void_run_reports_lateness_and_load_of_its_clients() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["fanout", "conversations", "slow", "storm"])
+@pytest.mark.parametrize("name", ["fanout", "conversations", "slow", "storm", "burst"])
 def test_void_row_reports_the_observations(name: str, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Child.send
 

@@ -31,6 +31,7 @@ import pytest
 from bench import (
     ai_sdk,
     answer,
+    burst,
     client,
     conversations,
     fanout,
@@ -453,6 +454,45 @@ def test_answer_rows_have_figures(options: Options) -> None:
     rows = answer.answers(options, count=3, tokens=10, rounds=1)
     assert verdicts(rows) == [None, None]
     assert 0 < figure(rows[1]) < figure(rows[0])
+
+
+def test_burst_rows_have_figures(options: Options) -> None:
+    rows = burst.bursts(options, running=4, questions=6, rounds=1, before_s=0.5, after_s=1.5)
+    assert [row.has_failed for row in rows] == [False, False, False]
+    assert rows[0].is_met is not None
+    assert figure(rows[1]) > 0
+    assert 0 < figure(rows[2]) < 1.5
+    assert rows[2].note == "6 new answers compared, each stored once"
+
+
+def test_burst_that_outlasts_the_answers_beside_it_has_no_figure(options: Options) -> None:
+    with pytest.raises(BenchError, match=r"took longer than the 0 s for which the answers beside it stream"):
+        burst.bursts(options, running=1, questions=3, rounds=1, before_s=0.3, after_s=0.0)
+
+
+def test_new_answer_that_is_wrong_voids_a_burst(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Child.request
+
+    def see_a_loss(self: Child, do: str, /, **fields: Any) -> Any:
+        reply = request(self, do, **fields)
+        return reply | {"wrong": "1 new answers, new:0 among them, are wrong"} if do == "burst" else reply
+
+    monkeypatch.setattr(Child, "request", see_a_loss)
+    with pytest.raises(Void, match="new:0 among them"):
+        burst.bursts(options, running=2, questions=1, rounds=1, before_s=0.4, after_s=1.2)
+
+
+def test_a_window_has_the_latency_of_the_tokens_that_were_appended_in_it(tmp_path: Path) -> None:
+    with served(tmp_path / "bench.db") as server, load_client() as load:
+        load.request("connect", kind="sse", channels=["bench:1"] * 2, timeout_s=5, **server.address)
+        load.request("capture")
+        first_s = time.monotonic()
+        server.child.request("produce", channels=["bench:1"], count=10, tokens_per_s=100)
+        over_s = time.monotonic()
+        load.request("drain", timeout_s=5)
+        decoded = load.request("decode", windows=[(first_s - 1, first_s), (first_s, over_s), (over_s, over_s + 1)])
+    assert decoded["tokens"] == 20
+    assert decoded["windows_ms"] == [[], decoded["latency_ms"], []]
 
 
 def test_row_of_the_ai_sdk_has_a_figure(options: Options) -> None:
