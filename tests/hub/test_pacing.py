@@ -9,7 +9,7 @@ stored; so without a gap each token would get a commit of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from random import Random
@@ -20,6 +20,7 @@ from holdfast.core.errors import StoreUnavailable
 from holdfast.core.requests import AppendText, Caller, CreateMessage
 from holdfast.hub import HubCore, MessageWriter
 from holdfast.hub.committer import MAX_ROWS, STORE_TIMEOUT_S
+from holdfast.hub.housekeeping import TIDY_S
 from holdfast.hub.ticks import Ticks
 from holdfast.hub.writer import RETRY_S
 from holdfast.stores.base import Committed, Conflict, Write
@@ -30,6 +31,7 @@ from tests.virtual import virtually
 GRID_S = Ticks.GRID_S
 TAKES_S = 0.0005
 TOKEN_S = 0.1  # time between two tokens of a channel: longer than the flush window
+STEPS_OF_A_ROUND = 4  # limit of the event loop's steps for each round of housekeeping
 ALMOST_S = 1e-6  # tolerance for products of floats
 
 
@@ -189,15 +191,53 @@ async def test_awaited_append_among_ten_thousand_paced_ones_a_second_keeps_its_l
 async def test_flush_of_text_that_is_queued_ends_the_gap() -> None:
     store = Timed(TAKES_S)
     stage = await staged(store, 2)
-    await asyncio.sleep(GRID_S * 0.1)
-    for number in (0, 1):  # the second text is queued during the commit of the first one, and waits for the gap
-        await stage.writers[number].append("x")
-        stage.appended_s[number].append(now_s())
-        await asyncio.sleep(TAKES_S / 2)
+    await queue_in_the_gap(stage)
     begun_s = now_s()
     await stage.writers[1].flush()
     assert now_s() - begun_s <= 1.5 * TAKES_S + ALMOST_S
     await stage.close()
+
+
+async def append_beyond_the_limit(writer: MessageWriter) -> None:
+    writer._max_bytes = 0
+    await writer.append("x")
+
+
+ENDS: dict[str, Callable[[MessageWriter], Awaitable[object]]] = {
+    "flush": lambda writer: writer.flush(),
+    "append beyond the limit": append_beyond_the_limit,
+    "update": lambda writer: writer.update(meta={"a": 1}),
+    "part": lambda writer: writer.part({"type": "text", "text": ""}),
+    "finish": lambda writer: writer.finish(),
+}
+
+
+@pytest.mark.parametrize("call", ENDS)
+def test_each_call_but_a_plain_append_ends_the_gap_of_queued_text(call: str) -> None:
+    @virtually
+    async def run() -> None:
+        store = Timed(TAKES_S)
+        stage = await staged(store, 2)
+        await queue_in_the_gap(stage)
+        await asyncio.sleep(TAKES_S)  # the commit of the first text is over, and the gap is not
+        called_s, commits = now_s(), len(store.begun_s)
+        await ENDS[call](stage.writers[1])
+        await asyncio.sleep(0)
+        assert store.begun_s[commits:][:1] == [called_s]
+        await stage.stack.aclose()
+        assert (await stage.hub.read("c1", "m"))[0].text == "-" + "x" * (2 if call == "append beyond the limit" else 1)
+        await stage.hub.close()
+
+    run()
+
+
+async def queue_in_the_gap(stage: Stage) -> None:
+    """Queue a second text during the commit of a first one, so that it waits for the gap."""
+    await asyncio.sleep(GRID_S * 0.1)
+    for number in (0, 1):
+        await stage.writers[number].append("x")
+        stage.appended_s[number].append(now_s())
+        await asyncio.sleep(TAKES_S / 2)
 
 
 @virtually
@@ -331,6 +371,24 @@ async def test_idle_hub_fires_no_timer_of_its_commits() -> None:
     await stage.stream(10)
     await asyncio.sleep(STORE_TIMEOUT_S)
     assert await steps_of_a_minute(loop) == idle
+    await stage.close()
+
+
+@virtually
+async def test_idle_conversations_cost_no_step_and_an_idle_hub_only_its_housekeeping() -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    hub = new_hub(Timed())
+    await hub.start()
+    await asyncio.sleep(STORE_TIMEOUT_S)
+    empty = await steps_of_a_minute(loop)
+    await hub.close()
+    stage = await staged(Timed(TAKES_S), 100)
+    await stage.stream(3)
+    await asyncio.sleep(STORE_TIMEOUT_S)
+    # a minute has twelve rounds of housekeeping, or thirteen
+    assert await steps_of_a_minute(loop) <= empty + STEPS_OF_A_ROUND
+    assert empty <= STEPS_OF_A_ROUND * (60 / TIDY_S + 1)
     await stage.close()
 
 
