@@ -1,4 +1,4 @@
-"""Holdfast beside nchan and Socket.IO: the same tokens, at the same times, to the same viewers.
+"""Holdfast beside nchan, Socket.IO and Centrifugo: the same tokens, at the same times, to the same viewers.
 
 All systems run in one go, in turn, on one core. One load client on the other core drives all of them and compares every
 token of every viewer with the sent ones. The measure is the server's CPU time per delivered *token*, not per write: a
@@ -6,9 +6,9 @@ system that joins the tokens of 40 ms writes less often, and shows a token up to
 too.
 
 Do not conclude more than this: the peers promise less than Holdfast (`System.promises`), so a ratio shows
-the cost of the promises, not the quality of a peer. Another process publishes to nchan over HTTP, and its time is not
-counted. The producers of Holdfast and Socket.IO, and Holdfast's store, are counted. Against nchan there is a second
-row, without Holdfast's producers, whose time is measured alone in each round.
+the cost of the promises, not the quality of a peer. Another process publishes to nchan and Centrifugo over HTTP, and
+its time is not counted. The producers of Holdfast and Socket.IO, and Holdfast's store, are counted. Against nchan and
+Centrifugo there is a second row, without Holdfast's producers, whose time is measured alone in each round.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from bench.common import CLIENT_LIMIT, Options, Row, check, client_load, failed, number, producers_us, spread, void
 from bench.needs import SERVER, Needs
+from bench.peers.centrifugo import centrifugo, centrifugo_redis, is_here
 from bench.peers.load import peer_load
 from bench.peers.nchan import NchanJoined, nchan, nchan_redis
 from bench.peers.ours import Ours, ours
@@ -99,6 +100,11 @@ SYSTEMS: dict[str, Start] = {
     "nchan with Redis": lambda folder, connections: nchan_redis(folder, connections=connections),
     "socket.io": lambda *_: socketio(),
 }
+CENTRIFUGO: dict[str, Start] = {
+    "centrifugo": lambda *_: centrifugo(),
+    "centrifugo with Redis": lambda folder, _: centrifugo_redis(folder),
+}
+"""Measured too where the program is on the path: no package installs it."""
 
 
 class _Round(NamedTuple):
@@ -135,15 +141,19 @@ class _Round(NamedTuple):
 
 
 def run(options: Options) -> Iterator[Row]:
-    return measure(options.directory, QUICK if options.is_quick else FULL)
+    return measure(options.directory, QUICK if options.is_quick else FULL, _systems())
+
+
+def _systems() -> dict[str, Start]:
+    return SYSTEMS | CENTRIFUGO if is_here() else SYSTEMS
 
 
 def needs(options: Options) -> Needs:
     peers = [
-        name for name in SYSTEMS if name not in ("Holdfast", "nchan, joined")
+        name for name in _systems() if name not in ("Holdfast", "nchan, joined")
     ]  # nchan with Redis needs the same packages as nchan
     return Needs(
-        seconds=180 if options.is_quick else 700,
+        seconds=(180 if options.is_quick else 700) * len(_systems()) / len(SYSTEMS),
         files=_most(QUICK if options.is_quick else FULL) + _FILES_TO_SPARE,
         disk_mb=500,
         packages=SERVER,
@@ -153,7 +163,7 @@ def needs(options: Options) -> Needs:
 
 def _try(name: str, folder: Path) -> None:
     """Start a system once, to see whether it works."""
-    with SYSTEMS[name](folder, 10):
+    with _systems()[name](folder, 10):
         pass
 
 

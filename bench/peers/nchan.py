@@ -14,17 +14,19 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import quote
 
+from bench.peers.published import Published, publisher
 from bench.peers.redis_server import redis_server
-from bench.peers.system import GROWING_TOKENS_PER_S, System, config_folder, foreign, program
-from bench.proc import CLIENT_CORE, BenchError, Child, cpu_s
+from bench.peers.system import config_folder, foreign, program
+from bench.proc import BenchError
 from chaos.processes import free_port
 
 __all__ = ["Nchan", "NchanJoined", "NchanRedis", "nchan", "nchan_redis"]
 
 _MODULES = ("/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/share/nginx/modules/ngx_nchan_module.so")
+_PUBLISH = "/publish/{channel}"
 _CONFIG = """
 load_module {module};
 daemon off;
@@ -63,47 +65,16 @@ http {{
 """
 
 
-class Nchan(System):
+class Nchan(Published):
     name = "nchan, memory"
     kinds: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws")
     resuming: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws-meta")
-    has_publisher = True
     promises = "keeps messages in shared memory until nginx ends; one frame per token; no joined text"
-
-    window_ms = 0
-    """How long its publisher gathers tokens of a channel before it publishes them as one message."""
-
-    def __init__(self, port: int, pids: tuple[int, ...], publisher: Child) -> None:
-        super().__init__(port, pids)
-        self._publisher = publisher
-        self._grown: dict[str, str] = {}
 
     @property
     def version(self) -> str:
         ran = subprocess.run([program("nginx", "nginx"), "-v"], capture_output=True, text=True, timeout=10, check=True)
         return ran.stderr.strip().rpartition(" ")[2] + f" with {_package_version()}"
-
-    def client_core_s(self) -> float:
-        return cpu_s(self._publisher.pid)
-
-    def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
-        wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
-        wanted["window_ms"] = self.window_ms
-        patience_s = 60 + count / tokens_per_s
-        return self._publisher.request(
-            "publish", reply_in_s=patience_s, port=self.port, path="/publish/{channel}", **wanted
-        )
-
-    def grow(self, channel: str, count: int) -> str:
-        wanted: dict[str, Any] = {
-            "channels": [channel],
-            "count": count,
-            "tokens_per_s": GROWING_TOKENS_PER_S,
-            "returns_texts": True,
-        }
-        response = self._publisher.request("publish", port=self.port, path="/publish/{channel}", **wanted)
-        self._grown[channel] = self._grown.get(channel, "") + response["texts"][channel]
-        return self._grown[channel]
 
 
 class NchanJoined(Nchan):
@@ -122,8 +93,8 @@ class NchanRedis(Nchan):
 @contextlib.contextmanager
 def nchan(*, connections: int, port: int | None = None, sort: type[Nchan] = Nchan) -> Iterator[Nchan]:
     """Run nchan with its memory storage. Raises `BenchError` if it is missing or does not start."""
-    with _nginx(connections, port) as (port, keeper), _publisher() as publisher:
-        yield sort(port, (keeper,), publisher)
+    with _nginx(connections, port) as (port, keeper), publisher() as child:
+        yield sort(port, (keeper,), child, path=_PUBLISH)
 
 
 @contextlib.contextmanager
@@ -132,9 +103,9 @@ def nchan_redis(directory: Path, *, connections: int) -> Iterator[NchanRedis]:
     with (
         redis_server(directory, "always") as redis,
         _nginx(connections, None, redis_port=redis.port) as (port, keeper),
-        _publisher() as publisher,
+        publisher() as child,
     ):
-        yield NchanRedis(port, (keeper, redis.pid), publisher)
+        yield NchanRedis(port, (keeper, redis.pid), child, path=_PUBLISH)
 
 
 @contextlib.contextmanager
@@ -167,12 +138,6 @@ def _nginx(connections: int, port: int | None, *, redis_port: int | None = None)
         command = [executable, "-e", "stderr", "-p", str(folder), "-c", str(config)]
         with foreign(f"nginx with nchan on port {port}", command, lambda _: _is_ours(port, nonce)) as keeper:
             yield port, keeper
-
-
-@contextlib.contextmanager
-def _publisher() -> Iterator[Child]:
-    with Child("bench.peers.publisher", core=CLIENT_CORE) as child:
-        yield child
 
 
 def _package_version() -> str:

@@ -56,6 +56,8 @@ class _Visits:
 NAMES = {
     "ours-sse": "SSE",
     "ours-ws": "WebSocket",
+    "centrifugo-sse": "SSE",
+    "centrifugo-ws": "WebSocket",
     "nchan-sse": "SSE",
     "nchan-ws": "WebSocket",
     "nchan-ws-meta": "WebSocket with ids",

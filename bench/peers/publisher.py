@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -78,14 +79,21 @@ def publish(
     tokens_per_s: float,
     window_ms: int = 0,
     returns_texts: bool = False,
+    head: str = "Content-Type: text/plain",
+    around: Sequence[str] = ("", ""),
 ) -> dict[str, Any]:
-    """Publish `count` tokens to each of `channels`, each at its time; `path` contains `{channel}`.
+    """Publish `count` tokens to each of `channels`, each at its time; `path` may contain `{channel}`.
 
+    A body is the text between the two templates `around`, which may contain `{channel}`, too. `head` are header lines.
     With `window_ms`, the tokens of a channel are published as one message, so long after the first. Reply when all are
     acknowledged, with the sent tokens by channel; with `returns_texts` also the texts.
     """
     started_s = time.monotonic()
-    lanes = _Lanes(port, [path.format(channel=quote(channel)) for channel in channels])
+    requests = []
+    for channel in channels:
+        first, last = (template.format(channel=channel) for template in around)
+        requests.append((f"POST {path.format(channel=quote(channel))} HTTP/1.1", first, last))
+    lanes = _Lanes(port, head, requests)
     try:
         texts, lateness = _send(lanes, len(channels), count, tokens_per_s, window_ms / 1000)
         lanes.await_responses()
@@ -102,18 +110,20 @@ def publish(
 class _Lanes:
     """All connections. A channel, which is a number here, always has the same one."""
 
-    def __init__(self, port: int, paths: list[str]) -> None:
-        self._lanes = [_Lane(port) for _ in range(min(_CONNECTIONS, len(paths)))]
+    def __init__(self, port: int, head: str, requests: Sequence[tuple[str, str, str]]) -> None:
+        """Publish by `requests`: for each channel the request line, and the body before and after the text."""
+        self._lanes = [_Lane(port) for _ in range(min(_CONNECTIONS, len(requests)))]
         self._by_socket = {lane.socket: lane for lane in self._lanes}
         self._published = 0
-        self._heads = [
-            f"POST {path} HTTP/1.1\r\nHost: {_HOST}:{port}\r\nContent-Type: text/plain\r\nContent-Length: ".encode()
-            for path in paths
+        self._requests = [
+            (f"{line}\r\nHost: {_HOST}:{port}\r\n{head}\r\nContent-Length: ", first, last)
+            for line, first, last in requests
         ]
 
     def publish(self, channel: int, text: str) -> None:
         lane = self._lanes[channel % len(self._lanes)]
-        lane.waiting += self._heads[channel] + f"{len(text)}\r\n\r\n{text}".encode()
+        head, first, last = self._requests[channel]
+        lane.waiting += f"{head}{len(first) + len(text) + len(last)}\r\n\r\n{first}{text}{last}".encode()
         self._published += 1
 
     def turn(self, timeout_s: float) -> None:

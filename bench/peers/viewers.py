@@ -268,8 +268,79 @@ class SocketIo(_Ws):
             raise WireError(f"unexpected packet: {text[:80]!r}")
 
 
+class _Pushes:
+    """The pushes of a unidirectional connection to Centrifugo: the subscription, with missed messages, and messages.
+
+    A position is an offset and the epoch of the channel's history. A viewer without one asks for all messages.
+    """
+
+    def __init__(self, checker: TextChecker, resume: str | None) -> None:
+        self._checker = checker
+        offset, _, epoch = (resume or "0 ").partition(" ")
+        self.request = json.dumps({"subs": {checker.channel: {"recover": True, "offset": int(offset), "epoch": epoch}}})
+        self._epoch = ""
+        self.has_subscribed = False
+
+    def take(self, text: str | bytes, now_s: float) -> None:
+        """Take one push; an empty object is a ping."""
+        push: Json = msgspec.json.decode(text)
+        if "connect" in push:
+            subscribed = push["connect"]["subs"][self._checker.channel]  # missing if the server refused it
+            self._epoch = subscribed.get("epoch", "")
+            if not subscribed.get("recovered"):
+                self._checker.violate("not recovered", "the server has lost messages since the viewer's position")
+            for message in subscribed.get("publications", ()):
+                self._message(message, now_s)
+            self.has_subscribed = True
+        elif "pub" in push:
+            self._message(push["pub"], now_s)
+        elif "disconnect" in push:
+            self._checker.violate("ended", f"closed by the server: {push['disconnect']}")
+
+    def _message(self, message: Json, now_s: float) -> None:
+        self._checker.take(message["data"], f"{message['offset']} {self._epoch}", now_s)
+
+
+class CentrifugoSse(_Sse):
+    """A unidirectional SSE connection to Centrifugo; the request is in the URL."""
+
+    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
+        self._pushes = _Pushes(checker, resume)
+        super().__init__(checker, f"/connection/uni_sse?cf_connect={quote(self._pushes.request)}", host, None)
+
+    def _receive(self, data: bytes, now_s: float) -> None:
+        super()._receive(data, now_s)
+        self.has_attached = self._pushes.has_subscribed
+
+    def _take(self, event: SseEvent, now_s: float) -> None:
+        if event.data:
+            self._pushes.take(event.data, now_s)
+
+
+class CentrifugoWs(_Ws):
+    """A unidirectional WebSocket to Centrifugo: the first message is the request; a frame has pushes, one in a line."""
+
+    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
+        self._pushes = _Pushes(checker, resume)
+        self._has_requested = False
+        super().__init__(checker, "/connection/uni_websocket", host)
+
+    def _opened(self) -> None:
+        """Send the request; this viewer is attached after the response to it."""
+        if not self._has_requested:
+            self._has_requested = True
+            self._send(self._pushes.request)
+
+    def _take(self, text: str, now_s: float) -> None:
+        for line in text.splitlines():
+            self._pushes.take(line, now_s)
+        self.has_attached = self._pushes.has_subscribed
+
+
 KINDS: dict[str, Callable[..., TextSession]] = {
     "ai-sdk": AiSdkSse,
+    "centrifugo-sse": CentrifugoSse,
+    "centrifugo-ws": CentrifugoWs,
     "nchan-sse": NchanSse,
     "nchan-ws": NchanWs,
     "nchan-ws-meta": NchanWsMeta,

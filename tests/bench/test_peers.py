@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import resource
 import select
@@ -21,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -40,13 +42,14 @@ from bench.peers.reload import Page, follow, load
 from bench.peers.socketio import socketio
 from bench.peers.summary import summary
 from bench.peers.system import System
+from bench.peers.viewers import TextChecker, open_session
 from bench.peers.xadd import xadd
 from bench.proc import CLIENT_CORE, BenchError, Child, tree
 from bench.tokens import token
 from tests.bench.small import APPENDS, in_the_middle
 
 PATIENCE_S = 10.0
-KINDS = ("nchan-sse", "nchan-ws", "nchan-ws-meta", "socketio", "xadd-sse")
+KINDS = ("centrifugo-sse", "centrifugo-ws", "nchan-sse", "nchan-ws", "nchan-ws-meta", "socketio", "xadd-sse")
 
 has_nginx = bool(shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"))
 has_redis = bool(shutil.which("redis-server"))
@@ -55,6 +58,7 @@ needs_redis = pytest.mark.skipif(not has_redis, reason="Debian's redis-server is
 needs_redis_client = pytest.mark.skipif(
     not (has_redis and packages.is_fetched(*packages.REDIS_CLIENT)), reason="`python -m bench appends` has not run here"
 )
+needs_centrifugo = pytest.mark.skipif(shutil.which("centrifugo") is None, reason="no program centrifugo is on the path")
 needs_socketio = pytest.mark.skipif(
     not packages.is_fetched(*packages.SOCKET_IO), reason="`python -m bench beside` has not run here"
 )
@@ -69,10 +73,18 @@ def _frame(text: str) -> bytes:
     return bytes((0x81, len(data))) + data
 
 
+def _push(text: str, n: int) -> str:
+    return json.dumps({"channel": "c", "pub": {"data": text, "offset": n + 1}})
+
+
 _UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 _STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: keep-alive\r\n\r\n: hi\n\n"
 
+_SUBSCRIBED = '{"connect":{"subs":{"c":{"recovered":true,"epoch":"e"}}}}'
+
 HANDSHAKES: dict[str, list[bytes]] = {  # a response to each message of the viewer
+    "centrifugo-sse": [_STREAM + f"data: {_SUBSCRIBED}\n\n".encode()],
+    "centrifugo-ws": [_UPGRADED, _frame(_SUBSCRIBED)],
     "nchan-sse": [_STREAM],
     "xadd-sse": [_STREAM],
     "nchan-ws": [_UPGRADED],
@@ -80,6 +92,8 @@ HANDSHAKES: dict[str, list[bytes]] = {  # a response to each message of the view
     "socketio": [_UPGRADED + _frame('0{"sid":"s"}'), _frame('40{"sid":"s","pid":"p"}')],
 }
 MESSAGES: dict[str, Callable[[str, int], bytes]] = {
+    "centrifugo-sse": lambda text, n: f"data: {_push(text, n)}\n\n".encode(),
+    "centrifugo-ws": lambda text, n: _frame(f"{_push(text, n)}\n{{}}"),
     "nchan-sse": lambda text, n: f"id: 1:{n}\ndata: {text}\n\n".encode(),
     "xadd-sse": lambda text, n: f'id: {n}-0\ndata: "{text}"\n\n'.encode(),
     "nchan-ws": lambda text, _: _frame(text),
@@ -214,6 +228,48 @@ def test_a_session_that_socket_io_did_not_recover_is_void(monkeypatch: pytest.Mo
     second.close()
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("subs", [{"c": {"recovered": False, "epoch": "f"}}, {}], ids=["not recovered", "refused"])
+def test_subscription_that_centrifugo_did_not_recover_or_refused_is_void(
+    subs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greeting = f"data: {json.dumps({'connect': {'subs': subs}})}\n\n".encode()
+    monkeypatch.setitem(HANDSHAKES, "centrifugo-sse", [_STREAM + greeting])
+    liar = Liar("centrifugo-sse")
+    saying = threading.Thread(target=liar.say, args=[TOKENS])
+    saying.start()
+    with pytest.raises((Void, BenchError)):
+        load(Page(System(liar.port, ()), "centrifugo-sse", "c"), "".join(TOKENS))
+    saying.join(PATIENCE_S)
+    liar.close()
+
+
+@pytest.mark.parametrize("kind", ["centrifugo-sse", "centrifugo-ws"])
+def test_centrifugo_page_resumes_from_its_last_message_and_gets_the_missed_ones(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checker = TextChecker("c")
+    session = open_session(kind, checker, host="h", resume="2 e")
+    request = unquote(session.bytes_to_send().decode())
+    missed = [{"data": text, "offset": 3 + n} for n, text in enumerate(TOKENS)]
+    push = json.dumps({"connect": {"subs": {"c": {"recovered": True, "epoch": "e", "publications": missed}}}})
+    if kind == "centrifugo-sse":
+        session.receive(_STREAM + f"data: {push}\n\n".encode(), now_s=1.0)
+    else:
+        session.receive(_UPGRADED, now_s=1.0)
+        request = _unmasked(session.bytes_to_send())
+        session.receive(b"\x81\x7e" + len(push).to_bytes(2, "big") + push.encode(), now_s=1.0)
+    assert '{"subs": {"c": {"recover": true, "offset": 2, "epoch": "e"}}}' in request
+    assert (checker.violations, checker.whole, checker.position) == ([], "".join(TOKENS), "7 e")
+    assert session.has_attached
+
+
+def _unmasked(frame: bytes) -> str:
+    """Return the text of a short frame of a client."""
+    mask, data = frame[2:6], frame[6:]
+    return bytes(byte ^ mask[n % 4] for n, byte in enumerate(data)).decode()
+
+
 # Publishing
 
 
@@ -225,6 +281,7 @@ class PublishServer:
         self.port: int = self._listener.getsockname()[1]
         self._response = response
         self.requests = 0
+        self.received = b""
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -232,6 +289,7 @@ class PublishServer:
         connection, _ = self._listener.accept()
         with connection:
             while data := connection.recv(1 << 20):
+                self.received += data
                 self.requests += data.count(b"POST ")
                 connection.sendall(self._response * data.count(b"POST "))
         self._listener.close()
@@ -255,6 +313,19 @@ def test_a_publisher_that_is_late_still_publishes_each_token_on_its_own() -> Non
     server = PublishServer(CREATED)
     publish(port=server.port, path="/{channel}", channels=["c"], count=50, tokens_per_s=1_000_000)
     assert server.requests == 50
+
+
+def test_tokens_are_published_in_the_body_that_a_server_expects() -> None:
+    server = PublishServer(CREATED)
+    around = ('{{"channel":"{channel}","data":"', '"}}')
+    wanted: dict[str, Any] = {"head": "Content-Type: application/json\r\nX-API-Key: k", "around": around}
+    report = publish(
+        port=server.port, path="/api", channels=["c:1"], count=1, tokens_per_s=10, returns_texts=True, **wanted
+    )
+    head, _, body = server.received.decode().partition("\r\n\r\n")
+    assert head.startswith("POST /api HTTP/1.1\r\n")
+    assert head.endswith(f"Content-Type: application/json\r\nX-API-Key: k\r\nContent-Length: {len(body)}")
+    assert json.loads(body) == {"channel": "c:1", "data": report["texts"]["c:1"]}
 
 
 def test_tokens_of_one_window_are_published_together() -> None:
@@ -498,6 +569,26 @@ def test_nchan_with_redis_is_measured(tmp_path: Path) -> None:
         decoded = client.request("decode")
         check(decoded, client.request("compare", sent=sent, port=None), drained)
     assert decoded["tokens"] == 40
+
+
+@needs_centrifugo
+def test_centrifugo_is_measured_and_resumes(tmp_path: Path) -> None:
+    figures = "\n".join(_figures(beside.measure(tmp_path, TINY, {"centrifugo": beside.CENTRIFUGO["centrifugo"]})))
+    assert figures.count("resume after 10 missed tokens: centrifugo, memory") == 2
+
+
+@needs_centrifugo
+@needs_redis
+def test_centrifugo_with_redis_is_measured(tmp_path: Path) -> None:
+    name = "centrifugo with Redis"
+    figures = "\n".join(_figures(beside.measure(tmp_path, TINY, {name: beside.CENTRIFUGO[name]})))
+    assert figures.count("resume after 10 missed tokens: centrifugo, Redis AOF always") == 2
+
+
+@pytest.mark.parametrize("path", [None, "/usr/bin/centrifugo"])
+def test_centrifugo_is_measured_only_where_it_is_on_the_path(path: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: path)
+    assert [name for name in beside._systems() if "centrifugo" in name] == list(beside.CENTRIFUGO if path else ())
 
 
 @needs_socketio
