@@ -16,17 +16,52 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from holdfast.core.errors import StoreUnavailable
+from holdfast.core.errors import HoldfastError, StoreUnavailable
 from holdfast.hub.channel import Channel, is_settling
 from holdfast.hub.loading import in_time
 from holdfast.hub.notices import Notifier, moved_in
 from holdfast.hub.store_errors import logs_errors
-from holdfast.stores.base import Bus, Notice, Store
+from holdfast.stores.base import Bus, Head, Notice, Store
 
 logger = logging.getLogger("holdfast.hub")
 
 FOLLOW_S = 1.0  # time between two reads of the heads
 STALE_S = 5.0  # time between two searches for stale channels, on an exclusive store
+
+
+class _HeadQuery:
+    """One query for the heads of `channels`. `outcome` is None until it has ended."""
+
+    def __init__(self) -> None:
+        self.channels: dict[str, None] = {}
+        self.outcome: dict[str, Head] | HoldfastError | None = None
+
+
+class HeadReads:
+    """Reads the heads of channels at attaches: those that are wanted while a query runs share the next one."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._next = _HeadQuery()
+        self._turn = asyncio.Lock()  # held by the query that runs
+
+    async def read(self, channel: str) -> Head:
+        """Return the head that `channel` has now or later. Raises StoreUnavailable."""
+        query = self._next
+        query.channels[channel] = None
+        async with self._turn:
+            if query.outcome is None:  # the first of its callers asks for all; another one if that was cancelled
+                if self._next is query:
+                    self._next = _HeadQuery()
+                names = list(query.channels)
+                try:
+                    query.outcome = dict(zip(names, await self._store.heads(names), strict=True))
+                except HoldfastError as error:
+                    query.outcome = error
+        assert query.outcome is not None
+        if isinstance(query.outcome, HoldfastError):
+            raise query.outcome.with_traceback(None)
+        return query.outcome[channel]
 
 
 class Follower:
@@ -38,6 +73,7 @@ class Follower:
         """Follow `store`. `bus` carries the notices if there is one."""
         self.notifier = notifier
         self.bus = bus
+        self.heads = HeadReads(store)
         self.receivers: list[Callable[[Notice | None], None]] = []  # they get the notices of other kinds, and None
         self._store = store
         self._channels = channels

@@ -151,11 +151,16 @@ class Runtime:
         while live is None or self.channels.get(name) is not live:
             live = self.channel(check_channel(name))
             await live.load()
-            if live.is_stale or not self.store.is_exclusive:
+            if live.is_stale or not (self.store.is_exclusive or await self._has_latest(live)):
                 await live.refresh()
             if with_members and self.presence.shared is not None:
                 await self.presence.shared.read(live)
         return live
+
+    async def _has_latest(self, live: Channel) -> bool:
+        """Return whether the channel has all entries that the store has at this call. Raises StoreUnavailable."""
+        head = await self.follower.heads.read(live.name)
+        return live.is_at(head._replace(serial=max(head.serial, live.state.serial)))
 
     async def message(self, channel: str, message_id: str) -> MessageState:
         """Return the message in its stored state. Raises NotFound, Deleted, StoreUnavailable."""

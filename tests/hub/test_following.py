@@ -6,18 +6,20 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from random import Random
 
 import pytest
 
+from holdfast.core.errors import StoreUnavailable
 from holdfast.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage, TakeOver
 from holdfast.hub import HubCore
+from holdfast.hub.feed import Feed
 from holdfast.hub.following import FOLLOW_S
 from holdfast.hub.notices import MOVED_BYTES, WINDOW_S
-from holdfast.stores.base import Changes, Notice, Tail
+from holdfast.stores.base import Changes, Head, Notice, Tail
 from holdfast.stores.memory import MemoryStore
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.watching import Watcher
@@ -194,3 +196,56 @@ async def test_import_in_one_channel_does_not_hold_up_the_others() -> None:
         release.set()
         await rewriting
         assert held.state.serial == here.channel("a").state.serial
+
+
+class Counting(Shared):
+    """A shared store that takes some milliseconds for a read of heads, and notes how many channels each has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+        self.is_down = False
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        self.asked.append(len(channels))
+        await asyncio.sleep(0.005)
+        if self.is_down:
+            raise StoreUnavailable("the store is down")
+        return await super().heads(channels)
+
+
+async def attached(hub: HubCore, channels: Iterable[str]) -> list[Feed | BaseException]:
+    """Attach a viewer to each of `channels` at the same moment; return the feeds, or the errors."""
+    attaches = [hub.attach(channel, None, history=1, wake=lambda: None) for channel in channels]
+    return await asyncio.gather(*attaches, return_exceptions=True)
+
+
+@virtually
+async def test_viewers_that_attach_at_the_same_moment_share_a_read_of_all_heads() -> None:
+    store = Counting()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    channels = [f"c{number}" for number in range(20)]
+    for channel in channels:
+        await here.create(channel, id="m1", text="known there")
+    await attached(there, channels)
+    await there.create("c7", id="m2", text="its own")
+    await here.create("c8", id="m2", text="new")
+    store.asked.clear()
+    store.reads.clear()
+    feeds = await attached(there, channels * 10)
+    assert store.asked[:2] == [1, 20]  # the first viewer asks at once, all others together
+    assert len(store.asked) <= 3  # with the read of each second
+    assert store.reads == ["entries", "changes"]  # of the channel that has moved, for one of its viewers
+    moved = ["c7", "c8"]
+    assert [there.channel(name).state.serial for name in moved] == [one.serial for one in await store.heads(moved)]
+    assert all(isinstance(feed, Feed) for feed in feeds)
+    store.is_down = True
+    refused = await attached(there, channels)
+    assert all(isinstance(one, StoreUnavailable) for one in refused)
+    store.is_down = False
+    waiting = [asyncio.create_task(attached(there, ["c1"])) for _ in range(3)]
+    await asyncio.sleep(0.001)
+    waiting[0].cancel()  # the one that asks; another one repeats the query
+    assert [len(await task) for task in waiting[1:]] == [1, 1]
+    await here.close()
+    await there.close()
