@@ -4,8 +4,8 @@ Layer: oracle.
 
 `HookOracle` compares each call with the log and with the position that the store keeps for the hook: at least once, in
 order per channel, stored entries only, and at the end every entry that was due since the first registration. After a
-failover the calls for the entries that are left need no repetition. It judges a hub that has its store to itself: of
-hubs that share a store, each calls its own hooks.
+failover the calls for the entries that are left need no repetition. Of several hubs on one store, one calls the hook.
+Two may for some seconds, after one of them was away: then each calls in order, and calls may be repeated.
 """
 
 from __future__ import annotations
@@ -55,16 +55,19 @@ class Hook(Protocol):
 class HookOracle:
     """The calls of one hook. Each `check_call` is followed by `note_done` if the call succeeds, and by `end_call`."""
 
-    def __init__(self, hook: Hook, stored: StoredLogs, *, is_shared: bool = False) -> None:
-        """Judge the calls of `hook`; with `is_shared` on a store that other hubs may have open, too."""
+    def __init__(self, hook: Hook, stored: StoredLogs, *, is_shared: bool = False, has_nodes: bool = False) -> None:
+        """Judge the calls of `hook`; with `is_shared` on a store of several hubs, which with `has_nodes` are there."""
         self.calls = 0
+        self._has_nodes = has_nodes
         self._is_shared = is_shared
         self._hook = hook
         self._stored = stored
         self._done: dict[str, set[Call]] = {}  # for each channel the calls that succeeded
-        self._last: dict[str, Position] = {}  # for each channel the position of the last call
+        # for each channel the position of the last call; of several nodes, for each process
+        self._last: dict[tuple[str, Process | None], Position] = {}
         self._kept: dict[str, Position] = {}  # for each channel the position that the store keeps
-        self._running: dict[str, Process] = {}
+        self._running: dict[tuple[str, Process | None], Process] = {}
+        self._repeated: set[str] = set()  # channels in which two nodes had the hook, so that its position went back
         # the heads of the channels when this run registered the hook; None: it does so before it stores entries
         self._at_start: dict[str, Position] | None = None
         # the heads of the channels when a run registered the hook for the first time
@@ -85,20 +88,21 @@ class HookOracle:
         """Check a call that begins. Raises Violation."""
         self.calls += 1
         channel, at = event.channel, (event.epoch, event.serial)
-        other = self._running.get(channel)
+        where = (channel, process if self._has_nodes else None)
+        other = self._running.get(where)
         if other is not None and other.is_alive:
             raise self._violation(event, "while the call before still runs")
-        self._running[channel] = process
+        self._running[where] = process
         if not matches(self._hook.pattern, channel) or event.type not in self._hook.kinds:
             raise self._violation(event, "which it is not registered for")
-        kept, last = self._kept.get(channel), self._last.get(channel)
-        if kept is not None and kept[0] == at[0] and kept[1] >= at[1]:
+        kept, last = self._kept.get(channel), self._last.get(where)
+        if not self._has_nodes and kept is not None and kept[0] == at[0] and kept[1] >= at[1]:
             raise self._violation(event, f"though its position is {kept[1]}")
-        if last is not None and last[0] == at[0] and last[1] > at[1]:
+        if last is not None and last[0] == at[0] and last[1] > at[1] and channel not in self._repeated:
             raise self._violation(event, f"after {last[1]}")
         if last is not None and last[0] != at[0] and self._begun(channel, last[0]) > self._begun(channel, at[0]):
             raise self._violation(event, f"after the later epoch {last[0]}")
-        self._last[channel] = at
+        self._last[where] = at
         self._check_event(event)
 
     def note_done(self, event: HookEvent) -> None:
@@ -106,9 +110,9 @@ class HookOracle:
         done = self._done.setdefault(event.channel, set())
         done.add((event.epoch, event.type, event.serial, event.id))
 
-    def end_call(self, channel: str) -> None:
-        """Note that the call has ended, successfully or not."""
-        self._running.pop(channel, None)
+    def end_call(self, channel: str, process: Process | None = None) -> None:
+        """Note that the call in `process` has ended, successfully or not."""
+        self._running.pop((channel, process if self._has_nodes else None), None)
 
     def note_kept(self, values: Mapping[str, bytes | None]) -> None:
         """Take notes that the store keeps from now on. Raises Violation if a position goes back."""
@@ -123,6 +127,9 @@ class HookOracle:
             if after is not None:
                 self._kept[channel] = after
             if before is not None and after is not None and before[0] == after[0] and before[1] > after[1]:
+                if self._has_nodes:  # by a node that was away; the one that has the hook next repeats calls
+                    self._repeated.add(channel)
+                    continue
                 raise Violation(f"{self._hook.name} on {channel}: its position goes back from {before} to {after}")
 
     def lose_power(self, notes: Mapping[str, bytes]) -> None:

@@ -204,7 +204,7 @@ class EpochLog:
                     log.turns[message_id] = [one for one in self.turns[message_id] if one[0] <= serial]
         log.commands = {key: one for key, one in self.commands.items() if one[0] <= serial}
         log.replies = {key: one for key, one in self.replies.items() if one[0] <= serial}
-        log.claims = dict(self.claims)  # a lost claim is stored again before this table is asked for it
+        log.claims = {(op.id, op.generation): op for op in log.ops if isinstance(op, Claim) and op.state == "taken"}
         log.replaced = set(self.replaced)
         log.last_event = min(self.last_event, serial)
         return log
@@ -257,9 +257,10 @@ class EpochLog:
             return f"its turn is {state}"
         if op.confirmed:
             known = self.claims.get((op.id, op.generation))
-            expected = (generation, 1 + known.confirmed, known.node) if state == "taken" and known is not None else None
-            is_right = op.node is not None and (op.generation, op.confirmed, op.node) == expected
-            return None if is_right else f"it confirms {known}"
+            if state != "taken" or known is None:
+                return "its turn is not taken"
+            is_right = op == replace(known, confirmed=1 + known.confirmed, at_ms=op.at_ms)
+            return None if is_right and op.generation == generation else f"it confirms {known}"
         is_next = op.generation == (generation + 1 if op.state == "taken" else generation)
         # The first attempt of a later round: a handler of a deleted message with this id may still end a lower one.
         is_of_new_round = op.state == "taken" and op.generation > generation and op.generation % ROUND == 1

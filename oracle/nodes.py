@@ -58,6 +58,9 @@ class NodeLeases:
             owner = _writer(log, op.id)
             if owner is None or owner.node is None or owner.node == who or not isinstance(op, Finish | Takeover):
                 continue
+            message = log.now(op.id)
+            if message is None or message.status != "streaming":
+                continue  # an agent continues an answer that has ended
             if isinstance(op, Takeover) and (op.writer is None or op.writer.node is None or not _is_author(log, op)):
                 continue  # a client takes the message over
             if isinstance(op, Finish) and op.status != "interrupted":

@@ -26,6 +26,7 @@ from oracle.violation import Violation
 Place = tuple[str, str]  # a channel, and the id of a message, command or member
 
 SOON_S = 5.0  # without faults the server ends a due lease or turn within this time
+SHARED_SOON_S = 12.0  # the same for a hub that learns of it from another one, perhaps by a recovery
 EARLY_S = 0.01  # tolerated difference between two clocks
 # a frame on one connection may arrive by this much earlier than a frame that was sent before it on another
 CROSSING_S = 1.0
@@ -275,22 +276,24 @@ class Promises:
         """Check that the server has ended all that is over; call it every second. Raises Violation."""
         now_s = self._now_s()
         base_s = max(self.healthy_s, self.booted_s)
-        if not self._is_exclusive or now_s < base_s:
+        # a hub that hears of a message from another one begins with a full term, and perhaps by a recovery
+        soon_s, terms = (SOON_S, 1) if self._is_exclusive else (SHARED_SOON_S, 2)
+        if now_s < base_s:
             return
         for place, held in self._leases.items():
-            limit_s = max(held.tried_s, base_s) + held.term_s
-            connection = held.connection if held.connection is held.responded else None
+            limit_s = max(held.tried_s, base_s) + terms * held.term_s
+            connection = held.connection if held.connection is held.responded and self._is_exclusive else None
             if connection is not None and connection.ended_s is not None and connection.process.is_alive:
                 limit_s = min(limit_s, max(held.tried_s, base_s, connection.ended_s) + BROKEN_S)
-            if now_s > limit_s + SOON_S:
+            if now_s > limit_s + soon_s:
                 raise Violation(
                     f"{place} still streams, its writer sent the last request at {held.tried_s:.3f}: {held}"
                 )
         for place, sent in self._commands.items():
             since_s = max(sent.stored_s, base_s)
-            if sent.op.name == "cancel" and now_s > since_s + CANCEL_S + SOON_S:
+            if sent.op.name == "cancel" and now_s > since_s + CANCEL_S + soon_s:
                 raise Violation(f"the cancel {place} of {sent.op.target} was not carried out")
-            if not self._is_skewed(sent) and now_s > max(self._expires_s(sent), since_s) + SOON_S:
+            if not self._is_skewed(sent) and now_s > max(self._expires_s(sent), since_s) + soon_s:
                 raise Violation(f"command {place} has expired and has no reply")
 
     def check_leave(self, place: Place, attached_s: float) -> None:
@@ -410,13 +413,15 @@ class Promises:
         before = self._turns.pop(place, None)
         if op.state != "taken":
             return
+        if before is not None and op.confirmed and op.node is None:  # the renewal of a remote agent
+            self._turns[place] = before
+            return
         if before is not None and before.is_given and op.confirmed:
             raise Violation(f"{place} was claimed again by {op.node}, though {before.by} has begun this attempt")
-        if before is not None and self._is_exclusive:
-            if before.is_given and before.node is not None and before.node == self._live_node():
-                raise Violation(f"{place} was claimed by {op.by}, though {before.by} works on it in a living process")
-            if before.node is None:
-                self._check_not_early(place, before)
+        if before is not None and before.node is None:
+            self._check_not_early(place, before)
+        elif before is not None and self._is_exclusive and before.is_given and before.node == self._live_node():
+            raise Violation(f"{place} was claimed by {op.by}, though {before.by} works on it in a living process")
         self._begin_turn(place, op)
 
     def _begin_turn(self, place: Place, op: Claim) -> None:

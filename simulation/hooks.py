@@ -69,9 +69,7 @@ class Hooks:
 
     def __init__(self, world: World, plans: Iterable[HookPlan]) -> None:
         self._world = world
-        self._oracles = [
-            (plan, HookOracle(plan, world.stored, is_shared=not world.plan.is_exclusive)) for plan in plans
-        ]
+        self._oracles = [(plan, _oracle(world, plan)) for plan in plans]
 
     def register(self, hub: Hub, process: Process, draw: Random) -> None:
         """Register the hooks in a new run of the hub, at its start or some time later."""
@@ -125,9 +123,14 @@ class Hooks:
                     await _answer(hub, event, plan.name, world)
                 oracle.note_done(event)
             finally:
-                oracle.end_call(event.channel)
+                oracle.end_call(event.channel, process)
 
         hub.on(plan.kinds, plan.pattern, name=plan.name)(handle)
+
+
+def _oracle(world: World, plan: HookPlan) -> HookOracle:
+    shared = world.plan
+    return HookOracle(plan, world.stored, is_shared=not shared.is_exclusive, has_nodes=shared.hubs > 1)
 
 
 async def _answer(hub: Hub, event: HookEvent, name: str, world: World) -> None:

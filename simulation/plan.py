@@ -131,7 +131,8 @@ class Plan:
             plan.authors.append(SteadyWriter)
         requests = Random(f"{seed}/room").choice((2, 1_000, 1_000))
         plan.limits = replace(plan.limits, socket_requests=requests)
-        _draw_hooks(plan, Random(f"{seed}/hooks"))
+        if plan.hubs == 1:
+            _draw_hooks(plan, Random(f"{seed}/hooks"))
         # a shared store is recovered later, and until then messages would not wait for agents
         plan.registers_late = Random(f"{seed}/hasty").random() < 0.3 and plan.is_exclusive
         plan.asks_by_socket = Random(f"{seed}/sockets").random() < 0.5
@@ -139,6 +140,9 @@ class Plan:
             _draw_loss(plan, Random(f"{seed}/loss"))
             plan.fault_model.draw_notices(Random(f"{seed}/notices"))
             _draw_failovers(plan, Random(f"{seed}/failovers"))
+            plan.workers = Random(f"{seed}/remote agents").choice((0, 0, 1, 2))
+            if plan.hubs > 1:
+                _draw_hooks(plan, Random(f"{seed}/hooks of several hubs"))
         return plan
 
 
@@ -166,7 +170,7 @@ def _draw_members(plan: Plan, draw: Random) -> None:
     del plan.authors[draw.choice((1, 2, 4)) :]
     plan.authors += [LeaseWriter] * draw.choice((0, 1, 1, 2)) + [Commander] * draw.choice((0, 1, 2))
     plan.members = draw.choice((0, 1, 2))
-    if plan.is_exclusive:  # a hub knows only the renewals of turns that its own sockets have received
+    if plan.is_exclusive:  # for several hubs they are drawn later
         plan.workers = draw.choice((0, 0, 1, 2))
     kinds = draw.choice((0, 0, 1)) if plan.workers else draw.choice((0, 1, 1, 2))
     plan.agents = [
@@ -183,8 +187,7 @@ def _draw_members(plan: Plan, draw: Random) -> None:
 
 
 def _draw_hooks(plan: Plan, draw: Random) -> None:
-    if plan.hubs == 1:  # hubs that share a store each call their own hooks
-        plan.hooks = [HookPlan.drawn(draw, number) for number in range(draw.choice((0, 1, 1, 2)))]
+    plan.hooks = [HookPlan.drawn(draw, number) for number in range(draw.choice((0, 1, 1, 2)))]
 
 
 def _limits(draw: Random) -> Limits:

@@ -25,6 +25,8 @@ def claim_turn(state: Decidable, message: MessageState, request: ClaimTurn, call
     of a node that counted the attempt as lost before its confirmation is refused.
     """
     claim = _open_claim(message)
+    if request.renews:
+        return _renew_turn(message, claim, request, caller, now_ms)
     if (claim.generation, claim.confirmed) != (request.generation, request.confirmed):
         if caller.writer is not None and claim == _claim_of(caller, request)._replace(round_from=claim.round_from):
             return Decision(
@@ -47,6 +49,24 @@ def claim_turn(state: Decidable, message: MessageState, request: ClaimTurn, call
         confirmed=taken.confirmed,
     )
     return Decision(ops=(op,), generation=taken.generation)
+
+
+def _renew_turn(message: MessageState, claim: ClaimState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
+    """Confirm the attempt of a remote worker, so that each hub of a shared store gives it another term."""
+    if (claim.state, claim.generation) != ("taken", request.generation):
+        raise _stale(message, claim, request)
+    if (claim.by, claim.node, claim.within) != (caller.id, None, None):
+        raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
+    op = Claim(
+        id=message.id,
+        state="taken",
+        generation=claim.generation,
+        by=claim.by,
+        lease_ms=claim.lease_ms,
+        at_ms=now_ms,
+        confirmed=claim.confirmed + 1,
+    )
+    return Decision(ops=(op,), generation=claim.generation)
 
 
 def _check_alone(state: Decidable, message: MessageState, lost: tuple[tuple[str, int, int], ...]) -> None:

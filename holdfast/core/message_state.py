@@ -73,7 +73,9 @@ class ClaimState(NamedTuple):
     within: str | None = None  # id of the message whose turn has taken this message in: both turns end together
     within_generation: int = 0  # the attempt that has taken this message in; if it is lost, this message waits again
     round_from: int = 0  # serial of the `regenerate` that began this round of attempts; 0 for the first round
-    confirmed: int = 0  # number of times that the node has claimed this attempt again before a handler began it
+    # number of times that the node has claimed this attempt again before a handler began it, or, on a shared store,
+    # that its remote worker has renewed its lease
+    confirmed: int = 0
 
     @property
     def is_open(self) -> bool:

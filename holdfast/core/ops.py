@@ -117,7 +117,9 @@ class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
     at_ms: int = 0
     within: str | None = None  # id of the message whose turn has taken this message in
     within_generation: int = 0  # the attempt of that turn
-    confirmed: int = 0  # number of times that the node has claimed this attempt again before a handler began it
+    # number of times that the node has claimed this attempt again before a handler began it, or, on a shared store,
+    # that its remote worker has renewed its lease
+    confirmed: int = 0
 
 
 class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):

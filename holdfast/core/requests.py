@@ -128,6 +128,7 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
     confirmed: int = 0  # the confirmations of attempt `generation` that the server knows
     # True: no handler has begun attempt `generation`, which is this node's; the claim confirms it and begins no other
     confirms: bool = False
+    renews: bool = False  # True: renew the lease of attempt `generation`, which a remote worker has begun
     above: int = (
         # the new attempt gets a number in a later round than this one, the highest that a worker of a deleted message
         # with the same id may still use

@@ -132,7 +132,7 @@ class TurnState(Generic[W]):
         self.phase = Phase.NEW
         self.created = 0  # serial of the entry that created the message
         self.attempt = 0  # number of the running or last attempt; 0 before the first
-        self.confirmed = 0  # number of times that its node has claimed it again before a handler began it
+        self.confirmed = 0  # `ClaimState.confirmed` of that attempt
         self.begun = 0  # number of the last attempt that a handler of this hub has begun
         self.claim: ClaimState | None = None  # the state of the turn in the log; None if the message no longer exists
         self.worker: W | None = None  # the worker that carries out the attempt; None if this hub does not know it
@@ -162,6 +162,11 @@ class TurnState(Generic[W]):
         """Return whether the log shows an open turn, and no later attempt or confirmation than the known one."""
         claim, known = self.claim, (self.attempt, self.confirmed)
         return claim is not None and claim.is_open and (claim.generation, claim.confirmed) == known
+
+    def is_run_by(self, name: str) -> bool:
+        """Return whether the agent `name`, in a process of its own, has the running attempt."""
+        claim = self.claim
+        return self.phase is Phase.RUNNING and claim is not None and (claim.by, claim.node) == (name, None)
 
     def is_unbegun_by(self, node: str) -> bool:
         """Return whether `node`, that of this hub, has the last attempt in the log, and no handler has begun it.

@@ -62,7 +62,7 @@ class Waiting:
         self.channel = channel
         self.size_bytes = _size_of(request)
         self.ids = needs(key, request)
-        self.is_beginning = isinstance(request, CreateMessage | ClaimTurn)
+        self.is_beginning = isinstance(request, CreateMessage | ClaimTurn) and not getattr(request, "renews", False)
         self._ask = Ask(key, request, caller)
         self._done = done
 

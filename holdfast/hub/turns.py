@@ -101,13 +101,7 @@ class TurnScheduler:
 
         Return the lost attempts. Without this call the turns wait again at the end of their leases.
         """
-        lost = self.where(
-            lambda turn: (
-                turn.phase is Phase.RUNNING
-                and turn.claim is not None
-                and (turn.claim.by, turn.claim.node) == (name, None)
-            ),
-        )
+        lost = self.where(lambda turn: turn.is_run_by(name))
         attempts = [AssignedTurn(channel, turn.message_id, turn.attempt, None) for channel, turn in lost]
         for channel, turn in lost:
             self.lose(channel, turn)
@@ -196,7 +190,11 @@ class TurnScheduler:
         node = claim.node if claim is not None else None
         # `holdfast.hub.shared_turns` asks the store whether another node lives before its turns wait again
         is_orphan = node is not None and (node == self._node or self._nodes.is_exclusive)
-        return self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
+        confirmed = turn.confirmed
+        is_moved = self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
+        if claim is not None and claim.lease_ms and turn.phase is Phase.RUNNING and turn.confirmed > confirmed:
+            self._lapse_in(channel, turn, claim.lease_ms / 1000)  # a hub of this store has stored a renewal
+        return is_moved
 
     def forget(self, channel: str) -> None:
         """Forget the turns of other nodes in `channel`, which leaves memory: this node follows it no longer."""

@@ -332,9 +332,6 @@ class Session:
         self._agents().work(frame, self.identity)
         return {}
 
-    def _renew_turn(self, frame: TurnRenewFrame) -> dict[str, Json]:
-        return self._agents().renew(frame)
-
     def _agents(self) -> SocketWorkers:
         if self._workers is None:
             self._workers = SocketWorkers(self._hub, self.give_turn, self.start_task)
@@ -342,18 +339,21 @@ class Session:
 
     # Requests that read the store
 
-    def _end_turn(self, frame: TurnDoneFrame) -> None:
+    def _renew_or_end_turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> None:
         self._pending += 1
 
-        def done(result: Result | HoldfastError) -> None:
+        def done(result: dict[str, Json] | HoldfastError) -> None:
             self._pending -= 1
             if isinstance(result, HoldfastError):
                 self.refuse(frame.ref, result)
             else:
-                self.respond({"type": "ok", "ref": frame.ref, "serial": result.serial})
+                self.respond({"type": "ok", "ref": frame.ref, **result})
 
         try:
-            self._agents().find(frame).end(frame, done)
+            if isinstance(frame, TurnRenewFrame):
+                self._agents().renew(frame, done)
+            else:
+                self._agents().find(frame).end(frame, done)
         except HoldfastError as error:
             done(error)
         except Exception as error:
@@ -485,11 +485,11 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     DetachFrame: lambda session, frame: session._detach(frame),
     HistoryFrame: lambda session, frame: session._read_history(frame),
     TurnTakeFrame: lambda session, frame: session._take_turn(frame),
-    TurnDoneFrame: lambda session, frame: session._end_turn(frame),
+    TurnDoneFrame: lambda session, frame: session._renew_or_end_turn(frame),
+    TurnRenewFrame: lambda session, frame: session._renew_or_end_turn(frame),
     PresenceFrame: _at_once(lambda session, frame: session._presence(frame)),
     SignalFrame: _at_once(lambda session, frame: session._signal(frame)),
     WorkFrame: _at_once(lambda session, frame: session._work(frame)),
-    TurnRenewFrame: _at_once(lambda session, frame: session._renew_turn(frame)),
 }
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, TooMany
+from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, NotWriter, TooMany
 from holdfast.core.model import Json, check_json
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.patterns import invalid_pattern, is_pattern, matches
 from holdfast.hub.hub import HubCore
-from holdfast.hub.results import Done, Result
+from holdfast.hub.renewing import store_renewal
+from holdfast.hub.results import Result
 from holdfast.hub.turns import LEASE_S
 from holdfast.hub.workers import AssignedTurn, WhenBusy
 from holdfast.transports.access import check_work, member_of
@@ -24,6 +25,8 @@ from holdfast.transports.frames import TurnDoneFrame, TurnRenewFrame, TurnTakeFr
 
 if TYPE_CHECKING:
     from holdfast.hub.identity import Identity
+
+Respond = Callable[[dict[str, Json] | HoldfastError], None]  # gets the fields of a response, or the refusal
 
 MAX_PATTERNS = 20
 MAX_PATTERN_CHARACTERS = 201  # length of a channel's name, and a star
@@ -72,7 +75,7 @@ class SocketWorker:
 
     def renew(self, frame: TurnRenewFrame) -> None:
         """Renew the lease of a turn. Raises Fenced if the turn is over or another worker has it."""
-        turn = self._turn(frame)
+        turn = self.turn_of(frame)
         if not self._hub.runtime.scheduler.renew(self, turn):
             raise _not_its_turn()
         if not self.has(turn.channel, turn.message_id):  # a turn of the previous socket takes a slot here
@@ -82,14 +85,15 @@ class SocketWorker:
             check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
             self._hub.runtime.scheduler.set_state(frame.channel, self.name, frame.state)
 
-    def end(self, frame: TurnDoneFrame, done: Done) -> None:
-        """End a turn, and call `done` with the result."""
-        turn = self._turn(frame)
+    def end(self, frame: TurnDoneFrame, done: Respond) -> None:
+        """End a turn."""
+        turn = self.turn_of(frame)
 
         def ended(result: Result | HoldfastError) -> None:
-            if isinstance(result, HoldfastError) and not result.retry:
-                result = _not_its_turn()  # the response must not show which turns other workers have
-            done(result)
+            if not isinstance(result, HoldfastError):
+                done({"serial": result.serial})
+            else:  # the response must not show which turns other workers have
+                done(result if result.retry else _not_its_turn())
 
         self._hub.runtime.scheduler.end(self, turn, frame.state, ended)
         self._free(turn)
@@ -98,7 +102,8 @@ class SocketWorker:
         """Return whether this worker has a turn in `channel`."""
         return any(turn.channel == channel for turn in self.turns)
 
-    def _turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> AssignedTurn:
+    def turn_of(self, frame: TurnRenewFrame | TurnDoneFrame) -> AssignedTurn:
+        """Return the turn that `frame` names. Raises InvalidName."""
         return AssignedTurn(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
 
     def _free(self, turn: AssignedTurn) -> None:
@@ -184,10 +189,29 @@ class SocketWorkers:
         # The same text for every channel, since it must not show whether the channel exists.
         raise InvalidRequest("this socket takes no turns in that channel: send `work` with a pattern for it first")
 
-    def renew(self, frame: TurnRenewFrame) -> dict[str, Json]:
-        """Renew the lease of a turn, and return the fields of the response."""
-        self.find(frame).renew(frame)
-        return {"lease_s": LEASE_S}
+    def renew(self, frame: TurnRenewFrame, done: Respond) -> None:
+        """Renew the lease of a turn, once the renewal is stored where other hubs need it."""
+        worker = self.find(frame)
+        turn = worker.turn_of(frame)
+
+        def stored(error: HoldfastError | None) -> None:
+            try:
+                if isinstance(error, NotWriter) and self.find(frame) is not worker:  # the channel is loaded by now
+                    self.renew(frame, done)
+                    return
+                if error is not None:
+                    raise error if error.retry else _not_its_turn()
+                if self._workers is None:  # the socket has closed meanwhile, which shortens the lease
+                    self._hub.runtime.scheduler.renew(worker, turn)
+                    self._hub.runtime.scheduler.unregister(worker, is_broken=True)
+                else:
+                    self.find(frame).renew(frame)  # a worker that has replaced the other one
+            except HoldfastError as refusal:
+                done(refusal)
+            else:
+                done({"lease_s": LEASE_S})
+
+        store_renewal(self._hub.runtime, worker.name, turn, stored)
 
     async def take(self, frame: TurnTakeFrame) -> bool:
         """Take a waiting message into a running turn; return whether that succeeded."""

@@ -189,6 +189,28 @@ def test_claim_that_confirms_an_attempt_keeps_its_number_and_refuses_a_node_that
         served.ask("q", ClaimTurn(generation=1, confirmed=1, confirms=True), AGENT)
 
 
+def test_renewal_of_a_remote_attempt_confirms_it_and_is_refused_to_all_others(served: LogHarness) -> None:
+    renewing, owner = ClaimTurn(generation=1, renews=True), Caller(id="agent")
+    with pytest.raises(Fenced, match="the current one is attempt 0"):
+        served.ask("q", renewing, owner)
+    served.claim("q", caller=REMOTE, lease_s=15.0)
+    for number in (1, 2):
+        assert served.ask("q", renewing, owner).generation == 1
+        assert claim_of(served) == ClaimState("taken", 1, "agent", lease_ms=15_000, confirmed=number)
+    with pytest.raises(NotWriter):
+        served.ask("q", renewing, Caller(id="thief"))
+    with pytest.raises(Fenced, match=r"attempt 1 \(confirmation 1\) .* current one is attempt 1 \(confirmation 2\)"):
+        served.ask("q", ClaimTurn(generation=1, confirmed=1), OTHER_NODE)  # by a hub that has not read the second one
+    served.ask("q", ClaimTurn(generation=1, confirmed=2), OTHER_NODE)
+    with pytest.raises(Fenced):
+        served.ask("q", renewing, owner)
+    with pytest.raises(NotWriter):  # an attempt in a hub's process has no lease
+        served.ask("q", replace(renewing, generation=2), owner)
+    served.end("q", 2, caller=OTHER_NODE)
+    with pytest.raises(Finished):
+        served.ask("q", renewing, owner)
+
+
 def test_repeated_claim_succeeds_if_its_result_was_lost(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     served.create("between", text="x")

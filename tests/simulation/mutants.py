@@ -60,7 +60,7 @@ from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
 from holdfast.stores.base import Committed, Conflict, Head, Renewal, Write, head_of
-from holdfast.transports import codec, framing
+from holdfast.transports import codec, framing, socket_worker
 from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
@@ -396,6 +396,21 @@ def a_cursor_of_what_is_left_resumes_after_a_failover(patch: pytest.MonkeyPatch)
 def a_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """A renewal changes no message, so there is no entry to store."""
     patch.setattr(committer, "stored_renewal", lambda message: ())
+
+
+def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
+    """This hub receives all requests of the writer."""
+    make = LeaseMonitor.__init__
+
+    def make_blind(self: LeaseMonitor, *about: Any, **more: Any) -> None:
+        make(self, *about, **{**more, "read": None})
+
+    patch.setattr(LeaseMonitor, "__init__", make_blind)
+
+
+def a_turn_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
+    """This hub knows the agent that has the turn."""
+    patch.setattr(socket_worker, "store_renewal", lambda runtime, name, turn, done: done(None))
 
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
@@ -901,6 +916,8 @@ MUTANTS: dict[Mutant, str] = {
     an_epoch_is_kept_after_a_failover: "it shows|before it was stored|a gap|hole|back to",
     a_cursor_of_what_is_left_resumes_after_a_failover: "resumed: true from",
     a_renewal_reaches_one_hub: "gave a sign of life",
+    a_lease_ends_without_a_read_of_the_store: "gave a sign of life",
+    a_turn_renewal_reaches_one_hub: "gave a sign of life",
     a_waiting_turn_is_known_at_one_node: "or turns wait",
     members_of_other_nodes_are_unknown: "are members of|did not receive in .*presence",
     members_of_an_ended_node_stay: "are members of",

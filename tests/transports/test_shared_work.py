@@ -1,0 +1,127 @@
+"""Agents in other processes, at the nodes of one store, in virtual time (docs/protocol.md, 8.5)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from holdfast.app import Hub
+from tests.hub.test_recovery import Shared
+from tests.hub.test_shared_turns import new_hub, started
+from tests.transports.lines import LiveLine as Line
+from tests.virtual import virtually
+
+CHANNEL = "chat:1"
+LEASE_S = 15.0
+
+
+async def asked(person: Line, agent: Line) -> dict[str, Any]:
+    """Send a message; return the fields that name the turn, which `agent` gets."""
+    await person.ask("create", channel=CHANNEL, text="hello")
+    turn = await agent.turn()
+    return {"channel": CHANNEL, "message": turn["message"]["id"], "generation": turn["generation"]}
+
+
+def has_turn(agent: Line) -> bool:
+    return any(frame["type"] == "turn" for frame in agent.frames)
+
+
+async def worker(hub: Hub, name: str) -> Line:
+    """Return the socket of an agent that takes turns."""
+    agent = Line(hub, name)
+    await agent.ask("work", pattern="chat:*")
+    return agent
+
+
+async def ended(hubs: tuple[Hub, Hub], *lines: Line) -> None:
+    for line in lines:
+        await line.cut()
+    for hub in hubs:
+        await hub.close()
+
+
+@virtually
+async def test_turn_that_is_renewed_at_one_node_is_not_given_to_an_agent_of_another() -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    near, person = await worker(here, "bot1"), Line(there, "ann")
+    await person.ask("attach", channel=CHANNEL)
+    about = await asked(person, near)
+    far = await worker(there, "bot2")
+    for _ in range(10):
+        await asyncio.sleep(LEASE_S / 3)
+        assert (await near.ask("turn.renew", **about))["type"] == "ok"
+        assert not has_turn(far)
+    await asyncio.sleep(LEASE_S + 2)  # then the agent hangs
+    assert has_turn(far)
+    assert (await near.ask("turn.renew", **about))["code"] == "fenced"
+    await ended(hubs, near, far, person)
+
+
+@virtually
+async def test_agent_whose_socket_breaks_continues_its_turn_at_another_node() -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    first, person = await worker(here, "bot1"), Line(here, "ann")
+    await person.ask("attach", channel=CHANNEL)
+    about = await asked(person, first)
+    other = await worker(here, "bot2")
+    await first.cut()
+    await asyncio.sleep(2)
+    again = await worker(there, "bot1")  # this node has not seen the channel
+    assert (await again.ask("turn.renew", **about))["type"] == "ok"
+    await asyncio.sleep(10)
+    assert not has_turn(other)
+    assert (await again.ask("turn.done", **about))["type"] == "ok"
+    await asyncio.sleep(2 * LEASE_S)
+    assert not has_turn(other)
+    assert (await again.ask("turn.renew", **about))["code"] == "fenced"
+    await ended(hubs, again, other, person)
+
+
+@virtually
+async def test_socket_that_breaks_while_a_renewal_is_stored_has_three_seconds() -> None:
+    store = Shared()
+    here, _ = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    agent, person = await worker(here, "bot1"), Line(here, "ann")
+    about = await asked(person, agent)
+    other = await worker(here, "bot2")
+    agent.request("turn.renew", **about)
+    await agent.cut()
+    await asyncio.sleep(3.5)
+    assert has_turn(other)
+    await ended(hubs, other, person)
+
+
+@virtually
+async def test_agent_cannot_renew_the_turn_of_another_one() -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    agent, person = await worker(here, "bot1"), Line(here, "ann")
+    about = await asked(person, agent)
+    thief = await worker(there, "bot2")
+    assert (await thief.ask("turn.renew", **about))["code"] == "fenced"
+    assert (await thief.ask("turn.renew", **{**about, "message": "unknown"}))["code"] == "fenced"
+    assert (await agent.ask("turn.renew", **about))["type"] == "ok"
+    await ended(hubs, agent, thief, person)
+
+
+@virtually
+async def test_socket_of_several_agents_continues_the_turn_of_each_at_a_node_without_its_channel() -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    first, person = Line(here, "bot"), Line(here, "ann")
+    await first.ask("work", pattern="chat:*", name="bot~two")
+    about = await asked(person, first)
+    await first.cut()
+    again = Line(there, "bot")
+    for name in ("bot~one", "bot~two"):
+        await again.ask("work", pattern="chat:*", name=name)
+    assert (await again.ask("turn.renew", **about))["type"] == "ok"
+    assert (await again.ask("turn.done", **about))["type"] == "ok"
+    await ended(hubs, again, person)
