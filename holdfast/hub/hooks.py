@@ -106,7 +106,7 @@ async def register(store: Store, hook: Hook, early: Mapping[str, tuple[str, int]
     while page := await in_time(store.channels(after=after, limit=SCAN_PAGE), store.name):
         fresh = [one for one in page if matches(hook.pattern, one) and one not in known]
         heads = zip(fresh, await in_time(store.heads(fresh), store.name), strict=True)
-        found = {_place(hook, one): _noted(*early.get(one, (head.epoch, head.serial))) for one, head in heads}
+        found = {_note_name(hook, one): _encoded(*early.get(one, (head.epoch, head.serial))) for one, head in heads}
         if not await in_time(store.note(found, expected=is_new), store.name):
             return
         after = page[-1]
@@ -115,12 +115,12 @@ async def register(store: Store, hook: Hook, early: Mapping[str, tuple[str, int]
 
 async def _positions(store: Store, hook: Hook) -> dict[str, tuple[str, int]]:
     """Return for each channel the epoch and serial up to which `hook` was called."""
-    prefix = _place(hook, "")
+    prefix = _note_name(hook, "")
     notes = await in_time(store.notes(prefix), store.name)
     return {name.removeprefix(prefix): _position(value) for name, value in notes.items()}
 
 
-def _place(hook: Hook, channel: str) -> str:
+def _note_name(hook: Hook, channel: str) -> str:
     """Return the name of the note with the position of `hook` in `channel`."""
     return f"hook/{hook.name}/{channel}"
 
@@ -323,13 +323,13 @@ class HookRunner:
     async def _note(self, channel: str, epoch: str, serial: int) -> None:
         if self._positions.get(channel) == (epoch, serial):
             return
-        await self._store.note({_place(self._hook, channel): _noted(epoch, serial)})
+        await self._store.note({_note_name(self._hook, channel): _encoded(epoch, serial)})
         self._positions[channel] = (epoch, serial)
 
     async def _forget(self, channel: str) -> None:
         """Drop the position of a deleted channel, so that the hook receives the next epoch from its beginning."""
         if channel in self._positions:
-            await self._store.note({_place(self._hook, channel): None})
+            await self._store.note({_note_name(self._hook, channel): None})
             del self._positions[channel]
 
 
@@ -356,7 +356,7 @@ def _of_command(channel: str, epoch: str, command: CommandState, since: int) -> 
     return events
 
 
-def _noted(epoch: str, serial: int) -> bytes:
+def _encoded(epoch: str, serial: int) -> bytes:
     return f"{epoch}:{serial}".encode()
 
 

@@ -21,8 +21,8 @@ class UnendedAttempts:
 
     def note(self, channel: str, message_id: str, attempt: int) -> None:
         """Note that the handler of `attempt` may still run."""
-        place = (channel, message_id)
-        self._attempts[place] = max(attempt, self._attempts.pop(place, 0))
+        key = (channel, message_id)
+        self._attempts[key] = max(attempt, self._attempts.pop(key, 0))
         if len(self._attempts) > MAX_UNENDED:
             self._attempts.popitem(last=False)
 
