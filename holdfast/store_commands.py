@@ -3,7 +3,8 @@
 Layer: store_commands, above `archiving` and below `cli`.
 
 A hub that serves the file carries out a backup. `restore` and `compact` work on a file that no process has open; the
-others read the file, also while it is served. With `--url`, a server inspects, verifies and lists.
+others read the file, also while it is served; `channels` and `retention` also a database. With `--url`, a server
+inspects, verifies and lists.
 """
 
 from __future__ import annotations
@@ -13,25 +14,34 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import msgspec
+from msgspec.structs import replace
 
-from holdfast.archiving import STORE, TOKEN, URL
+from holdfast.archiving import STORE, TOKEN, URL, opened
 from holdfast.control_client import NotServed, call
 from holdfast.core.errors import LocalError, StoreInUse, shown, shown_url
 from holdfast.core.model import ChannelSummary
 from holdfast.core.names import check_prefix
-from holdfast.core.retention import Policies, rules_of
+from holdfast.core.retention import Due, Policies, Sweep, rules_of
 from holdfast.hub.control import check_speed
+from holdfast.hub.importing import NOTE as IMPORT
+from holdfast.hub.legal_holds import NOTE as HOLD
 from holdfast.server_requests import channels_of, damage_at, state_at
 from holdfast.serving import hubs_in, load_app
 from holdfast.stores import open_url
+from holdfast.stores.base import Store
 from holdfast.stores.sqlite import SqliteStore
+
+PAGE = 200  # channels or messages in one read of a database
+
+T = TypeVar("T")
 
 
 @click.command()
@@ -202,7 +212,7 @@ def _verify_at(url: str, token: str | None) -> None:
 def channels(prefix: str, store: str, url: str | None, token: str | None, is_json: bool) -> None:
     """List the channels of a store whose names begin with PREFIX, also while it is served."""
     check_prefix(prefix)
-    found = channels_of(url, prefix, token) if url is not None else _channels_in(sqlite_store(store).path, prefix)
+    found = channels_of(url, prefix, token) if url is not None else _channels_in(store, prefix)
     if is_json:
         for one in found:  # in ASCII, because a terminal obeys some characters
             click.echo(json.dumps(msgspec.to_builtins(one), separators=(",", ":")))
@@ -223,10 +233,14 @@ def _utc(at_ms: int) -> str:
         return "damaged"
 
 
-def _channels_in(path: Path, prefix: str) -> Iterator[ChannelSummary]:
-    """Yield channels from the hub that serves a file, or from the file."""
+def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
+    """Yield channels from the hub that serves a file, from the file, or from a database."""
     from holdfast.stores.sqlite_reader import list_channels
 
+    if is_shared(url):
+        yield from asyncio.run(_collected(url, lambda store: _listed(store, [f"{prefix}*"])))
+        return
+    path = sqlite_store(url).path
     try:
         for one in call(path, "channels", prefix=prefix):
             yield msgspec.convert(one, ChannelSummary)
@@ -241,8 +255,6 @@ def _channels_in(path: Path, prefix: str) -> Iterator[ChannelSummary]:
 @click.option("--keep", "ages", multiple=True, metavar="PATTERN=AGE", help="A rule, such as chat:*=90d; repeatable.")
 def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ...]) -> None:
     """Say which messages retention would remove now, also while the store is served."""
-    from holdfast.stores.sqlite_reader import due_channels
-
     if (target is None) == (not ages):
         raise LocalError("retention needs rules: give either --app MODULE:NAME or --keep PATTERN=AGE")
     rules = rules_of("--keep", ages)
@@ -252,7 +264,7 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
     policies = [one.retainer.policies for one in hubs] or [Policies(rules)]
     total = size_bytes = damaged = 0
     for policy in policies:
-        for due in due_channels(sqlite_store(store).path, policy, time.time_ns() // 1_000_000):
+        for due in _due_in(store, policy, time.time_ns() // 1_000_000):
             if due.damage is not None:
                 click.echo(f"retention leaves out a channel that cannot be read: {due.damage}", err=True)
                 damaged += 1
@@ -263,6 +275,53 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
     click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
     if damaged:
         sys.exit(1)
+
+
+def _due_in(url: str, policies: Policies, now_ms: int) -> Iterator[Due]:
+    """Yield what retention would remove from a file or a database."""
+    from holdfast.stores.sqlite_reader import due_channels
+
+    if is_shared(url):
+        yield from asyncio.run(_collected(url, lambda store: _due(store, policies, now_ms)))
+    else:
+        yield from due_channels(sqlite_store(url).path, policies, now_ms)
+
+
+def is_shared(url: str) -> bool:
+    """Return whether `url` names a store that other processes may have open."""
+    return not open_url(url).is_exclusive
+
+
+async def _collected(url: str, read: Callable[[Store], AsyncIterator[T]]) -> list[T]:
+    async with opened(url) as store:
+        return [one async for one in read(store)]
+
+
+async def _listed(store: Store, within: Sequence[str]) -> AsyncIterator[ChannelSummary]:
+    """Yield the channels of an open store, without those into which an import runs (`Store.summaries`)."""
+    held, importing = await store.notes(HOLD), await store.notes(IMPORT)
+    after = None
+    while page := await store.summaries(within, after=after, limit=PAGE):
+        for one in page:
+            if IMPORT + one.channel not in importing:
+                yield replace(one, held=HOLD + one.channel in held)
+        after = page[-1].channel
+
+
+async def _due(store: Store, policies: Policies, now_ms: int) -> AsyncIterator[Due]:
+    """Yield what retention would remove of each channel of an open store at `now_ms`."""
+    async for summary in _listed(store, policies.within()):
+        policy = policies.find(summary.channel)
+        if policy is None or summary.held or not Sweep(policy, summary, now_ms).is_needed:
+            continue
+        sweep = Sweep(policy, summary, now_ms, is_busy=bool(await store.open_documents(summary.channel)))
+        messages = size_bytes = 0
+        while sweep.is_needed and not sweep.is_over:
+            facts = (await store.facts(summary.channel, after=sweep.after, limit=PAGE)).facts
+            due = [one for one in sweep.take(facts, is_last=len(facts) < PAGE) if one.is_counted]
+            messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)
+        if messages or sweep.is_emptied:
+            yield Due(summary.channel, messages, size_bytes, sweep.is_emptied)
 
 
 def sqlite_store(url: str) -> SqliteStore:

@@ -66,6 +66,16 @@ class Fact(NamedTuple):
     is_busy: bool  # it streams, waits, is the target of an open command, or has entries that no document contains
 
 
+class Due(NamedTuple):
+    """The messages and bytes of one channel that retention would remove now."""
+
+    channel: str
+    messages: int
+    size_bytes: int
+    is_gone: bool  # True: the whole channel would go
+    damage: str | None = None  # why the channel cannot be read; then retention leaves it out
+
+
 class Policies:
     """The policies of all channels. The most specific pattern holds: a whole name, then the longest prefix."""
 

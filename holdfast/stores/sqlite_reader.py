@@ -11,14 +11,13 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from holdfast.core.document import DAMAGE
 from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.core.model import ChannelSummary
-from holdfast.core.retention import Policies, Policy, Sweep
+from holdfast.core.retention import Due, Policies, Policy, Sweep
 from holdfast.stores.sqlite_channels import Channels
 from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA, SUMMARIES, check_tables
@@ -27,16 +26,6 @@ from holdfast.stores.sqlite_sums import check_above, damaged, is_damage
 
 PAGE = 500  # channels in one read
 FACTS = 200  # messages in one read
-
-
-class Due(NamedTuple):
-    """The messages and bytes of one channel that retention would remove."""
-
-    channel: str
-    messages: int
-    size_bytes: int
-    is_gone: bool  # True: the whole channel would go
-    damage: str | None = None  # why the channel cannot be read; then retention leaves it out
 
 
 @contextlib.contextmanager

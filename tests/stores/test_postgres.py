@@ -15,11 +15,13 @@ from typing import Any
 
 import asyncpg
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaos.processes import free_port
 from holdfast import Hub, Retention, archiving
+from holdfast.cli import main
 from holdfast.core.errors import Busy, Held, HoldfastError, StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.core.events import ChannelAttached
 from holdfast.hub import importing, retention
@@ -629,6 +631,35 @@ async def test_the_records_of_channels_are_kept_as_in_other_stores(
     clock.ahead_ms = 11 * MINUTE_MS
     await hub.retainer._round(hub.runtime)
     assert [one.channel for one in (await hub.archive.channels()).channels] == ["chat:1", "chat:2"]
+    await hub.close()
+
+
+async def test_commands_list_the_channels_of_a_database_and_what_retention_would_remove(
+    server: Postgres, schema: str
+) -> None:
+    clock = AheadClock()
+    clock.ahead_ms = -11 * MINUTE_MS
+    hub = hub_on(server, schema, clock=clock)
+    for channel in ("chat:1", "log:1", "log:2", "log:3"):
+        await hub.create(channel, text="old")
+    await hub.command("log:2", "approve")  # it waits for its reply
+    clock.ahead_ms = 0
+    await hub.create("log:1", text="new")
+    await hub.archive.hold("log:3", "case 17")
+
+    async def run(*words: str) -> list[list[str]]:
+        url = f"{server.url}?schema={schema}"
+        done = await asyncio.to_thread(CliRunner().invoke, main, [*words, "--store", url])
+        assert done.exit_code == 0, done.output
+        return [line.split() for line in done.output.splitlines()]
+
+    listed = await run("channels", "log:")
+    assert [(one[0], *one[4:]) for one in listed[1:]] == [("2", "log:1"), ("1", "log:2"), ("1", "held", "log:3")]
+    due = await run("retention", "--dry-run", "--keep", "*=10m")
+    whole = ("(the", "whole", "channel)")
+    assert [(one[0], *one[2:]) for one in due[:-1]] == [("1", "chat:1", *whole), ("1", "log:1"), ("1", "log:2")]
+    assert due[-1][0] == "3"
+    assert len((await hub.archive.channels()).channels) == 4
     await hub.close()
 
 
