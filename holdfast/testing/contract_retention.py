@@ -91,6 +91,8 @@ class RetentionContract:
         await chat.do(create("m1", streaming=True), create("m2", "b"), create("m3", "c"), create("m4", "d"))
         await chat.do(approve("!c", "m2"), edit("m4", "later"))
         await chat.do(edit("m3", "new"), documents=["m3"])
+        facts = (await store.facts("c", after=0, limit=9)).facts
+        assert [one.id for one in facts if one.is_busy] == ["m1", "m2", "m4", "!c"]
         versions = {"m1": 1, "m2": 2, "m3": 3, "m4": 4, "!c": 5, "none": 1}
         assert await store.prune("c", epoch="e1", versions=versions) == (chat.head, [])
         assert await store.prune("c", epoch="e2", versions={"m3": chat.state.serial}) == (chat.head, [])

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from holdfast.core.errors import LocalError
@@ -90,6 +90,8 @@ def test_rules_of_an_option_are_parsed_and_a_repeated_pattern_is_refused() -> No
         rules_of("--retention", ["a*=1d", "b=1d", "a*=1d"])
 
 
+@example({"*", "a:*", "a:b:*"}, "a:b:c")
+@example({"a:*", "a:b"}, "a:b")
 @given(st.sets(PATTERNS), st.text("ab:./", min_size=1, max_size=6))
 def test_the_most_specific_pattern_holds(patterns: set[str], channel: str) -> None:
     ages = {pattern: f"{number}d" for number, pattern in enumerate(sorted(patterns), 1)}

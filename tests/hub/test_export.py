@@ -38,6 +38,7 @@ from holdfast.hub.clock import Clock
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_reader import list_channels
 from tests.stores.files import run_from_outside
 
 CHANNEL = "chat:1"
@@ -588,6 +589,7 @@ async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp
     file.write_bytes(data)
     dying = await asyncio.create_subprocess_exec(sys.executable, "-c", DYING, path, file, moment, str(count))
     assert await asyncio.wait_for(dying.wait(), 60) == -signal.SIGKILL
+    assert list(list_channels(path, "")) == []
 
     again = HubCore(f"sqlite:///{path}", hooks_signals=False)
     assert (await again.info(CHANNEL)).serial == 0

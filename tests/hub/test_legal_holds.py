@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from holdfast.core.errors import Deleted, Held, InvalidRequest, NotFound, StoreUnavailable
 from holdfast.hub import HubCore
 from holdfast.hub.legal_holds import MAX_REASON, LegalHolds
+from holdfast.stores.base import Committed, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 
 
@@ -78,6 +79,38 @@ async def test_a_hold_that_is_made_while_the_holds_are_read_stays() -> None:
 
     await asyncio.gather(holds.load(), holds.hold("chat:1", "case 17", 1), let_go())
     assert holds.is_held("chat:1")
+
+
+class _Waiting(MemoryStore):
+    """A store whose commits wait for `gate`, once there is one."""
+
+    gate: asyncio.Event | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = asyncio.Event()
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        if self.gate is not None:
+            self.reached.set()
+            await self.gate.wait()
+        return await super().commit(writes)
+
+
+async def test_a_hold_returns_after_the_end_of_a_deletion_that_was_running() -> None:
+    store = _Waiting()
+    hub = HubCore(store, hooks_signals=False)
+    message = await hub.create("chat:1", text="evidence")
+    store.gate = asyncio.Event()
+    deleting = asyncio.create_task(hub.delete("chat:1", message.id))
+    await store.reached.wait()
+    holding = asyncio.create_task(hub.archive.hold("chat:1", "case 17"))
+    for _ in range(50):  # more turns of the event loop than a hold takes
+        await asyncio.sleep(0)
+    assert (await hub.archive.is_held("chat:1"), holding.done()) == (True, False)
+    store.gate.set()
+    await asyncio.gather(holding, deleting)
+    await hub.close()
 
 
 class _Full(MemoryStore):

@@ -240,6 +240,24 @@ async def test_a_hold_that_comes_during_a_sweep_ends_it() -> None:
     await hub.close()
 
 
+@virtually
+async def test_a_channel_that_is_held_since_its_last_message_went_is_not_removed() -> None:
+    class Holding(MemoryStore):
+        """A store in which a hold comes just after the first removal."""
+
+        async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Any:
+            pruned = await super().prune(channel, epoch=epoch, versions=versions)
+            await hub.archive.hold(channel, "case 17")
+            return pruned
+
+    hub = new_hub({"*": "10m"}, Holding())
+    await hub.create("c", text="x")
+    await asyncio.sleep(HOUR_S)
+    assert removed(hub) == (1, 0)
+    assert (await head_of(hub.store, "c")).serial == 1
+    await hub.close()
+
+
 @pytest.mark.parametrize("jump_days", [365, -365])
 def test_a_clock_that_jumps_by_a_year_removes_nothing(jump_days: int, caplog: pytest.LogCaptureFixture) -> None:
     @virtually

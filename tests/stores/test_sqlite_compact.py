@@ -104,6 +104,16 @@ def test_copy_that_differs_from_the_file_does_not_replace_it(path: Path, monkeyp
     assert (path.stat().st_ino, list(path.parent.glob("*.partial"))) == (inode, [])
 
 
+def test_copy_is_on_the_disk_before_it_replaces_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(fill(path))
+    inode = path.stat().st_ino
+    synced: list[tuple[str, bool]] = []
+    monkeypatch.setattr(sqlite_compact, "sync", lambda place: synced.append((place.name, path.stat().st_ino == inode)))
+    compact(path)
+    folder = path.parent.name
+    assert synced == [("chat.db.compact.partial", True), (folder, True), (folder, False)]
+
+
 @pytest.mark.parametrize(
     ("change", "is_mended"),
     [
