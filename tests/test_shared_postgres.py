@@ -7,14 +7,18 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
+from itertools import cycle
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from chaos.processes import free_port
+from holdfast import Hub
+from holdfast.agents.turn import Turn
 from holdfast.client import ChannelView, Client
 from holdfast.client.subscription import is_new_start
 from tests.caddy import caddy_of_the_docs, needs_caddy
@@ -27,6 +31,8 @@ pytestmark = needs_postgres
 
 PATIENCE_S = 20.0
 INTERRUPTED_S = 12.0  # twice the time from the death of a process to the end of its answers: the machine may be busy
+STOPPED_S = 2.0  # twice the time from a stop at one process to the end of the model's stream at the other
+QUESTIONS = 1_000
 
 
 class Node(Process):
@@ -160,15 +166,51 @@ async def test_a_client_of_one_process_is_served_by_the_agent_of_another(nodes: 
         async with aclosing(far.subscribe("chat:1", since=cursor).batches()) as refreshed:
             assert not is_new_start((await anext(refreshed)).events)
 
+        stopped_s = time.monotonic()
         await far.command("chat:1", "cancel", target=answer)
-        await until(view, lambda: getattr(view.message(answer), "status", None) == "cancelled")
         await asyncio.to_thread(here.until, lambda: "model of chat:1 closed" in here.output)
+        assert time.monotonic() - stopped_s < STOPPED_S
+        await until(view, lambda: getattr(view.message(answer), "status", None) == "cancelled")
 
         lost = await answer_to(far, view, "q2")
         killed_s = time.monotonic()
         here.end(signal.SIGKILL)
         await until(view, lambda: getattr(view.message(lost), "status", None) == "interrupted")
         assert time.monotonic() - killed_s < INTERRUPTED_S
+
+
+async def test_two_nodes_answer_each_of_a_thousand_questions_once(url: str) -> None:
+    attempts: Counter[str] = Counter()
+    is_over = asyncio.Event()
+    here, there = hubs = [Hub(f"{url}?schema=questions", drain_s=0, hooks_signals=False) for _ in range(2)]
+
+    async def answer(turn: Turn) -> None:
+        attempts[turn.message.id] += 1
+        async with turn.reply() as message:
+            await message.append("!")
+        if len(attempts) == QUESTIONS:
+            is_over.set()
+
+    try:
+        for hub in hubs:
+            hub.agent("*", name="bot")(answer)
+            await hub.start()
+        asked = [(f"chat:{number % 50}", f"q{number}") for number in range(QUESTIONS)]
+        await asyncio.gather(
+            *(
+                hub.create(channel, id=question, role="user", text="?")
+                for hub, (channel, question) in zip(cycle(hubs), asked, strict=False)
+            )
+        )
+        async with asyncio.timeout(6 * PATIENCE_S):
+            await is_over.wait()
+    finally:
+        await there.close()
+        pages = [await here.history(f"chat:{number}", limit=200) for number in range(50)]
+        await here.close()
+    assert attempts == Counter(question for _, question in asked)
+    answers = [message for page in pages for message in page.messages if message.role == "assistant"]
+    assert Counter(message.reply_to for message in answers) == attempts
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the test finds the workers in /proc")

@@ -455,6 +455,40 @@ async def test_release_that_needs_the_store_for_itself_and_this_one_keep_each_ot
         await earlier.close()
 
 
+async def test_instances_that_open_an_empty_schema_at_the_same_moment_make_its_tables_once(
+    server: Postgres, schema: str
+) -> None:
+    stores = [PostgresStore(server.url, schema=schema) for _ in range(8)]
+    try:
+        await asyncio.gather(*(store.open() for store in stores))
+        assert len({store.notices_name for store in stores}) == 1
+        chat = Chat(stores[0])
+        await chat.do(create("m1", "a"))
+        assert await texts(stores[7], "c", "m1") == ["a"]
+    finally:
+        for store in stores:
+            await store.close()
+
+
+async def test_tables_of_the_first_build_get_the_columns_of_later_ones_beside_a_process_that_runs(
+    server: Postgres, schema: str
+) -> None:
+    async with opened(server, schema) as store:
+        await Chat(store).do(create("m1", "kept"))
+    server.sql(
+        f"ALTER TABLE {schema}.channels DROP COLUMN floor, DROP COLUMN life;"
+        f"ALTER TABLE {schema}.store DROP COLUMN notices, DROP COLUMN history, DROP COLUMN life;"
+        f"DROP TABLE {schema}.leases, {schema}.nodes, {schema}.holds"
+    )
+    async with opened(server, schema) as store:
+        async with opened(server, schema):
+            pass
+        assert await texts(store, "c", "m1") == ["kept"]
+        assert (await store.hold("n1", MINUTE_MS, {})).nodes == {"n1"}
+        (head,) = await store.heads(["c"])
+        assert (head.serial, head.floor) == (1, 0)
+
+
 async def test_name_of_notices_is_a_secret_of_the_schema(server: Postgres, schema: str) -> None:
     names = []
     for name in (schema, schema, f"{schema}_b"):
