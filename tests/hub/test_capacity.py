@@ -50,7 +50,7 @@ async def test_full_store_refuses_new_messages_and_lets_running_answers_end(
             ):
                 await hub.create("chat:2", text="another question")
             with pytest.raises(StoreFull):
-                await hub.create("chat:1", role="assistant", text="of no turn", reply_to="m0")
+                await hub.create("log:1", role="assistant", text="of no turn", reply_to="m0")
             await hub.create("log:1", text="x" * (MB // 2), id="m0")  # a repeat stores nothing
             await running.append("y" * 1000)
         assert len((await hub.read("log:1", "running"))[0].text) == 1005

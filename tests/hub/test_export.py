@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.cli import main
 from holdfast.core.errors import (
     Busy,
     Damaged,
@@ -590,6 +592,9 @@ async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp
     dying = await asyncio.create_subprocess_exec(sys.executable, "-c", DYING, path, file, moment, str(count))
     assert await asyncio.wait_for(dying.wait(), 60) == -signal.SIGKILL
     assert list(list_channels(path, "")) == []
+    if count > 1:  # a command removes the part, too
+        refused = await asyncio.to_thread(CliRunner().invoke, main, ["export", CHANNEL, "--store", f"sqlite:///{path}"])
+        assert (refused.exit_code, "channel 'chat:1' has no messages" in refused.stderr) == (1, True), refused
 
     again = HubCore(f"sqlite:///{path}", hooks_signals=False)
     assert (await again.info(CHANNEL)).serial == 0

@@ -12,6 +12,7 @@ from holdfast.core.requests import ReplyCommand, SendCommand
 from holdfast.stores import sqlite_engine
 from holdfast.stores.base import head_of
 from holdfast.stores.sqlite import SqliteStore
+from holdfast.stores.sqlite_pruning import Pruning
 from holdfast.stores.sqlite_slots import MAX_ROOM
 from holdfast.stores.sqlite_sums import SUM_BYTES
 from holdfast.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, finish, put_part, texts
@@ -229,7 +230,15 @@ async def test_space_of_deleted_messages_is_reused(store: SqliteStore, path: Pat
 async def test_large_deleted_channel_is_removed_in_steps_between_commits(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    steps: list[int] = []
+    sweep = Pruning.sweep
+
+    def counted(pruning: Pruning, channel: int, limit: int) -> bool:
+        steps.append(limit)
+        return sweep(pruning, channel, limit)
+
     monkeypatch.setattr(sqlite_engine, "TIDY_S", 0)
+    monkeypatch.setattr(Pruning, "sweep", counted)
     await Chat(store, "large").do(*(create(f"m{number}", "x") for number in range(200)))
     await emptied(store, "large")
     chat = Chat(store, "small")
@@ -238,6 +247,8 @@ async def test_large_deleted_channel_is_removed_in_steps_between_commits(
         await chat.do(append("m1", "y"))
     assert await run_on_thread(store, "SELECT count(*) FROM documents") == [(1,)]
     assert await run_on_thread(store, "SELECT count(*) FROM channels") == [(1,)]
+    assert max(steps) <= 16
+    assert len(steps) > 200 / 16
 
 
 async def test_large_log_without_needed_rows_is_emptied(store: SqliteStore, path: Path) -> None:
