@@ -149,7 +149,7 @@ class Plan:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The whole text of each part that has one."""
+        """Return the whole text of each part that has one."""
         texts = ["", ""]
         for step in self.steps:
             if isinstance(step, Append):

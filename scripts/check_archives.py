@@ -32,7 +32,7 @@ def tracked(*folders: str) -> set[str]:
 
 
 def built() -> set[str]:
-    """Return the files of the built browser client, relative to their folder. None if it is not built."""
+    """Return the files of the built browser client, relative to their folder; no files if it is not built."""
     folder = CLONE / "dist" / "web"
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 

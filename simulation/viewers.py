@@ -392,7 +392,7 @@ class PollViewer(Viewer):
 
     @property
     def shows_members(self) -> bool:
-        """As of every viewer, for the hub of the last poll."""
+        """Return whether the hub of the last poll shows its members to this viewer, as to any other."""
         return self._polled is not None and self._shows_members_of(self._polled)
 
     async def visit(self, node: Node) -> None:

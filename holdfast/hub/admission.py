@@ -41,7 +41,7 @@ class Admission:
 
     @property
     def has_only_beginnings(self) -> bool:
-        """Whether all waiting items wait aside, or behind one that does."""
+        """Return whether all waiting items wait aside, or behind one that does."""
         return not self._queue and not self._admitted
 
     def append(self, item: Item) -> None:
