@@ -59,9 +59,9 @@ class MessageWriter(OutgoingProperties):
         "_author",
         "_caller",
         "_create",
+        "_has_gap",
         "_hub",
         "_is_delayed",
-        "_is_waiting",
         "_live",
         "_max_bytes",
         "_retry",
@@ -90,7 +90,8 @@ class MessageWriter(OutgoingProperties):
         self._outgoing = Outgoing(message_id, hub.limits)
         self._outgoing.meta = dict(create.meta) if create is not None else {}
         self._max_bytes = hub.limits.writer_bytes
-        self._is_waiting = False  # True: queued at the committer
+        # None: not queued at the committer; else whether the commit of the queued text may keep its gap to the last one
+        self._has_gap: bool | None = None
         self._is_delayed = False  # True: will be queued shortly before the next flush
         # the channel of the last commit, to find its viewers; None or outdated: no viewers
         self._live: Channel | None = None
@@ -116,7 +117,7 @@ class MessageWriter(OutgoingProperties):
         self._appends -= 1
         outgoing = self._outgoing
         outgoing.accept_text(text, part)
-        if not self._is_waiting:
+        if self._has_gap is None:
             self._schedule_submit()
         if outgoing.unstored_bytes > self._max_bytes:
             await self._not_too_far_ahead()
@@ -237,7 +238,7 @@ class MessageWriter(OutgoingProperties):
     def decided(self, decided: Decided) -> None:
         self._live = decided.channel
         self._trouble = None
-        self._is_waiting = False
+        self._has_gap = None
         outgoing = self._outgoing
         if decided.refusal is None:
             outgoing.stored(len(decided.asks))
@@ -253,7 +254,7 @@ class MessageWriter(OutgoingProperties):
 
     def failed(self, error: HoldfastError) -> None:
         """Keep all requests and retry later, because the store failed. If the hub has stopped, refuse them."""
-        self._is_waiting = False
+        self._has_gap = None
         if isinstance(error, Draining):
             self._outgoing.refuse(error)
         else:
@@ -313,11 +314,12 @@ class MessageWriter(OutgoingProperties):
 
         With `is_urgent` the next commit keeps no gap to the last one.
         """
-        if self._is_waiting:
-            if is_urgent:
+        if self._has_gap is not None:
+            if is_urgent and self._has_gap:
+                self._has_gap = False
                 self._hub.hurry_commit()
         elif self._retry is None and self._outgoing.unstored_bytes:
-            self._is_waiting = True
+            self._has_gap = not is_urgent
             try:
                 self._hub.queue(self, self._caller, is_urgent=is_urgent)
             except HoldfastError as error:
@@ -336,7 +338,7 @@ class MessageWriter(OutgoingProperties):
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         # do not wait for the flush; but while the store fails, a retry is already scheduled
-        if self._is_waiting or (self._is_delayed and self._trouble is None):
+        if self._has_gap or (self._is_delayed and self._trouble is None):
             self._submit()
         return waiter
 
