@@ -34,6 +34,7 @@ from holdfast.hub.loading import Loader, Unclear
 from holdfast.hub.pace import Pace
 from holdfast.hub.pending import Ask, Decided, DocumentDue, Item, Outcome
 from holdfast.stores.base import Committed, CommitUnknown, Conflict, Store, Write
+from holdfast.watchdog import Watchdog
 
 logger = logging.getLogger("holdfast.hub")
 
@@ -154,6 +155,7 @@ class Committer:
 
     async def run(self) -> None:
         """Store queued items until the hub ends and cancels this task; then fail the remaining ones."""
+        watchdog = Watchdog(STORE_TIMEOUT_S)
         try:
             while True:
                 await self._wake.wait()
@@ -163,7 +165,7 @@ class Committer:
                         # wait for it.
                         self._since_s = asyncio.get_running_loop().time()
                     self._cut_now = self._assemble()
-                    await self._commit(self._cut_now)
+                    await self._commit(self._cut_now, watchdog)
                     self._cut_now = None
                 self._wake.clear()
         finally:
@@ -286,7 +288,7 @@ class Committer:
 
     # -- storing -----------------------------------------------------------------------------------------------
 
-    async def _commit(self, batch: _Batch) -> None:
+    async def _commit(self, batch: _Batch, watchdog: Watchdog) -> None:
         writes = self._writes(batch)
         over = asyncio.get_running_loop().create_future()
         channels = batch.channels()
@@ -295,7 +297,7 @@ class Committer:
         try:
             if not writes:
                 await asyncio.sleep(0)  # there is no entry to store; let other tasks run
-            results = await self._store_all([write for _, write in writes]) if writes else []
+            results = await self._store_all([write for _, write in writes], watchdog) if writes else []
         except CommitUnknown as error:
             logger.warning("it is not known whether a commit was stored: %s", error)
             again = [decided.channel for decided in batch.decided]
@@ -335,11 +337,11 @@ class Committer:
         decided = {channel: [one for one in batch.decided if one.channel is channel] for channel in heads}
         return {channel: Unclear(*head, decided[channel]) for channel, head in heads.items()}
 
-    async def _store_all(self, writes: list[Write]) -> list[Committed | Conflict]:
+    async def _store_all(self, writes: list[Write], watchdog: Watchdog) -> list[Committed | Conflict]:
         """Store `writes`. Raises StoreUnavailable if none was stored, CommitUnknown if the outcome is unknown."""
         begun_s = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
+            with watchdog.watch():
                 return await self._store.commit(writes)
         except StoreUnavailable:
             raise

@@ -18,9 +18,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from holdfast.core.errors import LocalError
+from holdfast.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -49,6 +51,7 @@ class StoreThread:
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         self._left: deque[_Work[Any] | None] = deque()  # taken from the queue by `serve`, and not run
         self._is_stopping = False
+        self._watchdog: Watchdog | None = None  # of the calls of `run` that have a time limit, which is mostly the same
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -64,13 +67,20 @@ class StoreThread:
         work = _Work(call, loop, result)
         self._queue.put(work)
         try:
-            async with asyncio.timeout(timeout_s):
+            with self._limited(timeout_s):
                 return await result
         except TimeoutError:
             work.is_dropped = True
             raise Late(is_begun=work.is_begun) from None
         finally:
             work.is_dropped = True
+
+    def _limited(self, timeout_s: float | None) -> AbstractContextManager[object]:
+        """Return a context manager that raises TimeoutError after `timeout_s`, if given."""
+        if timeout_s is None:
+            return contextlib.nullcontext()
+        self._watchdog = Watchdog.kept(self._watchdog, timeout_s)
+        return self._watchdog.watch()
 
     async def finish(self, last: Callable[[], object], *, timeout_s: float) -> None:
         """Run the queued calls, then `last`, and end the thread. Raises the error of `last`, or Late.

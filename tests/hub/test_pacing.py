@@ -361,6 +361,21 @@ async def test_clocks_that_jump_delay_no_text() -> None:
 
 
 @virtually
+async def test_commits_make_no_timer_each() -> None:
+    hub = new_hub(Timed())
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    async with hub.message("c") as message:
+        before, commits = loop._made, hub.stats()["commits"]
+        for _ in range(100):
+            await message.append("x")
+            await message.flush()
+        assert hub.stats()["commits"] - commits == 100
+        assert loop._made - before <= 1
+    await hub.close()
+
+
+@virtually
 async def test_idle_hub_fires_no_timer_of_its_commits() -> None:
     store = Timed(TAKES_S)
     stage = await staged(store, 20)

@@ -64,6 +64,7 @@ from holdfast.transports import codec, framing, socket_worker
 from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
 from holdfast.transports.session import Session
+from holdfast.watchdog import Watchdog
 from simulation import watchdog
 from simulation.store import SimStore
 
@@ -74,10 +75,10 @@ def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     """Viewers get the text sooner, and it is almost always stored a moment later."""
     store_all = Committer._store_all
 
-    async def eager(self: Committer, writes: list[Write]) -> list[Committed | Conflict]:
+    async def eager(self: Committer, writes: list[Write], watchdog: Watchdog) -> list[Committed | Conflict]:
         for write in writes:
             self._channel(write.channel).committed(write.epoch, write.entries, ())
-        return await store_all(self, writes)
+        return await store_all(self, writes, watchdog)
 
     patch.setattr(Committer, "_store_all", eager)
 
@@ -144,13 +145,13 @@ def appends_are_acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> Non
     """A decided append will be stored, so its writer need not wait."""
     commit = Committer._commit
 
-    async def hasty(self: Committer, cut: Any) -> None:
+    async def hasty(self: Committer, cut: Any, watchdog: Watchdog) -> None:
         appends = [one for one in cut.decided if all(isinstance(ask.request, AppendText) for ask in one.asks)]
         rest = [one for one in cut.decided if one not in appends]
         cut.decided = appends
         self._return_all(cut, (), {})
         cut.decided = rest
-        await commit(self, cut)
+        await commit(self, cut, watchdog)
 
     patch.setattr(Committer, "_commit", hasty)
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,20 @@ async def test_late_call_that_runs_is_reported_as_begun(thread: StoreThread) -> 
         await thread.run(held.wait, timeout_s=0.5)  # in this time the thread must have begun
     assert late.value.is_begun
     held.set()
+
+
+async def test_calls_make_no_timer_each(thread: StoreThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, made_s = asyncio.get_running_loop(), list[float]()
+    call_at = loop.call_at
+
+    def noting(when: float, callback: Callable[..., Any], *args: Any, **options: Any) -> asyncio.TimerHandle:
+        made_s.append(when)
+        return call_at(when, callback, *args, **options)
+
+    monkeypatch.setattr(loop, "call_at", noting)
+    for _ in range(100):
+        await thread.run(lambda: None, timeout_s=60)
+    assert len(made_s) <= 1
 
 
 async def test_stopped_thread_refuses_calls() -> None:
