@@ -209,7 +209,7 @@ async def write_file(
     `check_file` if the file was changed since.
     """
     await undo_import(store, channel)
-    mark = _Mark(store, channel, clock.new_id())
+    mark = _Mark(store, channel, clock)
     try:
         await mark.put(_Running(run=mark.run))
         head = await head_of(store, channel)
@@ -226,6 +226,8 @@ async def write_file(
         try:
             if await mark.is_own():
                 await undo_import(store, channel)
+            else:  # the import that took the note did not find a part that was committed later
+                await _remove_part(store, channel, mark.running, epoch=mark.epoch)
         except HoldfastError as error:
             logger.warning(
                 "a part of an import is left in channel %s; the next request, import or start removes it: %s",
@@ -239,8 +241,10 @@ async def write_file(
 class _Mark:
     """The note about one import. No other import may have changed it meanwhile."""
 
-    def __init__(self, store: Store, channel: str, run: str) -> None:
-        self.run = run
+    def __init__(self, store: Store, channel: str, clock: Clock) -> None:
+        self.run = clock.new_id()
+        self.epoch = clock.new_epoch()  # of the channel, if this import fills it
+        self.running = _Running()  # of the last note that this import stored
         self._store, self._channel = store, channel
         self._note: bytes | None = None  # as this import stored it
 
@@ -252,7 +256,7 @@ class _Mark:
                 f"another import into channel {self._channel!r} runs; import into another one with --channel, "
                 "or try again when it has ended"
             )
-        self._note = note
+        self._note, self.running = note, running or self.running
 
     async def is_own(self) -> bool:
         """Return whether the stored note is that of this import. Raises StoreUnavailable, StoreUnusable."""
@@ -269,7 +273,7 @@ async def _write(
     check_space: Callable[[], None],
     mark: _Mark,
 ) -> None:
-    lines, epoch = file.lines(), clock.new_epoch()
+    lines, epoch = file.lines(), mark.epoch
     serial, lives = 0, head.lives
     before = (0, "")
     while batch := await asyncio.to_thread(_batch, lines):
@@ -346,19 +350,30 @@ async def _undo(store: Store, channel: str, note: bytes) -> None:
     taken = msgspec.msgpack.encode(_Running(running.before, running.after))
     if not await store.note({name: taken}, expected={name: note}):  # so an import that still runs cannot end
         raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
+    if await _remove_part(store, channel, running):
+        await store.note({name: None}, expected={name: taken})
+
+
+async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str | None = None) -> bool:
+    """Empty the channel if its last entry is that of the import in `running`, and its epoch `epoch`, if given.
+
+    Return whether no part is left. Raises StoreUnavailable.
+    """
     head = await head_of(store, channel)
-    if head.serial and not await _is_part(store, channel, head, running):
+    if not head.serial or epoch not in (None, head.epoch):
+        return True
+    if not await _is_part(store, channel, head, running):
         if running.after[0]:  # else the import was refused before its first commit, so there is no part
             logger.warning("channel %s was written after a part of an import, so its messages stay", channel)
-    elif head.serial:
-        if await is_held_in(store, channel):
-            logger.warning("channel %s is held, so a part of an import stays in it until its release", channel)
-            return
-        result = await store.delete_channel(channel, expected=head, used_up=(), until_ms=0)
-        if isinstance(result, Conflict):
-            raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
-        logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
-    await store.note({name: None}, expected={name: taken})
+        return True
+    if await is_held_in(store, channel):
+        logger.warning("channel %s is held, so a part of an import stays in it until its release", channel)
+        return False
+    result = await store.delete_channel(channel, expected=head, used_up=(), until_ms=0)
+    if isinstance(result, Conflict):
+        raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
+    logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
+    return True
 
 
 def _decoded(channel: str, note: bytes) -> _Running:

@@ -129,6 +129,33 @@ async def test_an_import_gives_the_same_export(hub: HubCore, tmp_path: Path, cap
     assert (await hub.history(CHANNEL, limit=1)).messages[0].parent == lines[7]["id"]
 
 
+async def test_circles_of_parents_and_times_of_a_clock_set_back_go_through_an_import(tmp_path: Path) -> None:
+    """A create may name any parent, and a clock may be set back between a create and its end: no export loses that."""
+
+    class SetBack(Clock):
+        now = DAY_MS
+
+        def now_ms(self) -> int:
+            return self.now
+
+    clock = SetBack()
+    hub = HubCore("memory://", hooks_signals=False, clock=clock)
+    for message_id, parent in (("own", "own"), ("a", "b"), ("b", "a")):
+        await hub.create(CHANNEL, id=message_id, text=message_id, parent=parent)
+    answer = hub.message(CHANNEL, reply_to="a")
+    await answer.__aenter__()
+    clock.now -= 1000
+    await hub.finish(CHANNEL, answer.id)
+    data = await exported(hub)
+    assert [one["updated_at"] - one["created_at"] for one in lines_of(data)[1:-1]] == [0, 0, 0, -1000]
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(data)
+    await hub.delete_channel(CHANNEL)
+    await hub.archive.import_file(path)
+    assert await exported(hub) == data
+    await hub.close()
+
+
 TEXTS = st.text(max_size=20)
 JSON = st.recursive(
     st.none()
@@ -773,6 +800,72 @@ class _Crossing(MemoryStore):
                 self.reached.set()
                 await self.gate.wait()
         return await super().note(values, expected=expected)
+
+
+class _Overtaking(MemoryStore):
+    """A store that several hubs may have open. The first commit waits until the second import has reached `moment`."""
+
+    is_exclusive = False
+
+    def __init__(self, moment: str) -> None:
+        super().__init__()
+        self.moment = moment
+        self.commits = 0
+        self.notes_of_second = 0
+        self.first_waits, self.may_go_on, self.first_is_stored = (asyncio.Event() for _ in range(3))
+
+    async def let_first_commit(self) -> None:
+        self.may_go_on.set()
+        await self.first_is_stored.wait()
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        self.commits += 1
+        number = self.commits
+        if number == 1:
+            self.first_waits.set()
+            await self.may_go_on.wait()
+        elif number == 2 and self.moment == "its commit":
+            await self.let_first_commit()
+        result = await super().commit(writes)
+        if number == 1:
+            self.first_is_stored.set()
+        return result
+
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
+        # of the second import: the note of the first one is taken, it is removed, and the own note is put
+        if self.first_waits.is_set() and any(name.startswith(importing.NOTE) for name in values):
+            self.notes_of_second += 1
+            if self.notes_of_second == 3 and self.moment == "its note":
+                await self.let_first_commit()
+        return await super().note(values, expected=expected)
+
+
+@pytest.mark.parametrize("moment", ["its note", "its commit"])
+@pytest.mark.parametrize("batch", [2, 200])
+async def test_of_two_files_in_one_channel_at_once_no_part_stays(
+    moment: str, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "BATCH", batch)
+    files = []
+    for name, count in (("first", 3), ("second", 5)):
+        (tmp_path / name).mkdir()
+        files.append(await exported_messages(tmp_path / name, count))
+    lines = lines_of(files[1].read_bytes())
+    files[1].write_bytes(with_end([lines[0], *({**one, "id": f"n{one['id']}"} for one in lines[1:-1]), lines[-1]]))
+    store = _Overtaking(moment)
+    first, second, reader = (HubCore(store, hooks_signals=False) for _ in range(3))
+    held_up = asyncio.create_task(first.archive.import_file(files[0]))
+    await asyncio.wait_for(store.first_waits.wait(), 10)
+    for running in (second.archive.import_file(files[1]), held_up):
+        with pytest.raises(IdConflict):
+            await running
+    assert await texts(reader) == []
+    assert await store.notes(importing.NOTE) == {}
+    assert (await reader.archive.import_file(files[1])).messages == 5
+    for hub in (first, second, reader):
+        await hub.close()
 
 
 @pytest.mark.parametrize("held", [1, 2, 3])
