@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from chaos.processes import free_port
 from holdfast import Hub
 from holdfast.cli import main
 from holdfast.control_client import NotServed, call
 from holdfast.core.errors import LocalError
 from holdfast.hub import control
 from holdfast.hub.control import MAX_OPEN, REQUEST_BYTES, path_of
-from tests.processes import PATIENCE_S, Server, serving
+from tests.processes import PATIENCE_S, Process, Server, request, serving
 from tests.stores.files import run_from_outside
 
 
@@ -184,6 +186,35 @@ def test_socket_of_a_killed_process_is_replaced(server: Server, tmp_path: Path) 
         next(call(server.store, "inspect"))
     server.start()
     assert next(call(server.store, "inspect"))["pid"] == server.running.pid
+
+
+MOUNTED = """
+import sys
+import uvicorn
+from starlette.applications import Starlette
+from holdfast import Hub
+
+app = Starlette()
+app.mount("/holdfast", Hub(sys.argv[1]))
+uvicorn.run(app, port=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_hub_that_is_only_mounted_removes_its_socket_before_a_signal_ends_the_process(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    store, port = tmp_path / "chat.db", free_port()
+    server = Process(["-c", MOUNTED, f"sqlite:///{store}", str(port)], tmp_path / "server.log")
+    server.start()
+    try:
+        server.until(lambda: request(port, "GET", "/holdfast/readyz")[0] == 200)
+        assert next(call(store, "inspect"))["pid"] == server.running.pid
+        server.end(number)
+    finally:
+        server.clean_up()
+    assert not path_of(store).exists(), server.output
+    assert "Traceback" not in server.output
 
 
 def lines_of(connection: socket.socket, request: bytes) -> list[Any]:

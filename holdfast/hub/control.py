@@ -28,6 +28,7 @@ from msgspec import Struct
 from holdfast._version import __version__
 from holdfast.core.errors import Busy, HoldfastError, InvalidRequest, LocalError, shown
 from holdfast.hub.archive import MAX_LISTED, Archive
+from holdfast.hub.runtime import Runtime
 from holdfast.stores.base import Store
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_backup import receipt_of
@@ -48,6 +49,9 @@ class Controlled(Protocol):
 
     store: Store
     archive: Archive
+
+    @property
+    def runtime(self) -> Runtime: ...
 
     def stats(self) -> dict[str, int]: ...
 
@@ -226,10 +230,14 @@ def _is_alive(path: Path) -> bool:
 
 
 async def _serve(hub: Controlled, listening: socket.socket, path: Path) -> None:
-    """Serve connections until this task is cancelled, and remove the socket."""
-    mine = path.lstat()  # noqa: ASYNC240
-    try:
-        async with asyncio.TaskGroup() as group:
+    """Serve connections until the hub has drained or this task is cancelled, and remove the socket.
+
+    After a drain the process may end at any moment: a server without a lifespan never closes the hub of a mounted app.
+    """
+    async with asyncio.TaskGroup() as group:
+        with contextlib.ExitStack() as end:
+            end.callback(_remove, path, path.lstat())  # noqa: ASYNC240
+            end.callback(listening.close)
             open_now: set[asyncio.Task[None]] = set()
 
             def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -238,15 +246,15 @@ async def _serve(hub: Controlled, listening: socket.socket, path: Path) -> None:
                 task.add_done_callback(open_now.discard)
 
             server = await asyncio.start_unix_server(accept, sock=listening, limit=REQUEST_BYTES)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                server.close()
-    finally:
-        listening.close()
-        with contextlib.suppress(OSError):
-            if os.path.samestat(path.lstat(), mine):  # noqa: ASYNC240
-                path.unlink()  # noqa: ASYNC240
+            end.callback(server.close)
+            await hub.runtime.tasks.drained.wait()
+
+
+def _remove(path: Path, mine: os.stat_result) -> None:
+    """Remove the socket at `path`, unless it is that of another hub by now."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(path.lstat(), mine):
+            path.unlink()
 
 
 async def _serve_one(

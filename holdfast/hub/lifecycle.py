@@ -334,6 +334,7 @@ class Lifecycle:
             except (HoldfastError, TimeoutError) as error:
                 logger.warning("the last text of message %r was not stored: %r", writer.id, error)
         await runtime.nodes.end()
+        tasks.drained.set()
 
     def _send_away(self, runtime: Runtime) -> None:
         """Disconnect all viewers; they reconnect to the next run of the hub, or to another hub."""

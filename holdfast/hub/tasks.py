@@ -26,6 +26,7 @@ class Tasks:
         self.jobs: set[asyncio.Task[Any]] = set()  # running tasks of the app
         self._background: set[asyncio.Task[Any]] = set()
         self.quieter = asyncio.Event()  # set when a job or a writer ends, so that a drain checks again for running work
+        self.drained = asyncio.Event()  # set at the end of a drain: the process may end from then on
 
     def spawn(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job`, which is expected to end by itself."""
