@@ -18,9 +18,10 @@ from typing import BinaryIO
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from holdfast.control_client import NotServed, call_at
-from holdfast.core.errors import LocalError, StoreInUse
+from holdfast.core.errors import LocalError, StoreInUse, shown_url
 from holdfast.core.limits import Limits
 from holdfast.core.names import check_channel, check_id
 from holdfast.core.records import damaged_in
@@ -109,8 +110,27 @@ async def _holds_of(url: str) -> AsyncIterator[LegalHolds]:
         yield holds
 
 
-STORE = click.option("--store", default="sqlite:///holdfast.db", show_default=True, help="The store, sqlite:///path.")
-URL = click.option("--url", default=None, help="Where the hub is served: its server is asked over HTTP.")
+def _one_place(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Return the value of --url or --store. Raises LocalError if a command has both: it works in one place."""
+    if all(context.get_parameter_source(one) is ParameterSource.COMMANDLINE for one in ("url", "store")):
+        given = {**context.params, option.name: value}
+        raise LocalError(
+            f"command names two places, --url {shown_url(given['url'])} and --store {shown_url(given['store'])}; give "
+            "--url for a hub that a server serves, or --store for a file"
+        )
+    return value
+
+
+STORE = click.option(
+    "--store",
+    default="sqlite:///holdfast.db",
+    show_default=True,
+    callback=_one_place,
+    help="The store, sqlite:///path.",
+)
+URL = click.option(
+    "--url", default=None, callback=_one_place, help="Where the hub is served: its server is asked over HTTP."
+)
 TOKEN = click.option(
     "--token", default=None, envvar="HOLDFAST_TOKEN", help="With --url: the token, or $HOLDFAST_TOKEN."
 )

@@ -110,6 +110,30 @@ async def test_a_server_exports_a_channel_and_lists_channels(tmp_path: Path, mon
     assert "did not send the whole export" in closed.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("channels",),
+        ("export", "chat:1"),
+        ("forget", "ann"),
+        ("hold", "chat:1", "--reason", "case 17"),
+        ("inspect",),
+        ("release", "chat:1"),
+        ("verify",),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("is_url_first", [True, False])
+def test_a_command_with_two_places_is_refused(command: tuple[str, ...], is_url_first: bool) -> None:
+    url, store = ("--url", "http://ann:secret@127.0.0.1:1"), ("--store", "sqlite:////none/hub.db")
+    refused = run(*command, *(url + store if is_url_first else store + url))
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        "Error: command names two places, --url 'http://127.0.0.1:1' and --store 'sqlite:////none/hub.db'; give --url "
+        "for a hub that a server serves, or --store for a file\n"
+    )
+
+
 async def test_a_list_of_channels_that_breaks_off_is_named_before_the_table() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -52,8 +52,9 @@ def first_lines(port: int, path: str, headers: dict[str, str]) -> tuple[int, byt
         return response.status, response.readline()
 
 
-def run(*arguments: str, store: Path) -> str:
-    return CliRunner().invoke(main, [*arguments, "--store", f"sqlite:///{store}"]).output
+def run(*arguments: str, store: Path | None = None) -> str:
+    place = ("--store", f"sqlite:///{store}") if store is not None else ()
+    return CliRunner().invoke(main, [*arguments, *place]).output
 
 
 def test_secrets_are_in_no_log_receipt_or_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,10 +91,10 @@ def test_secrets_are_in_no_log_receipt_or_export(tmp_path: Path, monkeypatch: py
         outputs = [str(ask("GET", path, **bearer)[1]) for path in ("/metrics", "/v1/channels", "/readyz")]
         at_server = ("--url", f"http://127.0.0.1:{port}", "--token", good)
         outputs += [
-            run("inspect", *at_server, store=store),
-            run("verify", *at_server, store=store),
-            run("hold", "none", "--reason", "case 17", *at_server, store=store),
-            run("export", "chat:1", *at_server, store=store),
+            run("inspect", *at_server),
+            run("verify", *at_server),
+            run("hold", "none", "--reason", "case 17", *at_server),
+            run("export", "chat:1", *at_server),
         ]
         assert "no damage found" in outputs[-3]
         assert "kept" in outputs[-1]
