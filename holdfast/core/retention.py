@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from holdfast.core.errors import InvalidName, LocalError, shown
 from holdfast.core.model import ChannelSummary
@@ -23,6 +23,7 @@ _MINUTE_MS = 60_000
 _HOUR_MS = 60 * _MINUTE_MS
 DAY_MS = 24 * _HOUR_MS
 _TIMES_MS = {"s": 1000, "m": _MINUTE_MS, "h": _HOUR_MS, "d": DAY_MS, "w": 7 * DAY_MS}
+_MOST = 2**53  # limit of counts and sizes, as of the numbers on the wire
 _SIZES = {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _FORM = re.compile(r"([1-9][0-9]{0,8})([a-zA-Z]{1,2})\Z")
 # A request may be repeated, so its message stays for a while after its end, and its id stays used up.
@@ -269,9 +270,10 @@ def _policy(pattern: str, value: object) -> Policy:
     if value == Retention():
         raise LocalError(f"{where} must have a rule: give age, idle, messages or bytes; got Retention()")
     messages = value.messages
-    if messages is not None and (not isinstance(messages, int) or isinstance(messages, bool) or messages < 1):
+    if messages is not None and not (_is_number(messages) and 1 <= messages <= _MOST):
         raise LocalError(
-            f"the number of messages in the {where} must be a whole number, 1 or more, got {shown(messages)}"
+            f"the number of messages in the {where} must be a whole number from 1 to {_MOST}, got {shown(messages)}; "
+            "leave it out to keep them all"
         )
     return Policy(
         age_ms=_time_ms(value.age, f"age in the {where}"),
@@ -311,10 +313,15 @@ def _time_ms(value: object, where: str) -> int | None:
 
 def size_bytes(value: object, where: str) -> int:
     """Return a size such as "50MB" in bytes. Raises LocalError, in which `where` names it."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
     found = _FORM.match(value) if isinstance(value, str) else None
     unit = _SIZES.get(found[2]) if found is not None else None
-    if found is None or unit is None:
+    size = int(found[1]) * unit if found is not None and unit is not None else value
+    if not _is_number(size) or size < 1:
         raise LocalError(f'{where} must be a number and kB, MB, GB or TB, such as "50MB", got {shown(value)}')
-    return int(found[1]) * unit
+    if size > _MOST:
+        raise LocalError(f"{where} must be at most {_MOST} bytes, got {shown(value)}; leave it out to have no limit")
+    return size
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

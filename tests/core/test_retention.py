@@ -35,6 +35,9 @@ def test_rules_are_parsed() -> None:
     assert policies.find("b:1") == Policy(None, 14 * DAY_MS, 10_000, 50_000_000)
     assert policies.find("b") == Policy(LEAST_MS, None, None, None)
     assert Policies({"a": Retention(bytes=5)}).find("a") == Policy(None, None, None, 5)
+    assert Policies({"a": Retention(messages=2**53, bytes="9007TB")}).find("a") == Policy(
+        None, None, 2**53, 9_007 * 10**12
+    )
     assert not Policies({})
     assert Policies({}).find("a") is None
 
@@ -58,9 +61,15 @@ def test_rules_are_parsed() -> None:
         ({"a": Retention()}, "retention of 'a' must have a rule: give age, idle, messages or bytes"),
         (
             {"a": Retention(messages=0)},
-            "the number of messages in the retention of 'a' must be a whole number, 1 or more, got 0",
+            "the number of messages in the retention of 'a' must be a whole number from 1 to 9007199254740992, got 0",
         ),
-        ({"a": Retention(messages=True)}, "1 or more, got True"),
+        ({"a": Retention(messages=True)}, "from 1 to 9007199254740992, got True"),
+        ({"a": Retention(messages=10**30)}, "got 1000000000000000000000000000000; leave it out to keep them all"),
+        (
+            {"a": Retention(bytes=10**30)},
+            "bytes in the retention of 'a' must be at most 9007199254740992 bytes, got 1000000000000000000000000000000",
+        ),
+        ({"a": Retention(bytes="9008TB")}, "must be at most 9007199254740992 bytes, got '9008TB'; leave it out"),
         (
             {"a": Retention(bytes="50 MB")},
             "bytes in the retention of 'a' must be a number and kB, MB, GB or TB, such as \"50MB\", got '50 MB'",
