@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 import msgspec
 from msgspec import Struct
@@ -71,6 +72,7 @@ class LegalHolds:
             notes = await self._store.notes("" if self._store.is_exclusive else NOTE)
             found: dict[str, ChannelHold] = {}
             lost: dict[str, ChannelHold] = {}
+            damaged: list[str] = []
             for name, note in notes.items():
                 hold = decode_hold(note) if name.startswith(NOTE) else _hold_or_none(note)
                 if hold is None:
@@ -81,11 +83,19 @@ class LegalHolds:
                 if name != NOTE + hold.channel:
                     logger.error("note %r about the hold of channel %r is damaged; it is held", name, hold.channel)
                     lost[hold.channel] = hold
+                    damaged.append(name)
             self._holds = lost | found
-            if lost:
-                gone = [name for name in notes if not name.startswith(NOTE) and _hold_or_none(notes[name])]
-                kept = {NOTE + channel: msgspec.json.encode(hold) for channel, hold in self._holds.items()}
-                await self._store.note({**dict.fromkeys(gone), **kept})
+            for name in damaged:
+                await self._mend(name, notes)
+
+    async def _mend(self, name: str, notes: Mapping[str, bytes]) -> None:
+        """Store the hold of a damaged note under the name of its channel, unless another node changed either since.
+
+        If the damaged name is that of a channel, this is held as well.
+        """
+        channels = [_decode(notes[name]).channel, *([name.removeprefix(NOTE)] if name.startswith(NOTE) else [])]
+        kept = {NOTE + channel: msgspec.json.encode(self._holds[channel]) for channel in channels}
+        await self._store.note({name: None, **kept}, expected={one: notes.get(one) for one in (name, *kept)})
 
     def is_held(self, channel: str) -> bool:
         """Return whether the data of `channel` must stay."""

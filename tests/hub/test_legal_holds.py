@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.core.errors import Deleted, Held, InvalidRequest, NotFound, StoreUnavailable
 from holdfast.hub import HubCore
-from holdfast.hub.legal_holds import MAX_REASON, LegalHolds
+from holdfast.hub.legal_holds import MAX_REASON, NOTE, LegalHolds
 from holdfast.stores.base import Committed, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 
@@ -111,6 +111,28 @@ async def test_a_hold_returns_after_the_end_of_a_deletion_that_was_running() -> 
     store.gate.set()
     await asyncio.gather(holding, deleting)
     await hub.close()
+
+
+async def test_a_release_while_a_damaged_name_is_mended_stays_released() -> None:
+    store = _Slow()
+    store.gate.set()
+    reading, other = LegalHolds(store), LegalHolds(store)
+    for channel in ("chat:1", "chat:2", "chat:3"):
+        await other.hold(channel, "case 17", 1)
+    for before, after in (("chat:1", "chat:7"), ("chat:2", "chat:8")):  # notes whose names have changed
+        notes = await store.notes(NOTE)
+        await store.note({NOTE + before: None, NOTE + after: notes[NOTE + before]})
+    store.gate.clear()
+
+    async def release() -> None:
+        for channel in ("chat:3", "chat:8"):
+            await MemoryStore.note(store, {NOTE + channel: None})
+        store.gate.set()
+
+    await asyncio.gather(reading.load(), release())
+    assert sorted(await store.notes(NOTE)) == [f"{NOTE}chat:{number}" for number in (1, 7)]
+    await reading.load()
+    assert [one.channel for one in reading.all()] == ["chat:1", "chat:7"]
 
 
 class _Full(MemoryStore):
