@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from holdfast.core.errors import LocalError, shown, shown_url
+from holdfast.core.errors import InvalidName, LocalError, shown, shown_url
 from holdfast.core.model import ChannelSummary
 from holdfast.core.names import check_channel
 from holdfast.core.records import FORMAT, HEADER_BYTES, End, Header, decode_line, encode_line
@@ -108,12 +108,15 @@ def channels_of(server: str, prefix: str, token: str | None) -> Iterator[Channel
                 raise IncompleteRead(body, response.length)
         try:
             page = msgspec.json.decode(body, type=ChannelPage)
-        except _INVALID as error:
+            for one in page.channels:
+                if check_channel(one.channel) <= query.get("after", ""):
+                    raise ValueError(f"channel {one.channel!r} is not in order")
+                query["after"] = one.channel
+        except (*_INVALID, InvalidName) as error:
             raise _not_holdfast(server, "list of channels", error) from None
         yield from page.channels
         if not page.more or not page.channels:
             return
-        query["after"] = page.channels[-1].channel
 
 
 def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> int:
@@ -300,4 +303,5 @@ def _detail(problem: object) -> str:
 
 
 def _printable(text: object) -> str:
+    """Return `text` without control characters, which a terminal obeys."""
     return "".join(letter if letter.isprintable() else " " for letter in str(text))
