@@ -509,6 +509,39 @@ async def test_a_count_that_is_damaged_upwards_removes_no_message(
     await hub.close()
 
 
+async def test_a_channel_above_its_number_is_counted_once_and_again_if_its_count_jumps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "chat.db"
+    old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
+    for number in range(200):
+        await old.create("c", text="x", id=f"old{number}")
+    await old.close()
+    for name in ("PAUSE_S", "READ_PAUSE_S"):
+        monkeypatch.setattr(retention_module, name, 0.0)
+    hub = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, retention={"*": Retention(messages=100)})
+    assert isinstance(hub.store, SqliteStore)
+    await hub.start()
+    reads: list[int] = []
+    facts = hub.store.facts
+
+    async def noted(channel: str, *, after: int, limit: int) -> Any:
+        reads.append(after)
+        return await facts(channel, after=after, limit=limit)
+
+    monkeypatch.setattr(hub.store, "facts", noted)
+    for number in range(4):
+        await hub.create("c", text="x", id=f"new{number}")
+        reads.clear()
+        await hub.retainer._round(hub.runtime)
+        assert (await hub.archive.channels()).channels[0].messages == 100
+        assert (len(reads) > 4) == (number == 0), (number, reads)  # a count of 101 messages takes five reads
+    await run_on_thread(hub.store, "UPDATE channels SET messages = messages + 64")
+    await hub.retainer._round(hub.runtime)
+    assert len(await ids(hub, "c")) == 100
+    await hub.close()
+
+
 async def test_rows_and_bytes_stay_the_same_once_as_many_messages_go_as_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
