@@ -48,7 +48,7 @@ class Stopped(Exception):
 
 def check_target(target: Path, store: Path) -> None:
     """Raise LocalError for a path at which no backup can be made, StoreUnavailable if its disk is too full."""
-    of_store = [Path(f"{os.path.realpath(store)}{end}") for end in ("", "-journal", "-wal", "-shm", ".lock")]
+    of_store = [Path(f"{os.path.realpath(store)}{end}") for end in ("", "-journal", "-wal", "-shm", ".lock", ".ctl")]
     if Path(os.path.realpath(target)) in of_store:
         raise LocalError(f"backup target {target} is a file of the store itself; name another file")
     try:

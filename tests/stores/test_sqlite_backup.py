@@ -405,6 +405,7 @@ async def test_targets_that_cannot_be_written_are_refused(path: Path, target: Pa
             (target, "exists already"),
             (path, "is a file of the store itself"),
             (path.with_name("chat.db-wal"), "is a file of the store itself"),
+            (path.with_name("chat.db.ctl"), "is a file of the store itself"),
             (path.parent / "nowhere" / "x.db", "there is no directory"),
         ):
             with pytest.raises(LocalError, match=why):
