@@ -20,7 +20,7 @@ from holdfast.core.requests import SERVER, Caller, CreateMessage, DeleteMessage,
 from holdfast.hub import HubCore
 from holdfast.hub.pace import Pace
 from holdfast.hub.writer import MessageWriter
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
+from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Tail, Write
 from holdfast.stores.memory import MemoryStore
 from tests.hub.test_hooks import Gated, new_hub
 from tests.hub.watching import PATIENCE_S
@@ -58,6 +58,11 @@ class Trying(MemoryStore):
         if self.is_unreadable:
             raise StoreUnavailable("not now")
         return await super().entries(channel, after=after, limit_bytes=limit_bytes)
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        if self.is_unreadable:
+            raise StoreUnavailable("not now")
+        return await super().heads(channels)
 
 
 async def test_hub_closed_while_it_starts_ends() -> None:
