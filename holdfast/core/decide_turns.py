@@ -36,19 +36,7 @@ def claim_turn(state: Decidable, message: MessageState, request: ClaimTurn, call
     if request.lost is not None:
         _check_alone(state, message, request.lost)
     taken = _claim_of(caller, request)
-    op = Claim(
-        id=message.id,
-        state="taken",
-        generation=taken.generation,
-        by=taken.by,
-        node=taken.node,
-        lease_ms=taken.lease_ms,
-        at_ms=now_ms,
-        within=taken.within,
-        within_generation=taken.within_generation,
-        confirmed=taken.confirmed,
-    )
-    return Decision(ops=(op,), generation=taken.generation)
+    return _taken(message, taken, now_ms)
 
 
 def _renew_turn(message: MessageState, claim: ClaimState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
@@ -57,14 +45,22 @@ def _renew_turn(message: MessageState, claim: ClaimState, request: ClaimTurn, ca
         raise _stale(message, claim, request)
     if (claim.by, claim.node, claim.within) != (caller.id, None, None):
         raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
+    return _taken(message, claim._replace(confirmed=claim.confirmed + 1), now_ms)
+
+
+def _taken(message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
+    """Return the decision that the turn of `message` is taken by `claim`."""
     op = Claim(
         id=message.id,
         state="taken",
         generation=claim.generation,
         by=claim.by,
+        node=claim.node,
         lease_ms=claim.lease_ms,
         at_ms=now_ms,
-        confirmed=claim.confirmed + 1,
+        within=claim.within,
+        within_generation=claim.within_generation,
+        confirmed=claim.confirmed,
     )
     return Decision(ops=(op,), generation=claim.generation)
 

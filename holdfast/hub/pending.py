@@ -62,7 +62,8 @@ class Waiting:
         self.channel = channel
         self.size_bytes = _size_of(request)
         self.ids = needs(key, request)
-        self.is_beginning = isinstance(request, CreateMessage | ClaimTurn) and not getattr(request, "renews", False)
+        is_claim = isinstance(request, ClaimTurn) and not request.renews  # a renewal is no beginning
+        self.is_beginning = is_claim or isinstance(request, CreateMessage)
         self._ask = Ask(key, request, caller)
         self._done = done
 
