@@ -48,6 +48,7 @@ _FOLLOW = """async ([port, channel, options]) => {
     if (text !== window.shown.at(-1)) window.shown.push(text)
   })
 }"""
+_REQUESTS_OF_Q = "(n) => [...client.requests.pending.values()].filter(({ frame }) => frame.id === 'q').length === n"
 _TEXTS = "channel.getSnapshot().messages.map(({ text }) => text)"
 # All that a page receives from other pages, for the test that two people share a browser.
 _LISTEN = """
@@ -318,10 +319,13 @@ async def test_page_that_returns_from_the_back_forward_cache_sends_no_message_th
           const send = (id) => channel.send({ id, text: id }).then(({ text }) => text, ({ code }) => code)
           window.sent = ["q", "p"].map(send)
         }""")
+        await leader.wait_for_function(_REQUESTS_OF_Q, arg=1)
         await leave_page(first)
         second = await open_tab(context, port, **own)
         assert await second.evaluate(_TEXTS) == ["q", "p"]  # from the storage of the browser
+        await leader.wait_for_function(_REQUESTS_OF_Q, arg=2)
         await second.evaluate("channel.discard('q')")
+        await leader.wait_for_function(_REQUESTS_OF_Q, arg=0)  # what it sends before it hears of this is stored
         proxy.resume()
         await proxy.cut()
         await leader.evaluate("dispatchEvent(new Event('online'))")  # connect now
