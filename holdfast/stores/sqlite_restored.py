@@ -3,9 +3,10 @@
 Layer: stores. This code runs on the store's thread.
 
 SQLite would apply a foreign `-wal` to the file, and destroy it. So the file is first read without its `-wal`. If the
-lock file names its nonce, the `-wal` is its own. If the file is a backup, or was closed cleanly elsewhere, the `-wal`
-is foreign: it gets another name. In all other cases the store does not guess and refuses to start, also if it cannot
-read the file: a crash within a checkpoint may have torn it, which its `-wal` repairs, or it is an incomplete copy.
+lock file names its nonce, the `-wal` is its own. If the header of the file has no WAL, as in each backup, the `-wal` is
+foreign: it gets another name; also if the lock file names other nonces, and the file is a backup or was closed cleanly
+elsewhere. In all other cases the store does not guess and refuses to start, also if it cannot read the file: a crash
+within a checkpoint may have torn it, which its `-wal` repairs, or it is an incomplete copy.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def has_foreign_wal(path: Path) -> bool:
 def _is_foreign(path: Path, state: FileState, lock: FileLock) -> bool:
     if state.nonce in (UNREADABLE, *lock.nonces, *lock.former):
         return False
-    return state.inode == BACKUP or _header(path) != _WAL_MODE or (state.was_clean and lock.has_former)
+    # A start puts a WAL into the header. While a reader blocks checkpoints, the file keeps its mark or clean end.
+    return _header(path) != _WAL_MODE or (lock.has_former and (state.inode == BACKUP or state.was_clean))
 
 
 def wal_of(path: Path) -> Path:

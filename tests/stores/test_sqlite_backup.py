@@ -123,7 +123,8 @@ async def test_other_copies_over_the_file_of_a_killed_process_are_not_mixed_with
         run_from_outside(other, f"VACUUM INTO '{target}'")
     await asyncio.to_thread(killed_writer, path, 40)
     shutil.copyfile(target, path)
-    lock(path).unlink()
+    if kind == "by VACUUM":
+        lock(path).unlink()
     async with opened(path) as store:
         assert await texts(store, "c", "m0", *MESSAGES) == ["backed up", "backed up"]
         assert (await head_of(store, "c")).epoch != "e1"
@@ -295,6 +296,30 @@ async def test_file_copied_back_twice_is_not_mixed_with_a_wal_although_a_reader_
         assert await store.channels(after=None, limit=10) == ["a"]
     assert len(list(path.parent.glob("chat.db-wal.foreign-*"))) == 1
     assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.parametrize("has_lock", [True, False], ids=["lock", "no_lock"])
+async def test_own_wal_of_a_copied_backup_stays_although_a_reader_blocked_the_checkpoints_of_its_start(
+    path: Path, target: Path, has_lock: bool
+) -> None:
+    await asyncio.to_thread(killed_writer, path.with_name("other.db"), 1)
+    async with opened(path.with_name("other.db")) as store:
+        await store.backup(target, mb_per_s=SPEED)
+    shutil.copyfile(target, path)
+    run_from_outside(path, "PRAGMA journal_mode = WAL")  # the first step of each start
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM documents").fetchone()
+        serial = await asyncio.to_thread(killed_writer, path, 5)
+    assert read_file_state(path).inode == BACKUP
+    if not has_lock:
+        lock(path).unlink()
+        with pytest.raises(StoreUnusable, match=r"its lock file is missing.*BACKUP.*restore --keep-wal"):
+            await SqliteStore(path).open()
+        keep_wal(path)
+    async with opened(path) as store:
+        assert (await head_of(store, "c")).serial >= serial
+    assert not list(path.parent.glob("*foreign*"))
 
 
 async def test_missing_lock_file_beside_a_wal_stops_the_start_and_names_both_commands(path: Path) -> None:
