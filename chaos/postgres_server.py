@@ -13,9 +13,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from chaos.processes import free_port
 
@@ -36,8 +37,14 @@ class Postgres:
         self._where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "app")  # options of the server's programs
         self.url = f"postgresql://app@127.0.0.1:{self.port}/app"
 
-    def create(self) -> None:
-        """Create the files of the server."""
+    def create(self, files: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Create the files of the server, and further `files` in its folder, which only its account can read."""
+        for name, text in files.items():
+            file = self.folder / name
+            file.write_text(text)
+            file.chmod(0o600)
+            if os.geteuid() == 0:
+                shutil.chown(file, ACCOUNT)
         if os.geteuid() == 0:
             shutil.chown(self.folder, ACCOUNT)
         self._run("initdb", "-D", "data", "-U", "app", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
@@ -97,6 +104,13 @@ class Postgres:
         (self.folder / "backup" / "recovery.signal").touch()
         self.start(restore_command="false", hot_standby="off", **settings)  # it answers once it is promoted
 
+    def stand_by(self, **settings: str) -> None:
+        """End the server, and start its copy on the same port as a standby."""
+        self.stop()
+        self._data = "backup"
+        (self.folder / "backup" / "standby.signal").touch()
+        self.start(**settings)
+
     def dump(self, schema: str) -> None:
         """Back up the tables of `schema` as `docs/python.md` does."""
         self._run("pg_dump", *self._where, "--format=custom", f"--schema={schema}", f"--file={schema}.dump", "app")
@@ -128,13 +142,15 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres(directory: Path | None = None, **settings: str) -> Iterator[Postgres]:
+def running_postgres(
+    directory: Path | None = None, *, files: Mapping[str, str] = MappingProxyType({}), **settings: str
+) -> Iterator[Postgres]:
     """Run a server in a folder below `directory`, by default one in memory."""
     with tempfile.TemporaryDirectory(
         prefix="holdfast-postgres-", dir=directory or MEMORY, ignore_cleanup_errors=True
     ) as name:
         server = Postgres(Path(name))
-        server.create()
+        server.create(files)
         server.start(**settings)
         try:
             server.sql("CREATE DATABASE app", database="postgres")

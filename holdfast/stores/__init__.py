@@ -21,6 +21,11 @@ _FORMS = (
 )
 _POSTGRES = ("postgresql", "postgres")
 _TO_DRIVER = ("sslmode", "sslrootcert", "sslcert", "sslkey")  # options that the driver reads from the URL
+_CHOICES = {  # values of the other options of a PostgreSQL store, and of `sslmode`; the first is the default
+    "durability": ("sync", "async"),
+    "prepare": ("1", "0"),
+    "sslmode": ("prefer", "disable", "allow", "require", "verify-ca", "verify-full"),
+}
 
 
 def open_url(url: str) -> Store:
@@ -28,8 +33,8 @@ def open_url(url: str) -> Store:
 
     `memory://`, or `sqlite:///` and a path (relative; with one more slash absolute; special characters may be
     percent-encoded), with `?synchronous=full` (the default), `normal` or `extra`; or `postgresql://` with role, host
-    and database, with `?schema=holdfast` (the default), `durability=sync` (the default) or `async`, and libpq's
-    `sslmode`, `sslrootcert`, `sslcert` and `sslkey`.
+    and database, with `?schema=holdfast` (the default), `durability=sync` (the default) or `async`, `prepare=1` (the
+    default) or `0` for a pooler in transaction mode, and libpq's `sslmode`, `sslrootcert`, `sslcert` and `sslkey`.
     """
     if not url.isprintable():  # a URL parser drops line ends silently
         raise LocalError(f"store URL {shown_url(url)} holds a control character; use {_FORMS}")
@@ -94,16 +99,17 @@ def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store
         raise LocalError(
             f"store URL {shown_url(url)} does not name a database; use postgresql://role@host:5432/database"
         )
-    unknown = set(options) - {"schema", "durability", *_TO_DRIVER}
+    unknown = set(options) - {"schema", *_CHOICES, *_TO_DRIVER}
     if unknown:
         raise LocalError(
             f"store URL {shown_url(url)} has the unknown option {shown(sorted(unknown)[0])}; a PostgreSQL store has "
-            f"schema, durability, {', '.join(_TO_DRIVER)}"
+            f"schema, durability, prepare, {', '.join(_TO_DRIVER)}"
         )
     schema = options.pop("schema", "holdfast")
-    durability = options.pop("durability", "sync")
-    if durability not in ("sync", "async"):
-        raise LocalError(f"durability must be 'sync' or 'async', got {shown(durability)}")
+    for name, choices in _CHOICES.items():
+        if options.get(name, choices[0]) not in choices:
+            raise LocalError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown(options[name])}")
+    is_async, is_pooled = options.pop("durability", "sync") == "async", options.pop("prepare", "1") == "0"
     try:
         from holdfast.stores.postgres import PostgresStore
     except ModuleNotFoundError as error:
@@ -112,4 +118,4 @@ def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store
         raise LocalError('a PostgreSQL store needs asyncpg; run: pip install "holdfast[postgres]"') from None
 
     address = url.partition("?")[0] + (f"?{urlencode(options)}" if options else "")
-    return PostgresStore(address, schema=schema, is_async=durability == "async")
+    return PostgresStore(address, schema=schema, is_async=is_async, is_pooled=is_pooled)

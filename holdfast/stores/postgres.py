@@ -9,18 +9,16 @@ instance needs no lock on the schema: if a connection breaks, the next call open
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import re
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
 from holdfast.core.document import Stored
-from holdfast.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown, shown_url
+from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable, shown
 from holdfast.core.model import ChannelSummary
 from holdfast.stores.base import (
     Changes,
@@ -42,13 +40,13 @@ from holdfast.stores.postgres_life import StoreLife
 from holdfast.stores.postgres_log import Uncovered
 from holdfast.stores.postgres_notices import PostgresNotices
 from holdfast.stores.postgres_reading import PostgresReader
-from holdfast.stores.postgres_schema import check_server, grant_of_tables, prepare_schema, share_lock
+from holdfast.stores.postgres_schema import check_server, prepare_schema, share_lock
+from holdfast.stores.postgres_server import PostgresServer
 from holdfast.stores.postgres_writing import PostgresWriter
 
-TIMEOUT_S = 20.0  # of one statement; the hub waits a little longer for its store
-CONNECT_TIMEOUT_S = 10.0
+logger = logging.getLogger("holdfast.store")
+
 READERS = 4  # connections for reads at most; the pool has one more, so that renewals of the lease do not wait for them
-IDLE_MS = 3_000  # a transaction whose process is suspended for this long ends, and releases its rows
 LOCKED_S = (0.002, 0.05)  # shortest and longest pause after a commit that met a locked row
 RELOADED = 500  # channels that one call of `tidy` reads again at most
 
@@ -56,6 +54,7 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
     PoolConnectionProxy = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Transaction = asyncpg.transaction.Transaction
 
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")  # needs no quotes in SQL
@@ -65,13 +64,13 @@ class PostgresStore:
     """A store in the schema `schema` of the database that `dsn` names (`postgresql://role:password@host:port/database`).
 
     `is_async`: commits do not wait for the disk (`synchronous_commit = off`), so a crash of the server loses the last
-    ones.
+    ones. `is_pooled`: a pooler in transaction mode may be in between, so the store sends and receives no notices.
     """
 
     name = "postgresql"
     is_exclusive = False
 
-    def __init__(self, dsn: str, *, schema: str = "holdfast", is_async: bool = False) -> None:
+    def __init__(self, dsn: str, *, schema: str = "holdfast", is_async: bool = False, is_pooled: bool = False) -> None:
         if not _SCHEMA.match(schema):
             raise LocalError(
                 f"schema must be 1-63 characters of a-z 0-9 _ that begin with no digit, got {shown(schema)}"
@@ -79,6 +78,7 @@ class PostgresStore:
         self.dsn = dsn
         self.schema = schema
         self._is_async = is_async
+        self._server = PostgresServer(dsn, schema, is_pooled=is_pooled)
         self._pool: Pool | None = None
         self._db: Connection | None = None  # the connection for writes
         # the server's process for that connection, or for the last one, with its start
@@ -86,7 +86,7 @@ class PostgresStore:
         self._writing = asyncio.Lock()
         self._reads = asyncio.Semaphore(READERS)
         self._notices: PostgresNotices | None = None
-        self._life = StoreLife(schema, shown_url(dsn))
+        self._life = StoreLife(schema, self._server.shown)
         self._uncovered = Uncovered()
         self._ended = 0  # number of leases that had ended at the last renewal
         self._is_left = True  # a node may have left entries that no instance tracks
@@ -98,25 +98,24 @@ class PostgresStore:
         """Open the store (`Store.open`)."""
         if self._pool is not None:
             return
-        async with self._translated():
-            db = await self._connect()
+        server = self._server
+        async with server.translated(is_opening=True):
+            db = await server.connect()
             try:
-                await check_server(db, is_async=self._is_async)
-                await self._take_over(db)
-                self.notices_name = await prepare_schema(db, self.schema)
-                self._life = StoreLife(self.schema, shown_url(self.dsn))
-                await self._life.begin(db)
-                self._pool = await asyncpg.create_pool(
-                    self.dsn,
-                    min_size=0,  # with a minimum, the driver logs a traceback whenever the server is away
-                    max_size=READERS + 1,
-                    command_timeout=TIMEOUT_S,
-                    timeout=CONNECT_TIMEOUT_S,
-                    server_settings=_settings(),
-                    init=self._life.check,
-                )
+                async with AsyncExitStack() as stack:
+                    if server.is_pooled:
+                        await stack.enter_async_context(_in_one_session(db))
+                    server.synchronous_commit = await check_server(
+                        db, is_async=self._is_async, is_pooled=server.is_pooled
+                    )
+                    await self._take_over(db)
+                    self.notices_name = await prepare_schema(db, self.schema)
+                    self._life = StoreLife(self.schema, server.shown)
+                    await self._life.begin(db)
+                self._pool = await server.pool(READERS + 1, self._life.check)
                 self._uncovered, self._ended, self._is_left = Uncovered(), 0, True
-                self._notices = PostgresNotices(self._connect_translated, self.notices_name)
+                if not server.is_pooled:
+                    self._notices = PostgresNotices(server.connect_translated, self.notices_name)
             except BaseException:
                 db.terminate()
                 self._db = None
@@ -135,7 +134,7 @@ class PostgresStore:
         async with self._writing:
             db, self._db = self._db, None
             try:
-                async with asyncio.timeout(TIMEOUT_S):
+                async with asyncio.timeout(self._server.timeout_s):
                     await pool.close()
                     if db is not None:
                         await db.close()
@@ -150,11 +149,12 @@ class PostgresStore:
             return []
         channels = [write.channel for write in writes]
         try:
-            async with self._writing, self._translated(late=CommitUnknown):
+            async with self._writing, self._server.translated(late=CommitUnknown):
                 db = await self._writer()
                 writer = PostgresWriter(db, self.schema, self._life.name, self._uncovered)
-                if any(write.documents or not write.expected for write in writes):
-                    async with db.transaction():
+                if self._server.is_pooled or any(write.documents or not write.expected for write in writes):
+                    async with _in_one_session(db):
+                        await self._begin(db, is_write=True)
                         results = await writer.commit(writes)
                 else:
                     results = await writer.commit(writes)
@@ -263,7 +263,8 @@ class PostgresStore:
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
         async with self._pooled_transaction(is_renewal=True) as db:
-            await self._life.check_stored(db)
+            if not self._server.is_pooled:
+                await self._life.check_stored(db)
             renewal = await renew(db, self.schema, node, term_ms, values)
         self._is_left |= renewal.ended != self._ended
         self._ended = renewal.ended
@@ -271,7 +272,7 @@ class PostgresStore:
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         """Return the holds under a prefix (`Store.holds`)."""
-        async with self._pooled() as db:
+        async with self._pooled_transaction(readonly=True) as db:
             return await read_holds(db, self.schema, prefix)
 
     async def notify(self, notices: Sequence[Notice]) -> None:
@@ -282,8 +283,13 @@ class PostgresStore:
     def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
         """Call `on_notice` with each notice of the other instances (`Store.listen`)."""
         self._open_pool()
-        assert self._notices is not None
-        self._notices.listen(on_notice)
+        if self._notices is not None:
+            self._notices.listen(on_notice)
+        else:
+            logger.warning(
+                "the store URL has prepare=0, so notices of other nodes do not arrive: their text is up to a second "
+                "late, and their signals are lost; a bus carries both (bus= of the hub)"
+            )
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
@@ -312,18 +318,9 @@ class PostgresStore:
 
     # -- connections ---------------------------------------------------------------------------------------------
 
-    async def _connect(self) -> Connection:
-        return await asyncpg.connect(
-            self.dsn, command_timeout=TIMEOUT_S, timeout=CONNECT_TIMEOUT_S, server_settings=_settings()
-        )
-
-    async def _connect_translated(self) -> Connection:
-        async with self._translated():
-            return await self._connect()
-
     def _open_pool(self) -> Pool:
         if self._pool is None:
-            raise LocalError(f"store {shown_url(self.dsn)} is not open; call open() first")
+            raise LocalError(f"store {self._server.shown} is not open; call open() first")
         self._life.require()
         return self._pool
 
@@ -331,12 +328,12 @@ class PostgresStore:
         """Return the connection for writes; opens another one if the last one broke."""
         self._open_pool()
         if self._db is None or self._db.is_closed():
-            db = await self._connect()
+            db = await self._server.connect()
+            if self._server.is_pooled:  # each transaction is checked
+                self._db = db
+                return db
             try:
-                try:
-                    await check_server(db, is_async=self._is_async)
-                except StoreUnusable as error:  # for example a standby that is about to be promoted
-                    raise StoreUnavailable(str(error)) from error
+                await check_server(db, is_async=self._is_async)
                 await self._life.check(db)
                 # the last one may still carry out a statement whose result is unknown
                 await db.execute(
@@ -344,14 +341,18 @@ class PostgresStore:
                     *self._session,
                 )
                 await self._take_over(db)
-            except BaseException:
+            except BaseException as error:
                 db.terminate()
+                if isinstance(error, StoreUnusable | StoreInUse):  # such as a standby that is about to be promoted
+                    raise StoreUnavailable(str(error)) from error
                 raise
         assert self._db is not None
         return self._db
 
     async def _take_over(self, db: Connection) -> None:
-        await share_lock(db, self.schema)
+        if self._server.is_pooled:
+            await self._server.set_locally(db)
+        await share_lock(db, self.schema, is_local=self._server.is_pooled)
         started = await db.fetchval("SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
         self._db, self._session = db, (db.get_server_pid(), started)
 
@@ -363,9 +364,10 @@ class PostgresStore:
     @asynccontextmanager
     async def _transaction(self, *, late: type[StoreUnavailable] = StoreUnavailable) -> AsyncIterator[PostgresWriter]:
         try:
-            async with self._writing, self._translated(late=late):
+            async with self._writing, self._server.translated(late=late):
                 db = await self._writer()
-                async with db.transaction():
+                async with _in_one_session(db):
+                    await self._begin(db, is_write=True)
                     yield PostgresWriter(db, self.schema, self._life.name, self._uncovered)
         except BaseException as error:
             if not isinstance(error, StoreUnavailable) or isinstance(error, CommitUnknown):
@@ -378,11 +380,11 @@ class PostgresStore:
 
         At most `READERS` callers have one, beside a renewal: viewers that attach at once must not delay renewals.
         """
-        async with self._translated(), AsyncExitStack() as slot:
+        async with self._server.translated(), AsyncExitStack() as slot:
             if not is_renewal:
-                async with asyncio.timeout(TIMEOUT_S):
+                async with asyncio.timeout(self._server.timeout_s):
                     await slot.enter_async_context(self._reads)
-            async with self._open_pool().acquire(timeout=TIMEOUT_S) as db:
+            async with self._open_pool().acquire(timeout=self._server.timeout_s) as db:
                 try:
                     yield db
                 except BaseException:
@@ -399,10 +401,22 @@ class PostgresStore:
         With ROLLBACK a caller whose time is over would wait for a response.
         """
         async with self._pooled(is_renewal=is_renewal) as db:
-            transaction = db.transaction(**options)
+            transaction = db.transaction(**{"isolation": "read_committed", **options})
             await transaction.start()
+            await self._begin(db)
             yield db
             await transaction.commit()
+
+    async def _begin(self, db: Connection | PoolConnectionProxy, *, is_write: bool = False) -> None:
+        """Begin a transaction behind a pooler, which may have led it to any session, or to another server."""
+        if self._server.is_pooled:
+            await self._server.set_locally(db)
+            if is_write:
+                try:
+                    await share_lock(db, self.schema, is_local=True)
+                except StoreInUse as error:
+                    raise StoreUnavailable(str(error)) from error
+            await self._life.check_transaction(db)
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[PostgresReader]:
@@ -425,51 +439,10 @@ class PostgresStore:
         else:
             self._locked = 0
 
-    @asynccontextmanager
-    async def _translated(self, *, late: type[StoreUnavailable] = StoreUnavailable) -> AsyncIterator[None]:
-        """Translate the errors of the driver. Raises `late` if the statement may have been carried out."""
-        where = shown_url(self.dsn)
-        try:
-            yield
-        except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
-            raise StoreUnusable(
-                f"PostgreSQL at {where} refused the role ({error}); check role, password and sslmode in the store URL"
-            ) from error
-        except asyncpg.InvalidCatalogNameError as error:
-            raise StoreUnusable(f"PostgreSQL at {where} has no such database ({error}); create it first") from error
-        except asyncpg.TooManyConnectionsError as error:
-            raise StoreUnavailable(
-                f"PostgreSQL at {where} has no connection left ({error}); raise max_connections, or stop other clients"
-            ) from error
-        except (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
-            raise late(f"PostgreSQL at {where} ended the connection ({error}); check that the server runs") from error
-        except asyncpg.DiskFullError as error:
-            raise StoreUnavailable(f"the disk of PostgreSQL at {where} is full ({error}); free space on it") from error
-        except asyncpg.InsufficientPrivilegeError as error:
-            grant = grant_of_tables(self.schema, unquote(urlsplit(self.dsn).username or "ROLE"))
-            raise StoreUnavailable(
-                f"PostgreSQL at {where} refused a statement ({error}); as the owner of the schema run: {grant}"
-            ) from error
-        except asyncpg.PostgresError as error:
-            raise StoreUnavailable(
-                f"PostgreSQL at {where} refused a statement ({error.sqlstate}: {error}); its log has the reason"
-            ) from error
-        except TimeoutError as error:
-            raise late(f"PostgreSQL at {where} did not respond within {TIMEOUT_S:g} s; check the server") from error
-        except (asyncpg.InterfaceError, OSError) as error:
-            raise late(
-                f"PostgreSQL at {where} cannot be reached ({error}); check its host and port, and the server"
-            ) from error
 
-
-def _settings() -> dict[str, str]:
-    """Return the settings of each session: a name, and no limit that an administrator sets for all sessions."""
-    name = f"holdfast on {socket.gethostname()}, process {os.getpid()}"
-    return {
-        "application_name": name[:63],
-        "statement_timeout": "0",
-        "idle_in_transaction_session_timeout": str(IDLE_MS),
-    }
+def _in_one_session(db: Connection) -> Transaction:
+    """Return a transaction of a writer: behind a pooler, its statements reach one session."""
+    return db.transaction(isolation="read_committed")
 
 
 def _expects(write: Write, head: Head) -> bool:

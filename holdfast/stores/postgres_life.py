@@ -40,6 +40,7 @@ class StoreLife:
         self.name = ""
         self._schema = schema
         self._where = where
+        self._history = ""  # the history of the server's data when the store was opened
         self._is_over = False
 
     async def begin(self, db: Connection) -> None:
@@ -52,11 +53,24 @@ class StoreLife:
             self._is_over = True
         self.require()
 
-    async def check_stored(self, db: PoolConnectionProxy) -> None:
+    async def check_stored(self, db: Connection | PoolConnectionProxy) -> None:
         """Check, without a look at the server, that no instance has begun another life. Raises StoreReplaced."""
         if await db.fetchval(f"SELECT life FROM {self._schema}.store") != self.name:
             self._is_over = True
         self.require()
+
+    async def check_transaction(self, db: Connection | PoolConnectionProxy) -> None:
+        """Check, for one transaction, that its session is of a server with this life. Raises as `check`.
+
+        Another life begins when the store is opened again, because an error would undo its beginning here.
+        """
+        cluster = f"'{_HIDDEN}'" if self._history.startswith(_HIDDEN) else _CLUSTER
+        history = await db.fetchval(_HISTORY.format(schema=self._schema, cluster=cluster))
+        if history is None:
+            raise self._standby()
+        if not _is_same(self._history, history):
+            self._is_over = True
+        await self.check_stored(db)
 
     def require(self) -> None:
         """Check that no connection has found another life. Raises StoreReplaced."""
@@ -70,19 +84,24 @@ class StoreLife:
         """Return the name of the life of the store. If the data has another history, begin another life first."""
         schema = self._schema
         try:
-            history = await db.fetchval(_HISTORY.format(schema=schema, cluster=_CLUSTER))
+            async with db.transaction():  # perhaps in another one, which an error would end
+                history = await db.fetchval(_HISTORY.format(schema=schema, cluster=_CLUSTER))
         except asyncpg.InsufficientPrivilegeError:
             history = await db.fetchval(_HISTORY.format(schema=schema, cluster=f"'{_HIDDEN}'"))
         if history is None:
-            raise StoreUnavailable(
-                f"PostgreSQL at {self._where} is a standby, which accepts no writes; promote it, or name the primary"
-            )
+            raise self._standby()
         while True:
             stored = await db.fetchrow(f"SELECT life, history FROM {schema}.store")
             assert stored is not None
             if stored["history"] is not None and _is_same(stored["history"], history):
+                self._history = history
                 return str(stored["life"])
             await db.execute(_BEGIN.format(schema=schema), secrets.token_hex(4), history, stored["history"])
+
+    def _standby(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"PostgreSQL at {self._where} is a standby, which accepts no writes; promote it, or name the primary"
+        )
 
 
 def _is_same(stored: str, found: str) -> bool:

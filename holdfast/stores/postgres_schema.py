@@ -20,6 +20,7 @@ from holdfast.stores.postgres_holds import TABLES as HOLD_TABLES
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
+    PoolConnectionProxy = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 logger = logging.getLogger("holdfast.store")
 
@@ -89,8 +90,16 @@ SELECT current_setting('server_version_num')::int AS version, current_setting('s
 """
 
 
-async def check_server(db: Connection, *, is_async: bool) -> None:
-    """Check that the server can keep the promises, and log which guarantees it gives. Raises StoreUnusable."""
+def behind_pooler(where: str) -> str:
+    """Return what to do about a pooler between this process and the server `where`."""
+    return f"a pooler is between this process and {where}; write prepare=0 in the store URL, or name the server itself"
+
+
+async def check_server(db: Connection, *, is_async: bool, is_pooled: bool = False) -> str:
+    """Check that the server can keep the promises, and log which guarantees it gives. Raises StoreUnusable.
+
+    Returns the `synchronous_commit` of this session, or of each transaction if `is_pooled`.
+    """
     server = await db.fetchrow(_SERVER)
     assert server is not None
     where = f"PostgreSQL {server['release']}"
@@ -103,41 +112,40 @@ async def check_server(db: Connection, *, is_async: bool) -> None:
             f"database {server['database']!r} is read-only for role {server['role']!r}; "
             "set default_transaction_read_only to off for it"
         )
-    if is_async:
-        await db.execute("SET synchronous_commit = off")
-    elif server["synchronous_commit"] in WEAK:
-        await db.execute("SET synchronous_commit = on")
-    commit = await db.fetchval("SHOW synchronous_commit")
+    if db.get_server_pid() != server["pid"] and not is_pooled:
+        # statements and locks of a session would meet those of other clients
+        raise StoreUnusable(behind_pooler(where))
+    commit = str(server["synchronous_commit"])
+    if is_async or commit in WEAK:
+        commit = "off" if is_async else "on"
+        if not is_pooled:
+            await db.execute(f"SET synchronous_commit = {commit}")
     logger.info(
         "%s: fsync %s, full_page_writes %s, synchronous_commit %s, synchronous standbys %s",
         *(where, server["fsync"], server["full_page_writes"], commit, server["standbys"] or "none"),
     )
-    if db.get_server_pid() != server["pid"]:
-        logger.warning(
-            "a pooler stands before %s: settings and notices of a session are lost in it; name the server itself in "
-            "the store URL",
-            where,
-        )
     if server["fsync"] != "on":
         logger.warning("%s runs with fsync off: a power cut can destroy the whole database; set fsync to on", where)
+    return commit
 
 
-async def share_lock(db: Connection, schema: str) -> None:
+async def share_lock(db: Connection | PoolConnectionProxy, schema: str, *, is_local: bool = False) -> None:
     """Keep releases that need the store in `schema` for themselves away, for the life of the connection.
 
     Such a release of Holdfast takes the same lock alone. Beside others it would lose their text. Raises StoreInUse.
+    `is_local`: for the duration of the transaction.
     """
+    scope, kind = ("LOCAL", "xact_lock_shared") if is_local else ("SESSION", "lock_shared")
     try:
-        await db.execute(f"SET lock_timeout = {LOCK_WAIT_MS}")
-        await db.execute("SELECT pg_advisory_lock_shared(hashtextextended($1, 0))", f"holdfast.{schema}.hub")
+        await db.execute(
+            f"SET {scope} lock_timeout = {LOCK_WAIT_MS};"
+            f"SELECT pg_advisory_{kind}(hashtextextended('holdfast.{schema}.hub', 0)); SET {scope} lock_timeout = 0"
+        )
     except asyncpg.LockNotAvailableError:
         raise StoreInUse(
             f"the store in schema {schema!r} is in use by an earlier release of Holdfast, which allows one process; "
             "stop that process first"
         ) from None
-    finally:
-        if not db.is_closed():
-            await db.execute("RESET lock_timeout")
 
 
 def grant_of_tables(schema: str, role: str) -> str:

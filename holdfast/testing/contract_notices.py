@@ -18,7 +18,7 @@ class NoticesContract:
     """The tests of `Store.notify` and `Store.listen`.
 
     A store that several processes share overrides the fixture `other`: a second instance on the same store. A store
-    that one process owns sets `sends_notices` to False.
+    that one process owns, or that sends no notices, sets `sends_notices` to False.
     """
 
     sends_notices = True

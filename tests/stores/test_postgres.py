@@ -40,7 +40,8 @@ from holdfast.stores.base import (
     Write,
     head_of,
 )
-from holdfast.stores.postgres import READERS, TIMEOUT_S, PostgresStore
+from holdfast.stores.postgres import READERS, PostgresStore
+from holdfast.stores.postgres_server import PostgresServer
 from holdfast.testing import FaultProxy, RetentionContract, StoreContract
 from holdfast.testing.contract import MINUTE_MS, Chat, append, check_fold, create, finish, texts
 from tests.hub.watching import Watcher
@@ -350,7 +351,7 @@ async def test_entries_of_a_commit_that_was_silent_are_kept(
 async def test_a_commit_on_a_server_that_hangs_is_of_unknown_fate(
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.stores.postgres.TIMEOUT_S", 1.0)  # enough to open the store on a busy machine
+    monkeypatch.setattr(PostgresServer, "timeout_s", 1.0)  # enough to open the store on a busy machine
     async with opened(server, schema) as store:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True))
@@ -362,7 +363,7 @@ async def test_a_commit_on_a_server_that_hangs_is_of_unknown_fate(
             with pytest.raises(StoreUnavailable, match="did not respond"):
                 await head_of(store, "c")
         await blocker.close()
-        monkeypatch.setattr("holdfast.stores.postgres.TIMEOUT_S", 20.0)
+        monkeypatch.setattr(PostgresServer, "timeout_s", 20.0)
         # The server may have carried the statement out after the store gave up; the caller reads before it goes on.
         (text,) = await texts(store, "c", "m1")
         assert text in ("a", "ab")
@@ -411,7 +412,7 @@ async def test_renewal_does_not_wait_for_reads(store: PostgresStore) -> None:
         for _ in range(READERS):
             await reads.enter_async_context(store._reading())
         waiting = asyncio.create_task(store.notes(""))
-        async with asyncio.timeout(TIMEOUT_S / 2):
+        async with asyncio.timeout(PostgresServer.timeout_s / 2):
             await store.hold("node", 4_000, {})
         assert not waiting.done()
     assert await waiting == {}
@@ -431,7 +432,7 @@ async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller
             async with asyncio.timeout(0.2):
                 await store.hold("n1", MINUTE_MS, {})
         assert (await store.hold("n1", MINUTE_MS, {})).lease == lease
-    monkeypatch.setattr("holdfast.stores.postgres.TIMEOUT_S", 0.1)  # the connection for writes is silent, too
+    monkeypatch.setattr(PostgresServer, "timeout_s", 0.1)  # the connection for writes is silent, too
     await store.close()
     await proxy.close()
 

@@ -16,6 +16,7 @@ from holdfast.core.errors import Draining, Fenced, StoreUnavailable
 from holdfast.core.events import ChannelAttached
 from holdfast.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
 from holdfast.stores.postgres import PostgresStore
+from holdfast.stores.postgres_server import PostgresServer
 from holdfast.testing import FaultProxy
 from holdfast.testing.contract import Chat, append, create, texts
 from tests.hub.watching import Watcher
@@ -146,7 +147,7 @@ async def test_no_viewer_sees_a_mixture_after_a_failover_that_lost_text() -> Non
 async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
     server: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.stores.postgres.TIMEOUT_S", 3.0)  # of the calls that hang, for a short test
+    monkeypatch.setattr(PostgresServer, "timeout_s", 3.0)  # of the calls that hang, for a short test
     there = new_hub(f"{server.url}?schema=hole")
     async with FaultProxy("127.0.0.1", server.port) as proxy:
         here = new_hub(f"postgresql://app@127.0.0.1:{proxy.port}/app?schema=hole")

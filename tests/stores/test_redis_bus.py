@@ -20,6 +20,7 @@ from holdfast.core.errors import LocalError, StoreUnusable
 from holdfast.stores.base import Bus, Notice
 from holdfast.stores.bus import open_bus
 from holdfast.testing.proxy import FaultProxy
+from tests.certificates import make_certificate
 from tests.redis_server import RedisServer, needs_redis, running_redis
 
 PATIENCE_S = 10.0
@@ -336,13 +337,7 @@ async def test_nodes_of_a_cluster_pass_notices_on() -> None:
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """Return the file of a certificate for `localhost`, with its key beside it in `key.pem`."""
-    file = tmp_path / "certificate.pem"
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", tmp_path / "key.pem"]
-    about = ["-days", "1", "-subj", "/CN=bus", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run(
-        ["openssl", "req", "-x509", *kind, *about, "-out", file], check=True, capture_output=True, timeout=60
-    )
-    return file
+    return make_certificate(tmp_path)
 
 
 @needs_redis

@@ -1,0 +1,20 @@
+"""Certificates for servers that tests start.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+def make_certificate(folder: Path, name: str = "certificate") -> Path:
+    """Return the file of a certificate for `localhost` that signs itself, with its key beside it in `key.pem`."""
+    file = folder / f"{name}.pem"
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", folder / "key.pem"]
+    about = ["-days", "1", "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(
+        ["openssl", "req", "-x509", *kind, *about, "-out", file], check=True, capture_output=True, timeout=60
+    )
+    return file

@@ -1,0 +1,198 @@
+"""The PostgreSQL store behind a real PgBouncer in transaction mode: each transaction may have another session."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from holdfast import Hub
+from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
+from holdfast.stores import open_url
+from holdfast.stores.base import Committed, Store, StoreReplaced
+from holdfast.stores.postgres import PostgresStore
+from holdfast.testing import RetentionContract, StoreContract
+from holdfast.testing.contract import Chat, append, check_fold, create
+from tests.hub.watching import Watcher
+from tests.pgbouncer import needs_pgbouncer, pgbouncer
+from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.stores.test_postgres import Two
+
+pytestmark = [needs_postgres, needs_pgbouncer]
+
+_numbers = count(1)
+PATIENCE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with running_postgres(fsync="off", full_page_writes="off") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pooler(server: Postgres) -> Iterator[int]:
+    with pgbouncer(server) as port:
+        yield port
+
+
+@pytest.fixture
+def url(pooler: int) -> str:
+    return f"postgresql://app@127.0.0.1:{pooler}/app?schema=test_{next(_numbers)}&prepare=0"
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[PostgresStore]:
+    store = open_url(url)
+    assert isinstance(store, PostgresStore)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class TestPooledPostgresStore(StoreContract, RetentionContract):
+    sends_notices = False
+
+    @pytest.fixture
+    async def store(self, url: str) -> AsyncIterator[Store]:
+        async with opened(url) as first, opened(url) as second:
+            yield Two(first, second)
+
+    @pytest.fixture
+    async def other(self, store: Store) -> Store:
+        assert isinstance(store, Two)
+        return store.stores[1]
+
+    # Fewer examples than for other stores, because each act is several round trips.
+    @settings(
+        max_examples=10,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    @given(st.data())
+    async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
+        await check_fold(store, data)
+
+
+async def test_viewers_behind_a_pooler_see_the_text_of_another_node_by_reads_and_the_log_says_so(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, there = (Hub(url, hooks_signals=False, drain_s=0.0) for _ in range(2))
+    with caplog.at_level(logging.INFO, "holdfast.store"):
+        await here.start()
+    assert "prepare=0, so notices of other nodes do not arrive: their text is up to a second late" in caplog.text
+    assert "synchronous_commit on, synchronous standbys none" in caplog.text
+    watcher = Watcher(here, "chat:1")
+    await watcher.take()
+    async with there.message("chat:1", id="m") as message:
+        await message.append("from the other node")
+        await message.flush()
+        await watcher.until(lambda view: [one.text for one in view.messages()] == ["from the other node"])
+    await watcher.until(lambda view: [one.status for one in view.messages()] == ["complete"])
+    await watcher.leave()
+    await here.close()
+    await there.close()
+
+
+async def test_transactions_behind_a_pooler_have_the_settings_of_the_store_and_leave_none_behind(
+    server: Postgres, url: str
+) -> None:
+    names = ("synchronous_commit", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    shown = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
+    limits = {"synchronous_commit": "off", "statement_timeout": "20s", "lock_timeout": "20s"}
+    server.sql("; ".join(f"ALTER DATABASE app SET {name} = '{value}'" for name, value in limits.items()))
+    end = "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE datname = 'app'"
+    server.sql(end, database="postgres")  # the sessions of the pooler
+    try:
+        async with opened(url) as store:
+            assert await Chat(store).do(create("m1", "a")) == Committed(1)
+            async with store._transaction() as writer:
+                assert tuple(await writer._db.fetchrow(shown) or ()) == ("on", "0", "0", "3s")
+            async with store._reading() as reader:
+                assert tuple(await reader._db.fetchrow(shown) or ()) == ("on", "0", "0", "3s")
+        left = await asyncpg.connect(url.partition("?")[0], statement_cache_size=0)
+        async with left.transaction():
+            assert tuple(await left.fetchrow(shown) or ()) == ("off", "20s", "20s", "0")
+        await left.close()
+    finally:
+        server.sql("ALTER DATABASE app RESET ALL", database="postgres")
+        server.sql(end, database="postgres")
+
+
+async def test_a_pooler_that_is_not_named_in_the_url_is_refused_with_the_remedy(server: Postgres, pooler: int) -> None:
+    remedy = "write prepare=0 in the store URL, or name the server itself"
+    with pytest.raises(StoreUnusable, match=f"a pooler is between .*; {remedy}.*unsupported startup parameter"):
+        await open_url(f"postgresql://app@127.0.0.1:{pooler}/app").open()
+    ignored = "statement_timeout, lock_timeout, idle_in_transaction_session_timeout, default_transaction_isolation"
+    with (
+        pgbouncer(server, more=f"ignore_startup_parameters = {ignored}") as port,
+        pytest.raises(StoreUnusable, match=f"a pooler is between .*; {remedy}"),
+    ):
+        await open_url(f"postgresql://app@127.0.0.1:{port}/app").open()
+
+
+async def test_a_pooler_without_room_is_named(server: Postgres) -> None:
+    with (
+        pgbouncer(server, more="max_client_conn = 1") as port,
+        pytest.raises(StoreUnavailable, match=r"the pooler before .* refused the connection \(no more connections"),
+    ):
+        async with opened(f"postgresql://app@127.0.0.1:{port}/app?prepare=0&schema=room") as store:
+            await store.heads(["c"])
+
+
+async def test_release_that_needs_the_store_for_itself_is_kept_from_each_transaction(
+    server: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.stores.postgres_schema.LOCK_WAIT_MS", 50)
+    schema = url.partition("schema=")[2].partition("&")[0]
+    earlier = await asyncpg.connect(server.url)
+    take = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
+    try:
+        async with opened(url) as store:
+            chat = Chat(store)
+            assert await earlier.fetchval(take, f"holdfast.{schema}.hub")
+            with pytest.raises(StoreUnavailable, match="in use by an earlier release of Holdfast"):
+                await chat.do(create("m1", "a"))
+            with pytest.raises(StoreInUse, match="stop that process first"):
+                await open_url(url).open()
+            await earlier.execute("SELECT pg_advisory_unlock_all()")
+            assert await chat.do(create("m1", "a")) == Committed(1)
+    finally:
+        await earlier.close()
+
+
+async def test_a_pooler_that_goes_on_to_a_promoted_standby_changes_the_epochs() -> None:
+    """The connections to the pooler stay, so the store must look at the server in each transaction."""
+    with running_postgres(fsync="off") as server, pgbouncer(server) as port:
+        async with opened(f"postgresql://app@127.0.0.1:{port}/app?prepare=0") as store:
+            chat = Chat(store)
+            await chat.do_each(create("m1", streaming=True), append("m1", "kept"))
+            await asyncio.to_thread(server.back_up)
+            await chat.do(append("m1", "lost"))
+            epoch = chat.head.epoch
+            await asyncio.to_thread(server.fail_over, fsync="off")
+            with pytest.raises(StoreReplaced):
+                async with asyncio.timeout(PATIENCE_S):
+                    while True:
+                        try:
+                            await store.heads(["c"])
+                        except StoreReplaced:
+                            raise
+                        except StoreUnavailable:  # the session that broke
+                            pass
+            with pytest.raises(StoreReplaced):
+                await chat.do(append("m1", "more"))
+            await store.close()
+            await store.open()
+            (head,) = await store.heads(["c"])
+            assert head.serial == 2
+            assert head.epoch != epoch

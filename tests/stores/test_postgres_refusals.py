@@ -1,0 +1,303 @@
+"""Servers and settings that cannot work: each error names the thing, what was found, and the remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from pathlib import Path
+from random import Random
+
+import asyncpg
+import pytest
+
+from chaos.postgres_server import ACCOUNT
+from holdfast import Hub
+from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable
+from holdfast.stores import open_url, postgres_schema
+from holdfast.stores.base import Committed, Store
+from holdfast.stores.postgres import PostgresStore
+from holdfast.testing.contract import Chat, create
+from tests.certificates import make_certificate
+from tests.postgres import Postgres, needs_postgres, running_postgres
+
+pytestmark = needs_postgres
+
+HERE = "127.0.0.1/32"
+# Each role has its own way in. The last line does not name `sealed`, so that role needs TLS.
+WAYS_IN = f"""
+host all locked {HERE} scram-sha-256
+hostssl all sealed {HERE} trust
+host all app,plain,limited {HERE} trust
+"""
+ROLES = """
+CREATE ROLE locked LOGIN SUPERUSER PASSWORD 'geheim';
+CREATE ROLE sealed LOGIN SUPERUSER;
+CREATE ROLE plain LOGIN;
+CREATE ROLE limited LOGIN CONNECTION LIMIT 0;
+GRANT CREATE ON DATABASE app TO plain, limited;
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    settings = {"fsync": "off", "hba_file": "ways-in.conf", "max_connections": "12"}
+    with running_postgres(files={"ways-in.conf": WAYS_IN}, **settings) as server:
+        server.sql(ROLES)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def with_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Postgres, Path]]:
+    """Give a server with TLS, and the certificate of its authority."""
+    certificate = make_certificate(tmp_path_factory.mktemp("tls"))
+    key = certificate.with_name("key.pem")
+    files = {"ways-in.conf": WAYS_IN, "own.pem": certificate.read_text(), "key.pem": key.read_text()}
+    settings = {"hba_file": "ways-in.conf", "ssl": "on", "ssl_cert_file": "../own.pem", "ssl_key_file": "../key.pem"}
+    with running_postgres(files=files, fsync="off", **settings) as server:
+        server.sql(ROLES)
+        yield server, certificate
+
+
+async def refusal(url: str) -> HoldfastError:
+    """Return the error with which the store at `url` does not open."""
+    with pytest.raises(HoldfastError) as caught:
+        await open_url(url).open()
+    return caught.value
+
+
+async def opens(url: str) -> None:
+    store = open_url(url)
+    await store.open()
+    await store.close()
+
+
+# -- servers ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_is_too_old_is_refused(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_schema, "OLDEST_SERVER", 990_000)
+    error = await refusal(server.url)
+    assert isinstance(error, StoreUnusable)
+    assert re.fullmatch(r"PostgreSQL \d+\.\d+ .*is too old; use PostgreSQL 13 or newer", str(error))
+
+
+async def test_a_standby_is_refused() -> None:
+    with running_postgres(fsync="off") as server:
+        await asyncio.to_thread(server.back_up)
+        await asyncio.to_thread(server.stand_by, fsync="off")
+        error = await refusal(server.url)
+        assert isinstance(error, StoreUnusable)
+        assert "is a standby, which accepts no writes; name the primary in the store URL" in str(error)
+
+
+async def test_connections_that_are_all_taken_are_named_with_the_remedy(server: Postgres) -> None:
+    url = f"postgresql://plain@127.0.0.1:{server.port}/app?schema=taken"
+    async with AsyncExitStack() as others:
+        with pytest.raises(asyncpg.TooManyConnectionsError):
+            while True:
+                other = await asyncpg.connect(url.partition("?")[0])
+                others.push_async_callback(other.close)
+        error = await refusal(url)
+        assert isinstance(error, StoreUnavailable)
+        assert "has no connection left (remaining connection slots are reserved" in str(error)
+        assert str(error).endswith(
+            "raise max_connections or the CONNECTION LIMIT of the role or database, or stop other clients"
+        )
+    error = await refusal(f"postgresql://limited@127.0.0.1:{server.port}/app?schema=limited")
+    assert 'no connection left (too many connections for role "limited"); raise' in str(error)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Give a folder on a disk of 24 MB, which is in memory. Only root may mount one."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder],
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip("a disk of a few MB cannot be mounted here")
+    try:
+        shutil.chown(folder, ACCOUNT)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True, timeout=20)
+
+
+async def test_a_full_disk_is_named_and_the_store_goes_on_when_there_is_space() -> None:
+    with running_postgres(fsync="off") as server, small_disk(server.folder / "small") as disk:
+        server.sql(f"CREATE TABLESPACE small LOCATION '{disk}'")
+        server.sql("CREATE DATABASE small TABLESPACE small")
+        hub = Hub(f"postgresql://app@127.0.0.1:{server.port}/small", hooks_signals=False, drain_s=0.0)
+        await hub.create("chat:1", id="m1", text="before")
+        ballast = disk / "ballast"
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)) == 4096:
+                pass
+        text = Random(1).randbytes(500_000).hex()  # which cannot be compressed to a few pages
+        with pytest.raises(StoreUnavailable) as caught:
+            await hub.create("chat:1", id="m2", text=text)
+        expected = r"the disk of PostgreSQL at '.*/small' is full \(.*No space left on device\); free space on it"
+        assert re.fullmatch(expected, str(caught.value))
+        ballast.unlink()
+        await hub.create("chat:1", id="m2", text=text)
+        assert [one.text for one in (await hub.history("chat:1")).messages] == [text, "before"]
+        await hub.close()
+
+
+# -- roles -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_password_is_refused_and_never_shown(server: Postgres) -> None:
+    for password in (":falsch", ""):
+        error = await refusal(f"postgresql://locked{password}@127.0.0.1:{server.port}/app")
+        assert isinstance(error, StoreUnusable)
+        assert 'refused the role (password authentication failed for user "locked")' in str(error)
+        assert str(error).endswith("check role, password and sslmode in the store URL")
+        assert "falsch" not in str(error)
+    await opens(f"postgresql://locked:geheim@127.0.0.1:{server.port}/app?schema=locked")
+
+
+async def test_a_role_that_is_refused_for_a_time_leaves_the_store_in_use(server: Postgres) -> None:
+    """A password that is changed first at the server must not end a hub: its callers try again."""
+    store = open_url(f"postgresql://plain@127.0.0.1:{server.port}/app?schema=for_a_time")
+    await store.open()
+    chat = Chat(store)
+    assert await chat.do(create("m1", "a")) == Committed(1)
+    server.sql("ALTER ROLE plain NOLOGIN")
+    server.sql("SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = 'plain'")
+    with pytest.raises(StoreUnavailable):
+        await chat.do(create("m2", "b"))
+    with pytest.raises(StoreUnavailable, match='role "plain" is not permitted to log in'):
+        await chat.do(create("m2", "b"))
+    server.sql("ALTER ROLE plain LOGIN")
+    assert await chat.do(create("m2", "b")) == Committed(2)
+    await store.close()
+
+
+async def test_a_database_that_becomes_read_only_is_named_until_it_is_not(server: Postgres) -> None:
+    store = open_url(f"postgresql://plain@127.0.0.1:{server.port}/app?schema=becomes_read_only")
+    await store.open()
+    chat = Chat(store)
+    assert await chat.do(create("m1", "a")) == Committed(1)
+    server.sql("ALTER ROLE plain SET default_transaction_read_only = on")
+    server.sql("SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = 'plain'")
+    with pytest.raises(StoreUnavailable):
+        await chat.do(create("m2", "b"))
+    with pytest.raises(StoreUnavailable, match="read-only for role 'plain'; set default_transaction_read_only to off"):
+        await chat.do(create("m2", "b"))
+    with pytest.raises(StoreUnavailable, match=r"is read-only for this role .*; set default_transaction_read_only to"):
+        await _second_try(store)
+    server.sql("ALTER ROLE plain RESET default_transaction_read_only")
+    server.sql("SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = 'plain'")
+    assert await chat.do(create("m2", "b")) == Committed(2)
+    await store.close()
+
+
+async def _second_try(store: Store) -> None:
+    """Renew a lease: the first time on a connection that was ended."""
+    with suppress(StoreUnavailable):
+        await store.hold("n", 4_000, {})
+    await store.hold("n", 4_000, {})
+
+
+# -- TLS -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_without_tls_is_named_when_the_url_requires_it(server: Postgres) -> None:
+    error = await refusal(f"{server.url}?sslmode=require")
+    assert isinstance(error, StoreUnusable)
+    assert "offers no TLS" in str(error)
+    assert str(error).endswith("set ssl to on there, or sslmode=prefer in the store URL")
+
+
+async def test_a_server_that_requires_tls_is_used_with_it_and_named_without(
+    with_tls: tuple[Postgres, Path],
+) -> None:
+    url = f"postgresql://sealed@127.0.0.1:{with_tls[0].port}/app"
+    error = await refusal(f"{url}?sslmode=disable")
+    assert isinstance(error, StoreUnusable)
+    assert "the server may require TLS: write sslmode=require in the store URL" in str(error)
+    error = await refusal(f"postgresql://stranger@127.0.0.1:{with_tls[0].port}/app?sslmode=require")
+    assert str(error).endswith("add a line for it to pg_hba.conf of the server")
+    for mode in ("", "?sslmode=require"):  # meanwhile the driver closes the refused connection
+        await opens(f"{url}{mode}")
+
+
+async def test_a_certificate_is_checked_and_its_mistakes_have_remedies(
+    with_tls: tuple[Postgres, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, certificate = with_tls
+    monkeypatch.setenv("HOME", str(tmp_path))  # has no certificates
+    other = make_certificate(tmp_path, "other")
+    local, number = (f"postgresql://sealed@{host}:{server.port}/app" for host in ("localhost", "127.0.0.1"))
+    await opens(f"{local}?sslmode=verify-full&sslrootcert={certificate}")
+    await opens(f"{number}?sslmode=verify-ca&sslrootcert={certificate}")
+    accepted = "name the file of its authority as sslrootcert in the store URL, and the host as the certificate does"
+    for url, reason, remedy in (
+        (f"{number}?sslmode=verify-full&sslrootcert={certificate}", "IP address mismatch", accepted),
+        (f"{local}?sslmode=verify-full&sslrootcert={other}", "certificate that is not accepted", accepted),
+        (f"{local}?sslmode=verify-full", "root certificate file", "check sslmode, sslrootcert, sslcert and sslkey"),
+        (f"{local}?sslmode=require&sslrootcert=/none.pem", "sslrootcert names '/none.pem', which cannot", "check ssl"),
+        (f"{local}?sslmode=require&sslcert={tmp_path}", "which cannot be read: Is a directory", "check sslmode"),
+        (f"{local}?sslmode=require&sslrootcert={__file__}", "TLS with PostgreSQL at ", "check sslmode, sslrootcert"),
+    ):
+        error = await refusal(url)
+        assert isinstance(error, StoreUnusable), url
+        assert reason in str(error), url
+        assert remedy in str(error), url
+
+
+# -- limits that an administrator sets --------------------------------------------------------------------------
+
+
+async def test_limits_of_an_administrator_hold_for_no_session_of_the_store(server: Postgres) -> None:
+    limits = {
+        "statement_timeout": "20s",
+        "lock_timeout": "20s",
+        "idle_in_transaction_session_timeout": "20s",
+        "idle_session_timeout": "20s",
+        "default_transaction_isolation": "serializable",
+    }
+    if int(server.sql("SHOW server_version_num")) < 140_000:
+        del limits["idle_session_timeout"]
+    shown = "SELECT " + ", ".join(f"current_setting('{name}')" for name in limits)
+    server.sql("; ".join(f"ALTER DATABASE app SET {name} = '{value}'" for name, value in limits.items()))
+    try:
+        store = PostgresStore(server.url, schema="limits")
+        await store.open()
+        for _ in range(2):  # a connection of the pool keeps its settings when it is used again
+            async with store._pooled() as pooled:
+                of_the_pool = dict(zip(limits, await pooled.fetchrow(shown) or (), strict=True))
+        assert store._db is not None
+        notices = await store._server.connect()
+        of_the_writer = dict(zip(limits, await store._db.fetchrow(shown) or (), strict=True))
+        of_notices = dict(zip(limits, await notices.fetchrow(shown) or (), strict=True))
+        await notices.close()
+        await store.close()
+    finally:
+        server.sql("ALTER DATABASE app RESET ALL")
+    expected = dict.fromkeys(limits, "0")
+    expected |= {"idle_in_transaction_session_timeout": "3s", "default_transaction_isolation": "read committed"}
+    assert (of_the_writer, of_the_pool, of_notices) == (expected, expected, expected)
+
+
+async def test_an_error_on_a_connection_that_the_server_has_ended_stays_the_error(server: Postgres) -> None:
+    store = PostgresStore(server.url, schema="ended")
+    await store.open()
+    with pytest.raises(ZeroDivisionError):
+        async with store._pooled() as db, asyncio.timeout(20):
+            ended = asyncio.Event()
+            db.add_termination_listener(lambda _: ended.set())
+            pid = await db.fetchval("SELECT pg_backend_pid()")
+            await asyncio.to_thread(server.sql, f"SELECT pg_terminate_backend({pid}, 20000)")
+            await ended.wait()
+            raise ZeroDivisionError
+    assert await store.heads(["c"])
+    await store.close()
