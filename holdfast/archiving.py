@@ -111,8 +111,19 @@ async def _holds_of(url: str) -> AsyncIterator[LegalHolds]:
 
 
 def _one_place(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Return the value of --url or --store. Raises LocalError if a command has both: it works in one place."""
-    if all(context.get_parameter_source(one) is ParameterSource.COMMANDLINE for one in ("url", "store")):
+    """Return the value of --url or --store. Raises LocalError if a command has both: it works in one place.
+
+    Also for --token without --url. Click calls this for an option that is not given after those that are.
+    """
+    url, store, token = (
+        context.get_parameter_source(one) is ParameterSource.COMMANDLINE for one in ("url", "store", "token")
+    )
+    if token and option.name == "url" and not url:
+        raise LocalError(
+            "--token has no effect without --url; give --url for a hub that a server serves, or leave the token out: a "
+            "command beside the file needs none"
+        )
+    if url and store:
         given = {**context.params, option.name: value}
         raise LocalError(
             f"command names two places, --url {shown_url(given['url'])} and --store {shown_url(given['store'])}; give "
@@ -146,6 +157,8 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
 
     The exit status is 1 if messages are damaged.
     """
+    if sys.stdout is None:  # closed by the caller
+        raise LocalError("export has no output; give it one, such as > file.jsonl")
     out = sys.stdout.buffer
     if url is not None:
         damaged = export_at(url, channel, token, out)

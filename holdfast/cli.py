@@ -7,6 +7,7 @@ status 1; a traceback means a bug of Holdfast.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -39,11 +40,15 @@ from holdfast.stores.sqlite import SqliteStore
 from holdfast.workers import check_shared, inherited_socket, run_workers
 
 DEFAULT_PORT = 8000
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
 class _Group(click.Group):
-    """Commands whose HoldfastErrors are printed as one line, and so are the system's errors about a file."""
+    """Commands whose HoldfastErrors are printed as one line, and so are the system's errors about a file or the output.
+
+    A command whose output is a pipe that no program reads any more ends without a line.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -52,11 +57,24 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from None
         except OSError as error:
             if error.filename is None:
-                raise
+                if error.errno not in _OF_DISK:
+                    raise
+                _drop_output()
+                raise click.ClickException(
+                    f"output or a file cannot be written: {error.strerror}; check its disk, and repeat the command"
+                ) from None
             path = shown(str(error.filename))
             raise click.ClickException(
                 f"file {path} cannot be used: {error.strerror}; check its name, its owner and its disk"
             ) from None
+
+
+def _drop_output() -> None:
+    """Drop output that cannot be written. Otherwise the end of the process would try it again, and fail."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=_Group)

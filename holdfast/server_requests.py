@@ -60,6 +60,8 @@ def response_to(
     except failed.HTTPError as error:
         with error:
             raise LocalError(f"{shown_url(server)} refused the {what}: {_problem(error)}") from None
+    except BrokenPipeError:  # no program reads the output of the block
+        raise
     except (failed.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         reason = error.reason if isinstance(error, failed.URLError) else error
         raise LocalError(f"{shown_url(server)} did not send the whole {what}: {reason}; try again") from None

@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -132,6 +135,52 @@ def test_a_command_with_two_places_is_refused(command: tuple[str, ...], is_url_f
         "Error: command names two places, --url 'http://127.0.0.1:1' and --store 'sqlite:////none/hub.db'; give --url "
         "for a hub that a server serves, or --store for a file\n"
     )
+
+
+COMMANDS = (("export", "chat:1"), ("channels",), ("inspect",), ("verify",), ("forget", "ann"))
+FULL = "Error: output or a file cannot be written: No space left on device; check its disk, and repeat the command\n"
+
+
+@pytest.mark.parametrize("place", ["file", "socket", "url"])
+async def test_a_command_whose_output_cannot_be_written_ends_with_an_error(tmp_path: Path, place: str) -> None:
+    """The disk of the output is full, or the program that reads it has ended; the latter gets no line, as `head`."""
+
+    def check(*where: str) -> None:
+        for command in (("verify",), ("forget", "ann"), *COMMANDS[:2]) if place == "file" else COMMANDS[:3]:
+            arguments = [sys.executable, "-m", "holdfast", *command, *where]
+            reader, closed = os.pipe()
+            os.close(reader)
+            with open("/dev/full", "wb") as full, open(closed, "wb") as pipe:
+                for out, unbuffered, error in ((full, "", FULL), (full, "1", FULL), (pipe, "", "")):
+                    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+                    ran = subprocess.run(
+                        arguments, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, env=environ, check=False
+                    )
+                    assert (ran.returncode, ran.stderr) == (1, error)
+
+    url = f"sqlite:///{tmp_path}/hub.db"
+    async with serving(new_hub(url)) as served:
+        for number in range(20):
+            await served.hub.create("chat:1", text=f"{number} " * 1000, author="bob")
+        if place != "file":
+            where = ("--store", url) if place == "socket" else ("--url", f"http://{served.host}:{served.port}")
+            await asyncio.to_thread(check, *where)
+    if place == "file":
+        await asyncio.to_thread(check, "--store", url)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_token_without_a_server_is_refused(command: tuple[str, ...]) -> None:
+    for store in ((), ("--store", "sqlite:////none/hub.db")):
+        for arguments in (("--token", "secret", *store), (*store, "--token", "secret")):
+            refused = run(*command, *arguments)
+            assert (refused.exit_code, refused.stdout) == (1, "")
+            assert refused.stderr == (
+                "Error: --token has no effect without --url; give --url for a hub that a server serves, or leave the "
+                "token out: a command beside the file needs none\n"
+            )
+    known = CliRunner(env={"HOLDFAST_TOKEN": "secret"}).invoke(main, [*command, "--store", "sqlite:////none/hub.db"])
+    assert "--token" not in known.stderr
 
 
 async def test_a_list_of_channels_that_breaks_off_is_named_before_the_table() -> None:
