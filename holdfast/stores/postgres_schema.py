@@ -118,8 +118,8 @@ async def check_server(db: Connection, *, is_async: bool, is_pooled: bool = Fals
     commit = str(server["synchronous_commit"])
     if is_async or commit in WEAK:
         commit = "off" if is_async else "on"
-        if not is_pooled:
-            await db.execute(f"SET synchronous_commit = {commit}")
+    if not is_pooled:  # in any case: a setting of the server that is reloaded later must not weaken this session
+        await db.execute(f"SET synchronous_commit = {commit}")
     logger.info(
         "%s: fsync %s, full_page_writes %s, synchronous_commit %s, synchronous standbys %s",
         *(where, server["fsync"], server["full_page_writes"], commit, server["standbys"] or "none"),

@@ -608,6 +608,23 @@ async def test_an_administrators_limits_do_not_end_statements_or_weaken_commits(
     assert "runs with fsync off: a power cut can destroy the whole database; set fsync to on" in caplog.text
 
 
+async def test_a_setting_that_is_reloaded_does_not_weaken_the_commits_of_an_open_store(
+    server: Postgres, schema: str
+) -> None:
+    async with opened(server, schema) as store:
+        server.sql("ALTER SYSTEM SET synchronous_commit = off")
+        try:
+            server.sql("SELECT pg_reload_conf()")
+            async with asyncio.timeout(20):
+                while await asyncio.to_thread(server.sql, "SHOW synchronous_commit") != "off":
+                    pass
+            assert await store._writer() is store._db
+            assert await (await store._writer()).fetchval("SHOW synchronous_commit") == "on"
+        finally:
+            server.sql("ALTER SYSTEM RESET synchronous_commit")
+            server.sql("SELECT pg_reload_conf()")
+
+
 async def test_a_store_may_leave_the_disk_to_the_server(
     server: Postgres, schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
