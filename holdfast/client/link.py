@@ -141,6 +141,21 @@ class Link:
             if request is not None:
                 self._pending.forget(request)
 
+    async def insist(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Send a request as `request` does, and repeat it while the server refuses it for now."""
+        loop, failures = asyncio.get_running_loop(), 0
+        until_s = loop.time() + self.timing.request_s
+        while True:
+            try:
+                return await self.request(kind, fields, timeout_s=until_s - loop.time())
+            except HoldfastError as error:
+                failures += 1
+                delay_s = self.timing.retry(failures, self.random)
+                is_refused = error.retry and not isinstance(error, Unreachable)
+                if not is_refused or loop.time() + delay_s >= until_s:
+                    raise
+            await asyncio.sleep(delay_s)
+
     def begin(self, kind: str, fields: dict[str, Any], on_result: OnResult, *, is_repeatable: bool = True) -> Pending:
         """Send a request; `on_result` gets the response or an error. The caller bounds the number of requests.
 

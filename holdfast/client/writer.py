@@ -164,7 +164,8 @@ class RemoteWriter(OutgoingProperties):
         """Store the beginning of the message, so that its `id` can be sent before a task enters `async with message`.
 
         Entering the block calls this. A message that is opened must be entered, or it streams until its lease ends.
-        Raises IdConflict if another message has its id; of a takeover Finished, StillStreaming, NotFound.
+        While the server refuses it for now, the request is repeated for the client's `timeout_s`. Raises IdConflict if
+        another message has its id; of a takeover Finished, StillStreaming, NotFound; Unreachable as `append`.
         """
         while self._outgoing.state is NEW:
             try:
@@ -190,7 +191,7 @@ class RemoteWriter(OutgoingProperties):
             "lease_s": self._lease.term_s,
             "request": f"{self._outgoing.nonce}.{self._link.random.getrandbits(40)}",
         }
-        taken = decode_response(await self._link.request("takeover", self._frame(fields)), TakenOver)
+        taken = decode_response(await self._link.insist("takeover", self._frame(fields)), TakenOver)
         message, cursor = await self._read()
         self._opened_at(message, taken.generation, cursor, sockets=sockets)
 
@@ -210,7 +211,7 @@ class RemoteWriter(OutgoingProperties):
         If cancelled meanwhile, end the message in case it was created.
         """
         try:
-            return await self._link.request("create", self._frame(create))
+            return await self._link.insist("create", self._frame(create))
         except asyncio.CancelledError:
             status, reason = self.cancelled_as
             kind, fields = "finish", {"generation": 1, "status": status, "reason": reason}

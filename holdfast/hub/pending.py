@@ -32,7 +32,7 @@ class Ask(Struct, gc=False):
     key: str
     request: Request
     caller: Caller
-    is_unclear: bool = False  # True: an earlier commit with an unknown outcome had accepted it
+    is_unclear: bool = False  # True: it may be stored, because an earlier commit with it has an unknown outcome
 
 
 class Item(Protocol):
@@ -58,13 +58,15 @@ class Waiting:
 
     __slots__ = ("_ask", "_done", "channel", "ids", "is_beginning", "size_bytes")
 
-    def __init__(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
+    def __init__(
+        self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool = False
+    ) -> None:
         self.channel = channel
         self.size_bytes = _size_of(request)
         self.ids = needs(key, request)
         is_claim = isinstance(request, ClaimTurn) and not request.renews  # a renewal is no beginning
         self.is_beginning = is_claim or isinstance(request, CreateMessage)
-        self._ask = Ask(key, request, caller)
+        self._ask = Ask(key, request, caller, is_unclear=is_repeat)
         self._done = done
 
     def asks(self) -> Sequence[Ask]:

@@ -181,9 +181,14 @@ class Runtime:
         """Return the message as `message` does, or raise StoreUnavailable if the reads take too long."""
         return await in_time(self.message(channel, message_id), self.store.name)
 
-    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
-        """Submit `request` and call `done` with the result or the error. Raises Busy, Draining."""
-        self.committer.submit(Waiting(channel, key, request, caller, done))
+    def submit(
+        self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool = False
+    ) -> None:
+        """Submit `request` and call `done` with the result or the error. Raises Busy, Draining.
+
+        With `is_repeat` the same request was submitted before, and may have been stored although it failed.
+        """
+        self.committer.submit(Waiting(channel, key, request, caller, done, is_repeat=is_repeat))
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
         """Submit `request` and return its result, which is durable. Raises the refusal."""

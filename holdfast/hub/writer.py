@@ -187,9 +187,24 @@ class MessageWriter(OutgoingProperties):
         return self
 
     async def _created(self, create: CreateMessage) -> Result:
+        """Store the beginning, and try again while the store fails. Raises the refusal; StoreUnavailable, Busy."""
+        until_s, is_repeat = asyncio.get_running_loop().time() + PATIENCE_S, False
+        while True:
+            try:
+                return await self._created_or_ended(create, is_repeat=is_repeat)
+            except HoldfastError as error:
+                is_over = asyncio.get_running_loop().time() + RETRY_S >= until_s
+                if is_over or not error.retry or isinstance(error, Draining):
+                    raise
+                is_repeat = True
+                await asyncio.sleep(RETRY_S)
+                if self._hub.caller(self._author) != self._caller:  # the hub has begun another run
+                    raise
+
+    async def _created_or_ended(self, create: CreateMessage, *, is_repeat: bool) -> Result:
         """Store the beginning. If cancelled meanwhile, end the message as cancelled if it was created."""
         creating, done = result_later()
-        self._hub.submit(self.channel, self.id, create, self._caller, done)
+        self._hub.submit(self.channel, self.id, create, self._caller, done, is_repeat=is_repeat)
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:

@@ -56,8 +56,11 @@ class WriterHub(Protocol):
     def caller(self, author: str | None) -> Caller:
         """Return the caller for requests of code in this process."""
 
-    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
-        """Submit `request`; `done` is called with its result. Raises Busy, Draining."""
+    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool) -> None:
+        """Submit `request`; `done` is called with its result. Raises Busy, Draining.
+
+        With `is_repeat` the same request was submitted before, and may have been stored although it failed.
+        """
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
         """Submit `request` and return its result. Raises the refusal."""

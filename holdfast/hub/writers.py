@@ -101,8 +101,8 @@ class Writers:
     def caller(self, author: str | None) -> Caller:
         return Caller(id=author, writer=WriterIdentity(by=author, node=self._lifecycle.node), is_app=True)
 
-    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
-        self._lifecycle.runtime.submit(channel, key, request, caller, done)
+    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool) -> None:
+        self._lifecycle.runtime.submit(channel, key, request, caller, done, is_repeat=is_repeat)
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
         await self._lifecycle.start()

@@ -24,12 +24,14 @@ from holdfast.core.errors import (
     InvalidRequest,
     LocalError,
     NotText,
+    StoreUnavailable,
     TooLarge,
 )
 from holdfast.core.model import Message
 from tests.client.script import Script, ScriptedSocket
 from tests.client.script import client_of as scripted
-from tests.client.wire import Wire, becomes, client_of, memory_hub
+from tests.client.wire import QUICK, Wire, becomes, client_of, memory_hub
+from tests.virtual import virtually
 
 
 async def stored(hub: Hub, message_id: str) -> Message:
@@ -258,6 +260,31 @@ async def test_store_that_refuses_for_too_long_raises_and_content_is_kept(hub: H
     await wire.end()
 
 
+@pytest.mark.parametrize("code", ["busy", "store_unavailable", "too_many"])
+async def test_message_is_opened_once_the_server_accepts_it(hub: Hub, wire: Wire, client: Client, code: str) -> None:
+    refusals = iter([code] * 5)
+    wire.refuse = lambda frame: next(refusals, None) if frame["type"] == "create" else None
+    async with client.message("c") as message:
+        await message.append("whole")
+    assert (await stored(hub, message.id)).text == "whole"
+    assert next(refusals, None) is None
+
+
+@virtually
+async def test_server_that_refuses_a_message_for_too_long_raises_its_refusal() -> None:
+    hub = memory_hub()
+    wire = Wire(hub)
+    wire.refuse = lambda frame: "store_unavailable" if frame["type"] == "create" else None
+    async with client_of(wire) as client:
+        begun_s = asyncio.get_running_loop().time()
+        with pytest.raises(StoreUnavailable):
+            await client.message("c").open()
+        took_s = asyncio.get_running_loop().time() - begun_s
+        assert QUICK.request_s / 2 < took_s <= QUICK.request_s
+    await wire.end()
+    await hub.close()
+
+
 async def test_server_that_is_unreachable_for_too_long_raises() -> None:
     script = Script()
     script.refusals.extend(OSError("no route to host") for _ in range(1000))
@@ -324,6 +351,8 @@ async def test_an_interrupted_message_can_be_taken_over(hub: Hub, wire: Wire, cl
                 async for _ in view:
                     if view.messages[0].status == "interrupted":
                         break
+        refusals = iter(["store_unavailable"])
+        wire.refuse = lambda frame: next(refusals, None) if frame["type"] == "takeover" else None
         async with client.take_over("c", dying.id) as message:
             assert (message.generation, message.length, message.text) == (2, 9, "Once upon")
             await message.append(" a time")

@@ -472,6 +472,21 @@ async def test_hub_that_cannot_read_a_channel_after_an_unknown_outcome_reads_it_
     await hub.close()
 
 
+@pytest.mark.parametrize("act", ["lost", "kept"])
+@virtually
+async def test_message_is_opened_once_if_the_outcome_of_its_beginning_is_unknown_for_a_while(act: str) -> None:
+    store = ScriptedStore()
+    hub = HubCore(store, hooks_signals=False, clock=virtual_clock())
+    await hub.create("c", id="a", text="the channel is loaded")
+    store.script, store.is_readable = [act], False
+    asyncio.get_running_loop().call_later(4 * RETRY_S, setattr, store, "is_readable", True)
+    async with hub.message("c", id="m") as message:
+        await message.append("once")
+    await asyncio.sleep(3 * ABANDONED_S)
+    assert [(one.text, one.status) for one in (await hub.history("c")).messages[:-1]] == [("once", "complete")]
+    await hub.close()
+
+
 @virtually
 async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_an_unexpected_way(
     monkeypatch: pytest.MonkeyPatch,
