@@ -31,8 +31,7 @@ from holdfast.core.ops import Delete, Entry, Reply
 from holdfast.core.state import apply_to_command, change
 from holdfast.hub.channel import MAX_CONFLICTS, outpaced
 from holdfast.hub.clock import Clock
-from holdfast.hub.legal_holds import NOTE as HOLD
-from holdfast.hub.legal_holds import is_held_in
+from holdfast.hub.legal_holds import LegalHolds, is_held_in
 from holdfast.hub.nodes import NodeLease
 from holdfast.hub.retention import GONE_MS, READ_FACTS, steps
 from holdfast.stores.base import Conflict, Head, Store, Write, head_of
@@ -175,8 +174,10 @@ class Forgetting:
         nothing is left to remove, the receipt of the last call is returned. Raises Held before anything is removed,
         Busy if another node removes the person, and StoreUnavailable.
         """
-        for name in await self._store.notes(HOLD):
-            await self._check_hold(name.removeprefix(HOLD))
+        holds = LegalHolds(self._store)
+        await holds.load()  # it also mends damaged notes, so each step finds the hold
+        for one in holds.all():
+            await self._check_hold(one.channel)
         await self._take(has_channels=bool(channels))
         await self._repeat_step()
         after = None

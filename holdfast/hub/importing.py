@@ -50,7 +50,7 @@ from holdfast.core.records import (
     line_bytes,
 )
 from holdfast.hub.clock import Clock
-from holdfast.hub.legal_holds import is_held_in
+from holdfast.hub.legal_holds import LegalHolds, is_held_in
 from holdfast.stores.base import Committed, Conflict, Head, Store, Write, head_of
 
 logger = logging.getLogger("holdfast.hub")
@@ -341,7 +341,10 @@ async def undo_import(store: Store, channel: str) -> None:
 
 async def undo_imports(store: Store) -> None:
     """Empty all channels whose import has not ended. No import may run. Raises StoreUnavailable, StoreUnusable."""
-    for name, note in (await store.notes(NOTE)).items():
+    parts = await store.notes(NOTE)
+    if parts:
+        await LegalHolds(store).load()  # it mends damaged notes about holds
+    for name, note in parts.items():
         await _undo(store, name.removeprefix(NOTE), note)
 
 

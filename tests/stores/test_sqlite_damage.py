@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from holdfast.archiving import forget_client
 from holdfast.cli import main
 from holdfast.core.document import Stored, restored
 from holdfast.core.errors import Damaged, Held, StoreUnavailable, StoreUnusable
@@ -481,16 +482,30 @@ async def test_damaged_time_or_name_of_a_channel_ends_no_list(path: Path) -> Non
     assert due.stderr.startswith("retention leaves out a channel that cannot be read: channel 'a\\rb' is damaged")
 
 
-@pytest.mark.parametrize("place", range(len("hold:chat:1")))
-async def test_hold_with_a_damaged_name_still_holds(path: Path, place: int) -> None:
+async def held_with_damage(path: Path, place: int) -> None:
+    """Make a store with a message of "ann" in a held channel, and change a bit in the note about the hold."""
     hub = HubCore(SqliteStore(path), hooks_signals=False)
-    await hub.create("chat:1", text="evidence")
+    await hub.create("chat:1", text="evidence", author="ann")
     await hub.archive.hold("chat:1", "case 17")
     await hub.close()
     ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'notes'")
     data = bytearray(read(path))
     data[data.index(b"hold:chat:1", PAGE * (root - 1)) + place] ^= 2
     write(path, bytes(data))
+
+
+@pytest.mark.parametrize("place", range(len('hold:chat:1{"channel"')))
+async def test_person_is_not_forgotten_in_a_channel_whose_hold_is_damaged(path: Path, place: int) -> None:
+    await held_with_damage(path, place)
+    with pytest.raises((Held, StoreUnusable), match=r"channel 'chat:1' is held|note about a hold is damaged"):
+        await forget_client(f"sqlite:///{path}", "ann", channels=True)
+    async with opened(path) as store:
+        assert "chat:1" in await store.channels(after=None, limit=3)
+
+
+@pytest.mark.parametrize("place", range(len("hold:chat:1")))
+async def test_hold_with_a_damaged_name_still_holds(path: Path, place: int) -> None:
+    await held_with_damage(path, place)
     hub = HubCore(SqliteStore(path), hooks_signals=False)
     with pytest.raises(Held):
         await hub.delete_channel("chat:1")
