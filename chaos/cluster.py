@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import time
 from typing import Any
 
@@ -109,15 +110,19 @@ class Cluster(Server):
             await node.serves()
         await self.until_ready()
         if not self.is_running:
-            folder = self.world.folder / "proxy"
-            folder.mkdir()
-            path = folder / "nginx.conf"
-            text = configuration(folder, self.port, *(node.port for node in self.all))
-            text = text.replace("limit_conn peers 96;", "limit_conn peers 9600;")  # all viewers have one address
-            path.write_text(text)
-            self._arguments = ["-p", str(folder), "-c", str(path), "-e", str(folder / "error.log")]
-            await self.spawn()
+            await self.start_proxy(*(node.port for node in self.all))
             await self.serves()
+
+    async def start_proxy(self, *ports: int) -> None:
+        """Start nginx before the nodes at `ports`."""
+        folder = self.world.folder / "proxy"
+        folder.mkdir()
+        path = folder / "nginx.conf"
+        text = configuration(folder, self.port, *ports)
+        text = text.replace("limit_conn peers 96;", "limit_conn peers 9600;")  # all viewers have one address
+        path.write_text(text)
+        self._arguments = ["-p", str(folder), "-c", str(path), "-e", str(folder / "error.log")]
+        await self.spawn()
 
     async def kill(self) -> None:
         """End all nodes as `kill -9` does."""
@@ -126,6 +131,10 @@ class Cluster(Server):
 
     async def clean_up(self) -> None:
         """End nginx, the nodes and the engines."""
+        if self.is_running:
+            self.signal(signal.SIGTERM)  # a killed nginx would leave its worker process
+            with contextlib.suppress(TimeoutError):
+                await self.ended()
         await super().clean_up()
         for node in self.all:
             await node.clean_up()

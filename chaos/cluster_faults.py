@@ -16,10 +16,12 @@ from collections.abc import Awaitable, Callable
 from chaos.cluster import NODES, Node
 from chaos.cluster_stage import Stage
 from chaos.report import Failure
+from chaos.world import Scale
+from holdfast.hub.writer import PATIENCE_S
 from holdfast.testing.proxy import Direction
 from oracle.plans import Piece
 
-__all__ = ["BUS_FAULTS", "FAULTS", "Fault"]
+__all__ = ["BUS_FAULTS", "FAULTS", "Fault", "may_fail"]
 
 Fault = Callable[[Stage], Awaitable[None]]
 
@@ -275,3 +277,14 @@ FAULTS: tuple[Fault, ...] = (
     standby_promoted, synchronous_standby_promoted, connections_cut, connections_stalled, connections_swallowed,
 )  # fmt: skip
 BUS_FAULTS: tuple[Fault, ...] = (bus_killed, bus_flushed, bus_stopped)
+LASTING_FAULTS: tuple[Fault, ...] = (database_stopped, connections_stalled, connections_swallowed)
+
+
+def may_fail(fault: Fault, scale: Scale) -> bool:
+    """Return whether agents of nodes may end answers as `failed`, with the reason `store_unavailable`.
+
+    A writer in the hub's process waits ten seconds for its store, and then raises. Only these faults last as long, in a
+    run of the full size. A remote agent waits thirty seconds, longer than each fault. After a crash, a drain or a
+    failover an answer is interrupted or continued, and without a bus it is late: none of them ends it.
+    """
+    return fault in LASTING_FAULTS and scale.stopped_s >= PATIENCE_S

@@ -8,11 +8,13 @@ Layer: chaos.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from chaos.cluster import Cluster
-from chaos.cluster_faults import BUS_FAULTS, FAULTS, Fault
+from chaos.cluster_faults import BUS_FAULTS, FAULTS, Fault, may_fail
 from chaos.cluster_stage import Stage
 from chaos.conversation import Conversation
 from chaos.people import Person
@@ -43,10 +45,11 @@ async def cluster(world: World) -> None:
         fault = deck.pop()
         attempts = 0 if fault in BUS_FAULTS else FURTHER_ATTEMPTS
         world.note(f"round {number}: {fault.__doc__}")
+        ask = partial(stage.ask, further_attempts=attempts, may_fail=may_fail(fault, world.scale))
         for channel in conversation.channels:
-            await stage.ask(channel, further_attempts=attempts)
+            await ask(channel)
         later_s, channel = world.random.uniform(0.0, 4.0), world.random.choice(conversation.channels)
-        asking = asyncio.get_running_loop().create_task(_ask_later(stage, channel, later_s, attempts))
+        asking = asyncio.get_running_loop().create_task(_ask_later(ask, channel, later_s))
         try:
             await fault(stage)
             await asking
@@ -101,6 +104,6 @@ async def _begin(world: World) -> Stage:
     return stage
 
 
-async def _ask_later(stage: Stage, channel: str, later_s: float, attempts: int) -> None:
+async def _ask_later(ask: Callable[[str], Awaitable[None]], channel: str, later_s: float) -> None:
     await asyncio.sleep(later_s)  # a drawn moment
-    await stage.ask(channel, further_attempts=attempts)
+    await ask(channel)

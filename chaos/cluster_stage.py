@@ -47,12 +47,12 @@ class Stage:
         """Return all channels."""
         return [*self.conversation.channels, *sorted(set(self.writers.values()))]
 
-    async def ask(self, channel: str, *, further_attempts: int) -> None:
-        """Let a user ask a question."""
+    async def ask(self, channel: str, *, further_attempts: int, may_fail: bool) -> None:
+        """Let a user ask a question. With `may_fail` an agent of a node may end the answer as failed."""
         async with self._asking:
             question = await self.conversation.ask(channel)
             self.conversation.expect_attempts([question], further_attempts)
-            question.may_fail = further_attempts > 0
+            question.may_fail = frozenset(node.name for node in self.servers.all) if may_fail else frozenset()
 
     async def check_calm(self, *, may_repeat: bool) -> None:
         """Wait until the cluster works as before the fault; check all that was acknowledged and shown.

@@ -44,8 +44,8 @@ class PostgresPair:
         self._stack = contextlib.AsyncExitStack()
         self.is_synchronous = False
         self.link: FaultProxy
-        self.primary = self._new()
-        self.standby = self._new()
+        self.primary: Postgres
+        self.standby: Postgres
 
     def _new(self) -> Postgres:
         server = Postgres(Path(tempfile.mkdtemp(prefix="holdfast-postgres-", dir=MEMORY)))
@@ -54,6 +54,7 @@ class PostgresPair:
 
     async def open(self) -> None:
         """Start both servers."""
+        self.primary, self.standby = self._new(), self._new()
         await asyncio.to_thread(self.primary.create)
         await self.start()
         await asyncio.to_thread(self.primary.sql, "CREATE DATABASE app", database="postgres")

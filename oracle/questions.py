@@ -26,7 +26,8 @@ class Question:
     id: str
     channel: str
     attempts: int = 1  # number of attempts that the faults so far explain
-    may_fail: bool = False  # the store was away, which an agent may report as the failure of its answer
+    # agents that may end the answer as failed, because the store was away for longer than they wait
+    may_fail: frozenset[str] = frozenset()
     final: list[Json] | None = None  # the answers when the question was settled; they do not change after that
 
 
@@ -108,7 +109,8 @@ class Questions:
 
     def _wrong_end(self, question: Question, counted: list[Json]) -> str | None:
         for one in counted:
-            if one["status"] == "failed" and not (question.may_fail and one.get("reason") == "store_unavailable"):
+            is_allowed = one.get("author") in question.may_fail and one.get("reason") == "store_unavailable"
+            if one["status"] == "failed" and not is_allowed:
                 return f"{_summary([one])} has failed, for {question.id}: {one.get('reason')}"
             if one["status"] == "complete" and self.is_cancelled(question):
                 return f"{_summary([one])} is complete, though the cancel of {question.id} was acknowledged"

@@ -5,19 +5,24 @@ Layer: tests.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chaos.cluster import Cluster
+from chaos.cluster_faults import BUS_FAULTS, FAULTS, may_fail
 from chaos.cluster_stage import Stage
 from chaos.conversation import Conversation
 from chaos.people import Person, wrong_signals
 from chaos.viewer import Viewer, Watching
 from chaos.world import Failure, Scale, World
 from oracle.plans import Plan
+from tests.client.wire import becomes
+from tests.nginx import needs_nginx
 
 Json = dict[str, Any]
 STEPS = 20
@@ -108,3 +113,31 @@ async def test_text_that_the_standby_had_must_be_stored(
             await stage.check_kept(kept, kept)
     else:
         await stage.check_kept(kept, kept)
+
+
+def test_only_long_faults_of_the_store_may_end_an_answer_and_no_fault_of_a_small_run() -> None:
+    ending = {fault.__name__ for fault in (*FAULTS, *BUS_FAULTS) if may_fail(fault, Scale(1))}
+    assert ending == {"database_stopped", "connections_stalled", "connections_swallowed"}
+    assert not any(may_fail(fault, Scale.small(1)) for fault in (*FAULTS, *BUS_FAULTS))
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@needs_nginx
+async def test_cluster_that_ends_early_leaves_no_process_and_no_folder(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("chaos.engines.MEMORY", tmp_path)
+    cluster = Cluster(world, Conversation(world, channels=()), has_bus=False)
+    await cluster.start_proxy(1)
+    await becomes(lambda: bool(children(cluster.pid)))
+    (worker,) = children(cluster.pid)
+    await cluster.clean_up()
+    assert not is_running(worker)
+    assert os.listdir(tmp_path) == []

@@ -89,6 +89,19 @@ def test_question_with_an_open_turn_is_not_settled(answers: list[Json], why: str
     assert why in missing
 
 
+@pytest.mark.parametrize(
+    ("author", "reason", "is_wrong"),
+    [("node-1", "store_unavailable", False), ("bot-1", "store_unavailable", True), ("node-1", "error", True)],
+)
+def test_answer_may_be_failed_only_by_an_agent_whose_store_was_away_for_too_long(
+    author: str, reason: str, is_wrong: bool
+) -> None:
+    questions, question = one_question()
+    question.may_fail = frozenset({"node-1"})
+    failed = answer(1, "failed") | {"author": author, "reason": reason}
+    assert (questions.wrong(question, stored(failed)) is not None) == is_wrong
+
+
 def test_settled_answers_do_not_change() -> None:
     questions, question = one_question()
     questions.settle(question, stored(INTERRUPTED, answer(2, "complete")))
