@@ -3,8 +3,9 @@
 Layer: stores.
 
 All tables stand in a schema of their own. `channels` has one row per channel, which each commit updates in place: no
-index contains a column that an append changes, so PostgreSQL keeps the update on its page (HOT). The first instance
-makes the tables, under an advisory lock of its transaction.
+index contains a column that an append changes, so PostgreSQL keeps the update on its page (HOT). These columns stand
+side by side, so that the WAL contains only them (`postgres_log`). The first instance makes the tables, under an
+advisory lock of its transaction.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ CREATE TABLE {schema}.channels (
   name text COLLATE "C" PRIMARY KEY,
   id bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
   epoch text NOT NULL,
-  serial bigint NOT NULL,
+  floor bigint NOT NULL DEFAULT 0,
   has_tail boolean NOT NULL,
-  tail bytea NOT NULL,
-  floor bigint NOT NULL DEFAULT 0
+  serial bigint NOT NULL,
+  tail bytea NOT NULL
 ) WITH (fillfactor = 50);
 ALTER TABLE {schema}.channels ALTER COLUMN tail SET STORAGE MAIN;
 CREATE INDEX channels_with_tail ON {schema}.channels (id) WHERE has_tail;

@@ -37,7 +37,7 @@ WITH w AS (
   INSERT INTO {schema}.tails SELECT id, serial, tail FROM fitting WHERE is_long AND added > 0
 ), updated AS (
   UPDATE {schema}.channels c SET epoch = f.epoch, life = '{life}', serial = f.serial + f.added,
-      has_tail = f.has_tail OR f.frame <> '', tail = CASE WHEN f.is_long THEN f.frame ELSE f.tail || f.frame END
+      has_tail = f.has_tail OR f.frame <> '', tail = CASE WHEN f.is_long THEN f.frame ELSE f.frame || f.tail END
     FROM fitting f WHERE c.name = f.name AND f.added > 0 RETURNING f.n, c.id, c.serial
 ), beginning AS MATERIALIZED (
   SELECT * FROM w WHERE expected = 0 AND added > 0

@@ -155,6 +155,17 @@ async def test_long_tails_move_to_rows_of_their_own_and_leave_with_their_documen
     assert [len(text) for text in await texts(store, "c", "m1", "m2")] == [3_000, 20]
 
 
+async def test_the_wal_of_an_append_does_not_contain_the_earlier_entries_of_its_row(
+    server: Postgres, schema: str, store: PostgresStore
+) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1", streaming=True))
+    before = int(server.sql("SELECT pg_current_wal_insert_lsn() - '0/0'"))
+    for _ in range(50):
+        await chat.do(append("m1", "token"))
+    assert (int(server.sql("SELECT pg_current_wal_insert_lsn() - '0/0'")) - before) / 50 < 350  # bytes
+
+
 async def test_appends_update_their_row_in_place(server: Postgres, schema: str) -> None:
     async with opened(server, schema) as store:
         chat = Chat(store)
