@@ -1,4 +1,4 @@
-"""The contract of stores for retention: `Store.facts`, `Store.prune`, `Store.wipe` and times.
+"""The contract of stores for retention: `Store.facts`, `Store.prune`, `Store.wipe` and times; holds, exports, imports.
 
 Layer: testing.
 
@@ -8,10 +8,12 @@ A store's own test file is `StoreContract`, this class, and one fixture for both
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from holdfast.core.errors import Held, IdConflict
 from holdfast.core.requests import Caller, CreateMessage, SendCommand
 from holdfast.hub import HubCore
 from holdfast.hub.clock import Clock
@@ -138,6 +140,42 @@ class RetentionContract:
         assert [one.id for one in (await store.facts("shared", after=0, limit=9)).facts] == ["m2"]
         assert await texts(store, "shared", "m2") == ["b"]
         assert await store.notes(NOTE) == {}
+
+    async def test_a_held_channel_keeps_its_messages_until_the_release(self, store: Store) -> None:
+        hub = HubCore(store, hooks_signals=False)
+        message = await hub.create("chat:1", text="evidence", author="ann")
+        await hub.archive.hold("chat:1", "case 17")
+        await hub.close()
+        hub = HubCore(store, hooks_signals=False)
+        assert [(one.channel, one.held) for one in (await hub.archive.channels()).channels] == [("chat:1", True)]
+        for refused in (hub.delete("chat:1", message.id), hub.delete_channel("chat:1"), hub.archive.forget("ann")):
+            with pytest.raises(Held):
+                await refused
+        assert (await hub.archive.release("chat:1")).reason == "case 17"
+        await hub.delete_channel("chat:1")
+        assert not (await hub.archive.channels()).channels
+        await hub.close()
+
+    async def test_an_import_of_an_export_gives_the_same_export(self, store: Store, tmp_path: Path) -> None:
+        hub, file = HubCore(store, hooks_signals=False), tmp_path / "chat.jsonl"
+        question = await hub.create("chat:1", text="Why?\u2028\x01", author="ann")
+        async with hub.message("chat:1", reply_to=question.id) as answer:
+            await answer.part({"type": "reasoning", "text": "hm"})
+            await answer.append("x" * 1_000_000)
+        await hub.create("chat:1", text="Why not?", parent=question.id)  # a branch
+        await hub.command("chat:1", "note", target=answer.id, data={"yes": True}, by="ann")
+        before = (await hub.info("chat:1")).epoch
+        data = b"".join([line async for line in hub.archive.export("chat:1")])
+        await asyncio.to_thread(file.write_bytes, data)
+        with pytest.raises(IdConflict):
+            await hub.archive.import_file(file)
+        await hub.delete_channel("chat:1")
+        done = await hub.archive.import_file(file)
+        assert (done.messages, done.commands) == (3, 1)
+        assert b"".join([line async for line in hub.archive.export("chat:1")]) == data
+        assert (await hub.info("chat:1")).epoch != before
+        assert await store.open_channels() == []  # no turn waits
+        await hub.close()
 
     async def test_notes_are_kept_only_if_others_have_the_expected_values(self, store: Store) -> None:
         assert await store.note({"a": b"1"}, expected={"a": None})
