@@ -40,18 +40,22 @@ NAMES = (
     "ai_sdk",
     "appends",
     "postgres",
+    "postgres_nodes",
     "beside",
     "soak",
+    "postgres_soak",
 )
 BENCHMARKS = tuple(name for name in NAMES if importlib.util.find_spec(f"bench.{name}") is not None)
-_LONG = ("soak",)  # left out of a quick run unless it is named
+_LONG = ("soak", "postgres_soak")  # left out of a quick run unless they are named
 _SHORTEST_SOAK_S = 10.0  # a shorter soak has too few samples for a slope
 _BROKEN_OFF = 130  # the exit code that shells report for a program ended by Ctrl-C
 
 
 def main() -> int:
     arguments = _arguments()
-    options = Options(is_quick=arguments.quick, directory=arguments.dir, soak_s=arguments.soak_s)
+    options = Options(
+        is_quick=arguments.quick, is_long=arguments.long, directory=arguments.dir, soak_s=arguments.soak_s
+    )
     if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
         print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both available: server and client would share one")
         return 1
@@ -64,7 +68,7 @@ def main() -> int:
     try:
         missing = _look_ahead(names, options)
         if arguments.check:
-            return 1 if missing else 0
+            return 1 if any(problem.fails_run for problem in missing) else 0
         machine = report.Machine(options.directory)
         took_s = _run(names, missing, options, rows)
     except KeyboardInterrupt:
@@ -103,7 +107,7 @@ def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
     for problem in needs.problems(names, options):
         _print_progress(str(problem))
         missing.append(problem)
-    if missing:
+    if any(problem.fails_run for problem in missing):
         _print_progress("the rest can be measured; the run will fail at the end")
     return missing
 
@@ -113,8 +117,9 @@ def _run(names: list[str], missing: list[needs.Problem], options: Options, rows:
     took_s: dict[str, float] = {}
     for name in names:
         started_s = time.monotonic()
-        if reasons := [problem.what for problem in missing if problem.benchmark == name and not problem.is_partial]:
-            rows.append(Row(name, "not measured", note="\n".join(reasons), has_failed=True))
+        if whole := [problem for problem in missing if problem.benchmark == name and not problem.is_partial]:
+            reasons, has_failed = "\n".join(problem.what for problem in whole), any(one.fails_run for one in whole)
+            rows.append(Row(name, "not measured", note=reasons, has_failed=has_failed))
         else:
             for row in attempt(name, functools.partial(importlib.import_module(f"bench.{name}").run, options)):
                 rows.append(row)
@@ -148,13 +153,17 @@ def _arguments() -> argparse.Namespace:
         prog="python -m bench", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument(
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
         "--quick", action="store_true", help="shorter runs, fewer viewers and no soak: a check, not a measurement"
+    )
+    size.add_argument(
+        "--long", action="store_true", help="all sizes of postgres_nodes, and an hour of postgres_soak: make bench-long"
     )
     parser.add_argument("--check", action="store_true", help="print missing requirements and durations, and exit")
     parser.add_argument("--strict", action="store_true", help="fail when a budget is not met")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where databases are made")
-    parser.add_argument("--soak-s", type=float, default=600.0, help="how long the soak lasts, in seconds")
+    parser.add_argument("--soak-s", type=float, help="how long each soak lasts; by default 600 s, on PostgreSQL 60 s")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write table and output into this page as well")
     arguments = parser.parse_args()
     for name in arguments.names:
@@ -162,7 +171,7 @@ def _arguments() -> argparse.Namespace:
             parser.error(f"there is no benchmark {name!r}")
     if not (arguments.dir.is_dir() and os.access(arguments.dir, os.W_OK)):
         parser.error(f"{arguments.dir} is not a writable directory")
-    if not arguments.soak_s >= _SHORTEST_SOAK_S:
+    if arguments.soak_s is not None and not arguments.soak_s >= _SHORTEST_SOAK_S:
         parser.error(f"a soak takes {_SHORTEST_SOAK_S:g} s at least")
     if arguments.markdown is not None:
         try:

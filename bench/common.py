@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, cpu_s
+from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, NotInstalled, cpu_s
 
 __all__ = [
     "CLIENT_LIMIT",
@@ -49,9 +49,10 @@ class Void(BenchError):
 @dataclass(frozen=True, kw_only=True)
 class Options:
     is_quick: bool
+    is_long: bool = False
     directory: Path
     """The options of a run. Databases are made in `directory`, which must be on a disk for figures about disks."""
-    soak_s: float = 600.0
+    soak_s: float | None = None  # None: each soak has a length of its own
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Row:
     note: str = ""
     has_failed: bool = False  # there is no figure: it could not be measured, or the run is void
     raw: tuple[str, ...] = ()  # the single measurements from which the figure was computed
+
+    @property
+    def has_no_figure(self) -> bool:
+        """Return whether the row has a reason instead of a figure: a failure, or a program that is not installed."""
+        return self.has_failed or self.measured == "not measured"
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def failed(what: str, error: Exception) -> Row:
     """Return a row without a figure: the error, and the observations at that time."""
     verdict = "VOID" if isinstance(error, Void) else "not measured"
     text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-    return Row(what, verdict, note=text, has_failed=True)
+    return Row(what, verdict, note=text, has_failed=not isinstance(error, NotInstalled))
 
 
 def check(

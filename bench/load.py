@@ -10,6 +10,7 @@ import gc
 import hashlib
 import heapq
 import http.client
+import itertools
 import json
 import os
 import random
@@ -116,19 +117,20 @@ class Load:
             self.turn(left_s)
         return {"ended": self._ended}
 
-    def drain(self, *, timeout_s: float, last: str | None = None) -> Json:
+    def drain(self, *, timeout_s: float, last: str | None = None, quiet_s: float = _QUIET_S) -> Json:
         """Read until no more bytes arrive, and end the capture.
 
         With `last`, the last bytes of every viewer must contain it, unless a connection has ended; the comparison finds
-        a viewer that does not get it in time. Without it, a pause is the only sign of the end.
+        a viewer that does not get it in time. Without it, a pause is the only sign of the end. `quiet_s` is its length;
+        0 for thousands of viewers, of whom one gets a ping at any time.
         """
         if not self._is_capturing:  # outside a capture, the time counts from here
             self._captured_s, self._cpu_s = time.monotonic(), time.process_time()
         until_s = time.monotonic() + timeout_s
         self._last_read_s = time.monotonic()
-        while (now_s := time.monotonic()) - self._last_read_s < _QUIET_S or not self._have_all_got(last):
+        while (now_s := time.monotonic()) - self._last_read_s < quiet_s or not self._have_all_got(last):
             if now_s > until_s:
-                if now_s - self._last_read_s < _QUIET_S:
+                if now_s - self._last_read_s < quiet_s:
                     raise BenchError(f"the server was still sending after {timeout_s} s")
                 break
             self.turn(_QUIET_S / 4)
@@ -225,15 +227,18 @@ class Load:
             recordings[connection.checker.channel] = {"before": before.decode("latin-1"), "batches": batches}
         return {"kind": kind, "channels": recordings}
 
-    def come_back(self, *, port: int, within_s: float, timeout_s: float, prefix: str = "") -> Json:
+    def come_back(
+        self, *, port: int, within_s: float, timeout_s: float, prefix: str = "", others: Sequence[int] = ()
+    ) -> Json:
         """Reconnect every viewer with its cursor after all connections were cut, until all are live.
 
-        A viewer waits up to `within_s` before each try, as a client with jitter does. Return the times
+        A viewer waits up to `within_s` before each try, as a client with jitter does. The tries go in turn to `port`
+        and to the `others`, as behind a proxy. Return the times
         (CLOCK_MONOTONIC) at which the first batch of each was complete, in order, the number of new starts instead of
         resumes, and the CPU time of this process.
         """
         started_s, cpu_s = time.monotonic(), time.process_time()
-        until_s = started_s + timeout_s
+        until_s, ports = started_s + timeout_s, itertools.cycle((port, *others))
         uncut = [(connection, connection.viewer) for connection in self._connections.values() if connection.viewer]
         due: list[tuple[float, int, Viewer]] = []  # a heap; the number makes each entry unique
         back: list[Connection] = []
@@ -250,7 +255,7 @@ class Load:
             while due and due[0][0] <= now_s:
                 _, number, viewer = heapq.heappop(due)
                 try:
-                    back.append(self.dial(viewer, port, prefix))
+                    back.append(self.dial(viewer, next(ports), prefix))
                 except ConnectionRefusedError:
                     heapq.heappush(due, (now_s + random.uniform(0, within_s), number, viewer))
                 self.turn(0)  # connected viewers do not wait for those that still dial

@@ -1,7 +1,8 @@
 """The requirements of a run, checked before its first row: a missing peer is reported at once, not after minutes.
 
 Each benchmark returns its requirements from `needs(options)`. If a whole benchmark cannot run, its row has the reason.
-If only a part cannot, the rest is measured, and the row of that part has the reason. Both fail the run.
+If only a part cannot, the rest is measured, and the row of that part has the reason. Both fail the run, except if a
+program is not installed that the run can do without (`NotInstalled`).
 """
 
 import importlib
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.common import Options
-from bench.proc import BenchError, check_file_limit, disk_write_bytes
+from bench.proc import BenchError, NotInstalled, check_file_limit, disk_write_bytes
 
 __all__ = ["SERVER", "Needs", "Problem", "estimate_s", "problems"]
 
@@ -49,6 +50,7 @@ class Problem:
     benchmark: str
     what: str
     is_partial: bool = False
+    fails_run: bool = True
 
     def __str__(self) -> str:
         return f"{self.benchmark}{', in part' if self.is_partial else ''}: not measured: {self.what}"
@@ -75,8 +77,9 @@ def problems(names: Sequence[str], options: Options) -> Iterator[Problem]:
     for name, needs in needed.items():
         for peers, is_partial in ((needs.peers, False), (needs.parts, True)):
             for peer, try_it in peers.items():
-                if failure := _failure(try_it, options.directory):
-                    yield Problem(name, f"{peer}: {failure}", is_partial)
+                if (failure := _failure(try_it, options.directory)) is not None:
+                    what, fails_run = " ".join(str(failure).split()), not isinstance(failure, NotInstalled)
+                    yield Problem(name, f"{peer}: {what}", is_partial, fails_run)
 
 
 def _needs(name: str, options: Options) -> Needs:
@@ -109,11 +112,11 @@ def _reaches_a_disk(directory: Path) -> bool:
     return disk_write_bytes(os.getpid()) > before
 
 
-def _failure(try_it: Callable[[Path], None], directory: Path) -> str:
-    """Return the error of a failed try on one line."""
+def _failure(try_it: Callable[[Path], None], directory: Path) -> Exception | None:
+    """Return the error of a failed try."""
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         try:
             try_it(Path(folder))
         except (BenchError, OSError) as error:
-            return " ".join(str(error).split())
-    return ""
+            return error
+    return None

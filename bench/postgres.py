@@ -36,7 +36,7 @@ from bench.peers.ours import ours_on_postgres
 from bench.peers.redis_server import redis_server
 from bench.peers.system import program
 from bench.peers.xadd import xadd
-from bench.proc import BenchError, Child, cpu_s, raise_file_limit
+from bench.proc import BenchError, Child, NotInstalled, cpu_s, raise_file_limit
 from bench.tokens import WIDTH
 from chaos.postgres_server import PROGRAMS, Postgres, running_postgres
 
@@ -75,14 +75,14 @@ def needs(options: Options) -> Needs:
         files=2 * _CONVERSATIONS + 100,
         disk_mb=2_000,
         packages=(*SERVER, "asyncpg", "redis"),
-        peers={"PostgreSQL": _check_postgres},
-        parts={"redis-server": lambda _: _check_redis()},
+        peers={"PostgreSQL": check_postgres},
+        parts={"redis-server": lambda _: check_redis()},
     )
 
 
-def _check_postgres(folder: Path) -> None:
+def check_postgres(folder: Path) -> None:
     if not (PROGRAMS / "initdb").exists():
-        raise BenchError("PostgreSQL is missing (Debian: apt-get install postgresql)")
+        raise NotInstalled("PostgreSQL is missing (Debian: apt-get install postgresql)")
     try:
         with running_postgres(folder.parent):
             pass
@@ -90,14 +90,18 @@ def _check_postgres(folder: Path) -> None:
         raise BenchError(f"PostgreSQL does not start in {folder.parent}: {error}") from None
 
 
-def _check_redis() -> None:
-    program("redis-server", "redis-server")
+def check_redis() -> None:
+    try:
+        program("redis-server", "redis-server")
+    except BenchError as error:
+        raise NotInstalled(str(error)) from None
 
 
 def durable(options: Options, sizes: appends.Sizes) -> Iterator[Row]:
     """Compare awaited appends with XADD on a file that is synced at each of them."""
+    check_redis()
     raise_file_limit(sizes.producers * 3 + 200)
-    with _folder(options) as folder, contextlib.ExitStack() as stack:
+    with folder_in(options) as folder, contextlib.ExitStack() as stack:
         (folder / "redis").mkdir()
         system, _ = stack.enter_context(ours_on_postgres(options.directory))
         redis = stack.enter_context(xadd(folder / "redis", "always"))
@@ -156,7 +160,7 @@ def latency(postgres: Postgres, options: Options, sizes: Sizes) -> Iterator[Row]
     )
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Viewers of `channels` at `server`, by a load client of their own."""
 
     load: Child
@@ -164,22 +168,31 @@ class _Group(NamedTuple):
     channels: list[str]
 
 
-def _stream(
-    groups: Sequence[_Group], writers: Sequence[tuple[Served, list[str]]], *, per_s: float, seconds: float
+def stream(
+    groups: Sequence[Group],
+    writers: Sequence[tuple[Served, list[str]]],
+    *,
+    per_s: float,
+    seconds: float,
+    meter: contextlib.AbstractContextManager[object] | None = None,
 ) -> list[dict[str, Any]]:
-    """Have the producers of `writers` stream answers to all viewers. Return the results of each group's load client."""
+    """Have the producers of `writers` stream answers to all viewers. Return the results of each group's load client.
+
+    `meter` is entered while they stream.
+    """
     for load, server, channels in groups:
         load.request("connect", kind="sse", channels=channels, timeout_s=_TIMEOUT_S, **server.address)
     for group in groups:
         group.load.request("capture")
-    for server, channels in writers:
-        server.child.send("produce", channels=channels, count=int(seconds * per_s), tokens_per_s=per_s)
     sent: dict[str, Any] = {}
     late_ms = []
-    for server, _ in writers:
-        produced = server.child.read(timeout_s=seconds + 45)
-        sent |= produced["messages"]
-        late_ms.append(produced["lag_ms"])
+    with meter or contextlib.nullcontext():
+        for server, channels in writers:
+            server.child.send("produce", channels=channels, count=int(seconds * per_s), tokens_per_s=per_s)
+        for server, _ in writers:
+            produced = server.child.read(timeout_s=seconds + 45)
+            sent |= produced["messages"]
+            late_ms.append(produced["lag_ms"])
     drained = [group.load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED) for group in groups]
     found = []
     for group, each in zip(groups, drained, strict=True):
@@ -204,17 +217,18 @@ def _delay(postgres: Postgres, options: Options, sizes: Sizes, how: str) -> Iter
     rounds, limits = [], _NOTICES[how]
     url = f"{postgres.url}?schema={how.replace(' ', '_').lower()}"
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_folder(options))
+        folder = stack.enter_context(folder_in(options))
         own: tuple[str, ...] = ("--mute",) if how == "no notices" else ()
         if how == "a bus":
+            check_redis()
             redis = stack.enter_context(redis_server(folder, "everysec"))
             own = ("--bus", f"redis://127.0.0.1:{redis.port}")
         here, there = (stack.enter_context(served(url, *own)) for _ in range(2))
         near, far = (stack.enter_context(load_client()) for _ in range(2))
         for n in range(sizes.rounds):
             channels = [f"bench:{n}-{channel}" for channel in range(max(1, sizes.channels // 20))]
-            groups = [_Group(near, here, channels), _Group(far, there, channels)]
-            both = _stream(groups, [(here, channels)], per_s=20, seconds=sizes.seconds)
+            groups = [Group(near, here, channels), Group(far, there, channels)]
+            both = stream(groups, [(here, channels)], per_s=20, seconds=sizes.seconds)
             rounds.append([each["latency_ms"] for each in both])
     for at, name in enumerate(("p50", "p99")):
         extra = [other[at] - own_ms[at] for own_ms, other in rounds]
@@ -256,10 +270,10 @@ def _cost(url: str, sizes: Sizes, writers: int) -> float:
         each = [channels[n::2] for n in range(2)] if writers == 2 else [channels]
         at = servers[1:] if not writers else servers
         groups = [
-            _Group(stack.enter_context(load_client()), server, own * 2) for server, own in zip(at, each, strict=True)
+            Group(stack.enter_context(load_client()), server, own * 2) for server, own in zip(at, each, strict=True)
         ]
         before_s = sum(cpu_s(server.child.pid) for server in servers)
-        decoded = _stream(groups, list(zip(servers, each, strict=False)), per_s=10, seconds=sizes.seconds)
+        decoded = stream(groups, list(zip(servers, each, strict=False)), per_s=10, seconds=sizes.seconds)
         used_s = sum(cpu_s(server.child.pid) for server in servers) - before_s
     return used_s / sum(int(one["tokens"]) for one in decoded) * 1e6
 
@@ -269,6 +283,6 @@ def _wal_bytes(postgres: Postgres) -> int:
 
 
 @contextlib.contextmanager
-def _folder(options: Options) -> Iterator[Path]:
+def folder_in(options: Options) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         yield Path(name)

@@ -22,6 +22,7 @@ __all__ = [
     "SERVER_CORE",
     "BenchError",
     "Child",
+    "NotInstalled",
     "check_file_limit",
     "cpu_s",
     "disk_write_bytes",
@@ -39,6 +40,10 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 class BenchError(Exception):
     """A benchmark could not take its measurement; the message has the reason."""
+
+
+class NotInstalled(BenchError):
+    """A program is missing without which the run still counts: its rows have the reason, and the run does not fail."""
 
 
 class Child:

@@ -2,8 +2,8 @@
 
 Run as a child: `python -m bench.server STORE_URL [--port N] [--under serve|granian] [--idle-s N] [--bus URL]`. Under
 `serve` it runs on uvicorn as `holdfast serve` does; under granian it is mounted in a Starlette app, as in an
-application. With `--mute` it sends no notices, as if all were lost. Requests arrive on standard input, so only viewers
-use its port.
+application. With `--mute` it sends no notices, as if all were lost. With `--kept-s` retention removes messages after
+that many seconds. Requests arrive on standard input, so only viewers use its port.
 """
 
 import argparse
@@ -11,21 +11,24 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
-import hashlib
+import itertools
 import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
 from bench import plan
 from bench.control import reply, serve_requests
 from bench.lateness import Lateness
 from bench.proc import BenchError
-from bench.tokens import WIDTH, known_token, token
+from bench.tokens import WIDTH, known_token, summary, token
 from holdfast import Hub, Limits, MessageWriter, serving
+from holdfast.core import retention as core_retention
+from holdfast.hub import retention
 from holdfast.hub.housekeeping import free_memory
+from holdfast.hub.retention import Rules
 from holdfast.stores.base import Notice
 
 _HOST = "127.0.0.1"
@@ -63,6 +66,8 @@ class Producers:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._soak: asyncio.Task[None] | None = None
+        self._open: list[MessageWriter] = []  # the messages of `spread`
+        self._sent: dict[str, list[str]] = {}  # the tokens of each, by channel
         self.lateness = Lateness()  # the lateness since the last request for work
         self._failure: Exception | None = None  # the error of a task that no request awaits
         hub.adopt("bench:*")(self._go_on)
@@ -99,7 +104,7 @@ class Producers:
                 await self.on_schedule(message, range(count), first_s, tokens_per_s, append)
             self.lateness.ended(message)
             text = "".join(sent)
-            return {"id": message.id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+            return summary(text, message.id)
 
         async with asyncio.TaskGroup() as group:
             # Spread over one token's time: real conversations are not synchronised.
@@ -109,6 +114,40 @@ class Producers:
             ]
         messages = {channel: task.result() for channel, task in zip(channels, tasks, strict=True)}
         return {"messages": messages, "seconds": time.monotonic() - started_s} | await self.lag()
+
+    async def begin(self, *, channels: list[str]) -> dict[str, Any]:
+        """Open a message in each of `channels`, for `spread`. Each gets a token, because the first one costs more."""
+        self._open = [self._hub.message(channel, role="assistant", author="bench") for channel in channels]
+        self._sent = {channel: [token()] for channel in channels}
+
+        async def one(writer: MessageWriter) -> None:
+            await writer.open()
+            await writer.append(self._sent[writer.channel][0])
+            await writer.flush()
+
+        await _at_once(one(writer) for writer in self._open)
+        return {}
+
+    async def spread(self, *, tokens_per_s: float, seconds: float) -> dict[str, Any]:
+        """Append tokens at an even rate in all, each to the next one of the open messages."""
+        self.lateness = Lateness()
+
+        async def append(_: Written, n: int, __: float) -> None:
+            writer = self._open[n % len(self._open)]
+            self._sent[writer.channel].append(token())
+            await writer.append(self._sent[writer.channel][-1])
+
+        count, all_of_them = int(tokens_per_s * seconds), Unsent()
+        await self.on_schedule(all_of_them, range(count), time.monotonic(), tokens_per_s, append)
+        self.lateness.ended(all_of_them)
+        return {"tokens": count} | await self.lag()
+
+    async def finish(self) -> dict[str, Any]:
+        """End the open messages. Return them as they were sent."""
+        await _at_once(writer.finish() for writer in self._open)
+        texts = {writer.channel: (writer.id, "".join(self._sent[writer.channel])) for writer in self._open}
+        self._open, self._sent = [], {}
+        return {"messages": {channel: summary(text, id) for channel, (id, text) in texts.items()}}
 
     async def stream(self, *, channel: str, id: str, seed: int, count: int, tokens_per_s: float) -> dict[str, Any]:
         """Begin the message with the text of `seed`. A restarted process continues it."""
@@ -300,12 +339,33 @@ async def _is_listening(port: int) -> bool:
     return True
 
 
+async def _at_once(calls: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Await `calls`, some at once."""
+    rest = iter(calls)
+    while some := list(itertools.islice(rest, _AT_ONCE)):
+        await asyncio.gather(*some)
+
+
+def _rules(kept_s: int | None) -> Rules | None:
+    """Return the rules of retention by which messages go after `kept_s`, with its other times in proportion.
+
+    The least age that a hub accepts is ten minutes, and rounds are five minutes apart. The day for which it remembers a
+    removed channel becomes `kept_s`, too, because no run lasts a day.
+    """
+    if kept_s is None:
+        return None
+    core_retention.LEAST_MS = retention.GONE_MS = kept_s * 1000
+    retention.ROUND_S = kept_s / 2
+    return {"bench:*": f"{kept_s}s"}
+
+
 async def _lose(notices: Sequence[Notice]) -> None:
     """Lose all notices."""
 
 
 async def _main(arguments: argparse.Namespace) -> None:
-    hub = Hub(arguments.store, limits=Limits(channel_idle_s=arguments.idle_s), bus=arguments.bus)
+    limits, rules = Limits(channel_idle_s=arguments.idle_s), _rules(arguments.kept_s)
+    hub = Hub(arguments.store, limits=limits, bus=arguments.bus, retention=rules)
     if arguments.mute:
         hub.store.notify = _lose  # type: ignore[method-assign]
     producers = Producers(hub)
@@ -320,6 +380,9 @@ async def _main(arguments: argparse.Namespace) -> None:
         reply(port=port, prefix=_MOUNTED_AT if is_mounted else "")
         requests = (
             producers.produce,
+            producers.begin,
+            producers.spread,
+            producers.finish,
             producers.stream,
             producers.fill,
             producers.soak,
@@ -341,4 +404,5 @@ if __name__ == "__main__":
     parser.add_argument("--idle-s", type=float, default=Limits().channel_idle_s)
     parser.add_argument("--bus")
     parser.add_argument("--mute", action="store_true")
+    parser.add_argument("--kept-s", type=int)
     asyncio.run(_main(parser.parse_args()))

@@ -5,9 +5,11 @@ which is 60.5 s, in base 36. `known_token` contains its number, so a text can be
 Tokens are never split, so the offset of each is a multiple of its width.
 """
 
+import hashlib
 import time
+from typing import Any
 
-__all__ = ["WIDTH", "known_text", "known_token", "latencies_ms", "token"]
+__all__ = ["WIDTH", "known_text", "known_token", "latencies_ms", "summary", "token"]
 
 WIDTH = 5
 _CYCLE: int = 36**WIDTH
@@ -29,6 +31,11 @@ def known_token(seed: int, n: int) -> str:
 def known_text(seed: int, count: int) -> str:
     """Return the first `count` tokens of the text of `seed`."""
     return "".join(known_token(seed, n) for n in range(count))
+
+
+def summary(text: str, message_id: str) -> dict[str, Any]:
+    """Return the text sent to one channel, in the form that the load client compares."""
+    return {"id": message_id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def latencies_ms(text: str, at: int, known: int, arrived_s: float, piece: int = WIDTH) -> list[float]:

@@ -1,11 +1,10 @@
 """The report of a producer about its work, in one form for all systems."""
 
-import hashlib
 from array import array
 from collections.abc import Collection
 from typing import Any
 
-from bench.tokens import known_token
+from bench.tokens import known_token, summary
 
 __all__ = ["Sent", "appended", "summary"]
 
@@ -34,11 +33,6 @@ class Sent:
     def text(self) -> str:
         """Return the whole text."""
         return "".join(_TOKENS[(self._first + n) % len(_TOKENS)] for n in range(self.tokens))
-
-
-def summary(text: str, message_id: str) -> dict[str, Any]:
-    """Return the text sent to one channel, in the form that the load client compares."""
-    return {"id": message_id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def appended(sent: Collection[Sent], seconds: float) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def test_void_soak_reports_a_dead_server_too(options: Options, monkeypatch: pyte
         return {"wrong": 1, "example": "a lost token", "left": 1}
 
     monkeypatch.setattr(Child, "request", see_a_loss)
-    monkeypatch.setattr(soak._Watch, "request", lambda _: None)  # otherwise it may have replied before it dies
+    monkeypatch.setattr(soak.Watch, "request", lambda _: None)  # otherwise it may have replied before it dies
     row = only(small.run("soak", options))
     assert row.note.startswith("Void: 1 visits failed, e.g. a lost token\nand bench.server is gone")
 
