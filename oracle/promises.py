@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Reply, Takeover, WriterIdentity
+from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Op, Reply, Takeover, WriterIdentity
 from holdfast.core.turns import CANCEL_S
 from holdfast.hub.leases import BROKEN_S
 from holdfast.hub.presence_state import GRACE_S
@@ -32,6 +32,7 @@ EARLY_S = 0.01  # tolerated difference between two clocks
 CROSSING_S = 1.0
 TROUBLE_S = 0.3  # a store that takes longer than this counts as holding the hub up
 SKEWED_MS = 1_000
+DECIDED_S = 60.0  # a request is stored within this time after it was decided, even if the process is suspended
 
 
 class Process(Protocol):
@@ -316,6 +317,8 @@ class Promises:
     def _take(self, channel: str, entry: Entry) -> None:
         op = entry.op
         place = (channel, op.id)
+        if not self._is_exclusive:
+            _check_time(place, op, self._start_ms + 1000 * self._now_s())
         match op:
             case Create() if op.status == "streaming":
                 self._begin_lease(place, 1, op.writer)
@@ -476,5 +479,14 @@ class Promises:
         return max(0.0, sent.stored_s - (sent.op.at_ms - self._start_ms) / 1000)
 
     def _is_skewed(self, sent: Sent) -> bool:
-        """Return whether the expiry of the command depends on a skewed wall clock."""
+        """Return whether the expiry of the command depends on a skewed wall clock: not if hubs share a store."""
+        if not self._is_exclusive:
+            return False
         return self.is_skewed or abs(sent.op.at_ms - self._start_ms - sent.stored_s * 1000) > 60 * SKEWED_MS
+
+
+def _check_time(place: Place, op: Op, now_ms: float) -> None:
+    """Check the time of an entry of a shared store: each hub uses the clock of the store. Raises Violation."""
+    ahead_s = (getattr(op, "at_ms", now_ms) - now_ms) / 1000
+    if not -DECIDED_S <= ahead_s <= EARLY_S:
+        raise Violation(f"{type(op).__name__} of {place} has a time {ahead_s:+.3f} s from now by the store's clock")

@@ -49,7 +49,7 @@ from oracle.log import EpochLog, StoredLogs, describe
 from oracle.nodes import READ_S, NodeLeases
 from oracle.promises import TROUBLE_S, Promises
 from oracle.violation import Violation
-from simulation.clock import NOWHERE, Process, VirtualLoop
+from simulation.clock import NOWHERE, START_MS, Process, VirtualLoop
 from simulation.faults import FaultModel
 from simulation.notices import Notices
 from simulation.trace import Trace
@@ -80,7 +80,7 @@ class SimStore:
         self.down_until_s = 0.0
         self.free_at_s = 0.0  # an exclusive store carries out one call after another
         self.busy_until_s = 0.0  # by then all calls so far are carried out and have their responses
-        self.memory = MemoryStore(now_ms=lambda: int(self.loop.time() * 1000))
+        self.memory = MemoryStore(now_ms=lambda: START_MS + int(self.loop.time() * 1000))
         self.promises: Promises | None = None
         self.notices = Notices(loop, fault_model, Random(f"{seed}/notices of the store"))
         self.nodes = NodeLeases(loop.time, stored)
@@ -218,7 +218,7 @@ class SimStore:
         emptied = {
             arguments[0]: place for place, (name, arguments, _) in enumerate(self._done) if name == "delete_channel"
         }
-        self.memory = MemoryStore(now_ms=lambda: int(self.loop.time() * 1000))
+        self.memory = MemoryStore(now_ms=lambda: START_MS + int(self.loop.time() * 1000))
         for place, done in enumerate(self._done):
             present = {channel: epoch for channel, epoch in epochs.items() if place > emptied.get(channel, -1)}
             self._repeat(*done, present)

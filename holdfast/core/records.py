@@ -30,7 +30,7 @@ from holdfast.core.state import apply_to_command, change
 
 FORMAT = 1
 HEADER_BYTES = 4096  # limit of the first line, and of the last one
-LEAD_MS = 24 * 3_600_000  # a time in a file may be ahead of this machine's clock by this much, and no more
+LEAD_MS = 24 * 3_600_000  # a time in a file may be ahead of the present by this much, and no more
 IMPORTED = (
     b""  # digest of an imported record: it equals that of no request, so a later create with its id is a conflict
 )
@@ -191,7 +191,7 @@ def check_record(record: Record, limits: Limits, now_ms: int) -> Record:
         if not 0 <= at_ms <= now_ms + LEAD_MS:
             raise InvalidRequest(
                 f"{shown(record.id)} has the time {at_ms}, but times must be ms since 1970, and at most a day ahead of "
-                f"this machine's clock ({now_ms}); correct the clock, or export the channel again"
+                f"the present ({now_ms}); correct the clock, or export the channel again"
             )
     if isinstance(record, CommandRecord):
         return _checked_command(record, limits)

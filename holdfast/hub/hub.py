@@ -36,7 +36,7 @@ from holdfast.development import failure_reason
 from holdfast.hub.archive import Archive
 from holdfast.hub.capacity import Capacity
 from holdfast.hub.channel import Channel, until_settled
-from holdfast.hub.clock import Clock
+from holdfast.hub.clock import Clock, StoreClock
 from holdfast.hub.control import open_control
 from holdfast.hub.drain import SignalHook
 from holdfast.hub.feed import Feed
@@ -113,6 +113,8 @@ class HubCore:
         self.drain_s = drain_s
         self.debug = debug
         self.clock = clock or Clock()
+        if not self.store.is_exclusive:
+            self.clock = StoreClock(self.clock)
         self.rates = Rates(client_limits)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
         self.requires_own_host = False  # check `Host` even with a verifier; `serve --allow-everyone` sets this

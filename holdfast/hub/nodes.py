@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
+from holdfast.hub.clock import Clock, StoreClock
 from holdfast.hub.node_holds import NodeHolds
 from holdfast.hub.store_errors import logs_errors
 from holdfast.stores.base import Renewal, Store, StoreReplaced
@@ -52,8 +53,8 @@ def responsible_node(channel: str, nodes: Iterable[str]) -> str:
 class NodeLease:
     """The lease of one node on its store, and the state of all nodes at the last renewal."""
 
-    def __init__(self, store: Store, node: str, now_s: Callable[[], float]) -> None:
-        """Make the lease of `node`; `now_s` is the clock of the event loop."""
+    def __init__(self, store: Store, node: str, now_s: Callable[[], float], clock: Clock | None = None) -> None:
+        """Make the lease of `node`; `now_s` is the clock of the event loop. Renewals measure a `clock` of the store."""
         self.node = node
         self.renewal: Renewal | None = None  # the result of the last renewal
         self.holds = NodeHolds()
@@ -61,6 +62,7 @@ class NodeLease:
         self._sent_s = 0.0  # when that renewal was sent
         self._store = store
         self._now_s = now_s
+        self._clock = clock if isinstance(clock, StoreClock) else None
         self._certain_s = float("inf")  # from then on a node without a lease is gone
         self._own_due_s = float("inf")  # when this node recovers the channels that it is responsible for
         self._all_due_s = float("inf")  # when it recovers all channels
@@ -203,6 +205,8 @@ class NodeLease:
         sent_s = self._now_s()
         values = self.holds.due()
         renewal = await self._store.hold(self.node, TERM_MS, values)
+        if self._clock is not None:
+            self._clock.measure(renewal.now_ms, sent_s, self._now_s)
         self.holds.note_put(values)
         is_lost = self.renewal is not None and renewal.lease != self.renewal.lease
         if is_lost:

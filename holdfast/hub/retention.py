@@ -116,14 +116,19 @@ class Retainer:
                 logger.warning("the clock is plausible again, and retention goes on")
             elif is_new:
                 logger.warning(
-                    "the clock of this machine is %.1f days %s the newest stored time, so retention removes no message "
-                    "yet; correct the clock, or, if it is right, let it run evenly for a day",
-                    *(abs(now_ms - newest_ms) / DAY_MS, "after" if now_ms > newest_ms else "before"),
+                    "the clock of %s is %.1f days %s the newest stored time, so retention removes no message yet; "
+                    "correct the clock, or, if it is right, let it run evenly for a day",
+                    *(
+                        runtime.clock.owner,
+                        abs(now_ms - newest_ms) / DAY_MS,
+                        "after" if now_ms > newest_ms else "before",
+                    ),
                 )
             else:
                 logger.warning(
-                    "the clock of this machine is not plausible: it has jumped, so retention removes no message; "
-                    "correct the clock, or let it run evenly for a day"
+                    "the clock of %s is not plausible: it has jumped, so retention removes no message; "
+                    "correct the clock, or let it run evenly for a day",
+                    runtime.clock.owner,
                 )
         return is_trusted
 

@@ -61,7 +61,7 @@ class Runtime:
         self.node = node
         self.capacity = capacity
         self.loop = asyncio.get_running_loop()
-        self.nodes = NodeLease(store, node, self.loop.time)
+        self.nodes = NodeLease(store, node, self.loop.time, clock)
         self.legal_holds = LegalHolds(store)
         self.tasks = Tasks(group)
         self.channels: dict[str, Channel] = {}  # the channels in memory, by name

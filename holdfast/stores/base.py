@@ -121,7 +121,7 @@ class Renewal(NamedTuple):
     If `lease` differs from the last renewal, the store may have lost the holds of the node: put them again.
     """
 
-    now_ms: int  # the store's clock
+    now_ms: int  # the store's clock: ms since 1970
     nodes: frozenset[str]  # the nodes whose leases run
     lease: str  # names the lease of the node that renewed it
     ended: int = 0  # leases that ended since the store was made; one that ends between two renewals counts, too

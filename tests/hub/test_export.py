@@ -280,7 +280,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[HoldfastError], str]] = 
     "the future": (
         lambda lines: with_end(_second(lines, updated_at=lines[2]["updated_at"] + 2 * 24 * 3_600_000)),
         InvalidRequest,
-        "line 3 of .*at most a day ahead of this machine's clock",
+        "line 3 of .*at most a day ahead of the present",
     ),
     "a time before 1970": (lambda lines: with_end(_second(lines, created_at=-1)), InvalidRequest, "line 3 of .*1970"),
     "a part": (lambda lines: with_end(_second(lines, parts=[{"type": "x"}])), InvalidRequest, "line 3 of .*part type"),

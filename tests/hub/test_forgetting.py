@@ -31,7 +31,7 @@ from holdfast.stores.base import Head, Pruned
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_file import SCHEMA
-from simulation.clock import SimClock, VirtualLoop
+from simulation.clock import START_MS, SimClock, VirtualLoop
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.stores.files import on_disk, opened
 from tests.stores.forgetting import CALLS, CHANNELS, fill
@@ -318,7 +318,7 @@ class _Shared(MemoryStore):
     name = "postgresql"
 
     def __init__(self) -> None:
-        super().__init__(now_ms=lambda: int(asyncio.get_running_loop().time() * 1000))
+        super().__init__(now_ms=lambda: START_MS + int(asyncio.get_running_loop().time() * 1000))
         self.reached, self.gate = asyncio.Event(), asyncio.Event()
 
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:

@@ -18,7 +18,7 @@ from holdfast.hub.nodes import NodeLease, responsible_node
 from holdfast.hub.writer import MessageWriter
 from holdfast.stores.base import Hold, Renewal
 from holdfast.stores.memory import MemoryStore
-from simulation.clock import SimClock, VirtualLoop
+from simulation.clock import START_MS, SimClock, VirtualLoop
 from tests.virtual import virtually
 
 APP = Caller(is_app=True)
@@ -31,7 +31,7 @@ class Shared(MemoryStore):
 
     def __init__(self) -> None:
         self.ahead_ms = 0
-        super().__init__(now_ms=lambda: int(asyncio.get_running_loop().time() * 1000) + self.ahead_ms)
+        super().__init__(now_ms=lambda: START_MS + int(asyncio.get_running_loop().time() * 1000) + self.ahead_ms)
         self.before: Callable[[str], Awaitable[Any]] | None = None  # called before a read of open documents
         self.after: Callable[[str], Awaitable[Any]] | None = None  # called once after it
         self.notes_s = 0.0  # time that a read of notes takes

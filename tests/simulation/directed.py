@@ -148,6 +148,7 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
         "agents": [AGENT],
         "authors": [Commander, Commander, Commander],
     },
+    mutants.a_node_uses_its_own_clock: {"hubs": 2, "faults": ["clock"]},
     mutants.a_living_node_is_recovered: {"hubs": 2, "loss": "pause"},
     mutants.a_store_that_lost_its_leases_is_believed_at_once: {
         "hubs": 2,

@@ -43,6 +43,7 @@ from holdfast.hub import committer, hooks, presence, recovery, shared_presence, 
 from holdfast.hub import hub as hubs
 from holdfast.hub.batches import BatchCache, EncodedBatch
 from holdfast.hub.channel import Channel
+from holdfast.hub.clock import StoreClock
 from holdfast.hub.committer import Committer
 from holdfast.hub.feed import Feed
 from holdfast.hub.following import Follower
@@ -374,6 +375,11 @@ def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) 
             self._certain_s = self._own_due_s = self._now_s()
 
     patch.setattr(NodeLease, "_note", hasty)
+
+
+def a_node_uses_its_own_clock(patch: pytest.MonkeyPatch) -> None:
+    """The machines of all nodes have the right time."""
+    patch.setattr(StoreClock, "measure", lambda self, store_ms, sent_s, now_s: None)
 
 
 def an_epoch_is_kept_after_a_failover(patch: pytest.MonkeyPatch) -> None:
@@ -914,6 +920,7 @@ MUTANTS: dict[Mutant, str] = {
     a_result_is_sent_twice: "offered a second time|received .*'ref'",
     messages_of_a_dead_process_are_not_recovered: "though its writer died",
     messages_of_an_ended_node_wait: "though the lease of",
+    a_node_uses_its_own_clock: "by the store's clock",
     an_epoch_is_kept_after_a_failover: "it shows|before it was stored|a gap|hole|back to",
     a_cursor_of_what_is_left_resumes_after_a_failover: "resumed: true from",
     a_renewal_reaches_one_hub: "gave a sign of life",

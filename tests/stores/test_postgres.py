@@ -25,7 +25,7 @@ from holdfast.cli import main
 from holdfast.core.errors import Busy, Held, HoldfastError, StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.core.events import ChannelAttached
 from holdfast.hub import importing, retention
-from holdfast.hub.clock import Clock
+from holdfast.hub.clock import Clock, StoreClock
 from holdfast.hub.forgetting import Receipt
 from holdfast.stores import open_url
 from holdfast.stores.base import (
@@ -652,9 +652,13 @@ PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
 
 
 class AheadClock(Clock):
-    """A clock that can be set ahead."""
+    """A clock that can be set ahead, and that hubs read in place of the server's."""
 
     ahead_ms = 0
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        patch.setattr(StoreClock, "now_ms", self.now_ms)
 
     def now_ms(self) -> int:
         return super().now_ms() + self.ahead_ms
@@ -668,8 +672,8 @@ async def test_the_records_of_channels_are_kept_as_in_other_stores(
     server: Postgres, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "PAUSE_S", 0.0)
-    clock = AheadClock()
-    hub = hub_on(server, schema, retention={"log:*": Retention(idle="10m")}, clock=clock)
+    clock = AheadClock(monkeypatch)
+    hub = hub_on(server, schema, retention={"log:*": Retention(idle="10m")})
     for author in ("ann", "bob"):
         await hub.create("chat:1", text=f"by {author}", author=author)
     await hub.archive.hold("chat:1", "case 17")
@@ -698,11 +702,11 @@ async def test_the_records_of_channels_are_kept_as_in_other_stores(
 
 
 async def test_commands_list_the_channels_of_a_database_and_what_retention_would_remove(
-    server: Postgres, schema: str
+    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = AheadClock()
+    clock = AheadClock(monkeypatch)
     clock.ahead_ms = -11 * MINUTE_MS
-    hub = hub_on(server, schema, clock=clock)
+    hub = hub_on(server, schema)
     for channel in ("chat:1", "log:1", "log:2", "log:3"):
         await hub.create(channel, text="old")
     await hub.command("log:2", "approve")  # it waits for its reply

@@ -1,0 +1,165 @@
+"""Hubs on one store whose machines have different clocks: all of them use the clock of the store.
+
+Layer: tests. The store is the one in memory, declared as shared, and time is virtual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+import pytest
+
+from holdfast.app import Hub
+from holdfast.core.names import base32
+from holdfast.hub.clock import Clock, StoreClock
+from holdfast.hub.identity import Identity
+from simulation.clock import START_MS, SimClock, VirtualLoop
+from tests.hub.test_recovery import Shared
+from tests.hub.watching import Watcher
+from tests.virtual import virtually
+
+DAY_MS = 24 * 3600 * 1000
+
+
+def new_hub(store: Shared, number: int, *, skew_ms: int = 0) -> Hub:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    clock = SimClock(loop, Random(number))
+    clock.skew_ms = skew_ms
+    return Hub(store, hooks_signals=False, drain_s=0.0, clock=clock)
+
+
+@pytest.mark.parametrize("is_sender_off", [False, True])
+@pytest.mark.parametrize("skew_ms", [DAY_MS, -DAY_MS])
+def test_command_is_open_for_its_time_at_another_node(skew_ms: int, *, is_sender_off: bool) -> None:
+    @virtually
+    async def check() -> None:
+        store = Shared()
+        plain, off = new_hub(store, 0), new_hub(store, 1, skew_ms=skew_ms)
+        sender, other = (off, plain) if is_sender_off else (plain, off)
+        await plain.start()
+        await off.start()
+        watcher = Watcher(other, "c")
+        await watcher.take()
+        begun_s = asyncio.get_running_loop().time()
+        sent = await sender.command("c", "ping", expires_s=6.0)
+        assert abs(sent.expires_at - START_MS - (begun_s + 6.0) * 1000) < 1_000
+        await watcher.until(lambda view: bool(view.commands()))
+        await sender.close()  # the other node expires the command
+        await watcher.until(lambda view: not view.commands())
+        assert 5.9 < asyncio.get_running_loop().time() - begun_s < 9.0
+        await watcher.leave()
+        await other.close()
+
+    check()
+
+
+@virtually
+async def test_ticket_of_one_node_is_valid_at_another() -> None:
+    store = Shared()
+    plain, off = new_hub(store, 0), new_hub(store, 1, skew_ms=DAY_MS)
+    await plain.start()
+    await off.start()
+    assert abs(plain.clock.now_ms() - off.clock.now_ms()) < 1_000
+    ada = Identity(client_id="ada", capabilities=frozenset({"subscribe"}))
+    for one, other in ((plain, off), (off, plain)):
+        assert other.tickets.read(one.tickets.issue(ada, "c"), "c", None).client_id == "ada"
+    await plain.close()
+    await off.close()
+
+
+@virtually
+async def test_time_goes_on_while_the_lease_is_not_renewed_and_between_two_runs() -> None:
+    store = Shared()
+    hub = new_hub(store, 1, skew_ms=DAY_MS)
+    await hub.start()
+    await hub.close()
+    await asyncio.sleep(100.0)
+    assert abs(hub.clock.now_ms() - START_MS - 100_000) < 1_000
+    store.ahead_ms = 10 * DAY_MS
+    await hub.start()  # another clock, as after a failover
+    assert abs(hub.clock.now_ms() - START_MS - 100_000 - 10 * DAY_MS) < 1_000
+    await hub.close()
+
+
+@virtually
+async def test_clock_of_an_exclusive_store_is_that_of_the_machine() -> None:
+    clock = Clock()
+    assert Hub("memory://", hooks_signals=False, clock=clock).clock is clock
+
+
+@virtually
+async def test_large_difference_of_the_clocks_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    for skew_ms, expected in ((DAY_MS, "is 86400 s ahead of"), (-DAY_MS, "is 86400 s behind")):
+        caplog.clear()
+        store = Shared()
+        hub = new_hub(store, 1)
+        await hub.start()
+        assert isinstance(hub.clock, StoreClock)
+        own = hub.clock._own
+        assert isinstance(own, SimClock)
+        for _ in range(2):
+            assert "clock of this machine" not in caplog.text
+            own.skew_ms = skew_ms
+            await asyncio.sleep(5.0)
+            assert [line.getMessage().partition(" that of the store;")[0] for line in caplog.records] == [
+                f"the clock of this machine {expected}"
+            ]
+            own.skew_ms = 0
+            await asyncio.sleep(5.0)
+            caplog.clear()
+        await hub.close()
+
+
+class Machine:
+    """A store's clock as one machine measures it. `now_s` is its monotonic clock, `store_ms` the store's time."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+        self.store_ms = START_MS
+        self.clock = StoreClock(Clock())
+
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.store_ms += round(seconds * 1000)
+
+    def renew(self, *, request_s: float = 0.0, response_s: float = 0.0) -> int:
+        """Measure with a request and a response that take so long; return how far the time is behind, in ms."""
+        sent_s = self.now_s
+        self.wait(request_s)
+        read_ms = self.store_ms
+        self.wait(response_s)
+        self.clock.measure(read_ms, sent_s, lambda: self.now_s)
+        return self.store_ms - self.clock.now_ms()
+
+
+def test_slow_renewal_does_not_set_the_time_back() -> None:
+    machine = Machine()
+    assert machine.renew(response_s=1.5) == 1_500  # behind by the duration of the response
+    machine.wait(1.0)
+    assert machine.renew(request_s=0.3, response_s=0.2) == 200
+    assert machine.renew(response_s=2.0) == 200
+    assert machine.renew(request_s=1.0, response_s=1.0) == 200
+    assert machine.renew(request_s=2.0) == 0
+
+
+@pytest.mark.parametrize("jump_ms", [DAY_MS, -DAY_MS, 500, -500])
+def test_time_follows_a_store_whose_clock_is_set(jump_ms: int) -> None:
+    machine = Machine()
+    machine.renew(request_s=0.01, response_s=0.01)
+    machine.wait(1.0)
+    machine.store_ms += jump_ms
+    assert abs(machine.renew(request_s=0.01, response_s=0.01)) <= 11
+
+
+def test_ids_of_a_machine_that_is_ahead_have_the_time_of_the_store() -> None:
+    class DayAhead(Clock):
+        def now_ms(self) -> int:
+            return START_MS + DAY_MS
+
+    machine = Machine()
+    machine.clock = StoreClock(DayAhead())
+    machine.clock.new_id()  # the name of the node, before the first renewal
+    machine.renew()
+    assert machine.clock.new_id().startswith(base32(START_MS, 10))
