@@ -81,6 +81,16 @@ SELECT EXISTS (SELECT FROM information_schema.columns
   WHERE table_schema = $1 AND table_name = $2 AND column_name = $3)
 """
 
+# Columns that the tables of each version have. A role sees them in this catalog without rights in the tables.
+_IS_STORE = """
+SELECT count(*) = 3 FROM pg_attribute WHERE (attrelid, attname) IN (
+  (to_regclass($1 || '.store'), 'version'), (to_regclass($1 || '.channels'), 'epoch'),
+  (to_regclass($1 || '.documents'), 'message'))
+"""
+_IS_RESERVED = """
+SELECT starts_with($1, 'pg_') OR EXISTS (SELECT FROM pg_get_keywords() WHERE word = $1 AND catcode IN ('R', 'T'))
+"""
+
 _SERVER = """
 SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS release,
   pg_is_in_recovery() AS is_standby, current_setting('transaction_read_only') = 'on' AS is_read_only,
@@ -159,7 +169,11 @@ async def prepare_schema(db: Connection, schema: str) -> str:
 
     Raises StoreUnusable for tables of another program or version.
     """
-    notices = ""
+    if await db.fetchval(_IS_RESERVED, schema):
+        raise StoreUnusable(
+            f"schema {schema!r} has a name that PostgreSQL reserves; name another one with ?schema= in the store URL"
+        )
+    notices, version = "", None
     try:
         async with db.transaction():
             await db.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"holdfast.{schema}")
@@ -180,6 +194,8 @@ async def prepare_schema(db: Connection, schema: str) -> str:
                     await db.execute(
                         f"ALTER TABLE {schema}.store ADD COLUMN history text, ADD COLUMN life text NOT NULL DEFAULT ''"
                     )
+    except asyncpg.DuplicateTableError:  # a view, for example
+        pass
     except asyncpg.InsufficientPrivilegeError as error:
         role, database = await db.fetchval("SELECT current_user"), await db.fetchval("SELECT current_database()")
         owner, remedy = (
@@ -211,11 +227,7 @@ async def _notices(db: Connection, schema: str) -> str:
 
 async def _version(db: Connection, schema: str) -> int | None:
     """Return the version of the tables in `schema`; None if they are not a store's."""
-    if await db.fetchval("SELECT to_regclass($1) IS NULL OR to_regclass($2) IS NULL", *_named(schema)):
+    if not await db.fetchval(_IS_STORE, schema):
         return None
     version = await db.fetchval(f"SELECT version FROM {schema}.store")
     return int(version) if version is not None else None
-
-
-def _named(schema: str) -> tuple[str, str]:
-    return f"{schema}.store", f"{schema}.channels"

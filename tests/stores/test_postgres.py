@@ -599,10 +599,32 @@ async def test_tables_of_another_program_or_version_are_refused(server: Postgres
     server.sql(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.users (id int)")
     with pytest.raises(StoreUnusable, match=r"holds tables of another program; name another one with \?schema="):
         raise await _refusal(f"{server.url}?schema={schema}")
+    for number, statement in enumerate(
+        (
+            "CREATE TABLE {0}.store (id int); CREATE TABLE {0}.channels (id int)",
+            "CREATE TABLE {0}.store AS SELECT 'a' AS version; CREATE TABLE {0}.channels (id int)",
+            "CREATE TABLE {0}.store AS SELECT 1 AS version; CREATE TABLE {0}.channels (id int)",
+            "CREATE VIEW {0}.channels AS SELECT 1 AS id",
+        )
+    ):
+        name = f"{schema}_{number}"
+        server.sql(f"CREATE SCHEMA {name};" + statement.format(name))
+        error = await _refusal(f"{server.url}?schema={name}")
+        assert isinstance(error, StoreUnusable)
+        assert f"schema '{name}' holds tables of another program; name another one" in str(error)
+        found = f"SELECT string_agg(column_name, ',') FROM information_schema.columns WHERE table_schema = '{name}'"
+        assert set(server.sql(found).split(",")) <= {"id", "version"}  # they are as they were
     async with opened(server, f"{schema}_b"):
         server.sql(f"UPDATE {schema}_b.store SET version = 99")
     with pytest.raises(StoreUnusable, match="has version 99, this Holdfast knows 1; upgrade Holdfast"):
         raise await _refusal(f"{server.url}?schema={schema}_b")
+
+
+@pytest.mark.parametrize("name", ["user", "default", "pg_chat"])
+async def test_schema_with_a_name_that_postgresql_reserves_is_refused(server: Postgres, name: str) -> None:
+    error = await _refusal(f"{server.url}?schema={name}")
+    assert isinstance(error, StoreUnusable)
+    assert f"schema '{name}' has a name that PostgreSQL reserves; name another one with ?schema=" in str(error)
 
 
 async def test_an_administrators_limits_do_not_end_statements_or_weaken_commits(
