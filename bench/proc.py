@@ -135,8 +135,18 @@ class Child:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the user and system time of a process and all its living descendants."""
-    return sum(_own_cpu_s(each) for each in tree(pid))
+    """Return the user and system time of a process and all its living descendants.
+
+    Raises `BenchError` if the process has ended.
+    """
+    used_s = 0.0
+    for each in tree(pid):
+        try:
+            used_s += _own_cpu_s(each)
+        except OSError:  # it ended a moment ago, as a worker of PostgreSQL does
+            if each == pid:
+                raise BenchError(f"process {pid} has ended") from None
+    return used_s
 
 
 def rss_bytes(pid: int) -> int:

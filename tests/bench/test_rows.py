@@ -41,6 +41,7 @@ from bench import (
     needs,
     plan,
     postgres,
+    proc,
     report,
     slow,
     soak,
@@ -49,7 +50,7 @@ from bench import (
 )
 from bench.__main__ import BENCHMARKS
 from bench.common import Options, Row, Void, attempt, check, load_client, producers_us, served
-from bench.proc import BenchError, Child, rss_bytes, tree
+from bench.proc import BenchError, Child, cpu_s, rss_bytes, tree
 from bench.tokens import known_text, known_token
 from holdfast.hub.retention import Retainer
 from holdfast.hub.runtime import Runtime
@@ -250,6 +251,15 @@ def test_memory_of_a_dead_server_gives_no_figure() -> None:
     with pytest.raises(BenchError, match="has ended"):
         rss_bytes(ended.pid)
     ended.communicate()
+
+
+def test_cpu_time_leaves_out_a_child_that_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    monkeypatch.setattr(proc, "tree", lambda pid: iter([pid, ended.pid]))
+    assert cpu_s(os.getpid()) > 0
+    with pytest.raises(BenchError, match="has ended"):
+        cpu_s(ended.pid)
 
 
 # Requirements are checked first -------------------------------------------------------------------------------------
