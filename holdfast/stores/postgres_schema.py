@@ -77,8 +77,7 @@ CREATE TABLE {schema}.notes (name text COLLATE "C" PRIMARY KEY, value bytea NOT 
 
 # The first tables of this version had neither floors nor holds nor a name of notices.
 _HAS_COLUMN = """
-SELECT EXISTS (SELECT FROM information_schema.columns
-  WHERE table_schema = $1 AND table_name = $2 AND column_name = $3)
+SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass($1 || '.' || $2) AND attname = $3)
 """
 
 # Columns that the tables of each version have. A role sees them in this catalog without rights in the tables.
@@ -198,6 +197,14 @@ async def prepare_schema(db: Connection, schema: str) -> str:
         pass
     except asyncpg.InsufficientPrivilegeError as error:
         role, database = await db.fetchval("SELECT current_user"), await db.fetchval("SELECT current_database()")
+        if version == VERSION:
+            owner = await db.fetchval(
+                f"SELECT relowner::regrole::text FROM pg_class WHERE oid = '{schema}.store'::regclass"
+            )
+            raise StoreUnusable(
+                f"role {role!r} may not change the tables in schema {schema!r} ({error}), which lack parts of this "
+                f"release; start this release once as role {owner!r}, which owns them"
+            ) from error
         owner, remedy = (
             "database",
             (f'GRANT CREATE ON DATABASE "{database}" TO "{role}"; or: CREATE SCHEMA {schema} AUTHORIZATION "{role}"'),

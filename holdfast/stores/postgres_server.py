@@ -140,9 +140,16 @@ class PostgresServer:
                 "set default_transaction_read_only to off for it"
             ) from error
         except asyncpg.InsufficientPrivilegeError as error:
-            grant = grant_of_tables(self._schema, unquote(urlsplit(self._dsn).username or "ROLE"))
+            url = urlsplit(self._dsn)
+            role, database = unquote(url.username or "ROLE"), unquote(url.path[1:])
+            if error.severity_en == "FATAL":  # of a connection
+                raise refused(
+                    f"{where} refused the role ({_reason(error)}); as the owner of the database run: "
+                    f'GRANT CONNECT ON DATABASE "{database}" TO "{role}"'
+                ) from error
             raise StoreUnavailable(
-                f"{where} refused a statement ({_reason(error)}); as the owner of the schema run: {grant}"
+                f"{where} refused a statement ({_reason(error)}); as the owner of the schema run: "
+                f'GRANT USAGE ON SCHEMA {self._schema} TO "{role}"; {grant_of_tables(self._schema, role)}'
             ) from error
         except asyncpg.PostgresError as error:
             raise StoreUnavailable(
@@ -162,7 +169,8 @@ class PostgresServer:
         except (asyncpg.InterfaceError, OSError) as error:
             if "rejected SSL upgrade" in str(error):
                 raise refused(
-                    f"{where} offers no TLS ({_reason(error)}); set ssl to on there, or sslmode=prefer in the store URL"
+                    f"{where} offers no TLS ({_reason(error)}); "
+                    "check host and port, and set ssl to on there, or sslmode=prefer in the store URL"
                 ) from error
             raise late(
                 f"{where} cannot be reached ({_reason(error)}); check its host and port, and the server"

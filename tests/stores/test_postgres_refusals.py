@@ -181,6 +181,48 @@ async def test_a_role_that_is_refused_for_a_time_leaves_the_store_in_use(server:
     await store.close()
 
 
+async def test_role_that_may_not_connect_or_use_the_schema_gets_the_grants_it_needs(server: Postgres) -> None:
+    url = f"postgresql://plain@127.0.0.1:{server.port}/app?schema=of_another"
+    await opens(f"{server.url}?schema=of_another")
+    on_tables = 'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA of_another TO "plain"'
+    server.sql(f"GRANT USAGE ON SCHEMA of_another TO plain; {on_tables}")
+    store = open_url(url)
+    await store.open()
+    server.sql("REVOKE USAGE ON SCHEMA of_another FROM plain")
+    with pytest.raises(StoreUnavailable, match="permission denied for schema of_another") as caught:
+        await store.heads(["c"])
+    remedy = f'GRANT USAGE ON SCHEMA of_another TO "plain"; {on_tables}'
+    assert str(caught.value).endswith(f"as the owner of the schema run: {remedy}")
+    server.sql(remedy)
+    assert await store.heads(["c"])
+    await store.close()
+
+    server.sql("REVOKE CONNECT ON DATABASE app FROM PUBLIC")
+    try:
+        error = await refusal(url)
+        assert isinstance(error, StoreUnusable)
+        remedy = 'GRANT CONNECT ON DATABASE "app" TO "plain"'
+        assert str(error).endswith(f"as the owner of the database run: {remedy}")
+        server.sql(remedy)
+        await opens(url)
+    finally:
+        server.sql("GRANT CONNECT ON DATABASE app TO PUBLIC")
+
+
+async def test_role_that_does_not_own_tables_of_an_earlier_build_learns_their_owner(server: Postgres) -> None:
+    owner, other = (f"postgresql://{role}@127.0.0.1:{server.port}/app?schema=earlier" for role in ("app", "plain"))
+    await opens(owner)
+    server.sql("ALTER TABLE earlier.channels DROP COLUMN floor")
+    server.sql("GRANT USAGE ON SCHEMA earlier TO plain; GRANT SELECT ON earlier.store TO plain")
+    error = await refusal(other)
+    assert isinstance(error, StoreUnusable)
+    assert "role 'plain' may not change the tables in schema 'earlier'" in str(error)
+    assert str(error).endswith("start this release once as role 'app', which owns them")
+    await opens(owner)
+    server.sql('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA earlier TO "plain"')
+    await opens(other)
+
+
 async def test_a_database_that_becomes_read_only_is_named_until_it_is_not(server: Postgres) -> None:
     store = open_url(f"postgresql://plain@127.0.0.1:{server.port}/app?schema=becomes_read_only")
     await store.open()
@@ -214,7 +256,7 @@ async def test_a_server_without_tls_is_named_when_the_url_requires_it(server: Po
     error = await refusal(f"{server.url}?sslmode=require")
     assert isinstance(error, StoreUnusable)
     assert "offers no TLS" in str(error)
-    assert str(error).endswith("set ssl to on there, or sslmode=prefer in the store URL")
+    assert str(error).endswith("check host and port, and set ssl to on there, or sslmode=prefer in the store URL")
 
 
 async def test_a_server_that_requires_tls_is_used_with_it_and_named_without(
