@@ -56,7 +56,7 @@ async def cluster(world: World) -> None:
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-        await stage.check_calm(may_repeat=fault in BUS_FAULTS)
+        await stage.check_calm()
         if world.random.random() < 0.3:
             await world.random.choice(world.viewers).reload()
         world.count(fault.__name__.replace("_", " "))

@@ -54,11 +54,8 @@ class Stage:
             self.conversation.expect_attempts([question], further_attempts)
             question.may_fail = frozenset(node.name for node in self.servers.all) if may_fail else frozenset()
 
-    async def check_calm(self, *, may_repeat: bool) -> None:
-        """Wait until the cluster works as before the fault; check all that was acknowledged and shown.
-
-        With `may_repeat` the fault may have repeated signals.
-        """
+    async def check_calm(self) -> None:
+        """Wait until the cluster works as before the fault; check all that was acknowledged and shown."""
         await self.servers.until_ready()
         await self.world.until_each_writes(self.writers)
         await self.conversation.until_settled()
@@ -67,7 +64,7 @@ class Stage:
         for person in self.people:
             others[person.watching.channel] = [*others[person.watching.channel], person.name]
         await self.conversation.until_viewers_agree(others, AGREE_S)
-        if (wrong := wrong_signals(self.people, self.world.viewers, may_repeat=may_repeat)) is not None:
+        if (wrong := wrong_signals(self.people, self.world.viewers)) is not None:
             raise Failure(wrong)
         await self._until_texts_are_shown()
 

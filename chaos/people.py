@@ -45,11 +45,8 @@ class Person(Viewer):
             await asyncio.sleep(TYPES_EVERY_S)  # the pace of a person
 
 
-def wrong_signals(people: list[Person], viewers: list[Viewer], *, may_repeat: bool = False) -> str | None:
-    """Return the first signal that no person sent, or that a viewer got twice; None if all are right.
-
-    With `may_repeat` a notice may have come twice: a node sends it again if the bus did not respond.
-    """
+def wrong_signals(people: list[Person], viewers: list[Viewer]) -> str | None:
+    """Return the first signal that no person sent, or that a viewer got twice; None if all are right."""
     sent = {one.watching.client: one for one in people}
     for viewer in viewers:
         seen: set[tuple[str, int]] = set()
@@ -59,7 +56,7 @@ def wrong_signals(people: list[Person], viewers: list[Viewer], *, may_repeat: bo
             person, number = sent.get(signal["from"]), signal["data"]["n"]
             if person is None or not 0 < number <= person.typed or person.watching.channel != viewer.watching.channel:
                 return f"viewer {viewer.name} got {signal}, which no person sent in its channel"
-            if (signal["from"], number) in seen and not may_repeat:
+            if (signal["from"], number) in seen:
                 return f"viewer {viewer.name} got {signal} twice"
             seen.add((signal["from"], number))
         viewer.notices.signals.clear()

@@ -21,6 +21,7 @@ class Feed:
 
     __slots__ = (
         "_attached",
+        "_attached_s",
         "_ephemeral_position",
         "_epoch",
         "_group",
@@ -51,6 +52,7 @@ class Feed:
         self.on_first: Callable[[EncodedBatch], None] | None = None
         self._history = history
         self._attached = False  # `channel.attached` has been taken
+        self._attached_s = asyncio.get_running_loop().time()
         # epoch of the cursor; None: the next batch is a new start
         self._epoch: str | None = since.epoch if since is not None else None
         self._serial = since.serial if since is not None else 0
@@ -115,7 +117,7 @@ class Feed:
         presence_state = self.channel.presence_state
         if self._ephemeral_position is None or self._ephemeral_position == presence_state.position:
             return None
-        batch = self.channel.ephemeral_since(self._ephemeral_position)
+        batch = self.channel.ephemeral_since(self._ephemeral_position, self._attached_s)
         self._ephemeral_position = presence_state.position
         return batch if batch.events else None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
@@ -45,6 +45,7 @@ class Notifying(Shared):
     notified = 0
     late = ""  # the node that gets the results of its renewals late
     reading_s = 0.0  # time that a read of holds takes
+    notice_s = 0.0  # time that a notice takes
     renewals = 0
 
     def __init__(self) -> None:
@@ -65,6 +66,7 @@ class Notifying(Shared):
 
     async def notify(self, notices: Sequence[Notice]) -> None:
         self.notified += len(notices)
+        await asyncio.sleep(self.notice_s)
         await super().notify([one for one in notices for _ in range(self.copies)])
 
 
@@ -96,6 +98,15 @@ def enter(hub: HubCore, member: str, data: dict[str, Any] | None = None) -> None
 
 def leave(hub: HubCore, member: str) -> None:
     hub.runtime.presence.leave("c", member, "tab", is_final=True)
+
+
+async def signals(viewer: Watcher) -> list[Any]:
+    """Return the data of all signals that a viewer gets within a second."""
+    with suppress(TimeoutError, StopAsyncIteration):
+        async with asyncio.timeout(1):
+            while True:
+                await viewer.take()
+    return [event.data for event in viewer.events if isinstance(event, Signal)]
 
 
 async def members(hub: HubCore) -> list[Member]:
@@ -444,6 +455,26 @@ async def test_signal_reaches_the_viewers_of_another_node_once_and_is_not_stored
             ("typing", {"on": False}, "ann"),
         ]
         assert (await here.info("c")).serial == 0
+
+
+@virtually
+async def test_late_signal_is_not_shown_again_to_a_viewer_that_has_moved_to_another_node() -> None:
+    store = Notifying()
+    async with pair(store) as (here, there, viewer):
+        moving = Watcher(here, "c")
+        await moving.take()
+        store.notice_s = 1.0
+        await here.signal("c", "typing", 1, by="ann")
+        await moving.take()
+        await moving.leave()
+        moved = Watcher(there, "c")
+        await moved.take()
+        await asyncio.sleep(2)
+        store.notice_s = 0.0
+        await here.signal("c", "typing", 2, by="ann")
+        await asyncio.sleep(SOON_S)
+        assert [await signals(one) for one in (moving, moved, viewer)] == [[1], [2], [1, 2]]
+        await moved.leave()
 
 
 @virtually
