@@ -168,7 +168,7 @@ class HookRunner:
         return self._hold_of(self._nodes.node), str(self._since_ms).encode()
 
     def _hold_of(self, node: str) -> str:
-        return f"hook/{self._hook.name}/{node}"
+        return f"hook/{self._hook.name}/{self._hook.pattern}/{node}"  # another pattern needs a node of its own
 
     async def _share(self) -> None:
         """Call the hook whenever it is the turn of this node, until this task is cancelled."""

@@ -59,6 +59,30 @@ async def test_one_node_calls_a_hook_for_the_entries_of_all_and_another_continue
 
 
 @virtually
+async def test_hook_with_another_pattern_at_each_node_is_called_for_the_channels_of_both() -> None:
+    store = Shared()
+    hubs = [new_hub(store, number) for number in range(3)]
+    calls: list[tuple[int, str]] = []
+    for place, (hub, pattern) in enumerate(zip(hubs, ("chat:*", "room:*", "room:*"), strict=True)):
+
+        @hub.on("message.create", pattern, name="billing")
+        async def bill(event: HookEvent, place: int = place) -> None:
+            calls.append((place, event.id))
+
+    await started(*hubs)
+    await say(hubs[0], "room:1", "q0")
+    await say(hubs[1], "chat:1", "q1")
+    await asyncio.sleep(SEEN_S)
+    assert sorted(calls) == [(0, "q1"), (1, "q0")]
+    await hubs[1].close()
+    await say(hubs[0], "room:1", "q2")
+    await asyncio.sleep(SEEN_S)
+    assert calls[2:] == [(2, "q2")]
+    await hubs[0].close()
+    await hubs[2].close()
+
+
+@virtually
 async def test_hook_of_a_node_without_a_lease_is_called_by_another_until_it_has_one_again() -> None:
     store = Shared()
     first, second = new_hub(store, 0), new_hub(store, 1)
