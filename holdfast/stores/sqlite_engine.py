@@ -411,20 +411,20 @@ class Engine:
         if not self._is_open:
             return None
         self.channels.bound()
-        wait_s = max(self._retry_at_s - time.monotonic(), 0.0)
+        wait_s, has_stepped = max(self._retry_at_s - time.monotonic(), 0.0), False
         try:
-            if not wait_s and self._step():
-                return 0.0
+            has_stepped = not wait_s and self._step()
         except (sqlite3.Error, StoreUnavailable) as error:
             wait_s = self._put_off(error)
-        # also after an error: a step that damage ends each time must not let the WAL grow
+        is_idle &= not has_stepped
+        # also after a step or an error: neither many steps nor one that damage ends each time may let the WAL grow
         if self._wal_pages >= CHECKPOINT_PAGES or (is_idle and not self._is_wal_empty):
             try:
                 self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
             except (sqlite3.Error, StoreUnavailable) as error:
                 return self._put_off(error)
-        if self._is_wal_empty:
-            return wait_s or None
+        if has_stepped or self._is_wal_empty:
+            return 0.0 if has_stepped else wait_s or None
         return min(wait_s, IDLE_S) or IDLE_S
 
     def _put_off(self, error: Exception) -> float:

@@ -253,6 +253,21 @@ async def test_large_deleted_channel_is_removed_in_steps_between_commits(
     assert len(steps) > 200 / 16
 
 
+async def test_wal_stays_small_while_a_large_channel_is_removed(store: SqliteStore, path: Path) -> None:
+    chat, other = Chat(store), Chat(store, "other")
+    for group in range(20):
+        await chat.do(*(create(f"m{group}-{number}", "x" * 8_000) for number in range(100)))
+    await store.delete_channel("c", expected=await head_of(store, "c"), used_up=(), until_ms=0)
+    sizes = []
+    for number in range(2_000):
+        await other.do(create(f"m{number}", "y"))
+        sizes.append(wal(path).stat().st_size)
+        if await run_on_thread(store, "SELECT count(*) FROM channels WHERE name IS NULL") == [(0,)]:
+            break
+    assert len(sizes) < 2_000
+    assert max(sizes) < 8_000_000
+
+
 async def test_large_log_without_needed_rows_is_emptied(store: SqliteStore, path: Path) -> None:
     chat = Chat(store)
     await chat.do(create("m1", streaming=True))
