@@ -42,17 +42,28 @@ _BEGIN = f"""
 INSERT INTO {{schema}}.leases AS l (opening) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET opening = l.opening
   RETURNING opening, begun, ended, {_NOW_MS} AS now_ms
 """
+_READ_NODES = """
+WITH gone AS (DELETE FROM {schema}.nodes WHERE until_ms <= $1)
+SELECT node, life, is_over, until_ms <= $1 AS is_gone FROM {schema}.nodes
+"""
 _DROP_ENDED = """
 DELETE FROM {schema}.holds WHERE until_ms <= $1 OR (until_ms IS NULL AND node <> ALL($2::text[]))
 """
+_COUNT = "UPDATE {schema}.leases SET begun = $1, ended = $2 WHERE (begun, ended) <> ($1, $2)"
+# All changes are one statement: the other nodes wait for this call, and the call for a process that may be busy.
 _PUT = """
-INSERT INTO {schema}.holds SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[])
-  ON CONFLICT (name) DO UPDATE SET node = excluded.node, value = excluded.value, until_ms = excluded.until_ms
-"""
-_RENEW = """
-INSERT INTO {schema}.nodes VALUES ($1, $2, $3, $4)
-  ON CONFLICT (node) DO UPDATE SET until_ms = excluded.until_ms, life = excluded.life, is_over = excluded.is_over
-"""
+WITH dropped AS (
+  DELETE FROM {schema}.holds WHERE name <> ALL($8::text[]) AND (
+    until_ms <= $6 OR (until_ms IS NULL AND node <> ALL($7::text[])) OR (node = $3 AND name = ANY($11::text[])))
+), put AS (
+  INSERT INTO {schema}.holds SELECT name, $3, value, until_ms
+    FROM unnest($8::text[], $9::bytea[], $10::bigint[]) AS p (name, value, until_ms)
+    ON CONFLICT (name) DO UPDATE SET node = excluded.node, value = excluded.value, until_ms = excluded.until_ms
+), renewed AS (
+  INSERT INTO {schema}.nodes VALUES ($3, $4, $5, $12)
+    ON CONFLICT (node) DO UPDATE SET until_ms = excluded.until_ms, life = excluded.life, is_over = excluded.is_over
+)
+"""  # `_COUNT` follows
 _READ = f"""
 WITH t AS MATERIALIZED (SELECT {_NOW_MS} AS now_ms)
 SELECT h.name, h.node, h.value, h.until_ms FROM t, {{schema}}.holds h LEFT JOIN {{schema}}.nodes n USING (node)
@@ -67,37 +78,39 @@ async def renew(db: Db, schema: str, node: str, term_ms: int, values: Mapping[st
     counts = await db.fetchrow(_BEGIN.format(schema=schema), secrets.token_hex(4))
     assert counts is not None
     now_ms, begun, ended = counts["now_ms"], counts["begun"], counts["ended"]
-    gone = await db.fetch(f"DELETE FROM {schema}.nodes WHERE until_ms <= $1 RETURNING is_over", now_ms)
-    ended += sum(not row["is_over"] for row in gone)
-    leases = {row["node"]: row for row in await db.fetch(f"SELECT node, life, is_over FROM {schema}.nodes")}
+    rows = await db.fetch(_READ_NODES.format(schema=schema), now_ms)
+    ended += sum(row["is_gone"] and not row["is_over"] for row in rows)
+    leases = {row["node"]: row for row in rows if not row["is_gone"]}
     living = {name for name, row in leases.items() if not row["is_over"]}
-    await db.execute(_DROP_ENDED.format(schema=schema), now_ms, list(living))
-    lease = ""
-    if node in living or node not in leases:  # a node that has ended its lease does not get it back
-        begun += node not in living
-        number = leases[node]["life"] if node in living else begun
-        lease = f"{counts['opening']}:{number}"
-        living.add(node)
-        await _put(db, schema, node, values)
-        until_ms = now_ms + (term_ms or OVER_MS)
-        await db.execute(_RENEW.format(schema=schema), node, until_ms, number, not term_ms)
-        if not term_ms:
-            ended += 1
-            living.discard(node)
-            await db.execute(_DROP_ENDED.format(schema=schema), now_ms, list(living))
-    if (begun, ended) != (counts["begun"], counts["ended"]):
-        await db.execute(f"UPDATE {schema}.leases SET begun = $1, ended = $2", begun, ended)
-    return Renewal(now_ms, frozenset(living), lease, ended)
-
-
-async def _put(db: Db, schema: str, node: str, values: Mapping[str, Hold | None]) -> None:
+    if node in leases and node not in living:  # a node that has ended its lease does not get it back
+        await db.execute(_DROP_ENDED.format(schema=schema), now_ms, list(living))
+        await db.execute(_COUNT.format(schema=schema), begun, ended)
+        return Renewal(now_ms, frozenset(living), "", ended)
+    begun += node not in living
+    ended += not term_ms
+    number = leases[node]["life"] if node in living else begun
     put = {name: hold for name, hold in values.items() if hold is not None}
-    if put:
-        rows = [(name, node, hold.value, hold.until_ms) for name, hold in put.items()]
-        await db.execute(_PUT.format(schema=schema), *map(list, zip(*rows, strict=True)))
-    dropped = [name for name in values if name not in put]
-    if dropped:
-        await db.execute(f"DELETE FROM {schema}.holds WHERE name = ANY($1) AND node = $2", dropped, node)
+    await db.execute(
+        (_PUT + _COUNT).format(schema=schema),
+        begun,
+        ended,
+        node,
+        now_ms + (term_ms or OVER_MS),
+        number,
+        now_ms,
+        list(living),  # without a node whose lease begins: it does not get the holds of an earlier one back
+        list(put),
+        [hold.value for hold in put.values()],
+        [hold.until_ms for hold in put.values()],
+        [name for name in values if name not in put],
+        not term_ms,
+    )
+    if term_ms:
+        living.add(node)
+    else:
+        living.discard(node)
+        await db.execute(_DROP_ENDED.format(schema=schema), now_ms, list(living))
+    return Renewal(now_ms, frozenset(living), f"{counts['opening']}:{number}", ended)
 
 
 async def read_holds(db: Db, schema: str, prefix: str) -> dict[str, tuple[str, Hold]]:

@@ -41,6 +41,7 @@ from holdfast.stores.base import (
     head_of,
 )
 from holdfast.stores.postgres import READERS, PostgresStore
+from holdfast.stores.postgres_holds import renew
 from holdfast.stores.postgres_server import PostgresServer
 from holdfast.testing import FaultProxy, RetentionContract, StoreContract
 from holdfast.testing.contract import MINUTE_MS, Chat, append, check_fold, create, finish, texts
@@ -499,6 +500,35 @@ async def test_tables_of_the_first_build_get_the_columns_of_later_ones_beside_a_
         assert (await store.hold("n1", MINUTE_MS, {})).nodes == {"n1"}
         (head,) = await store.heads(["c"])
         assert (head.serial, head.floor) == (1, 0)
+
+
+class Counted:
+    """A connection that counts its calls."""
+
+    def __init__(self, db: asyncpg.Connection[asyncpg.Record]) -> None:
+        self._db = db
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls += 1
+        return getattr(self._db, name)
+
+
+async def test_renewal_of_one_node_delays_those_of_others_by_few_round_trips(server: Postgres, schema: str) -> None:
+    """Each call waits for the event loop of its node, while the row of the leases is locked."""
+    async with opened(server, schema) as store:
+        await store.hold("n2", MINUTE_MS, {"c": Hold(b"3")})
+        db = await asyncpg.connect(server.url)
+        for values in ({}, {"a": Hold(b"1"), "b": Hold(b"2")}, {"a": None, "b": Hold(b"4")}):
+            counted = Counted(db)
+            async with db.transaction():
+                await renew(counted, schema, "n1", MINUTE_MS, values)  # type: ignore[arg-type]
+            assert counted.calls == 3
+        await db.close()
+        assert {name: (node, hold.value) for name, (node, hold) in (await store.holds("")).items()} == {
+            "b": ("n1", b"4"),
+            "c": ("n2", b"3"),
+        }
 
 
 async def test_name_of_notices_is_a_secret_of_the_schema(server: Postgres, schema: str) -> None:
