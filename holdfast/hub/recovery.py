@@ -44,15 +44,21 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], wri
     store, failed = runtime.store, ""
     if store.is_exclusive:
         await undo_imports(store)
+    names = await in_time(store.open_channels(), store.name)
+    current = await _current(runtime, [name for name in names if is_mine(name)])
     # one channel at a time: together they may be larger than memory
-    for channel in await in_time(store.open_channels(), store.name):
+    for channel in names:
         if runtime.nodes.is_leaving:
             return
         if not is_mine(channel):
             continue
         adopter = next((one for pattern, one in adopters if matches(pattern, channel)), None)
         try:
-            await _recover_channel(runtime, channel, adopter, writers)
+            if channel in current and _has_living_writers(runtime, channel):
+                await lose_turns(runtime.nodes, runtime.scheduler, channel)
+                runtime.scheduler.offer(channel)
+            else:
+                await _recover_channel(runtime, channel, adopter, writers)
         except Exception as error:
             if store.is_exclusive:
                 raise
@@ -62,6 +68,26 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], wri
             await runtime.nodes.renew()  # raises if the store fails for all channels
     if failed:
         raise StoreUnavailable(failed)
+
+
+async def _current(runtime: Runtime, names: Sequence[str]) -> frozenset[str]:
+    """Return those of the channels `names` that are in memory as they are in the store. Raises StoreUnavailable.
+
+    With thousands of streaming messages, a read of each channel in each round would cost more than their text.
+    """
+    live = [runtime.channels[name] for name in names if name in runtime.channels]
+    if runtime.store.is_exclusive or not live:
+        return frozenset()
+    heads = await in_time(runtime.store.heads([channel.name for channel in live]), runtime.store.name)
+    return frozenset(channel.name for channel, head in zip(live, heads, strict=True) if channel.is_at(head))
+
+
+def _has_living_writers(runtime: Runtime, name: str) -> bool:
+    """Return whether channel `name` is in memory, and the nodes of the writers of all its open messages live."""
+    channel = runtime.channels.get(name)
+    if channel is None or not channel.is_ready:
+        return False
+    return not any(_is_left(runtime, message) for message in channel.state.messages.values())
 
 
 async def _recover_channel(runtime: Runtime, channel: str, adopter: Adopter | None, writers: Writers) -> None:

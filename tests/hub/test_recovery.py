@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Any
 
-from holdfast.core.document import Stored
+from holdfast.core.document import Stored, restore
 from holdfast.core.errors import StoreUnavailable
-from holdfast.core.requests import AppendText, Caller
+from holdfast.core.ops import WriterIdentity
+from holdfast.core.requests import AppendText, Caller, CreateMessage
 from holdfast.hub import HubCore
 from holdfast.hub.nodes import NodeLease, responsible_node
 from holdfast.hub.writer import MessageWriter
@@ -34,6 +35,7 @@ class Shared(MemoryStore):
         super().__init__(now_ms=lambda: START_MS + int(asyncio.get_running_loop().time() * 1000) + self.ahead_ms)
         self.before: Callable[[str], Awaitable[Any]] | None = None  # called before a read of open documents
         self.after: Callable[[str], Awaitable[Any]] | None = None  # called once after it
+        self.late: Callable[[], Awaitable[Any]] | None = None  # called once before a read of the open channels
         self.notes_s = 0.0  # time that a read of notes takes
         self.renewal_s = 0.0  # time until a renewal is carried out
         self.refused = ""  # the node whose renewals fail
@@ -46,6 +48,12 @@ class Shared(MemoryStore):
             after, self.after = self.after, None
             await after(channel)
         return found
+
+    async def open_channels(self) -> list[str]:
+        if self.late is not None:
+            late, self.late = self.late, None
+            await late()
+        return await super().open_channels()
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         await asyncio.sleep(self.notes_s)
@@ -234,3 +242,58 @@ async def test_renewal_in_flight_does_not_revive_an_ended_lease() -> None:
     await lease.end()
     await renewal
     assert await store.living() == frozenset()
+
+
+@virtually
+async def test_regular_rounds_do_not_read_channels_in_memory_whose_writers_live() -> None:
+    store, reads = Shared(), list[str]()
+    here, other = await watching(store), await watching(store, 2)
+    names = [f"c{n}" for n in range(10)]
+    for name in names:
+        await here.message(name, id="m").open()
+        await other.message(name, id="n").open()
+    await asyncio.sleep(2)  # notices have moved both
+
+    async def note(channel: str) -> None:
+        reads.append(channel)
+
+    store.before = note
+    for _ in range(13):  # two rounds
+        await asyncio.sleep(10)
+        for hub in (here, other):
+            for name in names:
+                await hub.read(name, "m")  # keeps the channel in memory
+    assert reads == []
+    await here.close()
+    await other.close()
+
+
+@virtually
+async def test_recovery_reads_a_channel_in_memory_that_is_behind_the_store() -> None:
+    store = Shared()
+    here, other, gone = await watching(store), new_hub(store, 2), new_hub(store, 3)
+    channel = next(name for name in map(str, range(99)) if responsible_node(name, (here.node, other.node)) == here.node)
+    await here.message(channel, id="m").open()
+    await gone.message("left", id="m").open()
+    await other.start()  # it recovers nothing for one term
+    await asyncio.sleep(2)
+    began = asyncio.Event()
+
+    async def store_late() -> None:
+        began.set()
+        create = CreateMessage(role="assistant", text="late", status="streaming")
+        writer = WriterIdentity(by=None, node=gone.node)
+        await other.ask(channel, "late", create, Caller(writer=writer, is_server=True))
+
+    async def lose(_: object) -> None:
+        """Send no notices."""
+
+    store.notify = lose  # type: ignore[method-assign]
+    store.late = store_late
+    await gone.close()
+    await began.wait()
+    await asyncio.sleep(0.5)
+    assert restore((await store.messages(channel, ["late"]))[1]["late"]).status == "interrupted"
+    assert await status(here, channel) == "streaming"
+    await here.close()
+    await other.close()
