@@ -44,7 +44,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Notice]).decode
 
 OnNotice = Callable[[Notice | None], None]
-_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, HoldfastError)
+_FAILURES = (
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    *(OSError, TimeoutError, HoldfastError),
+)
 
 
 def payloads_of(notices: Sequence[Notice]) -> Iterator[str]:

@@ -130,7 +130,11 @@ class PostgresServer:
             raise late(
                 f"the pooler before {where} refused the connection ({_reason(error)}); check its settings"
             ) from error
-        except (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
+        except (
+            asyncpg.PostgresConnectionError,
+            asyncpg.OperatorInterventionError,
+            asyncpg.InternalClientError,  # the driver has received the error of the server, and not the end
+        ) as error:
             raise late(f"{where} ended the connection ({_reason(error)}); check that the server runs") from error
         except asyncpg.DiskFullError as error:
             raise StoreUnavailable(f"the disk of {where} is full ({_reason(error)}); free space on it") from error

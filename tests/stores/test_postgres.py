@@ -311,6 +311,32 @@ async def test_a_lost_connection_loses_no_text_and_is_replaced(server: Postgres,
         assert await store.tidy(MINUTE_MS) == [("c", "m2")]
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_call_in_each_moment_of_the_end_of_a_connection_is_unavailable(
+    server: Postgres, schema: str, steps: int
+) -> None:
+    """The error of the server arrives first, then the end of the connection. In between the driver takes no call."""
+    async with opened(server, schema) as store:
+        is_listening = asyncio.Event()
+        store.listen(lambda _: is_listening.set())
+        async with asyncio.timeout(20):
+            await is_listening.wait()
+        chat = Chat(store)
+        await chat.do(create("m1", "a"))
+        await head_of(store, "c")
+        for call in (
+            lambda: store.notify([Notice("moved", "c", b"1")]),
+            lambda: chat.do(create("m2", "b")),
+            lambda: head_of(store, "c"),
+        ):
+            _end_sessions(server)  # meanwhile the event loop stands still
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            with suppress(StoreUnavailable):
+                await call()
+        assert await head_of(store, "c")
+
+
 async def test_cancelled_read_of_a_lost_connection_is_cancelled(server: Postgres, store: PostgresStore) -> None:
     with pytest.raises(asyncio.CancelledError):
         async with store._pooled():
