@@ -30,6 +30,7 @@ logger = logging.getLogger("holdfast.hub")
 TERM_MS = 4_000  # length of the lease of a node
 RENEW_S = 1.0  # time between two renewals
 RENEW_TIMEOUT_S = 2.0  # a renewal without a response for this long is sent again
+FIRST_TIMEOUT_S = 10.0  # the same for the first one, which keeps no lease: a process that starts would end
 ROUND_S = 60.0  # time between two recoveries; a commit of a dead node may be stored late
 
 IsMine = Callable[[str], bool]  # returns whether this node recovers a channel
@@ -190,13 +191,14 @@ class NodeLease:
         async with self._renewing:
             if self._is_over:
                 return
+            timeout_s = FIRST_TIMEOUT_S if self.renewal is None else RENEW_TIMEOUT_S
             try:
-                async with asyncio.timeout(RENEW_TIMEOUT_S):
+                async with asyncio.timeout(timeout_s):
                     if await self._send():
                         await self._send()
             except TimeoutError:
                 raise StoreUnavailable(
-                    f"store {self._store.name!r} did not renew the lease of this node within {RENEW_TIMEOUT_S:g} s; "
+                    f"store {self._store.name!r} did not renew the lease of this node within {timeout_s:g} s; "
                     "check its load and the network"
                 ) from None
 

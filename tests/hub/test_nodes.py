@@ -5,6 +5,7 @@ Layer: tests.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 import pytest
@@ -15,6 +16,7 @@ from holdfast.hub.nodes import TERM_MS, IsMine, NodeLease, responsible_node
 from holdfast.hub.shared_presence import HOLD_BYTES
 from holdfast.stores.base import Hold, Renewal
 from holdfast.stores.memory import MemoryStore
+from tests.virtual import virtually
 
 
 class FailingStore(MemoryStore):
@@ -22,8 +24,10 @@ class FailingStore(MemoryStore):
 
     is_down = False
     limit_bytes = 1 << 30  # a call with more is too slow
+    takes_s = 0.0
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
+        await asyncio.sleep(self.takes_s)
         if self.is_down or sum(len(hold.value) for hold in values.values() if hold) > self.limit_bytes:
             raise StoreUnavailable("the store is down")
         return await super().hold(node, term_ms, values)
@@ -198,3 +202,16 @@ async def test_exclusive_store_has_no_other_living_node() -> None:
     cluster = Cluster(is_exclusive=True)
     here = await cluster.node("a")
     assert (here.is_gone("b"), here.is_gone("a"), here.renewal) == (True, False, None)
+
+
+@virtually
+async def test_first_lease_may_take_ten_seconds_and_a_renewal_two() -> None:
+    cluster = Cluster()
+    cluster.store.takes_s = 9.0
+    node = await cluster.node("n1")
+    assert node.renewal is not None
+    with pytest.raises(StoreUnavailable, match="within 2 s"):
+        await node.renew()
+    cluster.store.takes_s = 11.0
+    with pytest.raises(StoreUnavailable, match="within 10 s"):
+        await cluster.node("n2")
