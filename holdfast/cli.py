@@ -109,7 +109,7 @@ def main() -> None:
 @click.option(
     "--backup-dir",
     default=None,
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),  # it may not exist yet: a disk that is mounted later
     help="Folder for backups of the store at regular times.",
 )
 @click.option(

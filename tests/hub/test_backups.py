@@ -189,6 +189,12 @@ def test_options_without_a_folder_are_refused() -> None:
     assert "--backup-every and --backup-keep need --backup-dir" in ran.output
 
 
+def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ran = CliRunner().invoke(main, ["serve", "--backup-dir", str(tmp_path / "file"), "--port", "0", "--app", "none:x"])
+    assert (ran.exit_code, "Invalid value for '--backup-dir'" in ran.output) == (2, True), ran.output
+
+
 @pytest.mark.parametrize("is_copied", [False, True], ids=["command", "copy"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["clean", "killed"])
 async def test_fifty_viewers_with_old_cursors_show_exactly_the_restored_store(
