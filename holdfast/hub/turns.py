@@ -170,7 +170,7 @@ class TurnScheduler:
         """Update the turns of the messages `keys` of `channel`; None means all of them."""
         state = channel.state
         if keys is None:
-            keys = {*state.messages, *(turn.message_id for turn in self._turns.get(channel.name, ()))}
+            keys = dict.fromkeys((*state.messages, *(turn.message_id for turn in self._turns.get(channel.name, ()))))
         is_changed = False
         for key in keys:
             if not key.startswith(COMMAND_MARK):

@@ -14,7 +14,7 @@ from holdfast.core.errors import NotFound
 from holdfast.core.model import Message
 from tests.agents.sources.provider import Provider
 
-PATIENCE_S = 5
+PATIENCE_S = 30
 SEEN_WITHIN_S = 1.0  # time within which a provider must see that a stream was stopped
 
 
