@@ -259,7 +259,9 @@ class EpochLog:
             known = self.claims.get((op.id, op.generation))
             if state != "taken" or known is None:
                 return "its turn is not taken"
-            is_right = op == replace(known, confirmed=1 + known.confirmed, at_ms=op.at_ms)
+            # a node confirms its claim, whose outcome it did not learn, perhaps for another of its agents
+            by = op.by if op.node is not None else known.by
+            is_right = op == replace(known, by=by, confirmed=1 + known.confirmed, at_ms=op.at_ms)
             return None if is_right and op.generation == generation else f"it confirms {known}"
         is_next = op.generation == (generation + 1 if op.state == "taken" else generation)
         # The first attempt of a later round: a handler of a deleted message with this id may still end a lower one.
