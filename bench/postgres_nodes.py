@@ -36,6 +36,7 @@ from bench.tokens import known_text, summary
 from chaos.postgres_server import Postgres, running_postgres
 
 _TIMEOUT_S = 60.0
+_BEGIN_S = 180.0  # for 10,000 messages at two processes on one core
 _WAYS = ("NOTIFY", "a bus")
 _CONNECTIONS = "300"  # of PostgreSQL, whose default of 100 is too low for 32 nodes
 _STREAMS = 64  # conversations while nodes listen
@@ -86,7 +87,7 @@ def run(options: Options) -> Iterator[Row]:
 
 def needs(options: Options) -> Needs:
     return Needs(
-        seconds=100 if options.is_quick else 520 if options.is_long else 210,
+        seconds=100 if options.is_quick else 640 if options.is_long else 210,
         files=_files(_sizes(options)),
         disk_mb=1_000,
         packages=(*SERVER, "asyncpg", "redis"),
@@ -276,7 +277,7 @@ def _of_channels(url: str, postgres: Postgres, count: int, sizes: Sizes) -> _Cos
         for writer, group in zip(writers, groups, strict=True):
             writer.send("begin", channels=group.channels)
         for writer in writers:
-            writer.read(timeout_s=_TIMEOUT_S)
+            writer.read(timeout_s=_BEGIN_S)
         for group in groups:
             _await_first_tokens(group)
         groups[0].load.request("pass", seconds=_SETTLE_S)
