@@ -82,14 +82,18 @@ class Questions:
     def unsettled(self, question: Question, messages: Mapping[str, Json]) -> str | None:
         """Return the replies that the end of the turn still lacks."""
         answers = self.answers(question, messages)
-        streaming = [one["id"] for one in answers if one["status"] == "streaming"]
+        streaming = [one for one in answers if one["status"] == "streaming"]
         if streaming:
-            return f"{streaming} still stream, for {question.id}"
+            return f"{[self._progress(one) for one in streaming]} still stream, for {question.id}"
         if answers and answers[-1]["status"] != "interrupted":
             return None
         if self.is_cancelled(question):
             return None
         return f"{question.id} is left with {[one['status'] for one in answers] or 'no answer'}"
+
+    def _progress(self, answer: Json) -> str:
+        pieces = Script(self.seed, answer["id"], steps=self.steps).pieces(_text(answer))
+        return f"{answer['id']} of {answer.get('author')} with {pieces[-1] if pieces else 'no piece'}"
 
     def wrong(self, question: Question, messages: Mapping[str, Json]) -> str | None:
         """Return the fault in the answers, whether the question is settled or not."""

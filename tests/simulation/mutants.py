@@ -9,6 +9,7 @@ mutant that became impossible goes; a new kind of mistake that passed all tests 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -577,8 +578,8 @@ def a_member_leaves_without_grace(patch: pytest.MonkeyPatch) -> None:
 def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     """The cursor of each batch is that of the channel."""
 
-    def ephemeral_since(self: Channel, position: int) -> EncodedBatch:
-        return EncodedBatch(self.name, str(self.state.cursor), self.presence_state.since(position))
+    def ephemeral_since(self: Channel, position: int, attached_s: float) -> EncodedBatch:
+        return EncodedBatch(self.name, str(self.state.cursor), self.presence_state.since(position, attached_s))
 
     patch.setattr(Channel, "ephemeral_since", ephemeral_since)
 
@@ -852,9 +853,9 @@ def a_kept_append_outlives_its_state(patch: pytest.MonkeyPatch) -> None:
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
     """Each signal is small."""
 
-    def signal(self: PresenceState, signal: Signal) -> None:
+    def signal(self: PresenceState, signal: Signal, sent_s: float = math.inf) -> None:
         self.position += 1
-        self._signals.append((self.position, signal, 0))
+        self._signals.append((self.position, signal, 0, sent_s))
         self._changed()
 
     patch.setattr(PresenceState, "signal", signal)
