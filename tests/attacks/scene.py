@@ -303,7 +303,8 @@ async def introduces_itself(one: Scene, client: str, address: str = "127.0.0.1",
                 await reader.readuntil(b'{"type":"ok","ref":1')
             finally:
                 writer.transport.abort()
-    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        print(f"{client} did not get in: {error!r}")  # for the report of a failed test
         return False
     return True
 

@@ -112,7 +112,8 @@ async def good_clients(one: Scene, count: int = 20) -> int:
         try:
             async with SseViewer("127.0.0.1", one.port, "bystander", headers=headers) as viewer:
                 await viewer.until_attached(5.0)
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError) as error:
+            print(f"good-{number} did not get in: {error!r}")  # for the report of a failed test
             return False
         return viewer.checker.violations == []
 
