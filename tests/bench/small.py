@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from bench import (
     answer,
     appends,
@@ -35,7 +37,7 @@ from bench.peers.load import peer_load
 from bench.peers.xadd import xadd
 from bench.proc import Child
 
-__all__ = ["APPENDS", "MOMENTS", "in_the_middle", "run"]
+__all__ = ["APPENDS", "MOMENTS", "expect_other_texts", "in_the_middle", "request_longer_texts", "run"]
 
 MOMENTS = {
     "client": "capture",
@@ -75,6 +77,36 @@ def run(name: str, options: Options) -> list[Row]:
         "soak": lambda: soak.soak(options, seconds=1.0, live=2, lasts_s=(0.1, 0.3), idle_s=0.1, old=2),
     }
     return list(attempt(name, runs[name]))
+
+
+def expect_other_texts(patch: pytest.MonkeyPatch) -> None:
+    """Have load clients compare their views with texts that were not sent."""
+
+    def lie(fields: dict[str, Any]) -> None:
+        fields["sent"] = {channel: message | {"sha256": "0"} for channel, message in fields["sent"].items()}
+
+    _change_requests(patch, "compare", lie)
+
+
+def request_longer_texts(patch: pytest.MonkeyPatch) -> None:
+    """Have the producers of a soak write longer texts than its viewers expect."""
+
+    def prolong(fields: dict[str, Any]) -> None:
+        fields["planned"] = fields["planned"] | {"lasts_s": (0.8, 0.9)}
+
+    _change_requests(patch, "soak", prolong)
+
+
+def _change_requests(patch: pytest.MonkeyPatch, kind: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the fields of each request to a child that does `kind`."""
+    send = Child.send
+
+    def changed(self: Child, do: str, /, **fields: Any) -> None:
+        if do == kind:
+            change(fields)
+        send(self, do, **fields)
+
+    patch.setattr(Child, "send", changed)
 
 
 def _appends_to_redis(directory: Path) -> Iterator[Row]:

@@ -28,6 +28,7 @@ from bench.common import Options, Row, Served, Void, attempt, check, load_client
 from bench.lateness import Lateness
 from bench.proc import BenchError, Child
 from tests.bench import small
+from tests.bench.small import expect_other_texts, request_longer_texts
 from tests.bench.test_peers import needs_redis_client
 
 ROOT = Path(__file__).parents[2]
@@ -211,14 +212,7 @@ def test_void_run_reports_lateness_and_load_of_its_clients() -> None:
 
 @pytest.mark.parametrize("name", ["fanout", "conversations", "slow", "storm", "burst"])
 def test_void_row_reports_the_observations(name: str, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    send = Child.send
-
-    def lie(self: Child, do: str, /, **fields: Any) -> None:
-        if do == "compare":
-            fields["sent"] = {channel: message | {"sha256": "0"} for channel, message in fields["sent"].items()}
-        send(self, do, **fields)
-
-    monkeypatch.setattr(Child, "send", lie)
+    expect_other_texts(monkeypatch)
     row = only(small.run(name, options))
     assert row.measured == "VOID"
     assert "producers were late by " in row.note
@@ -226,14 +220,7 @@ def test_void_row_reports_the_observations(name: str, options: Options, monkeypa
 
 
 def test_void_soak_reports_the_observations(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    send = Child.send
-
-    def request_longer_texts(self: Child, do: str, /, **fields: Any) -> None:
-        if do == "soak":
-            fields["planned"] = fields["planned"] | {"lasts_s": (0.8, 0.9)}
-        send(self, do, **fields)
-
-    monkeypatch.setattr(Child, "send", request_longer_texts)
+    request_longer_texts(monkeypatch)
     row = only(list(attempt("soak", lambda: soak.soak(options, seconds=3.0, live=2, lasts_s=(0.1, 0.2), old=2))))
     assert row.measured == "VOID"
     assert "the view has text that was not written" in row.note

@@ -46,7 +46,7 @@ from bench.peers.viewers import TextChecker, open_session
 from bench.peers.xadd import xadd
 from bench.proc import CLIENT_CORE, BenchError, Child, tree
 from bench.tokens import token
-from tests.bench.small import APPENDS, in_the_middle
+from tests.bench.small import APPENDS, expect_other_texts, in_the_middle
 
 PATIENCE_S = 10.0
 KINDS = ("centrifugo-sse", "centrifugo-ws", "nchan-sse", "nchan-ws", "nchan-ws-meta", "socketio", "xadd-sse")
@@ -534,14 +534,7 @@ def test_appends_have_no_figure_when_a_side_dies(victim: str, tmp_path: Path) ->
 
 
 def test_void_row_beside_peers_reports_the_observations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    send = Child.send
-
-    def lie(self: Child, do: str, /, **fields: Any) -> None:
-        if do == "compare":
-            fields["sent"] = {channel: message | {"sha256": "0"} for channel, message in fields["sent"].items()}
-        send(self, do, **fields)
-
-    monkeypatch.setattr(Child, "send", lie)
+    expect_other_texts(monkeypatch)
     sizes = dataclasses.replace(TINY, pages=0, idle=(1, 2))
     rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
     void = [row for row in rows if row.what.strip().startswith("2 × 2")]

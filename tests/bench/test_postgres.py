@@ -25,6 +25,7 @@ from bench.postgres_nodes import Meter
 from bench.postgres_soak import _Sample
 from bench.proc import BenchError, Child
 from tests.bench import small
+from tests.bench.small import expect_other_texts, request_longer_texts
 from tests.bench.test_failures import only
 from tests.bench.test_rows import figure, verdicts
 from tests.postgres import Postgres, needs_postgres, running_postgres
@@ -236,14 +237,7 @@ def test_overloaded_load_client_gives_no_figure(name: str, postgres: Postgres, m
 
 @pytest.mark.parametrize("name", COMPARED)
 def test_wrong_text_voids_the_run(name: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    send = Child.send
-
-    def lie(self: Child, do: str, /, **fields: Any) -> None:
-        if do == "compare":
-            fields["sent"] = {channel: message | {"sha256": "0"} for channel, message in fields["sent"].items()}
-        send(self, do, **fields)
-
-    monkeypatch.setattr(Child, "send", lie)
+    expect_other_texts(monkeypatch)
     row = only(rows_of(name, postgres))
     assert row.measured == "VOID"
     assert "producers were late by " in row.note
@@ -251,14 +245,7 @@ def test_wrong_text_voids_the_run(name: str, postgres: Postgres, monkeypatch: py
 
 @needs_postgres
 def test_soak_with_another_text_is_void(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    send = Child.send
-
-    def request_longer_texts(self: Child, do: str, /, **fields: Any) -> None:
-        if do == "soak":
-            fields["planned"] = fields["planned"] | {"lasts_s": (0.8, 0.9)}
-        send(self, do, **fields)
-
-    monkeypatch.setattr(Child, "send", request_longer_texts)
+    request_longer_texts(monkeypatch)
     row = only(rows_of("soak", postgres))
     assert "the view has text that was not written" in row.note
     assert row.measured == "VOID"

@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import asyncpg
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from chaos.processes import free_port
 from holdfast import Hub, Retention, archiving
@@ -43,10 +40,11 @@ from holdfast.stores.base import (
 from holdfast.stores.postgres import READERS, PostgresStore
 from holdfast.stores.postgres_holds import renew
 from holdfast.stores.postgres_server import PostgresServer
-from holdfast.testing import FaultProxy, RetentionContract, StoreContract
-from holdfast.testing.contract import MINUTE_MS, Chat, append, check_fold, create, finish, texts
+from holdfast.testing import FaultProxy
+from holdfast.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.stores.two import Two, TwoContract
 
 pytestmark = needs_postgres
 
@@ -80,63 +78,11 @@ async def opened(server: Postgres, schema: str) -> AsyncIterator[PostgresStore]:
         await store.close()
 
 
-class Two:
-    """Two instances on one store, which is a `Store`: each call uses one of them, often that of the call before."""
-
-    name, is_exclusive = PostgresStore.name, PostgresStore.is_exclusive
-
-    def __init__(self, *stores: PostgresStore) -> None:
-        self.stores = stores
-        self._draw = Random(1)
-        self._current = stores[0]
-
-    def __getattr__(self, name: str) -> Any:
-        if self._draw.random() < 0.4:
-            self._current = self._draw.choice(self.stores)
-        return getattr(self._current, name)
-
-    async def open(self) -> None:
-        for store in self.stores:
-            await store.open()
-
-    async def close(self) -> None:
-        for store in self.stores:
-            await store.close()
-
-    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
-        self.stores[0].listen(on_notice)
-
-    async def notify(self, notices: Sequence[Notice]) -> None:
-        await self.stores[0].notify(notices)
-
-    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
-        return sorted({due for store in self.stores for due in await store.tidy(now_ms)})
-
-    def stats(self) -> dict[str, int]:
-        counts = [store.stats() for store in self.stores]
-        return {name: sum(one[name] for one in counts) for name in counts[0]}
-
-
-class TestPostgresStore(StoreContract, RetentionContract):
+class TestPostgresStore(TwoContract):
     @pytest.fixture
     async def store(self, server: Postgres, schema: str) -> AsyncIterator[Store]:
         async with opened(server, schema) as first, opened(server, schema) as second:
             yield Two(first, second)
-
-    @pytest.fixture
-    async def other(self, store: Store) -> Store:
-        assert isinstance(store, Two)
-        return store.stores[1]
-
-    # Fewer examples than for other stores, because each act is a round trip.
-    @settings(
-        max_examples=20,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
-    @given(st.data())
-    async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
-        await check_fold(store, data)
 
 
 async def test_long_tails_move_to_rows_of_their_own_and_leave_with_their_documents(

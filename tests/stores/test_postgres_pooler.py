@@ -10,20 +10,17 @@ from itertools import count
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from holdfast import Hub
 from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.stores import open_url
 from holdfast.stores.base import Committed, Store, StoreReplaced
 from holdfast.stores.postgres import PostgresStore
-from holdfast.testing import RetentionContract, StoreContract
-from holdfast.testing.contract import Chat, append, check_fold, create
+from holdfast.testing.contract import Chat, append, create
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.postgres import Postgres, needs_postgres, running_postgres
-from tests.stores.test_postgres import Two
+from tests.stores.two import Two, TwoContract
 
 pytestmark = [needs_postgres, needs_pgbouncer]
 
@@ -59,28 +56,13 @@ async def opened(url: str) -> AsyncIterator[PostgresStore]:
         await store.close()
 
 
-class TestPooledPostgresStore(StoreContract, RetentionContract):
+class TestPooledPostgresStore(TwoContract):
     sends_notices = False
 
     @pytest.fixture
     async def store(self, url: str) -> AsyncIterator[Store]:
         async with opened(url) as first, opened(url) as second:
             yield Two(first, second)
-
-    @pytest.fixture
-    async def other(self, store: Store) -> Store:
-        assert isinstance(store, Two)
-        return store.stores[1]
-
-    # Fewer examples than for other stores, because each act is several round trips.
-    @settings(
-        max_examples=10,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
-    @given(st.data())
-    async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
-        await check_fold(store, data)
 
 
 async def test_viewers_behind_a_pooler_see_the_text_of_another_node_by_reads_and_the_log_says_so(

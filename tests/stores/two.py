@@ -1,0 +1,72 @@
+"""The contracts of stores, run by two instances on one PostgreSQL store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from holdfast.stores.base import Notice, Store
+from holdfast.stores.postgres import PostgresStore
+from holdfast.testing import RetentionContract, StoreContract
+from holdfast.testing.contract import check_fold
+
+
+class Two:
+    """Two instances on one store, which is a `Store`: each call uses one of them, often that of the call before."""
+
+    name, is_exclusive = PostgresStore.name, PostgresStore.is_exclusive
+
+    def __init__(self, *stores: PostgresStore) -> None:
+        self.stores = stores
+        self._draw = Random(1)
+        self._current = stores[0]
+
+    def __getattr__(self, name: str) -> Any:
+        if self._draw.random() < 0.4:
+            self._current = self._draw.choice(self.stores)
+        return getattr(self._current, name)
+
+    async def open(self) -> None:
+        for store in self.stores:
+            await store.open()
+
+    async def close(self) -> None:
+        for store in self.stores:
+            await store.close()
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        self.stores[0].listen(on_notice)
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        await self.stores[0].notify(notices)
+
+    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        return sorted({due for store in self.stores for due in await store.tidy(now_ms)})
+
+    def stats(self) -> dict[str, int]:
+        counts = [store.stats() for store in self.stores]
+        return {name: sum(one[name] for one in counts) for name in counts[0]}
+
+
+class TwoContract(StoreContract, RetentionContract):
+    """The contracts of a `store` that is `Two`."""
+
+    @pytest.fixture
+    async def other(self, store: Store) -> Store:
+        assert isinstance(store, Two)
+        return store.stores[1]
+
+    # Fewer examples than for other stores, because each act is a round trip.
+    @settings(
+        max_examples=20,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    @given(st.data())
+    async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
+        await check_fold(store, data)
