@@ -196,6 +196,7 @@ class Viewer:
                 async with asyncio.timeout(POLL_S + self.watching.silence_s):
                     await self._poll(wait_s)
                 wait_s = POLL_S
+                await asyncio.sleep(self.watching.flush_ms / 1_000)  # other transports get batches of this length
                 continue
             wait_s = 0  # after a failure, the next poll returns at once
             await asyncio.sleep(self._random.uniform(0.02, 0.3))  # before it polls again

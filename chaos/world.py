@@ -39,6 +39,7 @@ __all__ = ["Failure", "Scale", "World"]
 Json = dict[str, Any]
 PATIENCE_S = 30.0
 LOOK_S = 0.2  # a dead process is noticed within this time
+LOOK_PAUSE = 4  # length of the pause after a look, in times the length of the look
 STORY_LINES = 40
 LOG_CHARACTERS = 3_000
 
@@ -264,11 +265,17 @@ class World:
     async def until(self, predicate: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until `predicate()` holds. Raises Failure after `timeout_s`, and at once if a rule is broken."""
         deadline_s = time.monotonic() + timeout_s
-        while not predicate():
+        while True:
+            begun_s = time.monotonic()
+            if predicate():
+                return
             self.check()
-            if time.monotonic() > deadline_s:
+            ended_s = time.monotonic()
+            if ended_s > deadline_s:
                 raise Failure(f"waited {timeout_s:.0f} s for {what}")
             self.news.clear()
+            # With hundreds of viewers a look takes milliseconds, and each event of each viewer is news.
+            await asyncio.sleep(LOOK_PAUSE * (ended_s - begun_s))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self.news.wait()

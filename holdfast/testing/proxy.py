@@ -300,13 +300,13 @@ async def _pump(source: socket.socket, target: socket.socket, way: _Way) -> None
 async def _send(target: socket.socket, data: bytes, way: _Way) -> None:
     rest = memoryview(data)
     while rest:
-        await _writable(target)
         if not way.open.is_set():
             await way.open.wait()
             continue
         try:
             sent = target.send(rest[: way.limit(len(rest))])
         except BlockingIOError:
+            await _writable(target)
             continue
         rest = rest[sent:]
         if way.passed(sent):
