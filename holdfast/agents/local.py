@@ -62,7 +62,7 @@ class LocalAgent:
             running.stop(is_lost=state == "lost")
 
     async def _run(self, turn: AssignedTurn) -> None:
-        backend = LocalBackend(self._hub)
+        backend = LocalBackend(self._hub, turn.generation)
         key = (turn.channel, turn.message_id)
         try:
             message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
@@ -94,10 +94,11 @@ class LocalAgent:
 
 
 class LocalBackend:
-    """The hub in this process, as the backend of a turn."""
+    """The hub in this process, as the backend of an attempt at a turn."""
 
-    def __init__(self, hub: HubCore) -> None:
+    def __init__(self, hub: HubCore, attempt: int) -> None:
         self._hub = hub
+        self._attempt = attempt
 
     @property
     def is_shutting_down(self) -> bool:
@@ -119,11 +120,11 @@ class LocalBackend:
         meta: dict[str, Json],
     ) -> Writer:
         """Return the writer of a new answer (`Backend.write`)."""
-        return _agent_writer(
-            self._hub.message(
-                channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
-            )
+        writer = self._hub.message(
+            channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
         )
+        writer.attempt = self._attempt
+        return _agent_writer(writer)
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
         """Take over an interrupted answer (`Backend.take_over`)."""

@@ -218,7 +218,7 @@ class Running:
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
                 self._failure = "error"
         except HoldfastError as error:
-            if self._is_stopped and isinstance(error, Finished):
+            if self._is_stopped and isinstance(error, Finished | Fenced):
                 return
             logger.warning("turn of %s in %s failed: %s", self.message.id, self.channel, error, exc_info=error)
             self._failure = error.code

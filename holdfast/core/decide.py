@@ -22,7 +22,7 @@ from holdfast.core.decide_commands import (
     with_approval,
 )
 from holdfast.core.decide_leases import check_silent, renew_lease
-from holdfast.core.decide_turns import claim_turn, end_turn
+from holdfast.core.decide_turns import check_attempt, claim_turn, end_turn
 from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import (
     Deleted,
@@ -81,9 +81,11 @@ from holdfast.core.requests import (
 from holdfast.core.state import ChannelState
 
 
-def needs(key: str, request: Request) -> tuple[str, ...]:
+def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
     target = request.target if isinstance(request, SendCommand) else None
+    if caller.attempt is not None and isinstance(request, CreateMessage):
+        target = request.reply_to
     return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id later
 
 
@@ -179,6 +181,8 @@ def _create(
             raise IdConflict(f"message {message_id!r} exists and was created with other content; choose another id")
         return Decision(serial=known.created, generation=1)
     check_may_begin(state, caller)
+    if caller.attempt is not None and request.reply_to is not None:
+        check_attempt(state, request.reply_to, caller.attempt)
     if request.status == "interrupted":
         raise ForbiddenStatus("status 'interrupted' is set by the server only; create the message as 'streaming'")
     if request.status not in ("complete", "streaming"):

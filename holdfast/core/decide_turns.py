@@ -73,6 +73,20 @@ def _check_alone(state: Decidable, message: MessageState, lost: tuple[tuple[str,
             raise StillStreaming(f"message {other.id!r} is being answered: wait for the end of its turn")
 
 
+def check_attempt(state: Decidable, message_id: str, attempt: int) -> None:
+    """Raise Fenced if the turn of a message has another attempt by now.
+
+    The agent of this attempt may not know that yet, for example after its node was cut off from the store.
+    """
+    message = state.message(message_id)
+    claim = message.claim if message is not None else None
+    if claim is not None and claim.generation != attempt:
+        raise Fenced(
+            f"attempt {attempt} has lost the turn of message {message_id!r}; stop working on it",
+            generation=claim.generation,
+        )
+
+
 def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:
     """End the turn of `message`. Only the running attempt may do this.
 

@@ -201,6 +201,8 @@ class Caller(Struct, frozen=True, kw_only=True):
     brings_answer: bool = False  # the caller answers its user messages itself, so that they wait for no agent
     is_app: bool = False  # code in this process; the app itself checks the rights
     is_server: bool = False  # the hub itself; may interrupt and take over streaming messages
+    # the agent's attempt at the turn of the message that its new message answers; refused if there is a later attempt
+    attempt: int | None = None
 
 
 SERVER = Caller(is_server=True)  # the caller of the hub's own requests

@@ -66,12 +66,20 @@ class LeaseMonitor:
         self._submit = submit
         self._read = read
         self._spawn = spawn
+        self._is_closed = False
         # for each message with a lease: serial of its last entry when the term began
         self._last: dict[tuple[str, str], int] = {}
         # for each message: generation of its writer, and length of the lease in seconds
         self._leases: dict[tuple[str, str], tuple[int, float]] = {}
         # for each message the connection on which its writer was last seen, if known
         self._holders: dict[tuple[str, str], _Holder] = {}
+
+    def close(self) -> None:
+        """End no more leases of a store that no other hub has open, because the hub is shutting down.
+
+        The writers cannot reach it any more; their leases begin anew with its next start.
+        """
+        self._is_closed = self._read is None
 
     def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """Update the deadlines of the messages and commands `keys` of `channel`; None means all of them."""
@@ -139,6 +147,8 @@ class LeaseMonitor:
 
     def _lapse(self, channel: str, key: str) -> None:
         """End the lease, whose term has passed, unless another hub has received a request of the writer."""
+        if self._is_closed:
+            return
         lease = self._leases.get((channel, key))
         if lease is not None and self._read is not None:
             with suppress(RuntimeError):  # the hub is ending

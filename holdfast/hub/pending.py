@@ -63,7 +63,7 @@ class Waiting:
     ) -> None:
         self.channel = channel
         self.size_bytes = _size_of(request)
-        self.ids = needs(key, request)
+        self.ids = needs(key, request, caller)
         is_claim = isinstance(request, ClaimTurn) and not request.renews  # a renewal is no beginning
         self.is_beginning = is_claim or isinstance(request, CreateMessage)
         self._ask = Ask(key, request, caller, is_unclear=is_repeat)

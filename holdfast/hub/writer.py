@@ -67,6 +67,7 @@ class MessageWriter(OutgoingProperties):
         "_retry",
         "_trouble",
         "_waiters",
+        "attempt",
         "cancelled_as",
         "channel",
         "ids",
@@ -83,6 +84,8 @@ class MessageWriter(OutgoingProperties):
         self.ids: tuple[str, ...] = (message_id,)
         # status and reason of the message if its task is cancelled
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
+        # the attempt at a turn that this message answers; its creation is refused if the attempt has lost the turn
+        self.attempt: int | None = None
         self._hub = hub
         self._create = create
         self._author = author
@@ -204,7 +207,8 @@ class MessageWriter(OutgoingProperties):
     async def _created_or_ended(self, create: CreateMessage, *, is_repeat: bool) -> Result:
         """Store the beginning. If cancelled meanwhile, end the message as cancelled if it was created."""
         creating, done = result_later()
-        self._hub.submit(self.channel, self.id, create, self._caller, done, is_repeat=is_repeat)
+        caller = replace(self._caller, attempt=self.attempt)
+        self._hub.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:

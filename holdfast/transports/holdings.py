@@ -78,7 +78,7 @@ class Holdings:
         ):
             self._hub.runtime.leases.held(channel, message_id, self._socket)
             if self._is_broken:  # the request was still running when the socket broke
-                if not self._hub.viewing.is_cut_off:
+                if not self._hub.viewing.is_over:
                     self._hub.runtime.leases.broken(channel, message_id, self._socket, is_late=True)
                 return
             if self._written is None:
@@ -96,7 +96,7 @@ class Holdings:
             return
         for channel, member in present:
             self._hub.runtime.presence.leave(channel, member, self._socket)
-        if self._hub.viewing.is_cut_off:  # the hub has closed the socket, so its writers have not crashed
+        if self._hub.viewing.is_over:  # the hub has closed the socket, so its writers have not crashed
             return
         for channel, message_id in written:
             self._hub.runtime.leases.broken(channel, message_id, self._socket)

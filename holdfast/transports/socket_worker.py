@@ -225,6 +225,4 @@ class SocketWorkers:
         workers, self._workers = self._workers or {}, None
         if self._hub.is_running:
             for worker in workers.values():
-                self._hub.runtime.scheduler.unregister(
-                    worker, is_broken=True, keeps_leases=self._hub.viewing.is_cut_off
-                )
+                self._hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=self._hub.viewing.is_over)

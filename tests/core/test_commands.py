@@ -133,14 +133,14 @@ def test_invalid_name_id_or_target_of_a_command_is_refused(harness: LogHarness, 
 
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF, "!c"])
 def test_store_does_not_read_an_invalid_target(bad: str) -> None:
-    assert needs("!c", SendCommand(name="cancel", target=bad)) == ("!c",)
+    assert needs("!c", SendCommand(name="cancel", target=bad), Caller()) == ("!c",)
 
 
 def test_decision_about_a_command_reads_the_command_and_its_target() -> None:
-    assert needs("!c", SendCommand(name="cancel", target="m")) == ("!c", "m")
-    assert needs("!c", SendCommand(name="approve")) == ("!c",)
-    assert needs("!c", ReplyCommand()) == ("!c",)
-    assert needs("!c", SettleCommand()) == ("!c",)
+    assert needs("!c", SendCommand(name="cancel", target="m"), Caller()) == ("!c", "m")
+    assert needs("!c", SendCommand(name="approve"), Caller()) == ("!c",)
+    assert needs("!c", ReplyCommand(), Caller()) == ("!c",)
+    assert needs("!c", SettleCommand(), Caller()) == ("!c",)
 
 
 @pytest.mark.parametrize("name", ["cancel", "steer"])

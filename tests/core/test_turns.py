@@ -13,11 +13,12 @@ import pytest
 from msgspec.structs import replace
 
 from holdfast.core.catch_up import events_since
+from holdfast.core.decide import needs
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState
 from holdfast.core.ops import Claim, Create, Finish, Lease, WriterIdentity
-from holdfast.core.requests import Caller, ClaimTurn, EndTurn
+from holdfast.core.requests import Caller, ClaimTurn, CreateMessage, EndTurn
 from holdfast.core.state import ChannelState, apply_entry
 from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness, served_log
 from tests.core.worlds import fold
@@ -216,6 +217,25 @@ def test_repeated_claim_succeeds_if_its_result_was_lost(served: LogHarness) -> N
     served.create("between", text="x")
     again = served.claim("q", caller=AGENT)
     assert (again.ops, again.generation, again.serial) == ((), 1, 2)
+
+
+def test_answer_of_an_attempt_is_refused_once_the_turn_has_a_later_attempt(served: LogHarness) -> None:
+    first, second = replace(AGENT, attempt=1), replace(OTHER_NODE, attempt=2)
+    answer = CreateMessage(status="streaming", reply_to="q")
+    assert needs("a", answer, first) == ("a", "q")
+    assert needs("a", replace(answer, reply_to="no id\n"), first) == ("a",)
+    assert needs("a", answer, AGENT) == ("a",)
+    served.claim("q", caller=AGENT)
+    served.ask("a1", answer, first)
+    served.claim("q", 1, caller=OTHER_NODE)
+    assert served.ask("a1", answer, first).ops == ()  # the result of this request was lost
+    with pytest.raises(Fenced, match="attempt 1 has lost the turn of message 'q'; stop working on it") as refusal:
+        served.ask("a2", answer, first)
+    assert refusal.value.details == {"generation": 2}
+    served.ask("a3", answer, second)
+    served.end("q", 2, caller=OTHER_NODE)
+    assert served.ask("a4", answer, second).ops  # a handler may write another answer after the end of its turn
+    assert served.ask("a5", replace(answer, reply_to="gone"), first).ops
 
 
 @pytest.mark.parametrize("caller", [OTHER_NODE, REMOTE, replace(AGENT, id="other")])

@@ -226,6 +226,26 @@ async def test_lease_of_a_writer_that_does_not_return_expires_after_a_restart() 
 
 
 @virtually
+async def test_no_lease_ends_while_a_hub_drains_whose_store_no_other_hub_serves() -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    await begin(hub, 5.0)
+    hub.runtime.leases.held("c", "m", "socket")
+    hub.runtime.leases.broken("c", "m", "socket")
+    async with hub.message("other"):
+        hub.drain_s = 30.0
+        draining = asyncio.create_task(hub.drain())
+        await asyncio.sleep(20.0)
+        assert await status(hub) == STREAMING
+    await draining
+    await hub.close()
+    again = new_hub(store)
+    await again.ask("c", "m", AppendText(text="whole"), ANN)
+    assert await status(again) == STREAMING
+    await again.close()
+
+
+@virtually
 async def test_broken_socket_cuts_the_lease_to_three_seconds_and_a_reconnect_restores_it() -> None:
     hub = new_hub()
     await begin(hub)

@@ -18,7 +18,7 @@ from holdfast.app import Hub
 from holdfast.core import turns
 from holdfast.core.errors import StoreUnusable
 from holdfast.core.events import Signal
-from holdfast.core.ops import Claim
+from holdfast.core.ops import Claim, Create
 from holdfast.core.turns import ATTEMPTS
 from holdfast.hub import shared_turns
 from holdfast.stores.base import Changes, Committed, Conflict, Hold, Renewal, Write
@@ -227,6 +227,49 @@ async def test_node_whose_lease_has_expired_begins_no_turn_until_it_has_a_lease_
     assert await answered(here, "c", "q", 1.3) == ["complete"]
     assert begun == [1]
     await here.close()
+
+
+class Stalled(Shared):
+    """A store that stores no answer of the node `refused` until `is_free` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_free = asyncio.Event()
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        begun = [entry.op for write in writes for entry in write.entries if isinstance(entry.op, Create)]
+        if any(op.writer is not None and op.writer.node == self.refused for op in begun):
+            await self.is_free.wait()
+        return await super().commit(writes)
+
+
+@virtually
+async def test_node_that_was_cut_off_begins_no_answer_of_a_turn_that_it_has_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, may_reply = Stalled(), asyncio.Event()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+
+    @here.agent("*", name="bot")
+    async def bot(turn: Turn) -> None:
+        await may_reply.wait()
+        await answer(turn)
+
+    await started(here, there)
+    await say(here, "c", "q")
+    await asyncio.sleep(0.5)
+    store.refused = here.runtime.node
+    may_reply.set()
+    await asyncio.sleep(0.1)
+    there.agent("*", name="bot")(answer)
+    assert await answered(there, "c", "q", 9.0) == ["complete"]
+    store.is_free.set()
+    await asyncio.sleep(1.0)
+    assert [one.status for one in (await there.turn("c", "q")).answers] == ["complete"]
+    store.refused = ""
+    assert not [one for one in caplog.records if one.exc_info]
+    await here.close()
+    await there.close()
 
 
 class Late(Shared):

@@ -259,17 +259,17 @@ async def test_without_history_a_new_start_shows_streaming_messages_only(own_hub
     assert [event["message"]["id"] for event in events[1:]] == ["live"]
 
 
-@pytest.mark.parametrize("is_cut_off", [True, False])
+@pytest.mark.parametrize("reason", ["is_cut_off", "is_draining", None])
 @virtually
-async def test_writers_keep_their_leases_when_their_socket_was_closed_because_the_hub_is_cut_off(
-    is_cut_off: bool,
-) -> None:
+async def test_writers_keep_their_leases_when_the_hub_has_closed_their_socket(reason: str | None) -> None:
     hub = new_leasing_hub()
     await begin(hub)
     holdings = Holdings(hub, "socket", is_broken=False)
     holdings.note_request("c", "m", AppendText(text=""))
-    hub.viewing.is_cut_off = is_cut_off
+    if reason is not None:
+        setattr(hub.viewing, reason, True)
     holdings.release()
     await asyncio.sleep(BROKEN_S + 1)
-    assert await status(hub) == (STREAMING if is_cut_off else INTERRUPTED)
+    setattr(hub.viewing, reason or "is_draining", False)
+    assert await status(hub) == (STREAMING if reason is not None else INTERRUPTED)
     await hub.close()
