@@ -128,8 +128,8 @@ class Running:
         self._ending.set()
         if self._turn is not None:
             self._turn.is_cancelled = True
-            for reply in self._turn.replies:
-                reply.cancelled_as = ("cancelled", None)
+            for reply in self._turn.replies:  # no person has stopped the answer of an attempt that is lost
+                reply.cancelled_as = ("interrupted" if self._is_lost else "cancelled", None)
         if self._work is not None:
             self._work.cancel()
 

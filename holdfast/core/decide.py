@@ -45,7 +45,7 @@ from holdfast.core.errors import (
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import MessageState, PartState, part_bytes, utf8_len
 from holdfast.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, lone_surrogate, plain
-from holdfast.core.names import check_id, is_id
+from holdfast.core.names import check_id
 from holdfast.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, digest
 from holdfast.core.ownership import (
     check_generation,
@@ -79,14 +79,6 @@ from holdfast.core.requests import (
     UpdateMessage,
 )
 from holdfast.core.state import ChannelState
-
-
-def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
-    """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
-    target = request.target if isinstance(request, SendCommand) else None
-    if caller.attempt is not None and isinstance(request, CreateMessage):
-        target = request.reply_to
-    return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id later
 
 
 def decide(

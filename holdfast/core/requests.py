@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from holdfast.core.model import Json, Part, Role, Status
+from holdfast.core.names import is_id
 from holdfast.core.ops import WriterIdentity
 
 # Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
@@ -206,3 +207,11 @@ class Caller(Struct, frozen=True, kw_only=True):
 
 
 SERVER = Caller(is_server=True)  # the caller of the hub's own requests
+
+
+def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
+    """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
+    target = request.target if isinstance(request, SendCommand) else None
+    if caller.attempt is not None and isinstance(request, CreateMessage):
+        target = request.reply_to
+    return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id later

@@ -15,13 +15,12 @@ from typing import Protocol
 from msgspec import Struct
 
 from holdfast.core.catch_up import reply_to
-from holdfast.core.decide import needs
 from holdfast.core.decision import Decision
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import encode_json
 from holdfast.core.message_state import utf8_len
 from holdfast.core.ops import Append, Entry
-from holdfast.core.requests import Caller, ClaimTurn, CreateMessage, Request, SendCommand, UpdateMessage
+from holdfast.core.requests import Caller, ClaimTurn, CreateMessage, Request, SendCommand, UpdateMessage, needs
 from holdfast.hub.channel import Channel
 from holdfast.hub.results import Done, Result
 

@@ -56,7 +56,6 @@ class MessageWriter(OutgoingProperties):
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
     __slots__ = (  # with this many attributes, slots are faster than a `__dict__`
-        "_author",
         "_caller",
         "_create",
         "_has_gap",
@@ -88,7 +87,6 @@ class MessageWriter(OutgoingProperties):
         self.attempt: int | None = None
         self._hub = hub
         self._create = create
-        self._author = author
         self._caller: Caller = hub.caller(author)
         self._outgoing = Outgoing(message_id, hub.limits)
         self._outgoing.meta = dict(create.meta) if create is not None else {}
@@ -174,7 +172,7 @@ class MessageWriter(OutgoingProperties):
             self._hub.register_writer(self)
         else:
             await self._hub.start()
-            self._caller = self._hub.caller(self._author)
+            self._caller = self._hub.caller(self._caller.id)
             self._hub.register_writer(self)
             try:
                 result = await self._created(self._create)
@@ -201,11 +199,11 @@ class MessageWriter(OutgoingProperties):
                     raise
                 is_repeat = True
                 await asyncio.sleep(RETRY_S)
-                if self._hub.caller(self._author) != self._caller:  # the hub has begun another run
+                if self._hub.caller(self._caller.id) != self._caller:  # the hub has begun another run
                     raise
 
     async def _created_or_ended(self, create: CreateMessage, *, is_repeat: bool) -> Result:
-        """Store the beginning. If cancelled meanwhile, end the message as cancelled if it was created."""
+        """Store the beginning. If cancelled meanwhile, end the message if it was created."""
         creating, done = result_later()
         caller = replace(self._caller, attempt=self.attempt)
         self._hub.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
@@ -214,11 +212,12 @@ class MessageWriter(OutgoingProperties):
         except asyncio.CancelledError:
             await asyncio.wait([creating], timeout=PATIENCE_S)
             if creating.done() and creating.exception() is None and creating.result().created:
-                end = FinishMessage(status="cancelled", generation=1)
+                status, reason = self.cancelled_as
+                end = self._ask(FinishMessage(status=status, reason=reason, generation=1))  # type: ignore[arg-type]
                 with contextlib.suppress(
                     HoldfastError
                 ):  # leave the message open: the hub is shutting down, and its next start recovers the message
-                    await self._hub.ask(self.channel, self.id, end, self._caller)
+                    await self._hub.ask(self.channel, self.id, end.request, end.caller)
             raise
 
     async def __aenter__(self) -> Self:
@@ -417,4 +416,6 @@ class MessageWriter(OutgoingProperties):
             async with asyncio.timeout(LEAVING_S if self._hub.is_draining else PATIENCE_S):
                 await asyncio.shield(ending)
         except (HoldfastError, TimeoutError) as trouble:
+            if status == "interrupted" and isinstance(trouble, Finished | Fenced):
+                return  # another node has interrupted the message, or continues it
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, trouble)

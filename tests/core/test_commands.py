@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.decide import needs
 from holdfast.core.errors import (
     AlreadyAnswered,
     Deleted,
@@ -32,7 +31,7 @@ from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState
 from holdfast.core.model import Command as CommandSeen
 from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
-from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
+from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand, needs
 from holdfast.core.state import apply_entry
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness, served_log
 

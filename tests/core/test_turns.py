@@ -13,12 +13,11 @@ import pytest
 from msgspec.structs import replace
 
 from holdfast.core.catch_up import events_since
-from holdfast.core.decide import needs
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState
 from holdfast.core.ops import Claim, Create, Finish, Lease, WriterIdentity
-from holdfast.core.requests import Caller, ClaimTurn, CreateMessage, EndTurn
+from holdfast.core.requests import Caller, ClaimTurn, CreateMessage, EndTurn, needs
 from holdfast.core.state import ChannelState, apply_entry
 from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness, served_log
 from tests.core.worlds import fold

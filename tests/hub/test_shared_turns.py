@@ -272,6 +272,31 @@ async def test_node_that_was_cut_off_begins_no_answer_of_a_turn_that_it_has_lost
     await there.close()
 
 
+@virtually
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_answer_of_an_attempt_that_its_node_has_lost_is_interrupted_and_not_cancelled(has_begun: bool) -> None:
+    store = Stalled()
+    hub = new_hub(store, 1)
+
+    @hub.agent("*", name="bot")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(str(turn.attempt))
+            await asyncio.sleep(0.0 if turn.attempt == 2 else 60.0)
+
+    await started(hub)
+    if not has_begun:
+        store.refused = hub.runtime.node
+    await say(hub, "c", "q")
+    await asyncio.sleep(0.5)
+    store.refused = ""
+    ((_, turn),) = hub.runtime.scheduler.where(lambda _: True, "c")
+    hub.runtime.scheduler.lose("c", turn)
+    store.is_free.set()
+    assert await answered(hub, "c", "q", 3.0) == ["interrupted", "complete"]
+    await hub.close()
+
+
 class Late(Shared):
     """A store that is so slow while `is_slow` that the lease of the node ends before each of its claims is stored."""
 
