@@ -194,7 +194,11 @@ class HookRunner:
         if not (self._is_ready or self._is_standby):
             await self._nodes.renew()  # puts the hold
         held = await in_time(self._store.holds(self._hold_of("")), self._store.name)
-        nodes = [(int(hold.value), node) for name, (node, hold) in held.items() if name == self._hold_of(node)]
+        nodes = [
+            (int(hold.value), node)
+            for name, (node, hold) in held.items()
+            if name == self._hold_of(node) and hold.value.isdigit()  # else it is of another version of the hub
+        ]
         # a store that has started again has no holds until the nodes renew their leases
         return min(nodes)[1] == self._nodes.node if nodes else self._is_ready
 

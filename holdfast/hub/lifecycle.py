@@ -339,7 +339,7 @@ class Lifecycle:
 
     def _send_away(self, runtime: Runtime) -> None:
         """Disconnect all viewers; they reconnect to the next run of the hub, or to another hub."""
-        self.viewing.is_draining = True
+        self.viewing.drain()
         for callback in list(self.drain_callbacks):
             callback()
         runtime.wake_feeds()

@@ -52,7 +52,10 @@ class Viewing:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """Run a block that reads the store for a viewer. Raises StoreUnavailable when the hub is cut off."""
+        """Run a block that reads the store for a viewer. Raises StoreUnavailable when the hub is cut off.
+
+        Raises Draining if the hub begins to drain meanwhile: the read may last longer than the server's shutdown.
+        """
         if self.is_cut_off:
             raise self._no_response()
         try:
@@ -64,8 +67,14 @@ class Viewing:
                     self._reads.discard(limit)
         except TimeoutError:
             if limit.expired():
+                self.check()
                 raise self._no_response() from None
             raise
+
+    def drain(self) -> None:
+        """Note that the hub drains, and end the reads for viewers."""
+        self.is_draining = True
+        self._end_reads()
 
     async def watch(self, responded_s: Callable[[], float], wake_feeds: Callable[[], None]) -> None:
         """Disconnect the viewers whenever the store has not responded for a term, until this task is cancelled.
@@ -95,13 +104,16 @@ class Viewing:
         logger.warning(
             "store %r has not responded for %g s, so the hub disconnects its viewers", self._store_name, CUT_OFF_S
         )
+        self._end_reads()
+        for callback in self.on_cut_off:
+            callback()
+        wake_feeds()
+
+    def _end_reads(self) -> None:
         now_s = asyncio.get_running_loop().time()
         for limit in tuple(self._reads):
             if not limit.expired():
                 limit.reschedule(now_s)
-        for callback in self.on_cut_off:
-            callback()
-        wake_feeds()
 
     def _no_response(self) -> StoreUnavailable:
         return StoreUnavailable(

@@ -9,6 +9,7 @@ its settings, and no statement has a name.
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 import ssl
@@ -145,7 +146,9 @@ class PostgresServer:
             ) from error
         except asyncpg.InsufficientPrivilegeError as error:
             url = urlsplit(self._dsn)
-            role, database = unquote(url.username or "ROLE"), unquote(url.path[1:])
+            # what the URL does not name is what the driver takes in its place
+            role = unquote(url.username or "") or os.environ.get("PGUSER") or getpass.getuser()
+            database = unquote(url.path[1:]) or os.environ.get("PGDATABASE") or role
             if error.severity_en == "FATAL":  # of a connection
                 raise refused(
                     f"{where} refused the role ({_reason(error)}); as the owner of the database run: "

@@ -48,6 +48,7 @@ from holdfast.core.requests import (
 )
 from holdfast.hub.results import Result
 from holdfast.stores.base import CommitUnknown
+from holdfast.transports.refusals import refusals
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -179,7 +180,7 @@ def for_peers(error: HoldfastError) -> HoldfastError:
         logger.error("a request failed because of a mistake in this process: %s", error)
         return HoldfastError(error.detail)
     if isinstance(error, StoreUnavailable | StoreInUse | StoreUnusable):
-        logger.warning("a request failed because of the store: %s", error)
+        refusals.log_store(error)
         if isinstance(error, CommitUnknown):
             return StoreUnavailable(
                 "the server does not know whether the request was stored; send it again to find out"

@@ -2,8 +2,9 @@
 
 Layer: transports.
 
-Any peer can be refused as often as it likes, and a page that reconnects is. So each reason is logged once an hour, and
-at most ten reasons a minute; a line says how many requests were refused without one.
+Any peer can be refused as often as it likes, and a page that reconnects is. So each reason is logged once an hour (a
+store that is away, once a minute), and at most ten reasons a minute; a line says how many requests were refused without
+one.
 """
 
 from __future__ import annotations
@@ -57,16 +58,22 @@ class Refusals:
         if more is not None:
             logger.error("the verifier failed for a request of %s%s", _name(peer), more, exc_info=error)
 
-    def _more(self, reason: str, kind: str = "") -> str | None:
+    def log_store(self, error: HoldfastError) -> None:
+        """Log that a request failed because of the store, within the same limits: each code once a minute."""
+        more = self._more(f"store: {error.code}", repeat_s=PERIOD_S)
+        if more is not None:
+            logger.warning("a request failed because of the store: %s%s", error, more)
+
+    def _more(self, reason: str, kind: str = "", repeat_s: float = REPEAT_S) -> str | None:
         """Return the end of a log line about `reason`, and count it as logged; None if it must not be logged now.
 
-        Reasons of one `kind` are logged once a minute.
+        Reasons of one `kind` are logged once a minute; `repeat_s` is the least time between two lines with this reason.
         """
         now_s = self._now_s()
         if now_s - self._period_at_s >= PERIOD_S:
             self._period_at_s, self._lines = now_s, 0
         never_s = now_s - REPEAT_S
-        is_recent = now_s - self._logged_at_s.get(reason, never_s) < REPEAT_S
+        is_recent = now_s - self._logged_at_s.get(reason, never_s) < repeat_s
         if is_recent or now_s - self._logged_at_s.get(kind, never_s) < PERIOD_S or self._lines >= LINES:
             self._left_out += 1
             return None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import StoreUnavailable
+from holdfast.core.errors import Draining, StoreUnavailable
 from holdfast.hub import HubCore
 from holdfast.hub.nodes import TERM_MS
 from holdfast.hub.viewing import CUT_OFF_S, STEP_S
@@ -108,6 +108,23 @@ async def test_hub_cut_off_from_its_store_disconnects_its_viewers_and_serves_aga
         await watcher.take()
         await hub.update("c", "m", text=f"round {round_}")
         await watcher.until(lambda view, text=f"round {round_}": [one.text for one in view.messages()] == [text])  # type: ignore[misc]
+    await watcher.leave()
+    await hub.close()
+
+
+@virtually
+async def test_read_for_a_viewer_ends_when_the_hub_drains() -> None:
+    store = Remote()
+    hub = new_hub(store)
+    watcher = await watching(hub)
+    store.break_off("silent")
+    waiting = asyncio.ensure_future(hub.attach("d", None, wake=lambda: None))
+    await asyncio.sleep(0.1)
+    ending = asyncio.ensure_future(hub.drain())
+    with pytest.raises(Draining):
+        await asyncio.wait_for(waiting, 0.1)
+    store.respond()
+    await ending
     await watcher.leave()
     await hub.close()
 
