@@ -43,7 +43,8 @@ async def cluster(world: World) -> None:
     for number in range(world.scale.rounds):
         deck = deck or world.random.sample(faults, len(faults))
         fault = deck.pop()
-        attempts = 0 if fault in BUS_FAULTS else FURTHER_ATTEMPTS
+        # each node may be replaced, one after the other
+        attempts = 0 if fault in BUS_FAULTS else max(FURTHER_ATTEMPTS, len(servers.running))
         world.note(f"round {number}: {fault.__doc__}")
         ask = partial(stage.ask, further_attempts=attempts, may_fail=may_fail(fault, world.scale))
         for channel in conversation.channels:
