@@ -71,7 +71,7 @@ class LocalAgent:
             running = self._running[key] = Running(self._agent, backend, turn.channel, message, turn.generation)
             state = await running.run()
             if state is not None:
-                await self._end(turn, "cancelled" if state == "cancelled" else "done")
+                await self._end(turn, state)
         finally:
             self._running.pop(key, None)
             if not self._hub.is_draining and self._hub.is_running:

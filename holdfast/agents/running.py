@@ -13,7 +13,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from holdfast.agents.backend import Backend, Watch, Writer, find
 from holdfast.agents.ids import ANSWERS, reply_id, reply_ids
@@ -47,6 +47,7 @@ SHUTDOWN_S = 10.0  # time that a cancelled handler has to clean up
 WITHDRAWN: Json = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
 
 T = TypeVar("T")
+State = Literal["done", "cancelled"]  # how a turn ends
 Handler = Callable[[Turn], Awaitable[None]]
 
 
@@ -133,7 +134,7 @@ class Running:
         if self._work is not None:
             self._work.cancel()
 
-    async def run(self) -> str | None:
+    async def run(self) -> State | None:
         """Carry out the turn. Return how it ended, `done` or `cancelled`; None if another worker carries it out."""
         watch = await self._backend.watch(self.channel)
         try:
@@ -141,7 +142,7 @@ class Running:
         finally:
             watch.close()
 
-    async def _run(self, watch: Watch) -> str | None:
+    async def _run(self, watch: Watch) -> State | None:
         left = await patiently(lambda: self._after_crash(watch))
         turn = self._turn = Turn(
             self._backend,
@@ -163,7 +164,7 @@ class Running:
             return "done"
         return await self._work_on(watch, turn)
 
-    async def _work_on(self, watch: Watch, turn: Turn) -> str | None:
+    async def _work_on(self, watch: Watch, turn: Turn) -> State | None:
         """Run the handler until it ends or is stopped.
 
         Then end its answers, withdraw its questions and reply to the clients that stopped it.
@@ -220,6 +221,9 @@ class Running:
         except HoldfastError as error:
             if self._is_stopped and isinstance(error, Finished | Fenced):
                 return
+            if isinstance(error, Finished) and await self._is_interrupted(turn):
+                self._is_lost = True  # the turn waits for its next attempt, as after a crash
+                return
             logger.warning("turn of %s in %s failed: %s", self.message.id, self.channel, error, exc_info=error)
             self._failure = error.code
         except Exception as error:
@@ -227,6 +231,14 @@ class Running:
             self._failure = public_reason(error) or self._backend.reason_of(error) or "error"
         finally:
             limit.cancel()
+
+    async def _is_interrupted(self, turn: Turn) -> bool:
+        """Return whether the hub has interrupted the handler's answer: it had not heard of this process for a term."""
+        with contextlib.suppress(HoldfastError):
+            for reply in turn.begun[-1:]:
+                answer = await patiently(lambda id=reply.id: find(self._backend, self.channel, id))  # type: ignore[misc]
+                return answer is not None and answer.status == "interrupted"
+        return False
 
     def _time_out(self, turn: Turn) -> None:
         self._is_late = True

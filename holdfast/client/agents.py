@@ -128,8 +128,7 @@ class RemoteAgent:
     async def _turn(self, turn: ClaimedTurn) -> None:
         backend = RemoteBackend(self._client, self._agents, turn, debug=self._debug)
         running = Running(self._agent, backend, turn.channel, turn.message, turn.generation)
-        state = await running.run()
-        turn.outcome = "cancelled" if state == "cancelled" else "done"
+        turn.outcome = await running.run()
 
 
 class RemoteBackend:

@@ -193,7 +193,10 @@ class RemoteWorker:
             turn.end()
             if self._turns.get(key) is turn:
                 del self._turns[key]
-        await turn.done()
+        if turn.outcome is None:
+            logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)
+        else:
+            await turn.done()
 
     def _on_result(self, result: Outcome) -> None:
         """Handle the response to a request for work. After a temporary refusal, repeat the request later."""
@@ -227,7 +230,8 @@ class ClaimedTurn:
         self.lease_s = offer.lease_s
         # True: the hub is in development, so that reasons of failed answers name the exception
         self.is_development = offer.debug
-        self.outcome: Literal["done", "cancelled"] = "done"  # how the turn ends when the handler returns
+        # how the turn ends when the handler returns; None: with its lease, and then it waits for its next attempt
+        self.outcome: Literal["done", "cancelled"] | None = "done"
         self.is_lost = False  # True: the turn is over, or another worker has it; the handler is being cancelled
         self.task: asyncio.Task[None] | None = None
         self._link = link

@@ -123,10 +123,11 @@ class TurnScheduler:
             self.offer_all()
 
     def left(self, worker: Worker, assigned: AssignedTurn) -> None:
-        """Free the slot of a turn in this process, whose handler has ended."""
+        """Free the slot of a turn in this process, whose handler has ended. A turn without an end waits again."""
         turn = self._turn(assigned.channel, assigned.message_id)
         if turn is not None and turn.handler is worker:
-            self._handler_ended(assigned.channel, turn)
+            is_left = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
+            (self.lose if is_left else self._handler_ended)(assigned.channel, turn)
         self.freed(worker)
 
     def _handler_ended(self, channel: str, turn: OpenTurn) -> None:

@@ -20,6 +20,7 @@ from holdfast.client import ClaimedTurn, Client
 from holdfast.client.lease import SHORTEST_LEASE_S
 from holdfast.core.errors import HoldfastError
 from holdfast.core.model import Message
+from holdfast.core.requests import SERVER, FinishMessage
 from holdfast.core.turns import BUILT_IN_COMMANDS, CANCEL
 from holdfast.hub.identity import Identity
 from tests.agents.test_endings import Slow
@@ -537,6 +538,40 @@ async def test_answer_that_the_server_refuses_is_reported_as_failed() -> None:
             await hub.create("chat:1", text="?")
             await asyncio.sleep(30)
         assert await endings(hub) == [("bot", "", "failed", "forbidden")]
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+@virtually
+async def test_turn_whose_answer_the_hub_interrupts_gets_its_next_attempt(is_remote: bool) -> None:
+    """The hub had not heard of the process for a term, although the process and its handler run on."""
+    is_interrupted = asyncio.Event()
+    async with virtual_hub() as (hub, wire):
+        client = client_of(wire, client_id="bot")
+
+        async def bot(turn: Turn) -> None:
+            async with turn.reply() as message:
+                await message.append(f"attempt {turn.attempt}")
+                await message.flush()
+                if turn.attempt == 1:
+                    await is_interrupted.wait()
+                    await message.append("not stored")
+
+        if is_remote:
+            client.agent("chat:*")(bot)
+        else:
+            hub.agent("chat:*", name="bot")(bot)
+        async with working(client) if is_remote else contextlib.nullcontext():
+            await asyncio.sleep(1)
+            asked = await hub.create("chat:1", text="?")
+            await asyncio.sleep(1)
+            end = FinishMessage(status="interrupted", reason="writer_gone", generation=1)
+            await hub.ask("chat:1", reply_id(asked.id, 1), end, SERVER)
+            is_interrupted.set()
+            await asyncio.sleep(20 if is_remote else 1)
+        assert await endings(hub) == [
+            ("bot", "attempt 1", "interrupted", "writer_gone"),
+            ("bot", "attempt 2", "complete", None),
+        ]
 
 
 @virtually
