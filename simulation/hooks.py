@@ -3,7 +3,7 @@
 Layer: simulation.
 
 A hook is slow, fails, hangs, and dies with its process. In some runs it is registered late, so it has missed entries.
-Its `HookOracle` outlives the process and judges each call. Hooks exist only for a hub that has its store to itself.
+Its `HookOracle` outlives the process and judges each call.
 """
 
 from __future__ import annotations

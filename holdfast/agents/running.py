@@ -233,7 +233,7 @@ class Running:
             limit.cancel()
 
     async def _is_interrupted(self, turn: Turn) -> bool:
-        """Return whether the hub has interrupted the handler's answer: it had not heard of this process for a term."""
+        """Return whether the hub has interrupted the handler's answer, because a lease had ended."""
         with contextlib.suppress(HoldfastError):
             for reply in turn.begun[-1:]:
                 answer = await patiently(lambda id=reply.id: find(self._backend, self.channel, id))  # type: ignore[misc]

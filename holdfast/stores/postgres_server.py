@@ -14,7 +14,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -91,6 +91,17 @@ class PostgresServer:
         }
         return options | ({"statement_cache_size": 0} if self.is_pooled else {})
 
+    def _role_and_database(self) -> tuple[str, str]:
+        """Return the names that the driver uses: from the URL, its query, the environment, or the system."""
+        url = urlsplit(self._dsn)
+        query = dict(parse_qsl(url.query))
+        role = unquote(url.username or "") or query.get("user") or os.environ.get("PGUSER")
+        if not role:
+            with suppress(KeyError, OSError):  # the process runs as a user without a name
+                role = getpass.getuser()
+        named = unquote(url.path[1:]) or query.get("database") or query.get("dbname") or os.environ.get("PGDATABASE")
+        return role or "ROLE", named or role or "DATABASE"
+
     def _check_files(self) -> None:
         """Check that the files in the URL can be read; the driver's error would not name them."""
         for name, path in parse_qsl(urlsplit(self._dsn).query):
@@ -145,10 +156,7 @@ class PostgresServer:
                 "set default_transaction_read_only to off for it"
             ) from error
         except asyncpg.InsufficientPrivilegeError as error:
-            url = urlsplit(self._dsn)
-            # what the URL does not name is what the driver takes in its place
-            role = unquote(url.username or "") or os.environ.get("PGUSER") or getpass.getuser()
-            database = unquote(url.path[1:]) or os.environ.get("PGDATABASE") or role
+            role, database = self._role_and_database()
             if error.severity_en == "FATAL":  # of a connection
                 raise refused(
                     f"{where} refused the role ({_reason(error)}); as the owner of the database run: "

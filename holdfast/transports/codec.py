@@ -48,9 +48,10 @@ from holdfast.core.requests import (
 )
 from holdfast.hub.results import Result
 from holdfast.stores.base import CommitUnknown
-from holdfast.transports.refusals import refusals
+from holdfast.transports.refusals import Refusals
 
 logger = logging.getLogger("holdfast.transports")
+_store_failures = Refusals()  # apart from refused peers, who must not hide them
 
 T = TypeVar("T")
 
@@ -180,7 +181,7 @@ def for_peers(error: HoldfastError) -> HoldfastError:
         logger.error("a request failed because of a mistake in this process: %s", error)
         return HoldfastError(error.detail)
     if isinstance(error, StoreUnavailable | StoreInUse | StoreUnusable):
-        refusals.log_store(error)
+        _store_failures.log_store(error)
         if isinstance(error, CommitUnknown):
             return StoreUnavailable(
                 "the server does not know whether the request was stored; send it again to find out"

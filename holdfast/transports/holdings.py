@@ -87,8 +87,11 @@ class Holdings:
             if len(self._written) > MAX_WRITTEN:
                 del self._written[next(iter(self._written))]
 
-    def release(self) -> None:
-        """Give up all presence and leases, because the socket has broken."""
+    def release(self, *, keeps_leases: bool = False) -> None:
+        """Give up all presence, because the socket has broken.
+
+        Its leases end soon, unless the server has closed the socket, as `keeps_leases` or the hub says.
+        """
         self._is_broken = True
         present, self._present = self._present or (), None
         written, self._written = self._written or (), None
@@ -96,7 +99,7 @@ class Holdings:
             return
         for channel, member in present:
             self._hub.runtime.presence.leave(channel, member, self._socket)
-        if self._hub.viewing.is_over:  # the hub has closed the socket, so its writers have not crashed
+        if keeps_leases or self._hub.viewing.is_over:  # so its writers have not crashed
             return
         for channel, message_id in written:
             self._hub.runtime.leases.broken(channel, message_id, self._socket)

@@ -156,7 +156,8 @@ async def signal(call: Call) -> Response:
 
 async def read(call: Call) -> Response:
     """Return a message, and the cursor from which to follow it."""
-    message, cursor = await call.hub.read(call.channel, call.id)
+    async with call.hub.viewing.reading():
+        message, cursor = await call.hub.read(call.channel, call.id)
     return json_response({"message": message, "cursor": cursor})
 
 
@@ -167,7 +168,8 @@ async def page(call: Call) -> Response:
     before = query.whole("before", 0, MAX_NUMBER)
     limit = query.whole("limit", 1, limits.history)
     wanted = limits.default_history if limit is None else limit
-    return json_response(await call.hub.history(call.channel, before=before, limit=wanted))
+    async with call.hub.viewing.reading():
+        return json_response(await call.hub.history(call.channel, before=before, limit=wanted))
 
 
 async def channels(call: Call) -> Response:
@@ -186,7 +188,8 @@ async def channels(call: Call) -> Response:
 
 async def read_channel(call: Call) -> Response:
     """Return the epoch, serial and cursor of a channel."""
-    return json_response(await call.hub.info(call.channel))
+    async with call.hub.viewing.reading():
+        return json_response(await call.hub.info(call.channel))
 
 
 async def export(call: Call) -> Response:

@@ -27,7 +27,7 @@ MAX_REASONS = 100  # limit of reasons that are remembered at the same time
 
 
 class Refusals:
-    """Logs each reason at most once an hour, and at most 10 lines a minute. One instance serves a process."""
+    """Logs each reason at most once an hour, and at most 10 lines a minute. An instance counts its own lines."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
@@ -84,7 +84,7 @@ class Refusals:
             if len(self._logged_at_s) > MAX_REASONS:
                 self._logged_at_s.popitem(last=False)
         left_out, self._left_out = self._left_out, 0
-        return f" ({left_out} more requests were refused since the last such line)" if left_out else ""
+        return f" ({left_out} more requests since the last such line)" if left_out else ""
 
 
 def _name(peer: str) -> str:

@@ -190,14 +190,17 @@ class Session:
         if self.closing is None:
             self.end(DRAINED, "draining", retry_ms=random.randint(*RETRY_MS))
 
-    def close(self) -> None:
-        """Detach from all channels, and give up presence, leases and turns: the connection has ended or will end."""
+    def close(self, *, keeps_leases: bool = False) -> None:
+        """Detach from all channels, and give up presence, leases and turns: the connection has ended or will end.
+
+        With `keeps_leases` the server has ended it, and leases and turns last as long as they would have.
+        """
         self._attachments.close()
         self._is_gone = True
         if self._holdings is not None:
-            self._holdings.release()
+            self._holdings.release(keeps_leases=keeps_leases)
         if self._workers is not None:
-            self._workers.release()
+            self._workers.release(keeps_leases=keeps_leases)
 
     # Frames to send
 

@@ -203,7 +203,9 @@ class SocketWorkers:
                     raise error if error.retry else _not_its_turn()
                 if self._workers is None:  # the socket has closed meanwhile, which shortens the lease
                     self._hub.runtime.scheduler.renew(worker, turn)
-                    self._hub.runtime.scheduler.unregister(worker, is_broken=True)
+                    self._hub.runtime.scheduler.unregister(
+                        worker, is_broken=True, keeps_leases=self._hub.viewing.is_over
+                    )
                 else:
                     self.find(frame).renew(frame)  # a worker that has replaced the other one
             except HoldfastError as refusal:
@@ -220,9 +222,11 @@ class SocketWorkers:
         turn = check_id(frame.turn) if frame.turn is not None else None
         return worker.works_in(channel) and await self._hub.take_waiting(channel, message_id, worker.name, turn=turn)
 
-    def release(self) -> None:
-        """Unregister all workers, because the socket has closed."""
+    def release(self, *, keeps_leases: bool = False) -> None:
+        """Unregister all workers, because the socket has closed; their turns end as `Holdings.release` ends leases."""
         workers, self._workers = self._workers or {}, None
         if self._hub.is_running:
             for worker in workers.values():
-                self._hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=self._hub.viewing.is_over)
+                self._hub.runtime.scheduler.unregister(
+                    worker, is_broken=True, keeps_leases=keeps_leases or self._hub.viewing.is_over
+                )

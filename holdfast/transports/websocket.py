@@ -222,6 +222,7 @@ class Socket:
         "_is_closing",
         "_is_due",
         "_is_renewing",
+        "_is_restart",
         "_loop",
         "_pause_s",
         "_room",
@@ -243,6 +244,7 @@ class Socket:
         self._pause_s = 0.0  # pause before the next frame is received
         self._is_due = False
         self._is_closing = False
+        self._is_restart = False
         sender_class = DirectSender if hub.drive_by_hand else TaskSender
         self.sender: Sender = sender_class(send, self, heartbeats)
         self.session = Session(
@@ -261,6 +263,7 @@ class Socket:
     def received(self, message: Message) -> bool:
         """Pass a frame to the session; return False if the peer has disconnected."""
         if message["type"] != "websocket.receive":
+            self._is_restart = message.get("code") == DRAINED  # uvicorn may stop before the hub knows of it
             return False
         text = message.get("text")
         if text is None:
@@ -406,7 +409,7 @@ class Socket:
 
     async def close(self) -> None:
         """Close the session, and wait for the tasks of the socket, because the connection has ended."""
-        self.session.close()
+        self.session.close(keeps_leases=self._is_restart)
         tasks = tuple(self._tasks or ())
         for task in tasks:
             task.cancel()

@@ -543,7 +543,7 @@ async def test_answer_that_the_server_refuses_is_reported_as_failed() -> None:
 @pytest.mark.parametrize("is_remote", [True, False])
 @virtually
 async def test_turn_whose_answer_the_hub_interrupts_gets_its_next_attempt(is_remote: bool) -> None:
-    """The hub had not heard of the process for a term, although the process and its handler run on."""
+    """A lease had ended, although the process and its handler run on."""
     is_interrupted = asyncio.Event()
     async with virtual_hub() as (hub, wire):
         client = client_of(wire, client_id="bot")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from holdfast.core.requests import AppendText
 from holdfast.hub.feed import Feed
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.hub.leases import BROKEN_S
+from holdfast.transports.app import asgi
 from holdfast.transports.holdings import Holdings
 from tests.hub.test_leases import INTERRUPTED, STREAMING, begin, status
 from tests.hub.test_leases import new_hub as new_leasing_hub
@@ -272,4 +274,30 @@ async def test_writers_keep_their_leases_when_the_hub_has_closed_their_socket(re
     await asyncio.sleep(BROKEN_S + 1)
     setattr(hub.viewing, reason or "is_draining", False)
     assert await status(hub) == (STREAMING if reason is not None else INTERRUPTED)
+    await hub.close()
+
+
+@pytest.mark.parametrize("code", [1012, 1006])
+@virtually
+async def test_writers_keep_their_leases_when_the_server_stops_before_the_hub_knows_of_it(code: int) -> None:
+    hub = new_leasing_hub()
+    frame = {"type": "create", "ref": 1, "channel": "c", "id": "m", "role": "assistant", "status": "streaming"}
+    frames = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": json.dumps(frame)}]
+    is_stored = asyncio.Event()
+
+    async def receive() -> Any:
+        if frames:
+            return frames.pop(0)
+        await is_stored.wait()
+        return {"type": "websocket.disconnect", "code": code}
+
+    async def send(message: Any) -> None:
+        if '"ok"' in message.get("text", ""):
+            is_stored.set()
+
+    headers = [(b"host", b"localhost")]
+    scope = {"type": "websocket", "path": "/v1/ws", "root_path": "", "query_string": b"", "scheme": "ws"}
+    await asgi(hub)({**scope, "headers": headers, "client": ("127.0.0.1", 5), "extensions": {}}, receive, send)
+    await asyncio.sleep(BROKEN_S + 1)
+    assert await status(hub) == (STREAMING if code == 1012 else INTERRUPTED)
     await hub.close()
