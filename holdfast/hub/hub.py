@@ -466,6 +466,7 @@ class HubCore:
         """
         await self.start()
         node = self.node
+        self.viewing.check()
         async with self.viewing.reading():
             live = await self.runtime.fresh(channel, with_members=has_ephemeral)
         self.viewing.check(has_ended=self.node != node)  # the run of this channel

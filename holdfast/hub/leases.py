@@ -77,7 +77,7 @@ class LeaseMonitor:
     def close(self) -> None:
         """End no more leases of a store that no other hub has open, because the hub is shutting down.
 
-        The writers cannot reach it any more; their leases begin anew with its next start.
+        Remote writers lose their sockets, and their leases begin anew with its next start.
         """
         self._is_closed = self._read is None
 

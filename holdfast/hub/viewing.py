@@ -54,9 +54,10 @@ class Viewing:
     async def reading(self) -> AsyncIterator[None]:
         """Run a block that reads the store for a viewer. Raises StoreUnavailable when the hub is cut off.
 
-        Raises Draining when the hub drains: the read may last longer than the server's shutdown.
+        Raises Draining if the hub begins to drain meanwhile: the read may last longer than the server's shutdown.
         """
-        self.check()
+        if self.is_cut_off:
+            raise self._no_response()
         try:
             async with asyncio.timeout(None) as limit:
                 self._reads.add(limit)
