@@ -21,7 +21,7 @@ from holdfast.hub.writer import PATIENCE_S
 from holdfast.testing.proxy import Direction
 from oracle.plans import Piece
 
-__all__ = ["BUS_FAULTS", "FAULTS", "Fault", "may_fail"]
+__all__ = ["BUS_FAULTS", "FAULTS", "Fault", "may_fail", "nodes_replaced"]
 
 Fault = Callable[[Stage], Awaitable[None]]
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from chaos.cluster import Cluster
-from chaos.cluster_faults import BUS_FAULTS, FAULTS, Fault, may_fail
+from chaos.cluster_faults import BUS_FAULTS, FAULTS, Fault, may_fail, nodes_replaced
 from chaos.cluster_stage import Stage
 from chaos.conversation import Conversation
 from chaos.people import Person
@@ -43,8 +43,9 @@ async def cluster(world: World) -> None:
     for number in range(world.scale.rounds):
         deck = deck or world.random.sample(faults, len(faults))
         fault = deck.pop()
-        # each node may be replaced, one after the other
-        attempts = 0 if fault in BUS_FAULTS else max(FURTHER_ATTEMPTS, len(servers.running))
+        attempts = 0 if fault in BUS_FAULTS else FURTHER_ATTEMPTS
+        if fault is nodes_replaced:
+            attempts = len(servers.running)
         world.note(f"round {number}: {fault.__doc__}")
         ask = partial(stage.ask, further_attempts=attempts, may_fail=may_fail(fault, world.scale))
         for channel in conversation.channels:

@@ -234,10 +234,12 @@ class Running:
 
     async def _is_interrupted(self, turn: Turn) -> bool:
         """Return whether the hub has interrupted the handler's answer, because a lease had ended."""
+        if not turn.begun:
+            return False
+        answer_id = turn.begun[-1].id
         with contextlib.suppress(HoldfastError):
-            for reply in turn.begun[-1:]:
-                answer = await patiently(lambda id=reply.id: find(self._backend, self.channel, id))  # type: ignore[misc]
-                return answer is not None and answer.status == "interrupted"
+            answer = await patiently(lambda: find(self._backend, self.channel, answer_id))
+            return answer is not None and answer.status == "interrupted"
         return False
 
     def _time_out(self, turn: Turn) -> None:
