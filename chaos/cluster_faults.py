@@ -139,8 +139,8 @@ async def standby_promoted(stage: Stage) -> None:
     world, servers, database = stage.world, stage.servers, stage.servers.database
     leads_s, lags_s = world.random.uniform(0.0, 1.0), world.random.choice((0.0, 0.3, 1.5))
     await stage.conversation.until_writing()
+    kept = stage.remember()  # before: a later acknowledgement may be of a commit that the standby lacks
     await database.until_caught_up()
-    kept = stage.remember()
     await asyncio.sleep(leads_s)
     if lags_s:
         database.link.stall("down")
@@ -210,10 +210,7 @@ async def connections_swallowed(stage: Stage) -> None:
     nodes, way, lasts_s = _some(stage), _way(stage), _lasts_s(stage)
     await stage.conversation.until_writing()
     for node in nodes:
-        if way == "both":
-            node.network.black_hole()
-        else:
-            node.network.stall(way)
+        node.network.black_hole(way)
     stage.world.note(f"{[node.name for node in nodes]} lose all bytes {way} for {lasts_s:.1f} s")
     await asyncio.sleep(lasts_s)  # the fault itself
     for node in nodes:

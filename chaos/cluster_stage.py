@@ -9,6 +9,7 @@ viewer shows the messages of the new epoch alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -58,7 +59,10 @@ class Stage:
         """Wait until the cluster works as before the fault; check all that was acknowledged and shown."""
         await self.servers.until_ready()
         await self.world.until_each_writes(self.writers)
-        await self.conversation.until_settled()
+        try:
+            await self.conversation.until_settled()
+        except Failure as failure:
+            raise Failure(f"{failure}; {await self._left(str(failure))}") from None
         nodes = [node.name for node in self.servers.running]
         others = dict.fromkeys(self.conversation.channels, nodes)
         for person in self.people:
@@ -67,6 +71,16 @@ class Stage:
         if (wrong := wrong_signals(self.people, self.world.viewers)) is not None:
             raise Failure(wrong)
         await self._until_texts_are_shown()
+
+    async def _left(self, failure: str) -> list[str]:
+        """Return what each node has of the first question that `failure` names, for the report."""
+        found = []
+        for question in [one for one in self.conversation.questions.open if one.id in failure][:1]:
+            for node in self.servers.running:
+                with contextlib.suppress(OSError):
+                    path = f"/v1/channels/{question.channel}/messages/{question.id}"
+                    found.append(f"{node.name} responds {await node.get(path)} for {question.id}")
+        return found
 
     async def _until_texts_are_shown(self) -> None:
         """Wait until each viewer shows the acknowledged text of the producers."""
@@ -201,9 +215,10 @@ class Stage:
                     old = kept.get(id)
                     if old is not None and (wrong := old.wrong(stored.get(id))) is not None:
                         raise Failure(f"the standby had it before it was promoted: {wrong}")
+                    is_new = old is None or old.status is None  # None: its request was under way
                     is_unknown = one.status is None or id in questions
                     is_written = channel in self.writers.values()  # `start_writers` looks for those of producers
-                    if old is None and id not in stored and is_unknown and not is_written:
+                    if is_new and id not in stored and is_unknown and not is_written:
                         del self.world.acknowledged.messages[id]
                         questions.pop(id, None)
                         self.world.count("messages lost by failovers")

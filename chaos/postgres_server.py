@@ -21,10 +21,24 @@ from types import MappingProxyType
 from chaos.processes import free_port
 
 _FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-PROGRAMS = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent
+_INSTALLED = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent
+PROGRAMS = Path(os.environ.get("HOLDFAST_POSTGRES", _INSTALLED))  # of the release that runs
 ACCOUNT = "nobody"  # PostgreSQL refuses to run as root
 # Its many small files are slow on a disk.
 MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+
+# `pg_terminate_backend` waits since PostgreSQL 14.
+_DISCONNECT = """
+DO $$ DECLARE ended int[]; BEGIN
+  ended := array(SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND {which});
+  PERFORM pg_terminate_backend(pid) FROM unnest(ended) pid;
+  FOR _ IN 1..2000 LOOP
+    PERFORM pg_stat_clear_snapshot();
+    EXIT WHEN NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = ANY (ended));
+    PERFORM pg_sleep(0.01);
+  END LOOP;
+END $$
+"""
 
 
 class Postgres:
@@ -111,6 +125,10 @@ class Postgres:
         (self.folder / "backup" / "standby.signal").touch()
         self.start(**settings)
 
+    def disconnect(self, which: str, *, database: str = "app") -> None:
+        """End the other sessions that the condition `which` on `pg_stat_activity` names, and wait for their end."""
+        self.sql(_DISCONNECT.format(which=which), database=database)
+
     def dump(self, schema: str) -> None:
         """Back up the tables of `schema` as `docs/python.md` does."""
         self._run("pg_dump", *self._where, "--format=custom", f"--schema={schema}", f"--file={schema}.dump", "app")
@@ -125,7 +143,9 @@ class Postgres:
         return self._run("psql", *self._where, "-Atc", statement, database, PGOPTIONS="-c statement_timeout=0")
 
     def _run(self, program: str, *arguments: str, **environment: str) -> str:
-        command = [str(PROGRAMS / program), *arguments]
+        # Another release may come without the programs of clients.
+        folder = PROGRAMS if (PROGRAMS / program).exists() else _INSTALLED
+        command = [str(folder / program), *arguments]
         account = ACCOUNT if os.geteuid() == 0 else None
         done = subprocess.run(
             command,

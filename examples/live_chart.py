@@ -3,7 +3,8 @@
 Run `python examples/live_chart.py`, open http://127.0.0.1:8000, watch the line grow, and press F5. The values of a
 minute are one message, whose text gets a line four times a second. Storing a value costs only that value. A page that
 attaches late gets the text so far as one event, and attached pages get only the new lines. The present value is a
-`data` part, which is replaced: a slow page gets the latest value, and not all of them.
+`data` part, which is replaced: a slow page gets the latest value, and not all of them. Several processes with one store
+measure at once: each has a line of its own.
 """
 
 import asyncio
@@ -63,12 +64,12 @@ PAGE = """<!doctype html>
   button:disabled { opacity: 0.4; cursor: default }
   b { float: right; font-size: 2rem; line-height: 1; color: var(--accent); font-variant-numeric: tabular-nums }
   svg { box-sizing: border-box; width: 100%; margin-top: 1rem; border: 1px solid var(--line); border-radius: 1rem }
-  polyline { fill: none; stroke: var(--accent); stroke-width: 2.5; stroke-linejoin: round }
   path { stroke: var(--line); stroke-width: 1 }
+  #line { fill: none; stroke: var(--accent); stroke-width: 2.5; stroke-linejoin: round }
 </style>
 <b id="now"></b>
 <h1>Temperature</h1>
-<svg viewBox="0 0 1000 320"><path d="M0 80H1000M0 160H1000M0 240H1000" /><polyline id="line" /></svg>
+<svg viewBox="0 0 1000 320"><path d="M0 80H1000M0 160H1000M0 240H1000" /><path id="line" /></svg>
 <p><span id="count">0</span> values</p>
 <script type="module">
   import { connect } from "./holdfast/web/client.js"
@@ -77,14 +78,14 @@ PAGE = """<!doctype html>
 
   channel.subscribe(() => {
     const { messages } = channel.getSnapshot()
-    const rows = messages.flatMap(({ text }) => text.split("\\n").slice(0, -1))
-    const values = rows.map((row) => row.split(" ").map(Number))
-    count.textContent = values.length
-    if (!values.length) return
-    now.textContent = messages.at(-1).parts[1]?.data.toFixed(1)
-    const first = values[0][0]
-    const width = values.at(-1)[0] - first || 1
-    line.setAttribute("points", values.map(([at, value]) => [((at - first) / width) * 1000, 310 - value * 3]).join(" "))
+    // A line for each message: those of two processes overlap in time.
+    const lines = messages.map(({ text }) => text.split("\\n").slice(0, -1).map((row) => row.split(" ").map(Number)))
+    count.textContent = lines.flat().length
+    now.textContent = messages.at(-1)?.parts[1]?.data.toFixed(1)
+    const first = Math.min(...lines.map((values) => values[0]?.[0] ?? Infinity))
+    const width = Math.max(...lines.map((values) => values.at(-1)?.[0] ?? 0)) - first || 1
+    const points = (values) => values.map(([at, value]) => `${((at - first) / width) * 1000} ${310 - value * 3}`)
+    line.setAttribute("d", lines.map((values) => values.length ? `M${points(values).join("L")}` : "").join(""))
   })
 </script>
 """

@@ -9,8 +9,12 @@ The page watches the lobby with the browser's own EventSource and a ticket. The 
 are for pages that have a token instead, since EventSource can send no header.
 """
 
+import asyncio
 import secrets
+import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Annotated, Any
 
 from fastapi import Cookie, FastAPI, Response
@@ -23,19 +27,29 @@ from holdfast import Hub, Identity
 READER = frozenset({"subscribe", "history"})
 WRITER = READER | {"publish", "presence", "command"}
 
-sessions: dict[str, tuple[str, float]] = {}  # stands in for your table: the user, and the end of the session
 LASTS_S = 3600.0
 RECHECK_S = 60.0  # an open stream or socket ends after this, and reconnects if its user is still logged in
 
 
+@contextmanager
+def database() -> Iterator[sqlite3.Connection]:
+    """Stand in for your database, which all processes of the app share."""
+    with closing(sqlite3.connect("login-sessions.db")) as db, db:
+        db.execute("CREATE TABLE IF NOT EXISTS sessions (id PRIMARY KEY, user, ends_s)")
+        yield db
+
+
 def user_of(session: str | None) -> tuple[str, float] | None:
-    user, ends_s = sessions.get(session or "", ("", 0.0))
-    return (user, ends_s) if ends_s > time.time() else None
+    """Return the user of a session, and its end."""
+    with database() as db:
+        query = "SELECT user, ends_s FROM sessions WHERE id = ? AND ends_s > ?"
+        found: tuple[str, float] | None = db.execute(query, [session, time.time()]).fetchone()
+        return found
 
 
 async def authenticate(scope: dict[str, Any]) -> Identity | None:
     """Identify the user of a request or socket. It returns before a stream begins, so its session may close then."""
-    known = user_of(HTTPConnection(scope).cookies.get("session"))
+    known = await asyncio.to_thread(user_of, HTTPConnection(scope).cookies.get("session"))
     if known is None:
         return None
     user, ends_s = known
@@ -54,21 +68,23 @@ class Login(BaseModel):
 
 
 @app.post("/login", status_code=204)
-async def login(who: Login, response: Response) -> None:
+def login(who: Login, response: Response) -> None:
     """Log in without a password; your own login checks one."""
     session = secrets.token_urlsafe(32)
-    sessions[session] = (who.name, time.time() + LASTS_S)
+    with database() as db:
+        db.execute("INSERT INTO sessions VALUES (?, ?, ?)", [session, who.name, time.time() + LASTS_S])
     response.set_cookie("session", session, httponly=True, samesite="lax")  # add secure=True on a site with https
 
 
 @app.post("/logout", status_code=204)
-async def logout(response: Response, session: Annotated[str | None, Cookie()] = None) -> None:
-    sessions.pop(session or "", None)
+def logout(response: Response, session: Annotated[str | None, Cookie()] = None) -> None:
+    with database() as db:
+        db.execute("DELETE FROM sessions WHERE id = ?", [session])
     response.delete_cookie("session")
 
 
 @app.get("/", response_class=HTMLResponse)
-async def page(session: Annotated[str | None, Cookie()] = None) -> str:
+def page(session: Annotated[str | None, Cookie()] = None) -> str:
     known = user_of(session)
     return HEAD + (LOGIN if known is None else PAGE.replace("USER", known[0]))
 

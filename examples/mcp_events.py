@@ -5,6 +5,9 @@ whose connection breaks during a call of `count` connects again with the id of t
 
 The SDK numbers the streams of each session from one, and does not tell its store which session an event belongs to. The
 middleware below does. The id of an event holds a random key of its session, so no client can ask for another's events.
+
+The SDK keeps a session in the memory of one process; another one responds 404, and the client begins a new session. So
+with several processes a proxy sends all requests of a client to one of them, such as nginx with `ip_hash`.
 """
 
 from __future__ import annotations

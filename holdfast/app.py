@@ -19,11 +19,11 @@ from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
-from holdfast.agents.ids import reply_id as reply_id_of
 from holdfast.agents.local import LocalAgent
 from holdfast.agents.running import Agent, Handler, check_agent
 from holdfast.agents.turn import OnCrash
 from holdfast.agents.writer import AgentWriter
+from holdfast.core.answer_ids import reply_id as reply_id_of
 from holdfast.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
 from holdfast.core.model import Command, Json
 from holdfast.core.names import check_channel

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,12 @@ from holdfast.serving import (
     is_local,
     listen,
     load_app,
+    longest_drain_s,
     run,
 )
 from holdfast.store_commands import sqlite_store
 from holdfast.stores.sqlite import SqliteStore
-from holdfast.workers import check_shared, inherited_socket, run_workers
+from holdfast.workers import beat, check_shared, inherited_socket, run_workers
 
 DEFAULT_PORT = 8000
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -50,23 +53,34 @@ class _Group(click.Group):
     A command whose output is a pipe that no program reads any more ends without a line.
     """
 
+    def make_context(self, *arguments: Any, **fields: Any) -> click.Context:
+        with _as_one_line():  # the output of --version and --help
+            return super().make_context(*arguments, **fields)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _as_one_line():
             return super().invoke(ctx)
-        except HoldfastError as error:
-            raise click.ClickException(str(error)) from None
-        except OSError as error:
-            if error.filename is None:
-                if error.errno not in _OF_DISK:
-                    raise
-                _drop_output()
-                raise click.ClickException(
-                    f"output or a file cannot be written: {error.strerror}; check its disk, and repeat the command"
-                ) from None
-            path = shown(str(error.filename))
+
+
+@contextlib.contextmanager
+def _as_one_line() -> Iterator[None]:
+    """Raise the errors of the block that a command prints as one line as click's own."""
+    try:
+        yield
+    except HoldfastError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        if error.filename is None:
+            if error.errno not in _OF_DISK:
+                raise
+            _drop_output()
             raise click.ClickException(
-                f"file {path} cannot be used: {error.strerror}; check its name, its owner and its disk"
+                f"output or a file cannot be written: {error.strerror}; check its disk, and repeat the command"
             ) from None
+        path = shown(str(error.filename))
+        raise click.ClickException(
+            f"file {path} cannot be used: {error.strerror}; check its name, its owner and its disk"
+        ) from None
 
 
 def _drop_output() -> None:
@@ -246,7 +260,7 @@ def serve(
         hub.drive_by_hand = True  # safe, because no middleware stands between the hub and the server
     if workers > 1:
         check_shared(hubs_in(app), workers)
-    inherited = inherited_socket() if workers > 1 else None
+    inherited = inherited_socket(longest_drain_s(app)) if workers > 1 else None
     listening = inherited or _listen(host, port)
     addresses = [one for text in proxies for one in text.split(",")]
 
@@ -256,9 +270,24 @@ def serve(
 
     if workers > 1 and inherited is None:
         click.echo(f"Holdfast {__version__} serves {address_of(listening)} with {workers} workers")
-        _end_as(run_workers(workers, listening))
+        _end_as(run_workers(workers, listening, longest_drain_s(app)))
         return
-    _run(app, hub, listening, print_start, log_level=log_level, proxies=addresses)
+    with _showing_log(log_level):
+        on_startup = beat if inherited is not None else None
+        _run(app, hub, listening, print_start, log_level=log_level, proxies=addresses, on_startup=on_startup)
+
+
+@contextlib.contextmanager
+def _showing_log(level: str) -> Iterator[None]:
+    """Print what the hub logs, from `level` on. By itself Python prints warnings only."""
+    logger, handler = logging.getLogger("holdfast"), logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 @main.command()

@@ -41,6 +41,7 @@ BACKLOG = 2048  # connections that the kernel holds until they are accepted
 # peers could not be told apart from others.
 ACCEPTED_AT_ONCE = 32
 PORT_TRIES = 50
+MAX_NESTED = 100  # limit of apps within apps that are searched for hubs: a wrapper may return a new object each time
 STARTED_POLL_S = 0.01
 # After the hub has drained: time for requests in progress. Then their connections are aborted, and their tasks are
 # cancelled a second later.
@@ -77,13 +78,25 @@ def check_guarded(host: str, app: Any) -> str:
 
 
 def hubs_in(app: Any) -> list[HubCore]:
-    """Return the hubs that `app` is or has mounted, as far as its routes show them."""
-    if isinstance(app, HubCore):
-        return [app]
-    routes = getattr(app, "routes", None)  # apps of Starlette and FastAPI, and their mounts, have routes
-    if not isinstance(routes, list | tuple):
-        return []
-    return [hub for route in routes for hub in hubs_in(getattr(route, "app", None))]
+    """Return the hubs that `app` is, wraps or has mounted, as far as `app` and `routes` of these objects show them."""
+    seen: dict[int, Any] = {}
+    level = [app]
+    for _ in range(MAX_NESTED):
+        level = list({id(one): one for one in level if one is not None and id(one) not in seen}.values())
+        seen |= {id(one): one for one in level}
+        within: list[Any] = []
+        for one in level:
+            if not isinstance(one, HubCore):
+                routes = getattr(one, "routes", None)  # apps of Starlette and FastAPI, and their mounts, have routes
+                within += routes if isinstance(routes, list | tuple) else ()
+                within.append(getattr(one, "app", None))  # of a route, or of middleware
+        level = within
+    return [one for one in seen.values() if isinstance(one, HubCore)]
+
+
+def longest_drain_s(app: Any, default: float = DRAIN_S) -> float:
+    """Return the longest `drain_s` of the hubs in `app`, or `default` if none is found."""
+    return max((one.drain_s for one in hubs_in(app)), default=default)
 
 
 class _Listening(socket.socket):
@@ -152,12 +165,17 @@ class _LogFilter(logging.Filter):
 
 
 def server(
-    app: Any, *, limits: Limits | None = None, log_level: str = "warning", proxies: Iterable[str] = ()
+    app: Any,
+    *,
+    limits: Limits | None = None,
+    log_level: str = "warning",
+    proxies: Iterable[str] = (),
+    on_startup: Callable[[], None] | None = None,
 ) -> uvicorn.Server:
     """Return a server for `app`, to be run on sockets of `listen`.
 
-    `proxies` are the addresses whose `X-Forwarded-For` names the client. Raises LocalError for any other text, and if
-    uvicorn is not installed.
+    `proxies` are the addresses whose `X-Forwarded-For` names the client. `on_startup` is called before the first
+    request. Raises LocalError for any other text in `proxies`, and if uvicorn is not installed.
     """
     try:
         import uvicorn
@@ -173,6 +191,11 @@ def server(
     )
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started and on_startup is not None:
+                on_startup()
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             """Wait for requests in progress, but not for peers that do not read their response or finish their body."""
             asyncio.get_running_loop().call_later(REQUESTS_S, _abort_connections, self)
@@ -287,7 +310,7 @@ def run(
     The process ends within the hub's `drain_s` plus `force_s` seconds after the signal, even with work in progress.
     """
     running = server(app, **options)
-    drain_s = max((one.drain_s for one in hubs_in(app)), default=hub.drain_s if hub is not None else DRAIN_S)
+    drain_s = longest_drain_s(app, hub.drain_s if hub is not None else DRAIN_S)
 
     async def main() -> None:
         if hub is not None:

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -33,12 +34,14 @@ from holdfast.core.retention import Due, Policies, Sweep, rules_of
 from holdfast.hub.control import check_speed
 from holdfast.hub.importing import NOTE as IMPORT
 from holdfast.hub.legal_holds import NOTE as HOLD
+from holdfast.hub.legal_holds import held_in
 from holdfast.server_requests import channels_of, damage_at, state_at
 from holdfast.serving import hubs_in, load_app
 from holdfast.stores import open_url
 from holdfast.stores.base import Store
 from holdfast.stores.sqlite import SqliteStore
 
+_ASK = "for another store ask its server with --url http://host:8000"
 PAGE = 200  # channels or messages in one read of a database
 
 T = TypeVar("T")
@@ -100,7 +103,7 @@ def inspect(store: str, url: str | None, token: str | None) -> None:
     if url is not None:
         click.echo(state_at(url, token))
     else:
-        click.echo(msgspec.json.format(msgspec.json.encode(_state_beside(sqlite_store(store).path))))
+        click.echo(msgspec.json.format(msgspec.json.encode(_state_beside(sqlite_store(store, remedy=_ASK).path))))
 
 
 def _state_beside(path: Path) -> object:
@@ -172,18 +175,20 @@ def verify(store: str, url: str | None, token: str | None, words_file: Path | No
             raise LocalError("--absent needs the files of the store; run the command beside them, without --url")
         _verify_at(url, token)
         return
-    from holdfast.stores.sqlite_absent import places_of, read_words
+    from holdfast.stores.sqlite_absent import Word, places_of, read_words
     from holdfast.stores.sqlite_verify import free_space
     from holdfast.stores.sqlite_verify import verify as damage_in
 
-    path = sqlite_store(store).path
+    remedy = _ASK if words_file is None else "--absent searches files only"
+    path = sqlite_store(store, remedy=remedy).path
     words = read_words(words_file) if words_file is not None else []
-    found = 0
-    for line in places_of(path, words) if words else damage_in(path):
+    found, counts = 0, Counter[Word]()
+    for line in places_of(path, words, counts) if words else damage_in(path):
         click.echo(line)
         found += 1
     if words:
-        click.echo(f"{path}: words in {found} places" if found else f"{path}: none of {len(words)} words found")
+        places = f", in {counts.total():,} places" if counts else ", but not all was searched" if found else ""
+        click.echo(f"{path}: {len(counts) or 'none'} of {len(words):,} words found{places}")
     else:
         click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
         size_bytes, free_bytes = free_space(path)
@@ -245,7 +250,7 @@ def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
         for one in call(path, "channels", prefix=prefix):
             yield msgspec.convert(one, ChannelSummary)
     except NotServed:
-        yield from list_channels(path, prefix)
+        yield from list_channels(path, prefix, held_in)
 
 
 @click.command()
@@ -284,7 +289,7 @@ def _due_in(url: str, policies: Policies, now_ms: int) -> Iterator[Due]:
     if is_shared(url):
         yield from asyncio.run(_collected(url, lambda store: _due(store, policies, now_ms)))
     else:
-        yield from due_channels(sqlite_store(url).path, policies, now_ms)
+        yield from due_channels(sqlite_store(url).path, policies, now_ms, held_in)
 
 
 def is_shared(url: str) -> bool:
@@ -324,11 +329,11 @@ async def _due(store: Store, policies: Policies, now_ms: int) -> AsyncIterator[D
             yield Due(summary.channel, messages, size_bytes, sweep.is_emptied)
 
 
-def sqlite_store(url: str) -> SqliteStore:
-    """Return the store in a file that `url` names. Raises LocalError for another store."""
+def sqlite_store(url: str, *, remedy: str = "PostgreSQL has its own tools for this") -> SqliteStore:
+    """Return the store in a file that `url` names. Raises LocalError with the remedy for another store."""
     store = open_url(url)
     if not isinstance(store, SqliteStore):
-        raise LocalError(f"--store must name a file, sqlite:///path, got {shown_url(url)}")
+        raise LocalError(f"--store must name a file, sqlite:///path, got {shown_url(url)}; {remedy}")
     return store
 
 

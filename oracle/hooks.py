@@ -4,13 +4,14 @@ Layer: oracle.
 
 `HookOracle` compares each call with the log and with the position that the store keeps for the hook: at least once, in
 order per channel, stored entries only, and at the end every entry that was due since the first registration. After a
-failover the calls for the entries that are left need no repetition. Of several hubs on one store, one calls the hook.
-Two may for some seconds, after one of them was away: then each calls in order, and calls may be repeated.
+failover the calls for the entries that are left need no repetition. Of several hubs on one store, one calls the hook,
+also while hubs join and leave. Two may only after a fault of a node or of the store, for `FAULT_S`: then each calls in
+order, and calls may be repeated. A call that began by then may run on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -35,9 +36,15 @@ OPS: dict[str, type[Op]] = {
 }
 
 
+# Time after a fault in which two nodes may have a hook: the lease of one ends after 4 s, is missed in a renewal after
+# 1 s, and the other looks after 3 s; and 2 s to spare
+FAULT_S = 10.0
+
+
 class Process(Protocol):
     """A process of the simulation."""
 
+    name: str
     is_alive: bool
 
 
@@ -55,10 +62,24 @@ class Hook(Protocol):
 class HookOracle:
     """The calls of one hook. Each `check_call` is followed by `note_done` if the call succeeds, and by `end_call`."""
 
-    def __init__(self, hook: Hook, stored: StoredLogs, *, is_shared: bool = False, has_nodes: bool = False) -> None:
-        """Judge the calls of `hook`; with `is_shared` on a store of several hubs, which with `has_nodes` are there."""
+    def __init__(
+        self,
+        hook: Hook,
+        stored: StoredLogs,
+        *,
+        is_shared: bool = False,
+        now_s: Callable[[], float] = float,
+        was_healthy: Callable[[float], bool] | None = None,
+    ) -> None:
+        """Judge the calls of `hook`; with `is_shared` on a store that several hubs may have.
+
+        `was_healthy` returns whether no fault has befallen a node or the store since a time of the clock `now_s`. None:
+        there is one hub.
+        """
         self.calls = 0
-        self._has_nodes = has_nodes
+        self._now_s = now_s
+        self._was_healthy = was_healthy
+        self._has_nodes = was_healthy is not None
         self._is_shared = is_shared
         self._hook = hook
         self._stored = stored
@@ -66,7 +87,11 @@ class HookOracle:
         # for each channel the position of the last call; of several nodes, for each process
         self._last: dict[tuple[str, Process | None], Position] = {}
         self._kept: dict[str, Position] = {}  # for each channel the position that the store keeps
-        self._running: dict[tuple[str, Process | None], Process] = {}
+        self._kept_s: dict[str, float] = {}  # since when
+        self._unclear: set[str] = set()  # channels whose hub does not know whether that position is kept
+        # for each channel the position of the last call at any node, and when it began
+        self._latest: dict[str, tuple[Position, float]] = {}
+        self._running: dict[tuple[str, Process | None], tuple[Process, float]] = {}  # each with the begin of its call
         self._repeated: set[str] = set()  # channels in which two nodes had the hook, so that its position went back
         # the heads of the channels when this run registered the hook; None: it does so before it stores entries
         self._at_start: dict[str, Position] | None = None
@@ -89,13 +114,15 @@ class HookOracle:
         self.calls += 1
         channel, at = event.channel, (event.epoch, event.serial)
         where = (channel, process if self._has_nodes else None)
-        other = self._running.get(where)
+        other, _ = self._running.get(where, (None, 0.0))
         if other is not None and other.is_alive:
             raise self._violation(event, "while the call before still runs")
-        self._running[where] = process
+        if self._has_nodes:
+            self._check_other_nodes(event, process)
+        self._running[where] = process, self._now_s()
         if not matches(self._hook.pattern, channel) or event.type not in self._hook.kinds:
             raise self._violation(event, "which it is not registered for")
-        kept, last = self._kept.get(channel), self._last.get(where)
+        kept, last = self._known(channel), self._last.get(where)
         if not self._has_nodes and kept is not None and kept[0] == at[0] and kept[1] >= at[1]:
             raise self._violation(event, f"though its position is {kept[1]}")
         if last is not None and last[0] == at[0] and last[1] > at[1] and channel not in self._repeated:
@@ -104,6 +131,32 @@ class HookOracle:
             raise self._violation(event, f"after the later epoch {last[0]}")
         self._last[where] = at
         self._check_event(event)
+
+    def _check_other_nodes(self, event: HookEvent, process: Process) -> None:
+        """Check that no other node has the hook, and that this one goes on where the last one stopped."""
+        channel, at = event.channel, (event.epoch, event.serial)
+        for (where, _), (other, begun_s) in self._running.items():
+            is_other = where == channel and other is not process and other.is_alive
+            if is_other and self._is_settled_since(begun_s):
+                raise self._violation(event, f"by {process.name}, while {other.name} calls it since {begun_s:.3f}")
+        before, begun_s = self._latest.get(channel, (("", 0), 0.0))
+        if before[0] == at[0] and before[1] > at[1] and self._is_settled_since(begun_s):
+            raise self._violation(event, f"by {process.name}, after {before[1]}")
+        kept = self._known(channel)
+        if kept is not None and kept[0] == at[0] and kept[1] >= at[1] and self._is_kept_settled(channel):
+            raise self._violation(event, f"by {process.name}, though its position is {kept[1]}")
+        self._latest[channel] = at, self._now_s()
+
+    def _known(self, channel: str) -> Position | None:
+        """Return the position that the store keeps, if the hub must know it: otherwise it repeats the last call."""
+        return self._kept.get(channel) if channel not in self._unclear else None
+
+    def _is_kept_settled(self, channel: str) -> bool:
+        return self._is_settled_since(self._kept_s.get(channel, 0.0))
+
+    def _is_settled_since(self, since_s: float) -> bool:
+        """Return whether one node alone could have the hook at `since_s`, and since then."""
+        return self._was_healthy is not None and self._was_healthy(since_s - FAULT_S)
 
     def note_done(self, event: HookEvent) -> None:
         """Note that the call has succeeded."""
@@ -123,14 +176,23 @@ class HookOracle:
             channel = name.removeprefix(f"hook/{self._hook.name}/")
             if channel == name:
                 continue
+            self._unclear.discard(channel)
+            is_settled = self._is_kept_settled(channel)
+            self._kept_s[channel] = self._now_s()
             before, after = self._kept.pop(channel, None), _position(value)
             if after is not None:
                 self._kept[channel] = after
             if before is not None and after is not None and before[0] == after[0] and before[1] > after[1]:
-                if self._has_nodes:  # by a node that was away; the one that has the hook next repeats calls
+                # by a node that was away; the one that has the hook next repeats calls
+                if self._has_nodes and not is_settled:
                     self._repeated.add(channel)
                     continue
                 raise Violation(f"{self._hook.name} on {channel}: its position goes back from {before} to {after}")
+
+    def note_unclear(self, names: Iterable[str]) -> None:
+        """Note that a hub does not know whether the store keeps its last notes `names`."""
+        prefix = f"hook/{self._hook.name}/"
+        self._unclear.update(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
     def lose_power(self, notes: Mapping[str, bytes]) -> None:
         """Replace the kept notes by `notes`, which a power cut has left."""

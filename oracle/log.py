@@ -38,6 +38,8 @@ from holdfast.core.ops import (
 from holdfast.stores.base import Head, Write
 from oracle.violation import Violation
 
+GIVEN_BACK_MS = 1  # length of the lease of a turn that its agent gives back
+
 Version = tuple[int, Message | None]  # a message as it was from this serial on; None: it was deleted
 EventOp = Create | Append | SetPart | Update | Finish | Takeover | Delete
 MessageOp = EventOp | Claim | Lease
@@ -261,7 +263,8 @@ class EpochLog:
                 return "its turn is not taken"
             # a node confirms its claim, whose outcome it did not learn, perhaps for another of its agents
             by = op.by if op.node is not None else known.by
-            is_right = op == replace(known, by=by, confirmed=1 + known.confirmed, at_ms=op.at_ms)
+            lease_ms = GIVEN_BACK_MS if op.lease_ms == GIVEN_BACK_MS and op.node is None else known.lease_ms
+            is_right = op == replace(known, by=by, lease_ms=lease_ms, confirmed=1 + known.confirmed, at_ms=op.at_ms)
             return None if is_right and op.generation == generation else f"it confirms {known}"
         is_next = op.generation == (generation + 1 if op.state == "taken" else generation)
         # The first attempt of a later round: a handler of a deleted message with this id may still end a lower one.

@@ -32,6 +32,7 @@ class NodeLeases:
         # for each node the nodes that had no lease when it read the leases, each with the time of the last such read
         self._missed_s: dict[str, dict[str, float]] = {}
         self._changed_s = 0.0  # when a node last began or stopped
+        self.stopped_s = float("-inf")  # when a node last stopped, or the store lost the leases
 
     def hold(self, node: str, term_ms: int) -> None:
         """Take a renewal."""
@@ -44,7 +45,7 @@ class NodeLeases:
 
     def note_stop(self) -> None:
         """Note that a process dies or is suspended, or that the store loses all leases: a recovery may wait a term."""
-        self._changed_s = self._now_s()
+        self._changed_s = self.stopped_s = self._now_s()
 
     def is_alive(self, node: str) -> bool:
         """Return whether the lease of `node` runs."""

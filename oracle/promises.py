@@ -13,44 +13,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Op, Reply, Takeover, WriterIdentity
 from holdfast.core.turns import CANCEL_S
 from holdfast.hub.leases import BROKEN_S
-from holdfast.hub.presence_state import GRACE_S
 from holdfast.stores.base import Write
 from oracle.log import StoredLogs
+from oracle.members import EARLY_S, Connection, Members, Place, Process
 from oracle.violation import Violation
 
-Place = tuple[str, str]  # a channel, and the id of a message, command or member
-
-SOON_S = 5.0  # without faults the server ends a due lease or turn within this time
-SHARED_SOON_S = 12.0  # the same for a hub that learns of it from another one, perhaps by a recovery
-EARLY_S = 0.01  # tolerated difference between two clocks
+SOON_S = 2.0  # without faults the server ends a due lease, turn or command within this time
 # a frame on one connection may arrive by this much earlier than a frame that was sent before it on another
 CROSSING_S = 1.0
 TROUBLE_S = 0.3  # a store that takes longer than this counts as holding the hub up
 SKEWED_MS = 1_000
 DECIDED_S = 60.0  # a request is stored within this time after it was decided, even if the process is suspended
-
-
-class Process(Protocol):
-    """A process of the simulation."""
-
-    name: str
-    is_alive: bool
-    pauses: int  # number of times that it was paused
-
-
-class Connection(Protocol):
-    """A connection of the simulation: its hub, when it ended, and when its client last sent a request."""
-
-    @property
-    def process(self) -> Process: ...
-
-    ended_s: float | None
-    sent_s: float
 
 
 @dataclass
@@ -68,6 +45,9 @@ class Held:
     responded: Connection | None = None  # connection of the last response to a sign of life: the hub knows it
     is_given: bool = True  # True: the holder knows that it has the lease
     overdue_s: float = float("-inf")  # when a sign of life arrived that may have been too late
+    seen_s: dict[str, float] = field(default_factory=dict)  # for each hub, when it first counted the turn as running
+    host: tuple[str, int] | None = None  # the turn that has taken the message in, and its attempt
+    host_over_s: float = float("inf")  # when that turn ended; if it began again, the message waits for another attempt
 
 
 @dataclass
@@ -76,15 +56,6 @@ class Sent:
 
     op: Command
     stored_s: float
-
-
-@dataclass
-class Presence:
-    """The times at which a member was connected, as far as they are certain."""
-
-    entered_s: dict[Connection, float] = field(default_factory=dict)  # when the server acknowledged the entry
-    left_s: list[float] = field(default_factory=list)  # when the member left, or had only a lease
-    leaving: list[Connection] = field(default_factory=list)  # connections on which it left: the hub may read that late
 
 
 @dataclass
@@ -125,7 +96,7 @@ class Promises:
         self._stored = stored
         self._is_exclusive = is_exclusive
         self._live_node = live_node
-        self._trouble_s = 0.0  # time until which the hub was held up
+        self._trouble_s = float("-inf")  # time until which the hub was held up
         self._leases: dict[Place, Held] = {}
         self._turns: dict[Place, Held] = {}
         self._carriers: defaultdict[Place, Carriers] = defaultdict(Carriers)
@@ -134,7 +105,7 @@ class Promises:
         self._attempts: dict[tuple[str, str, int], int] = {}  # how often each attempt began
         # with the number of pauses at the begin, and whether the channel has been deleted since
         self._at_work: dict[Place, tuple[Process, int, bool]] = {}
-        self._presence: dict[Place, Presence] = {}
+        self.members = Members(now_s, lambda: self._trouble_s, is_exclusive=is_exclusive)
 
     @property
     def is_busy(self) -> bool:
@@ -221,9 +192,15 @@ class Promises:
         if held is not None:
             held.responded = connection
 
-    def note_turn_request(self, place: Place, generation: int, connection: Connection) -> None:
-        """Note a request of the agent that holds attempt `generation` of a turn."""
-        self._note_request(self._turn(place, generation), connection)
+    def note_turn_request(
+        self, place: Place, generation: int, connection: Connection | None, *, gives_back: bool = False
+    ) -> None:
+        """Note a request of the agent that holds attempt `generation` of a turn, and perhaps `gives_back` that."""
+        turn = self._turn(place, generation)
+        if turn is not None and gives_back:
+            turn.is_given = False
+        if connection is not None:
+            self._note_request(turn, connection)
 
     def note_turn_accepted(self, place: Place, generation: int, sent_s: float, connection: Connection) -> None:
         """Note that the hub has accepted a request of that agent."""
@@ -237,6 +214,12 @@ class Promises:
             turn.is_given = True
             turn.connections.append(connection)
             turn.connection = connection
+
+    def note_taken_in(self, place: Place, host: str, generation: int) -> None:
+        """Note that attempt `generation` at the turn of `host` knows that it has taken the message in."""
+        turn = self._turns.get(place)
+        if turn is not None and turn.host == (host, generation):
+            turn.is_given = True
 
     def begin_attempt(self, place: Place, generation: int, process: Process) -> None:
         """Note that an agent in a hub's process begins an attempt. Raises Violation."""
@@ -257,62 +240,48 @@ class Promises:
         if place in self._at_work and self._at_work[place][0] is process:
             del self._at_work[place]
 
-    def note_entered(self, place: Place, connection: Connection) -> None:
-        """Note that the server has acknowledged a member's entry on `connection`."""
-        self._presence.setdefault(place, Presence()).entered_s[connection] = self._now_s()
-
-    def note_left(self, place: Place, lease_s: float = 0.0, connection: Connection | None = None) -> None:
-        """Note that a member leaves without a grace: by a request, or by a lease that ends within `lease_s`.
-
-        A hub that is held up reads the request on `connection` later.
-        """
-        known = self._presence.setdefault(place, Presence())
-        known.left_s.append(self._now_s() + lease_s)
-        if connection is not None:
-            known.leaving.append(connection)
-
     # -- checks ------------------------------------------------------------------------------------------------
+
+    def check_running(self, place: Place, generation: int, node: str) -> None:
+        """Check a remote agent's attempt that hub `node` counts as running; call it every second. Raises Violation.
+
+        The log does not show that an attempt is lost: its message waits, and is claimed by an agent with a free slot.
+        A hub that reads the channel only now gives the attempt its full term.
+        """
+        turn, base_s = self._turn(place, generation), max(self.healthy_s, self.booted_s)
+        if turn is None or turn.node is not None or turn.host is not None:
+            return
+        since_s = max(turn.tried_s, base_s, turn.seen_s.setdefault(node, self._now_s()))
+        if self._now_s() > since_s + turn.term_s + SOON_S:
+            raise Violation(f"attempt {generation} of {place} runs on without a sign of life of its agent: {turn}")
 
     def check_due(self) -> None:
         """Check that the server has ended all that is over; call it every second. Raises Violation."""
         now_s = self._now_s()
         base_s = max(self.healthy_s, self.booted_s)
-        # a hub that hears of a message from another one begins with a full term, and perhaps by a recovery
-        soon_s, terms = (SOON_S, 1) if self._is_exclusive else (SHARED_SOON_S, 2)
         if now_s < base_s:
             return
         for place, held in self._leases.items():
-            limit_s = max(held.tried_s, base_s) + terms * held.term_s
+            limit_s = max(held.tried_s, base_s) + held.term_s
+            # on a shared store a hub may begin again while the connection stays
             connection = held.connection if held.connection is held.responded and self._is_exclusive else None
             if connection is not None and connection.ended_s is not None and connection.process.is_alive:
                 limit_s = min(limit_s, max(held.tried_s, base_s, connection.ended_s) + BROKEN_S)
-            if now_s > limit_s + soon_s:
+            if now_s > limit_s + SOON_S:
                 raise Violation(
                     f"{place} still streams, its writer sent the last request at {held.tried_s:.3f}: {held}"
                 )
+        for place, turn in self._turns.items():
+            if turn.is_given and now_s > max(turn.host_over_s, base_s) + SOON_S:
+                raise Violation(
+                    f"the turn of {place} goes on, and that of {turn.host}, which took it in, is over: {turn}"
+                )
         for place, sent in self._commands.items():
             since_s = max(sent.stored_s, base_s)
-            if sent.op.name == "cancel" and now_s > since_s + CANCEL_S + soon_s:
+            if sent.op.name == "cancel" and now_s > since_s + CANCEL_S + SOON_S:
                 raise Violation(f"the cancel {place} of {sent.op.target} was not carried out")
-            if not self._is_skewed(sent) and now_s > max(self._expires_s(sent), since_s) + soon_s:
+            if not self._is_skewed(sent) and now_s > max(self._expires_s(sent), since_s) + SOON_S:
                 raise Violation(f"command {place} has expired and has no reply")
-
-    def check_leave(self, place: Place, attached_s: float) -> None:
-        """Check a `presence.leave` that a viewer received, which attached at `attached_s`. Raises Violation."""
-        known = self._presence.get(place)
-        if not self._is_exclusive or known is None or any(left_s >= attached_s - GRACE_S for left_s in known.left_s):
-            return
-        if any(one.ended_s is None or one.ended_s >= attached_s - GRACE_S for one in known.leaving):
-            return
-        away_s = 0.0
-        for connection, entered_s in known.entered_s.items():
-            if not connection.process.is_alive:
-                continue  # the member is of an earlier run of the hub, which has lost its members
-            if entered_s - away_s >= GRACE_S - EARLY_S and entered_s >= attached_s - GRACE_S:
-                return
-            away_s = max(away_s, float("inf") if connection.ended_s is None else connection.ended_s)
-        if self._now_s() - away_s < GRACE_S - EARLY_S:
-            raise Violation(f"presence.leave of {place} was sent, though the member was away for less than {GRACE_S} s")
 
     def _take(self, channel: str, entry: Entry) -> None:
         op = entry.op
@@ -336,7 +305,8 @@ class Promises:
                     self._check_not_early(place, held)
             case Delete():
                 self._leases.pop(place, None)
-                self._turns.pop(place, None)
+                turn = self._turns.pop(place, None)
+                self._end_held(place, turn.generation if turn is not None else 0)
             case Claim():
                 self._take_claim(place, op)
             case Command():
@@ -413,11 +383,12 @@ class Promises:
         return turn if turn is not None and turn.generation == generation else None
 
     def _take_claim(self, place: Place, op: Claim) -> None:
-        before = self._turns.pop(place, None)
+        before = self._turns.get(place)
+        if before is not None and op.state == "taken" and op.confirmed and op.node is None:
+            return  # the renewal of a remote agent
+        self._turns.pop(place, None)
         if op.state != "taken":
-            return
-        if before is not None and op.confirmed and op.node is None:  # the renewal of a remote agent
-            self._turns[place] = before
+            self._end_held(place, op.generation)
             return
         if before is not None and before.is_given and op.confirmed:
             raise Violation(f"{place} was claimed again by {op.node}, though {before.by} has begun this attempt")
@@ -427,10 +398,18 @@ class Promises:
             raise Violation(f"{place} was claimed by {op.by}, though {before.by} works on it in a living process")
         self._begin_turn(place, op)
 
+    def _end_held(self, place: Place, generation: int) -> None:
+        """Note the end of a turn, with which the turns end that its attempt has taken in."""
+        for (channel, _), held in self._turns.items():
+            if channel == place[0] and held.host == (place[1], generation):
+                held.host_over_s = self._now_s()
+
     def _begin_turn(self, place: Place, op: Claim) -> None:
         now_s = self._now_s()
         turn = self._turns[place] = Held(op.generation, op.lease_ms / 1000, now_s, now_s, op.by, op.node)
         turn.is_given = False
+        if op.within is not None:
+            turn.host = op.within, op.within_generation
         turn.connections += self.agents.get(op.by or "", [])
 
     def _check_attempt(self, place: Place, generation: int, stamp: int) -> None:

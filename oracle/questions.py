@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.agents.ids import reply_id
+from holdfast.core.answer_ids import reply_id
 from holdfast.core.turns import ATTEMPTS
 from oracle.plans import Script
 

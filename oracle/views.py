@@ -176,7 +176,7 @@ class ViewOracle:
         """Check that a member that left was away for the grace, and that a member sent the signal."""
         if isinstance(event, PresenceLeave):
             self._note(f"{self.name} receives the leave of {event.id} from {self.channel}")
-            promises.check_leave((self.channel, event.id), self._attached_s)
+            promises.members.check_leave((self.channel, event.id), self._attached_s)
         elif isinstance(event, Signal) and event.from_ is not None:  # the server's own signals have no sender
             if event.data not in promises.signals:
                 raise self._violation(f"no member has sent {event}")

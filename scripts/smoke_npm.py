@@ -1,6 +1,8 @@
 """Use the built apps in Chromium: those of `examples/` are served from another origin than their hub.
 
 Layer: scripts. `test_npm` runs it: smoke_npm.py FOLDER SERVER_PORT PAGE_PORT.
+
+Two processes on one PostgreSQL store serve these apps. Each page asks at one of them, and is reloaded at the other one.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,19 +19,22 @@ from playwright.async_api import Browser, Page, expect
 from starlette.staticfiles import StaticFiles
 
 from holdfast import Hub
+from holdfast.testing import FaultProxy
 from tests.browser.tab import chromium
+from tests.examples.nodes import two_nodes
 from tests.examples.programs import served_app
+from tests.postgres import running_postgres
 
-CLONE = Path(__file__).parents[1]
-SERVER = CLONE / "examples" / "react" / "server.py"
 START_S = 60
 END = "may stop it."
 
+Move = Callable[[], Awaitable[None]]  # moves all pages to the other process of the server
+
 
 @asynccontextmanager
-async def process(port: int, folder: Path, *command: str | Path, **environ: str) -> AsyncIterator[None]:
+async def process(port: int, folder: Path, *command: str | Path) -> AsyncIterator[None]:
     """Run a server until the block ends; the block begins when it accepts connections."""
-    running = await asyncio.create_subprocess_exec(*command, cwd=folder, env={**os.environ, **environ})
+    running = await asyncio.create_subprocess_exec(*command, cwd=folder)
     try:
         async with asyncio.timeout(START_S):
             while True:
@@ -53,7 +58,7 @@ async def open_page(browser: Browser, url: str) -> tuple[Page, list[str]]:
     return page, errors
 
 
-async def check_react(browser: Browser, url: str) -> None:
+async def check_react(browser: Browser, url: str, move: Move) -> None:
     """Ask a question, reload during the answer, and stop the next answer from a second window."""
     page, errors = await open_page(browser, url)
     await expect(page.get_by_role("status")).to_have_text("live")
@@ -61,29 +66,35 @@ async def check_react(browser: Browser, url: str) -> None:
     await page.press("input[name=text]", "Enter")
     answer = page.locator("article.assistant").first
     await expect(answer).to_contain_text("Reload the page")
+    await move()
     await page.reload()
     await expect(answer).to_contain_text(END)
     assert (await page.locator("article.user").all_inner_texts()) == ["Why?"]
     other, more = await open_page(browser, f"{url}/?me=bob")
-    await page.fill("input[name=text]", "And then?")
+    await page.fill("input[name=text]", "And then? " * 100)  # the answer repeats it, which takes six seconds
     await page.press("input[name=text]", "Enter")
+    await expect(other.get_by_role("button", name="Stop")).to_be_visible()
+    await move()  # the answer goes on in the process that both pages leave
     await other.get_by_role("button", name="Stop").click()
     for one in (page, other):
         await expect(one.locator("article[data-status=cancelled]")).to_have_count(1)
     assert errors + more == []
 
 
-async def check_next(browser: Browser, url: str) -> None:
-    """Send a message; the page that the server renders has no connection."""
+async def check_next(browser: Browser, url: str, move: Move) -> None:
+    """Send a message and reload; the page that the server renders has no connection."""
     page, errors = await open_page(browser, url)
     await expect(page.get_by_role("status")).to_have_text("live")
     await page.fill("input[name=text]", "Next?")
     await page.press("input[name=text]", "Enter")
+    await expect(page.locator("p", has_text="You asked: “Next?”")).to_contain_text("stored")
+    await move()
+    await page.reload()
     await expect(page.locator("p", has_text="You asked: “Next?”")).to_contain_text(END)
     assert errors == []
 
 
-async def check_assistant_ui(browser: Browser, url: str) -> None:
+async def check_assistant_ui(browser: Browser, url: str, move: Move) -> None:
     """Ask a question, request a second answer, stop it, edit the question, and select the first version."""
     page, errors = await open_page(browser, url)
     await page.fill("[aria-label=Message]", "Why?")
@@ -98,6 +109,7 @@ async def check_assistant_ui(browser: Browser, url: str) -> None:
     await page.click("text=Save")
     await expect(answer).to_contain_text("You asked: “Why not?”")
     await expect(answer).to_contain_text(END)
+    await move()
     await page.reload()
     await expect(page.locator(".user .branches")).to_contain_text("2/2")
     await page.locator(".user [aria-label=Previous]").click()
@@ -126,17 +138,28 @@ async def main(folder: Path, server_port: int, page_port: int) -> None:
     """Raise AssertionError if a built app does not work."""
     expect.set_options(timeout=30_000)
     origin = f"http://localhost:{page_port}"
-    settings = {"PORT": str(server_port), "PAGE_ORIGIN": origin, "PYTHONPATH": str(CLONE)}
-    async with chromium() as browser, process(server_port, folder, sys.executable, SERVER, **settings):
-        options = ("--host", "localhost", "--port", str(page_port))
-        for app, check in (("react", check_react), ("assistant_ui", check_assistant_ui)):
-            vite = folder / app / "node_modules" / ".bin" / "vite"
-            async with process(page_port, folder / app, vite, "preview", "--strictPort", *options):
-                await check(browser, origin)
-        following = folder / "next" / "node_modules" / ".bin" / "next"
-        async with process(page_port, folder / "next", following, "start", "--hostname", "localhost", *options[2:]):
-            await check_next(browser, origin)
-        await check_frameworks(browser, folder / "frameworks" / "dist")
+    os.environ["PAGE_ORIGIN"] = origin
+    with running_postgres(fsync="off", full_page_writes="off") as store:
+        async with (
+            two_nodes("react/server", store.url, folder / "nodes") as nodes,
+            FaultProxy("127.0.0.1", nodes[0].port) as proxy,
+            chromium(f"--host-resolver-rules=MAP localhost:{server_port} 127.0.0.1:{proxy.port}") as browser,
+        ):
+
+            async def move() -> None:
+                (other,) = {node.port for node in nodes} - {proxy.upstream[1]}
+                proxy.upstream = ("127.0.0.1", other)
+                await proxy.cut()
+
+            options = ("--host", "localhost", "--port", str(page_port))
+            for app, check in (("react", check_react), ("assistant_ui", check_assistant_ui)):
+                vite = folder / app / "node_modules" / ".bin" / "vite"
+                async with process(page_port, folder / app, vite, "preview", "--strictPort", *options):
+                    await check(browser, origin, move)
+            following = folder / "next" / "node_modules" / ".bin" / "next"
+            async with process(page_port, folder / "next", following, "start", "--hostname", "localhost", *options[2:]):
+                await check_next(browser, origin, move)
+            await check_frameworks(browser, folder / "frameworks" / "dist")
     print("the package works with Vite, Next.js, assistant-ui, Vue and Svelte")
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from holdfast.agents.ids import reply_id
 from holdfast.agents.turn import OnCrash, Turn
+from holdfast.core.answer_ids import reply_id
 from holdfast.core.errors import HoldfastError
 from holdfast.core.ops import Claim
 from holdfast.hub.workers import WhenBusy
@@ -79,7 +79,8 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
                 if plan.has_questions and draw.random() < 0.2:
                     await turn.ask("approve", timeout_s=2.0)
                 if plan.has_questions and draw.random() < 0.2:
-                    await turn.steered()
+                    for taken in [one.message for one in await turn.steered() if one.message is not None]:
+                        world.promises.note_taken_in((turn.channel, taken.id), turn.message.id, turn.generation)
             if draw.random() < 0.1:
                 raise OnPurpose("in the middle")
 
@@ -264,7 +265,7 @@ class Attempt:
         for _ in range(self._draw.randrange(7)):
             text = marks(1, self._length, self._draw.randrange(1, 9))
             if not await self._is_accepted({"type": "append", **about, "part": 0, "at": self._length, "text": text}):
-                return "cancelled"
+                return self._refused()
             self._length += len(text)
             await self._worker.pause(longest_s / 2, longest_s)
             if self._world.loop.time() - self._renewed_s > self._lease_s / 4 and not await self.renew():
@@ -277,6 +278,14 @@ class Attempt:
                 return "cancelled"
         await self._is_accepted({"type": "finish", **about, "status": "complete"})
         return "done"
+
+    def _refused(self) -> str:
+        """Return the state in which the turn ends whose answer another client, or the server, has ended."""
+        answer = self._world.stored.head(self.place[0]).now(self._reply_id)
+        if not self._world.plan.asks_by_socket or answer is None or answer.status != "interrupted":
+            return "cancelled"
+        self._world.promises.note_turn_request(self.place, self._generation, None, gives_back=True)
+        return "lost"
 
     async def _take_another(self) -> None:
         """Take a waiting message into this turn. Raises Violation if the server grants that and does not store it."""
@@ -298,6 +307,8 @@ class Attempt:
             for op in log.ops
         ):
             raise Violation(f"{self._worker.name} was granted {other} in its turn of {self.place}: not stored")
+        elif response["taken"]:
+            self._world.promises.note_taken_in((channel, other), message_id, self._generation)
 
     def _stop(self) -> str | None:
         """Return a pending cancel of this turn, if there is one."""

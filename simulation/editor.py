@@ -146,8 +146,8 @@ class Editor(Author):
     async def _force(self, channel: str, message_id: str) -> MessageWriter:
         """Take over a message that still has a writer, which only the hub itself may do."""
         hub = self._hub
+        await hub.start()  # each start is another node
         caller = Caller(id=self.name, writer=WriterIdentity(by=self.name, node=hub.node), is_server=True)
-        await hub.start()
         result = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), caller)
         message, _ = await hub.read(channel, message_id)
         writer = hub._writers.new(channel, message_id, self.name, None)

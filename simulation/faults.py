@@ -26,6 +26,7 @@ class FaultModel:
     slow_chance: float = 0.0  # chance that a response of the store takes very long
     down_chance: float = 0.0  # chance that the store refuses a call and does not carry it out
     unknown_chance: float = 0.0  # chance that the outcome of a commit stays unknown
+    silent_chance: float = 0.0  # chance that the outcome of a deletion of a channel, a note or a hold stays unknown
     notice_s: tuple[float, float] = (0.0002, 0.005)
     notice_loss: float = 0.0  # chance that a notice does not reach another hub
     notice_repeat: float = 0.0  # chance that it arrives twice
@@ -40,7 +41,7 @@ class FaultModel:
         """End all faults and long latencies. Notices may still be lost: they are hints."""
         self.latency_s = self.store_s = (0.0005, 0.005)
         self.cut_rate = self.hole_chance = self.stall_chance = 0.0
-        self.slow_chance = self.down_chance = self.unknown_chance = 0.0
+        self.slow_chance = self.down_chance = self.unknown_chance = self.silent_chance = 0.0
         self.room_bytes = 100_000
 
     @classmethod

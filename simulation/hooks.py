@@ -88,6 +88,11 @@ class Hooks:
         for _, oracle in self._oracles:
             oracle.note_kept(values)
 
+    def note_unclear(self, names: Iterable[str]) -> None:
+        """Note that the hub does not know whether the store keeps its last notes `names`."""
+        for _, oracle in self._oracles:
+            oracle.note_unclear(names)
+
     def lose_power(self, notes: Mapping[str, bytes]) -> None:
         """Replace the kept notes by `notes`."""
         for _, oracle in self._oracles:
@@ -130,7 +135,17 @@ class Hooks:
 
 def _oracle(world: World, plan: HookPlan) -> HookOracle:
     shared = world.plan
-    return HookOracle(plan, world.stored, is_shared=not shared.is_exclusive, has_nodes=shared.hubs > 1)
+
+    def was_healthy(since_s: float) -> bool:
+        return world.promises.was_healthy(since_s) and world.store.nodes.stopped_s < since_s
+
+    return HookOracle(
+        plan,
+        world.stored,
+        is_shared=not shared.is_exclusive,
+        now_s=world.loop.time,
+        was_healthy=was_healthy if shared.hubs > 1 else None,
+    )
 
 
 async def _answer(hub: Hub, event: HookEvent, name: str, world: World) -> None:

@@ -42,6 +42,8 @@ class Member(Actor):
         super().__init__(world, name)
         self.channel = self.draw.choice(world.channels)
         self.node: Node | None = None  # the node where the member is present, if the server has acknowledged that
+        self.present_s = float("inf")  # since when it is, without a pause
+        self.away_s = float("inf")  # since when it is surely nowhere, but for the grace
         self._stays = self.draw.random() < 0.5  # True: it is in the channel at the end of the run
         self._changes = 0  # number of changes of its data
 
@@ -59,16 +61,18 @@ class Member(Actor):
                     await self._by_lease(node)
             except ConnectionLost:
                 self.node = None
+            self.present_s = float("inf")
             await self.pause(0.0, self.draw.choice((0.3, 1.5, 8.0)))
 
     async def _by_socket(self, node: Node) -> None:
+        self.away_s = float("inf")
         socket = await ClientSocket.open(self, node)
         place = (self.channel, self.name)
         try:
             await self._enter(socket)
-            self.world.promises.note_entered(place, socket.connection)
+            self.world.promises.members.note_entered(place, socket.connection)
             self.world.trace.add(f"{self.name} is in {self.channel}")
-            self.node = node
+            self.node, self.present_s = node, self.world.loop.time()
             for _ in range(self.draw.randrange(1, 6)):
                 await socket.rest(self.draw.choice((0.2, 1.0, 5.0)))
                 if self.draw.random() < 0.4:
@@ -78,12 +82,13 @@ class Member(Actor):
             while self.world.is_quiet and self._stays:
                 await socket.rest(5.0)
             if self.draw.random() < 0.2:
-                self.world.promises.note_left(place, connection=socket.connection)
-                self.node = None
+                self.world.promises.members.note_left(place, connection=socket.connection)
+                self.node, self.present_s = None, float("inf")
                 await self._send(socket, {"type": "presence", "channel": self.channel, "leave": True})
         finally:
             self.world.trace.add(f"{self.name} closes its socket")
-            self.node = None
+            self.node, self.present_s = None, float("inf")
+            self.away_s = self.world.loop.time()
             socket.close()
 
     async def _send(self, socket: ClientSocket, frame: dict[str, Any]) -> None:
@@ -154,22 +159,31 @@ class Member(Actor):
 
     async def _by_lease(self, node: Node) -> None:
         lease_s = self.draw.choice(HERE_S)
+        self.away_s = float("inf")
+        try:
+            await self._hold_lease(node, lease_s)
+        finally:
+            self.node, self.present_s = None, float("inf")
+            self.away_s = self.world.loop.time() + lease_s
+
+    async def _hold_lease(self, node: Node, lease_s: float) -> None:
         path = f"/v1/channels/{self.channel}/presence/{self.name}"
         place = (self.channel, self.name)
-        self.world.promises.note_left(place, lease_s + RESPONSE_S)
+        self.world.promises.members.note_left(place, lease_s + RESPONSE_S)
         for _ in range(self.draw.randrange(1, 4)):
             await self._put(node, path, lease_s)
+            self.present_s = min(self.present_s, self.world.loop.time())
             # the presence may end at any time, without a grace period
-            self.world.promises.note_left(place, lease_s + RESPONSE_S)
+            self.world.promises.members.note_left(place, lease_s + RESPONSE_S)
             await self.pause(lease_s / 3, lease_s / 3)
         while self.world.is_quiet and self._stays:
             await self._put(node, path, lease_s)
             await self.pause(lease_s / 3, lease_s / 3)
-        self.node = None
+        self.node, self.present_s = None, float("inf")
         if self.draw.random() < 0.5:
             query = f"client={self.name}"
             await self.http.request(node.process, node.hub, "DELETE", path, query=query, patience_s=GRACE_S)
-        self.world.promises.note_left(place)
+        self.world.promises.members.note_left(place)
 
     async def _put(self, node: Node, path: str, lease_s: float) -> None:
         query = f"client={self.name}"

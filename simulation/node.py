@@ -145,8 +145,14 @@ class Node:
         world.hooks.register(hub, process, draw)
 
     def wake(self) -> None:
-        """Start the hub, unless a request has started it."""
-        self.process.start(self._world.loop, self._start(self.hub))
+        """Start the hub, unless a request has started it; again if an earlier start, which still runs, fails."""
+        self.process.start(self._world.loop, self._start_again(self.hub))
+
+    async def _start_again(self, hub: Hub) -> None:
+        await self._start(hub)
+        while not (hub.is_running or hub.is_draining):
+            await asyncio.sleep(1.0)
+            await self._start(hub)
 
     async def _start(self, hub: Hub) -> None:
         with contextlib.suppress(HoldfastError):  # the next request starts it again

@@ -5,6 +5,7 @@ Layer: simulation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -52,6 +53,9 @@ FAULTS = (
     "sync",
     "power",
 )
+HUB_COUNTS = (1, 1, 2, 2, 3, 4)
+# With all actors in each seed, faults that need few of them would hide: a sparse world repeats one deed more often.
+FULL_CHANCE = 0.4
 EDITS = ("say", "say", "edit", "delete", "read", "stop", "take over", "delete channel")
 
 
@@ -87,16 +91,20 @@ class Plan:
     failovers: int = 0  # how often the store loses its last changes and goes on in another life
     is_server: bool = False  # whether a single hub has a store as several hubs have, and not an embedded one
     asks_by_socket: bool = False  # whether actors send over sockets the requests that the protocol allows there
+    is_full: bool = False  # whether it has every kind of actor that changes a shared store, and a skewed clock
 
     @property
     def is_exclusive(self) -> bool:
         return self.hubs == 1 and not self.is_server
 
     @classmethod
-    def drawn(cls, seed: int) -> Plan:
-        """Return the plan of `seed`: some actors and faults of each kind, but not all at once."""
+    def drawn(cls, seed: int, hub_counts: Sequence[int] = HUB_COUNTS, *, full_chance: float = FULL_CHANCE) -> Plan:
+        """Return the plan of `seed`: some actors and faults of each kind, and on a shared store sometimes all actors.
+
+        `hub_counts` are the numbers of hubs to draw from, `full_chance` is the chance of all actors at once.
+        """
         draw = Random(f"{seed}/plan")
-        hubs = draw.choice((1, 1, 2, 3))
+        hubs = draw.choice(hub_counts)
         is_weak = hubs == 1 and draw.random() < 0.2
         authors: list[type[Author]] = [HttpWriter, PipelinedWriter, BlindWriter, LocalWriter, Editor]
         viewers: list[type[Viewer]] = [SocketViewer, StreamViewer, PollViewer, LocalViewer]
@@ -136,6 +144,7 @@ class Plan:
         # a shared store is recovered later, and until then messages would not wait for agents
         plan.registers_late = Random(f"{seed}/hasty").random() < 0.3 and plan.is_exclusive
         plan.asks_by_socket = Random(f"{seed}/sockets").random() < 0.5
+        plan.fault_model.silent_chance = Random(f"{seed}/silence").choice((0.0, 0.0, 0.03, 0.2))
         if not plan.is_exclusive:
             _draw_loss(plan, Random(f"{seed}/loss"))
             plan.fault_model.draw_notices(Random(f"{seed}/notices"))
@@ -143,6 +152,9 @@ class Plan:
             plan.workers = Random(f"{seed}/remote agents").choice((0, 0, 1, 2))
             if plan.hubs > 1:
                 _draw_hooks(plan, Random(f"{seed}/hooks of several hubs"))
+            full = Random(f"{seed}/full")
+            if full.random() < full_chance:
+                _fill(plan, full)
         return plan
 
 
@@ -173,21 +185,35 @@ def _draw_members(plan: Plan, draw: Random) -> None:
     if plan.is_exclusive:  # for several hubs they are drawn later
         plan.workers = draw.choice((0, 0, 1, 2))
     kinds = draw.choice((0, 0, 1)) if plan.workers else draw.choice((0, 1, 1, 2))
-    plan.agents = [
-        LocalPlan(
-            when_busy=draw.choice(("queue", "queue", "interrupt", "parallel")),
-            on_crash=draw.choice(("restart", "continue", "interrupt")),
-            slots=draw.choice((1, 2, 1_000)),
-            has_questions=draw.random() < 0.5,
-        )
-        for _ in range(kinds)
-    ]
+    plan.agents = [_local_agent(draw) for _ in range(kinds)]
     if not plan.is_exclusive and draw.random() < 0.5:
         plan.agents_at = "A"
 
 
+def _local_agent(draw: Random) -> LocalPlan:
+    return LocalPlan(
+        when_busy=draw.choice(("queue", "queue", "interrupt", "parallel")),
+        on_crash=draw.choice(("restart", "continue", "interrupt")),
+        slots=draw.choice((1, 2, 1_000)),
+        has_questions=draw.random() < 0.5,
+    )
+
+
 def _draw_hooks(plan: Plan, draw: Random) -> None:
     plan.hooks = [HookPlan.drawn(draw, number) for number in range(draw.choice((0, 1, 1, 2)))]
+
+
+def _fill(plan: Plan, draw: Random) -> None:
+    """Let the plan have an actor of each kind, all edits and a skewed clock, and fewer others for that."""
+    plan.is_full = True
+    others = [author for author in plan.authors if author not in (LeaseWriter, Commander, Editor, SteadyWriter)]
+    plan.authors = [LeaseWriter, Commander, Editor, *others[:1]]
+    del plan.viewers[3:]
+    plan.members, plan.workers = max(1, plan.members), 1
+    plan.agents = plan.agents[:1] or [_local_agent(draw)]
+    plan.hooks = plan.hooks[:1] or [HookPlan.drawn(draw, 0)]
+    plan.edits = [*EDITS]
+    plan.faults = [*dict.fromkeys((*plan.faults, "clock"))]
 
 
 def _limits(draw: Random) -> Limits:

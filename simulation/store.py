@@ -1,4 +1,4 @@
-"""A store that is slow, fails, leaves the outcome of a commit unknown, loses power, and fails over.
+"""A store that is slow, fails, leaves the outcome of a change unknown, loses power, and fails over.
 
 Layer: simulation.
 
@@ -85,6 +85,7 @@ class SimStore:
         self.notices = Notices(loop, fault_model, Random(f"{seed}/notices of the store"))
         self.nodes = NodeLeases(loop.time, stored)
         self._node_of: dict[str, str] = {}  # for each process the node of its hub
+        self.silence = Random(f"{seed}/silence of the store")
         self.hooks: Hooks | None = None
         self._stored = stored
         self.trace = trace
@@ -303,7 +304,9 @@ class StoreClient:
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """`Store.commit`."""
-        return await self._call(lambda: self._store.commit(self._process.name, writes), is_commit=True)
+        return await self._call(
+            lambda: self._store.commit(self._process.name, writes), late=CommitUnknown, is_commit=True
+        )
 
     async def heads(self, channels: Sequence[str]) -> list[Head]:
         """`Store.heads`."""
@@ -361,11 +364,17 @@ class StoreClient:
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
     ) -> bool:
         """`Store.note`."""
-        return await self._call(lambda: self._store.note(values, expected=expected))
+        try:
+            return await self._call(lambda: self._store.note(values, expected=expected), late=CommitUnknown)
+        except CommitUnknown:
+            if self._store.hooks is not None:
+                self._store.hooks.note_unclear(values)
+            raise
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """`Store.hold`."""
-        return await self._call(lambda: self._store.hold(self._process.name, node, term_ms, values))
+        name = self._process.name
+        return await self._call(lambda: self._store.hold(name, node, term_ms, values), late=StoreUnavailable)
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
         """`Store.holds`."""
@@ -387,7 +396,9 @@ class StoreClient:
     ) -> Head | Conflict:
         """`Store.delete_channel`."""
         name = self._process.name
-        return await self._call(lambda: self._store.delete_channel(name, channel, expected, used_up, until_ms))
+        return await self._call(
+            lambda: self._store.delete_channel(name, channel, expected, used_up, until_ms), late=CommitUnknown
+        )
 
     async def notify(self, notices: Sequence[Notice]) -> None:
         """`Store.notify`."""
@@ -429,7 +440,10 @@ class StoreClient:
             self._trace.guarded(carry_out)
         self._waiting.clear()
 
-    async def _call(self, action: Callable[[], T], *, is_commit: bool = False) -> T:
+    async def _call(
+        self, action: Callable[[], T], *, late: type[StoreUnavailable] | None = None, is_commit: bool = False
+    ) -> T:
+        """Let the store carry out `action`. `late` is the error of a change whose outcome is unknown."""
         store, fault_model, draw, loop = self._store, self._store.fault_model, self._draw, self._store.loop
         if self.is_severed:
             raise StoreUnavailable("the run is over")
@@ -444,8 +458,9 @@ class StoreClient:
             begins_s = max(store.free_at_s, begins_s)
             store.free_at_s = begins_s + delay_s
         is_down = loop.time() < store.down_until_s or draw.random() < fault_model.down_chance
-        is_unknown = is_commit and not is_down and draw.random() < fault_model.unknown_chance
-        is_lost = is_down or (is_unknown and draw.random() < 0.5)
+        doubt, chance = (draw, fault_model.unknown_chance) if is_commit else (store.silence, fault_model.silent_chance)
+        is_unknown = late is not None and not is_down and doubt.random() < chance
+        is_lost = is_down or (is_unknown and doubt.random() < 0.5)
         ends_s = begins_s + delay_s
         store.busy_until_s = max(store.busy_until_s, ends_s)
         if store.promises is not None and (is_down or is_unknown or ends_s - loop.time() > TROUBLE_S):
@@ -472,8 +487,7 @@ class StoreClient:
             elif is_replaced:
                 response.set_exception(StoreReplaced("the store has failed over"))
             elif is_unknown or life != store.life:
-                lost = CommitUnknown if is_commit else StoreUnavailable
-                response.set_exception(lost("the connection to the store was lost"))
+                response.set_exception((late or StoreUnavailable)("the connection to the store was lost"))
             else:
                 return
             response.exception()  # marked as retrieved: the process may be killed before its task runs

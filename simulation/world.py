@@ -22,7 +22,9 @@ from typing import Any, TypeVar
 from holdfast.app import Hub
 from holdfast.core.cursor import Cursor
 from holdfast.core.errors import HoldfastError
+from holdfast.core.turns import Phase
 from holdfast.hub.housekeeping import free_memory
+from holdfast.hub.presence_state import GRACE_S
 from holdfast.hub.subscription import take
 from oracle.log import StoredLogs
 from oracle.promises import Promises
@@ -33,7 +35,7 @@ from simulation.clock import START_MS, Process, Stuck, VirtualLoop
 from simulation.hooks import Hooks, is_expected
 from simulation.leftovers import check_abandoned, check_empty, check_writers, members_of
 from simulation.local_writers import LongWriter
-from simulation.members import Member
+from simulation.members import ACQUAINTED_S, Member
 from simulation.network import Network
 from simulation.node import SHUT_DOWN_S, Node
 from simulation.plan import SIZES, Plan
@@ -54,6 +56,7 @@ HOOKS_S = 150.0  # time in which hooks must end: a call may hang for a minute, a
 CUT_OFF_S = 6.0  # without its store for this long, a hub has no viewers: a term of its lease and two seconds
 AWAY_S = 12.0  # time for which a lost hub is away: the others recover its messages in two terms of a lease
 BEGIN_AGAIN_S = 4.0  # time in which a hub notices a failover and begins again
+SHOWN_S = 3.0  # without faults each hub shows members of others within this time, though notices are lost
 MEMBERS_S = 30.0  # time in which members must enter and all views must show them
 
 
@@ -99,6 +102,7 @@ class World:
             live_node=lambda: self.nodes[0].live_id,
         )
         self.promises.is_served = self._is_served
+        self.promises.members.stopped_s = lambda: self.store.nodes.stopped_s
         self.store.promises = self.promises
         self.hooks = self.store.hooks = Hooks(self, self.plan.hooks)
         self.runs: list[tuple[Process, StoreClient]] = []
@@ -199,7 +203,7 @@ class World:
         members = [Member(self, f"member{place}") for place in range(self.plan.members)]
         workers = [Worker(self, f"worker{place}") for place in range(self.plan.workers)]
         others = [self.start(actor.run()) for actor in (*viewers, *members, *workers)]
-        checking = self.start(self._check_every_second())
+        checking = self.start(self._check_every_second(members))
         failing_over = self.start(self._fail_over())
         await self.start(self._inject_faults())
         await failing_over
@@ -234,17 +238,47 @@ class World:
         viewers += [MessageReader(self, f"reader{place}") for place in range(self.plan.readers)]
         return viewers
 
-    async def _check_every_second(self) -> None:
+    async def _check_every_second(self, members: list[Member]) -> None:
         while True:
             await asyncio.sleep(1.0)
             self.promises.check_due()
             if not self.plan.is_exclusive:
                 self.store.nodes.check_due(self.leases_count_s)
+            self._check_members(members)
+            self._check_turns()
+
+    def _check_turns(self) -> None:
+        """Check that no hub counts a turn as running whose agent has been silent for longer than its lease."""
+        for node in self.nodes:
+            if node.is_up and not node.process.is_held and node.hub.is_running:
+                for channel, turn in node.hub.runtime.scheduler.where(lambda turn: turn.phase is Phase.RUNNING):
+                    self.promises.check_running((channel, turn.message_id), turn.attempt, node.hub.node)
+
+    def _check_members(self, members: list[Member]) -> None:
+        """Check, in the calm, that hubs show the members that have been present for a while, and none that is away."""
+        now_s, calm_s = self.loop.time(), self.promises.healthy_s + ACQUAINTED_S
+        for node in self.nodes:
+            for channel in self.channels:
+                if not any(viewer.follows(channel, node.process, now_s - SHOWN_S) for viewer in self.viewers):
+                    continue  # a hub shows the members of other hubs from the first attach on
+                here = {member.id for member in members_of(node.hub, channel).members}
+                for one in members:
+                    is_present = calm_s <= one.present_s <= now_s - SHOWN_S
+                    is_away = calm_s <= one.away_s <= now_s - GRACE_S - SHOWN_S
+                    if one.channel == channel and (
+                        (is_present and one.name not in here) or (is_away and one.name in here)
+                    ):
+                        what = f"present since {one.present_s:.3f}" if is_present else f"away since {one.away_s:.3f}"
+                        raise Violation(
+                            f"{sorted(here)} are members of {channel} on {node.name}, and {one.name} is {what}"
+                        )
 
     # -- faults ------------------------------------------------------------------------------------------------
 
     async def _inject_faults(self) -> None:
         """Inject one fault after another, until the calm."""
+        if self.plan.is_full:
+            await self._inject("clock", self.draw.choice(self.nodes))
         while self.plan.faults and self.loop.time() < self.plan.bad_s:
             await asyncio.sleep(self.draw.expovariate(1 / self.plan.fault_s))
             await self._inject(self.draw.choice(self.plan.faults), self.draw.choice(self.nodes))

@@ -29,23 +29,28 @@ PATIENCE_S = 20.0
 class Process:
     """A child process of the tests. Its output goes to a file, for the message of a failed test."""
 
-    def __init__(self, arguments: list[str], log: Path, *, program: str = sys.executable) -> None:
+    def __init__(
+        self, arguments: list[str], log: Path, *, program: str = sys.executable, folder: Path | None = None
+    ) -> None:
         self._arguments = [program, *arguments]
         self._log = log
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._arguments, stdout=log, stderr=subprocess.STDOUT, env={**os.environ})
+            self._process = subprocess.Popen(
+                self._arguments, stdout=log, stderr=subprocess.STDOUT, env={**os.environ}, cwd=self._folder
+            )
 
     @property
     def running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None
         return self._process
 
-    def until(self, is_ready: Callable[[], bool]) -> None:
+    def until(self, is_ready: Callable[[], bool], *, patience_s: float = PATIENCE_S) -> None:
         """Wait until `is_ready` holds; it may fail to connect meanwhile. Raises AssertionError with the output."""
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + patience_s
         while time.monotonic() < deadline_s and self.running.poll() is None:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 if is_ready():

@@ -9,7 +9,7 @@ import importlib.util
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,11 +24,13 @@ needs_redis = pytest.mark.skipif(
     reason="redis-server, or redis for Python, is not installed; CI installs both",
 )
 
+needs_valkey = pytest.mark.skipif(not shutil.which("valkey-server"), reason="valkey-server is not installed")
+
 
 class RedisServer:
     """A server on a port of this machine, which keeps nothing."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, program: str = "redis-server") -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._socket = str(folder / "redis.sock")
@@ -37,12 +39,16 @@ class RedisServer:
         if options[:1] == ("--sentinel",):  # its first argument is a file
             (folder / "sentinel.conf").write_text(f"bind 127.0.0.1\nport {self.port}\nunixsocket {self._socket}\n")
             arguments = [str(folder / "sentinel.conf"), *options]
-        self._process = Process(arguments, folder / "log", program="redis-server")
+        self._process = Process(arguments, folder / "log", program=program)
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         self._process.start()
         self._process.until(lambda: bool(self.ask("PING")))
+
+    def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until `is_so` holds, while the server runs."""
+        self._process.until(is_so)
 
     def kill(self) -> None:
         """End the server as a crash would."""
@@ -58,10 +64,10 @@ class RedisServer:
 
 
 @contextmanager
-def running_redis(*options: str) -> Iterator[RedisServer]:
+def running_redis(*options: str, program: str = "redis-server") -> Iterator[RedisServer]:
     """Run a server in a folder that is removed at the end; gives the server."""
     with tempfile.TemporaryDirectory(prefix="holdfast-redis-") as name:
-        server = RedisServer(Path(name), *options)
+        server = RedisServer(Path(name), *options, program=program)
         try:
             server.start()
             yield server

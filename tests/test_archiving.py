@@ -137,6 +137,26 @@ def test_a_command_with_two_places_is_refused(command: tuple[str, ...], is_url_f
     )
 
 
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        (("inspect",), "for another store ask its server with --url http://host:8000"),
+        (("verify",), "for another store ask its server with --url http://host:8000"),
+        (("verify", "--absent", "words.txt"), "--absent searches files only"),
+        (("backup", "copy.db"), "PostgreSQL has its own tools for this"),
+        (("restore", "copy.db"), "PostgreSQL has its own tools for this"),
+        (("compact",), "PostgreSQL has its own tools for this"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_command_for_a_file_names_what_a_database_needs_instead(command: tuple[str, ...], remedy: str) -> None:
+    refused = run(*command, "--store", "postgresql://app:secret@127.0.0.1:1/chat")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        f"Error: --store must name a file, sqlite:///path, got 'postgresql://127.0.0.1:1/chat'; {remedy}\n"
+    )
+
+
 COMMANDS = (("export", "chat:1"), ("channels",), ("inspect",), ("verify",), ("forget", "ann"))
 FULL = "Error: output or a file cannot be written: No space left on device; check its disk, and repeat the command\n"
 
@@ -167,6 +187,22 @@ async def test_a_command_whose_output_cannot_be_written_ends_with_an_error(tmp_p
             await asyncio.to_thread(check, *where)
     if place == "file":
         await asyncio.to_thread(check, "--store", url)
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_an_option_whose_output_cannot_be_written_ends_with_an_error(option: str) -> None:
+    for unbuffered in ("", "1"):
+        with open("/dev/full", "wb") as full:
+            ran = subprocess.run(
+                [sys.executable, "-m", "holdfast", option],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+                check=False,
+            )
+        assert (ran.returncode, ran.stderr) == (1, FULL)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])

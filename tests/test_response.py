@@ -13,8 +13,8 @@ from fastapi import Depends, FastAPI, Response
 from fastapi.responses import StreamingResponse
 
 from holdfast import Hub
-from holdfast.agents.ids import reply_id
 from holdfast.agents.writer import AgentWriter
+from holdfast.core.answer_ids import reply_id
 from holdfast.core.errors import HoldfastError, IdConflict, LocalError
 from holdfast.core.requests import Caller, CreateMessage
 from holdfast.core.turns import BUILT_IN_COMMANDS, CANCEL

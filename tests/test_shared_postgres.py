@@ -21,6 +21,7 @@ from holdfast import Hub
 from holdfast.agents.turn import Turn
 from holdfast.client import ChannelView, Client
 from holdfast.client.subscription import is_new_start
+from holdfast.hub.hooks import HookEvent
 from tests.caddy import caddy_of_the_docs, needs_caddy
 from tests.nginx import needs_nginx, nginx_of_the_docs
 from tests.postgres import needs_postgres, running_postgres
@@ -213,6 +214,39 @@ async def test_two_nodes_answer_each_of_a_thousand_questions_once(url: str) -> N
     assert Counter(message.reply_to for message in answers) == attempts
 
 
+async def test_one_node_calls_a_hook_and_another_one_goes_on_when_it_ends(url: str) -> None:
+    first, second = hubs = [Hub(f"{url}?schema=hooks", drain_s=0, hooks_signals=False) for _ in range(2)]
+    calls: list[tuple[Hub, str]] = []
+    called = asyncio.Event()
+    for hub in hubs:
+
+        @hub.on("message.create", "*", name="billing")
+        async def bill(event: HookEvent, hub: Hub = hub) -> None:
+            calls.append((hub, event.id))
+            called.set()
+
+    async def until_called(hub: Hub, *ids: str) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not {(hub, one) for one in ids} <= set(calls):
+                called.clear()
+                await called.wait()
+
+    try:
+        for hub in hubs:
+            await hub.start()
+        for number, hub in zip(range(10), cycle(hubs), strict=False):
+            await hub.create(f"chat:{number % 3}", id=f"m{number}", role="user", text="?")
+        await until_called(first, *(f"m{number}" for number in range(10)))
+        await first.close()
+        await second.create("chat:0", id="last", role="user", text="?")
+        await until_called(second, "last")
+    finally:
+        await first.close()
+        await second.close()
+    places = [hubs.index(hub) for hub, _ in calls]
+    assert places == sorted(places)  # the last call of the first hub may be repeated, but they never take turns
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the test finds the workers in /proc")
 def test_a_worker_that_dies_is_replaced(url: str, tmp_path: Path) -> None:
     port = str(free_port())
@@ -233,6 +267,7 @@ def test_a_worker_that_dies_is_replaced(url: str, tmp_path: Path) -> None:
         serving.until(lambda: request(int(port), "GET", "/readyz")[0] == 200)
         assert serving.end() == -signal.SIGTERM
         assert "another one starts" in serving.output
+        assert "fsync off, full_page_writes off, synchronous_commit on" in serving.output
     finally:
         serving.clean_up()
 

@@ -85,6 +85,10 @@ class Backend(Protocol):
     def is_shutting_down(self) -> bool:
         """Return whether the process is about to end; its turns are then left for another process."""
 
+    @property
+    def may_begin(self) -> bool:
+        """Return whether a handler may begin: no other process can have its turn, as far as this one knows."""
+
     def reason_of(self, error: BaseException) -> str | None:
         """Return the reason to store for a turn that `error` ended: in development the exception's name, else None."""
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from holdfast.agents.ids import reply_ids
+from holdfast.core.answer_ids import reply_ids
 from holdfast.core.errors import LocalError
 from holdfast.core.model import Json, Message, Part
 

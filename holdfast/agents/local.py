@@ -53,7 +53,7 @@ class LocalAgent:
 
     def begin(self, turn: AssignedTurn) -> None:
         """Begin the turn (`Worker.begin`)."""
-        self._hub.start_task(self._run(turn))
+        self._hub.start_task(self._run(turn, asyncio.get_running_loop().time()))
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
         """Stop the handler of a turn that ended elsewhere (`Worker.ended`)."""
@@ -61,8 +61,8 @@ class LocalAgent:
         if running is not None and running.generation == turn.generation:
             running.stop(is_lost=state == "lost")
 
-    async def _run(self, turn: AssignedTurn) -> None:
-        backend = LocalBackend(self._hub, turn.generation)
+    async def _run(self, turn: AssignedTurn, claimed_s: float) -> None:
+        backend = LocalBackend(self._hub, turn.generation, claimed_s)
         key = (turn.channel, turn.message_id)
         try:
             message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
@@ -78,6 +78,7 @@ class LocalAgent:
                 if not any(channel == turn.channel for channel, _ in self._running):
                     self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
                 self._hub.runtime.scheduler.left(self, turn)
+                self._hub.runtime.scheduler.freed(self)
 
     async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
         """Store the end of the turn, and retry while the store fails.
@@ -96,14 +97,21 @@ class LocalAgent:
 class LocalBackend:
     """The hub in this process, as the backend of an attempt at a turn."""
 
-    def __init__(self, hub: HubCore, attempt: int) -> None:
+    def __init__(self, hub: HubCore, attempt: int, claimed_s: float) -> None:
+        """Give the operations to attempt `attempt`, which `hub` has since `claimed_s`, a time of its loop."""
         self._hub = hub
         self._attempt = attempt
+        self._claimed_s = claimed_s
 
     @property
     def is_shutting_down(self) -> bool:
         """Return whether the hub drains."""
         return self._hub.is_draining
+
+    @property
+    def may_begin(self) -> bool:
+        """Return whether the other nodes have counted this one as alive since the claim (`Backend.may_begin`)."""
+        return self._hub.runtime.nodes.is_kept_since(self._claimed_s)
 
     def reason_of(self, error: BaseException) -> str | None:
         """Return the reason for a message that `error` ended (`Backend.reason_of`)."""

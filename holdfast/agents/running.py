@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal, NamedTuple, TypeVar
 
 from holdfast.agents.backend import Backend, Watch, Writer, find
-from holdfast.agents.ids import ANSWERS, reply_id, reply_ids
 from holdfast.agents.stops import reply_to_stops, until_stopped
 from holdfast.agents.turn import OnCrash, Turn
+from holdfast.core.answer_ids import ANSWERS, reply_id, reply_ids
 from holdfast.core.decide_turns import CRASHED
 from holdfast.core.errors import (
     AlreadyAnswered,
@@ -31,6 +31,7 @@ from holdfast.core.errors import (
     LocalError,
     NotFound,
     StillStreaming,
+    StoreUnavailable,
     public_reason,
 )
 from holdfast.core.model import Json, Message
@@ -192,6 +193,8 @@ class Running:
             ending.cancel()
             await asyncio.wait([listening, ending])
         if self._is_lost or (backend.is_shutting_down and self._work.cancelled()):
+            if self._is_lost:
+                await self._give_back(turn)
             return None  # another worker has the turn or will get it
         await self._withdraw(turn.open_questions)
         if self._is_late:
@@ -205,6 +208,9 @@ class Running:
 
     async def _handle(self, turn: Turn) -> None:
         """Run the handler, and record the public reason if it fails."""
+        if not self._backend.may_begin:  # for example after a suspension of the process
+            self._is_lost = True
+            return
         limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
         try:
             await self._agent.handler(turn)
@@ -224,7 +230,8 @@ class Running:
             if isinstance(error, Finished) and await self._is_interrupted(turn):
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
-            logger.warning("turn of %s in %s failed: %s", self.message.id, self.channel, error, exc_info=error)
+            trace = None if isinstance(error, StoreUnavailable) else error  # not a mistake of the handler
+            logger.warning("turn of %s in %s failed: %s", self.message.id, self.channel, error, exc_info=trace)
             self._failure = error.code
         except Exception as error:
             logger.exception("turn of %s in %s failed", self.message.id, self.channel)
@@ -279,6 +286,15 @@ class Running:
                 else:
                     reason = "timeout" if self._is_late else None
                     await reply.finish("cancelled" if self._is_stopped else "failed", reason=reason)
+
+    async def _give_back(self, turn: Turn) -> None:
+        """Interrupt an earlier answer that the handler did not continue, so that the next attempt can continue it."""
+        taken_up = turn.take_unused()
+        if taken_up is not None:
+            taken_up.cancelled_as = ("interrupted", None)
+            with contextlib.suppress(HoldfastError, GeneratorExit):
+                async with taken_up:
+                    raise GeneratorExit  # ends the answer as `cancelled_as` says
 
     async def _listen(self, watch: Watch, turn: Turn) -> None:
         """Stop the handler when a client cancels the turn."""

@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from typing import Any, Literal, NamedTuple
 
 from holdfast.agents.backend import Backend, Watch, Writer
 from holdfast.agents.history import Shape, as_turns, path_to
-from holdfast.agents.ids import reply_id, spare_id
+from holdfast.core.answer_ids import reply_id
 from holdfast.core.errors import AlreadyAnswered, HoldfastError, LocalError
 from holdfast.core.events import CommandReply
 from holdfast.core.model import Command, Json, Message
+from holdfast.core.names import base32
 from holdfast.core.turns import STEER, attempt_of
 
 logger = logging.getLogger("holdfast.agents")
@@ -114,7 +116,7 @@ class Turn:
                 parent=self.begun[-1].id if self.begun else None,
                 meta=meta or {},
             )
-            writer.spare_id = spare_id
+            writer.spare_id = _spare_id
         # if no client stopped the turn, a cancellation of the block comes from the handler itself
         if not self.is_cancelled:
             writer.cancelled_as = ("failed", "error")
@@ -205,6 +207,14 @@ class Turn:
     def targets(self) -> set[str]:
         """Return the ids that a command to this turn may name: those of the user message and of its answers."""
         return {self.message.id, *(reply.id for reply in self.replies)}
+
+
+def _spare_id() -> str:
+    """Return a random id for an answer whose computed id is taken.
+
+    A client cannot guess it, and so cannot take it, too.
+    """
+    return base32(secrets.randbits(90), 18)
 
 
 def _ask_reply(reply: CommandReply) -> AskReply:

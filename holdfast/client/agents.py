@@ -134,6 +134,7 @@ class RemoteAgent:
 class RemoteBackend:
     """Gives one turn the operations of a hub in another process."""
 
+    may_begin = True  # `watch` has confirmed the turn
     is_shutting_down = False  # always False: a client that shuts down cancels its turns, and their claims end
 
     def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn, *, debug: bool | None) -> None:

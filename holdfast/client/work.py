@@ -195,8 +195,7 @@ class RemoteWorker:
                 del self._turns[key]
         if turn.outcome is None:
             logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)
-        else:
-            await turn.done()
+        await turn.done()
 
     def _on_result(self, result: Outcome) -> None:
         """Handle the response to a request for work. After a temporary refusal, repeat the request later."""
@@ -230,7 +229,7 @@ class ClaimedTurn:
         self.lease_s = offer.lease_s
         # True: the hub is in development, so that reasons of failed answers name the exception
         self.is_development = offer.debug
-        # how the turn ends when the handler returns; None: with its lease, and then it waits for its next attempt
+        # how the turn ends when the handler returns; None: it does not, and waits for its next attempt
         self.outcome: Literal["done", "cancelled"] | None = "done"
         self.is_lost = False  # True: the turn is over, or another worker has it; the handler is being cancelled
         self.task: asyncio.Task[None] | None = None
@@ -274,9 +273,9 @@ class ClaimedTurn:
             self.task.cancel()
 
     async def done(self) -> None:
-        """Report the end of the turn."""
+        """Report the end of the turn, or of this attempt."""
         try:
-            await self._link.request("turn.done", {**self._claim(), "state": self.outcome})
+            await self._link.request("turn.done", {**self._claim(), "state": self.outcome or "lost"})
         except HoldfastError as error:
             logger.warning("the end of the turn of %s could not be sent: %s", self.message.id, error.code)
 

@@ -173,8 +173,8 @@ def _create(
             raise IdConflict(f"message {message_id!r} exists and was created with other content; choose another id")
         return Decision(serial=known.created, generation=1)
     check_may_begin(state, caller)
-    if caller.attempt is not None and request.reply_to is not None:
-        check_attempt(state, request.reply_to, caller.attempt)
+    if request.reply_to is not None:
+        check_attempt(state, request.reply_to, message_id, caller.attempt)
     if request.status == "interrupted":
         raise ForbiddenStatus("status 'interrupted' is set by the server only; create the message as 'streaming'")
     if request.status not in ("complete", "streaming"):

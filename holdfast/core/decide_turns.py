@@ -7,6 +7,7 @@ lost the turn gets `fenced`.
 
 from __future__ import annotations
 
+from holdfast.core.answer_ids import earlier_attempt
 from holdfast.core.decision import Decidable, Decision
 from holdfast.core.errors import Fenced, Finished, NotWriter, StillStreaming
 from holdfast.core.message_state import ClaimState, MessageState
@@ -15,6 +16,7 @@ from holdfast.core.ops import Claim, Create, Finish, Op, WriterIdentity, digest
 from holdfast.core.requests import Caller, ClaimTurn, EndTurn
 from holdfast.core.turns import next_round
 
+GIVEN_BACK_MS = 1  # length of the lease of an attempt that its worker has given back: each hub soon counts it as lost
 CRASHED = "crashed"  # reason that a failed answer shows if each attempt of its turn ended without an answer
 
 
@@ -40,12 +42,18 @@ def claim_turn(state: Decidable, message: MessageState, request: ClaimTurn, call
 
 
 def _renew_turn(message: MessageState, claim: ClaimState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
-    """Confirm the attempt of a remote worker, so that each hub of a shared store gives it another term."""
-    if (claim.state, claim.generation) != ("taken", request.generation):
+    """Confirm the attempt of a remote worker, so that each hub of a shared store gives it another term, or none."""
+    is_known = not caller.is_server or claim.confirmed == request.confirmed  # a worker does not know the confirmations
+    if (claim.state, claim.generation) != ("taken", request.generation) or not is_known:
         raise _stale(message, claim, request)
     if (claim.by, claim.node, claim.within) != (caller.id, None, None):
         raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
-    return _taken(message, claim._replace(confirmed=claim.confirmed + 1), now_ms)
+    if claim.lease_ms == GIVEN_BACK_MS:
+        if not request.gives_back:
+            raise _stale(message, claim, request)
+        return Decision(serial=message.last, generation=claim.generation)
+    lease_ms = GIVEN_BACK_MS if request.gives_back else claim.lease_ms
+    return _taken(message, claim._replace(lease_ms=lease_ms, confirmed=claim.confirmed + 1), now_ms)
 
 
 def _taken(message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
@@ -73,18 +81,30 @@ def _check_alone(state: Decidable, message: MessageState, lost: tuple[tuple[str,
             raise StillStreaming(f"message {other.id!r} is being answered: wait for the end of its turn")
 
 
-def check_attempt(state: Decidable, message_id: str, attempt: int) -> None:
-    """Raise Fenced if the turn of a message has another attempt by now.
+def check_attempt(state: Decidable, message_id: str, answer_id: str, attempt: int | None) -> None:
+    """Raise Fenced if the turn of a message has another attempt by now, or waits for one after a `regenerate`.
 
-    The agent of this attempt may not know that yet, for example after its node was cut off from the store.
+    The agent of this attempt may not know that yet, for example after its node was cut off from the store. A further
+    answer of it would stand beside those of the later attempt. A remote agent names no attempt (None), but the id of
+    its answer shows an earlier one.
     """
     message = state.message(message_id)
     claim = message.claim if message is not None else None
-    if claim is not None and claim.generation != attempt:
-        raise Fenced(
-            f"attempt {attempt} has lost the turn of message {message_id!r}; stop working on it",
-            generation=claim.generation,
-        )
+    if claim is None:
+        return
+    if attempt is None:
+        attempt = earlier_attempt(message_id, answer_id, claim.generation)
+    if attempt in (None, claim.generation):
+        return
+    later = (
+        f"attempt {claim.generation} has it now"
+        if claim.state != "pending"
+        else "it waits for a new answer (regenerate)"
+    )
+    raise Fenced(
+        f"attempt {attempt} cannot begin a further answer to message {message_id!r}: {later}; end this handler",
+        generation=claim.generation,
+    )
 
 
 def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:

@@ -130,6 +130,7 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
     # True: no handler has begun attempt `generation`, which is this node's; the claim confirms it and begins no other
     confirms: bool = False
     renews: bool = False  # True: renew the lease of attempt `generation`, which a remote worker has begun
+    gives_back: bool = False  # with `renews`, True: that worker has lost the attempt, so the lease ends at once
     above: int = (
         # the new attempt gets a number in a later round than this one, the highest that a worker of a deleted message
         # with the same id may still use

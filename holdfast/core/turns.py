@@ -151,6 +151,11 @@ class TurnState(Generic[W]):
         return self.phase in (Phase.RUNNING, Phase.HELD)
 
     @property
+    def is_broken(self) -> bool:
+        """Return whether the connection to the worker that runs the attempt is broken."""
+        return self.handler is not None and self.worker is None
+
+    @property
     def host(self) -> tuple[str, int] | None:
         """Return the id of the message whose turn has taken this one in, and the number of that turn's attempt."""
         if self.phase is not Phase.HELD or self.claim is None or self.claim.within is None:

@@ -27,9 +27,9 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from holdfast.agents.ids import reply_ids
 from holdfast.agents.turn import OnCrash
 from holdfast.app import Hub
+from holdfast.core.answer_ids import reply_ids
 from holdfast.core.deltas import MessageProgress, PartOpened, TextAdded
 from holdfast.core.errors import InvalidName, InvalidRequest, shown
 from holdfast.core.model import Message

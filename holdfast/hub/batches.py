@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from holdfast.core.errors import StoreUnusable
 from holdfast.core.events import MessageAppend, MessageCreate, MessagePart, MessageUpdate, ServerEvent, encode_json
 from holdfast.core.message_state import part_bytes
 
@@ -137,7 +138,7 @@ _APPEND = str(MessageAppend.__struct_config__.tag).encode()
 class BatchCache:
     """The batches of one channel that are kept for other feeds at the same cursor, within a limit of memory."""
 
-    __slots__ = ("appended", "ephemeral", "first", "live", "text_bytes")
+    __slots__ = ("appended", "ephemeral", "first", "live", "text_bytes", "unreadable")
 
     def __init__(self) -> None:
         # batches by the serial that they follow; dropped as soon as the channel's serial moves
@@ -149,6 +150,8 @@ class BatchCache:
         # ephemeral batches, by the position in the presence state that they follow
         self.ephemeral: dict[int, EncodedBatch] = {}
         self.text_bytes = 0  # total size of the text in `live` and `first`
+        # why no further batch can be made: the store cannot return the entries after the state in memory
+        self.unreadable: StoreUnusable | None = None
 
     def keep_live(self, since: int, batch: EncodedBatch) -> EncodedBatch:
         """Keep and return the batch that follows serial `since`."""

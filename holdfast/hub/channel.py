@@ -277,12 +277,12 @@ class Channel:
         async with self._exclusive():
             while wanted := self.missing(ids):
                 head, found = await self._store.messages(self.name, wanted)
-                if not await self._is_at(head):
+                if not await self._has_passed(head):
                     continue
                 self._insert(restored(found.values()))
                 if len(self._absent) > KEPT_ABSENT:
                     self._absent.clear()
-                self._absent.update(one for one in wanted if one not in found)
+                self._absent.update(one for one in self.missing(wanted) if one not in found)
 
     async def load_since(self, since: int) -> bool:
         """Load every message that changed after `since`.
@@ -294,7 +294,7 @@ class Channel:
             limit = self._limits.catch_up_messages
             while since < self.state.complete_since:
                 changes = await self._store.changes(self.name, after=since, limit=limit)
-                if not await self._is_at(changes.head):
+                if not await self._has_passed(changes.head):
                     continue
                 if changes.messages is None:
                     return False
@@ -310,7 +310,7 @@ class Channel:
             wanted = max(1, history)
             while newest_messages(self.state, history, limits) is None:
                 page = await self._store.page(self.name, before=None, limit=wanted, limit_bytes=limits.history_bytes)
-                if not await self._is_at(page.head):
+                if not await self._has_passed(page.head):
                     continue
                 state = self.state
                 found = restored(page.messages)
@@ -321,14 +321,11 @@ class Channel:
                 state.history_from = min(state.history_from, oldest if page.more else 1)
 
     async def refresh(self) -> None:
-        """Read the entries that another hub, or a commit with an unknown outcome, has stored.
-
-        Raises StoreUnavailable.
-        """
+        """Read what another hub, or a commit with an unknown outcome, has stored. Raises StoreUnavailable."""
         await self.load()
         async with self._exclusive():
             await self._catch_up()
-            self.is_stale = False
+            self.is_stale, self.batches.unreadable = False, None
 
     async def delete(self, until_ms: int) -> None:
         """Empty the channel; its next entry begins a new epoch.
@@ -339,6 +336,7 @@ class Channel:
         await self.load()
         async with self._exclusive():
             head = await head_of(self._store, self.name)
+            self.is_stale = True  # until it is read again: a call that fails may have emptied the channel all the same
             for _ in range(MAX_CONFLICTS):
                 await self._follow(head)
                 streaming = [message.id for message in self.state.messages.values() if message.is_streaming]
@@ -351,6 +349,7 @@ class Channel:
             else:
                 raise outpaced(self.name, MAX_CONFLICTS)
             await self._reload()
+            self.is_stale = False
         self.moved()
 
     async def rewrite(self, write: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]] | None = None) -> T:
@@ -368,13 +367,14 @@ class Channel:
                 await self._reload()
                 self.moved()
 
-    async def _is_at(self, head: Head) -> bool:
-        """Return whether the state is at `head`, which a read of the store has returned.
+    async def _has_passed(self, head: Head) -> bool:
+        """Return whether the state is at `head`, which a read of the store returned, or further; catch up first.
 
-        If it is not, catch up; the caller then reads again.
+        Messages of that read that are not in the state are then as they were: a change would have put them there.
         """
+        state = self.state
         await self._follow(head)
-        return self.is_at(head)
+        return self.state is state and head == (state.epoch, min(head.serial, state.serial), state.floor, state.lives)
 
     def is_at(self, head: Head) -> bool:
         """Return whether the state in memory is at `head`."""
@@ -395,16 +395,17 @@ class Channel:
         head, entries = await self._store.entries(self.name, after=state.serial, limit_bytes=FOLLOW_BYTES)
         if self.is_at(head):
             return
-        if (head.epoch, head.floor) == (state.epoch, state.floor) and head.serial > state.serial:
-            if entries is not None and self._can_apply(entries):
-                self.committed(head.epoch, entries, ())
-                return
+        is_next = (head.epoch, head.floor) == (state.epoch, state.floor) and head.serial > state.serial
+        if is_next and entries is not None and self._can_apply(entries):
+            self.committed(head.epoch, entries, ())
+            return
+        if is_next or not state.serial:  # of an empty channel the head's whole epoch is missing
             self._absent.clear()
             limit = self._limits.catch_up_messages
-            changes = await self._store.changes(self.name, after=state.serial, limit=limit)
-            if changes.messages is not None and changes.head[::2] == (state.epoch, state.floor):
-                state.insert(restored(changes.messages))
-                state.serial, state.newest = changes.head.serial, changes.newest
+            head, newest, found = await self._store.changes(self.name, after=state.serial, limit=limit)
+            if found and (not state.serial or (head.epoch, head.floor) == (state.epoch, state.floor)):
+                state.insert(restored(found))
+                (state.epoch, state.serial, state.floor, state.lives), state.newest = head, newest
                 state.tail.restart(state.serial)
                 self.moved()
                 self._changed(None)
@@ -412,13 +413,14 @@ class Channel:
         await self._reload()
         self.moved()
 
-    def take_entries(self, epoch: str, floor: int, serial: int, entries: Sequence[Entry]) -> bool:
+    def take_entries(self, epoch: str, floor: int, serial: int, entries: Sequence[Entry], *, lives: int) -> bool:
         """Apply `entries`, which another hub has stored up to `serial`; return whether the state is at `serial` now.
 
-        They are not applied if one before them is missing, or while the state may not move. Then `refresh` is due.
+        If not, `refresh` is due: one before them is missing, the state may not move, or other `lives` are over.
         """
         state = self.state
-        if not self.is_ready or self.commit_over is not None or (epoch, floor) != (state.epoch, state.floor):
+        is_same = (epoch, floor) == (state.epoch, state.floor) if state.serial else lives == state.lives
+        if not self.is_ready or self.commit_over is not None or not is_same:
             return False
         new = [entry for entry in entries if entry.serial > state.serial]
         if new and new[0].serial == state.serial + 1 and self._can_apply(new):
@@ -434,26 +436,25 @@ class Channel:
         if self._prepare is not None:
             await self._prepare()
         while True:
-            changes = await self._store.changes(self.name, after=0, limit=0)
-            opened = await self._store.open_documents(self.name)
-            # The two reads are consistent only if no other process wrote in between.
-            if self._store.is_exclusive or await head_of(self._store, self.name) == changes.head:
+            first = changes = await self._store.changes(self.name, after=0, limit=0)
+            opened, since = await self._store.open_documents(self.name), first.head.serial
+            if self._store.is_exclusive:
+                break
+            # what other processes have changed since the first read is read whole; to read again could go on for ever
+            changes = await self._store.changes(self.name, after=since, limit=self._limits.catch_up_messages)
+            if changes.messages is not None and (not since or changes.head._replace(serial=since) == first.head):
                 break
         state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
         state.lives, state.newest = changes.head.lives, changes.newest
-        # check again: a whole epoch that came and went between the two reads leaves an empty channel, too
-        if state.serial:
-            state.insert(restored(opened))
+        # of an empty channel, the open messages may be those of an epoch that came and went between the reads
+        state.insert(restored([*(opened if since else ()), *(changes.messages or ())]))
         self.state = state
         self._absent.clear()
         self._prepare = None
         self._changed(None)
 
     def _insert(self, found: Iterable[MessageState | CommandState]) -> None:
-        """Insert messages that the store returned.
-
-        A message that is already in memory stays: it is as new, and has more marks.
-        """
+        """Insert messages that the store returned, unless they are in memory: those are as new, and have more marks."""
         fresh = [one for one in found if not self.state.knows(one.id)]
         if fresh:
             self.state.insert(fresh)

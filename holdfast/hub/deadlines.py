@@ -43,6 +43,12 @@ class Deadlines:
         if known is None or due_s < known[0]:  # a later deadline enters the heap only when the old one is due
             self._push(due_s, key)
 
+    def hasten(self, key: Hashable, due_s: float) -> None:
+        """Move the deadline of `key` to `due_s`, if there is one, and it is later."""
+        known = self._due.get(key)
+        if known is not None and due_s < known[0]:
+            self.set(key, due_s, known[1])
+
     def drop(self, key: Hashable) -> None:
         """Drop the deadline of `key`, if there is one."""
         self._due.pop(key, None)

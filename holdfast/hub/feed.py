@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 
 from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor
-from holdfast.hub.batches import EncodedBatch
+from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.channel import Channel
 
 
@@ -76,6 +76,8 @@ class Feed:
         state = self.channel.state
         if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
             return True
+        if self.channel.batches.unreadable is not None:
+            return True
         return self._ephemeral_position is not None and self._ephemeral_position != self.channel.presence_state.position
 
     def take(self) -> EncodedBatch | None:
@@ -84,6 +86,8 @@ class Feed:
         state = channel.state
         if self._attached and self._epoch == state.epoch:
             if self._serial == state.serial:
+                if channel.batches.unreadable is not None:
+                    raise Behind
                 return self._take_ephemeral()
             # Hot path: another feed has already taken the batch that follows this cursor, for example one of a thousand
             # viewers.
@@ -121,8 +125,23 @@ class Feed:
         self._ephemeral_position = presence_state.position
         return batch if batch.events else None
 
+    async def prepare(self) -> None:
+        """Load the messages of the first batch, or close this feed. Raises StoreUnavailable, StoreUnusable."""
+        try:
+            if not self._is_continued() or self.channel.batch_since(self._serial, attach=True) is None:
+                self._epoch = None  # so that `catch_up` loads the messages of a new start
+                self.channel.new_start(self._history)
+        except Behind:
+            try:
+                await self.catch_up()
+            except BaseException:
+                self.close()
+                raise
+
     async def catch_up(self) -> None:
-        """Load from the store the messages that `take` needs. Raises StoreUnavailable."""
+        """Load from the store the messages that `take` needs. Raises StoreUnavailable, StoreUnusable."""
+        if self.channel.batches.unreadable is not None:
+            raise self.channel.batches.unreadable.with_traceback(None)
         if self._is_continued() and await self.channel.load_since(self._serial):
             return
         self._epoch = None

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from holdfast.core.errors import HoldfastError, StoreUnavailable
+from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable
 from holdfast.hub.channel import Channel, is_settling
 from holdfast.hub.loading import in_time
 from holdfast.hub.notices import Notifier, moved_in
@@ -26,7 +27,18 @@ from holdfast.stores.base import Bus, Head, Notice, Store
 logger = logging.getLogger("holdfast.hub")
 
 FOLLOW_S = 1.0  # time between two reads of the heads
+READS = 3  # channels that are read at the same time: a connection of a PostgreSQL store is left for new viewers
+SLOW_S = 1.0  # time after which the read of a channel no longer holds up the other channels
+HEADS_S = 2.0  # a read of heads without a response for this long is sent again: its connection may be broken
 STALE_S = 5.0  # time between two searches for stale channels, on an exclusive store
+
+
+async def _heads(store: Store, channels: list[str]) -> list[Head]:
+    """Return the heads of `channels`. Raises StoreUnavailable."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(HEADS_S):
+            return await store.heads(channels)
+    return await in_time(store.heads(channels), store.name)
 
 
 class _HeadQuery:
@@ -55,7 +67,7 @@ class HeadReads:
                     self._next = _HeadQuery()
                 names = list(query.channels)
                 try:
-                    query.outcome = dict(zip(names, await self._store.heads(names), strict=True))
+                    query.outcome = dict(zip(names, await _heads(self._store, names), strict=True))
                 except HoldfastError as error:
                     query.outcome = error
         assert query.outcome is not None
@@ -75,9 +87,12 @@ class Follower:
         self.bus = bus
         self.heads = HeadReads(store)
         self.receivers: list[Callable[[Notice | None], None]] = []  # they get the notices of other kinds, and None
+        self.followed: Callable[[Channel], None] = lambda _: None  # called after entries of other hubs were applied
         self._store = store
         self._channels = channels
         self._due: set[str] = set()  # channels whose notice could not be applied
+        self._slow: set[Channel] = set()  # channels whose reads took too long, which are read one at a time
+        self._slow_turn = asyncio.Lock()
         self._wake = asyncio.Event()
         self._heads_s = 0.0  # loop time of the next read of the heads
         self.responded_s = 0.0  # loop time of the last response to a read of the heads
@@ -97,7 +112,11 @@ class Follower:
         if channel is None or notice.kind != "moved":
             return
         moved = moved_in(notice)
-        if moved is None or not channel.take_entries(moved.epoch, moved.floor, moved.serial, moved.entries):
+        if moved is not None and channel.take_entries(
+            moved.epoch, moved.floor, moved.serial, moved.entries, lives=moved.lives
+        ):
+            self.followed(channel)
+        else:
             self._due.add(notice.channel)
             self._wake.set()
 
@@ -107,6 +126,10 @@ class Follower:
 
     async def run(self) -> None:
         """Follow the store until this task is cancelled."""
+        async with asyncio.TaskGroup() as slow_reads:
+            await self._follow(slow_reads)
+
+    async def _follow(self, slow_reads: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         pause_s = STALE_S if self._store.is_exclusive else FOLLOW_S
         self._heads_s = loop.time() + pause_s
@@ -122,10 +145,7 @@ class Follower:
                     behind = await self.behind()
                 else:
                     behind = [self._channels[name] for name in sorted(due) if name in self._channels]
-                for channel in behind:
-                    is_here = self._channels.get(channel.name) is channel  # it may have left memory meanwhile
-                    if is_here and not is_settling(channel):  # a long import must not hold up the others
-                        await self._refresh(channel)
+                await self._refresh_all(deque(behind), slow_reads)
 
     async def behind(self) -> list[Channel]:
         """Return the channels in memory that are behind the store. Raises StoreUnavailable."""
@@ -133,16 +153,61 @@ class Follower:
         if self._store.is_exclusive:
             return [channel for channel in channels if channel.is_stale]
         channels = [channel for channel in channels if channel.is_loaded]
-        heads = await in_time(self._store.heads([channel.name for channel in channels]), self._store.name)
+        heads = await _heads(self._store, [channel.name for channel in channels])
         if channels:
             self.responded_s = asyncio.get_running_loop().time()
-        return [one for one, head in zip(channels, heads, strict=True) if one.is_stale or not one.is_at(head)]
+        return [one for one, head in zip(channels, heads, strict=True) if _is_due(one, head)]
+
+    async def _refresh_all(self, behind: deque[Channel], slow_reads: asyncio.TaskGroup) -> None:
+        """Read the entries of the channels `behind`, several at a time. Raises StoreUnavailable.
+
+        A channel whose read takes too long is read again in `slow_reads`: it must not hold up the others.
+        """
+
+        async def refresh() -> None:
+            while behind:
+                channel = behind.popleft()
+                is_here = self._channels.get(channel.name) is channel  # it may have left memory meanwhile
+                # a long import must not hold up the others, either
+                if is_here and channel not in self._slow and not is_settling(channel):
+                    try:
+                        async with asyncio.timeout(SLOW_S):
+                            await self._refresh(channel)
+                    except TimeoutError:
+                        self._slow.add(channel)
+                        slow_reads.create_task(self._refresh_slow(channel))
+                    except StoreUnavailable:
+                        behind.clear()
+                        raise
+
+        reads = min(READS - bool(self._slow), len(behind))
+        for error in await asyncio.gather(*(refresh() for _ in range(reads)), return_exceptions=True):
+            if error is not None:
+                raise error
+
+    async def _refresh_slow(self, channel: Channel) -> None:
+        """Read a channel whose read took too long. After an error it is among the others again."""
+        async with self._slow_turn:
+            if self._channels.get(channel.name) is channel:
+                with logs_errors(f"channel {channel.name!r} was not read; the hub tries again"):
+                    await self._refresh(channel)
+        self._slow.discard(channel)
 
     async def _refresh(self, channel: Channel) -> None:
         """Read the entries of `channel`. Raises StoreUnavailable: the other channels would wait for the store, too."""
         try:
             await in_time(channel.refresh(), self._store.name)
+            self.followed(channel)
         except StoreUnavailable:
             raise
+        except StoreUnusable as error:
+            if channel.batches.unreadable is None:
+                logger.warning("channel %r cannot be read, so its viewers are disconnected: %s", channel.name, error)
+            channel.batches.unreadable = error
+            channel.moved()
         except Exception:
             logger.exception("channel %r could not be read; the hub tries again", channel.name)
+
+
+def _is_due(channel: Channel, head: Head) -> bool:
+    return channel.is_stale or channel.batches.unreadable is not None or not channel.is_at(head)

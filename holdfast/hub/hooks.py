@@ -8,10 +8,11 @@ that was down receives a message's latest state, and a hook that fails is retrie
 hook begins at each channel's head at its first registration: the wall clock, which may be wrong, decides nothing. A hub
 stores the registration before it serves, and never again; of several hubs one stores it.
 
-On a store that several hubs share, the node that registered a hook first calls it, also for the entries of other nodes.
-Each node that has registered it keeps a hold, which ends with the lease of the node; then the next one continues. Two
-nodes may call a hook at the same time for some seconds. Then calls are repeated, and no entry is missed, because a
-position is stored after the call and read when a node takes over.
+On a store that several hubs share, one node calls a hook, also for the entries of other nodes. A note names it. Another
+node that has registered the hook takes the note over when the lease of that one has ended, and a node that drains gives
+it back after its last call. A node begins a call only while its lease surely runs. So two nodes call a hook at the same
+time only if one is suspended, or loses its store, during a call; that call may be repeated. No entry is missed, because
+a position is stored after the call and read when a node takes over.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, get_args
 
 from msgspec import Struct
@@ -27,7 +30,7 @@ from msgspec import Struct
 from holdfast.core.catch_up import reply_to
 from holdfast.core.cursor import NO_EPOCH, kept_serial
 from holdfast.core.document import restored
-from holdfast.core.errors import HoldfastError, LocalError
+from holdfast.core.errors import HoldfastError, LocalError, StoreUnusable
 from holdfast.core.message_state import CommandState, MessageState
 from holdfast.core.model import Command, Json, Message
 from holdfast.core.names import check_id
@@ -51,7 +54,9 @@ TIMEOUT_S = 60.0  # longest time that one call may take
 EVERYTHING = 2**53  # limit of messages in a hook's catch-up: none, since a hook must receive all of them
 SCAN_PAGE = 500  # channels that one step of the scan after a start reads
 SHARE_S = 3.0  # time between two looks at a store that several hubs share, for entries and for other nodes
+STOP_S = 2.0  # time in which the running calls of a node that drains must end, and in which others learn of it
 REST = 10  # a node rests that many times as long as its last scan took, because a store may have many channels
+DAMAGED = ("", -1)  # stands for a position that cannot be read
 MAX_RUNNING = 100  # channels for which one hook may run at the same time
 
 
@@ -69,7 +74,8 @@ class HookEvent(Struct, frozen=True, kw_only=True):
 
 
 HookHandler = Callable[[HookEvent], Awaitable[None]]
-Start = Callable[[Coroutine[Any, Any, None]], None]  # a function that starts a background task
+_POSITION = re.compile(rb"([A-Za-z0-9_-]*):([0-9]{1,16})")
+Start = Callable[[Coroutine[Any, Any, None]], asyncio.Task[Any]]  # a function that starts a background task
 
 
 class Hook:
@@ -134,8 +140,11 @@ class HookRunner:
         """Run `hook`; `live` maps names to the channels in memory."""
         self._store = store
         self._nodes = nodes
-        self._since_ms = nodes.now_ms
         self._is_standby = False  # another node calls the hook
+        self._turn = 0  # number of times that this node had no longer surely the hook
+        self._kept_s = 0.0  # loop time at which the store last said that this node has the hook
+        self._scan_due_s = 0.0
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._start_background = start_background
         self._hook = hook
         # for each channel: the epoch and serial up to which the hook was called
@@ -148,7 +157,16 @@ class HookRunner:
         self._again: set[str] = set()  # channels that moved while the hook was being called
         self._room = asyncio.Semaphore(MAX_RUNNING)
 
-    async def run(self) -> None:
+    def begin(self) -> None:
+        """Register the hook and call it, until the hub ends or `stop`."""
+        self._begin(self._run())
+
+    def _begin(self, job: Coroutine[Any, Any, None]) -> None:
+        task = self._start_background(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self) -> None:
         """Register the hook, then call it; on a shared store whenever it is the turn of this node."""
         await self._until_stored(lambda: register(self._store, self._hook, self._early))
         await (self._start() if self._store.is_exclusive else self._share())
@@ -162,45 +180,76 @@ class HookRunner:
             self.moved(channel)
         await self._until_stored(self._scan)
 
-    @property
-    def hold(self) -> tuple[str, bytes]:
-        """Return the name and the value of the hold that shows other nodes since when this one has the hook."""
-        return self._hold_of(self._nodes.node), str(self._since_ms).encode()
-
-    def _hold_of(self, node: str) -> str:
-        return f"hook/{self._hook.name}/{self._hook.pattern}/{node}"  # another pattern needs a node of its own
-
     async def _share(self) -> None:
         """Call the hook whenever it is the turn of this node, until this task is cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
-            begun_s = loop.time()
             with logs_errors(f"hook {self._hook.name!r} did not see the entries of other processes"):
                 await self._take_turn()
-            await asyncio.sleep(min(max(SHARE_S, REST * (loop.time() - begun_s)), LAST_RETRY_S))
+            await asyncio.sleep(SHARE_S)
 
     async def _take_turn(self) -> None:
-        """Begin, go on or stop, as the holds of all nodes say. Raises StoreUnavailable."""
+        """Begin, go on or stop, as the note about the hook says. Raises StoreUnavailable."""
+        loop = asyncio.get_running_loop()
+        if not self._nodes.is_kept_since(loop.time()):
+            await self._nodes.renew()
+        if not (self._is_ready and self._nodes.is_kept_since(self._kept_s)):
+            self._end_turn()  # another node may have had the hook since
+        asked_s = loop.time()
         if not await self._has_turn():
-            self._is_ready, self._is_standby, self._early = False, True, {}
-        elif self._is_ready:
-            await self._scan()
-        else:
-            self._is_standby = False
+            self._end_turn()
+            self._is_standby, self._early = True, {}
+            return
+        self._is_standby, self._kept_s = False, asked_s
+        if not self._is_ready:
             await self._start()
+        elif asked_s >= self._scan_due_s:
+            await self._scan()
+            self._scan_due_s = loop.time() + min(REST * (loop.time() - asked_s), LAST_RETRY_S)
+
+    def _end_turn(self) -> None:
+        """Begin no further calls, until the positions were read again."""
+        self._is_ready = False
+        self._turn += 1
 
     async def _has_turn(self) -> bool:
-        """Return whether, of all living nodes, this one registered the hook first. Raises StoreUnavailable."""
-        if not (self._is_ready or self._is_standby):
-            await self._nodes.renew()  # puts the hold
-        held = await in_time(self._store.holds(self._hold_of("")), self._store.name)
-        nodes = [
-            (int(hold.value), node)
-            for name, (node, hold) in held.items()
-            if name == self._hold_of(node) and hold.value.isdigit()  # else it is of another version of the hub
-        ]
-        # a store that has started again has no holds until the nodes renew their leases
-        return min(nodes)[1] == self._nodes.node if nodes else self._is_ready
+        """Return whether this node has the hook; take it if no living node has it. Raises StoreUnavailable."""
+        store, name, own = self._store, self._turn_note, self._own_turn
+        found = (await in_time(store.notes(name), store.name)).get(name)
+        node = found.decode(errors="replace").partition(" ")[0] if found is not None else ""
+        if found is not None and node != self._nodes.node:
+            if self._nodes.is_gone(node):
+                await self._nodes.renew()  # it may have begun, or have run again after a pause, since the last renewal
+            if not self._nodes.is_gone(node):
+                return False
+        # each turn has a note of its own, so a node that is about to take the hook over from an earlier one fails
+        return found == own or await in_time(store.note({name: own}, expected={name: found}), store.name)
+
+    @property
+    def _own_turn(self) -> bytes:
+        return f"{self._nodes.node} {self._turn}".encode()
+
+    @property
+    def _turn_note(self) -> str:
+        """Return the name of the note with the node that calls the hook; one with another pattern is another hook."""
+        return f"hook-node/{self._hook.name}/{self._hook.pattern}"
+
+    def _may_call(self, turn: int) -> bool:
+        """Return whether this node surely still has the hook, as it has had since it began its turn number `turn`."""
+        return self._is_ready and self._turn == turn and self._nodes.is_kept_since(self._kept_s)
+
+    async def stop(self) -> None:
+        """Cancel the running calls, and let another node have the hook at once."""
+        had_turn, own = self._is_ready, self._own_turn
+        self._end_turn()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_S)
+        if had_turn:
+            # otherwise the others see soon that the lease of this node has ended
+            with logs_errors(f"hook {self._hook.name!r} was not given back"), suppress(TimeoutError):
+                async with asyncio.timeout(STOP_S):
+                    await self._store.note({self._turn_note: None}, expected={self._turn_note: own})
 
     async def _until_stored(self, step: Callable[[], Awaitable[T]]) -> T:
         """Return the result of `step`, which is repeated as long as the store fails."""
@@ -249,7 +298,7 @@ class HookRunner:
             self._again.add(channel)
             return
         self._running.add(channel)
-        self._start_background(self._follow(channel))
+        self._begin(self._follow(channel))
 
     async def _follow(self, channel: str) -> None:
         """Call the hook for the entries of `channel` until it has caught up."""
@@ -259,12 +308,10 @@ class HookRunner:
                 self._again.discard(channel)
                 try:
                     async with self._room:
-                        await self._deliver(channel)
+                        await self._deliver(channel, self._turn)
                 except Exception as error:
                     self._log(channel, error, wait_s)
                     await asyncio.sleep(wait_s)
-                    if self._is_standby:
-                        return
                     wait_s = min(2 * wait_s, LAST_RETRY_S)
                     continue
                 wait_s = FIRST_RETRY_S
@@ -274,23 +321,31 @@ class HookRunner:
             self._running.discard(channel)
 
     def _log(self, channel: str, error: Exception, wait_s: float) -> None:
-        """Log a failure with its traceback, but only the first of several in a row."""
-        trace = error if wait_s == FIRST_RETRY_S else None
-        kind = type(error).__name__
+        """Log a failure; the first of several in a row with its traceback, unless the store is damaged."""
+        is_damage = isinstance(error, StoreUnusable)
+        trace = error if wait_s == FIRST_RETRY_S and not is_damage else None
+        kind = error if is_damage else type(error).__name__
         message = "hook %r failed for %s (%s); it is tried again in %.0f s"
         logger.error(message, self._hook.name, channel, kind, wait_s, exc_info=trace)
 
-    async def _deliver(self, channel: str) -> None:
+    async def _deliver(self, channel: str, turn: int) -> None:
+        if not self._may_call(turn):
+            return
         store = self._store
         epoch, serial = self._positions.get(channel, ("", 0))
         head = await head_of(store, channel)
         if (head.epoch, head.serial) == (epoch, serial):
             return
         if head.epoch == NO_EPOCH:
-            await self._forget(channel)
+            await self._note(channel, None, turn)
             return
+        if (epoch, serial) == DAMAGED:
+            epoch, serial = await self._position_put_right(channel)
         serial = max(0, min(serial, kept_serial(epoch, head.epoch)))  # 0 in an epoch of another history
         changes = await store.changes(channel, after=serial, limit=EVERYTHING)
+        if changes.head.epoch != head.epoch:  # the channel was deleted meanwhile: `serial` is none of the next epoch
+            self._again.add(channel)
+            return
         head = changes.head
         events = [
             event
@@ -299,10 +354,12 @@ class HookRunner:
             if event.type in self._hook.kinds
         ]
         for event in sorted(events, key=lambda event: event.serial):
+            if not self._may_call(turn):
+                return
             async with asyncio.timeout(TIMEOUT_S):
                 await self._hook.handler(event)
-            await self._note(channel, head.epoch, event.serial)
-        await self._note(channel, head.epoch, head.serial)
+            await self._note(channel, (head.epoch, event.serial), turn)
+        await self._note(channel, (head.epoch, head.serial), turn)
 
     def _events(self, channel: str, epoch: str, one: MessageState | CommandState, since: int) -> list[HookEvent]:
         """Return the hook's events for a message or command after serial `since`."""
@@ -324,17 +381,31 @@ class HookRunner:
             if serial > since
         ]
 
-    async def _note(self, channel: str, epoch: str, serial: int) -> None:
-        if self._positions.get(channel) == (epoch, serial):
-            return
-        await self._store.note({_note_name(self._hook, channel): _encoded(epoch, serial)})
-        self._positions[channel] = (epoch, serial)
+    async def _position_put_right(self, channel: str) -> tuple[str, int]:
+        """Return a position that was damaged. Raises StoreUnusable if it still is, StoreUnavailable."""
+        name = _note_name(self._hook, channel)
+        value = (await in_time(self._store.notes(name), self._store.name)).get(name)
+        position = _position(value) if value is not None else ("", 0)
+        if position == DAMAGED:
+            raise StoreUnusable(
+                f"note {name!r} with the hook's position is damaged; restore a backup, or delete the note: the hook is "
+                "then called again for all of the channel"
+            )
+        return position
 
-    async def _forget(self, channel: str) -> None:
-        """Drop the position of a deleted channel, so that the hook receives the next epoch from its beginning."""
-        if channel in self._positions:
-            await self._store.note({_note_name(self._hook, channel): None})
-            del self._positions[channel]
+    async def _note(self, channel: str, position: tuple[str, int] | None, turn: int) -> None:
+        """Store the position in `channel`, unless another node may have the hook.
+
+        None: the channel was deleted, and the hook receives its next epoch from the beginning.
+        """
+        positions = self._positions  # replaced when another turn of this node begins
+        if not self._may_call(turn) or positions.get(channel) == position:
+            return
+        await self._store.note({_note_name(self._hook, channel): _encoded(*position) if position else None})
+        if position is not None:
+            positions[channel] = position
+        else:
+            positions.pop(channel, None)
 
 
 def _of_command(channel: str, epoch: str, command: CommandState, since: int) -> list[HookEvent]:
@@ -365,8 +436,9 @@ def _encoded(epoch: str, serial: int) -> bytes:
 
 
 def _position(value: bytes) -> tuple[str, int]:
-    epoch, _, serial = value.decode().rpartition(":")
-    return epoch, int(serial)
+    """Return the position in a note; DAMAGED if it is not of the form of `_encoded`."""
+    found = _POSITION.fullmatch(value)
+    return (found[1].decode(), int(found[2])) if found is not None else DAMAGED
 
 
 class Hooks:
@@ -375,7 +447,6 @@ class Hooks:
     def __init__(self, store: Store, nodes: NodeLease, start_background: Start) -> None:
         self._store = store
         self._nodes = nodes
-        nodes.holds.sources.append(lambda: dict(runner.hold for runner in self._runners))
         self._start_background = start_background
         self._runners: list[HookRunner] = []
 
@@ -385,7 +456,7 @@ class Hooks:
         known = {name: one.state for name, one in channels.items() if one.is_loaded}
         runner = HookRunner(self._store, self._nodes, self._start_background, hook, known)
         self._runners.append(runner)
-        self._start_background(runner.run())
+        runner.begin()
 
     def stop(self) -> None:
         """Stop, because the hub ends.
@@ -393,6 +464,13 @@ class Hooks:
         Hooks receive pending entries after the restart; a call that began now could not be cancelled.
         """
         self._runners.clear()
+
+    async def leave(self) -> None:
+        """Stop, and let other nodes have the hooks, before the lease of this node ends; not on an exclusive store."""
+        if not self._store.is_exclusive:
+            runners = list(self._runners)
+            self._runners.clear()
+            await asyncio.gather(*(runner.stop() for runner in runners))
 
     def changed(self, channel: Channel) -> None:
         """Notify the hooks of entries other than appends in `channel`."""

@@ -149,7 +149,8 @@ class HubCore:
     async def drain(self) -> None:
         """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
 
-        Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them.
+        Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them. It
+        follows only after `close`. Until then a hub that has its store for itself ends no leases of remote writers.
         """
         await self._lifecycle.drain(self.drain_s)
 

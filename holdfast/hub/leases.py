@@ -8,7 +8,8 @@ Deadlines belong to this hub and are not stored: after a restart a lease begins 
 that reconnects in time keeps it. The lease monitor's requests go through the committer like all others.
 
 On a shared store the writer may send its requests to another hub. That hub stores text and renewals as entries. So the
-lease monitor reads the message at the end of a term, and ends it only if it has no new entry by the commit.
+lease monitor reads the message at the end of a term, and ends it only if it has no new entry by the commit. It sees the
+entries of other hubs as this hub follows them, so a lease ends about one term after the last one.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class LeaseMonitor:
         self._last: dict[tuple[str, str], int] = {}
         # for each message: generation of its writer, and length of the lease in seconds
         self._leases: dict[tuple[str, str], tuple[int, float]] = {}
+        self._in: dict[str, set[str]] = {}  # the messages with a lease, by their channels
         # for each message the connection on which its writer was last seen, if known
         self._holders: dict[tuple[str, str], _Holder] = {}
 
@@ -104,11 +106,19 @@ class LeaseMonitor:
         lease, known = (message.generation, writer.lease_ms / 1000), self._leases.get(message_key)
         if known != lease:
             self._leases[message_key] = lease
+            self._in.setdefault(channel, set()).add(key)
             if lease[0] > 1 and (known is None or known[0] != lease[0]):
                 self._holders[message_key] = _Holder(None, False)  # forget the connection of the previous writer
             self.renew(channel, key, message)
         elif self._read is not None and message.last > self._last[message_key]:
             self.renew(channel, key, message)  # another hub has received a request of the writer
+
+    def followed(self, channel: Channel) -> None:
+        """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
+        for key in self._in.get(channel.name, ()) if self._read is not None else ():
+            message = channel.state.message(key)
+            if message is not None and message.last > self._last[channel.name, key]:
+                self.renew(channel.name, key, message)
 
     def renew(self, channel: str, key: str, message: MessageState | None) -> None:
         """Restart the lease of `message` with id `key`, if it has one, because its writer sent a request."""
@@ -136,7 +146,7 @@ class LeaseMonitor:
         if lease is None:
             return
         if holder is None or (holder.connection is connection and (holder.is_last or is_late)):
-            self._end_lease_in(channel, key, min(lease[1], BROKEN_S))
+            self._deadlines.hasten(("lease", channel, key), self._loop.time() + BROKEN_S)
 
     def end(self, channel: str, key: str) -> None:
         """End the lease of the message `key` now, if it has one: its writer is known to be gone."""
@@ -194,6 +204,10 @@ class LeaseMonitor:
     def _forget(self, message_key: tuple[str, str]) -> None:
         for known in (self._leases, self._last, self._holders):
             known.pop(message_key, None)
+        channel, key = message_key
+        self._in[channel].discard(key)
+        if not self._in[channel]:
+            del self._in[channel]
 
     def inspect_command(self, channel: str, key: str, command: CommandState | None) -> None:
         """Set or drop the deadlines of the command `key`; None if the command no longer exists."""

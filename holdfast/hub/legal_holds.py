@@ -52,6 +52,12 @@ def _hold_or_none(note: bytes) -> ChannelHold | None:
         return None
 
 
+def held_in(notes: Mapping[str, bytes]) -> frozenset[str]:
+    """Return the channels that the notes of a store hold, also by a note whose name is damaged."""
+    named = {name.removeprefix(NOTE) for name in notes if name.startswith(NOTE)}
+    return frozenset(named | {hold.channel for note in notes.values() if (hold := _hold_or_none(note)) is not None})
+
+
 async def is_held_in(store: Store, channel: str) -> bool:
     """Return whether `store` has a hold of `channel`. Raises StoreUnavailable."""
     return NOTE + channel in await store.notes(NOTE + channel)

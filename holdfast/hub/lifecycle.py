@@ -94,7 +94,7 @@ class Lifecycle:
         self._signals = signals
         self._tickets = tickets
         self._hooks: dict[str, Hook] = {}  # hooks by name
-        self._start_callbacks: list[Callable[[], None]] = []
+        self._start_callbacks: list[Callable[[], object]] = []
         self._run: Run | None = None  # the current run, or the last one
         self._restarting: asyncio.Task[None] | None = None  # begins a run after the store was replaced
         self._runtime: Runtime | None = None  # the services of the current run, once its store is open
@@ -131,7 +131,7 @@ class Lifecycle:
         run = self._run
         return run.loop if run is not None and not run.is_over and run.loop.is_running() else None
 
-    def on_start(self, callback: Callable[[], None]) -> None:
+    def on_start(self, callback: Callable[[], object]) -> None:
         """Call `callback` at each start, after recovery; at once if the hub serves."""
         self._start_callbacks.append(callback)
         if self.has_recovered:
@@ -161,7 +161,7 @@ class Lifecycle:
         if run is None or run.is_over:
             check_not_wsgi(is_exclusive=self._store.is_exclusive)
             self.node = self._clock.new_id()
-            self.viewing.is_draining = False
+            self.viewing.is_draining = self.viewing.has_drained = False
             run = self._run = Run(loop, self._serve)
         await asyncio.shield(run.ready)
 
@@ -334,7 +334,10 @@ class Lifecycle:
                     await writer.flush()
             except (HoldfastError, TimeoutError) as error:
                 logger.warning("the last text of message %r was not stored: %r", writer.id, error)
+        await runtime.hooks.leave()
         await runtime.nodes.end()
+        if self._restarting is None:
+            self.viewing.end_drain()
         tasks.drained.set()
 
     def _send_away(self, runtime: Runtime) -> None:

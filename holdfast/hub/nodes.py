@@ -13,10 +13,12 @@ An exclusive store has one node, which takes no lease: all other nodes have ende
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
@@ -31,6 +33,8 @@ TERM_MS = 4_000  # length of the lease of a node
 RENEW_S = 1.0  # time between two renewals
 RENEW_TIMEOUT_S = 2.0  # a renewal without a response for this long is sent again
 FIRST_TIMEOUT_S = 10.0  # the same for the first one, which keeps no lease: a process that starts would end
+RETRY_S = 4.0  # longest wait before a recovery that met an unavailable store or a full queue is repeated
+LEAVING = "leaving/"  # begins the name of the hold that a node has while it drains
 ROUND_S = 60.0  # time between two recoveries; a commit of a dead node may be stored late
 
 IsMine = Callable[[str], bool]  # returns whether this node recovers a channel
@@ -59,6 +63,7 @@ class NodeLease:
         self.node = node
         self.renewal: Renewal | None = None  # the result of the last renewal
         self.holds = NodeHolds()
+        self.holds.sources.append(self._shown)
         self.renewed_s = 0.0  # loop time at which that result was noted
         self._sent_s = 0.0  # when that renewal was sent
         self._store = store
@@ -96,10 +101,17 @@ class NodeLease:
         while self.holds.is_behind and not self._is_over:
             await self.renew()
 
-    async def keep(self, recover: Recover, start: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def keep(self, recover: Recover, start: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         """Renew the lease each second, and recover the messages of ended nodes, until this task is cancelled."""
         while not self._is_over:
+            slept_s = self._now_s()
             await asyncio.sleep(RENEW_S)
+            if not self._store.is_exclusive and (late_s := self._now_s() - slept_s) > TERM_MS / 1000:
+                logger.warning(
+                    "this process renewed no lease for %.0f s, so others may have ended its answers: it was suspended, "
+                    "or a call blocked its event loop; run such a call with asyncio.to_thread",
+                    late_s,
+                )
             with logs_errors("the lease of this node was not renewed; the hub tries again"):
                 try:
                     await self.put()
@@ -164,17 +176,18 @@ class NodeLease:
             await self._renew()  # this process may have been suspended since the last renewal
             if not self.is_recovery_due:
                 return
+            is_mine = every_channel if is_for_all else partial(self._is_mine, await self._draining())
             self._own_due_s = self._now_s() + ROUND_S
             if is_for_all:
                 self._all_due_s = float("inf")
-            await recover(every_channel if is_for_all else self._is_mine)
+            await recover(is_mine)
             self._retry_s = RENEW_S
         except Exception as error:  # an error of a third-party store must not end the recovery for good
             due_s = self._now_s() + self._retry_s
             self._own_due_s = min(self._own_due_s, due_s)
             if is_for_all:
                 self._all_due_s = min(self._all_due_s, due_s)
-            self._retry_s = min(2 * self._retry_s, ROUND_S)
+            self._retry_s = min(2 * self._retry_s, RETRY_S if isinstance(error, StoreUnavailable) else ROUND_S)
             if isinstance(error, HoldfastError):
                 logger.warning("the messages of other nodes were not recovered; the hub tries again: %s", error)
             else:
@@ -182,9 +195,19 @@ class NodeLease:
         finally:
             self._is_recovering = False
 
-    def _is_mine(self, channel: str) -> bool:
+    async def _draining(self) -> frozenset[str]:
+        """Return the nodes that drain; none if the store does not respond soon. Raises StoreUnavailable."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RENEW_TIMEOUT_S):
+                return frozenset(node for node, _ in (await self._store.holds(LEAVING)).values())
+        return frozenset()
+
+    def _is_mine(self, draining: frozenset[str], channel: str) -> bool:
         renewal = self.renewal
-        return renewal is not None and responsible_node(channel, renewal.nodes | {self.node}) == self.node
+        return renewal is not None and responsible_node(channel, renewal.nodes - draining | {self.node}) == self.node
+
+    def _shown(self) -> dict[str, bytes]:
+        return {f"{LEAVING}{self.node}": b""} if self.is_leaving else {}
 
     async def _renew(self) -> None:
         """Renew the lease and note the nodes. Raises StoreUnavailable."""

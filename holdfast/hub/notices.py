@@ -31,12 +31,16 @@ NOTIFY_TIMEOUT_S = 2.0  # a call without a response for this long is given up: i
 
 
 class Moved(Struct, frozen=True, array_like=True):
-    """The body of a `moved` notice: `entries` are the last ones up to `serial`; none if they are too large."""
+    """The body of a `moved` notice: `entries` are the last ones up to `serial`; none if they are too large.
+
+    If they are the first ones of their epoch, the empty channel had these `lives` before.
+    """
 
     epoch: str
     floor: int
     serial: int
     entries: list[Entry]
+    lives: int
 
 
 class _Unsent(Struct):
@@ -45,6 +49,7 @@ class _Unsent(Struct):
     epoch: str
     floor: int
     serial: int
+    lives: int
     entries: list[msgspec.Raw]
     size_bytes: int = 0
 
@@ -81,7 +86,8 @@ class Notifier:
             return
         unsent = self._unsent.get(write.channel)
         if unsent is None or (unsent.epoch, unsent.floor, unsent.serial) != (write.epoch, write.floor, write.expected):
-            unsent = self._unsent[write.channel] = _Unsent(write.epoch, write.floor, write.expected, [])
+            unsent = _Unsent(write.epoch, write.floor, write.expected, write.lives, [])
+            self._unsent[write.channel] = unsent
         unsent.add(write)
         self._wake.set()
 
@@ -102,7 +108,7 @@ class Notifier:
             self._wake.clear()
             await self._send(
                 [
-                    Notice("moved", channel, _encode((one.epoch, one.floor, one.serial, one.entries)))
+                    Notice("moved", channel, _encode((one.epoch, one.floor, one.serial, one.entries, one.lives)))
                     for channel, one in self._unsent.items()
                 ]
                 + self._others

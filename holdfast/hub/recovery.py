@@ -15,7 +15,16 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from holdfast.core.document import restore, restore_command
-from holdfast.core.errors import Deleted, Fenced, Finished, HoldfastError, NotFound, StoreUnavailable
+from holdfast.core.errors import (
+    Busy,
+    Deleted,
+    Fenced,
+    Finished,
+    HoldfastError,
+    NotFound,
+    StoreUnavailable,
+    StoreUnusable,
+)
 from holdfast.core.message_state import MessageState
 from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import WriterIdentity
@@ -41,7 +50,7 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], wri
     the recovery of the others. Raises StoreUnavailable and Busy; the part that was done by then needs no repetition,
     and suffers none.
     """
-    store, failed = runtime.store, ""
+    store, failed, is_transient = runtime.store, "", False
     if store.is_exclusive:
         await undo_imports(store)
     names = await in_time(store.open_channels(), store.name)
@@ -65,9 +74,10 @@ async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], wri
             if not isinstance(error, HoldfastError):
                 logger.exception("channel %s was not recovered", channel)
             failed = failed or f"channel {channel!r} was not recovered: {error!r}"
+            is_transient |= isinstance(error, StoreUnavailable | Busy)
             await runtime.nodes.renew()  # raises if the store fails for all channels
     if failed:
-        raise StoreUnavailable(failed)
+        raise (StoreUnavailable if is_transient else StoreUnusable)(failed)
 
 
 async def _current(runtime: Runtime, names: Sequence[str]) -> frozenset[str]:

@@ -102,6 +102,7 @@ class Runtime:
             shared = SharedPresence(store, self.nodes, notifier, self.channels, workers.patterns_by_name)
         self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel, shared)
         self.follower = Follower(store, self.channels, notifier, bus)
+        self.follower.followed = self.leases.followed
         if shared is not None:
             self.follower.receivers.append(shared.receive)
         self.committer = Committer(
@@ -153,6 +154,7 @@ class Runtime:
             await live.load()
             if live.is_stale or not (self.store.is_exclusive or await self._has_latest(live)):
                 await live.refresh()
+                self.leases.followed(live)
             if with_members and self.presence.shared is not None:
                 await self.presence.shared.read(live)
         return live

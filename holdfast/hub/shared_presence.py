@@ -60,6 +60,13 @@ class _ShownMembers(Struct, frozen=True, array_like=True):
     unnamed: int = 0
 
 
+class _EncodedMembers(Struct, frozen=True, array_like=True):
+    """The hold of a channel at a node, with each of its members as it is stored."""
+
+    members: list[msgspec.Raw] = []
+    unnamed: int = 0
+
+
 class _ShownNode(Struct, frozen=True, array_like=True):
     """The hold of a node."""
 
@@ -317,7 +324,7 @@ class SharedPresence:
         for name, (node, hold) in held.items():
             channel = name.removeprefix(MEMBERS).removesuffix(f"/{node}")
             if node != self._node and channel in found:
-                found[channel][node] = _decode(hold.value, _ShownMembers) or _ShownMembers()
+                found[channel][node] = _members_in(hold.value)
         if any(
             found[one].keys() - self._nodes.keys() or known.members.keys() - found[one].keys()
             for one, known in followed.items()
@@ -412,13 +419,22 @@ def _encode_members(own: list[tuple[str, NodeMember]]) -> bytes:
     return _encode((members, len(own) - len(members)))
 
 
+def _members_in(value: bytes) -> _ShownMembers:
+    """Return the members in a hold, without those that only another version of the hub can read."""
+    shown = _decode(value, _ShownMembers)
+    if shown is None and (encoded := _decode(value, _EncodedMembers)) is not None:
+        members = [one for raw in encoded.members if (one := _decode(raw, tuple[str, NodeMember])) is not None]
+        return _ShownMembers(members, encoded.unnamed)
+    return shown or _ShownMembers()
+
+
 def _listening(channel: str, agents: Iterable[tuple[str, str]]) -> dict[str, NodeMember]:
     """Return the members that the agents of a node are in `channel`, as far as its hold does not show them."""
     member = NodeMember("agent", 1, 0, {"state": "listening"})
     return {name: member for name, pattern in agents if matches(pattern, channel)}
 
 
-def _decode(value: bytes, kind: type[T]) -> T | None:
+def _decode(value: bytes | msgspec.Raw, kind: type[T]) -> T | None:
     """Return the value of a hold or a notice; None if another version of the hub has made it."""
     try:
         return msgspec.msgpack.decode(value, type=kind)

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 from msgspec import Struct
 
+from holdfast.core.document import DAMAGE
 from holdfast.core.errors import HoldfastError, StoreUnavailable
 from holdfast.core.turns import Phase
 from holdfast.hub.channel import Channel, is_settling
@@ -189,5 +190,5 @@ async def lose_turns(nodes: NodeLease, scheduler: TurnScheduler, channel: str | 
 def _decode(value: bytes) -> ShownTurns | None:
     try:
         return msgspec.json.decode(value, type=ShownTurns)
-    except msgspec.MsgspecError:  # of another version of the hub
+    except DAMAGE:  # of another version of the hub
         return None

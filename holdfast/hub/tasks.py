@@ -48,11 +48,12 @@ class Tasks:
         task.add_done_callback(self._job_ended)
         return task
 
-    def start_background(self, job: Coroutine[Any, Any, Any]) -> None:
+    def start_background(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job` until the hub ends, which cancels it without waiting for its end."""
         task = self.spawn(job)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     def cancel(self) -> None:
         """Cancel all jobs and background tasks, because the hub ends."""

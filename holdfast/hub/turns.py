@@ -42,6 +42,7 @@ from holdfast.hub.clock import Clock
 from holdfast.hub.deadlines import Deadlines
 from holdfast.hub.leases import BROKEN_S, RETRY_S, Submit
 from holdfast.hub.nodes import NodeLease
+from holdfast.hub.renewing import share_loss
 from holdfast.hub.results import Done, Result
 from holdfast.hub.unended import UnendedAttempts
 from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
@@ -93,8 +94,8 @@ class TurnScheduler:
         if is_broken:  # a worker that stops taking turns keeps those that it has
             for channel, turn in self.where(lambda turn: turn.worker is worker):
                 turn.worker = None
-                if not (worker.is_local or keeps_leases):
-                    self._lapse_in(channel, turn, BROKEN_S)
+                if turn.phase is Phase.RUNNING and not (worker.is_local or keeps_leases):
+                    self._deadlines.hasten(("turn", channel, turn.message_id), self._loop.time() + BROKEN_S)
 
     def abandon(self, name: str) -> list[AssignedTurn]:
         """Let the turns of the agent `name` in another process wait again now, since that process is known to be gone.
@@ -122,13 +123,14 @@ class TurnScheduler:
         if worker.free == 1:
             self.offer_all()
 
-    def left(self, worker: Worker, assigned: AssignedTurn) -> None:
-        """Free the slot of a turn in this process, whose handler has ended. A turn without an end waits again."""
+    def left(self, worker: Worker, assigned: AssignedTurn) -> bool:
+        """Note that a handler has ended. A turn without an end waits again. Return False for any other attempt."""
         turn = self._turn(assigned.channel, assigned.message_id)
-        if turn is not None and turn.handler is worker:
-            is_left = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
-            (self.lose if is_left else self._handler_ended)(assigned.channel, turn)
-        self.freed(worker)
+        if turn is None or turn.handler is not worker or turn.begun != assigned.generation:
+            return False
+        is_left = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
+        (self.lose if is_left else self._handler_ended)(assigned.channel, turn)
+        return True
 
     def _handler_ended(self, channel: str, turn: OpenTurn) -> None:
         if turn.handler is not None:
@@ -143,8 +145,7 @@ class TurnScheduler:
 
     def set_state(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
         """Set the state that an agent shows to people in `channel`."""
-        live = self._find(channel)
-        if live is not None:
+        if (live := self._find(channel)) is not None:
             live.presence_state.update(worker_name, data)
 
     def stats(self) -> dict[str, int]:
@@ -208,8 +209,7 @@ class TurnScheduler:
             del self._turns[channel]
 
     def _look_again(self, channel: str) -> None:
-        live = self._find(channel)
-        if live is not None:
+        if (live := self._find(channel)) is not None:
             self.inspect(live, None)
 
     def _moved(self, channel: str, turn: OpenTurn, left: Left[Worker] | None) -> bool:
@@ -294,6 +294,7 @@ class TurnScheduler:
                     self._interrupt(channel, older.message_id, command_key(self._clock.new_id()))
                 if is_busy or turn is not waiting[-1]:
                     continue  # the turn is offered again when the running turn is over
+            self._turns[channel] = self._turns.pop(channel)  # the other channels are offered first next time
             turn.send_claim()
             worker.free -= 1
             self._claim(channel, turn, worker, None if worker.when_busy == "parallel" else turns.lost())
@@ -328,8 +329,7 @@ class TurnScheduler:
         If the claim's outcome is unknown but it was committed, the running turn does not know that it owns this
         message.
         """
-        live = self._find(channel)
-        if live is not None:
+        if (live := self._find(channel)) is not None:
             self.inspect_message(channel, message_id, live.state.message(message_id))
         turn = self._turn(channel, message_id)
         if turn is None or turn.is_taken:  # a message in this phase needs no protection: the claim will be refused
@@ -458,10 +458,8 @@ class TurnScheduler:
                 self.lose(channel, turn)
             case HeldFate.UNHEARD:
                 self.lose(channel, turn, TurnEvent.UNHEARD)
-            case HeldFate.DONE:
-                self._end_held(channel, turn, "done")
-            case HeldFate.CANCELLED:
-                self._end_held(channel, turn, "cancelled")
+            case HeldFate.DONE | HeldFate.CANCELLED as fate:
+                self._end_held(channel, turn, "done" if fate is HeldFate.DONE else "cancelled")
 
     def _end_held(self, channel: str, turn: OpenTurn, state: Literal["done", "cancelled"]) -> None:
         def done(result: Result | HoldfastError) -> None:
@@ -482,8 +480,11 @@ class TurnScheduler:
 
     def lose(self, channel: str, turn: OpenTurn, event: TurnEvent = TurnEvent.LOST) -> None:
         """Offer the turn again, because its worker is gone, or the attempt that had taken the message in."""
+        is_broken = turn.is_broken
         self._moved(channel, turn, turn.lose(event))
         self.offer(channel)
+        if is_broken and turn.phase is Phase.WAITING and self.workers.is_served_elsewhere(channel):  # not taken here
+            share_loss(self._submit, channel, turn)
 
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
         """Cancel the turn of `message_id`, as a `cancel` command would, because a newer message interrupts it."""

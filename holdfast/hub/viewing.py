@@ -25,6 +25,7 @@ logger = logging.getLogger("holdfast.hub")
 CUT_OFF_S = TERM_MS / 1000  # without a response for this long the hub is cut off
 STEP_S = 0.5  # time between two looks at the last response
 LATE_S = 2 * STEP_S  # a longer step counts as this long: the process was suspended, and the store may respond
+RESPONSE_S = 1.0  # time for a response after the hub has drained; servers cancel requests later, with a traceback
 
 
 class Viewing:
@@ -33,10 +34,12 @@ class Viewing:
     def __init__(self, store_name: str) -> None:
         """Begin with a hub that serves viewers."""
         self.is_draining = False
+        self.has_drained = False
         self.is_cut_off = False
         self.on_cut_off: list[Callable[[], None]] = []  # called when the hub is cut off
         self._store_name = store_name
         self._reads: set[asyncio.Timeout] = set()  # the reads that end when the hub is cut off
+        self._responses: set[asyncio.Timeout] = set()  # the requests whose responses have not begun
 
     @property
     def is_over(self) -> bool:
@@ -70,6 +73,41 @@ class Viewing:
                 self.check()
                 raise self._no_response() from None
             raise
+
+    @asynccontextmanager
+    async def responding(self) -> AsyncIterator[Callable[[], None]]:
+        """Run a block that sends a response, and calls the given function when it begins.
+
+        Raises Draining if it has not begun `RESPONSE_S` after the drain, because the store does not respond.
+        """
+        limit = asyncio.timeout(RESPONSE_S if self.has_drained else None)
+
+        def begin() -> None:
+            self._responses.discard(limit)
+            if not limit.expired():
+                limit.reschedule(None)
+
+        try:
+            async with limit:
+                self._responses.add(limit)
+                try:
+                    yield begin
+                finally:
+                    self._responses.discard(limit)
+        except TimeoutError:
+            if limit.expired():
+                raise Draining(
+                    f"this server shuts down, and store {self._store_name!r} has not responded to the request; send "
+                    "it again, with the same ids"
+                ) from None
+            raise
+
+    def end_drain(self) -> None:
+        """Note that the hub has drained, and limit the time of all requests without a response."""
+        self.has_drained = True
+        for limit in tuple(self._responses):
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time() + RESPONSE_S)
 
     def drain(self) -> None:
         """Note that the hub drains, and end the reads for viewers."""

@@ -162,7 +162,8 @@ class WorkerPool:
     async def recall(self) -> None:
         """Read from the store the patterns that were served before this start."""
         for name, value in (await self._store.notes(PATTERN_NOTE)).items():
-            self._patterns[name.removeprefix(PATTERN_NOTE)] = json.loads(value)
+            with suppress(ValueError):  # of another version of the hub
+                self._patterns[name.removeprefix(PATTERN_NOTE)] = int(value)
 
     def tidy(self) -> None:
         """Renew the stored notes of served patterns and drop the expired ones. The hub calls this every few seconds."""

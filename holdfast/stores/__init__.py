@@ -20,11 +20,13 @@ _FORMS = (
     "or postgresql://role@host:5432/database"
 )
 _POSTGRES = ("postgresql", "postgres")
-_TO_DRIVER = ("sslmode", "sslrootcert", "sslcert", "sslkey")  # options that the driver reads from the URL
-_CHOICES = {  # values of the other options of a PostgreSQL store, and of `sslmode`; the first is the default
+# Options that the driver reads from the URL.
+_TO_DRIVER = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
+_CHOICES = {  # values of the other options of a PostgreSQL store, and of the driver's; the first is the default
     "durability": ("sync", "async"),
     "prepare": ("1", "0"),
     "sslmode": ("prefer", "disable", "allow", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": ("any", "read-write", "primary"),  # the default of several hosts is read-write
 }
 
 
@@ -34,7 +36,8 @@ def open_url(url: str) -> Store:
     `memory://`, or `sqlite:///` and a path (relative; with one more slash absolute; special characters may be
     percent-encoded), with `?synchronous=full` (the default), `normal` or `extra`; or `postgresql://` with role, host
     and database, with `?schema=holdfast` (the default), `durability=sync` (the default) or `async`, `prepare=1` (the
-    default) or `0` for a pooler in transaction mode, and libpq's `sslmode`, `sslrootcert`, `sslcert` and `sslkey`.
+    default) or `0` for a pooler in transaction mode, and libpq's `sslmode`, `sslrootcert`, `sslcert`, `sslkey` and
+    `target_session_attrs` (`any`, or `read-write`, which is the default for several hosts, or `primary`).
     """
     if not url.isprintable():  # a URL parser drops line ends silently
         raise LocalError(f"store URL {shown_url(url)} holds a control character; use {_FORMS}")
@@ -105,6 +108,8 @@ def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store
             f"store URL {shown_url(url)} has the unknown option {shown(sorted(unknown)[0])}; a PostgreSQL store has "
             f"schema, durability, prepare, {', '.join(_TO_DRIVER)}"
         )
+    if "," in urlsplit(url).netloc.rpartition("@")[2] and "PGTARGETSESSIONATTRS" not in os.environ:
+        options.setdefault("target_session_attrs", "read-write")
     schema = options.pop("schema", "holdfast")
     for name, choices in _CHOICES.items():
         if options.get(name, choices[0]) not in choices:

@@ -17,7 +17,7 @@ of its reply if the target is deleted already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -133,7 +133,7 @@ class Notice(Struct, frozen=True, array_like=True):
     The hub gives `body` its form.
     """
 
-    kind: Literal["moved", "here", "signal"]
+    kind: str  # "moved", "here" or "signal"; a hub ignores the other kinds of a newer release
     channel: str
     body: bytes
 
@@ -143,7 +143,10 @@ class CommitUnknown(StoreUnavailable):
 
 
 class StoreReplaced(StoreUnavailable):
-    """The server goes on from an earlier state of the store, so stored writes may be lost. Open the store again."""
+    """The server goes on from an earlier state of the store, so stored writes may be lost, or its tables have changed.
+
+    Open the store again.
+    """
 
 
 class Store(Protocol):

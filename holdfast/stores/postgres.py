@@ -39,12 +39,13 @@ from holdfast.stores.postgres_holds import read_holds, renew
 from holdfast.stores.postgres_life import StoreLife
 from holdfast.stores.postgres_log import Uncovered
 from holdfast.stores.postgres_notices import PostgresNotices
+from holdfast.stores.postgres_pool import PostgresPool
 from holdfast.stores.postgres_reading import PostgresReader
 from holdfast.stores.postgres_schema import check_server, prepare_schema, share_lock
 from holdfast.stores.postgres_server import PostgresServer
 from holdfast.stores.postgres_writing import PostgresWriter
 
-logger = logging.getLogger("holdfast.store")
+logger = logging.getLogger("holdfast.stores")
 
 READERS = 4  # connections for reads at most; the pool has one more, so that renewals of the lease do not wait for them
 LOCKED_S = (0.002, 0.05)  # shortest and longest pause after a commit that met a locked row
@@ -52,7 +53,6 @@ RELOADED = 500  # channels that one call of `tidy` reads again at most
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
-    Pool = asyncpg.Pool[asyncpg.Record]
     PoolConnectionProxy = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
     Transaction = asyncpg.transaction.Transaction
 
@@ -79,7 +79,7 @@ class PostgresStore:
         self.schema = schema
         self._is_async = is_async
         self._server = PostgresServer(dsn, schema, is_pooled=is_pooled)
-        self._pool: Pool | None = None
+        self._pool: PostgresPool | None = None
         self._db: Connection | None = None  # the connection for writes
         # the server's process for that connection, or for the last one, with its start
         self._session: tuple[int, object] = (0, None)
@@ -90,6 +90,7 @@ class PostgresStore:
         self._uncovered = Uncovered()
         self._ended = 0  # number of leases that had ended at the last renewal
         self._is_left = True  # a node may have left entries that no instance tracks
+        self._left_out: dict[str, int] = {}  # channels whose entries could not be read, with the number of attempts
         self._locked = 0  # commits in a row that met a locked row
         self._stats = {"commits": 0, "row_bytes": 0}
         self.notices_name = ""  # the secret name of this store's notices, once it was opened; a bus uses it, too
@@ -173,7 +174,7 @@ class PostgresStore:
 
     async def heads(self, channels: Sequence[str]) -> list[Head]:
         """Return the heads of `channels` (`Store.heads`)."""
-        async with self._reading() as reader:
+        async with self._reading_once() as reader:
             return await reader.heads(channels)
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
@@ -183,7 +184,7 @@ class PostgresStore:
 
     async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
         """Return the entries after a serial (`Store.entries`)."""
-        async with self._reading() as reader:
+        async with self._reading_once() as reader:
             return await reader.entries(channel, after, limit_bytes)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
@@ -318,7 +319,7 @@ class PostgresStore:
 
     # -- connections ---------------------------------------------------------------------------------------------
 
-    def _open_pool(self) -> Pool:
+    def _open_pool(self) -> PostgresPool:
         if self._pool is None:
             raise LocalError(f"store {self._server.shown} is not open; call open() first")
         self._life.require()
@@ -368,6 +369,8 @@ class PostgresStore:
                 db = await self._writer()
                 async with _in_one_session(db):
                     await self._begin(db, is_write=True)
+                    if not self._server.is_pooled:
+                        await self._life.check_stored(db)
                     yield PostgresWriter(db, self.schema, self._life.name, self._uncovered)
         except BaseException as error:
             if not isinstance(error, StoreUnavailable) or isinstance(error, CommitUnknown):
@@ -384,7 +387,7 @@ class PostgresStore:
             if not is_renewal:
                 async with asyncio.timeout(self._server.timeout_s):
                     await slot.enter_async_context(self._reads)
-            async with self._open_pool().acquire(timeout=self._server.timeout_s) as db:
+            async with self._open_pool().connection() as db:
                 try:
                     yield db
                 except BaseException:
@@ -423,11 +426,28 @@ class PostgresStore:
         async with self._pooled_transaction(isolation="repeatable_read", readonly=True) as db:
             yield PostgresReader(db, self.schema, self._life.name)
 
+    @asynccontextmanager
+    async def _reading_once(self) -> AsyncIterator[PostgresReader]:
+        """Give a reader for one statement, which needs a transaction behind a pooler only."""
+        if self._server.is_pooled:
+            async with self._reading() as reader:
+                yield reader
+        else:
+            async with self._pooled() as db:
+                yield PostgresReader(db, self.schema, self._life.name)
+
     async def _reload_unsure(self) -> None:
-        """Read again which entries of unsure channels no document contains."""
-        for channel in sorted(self._uncovered.unsure)[:RELOADED]:
+        """Read again which entries of unsure channels no document contains, first of those with the fewest attempts."""
+        unsure = self._uncovered.unsure
+        attempts = self._left_out = {one: count for one, count in self._left_out.items() if one in unsure}
+        for channel in sorted(unsure, key=lambda one: (attempts.get(one, 0), one))[:RELOADED]:
             async with self._transaction() as writer:
-                await writer.reload(channel)
+                try:
+                    await writer.reload(channel)
+                except StoreUnusable as error:  # it stays unsure, and keeps its entries
+                    if channel not in attempts:
+                        logger.warning("channel %r is left out of the housekeeping: %s", channel, error)
+                    attempts[channel] = attempts.get(channel, 0) + 1
 
     async def _pause_if_locked(self, writes: Sequence[Write], results: Sequence[Committed | Conflict]) -> None:
         """Wait a moment if another instance had a channel locked: the caller finds nothing new, and tries again."""

@@ -23,24 +23,29 @@ if TYPE_CHECKING:
     Db = Connection[Record] | PoolConnectionProxy[Record]
 
 TABLES = """
-CREATE UNLOGGED TABLE {schema}.leases (
+CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.leases (
   only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
   opening text NOT NULL,
   begun bigint NOT NULL DEFAULT 0,
   ended bigint NOT NULL DEFAULT 0
 );
-CREATE UNLOGGED TABLE {schema}.nodes (
+CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.nodes (
   node text COLLATE "C" PRIMARY KEY, until_ms bigint NOT NULL, life bigint NOT NULL, is_over boolean NOT NULL
 );
-CREATE UNLOGGED TABLE {schema}.holds (
+CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.holds (
   name text COLLATE "C" PRIMARY KEY, node text COLLATE "C" NOT NULL, value bytea NOT NULL, until_ms bigint
 );
 """
 
+# A renewal whose process stops in the middle ends after this time: those of all other nodes wait for it, at most for
+# two seconds (`RENEW_TIMEOUT_S` in `hub/nodes.py`).
+STOPPED_MS = 1_000
+
 _NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _BEGIN = f"""
 INSERT INTO {{schema}}.leases AS l (opening) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET opening = l.opening
-  RETURNING opening, begun, ended, {_NOW_MS} AS now_ms
+  RETURNING opening, begun, ended, {_NOW_MS} AS now_ms,
+    set_config('idle_in_transaction_session_timeout', '{STOPPED_MS}', true)
 """
 _READ_NODES = """
 WITH gone AS (DELETE FROM {schema}.nodes WHERE until_ms <= $1)

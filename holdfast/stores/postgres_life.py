@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
     PoolConnectionProxy = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
-# Names the history of the data: the cluster; its timeline, which a promotion and a restore change; and a table, which
-# `pg_restore --clean` makes anew.
+# Names the history of the data: the cluster; its timeline, which a promotion and a restore change; a table, which
+# `pg_restore --clean` makes anew; and the database, another one in a copy by `CREATE DATABASE ... TEMPLATE`.
 _CLUSTER = "(SELECT system_identifier FROM pg_control_system())"
 _HIDDEN = "?"  # stands for a cluster that the role may not see
 _HISTORY = """
 SELECT CASE WHEN pg_is_in_recovery() THEN NULL
   ELSE concat_ws(':', {cluster}, left(pg_walfile_name(pg_current_wal_lsn()), 8),
-    '{schema}.store'::regclass::oid) END
+    '{schema}.store'::regclass::oid, (SELECT oid FROM pg_database WHERE datname = current_database())) END
 """
 _BEGIN = "UPDATE {schema}.store SET life = $1, history = $2 WHERE history IS NOT DISTINCT FROM $3"
 
@@ -76,8 +76,9 @@ class StoreLife:
         """Check that no connection has found another life. Raises StoreReplaced."""
         if self._is_over:
             raise StoreReplaced(
-                f"PostgreSQL at {self._where} was promoted or restored, so the last writes may be lost; "
-                "the hub opens it again by itself"
+                f"the store of PostgreSQL at {self._where} has changed since it was opened: the server was promoted or "
+                "restored, so the last writes may be lost, or a newer Holdfast has changed its tables; the hub "
+                "opens it again by itself"
             )
 
     async def _read(self, db: Connection | PoolConnectionProxy) -> str:

@@ -27,7 +27,7 @@ from holdfast.stores.base import Notice
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 
-logger = logging.getLogger("holdfast.store")
+logger = logging.getLogger("holdfast.stores")
 
 PAYLOAD_BYTES = 7_900  # PostgreSQL refuses a payload of 8,000 bytes
 _RAW_BYTES = PAYLOAD_BYTES // 4 * 3 - 5  # in base64, and less the length of the list

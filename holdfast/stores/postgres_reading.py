@@ -1,4 +1,4 @@
-"""The queries of the PostgreSQL store. Each runs in one transaction that sees one state of the database.
+"""The queries of the PostgreSQL store. Each sees one state of the database: one statement, or one transaction.
 
 Layer: stores.
 """
@@ -25,11 +25,17 @@ from holdfast.stores.postgres_log import entries_in
 decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
 
 
+# A channel with its head, and the rows of its entries. One statement sees one state of the database.
+_CHANNEL = """
+SELECT id, {epoch}, serial, floor, lives, has_tail, tail, CASE WHEN has_tail THEN ARRAY({moved}) END AS moved
+  FROM (VALUES ($1)) AS w (name) LEFT JOIN {schema}.channels USING (name) LEFT JOIN {schema}.lives USING (name)
+"""
+_MOVED = "SELECT body FROM {schema}.tails WHERE channel = channels.id ORDER BY last"
 # Rows of entries after a serial; older ones are left out once the newer ones take the limit.
 _MOVED_AFTER = """
 SELECT body FROM (
   SELECT body, last, sum(length(body)) OVER (ORDER BY last DESC) - length(body) AS newer FROM {schema}.tails
-    WHERE channel = $1 AND last > $2
+    WHERE channel = channels.id AND last > $2
 ) t WHERE newer <= $3 ORDER BY last
 """
 
@@ -47,7 +53,10 @@ class Log(NamedTuple):
 
 
 class PostgresReader:
-    """Queries on one connection, inside the transaction of their caller."""
+    """Queries on one connection, inside the transaction of their caller.
+
+    `heads` and `entries` are one statement each, which needs none.
+    """
 
     def __init__(self, db: Connection[Record] | PoolConnectionProxy[Record], schema: str, life: str) -> None:
         """Query `db` in the store's `life` (`StoreLife.name`)."""
@@ -67,20 +76,19 @@ class PostgresReader:
 
     async def log(self, channel: str) -> Log:
         """Return the log of `channel`. Raises StoreUnusable."""
-        row = await self._db.fetchrow(
-            f"SELECT id, {self._epoch}, serial, floor, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
-            f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
-            channel,
-        )
-        assert row is not None
+        row, bodies = await self._channel(_MOVED, channel)
         entries: dict[str, list[Entry]] = {}
-        if row["has_tail"]:
-            moved = await self._db.fetch(
-                f"SELECT body FROM {self._schema}.tails WHERE channel = $1 ORDER BY last", row["id"]
-            )
-            for entry in entries_in([*(one["body"] for one in moved), row["tail"]]):
-                entries.setdefault(entry.op.id, []).append(entry)
+        for entry in entries_in(bodies):
+            entries.setdefault(entry.op.id, []).append(entry)
         return Log(row["id"], _head(row), entries)
+
+    async def _channel(self, moved: str, channel: str, *limits: int) -> tuple[Record, list[bytes]]:
+        """Return the row of `channel` and its encoded entries: those that `moved` reads with `limits`, and the tail."""
+        moved = moved.format(schema=self._schema)
+        query = _CHANNEL.format(schema=self._schema, epoch=self._epoch, moved=moved)
+        row = await self._db.fetchrow(query, channel, *limits)
+        assert row is not None
+        return row, [*row["moved"], row["tail"]] if row["has_tail"] else []
 
     async def channels_with_entries(self) -> list[str]:
         """Return the channels that may have entries that no document contains."""
@@ -115,16 +123,7 @@ class PostgresReader:
         return Changes(log.head, newest, [stored[key] for key in ids] if len(ids) <= limit else None)
 
     async def entries(self, channel: str, after: int, limit_bytes: int) -> Tail:
-        row = await self._db.fetchrow(
-            f"SELECT id, {self._epoch}, serial, floor, lives, has_tail, tail FROM (VALUES ($1)) AS w (name)"
-            f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
-            channel,
-        )
-        assert row is not None
-        bodies: list[bytes] = []
-        if row["has_tail"]:
-            moved = await self._db.fetch(_MOVED_AFTER.format(schema=self._schema), row["id"], after, limit_bytes)
-            bodies = [*(one["body"] for one in moved), row["tail"]]
+        row, bodies = await self._channel(_MOVED_AFTER, channel, after, limit_bytes)
         return tail_of(_head(row), entries_in(bodies), after=after, limit_bytes=limit_bytes)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:

@@ -21,18 +21,27 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import asyncpg
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable, shown, shown_url
+from holdfast.stores.postgres_pool import PostgresPool
 from holdfast.stores.postgres_schema import behind_pooler, grant_of_tables
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
-    Pool = asyncpg.Pool[asyncpg.Record]
     PoolConnectionProxy = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 CONNECT_TIMEOUT_S = 10.0
 IDLE_MS = 3_000  # a transaction whose process is suspended for this long ends, and releases its rows
 
+UNREAD_MS = 5_000  # a session whose process takes nothing of a response for this long ends, and releases its rows
+
 # Limits that an administrator may have set for all sessions; 0 is none.
-_LIMITS = {"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": str(IDLE_MS)}
+_LIMITS = {
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": str(IDLE_MS),
+    "tcp_user_timeout": str(UNREAD_MS),
+}
+# A session whose machine has vanished ends within 45 s. By default the system notices it after two hours.
+_KEEPALIVE = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 _NEWER_LIMITS = {14: "idle_session_timeout", 17: "transaction_timeout"}  # by the release that has them first
 _FILES = ("sslrootcert", "sslcert", "sslkey")
 _TLS = "check sslmode, sslrootcert, sslcert and sslkey in the store URL"
@@ -52,10 +61,9 @@ class PostgresServer:
         self.synchronous_commit = "on"  # of each transaction behind a pooler
         self._dsn = dsn
         self._schema = schema
-        name = f"holdfast on {socket.gethostname()}, process {os.getpid()}"
-        self._settings = {"application_name": name[:63]}
+        self._settings: dict[str, str] = {}
         if not is_pooled:
-            self._settings |= {**_LIMITS, "default_transaction_isolation": "read committed"}
+            self._settings = {**_LIMITS, **_KEEPALIVE, "default_transaction_isolation": "read committed"}
 
     async def connect(self) -> Connection:
         """Open a connection on which no limit of an administrator ends a statement."""
@@ -71,11 +79,15 @@ class PostgresServer:
         async with self.translated():
             return await self.connect()
 
-    async def pool(self, size: int, check: Callable[[Connection | PoolConnectionProxy], Awaitable[None]]) -> Pool:
+    async def pool(
+        self, size: int, check: Callable[[Connection | PoolConnectionProxy], Awaitable[None]]
+    ) -> PostgresPool:
         """Open a pool of up to `size` connections. Each is checked when it is opened, if it has one session."""
         options = self._options() if self.is_pooled else self._options() | {"init": check}
         # with a minimum, the driver logs a traceback whenever the server is away
-        return await asyncpg.create_pool(self._dsn, min_size=0, max_size=size, reset=_keep, **options)
+        one: dict[str, Any] = {"min_size": 0, "max_size": 1, "reset": _keep, **options}
+        places = [await asyncpg.create_pool(self._dsn, **one) for _ in range(size)]
+        return PostgresPool(places, self.shown, self.timeout_s)
 
     async def set_locally(self, db: Connection | PoolConnectionProxy) -> None:
         """Set what a transaction needs, for its duration."""
@@ -84,10 +96,11 @@ class PostgresServer:
 
     def _options(self) -> dict[str, Any]:
         self._check_files()
+        name = f"holdfast on {socket.gethostname()}, process {os.getpid()}"  # a server may have forked meanwhile
         options: dict[str, Any] = {
             "command_timeout": self.timeout_s,
             "timeout": CONNECT_TIMEOUT_S,
-            "server_settings": self._settings,
+            "server_settings": {"application_name": name[:63], **self._settings},
         }
         return options | ({"statement_cache_size": 0} if self.is_pooled else {})
 
@@ -142,6 +155,10 @@ class PostgresServer:
             raise late(
                 f"the pooler before {where} refused the connection ({_reason(error)}); check its settings"
             ) from error
+        except asyncpg.TargetServerAttributeNotMatched as error:
+            raise StoreUnavailable(
+                f"{where} has no host that accepts writes; promote a standby, or name the primary in the store URL"
+            ) from error
         except (
             asyncpg.PostgresConnectionError,
             asyncpg.OperatorInterventionError,
@@ -180,7 +197,10 @@ class PostgresServer:
         except ssl.SSLError as error:
             raise refused(f"TLS with {where} failed ({_reason(error)}); {_TLS}") from error
         except TimeoutError as error:
-            raise late(f"{where} did not respond within {self.timeout_s:g} s; check the server") from error
+            raise late(
+                f"{where} did not respond within {self.timeout_s:g} s to a statement, or {CONNECT_TIMEOUT_S:g} s to a "
+                "new connection; check the server"
+            ) from error
         except (asyncpg.InterfaceError, OSError) as error:
             if "rejected SSL upgrade" in str(error):
                 raise refused(

@@ -11,6 +11,7 @@ import msgspec
 from asyncpg import Connection, Record
 
 from holdfast.core.document import Document
+from holdfast.core.errors import StoreUnusable
 from holdfast.stores.base import NOTHING, Committed, Conflict, Head, Pruned, Write, next_lives
 from holdfast.stores.postgres_life import epoch_in
 from holdfast.stores.postgres_log import TAIL_BYTES, Uncovered, changes_older, frame, uncovered_entries
@@ -149,8 +150,11 @@ class PostgresWriter:
         complete = {write.channel for _, write in done if self._uncovered.is_complete(write)}
         for _, write in done:
             if write.channel not in complete and changes_older(write):
-                await self.reload(write.channel)
-                complete.add(write.channel)
+                try:
+                    await self.reload(write.channel)
+                    complete.add(write.channel)
+                except StoreUnusable:  # its entries stay, and the other channels of the commit are stored
+                    self._uncovered.unsure.add(write.channel)
         if any(write.documents for write in writes):
             await self._documents(done, complete)
         results: list[Committed | Conflict] = []

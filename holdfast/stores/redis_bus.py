@@ -26,7 +26,7 @@ from redis import exceptions
 from holdfast.core.errors import StoreUnusable, shown
 from holdfast.stores.base import Notice
 
-logger = logging.getLogger("holdfast.store")
+logger = logging.getLogger("holdfast.stores")
 
 CONNECT_TIMEOUT_S = 5.0  # of a link, with all that it requests at its beginning
 RESPONSE_TIMEOUT_S = 1.5  # of one command; the hub gives a call of `notify` up a little later
@@ -69,7 +69,7 @@ class RedisBus:
         self.server = server
         self.prefix = prefix
         self._base = b""
-        self._id = secrets.token_bytes(_ID_BYTES)  # begins each message, so that this instance ignores its own
+        self._id = b""  # begins each message, so that this instance ignores its own; another one with each `open`
         self._listeners: list[OnNotice] = []
         self._wanted = {""}  # channels whose notices this node needs; "" stands for those about a node
         self._changed = asyncio.Event()  # set when `_wanted` has changed
@@ -81,6 +81,7 @@ class RedisBus:
     async def open(self, name: str) -> None:
         """Begin to carry notices (`Bus.open`)."""
         self._base = f"{self.prefix}:{name}:".encode()
+        self._id = secrets.token_bytes(_ID_BYTES)  # here, because a server may fork after it has made the bus
         self._changed = asyncio.Event()
         self._listeners, self._wanted = [], {""}  # an event loop may have ended without `close`
         self._first = self._link = self._task = None
@@ -226,16 +227,17 @@ class RedisBus:
         channel = name.removeprefix(self._base).decode()
         if kind[0] < len(_KINDS) and channel in self._wanted:
             self._stats["bus_received"] += 1
-            self._pass_on(Notice(_KINDS[kind[0]], channel, message[_ID_BYTES + 1 :]))  # type: ignore[arg-type]
+            self._pass_on(Notice(_KINDS[kind[0]], channel, message[_ID_BYTES + 1 :]))
 
     def _pass_on(self, notice: Notice | None) -> None:
         for on_notice in list(self._listeners):
             on_notice(notice)
 
     def _unreachable(self, error: BaseException) -> str:
+        files = "" if self.server.options is None else ", ssl_certfile and ssl_keyfile"  # TLS 1.3 refuses them late
         return (
             f"bus {self.server.shown} cannot be reached ({error or type(error).__name__}); check scheme, host "
-            "and port in the bus URL, and the server"
+            f"and port{files} in the bus URL, and the server"
         )
 
 
@@ -372,8 +374,8 @@ async def _translated(server: BusServer, pattern: str) -> AsyncIterator[None]:
         if not isinstance(error.__context__, ssl.SSLError):
             raise
         raise StoreUnusable(
-            f"bus {server.shown} failed the TLS handshake ({error.__context__}); check the certificate, ssl_ca_certs "
-            "in the bus URL, and that the port takes TLS"
+            f"bus {server.shown} failed the TLS handshake ({error.__context__}); check the certificate of the server, "
+            "that the port takes TLS, and ssl_ca_certs, ssl_certfile and ssl_keyfile in the bus URL"
         ) from error
     except TimeoutError:
         raise TimeoutError(f"no response within {CONNECT_TIMEOUT_S:g} s") from None

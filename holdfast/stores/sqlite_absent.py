@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +72,10 @@ def read_words(file: Path) -> list[Word]:
     return words
 
 
-def places_of(store: Path, words: list[Word]) -> Iterator[str]:
+def places_of(store: Path, words: list[Word], counts: Counter[Word]) -> Iterator[str]:
     """Yield a line for each place of a word in the files of `store`; it names the word by its line.
 
-    Raises LocalError and StoreUnusable.
+    `counts` gets the number of places of each word that is found. Raises LocalError and StoreUnusable.
     """
     with reading_store(store) as db:
         notes = dict(
@@ -85,11 +86,11 @@ def places_of(store: Path, words: list[Word]) -> Iterator[str]:
     place = Path(os.path.realpath(store))
     for file in (place, *(one.path for one in known_backups(place, notes))):
         for part in (file, *journals_of(file)):
-            yield from _bounded(part, _in_bytes(part, words))
+            yield from _bounded(part, _in_bytes(part, words), counts)
         try:
             with reading_store(file) as db:
                 unread = Unread()
-                yield from _bounded(file, _in_messages(db, words, unread))
+                yield from _bounded(file, _in_messages(db, words, unread), counts)
             if unread.messages or unread.rows:
                 yield (
                     f"{file}: {unread.messages} messages and {unread.rows} rows of the log are damaged, or of an "
@@ -99,14 +100,15 @@ def places_of(store: Path, words: list[Word]) -> Iterator[str]:
             yield f"{file}: its messages cannot be read, so only its bytes were searched: {error}"
 
 
-def _bounded(file: Path, found: Iterator[tuple[Word, str]]) -> Iterator[str]:
-    """Name the first places of each word in `file`."""
-    counts: dict[Word, int] = {}
+def _bounded(file: Path, found: Iterator[tuple[Word, str]], counts: Counter[Word]) -> Iterator[str]:
+    """Name the first places of each word in `file`, and add all to `counts`."""
+    in_file: Counter[Word] = Counter()
     for word, where in found:
-        counts[word] = counts.get(word, 0) + 1
-        if counts[word] <= MAX_PLACES:
+        in_file[word] += 1
+        if in_file[word] <= MAX_PLACES:
             yield f"{file}: the word of line {word.line} is {where}"
-    for word, count in counts.items():
+    counts.update(in_file)
+    for word, count in in_file.items():
         if count > MAX_PLACES:
             yield f"{file}: the word of line {word.line} is in {count - MAX_PLACES:,} further places"
 

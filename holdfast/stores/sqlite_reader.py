@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -23,6 +23,8 @@ from holdfast.stores.sqlite_documents import Documents
 from holdfast.stores.sqlite_file import APPLICATION_ID, SCHEMA, SUMMARIES, check_tables
 from holdfast.stores.sqlite_restored import has_foreign_wal, reading
 from holdfast.stores.sqlite_sums import check_above, damaged, is_damage
+
+HeldIn = Callable[[Mapping[str, bytes]], Collection[str]]  # returns the channels that the notes of a store hold
 
 PAGE = 500  # channels in one read
 FACTS = 200  # messages in one read
@@ -83,13 +85,13 @@ def check_header(db: sqlite3.Connection, path: Path, *, kind: str = "backup") ->
         )
 
 
-def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
+def list_channels(path: Path, prefix: str, held_in: HeldIn) -> Iterator[ChannelSummary]:
     """Yield the channels whose names begin with `prefix`, in order. Raises LocalError, StoreUnusable."""
     with reading_store(path) as db:
         if db.execute("PRAGMA user_version").fetchone()[0] < SUMMARIES:
             raise StoreUnusable(f"store file {path} has no counts of channels yet; start the server once to add them")
         channels = Channels(db, Documents(db))
-        held = {name for (name,) in db.execute("SELECT substr(name, 6) FROM notes WHERE substr(name, 1, 5) = 'hold:'")}
+        held = held_in(dict(db.execute("SELECT name, value FROM notes")))
         importing = {
             name for (name,) in db.execute("SELECT substr(name, 8) FROM notes WHERE substr(name, 1, 7) = 'import:'")
         }
@@ -101,12 +103,12 @@ def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
             after = page[-1].channel
 
 
-def due_channels(path: Path, policies: Policies, now_ms: int) -> Iterator[Due]:
+def due_channels(path: Path, policies: Policies, now_ms: int, held_in: HeldIn) -> Iterator[Due]:
     """Yield the channels of which retention would remove something at `now_ms`, in order; it changes nothing.
 
     Raises LocalError, StoreUnusable.
     """
-    for summary in list_channels(path, ""):
+    for summary in list_channels(path, "", held_in):
         policy = policies.find(summary.channel)
         if policy is None or not Sweep(policy, summary, now_ms).is_needed or summary.held:
             continue

@@ -49,9 +49,7 @@ class FaultProxy:
         self.bytes_down = 0
         self._up = _Way(self._count_up)
         self._down = _Way(self._count_down)
-        self._holes: set[_Link] = set()
         self._links: set[_Link] = set()
-        self._is_black_hole = False
         self._placeholder: socket.socket | None = None
         self._listener: socket.socket | None = None
 
@@ -135,12 +133,11 @@ class FaultProxy:
             way.open.clear()
 
     def resume(self, direction: Direction = "both") -> None:
-        """End a stall without loss. For both directions, also end a black hole, and cut its connections."""
-        if direction == "both":
-            self._is_black_hole = False
-            for link in self._holes:
-                link.cut()
+        """End a stall or a black hole without loss, but cut the connections that were made in a black hole."""
         for way in self._ways(direction):
+            way.is_hole = False
+            for link in way.swallowed:
+                link.cut()
             way.open.set()
 
     def throttle(self, bytes_per_s: int | None, direction: Direction = "both") -> None:
@@ -149,14 +146,15 @@ class FaultProxy:
         for way in self._ways(direction):
             way.bytes_per_s = bytes_per_s
 
-    def black_hole(self) -> None:
-        """Simulate a vanished network, without a signal to either side, until `resume()`.
+    def black_hole(self, direction: Direction = "both") -> None:
+        """Simulate a vanished route in one direction or both, without a signal to the other side, until `resume()`.
 
-        Open connections stay open and pass no bytes, not even their end. New ones are accepted, and their bytes are
-        dropped; the server does not see them.
+        Open connections stay open and pass no bytes that way, not even their end. New ones are accepted. If the way to
+        the server has vanished, it does not see them; if only the way back, it sees them and its bytes are dropped.
         """
-        self._is_black_hole = True
-        self.stall()
+        for way in self._ways(direction):
+            way.is_hole = True
+        self.stall(direction)
 
     # Helpers
 
@@ -179,13 +177,15 @@ class FaultProxy:
         self.connections += 1
         link = _Link(client, self._up, self._down)
         self._links.add(link)
-        if self._is_black_hole:
-            self._holes.add(link)
-        link.start(None if self._is_black_hole else self.upstream, self._forget)
+        for way in self._ways("both"):
+            if way.is_hole:
+                way.swallowed.add(link)
+        link.start(self.upstream, self._forget)
 
     def _forget(self, link: "_Link") -> None:
         self._links.discard(link)
-        self._holes.discard(link)
+        for way in self._ways("both"):
+            way.swallowed.discard(link)
 
 
 class _Way:
@@ -194,6 +194,8 @@ class _Way:
     def __init__(self, count: Callable[[int], None]) -> None:
         self.open = asyncio.Event()
         self.open.set()
+        self.is_hole = False
+        self.swallowed: set[_Link] = set()  # connections made while it was a black hole
         self.bytes_per_s: int | None = None
         self.cuts: deque[int] = deque()
         self.count = count
@@ -234,8 +236,8 @@ class _Link:
         self._is_orderly = False
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, upstream: tuple[str, int] | None, when_ended: "Callable[[_Link], None]") -> None:
-        """Begin to carry bytes, or drop them if `upstream` is None. Call this before any other method."""
+    def start(self, upstream: tuple[str, int], when_ended: "Callable[[_Link], None]") -> None:
+        """Begin to carry bytes, or to drop those that enter a black hole. Call this before any other method."""
         self._task = asyncio.get_running_loop().create_task(self._run(upstream))
         # Not in a `finally` of the task, because a task that is cancelled before its first step does not run it.
         self._task.add_done_callback(lambda _: self._release())
@@ -253,9 +255,9 @@ class _Link:
         assert self._task is not None
         await asyncio.wait([self._task])
 
-    async def _run(self, upstream: tuple[str, int] | None) -> None:
+    async def _run(self, upstream: tuple[str, int]) -> None:
         try:
-            if upstream is None:
+            if self in self._up.swallowed:
                 await _swallow(self._client)
             else:
                 await self._carry(upstream)
@@ -268,8 +270,11 @@ class _Link:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             await asyncio.get_running_loop().sock_connect(self._server, upstream)
         async with asyncio.TaskGroup() as group:
-            group.create_task(_pump(self._client, self._server, self._up))
-            group.create_task(_pump(self._server, self._client, self._down))
+            group.create_task(_pump(self._client, self._server, self._up, self._down))
+            if self in self._down.swallowed:
+                group.create_task(_swallow(self._server))
+            else:
+                group.create_task(_pump(self._server, self._client, self._down, self._up))
 
     def _release(self) -> None:
         for sock in (self._client, self._server):
@@ -277,8 +282,8 @@ class _Link:
                 _end(sock, is_orderly=self._is_orderly)
 
 
-async def _pump(source: socket.socket, target: socket.socket, way: _Way) -> None:
-    """Carry bytes from `source` to `target` until the end, then end that direction too."""
+async def _pump(source: socket.socket, target: socket.socket, way: _Way, back: _Way) -> None:
+    """Carry bytes from `source` to `target` until the end, then end that direction too. `back` is the other one."""
     loop = asyncio.get_running_loop()
     free_at_s = loop.time()
     while True:
@@ -293,11 +298,11 @@ async def _pump(source: socket.socket, target: socket.socket, way: _Way) -> None
         if way.bytes_per_s is not None:
             free_at_s = max(free_at_s, loop.time()) + len(data) / way.bytes_per_s
             await asyncio.sleep(free_at_s - loop.time())
-        await _send(target, data, way)
+        await _send(target, data, way, back)
     target.shutdown(socket.SHUT_WR)
 
 
-async def _send(target: socket.socket, data: bytes, way: _Way) -> None:
+async def _send(target: socket.socket, data: bytes, way: _Way, back: _Way) -> None:
     rest = memoryview(data)
     while rest:
         if not way.open.is_set():
@@ -308,15 +313,20 @@ async def _send(target: socket.socket, data: bytes, way: _Way) -> None:
         except BlockingIOError:
             await _writable(target)
             continue
+        except OSError:  # a reset by `target`, which goes the other way
+            if back.is_hole:
+                await back.open.wait()
+            raise
         rest = rest[sent:]
         if way.passed(sent):
             raise _Cut
 
 
-async def _swallow(client: socket.socket) -> None:
+async def _swallow(source: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    while await loop.sock_recv(client, _PIECE_BYTES):
-        pass
+    with contextlib.suppress(OSError):
+        while await loop.sock_recv(source, _PIECE_BYTES):
+            pass
 
 
 async def _readable(sock: socket.socket) -> None:

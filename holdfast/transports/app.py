@@ -124,7 +124,7 @@ class App:
             if not _is_public(path):
                 await check_peer(self.hub, scope)
             if stream is None or scope["method"] not in ("GET", "HEAD"):
-                await self._plain({**scope, "path": path, "root_path": ""}, receive, send)
+                await self._respond({**scope, "path": path, "root_path": ""}, receive, send)
                 return
             assert stream.lastgroup is not None
             _, *names = [group for group in stream.groups() if group is not None]
@@ -138,6 +138,16 @@ class App:
                 raise  # the server ends the stream and logs the error
             logger.exception("an HTTP request failed")
             await _send_problem(unexpected(), self.cors(scope), send)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response to a plain request. Raises Draining if the hub has drained, and its store is silent."""
+        async with self.hub.viewing.responding() as begin:
+
+            async def send_begun(message: MutableMapping[str, Any]) -> None:
+                begin()
+                await send(message)
+
+            await self._plain(scope, receive, send_begun)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # the first ASGI message: websocket.connect

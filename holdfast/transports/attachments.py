@@ -140,6 +140,8 @@ class Attachments:
                     wake=attachment.wake,
                     has_ephemeral=True,
                 )
+                async with self._hub.viewing.reading():
+                    await feed.prepare()  # a channel that cannot be read must not end the socket and its other channels
         except Exception as error:
             if self._by_channel.get(channel) is attachment:
                 del self._by_channel[channel]

@@ -162,7 +162,7 @@ class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="tu
     channel: str
     message: str
     generation: Generation
-    state: Literal["done", "cancelled"] = "done"
+    state: Literal["done", "cancelled", "lost"] = "done"
 
 
 # Frames of requests: each one is decided and stored, and then gets its response.

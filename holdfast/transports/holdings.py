@@ -33,13 +33,13 @@ class Holdings:
     The sets are made on first use, because most sockets only view.
     """
 
-    __slots__ = ("_hub", "_is_broken", "_present", "_socket", "_written")
+    __slots__ = ("_hub", "_keeps_leases", "_present", "_socket", "_written")
 
-    def __init__(self, hub: HubCore, socket: Hashable, *, is_broken: bool) -> None:
-        """`socket` identifies the connection to the hub. `is_broken` returns whether it has broken already."""
+    def __init__(self, hub: HubCore, socket: Hashable, *, keeps_leases: bool | None) -> None:
+        """`socket` identifies the connection to the hub. `keeps_leases` is that of `release` if it has ended."""
         self._hub = hub
         self._socket = socket
-        self._is_broken = is_broken
+        self._keeps_leases = keeps_leases
         self._present: set[tuple[str, str]] | None = None  # channel and id of each member
         self._written: dict[tuple[str, str], None] | None = None  # channel and id of each message
 
@@ -77,8 +77,8 @@ class Holdings:
             isinstance(request, CreateMessage) and request.status == "streaming"
         ):
             self._hub.runtime.leases.held(channel, message_id, self._socket)
-            if self._is_broken:  # the request was still running when the socket broke
-                if not self._hub.viewing.is_over:
+            if self._keeps_leases is not None:  # the request was still running when the connection ended
+                if not self._keeps_leases:
                     self._hub.runtime.leases.broken(channel, message_id, self._socket, is_late=True)
                 return
             if self._written is None:
@@ -87,19 +87,14 @@ class Holdings:
             if len(self._written) > MAX_WRITTEN:
                 del self._written[next(iter(self._written))]
 
-    def release(self, *, keeps_leases: bool = False) -> None:
-        """Give up all presence, because the socket has broken.
-
-        Its leases end soon, unless the server has closed the socket, as `keeps_leases` or the hub says.
-        """
-        self._is_broken = True
+    def release(self, *, keeps_leases: bool) -> None:
+        """Give up all presence, because the connection has ended. Its leases end soon, unless it `keeps_leases`."""
+        self._keeps_leases = keeps_leases
         present, self._present = self._present or (), None
         written, self._written = self._written or (), None
         if not (present or written) or not self._hub.is_running:
             return
         for channel, member in present:
             self._hub.runtime.presence.leave(channel, member, self._socket)
-        if keeps_leases or self._hub.viewing.is_over:  # so its writers have not crashed
-            return
-        for channel, message_id in written:
+        for channel, message_id in () if keeps_leases else written:
             self._hub.runtime.leases.broken(channel, message_id, self._socket)

@@ -193,7 +193,7 @@ async def export(call: Call) -> Response:
     """Return the lines of an export, as they are read."""
     lines = call.hub.archive.export(call.channel)
     first = await anext(lines)  # raises the errors that a response can still show
-    return LinesResponse(first, lines, headers=NO_STORE, is_head=call.request.method == "HEAD")
+    return LinesResponse(call.hub.viewing, first, lines, headers=NO_STORE, is_head=call.request.method == "HEAD")
 
 
 async def delete_channel(call: Call) -> Response:

@@ -14,9 +14,11 @@ import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from holdfast.core.errors import HoldfastError
+from holdfast.core.errors import Draining, HoldfastError
+from holdfast.hub.viewing import Viewing
+from holdfast.transports.chunks import break_off
 from holdfast.transports.codec import for_peers, unexpected
-from holdfast.transports.sender import SEND_TIMEOUT_S
+from holdfast.transports.sender import SEND_TIMEOUT_S, abort_if_unread
 
 logger = logging.getLogger("holdfast.transports")
 
@@ -27,10 +29,19 @@ _SIGN = b"{}\n"
 class LinesResponse(StreamingResponse):
     """Sends `first` and then the lines `rest`; for HEAD only the headers. A peer that stops reading is disconnected.
 
-    An error of `rest` is the last line, of type `error`.
+    An error of `rest` is the last line, of type `error`. A response that has not ended soon after the drain is cut.
     """
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], *, headers: dict[str, str], is_head: bool) -> None:
+    def __init__(
+        self,
+        viewing: Viewing,
+        first: bytes,
+        rest: AsyncGenerator[bytes],
+        *,
+        headers: dict[str, str],
+        is_head: bool = False,
+    ) -> None:
+        self._viewing = viewing
         self._rest = rest
         lines = _lines(first, rest, is_head=is_head)
         super().__init__(lines, headers=headers, media_type="application/x-ndjson")
@@ -40,8 +51,12 @@ class LinesResponse(StreamingResponse):
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await send(message)
 
-        async with aclosing(self._rest):
-            await super().__call__(scope, receive, send_in_time)
+        try:
+            async with aclosing(self._rest), self._viewing.responding():
+                await super().__call__(scope, receive, send_in_time)
+        except Draining:
+            break_off(receive)
+            abort_if_unread(receive, is_draining=True)
 
 
 async def _lines(first: bytes, rest: AsyncGenerator[bytes], *, is_head: bool) -> AsyncGenerator[bytes]:

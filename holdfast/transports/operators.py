@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from holdfast.hub.archive import Archive
 from holdfast.hub.control import state_of
+from holdfast.hub.hub import HubCore
 from holdfast.transports.calls import NO_STORE, Call, ForgetClient, HoldChannel, json_response
 from holdfast.transports.lines import LinesResponse, with_signs
 
@@ -38,13 +39,13 @@ async def release(call: Call) -> Response:
 async def forget(call: Call) -> Response:
     """Remove a person, and return the receipt as the last line."""
     wanted: ForgetClient = await call.body()
-    return await _response(_receipt(call.hub.archive, wanted))
+    return await _response(call.hub, _receipt(call.hub.archive, wanted))
 
 
 async def verify(call: Call) -> Response:
     """Check the store, and return a line for each damaged part of it."""
     await call.body()
-    return await _response(_damage(call.hub.archive))
+    return await _response(call.hub, _damage(call.hub.archive))
 
 
 async def inspect(call: Call) -> Response:
@@ -68,7 +69,7 @@ async def _damage(archive: Archive) -> AsyncGenerator[object]:
     yield {"type": "end", "damaged": found}
 
 
-async def _response(values: AsyncGenerator[object]) -> Response:
+async def _response(hub: HubCore, values: AsyncGenerator[object]) -> Response:
     lines = with_signs(values)
     first = await anext(lines)  # raises the errors that a response can still show
-    return LinesResponse(first, lines, headers=NO_STORE, is_head=False)
+    return LinesResponse(hub.viewing, first, lines, headers=NO_STORE)

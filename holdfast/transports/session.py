@@ -100,7 +100,7 @@ class Session:
         "_attachments",
         "_holdings",
         "_hub",
-        "_is_gone",
+        "_keeps_leases",
         "_last_received_s",
         "_pending",
         "_pending_bytes",
@@ -142,11 +142,9 @@ class Session:
         self._workers: SocketWorkers | None = None
         self._replies: list[str] = []  # a short list, since an empty deque takes 760 B of an idle socket
         self._reply_bytes = 0
-        self._pending = 0
-        self._pending_bytes = 0
-        self._pings = 0
+        self._pending = self._pending_bytes = self._pings = 0
         self._last_received_s = now_s
-        self._is_gone = False
+        self._keeps_leases: bool | None = None  # None while the connection is open
         self._ping_at_s = now_s + FIRST_PING_S
 
     # Received frames
@@ -193,14 +191,16 @@ class Session:
     def close(self, *, keeps_leases: bool = False) -> None:
         """Detach from all channels, and give up presence, leases and turns: the connection has ended or will end.
 
-        With `keeps_leases` the server has ended it, and leases and turns last as long as they would have.
+        With `keeps_leases`, or if viewers must leave, the server has ended it, so its peer has not crashed: leases and
+        turns last as long as they would have.
         """
         self._attachments.close()
-        self._is_gone = True
+        if self._keeps_leases is None:
+            self._keeps_leases = keeps_leases or self._hub.viewing.is_over
         if self._holdings is not None:
-            self._holdings.release(keeps_leases=keeps_leases)
+            self._holdings.release(keeps_leases=self._keeps_leases)
         if self._workers is not None:
-            self._workers.release(keeps_leases=keeps_leases)
+            self._workers.release(keeps_leases=self._keeps_leases)
 
     # Frames to send
 
@@ -306,7 +306,7 @@ class Session:
 
     def _held(self) -> Holdings:
         if self._holdings is None:
-            self._holdings = Holdings(self._hub, self, is_broken=self._is_gone)
+            self._holdings = Holdings(self._hub, self, keeps_leases=self._keeps_leases)
         return self._holdings
 
     # Requests with an immediate response

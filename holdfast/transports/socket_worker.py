@@ -86,8 +86,17 @@ class SocketWorker:
             self._hub.runtime.scheduler.set_state(frame.channel, self.name, frame.state)
 
     def end(self, frame: TurnDoneFrame, done: Respond) -> None:
-        """End a turn."""
+        """End a turn, or let it wait for its next attempt if the agent has lost this one."""
         turn = self.turn_of(frame)
+        scheduler = self._hub.runtime.scheduler
+
+        def given_back(error: HoldfastError | None) -> None:
+            if error is None:
+                scheduler.renew(self, turn)  # it may be a turn of the previous socket
+                done({} if scheduler.left(self, turn) else _not_its_turn())
+            else:
+                done(error if error.retry else _not_its_turn())
+            self._free(turn)
 
         def ended(result: Result | HoldfastError) -> None:
             if not isinstance(result, HoldfastError):
@@ -95,8 +104,12 @@ class SocketWorker:
             else:  # the response must not show which turns other workers have
                 done(result if result.retry else _not_its_turn())
 
-        self._hub.runtime.scheduler.end(self, turn, frame.state, ended)
-        self._free(turn)
+        if frame.state == "lost":
+            runtime = self._hub.runtime
+            store_renewal(runtime.submit, runtime.nodes, self.name, turn, given_back, gives_back=True)
+        else:
+            scheduler.end(self, turn, frame.state, ended)
+            self._free(turn)
 
     def works_in(self, channel: str) -> bool:
         """Return whether this worker has a turn in `channel`."""
@@ -122,7 +135,7 @@ def _not_its_turn() -> Fenced:
 class SocketWorkers:
     """All workers of one socket, by pattern and name."""
 
-    __slots__ = ("_give", "_hub", "_start_task", "_workers")
+    __slots__ = ("_give", "_hub", "_keeps_leases", "_start_task", "_workers")
 
     def __init__(
         self,
@@ -133,11 +146,12 @@ class SocketWorkers:
         self._hub = hub
         self._give = give
         self._start_task = start_task
+        self._keeps_leases = False
         # made on first use, because most sockets have no worker
         self._workers: dict[tuple[str, str], SocketWorker] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._workers)
+        return any(one.is_listed or one.turns for one in (self._workers or {}).values())
 
     def work(self, frame: WorkFrame, identity: Identity) -> None:
         """Register a worker, replace it or, with `slots=0`, end it. Raises Forbidden, InvalidRequest, TooMany."""
@@ -147,15 +161,17 @@ class SocketWorkers:
         known = self._workers.get((pattern, name))
         if known is not None:
             self._hub.runtime.scheduler.unregister(known)
-        if not frame.slots:  # the worker takes no more turns, but keeps those that it has
+        # With no slots, the worker takes no more turns. It keeps those that it has, and those of its previous socket,
+        # which it may have yet to renew here.
+        if not frame.slots:
             if known is not None:
                 known.is_listed = False
-                if not known.turns:
-                    del self._workers[pattern, name]
             return
         if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
             raise InvalidRequest(invalid_pattern(pattern))
         check_work(identity, pattern)
+        if known is None and len(self._workers) >= MAX_PATTERNS:
+            self._workers = {key: one for key, one in self._workers.items() if one.is_listed or one.turns}
         if known is None and len(self._workers) >= MAX_PATTERNS:
             raise TooMany(
                 f"this socket works on {MAX_PATTERNS} patterns, which is the limit; open another one",
@@ -201,11 +217,9 @@ class SocketWorkers:
                     return
                 if error is not None:
                     raise error if error.retry else _not_its_turn()
-                if self._workers is None:  # the socket has closed meanwhile, which shortens the lease
+                if self._workers is None:  # the socket has closed meanwhile, as in `release`
                     self._hub.runtime.scheduler.renew(worker, turn)
-                    self._hub.runtime.scheduler.unregister(
-                        worker, is_broken=True, keeps_leases=self._hub.viewing.is_over
-                    )
+                    self._hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=self._keeps_leases)
                 else:
                     self.find(frame).renew(frame)  # a worker that has replaced the other one
             except HoldfastError as refusal:
@@ -213,7 +227,8 @@ class SocketWorkers:
             else:
                 done({"lease_s": LEASE_S})
 
-        store_renewal(self._hub.runtime, worker.name, turn, stored)
+        runtime = self._hub.runtime
+        store_renewal(runtime.submit, runtime.nodes, worker.name, turn, stored)
 
     async def take(self, frame: TurnTakeFrame) -> bool:
         """Take a waiting message into a running turn; return whether that succeeded."""
@@ -222,11 +237,10 @@ class SocketWorkers:
         turn = check_id(frame.turn) if frame.turn is not None else None
         return worker.works_in(channel) and await self._hub.take_waiting(channel, message_id, worker.name, turn=turn)
 
-    def release(self, *, keeps_leases: bool = False) -> None:
+    def release(self, *, keeps_leases: bool) -> None:
         """Unregister all workers, because the socket has closed; their turns end as `Holdings.release` ends leases."""
+        self._keeps_leases = keeps_leases
         workers, self._workers = self._workers or {}, None
         if self._hub.is_running:
             for worker in workers.values():
-                self._hub.runtime.scheduler.unregister(
-                    worker, is_broken=True, keeps_leases=keeps_leases or self._hub.viewing.is_over
-                )
+                self._hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=keeps_leases)

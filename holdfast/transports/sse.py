@@ -17,7 +17,7 @@ from typing import Protocol
 from starlette.types import Message, Receive, Send
 
 from holdfast.core.cursor import Cursor, parse_cursor
-from holdfast.core.errors import Draining, HoldfastError, StoreUnavailable, TooMany
+from holdfast.core.errors import Draining, HoldfastError, TooMany
 from holdfast.core.events import encode_json
 from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
@@ -188,8 +188,8 @@ class EventStream:
     async def _catch_up(self, feed: Feed) -> None:
         try:
             await feed.catch_up()
-        except StoreUnavailable as error:
-            logger.warning("an event stream is broken off because the store does not respond: %s", error)
+        except HoldfastError as error:
+            logger.warning("an event stream is broken off because its channel cannot be read: %s", error)
             self.sender.end()
         except Exception:
             logger.exception("an event stream is broken off")

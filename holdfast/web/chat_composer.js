@@ -82,7 +82,7 @@ export class Composer {
     input.rows = 1
     this.height = parseFloat(getComputedStyle(input).lineHeight)
     input.rows = Math.min(MAX_LINES, Math.max(1, Math.floor(input.scrollHeight / this.height)))
-    panel.scroller.stick()
+    panel.scroller.keep()
   }
 
   submit() {

@@ -28,14 +28,18 @@ export class Scroller {
     this.jump.prepend(svg(DOWN))
     this.log = element("div", { part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, nodes.empty, nodes.older, list.node, list.approvals.node, this.#spacer)
     this.log.addEventListener("scroll", () => this.scrolled(), { passive: true })
-    let isToggled = false // True: the reader has opened or closed a part, which stays where it is
     this.log.addEventListener("click", ({ target }) => {
-      isToggled = Boolean(/** @type {Element} */ (target).closest("summary"))
-      requestAnimationFrame(() => requestAnimationFrame(() => (isToggled = false))) // once it has its height
+      if (!(/** @type {Element} */ (target).closest("summary"))) return
+      this.isFollowing = false // a part that the reader opens or closes stays where it is
+      requestAnimationFrame(() => {
+        this.keep() // below a question at the top it may have room
+        this.isFollowing = this.#left < NEAR_END
+        this.drawJump()
+      })
     })
     // The soft keyboard, a rotated phone and a longer draft change the height without a scroll event, and so does a
     // message when the browser lays it out for the first time.
-    const observer = new ResizeObserver(() => isToggled || this.keep()) // it ends with its nodes
+    const observer = new ResizeObserver(() => this.keep()) // it ends with its nodes
     observer.observe(this.log)
     observer.observe(list.node)
   }
@@ -53,13 +57,19 @@ export class Scroller {
     return !this.isFollowing && scrollTop > NEAR_SCREENS * clientHeight
   }
 
+  /** Pixels between the view and the end. */
+  get #left() {
+    const { scrollTop, scrollHeight, clientHeight } = this.log
+    return scrollHeight - clientHeight - scrollTop
+  }
+
   /**
    * Note whether the reader is at the end, before new text is drawn. Only the reader's own scrolling counts: new text
    * increases the distance from the end, and while messages get their first layout, the browser itself scrolls up.
    */
   notice() {
-    const { scrollTop, scrollHeight, clientHeight } = this.log
-    const left = scrollHeight - clientHeight - scrollTop
+    const { scrollTop, scrollHeight } = this.log
+    const left = this.#left
     if (scrollTop < this.#lastTop - 1 && left > 1 && scrollHeight === this.#lastHeight) this.isFollowing = false
     else if (scrollTop > this.#lastTop + 1 && left < NEAR_END) this.isFollowing = true
     this.#lastTop = scrollTop
@@ -71,15 +81,7 @@ export class Scroller {
     const { log, panel: { list } } = this
     const question = this.pinned ? list.views.get(this.pinned)?.node : undefined
     const below = question ? list.node.offsetHeight - question.offsetTop : Infinity
-    const height = `${Math.max(0, log.clientHeight - below - GAP)}px`
-    const { style } = this.#spacer
-    if (style.height !== height) style.height = height
-    this.stick()
-  }
-
-  /** Go to the end if the reader is there. */
-  stick() {
-    const { log } = this
+    this.#spacer.style.height = `${Math.max(0, log.clientHeight - below - GAP)}px`
     this.#lastHeight = log.scrollHeight
     if (this.isFollowing) log.scrollTop = this.#lastHeight
     this.#lastTop = log.scrollTop

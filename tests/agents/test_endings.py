@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import pytest
 
 from holdfast import Hub
 from holdfast.agents.turn import Turn
-from holdfast.core.errors import StoreUnavailable
+from holdfast.core.errors import Fenced, StoreUnavailable
 from holdfast.stores.base import Committed, Conflict, Write
 from holdfast.stores.memory import MemoryStore
 from tests.agents.test_turns import messages, new_hub, until_over
@@ -52,6 +53,51 @@ async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> 
     await hub.command("chat:1", "cancel", target=asked.id)
     await asyncio.sleep(1.5)  # before the server carries out the cancel
     assert (await endings(hub), is_entered) == ([("", "cancelled", None)], False)
+    assert hub.runtime.scheduler.stats()["turns_running"] == 0
+    await hub.close()
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+@virtually
+async def test_a_handler_whose_question_is_asked_again_begins_no_further_answer(has_begun: bool) -> None:
+    """The later round has begun, or waits for the end of the handler, which ignores its cancellation."""
+    hub = new_hub()
+    refusals: list[str] = []
+    is_asked_again = asyncio.Event()
+    late: list[asyncio.Task[None]] = []
+
+    async def go_on(turn: Turn) -> None:
+        await is_asked_again.wait()
+        try:
+            async with turn.reply() as message:
+                await message.append("further")
+        except Fenced as error:
+            refusals.append(str(error))
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("answer")
+        if turn.message.id != asked.id or late:
+            return
+        late.append(asyncio.create_task(go_on(turn)))
+        while not (has_begun or late[0].done()):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(late)
+
+    asked = await hub.create("chat:1", text="?")
+    await asyncio.sleep(1)
+    if not has_begun:
+        await hub.command("chat:1", "cancel", target=asked.id)
+        await asyncio.sleep(3)
+    await hub.command("chat:1", "regenerate", target=asked.id)
+    await asyncio.sleep(1)
+    is_asked_again.set()
+    await asyncio.sleep(1)
+    later = "attempt 9 has it now" if has_begun else "it waits for a new answer (regenerate)"
+    refused = f"attempt 1 cannot begin a further answer to message {asked.id!r}: {later}; end this handler"
+    assert refusals == [refused]
+    assert await endings(hub) == [("answer", "complete", None)] * 2
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
     await hub.close()
 

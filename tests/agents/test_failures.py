@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from holdfast import Hub
-from holdfast.agents.ids import reply_id
 from holdfast.agents.local import LocalBackend
 from holdfast.agents.turn import Turn
+from holdfast.core.answer_ids import reply_id
 from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText, StoreUnavailable, TooLarge
 from holdfast.core.limits import Limits
 from holdfast.core.model import Message
@@ -103,7 +103,7 @@ async def test_state_of_an_agent_is_a_copy_of_its_objects() -> None:
 )
 @virtually
 async def test_answer_is_opened_once_the_store_recovers_and_is_failed_after_ten_seconds(
-    times: int, answer: Any
+    times: int, answer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Refusing()
     hub = new_hub(store)
@@ -117,6 +117,8 @@ async def test_answer_is_opened_once_the_store_recovers_and_is_failed_after_ten_
     await hub.create("chat:1", text="?")
     await asyncio.sleep(90)
     assert await endings(hub) == [answer]
+    assert ("failed: not now" in caplog.text) == (times == 60)
+    assert "Traceback" not in caplog.text  # the handler made no mistake
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
     await hub.close()
 

@@ -9,8 +9,8 @@ import pytest
 
 from holdfast import Hub
 from holdfast.agents.history import as_turns, path_to
-from holdfast.agents.ids import reply_id
 from holdfast.agents.turn import Turn
+from holdfast.core.answer_ids import reply_id
 from holdfast.core.model import Message, Part
 from tests.agents.test_turns import new_hub, until_over
 from tests.virtual import virtually

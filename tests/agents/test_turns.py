@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from holdfast import Hub
-from holdfast.agents.ids import reply_id
 from holdfast.agents.turn import Turn
 from holdfast.client import Client
+from holdfast.core.answer_ids import reply_id
 from holdfast.core.errors import Draining, Finished, HoldfastError, LocalError, StoreUnavailable
 from holdfast.core.model import Message
 from holdfast.core.ops import Claim

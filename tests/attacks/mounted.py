@@ -92,7 +92,7 @@ class MountedServer(Process):
         # Without a sync for each commit, as in the scene of `holdfast serve`.
         store = f"sqlite:///{folder}/attacked.db?synchronous=normal"
         (folder / "served.py").write_text(_APP.format(store=store, secret=SECRET, audience=AUDIENCE))
-        self._folder = folder
+        self._working_folder = folder
         arguments = [one.format(port=self.port) for one in SERVERS[name]]
         program = sys.executable
         if name == "hypercorn":
@@ -105,7 +105,7 @@ class MountedServer(Process):
 
     def start(self) -> None:
         """Start the server in its folder, and wait until it serves."""
-        with contextlib.chdir(self._folder):
+        with contextlib.chdir(self._working_folder):
             super().start()
         self.until(lambda: request(self.port, "GET", "/healthz")[0] == 200)
 

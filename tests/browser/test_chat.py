@@ -958,12 +958,32 @@ async def test_part_that_is_opened_at_the_end_stays_where_it_is(browser: Browser
         await summary.wait_for()
         before = await summary.bounding_box()
         await summary.click()
-        await here.page.get_by_text("line 199").wait_for()
-        await here.page.evaluate(f"async () => {{ {_FRAMES} }}")
+        await here.page.locator(".jump").wait_for()
+        await summary.click()  # closed: the reader is at the end again
+        await here.page.locator(".jump").wait_for(state="hidden")
+        await summary.click()
+        await here.hub.create("chat:1", text="later")  # does not lead the reader away from what they opened
+        await here.page.get_by_text("later").wait_for(state="attached")
+        await here.frames()
         after = await summary.bounding_box()
         assert before is not None
         assert after is not None
         assert abs(after["y"] - before["y"]) <= 1
+
+
+async def test_part_that_is_opened_below_the_question_at_the_top_leaves_the_reader_at_the_end(browser: Browser) -> None:
+    async with scene(browser, "", has_agent=False) as here:
+        for n in range(10):
+            await here.hub.create("chat:1", text=f"message {n}\n\nmore")
+        await here.mount(client="ada")
+        await here.ask("My question")
+        output = "\n".join(f"line {n}" for n in range(5))
+        call = {"type": "tool", "call": "c", "name": "search", "input": "{}", "state": "done", "output": output}
+        await here.hub.create("chat:1", role="assistant", parts=[call])
+        await here.page.locator("summary").click()
+        await here.page.get_by_text("line 4").wait_for()
+        await here.frames()
+        assert await here.page.locator(".jump").is_hidden()
 
 
 async def test_question_that_waits_for_its_turn_hides_no_running_answer(browser: Browser) -> None:

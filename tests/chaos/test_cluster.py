@@ -21,6 +21,7 @@ from chaos.people import Person, wrong_signals
 from chaos.viewer import Viewer, Watching
 from chaos.world import Failure, Scale, World
 from oracle.plans import Plan
+from oracle.questions import Question
 from tests.client.wire import becomes
 from tests.nginx import needs_nginx
 
@@ -113,6 +114,28 @@ async def test_text_that_the_standby_had_must_be_stored(
             await stage.check_kept(kept, kept)
     else:
         await stage.check_kept(kept, kept)
+
+
+async def test_question_that_was_under_way_when_the_standby_fell_behind_may_be_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = Conversation(world, channels=(CHANNEL,))
+    stage = Stage(world, Cluster(world, conversation, has_bus=False), conversation, {})
+    question = Question("ask-1", CHANNEL)
+    written = world.acknowledged.begin(question.id, CHANNEL)
+    kept = stage.remember()  # its request is sent, and not acknowledged yet
+    written.status, written.is_over = "complete", True
+    conversation.questions.all[question.id] = question
+    acknowledged = stage.remember()
+    stage.expect_new_epochs(kept)
+
+    async def read(self: World, channel: str) -> dict[str, Json]:
+        return {}
+
+    monkeypatch.setattr(World, "stored", read)
+    await stage.check_kept(kept, acknowledged)
+    assert conversation.questions.open == []
+    assert question.id not in world.acknowledged.messages
 
 
 def test_only_long_faults_of_the_store_may_end_an_answer_and_no_fault_of_a_small_run() -> None:

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from holdfast import Hub
-from holdfast.agents.ids import reply_id
 from holdfast.agents.turn import Turn
 from holdfast.client import Client
 from holdfast.client.shutdown import Signals
+from holdfast.core.answer_ids import reply_id
 from tests.client.test_agents import agent_process, answers, until_answered
 from tests.client.wire import Wire, becomes, client_of
 from tests.transports.conftest import Served, new_hub, serving

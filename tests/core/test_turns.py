@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from holdfast.core.answer_ids import reply_id
 from holdfast.core.catch_up import events_since
+from holdfast.core.decide_turns import GIVEN_BACK_MS
 from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
 from holdfast.core.limits import Limits
 from holdfast.core.message_state import ClaimState
 from holdfast.core.ops import Claim, Create, Finish, Lease, WriterIdentity
-from holdfast.core.requests import Caller, ClaimTurn, CreateMessage, EndTurn, needs
+from holdfast.core.requests import Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, needs
 from holdfast.core.state import ChannelState, apply_entry
 from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness, served_log
 from tests.core.worlds import fold
@@ -211,6 +213,24 @@ def test_renewal_of_a_remote_attempt_confirms_it_and_is_refused_to_all_others(se
         served.ask("q", renewing, owner)
 
 
+def test_attempt_that_its_agent_gives_back_has_a_lease_that_ends_at_once(served: LogHarness) -> None:
+    renewing, owner = ClaimTurn(generation=1, renews=True), Caller(id="agent")
+    giving_back = replace(renewing, gives_back=True)
+    served.claim("q", caller=REMOTE, lease_s=15.0)
+    with pytest.raises(NotWriter):
+        served.ask("q", giving_back, Caller(id="thief"))
+    with pytest.raises(Fenced):  # a hub that has not read a renewal
+        served.ask("q", replace(giving_back, confirmed=1), REMOTE)
+    assert served.ask("q", giving_back, owner).ops
+    assert claim_of(served) == ClaimState("taken", 1, "agent", lease_ms=GIVEN_BACK_MS, confirmed=1)
+    assert served.ask("q", giving_back, owner).ops == ()  # the result of this request was lost
+    with pytest.raises(Fenced):
+        served.ask("q", renewing, owner)
+    assert served.ask("q", ClaimTurn(generation=1, confirmed=1, lease_s=15), REMOTE).generation == 2
+    with pytest.raises(Fenced):
+        served.ask("q", giving_back, owner)
+
+
 def test_repeated_claim_succeeds_if_its_result_was_lost(served: LogHarness) -> None:
     served.claim("q", caller=AGENT)
     served.create("between", text="x")
@@ -228,13 +248,38 @@ def test_answer_of_an_attempt_is_refused_once_the_turn_has_a_later_attempt(serve
     served.ask("a1", answer, first)
     served.claim("q", 1, caller=OTHER_NODE)
     assert served.ask("a1", answer, first).ops == ()  # the result of this request was lost
-    with pytest.raises(Fenced, match="attempt 1 has lost the turn of message 'q'; stop working on it") as refusal:
+    refused = "attempt 1 cannot begin a further answer to message 'q': attempt 2 has it now; end this handler"
+    with pytest.raises(Fenced, match=refused) as refusal:
         served.ask("a2", answer, first)
     assert refusal.value.details == {"generation": 2}
     served.ask("a3", answer, second)
     served.end("q", 2, caller=OTHER_NODE)
     assert served.ask("a4", answer, second).ops  # a handler may write another answer after the end of its turn
     assert served.ask("a5", replace(answer, reply_to="gone"), first).ops
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+def test_answer_of_a_remote_agent_shows_its_attempt_by_its_id(served: LogHarness, rounds: int) -> None:
+    """After another round the attempt is refused as well, and after two it is not sought any more."""
+    answer, owner = CreateMessage(status="streaming", reply_to="q"), Caller(id="agent")
+    served.claim("q", caller=REMOTE)
+    assert served.ask(reply_id("q", 1), answer, owner).ops
+    served.ask(reply_id("q", 1), FinishMessage(status="complete", generation=1), owner)
+    served.claim("q", 1, caller=REMOTE)
+    assert served.ask(reply_id("q", 1), answer, owner).ops == ()  # it exists
+    for number in range(rounds):
+        served.end("q", 2 + 8 * number, caller=REMOTE)
+        served.command(f"again{number}", "regenerate", target="q")
+        served.claim("q", 8 + 8 * number, caller=REMOTE)
+        served.claim("q", 9 + 8 * number, caller=REMOTE)
+    late = reply_id("q", 1, 1)
+    if rounds < 2:
+        with pytest.raises(Fenced, match="attempt 1 cannot begin a further answer"):
+            served.ask(late, answer, owner)
+    else:
+        assert served.ask(late, answer, owner).ops
+    assert served.ask(reply_id("q", 2 + 8 * rounds), answer, owner).ops
+    assert served.ask("of-a-person", answer, ANN).ops
 
 
 @pytest.mark.parametrize("caller", [OTHER_NODE, REMOTE, replace(AGENT, id="other")])

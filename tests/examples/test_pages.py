@@ -8,6 +8,7 @@ The server runs in the test's own process, so that a test sets the pace of an ex
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import ModuleType
@@ -119,8 +120,24 @@ async def test_a_chart_is_complete_after_a_reload(program: Load, browser: Browse
         await page.reload()
         await page.wait_for_function("Number(count.textContent) > 0")
         assert int(await text_of(page, "#count")) >= before
-        assert len((await page.get_attribute("#line", "points") or "").split()) >= before
+        assert len(re.findall("[ML]", await page.get_attribute("#line", "d") or "")) >= before
         assert 0 <= float(await text_of(page, "#now")) <= 100
+
+
+async def test_a_chart_has_a_line_for_each_process_that_measures(program: Load, browser: Browser) -> None:
+    chart = program("live_chart")
+    chart.VALUES = 100_000  # type: ignore[attr-defined]  # one message for each
+    async with served(chart, browser) as page:
+        await page.wait_for_function("Number(count.textContent) > 10")
+        other = chart.hub.start_task(chart.measure())  # as the lifespan of a second process begins it
+        await page.wait_for_function("line.getAttribute('d').split('M')[2]?.split('L').length > 9")
+        lines = (await page.get_attribute("#line", "d") or "").split("M")[1:]
+        assert len(lines) == 2
+        for one in lines:
+            times = [float(point.split()[0]) for point in one.split("L")]
+            assert times == sorted(times)
+            assert 0 <= times[0] < times[-1] <= 1000
+        other.cancel()
 
 
 async def test_an_edit_of_an_old_version_is_refused_with_a_notice(program: Load, browser: Browser) -> None:

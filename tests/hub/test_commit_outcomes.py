@@ -49,8 +49,9 @@ from holdfast.hub.housekeeping import TIDY_S, free_memory
 from holdfast.hub.results import Result, result_later
 from holdfast.hub.writer import RETRY_S
 from holdfast.hub.writers import ABANDONED_S
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
+from holdfast.stores.base import Changes, Committed, CommitUnknown, Conflict, Head, Tail, Write
 from holdfast.stores.memory import MemoryStore
+from tests.hub.watching import Watcher
 from tests.virtual import virtual_clock, virtually
 
 ANN = Caller(id="ann")
@@ -507,4 +508,44 @@ async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_a
     hub._writers.left("c", "m", 1)
     await asyncio.sleep(3 * ABANDONED_S)
     assert (await hub.read("c", "m"))[0].status == "interrupted"
+    await hub.close()
+
+
+class SilentStore(ScriptedStore):
+    """A store whose next deletion of a channel is carried out, and fails."""
+
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
+        result = await super().delete_channel(channel, expected=expected, used_up=used_up, until_ms=until_ms)
+        if self.script.pop(0) == "kept":
+            raise CommitUnknown("the script loses the outcome")
+        self.is_readable = False
+        return result
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        if not self.is_readable:
+            self.is_readable = True
+            raise StoreUnavailable("the script refuses the read")
+        return await super().changes(channel, after=after, limit=limit)
+
+
+@pytest.mark.parametrize("act", ["kept", "ok"], ids=["the outcome is unknown", "the read after it fails"])
+async def test_no_viewer_sees_a_channel_whose_deletion_was_stored_and_failed(
+    monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    monkeypatch.setattr("holdfast.hub.following.STALE_S", 0.05)
+    store = SilentStore()
+    hub = HubCore(store, hooks_signals=False, drain_s=0.1)
+    await hub.create("c", id="m1", text="deleted")
+    viewer, other = Watcher(hub, "c"), Watcher(hub, "c")
+    await viewer.take()
+    store.script = [act]
+    with pytest.raises(StoreUnavailable):
+        await hub.delete_channel("c")
+    await other.take()
+    assert other.view.messages() == []
+    assert await viewer.until(lambda view: not view.messages()) == []
+    for one in (viewer, other):
+        await one.leave()
     await hub.close()

@@ -82,6 +82,19 @@ async def test_deadline_may_be_moved_earlier_or_dropped() -> None:
 
 
 @virtually
+async def test_deadline_may_be_hastened_but_not_delayed() -> None:
+    known, called = new()
+    loop = asyncio.get_running_loop()
+    for key in ("a", "b"):
+        known.set(key, 10.0, lambda key=key: called.append(f"{key} at {loop.time():g}"))  # type: ignore[misc]
+    known.hasten("a", 3.0)
+    known.hasten("b", 13.0)
+    known.hasten("nothing", 3.0)
+    await asyncio.sleep(60)
+    assert called == ["a at 3", "b at 10"]
+
+
+@virtually
 async def test_failing_action_does_not_prevent_the_next(caplog: pytest.LogCaptureFixture) -> None:
     known, called = new()
 

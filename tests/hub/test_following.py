@@ -13,13 +13,15 @@ from random import Random
 
 import pytest
 
+from holdfast.core.document import Stored
 from holdfast.core.errors import StoreUnavailable
 from holdfast.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage, TakeOver
 from holdfast.hub import HubCore
 from holdfast.hub.feed import Feed
-from holdfast.hub.following import FOLLOW_S
+from holdfast.hub.following import FOLLOW_S, HEADS_S, SLOW_S
+from holdfast.hub.loading import READ_TIMEOUT_S
 from holdfast.hub.notices import MOVED_BYTES, WINDOW_S
-from holdfast.stores.base import Changes, Head, Notice, Tail
+from holdfast.stores.base import Changes, Head, Notice, StoredPage, Tail
 from holdfast.stores.memory import MemoryStore
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.watching import Watcher
@@ -101,6 +103,66 @@ async def test_large_entries_are_read_after_their_notice() -> None:
     async with pair(store) as (here, _, viewer):
         assert await late_s(here, viewer, "x" * (MOVED_BYTES + 1)) < 0.1
         assert store.reads == ["entries"]
+
+
+@virtually
+async def test_first_entries_of_a_channel_arrive_with_their_notice_and_without_a_read() -> None:
+    store = Shared()
+    async with pair(store) as (here, there, _):
+        viewer = Watcher(there, "new")
+        await viewer.take()
+        await here.runtime.fresh("new")  # loads the empty channel
+        store.reads.clear()
+        await here.create("new", id="m", text="hello")
+        async with asyncio.timeout(0.1):
+            assert [one.text for one in await viewer.until(lambda view: bool(view.messages()))] == ["hello"]
+        assert store.reads == []
+        await viewer.leave()
+
+
+@virtually
+async def test_first_entries_of_a_channel_that_was_deleted_since_are_not_applied() -> None:
+    store = Shared()
+    async with pair(store) as (here, there, _):
+        await here.create("new", id="m", text="hello")
+        await asyncio.sleep(WINDOW_S)
+        (late,) = (notice for _, notices in store.notified for notice in notices if notice.channel == "new")
+        await here.delete_channel("new")
+        viewer = Watcher(there, "new")
+        await viewer.take()
+        there.runtime.follower.receive(late)
+        await asyncio.sleep(2 * FOLLOW_S)
+        assert there.channel("new").state.serial == 0
+        assert viewer.view.messages() == []
+        assert len(viewer.batches) == 1
+        await viewer.leave()
+
+
+class Slow(Shared):
+    """A shared store whose reads of one channel take ten milliseconds."""
+
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        await asyncio.sleep(0.01)
+        return await super().entries(channel, after=after, limit_bytes=limit_bytes)
+
+
+@virtually
+async def test_many_channels_without_notices_are_read_several_at_a_time() -> None:
+    store = Slow()
+    store.is_mute = True
+    channels = [f"c{number}" for number in range(60)]
+    async with pair(store) as (here, there, _):
+        viewers = [Watcher(there, channel) for channel in channels]
+        for channel, viewer in zip(channels, viewers, strict=True):
+            await here.create(channel, id="m", text="one")
+            await viewer.until(lambda view: bool(view.messages()))
+        for channel in channels:
+            await here.create(channel, id="n", text="two")
+        async with asyncio.timeout(FOLLOW_S + 0.3):  # one at a time takes 0.6 s
+            for viewer in viewers:
+                await viewer.until(lambda view: len(view.messages()) == 2)
+        for viewer in viewers:
+            await viewer.leave()
 
 
 @virtually
@@ -198,6 +260,65 @@ async def test_import_in_one_channel_does_not_hold_up_the_others() -> None:
         assert held.state.serial == here.channel("a").state.serial
 
 
+class Stuck(Shared):
+    """A shared store some of whose reads get no response, such as those of the channels `stuck`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_mute = True
+        self.stuck: set[str] = set()
+        self.stuck_heads = 0  # number of the next reads of heads that get no response
+
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        if channel in self.stuck:
+            await asyncio.Event().wait()
+        return await super().entries(channel, after=after, limit_bytes=limit_bytes)
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        if self.stuck_heads:
+            self.stuck_heads -= 1
+            await asyncio.Event().wait()
+        return await super().heads(channels)
+
+
+@virtually
+async def test_read_of_heads_that_hangs_is_sent_again() -> None:
+    store = Stuck()
+    async with pair(store) as (here, there, viewer):
+        for _ in range(3):
+            store.stuck_heads = 1
+            assert await late_s(here, viewer, "text") <= FOLLOW_S + HEADS_S + 0.1
+        await asyncio.sleep(0.1)  # after a read of the heads
+        for stuck in (0, 1):
+            store.stuck_heads = stuck
+            async with asyncio.timeout(HEADS_S + 0.1):
+                assert await attached(there, ["c", "d"])
+        assert store.stuck_heads == 0
+
+
+@virtually
+async def test_channels_whose_reads_hang_hold_up_no_other_channel_and_are_read_again() -> None:
+    store = Stuck()
+    channels = [f"a{number}" for number in range(5)]  # more than are read at the same time
+    async with pair(store) as (here, there, viewer):
+        for channel in channels:
+            await here.create(channel, id="m", text="one")
+        viewers = [Watcher(there, channel) for channel in channels]
+        for one in viewers:
+            await one.take()
+        store.stuck.update(channels)
+        for channel in channels:
+            await here.create(channel, id="n", text="two")
+        assert await late_s(here, viewer, "first") <= FOLLOW_S + 2 * SLOW_S + 0.1
+        for _ in range(100):
+            assert await late_s(here, viewer, "next") <= FOLLOW_S + SLOW_S + 0.1
+        store.stuck.clear()
+        await asyncio.sleep(READ_TIMEOUT_S + FOLLOW_S)  # the last read that hangs ends
+        for one in viewers:
+            assert len(await one.until(lambda view: len(view.messages()) == 2)) == 2
+            await one.leave()
+
+
 class Counting(Shared):
     """A shared store that takes some milliseconds for a read of heads, and notes how many channels each has."""
 
@@ -249,3 +370,92 @@ async def test_viewers_that_attach_at_the_same_moment_share_a_read_of_all_heads(
     assert [len(await task) for task in waiting[1:]] == [1, 1]
     await here.close()
     await there.close()
+
+
+class Distant(Shared):
+    """A shared store that sends no notices, and whose reads of one channel take a tenth of a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_mute = True
+        self.delay_s = 0.0
+
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        found = await super().entries(channel, after=after, limit_bytes=limit_bytes)
+        await asyncio.sleep(self.delay_s)
+        return found
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        found = await super().changes(channel, after=after, limit=limit)
+        await asyncio.sleep(self.delay_s)
+        return found
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        found = await super().messages(channel, ids)
+        await asyncio.sleep(self.delay_s)
+        return found
+
+    async def page(
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
+        found = await super().page(channel, before=before, after=after, limit=limit, limit_bytes=limit_bytes)
+        await asyncio.sleep(self.delay_s)
+        return found
+
+
+@asynccontextmanager
+async def busy_pair() -> AsyncIterator[tuple[HubCore, HubCore]]:
+    """Run two hubs of which the first writes to `c` between any two reads of the second, which has loaded nothing."""
+    store = Distant()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    for number in range(5):
+        await here.create("c", id=f"old{number}", text=f"{number}")
+    await here.ask("c", "m", CreateMessage(status="streaming", lease_s=60.0), ANN)
+    await there.create("elsewhere", id="m", text="starts the hub")
+
+    async def write() -> None:
+        for at in range(10_000):
+            await here.ask("c", "m", AppendText(text="x", at=at), ANN)
+            await asyncio.sleep(0.03)
+
+    store.delay_s = 0.1
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0.1)
+    try:
+        async with asyncio.timeout(3.0):
+            yield here, there
+    finally:
+        writing.cancel()
+        store.delay_s = 0.0
+        await here.close()
+        await there.close()
+
+
+async def shows(viewer: Watcher, here: HubCore) -> list[str]:
+    """Return the ids that the viewer shows, once it has all text that the first hub has stored by now."""
+    length = len(here.channel("c").state.messages["m"].message().text)
+    messages = await viewer.until(lambda view: len(view.text("m")) >= length)
+    await viewer.leave()
+    return [one.id for one in messages]
+
+
+@virtually
+async def test_new_viewer_is_served_while_another_hub_writes_between_any_two_reads() -> None:
+    async with busy_pair() as (here, there):
+        viewer = Watcher(there, "c")
+        assert await shows(viewer, here) == [*(f"old{number}" for number in range(5)), "m"]
+
+
+@virtually
+async def test_viewer_resumes_while_another_hub_writes_between_any_two_reads() -> None:
+    async with busy_pair() as (here, there):
+        epoch = here.channel("c").state.epoch
+        viewer = Watcher(there, "c", since=f"{epoch}:3")
+        assert await shows(viewer, here) == ["old3", "old4", "m"]
+
+
+@virtually
+async def test_message_is_read_while_another_hub_writes_between_any_two_reads() -> None:
+    async with busy_pair() as (_, there):
+        message, _ = await there.read("c", "old2")
+        assert message.text == "2"

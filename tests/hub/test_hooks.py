@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from holdfast.core.errors import Draining, LocalError, StoreUnavailable
 from holdfast.hub import HubCore
 from holdfast.hub.hooks import HookEvent
+from holdfast.stores.base import Changes
 from holdfast.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
@@ -211,6 +213,39 @@ async def test_returning_hook_receives_entries_stored_meanwhile() -> None:
     await again.close()
 
 
+@pytest.mark.parametrize("position", [b"\xff", b"", b"e1", b"e1:x", b"e1:-4"])
+@virtually
+async def test_damaged_position_stops_the_hook_in_its_channel_only_until_it_is_put_right(
+    position: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+    listen(hub)
+    for channel in ("chat:1", "chat:2", "chat:3"):
+        await hub.create(channel, id="m1", text="x")
+    await asyncio.sleep(1)
+    await hub.close()
+    known = (await store.notes("hook/h/chat:1"))["hook/h/chat:1"]
+    await store.note({f"hook/h/{channel}": position for channel in ("chat:1", "chat:3")})
+    hub = new_hub(store)
+    received = listen(hub)
+    for channel in ("chat:1", "chat:2"):
+        await hub.create(channel, id="m2", text="x")
+    await asyncio.sleep(200)
+    assert [(one.channel, one.id) for one in received] == [("chat:2", "m2")]
+    assert (
+        "hook 'h' failed for chat:1 (note 'hook/h/chat:1' with the hook's position is damaged; restore a backup, or "
+        "delete the note: the hook is then called again for all of the channel); it is tried again in 60 s"
+    ) in caplog.text
+    assert "Traceback" not in caplog.text
+    await store.note({"hook/h/chat:1": known})
+    await hub.delete_channel("chat:3")
+    await asyncio.sleep(60)
+    assert [(one.channel, one.id) for one in received] == [("chat:2", "m2"), ("chat:1", "m2")]
+    assert sorted(await store.notes("hook/h/")) == ["hook/h/chat:1", "hook/h/chat:2"]
+    await hub.close()
+
+
 @virtually
 async def test_new_hook_receives_no_entry_stored_before_it() -> None:
     store = MemoryStore()
@@ -376,6 +411,38 @@ async def test_hook_receives_the_first_entry_of_a_channel_created_again() -> Non
     await asyncio.sleep(1)
     assert short(received) == [("message.create", "m1", 1)] * 2
     assert received[0].epoch != received[1].epoch
+    await hub.close()
+
+
+class _CreatedAgain(MemoryStore):
+    """A store that calls `before` once before a read of changed messages."""
+
+    before: Callable[[], Awaitable[None]] | None = None
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        before, self.before = self.before, None
+        if before is not None:
+            await before()
+        return await super().changes(channel, after=after, limit=limit)
+
+
+@virtually
+async def test_hook_receives_all_entries_of_a_channel_that_is_created_again_while_it_is_read() -> None:
+    store = _CreatedAgain()
+    hub = new_hub(store)
+    received = listen(hub)
+    await hub.create("chat:1", id="a", text="x")
+    await asyncio.sleep(1)
+
+    async def begin_anew() -> None:
+        await hub.delete_channel("chat:1")
+        for message_id in ("c", "d"):
+            await hub.create("chat:1", id=message_id, text="y")
+
+    store.before = begin_anew
+    await hub.create("chat:1", id="b", text="x")
+    await asyncio.sleep(1)
+    assert [one.id for one in received] == ["a", "c", "d"]
     await hub.close()
 
 

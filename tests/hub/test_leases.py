@@ -117,6 +117,25 @@ async def test_lease_that_is_renewed_at_one_hub_does_not_expire_at_another(reque
     await there.close()
 
 
+@virtually
+async def test_text_that_another_hub_received_gives_a_lease_one_term_and_not_two() -> None:
+    store = Shared()
+    here, there = new_hub(store), new_hub(store)
+    there.clock.new_id()
+    await begin(here, 5.0)
+    await here.ask("c", "m", AppendText(text="opens a part"), ANN)
+    assert await status(there) == STREAMING
+    await asyncio.sleep(0.5)
+    await here.ask("c", "m", AppendText(text=", and more"), ANN)
+    await asyncio.sleep(2)
+    await here.close()
+    await asyncio.sleep(2)
+    assert await status(there) == STREAMING
+    await asyncio.sleep(2)
+    assert await status(there) == INTERRUPTED
+    await there.close()
+
+
 @pytest.mark.parametrize("fault", ["no response", "unexpected error"])
 @virtually
 async def test_lease_expires_though_the_first_read_before_its_end_fails(fault: str) -> None:
@@ -246,6 +265,21 @@ async def test_no_lease_ends_while_a_hub_drains_whose_store_no_other_hub_serves(
 
 
 @virtually
+async def test_lease_of_a_drained_hub_ends_after_its_close_and_next_start() -> None:
+    hub = new_hub()
+    await begin(hub, 5.0)
+    await hub.drain()
+    await hub.start()  # has no effect before `close`
+    await asyncio.sleep(60.0)
+    assert (await status(hub), hub.is_draining) == (STREAMING, True)
+    await hub.close()
+    await hub.start()
+    await asyncio.sleep(6.0)
+    assert (await status(hub), hub.is_draining) == (INTERRUPTED, False)
+    await hub.close()
+
+
+@virtually
 async def test_broken_socket_cuts_the_lease_to_three_seconds_and_a_reconnect_restores_it() -> None:
     hub = new_hub()
     await begin(hub)
@@ -261,6 +295,18 @@ async def test_broken_socket_cuts_the_lease_to_three_seconds_and_a_reconnect_res
     assert await status(hub) == STREAMING
     hub.runtime.leases.broken("c", "m", "new")
     await asyncio.sleep(BROKEN_S + 0.1)
+    assert await status(hub) == INTERRUPTED
+    await hub.close()
+
+
+@virtually
+async def test_socket_that_breaks_just_before_the_end_of_a_lease_does_not_prolong_it() -> None:
+    hub = new_hub()
+    await begin(hub, 5.0)
+    hub.runtime.leases.held("c", "m", "socket")
+    await asyncio.sleep(4.9)
+    hub.runtime.leases.broken("c", "m", "socket")
+    await asyncio.sleep(0.2)
     assert await status(hub) == INTERRUPTED
     await hub.close()
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from holdfast.core.errors import StoreUnavailable
+from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable
 from holdfast.hub.node_holds import BATCH_BYTES
 from holdfast.hub.nodes import TERM_MS, IsMine, NodeLease, responsible_node
 from holdfast.hub.shared_presence import HOLD_BYTES
@@ -41,6 +41,7 @@ class Cluster:
         self.store = FailingStore(now_ms=lambda: self.now_ms)
         self.store.is_exclusive = is_exclusive
         self.recovered: list[tuple[str, str]] = []  # nodes, each with a channel that it has recovered
+        self.error: HoldfastError | None = None  # ends each recovery
 
     async def node(self, name: str) -> NodeLease:
         lease = NodeLease(self.store, name, lambda: self.now_ms / 1000)
@@ -58,6 +59,8 @@ class Cluster:
                     await node.recover(lambda is_mine, node=node: self._recover(node, is_mine))  # type: ignore[misc]
 
     async def _recover(self, node: NodeLease, is_mine: IsMine) -> None:
+        if self.error is not None:
+            raise self.error
         self.recovered += [(node.node, channel) for channel in CHANNELS if is_mine(channel)]
 
 
@@ -160,6 +163,23 @@ async def test_responsible_node_recovers_each_channel_first_and_after_a_term_eac
     cluster.recovered.clear()
     await cluster.pass_ms(TERM_MS, a, b)
     assert sorted(cluster.recovered) == sorted((node, channel) for node in "ab" for channel in CHANNELS)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_soon"), [(StoreUnavailable("the store is down"), True), (StoreUnusable("damaged"), False)]
+)
+async def test_recovery_is_repeated_soon_once_the_store_works_and_seldom_if_a_channel_is_damaged(
+    error: HoldfastError, is_soon: bool
+) -> None:
+    cluster = Cluster()
+    here, _ = await cluster.node("a"), await cluster.node("b")
+    cluster.error = error
+    await cluster.pass_ms(100_000, here)
+    cluster.error = None
+    await cluster.pass_ms(5_000, here)
+    assert bool(cluster.recovered) == is_soon
+    await cluster.pass_ms(60_000, here)
+    assert cluster.recovered
 
 
 async def test_nodes_that_vanish_one_after_another_do_not_delay_the_recovery_by_each_node() -> None:

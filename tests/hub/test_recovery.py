@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Any
 
+import pytest
+
 from holdfast.core.document import Stored, restore
 from holdfast.core.errors import StoreUnavailable
 from holdfast.core.ops import WriterIdentity
@@ -181,7 +183,7 @@ async def test_channel_that_fails_neither_stops_the_recovery_of_others_nor_is_re
     store.before = fail
     await asyncio.sleep(60)
     assert await status(here, "b") == "interrupted"
-    assert 2 <= reads <= 10
+    assert 2 <= reads <= 30
     store.before = None
     await asyncio.sleep(60)
     assert await status(here, "a") == "interrupted"
@@ -202,11 +204,28 @@ async def test_draining_hub_leaves_the_messages_of_others_to_other_hubs() -> Non
     writer = await here.message("long", id="m").open()  # the drain waits for it
     closing = asyncio.create_task(here.close())
     await leave_messages(store, channel)
-    await asyncio.sleep(8)
+    await asyncio.sleep(2)  # less than the term after which another node recovers the channels of this one
     assert (await status(other, channel), adopted) == ("interrupted", [])
     await writer.finish()
     await closing
     await other.close()
+
+
+@virtually
+async def test_call_that_blocks_the_event_loop_for_longer_than_the_lease_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    hub = await watching(Shared())
+    for blocked_s in (3.0, 6.0):
+        loop._now_s += blocked_s
+        await asyncio.sleep(1.5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "this process renewed no lease for 6 s, so others may have ended its answers: it was suspended, or a call "
+        "blocked its event loop; run such a call with asyncio.to_thread"
+    ]
+    await hub.close()
 
 
 @virtually

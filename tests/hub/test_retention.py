@@ -22,6 +22,7 @@ from holdfast.core.view import View
 from holdfast.hub import HubCore
 from holdfast.hub import retention as retention_module
 from holdfast.hub.clock import Clock
+from holdfast.hub.legal_holds import held_in
 from holdfast.hub.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
 from holdfast.stores.base import head_of
 from holdfast.stores.memory import MemoryStore
@@ -583,7 +584,7 @@ async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.
         f"2 messages with {2 * size:,} bytes would go.",
     ]
     assert run("--keep", "chat:*=2d", "--keep", "*=9w") == expected
-    idle = due_channels(path, Policies({"*": Retention(idle="2d")}), ShiftedClock(0).now_ms())
+    idle = due_channels(path, Policies({"*": Retention(idle="2d")}), ShiftedClock(0).now_ms(), held_in)
     assert [one.channel for one in idle] == ["chat:1", "log:1"]  # a command waits in the other one
     assert run("--keep", "*=4d") == ["0 messages with 0 bytes would go."]
     await hub.archive.hold("chat:1", "case 17")

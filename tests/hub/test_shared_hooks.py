@@ -6,12 +6,12 @@ Layer: tests. The store is the one in memory, declared as shared, and time is vi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from holdfast.app import Hub
 from holdfast.hub.hooks import SHARE_S, HookEvent
 from holdfast.hub.nodes import TERM_MS
-from holdfast.stores.base import Head
+from holdfast.stores.base import Head, Hold, Renewal
 from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import new_hub, say
 from tests.virtual import virtually
@@ -59,6 +59,21 @@ async def test_one_node_calls_a_hook_for_the_entries_of_all_and_another_continue
 
 
 @virtually
+async def test_damaged_note_of_the_node_that_calls_a_hook_is_that_of_an_ended_node() -> None:
+    store = Shared()
+    await store.note({"hook-node/billing/*": b"\xff 1"})
+    hubs = [new_hub(store, number) for number in range(2)]
+    calls = listen(*hubs)
+    await started(*hubs)
+    await asyncio.sleep(TAKEN_S)
+    await say(hubs[0], "c", "q0")
+    await asyncio.sleep(SEEN_S)
+    assert [question for _, question in calls] == ["q0"]
+    for hub in hubs:
+        await hub.close()
+
+
+@virtually
 async def test_hook_with_another_pattern_at_each_node_is_called_for_the_channels_of_both() -> None:
     store = Shared()
     hubs = [new_hub(store, number) for number in range(3)]
@@ -83,7 +98,7 @@ async def test_hook_with_another_pattern_at_each_node_is_called_for_the_channels
 
 
 @virtually
-async def test_hook_of_a_node_without_a_lease_is_called_by_another_until_it_has_one_again() -> None:
+async def test_hook_of_a_node_without_a_lease_is_called_by_another_one_from_then_on() -> None:
     store = Shared()
     first, second = new_hub(store, 0), new_hub(store, 1)
     calls = listen(first, second)
@@ -98,7 +113,7 @@ async def test_hook_of_a_node_without_a_lease_is_called_by_another_until_it_has_
     await asyncio.sleep(TAKEN_S)
     await say(second, "c", "q2")
     await asyncio.sleep(SEEN_S)
-    assert calls == [(0, "q0"), (1, "q1"), (0, "q2")]
+    assert calls == [(0, "q0"), (1, "q1"), (1, "q2")]
     await first.close()
     await second.close()
 
@@ -125,6 +140,193 @@ async def test_hook_that_fails_at_a_node_is_called_by_the_one_that_takes_over() 
     failures.clear()
     await asyncio.sleep(300.0)
     assert not failures
+    await first.close()
+    await second.close()
+
+
+@virtually
+async def test_node_whose_lease_expires_during_a_call_begins_no_further_call_and_sets_no_position_back() -> None:
+    store = Shared()
+    first, second = new_hub(store, 0), new_hub(store, 1)
+    gate = asyncio.Event()
+    calls: list[tuple[int, str]] = []
+
+    @first.on("message.create", "*", name="billing")
+    async def wait(event: HookEvent) -> None:
+        calls.append((0, event.id))
+        await gate.wait()
+
+    @second.on("message.create", "*", name="billing")
+    async def bill(event: HookEvent) -> None:
+        calls.append((1, event.id))
+
+    await started(first, second)
+    await asyncio.gather(say(second, "c", "q0"), say(second, "c", "q1"))
+    await asyncio.sleep(SEEN_S)
+    store.refused = first.runtime.node
+    await asyncio.sleep(TAKEN_S)
+    kept = await store.notes("hook/billing/")
+    store.refused = ""
+    gate.set()
+    await asyncio.sleep(2 * SEEN_S)
+    assert calls == [(0, "q0"), (1, "q0"), (1, "q1")]
+    assert await store.notes("hook/billing/") == kept
+    await first.close()
+    await second.close()
+
+
+def listen_slowly(calls: list[str], *hubs: Hub) -> None:
+    """Register a hook in each hub; `calls` receives the begin and the end of each call, with the place of its hub."""
+    for place, hub in enumerate(hubs):
+
+        @hub.on("message.create", "*", name="billing")
+        async def bill(event: HookEvent, place: int = place) -> None:
+            calls.append(f"{place} begins {event.id}")
+            try:
+                await asyncio.sleep(2.0)
+            finally:
+                calls.append(f"{place} ends {event.id}")
+
+
+@virtually
+async def test_node_that_drains_ends_its_call_before_another_one_calls_the_hook() -> None:
+    store = Shared()
+    first, second = new_hub(store, 0), new_hub(store, 1)
+    calls: list[str] = []
+    listen_slowly(calls, first, second)
+    await started(first, second)
+    await asyncio.sleep(SHARE_S - 0.5)  # the second one looks directly after the drain
+    await say(first, "c", "q")
+    await first.drain()  # its server may close it much later
+    await asyncio.sleep(SEEN_S + 2.0)
+    assert calls == ["0 begins q", "0 ends q", "1 begins q", "1 ends q"]
+    await first.close()
+    await second.close()
+
+
+class _LateRenewals(Shared):
+    """A store in which the renewals of the first node are carried out late, from its second one on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late_node = ""
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
+        if node == self.late_node:
+            await asyncio.sleep(0.5)
+        self.late_node = self.late_node or node
+        return await super().hold(node, term_ms, values)
+
+
+@virtually
+async def test_two_nodes_that_start_at_the_same_moment_do_not_call_a_hook_at_the_same_time() -> None:
+    first, second = (new_hub(store, number) for store in [_LateRenewals()] for number in range(2))
+    calls: list[str] = []
+    listen_slowly(calls, first, second)
+    starting = asyncio.create_task(first.start())
+    await asyncio.sleep(0.01)
+    await second.start()
+    await say(second, "c", "q")
+    await asyncio.sleep(SEEN_S + 2.0)
+    assert len(calls) == 2, calls
+    await starting
+    await first.close()
+    await second.close()
+
+
+class _HeldNotes(Shared):
+    """A store in which the next change of the node that has a hook waits for `gate`, if `is_held`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_held, self.reached, self.gate = False, asyncio.Event(), asyncio.Event()
+
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
+        if self.is_held and any(name.startswith("hook-node/") for name in values):
+            self.is_held = False
+            self.reached.set()
+            await self.gate.wait()
+        return await super().note(values, expected=expected)
+
+
+@virtually
+async def test_node_that_has_its_lease_again_keeps_the_hook_that_another_one_is_about_to_take() -> None:
+    store = _HeldNotes()
+    first, second = new_hub(store, 0), new_hub(store, 1)
+    calls = listen(first, second)
+    await started(first, second)
+    await asyncio.sleep(SEEN_S)
+    store.refused, store.is_held = first.runtime.node, True
+    async with asyncio.timeout(TAKEN_S + 1.0):
+        await store.reached.wait()
+    store.refused = ""
+    await asyncio.sleep(SEEN_S)
+    store.gate.set()
+    await asyncio.sleep(0.1)
+    await say(first, "c", "q")
+    await asyncio.sleep(SEEN_S)
+    assert calls == [(0, "q")]
+    await first.close()
+    await second.close()
+
+
+class _HeldReads(Shared):
+    """A store in which the next read of the node that has a hook waits for `gate`, if `is_held`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_held, self.reached, self.gate = False, asyncio.Event(), asyncio.Event()
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        if self.is_held and prefix.startswith("hook-node/"):
+            self.is_held = False
+            self.reached.set()
+            await self.gate.wait()
+        return await super().notes(prefix)
+
+
+@virtually
+async def test_node_that_has_just_started_keeps_the_hook_that_a_drained_one_has_given_back() -> None:
+    store = _HeldReads()
+    first, second, third = (new_hub(store, number) for number in range(3))
+    calls: list[str] = []
+    listen_slowly(calls, first, second, third)
+    await started(first, second)
+    await asyncio.sleep(TAKEN_S)
+    await first.close()
+    store.is_held = True
+    await store.reached.wait()
+    await third.start()  # the last renewal of the second one does not show it yet
+    await say(third, "c", "q")
+    store.gate.set()
+    await asyncio.sleep(SEEN_S + 2.0)
+    assert calls == ["2 begins q", "2 ends q"]
+    await second.close()
+    await third.close()
+
+
+@virtually
+async def test_node_that_has_just_got_its_lease_again_keeps_its_hook() -> None:
+    store = _HeldReads()
+    first, second = new_hub(store, 0), new_hub(store, 1)
+    calls: list[str] = []
+    listen_slowly(calls, first, second)
+    await started(first, second)
+    await asyncio.sleep(SEEN_S)
+    (runner,) = first.runtime.hooks._runners
+    store.refused = first.runtime.node
+    while not second.runtime.nodes.is_gone(first.runtime.node):  # noqa: ASYNC110 - virtual
+        await asyncio.sleep(0.1)
+    store.is_held = True
+    await store.reached.wait()
+    store.refused = ""
+    await runner._take_turn()  # it looks at the note before the next renewal of the second one
+    await say(first, "c", "q")
+    store.gate.set()
+    await asyncio.sleep(SEEN_S + 2.0)
+    assert calls == ["0 begins q", "0 ends q"]
     await first.close()
     await second.close()
 

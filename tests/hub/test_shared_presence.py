@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from holdfast.agents.turn import Turn
@@ -273,6 +274,23 @@ async def test_members_stay_if_the_lease_returns_between_a_read_of_them_and_a_re
         await asyncio.sleep(2 * FOLLOW_S)
         assert await shown(there) == ["ann"]
         assert not [one for one in viewer.events if isinstance(one, PresenceLeave)]
+
+
+@virtually
+async def test_member_of_a_kind_of_a_newer_release_is_left_out_and_no_other_member_of_its_node() -> None:
+    store = Notifying()
+    async with pair(store) as (_, _, viewer):
+        encode = msgspec.msgpack.encode
+        members = [
+            ["ann", ["user", 1, 1, {}]],
+            ["new", ["of the next release", 1, 1, {}]],
+            ["bot", ["agent", 1, 1, {}]],
+            ["odd", 7],
+        ]
+        shown = {"here/newer": encode([1, ["c"]]), f"{MEMBERS}c/newer": encode([members, 3])}
+        await store.hold("newer", 60_000, {name: Hold(value) for name, value in shown.items()})
+        await viewer.until(lambda view: {one.id for one in view.members()} == {"ann", "bot"})
+        assert viewer.view.count == 5
 
 
 @virtually

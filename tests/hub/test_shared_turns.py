@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from holdfast.agents.backend import Watch, Writer
+from holdfast.agents.local import LocalBackend
 from holdfast.agents.turn import Turn
 from holdfast.app import Hub
 from holdfast.core import turns
@@ -226,6 +228,76 @@ async def test_node_whose_lease_has_expired_begins_no_turn_until_it_has_a_lease_
     store.refused = ""
     assert await answered(here, "c", "q", 1.3) == ["complete"]
     assert begun == [1]
+    await here.close()
+
+
+@virtually
+async def test_handler_does_not_begin_if_the_lease_of_its_node_has_expired_since_the_claim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process was suspended between the claim and the begin, so another node may have the turn."""
+    store, watch = Shared(), LocalBackend.watch
+    here, begun = new_hub(store, 1), []
+
+    async def late(self: LocalBackend, channel: str) -> Watch:
+        await asyncio.sleep(4.5)
+        return await watch(self, channel)
+
+    @here.agent("*", name="bot")
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.attempt)
+        await answer(turn)
+
+    await started(here)
+    monkeypatch.setattr(LocalBackend, "watch", late)
+    await say(here, "c", "q")
+    await asyncio.sleep(0.1)
+    store.refused = here.runtime.node
+    await asyncio.sleep(5.0)
+    assert not begun
+    monkeypatch.undo()
+    store.refused = ""
+    assert await answered(here, "c", "q", 2.3) == ["complete"]
+    assert begun == [2]
+    await here.close()
+
+
+@virtually
+async def test_handler_that_does_not_begin_leaves_the_answer_that_it_has_taken_over_to_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, take_over = Shared(), LocalBackend.take_over
+    there, here = new_hub(store, 1), new_hub(store, 2)
+
+    @there.agent("*", name="bot")
+    async def begin(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("ab")
+            await asyncio.sleep(3600.0)
+
+    async def late(self: LocalBackend, channel: str, message_id: str, *, author: str) -> Writer:
+        writer = await take_over(self, channel, message_id, author=author)
+        monkeypatch.undo()
+        store.refused = here.runtime.node
+        await asyncio.sleep(4.5)
+        store.refused = ""
+        return writer
+
+    @here.agent("*", name="bot", on_crash="continue")
+    async def end(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("cd")
+
+    await there.start()
+    await say(there, "c", "q")
+    await asyncio.sleep(1.0)
+    await there.close()
+    monkeypatch.setattr(LocalBackend, "take_over", late)
+    await here.start()
+    await answered(here, "c", "q", 60.0)
+    await asyncio.sleep(60.0)
+    answers = [one for one in (await here.history("c")).messages if one.role != "user"]
+    assert [(one.status, one.text) for one in answers] == [("complete", "abcd")]
     await here.close()
 
 

@@ -197,6 +197,27 @@ async def test_slot_returned_by_a_refused_claim_gets_the_next_turn() -> None:
     await hub.close()
 
 
+@pytest.mark.parametrize("when_busy", ["queue", "parallel"])
+@virtually
+async def test_channel_with_many_messages_does_not_keep_the_last_slot_from_other_channels(when_busy: WhenBusy) -> None:
+    hub = new_hub()
+    begun: list[str] = []
+
+    @hub.agent("chat:*", slots=1, when_busy=when_busy)
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.message.id)
+        await asyncio.sleep(1)
+
+    await hub.start()
+    for number in range(4):
+        await hub.create(CHANNEL, id=f"many{number}", text="?")
+    for number in range(2):
+        await hub.create("chat:2", id=f"few{number}", text="?")
+    await asyncio.sleep(10)
+    assert begun == ["many0", "many1", "few0", "many2", "few1", "many3"]
+    await hub.close()
+
+
 @virtually
 async def test_message_behind_one_deleted_during_its_claim_is_next() -> None:
     hub = new_hub(Slow())
@@ -316,6 +337,21 @@ async def test_taken_in_message_waits_again_after_the_death_of_its_worker(is_bro
     hub.runtime.scheduler.end(successor, successor.begun[0], "done", lambda result: None)
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2), ("m2", 2)]
+    await hub.close()
+
+
+@virtually
+async def test_connection_that_breaks_just_before_the_end_of_a_lease_does_not_prolong_it() -> None:
+    hub, worker, successor = new_hub(), Worker(), Worker()
+    await hub.start()
+    hub.runtime.scheduler.register(worker)
+    await hub.create(CHANNEL, id="m", text="?")
+    await asyncio.sleep(LEASE_S - 0.1)
+    assert [turn.generation for turn in worker.begun] == [1]
+    hub.runtime.scheduler.unregister(worker, is_broken=True)
+    hub.runtime.scheduler.register(successor)
+    await asyncio.sleep(0.2)
+    assert [turn.generation for turn in successor.begun] == [2]
     await hub.close()
 
 

@@ -15,7 +15,7 @@ import pytest
 from holdfast.core.errors import Draining, StoreUnavailable
 from holdfast.hub import HubCore
 from holdfast.hub.nodes import TERM_MS
-from holdfast.hub.viewing import CUT_OFF_S, STEP_S
+from holdfast.hub.viewing import CUT_OFF_S, RESPONSE_S, STEP_S, Viewing
 from simulation.clock import Process, SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
@@ -230,3 +230,23 @@ async def test_a_run_ends_although_a_driver_swallows_a_cancellation() -> None:
         await hub.start()
         await asyncio.sleep(1.1)
     await hub.close()
+
+
+@virtually
+async def test_hub_drains_again_while_a_request_of_its_last_run_is_still_being_cancelled() -> None:
+    viewing = Viewing("memory")
+
+    async def respond() -> None:
+        with pytest.raises(Draining):
+            async with viewing.responding():
+                try:
+                    await asyncio.sleep(60.0)
+                finally:
+                    await asyncio.sleep(5.0)  # for example a last read of a store that does not respond
+
+    request = asyncio.create_task(respond())
+    await asyncio.sleep(0.0)
+    viewing.end_drain()
+    await asyncio.sleep(RESPONSE_S + 1.0)
+    viewing.end_drain()
+    await request

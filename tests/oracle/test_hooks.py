@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from holdfast.core.ops import Delete, Op, Update
 from holdfast.hub.hooks import KINDS, HookEvent
-from oracle.hooks import HookOracle
+from oracle.hooks import FAULT_S, HookOracle
 from oracle.log import StoredLogs
 from oracle.violation import Violation
 from tests.oracle.entries import END, create, write
@@ -26,6 +26,7 @@ class Hook(NamedTuple):
 
 
 class Process:
+    name = "A1"
     is_alive = True
 
 
@@ -113,6 +114,14 @@ def test_failed_call_is_repeated_and_a_kept_one_is_not(hooked: Hooked) -> None:
         hooked.call("message.create", 1, "m")
 
 
+def test_call_whose_position_may_not_be_kept_is_repeated(hooked: Hooked) -> None:
+    hooked.call("message.create", 1, "m")
+    hooked.oracle.note_unclear(["hook/h/c"])
+    hooked.call("message.create", 1, "m")
+    with pytest.raises(Violation, match="though its position is 1"):
+        hooked.call("message.create", 1, "m")
+
+
 def test_call_of_a_killed_process_is_repeated(hooked: Hooked) -> None:
     process = Process()
     event = hooked.event("message.create", 1, "m")
@@ -157,3 +166,61 @@ def test_position_that_goes_back_is_a_violation(hooked: Hooked) -> None:
     hooked.oracle.note_kept({"hook/h/c": b"e1:2"})
     with pytest.raises(Violation, match="goes back"):
         hooked.oracle.note_kept({"hook/h/c": b"e1:1"})
+
+
+class OfTwoNodes(Hooked):
+    """The hook of two nodes, after a fault at `fault_s`."""
+
+    def __init__(self, fault_s: float) -> None:
+        super().__init__()
+        self.now_s, other = 100.0, Process()
+        self.processes = (PROCESS, other)
+        self.oracle = HookOracle(
+            Hook(), self.stored, is_shared=True, now_s=lambda: self.now_s, was_healthy=lambda since_s: fault_s < since_s
+        )
+
+    def begin(self, place: int, kind: str, serial: int, message_id: str) -> None:
+        self.oracle.check_call(self.event(kind, serial, message_id), self.processes[place])
+        self.now_s += 1.0
+
+
+FAULTS = pytest.mark.parametrize("fault_s", [0.0, 100.0 - FAULT_S], ids=["long before", "just before"])
+
+
+def check(fault_s: float, call: Callable[[], None], why: str) -> None:
+    """Check that `call` is wrong, unless the fault was just before."""
+    if fault_s:
+        call()
+        return
+    with pytest.raises(Violation, match=why):
+        call()
+
+
+@FAULTS
+def test_two_nodes_call_a_hook_at_the_same_time_only_after_a_fault(fault_s: float) -> None:
+    hooked = OfTwoNodes(fault_s)
+    hooked.begin(0, "message.create", 1, "m")
+    hooked.now_s += 50.0  # the call began soon after the fault
+    check(fault_s, lambda: hooked.begin(1, "message.create", 1, "m"), "while A1 calls it since 100")
+
+
+@FAULTS
+def test_node_calls_a_hook_again_for_an_earlier_entry_only_after_a_fault(fault_s: float) -> None:
+    hooked = OfTwoNodes(fault_s)
+    hooked.begin(0, "message.finish", 2, "m")
+    hooked.oracle.end_call("c", hooked.processes[0])
+    check(fault_s, lambda: hooked.begin(1, "message.create", 1, "m"), "after 2")
+
+
+@FAULTS
+def test_node_calls_a_hook_again_before_its_position_only_after_a_fault(fault_s: float) -> None:
+    hooked = OfTwoNodes(fault_s)
+    hooked.oracle.note_kept({"hook/h/c": b"e1:1"})
+    check(fault_s, lambda: hooked.begin(1, "message.create", 1, "m"), "though its position is 1")
+
+
+@FAULTS
+def test_position_of_two_nodes_goes_back_only_after_a_fault(fault_s: float) -> None:
+    hooked = OfTwoNodes(fault_s)
+    hooked.oracle.note_kept({"hook/h/c": b"e1:2"})
+    check(fault_s, lambda: hooked.oracle.note_kept({"hook/h/c": b"e1:1"}), "goes back")

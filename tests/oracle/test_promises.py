@@ -5,6 +5,7 @@ Layer: tests.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import msgspec
@@ -44,11 +45,11 @@ class Connection:
 class Scene:
     """The promises of a hub, and the facts that they receive."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_exclusive: bool = True) -> None:
         self.now_s = 0.0
         self.stored = StoredLogs()
         self.promises = Promises(
-            lambda: self.now_s, self.stored, start_ms=START_MS, is_exclusive=True, live_node=lambda: "n"
+            lambda: self.now_s, self.stored, start_ms=START_MS, is_exclusive=is_exclusive, live_node=lambda: "n"
         )
         self.promises.healthy_s = 0.0
 
@@ -100,18 +101,18 @@ def begin_message(scene: Scene, connection: Connection, *, has_response: bool) -
 
 def test_connection_with_a_response_leaves_three_seconds_after_its_end(scene: Scene) -> None:
     begin_message(scene, Connection(Process()), has_response=True)
-    scene.at(18.0)
+    scene.at(15.5)
     scene.promises.check_due()
-    scene.at(20.0)
+    scene.at(16.5)
     with pytest.raises(Violation, match="still streams"):
         scene.promises.check_due()
 
 
 def test_connection_without_a_response_leaves_the_whole_term(scene: Scene) -> None:
     begin_message(scene, Connection(Process()), has_response=False)
-    scene.at(29.0)
+    scene.at(26.5)
     scene.promises.check_due()
-    scene.at(31.0)
+    scene.at(27.5)
     with pytest.raises(Violation, match="still streams"):
         scene.promises.check_due()
 
@@ -121,9 +122,9 @@ def test_connection_that_ended_with_its_hub_leaves_the_whole_term_in_the_next_hu
     begin_message(scene, Connection(process), has_response=True)
     process.is_alive = False
     scene.promises.note_boot()  # the hub boots at the same moment
-    scene.at(29.0)
+    scene.at(27.5)
     scene.promises.check_due()
-    scene.at(32.0)
+    scene.at(28.5)
     with pytest.raises(Violation, match="still streams"):
         scene.promises.check_due()
 
@@ -181,13 +182,13 @@ def receive_a_leave(scene: Scene, *, begun_s: float, back_s: float) -> None:
     scene.store(message())
     member, process = ("c", "bob"), Process()
     first = Connection(process)
-    scene.promises.note_entered(member, first)
+    scene.promises.members.note_entered(member, first)
     first.ended_s = 10.0
     view = scene.view()
     scene.at(begun_s)
     view.begin(None)
     scene.at(back_s)
-    scene.promises.note_entered(member, Connection(process))
+    scene.promises.members.note_entered(member, Connection(process))
     scene.at(30.0)
     attached = ChannelAttached(channel="c", epoch="e1", serial=1, resumed=False, more=False, before=1)
     stored = scene.stored.head("c").at("m", 1)
@@ -211,19 +212,75 @@ def test_leave_of_a_member_that_returned_before_the_viewer_attached_is_a_violati
         receive_a_leave(scene, begun_s=20.0, back_s=14.0)
 
 
+@pytest.mark.parametrize(
+    ("back_s", "stopped_s", "is_right"), [(12.9, 0.0, True), (11.0, 0.0, False), (11.0, 4.0, True)]
+)
+def test_leave_of_a_member_that_returned_to_another_node_is_a_violation(
+    back_s: float, stopped_s: float, is_right: bool
+) -> None:
+    """A node sees later that it returned, and the members of a node that has stopped leave."""
+    scene, member = Scene(is_exclusive=False), ("c", "bob")
+    scene.promises.members.stopped_s = lambda: stopped_s
+    first = Connection(Process("A1"))
+    scene.at(5.0)
+    scene.promises.members.note_entered(member, first)
+    first.ended_s = 10.0
+    scene.at(back_s)
+    scene.promises.members.note_entered(member, Connection(Process("B1")))
+    scene.at(13.5)
+    with nullcontext() if is_right else pytest.raises(Violation, match="leave of"):
+        scene.promises.members.check_leave(member, 9.0)
+
+
 def test_leave_request_may_be_read_late_by_a_hub_that_was_held_up(scene: Scene) -> None:
     member, connection = ("c", "bob"), Connection(Process())
-    scene.promises.note_entered(member, connection)
+    scene.promises.members.note_entered(member, connection)
     scene.at(10.0)
-    scene.promises.note_left(member, connection=connection)
+    scene.promises.members.note_left(member, connection=connection)
     scene.at(20.0)
     connection.ended_s = 20.0
-    scene.promises.check_leave(member, 20.0)
+    scene.promises.members.check_leave(member, 20.0)
     scene.at(22.0)
-    scene.promises.note_entered(member, Connection(Process()))
+    scene.promises.members.note_entered(member, Connection(Process()))
     scene.at(24.0)
     with pytest.raises(Violation, match="leave of"):
-        scene.promises.check_leave(member, 24.0)
+        scene.promises.members.check_leave(member, 24.0)
+
+
+def test_attempt_that_a_hub_counts_as_running_after_its_lease_is_a_violation(scene: Scene) -> None:
+    claim_message(scene, "e1")
+    connection = Connection(Process())
+    scene.at(10.0)
+    scene.promises.note_turn_request(PLACE, 1, connection)
+    scene.promises.check_running(PLACE, 1, "n")
+    scene.at(26.9)
+    scene.promises.check_running(PLACE, 1, "n")
+    scene.at(27.1)
+    scene.promises.check_running(PLACE, 2, "n")  # another attempt, which the hub has yet to read
+    scene.promises.check_running(PLACE, 1, "late")  # which reads the channel only now
+    with pytest.raises(Violation, match="without a sign of life"):
+        scene.promises.check_running(PLACE, 1, "n")
+
+
+@pytest.mark.parametrize(
+    ("state", "knows", "is_right"), [("done", True, False), ("done", False, True), ("", True, True)]
+)
+def test_message_that_was_taken_in_and_goes_on_after_the_turn_is_a_violation(
+    scene: Scene, state: str, knows: bool, is_right: bool
+) -> None:
+    """If the turn begins again, or does not know of the message, the message waits for another attempt."""
+    claim_message(scene, "e1")
+    other = Claim(id="n", generation=1, state="taken", by="bot", lease_ms=15_000, within="m", within_generation=1)
+    scene.store(msgspec.structs.replace(user_message(), id="n"), other)
+    if knows:
+        scene.promises.note_taken_in(("c", "n"), "m", 1)
+    ended = Claim(id="m", generation=1, state=state) if state else Claim(id="m", generation=2, state="taken", by="bot")
+    scene.store(ended)
+    scene.at(1.9)
+    scene.promises.check_due()
+    scene.at(2.1)
+    with nullcontext() if is_right else pytest.raises(Violation, match="which took it in, is over"):
+        scene.promises.check_due()
 
 
 # -- after a power cut -------------------------------------------------------------------------------------------------
@@ -250,9 +307,9 @@ def test_lease_whose_end_was_lost_is_due_again(scene: Scene) -> None:
     scene.store(message())
     scene.store(Finish(id="m", status="complete", reason=None, meta=None, at_ms=1, request=None))
     scene.lose_power(1)
-    scene.at(29.0)
+    scene.at(26.5)
     scene.promises.check_due()
-    scene.at(31.0)
+    scene.at(27.5)
     with pytest.raises(Violation, match="still streams"):
         scene.promises.check_due()
 
@@ -275,9 +332,9 @@ def test_command_whose_reply_was_lost_expires_again(scene: Scene) -> None:
     )
     scene.store(Reply(id=key, ok=True, data=None, error=None, by="bob"))
     scene.lose_power(1)
-    scene.at(34.0)
+    scene.at(31.5)
     scene.promises.check_due()
-    scene.at(36.0)
+    scene.at(32.5)
     with pytest.raises(Violation, match="has expired"):
         scene.promises.check_due()
 

@@ -206,9 +206,22 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
         "token_s": 0.4,
     },
     mutants.a_turn_renewal_has_no_effect: {"authors": [Commander, Commander], "workers": 1},
+    mutants.a_message_that_was_taken_in_goes_on: {
+        "asks_by_socket": True,
+        "authors": [Commander] * 3,
+        "hubs": 2,
+        "workers": 1,
+    },
     mutants.a_turn_begins_before_its_claim_is_stored: {"authors": [Commander], "workers": 1},
     mutants.a_restart_forgets_waiting_messages: {"authors": [Commander, Commander], "workers": 1, "faults": ["kill"]},
     mutants.a_member_leaves_without_grace: {"members": 2, "cut_rate": 0.5},
+    mutants.a_member_that_moved_to_another_node_leaves: {
+        "hubs": 2,
+        "members": 4,
+        "viewers": [SocketViewer] * 2,
+        "cut_rate": 0.3,
+        "bad_s": 16.0,
+    },
     mutants.presence_carries_a_cursor: {"members": 2},
     mutants.presence_waits_for_a_pause_of_the_text: {
         "members": 2,
@@ -243,6 +256,13 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
     mutants.a_hook_registered_in_a_recovery_begins_at_once: dict(
         hooks=[HOOK], registers_late=True, authors=[LocalWriter], faults=["kill"], **SLOW_STORE
     ),
+    mutants.each_node_calls_a_hook: {"hubs": 2, "hooks": [SLOW_HOOK]},
+    mutants.a_node_that_was_away_goes_on_with_its_hook: {
+        "hubs": 2,
+        "hooks": [SLOW_HOOK],
+        "authors": [HttpWriter] * 4,
+        "loss": "pause",
+    },
     mutants.a_hook_keeps_its_position_before_the_call: {"hooks": [HOOK]},
     mutants.a_hook_is_called_message_by_message: {
         "hooks": [SLOW_HOOK],

@@ -55,13 +55,14 @@ from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.loading import Loader
 from holdfast.hub.nodes import NodeLease
 from holdfast.hub.pending import Decided, Waiting
-from holdfast.hub.presence_state import PresenceState
+from holdfast.hub.presence_state import PresenceState, _Member
 from holdfast.hub.shared_presence import SharedPresence
 from holdfast.hub.shared_turns import SharedTurns
 from holdfast.hub.ticks import Group
 from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
 from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
 from holdfast.stores.base import Committed, Conflict, Head, Renewal, Write, head_of
+from holdfast.stores.memory import MemoryStore
 from holdfast.transports import codec, framing, socket_worker
 from holdfast.transports.access import caller_of
 from holdfast.transports.frames import DeleteFrame
@@ -197,11 +198,11 @@ def a_reload_runs_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
         async with self._loading:
             yield
 
-    async def is_at(self: Channel, head: Head) -> bool:
+    async def has_passed(self: Channel, head: Head) -> bool:
         return True
 
     patch.setattr(Channel, "_exclusive", exclusive)
-    patch.setattr(Channel, "_is_at", is_at)
+    patch.setattr(Channel, "_has_passed", has_passed)
 
 
 def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
@@ -226,7 +227,7 @@ def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
 def a_notice_is_applied_across_a_hole(patch: pytest.MonkeyPatch) -> None:
     """A notice carries the newest entries of its channel."""
 
-    def take(self: Channel, epoch: str, floor: int, serial: int, entries: Sequence[Entry]) -> bool:
+    def take(self: Channel, epoch: str, floor: int, serial: int, entries: Sequence[Entry], *, lives: int) -> bool:
         new = [entry for entry in entries if entry.serial > self.state.serial]
         if not self.is_ready or self.commit_over is not None or epoch != self.state.epoch or not self._can_apply(new):
             return False
@@ -238,13 +239,12 @@ def a_notice_is_applied_across_a_hole(patch: pytest.MonkeyPatch) -> None:
 
 def a_conflict_of_a_deletion_is_lost(patch: pytest.MonkeyPatch) -> None:
     """The hub has read the channel just before it deletes it."""
-    delete_channel = SimStore.delete_channel
+    delete_channel = MemoryStore.delete_channel
 
-    def unconditional(self: SimStore, who: str, channel: str, expected: Head, *rest: Any) -> Head | Conflict:
-        result = delete_channel(self, who, channel, expected, *rest)
-        return delete_channel(self, who, channel, result.head, *rest) if isinstance(result, Conflict) else result
+    async def unconditional(self: MemoryStore, channel: str, *, expected: Head, **rest: Any) -> Head | Conflict:
+        return await delete_channel(self, channel, expected=self._head(channel), **rest)
 
-    patch.setattr(SimStore, "delete_channel", unconditional)
+    patch.setattr(MemoryStore, "delete_channel", unconditional)
 
 
 # -- commits whose outcome is unknown, recovery and memory -----------------------------------------------------------
@@ -384,7 +384,10 @@ def a_node_uses_its_own_clock(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_epoch_is_kept_after_a_failover(patch: pytest.MonkeyPatch) -> None:
-    """The log goes on with the entries that are left."""
+    """The log goes on with the entries that are left.
+
+    The store names the next epoch, PostgreSQL's in its SQL, so here the store of the simulator has the bug.
+    """
     patch.setattr(SimStore, "_following_epoch", lambda self, head: head.epoch)
 
 
@@ -418,7 +421,7 @@ def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
 
 def a_turn_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """This hub knows the agent that has the turn."""
-    patch.setattr(socket_worker, "store_renewal", lambda runtime, name, turn, done: done(None))
+    patch.setattr(socket_worker, "store_renewal", lambda submit, nodes, name, turn, done, gives_back=False: done(None))
 
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
@@ -543,6 +546,11 @@ def a_turn_renewal_has_no_effect(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "renew", renew)
 
 
+def a_message_that_was_taken_in_goes_on(patch: pytest.MonkeyPatch) -> None:
+    """The answer of a turn ends the turn; the messages that it has taken in have no answer of their own."""
+    patch.setattr(TurnScheduler, "_end_held", lambda *_: None)
+
+
 def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     """The claim will be stored, so the agent can begin."""
     claim = TurnScheduler._claim
@@ -573,6 +581,17 @@ def a_restart_forgets_waiting_messages(patch: pytest.MonkeyPatch) -> None:
 def a_member_leaves_without_grace(patch: pytest.MonkeyPatch) -> None:
     """A member without a connection has left."""
     patch.setattr(presence, "GRACE_S", 0.0)
+
+
+def a_member_that_moved_to_another_node_leaves(patch: pytest.MonkeyPatch) -> None:
+    """The node at which the member was has let its grace pass, so the member has left."""
+    drop = PresenceState._drop
+
+    def alone(self: PresenceState, member_id: str, here: _Member) -> None:
+        here.elsewhere = None
+        drop(self, member_id, here)
+
+    patch.setattr(PresenceState, "_drop", alone)
 
 
 def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
@@ -665,20 +684,34 @@ def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
 # -- hooks -----------------------------------------------------------------------------------------------------------
 
 
+def each_node_calls_a_hook(patch: pytest.MonkeyPatch) -> None:
+    """A hook may be called twice anyway."""
+
+    async def has_turn(self: HookRunner) -> bool:
+        return True
+
+    patch.setattr(HookRunner, "_has_turn", has_turn)
+
+
+def a_node_that_was_away_goes_on_with_its_hook(patch: pytest.MonkeyPatch) -> None:
+    """The node had the hook, and knows how far it came."""
+    patch.setattr(HookRunner, "_may_call", lambda self, turn: self._is_ready)
+
+
 def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None:
     """A second call is as harmful as a missing one."""
     deliver = HookRunner._deliver
 
-    async def noted_first(self: HookRunner, channel: str) -> None:
+    async def noted_first(self: HookRunner, channel: str, turn: int) -> None:
         call = self._hook.handler
 
         async def handle(event: HookEvent) -> None:
-            await self._note(channel, event.epoch, event.serial)
+            await self._note(channel, (event.epoch, event.serial), turn)
             await call(event)
 
         self._hook.handler = handle
         try:
-            await deliver(self, channel)
+            await deliver(self, channel, turn)
         finally:
             self._hook.handler = call
 
@@ -704,7 +737,7 @@ def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
         store = self._store
         for channel in await store.channels(after=None, limit=hooks.SCAN_PAGE):
             head = await head_of(store, channel)
-            await self._note(channel, head.epoch, head.serial)
+            await self._note(channel, (head.epoch, head.serial), self._turn)
 
     patch.setattr(HookRunner, "_scan", scan_nothing)
 
@@ -718,11 +751,11 @@ def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
     """A position is a number."""
     deliver = HookRunner._deliver
 
-    async def in_any_epoch(self: HookRunner, channel: str) -> None:
+    async def in_any_epoch(self: HookRunner, channel: str, turn: int) -> None:
         head = await head_of(self._store, channel)
         if head.serial and channel in self._positions:
             self._positions[channel] = (head.epoch, self._positions[channel][1])
-        await deliver(self, channel)
+        await deliver(self, channel, turn)
 
     patch.setattr(HookRunner, "_deliver", in_any_epoch)
 
@@ -946,9 +979,11 @@ MUTANTS: dict[Mutant, str] = {
     a_second_reply_is_accepted: "a second one",
     a_cancel_ends_the_newest_answer: "still streams",
     a_turn_renewal_has_no_effect: "gave a sign of life",
+    a_message_that_was_taken_in_goes_on: "which took it in, is over",
     a_turn_begins_before_its_claim_is_stored: "was offered before its claim",
     a_restart_forgets_waiting_messages: "there are still",
     a_member_leaves_without_grace: "presence.leave of",
+    a_member_that_moved_to_another_node_leaves: "presence.leave of",
     presence_carries_a_cursor: "without a batch before it",
     presence_waits_for_a_pause_of_the_text: "did not receive in",
     signals_are_not_sent: "did not receive in .*signal",
@@ -962,6 +997,8 @@ MUTANTS: dict[Mutant, str] = {
     an_agent_that_stops_still_gets_turns: "and wants none",
     an_agent_has_more_turns_than_slots: "slots, and works on",
     a_hook_registered_in_a_recovery_begins_at_once: "still runs|its position|have missed",
+    each_node_calls_a_hook: "while .* calls it since",
+    a_node_that_was_away_goes_on_with_its_hook: "though its position is|while .* calls it since|, after|goes back",
     a_hook_keeps_its_position_before_the_call: "though its position is",
     a_hook_is_called_message_by_message: "is called for .*, after|though its position is",
     a_late_hook_begins_at_the_head: "hooks have missed",

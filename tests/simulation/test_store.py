@@ -23,6 +23,7 @@ from holdfast.stores.base import (
     CommitUnknown,
     Conflict,
     Head,
+    Hold,
     StoreReplaced,
     StoreUnavailable,
     Write,
@@ -42,10 +43,11 @@ HOUR_S = 3600.0
 class Disk:
     """A store, its log, and its faults."""
 
-    def __init__(self, loop: VirtualLoop, **faults: object) -> None:
+    def __init__(self, loop: VirtualLoop, *, seed: int = 0, **faults: object) -> None:
         self.stored = StoredLogs()
         self.trace = Trace(loop)
-        self.store = SimStore(loop, FaultModel(**faults), self.stored, self.trace, is_exclusive=True)  # type: ignore[arg-type]
+        model = FaultModel(**faults)  # type: ignore[arg-type]
+        self.store = SimStore(loop, model, self.stored, self.trace, is_exclusive=True, seed=seed)
 
     def client(self, process: Process | None = None, seed: int = 1) -> StoreClient:
         return self.store.connect(process or Process("p"), Random(seed))
@@ -84,6 +86,26 @@ def test_commit_with_an_unknown_outcome_is_stored_or_not(loop: VirtualLoop, seed
     head = loop.run_until_complete(head_of(client, "c"))
     assert head.serial == disk.stored.head("c").serial
     assert disk.trace.violation is None
+
+
+def test_deletion_note_and_hold_with_an_unknown_outcome_are_stored_or_not(loop: VirtualLoop) -> None:
+    async def main(disk: Disk) -> tuple[bool, bool, bool]:
+        client, head = disk.client(), Head("e1", 1)
+        with pytest.raises(CommitUnknown):
+            await client.delete_channel("c", expected=head, used_up=["m"], until_ms=1)
+        with pytest.raises(CommitUnknown):
+            await client.note({"n": b"1"})
+        with pytest.raises(StoreUnavailable):
+            await client.hold("node", 4_000, {"h": Hold(b"1")})
+        return await head_of(client, "c") != head, "n" in await client.notes("n"), "h" in await client.holds("h")
+
+    outcomes = []
+    for seed in range(8):
+        disk = Disk(loop, seed=seed, silent_chance=1.0)
+        disk.store.commit("p", [FIRST])
+        outcomes.append(loop.run_until_complete(main(disk)))
+        assert disk.trace.violation is None, disk.trace.violation
+    assert [{*outcome} for outcome in zip(*outcomes, strict=True)] == [{False, True}] * 3
 
 
 def test_store_that_is_down_stores_no_entry(loop: VirtualLoop) -> None:

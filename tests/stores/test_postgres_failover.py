@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from chaos.postgres_server import MEMORY
 from holdfast import Hub
 from holdfast.core.cursor import kept_serial
-from holdfast.core.errors import Draining, Fenced, StoreUnavailable
+from holdfast.core.errors import Draining, Fenced, HoldfastError, StoreUnavailable
 from holdfast.core.events import ChannelAttached
+from holdfast.stores import open_url
 from holdfast.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
 from holdfast.stores.postgres import PostgresStore
 from holdfast.stores.postgres_server import PostgresServer
 from holdfast.testing import FaultProxy
 from holdfast.testing.contract import Chat, append, create, texts
+from holdfast.testing.proxy import Direction
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.transports.conftest import new_hub, serving
@@ -39,7 +44,7 @@ def replace(server: Postgres, schema: str) -> None:
     """Restore a backup of the store as it is, and break all connections."""
     server.dump(schema)
     server.restore(schema)
-    server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    server.disconnect("datname = 'app'")
 
 
 async def reopened(store: PostgresStore) -> Head:
@@ -52,7 +57,7 @@ async def reopened(store: PostgresStore) -> Head:
                 break
             except StoreUnavailable:  # the connection that broke
                 pass
-    with pytest.raises(StoreReplaced, match="was promoted or restored, so the last writes may be lost"):
+    with pytest.raises(StoreReplaced, match="promoted or restored, so the last writes may be lost, or a newer"):
         await store.commit([Chat(store).write(create("m9"))])
     await store.close()
     await store.open()
@@ -89,6 +94,37 @@ async def test_channels_of_a_replaced_store_have_new_epochs_that_name_the_former
     assert kept_serial(before.epoch, last.epoch) == -1
     await first.close()
     await second.close()
+
+
+async def test_url_that_names_a_standby_first_finds_the_server_that_accepts_writes() -> None:
+    with running_postgres(fsync="off") as primary, TemporaryDirectory(prefix="holdfast-postgres-", dir=MEMORY) as name:
+        standby = Postgres(Path(name))
+        standby.follow(primary, primary.port, fsync="off")
+        hosts = f"127.0.0.1:{standby.port},127.0.0.1:{primary.port}"
+        try:
+            for options in ("", "?target_session_attrs=primary"):
+                store = open_url(f"postgresql://app@{hosts}/app{options}")
+                assert isinstance(store, PostgresStore)
+                await store.open()
+                assert store._db is not None
+                assert await store._db.fetchval("SELECT inet_server_port()") == primary.port
+                await store.close()
+            for value in ("read-write", "any"):
+                with pytest.raises(HoldfastError, match=r"accepts (no )?writes; .*name the primary"):
+                    await open_url(f"{standby.url}?target_session_attrs={value}").open()
+
+            await store.open()
+            chat = Chat(store)
+            assert await chat.do(create("m1")) == Committed(1)
+            before = chat.head
+            primary.stop()  # which sends its last commits to the standby
+            standby.promote()
+            after = await reopened(store)
+            assert kept_serial(before.epoch, after.epoch) == 1
+            await store.close()
+            primary.start(fsync="off")
+        finally:
+            standby.stop("immediate")
 
 
 async def test_no_viewer_sees_a_mixture_after_a_failover_that_lost_text() -> None:
@@ -144,13 +180,48 @@ async def test_no_viewer_sees_a_mixture_after_a_failover_that_lost_text() -> Non
         await other.close()
 
 
+async def test_copy_of_a_database_in_the_place_of_the_original_begins_new_epochs(server: Postgres) -> None:
+    """A copy by TEMPLATE has the cluster, the timeline and the tables of the original."""
+
+    def rename(name: str, to: str) -> None:
+        server.sql(f"ALTER DATABASE {name} RENAME TO {to}", database="postgres")
+
+    async def seen_after(*texts: str, since: str | None = None) -> tuple[str, bool]:
+        """Store each text, and attach at `since`; returns the cursor and whether the viewer went on from there."""
+        hub = Hub(f"postgresql://app@127.0.0.1:{server.port}/chat", hooks_signals=False, drain_s=0.0)
+        for text in texts:
+            await hub.create("chat:1", id=text, text=text)
+        watcher = Watcher(hub, "chat:1", since=since)
+        (attached, *_) = (await watcher.take()).events
+        assert isinstance(attached, ChannelAttached)
+        await watcher.leave()
+        await hub.close()
+        assert watcher.cursor is not None
+        return watcher.cursor, attached.resumed
+
+    server.sql("CREATE DATABASE chat")
+    await seen_after("m1")
+    server.sql("CREATE DATABASE copied TEMPLATE chat")
+    original, _ = await seen_after("m2")
+    rename("chat", "former")
+    rename("copied", "chat")
+    copied, is_resumed = await seen_after("m3", since=original)
+    assert not is_resumed
+    assert (await seen_after(since=copied))[1]
+    rename("chat", "copied")
+    rename("former", "chat")
+    assert (await seen_after(since=original))[1]
+    assert not (await seen_after(since=copied))[1]
+
+
+@pytest.mark.parametrize("direction", ["up", "down", "both"])
 async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
-    server: Postgres, monkeypatch: pytest.MonkeyPatch
+    server: Postgres, monkeypatch: pytest.MonkeyPatch, direction: Direction
 ) -> None:
     monkeypatch.setattr(PostgresServer, "timeout_s", 3.0)  # of the calls that hang, for a short test
-    there = new_hub(f"{server.url}?schema=hole")
+    there = new_hub(f"{server.url}?schema=hole_{direction}")
     async with FaultProxy("127.0.0.1", server.port) as proxy:
-        here = new_hub(f"postgresql://app@127.0.0.1:{proxy.port}/app?schema=hole")
+        here = new_hub(f"postgresql://app@127.0.0.1:{proxy.port}/app?schema=hole_{direction}")
         async with serving(here) as cut, serving(there) as whole:
             await here.create("chat:1", id="m1", text="before")
             socket, own = WsViewer(cut.host, cut.port, "chat:1"), SseViewer(cut.host, cut.port, "chat:1")
@@ -165,7 +236,7 @@ async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
                     cut.http.get(poll, params={"since": cursor, "wait_s": 30}, timeout=PATIENCE_S)
                 )
                 await cut.until(lambda: here.stats()["feeds"] == 4)
-                proxy.black_hole()
+                proxy.black_hole(direction)
                 for viewer in viewers:
                     await viewer.until(lambda viewer=viewer: viewer.is_over, PATIENCE_S)  # type: ignore[misc]
                 assert (await polling).json()["events"] == []
@@ -194,3 +265,36 @@ async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
                 await here.create("chat:1", id="m3", text="here again")
                 for viewer in viewers:
                     await viewer.until(lambda viewer=viewer: "m3" in viewer.checker.messages, PATIENCE_S)  # type: ignore[misc]
+
+
+async def test_node_that_vanishes_in_mid_read_keeps_no_channel_locked(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PostgresServer, "timeout_s", 3.0)  # of the call that hangs, for a short test
+    writing = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'ClientWrite'"
+    there = PostgresStore(server.url, schema="vanished")
+    await there.open()
+    chat = Chat(there)
+    await chat.do(create("m1", streaming=True))
+    for _ in range(80):  # more than the buffers of a connection hold
+        await chat.do(append("m1", "x" * 100_000))
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
+        here = PostgresStore(f"postgresql://app@127.0.0.1:{proxy.port}/app", schema="vanished")
+        await here.open()
+        proxy.throttle(50_000, "down")
+        pruning = asyncio.create_task(
+            here.prune("c", epoch="e1", versions={"m1": 1})
+        )  # locks the channel, and reads it
+        async with asyncio.timeout(PATIENCE_S):
+            while await asyncio.to_thread(server.sql, writing) == "0":
+                pass
+            proxy.black_hole()
+            assert isinstance(await chat.do(create("m2")), Conflict)
+            while not isinstance(await chat.do(create("m2")), Committed):
+                pass
+        with pytest.raises(StoreUnavailable):
+            await pruning
+        proxy.throttle(None)
+        proxy.resume()
+        await here.close()
+    await there.close()

@@ -29,12 +29,6 @@ PATIENCE_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with running_postgres(fsync="off", full_page_writes="off") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def pooler(server: Postgres) -> Iterator[int]:
     with pgbouncer(server) as port:
         yield port
@@ -69,7 +63,7 @@ async def test_viewers_behind_a_pooler_see_the_text_of_another_node_by_reads_and
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     here, there = (Hub(url, hooks_signals=False, drain_s=0.0) for _ in range(2))
-    with caplog.at_level(logging.INFO, "holdfast.store"):
+    with caplog.at_level(logging.INFO, "holdfast.stores"):
         await here.start()
     assert "prepare=0, so notices of other nodes do not arrive: their text is up to a second late" in caplog.text
     assert "synchronous_commit on, synchronous standbys none" in caplog.text
@@ -92,8 +86,7 @@ async def test_transactions_behind_a_pooler_have_the_settings_of_the_store_and_l
     shown = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
     limits = {"synchronous_commit": "off", "statement_timeout": "20s", "lock_timeout": "20s"}
     server.sql("; ".join(f"ALTER DATABASE app SET {name} = '{value}'" for name, value in limits.items()))
-    end = "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE datname = 'app'"
-    server.sql(end, database="postgres")  # the sessions of the pooler
+    server.disconnect("datname = 'app'", database="postgres")  # the sessions of the pooler
     try:
         async with opened(url) as store:
             assert await Chat(store).do(create("m1", "a")) == Committed(1)
@@ -107,7 +100,7 @@ async def test_transactions_behind_a_pooler_have_the_settings_of_the_store_and_l
         await left.close()
     finally:
         server.sql("ALTER DATABASE app RESET ALL", database="postgres")
-        server.sql(end, database="postgres")
+        server.disconnect("datname = 'app'", database="postgres")
 
 
 async def test_a_pooler_that_is_not_named_in_the_url_is_refused_with_the_remedy(server: Postgres, pooler: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -17,7 +18,7 @@ import pytest
 from chaos.postgres_server import ACCOUNT
 from holdfast import Hub
 from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable
-from holdfast.stores import open_url, postgres_schema
+from holdfast.stores import open_url, postgres_schema, postgres_server
 from holdfast.stores.base import Committed, Store
 from holdfast.stores.postgres import PostgresStore
 from holdfast.testing.contract import Chat, create
@@ -29,16 +30,17 @@ pytestmark = needs_postgres
 HERE = "127.0.0.1/32"
 # Each role has its own way in. The last line does not name `sealed`, so that role needs TLS.
 WAYS_IN = f"""
-host all locked {HERE} scram-sha-256
+host all locked {HERE} md5
 hostssl all sealed {HERE} trust
-host all app,plain,limited {HERE} trust
+host all app,plain,limited,few {HERE} trust
 """
 ROLES = """
 CREATE ROLE locked LOGIN SUPERUSER PASSWORD 'geheim';
 CREATE ROLE sealed LOGIN SUPERUSER;
 CREATE ROLE plain LOGIN;
 CREATE ROLE limited LOGIN CONNECTION LIMIT 0;
-GRANT CREATE ON DATABASE app TO plain, limited;
+CREATE ROLE few LOGIN CONNECTION LIMIT 3;
+GRANT CREATE ON DATABASE app TO plain, limited, few;
 """
 
 
@@ -111,6 +113,45 @@ async def test_connections_that_are_all_taken_are_named_with_the_remedy(server: 
     assert 'no connection left (too many connections for role "limited"); raise' in str(error)
 
 
+async def test_reads_and_renewals_share_the_few_connections_that_the_server_gives(
+    server: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The limit of the role leaves two connections for them, beside the one for writes."""
+    store = PostgresStore(f"postgresql://few@127.0.0.1:{server.port}/app", schema="few")
+    await store.open()
+    async with asyncio.timeout(20):
+        for _ in range(3):
+            calls = [asyncio.create_task(store.heads(["c"])) for _ in range(20)]
+            calls += [asyncio.create_task(store.hold("n", 4_000, {}))]
+            calls += [asyncio.create_task(store.channels(after=None, limit=1)) for _ in range(20)]  # type: ignore[list-item]
+            await asyncio.gather(*calls)
+        async with store._pooled(), store._pooled():
+            waiting = asyncio.create_task(store.heads(["c"]))
+            await asyncio.sleep(0)  # it begins
+        await waiting
+    server.sql("ALTER ROLE few CONNECTION LIMIT 0")
+    server.disconnect("usename = 'few'")
+    (line,) = [one.getMessage() for one in caplog.records if "no further connection" in one.getMessage()]
+    assert 'no further connection (too many connections for role "few"), so its reads share the open ones' in line
+    with pytest.raises(StoreUnavailable):
+        await store.heads(["c"])
+    with pytest.raises(StoreUnavailable, match=r'no connection left .too many connections for role "few"'):
+        await store.heads(["c"])
+    await store.close()
+
+
+async def test_a_server_that_accepts_connections_and_does_not_respond_is_named_with_both_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres_server, "CONNECT_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        error = await refusal(f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/app")
+    assert isinstance(error, StoreUnavailable)
+    assert str(error).endswith(
+        "did not respond within 20 s to a statement, or 0.2 s to a new connection; check the server"
+    )
+
+
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     """Give a folder on a disk of 24 MB, which is in memory. Only root may mount one."""
@@ -171,7 +212,7 @@ async def test_a_role_that_is_refused_for_a_time_leaves_the_store_in_use(server:
     chat = Chat(store)
     assert await chat.do(create("m1", "a")) == Committed(1)
     server.sql("ALTER ROLE plain NOLOGIN")
-    server.sql("SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = 'plain'")
+    server.disconnect("usename = 'plain'")
     with pytest.raises(StoreUnavailable):
         await chat.do(create("m2", "b"))
     with pytest.raises(StoreUnavailable, match='role "plain" is not permitted to log in'):
@@ -212,7 +253,7 @@ async def test_role_that_may_not_connect_or_use_the_schema_gets_the_grants_it_ne
 async def test_role_that_does_not_own_tables_of_an_earlier_build_learns_their_owner(server: Postgres) -> None:
     owner, other = (f"postgresql://{role}@127.0.0.1:{server.port}/app?schema=earlier" for role in ("app", "plain"))
     await opens(owner)
-    server.sql("ALTER TABLE earlier.channels DROP COLUMN floor")
+    server.sql("UPDATE earlier.store SET version = 1")
     server.sql("GRANT USAGE ON SCHEMA earlier TO plain; GRANT SELECT ON earlier.store TO plain")
     error = await refusal(other)
     assert isinstance(error, StoreUnusable)
@@ -229,7 +270,7 @@ async def test_a_database_that_becomes_read_only_is_named_until_it_is_not(server
     chat = Chat(store)
     assert await chat.do(create("m1", "a")) == Committed(1)
     server.sql("ALTER ROLE plain SET default_transaction_read_only = on")
-    server.sql("SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = 'plain'")
+    server.disconnect("usename = 'plain'")
     with pytest.raises(StoreUnavailable):
         await chat.do(create("m2", "b"))
     with pytest.raises(StoreUnavailable, match="read-only for role 'plain'; set default_transaction_read_only to off"):
@@ -237,7 +278,7 @@ async def test_a_database_that_becomes_read_only_is_named_until_it_is_not(server
     with pytest.raises(StoreUnavailable, match=r"is read-only for this role .*; set default_transaction_read_only to"):
         await _second_try(store)
     server.sql("ALTER ROLE plain RESET default_transaction_read_only")
-    server.sql("SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = 'plain'")
+    server.disconnect("usename = 'plain'")
     assert await chat.do(create("m2", "b")) == Committed(2)
     await store.close()
 
@@ -306,6 +347,7 @@ async def test_limits_of_an_administrator_hold_for_no_session_of_the_store(serve
         "idle_in_transaction_session_timeout": "20s",
         "idle_session_timeout": "20s",
         "default_transaction_isolation": "serializable",
+        "tcp_keepalives_idle": "900",
     }
     if int(server.sql("SHOW server_version_num")) < 140_000:
         del limits["idle_session_timeout"]
@@ -327,6 +369,7 @@ async def test_limits_of_an_administrator_hold_for_no_session_of_the_store(serve
         server.sql("ALTER DATABASE app RESET ALL")
     expected = dict.fromkeys(limits, "0")
     expected |= {"idle_in_transaction_session_timeout": "3s", "default_transaction_isolation": "read committed"}
+    expected |= {"tcp_keepalives_idle": "30"}
     assert (of_the_writer, of_the_pool, of_notices) == (expected, expected, expected)
 
 
@@ -338,7 +381,7 @@ async def test_an_error_on_a_connection_that_the_server_has_ended_stays_the_erro
             ended = asyncio.Event()
             db.add_termination_listener(lambda _: ended.set())
             pid = await db.fetchval("SELECT pg_backend_pid()")
-            await asyncio.to_thread(server.sql, f"SELECT pg_terminate_backend({pid}, 20000)")
+            await asyncio.to_thread(server.disconnect, f"pid = {pid}")
             await ended.wait()
             raise ZeroDivisionError
     assert await store.heads(["c"])

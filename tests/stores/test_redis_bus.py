@@ -21,14 +21,14 @@ from holdfast.stores.base import Bus, Notice
 from holdfast.stores.bus import open_bus
 from holdfast.testing.proxy import FaultProxy
 from tests.certificates import make_certificate
-from tests.redis_server import RedisServer, needs_redis, running_redis
+from tests.redis_server import RedisServer, needs_redis, needs_valkey, running_redis
 
 PATIENCE_S = 10.0
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with running_redis() as server:
+@pytest.fixture(scope="module", params=["redis-server", pytest.param("valkey-server", marks=needs_valkey)])
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with running_redis(program=request.param) as server:
         server.ask("ACL", "SETUSER", "app", "on", ">secret", "&holdfast:*", "+publish", "+subscribe", "+unsubscribe")
         server.ask("ACL", "SETUSER", "other", "on", ">secret", "&another:*", "+publish", "+subscribe", "+unsubscribe")
         yield server
@@ -105,7 +105,7 @@ async def test_a_server_that_dies_is_found_again(server: RedisServer, caplog: py
     with running_redis() as dying:
         async with listening(dying.url, "a") as first, listening(dying.url, "a") as second:
             dying.kill()
-            with caplog.at_level(logging.WARNING, "holdfast.store"):
+            with caplog.at_level(logging.WARNING, "holdfast.stores"):
                 await first.bus.notify([Notice("moved", "a", b"lost")])
                 dying.start()
                 assert [await first.next(), await second.next()] == [None, None]  # notices may have been missed
@@ -222,7 +222,7 @@ class Warned(logging.Handler):
 @needs_redis
 async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("holdfast.stores.redis_bus.CHECK_S", 0.05)
-    warned, logger = Warned(), logging.getLogger("holdfast.store")
+    warned, logger = Warned(), logging.getLogger("holdfast.stores")
     logger.addHandler(warned)
     try:
         async with FaultProxy("127.0.0.1", server.port) as proxy, listening(f"redis://127.0.0.1:{proxy.port}") as one:
@@ -318,6 +318,28 @@ async def test_sentinels_name_the_server(server: RedisServer) -> None:
 
 
 @needs_redis
+async def test_bus_follows_its_server_over_a_failover(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.stores.redis_bus.RETRY_S", (0.1, 0.5))
+    with (
+        running_redis("--repl-diskless-sync-delay", "0") as primary,
+        running_redis("--replicaof", "127.0.0.1", str(primary.port)) as replica,
+        running_redis("--sentinel") as sentinel,
+    ):
+        replica.until(lambda: "master_link_status:up" in replica.ask("INFO", "replication"))
+        sentinel.ask("SENTINEL", "MONITOR", "main", "127.0.0.1", str(primary.port), "1")
+        sentinel.until(lambda: "master-link-status\r\n$2\r\nok" in sentinel.ask("SENTINEL", "REPLICAS", "main"))
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
+        async with listening(url, "a") as first, listening(url, "a") as second:
+            primary.kill()
+            sentinel.ask("SENTINEL", "SET", "main", "down-after-milliseconds", "200")
+            assert [await first.next(), await second.next()] == [None, None]  # notices may have been missed
+            assert "role:master" in replica.ask("INFO", "replication")
+            await first.bus.notify([Notice("moved", "a", b"1")])
+            assert await second.next() == Notice("moved", "a", b"1")
+            assert first.bus.stats()["bus_losses"] == 1
+
+
+@needs_redis
 async def test_nodes_of_a_cluster_pass_notices_on() -> None:
     # By default a node takes the port 10,000 above its own for the other nodes, which a connection may have.
     among = str(free_port()), str(free_port())
@@ -350,6 +372,61 @@ async def test_tls_needs_a_certificate_for_the_host(certificate: Path) -> None:
         for url in (f"rediss://localhost:{port}", f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}"):
             with pytest.raises(StoreUnusable, match=r"failed the TLS handshake .*certificate verify failed"):
                 await open_bus(url).open("store")
+
+
+def tls(certificate: Path, port: int, authority: Path) -> list[str]:
+    """Return the options of a server with TLS at `port`, whose peers `authority` must have signed."""
+    key, peers = certificate.with_name("key.pem"), ["--tls-ca-cert-file", str(authority)]
+    return ["--tls-cert-file", str(certificate), "--tls-key-file", str(key), *peers, "--tls-port", str(port)]
+
+
+@needs_redis
+async def test_tls_with_a_certificate_of_the_client(
+    certificate: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, other = (make_certificate(folder) for folder in (tmp_path / "own", tmp_path / "other") if not folder.mkdir())
+    port = free_port()
+    with running_redis(*tls(certificate, port, own)) as server:
+        server.ask("ACL", "SETUSER", "app", "on", ">secret", "&holdfast:*", "+publish", "+subscribe", "+unsubscribe")
+        url = f"rediss://app:secret@localhost:{port}?ssl_ca_certs={certificate}"
+        files = f"&ssl_certfile={own}&ssl_keyfile={own.with_name('key.pem')}"
+        async with listening(url + files, "a") as first, listening(url + files, "a") as second:
+            await first.bus.notify([Notice("moved", "a", b"1")])
+            assert await second.next() == Notice("moved", "a", b"1")
+        for wrong in (
+            "",
+            f"&ssl_certfile={other}&ssl_keyfile={other.with_name('key.pem')}",
+            f"&ssl_certfile={own}&ssl_keyfile={other.with_name('key.pem')}",
+        ):
+            bus = open_bus(url + wrong)
+            caplog.clear()
+            try:
+                await bus.open("store")
+                await bus.close()
+                said = caplog.text  # in TLS 1.3 a refusal comes after the handshake, and a reset may overtake it
+            except StoreUnusable as error:
+                said = str(error)
+            assert "ssl_certfile and ssl_keyfile in the bus URL" in said
+            assert "secret" not in said
+
+
+@needs_redis
+async def test_sentinels_with_tls_name_a_server_with_tls(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, host="IP:127.0.0.1")
+    place, at = free_port(), free_port()
+    options = ["--tls-auth-clients", "no", "--tls-replication", "yes"]
+    with (
+        running_redis(*tls(certificate, place, certificate), *options) as server,
+        running_redis("--sentinel", *tls(certificate, at, certificate), *options) as sentinel,
+    ):
+        server.ask("ACL", "SETUSER", "app", "on", ">secret", "&holdfast:*", "+publish", "+subscribe", "+unsubscribe")
+        sentinel.ask("SENTINEL", "MONITOR", "main", "127.0.0.1", str(place), "1")
+        url = f"rediss+sentinel://app:secret@127.0.0.1:{at}/main?ssl_ca_certs={certificate}"
+        async with listening(url, "a") as first, listening(url, "a") as second:
+            await first.bus.notify([Notice("moved", "a", b"1")])
+            assert await second.next() == Notice("moved", "a", b"1")
+        with pytest.raises(StoreUnusable, match=r"failed the TLS handshake .*certificate verify failed"):
+            await open_bus(url.partition("?")[0]).open("store")
 
 
 @needs_redis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ async def test_words_are_found_in_database_wal_and_backups_until_the_person_is_f
         assert f"{file}: the word of line 3 is in message 'm2' of channel 'chat:1'" in lines
     assert any(line.startswith(f"{path}-wal: the word of line 2 is at byte ") for line in lines)
     assert not any("line 4" in line or "xylophone" in line for line in lines)
-    assert lines[-1].endswith(" places")
+    assert lines[-1] == f"{path}: 2 of 3 words found, in {len(lines) - 1} places"
 
     assert (await hub.archive.forget("ann")).older_backups == [str(backup)]
     left = verify(path, words).output.splitlines()
@@ -78,6 +79,7 @@ def test_messages_of_an_old_schema_that_cannot_be_read_are_counted(tmp_path: Pat
         "their bytes were searched",
         found.output,
     ), found.output
+    assert found.output.splitlines()[-1] == f"{path}: none of 1 words found, but not all was searched"
 
 
 def test_a_word_is_found_at_each_place_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +95,10 @@ def test_a_word_is_found_at_each_place_once(tmp_path: Path, monkeypatch: pytest.
             found = sorted((word.line, int(where.split()[-1])) for word, where in sqlite_absent._in_bytes(file, words))
             assert found == expected, (data, chunk)
     file.write_bytes(b"abc" * (MAX_PLACES + 5))
-    lines = list(sqlite_absent._bounded(file, sqlite_absent._in_bytes(file, [Word(1, b"abc")])))
+    counts: Counter[Word] = Counter()
+    lines = list(sqlite_absent._bounded(file, sqlite_absent._in_bytes(file, [Word(1, b"abc")]), counts))
     assert (len(lines), lines[-1]) == (MAX_PLACES + 1, f"{file}: the word of line 1 is in 5 further places")
+    assert counts.total() == MAX_PLACES + 5
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,18 @@ from holdfast.cli import main
 from holdfast.core.document import Stored, restored
 from holdfast.core.errors import Damaged, Held, StoreUnavailable, StoreUnusable
 from holdfast.core.requests import SendCommand
+from holdfast.core.retention import Policies
 from holdfast.hub import HubCore
+from holdfast.hub.clock import Clock
 from holdfast.hub.exporting import export_lines
+from holdfast.hub.legal_holds import held_in
 from holdfast.hub.pending import DocumentDue
 from holdfast.stores.base import NOTHING, Committed, Store, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_compact import compact
 from holdfast.stores.sqlite_engine import OLD_MS
 from holdfast.stores.sqlite_file import SCHEMA
+from holdfast.stores.sqlite_reader import due_channels
 from holdfast.stores.sqlite_sums import SUM_BYTES, sealed
 from holdfast.stores.sqlite_sums import opened as opened_row
 from holdfast.stores.sqlite_verify import verify
@@ -506,6 +510,11 @@ async def test_person_is_not_forgotten_in_a_channel_whose_hold_is_damaged(path: 
 @pytest.mark.parametrize("place", range(len("hold:chat:1")))
 async def test_hold_with_a_damaged_name_still_holds(path: Path, place: int) -> None:
     await held_with_damage(path, place)
+    listed = CliRunner().invoke(main, ["channels", "--store", f"sqlite:///{path}"])
+    assert listed.output.splitlines()[-1].split()[-2:] == ["held", "chat:1"], listed
+    policies, later_ms = Policies({"chat:*": "1d"}), Clock().now_ms() + 10 * 24 * 3_600_000
+    assert list(due_channels(path, policies, later_ms, held_in)) == []
+    assert [one.messages for one in due_channels(path, policies, later_ms, lambda notes: ())] == [1]
     hub = HubCore(SqliteStore(path), hooks_signals=False)
     with pytest.raises(Held):
         await hub.delete_channel("chat:1")

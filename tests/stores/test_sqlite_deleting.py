@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.core.requests import ReplyCommand, SendCommand
 from holdfast.stores import sqlite_engine
-from holdfast.stores.base import head_of
+from holdfast.stores.base import Store, head_of
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.stores.sqlite_pruning import Pruning
 from holdfast.stores.sqlite_slots import MAX_ROOM
@@ -33,7 +33,7 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
         yield store
 
 
-async def tidy_for_a_minute(store: SqliteStore, *chats: Chat) -> None:
+async def tidy_for_a_minute(store: Store, *chats: Chat) -> None:
     """Do the hub's housekeeping of a minute."""
     for now_ms in (0, MINUTE_MS, MINUTE_MS + 5_000):
         due = await store.tidy(now_ms)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -14,6 +15,18 @@ from holdfast.stores.base import Notice, Store
 from holdfast.stores.postgres import PostgresStore
 from holdfast.testing import RetentionContract, StoreContract
 from holdfast.testing.contract import check_fold
+from tests.postgres import Postgres
+
+
+@asynccontextmanager
+async def opened(server: Postgres, schema: str) -> AsyncIterator[PostgresStore]:
+    """Open the store in `schema`."""
+    store = PostgresStore(server.url, schema=schema)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 class Two:

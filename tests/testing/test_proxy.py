@@ -337,6 +337,68 @@ async def test_black_hole_delays_new_connections_until_it_ends(upstream, proxy, 
     assert await client.ending() == "reset"
 
 
+async def test_black_hole_on_the_way_up_passes_only_bytes_of_the_server(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    reader, writer = await upstream[0].arrived()
+    proxy.black_hole("up")
+    client.writer.write(b"later")
+    writer.write(b"down")
+    assert await client.read(4) == b"down"
+    new = await clients.connect()
+    new.writer.write(b"lost")
+    assert await new.gets_nothing()
+    assert upstream[0].arrivals.empty()
+    assert proxy.bytes_up == 0
+    proxy.resume("down")  # the other way
+    assert await new.gets_nothing(0.02)
+    proxy.resume("up")
+    assert await new.ending() == "reset"
+    async with asyncio.timeout(PATIENCE_S):
+        assert await reader.readexactly(5) == b"later"
+
+
+async def test_black_hole_on_the_way_down_passes_only_bytes_of_the_clients(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    reader, writer = await upstream[0].arrived()
+    proxy.black_hole("down")
+    writer.write(b"later")
+    client.writer.write(b"up")
+    new = await clients.connect()
+    new.writer.write(b"question")
+    its_reader, its_writer = await upstream[0].arrived()
+    async with asyncio.timeout(PATIENCE_S):
+        assert await reader.readexactly(2) == b"up"
+        assert await its_reader.readexactly(8) == b"question"
+    its_writer.write(bytes(1 << 20))
+    async with asyncio.timeout(PATIENCE_S):
+        await its_writer.drain()
+    its_writer.close()
+    assert await new.gets_nothing()
+    assert await client.gets_nothing(0.02)
+    proxy.resume()
+    assert await new.ending() == "reset"
+    assert await client.read(5) == b"later"
+
+
+async def test_black_hole_on_the_way_up_hides_the_reset_of_a_client(upstream, proxy, clients) -> None:
+    client = await clients.connect()
+    reader, writer = await upstream[0].arrived()
+    proxy.black_hole("up")
+    sock = client.writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    client.writer.transport.abort()
+    ending = asyncio.ensure_future(reader.read())
+    for _ in range(5):  # the proxy notices the reset when it sends
+        writer.write(b"unseen")
+        await asyncio.wait([ending], timeout=0.02)
+    assert not ending.done()
+    assert proxy.open_connections == 1
+    proxy.resume("up")
+    with pytest.raises(ConnectionResetError):
+        async with asyncio.timeout(PATIENCE_S):
+            await ending
+
+
 async def test_proxy_finds_a_server_that_restarted_on_another_port(upstream, proxy, clients) -> None:
     async with serving() as (other, port):
         proxy.upstream = ("127.0.0.1", port)

@@ -12,13 +12,11 @@ import pytest
 from holdfast.app import Hub
 from holdfast.core.errors import StoreUnavailable
 from holdfast.core.limits import Limits
-from holdfast.core.requests import AppendText
 from holdfast.hub.feed import Feed
 from holdfast.hub.identity import CAPABILITIES, Identity
 from holdfast.hub.leases import BROKEN_S
 from holdfast.transports.app import asgi
-from holdfast.transports.holdings import Holdings
-from tests.hub.test_leases import INTERRUPTED, STREAMING, begin, status
+from tests.hub.test_leases import ANN, INTERRUPTED, STREAMING, begin, status
 from tests.hub.test_leases import new_hub as new_leasing_hub
 from tests.transports.conftest import new_hub
 from tests.transports.lines import Line
@@ -261,18 +259,27 @@ async def test_without_history_a_new_start_shows_streaming_messages_only(own_hub
     assert [event["message"]["id"] for event in events[1:]] == ["live"]
 
 
-@pytest.mark.parametrize("reason", ["is_cut_off", "is_draining", None])
+@pytest.mark.parametrize("is_in_flight", [False, True])
+@pytest.mark.parametrize("reason", ["is_cut_off", "is_draining", "server", None])
 @virtually
-async def test_writers_keep_their_leases_when_the_hub_has_closed_their_socket(reason: str | None) -> None:
+async def test_writers_keep_their_leases_when_the_server_has_closed_their_socket(
+    reason: str | None, is_in_flight: bool
+) -> None:
     hub = new_leasing_hub()
     await begin(hub)
-    holdings = Holdings(hub, "socket", is_broken=False)
-    holdings.note_request("c", "m", AppendText(text=""))
-    if reason is not None:
+    line = Line(hub, Identity(client_id=ANN.id, capabilities=CAPABILITIES))
+    line.request("lease", channel="c", id="m", generation=1, lease_s=15.0)
+    if not is_in_flight:
+        assert (await line.frame())["type"] == "ok"
+    if reason not in ("server", None):
         setattr(hub.viewing, reason, True)
-    holdings.release()
+    line.session.close(keeps_leases=reason == "server")
+    if is_in_flight:
+        assert (await line.frame())["type"] == "ok"
+    line.session.close()  # after `bye`, the owner of the connection closes the session again
     await asyncio.sleep(BROKEN_S + 1)
-    setattr(hub.viewing, reason or "is_draining", False)
+    if reason not in ("server", None):
+        setattr(hub.viewing, reason, False)
     assert await status(hub) == (STREAMING if reason is not None else INTERRUPTED)
     await hub.close()
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from holdfast.app import Hub
+from holdfast.core.answer_ids import reply_id
 from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import new_hub, started
 from tests.transports.lines import LiveLine as Line
@@ -81,8 +84,11 @@ async def test_agent_whose_socket_breaks_continues_its_turn_at_another_node() ->
     await ended(hubs, again, other, person)
 
 
+@pytest.mark.parametrize("is_closed_by_server", [False, True])
 @virtually
-async def test_socket_that_breaks_while_a_renewal_is_stored_has_three_seconds() -> None:
+async def test_socket_that_ends_while_a_renewal_is_stored_has_three_seconds_or_all_its_lease(
+    is_closed_by_server: bool,
+) -> None:
     store = Shared()
     here, _ = hubs = new_hub(store, 1), new_hub(store, 2)
     await started(*hubs)
@@ -90,9 +96,10 @@ async def test_socket_that_breaks_while_a_renewal_is_stored_has_three_seconds() 
     about = await asked(person, agent)
     other = await worker(here, "bot2")
     agent.request("turn.renew", **about)
+    agent.session.close(keeps_leases=is_closed_by_server)
     await agent.cut()
     await asyncio.sleep(3.5)
-    assert has_turn(other)
+    assert has_turn(other) != is_closed_by_server
     await ended(hubs, other, person)
 
 
@@ -125,3 +132,95 @@ async def test_socket_of_several_agents_continues_the_turn_of_each_at_a_node_wit
     assert (await again.ask("turn.renew", **about))["type"] == "ok"
     assert (await again.ask("turn.done", **about))["type"] == "ok"
     await ended(hubs, again, person)
+
+
+@pytest.mark.parametrize("is_renewed", [False, True])
+@virtually
+async def test_turn_that_its_agent_gives_back_goes_at_once_to_an_agent_of_another_node(is_renewed: bool) -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    agent, person = await worker(here, "bot1"), Line(here, "ann")
+    about = await asked(person, agent)
+    far = await worker(there, "bot2")
+    await agent.ask("work", pattern="chat:*", slots=0)
+    if is_renewed:
+        agent.request("turn.renew", **about)  # is being stored when the agent gives the turn back
+    assert (await agent.ask("turn.done", **about, state="lost"))["type"] == "ok"
+    await asyncio.sleep(2.0)
+    assert has_turn(far)
+    assert (await agent.ask("turn.renew", **about))["type"] == "error"
+    await ended(hubs, agent, far, person)
+
+
+@virtually
+async def test_renewal_under_way_does_not_keep_a_turn_that_its_agent_gives_back() -> None:
+    store = Shared()
+    here, _ = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    agent, person = await worker(here, "bot1"), Line(here, "ann")
+    about = await asked(person, agent)
+    other = await worker(here, "bot2")
+    agent.request("turn.renew", **about)
+    assert (await agent.ask("turn.done", **about, state="lost"))["type"] == "ok"
+    await asyncio.sleep(0.5)
+    assert has_turn(other)
+    await ended(hubs, agent, other, person)
+
+
+@virtually
+async def test_late_agent_of_an_earlier_attempt_adds_no_answer() -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    late, person = await worker(here, "bot1"), Line(here, "ann")
+    about = await asked(person, late)
+    far = await worker(there, "bot2")
+    await late.ask("work", pattern="chat:*", slots=0)
+    await asyncio.sleep(LEASE_S + 2)  # it waits for its model, and does not reach the server
+    assert (await far.turn())["generation"] == 2
+    answer = {"channel": CHANNEL, "role": "assistant", "status": "streaming", "reply_to": about["message"]}
+    for number in range(2):
+        first = await late.ask("create", **answer, id=reply_id(about["message"], 1, number))
+        assert (first["code"], first["generation"]) == ("fenced", 2)
+    assert (await far.ask("create", **answer, id=reply_id(about["message"], 2)))["type"] == "ok"
+    assert (await person.ask("create", **answer, id="another"))["type"] == "ok"
+    await ended(hubs, late, far, person)
+
+
+@pytest.mark.parametrize("is_abandoned", [False, True])
+@virtually
+async def test_turn_of_an_agent_that_is_gone_goes_to_an_agent_of_another_node(is_abandoned: bool) -> None:
+    """Its socket has broken for three seconds, or the supervisor of its process knows that it is gone."""
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    agent, person = await worker(here, "bot1"), Line(here, "ann")
+    about = await asked(person, agent)
+    far = await worker(there, "bot2")
+    await asyncio.sleep(2.0)  # the first node learns of it
+    await agent.cut()
+    if is_abandoned:
+        here.runtime.scheduler.abandon("bot1")
+    await asyncio.sleep(1.5 if is_abandoned else 4.5)
+    assert has_turn(far)
+    assert (await far.ask("turn.done", **{**about, "generation": 2}))["type"] == "ok"
+    await ended(hubs, far, person)
+
+
+@virtually
+async def test_turn_that_is_renewed_at_another_node_is_not_lost_with_its_old_socket() -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    first, person = await worker(here, "bot1"), Line(here, "ann")
+    about = await asked(person, first)
+    other = await worker(there, "bot2")
+    await first.cut()
+    await asyncio.sleep(2.9)
+    again = await worker(there, "bot1")
+    assert (await again.ask("turn.renew", **about))["type"] == "ok"
+    await asyncio.sleep(5.0)
+    assert not has_turn(other)
+    assert (await again.ask("turn.done", **about))["type"] == "ok"
+    await ended(hubs, again, other, person)

@@ -6,6 +6,7 @@ Servers wait for open responses (measured: for ever), so every one of these woul
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -110,6 +111,46 @@ run(hub, hub, listen("127.0.0.1", 0), started=started, force_s=0.5 if sys.argv[1
 """
 
 
+SILENT = """
+import asyncio
+
+from holdfast.app import Hub
+from holdfast.stores.memory import MemoryStore
+
+
+class Silent(MemoryStore):
+    async def page(self, *arguments, **fields):
+        print("waiting", flush=True)
+        await asyncio.Event().wait()
+
+    heads = commit = page
+
+
+hub = Hub(Silent(), drain_s=0.0)
+"""
+
+
+SILENT_LATER = """
+import asyncio
+
+from holdfast.app import Hub
+from holdfast.stores.memory import MemoryStore
+
+
+class SilentLater(MemoryStore):
+    pages = 0
+
+    async def page(self, *arguments, **fields):
+        self.pages += 1
+        if self.pages > 1:
+            await asyncio.Event().wait()
+        return await super().page(*arguments, **fields)
+
+
+hub = Hub(SilentLater(), drain_s=0.0)
+"""
+
+
 class Running:
     """A server process with the app above."""
 
@@ -135,12 +176,16 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path, command: list[str], app: str) -> AsyncIterator[Running]:
+async def running(
+    folder: Path, command: list[str], app: str, *, listener: socket.socket | None = None
+) -> AsyncIterator[Running]:
+    """Run a server in `folder`, on a free port or on `listener`, whose descriptor is `{0}` in the command."""
     (folder / "served.py").write_text(APP)
-    port = free_port()
-    arguments = [one.format(port=port) for one in command]
+    port = free_port() if listener is None else listener.getsockname()[1]
+    shared = [] if listener is None else [listener.fileno()]
+    arguments = [one.format(*shared, port=port) for one in command]
     log = folder / "server.log"
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *arguments,
@@ -150,6 +195,7 @@ async def running(folder: Path, command: list[str], app: str) -> AsyncIterator[R
             stderr=output,
             env={**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", "")))},
             start_new_session=True,
+            pass_fds=shared,
         )
     server = Running(process, port, log)
     try:
@@ -221,6 +267,36 @@ async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
         assert "ERROR" not in server.output
 
 
+@pytest.mark.parametrize("command", [[*SERVERS["uvicorn"], "--timeout-graceful-shutdown", "2"], SERVE])
+async def test_request_that_waits_for_the_store_has_a_response_at_the_end_of_a_drain(
+    tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "silent.py").write_text(SILENT)
+    async with running(tmp_path, command, "silent:hub") as server:
+        await server.text_at("/healthz")
+        address = f"http://127.0.0.1:{server.port}"
+        async with httpx2.AsyncClient(trust_env=False) as http:
+            channel = f"{address}/v1/channels/c"
+            asked = [
+                asyncio.ensure_future(one)
+                for one in (
+                    http.get(f"{channel}/messages"),
+                    http.get(channel),
+                    http.post(f"{channel}/messages", json={"text": "?"}),
+                    http.get(f"{address}/readyz"),
+                )
+            ]
+            async with asyncio.timeout(START_S):
+                while server.output.count("waiting") < len(asked):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)  # between two looks at another process
+            await end(server, DRAINED_S)
+            for response in await asyncio.gather(*asked):
+                assert (response.status_code, response.json()["code"]) == (503, "draining")
+                assert int(response.headers["retry-after"]) > 0
+        assert "Traceback" not in server.output
+        assert "ERROR" not in server.output
+
+
 # Peers and handlers that delay shutdown
 
 
@@ -267,6 +343,16 @@ async def read_until(peer: socket.socket, text: bytes) -> None:
             piece = await asyncio.get_running_loop().sock_recv(peer, 256)
             assert piece, data
             data += piece
+
+
+async def read_rest(peer: socket.socket) -> bytes:
+    """Read to the end of a connection."""
+    data = b""
+    async with asyncio.timeout(START_S):
+        with contextlib.suppress(ConnectionResetError):
+            while piece := await asyncio.get_running_loop().sock_recv(peer, 65_536):
+                data += piece
+    return data
 
 
 async def post(server: Running, path: str, body: object) -> None:
@@ -317,6 +403,33 @@ async def test_serve_does_not_wait_for_an_unread_response(tmp_path: Path) -> Non
             await read_until(peer, b"200 OK")
             await end(server, DRAINED_S)
         assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize(
+    ("command", "app"),
+    [
+        (SERVERS["uvicorn"], "served:hub"),
+        (SERVERS["uvicorn"], "silent:hub"),
+        (SERVERS["uvicorn-h11"], "silent:hub"),  # it waits for a peer that stalls
+        (SERVE, "served:hub"),
+    ],
+    ids=["uvicorn-stalled", "uvicorn-silent", "h11-silent", "serve-stalled"],
+)
+async def test_export_that_has_begun_is_cut_at_the_end_of_a_drain(tmp_path: Path, command: list[str], app: str) -> None:
+    """The peer stalls, or the store is silent after the first message."""
+    (tmp_path / "silent.py").write_text(SILENT_LATER)
+    async with running(tmp_path, command, app) as server:
+        await server.text_at("/healthz")
+        await fill(server, "")
+        with await connected(server) as peer:
+            await asked(peer, "GET /v1/channels/c/export HTTP/1.1")
+            await read_until(peer, b'"format"')
+            await end(server, END_S)
+            rest = await read_rest(peer)
+        assert b'"type":"end"' not in rest
+        assert not rest.endswith(b"0\r\n\r\n")
+        assert "Traceback" not in server.output
+        assert "ERROR" not in server.output
 
 
 async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import StoreUnavailable
+from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable
 from holdfast.hub.channel import Channel
 from holdfast.transports import sender
 from holdfast.transports.app import App
@@ -316,11 +316,15 @@ async def test_reader_that_stalls_too_long_is_aborted(served: Served, monkeypatc
         assert "ended" not in [violation.kind for violation in viewer.checker.violations]
 
 
+@pytest.mark.parametrize("kind", [StoreUnavailable, StoreUnusable])
 async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
-    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[HoldfastError],
 ) -> None:
     async def gone(self: Channel, history: int) -> None:
-        raise StoreUnavailable("the disk is gone")
+        raise kind("the disk is gone")
 
     await served.hub.create("c", id="m1", text="x")
     await served.hub.close()
@@ -329,6 +333,7 @@ async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
     stream = await Stream.open(served, EVENTS)
     assert await stream.until_over() is False
     assert "the disk is gone" in caplog.text
+    assert "Traceback" not in caplog.text
     monkeypatch.undo()
     stream = await Stream.open(served, EVENTS)
     await stream.until_event("message.update")

@@ -596,6 +596,22 @@ async def test_a_peer_that_leaves_in_mid_request_leaves_its_requests_stored(serv
 async def test_store_failure_during_catch_up_closes_the_socket_for_a_retry(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def gone(self: Channel, since: int) -> bool:
+        raise StoreUnavailable("the disk is gone")
+
+    async with dialled(served) as peer:
+        await peer.ask("attach", channel="c", flush_ms=1000)
+        monkeypatch.setattr(Channel, "load_since", gone)
+        for message_id in ("m1", "m2"):  # the second one is due at the end of the flush window
+            await served.hub.create("c", id=message_id, text="x")
+        served.hub.channel("c").trim(0)
+        code, bye = await peer.closed()
+        assert (code, bye["reason"]) == (4000, "store_unavailable")
+
+
+async def test_attach_to_a_channel_whose_messages_cannot_be_read_gets_an_error(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def gone(self: Channel, history: int) -> None:
         raise StoreUnavailable("the disk is gone")
 
@@ -604,9 +620,31 @@ async def test_store_failure_during_catch_up_closes_the_socket_for_a_retry(
     await served.hub.start()
     monkeypatch.setattr(Channel, "load_history", gone)
     async with dialled(served) as peer:
-        await peer.send("attach", channel="c")
-        code, bye = await peer.closed()
-        assert (code, bye["reason"]) == (4000, "store_unavailable")
+        assert (await peer.ask("attach", channel="c"))["code"] == "store_unavailable"
+        assert served.hub.stats()["feeds"] == 0
+        monkeypatch.undo()
+        assert (await peer.ask("attach", channel="c"))["type"] == "ok"
+        assert (await peer.until("events"))["events"][-1]["message"]["id"] == "m1"
+
+
+async def test_resume_that_must_become_a_new_start_of_unreadable_messages_gets_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def gone(self: Channel, history: int) -> None:
+        raise StoreUnavailable("the disk is gone")
+
+    async with serving(new_hub(limits=Limits(catch_up_messages=1))) as served:
+        for message_id in ("m1", "m2"):
+            await served.hub.create("c", id=message_id, text="x")
+        await served.hub.close()
+        await served.hub.start()
+        async with dialled(served) as peer:
+            await peer.ask("attach", channel="c", history=1)
+            cursor = (await peer.until("events"))["cursor"]
+            for message_id in ("m3", "m4"):  # more than one catch-up may hold
+                await served.hub.create("c", id=message_id, text="x")
+            monkeypatch.setattr(Channel, "load_history", gone)
+            assert (await peer.ask("attach", channel="c", since=cursor))["code"] == "store_unavailable"
 
 
 async def test_an_attach_that_fails_gets_a_response(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from holdfast.stores.memory import MemoryStore
 from holdfast.transports.close_codes import SILENT
 from holdfast.transports.credentials import Credentials
 from holdfast.transports.heartbeats import Heartbeats
+from holdfast.transports.socket_worker import MAX_PATTERNS
 from holdfast.transports.websocket import Sockets
 from tests.transports.lines import LiveLine as Line
 from tests.virtual import virtual_clock, virtually
@@ -359,6 +360,34 @@ async def test_agent_that_dies_loses_its_turn_and_a_reconnect_keeps_it() -> None
 
 
 @virtually
+async def test_turn_of_a_reported_lost_attempt_goes_to_a_worker_at_once() -> None:
+    hub = new_hub()
+    await hub.start()
+    one, person = Line(hub, "bot1"), Line(hub, "ann")
+    await one.ask("work", pattern="chat:*", slots=1)
+    await person.ask("create", channel="chat:1", text="hello")
+    turn = await one.turn()
+    two = Line(hub, "bot2")
+    await two.ask("work", pattern="chat:*", slots=1)
+    lost = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1, "state": "lost"}
+    assert (await two.ask("turn.done", **lost))["code"] == "fenced"  # the turn is that of the other agent
+    await one.cut()
+    back = Line(hub, "bot1")
+    await back.ask("work", pattern="chat:*", slots=1)
+    assert (await back.ask("turn.done", **lost))["type"] == "ok"  # without a renewal before
+    async with asyncio.timeout(1):
+        again = await two.turn()
+    assert (again["message"]["id"], again["generation"]) == (turn["message"]["id"], 2)
+    assert (await back.ask("turn.done", **lost))["code"] == "fenced"
+    await person.ask("create", channel="chat:2", text="hello")
+    async with asyncio.timeout(1):
+        assert (await back.turn())["channel"] == "chat:2"  # its slot is free
+    for line in (two, person, back):
+        await line.cut()
+    await hub.close()
+
+
+@virtually
 async def test_two_agents_of_one_pattern_share_a_socket() -> None:
     hub = new_hub()
     await hub.start()
@@ -449,6 +478,28 @@ async def test_agent_with_zero_slots_ends_its_turns() -> None:
     await asyncio.sleep(60)
     assert not [frame for frame in agent.frames if frame["type"] == "turn"]
     await agent.cut()
+    await person.cut()
+    await hub.close()
+
+
+@virtually
+async def test_agent_with_zero_slots_ends_the_turn_of_its_previous_socket() -> None:
+    hub = new_hub()
+    await hub.start()
+    agent, person = Line(hub, "bot"), Line(hub, "ann")
+    await agent.ask("work", pattern="chat:*")
+    await person.ask("create", channel="chat:1", text="hello")
+    about = {"channel": "chat:1", "message": (await agent.turn())["message"]["id"], "generation": 1}
+    await agent.cut()
+    back = Line(hub, "bot")
+    await back.ask("work", pattern="chat:*", slots=1)
+    await back.ask("work", pattern="chat:*", slots=0)  # before its renewal of the turn
+    assert (await back.ask("turn.renew", **about))["type"] == "ok"
+    assert (await back.ask("turn.done", **about))["type"] == "ok"
+    for number in range(2 * MAX_PATTERNS):  # those that have ended need no room
+        assert (await back.ask("work", pattern=f"chat:{number}:*"))["type"] == "ok"
+        await back.ask("work", pattern=f"chat:{number}:*", slots=0)
+    await back.cut()
     await person.cut()
     await hub.close()
 

@@ -1,0 +1,26 @@
+"""A PostgreSQL server for each test module of its store, and a schema of its own for each test.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+
+from tests.postgres import Postgres, running_postgres
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with running_postgres(fsync="off", full_page_writes="off") as server:
+        yield server
+
+
+@pytest.fixture
+def schema() -> str:
+    return f"test_{next(_numbers)}"

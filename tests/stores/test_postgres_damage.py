@@ -1,0 +1,125 @@
+"""Channels of a PostgreSQL store whose entries cannot be read. All other channels go on."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.core.errors import StoreUnusable
+from holdfast.stores import postgres
+from holdfast.stores.base import Committed
+from holdfast.stores.postgres import PostgresStore
+from holdfast.testing.contract import MINUTE_MS, Chat, append, create, texts
+from tests.postgres import Postgres, needs_postgres
+from tests.stores.two import opened
+from tests.transports.conftest import new_hub, serving
+from tests.transports.test_websocket import Peer, dialled
+
+pytestmark = needs_postgres
+
+
+async def growing(store: PostgresStore, *channels: str) -> list[Chat]:
+    """Begin `channels`, each with the message `m1`, which has an entry after its document."""
+    chats = [Chat(store, channel) for channel in channels]
+    for chat in chats:
+        await chat.do(create("m1", "be", streaming=True))
+        await chat.do(append("m1", "gun"))
+    return chats
+
+
+def damage(server: Postgres, schema: str, *channels: str) -> None:
+    for channel in channels:
+        server.sql(f"UPDATE {schema}.channels SET tail = '\\x00000001c1' WHERE has_tail AND name = '{channel}'")
+
+
+async def test_housekeeping_reaches_each_channel_although_many_cannot_be_read(
+    server: Postgres, schema: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "RELOADED", 2)
+    async with opened(server, schema) as store:
+        await growing(store, "a", "b", "c", "d")
+    tail = server.sql(f"SELECT tail FROM {schema}.channels WHERE name = 'c'")
+    damage(server, schema, "a", "b", "c")
+    async with opened(server, schema) as store:
+        for now_ms in (0, 1, 2):
+            assert await store.tidy(now_ms) == []
+        assert await store.tidy(MINUTE_MS) == [("d", "m1")]
+        assert caplog.text.count("is left out of the housekeeping") == 3
+        server.sql(f"UPDATE {schema}.channels SET tail = '{tail}' WHERE name = 'c'")
+        for now_ms in range(4):
+            await store.tidy(MINUTE_MS + now_ms)
+        assert sorted(await store.tidy(2 * MINUTE_MS)) == [("c", "m1"), ("d", "m1")]
+        assert caplog.text.count("is left out of the housekeeping") == 3
+        await store.delete_channel("a", expected=(await store.heads(["a"]))[0], used_up=[], until_ms=0)
+        for now_ms in range(4):
+            await store.tidy(2 * MINUTE_MS + now_ms)
+        assert list(store._left_out) == ["b"]
+
+
+async def test_channel_that_cannot_be_read_fails_no_other_write_of_its_commit(server: Postgres, schema: str) -> None:
+    async with opened(server, schema) as store:
+        chats = await growing(store, "a", "b", "c")
+    damage(server, schema, "b")
+    async with opened(server, schema) as store:
+        writes = [chat.write(append("m1", " here"), documents=["m1"]) for chat in chats]
+        assert await store.commit(writes) == [Committed(3)] * 3
+        for channel in ("a", "c"):
+            assert await texts(store, channel, "m1") == ["begun here"]
+        with pytest.raises(StoreUnusable, match="restore a backup"):
+            await texts(store, "b", "m1")
+        for chat, write in zip(chats, writes, strict=True):
+            chat.store = store
+            chat.take(write)
+            assert await chat.do(append("m1", ", later")) == Committed(4)
+        assert await store.tidy(MINUTE_MS) == []
+        assert len(await store.tidy(2 * MINUTE_MS)) >= 2  # of the others
+
+
+async def is_shown(peer: Peer, text: str) -> None:
+    """Return when a socket has an event of the channel `whole` with `text`."""
+    while not any(text in str(event) for event in peer.events("whole")):
+        await peer.receive()
+
+
+async def test_attach_to_a_channel_that_cannot_be_read_gets_an_error_and_the_socket_goes_on(
+    server: Postgres, schema: str
+) -> None:
+    url = f"{server.url}?schema={schema}"
+    hub = new_hub(url)
+    for channel in ("whole", "damaged"):
+        await hub.create(channel, id="m1", text="kept")
+    await hub.close()
+    server.sql(
+        f"UPDATE {schema}.texts SET body = '\\xc1' FROM {schema}.channels c WHERE c.id = channel AND c.name = 'damaged'"
+    )
+    async with serving(new_hub(url)) as served, dialled(served) as peer:
+        assert (await peer.ask("attach", channel="whole"))["type"] == "ok"
+        for _ in range(2):
+            refused = await peer.ask("attach", channel="damaged")
+            assert (refused["type"], refused["code"], refused["status"]) == ("error", "store_unusable", 500)
+        await is_shown(peer, "kept")
+        await served.hub.create("whole", id="m2", text="later")
+        await is_shown(peer, "later")
+        assert served.hub.stats()["feeds"] == 1
+
+
+async def test_channel_that_becomes_unreadable_closes_the_socket_once_and_is_refused_then(
+    server: Postgres, schema: str
+) -> None:
+    async with serving(new_hub(f"{server.url}?schema={schema}")) as served:
+        for channel in ("whole", "damaged"):
+            await served.hub.create(channel, id="m1", text="kept")
+        async with dialled(served) as peer:
+            for channel in ("whole", "damaged"):
+                assert (await peer.ask("attach", channel=channel))["type"] == "ok"
+            await is_shown(peer, "kept")
+            server.sql(
+                f"UPDATE {schema}.channels SET serial = serial + 1, has_tail = true, tail = '\\x00000001c1'"
+                " WHERE name = 'damaged'"
+            )
+            code, bye = await peer.closed()
+            assert (code, bye["reason"]) == (4000, "store_unusable")
+        async with dialled(served) as peer:
+            assert (await peer.ask("attach", channel="whole"))["type"] == "ok"
+            assert (await peer.ask("attach", channel="damaged"))["code"] == "store_unusable"
+            await served.hub.create("whole", id="m2", text="later")
+            await is_shown(peer, "later")
