@@ -43,12 +43,15 @@ def begun(until_s: float) -> None:
     print("under way", time.monotonic(), until_s, flush=True)
 
 
-def pour(one: socket.socket, piece: bytes, until_s: float) -> int:
-    """Send `piece` again and again until `until_s`, or until the server ends it; return the number of bytes."""
+def pour(one: socket.socket, piece: bytes, until_s: float, already: int = 0) -> int:
+    """Send `piece` again and again until `until_s`, or until the server ends it; return the number of bytes.
+
+    After `already` bytes of an earlier call it goes on in the middle of `piece`, where that call ended.
+    """
     sent = 0
     one.settimeout(0.2)
     view = memoryview(piece)
-    at = 0
+    at = already % len(piece)
     while time.monotonic() < until_s:
         try:
             count = one.send(view[at:])
@@ -145,9 +148,9 @@ def pipelined(
         with connect(port) as one:
             if first:
                 assert exchange(one, first.encode())[0] == 200
-            sent, received = 0, b""
+            requests, sent, received = request * 2_000, 0, b""
             while time.monotonic() < until_s and sent < total * len(request):
-                sent += pour(one, request * 2_000, min(until_s, time.monotonic() + (0.05 if reads else 0.5)))
+                sent += pour(one, requests, min(until_s, time.monotonic() + (0.05 if reads else 0.5)), sent)
                 if reads:
                     one.setblocking(False)
                     with contextlib.suppress(OSError):
@@ -277,7 +280,7 @@ def frames(
             sent = 0
             while time.monotonic() < until_s:
                 before = sent
-                sent += pour(one, flood, min(until_s, time.monotonic() + 0.1))
+                sent += pour(one, flood, min(until_s, time.monotonic() + 0.1), sent)
                 one.setblocking(False)
                 try:
                     # Without `reads` only a look ahead: the bytes stay unread.
