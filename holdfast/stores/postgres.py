@@ -93,7 +93,7 @@ class PostgresStore:
         self._left_out: dict[str, int] = {}  # channels whose entries could not be read, with the number of attempts
         self._locked = 0  # commits in a row that met a locked row
         self._stats = {"commits": 0, "row_bytes": 0}
-        self.notices_name = ""  # the secret name of this store's notices, once it was opened; a bus uses it, too
+        self.notices_name = ""  # the secret name of its notices, once the store was opened; a bus uses it, too
 
     async def open(self) -> None:
         """Open the store (`Store.open`)."""
@@ -110,9 +110,10 @@ class PostgresStore:
                         db, is_async=self._is_async, is_pooled=server.is_pooled
                     )
                     await self._take_over(db)
-                    self.notices_name = await prepare_schema(db, self.schema)
+                    await prepare_schema(db, self.schema)
                     self._life = StoreLife(self.schema, server.shown)
                     await self._life.begin(db)
+                    self.notices_name = self._life.notices_name
                 self._pool = await server.pool(READERS + 1, self._life.check)
                 self._uncovered, self._ended, self._is_left = Uncovered(), 0, True
                 if not server.is_pooled:

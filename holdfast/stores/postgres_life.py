@@ -5,6 +5,7 @@ Layer: stores.
 A promoted standby and a restored backup may lack commits that viewers have seen. The store notes to which history of
 the server it belongs, and each new connection compares. The first that finds another history begins another life. In
 that life each channel has another epoch, which its row stores with the next entry; no failover writes to all rows.
+The notices of a life have a secret name of their own: a copy of a database and its original may share a bus.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SELECT CASE WHEN pg_is_in_recovery() THEN NULL
   ELSE concat_ws(':', {cluster}, left(pg_walfile_name(pg_current_wal_lsn()), 8),
     '{schema}.store'::regclass::oid, (SELECT oid FROM pg_database WHERE datname = current_database())) END
 """
-_BEGIN = "UPDATE {schema}.store SET life = $1, history = $2 WHERE history IS NOT DISTINCT FROM $3"
+_BEGIN = "UPDATE {schema}.store SET life = $1, history = $2, notices = $3 WHERE history IS NOT DISTINCT FROM $4"
 
 
 class StoreLife:
@@ -38,18 +39,19 @@ class StoreLife:
 
     def __init__(self, schema: str, where: str) -> None:
         self.name = ""
+        self.notices_name = ""
         self._schema = schema
         self._where = where
         self._history = ""  # the history of the server's data when the store was opened
         self._is_over = False
 
     async def begin(self, db: Connection) -> None:
-        """Note the name of the life that the store has now. Raises StoreUnavailable for a standby."""
-        self.name = await self._read(db)
+        """Note the life that the store has now, and the name of its notices. Raises StoreUnavailable for a standby."""
+        self.name, self.notices_name = await self._read(db)
 
     async def check(self, db: Connection | PoolConnectionProxy) -> None:
         """Check that the store still has this life. Raises StoreReplaced, and StoreUnavailable for a standby."""
-        if await self._read(db) != self.name:
+        if (await self._read(db))[0] != self.name:
             self._is_over = True
         self.require()
 
@@ -81,8 +83,11 @@ class StoreLife:
                 "opens it again by itself"
             )
 
-    async def _read(self, db: Connection | PoolConnectionProxy) -> str:
-        """Return the name of the life of the store. If the data has another history, begin another life first."""
+    async def _read(self, db: Connection | PoolConnectionProxy) -> tuple[str, str]:
+        """Return the names of the store's life and of its notices; first begins another life if the history is another.
+
+        A running instance has the former name until it finds the life over, within a second, and opens the store again.
+        """
         schema = self._schema
         try:
             async with db.transaction():  # perhaps in another one, which an error would end
@@ -92,12 +97,13 @@ class StoreLife:
         if history is None:
             raise self._standby()
         while True:
-            stored = await db.fetchrow(f"SELECT life, history FROM {schema}.store")
+            stored = await db.fetchrow(f"SELECT life, history, notices FROM {schema}.store")
             assert stored is not None
             if stored["history"] is not None and _is_same(stored["history"], history):
                 self._history = history
-                return str(stored["life"])
-            await db.execute(_BEGIN.format(schema=schema), secrets.token_hex(4), history, stored["history"])
+                return stored["life"], stored["notices"]
+            names = secrets.token_hex(4), history, f"holdfast_{secrets.token_hex(16)}"
+            await db.execute(_BEGIN.format(schema=schema), *names, stored["history"])
 
     def _standby(self) -> StoreUnavailable:
         return StoreUnavailable(

@@ -209,8 +209,8 @@ def grant_of_tables(schema: str, role: str) -> str:
     return f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{role}"'
 
 
-async def prepare_schema(db: Connection, schema: str) -> str:
-    """Bring the tables in `schema` to the version of this code, and return the name of their notices, a secret.
+async def prepare_schema(db: Connection, schema: str) -> None:
+    """Bring the tables in `schema` to the version of this code.
 
     Newer tables that this code may use stay as they are. Raises StoreUnusable for tables of another program or of a
     version that this code may not use, StoreUnavailable if a transaction keeps a migration from a table.
@@ -222,7 +222,8 @@ async def prepare_schema(db: Connection, schema: str) -> str:
     for wait_ms in MIGRATION_WAITS_MS:
         try:
             async with db.transaction():
-                return await _migrate(db, schema, wait_ms)
+                await _migrate(db, schema, wait_ms)
+            return
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             logger.info("a transaction keeps a table of schema %r from its migration; it is tried again", schema)
             await asyncio.sleep(MIGRATION_PAUSE_S)
@@ -236,8 +237,8 @@ async def prepare_schema(db: Connection, schema: str) -> str:
     )
 
 
-async def _migrate(db: Connection, schema: str, wait_ms: int) -> str:
-    """Carry out the missing migrations inside the transaction of the caller, and return the name of the notices."""
+async def _migrate(db: Connection, schema: str, wait_ms: int) -> None:
+    """Carry out the missing migrations inside the transaction of the caller."""
     await db.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"holdfast.{schema}")
     if not await db.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema):
         await db.execute(f"CREATE SCHEMA {schema}")
@@ -262,7 +263,6 @@ async def _migrate(db: Connection, schema: str, wait_ms: int) -> str:
         )
         await db.execute("SET LOCAL lock_timeout = 0")
         logger.info("schema %r has tables of version %d now; it had %s", schema, newest, version or "none")
-    return str(await db.fetchval(f"SELECT notices FROM {schema}.store"))
 
 
 async def _version(db: Connection, schema: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
@@ -11,9 +12,10 @@ import pytest
 from holdfast import Hub
 from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.core.events import Signal
+from holdfast.hub.writer import MessageWriter
 from holdfast.stores.base import Head
 from holdfast.stores.postgres import PostgresStore
-from tests.hub.watching import Watcher
+from tests.hub.watching import PATIENCE_S, Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.redis_server import RedisServer, needs_redis, running_redis
 
@@ -64,19 +66,23 @@ async def two_hubs(postgres: Postgres, redis: RedisServer) -> AsyncIterator[tupl
         await first.close()
 
 
+async def crosses(message: MessageWriter, hub: Hub, watcher: Watcher) -> None:
+    """Append to `message` until a notice of its channel reaches `hub`, whose viewer is `watcher`."""
+    received = hub.stats()["bus_received"]
+    for _ in range(20):  # until the channel is followed
+        if hub.stats()["bus_received"] > received:
+            break
+        await message.append(".")
+        await watcher.until(lambda view: bool(view.messages()) and len(view.messages()[-1].text) == message.length)
+    assert hub.stats()["bus_received"] > received
+
+
 async def test_text_and_signals_cross_by_the_bus(postgres: Postgres, redis: RedisServer) -> None:
     async with two_hubs(postgres, redis) as (first, second):
         watcher = Watcher(second, CHANNEL)
         await watcher.take()
         async with first.message(CHANNEL, id="m1") as message:
-            for _ in range(20):  # until the channel is followed
-                if second.stats()["bus_received"]:
-                    break
-                await message.append(".")
-                await watcher.until(
-                    lambda view: bool(view.messages()) and len(view.messages()[-1].text) == message.length
-                )
-            assert second.stats()["bus_received"]
+            await crosses(message, second, watcher)
             assert isinstance(second.store, Blind)
             second.store.is_blind = True
             for _ in range(20):
@@ -87,6 +93,28 @@ async def test_text_and_signals_cross_by_the_bus(postgres: Postgres, redis: Redi
             await watcher.take()
         second.store.is_blind = False
         assert second.stats()["bus_channels"] == 1
+        await watcher.leave()
+
+
+async def test_running_hubs_learn_the_name_that_the_notices_of_a_restored_store_have(
+    postgres: Postgres, redis: RedisServer
+) -> None:
+    async with two_hubs(postgres, redis) as (first, second):
+        assert isinstance(first.store, Blind)
+        former = first.store.notices_name
+        runs = [hub._lifecycle._run for hub in (first, second)]
+        postgres.sql(f"UPDATE {first.store.schema}.store SET history = 'restored'")
+        postgres.disconnect("datname = 'app'")
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.wait([run.main for run in runs if run is not None])
+        await first.start()
+        await second.start()
+        await first.runtime.nodes.renew()
+        assert first.store.notices_name != former
+        watcher = Watcher(second, CHANNEL)
+        await watcher.take()
+        async with first.message(CHANNEL, id="m1") as message:
+            await crosses(message, second, watcher)
         await watcher.leave()
 
 

@@ -71,11 +71,12 @@ async def test_channels_of_a_replaced_store_have_new_epochs_that_name_the_former
     chat, idle = Chat(first), Chat(first, "d")
     await chat.do_each(create("m1", streaming=True), append("m1", "a"))
     await idle.do_each(create("m1"))
-    before = chat.head
+    before, notices = chat.head, first.notices_name
 
     replace(server, "replaced")
     after = await reopened(first)
     assert after == await reopened(second)
+    assert first.notices_name == second.notices_name != notices
     assert (after.serial, kept_serial(before.epoch, after.epoch)) == (2, 2)
     assert (await first.changes("c", after=0, limit=9)).head == after
     assert (await first.entries("c", after=0, limit_bytes=999)).head == after
@@ -103,8 +104,9 @@ async def test_url_that_names_a_standby_first_finds_the_server_that_accepts_writ
         hosts = f"127.0.0.1:{standby.port},127.0.0.1:{primary.port}"
         try:
             for options in ("", "?target_session_attrs=primary"):
-                store = open_url(f"postgresql://app@{hosts}/app{options}")
-                assert isinstance(store, PostgresStore)
+                opened = open_url(f"postgresql://app@{hosts}/app{options}")
+                assert isinstance(opened, PostgresStore)
+                store = opened
                 await store.open()
                 assert store._db is not None
                 assert await store._db.fetchval("SELECT inet_server_port()") == primary.port
@@ -144,8 +146,11 @@ async def test_no_viewer_sees_a_mixture_after_a_failover_that_lost_text() -> Non
         async def note_drain() -> None:
             drained.append("by a task of the run that ends")
 
+        def begin_note() -> None:
+            hub.start_task(note_drain())
+
         drained: list[str] = []
-        hub.on_drain(lambda: hub.start_task(note_drain()))
+        hub.on_drain(begin_note)
         run = hub._lifecycle._run
         assert run is not None
         cursors = [await written("kept ", "kept ")]
@@ -212,6 +217,23 @@ async def test_copy_of_a_database_in_the_place_of_the_original_begins_new_epochs
     rename("former", "chat")
     assert (await seen_after(since=original))[1]
     assert not (await seen_after(since=copied))[1]
+
+
+async def test_copy_of_a_database_has_a_name_of_notices_that_the_original_does_not_know(server: Postgres) -> None:
+    """A bus may carry the notices of both."""
+
+    async def name_in(database: str) -> str:
+        store = PostgresStore(f"postgresql://app@127.0.0.1:{server.port}/{database}")
+        await store.open()
+        await store.close()
+        return store.notices_name
+
+    server.sql("CREATE DATABASE production")
+    production = await name_in("production")
+    server.sql("CREATE DATABASE staging TEMPLATE production")
+    staging = await name_in("staging")
+    assert staging != production
+    assert (await name_in("production"), await name_in("staging")) == (production, staging)
 
 
 @pytest.mark.parametrize("direction", ["up", "down", "both"])
