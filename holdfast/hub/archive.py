@@ -26,7 +26,7 @@ from holdfast.hub.clock import Clock
 from holdfast.hub.exporting import export_lines
 from holdfast.hub.forgetting import Forgetting, Receipt, intended
 from holdfast.hub.importing import NOTE as IMPORT
-from holdfast.hub.importing import Imported, check_file, undo_import, write_file
+from holdfast.hub.importing import Imported, check_file, mend_import, write_file
 from holdfast.hub.legal_holds import ChannelHold
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.retention import READ_PAUSE_S
@@ -130,7 +130,7 @@ class Archive:
         name = channel or checked.channel
         live = self._lifecycle.runtime.channel(name)
         write = partial(write_file, self._store, name, checked, self._limits, self._clock, check_space)
-        return await live.rewrite(write, partial(undo_import, self._store, name))
+        return await live.rewrite(write, partial(mend_import, self._store, name))
 
     async def hold(self, channel: str, reason: str) -> ChannelHold:
         """Refuse every deletion in `channel` with Held until `release`, also after a restart.

@@ -24,7 +24,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from holdfast.core.document import Document, restored
+from holdfast.core.document import DAMAGE, Document, restored
 from holdfast.core.errors import (
     HoldfastError,
     IdConflict,
@@ -33,6 +33,7 @@ from holdfast.core.errors import (
     StoreUnavailable,
     StoreUnusable,
     TooLarge,
+    shown,
 )
 from holdfast.core.limits import MIB, Limits
 from holdfast.core.names import check_channel, command_key
@@ -261,7 +262,12 @@ class _Mark:
     async def is_own(self) -> bool:
         """Return whether the stored note is that of this import. Raises StoreUnavailable, StoreUnusable."""
         note = (await self._store.notes(NOTE + self._channel)).get(NOTE + self._channel)
-        return note is not None and _decoded(self._channel, note).run == self.run
+        if note is None:
+            return False
+        running = _decoded(note)
+        if running is None:
+            raise _damaged_note(self._channel)
+        return running.run == self.run
 
 
 async def _write(
@@ -339,17 +345,39 @@ async def undo_import(store: Store, channel: str) -> None:
         await _undo(store, channel, note)
 
 
+async def mend_import(store: Store, channel: str) -> None:
+    """Empty `channel` like `undo_import`, or log that its note is damaged and leave it. Raises StoreUnavailable."""
+    with _logs_damage():
+        await undo_import(store, channel)
+
+
 async def undo_imports(store: Store) -> None:
-    """Empty all channels whose import has not ended. No import may run. Raises StoreUnavailable, StoreUnusable."""
+    """Empty all channels whose import has not ended, except damaged ones. No import may run.
+
+    Raises StoreUnavailable, and StoreUnusable if a note about a hold is damaged.
+    """
     parts = await store.notes(NOTE)
     if parts:
         await LegalHolds(store).load()  # it mends damaged notes about holds
     for name, note in parts.items():
-        await _undo(store, name.removeprefix(NOTE), note)
+        with _logs_damage():  # damage to one import must not keep the other channels from service
+            await _undo(store, name.removeprefix(NOTE), note)
+
+
+@contextlib.contextmanager
+def _logs_damage() -> Iterator[None]:
+    try:
+        yield
+    except StoreUnusable as error:
+        logger.error("an import that has not ended was not undone: %s", error)
 
 
 async def _undo(store: Store, channel: str, note: bytes) -> None:
-    name, running = NOTE + channel, _decoded(channel, note)
+    name, running = NOTE + channel, _decoded(note)
+    if running is None:
+        if (await head_of(store, channel)).serial:
+            raise _damaged_note(channel)
+        running = _Running()  # an empty channel has no part
     taken = msgspec.msgpack.encode(_Running(running.before, running.after))
     if not await store.note({name: taken}, expected={name: note}):  # so an import that still runs cannot end
         raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
@@ -379,11 +407,19 @@ async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: 
     return True
 
 
-def _decoded(channel: str, note: bytes) -> _Running:
+def _decoded(note: bytes) -> _Running | None:
+    """Return the running import in a note; None if it is damaged."""
     try:
         return msgspec.msgpack.decode(note, type=_Running)
-    except (msgspec.DecodeError, ValueError) as error:
-        raise StoreUnusable(f"note about an import into {channel!r} is damaged ({error}); restore a backup") from None
+    except DAMAGE:
+        return None
+
+
+def _damaged_note(channel: str) -> StoreUnusable:
+    return StoreUnusable(
+        f"note {shown(NOTE + channel)} is damaged, so the messages of its channel may be a part of an export; delete "
+        "the channel and import the file again, or restore a backup"
+    )
 
 
 async def _is_part(store: Store, channel: str, head: Head, running: _Running) -> bool:

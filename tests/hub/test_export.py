@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -31,6 +32,7 @@ from holdfast.core.errors import (
     LocalError,
     NotFound,
     StoreUnavailable,
+    StoreUnusable,
     TooLarge,
 )
 from holdfast.core.events import Page
@@ -700,6 +702,32 @@ async def test_no_part_of_a_broken_import_is_in_the_history(tmp_path: Path, monk
         await exported(hub)
     assert await texts(hub) == []
     assert await store.notes("import:") == {}
+    await hub.close()
+
+
+async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = await exported_messages(tmp_path, 2)
+    url = f"sqlite:///{tmp_path / 'hub.db'}"
+    hub = HubCore(url, hooks_signals=False)
+    await hub.create("bad", id="m", text="perhaps a part")
+    await hub.archive.import_file(file, channel="part")
+    part = msgspec.msgpack.encode(importing._Running(after=(2, "m1"), run="r"))
+    await hub.store.note({"import:bad": b"\xc1", "import:empty": b"", "import:part": part})
+    await hub.close()
+    caplog.clear()
+
+    messages = [one.text for one in (await hub.history("bad")).messages]
+    assert (messages, (await hub.history("part")).messages) == (["perhaps a part"], [])
+    assert list(await hub.store.notes("import:")) == ["import:bad"]
+    (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert line.startswith("an import that has not ended was not undone: note 'import:bad' is damaged")
+    with pytest.raises(StoreUnusable, match="delete the channel and import the file again, or restore a backup"):
+        await hub.archive.import_file(file, channel="bad")
+    await hub.delete_channel("bad")
+    assert (await hub.archive.import_file(file, channel="bad")).messages == 2
+    assert await hub.store.notes("import:") == {}
     await hub.close()
 
 
