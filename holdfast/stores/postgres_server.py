@@ -9,6 +9,7 @@ its settings, and no statement has a name.
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import socket
@@ -60,6 +61,7 @@ class PostgresServer:
         self.shown = shown_url(dsn)
         self.synchronous_commit = "on"  # of each transaction behind a pooler
         self._dsn = dsn
+        self._hosts = _one_by_one(dsn)  # the URL with each of its hosts alone, in the order of attempts
         self._schema = schema
         self._settings: dict[str, str] = {}
         if not is_pooled:
@@ -67,7 +69,7 @@ class PostgresServer:
 
     async def connect(self) -> Connection:
         """Open a connection on which no limit of an administrator ends a statement."""
-        db: Connection = await asyncpg.connect(self._dsn, **self._options())
+        db = await self._reach(**self._options())
         newer = [name for since, name in _NEWER_LIMITS.items() if db.get_server_version().major >= since]
         if not self.is_pooled and newer[-1:] and newer[-1] not in self._settings:
             await db.execute("; ".join(f"SET {name} = 0" for name in newer))
@@ -86,6 +88,7 @@ class PostgresServer:
         options = self._options() if self.is_pooled else self._options() | {"init": check}
         # with a minimum, the driver logs a traceback whenever the server is away
         one: dict[str, Any] = {"min_size": 0, "max_size": 1, "reset": _keep, **options}
+        one["connect"] = lambda _, **options: self._reach(**options)
         places = [await asyncpg.create_pool(self._dsn, **one) for _ in range(size)]
         return PostgresPool(places, self.shown, self.timeout_s)
 
@@ -94,12 +97,34 @@ class PostgresServer:
         settings = _LIMITS | {"synchronous_commit": self.synchronous_commit}
         await db.execute("; ".join(f"SET LOCAL {name} = '{value}'" for name, value in settings.items()))
 
+    async def _reach(self, **options: Any) -> Connection:
+        """Open a connection to the first host that gives one. A host that does not respond takes its share of the time.
+
+        The driver has one timeout for all hosts, and one that does not respond would use all of it.
+        """
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + CONNECT_TIMEOUT_S
+        hosts = list(self._hosts)
+        failure: Exception | None = None
+        for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
+            try:
+                db: Connection = await asyncpg.connect(host, timeout=(end_s - loop.time()) / left, **options)
+            except (OSError, asyncpg.CannotConnectNowError) as error:
+                failure = error
+            except asyncpg.TargetServerAttributeNotMatched as error:
+                failure = failure or error
+            else:
+                if _must_accept_writes(host):  # further connections need not wait for the hosts before it
+                    self._hosts = [host, *(one for one in hosts if one != host)]
+                return db
+        assert failure is not None
+        raise failure
+
     def _options(self) -> dict[str, Any]:
         self._check_files()
         name = f"holdfast on {socket.gethostname()}, process {os.getpid()}"  # a server may have forked meanwhile
         options: dict[str, Any] = {
             "command_timeout": self.timeout_s,
-            "timeout": CONNECT_TIMEOUT_S,
             "server_settings": {"application_name": name[:63], **self._settings},
         }
         return options | ({"statement_cache_size": 0} if self.is_pooled else {})
@@ -210,6 +235,19 @@ class PostgresServer:
             raise late(
                 f"{where} cannot be reached ({_reason(error)}); check its host and port, and the server"
             ) from error
+
+
+def _one_by_one(dsn: str) -> list[str]:
+    url = urlsplit(dsn)
+    before, at, hosts = url.netloc.rpartition("@")
+    if "," not in hosts:
+        return [dsn]
+    return [url._replace(netloc=f"{before}{at}{host}").geturl() for host in hosts.split(",")]
+
+
+def _must_accept_writes(dsn: str) -> bool:
+    target = dict(parse_qsl(urlsplit(dsn).query)).get("target_session_attrs")
+    return target in ("read-write", "primary")
 
 
 def _remedy_of_role(reason: str) -> str:

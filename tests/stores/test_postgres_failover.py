@@ -6,10 +6,13 @@ A node whose connection to the server passes no bytes hands its viewers over to 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import asyncpg
 import pytest
 
 from chaos.postgres_server import MEMORY
@@ -127,6 +130,38 @@ async def test_url_that_names_a_standby_first_finds_the_server_that_accepts_writ
             primary.start(fsync="off")
         finally:
             standby.stop("immediate")
+
+
+async def test_host_that_does_not_respond_takes_only_its_share_of_the_time(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, shares = asyncpg.connect, list[tuple[bool, float]]()
+
+    async def connect_soon(dsn: str, *, timeout: float, **options: Any) -> Any:
+        """Connect, and do not wait for the silent host as long as it may take."""
+        is_silent = f":{silent_port}" in dsn
+        shares.append((is_silent, timeout))
+        return await connect(dsn, timeout=0.05 if is_silent else timeout, **options)
+
+    monkeypatch.setattr(asyncpg, "connect", connect_soon)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent_port = silent.getsockname()[1]
+        hosts = f"127.0.0.1:{silent_port},127.0.0.1:{server.port}"
+        store = open_url(f"postgresql://app@{hosts}/app?schema=shares")
+        await store.open()
+        assert [is_silent for is_silent, _ in shares] == [True, False]
+        assert shares[0][1] == pytest.approx(5.0, abs=0.1)
+        assert shares[1][1] > 8.0
+        await store.heads(["c"])
+        assert [is_silent for is_silent, _ in shares[2:]] == [False]  # further connections do not wait for it
+        server.stop()
+        with pytest.raises(StoreUnavailable):
+            await Chat(store).do(create("m1"))
+        with pytest.raises(StoreUnavailable, match="did not respond within"):
+            await Chat(store).do(create("m1"))
+        server.start(fsync="off")
+        assert await Chat(store).do(create("m1")) == Committed(1)
+        await store.close()
 
 
 async def test_no_viewer_sees_a_mixture_after_a_failover_that_lost_text() -> None:
