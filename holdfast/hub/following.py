@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable
 from holdfast.hub.channel import Channel, is_settling
-from holdfast.hub.loading import in_time
+from holdfast.hub.loading import in_time, sent_again
 from holdfast.hub.notices import Notifier, moved_in
 from holdfast.hub.store_errors import logs_errors
 from holdfast.stores.base import Bus, Head, Notice, Store
@@ -35,10 +35,7 @@ STALE_S = 5.0  # time between two searches for stale channels, on an exclusive s
 
 async def _heads(store: Store, channels: list[str]) -> list[Head]:
     """Return the heads of `channels`. Raises StoreUnavailable."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(HEADS_S):
-            return await store.heads(channels)
-    return await in_time(store.heads(channels), store.name)
+    return await sent_again(lambda: store.heads(channels), store.name, after_s=HEADS_S)
 
 
 class _HeadQuery:

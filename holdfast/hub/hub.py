@@ -46,7 +46,7 @@ from holdfast.hub.identity import Authenticate
 from holdfast.hub.lifecycle import Lifecycle
 from holdfast.hub.patterns import check_pattern
 from holdfast.hub.rates import ClientLimits, Rates
-from holdfast.hub.recovery import Adopter, recover
+from holdfast.hub.recovery import Adopter, Recovery
 from holdfast.hub.results import ChannelInfo, Done, Result, info_of, message_of, own_copy
 from holdfast.hub.retention import Retainer, Rules
 from holdfast.hub.runtime import Runtime
@@ -120,12 +120,12 @@ class HubCore:
         self.requires_own_host = False  # check `Host` even with a verifier; `serve --allow-everyone` sets this
         self.drive_by_hand = False  # streaming responses may call `send` by themselves; `serve` sets this
         self.sync = SyncHub(self)  # blocking versions of the main calls, for threads
-        names = names_of_cell()
+        names, recovery = names_of_cell(), Recovery()
         self._lifecycle = Lifecycle(
             self.store,
             self.limits,
             self.clock,
-            recover=lambda runtime, is_mine: recover(runtime, self._lifecycle.adopters, self._writers, is_mine),
+            recover=lambda runtime, mine: recovery.run(runtime, self._lifecycle.adopters, self._writers, mine),
             release_loop=self.sync.release_loop,
             close=self.close,
             is_named=lambda: names is None or is_named(names, self, self.sync),

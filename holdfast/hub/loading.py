@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from holdfast.core.errors import HoldfastError, StoreUnavailable
@@ -44,6 +45,17 @@ async def in_time(read: Awaitable[T], store: str) -> T:
         raise StoreUnavailable(
             f"store {store!r} did not respond to a read within {READ_TIMEOUT_S:g} s; check its load and the network"
         ) from None
+
+
+async def sent_again(read: Callable[[], Awaitable[T]], store: str, *, after_s: float) -> T:
+    """Return the result of `read()`. After `after_s` it is called again, as its connection may be broken.
+
+    Raises StoreUnavailable if the second call takes too long.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(after_s):
+            return await read()
+    return await in_time(read(), store)
 
 
 class Loader:

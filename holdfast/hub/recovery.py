@@ -9,10 +9,12 @@ before it serves; on a shared store, when the lease of a node has expired (`hold
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from holdfast.core.document import restore, restore_command
 from holdfast.core.errors import (
@@ -30,54 +32,106 @@ from holdfast.core.names import COMMAND_MARK
 from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import Caller, FinishMessage
 from holdfast.hub.importing import undo_imports
-from holdfast.hub.loading import in_time
+from holdfast.hub.loading import in_time, sent_again
 from holdfast.hub.nodes import IsMine
 from holdfast.hub.patterns import matches
 from holdfast.hub.runtime import Runtime
 from holdfast.hub.shared_turns import lose_turns
 from holdfast.hub.writer import MessageWriter
 from holdfast.hub.writers import Writers
+from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast.hub")
+
+T = TypeVar("T")
+
+READS = 3  # channels that are recovered at the same time: together they may be larger than memory
+SLOW_S = 1.0  # time after which a channel no longer holds up a recovery, and after which a read is sent again
 
 Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
 
 
-async def recover(runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], writers: Writers, is_mine: IsMine) -> None:
-    """Recover the open messages and commands of the channels for which `is_mine` returns True.
+class Recovery:
+    """Recovers channels, several at a time: one whose read hangs, or that is damaged, delays no other one."""
 
-    `adopters` are the app's functions with their channel patterns. On a shared store a channel that fails does not stop
-    the recovery of the others. Raises StoreUnavailable and Busy; the part that was done by then needs no repetition,
-    and suffers none.
-    """
-    store, failed, is_transient = runtime.store, "", False
-    if store.is_exclusive:
-        await undo_imports(store)
-    names = await in_time(store.open_channels(), store.name)
-    current = await _current(runtime, [name for name in names if is_mine(name)])
-    # one channel at a time: together they may be larger than memory
-    for channel in names:
-        if runtime.nodes.is_leaving:
-            return
-        if not is_mine(channel):
-            continue
-        adopter = next((one for pattern, one in adopters if matches(pattern, channel)), None)
-        try:
-            if channel in current and _has_living_writers(runtime, channel):
-                await lose_turns(runtime.nodes, runtime.scheduler, channel)
-                runtime.scheduler.offer(channel)
-            else:
-                await _recover_channel(runtime, channel, adopter, writers)
-        except Exception as error:
-            if store.is_exclusive:
-                raise
-            if not isinstance(error, HoldfastError):
-                logger.exception("channel %s was not recovered", channel)
-            failed = failed or f"channel {channel!r} was not recovered: {error!r}"
-            is_transient |= isinstance(error, StoreUnavailable | Busy)
-            await runtime.nodes.renew()  # raises if the store fails for all channels
-    if failed:
-        raise (StoreUnavailable if is_transient else StoreUnusable)(failed)
+    def __init__(self) -> None:
+        self._running: dict[str, asyncio.Task[None]] = {}  # by channel; a call of `run` may have left some behind
+
+    async def run(
+        self, runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], writers: Writers, is_mine: IsMine
+    ) -> None:
+        """Recover the open messages and commands of the channels for which `is_mine` returns True.
+
+        `adopters` are the app's functions with their channel patterns. On a shared store a channel that fails or takes
+        long does not stop the recovery of the others; on an exclusive store a damaged one does not. Raises
+        StoreUnavailable, StoreUnusable and Busy; the part that was done by then needs no repetition, and suffers none.
+        """
+        store, failures = runtime.store, list[tuple[str, Exception]]()
+        if store.is_exclusive:
+            await undo_imports(store)
+        names = await _read(store, store.open_channels)
+        current = await _current(runtime, [name for name in names if is_mine(name)])
+        known = 0
+        for channel in names:
+            while len(self._running) >= READS:
+                await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
+            if runtime.nodes.is_leaving:
+                return
+            if len(failures) > known:
+                known = len(failures)
+                _check_exclusive(store, failures)
+                await runtime.nodes.renew()  # raises if the store fails for all channels
+            if is_mine(channel) and channel not in self._running:
+                adopter = next((one for pattern, one in adopters if matches(pattern, channel)), None)
+                work = partial(_recover_channel, runtime, channel, adopter, writers)
+                if channel in current and _has_living_writers(runtime, channel):
+                    work = partial(_offer_lost_turns, runtime, channel)
+                self._start(runtime, channel, work, failures)
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=None if store.is_exclusive else SLOW_S)
+        _check_exclusive(store, failures)
+        failures += [(channel, StoreUnavailable("its recovery takes long, and goes on")) for channel in self._running]
+        for channel, error in failures[:1]:
+            failed = f"channel {channel!r} was not recovered: {error!r}"
+            if not store.is_exclusive:
+                is_transient = any(isinstance(one, StoreUnavailable | Busy) for _, one in failures)
+                raise (StoreUnavailable if is_transient else StoreUnusable)(failed)
+            count = len(failures)
+            logger.error("%d channels are damaged; restore a backup, or delete them; the first: %s", count, failed)
+
+    def _start(
+        self,
+        runtime: Runtime,
+        channel: str,
+        work: Callable[[], Awaitable[None]],
+        failures: list[tuple[str, Exception]],
+    ) -> None:
+        """Do `work` for `channel` in a task, which adds its error to `failures`."""
+
+        async def recover() -> None:
+            try:
+                await work()
+            except Exception as error:
+                failures.append((channel, error))
+                if not isinstance(error, HoldfastError):
+                    logger.exception("channel %s was not recovered", channel)
+
+        task = self._running[channel] = runtime.tasks.start_background(recover())
+        task.add_done_callback(lambda _: self._running.pop(channel))
+
+
+def _check_exclusive(store: Store, failures: Sequence[tuple[str, Exception]]) -> None:
+    """Raise the first error that is no damage, if the store is exclusive: the hub must not serve then."""
+    for _, error in failures if store.is_exclusive else ():
+        if not isinstance(error, StoreUnusable):
+            raise error
+
+
+async def _read(store: Store, read: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `read()`. Raises StoreUnavailable if it takes too long."""
+    if store.is_exclusive:  # it has no connection that may be broken
+        return await in_time(read(), store.name)
+    return await sent_again(read, store.name, after_s=SLOW_S)
 
 
 async def _current(runtime: Runtime, names: Sequence[str]) -> frozenset[str]:
@@ -88,7 +142,8 @@ async def _current(runtime: Runtime, names: Sequence[str]) -> frozenset[str]:
     live = [runtime.channels[name] for name in names if name in runtime.channels]
     if runtime.store.is_exclusive or not live:
         return frozenset()
-    heads = await in_time(runtime.store.heads([channel.name for channel in live]), runtime.store.name)
+    live_names = [channel.name for channel in live]
+    heads = await _read(runtime.store, lambda: runtime.store.heads(live_names))
     return frozenset(channel.name for channel, head in zip(live, heads, strict=True) if channel.is_at(head))
 
 
@@ -102,7 +157,7 @@ def _has_living_writers(runtime: Runtime, name: str) -> bool:
 
 async def _recover_channel(runtime: Runtime, channel: str, adopter: Adopter | None, writers: Writers) -> None:
     store, found, asked = runtime.store, [], []
-    for stored in await in_time(store.open_documents(channel), store.name):
+    for stored in await _read(store, lambda: store.open_documents(channel)):
         if stored.id.startswith(COMMAND_MARK):
             runtime.leases.inspect_command(channel, stored.id, restore_command(stored))
             continue
@@ -130,6 +185,11 @@ async def _offer_turns(runtime: Runtime, channel: str, asked: Sequence[MessageSt
     else:
         for message in asked:
             runtime.scheduler.inspect_message(channel, message.id, message)
+    await _offer_lost_turns(runtime, channel)
+
+
+async def _offer_lost_turns(runtime: Runtime, channel: str) -> None:
+    """Let the turns of ended nodes wait again in `channel`, and offer them to workers."""
     await lose_turns(runtime.nodes, runtime.scheduler, channel)
     if channel not in runtime.channels:
         runtime.scheduler.forget(channel)

@@ -6,20 +6,20 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
 import pytest
 
 from holdfast.core.document import Stored, restore
-from holdfast.core.errors import StoreUnavailable
+from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.core.ops import WriterIdentity
 from holdfast.core.requests import AppendText, Caller, CreateMessage
 from holdfast.hub import HubCore
 from holdfast.hub.nodes import NodeLease, responsible_node
 from holdfast.hub.writer import MessageWriter
-from holdfast.stores.base import Hold, Renewal
+from holdfast.stores.base import Hold, Notice, Renewal
 from holdfast.stores.memory import MemoryStore
 from simulation.clock import START_MS, SimClock, VirtualLoop
 from tests.virtual import virtually
@@ -148,6 +148,113 @@ async def test_read_that_gets_no_response_does_not_end_the_recovery() -> None:
     await asyncio.sleep(40)
     assert await status(here) == "interrupted"
     await here.close()
+
+
+@virtually
+async def test_channel_whose_reads_hang_delays_the_recovery_of_no_other_one() -> None:
+    store = Shared()
+    here, gone = await watching(store), new_hub(store, 8)
+    await gone.message("late", id="m").open()
+    await leave_messages(store, "hangs", "b", "c", "d", "e")
+
+    async def hang(channel: str) -> None:
+        if channel == "hangs":
+            await asyncio.get_running_loop().create_future()
+
+    store.before = hang
+    await asyncio.sleep(3)
+    assert [await status(here, channel) for channel in "bcde"] == ["interrupted"] * 4
+    await gone.close()
+    await asyncio.sleep(6)
+    assert await status(here, "late") == "interrupted"
+    store.before = None
+    await asyncio.sleep(40)  # a read that hung has ended
+    assert await status(here, "hangs") == "interrupted"
+    await here.close()
+
+
+@virtually
+async def test_read_whose_connection_is_broken_delays_the_end_of_a_message_by_one_second() -> None:
+    store = Shared()
+    here, gone, hung = await watching(store), new_hub(store, 9), list[str]()
+    await gone.message("c", id="m").open()
+    await asyncio.sleep(2)
+
+    async def hang(channel: str = "") -> None:
+        hung.append(channel)
+        if channel:
+            store.before = None
+        await asyncio.get_running_loop().create_future()
+
+    store.before, store.late = hang, hang
+    await gone.close()
+    await asyncio.sleep(5)
+    assert (hung, await status(here)) == (["", "c"], "interrupted")
+    await here.close()
+
+
+async def left_exclusive(*channels: str) -> Shared:
+    """Return a store that one hub may have open, with a message in each channel whose writer has ended."""
+    store = Shared()
+    await leave_messages(store, *channels)
+    store.is_exclusive = True
+    return store
+
+
+@virtually
+async def test_hub_of_an_exclusive_store_starts_in_the_time_of_the_slowest_reads() -> None:
+    store = await left_exclusive(*"abcdef")
+    running, most = 0, 0
+
+    async def wait(_: str) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(10)
+        running -= 1
+
+    store.before = wait
+    hub, loop = new_hub(store, 1), asyncio.get_running_loop()
+    began_s = loop.time()
+    await hub.start()
+    store.before = None
+    assert (most, loop.time() - began_s < 45) == (3, True)  # each channel is read twice
+    assert [await status(hub, channel) for channel in "abcdef"] == ["interrupted"] * 6
+    await hub.close()
+
+
+@virtually
+async def test_hub_of_an_exclusive_store_whose_reads_hang_ends_its_start() -> None:
+    store = await left_exclusive(*"abcdef")
+
+    async def hang(_: str) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    store.before = hang
+    hub = new_hub(store, 1)
+    async with asyncio.timeout(31):
+        with pytest.raises(StoreUnavailable, match="did not respond to a read within 30 s"):
+            await hub.start()
+
+
+@virtually
+async def test_damaged_channel_keeps_the_hub_of_an_exclusive_store_from_no_other_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = await left_exclusive("bad", "b")
+
+    async def fail(channel: str) -> None:
+        if channel == "bad":
+            raise StoreUnusable("its row is damaged")
+
+    store.before = fail
+    hub = new_hub(store, 1)
+    assert await status(hub, "b") == "interrupted"
+    with pytest.raises(StoreUnusable, match="its row is damaged"):
+        await hub.read("bad", "m")
+    (line,) = caplog.messages
+    assert line.startswith("1 channels are damaged; restore a backup, or delete them; the first: channel 'bad' was not")
+    await hub.close()
 
 
 @virtually
@@ -304,7 +411,7 @@ async def test_recovery_reads_a_channel_in_memory_that_is_behind_the_store() -> 
         writer = WriterIdentity(by=None, node=gone.node)
         await other.ask(channel, "late", create, Caller(writer=writer, is_server=True))
 
-    async def lose(_: object) -> None:
+    async def lose(notices: Sequence[Notice]) -> None:
         """Send no notices."""
 
     store.notify = lose  # type: ignore[method-assign]
