@@ -330,26 +330,30 @@ class PostgresStore:
         """Return the connection for writes; opens another one if the last one broke."""
         self._open_pool()
         if self._db is None or self._db.is_closed():
-            db = await self._server.connect()
-            if self._server.is_pooled:  # each transaction is checked
-                self._db = db
-                return db
-            try:
-                await check_server(db, is_async=self._is_async)
-                await self._life.check(db)
-                # the last one may still carry out a statement whose result is unknown
-                await db.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",
-                    *self._session,
-                )
-                await self._take_over(db)
-            except BaseException as error:
-                db.terminate()
-                if isinstance(error, StoreUnusable | StoreInUse):  # such as a standby that is about to be promoted
-                    raise StoreUnavailable(str(error)) from error
-                raise
+            async with self._server.translated():  # of a commit that waits for it, nothing is stored
+                await self._open_writer()
         assert self._db is not None
         return self._db
+
+    async def _open_writer(self) -> None:
+        db = await self._server.connect()
+        if self._server.is_pooled:  # each transaction is checked
+            self._db = db
+            return
+        try:
+            await check_server(db, is_async=self._is_async)
+            await self._life.check(db)
+            # the last one may still carry out a statement whose result is unknown
+            await db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",
+                *self._session,
+            )
+            await self._take_over(db)
+        except BaseException as error:
+            db.terminate()
+            if isinstance(error, StoreUnusable | StoreInUse):  # such as a standby that is about to be promoted
+                raise StoreUnavailable(str(error)) from error
+            raise
 
     async def _take_over(self, db: Connection) -> None:
         if self._server.is_pooled:

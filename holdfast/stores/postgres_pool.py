@@ -16,6 +16,7 @@ import asyncpg
 logger = logging.getLogger("holdfast.stores")
 
 FULL_S = 1.0  # how long no further connection is tried after the server has refused one
+_REFUSALS = (asyncpg.TooManyConnectionsError, asyncpg.ProtocolViolationError)  # PgBouncer has the second one for all
 
 if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
@@ -40,7 +41,7 @@ class PostgresPool:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[PoolConnectionProxy]:
-        """Give a connection. Raises asyncpg.TooManyConnectionsError if the pool has none and the server gives none."""
+        """Give a connection. Raises the error of the driver if the pool has none and the server gives none."""
         place, db = await self._acquire()
         try:
             yield db
@@ -82,7 +83,7 @@ class PostgresPool:
                 return place, await place.acquire(timeout=self._timeout_s)
             except BaseException as error:
                 self._give_back(place)
-                if not isinstance(error, asyncpg.TooManyConnectionsError) or not self._has_any():
+                if not isinstance(error, _REFUSALS) or not self._has_any():
                     raise
                 self._note_full(error)
                 failure = error
@@ -95,13 +96,13 @@ class PostgresPool:
         self._free.append(place)
         self._freed.set()
 
-    def _note_full(self, error: asyncpg.TooManyConnectionsError) -> None:
+    def _note_full(self, error: asyncpg.PostgresError) -> None:
         self._full_until_s = asyncio.get_running_loop().time() + FULL_S
         if not self._is_logged:
             self._is_logged = True
             logger.warning(
                 "PostgreSQL at %s gives this process no further connection (%s), so its reads share the open ones; "
-                "each process uses up to 7: raise max_connections or the CONNECTION LIMIT, or use fewer processes or "
-                "PgBouncer (prepare=0)",
+                "each process uses up to 7: raise max_connections or the CONNECTION LIMIT (of PgBouncer "
+                "max_client_conn), or use fewer processes or PgBouncer (prepare=0)",
                 *(self._where, str(error).partition("\n")[0]),
             )

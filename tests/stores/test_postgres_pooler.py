@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 
 import asyncpg
@@ -14,7 +14,7 @@ import pytest
 from holdfast import Hub
 from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
 from holdfast.stores import open_url
-from holdfast.stores.base import Committed, Store, StoreReplaced
+from holdfast.stores.base import Committed, CommitUnknown, Store, StoreReplaced
 from holdfast.stores.postgres import PostgresStore
 from holdfast.testing.contract import Chat, append, create
 from tests.hub.watching import Watcher
@@ -122,6 +122,43 @@ async def test_a_pooler_without_room_is_named(server: Postgres) -> None:
     ):
         async with opened(f"postgresql://app@127.0.0.1:{port}/app?prepare=0&schema=room") as store:
             await store.heads(["c"])
+
+
+async def test_reads_and_renewals_share_the_few_connections_that_a_pooler_gives(
+    server: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pgbouncer(server, more="max_client_conn = 3") as port:
+        async with opened(f"postgresql://app@127.0.0.1:{port}/app?prepare=0&schema=few") as store:
+            async with asyncio.timeout(PATIENCE_S):
+                calls = [asyncio.ensure_future(store.heads(["c"])) for _ in range(20)]
+                renewal = asyncio.create_task(store.hold("n", 4_000, {}))
+                await asyncio.gather(*calls)
+                await renewal
+    (line,) = [one.getMessage() for one in caplog.records if "no further connection" in one.getMessage()]
+    assert "no further connection (no more connections allowed (max_client_conn)), so its reads share" in line
+
+
+async def test_commit_whose_connection_a_pooler_refuses_is_known_not_to_be_stored(server: Postgres) -> None:
+    """With an unknown outcome, the hub would read the channel and try again at once."""
+    with pgbouncer(server, more="max_client_conn = 2") as port:
+        async with opened(f"postgresql://app@127.0.0.1:{port}/app?prepare=0&schema=refused") as store:
+            chat = Chat(store)
+            assert await chat.do(create("m1", "a")) == Committed(1)
+            store._drop_connection()
+            others = []
+            with pytest.raises(asyncpg.ProtocolViolationError):
+                while True:
+                    others.append(await asyncpg.connect(f"postgresql://app@127.0.0.1:{port}/app"))
+            with pytest.raises(StoreUnavailable, match="max_client_conn") as caught:
+                await chat.do(create("m2", "b"))
+            assert not isinstance(caught.value, CommitUnknown)
+            for other in others:
+                await other.close()
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    with suppress(StoreUnavailable):  # until the pooler has noticed the end of the others
+                        assert await chat.do(create("m2", "b")) == Committed(2)
+                        break
 
 
 async def test_release_that_needs_the_store_for_itself_is_kept_from_each_transaction(

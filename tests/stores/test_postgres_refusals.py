@@ -46,8 +46,8 @@ GRANT CREATE ON DATABASE app TO plain, limited, few;
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    settings = {"fsync": "off", "hba_file": "ways-in.conf", "max_connections": "12"}
-    with running_postgres(files={"ways-in.conf": WAYS_IN}, **settings) as server:
+    files = {"ways-in.conf": WAYS_IN}
+    with running_postgres(files=files, fsync="off", hba_file="ways-in.conf", max_connections="12") as server:
         server.sql(ROLES)
         yield server
 
@@ -58,8 +58,10 @@ def with_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Postgre
     certificate = make_certificate(tmp_path_factory.mktemp("tls"))
     key = certificate.with_name("key.pem")
     files = {"ways-in.conf": WAYS_IN, "own.pem": certificate.read_text(), "key.pem": key.read_text()}
-    settings = {"hba_file": "ways-in.conf", "ssl": "on", "ssl_cert_file": "../own.pem", "ssl_key_file": "../key.pem"}
-    with running_postgres(files=files, fsync="off", **settings) as server:
+    hba = "ways-in.conf"
+    with running_postgres(
+        files=files, fsync="off", hba_file=hba, ssl="on", ssl_cert_file="../own.pem", ssl_key_file="../key.pem"
+    ) as server:
         server.sql(ROLES)
         yield server, certificate
 
@@ -121,10 +123,9 @@ async def test_reads_and_renewals_share_the_few_connections_that_the_server_give
     await store.open()
     async with asyncio.timeout(20):
         for _ in range(3):
-            calls = [asyncio.create_task(store.heads(["c"])) for _ in range(20)]
-            calls += [asyncio.create_task(store.hold("n", 4_000, {}))]
-            calls += [asyncio.create_task(store.channels(after=None, limit=1)) for _ in range(20)]  # type: ignore[list-item]
-            await asyncio.gather(*calls)
+            heads = [store.heads(["c"]) for _ in range(20)]
+            names = [store.channels(after=None, limit=1) for _ in range(20)]
+            await asyncio.gather(*heads, store.hold("n", 4_000, {}), *names)
         async with store._pooled(), store._pooled():
             waiting = asyncio.create_task(store.heads(["c"]))
             await asyncio.sleep(0)  # it begins
@@ -133,8 +134,9 @@ async def test_reads_and_renewals_share_the_few_connections_that_the_server_give
     server.disconnect("usename = 'few'")
     (line,) = [one.getMessage() for one in caplog.records if "no further connection" in one.getMessage()]
     assert 'no further connection (too many connections for role "few"), so its reads share the open ones' in line
-    with pytest.raises(StoreUnavailable):
-        await store.heads(["c"])
+    for _ in range(2):  # each of the ended connections may still look open
+        with pytest.raises(StoreUnavailable):
+            await store.heads(["c"])
     with pytest.raises(StoreUnavailable, match=r'no connection left .too many connections for role "few"'):
         await store.heads(["c"])
     await store.close()
