@@ -41,7 +41,7 @@ from holdfast.stores.postgres_log import Uncovered
 from holdfast.stores.postgres_notices import PostgresNotices
 from holdfast.stores.postgres_pool import PostgresPool
 from holdfast.stores.postgres_reading import PostgresReader
-from holdfast.stores.postgres_schema import check_server, prepare_schema, share_lock
+from holdfast.stores.postgres_schema import check_room, check_server, prepare_schema, share_lock
 from holdfast.stores.postgres_server import PostgresServer
 from holdfast.stores.postgres_writing import PostgresWriter
 
@@ -49,6 +49,7 @@ logger = logging.getLogger("holdfast.stores")
 
 READERS = 4  # connections for reads at most; the pool has one more, so that renewals of the lease do not wait for them
 LOCKED_S = (0.002, 0.05)  # shortest and longest pause after a commit that met a locked row
+CONNECTIONS = READERS + 3  # of a process at most: also one for writes, and one for notices
 RELOADED = 500  # channels that one call of `tidy` reads again at most
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class PostgresStore:
                     self._life = StoreLife(self.schema, server.shown)
                     await self._life.begin(db)
                     self.notices_name = self._life.notices_name
+                    if not server.is_pooled:
+                        await check_room(db, self.schema, CONNECTIONS)
                 self._pool = await server.pool(READERS + 1, self._life.check)
                 self._uncovered, self._ended, self._is_left = Uncovered(), 0, True
                 if not server.is_pooled:

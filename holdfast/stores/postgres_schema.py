@@ -144,6 +144,15 @@ SELECT current_setting('server_version_num')::int AS version, current_setting('s
   current_setting('synchronous_standby_names') AS standbys, current_user AS role, current_database() AS database,
   pg_backend_pid() AS pid
 """
+# The connections that the server gives to this role, and the nodes of the store whose leases have not ended.
+_ROOM = """
+SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+    - coalesce(current_setting('reserved_connections', true)::int, 0),
+  nullif(rolconnlimit, -1), nullif(datconnlimit, -1)) AS given,
+  (SELECT count(*) FROM {schema}.nodes
+    WHERE NOT is_over AND until_ms > extract(epoch FROM clock_timestamp()) * 1000) AS others
+FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()
+"""
 
 
 def behind_pooler(where: str) -> str:
@@ -183,6 +192,19 @@ async def check_server(db: Connection, *, is_async: bool, is_pooled: bool = Fals
     if server["fsync"] != "on":
         logger.warning("%s runs with fsync off: a power cut can destroy the whole database; set fsync to on", where)
     return commit
+
+
+async def check_room(db: Connection, schema: str, each: int) -> None:
+    """Log a warning if the server gives fewer connections than the nodes of the store may open, `each` of them."""
+    room = await db.fetchrow(_ROOM.format(schema=schema))
+    assert room is not None
+    wanted = each * (room["others"] + 1)
+    if wanted > room["given"]:
+        logger.warning(
+            "PostgreSQL gives this role %d connections, and the processes of this store, %d with this one, may open "
+            "%d, %d each: raise max_connections or the CONNECTION LIMIT, or use fewer processes or PgBouncer (prepare=0)",
+            *(room["given"], room["others"] + 1, wanted, each),
+        )
 
 
 async def share_lock(db: Connection | PoolConnectionProxy, schema: str, *, is_local: bool = False) -> None:

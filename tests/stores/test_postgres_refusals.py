@@ -142,6 +142,33 @@ async def test_reads_and_renewals_share_the_few_connections_that_the_server_give
     await store.close()
 
 
+async def test_start_names_the_connections_that_the_processes_may_open_if_the_server_gives_fewer(
+    server: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server gives nine to roles that are no superusers, and three to `few`."""
+
+    async def warnings(role: str, schema: str) -> list[str]:
+        caplog.clear()
+        await opens(f"postgresql://{role}@127.0.0.1:{server.port}/app?schema={schema}")
+        return [one.getMessage() for one in caplog.records if "may open" in one.getMessage()]
+
+    assert await warnings("plain", "room") == []
+    store = PostgresStore(f"postgresql://plain@127.0.0.1:{server.port}/app", schema="room")
+    await store.open()
+    await store.hold("n", 60_000, {})
+    remedy = "raise max_connections or the CONNECTION LIMIT, or use fewer processes or PgBouncer (prepare=0)"
+    assert await warnings("plain", "room") == [
+        "PostgreSQL gives this role 9 connections, and the processes of this store, 2 with this one, may open 14, "
+        f"7 each: {remedy}"
+    ]
+    await store.hold("n", 0, {})
+    assert await warnings("plain", "room") == []
+    await store.close()
+    server.sql("ALTER ROLE few CONNECTION LIMIT 3")  # another test lowers it
+    (line,) = await warnings("few", "of_few")
+    assert line.startswith("PostgreSQL gives this role 3 connections, and the processes of this store, 1 with this one")
+
+
 async def test_a_server_that_accepts_connections_and_does_not_respond_is_named_with_both_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
