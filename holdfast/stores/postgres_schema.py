@@ -202,7 +202,8 @@ async def check_room(db: Connection, schema: str, each: int) -> None:
     if wanted > room["given"]:
         logger.warning(
             "PostgreSQL gives this role %d connections, and the processes of this store, %d with this one, may open "
-            "%d, %d each: raise max_connections or the CONNECTION LIMIT, or use fewer processes or PgBouncer (prepare=0)",
+            "%d, %d each: raise max_connections or the CONNECTION LIMIT, or use fewer processes or "
+            "PgBouncer (prepare=0)",
             *(room["given"], room["others"] + 1, wanted, each),
         )
 
