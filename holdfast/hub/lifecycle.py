@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,8 +42,14 @@ SHUTDOWN_S = 2.0  # time that cancelled tasks have to clean up; loops of the hub
 class Run:
     """One run of the hub on one event loop, from its start to its end."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, serve: Callable[[Run], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        serve: Callable[[Run], Coroutine[Any, Any, None]],
+        served: Mapping[str, int],
+    ) -> None:
         self.loop = loop
+        self.served = served  # served patterns that the last run knew (`WorkerPool.patterns`), then those of this one
         self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves or its start has failed
         self.stop = asyncio.Event()
         self.has_begun = False  # whether the callbacks of the start were called and all hooks begin
@@ -162,7 +168,7 @@ class Lifecycle:
             check_not_wsgi(is_exclusive=self._store.is_exclusive)
             self.node = self._clock.new_id()
             self.viewing.is_draining = self.viewing.has_drained = False
-            run = self._run = Run(loop, self._serve)
+            run = self._run = Run(loop, self._serve, {} if run is None else run.served)
         await asyncio.shield(run.ready)
 
     async def drain(self, drain_s: float) -> None:
@@ -278,7 +284,8 @@ class Lifecycle:
             await shared_turns.read()  # before a message is refused an agent of another node
             await share_keys(self._store, self._tickets)
         await runtime.legal_holds.load()
-        await runtime.scheduler.workers.recall()
+        await runtime.scheduler.workers.recall(run.served)
+        run.served = runtime.scheduler.workers.patterns
         committing = group.create_task(runtime.committer.run())
         for hook in list(self._hooks.values()):
             await register(self._store, hook, {})  # before this node stores entries

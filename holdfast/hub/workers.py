@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
@@ -139,6 +139,11 @@ class WorkerPool:
 
     # -- served patterns ---------------------------------------------------------------------------------------
 
+    @property
+    def patterns(self) -> Mapping[str, int]:
+        """Return the patterns that are or were recently served, with the time of the last note about each."""
+        return self._patterns
+
     def serves(self, channel: str) -> bool:
         """Return whether agents serve `channel`, at this node or another one, now or after they reconnect."""
         return any(matches(pattern, channel) for pattern in self._patterns) or self.is_served_elsewhere(channel)
@@ -159,11 +164,18 @@ class WorkerPool:
             if pattern in self._patterns or len(self._patterns) < REMEMBERED_PATTERNS:
                 self._patterns[pattern] = now_ms
 
-    async def recall(self) -> None:
-        """Read from the store the patterns that were served before this start."""
+    async def recall(self, known: Mapping[str, int]) -> None:
+        """Read from the store the patterns that were served before this start.
+
+        A failover may have lost the notes of patterns that the hub has `known`: they are stored again.
+        """
         for name, value in (await self._store.notes(PATTERN_NOTE)).items():
             with suppress(ValueError):  # of another version of the hub
                 self._patterns[name.removeprefix(PATTERN_NOTE)] = int(value)
+        for pattern, noted_ms in known.items():
+            if noted_ms >= self._patterns.get(pattern, 0) + NOTED_MS:
+                self._patterns[pattern] = noted_ms
+                self._spawn(self._note(pattern, noted_ms))
 
     def tidy(self) -> None:
         """Renew the stored notes of served patterns and drop the expired ones. The hub calls this every few seconds."""

@@ -23,7 +23,8 @@ from holdfast.core.events import Signal
 from holdfast.core.ops import Claim, Create
 from holdfast.core.turns import ATTEMPTS
 from holdfast.hub import shared_turns
-from holdfast.stores.base import Changes, Committed, Conflict, Hold, Renewal, Write
+from holdfast.hub.workers import AssignedTurn, WhenBusy
+from holdfast.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
@@ -78,6 +79,67 @@ async def test_message_sent_to_one_node_is_answered_by_the_agent_of_another_with
     assert await answered(here, "c", "q", 1.3) == ["complete"]
     await here.close()
     await there.close()
+
+
+class Remote:
+    """A worker of another process, which the hub knows until the connection ends."""
+
+    name, pattern, is_local = "bot", "chat:*", False
+    when_busy: WhenBusy = "queue"
+    free = 1
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def begin(self, turn: AssignedTurn) -> None:
+        self.begun.append(turn.message_id)
+
+    def ended(self, turn: AssignedTurn, state: str) -> None:
+        """Do nothing."""
+
+
+class FailedOver(Shared):
+    """A store that begins another life once, without its notes and holds."""
+
+    is_replaced = False
+    node = ""
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
+        if self.is_replaced:
+            raise StoreReplaced("the store has failed over")
+        self.node = node
+        return await super().hold(node, term_ms, values)
+
+    async def open(self) -> None:
+        await super().open()
+        if self.is_replaced:
+            self.is_replaced = False
+            await self.note(dict.fromkeys(await self.notes("")))
+            await self.hold(self.node, 0, {})
+
+
+@virtually
+async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_for_the_agent() -> None:
+    store, agent = FailedOver(), Remote()
+    hub = new_hub(store, 1)
+    await hub.start()
+    hub.runtime.scheduler.register(Remote())
+    await asyncio.sleep(0.1)
+    noted = await store.notes("served/")
+    assert list(noted) == ["served/chat:*"]
+    run, begun = hub._lifecycle._run, asyncio.Event()
+    assert run is not None
+    store.is_replaced = True
+    await asyncio.wait([run.main])
+    hub.on_start(begun.set)
+    await begun.wait()
+    await say(hub, "chat:1", "q")
+    assert (await hub.turn("chat:1", "q")).state == "waiting"
+    assert await store.notes("served/") == noted
+    hub.runtime.scheduler.register(agent)
+    await asyncio.sleep(1.0)
+    assert agent.begun == ["q"]
+    await hub.close()
 
 
 @virtually
@@ -545,8 +607,8 @@ async def test_import_into_a_channel_of_an_ended_node_holds_up_the_turns_of_othe
     await begun.wait()
     await here.start()
     await asyncio.sleep(6.0)
-    channel = await here.runtime.fresh("a")
-    rewriting = asyncio.create_task(channel.rewrite(lambda: asyncio.sleep(300)))
+    live = await here.runtime.fresh("a")
+    rewriting = asyncio.create_task(live.rewrite(lambda: asyncio.sleep(300)))
     await asyncio.sleep(0.1)
     await there.close()
     assert await answered(here, "z", "q", 40.0) == ["complete"]
