@@ -29,16 +29,18 @@ class NodeLeases:
         self._now_s = now_s
         self._stored = stored
         self._until_s: dict[str, float] = {}  # for each node the end of its lease
+        self._since_s: dict[str, float] = {}  # for each node when its lease began that has not expired since
         # for each node the nodes that had no lease when it read the leases, each with the time of the last such read
         self._missed_s: dict[str, dict[str, float]] = {}
         self._changed_s = 0.0  # when a node last began or stopped
+        self.steady_s = float("inf")  # time since which at most one node stops
         self.stopped_s = float("-inf")  # when a node last stopped, or the store lost the leases
 
     def hold(self, node: str, term_ms: int) -> None:
         """Take a renewal."""
         now_s = self._now_s()
         if not self.is_alive(node):
-            self._changed_s = now_s
+            self._changed_s = self._since_s[node] = now_s
         self._until_s[node] = now_s + (term_ms - 1) / 1000  # a store may count in whole milliseconds
         missed = {other: now_s for other in self._until_s if not self.is_alive(other)}
         self._missed_s.setdefault(node, {}).update(missed)
@@ -46,6 +48,20 @@ class NodeLeases:
     def note_stop(self) -> None:
         """Note that a process dies or is suspended, or that the store loses all leases: a recovery may wait a term."""
         self._changed_s = self.stopped_s = self._now_s()
+
+    def since_s(self, node: str) -> float:
+        """Return when the lease of `node` began, or infinity if it does not run."""
+        return self._since_s[node] if self.is_alive(node) else float("inf")
+
+    @property
+    def oldest_s(self) -> float:
+        """Return when the oldest lease began that runs, or infinity if none does."""
+        return min(map(self.since_s, self._since_s), default=float("inf"))
+
+    @property
+    def known_s(self) -> float:
+        """Return when the other nodes know all that a node knew which has stopped."""
+        return self.stopped_s + TERM_S + RENEW_S
 
     def is_alive(self, node: str) -> bool:
         """Return whether the lease of `node` runs."""

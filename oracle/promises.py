@@ -14,12 +14,26 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from holdfast.core.ops import Claim, Command, Create, Delete, Entry, Finish, Lease, Op, Reply, Takeover, WriterIdentity
+from holdfast.core.ops import (
+    Append,
+    Claim,
+    Command,
+    Create,
+    Delete,
+    Entry,
+    Finish,
+    Lease,
+    Op,
+    Reply,
+    Takeover,
+    WriterIdentity,
+)
 from holdfast.core.turns import CANCEL_S
 from holdfast.hub.leases import BROKEN_S
 from holdfast.stores.base import Write
 from oracle.log import StoredLogs
 from oracle.members import EARLY_S, Connection, Members, Place, Process
+from oracle.nodes import NodeLeases
 from oracle.violation import Violation
 
 SOON_S = 2.0  # without faults the server ends a due lease, turn or command within this time
@@ -45,7 +59,6 @@ class Held:
     responded: Connection | None = None  # connection of the last response to a sign of life: the hub knows it
     is_given: bool = True  # True: the holder knows that it has the lease
     overdue_s: float = float("-inf")  # when a sign of life arrived that may have been too late
-    seen_s: dict[str, float] = field(default_factory=dict)  # for each hub, when it first counted the turn as running
     host: tuple[str, int] | None = None  # the turn that has taken the message in, and its attempt
     host_over_s: float = float("inf")  # when that turn ended; if it began again, the message waits for another attempt
 
@@ -81,10 +94,13 @@ class Promises:
         stored: StoredLogs,
         *,
         start_ms: int,
-        is_exclusive: bool,
+        nodes: NodeLeases | None,
         live_node: Callable[[], str | None],
     ) -> None:
-        """Judge by the clock `now_s`, which is 0 at `start_ms` of the wall clock."""
+        """Judge by the clock `now_s`, which is 0 at `start_ms` of the wall clock.
+
+        `nodes` are the leases of hubs that share a store; None: a hub has the store for itself.
+        """
         self.booted_s = 0.0  # the last boot of a hub
         self.healthy_s = float("inf")  # time since which the effects of all faults are over
         self.is_served: Callable[[], bool] = bool  # returns whether each new user message waits for an agent
@@ -94,7 +110,7 @@ class Promises:
         self._now_s = now_s
         self._start_ms = start_ms
         self._stored = stored
-        self._is_exclusive = is_exclusive
+        self._nodes = nodes
         self._live_node = live_node
         self._trouble_s = float("-inf")  # time until which the hub was held up
         self._leases: dict[Place, Held] = {}
@@ -105,7 +121,7 @@ class Promises:
         self._attempts: dict[tuple[str, str, int], int] = {}  # how often each attempt began
         # with the number of pauses at the begin, and whether the channel has been deleted since
         self._at_work: dict[Place, tuple[Process, int, bool]] = {}
-        self.members = Members(now_s, lambda: self._trouble_s, is_exclusive=is_exclusive)
+        self.members = Members(now_s, lambda: self._trouble_s, is_exclusive=nodes is None)
 
     @property
     def is_busy(self) -> bool:
@@ -246,28 +262,30 @@ class Promises:
         """Check a remote agent's attempt that hub `node` counts as running; call it every second. Raises Violation.
 
         The log does not show that an attempt is lost: its message waits, and is claimed by an agent with a free slot.
-        A hub that reads the channel only now gives the attempt its full term.
+        A hub that reads the channel only now counts the term from the last sign of life, too.
         """
         turn, base_s = self._turn(place, generation), max(self.healthy_s, self.booted_s)
         if turn is None or turn.node is not None or turn.host is not None:
             return
-        since_s = max(turn.tried_s, base_s, turn.seen_s.setdefault(node, self._now_s()))
-        if self._now_s() > since_s + turn.term_s + SOON_S:
+        if self._nodes is not None:  # a hub that was suspended, or did not reach its store, begins with a full term
+            base_s = max(self._nodes.steady_s, self._nodes.since_s(node))
+        if self._now_s() > max(turn.tried_s, base_s) + turn.term_s + SOON_S:
             raise Violation(f"attempt {generation} of {place} runs on without a sign of life of its agent: {turn}")
 
     def check_due(self) -> None:
         """Check that the server has ended all that is over; call it every second. Raises Violation."""
         now_s = self._now_s()
         base_s = max(self.healthy_s, self.booted_s)
-        if now_s < base_s:
-            return
+        # hubs that share a store know each lease from its entries, also after one of them has stopped
+        leased_s = base_s if self._nodes is None else max(self._nodes.steady_s, self._nodes.oldest_s)
+        known_s = base_s if self._nodes is None else self._nodes.known_s
         for place, held in self._leases.items():
-            limit_s = max(held.tried_s, base_s) + held.term_s
+            limit_s = max(held.tried_s, leased_s) + held.term_s
             # on a shared store a hub may begin again while the connection stays
-            connection = held.connection if held.connection is held.responded and self._is_exclusive else None
+            connection = held.connection if held.connection is held.responded and self._nodes is None else None
             if connection is not None and connection.ended_s is not None and connection.process.is_alive:
                 limit_s = min(limit_s, max(held.tried_s, base_s, connection.ended_s) + BROKEN_S)
-            if now_s > limit_s + SOON_S:
+            if now_s > max(limit_s, known_s) + SOON_S:
                 raise Violation(
                     f"{place} still streams, its writer sent the last request at {held.tried_s:.3f}: {held}"
                 )
@@ -286,7 +304,7 @@ class Promises:
     def _take(self, channel: str, entry: Entry) -> None:
         op = entry.op
         place = (channel, op.id)
-        if not self._is_exclusive:
+        if self._nodes is not None:
             _check_time(place, op, self._start_ms + 1000 * self._now_s())
         match op:
             case Create() if op.status == "streaming":
@@ -358,7 +376,7 @@ class Promises:
         if not held.is_given:
             return True  # the holder does not know that it has the lease
         booted_s = (
-            self.booted_s if self._is_exclusive else 0.0
+            self.booted_s if self._nodes is None else 0.0
         )  # otherwise the lease is known to hubs that boot earlier
         if self._trouble_s >= held.received_s or now_s >= max(held.received_s, booted_s) + held.term_s - EARLY_S:
             return True
@@ -368,7 +386,7 @@ class Promises:
             if not connection.process.is_alive and booted_s >= connection.ended_s:
                 continue  # the next hub knows no connection of the dead one; until it boots, a last commit may arrive
             is_another = connection is not held.connection and connection.sent_s + CROSSING_S < held.received_s
-            if is_another and self._is_exclusive:  # conflicts on a shared store delay a request by more than that
+            if is_another and self._nodes is None:  # conflicts on a shared store delay a request by more than that
                 continue  # the holder has used another one since
             if now_s >= connection.ended_s + min(held.term_s, BROKEN_S) - EARLY_S:
                 return True
@@ -394,7 +412,7 @@ class Promises:
             raise Violation(f"{place} was claimed again by {op.node}, though {before.by} has begun this attempt")
         if before is not None and before.node is None:
             self._check_not_early(place, before)
-        elif before is not None and self._is_exclusive and before.is_given and before.node == self._live_node():
+        elif before is not None and self._nodes is None and before.is_given and before.node == self._live_node():
             raise Violation(f"{place} was claimed by {op.by}, though {before.by} works on it in a living process")
         self._begin_turn(place, op)
 
@@ -459,13 +477,15 @@ class Promises:
 
     def _is_skewed(self, sent: Sent) -> bool:
         """Return whether the expiry of the command depends on a skewed wall clock: not if hubs share a store."""
-        if not self._is_exclusive:
+        if self._nodes is not None:
             return False
         return self.is_skewed or abs(sent.op.at_ms - self._start_ms - sent.stored_s * 1000) > 60 * SKEWED_MS
 
 
 def _check_time(place: Place, op: Op, now_ms: float) -> None:
     """Check the time of an entry of a shared store: each hub uses the clock of the store. Raises Violation."""
-    ahead_s = (getattr(op, "at_ms", now_ms) - now_ms) / 1000
+    if isinstance(op, Append) and not op.at_ms:  # its writer is in the process of a hub, and has no lease
+        return
+    ahead_s = (op.at_ms - now_ms) / 1000
     if not -DECIDED_S <= ahead_s <= EARLY_S:
         raise Violation(f"{type(op).__name__} of {place} has a time {ahead_s:+.3f} s from now by the store's clock")

@@ -98,7 +98,7 @@ class World:
             self.loop.time,
             self.stored,
             start_ms=START_MS,
-            is_exclusive=self.plan.is_exclusive,
+            nodes=None if self.plan.is_exclusive else self.store.nodes,
             live_node=lambda: self.nodes[0].live_id,
         )
         self.promises.is_served = self._is_served
@@ -414,6 +414,7 @@ class World:
         self.plan.fault_model.calm()
         self.store.down_until_s = 0.0
         self.leases_count_s = min(self.leases_count_s, max(self.loop.time(), self.store.busy_until_s) + RETRY_S)
+        self.store.nodes.steady_s = self.leases_count_s
         for node in self.nodes:
             node.wake()
 

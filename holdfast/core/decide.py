@@ -138,7 +138,7 @@ def _decide_existing(
             return known or _take_over(message, request, caller, now_ms)
         case RenewLease():
             check_writer(message, caller, request.generation)
-            return renew_lease(message, request)
+            return renew_lease(message, request, now_ms)
         case ExpireLease():
             check_writer(message, caller, request.end.generation)
             return check_silent(message, request) or _finish(message, request.end, caller, limits, now_ms)
@@ -286,7 +286,8 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
         return Decision(serial=message.version, part=index, length=length)
     check_streaming(message)
     _check_size(message, size if new is text else utf8_len(new), limits)
-    op = Append(id=message.id, part=index, at=length, text=new)
+    at_ms = now_ms if message.writer is not None and message.writer.lease_ms else 0
+    op = Append(id=message.id, part=index, at=length, text=new, at_ms=at_ms)
     return Decision(ops=(op,), part=index, length=length + len(new))
 
 

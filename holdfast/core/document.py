@@ -87,6 +87,7 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
     last: int = 0
     claim: ClaimHead | None = None
     confirmed: int = 0  # of the claim
+    alive_at: int = 0  # of an open message
 
 
 class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
@@ -412,6 +413,7 @@ def _head(message: MessageState) -> MessageHead:
         last=message.last,
         claim=ClaimHead(*claim[:-1]) if claim is not None else None,
         confirmed=claim.confirmed if claim is not None else 0,
+        alive_at=message.alive_at if message.is_open else 0,
     )
 
 
@@ -441,7 +443,7 @@ def _from_head(message_id: str, head: MessageHead) -> MessageState:
     message.last = head.last or head.version
     if head.claim is not None:
         message.claim = ClaimState._make((*astuple(head.claim), head.confirmed))
-    message.updated_at = head.updated_at
+    message.updated_at, message.alive_at = head.updated_at, head.alive_at
     message.generation = head.generation
     message.deleted = head.deleted
     message.edited, message.shaped = head.edited, head.shaped

@@ -86,6 +86,7 @@ class MessageState:
     """The state of one message: the fold of its entries."""
 
     __slots__ = (
+        "alive_at",
         "author",
         "claim",
         "created",
@@ -131,6 +132,8 @@ class MessageState:
         self.created_at = self.updated_at = op.at_ms
         # time of the last claim or takeover since the message was loaded; neither head nor clients have it
         self.moved_at = 0
+        # time of the last sign of life of the remote writer, or of the agent that has the turn; 0: unknown
+        self.alive_at = op.at_ms
         self.digest = op.digest
         self.writer = op.writer
         self.generation = 1

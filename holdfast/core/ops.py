@@ -58,6 +58,7 @@ class Append(BaseOp, frozen=True, kw_only=True, array_like=True, tag=2, gc=False
     part: int
     at: int
     text: str
+    at_ms: int = 0  # the time of a remote writer's text, which renews its lease; a store of one process may drop it
 
 
 class SetPart(BaseOp, frozen=True, kw_only=True, array_like=True, tag=3):
@@ -149,6 +150,7 @@ class Lease(BaseOp, frozen=True, kw_only=True, array_like=True, tag=11):
     """A new length of the writer's lease; on a shared store each renewal. Viewers get no event for it."""
 
     lease_ms: int
+    at_ms: int = 0
 
 
 Op = Create | Append | SetPart | Update | Finish | Takeover | Delete | Claim | Command | Reply | Lease

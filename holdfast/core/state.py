@@ -268,8 +268,10 @@ def change(message: MessageState, op: Op, serial: int) -> None:
             op.confirmed,
         )
         message.moved_at = max(message.moved_at, op.at_ms)
+        message.alive_at = op.at_ms
         return
     if isinstance(op, Lease):
+        message.alive_at = op.at_ms
         if message.writer is not None:
             message.writer = replace(message.writer, lease_ms=op.lease_ms)
         return
@@ -300,11 +302,14 @@ def change(message: MessageState, op: Op, serial: int) -> None:
             pass
         case _:
             assert_never(op)
+    if message.status == "streaming":
+        message.alive_at = op.at_ms
 
 
 def _append(message: MessageState, op: Append, serial: int) -> None:
     if serial > message.last:
         message.last = serial
+        message.alive_at = op.at_ms
     if serial > message.version:
         message.version = serial
     known = message.parts[op.part].text if op.part < len(message.parts) else None

@@ -113,6 +113,7 @@ class TurnState(Generic[W]):
     __slots__ = (
         "_is_orphan",
         "_requests",
+        "alive_at",
         "attempt",
         "begun",
         "claim",
@@ -131,6 +132,7 @@ class TurnState(Generic[W]):
         self.message_id = message_id
         self.phase = Phase.NEW
         self.created = 0  # serial of the entry that created the message
+        self.alive_at = 0  # `MessageState.alive_at`: time of the last claim or renewal
         self.attempt = 0  # number of the running or last attempt; 0 before the first
         self.confirmed = 0  # `ClaimState.confirmed` of that attempt
         self.begun = 0  # number of the last attempt that a handler of this hub has begun
@@ -197,7 +199,7 @@ class TurnState(Generic[W]):
         left = self._leave()
         self.claim = None if message is None or message.deleted else message.claim
         if message is not None:
-            self.created = message.created
+            self.created, self.alive_at = message.created, message.alive_at
         self._is_orphan = is_orphan
         self._follow()
         return self._moved(left)

@@ -278,7 +278,7 @@ class Committer:
         serials = [draft.add(op) for op in decision.ops]
         serial = serials[decision.result_op] if serials else decision.serial
         if not serials and not self._store.is_exclusive and _renews_lease(ask.caller):
-            for op in stored_renewal(draft.message(ask.key)):
+            for op in stored_renewal(draft.message(ask.key), now_ms):
                 draft.add(op)
         if isinstance(request, AppendText) and request.at is None and decision.length is not None:
             # The request keeps its first offset, so that its text is not added twice after a commit with an unknown

@@ -7,9 +7,9 @@ writer, whose message ends as `interrupted`; for a `cancel` that no writer carri
 Deadlines belong to this hub and are not stored: after a restart a lease begins with one full term, so that a writer
 that reconnects in time keeps it. The lease monitor's requests go through the committer like all others.
 
-On a shared store the writer may send its requests to another hub. That hub stores text and renewals as entries. So the
-lease monitor reads the message at the end of a term, and ends it only if it has no new entry by the commit. It sees the
-entries of other hubs as this hub follows them, so a lease ends about one term after the last one.
+On a shared store the writer may send its requests to another hub. That hub stores text and renewals as entries, with
+their times. So the lease monitor reads the message at the end of a term, and ends it only if it has no new entry by the
+commit. A lease ends about one term after the last entry, also if this hub reads that entry later (`NodeLease.left_s`).
 """
 
 from __future__ import annotations
@@ -58,14 +58,19 @@ class LeaseMonitor:
         submit: Submit,
         *,
         read: Read | None,
+        left_s: Callable[[float, int], float],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        """Make a lease monitor. `read` reads a message from a shared store; None: no other hub hears its writer."""
+        """Make a lease monitor. `read` reads a message from a shared store; None: no other hub hears its writer.
+
+        `left_s` returns the rest of a term from a stored time on (`NodeLease.left_s`).
+        """
         self._loop = loop
         self._clock = clock
         self._deadlines = deadlines
         self._submit = submit
         self._read = read
+        self._left_s = left_s
         self._spawn = spawn
         self._is_closed = False
         # for each message with a lease: serial of its last entry when the term began
@@ -109,27 +114,34 @@ class LeaseMonitor:
             self._in.setdefault(channel, set()).add(key)
             if lease[0] > 1 and (known is None or known[0] != lease[0]):
                 self._holders[message_key] = _Holder(None, False)  # forget the connection of the previous writer
-            self.renew(channel, key, message)
+            self._renew_as_stored(channel, key, message)
         elif self._read is not None and message.last > self._last[message_key]:
-            self.renew(channel, key, message)  # another hub has received a request of the writer
+            self._renew_as_stored(channel, key, message)  # another hub has received a request of the writer
 
     def followed(self, channel: Channel) -> None:
         """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
         for key in self._in.get(channel.name, ()) if self._read is not None else ():
             message = channel.state.message(key)
             if message is not None and message.last > self._last[channel.name, key]:
-                self.renew(channel.name, key, message)
+                self._renew_as_stored(channel.name, key, message)
 
-    def renew(self, channel: str, key: str, message: MessageState | None) -> None:
-        """Restart the lease of `message` with id `key`, if it has one, because its writer sent a request."""
+    def renew(self, channel: str, key: str, message: MessageState | None, left_s: float | None = None) -> None:
+        """Restart the lease of `message` with id `key`, if it has one, because its writer sent a request.
+
+        The lease ends in `left_s`, or for None in a full term.
+        """
         lease = self._leases.get((channel, key))
         if lease is not None:
             self._last[channel, key] = message.last if message is not None else 0
             # drop the retry of a finish that the store had refused
             self._deadlines.drop(("again", channel, key, FinishMessage))
-            self._end_lease_in(channel, key, lease[1])
+            self._end_lease_in(channel, key, lease[1] if left_s is None else left_s)
             if (channel, key) in self._holders:
                 self._holders[channel, key] = self._holders[channel, key]._replace(is_last=False)
+
+    def _renew_as_stored(self, channel: str, key: str, message: MessageState) -> None:
+        """Restart the lease of `message` from the time on at which a request of its writer was stored."""
+        self.renew(channel, key, message, self._left_s(self._leases[channel, key][1], message.alive_at))
 
     def held(self, channel: str, key: str, connection: Hashable) -> None:
         """Record that the last request of the writer of `key` came over `connection`."""

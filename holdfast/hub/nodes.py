@@ -34,6 +34,8 @@ RENEW_S = 1.0  # time between two renewals
 RENEW_TIMEOUT_S = 2.0  # a renewal without a response for this long is sent again
 FIRST_TIMEOUT_S = 10.0  # the same for the first one, which keeps no lease: a process that starts would end
 RETRY_S = 4.0  # longest wait before a recovery that met an unavailable store or a full queue is repeated
+STORED_S = 1.0  # time in which a request is stored, since a stored time is that of its decision
+SET_MS = 1_000  # a clock of the store that is further ahead than the last renewal allows was set
 LEAVING = "leaving/"  # begins the name of the hold that a node has while it drains
 ROUND_S = 60.0  # time between two recoveries; a commit of a dead node may be stored late
 
@@ -89,6 +91,19 @@ class NodeLease:
     def is_kept_since(self, time_s: float) -> bool:
         """Return whether other nodes have counted this one as alive from loop time `time_s` until now."""
         return self._store.is_exclusive or self._kept_since_s <= time_s <= self._now_s() < self._kept_until_s
+
+    def left_s(self, term_s: float, alive_ms: int) -> float:
+        """Return the rest of a lease whose holder gave the stored sign of life at `alive_ms`; 0 if that is unknown.
+
+        The term counts from then, and not from the moment at which this node reads of it. It counts from a later moment
+        if before that the holder may have reached no node: when this one began, its lease had ended, the store had lost
+        the leases, or the store's clock was set.
+        """
+        since_s = max(self._kept_since_s, self._certain_s - TERM_MS / 1000)
+        if self._store.is_exclusive or not alive_ms or not self.is_kept_since(since_s):
+            return term_s
+        silent_s = min((self.now_ms - alive_ms) / 1000 - STORED_S, self._now_s() - since_s)
+        return max(0.0, term_s - max(0.0, silent_s))
 
     async def renew(self) -> None:
         """Take or renew the lease, and note the living nodes; not on an exclusive store. Raises StoreUnavailable."""
@@ -236,9 +251,10 @@ class NodeLease:
         is_lost = self.renewal is not None and renewal.lease != self.renewal.lease
         if is_lost:
             self.holds.lose()
+        # a lease may have expired by a clock that was set, and stored times may be older than they seem
+        is_regained = self._now_s() >= self._kept_until_s or renewal.now_ms > self.latest_ms + SET_MS
         self._note(renewal)
         self._sent_s = sent_s
-        is_regained = self._now_s() >= self._kept_until_s
         self._kept_until_s = sent_s + TERM_MS / 1000
         if is_regained:
             self._kept_since_s = self._now_s()

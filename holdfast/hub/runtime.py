@@ -76,6 +76,7 @@ class Runtime:
             self.deadlines,
             self.submit,
             read=None if store.is_exclusive else self.message_in_time,
+            left_s=self.nodes.left_s,
             spawn=self.tasks.spawn,
         )
         workers = WorkerPool(

@@ -195,7 +195,7 @@ class TurnScheduler:
         confirmed = turn.confirmed
         is_moved = self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
         if claim is not None and claim.lease_ms and turn.phase is Phase.RUNNING and turn.confirmed > confirmed:
-            self._lapse_in(channel, turn, claim.lease_ms / 1000)  # a hub of this store has stored a renewal
+            self._lapse_in(channel, turn, self._nodes.left_s(claim.lease_ms / 1000, turn.alive_at))  # a stored renewal
         return is_moved
 
     def forget(self, channel: str) -> None:
@@ -246,7 +246,7 @@ class TurnScheduler:
             case Phase.DELAYED:
                 self._deadlines.set(key, now_s + RETRY_S, partial(self._try_again, channel, turn))
             case Phase.RUNNING if turn.claim is not None and turn.claim.lease_ms:
-                self._lapse_in(channel, turn, turn.claim.lease_ms / 1000)
+                self._lapse_in(channel, turn, self._nodes.left_s(turn.claim.lease_ms / 1000, turn.alive_at))
             case Phase.HELD:  # checked later, after all changed messages were inspected
                 self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
             case Phase.WAITING | Phase.ENDING if turn.handler is not None and not turn.handler.is_local:

@@ -7,6 +7,7 @@ Refusals are raised; a refused request leaves the batch as it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -236,7 +237,8 @@ def test_a_message_of_the_same_batch_may_be_the_newest(batch: LogHarness) -> Non
 @pytest.mark.parametrize("bad", ["", "a/b", HALF, "x" * 65])
 def test_parent_and_reply_to_are_ids(harness: LogHarness, field: str, bad: str) -> None:
     with pytest.raises((InvalidName, InvalidText)):
-        harness.create("m", **{field: bad})
+        fields: dict[str, Any] = {field: bad}
+        harness.create("m", **fields)
 
 
 def test_null_in_meta_removes_a_key_at_the_top_only(harness: LogHarness) -> None:
@@ -250,7 +252,7 @@ def test_null_in_meta_removes_a_key_at_the_top_only(harness: LogHarness) -> None
 def test_an_append_without_at_goes_to_the_end(harness: LogHarness) -> None:
     harness.stream("m", "ab")
     result = harness.append("m", "cd")
-    assert result.ops == (Append(id="m", part=0, at=2, text="cd"),)
+    assert result.ops == (Append(id="m", part=0, at=2, text="cd", at_ms=1_000),)
     assert (result.part, result.length, result.serial) == (0, 4, 2)
 
 
@@ -263,7 +265,7 @@ def test_at_counts_code_points(harness: LogHarness) -> None:
 def test_an_overlap_is_compared_and_dropped(harness: LogHarness) -> None:
     harness.stream("m", "hello")
     result = harness.append("m", "lo world", at=3)
-    assert result.ops == (Append(id="m", part=0, at=5, text=" world"),)
+    assert result.ops == (Append(id="m", part=0, at=5, text=" world", at_ms=1_000),)
     assert (result.length, harness.text("m")) == (11, "hello world")
 
 
@@ -744,6 +746,7 @@ def test_message_is_bounded_in_bytes_for_each_kind_of_change() -> None:
     harness = LogHarness(Limits(message_bytes=1_000))
     harness.stream("m", "a" * 400)
     harness.append("m", "é" * 200)
+    grow: Callable[[], object]
     for grow in (
         lambda: harness.append("m", "x" * 250),
         lambda: harness.part("m", 1, text_part("x" * 250)),
@@ -788,6 +791,7 @@ def test_replaced_part_frees_exactly_its_size(part: dict[str, Any]) -> None:
 def test_number_of_parts_is_bounded() -> None:
     harness = LogHarness(Limits(parts=2))
     harness.stream("m", parts=[data_part(), data_part()])
+    open_another: Callable[[], object]
     for open_another in (
         lambda: harness.append("m", "x"),
         lambda: harness.part("m", 2, data_part()),
@@ -802,6 +806,7 @@ def test_number_of_parts_is_bounded() -> None:
 def test_meta_is_bounded_after_it_is_merged() -> None:
     harness = LogHarness(Limits(meta_bytes=50))
     harness.stream("m", meta={"a": "x" * 30})
+    merge: Callable[[], object]
     for merge in (
         lambda: harness.update("m", meta={"b": "x" * 30}, generation=1),
         lambda: harness.finish("m", meta={"b": "x" * 30}),
@@ -943,7 +948,7 @@ def test_neighbouring_appends_of_a_part_are_one_entry(batch: LogHarness) -> None
     batch.commit()
     serials = [batch.append("m", text).serial for text in ("a", "b", "c")]
     assert serials == [2, 2, 2]
-    assert [entry.op for entry in batch.commit()] == [Append(id="m", part=0, at=0, text="abc")]
+    assert [entry.op for entry in batch.commit()] == [Append(id="m", part=0, at=0, text="abc", at_ms=1_000)]
 
 
 def test_appends_join_across_other_parts_and_other_messages(batch: LogHarness) -> None:
@@ -956,9 +961,9 @@ def test_appends_join_across_other_parts_and_other_messages(batch: LogHarness) -
     batch.append("m", "c", part=0)
     assert serials == [3, 4, 5, 3, 5, 4]
     assert [entry.op for entry in batch.commit()] == [
-        Append(id="m", part=0, at=0, text="abc"),
-        Append(id="m", part=1, at=0, text="12"),
-        Append(id="n", part=0, at=0, text="xy"),
+        Append(id="m", part=0, at=0, text="abc", at_ms=1_000),
+        Append(id="m", part=1, at=0, text="12", at_ms=1_000),
+        Append(id="n", part=0, at=0, text="xy", at_ms=1_000),
         SetPart(id="m", index=2, part=data_part(), at_ms=1_000),
     ]
     assert batch.message("m").parts == [text_part("abc"), text_part("12"), data_part()]
@@ -994,7 +999,7 @@ def test_an_append_that_opens_a_part_is_followed_by_one_that_joins(batch: LogHar
     ops = [entry.op for entry in batch.commit()]
     assert ops[1:] == [
         SetPart(id="m", index=0, part=text_part("a"), at_ms=1_000),
-        Append(id="m", part=0, at=1, text="bc"),
+        Append(id="m", part=0, at=1, text="bc", at_ms=1_000),
     ]
 
 
@@ -1003,7 +1008,7 @@ def test_overlaps_are_dropped_before_appends_join(batch: LogHarness) -> None:
     batch.commit()
     batch.append("m", "abc", at=0)
     batch.append("m", "bcd", at=1)
-    assert [entry.op for entry in batch.commit()] == [Append(id="m", part=0, at=0, text="abcd")]
+    assert [entry.op for entry in batch.commit()] == [Append(id="m", part=0, at=0, text="abcd", at_ms=1_000)]
 
 
 REFUSED: list[tuple[str, Request]] = [
@@ -1029,7 +1034,7 @@ def test_a_refused_request_adds_nothing(batch: LogHarness, message_id: str, requ
         batch.ask(message_id, request_)
     batch.append("m", "b")
     ops = [entry.op for entry in batch.commit()]
-    assert ops[1:] == [Append(id="m", part=0, at=0, text="ab")]
+    assert ops[1:] == [Append(id="m", part=0, at=0, text="ab", at_ms=1_000)]
     assert list(batch.state.messages) == ["m"]
     assert batch.state.newest == "m"
 

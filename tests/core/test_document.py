@@ -515,9 +515,30 @@ def test_a_head_without_turns_is_read() -> None:
     assert back.writer == WriterIdentity(by="ann", node=None, lease_ms=60_000)
 
 
-def test_current_heads_extend_the_old_ones_by_three_fields() -> None:
+def test_current_heads_extend_the_old_ones_by_four_fields() -> None:
     head = msgspec.msgpack.decode(stored(full().known("m")).head)
-    assert head[len(OLD) :] == [full().state.serial, None, 0]
+    assert head[len(OLD) :] == [full().state.serial, None, 0, 0]
+
+
+def test_document_of_an_open_message_has_the_time_of_the_last_sign_of_life() -> None:
+    log = LogHarness()
+    log.stream("m", "a")
+    log.now_ms = 5_000
+    log.append("m", "b")
+    assert restore(stored(log.known("m"))).alive_at == 5_000
+    log.now_ms = 6_000
+    log.finish("m")
+    assert restore(stored(log.known("m"))).alive_at == 0
+
+
+def test_time_of_a_claim_stays_when_its_message_is_edited() -> None:
+    log = served_log()
+    log.create("m", text="hi", caller=PERSON)
+    log.now_ms = 5_000
+    log.claim("m", lease_s=15.0)
+    log.now_ms = 6_000
+    log.update("m", text="hello", caller=PERSON)
+    assert restore(stored(log.known("m"))).alive_at == 5_000
 
 
 class OldClaim(NamedTuple):

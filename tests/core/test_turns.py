@@ -428,7 +428,7 @@ def test_a_renewal_with_the_same_term_stores_nothing() -> None:
 def test_a_renewal_with_another_term_stores_the_term() -> None:
     harness = LogHarness()
     harness.stream("m", lease_s=15)
-    assert harness.renew("m", 20.5).ops == (Lease(id="m", lease_ms=20_500),)
+    assert harness.renew("m", 20.5).ops == (Lease(id="m", lease_ms=20_500, at_ms=harness.now_ms),)
     assert harness.renew("m", 20.5).ops == ()
     assert harness.known("m").writer == WriterIdentity(by="ann", node=None, lease_ms=20_500)
 

@@ -252,7 +252,7 @@ def everything(state: ChannelState) -> dict[str, object]:
 
 def everything_of_message(message: MessageState) -> dict[str, object]:
     """Return all fields of a message, except the marks of its texts and the state of its document."""
-    left_out = ("parts", "documented", "undocumented_bytes", "moved_at")
+    left_out = ("parts", "documented", "undocumented_bytes", "moved_at", "alive_at")
     fields = {name: getattr(message, name) for name in MessageState.__slots__ if name not in left_out}
     return {**fields, "parts": [(part.value(), part.opened, part.changed, part.length) for part in message.parts]}
 

@@ -15,6 +15,7 @@ from holdfast.core.requests import (
     CreateMessage,
     DeleteMessage,
     FinishMessage,
+    PutPart,
     RenewLease,
     ReplyCommand,
     SendCommand,
@@ -25,6 +26,7 @@ from holdfast.hub import HubCore
 from holdfast.hub.leases import BROKEN_S
 from holdfast.stores.base import Tail
 from holdfast.stores.memory import MemoryStore
+from tests.hub.test_recovery import Shared as SharedClock
 from tests.virtual import virtual_clock, virtually
 
 ANN = Caller(id="ann")
@@ -113,6 +115,48 @@ async def test_lease_that_is_renewed_at_one_hub_does_not_expire_at_another(reque
     assert await status(there) == STREAMING
     await here.close()
     await asyncio.sleep(11)
+    assert await status(there) == INTERRUPTED
+    await there.close()
+
+
+@pytest.mark.parametrize(
+    "request_", [AppendText(text="x"), PutPart(index=1, part={"type": "text", "text": ""}), RenewLease(lease_s=15.0)]
+)
+@virtually
+async def test_hub_that_reads_a_lease_late_counts_its_term_from_the_last_stored_request(request_: Any) -> None:
+    store = SharedClock()
+    here, there = new_hub(store), new_hub(store)
+    there.clock.new_id()
+    await there.start()
+    await asyncio.sleep(10)  # its first recoveries are over
+    await begin(here)
+    await here.ask("c", "m", AppendText(text="opens a part"), ANN)
+    await asyncio.sleep(4)
+    await here.ask("c", "m", request_, ANN)
+    await asyncio.sleep(10)
+    await here.close()  # so the other hub, which has not seen the channel, recovers it
+    await asyncio.sleep(4.5)
+    assert await status(there) == STREAMING
+    await asyncio.sleep(2.5)
+    assert await status(there) == INTERRUPTED
+    await there.close()
+
+
+@virtually
+async def test_lease_has_a_full_term_after_a_time_without_any_hub() -> None:
+    store = SharedClock()
+    here, there = new_hub(store), new_hub(store)
+    there.clock.new_id()
+    await begin(here, 5.0)
+    await here.close()
+    await asyncio.sleep(60)
+    await there.start()
+    await asyncio.sleep(4.5)
+    assert await status(there) == STREAMING
+    await there.ask("c", "m", AppendText(text="back"), ANN)
+    await asyncio.sleep(4.5)
+    assert await status(there) == STREAMING
+    await asyncio.sleep(2.5)
     assert await status(there) == INTERRUPTED
     await there.close()
 

@@ -38,7 +38,8 @@ class Cluster:
 
     def __init__(self, *, is_exclusive: bool = False) -> None:
         self.now_ms = 0
-        self.store = FailingStore(now_ms=lambda: self.now_ms)
+        self.store_ahead_ms = 0
+        self.store = FailingStore(now_ms=lambda: self.now_ms + self.store_ahead_ms)
         self.store.is_exclusive = is_exclusive
         self.recovered: list[tuple[str, str]] = []  # nodes, each with a channel that it has recovered
         self.error: HoldfastError | None = None  # ends each recovery
@@ -117,6 +118,48 @@ async def test_lease_is_kept_since_its_first_renewal_unless_it_has_expired_betwe
     assert not here.is_kept_since(9.0)
     assert here.is_kept_since(9.0 + TERM_MS / 1000)
     assert regained == [9000 + TERM_MS]
+
+
+async def test_lease_of_a_remote_writer_counts_from_its_stored_sign_of_life_and_a_second_for_the_commit() -> None:
+    cluster = Cluster()
+    here = await cluster.node("a")
+    await cluster.pass_ms(60_000, here)
+    assert here.left_s(15.0, 60_000) == 15.0
+    assert here.left_s(15.0, 50_000) == 6.0
+    assert here.left_s(15.0, 40_000) == 0.0
+    assert here.left_s(15.0, 61_000) == 15.0  # decided by a node with a faster clock
+    assert here.left_s(15.0, 0) == 15.0  # not known
+
+
+async def test_lease_of_a_remote_writer_counts_from_no_moment_before_its_node_lived() -> None:
+    cluster = Cluster()
+    cluster.now_ms = 100_000
+    here = await cluster.node("a")
+    await cluster.pass_ms(4_000, here)
+    assert here.left_s(15.0, 90_000) == 11.0
+    cluster.now_ms += TERM_MS  # the node was suspended, or its store was down
+    assert here.left_s(15.0, 90_000) == 15.0
+    await cluster.pass_ms(3_000, here)
+    assert here.left_s(15.0, 90_000) == 13.0
+
+
+@pytest.mark.parametrize("event", ["leases lost", "clock set"])
+async def test_lease_of_a_remote_writer_begins_anew_when_its_stored_time_may_be_wrong(event: str) -> None:
+    cluster = Cluster()
+    here = await cluster.node("a")
+    await cluster.pass_ms(60_000, here)
+    if event == "leases lost":
+        cluster.store.lose_holds()
+    else:
+        cluster.store_ahead_ms = 3_600_000
+    await cluster.pass_ms(2_000, here)
+    assert here.left_s(15.0, 50_000) == 14.0
+
+
+async def test_lease_of_a_remote_writer_has_its_full_term_on_an_exclusive_store() -> None:
+    cluster = Cluster(is_exclusive=True)
+    cluster.now_ms = 100_000
+    assert (await cluster.node("a")).left_s(15.0, 1_000) == 15.0
 
 
 async def test_lease_returns_before_many_holds_are_put_again_and_the_hold_about_the_node_is_the_last() -> None:

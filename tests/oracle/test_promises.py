@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from holdfast.core.events import ChannelAttached, MessageCreate, PresenceLeave
 from holdfast.core.limits import Limits
@@ -17,6 +18,7 @@ from holdfast.core.names import command_key
 from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity
 from holdfast.stores.base import Head
 from oracle.log import StoredLogs
+from oracle.nodes import NodeLeases
 from oracle.promises import Promises
 from oracle.views import ViewOracle
 from oracle.violation import Violation
@@ -48,9 +50,9 @@ class Scene:
     def __init__(self, *, is_exclusive: bool = True) -> None:
         self.now_s = 0.0
         self.stored = StoredLogs()
-        self.promises = Promises(
-            lambda: self.now_s, self.stored, start_ms=START_MS, is_exclusive=is_exclusive, live_node=lambda: "n"
-        )
+        self.nodes = NodeLeases(lambda: self.now_s, self.stored)
+        nodes = None if is_exclusive else self.nodes
+        self.promises = Promises(lambda: self.now_s, self.stored, start_ms=START_MS, nodes=nodes, live_node=lambda: "n")
         self.promises.healthy_s = 0.0
 
     def store(self, *ops: Op, epoch: str = "e1") -> None:
@@ -257,9 +259,23 @@ def test_attempt_that_a_hub_counts_as_running_after_its_lease_is_a_violation(sce
     scene.promises.check_running(PLACE, 1, "n")
     scene.at(27.1)
     scene.promises.check_running(PLACE, 2, "n")  # another attempt, which the hub has yet to read
-    scene.promises.check_running(PLACE, 1, "late")  # which reads the channel only now
     with pytest.raises(Violation, match="without a sign of life"):
         scene.promises.check_running(PLACE, 1, "n")
+
+
+@pytest.mark.parametrize(("begun_s", "limit_s"), [(0.0, 17.0), (6.0, 23.0)])
+def test_hub_that_reads_a_turn_late_has_no_other_term_unless_it_has_begun_since(begun_s: float, limit_s: float) -> None:
+    scene = Scene(is_exclusive=False)
+    scene.nodes.steady_s = 0.0
+    scene.store(replace(user_message(), at_ms=START_MS), replace(claim(), at_ms=START_MS))
+    for second in range(int(limit_s) + 1):
+        scene.at(second)
+        if second >= begun_s:
+            scene.nodes.hold("late", 4_000)
+    scene.promises.check_running(PLACE, 1, "late")
+    scene.at(limit_s + 0.1)
+    with pytest.raises(Violation, match="without a sign of life"):
+        scene.promises.check_running(PLACE, 1, "late")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +287,7 @@ def test_message_that_was_taken_in_and_goes_on_after_the_turn_is_a_violation(
     """If the turn begins again, or does not know of the message, the message waits for another attempt."""
     claim_message(scene, "e1")
     other = Claim(id="n", generation=1, state="taken", by="bot", lease_ms=15_000, within="m", within_generation=1)
-    scene.store(msgspec.structs.replace(user_message(), id="n"), other)
+    scene.store(replace(user_message(), id="n"), other)
     if knows:
         scene.promises.note_taken_in(("c", "n"), "m", 1)
     ended = Claim(id="m", generation=1, state=state) if state else Claim(id="m", generation=2, state="taken", by="bot")
@@ -289,11 +305,11 @@ def test_message_that_was_taken_in_and_goes_on_after_the_turn_is_a_violation(
 def test_claimed_turn_that_a_power_cut_left_is_due(scene: Scene) -> None:
     claim_message(scene, "e1")
     scene.store(Claim(id="m", generation=1, state="done"))
-    assert not scene.promises.is_busy
+    assert scene.promises.turns == []
     scene.lose_power(2)
-    assert scene.promises.is_busy
+    assert scene.promises.turns == [PLACE]
     scene.store(Claim(id="m", generation=1, state="done"), epoch="e2")
-    assert not scene.promises.is_busy
+    assert scene.promises.turns == []
 
 
 def test_turn_that_a_power_cut_lost_is_not_due(scene: Scene) -> None:
@@ -305,7 +321,7 @@ def test_turn_that_a_power_cut_lost_is_not_due(scene: Scene) -> None:
 def test_lease_whose_end_was_lost_is_due_again(scene: Scene) -> None:
     scene.at(10.0)
     scene.store(message())
-    scene.store(Finish(id="m", status="complete", reason=None, meta=None, at_ms=1, request=None))
+    scene.store(Finish(id="m", status="complete", reason=None, meta={}, at_ms=1, request=None))
     scene.lose_power(1)
     scene.at(26.5)
     scene.promises.check_due()

@@ -21,7 +21,8 @@ from msgspec.structs import replace
 from holdfast.core import catch_up, decide_commands
 from holdfast.core import decide as decisions
 from holdfast.core.cursor import kept_serial
-from holdfast.core.decide import Decision, decide
+from holdfast.core.decide import decide, plain_append
+from holdfast.core.decision import Decision
 from holdfast.core.deltas import Delta
 from holdfast.core.draft import Draft
 from holdfast.core.events import (
@@ -166,7 +167,7 @@ def each_event_moves_the_cursor(patch: pytest.MonkeyPatch) -> None:
         epoch = self.cursor.partition(":")[0]
         for event in self.events[:-1]:
             is_of_the_log = self.cursor and not isinstance(event, ChannelAttached)
-            yield f"{epoch}:{event.serial}" if is_of_the_log else None
+            yield f"{epoch}:{getattr(event, 'serial', 0)}" if is_of_the_log else None
         yield self.cursor or None
 
     def frames(self: EncodedBatch) -> tuple[str, ...]:
@@ -209,7 +210,7 @@ def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
     """The durable state decides each request as it arrives."""
 
     def early(state: Any, message_id: str, request: Any, **about: Any) -> Decision:
-        base = state.base if isinstance(state, Draft) else state
+        base: Any = state.base if isinstance(state, Draft) else state
         return decide(base, message_id, request, **about)
 
     patch.setattr(committer, "decide", early)
@@ -406,7 +407,7 @@ def a_cursor_of_what_is_left_resumes_after_a_failover(patch: pytest.MonkeyPatch)
 
 def a_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """A renewal changes no message, so there is no entry to store."""
-    patch.setattr(committer, "stored_renewal", lambda message: ())
+    patch.setattr(committer, "stored_renewal", lambda message, now_ms: ())
 
 
 def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
@@ -436,7 +437,7 @@ def an_absent_id_stays_absent(patch: pytest.MonkeyPatch) -> None:
         def clear(self) -> None:
             pass
 
-        def discard(self, element: str) -> None:
+        def discard(self, element: object) -> None:
             pass
 
     load = Channel.load
@@ -482,7 +483,6 @@ def messages_in_memory_are_a_page(patch: pytest.MonkeyPatch) -> None:
 
 def a_local_append_has_no_offset_check(patch: pytest.MonkeyPatch) -> None:
     """A writer in this process knows the length of its part."""
-    plain_append = committer.plain_append
 
     def anywhere(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
         message = state.messages.get(key)
@@ -507,9 +507,9 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
         is_broken.add((self, channel, key))
         broken(self, channel, key, *about, **more)
 
-    def renew_unless_broken(self: LeaseMonitor, channel: str, key: str, message: MessageState | None) -> None:
+    def renew_unless_broken(self: LeaseMonitor, channel: str, key: str, *about: Any) -> None:
         if (self, channel, key) not in is_broken:
-            renew(self, channel, key, message)
+            renew(self, channel, key, *about)
 
     patch.setattr(LeaseMonitor, "broken", note)
     patch.setattr(LeaseMonitor, "renew", renew_unless_broken)
@@ -925,7 +925,7 @@ def feeds_behind_are_woken_without_end(patch: pytest.MonkeyPatch) -> None:
 
     def release_all(self: Group) -> None:
         release(self)
-        if any(feed.is_behind for feed in self):
+        if any(isinstance(feed, Feed) and feed.is_behind for feed in self):
             asyncio.get_running_loop().call_soon(self._release)
 
     patch.setattr(Group, "_release", release_all)

@@ -224,3 +224,29 @@ async def test_turn_that_is_renewed_at_another_node_is_not_lost_with_its_old_soc
     assert not has_turn(other)
     assert (await again.ask("turn.done", **about))["type"] == "ok"
     await ended(hubs, again, other, person)
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+@virtually
+async def test_node_that_reads_a_turn_late_counts_its_lease_from_the_last_renewal(is_closed: bool) -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    await asyncio.sleep(10)  # the first recoveries are over
+    near, far, person = await worker(here, "bot1"), await worker(there, "bot2"), Line(here, "ann")
+    about = await asked(person, near)
+    await asyncio.sleep(LEASE_S / 3)
+    assert (await near.ask("turn.renew", **about))["type"] == "ok"
+    await asyncio.sleep(8)  # the agent hangs
+    if is_closed:
+        near.session.close(keeps_leases=True)
+        await near.cut()
+        await here.close()
+    else:
+        await near.ask("work", pattern="chat:*", slots=0)
+        await Line(there, "bob").ask("attach", channel=CHANNEL)
+    await asyncio.sleep(LEASE_S - 8.5)
+    assert not has_turn(far)
+    await asyncio.sleep(2.5)
+    assert has_turn(far)
+    await ended(hubs, near, far, person)
