@@ -64,6 +64,7 @@ class LocalAgent:
     async def _run(self, turn: AssignedTurn, claimed_s: float) -> None:
         backend = LocalBackend(self._hub, turn.generation, claimed_s)
         key = (turn.channel, turn.message_id)
+        running = None
         try:
             message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
             if message is None:
@@ -77,7 +78,8 @@ class LocalAgent:
             if not self._hub.is_draining and self._hub.is_running:
                 if not any(channel == turn.channel for channel, _ in self._running):
                     self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
-                self._hub.runtime.scheduler.left(self, turn)
+                has_begun = running is None or not running.came_too_late
+                self._hub.runtime.scheduler.left(self, turn, has_begun=has_begun)
                 self._hub.runtime.scheduler.freed(self)
 
     async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:

@@ -117,6 +117,7 @@ class Running:
         self._work: asyncio.Task[None] | None = None
         self._is_stopped = False
         self._is_lost = False
+        self.came_too_late = False  # the handler was not begun
         self._is_late = False
         self._is_shutting_down = False
         self._failure: str | None = None  # public reason of the handler's failure
@@ -209,7 +210,7 @@ class Running:
     async def _handle(self, turn: Turn) -> None:
         """Run the handler, and record the public reason if it fails."""
         if not self._backend.may_begin:  # for example after a suspension of the process
-            self._is_lost = True
+            self._is_lost = self.came_too_late = True
             return
         limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
         try:

@@ -103,7 +103,7 @@ class Turn:
         """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another answer.
 
         After a crash, with `on_crash="continue"`, the first call returns the unfinished answer (`previous`), which
-        continues at its `length`. In the hub's process its block raises Fenced if the turn has a later attempt by now.
+        continues at its `length`. Its block raises Fenced if the turn has a later attempt by now.
         """
         writer = self.take_unused()
         if writer is None:

@@ -97,7 +97,7 @@ def check_attempt(state: Decidable, message_id: str, answer_id: str, attempt: in
     if attempt in (None, claim.generation):
         return
     later = (
-        f"attempt {claim.generation} has it now"
+        f"attempt {claim.generation} has followed"
         if claim.state != "pending"
         else "it waits for a new answer (regenerate)"
     )

@@ -213,6 +213,6 @@ SERVER = Caller(is_server=True)  # the caller of the hub's own requests
 def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
     target = request.target if isinstance(request, SendCommand) else None
-    if caller.attempt is not None and isinstance(request, CreateMessage):
+    if isinstance(request, CreateMessage):  # the answer of an earlier attempt at that message is refused
         target = request.reply_to
     return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id later

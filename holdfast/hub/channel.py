@@ -349,7 +349,7 @@ class Channel:
             else:
                 raise outpaced(self.name, MAX_CONFLICTS)
             await self._reload()
-            self.is_stale = False
+            self.is_stale, self.batches.unreadable = False, None
         self.moved()
 
     async def rewrite(self, write: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]] | None = None) -> T:

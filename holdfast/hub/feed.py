@@ -128,15 +128,15 @@ class Feed:
     async def prepare(self) -> None:
         """Load the messages of the first batch, or close this feed. Raises StoreUnavailable, StoreUnusable."""
         try:
-            if not self._is_continued() or self.channel.batch_since(self._serial, attach=True) is None:
-                self._epoch = None  # so that `catch_up` loads the messages of a new start
-                self.channel.new_start(self._history)
-        except Behind:
             try:
+                if not self._is_continued() or self.channel.batch_since(self._serial, attach=True) is None:
+                    self._epoch = None  # so that `catch_up` loads the messages of a new start
+                    self.channel.new_start(self._history)
+            except Behind:
                 await self.catch_up()
-            except BaseException:
-                self.close()
-                raise
+        except BaseException:
+            self.close()
+            raise
 
     async def catch_up(self) -> None:
         """Load from the store the messages that `take` needs. Raises StoreUnavailable, StoreUnusable."""

@@ -169,15 +169,9 @@ class HookRunner:
     async def _run(self) -> None:
         """Register the hook, then call it; on a shared store whenever it is the turn of this node."""
         await self._until_stored(lambda: register(self._store, self._hook, self._early))
-        await (self._start() if self._store.is_exclusive else self._share())
-
-    async def _start(self) -> None:
-        """Read the positions, then scan for entries that the hook has not received."""
+        if not self._store.is_exclusive:
+            await self._share()
         await self._until_stored(self._recall)
-        self._is_ready = True
-        early, self._early = self._early, {}
-        for channel in early:
-            self.moved(channel)
         await self._until_stored(self._scan)
 
     async def _share(self) -> None:
@@ -201,8 +195,8 @@ class HookRunner:
             return
         self._is_standby, self._kept_s = False, asked_s
         if not self._is_ready:
-            await self._start()
-        elif asked_s >= self._scan_due_s:
+            await self._recall()
+        if asked_s >= self._scan_due_s:
             await self._scan()
             self._scan_due_s = loop.time() + min(REST * (loop.time() - asked_s), LAST_RETRY_S)
 
@@ -265,8 +259,13 @@ class HookRunner:
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
 
     async def _recall(self) -> None:
-        """Read the positions. Raises StoreUnavailable."""
+        """Read the positions, and begin with the channels that moved before. Raises StoreUnavailable."""
         self._positions = await _positions(self._store, self._hook)
+        self._is_ready = True
+        self._scan_due_s = 0.0
+        early, self._early = self._early, {}
+        for channel in early:
+            self.moved(channel)
 
     async def _scan(self) -> None:
         """Find channels that moved or were deleted while the hook did not run."""

@@ -188,10 +188,10 @@ class NodeLease:
         """Recover the messages that ended nodes have left. If this fails, it is due again soon."""
         self._is_recovering, is_for_all = True, self._now_s() >= self._all_due_s
         try:
+            is_mine = every_channel if is_for_all else partial(self._is_mine, await self._draining())
             await self._renew()  # this process may have been suspended since the last renewal
             if not self.is_recovery_due:
                 return
-            is_mine = every_channel if is_for_all else partial(self._is_mine, await self._draining())
             self._own_due_s = self._now_s() + ROUND_S
             if is_for_all:
                 self._all_due_s = float("inf")

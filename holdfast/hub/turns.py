@@ -123,11 +123,16 @@ class TurnScheduler:
         if worker.free == 1:
             self.offer_all()
 
-    def left(self, worker: Worker, assigned: AssignedTurn) -> bool:
-        """Note that a handler has ended. A turn without an end waits again. Return False for any other attempt."""
+    def left(self, worker: Worker, assigned: AssignedTurn, *, has_begun: bool = True) -> bool:
+        """Note that a handler has ended. A turn without an end waits again. Return False for any other attempt.
+
+        An attempt whose handler came too late to begin (`has_begun`) does not count: the next claim confirms it.
+        """
         turn = self._turn(assigned.channel, assigned.message_id)
         if turn is None or turn.handler is not worker or turn.begun != assigned.generation:
             return False
+        if not has_begun:
+            turn.begun = 0
         is_left = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
         (self.lose if is_left else self._handler_ended)(assigned.channel, turn)
         return True
@@ -196,6 +201,7 @@ class TurnScheduler:
         is_moved = self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
         if claim is not None and claim.lease_ms and turn.phase is Phase.RUNNING and turn.confirmed > confirmed:
             self._lapse_in(channel, turn, self._nodes.left_s(claim.lease_ms / 1000, turn.alive_at))  # a stored renewal
+            turn.worker = None  # the agent may have renewed elsewhere; its renewal here names its worker again
         return is_moved
 
     def forget(self, channel: str) -> None:

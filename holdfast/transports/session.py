@@ -356,7 +356,7 @@ class Session:
             if isinstance(frame, TurnRenewFrame):
                 self._agents().renew(frame, done)
             else:
-                self._agents().find(frame).end(frame, done)
+                self._agents().end(frame, done)
         except HoldfastError as error:
             done(error)
         except Exception as error:

@@ -9,7 +9,7 @@ worker.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.core.errors import Fenced, HoldfastError, InvalidRequest, NotWriter, TooMany
 from holdfast.core.model import Json, check_json
@@ -85,18 +85,8 @@ class SocketWorker:
             check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
             self._hub.runtime.scheduler.set_state(frame.channel, self.name, frame.state)
 
-    def end(self, frame: TurnDoneFrame, done: Respond) -> None:
-        """End a turn, or let it wait for its next attempt if the agent has lost this one."""
-        turn = self.turn_of(frame)
-        scheduler = self._hub.runtime.scheduler
-
-        def given_back(error: HoldfastError | None) -> None:
-            if error is None:
-                scheduler.renew(self, turn)  # it may be a turn of the previous socket
-                done({} if scheduler.left(self, turn) else _not_its_turn())
-            else:
-                done(error if error.retry else _not_its_turn())
-            self._free(turn)
+    def end(self, turn: AssignedTurn, state: Literal["done", "cancelled"], done: Respond) -> None:
+        """End a turn."""
 
         def ended(result: Result | HoldfastError) -> None:
             if not isinstance(result, HoldfastError):
@@ -104,12 +94,18 @@ class SocketWorker:
             else:  # the response must not show which turns other workers have
                 done(result if result.retry else _not_its_turn())
 
-        if frame.state == "lost":
-            runtime = self._hub.runtime
-            store_renewal(runtime.submit, runtime.nodes, self.name, turn, given_back, gives_back=True)
+        self._hub.runtime.scheduler.end(self, turn, state, ended)
+        self._free(turn)
+
+    def given_back(self, turn: AssignedTurn, error: HoldfastError | None, done: Respond) -> None:
+        """Let a turn wait for its next attempt, because its agent has lost this one, or `done` gets the `error`."""
+        scheduler = self._hub.runtime.scheduler
+        if error is None:
+            scheduler.renew(self, turn)  # it may be a turn of the previous socket
+            done({} if scheduler.left(self, turn) else _not_its_turn())
         else:
-            scheduler.end(self, turn, frame.state, ended)
-            self._free(turn)
+            done(error if error.retry else _not_its_turn())
+        self._free(turn)
 
     def works_in(self, channel: str) -> bool:
         """Return whether this worker has a turn in `channel`."""
@@ -229,6 +225,22 @@ class SocketWorkers:
 
         runtime = self._hub.runtime
         store_renewal(runtime.submit, runtime.nodes, worker.name, turn, stored)
+
+    def end(self, frame: TurnDoneFrame, done: Respond) -> None:
+        """End a turn, or let it wait for its next attempt if the agent has lost this one."""
+        worker = self.find(frame)
+        turn = worker.turn_of(frame)
+
+        def stored(error: HoldfastError | None) -> None:
+            # a `work` frame may have replaced the worker meanwhile
+            holder = (self._workers or {}).get((worker.pattern, worker.name), worker)
+            holder.given_back(turn, error, done)
+
+        if frame.state == "lost":
+            runtime = self._hub.runtime
+            store_renewal(runtime.submit, runtime.nodes, worker.name, turn, stored, gives_back=True)
+        else:
+            worker.end(turn, frame.state, done)
 
     async def take(self, frame: TurnTakeFrame) -> bool:
         """Take a waiting message into a running turn; return whether that succeeded."""

@@ -243,12 +243,12 @@ def test_answer_of_an_attempt_is_refused_once_the_turn_has_a_later_attempt(serve
     answer = CreateMessage(status="streaming", reply_to="q")
     assert needs("a", answer, first) == ("a", "q")
     assert needs("a", replace(answer, reply_to="no id\n"), first) == ("a",)
-    assert needs("a", answer, AGENT) == ("a",)
+    assert needs("a", answer, AGENT) == ("a", "q")
     served.claim("q", caller=AGENT)
     served.ask("a1", answer, first)
     served.claim("q", 1, caller=OTHER_NODE)
     assert served.ask("a1", answer, first).ops == ()  # the result of this request was lost
-    refused = "attempt 1 cannot begin a further answer to message 'q': attempt 2 has it now; end this handler"
+    refused = "attempt 1 cannot begin a further answer to message 'q': attempt 2 has followed; end this handler"
     with pytest.raises(Fenced, match=refused) as refusal:
         served.ask("a2", answer, first)
     assert refusal.value.details == {"generation": 2}

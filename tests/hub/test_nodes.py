@@ -25,6 +25,11 @@ class FailingStore(MemoryStore):
     is_down = False
     limit_bytes = 1 << 30  # a call with more is too slow
     takes_s = 0.0
+    reading_s = 0.0
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        await asyncio.sleep(self.reading_s)
+        return await super().holds(prefix)
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         await asyncio.sleep(self.takes_s)
@@ -244,6 +249,27 @@ async def test_node_that_begins_and_ends_between_two_renewals_is_recovered() -> 
     await (await cluster.node("b")).end()
     await cluster.pass_ms(1000, here)
     assert cluster.recovered == [("a", channel) for channel in CHANNELS]
+
+
+@virtually
+async def test_recovery_that_begins_before_the_store_loses_its_leases_is_due_again_a_term_later() -> None:
+    cluster = Cluster()
+    here, there = await cluster.node("a"), await cluster.node("b")
+    await cluster.pass_ms(9000, here, there)
+    await there.end()
+    cluster.now_ms += 1000
+    await here.renew()
+    cluster.recovered.clear()
+    cluster.store.reading_s = 0.5
+    recovery = asyncio.create_task(here.recover(lambda is_mine: cluster._recover(here, is_mine)))
+    await asyncio.sleep(0.1)
+    cluster.store.lose_holds()
+    await here.renew()
+    await recovery
+    assert not cluster.recovered
+    cluster.store.reading_s = 0.0
+    await cluster.pass_ms(5000, here)
+    assert cluster.recovered
 
 
 async def test_node_that_has_ended_stays_gone_although_its_last_renewal_arrives_late() -> None:

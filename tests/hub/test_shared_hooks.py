@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from holdfast.app import Hub
+from holdfast.core.errors import StoreUnavailable
 from holdfast.hub.hooks import SHARE_S, HookEvent
 from holdfast.hub.nodes import TERM_MS
 from holdfast.stores.base import Head, Hold, Renewal
@@ -420,3 +421,35 @@ async def test_registration_of_a_new_hook_is_stored_before_the_node_serves() -> 
     await hub.start()
     assert await store.notes("hook-registered/") == {"hook-registered/billing": b"1"}
     await hub.close()
+
+
+class ChannelsAway(Shared):
+    """A store that does not list its channels while `is_away`."""
+
+    is_away = False
+
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        if self.is_away:
+            raise StoreUnavailable("the store is away")
+        return await super().channels(after=after, limit=limit)
+
+
+@virtually
+async def test_hook_begins_soon_after_an_outage_that_began_while_its_node_looked_for_missed_entries() -> None:
+    store = ChannelsAway()
+    first, second = new_hub(store, 0), new_hub(store, 1)
+    calls = listen(first)
+    await started(first, second)
+    store.is_away = True
+    for outage_s in (0.0, 70.0):  # its lease expires twice
+        await asyncio.sleep(outage_s)
+        store.refused = first.runtime.node
+        await asyncio.sleep(TERM_MS / 1000 + 1.0)
+        store.refused = ""
+    store.is_away = False
+    await asyncio.sleep(2.0)
+    await say(second, "c", "q")
+    await asyncio.sleep(SEEN_S)
+    assert calls == [(0, "q")]
+    await first.close()
+    await second.close()

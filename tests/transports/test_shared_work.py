@@ -169,6 +169,46 @@ async def test_renewal_under_way_does_not_keep_a_turn_that_its_agent_gives_back(
 
 
 @virtually
+async def test_slot_is_free_again_if_the_agent_registers_anew_while_it_gives_a_turn_back() -> None:
+    store = Shared()
+    here, _ = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    agent, person = Line(here, "bot1"), Line(here, "ann")
+    await agent.ask("work", pattern="chat:*", slots=1)
+    about = await asked(person, agent)
+    agent.frames.clear()
+    agent.request("turn.done", **about, state="lost")
+    await agent.ask("work", pattern="chat:*", slots=1)
+    await asyncio.sleep(2.0)
+    assert (await agent.turn())["generation"] == 2
+    await ended(hubs, agent, person)
+
+
+@pytest.mark.parametrize("is_in_memory", [True, False])
+@virtually
+async def test_late_agent_of_an_attempt_before_the_last_adds_no_answer_to_a_turn_that_has_ended(
+    is_in_memory: bool,
+) -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    late, person = await worker(here, "bot1"), Line(here, "ann")
+    about = await asked(person, late)
+    far = await worker(there, "bot2")
+    await late.ask("work", pattern="chat:*", slots=0)
+    await asyncio.sleep(LEASE_S + 2)
+    assert (await far.turn())["generation"] == 2
+    assert (await far.ask("turn.done", **{**about, "generation": 2}))["type"] == "ok"
+    await asyncio.sleep(2.0)
+    if not is_in_memory:
+        here.runtime.channels[CHANNEL].trim(0)
+        assert here.runtime.channels[CHANNEL].state.message(about["message"]) is None
+    answer = {"channel": CHANNEL, "role": "assistant", "status": "streaming", "reply_to": about["message"]}
+    assert (await late.ask("create", **answer, id=reply_id(about["message"], 1)))["code"] == "fenced"
+    await ended(hubs, late, far, person)
+
+
+@virtually
 async def test_late_agent_of_an_earlier_attempt_adds_no_answer() -> None:
     store = Shared()
     here, there = hubs = new_hub(store, 1), new_hub(store, 2)
@@ -250,3 +290,22 @@ async def test_node_that_reads_a_turn_late_counts_its_lease_from_the_last_renewa
     await asyncio.sleep(2.5)
     assert has_turn(far)
     await ended(hubs, near, far, person)
+
+
+@virtually
+async def test_turn_that_is_renewed_elsewhere_is_not_lost_when_its_old_socket_is_known_to_be_broken_later() -> None:
+    """The first node learns of the renewal before it learns that the socket is broken."""
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    first, person = await worker(here, "bot1"), Line(here, "ann")
+    about = await asked(person, first)
+    again = await worker(there, "bot1")
+    assert (await again.ask("turn.renew", **about))["type"] == "ok"
+    await asyncio.sleep(1.5)
+    await first.cut()
+    for _ in range(3):
+        await asyncio.sleep(LEASE_S / 3)
+        assert (await again.ask("turn.renew", **about))["type"] == "ok"
+    assert not has_turn(again)
+    await ended(hubs, again, person)
