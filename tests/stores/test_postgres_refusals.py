@@ -156,7 +156,7 @@ async def test_start_names_the_connections_that_the_processes_may_open_if_the_se
     store = PostgresStore(f"postgresql://plain@127.0.0.1:{server.port}/app", schema="room")
     await store.open()
     await store.hold("n", 60_000, {})
-    remedy = "raise max_connections or CONNECTION LIMIT, or use fewer processes or PgBouncer (prepare=0)"
+    remedy = "raise max_connections or the CONNECTION LIMIT, or use fewer processes or PgBouncer (prepare=0)"
     assert await warnings("plain", "room") == [
         "PostgreSQL gives this role 9 connections, and the processes of this store, 2 with this one, may open 14, "
         f"7 each: {remedy}"
