@@ -124,15 +124,11 @@ class TurnScheduler:
             self.offer_all()
 
     def left(self, worker: Worker, assigned: AssignedTurn, *, has_begun: bool = True) -> bool:
-        """Note that a handler has ended. A turn without an end waits again. Return False for any other attempt.
-
-        An attempt whose handler came too late to begin (`has_begun`) does not count: the next claim confirms it.
-        """
+        """Note that a handler has ended. A turn without an end waits again. Return False for any other attempt."""
         turn = self._turn(assigned.channel, assigned.message_id)
         if turn is None or turn.handler is not worker or turn.begun != assigned.generation:
             return False
-        if not has_begun:
-            turn.begun = 0
+        turn.begun = assigned.generation if has_begun else 0  # 0: the next claim confirms the attempt
         is_left = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
         (self.lose if is_left else self._handler_ended)(assigned.channel, turn)
         return True
@@ -156,11 +152,8 @@ class TurnScheduler:
     def stats(self) -> dict[str, int]:
         """Return the counters of waiting and running turns and of workers."""
         phases = [turn.phase for turns in self._turns.values() for turn in turns]
-        return {
-            "agents": len(self.workers),
-            "turns_waiting": phases.count(Phase.WAITING) + phases.count(Phase.DELAYED),
-            "turns_running": phases.count(Phase.RUNNING),
-        }
+        waiting = phases.count(Phase.WAITING) + phases.count(Phase.DELAYED)
+        return {"agents": len(self.workers), "turns_waiting": waiting, "turns_running": phases.count(Phase.RUNNING)}
 
     def where(self, is_wanted: Callable[[OpenTurn], bool], channel: str | None = None) -> list[tuple[str, OpenTurn]]:
         """Return the open turns that are wanted, of `channel` or of all channels, each with its channel."""
