@@ -25,6 +25,7 @@ from holdfast.hub.hooks import Hook, register
 from holdfast.hub.housekeeping import keep_house
 from holdfast.hub.nodes import IsMine, every_channel
 from holdfast.hub.runtime import Runtime
+from holdfast.hub.several_workers import warn_of_several_workers
 from holdfast.hub.shared_turns import SharedTurns
 from holdfast.hub.store_owner import StoreOwner
 from holdfast.hub.ticket_keys import follow_keys, share_keys
@@ -166,6 +167,8 @@ class Lifecycle:
             run = self._run
         if run is None or run.is_over:
             check_not_wsgi(is_exclusive=self._store.is_exclusive)
+            if self._store.is_exclusive:
+                warn_of_several_workers(self._store.name)
             self.node = self._clock.new_id()
             self.viewing.is_draining = self.viewing.has_drained = False
             run = self._run = Run(loop, self._serve, {} if run is None else run.served)
