@@ -20,6 +20,7 @@ from simulation.sockets import ClientSocket
 from simulation.writers import Author
 
 if TYPE_CHECKING:
+    from simulation.node import Node
     from simulation.world import World
 
 TERMS_S = (5.0, 6.0, 15.0)
@@ -123,6 +124,23 @@ class LeaseWriter(Author):
                     f"{self.name} of generation {attempt.generation} wrote to {attempt.message_id} after a takeover by "
                     f"generation {successor.generation}"
                 )
+
+
+class StrandedWriter(LeaseWriter):
+    """Writes to one hub only, in a channel that no other hub has in memory, and falls silent."""
+
+    label = "stranded"
+
+    async def write_to(self, node: Node) -> None:
+        """Begin a message at `node`, and leave it without an end."""
+        self._node = node
+        attempt = WriteAttempt(self, "alone", self.new_id(), self.name, 1)
+        await attempt.begin()
+        await attempt.append(3)
+        attempt.vanish()
+
+    async def some_node(self) -> Node:
+        return self._node
 
 
 class WriteAttempt:

@@ -33,6 +33,7 @@ from simulation.actors import Actor
 from simulation.agents import Worker
 from simulation.clock import START_MS, Process, Stuck, VirtualLoop
 from simulation.hooks import Hooks, is_expected
+from simulation.lease_writers import StrandedWriter
 from simulation.leftovers import check_abandoned, check_empty, check_writers, members_of
 from simulation.local_writers import LongWriter
 from simulation.members import ACQUAINTED_S, Member
@@ -347,6 +348,7 @@ class World:
         self._heal()
         await asyncio.sleep(self.leases_count_s - self.loop.time() + self.draw.uniform(0.0, 6.0))
         node, other = self.draw.sample(self.nodes, 2)
+        await StrandedWriter(self, "stranded").write_to(node)
         writing = [
             self.start(LongWriter(self, f"long-{one.name}").write_in(one, self.draw.choice(self.channels)))
             for one in (node, other)

@@ -110,6 +110,7 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
     },
     mutants.messages_of_an_ended_node_wait: {"hubs": 2, "loss": "kill"},
     mutants.a_renewal_reaches_one_hub: {"hubs": 2, "authors": [LeaseWriter, LeaseWriter]},
+    mutants.a_late_read_begins_another_term: {"hubs": 2, "loss": "kill"},
     mutants.a_lease_ends_without_a_read_of_the_store: {"hubs": 2, "authors": [LeaseWriter, LeaseWriter]},
     mutants.a_turn_renewal_reaches_one_hub: {"hubs": 2, "authors": [Commander, Commander], "workers": 2, "bad_s": 16.0},
     mutants.a_waiting_turn_is_known_at_one_node: {

@@ -410,6 +410,11 @@ def a_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(committer, "stored_renewal", lambda message, now_ms: ())
 
 
+def a_late_read_begins_another_term(patch: pytest.MonkeyPatch) -> None:
+    """This hub has not seen the writer before, so its lease begins now."""
+    patch.setattr(NodeLease, "left_s", lambda self, term_s, alive_ms: term_s)
+
+
 def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
     """This hub receives all requests of the writer."""
     make = LeaseMonitor.__init__
@@ -958,6 +963,7 @@ MUTANTS: dict[Mutant, str] = {
     an_epoch_is_kept_after_a_failover: "it shows|before it was stored|a gap|hole|back to",
     a_cursor_of_what_is_left_resumes_after_a_failover: "resumed: true from",
     a_renewal_reaches_one_hub: "gave a sign of life",
+    a_late_read_begins_another_term: "its writer sent the last request at",
     a_lease_ends_without_a_read_of_the_store: "gave a sign of life",
     a_turn_renewal_reaches_one_hub: "gave a sign of life",
     a_waiting_turn_is_known_at_one_node: "or turns wait",
