@@ -112,6 +112,12 @@ class Feed:
             self._failures = 0
         self._consumer.receive(known_events(events), cursor, size)
 
+    def detached(self, error: HoldfastError) -> None:
+        if self._is_attached:  # otherwise the error belongs to an earlier attach
+            self._is_attached = self._is_requested = False
+            self._consumer.cut()
+            self._refused(error)
+
     def forget_cursor(self) -> None:
         self._consumer.cursor = None
 
@@ -140,14 +146,18 @@ class Feed:
         if attach != self._attaches or isinstance(result, Unreachable):
             return
         self._is_requested = not isinstance(result, HoldfastError)
-        if not isinstance(result, HoldfastError):
+        if isinstance(result, HoldfastError):
+            self._refused(result)
+        else:
             self._is_attached = True
-        elif result.retry or result.status >= 500:
-            logger.info("channel %s cannot be attached now: %s", self.channel, result.code)
+
+    def _refused(self, error: HoldfastError) -> None:
+        if error.retry or error.status >= 500:
+            logger.info("channel %s cannot be attached now: %s", self.channel, error.code)
             self._attach_later()
         else:
             self.close()
-            self._consumer.failed(result)
+            self._consumer.failed(error)
 
     def _attach_later(self) -> None:
         self._cancel_again()

@@ -77,6 +77,9 @@ class Receiver(Protocol):
     def received(self, events: list[Any], cursor: str | None, size: int) -> None:
         """Receive a frame of events, of `size` characters."""
 
+    def detached(self, error: HoldfastError) -> None:
+        """Note that the server has detached the channel, because of `error`."""
+
     def forget_cursor(self) -> None:
         """Forget the cursor, from which the server cannot resume."""
 
@@ -396,7 +399,9 @@ class Link:
                 error = error_of(frame)
                 if isinstance(error, Unauthenticated) and not self._access.has_token:
                     raise _Broken("no token", error=self._unknown())
-                if frame.get("ref") is None:
+                if (receiver := self.receivers.get(frame.get("channel", ""))) is not None:
+                    receiver.detached(error)
+                elif frame.get("ref") is None and "channel" not in frame:
                     logger.error("the server refused a frame as invalid: %s", error)
                 self._settle_ref(frame.get("ref"), error)
             case "ping":

@@ -199,7 +199,7 @@ class Follower:
             raise
         except StoreUnusable as error:
             if channel.batches.unreadable is None:
-                logger.warning("channel %r cannot be read, so its viewers are disconnected: %s", channel.name, error)
+                logger.warning("channel %r cannot be read, so its viewers are detached: %s", channel.name, error)
             channel.batches.unreadable = error
             channel.moved()
         except Exception:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.core.cursor import parse_cursor
-from holdfast.core.errors import HoldfastError, InvalidRequest, TooMany
+from holdfast.core.errors import HoldfastError, InvalidRequest, StoreUnusable, TooMany
 from holdfast.core.names import check_channel
 from holdfast.hub.batches import Behind, EncodedBatch
 from holdfast.hub.feed import Feed
@@ -269,6 +269,11 @@ class Attachments:
     async def _catch_up(self, attachment: Attachment, feed: Feed) -> None:
         try:
             await feed.catch_up()
+        except StoreUnusable as error:  # an attach would be refused; the other channels go on
+            logger.warning("channel %r cannot be read, so a socket is detached from it: %s", attachment.channel, error)
+            if self._by_channel.get(attachment.channel) is attachment:
+                self.leave(attachment.channel)
+                self._session.refuse(None, error, channel=attachment.channel)
         except HoldfastError as error:
             logger.warning("a channel of a socket cannot be read: %s", error)
             self._session.end(FAILED, error.code)

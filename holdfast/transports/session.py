@@ -436,9 +436,9 @@ class Session:
             frame["debug"] = True
         self.respond(frame)
 
-    def refuse(self, ref: Json, error: HoldfastError) -> int:
+    def refuse(self, ref: Json, error: HoldfastError, **fields: Json) -> int:
         """Respond to the request `ref` with an error, in the form that peers may see. Return the response's size."""
-        return self.respond({**for_peers(error).problem(), "type": "error", "ref": ref})
+        return self.respond({**for_peers(error).problem(), **fields, "type": "error", "ref": ref})
 
     def respond_error(self, ref: Ref, error: Exception) -> None:
         """Send the response to a request that raised; log an exception that peers must not see."""

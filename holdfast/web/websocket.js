@@ -70,11 +70,10 @@ function dial(connection, token) {
   /** @param {any} frame @param {string} text */
   const receive = (frame, text) => {
     const { type, ref, ...rest } = frame
-    const channel = attaching.get(ref)
+    const channel = attaching.get(ref) ?? client.channels.get(rest.channel)
     if (type === "events") {
       // A batch before the response to the newest attach of its channel belongs to an older one.
-      for (const one of attaching.values()) if (one.name === rest.channel) return
-      client.channels.get(rest.channel)?.receive(rest, text, connection)
+      if (channel && ![...attaching.values()].includes(channel)) channel.receive(rest, text, connection)
     }
     else if (type === "ping") connection.send?.(JSON.stringify({ type: "pong", n: rest.n }))
     else if (type === "bye") bye = rest // the code of the following close decides whether to reconnect

@@ -46,8 +46,7 @@ async def some(subscription: Subscription, count: int) -> list[Batch]:
 async def test_view_shows_stored_and_new_messages(hub: Hub, client: Client) -> None:
     asked = await hub.create("c", text="Why?")
     async with client.channel("c") as view:
-        assert view.messages == [asked]
-        assert view.state == "live"
+        assert (view.messages, view.state) == ([asked], "live")
         async with hub.message("c") as message:
             await message.append("Because.")
             await until(view, lambda: view.messages[-1].text == "Because.")
@@ -101,6 +100,26 @@ async def test_view_begins_anew_when_its_cursor_is_not_valid_any_more() -> None:
         first.bye(4100, "gone")
         second = await script.socket()
         assert "since" not in await second.frame("attach")
+
+
+async def test_channel_that_the_server_detaches_is_attached_again_and_no_other_one() -> None:
+    script = Script()
+    async with scripted(script) as client:
+        views = {name: client.channel(name) for name in ("c", "d")}
+        socket = await script.socket()
+        for _ in views:
+            attach = await socket.frame("attach")
+            socket.say(type="ok", ref=attach["ref"])
+            socket.say(type="events", channel=attach["channel"], cursor="e:1", events=[attached("e", 1)])
+        for view in views.values():
+            await view.live()
+        socket.say(type="error", ref=None, channel="c", code="store_unusable", status=500)
+        again = await socket.frame("attach")
+        assert (again["channel"], again["since"]) == ("c", "e:1")
+        assert (views["c"].state, views["d"].state) == ("reconnecting", "live")
+        socket.say(type="ok", ref=again["ref"])
+        socket.say(type="events", channel="c", cursor="e:2", events=[attached("e", 2)])
+        await views["c"].live()
 
 
 async def test_gap_is_repaired_by_a_new_start() -> None:

@@ -392,7 +392,7 @@ async def test_channel_with_an_unknown_entry_sends_its_viewers_away_and_no_other
         await hub.create("c", id="m2", text="after an entry that this node does not know")
     await hub.create("d", id="m2", text="goes on")
     await viewers[1].until(lambda view: len(view.messages()) == 2)
-    assert caplog.text.count("channel 'c' cannot be read, so its viewers are disconnected") == 1
+    assert caplog.text.count("channel 'c' cannot be read, so its viewers are detached") == 1
     assert "Traceback" not in caplog.text
     server.sql(
         f"UPDATE {schema}.channels SET serial = {before[0]}, has_tail = '{before[1]}', tail = '{before[2]}'"

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from holdfast.core.errors import StoreUnavailable
+from holdfast.core.errors import StoreUnavailable, StoreUnusable
 from holdfast.core.limits import Limits
 from holdfast.hub.channel import Channel
 from holdfast.hub.identity import CAPABILITIES
@@ -359,10 +359,10 @@ async def test_a_ref_is_text_or_a_whole_number(served: Served) -> None:
             await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": ref}))
             assert (await peer.reply(ref))["type"] == "ok"
         others: list[tuple[object, object]] = [(None, None), (1.5, None), ("x" * 65, None), ([1], None), (2**60, None)]
-        for other, ref in others:
+        for other, named in others:
             await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": other}))
             reply = await peer.receive()
-            assert (reply["type"], reply["code"], reply["ref"]) == ("error", "invalid_request", ref)
+            assert (reply["type"], reply["code"], reply["ref"]) == ("error", "invalid_request", named)
 
 
 # Bad input
@@ -560,7 +560,7 @@ async def test_a_stalled_reader_skips_ahead_and_loses_nothing(served: Served) ->
 async def test_a_ping_comes_every_five_seconds_and_needs_no_pong(served: Served) -> None:
     async with dialled(served) as peer:
         await peer.ask("detach", channel="c")
-        for socket in served.hub._asgi._sockets._open:  # type: ignore[attr-defined]
+        for socket in served.hub._asgi._sockets._open:
             socket.session._ping_at_s = 0.0  # as if five seconds had passed
         await pass_seconds(served, 5)
         assert await peer.receive() == {"type": "ping", "n": 1}
@@ -607,6 +607,31 @@ async def test_store_failure_during_catch_up_closes_the_socket_for_a_retry(
         served.hub.channel("c").trim(0)
         code, bye = await peer.closed()
         assert (code, bye["reason"]) == (4000, "store_unavailable")
+
+
+async def test_channel_that_becomes_unreadable_is_detached_and_the_other_channels_of_the_socket_go_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def damaged(self: Channel, since: int) -> bool:
+        raise StoreUnusable("its row is damaged")
+
+    async with dialled(served) as peer:
+        for channel in ("c", "d"):
+            await peer.ask("attach", channel=channel, flush_ms=1000)
+        with monkeypatch.context() as patch:
+            patch.setattr(Channel, "load_since", damaged)
+            for message_id in ("m1", "m2"):  # the second one is due at the end of the flush window
+                await served.hub.create("c", id=message_id, text="x")
+            served.hub.channel("c").trim(0)
+            error = await peer.until("error")
+        assert (error["ref"], error["channel"], error["code"]) == (None, "c", "store_unusable")
+        await served.hub.create("d", id="m1", text="goes on")
+        while not any("goes on" in str(event) for event in peer.events("d")):
+            await peer.receive()
+        assert served.hub.stats()["feeds"] == 1
+        assert (await peer.ask("attach", channel="c"))["type"] == "ok"
+        while not any(event["type"] == "message.update" for event in peer.events("c")):
+            await peer.receive()
 
 
 async def test_attach_to_a_channel_whose_messages_cannot_be_read_gets_an_error(

@@ -63,6 +63,20 @@ describe("a channel over WebSocket", () => {
     assert.equal(w.socket.isClosed, false)
   })
 
+  test("that the server detaches is closed with its reason, and the others go on", (t) => {
+    const w = world(t)
+    const [one, two] = [w.client.channel("one"), w.client.channel("two")]
+    w.socket.open()
+    for (const { ref, channel } of w.socket.sent.filter(({ type }) => type === "attach")) {
+      w.socket.receive({ type: "ok", ref })
+      w.socket.events(channel, "e:1", attached(1), update(message("m", 1, "a")))
+    }
+    w.socket.receive({ type: "error", ref: null, channel: "one", code: "store_unusable", status: 500 })
+    w.socket.events("two", "e:2", append(2, "m", 1, "b"))
+    assert.deepEqual([one.state, one.error?.code, two.state, texts(two)], ["closed", "store_unusable", "live", ["ab"]])
+    assert.deepEqual([w.sockets.length, w.socket.isClosed], [1, false])
+  })
+
   test("ignores batches before the response to its newest attach", (t) => {
     const w = world(t)
     w.socket.open()
