@@ -281,6 +281,9 @@ def serve(
 def _showing_log(level: str) -> Iterator[None]:
     """Print what the hub logs, from `level` on. By itself Python prints warnings only."""
     logger, handler = logging.getLogger("holdfast"), logging.StreamHandler()
+    if logger.hasHandlers():  # the app has its own way to print logs
+        yield
+        return
     logger.addHandler(handler)
     logger.setLevel(level.upper())
     try:

@@ -71,7 +71,7 @@ async def check_react(browser: Browser, url: str, move: Move) -> None:
     await expect(answer).to_contain_text(END)
     assert (await page.locator("article.user").all_inner_texts()) == ["Why?"]
     other, more = await open_page(browser, f"{url}/?me=bob")
-    await page.fill("input[name=text]", "And then? " * 100)  # the answer repeats it, which takes six seconds
+    await page.fill("input[name=text]", "And then? " * 500)  # the answer repeats it, which takes half a minute
     await page.press("input[name=text]", "Enter")
     await expect(other.get_by_role("button", name="Stop")).to_be_visible()
     await move()  # the answer goes on in the process that both pages leave
@@ -97,7 +97,7 @@ async def check_next(browser: Browser, url: str, move: Move) -> None:
 async def check_assistant_ui(browser: Browser, url: str, move: Move) -> None:
     """Ask a question, request a second answer, stop it, edit the question, and select the first version."""
     page, errors = await open_page(browser, url)
-    await page.fill("[aria-label=Message]", "Why?")
+    await page.fill("[aria-label=Message]", "Why? " * 100)  # the answer repeats it, so it can be stopped for seconds
     await page.press("[aria-label=Message]", "Enter")
     answer = page.locator(".assistant")
     await expect(answer).to_contain_text(END)

@@ -100,7 +100,8 @@ async def processes(server: Running, is_all: Callable[[set[int]], bool]) -> set[
     async with asyncio.timeout(3 * START_S):
         while not is_all(found):
             base_url = f"http://127.0.0.1:{server.port}"
-            async with httpx2.AsyncClient(trust_env=False, base_url=base_url) as http:  # one connection, one process
+            # one connection, one process
+            async with httpx2.AsyncClient(trust_env=False, base_url=base_url, timeout=START_S) as http:
                 try:
                     pid = int((await http.get("/pid")).text)
                     stored = await http.get(f"{MESSAGES}/m")
@@ -108,7 +109,7 @@ async def processes(server: Running, is_all: Callable[[set[int]], bool]) -> set[
                     await asyncio.sleep(0.05)  # between two tries to reach a process that is starting
                     continue
             if stored.status_code == 404:
-                async with httpx2.AsyncClient(trust_env=False, base_url=base_url) as http:
+                async with httpx2.AsyncClient(trust_env=False, base_url=base_url, timeout=START_S) as http:
                     assert (await http.post(MESSAGES, json={"id": "m", "text": "kept"})).status_code == 201
                 continue
             assert (stored.status_code, stored.json()["message"]["parts"][0]["text"]) == (200, "kept")

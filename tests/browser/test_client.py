@@ -38,7 +38,7 @@ from tests.transports.conftest import listening, new_hub, serving
 
 SECRET = "0123456789abcdef0123456789abcdef"
 FIRST_WORDS_S = 5.0  # time within which the client must name the reason of a failure
-BUFFERED_S = 12.0  # a proxy that holds streams back is noticed within 10 s; then comes the first poll
+BUFFERED_S = 20.0  # a proxy that holds streams back is noticed within 10 s; then comes the first poll
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 

@@ -25,6 +25,7 @@ from tests.processes import PATIENCE_S, python, serving
 Load = Callable[[str], ModuleType]
 
 NUMBERS = "".join(f"{count} " for count in range(2, 121))
+LONG = " ".join(["why?"] * 50)  # the answer repeats the question first, so an agent can be killed for seconds
 ANSWER = f"You asked: why?\n{NUMBERS}"
 
 
@@ -133,21 +134,21 @@ async def test_another_agent_continues_the_answer_of_a_killed_agent(
             first = await programs.enter_async_context(python(str(PROGRAM), **bot))
             second = await programs.enter_async_context(python(str(PROGRAM), **bot))
             await until_seen(url, ann["HOLDFAST_TOKEN"], connections=2)  # an earlier message waits for no agent
-            person = await programs.enter_async_context(python(str(PROGRAM), "ask", "why?", **ann))
+            person = await programs.enter_async_context(python(str(PROGRAM), "ask", LONG, **ann))
             assert first.stdout is not None
             assert second.stdout is not None
             assert person.stdout is not None
             lines = {asyncio.ensure_future(one.stdout.readline()): one for one in (first, second) if one.stdout}
             done, waiting = await asyncio.wait(lines, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
             (claimed,) = done
-            assert claimed.result() == b"ann asks, attempt 1: why?\n"
+            assert claimed.result() == f"ann asks, attempt 1: {LONG}\n".encode()
             async with asyncio.timeout(PATIENCE_S):
-                begun = await person.stdout.readuntil(b" 5 ")
+                begun = await person.stdout.readuntil(b"why? why? ")
                 lines[claimed].send_signal(signal.SIGKILL)
                 (other,) = waiting
-                assert await other == b"ann asks, attempt 2: why?\n"
+                assert await other == f"ann asks, attempt 2: {LONG}\n".encode()
                 shown = (begun + await person.stdout.read()).decode()
-        text = "You asked: why?\n" + " ".join(str(count) for count in range(1, 121))
+        text = f"You asked: {LONG}\n" + " ".join(str(count) for count in range(1, 121))
         assert shown == f"{text}\n(complete)\n"
 
 

@@ -32,6 +32,7 @@ pytestmark = [needs_postgres, pytest.mark.asyncio(loop_scope="module")]
 
 STARTING = 2  # examples whose processes start at a time: each process takes about a second of CPU for it
 NUMBERS = "".join(f"{count} " for count in range(1, 121))
+LONG = " ".join(["why?"] * 50)  # the answer repeats the question first, so an agent can be killed for seconds
 ANSWER = "You asked: why?\n" + NUMBERS.removeprefix("1 ")
 
 Scene = Callable[[Node, Node], Awaitable[None]]
@@ -324,19 +325,19 @@ async def agent_elsewhere(here: Node, there: Node) -> None:
             changes = aiter(view)
             while not any(member.kind == "agent" for member in view.members):
                 await anext(changes)  # an earlier question waits for no agent
-        person = await stack.enter_async_context(run(there, "ann", "ask", "why?"))
+        person = await stack.enter_async_context(run(there, "ann", "ask", LONG))
         assert first.stdout is not None
         assert person.stdout is not None
         async with asyncio.timeout(FOLLOW_S):
-            assert await first.stdout.readline() == b"ann asks, attempt 1: why?\n"
-            begun = await person.stdout.readuntil(b" 5 ")
+            assert await first.stdout.readline() == f"ann asks, attempt 1: {LONG}\n".encode()
+            begun = await person.stdout.readuntil(b"why? why? ")
             second = await stack.enter_async_context(run(there, "bot"))
             first.kill()
             assert second.stdout is not None
-            assert await second.stdout.readline() == b"ann asks, attempt 2: why?\n"
+            assert await second.stdout.readline() == f"ann asks, attempt 2: {LONG}\n".encode()
             here.end(signal.SIGKILL)
             shown = (begun + await person.stdout.read()).decode()
-    assert shown == f"You asked: why?\n{NUMBERS.strip()}\n(complete)\n"
+    assert shown == f"You asked: {LONG}\n{NUMBERS.strip()}\n(complete)\n"
 
 
 SCENES: dict[str, Scene] = {  # those that take longest begin first

@@ -275,7 +275,7 @@ async def test_copy_of_a_database_has_a_name_of_notices_that_the_original_does_n
 async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
     server: Postgres, monkeypatch: pytest.MonkeyPatch, direction: Direction
 ) -> None:
-    monkeypatch.setattr(PostgresServer, "timeout_s", 3.0)  # of the calls that hang, for a short test
+    monkeypatch.setattr(PostgresServer, "timeout_s", 6.0)  # of the calls that hang, for a short test
     there = new_hub(f"{server.url}?schema=hole_{direction}")
     async with FaultProxy("127.0.0.1", server.port) as proxy:
         here = new_hub(f"postgresql://app@127.0.0.1:{proxy.port}/app?schema=hole_{direction}")

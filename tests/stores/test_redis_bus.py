@@ -199,9 +199,10 @@ async def test_a_server_that_accepts_and_does_not_answer_is_noticed(
         listening(f"redis://127.0.0.1:{proxy.port}", "a") as first,
         listening(server.url, "a") as second,
     ):
-        monkeypatch.setattr("holdfast.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
-        proxy.stall(direction)  # type: ignore[arg-type]
-        await first.bus.notify([Notice("moved", "a", b"lost")])
+        with monkeypatch.context() as patch:
+            patch.setattr("holdfast.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
+            proxy.stall(direction)  # type: ignore[arg-type]
+            await first.bus.notify([Notice("moved", "a", b"lost")])
         proxy.resume()
         assert await first.next() is None  # from another link
         await second.bus.notify([Notice("moved", "a", b"1")])

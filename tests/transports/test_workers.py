@@ -42,7 +42,7 @@ async def test_a_second_worker_refuses_at_once_and_is_not_ready(tmp_path: Path) 
         async with asyncio.timeout(START_S * 3):
             for _ in range(TRIES):
                 # One connection, and so one worker, for both requests.
-                async with httpx2.AsyncClient(trust_env=False, base_url=base_url) as http:
+                async with httpx2.AsyncClient(trust_env=False, base_url=base_url, timeout=START_S) as http:
                     began_s = time.monotonic()
                     response = await http.get("/v1/channels/c")
                     if response.status_code == 503:

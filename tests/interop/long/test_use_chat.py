@@ -78,7 +78,7 @@ async def test_page_of_the_example_resumes_in_mid_answer_and_stops_for_both_wind
 @needs_postgres
 async def test_page_is_reloaded_at_another_node_in_mid_answer_and_stops_it_there(tmp_path: Path) -> None:
     shutil.copytree(built() / "dist", tmp_path / "use_chat" / "dist")
-    asked = "Why? " * 300  # the answer repeats it, which takes nine seconds
+    asked = "Why? " * 500  # the answer repeats it, which takes fifteen seconds
     with running_postgres(fsync="off", full_page_writes="off") as store:
         async with two_nodes("use_chat/server", store.url, tmp_path) as (here, there), chromium() as browser:
             page, other = await browser.new_page(), await browser.new_page()
@@ -100,7 +100,7 @@ async def test_page_is_reloaded_at_another_node_in_mid_answer_and_stops_it_there
             await expect(page.locator("article.user")).to_have_text([asked.strip()])
             await expect(page.get_by_role("status")).to_have_text("ready")
 
-            await ask(asked)
+            await ask(3 * asked)
             await expect(answer.last).to_contain_text("You asked")
             await other.goto(here.url)
             await other.get_by_role("button", name="Stop").click()
