@@ -90,7 +90,8 @@ class Recovery:
         if self._running:
             await asyncio.wait(self._running.values(), timeout=None if store.is_exclusive else SLOW_S)
         _check_exclusive(store, failures)
-        failures += [(channel, StoreUnavailable("its recovery takes long, and goes on")) for channel in self._running]
+        late = StoreUnavailable("its recovery takes long, and goes on; if it does not end, check the store")
+        failures += [(channel, late) for channel in self._running]
         for channel, error in failures[:1]:
             failed = f"channel {channel!r} was not recovered: {error!r}"
             if not store.is_exclusive:
