@@ -114,16 +114,19 @@ class LeaseMonitor:
             self._in.setdefault(channel, set()).add(key)
             if lease[0] > 1 and (known is None or known[0] != lease[0]):
                 self._holders[message_key] = _Holder(None, False)  # forget the connection of the previous writer
-            self._renew_as_stored(channel, key, message)
+            if known is None:
+                self._renew_as_stored(channel, key, message)
+            else:
+                self.renew(channel, key, message)
         elif self._read is not None and message.last > self._last[message_key]:
-            self._renew_as_stored(channel, key, message)  # another hub has received a request of the writer
+            self.renew(channel, key, message)  # another hub has received a request of the writer
 
     def followed(self, channel: Channel) -> None:
         """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
         for key in self._in.get(channel.name, ()) if self._read is not None else ():
             message = channel.state.message(key)
             if message is not None and message.last > self._last[channel.name, key]:
-                self._renew_as_stored(channel.name, key, message)
+                self.renew(channel.name, key, message)
 
     def renew(self, channel: str, key: str, message: MessageState | None, left_s: float | None = None) -> None:
         """Restart the lease of `message` with id `key`, if it has one, because its writer sent a request.
@@ -190,7 +193,10 @@ class LeaseMonitor:
             again = partial(self._lapse, channel, key)
             self._deadlines.set(("again", channel, key, FinishMessage), self._loop.time() + RETRY_S, again)
             return
+        last = self._last.get((channel, key))
         self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
+        if self._leases.get((channel, key)) == lease and self._last[channel, key] != last:
+            self._renew_as_stored(channel, key, message)
         if self._leases.get((channel, key)) == lease and ("lease", channel, key) not in self._deadlines:
             self._expire(channel, key)
 

@@ -184,6 +184,10 @@ class NodeLease:
         """Return whether this node may have messages of other nodes to recover."""
         return not self.is_leaving and self._now_s() >= min(self._own_due_s, self._all_due_s)
 
+    def recover_soon(self) -> None:
+        """Let all channels be recovered again soon, because the recovery of one has failed."""
+        self._all_due_s = min(self._all_due_s, self._now_s() + RETRY_S)
+
     async def recover(self, recover: Recover) -> None:
         """Recover the messages that ended nodes have left. If this fails, it is due again soon."""
         self._is_recovering, is_for_all = True, self._now_s() >= self._all_due_s

@@ -55,26 +55,31 @@ class Recovery:
     """Recovers channels, several at a time: one whose read hangs, or that is damaged, delays no other one."""
 
     def __init__(self) -> None:
-        self._running: dict[str, asyncio.Task[None]] = {}  # by channel; a call of `run` may have left some behind
+        self._runtime: Runtime | None = None  # that of the last call of `run`
+        self._running: dict[str, asyncio.Task[None]] = {}  # by channel
+        self._late: set[str] = set()  # the channels that a call of `run` has left behind
 
     async def run(
         self, runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], writers: Writers, is_mine: IsMine
     ) -> None:
         """Recover the open messages and commands of the channels for which `is_mine` returns True.
 
-        `adopters` are the app's functions with their channel patterns. On a shared store a channel that fails or takes
-        long does not stop the recovery of the others; on an exclusive store a damaged one does not. Raises
+        `adopters` are the app's functions with their channel patterns. On a shared store a channel that fails does not
+        stop the recovery of the others, and one that takes long goes on beside and after this call; if it fails later,
+        the recovery is due again. On an exclusive store only a damaged channel does not stop the others. Raises
         StoreUnavailable, StoreUnusable and Busy; the part that was done by then needs no repetition, and suffers none.
         """
         store, failures = runtime.store, list[tuple[str, Exception]]()
+        if runtime is not self._runtime:  # the hub has started again, perhaps in another event loop
+            self._runtime, self._running, self._late = runtime, {}, set()
         if store.is_exclusive:
             await undo_imports(store)
         names = await _read(store, store.open_channels)
         current = await _current(runtime, [name for name in names if is_mine(name)])
         known = 0
         for channel in names:
-            while len(self._running) >= READS:
-                await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
+            if len(self._running) >= READS:
+                await self._wait(store, asyncio.FIRST_COMPLETED)
             if runtime.nodes.is_leaving:
                 return
             if len(failures) > known:
@@ -88,10 +93,9 @@ class Recovery:
                     work = partial(_offer_lost_turns, runtime, channel)
                 self._start(runtime, channel, work, failures)
         if self._running:
-            await asyncio.wait(self._running.values(), timeout=None if store.is_exclusive else SLOW_S)
+            await self._wait(store, asyncio.ALL_COMPLETED)
+        self._late = set(self._running)
         _check_exclusive(store, failures)
-        late = StoreUnavailable("its recovery takes long, and goes on; if it does not end, check the store")
-        failures += [(channel, late) for channel in self._running]
         for channel, error in failures[:1]:
             failed = f"channel {channel!r} was not recovered: {error!r}"
             if not store.is_exclusive:
@@ -99,6 +103,11 @@ class Recovery:
                 raise (StoreUnavailable if is_transient else StoreUnusable)(failed)
             count = len(failures)
             logger.error("%d channels are damaged; restore a backup, or delete them; the first: %s", count, failed)
+
+    async def _wait(self, store: Store, until: str) -> None:
+        """Wait for running recoveries; on a shared store not for long."""
+        timeout_s = None if store.is_exclusive else SLOW_S
+        await asyncio.wait(self._running.values(), timeout=timeout_s, return_when=until)
 
     def _start(
         self,
@@ -116,6 +125,9 @@ class Recovery:
                 failures.append((channel, error))
                 if not isinstance(error, HoldfastError):
                     logger.exception("channel %s was not recovered", channel)
+                elif channel in self._late:  # no call reports it
+                    logger.warning("channel %s was not recovered; the hub tries again: %s", channel, error)
+                    runtime.nodes.recover_soon()
 
         task = self._running[channel] = runtime.tasks.start_background(recover())
         task.add_done_callback(lambda _: self._running.pop(channel))

@@ -116,8 +116,7 @@ class TurnScheduler:
     def freed(self, worker: Worker) -> None:
         """Offer waiting turns, because the worker has one more free slot.
 
-        If it had a free slot before, no turn waits for a slot: all other changes that release a waiting turn (the end
-        of a turn or claim, a new message) offer the turns of their channel themselves.
+        If it had one before, no turn waits for a slot: what releases a waiting turn offers the turns of its channel.
         """
         worker.free += 1
         if worker.free == 1:
@@ -191,11 +190,12 @@ class TurnScheduler:
         # `holdfast.hub.shared_turns` asks the store whether another node lives before its turns wait again
         is_orphan = node is not None and (node == self._node or self._nodes.is_exclusive)
         confirmed = turn.confirmed
-        is_moved = self._moved(channel, turn, turn.observe(message, is_orphan=is_orphan))
-        if claim is not None and claim.lease_ms and turn.phase is Phase.RUNNING and turn.confirmed > confirmed:
-            self._lapse_in(channel, turn, self._nodes.left_s(claim.lease_ms / 1000, turn.alive_at))  # a stored renewal
+        left = turn.observe(message, is_orphan=is_orphan)
+        is_confirmed = left is None and turn.phase is Phase.RUNNING and turn.confirmed > confirmed
+        if is_confirmed and claim is not None and claim.lease_ms:
+            self._lapse_in(channel, turn, claim.lease_ms / 1000)  # a hub of this store has stored a renewal
             turn.worker = None  # the agent may have renewed elsewhere; its renewal here names its worker again
-        return is_moved
+        return self._moved(channel, turn, left)
 
     def forget(self, channel: str) -> None:
         """Forget the turns of other nodes in `channel`, which leaves memory: this node follows it no longer."""
@@ -245,7 +245,8 @@ class TurnScheduler:
             case Phase.DELAYED:
                 self._deadlines.set(key, now_s + RETRY_S, partial(self._try_again, channel, turn))
             case Phase.RUNNING if turn.claim is not None and turn.claim.lease_ms:
-                self._lapse_in(channel, turn, self._nodes.left_s(turn.claim.lease_ms / 1000, turn.alive_at))
+                alive_ms = turn.alive_at if left is Phase.NEW else 0  # of a claim that this hub has read late
+                self._lapse_in(channel, turn, self._nodes.left_s(turn.claim.lease_ms / 1000, alive_ms))
             case Phase.HELD:  # checked later, after all changed messages were inspected
                 self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
             case Phase.WAITING | Phase.ENDING if turn.handler is not None and not turn.handler.is_local:
@@ -325,8 +326,7 @@ class TurnScheduler:
     def taking(self, channel: str, message_id: str, within: str, attempt: int) -> Iterator[None]:
         """Do not offer `message_id` while a running turn claims it.
 
-        If the claim's outcome is unknown but it was committed, the running turn does not know that it owns this
-        message.
+        If the claim is committed with an unknown outcome, the running turn does not know that it owns this message.
         """
         if (live := self._find(channel)) is not None:
             self.inspect_message(channel, message_id, live.state.message(message_id))
