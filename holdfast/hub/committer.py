@@ -93,12 +93,14 @@ class Committer:
         accepted: Callable[[Channel, str], None],
         check: Callable[[str, CreateMessage | DeleteMessage, Find], None],
         stored: Callable[[Write], None] | None = None,
+        followed: Callable[[Channel], None],
     ) -> None:
         """Commit for `channels`, which are in memory; the function `channel` loads another one.
 
         `is_served` returns whether agents serve a channel. The committer calls `accepted` with the accepted requests of
-        remote writers, and `stored` with each write that it has stored. `check` raises Held if no message of a channel
-        may be deleted, and StoreFull if there is no space for a message.
+        remote writers, `stored` with each write that it has stored, and `followed` with each channel that it has read
+        again. `check` raises Held if no message of a channel may be deleted, and StoreFull if there is no space for a
+        message.
         """
         self._check = check
         self._stored = stored
@@ -110,7 +112,9 @@ class Committer:
         self._channels = channels
         self._channel = channel
         self._pace = pace
-        self._loader = Loader(spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail)
+        self._loader = Loader(
+            spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail, followed=followed
+        )
         self._queue = Admission()
         self.waiting = 0  # number of items that are queued or parked
         self._waiting_bytes = 0

@@ -68,15 +68,18 @@ class Loader:
         queue_first: Callable[[Iterable[Item]], None],
         stored: Callable[[Decided], None],
         fail: Callable[[Item, HoldfastError], None],
+        followed: Callable[[Channel], None],
     ) -> None:
         """Give items back through functions: `queue_first` gets those that can be decided now, in order.
 
-        `stored` gets decisions that turn out to be stored, `fail` the items whose channel could not be read.
+        `stored` gets decisions that turn out to be stored, `fail` the items whose channel could not be read, and
+        `followed` each channel that was read again, perhaps with entries of other hubs.
         """
         self._spawn = spawn
         self._queue_first = queue_first
         self._stored = stored
         self._fail = fail
+        self._followed = followed
         self.parked: dict[Channel, deque[Item]] = {}  # parked items by channel; other components must not change this
         self._unclear: dict[Channel, Unclear] = {}
 
@@ -114,6 +117,7 @@ class Loader:
                 while not is_read:
                     if channel.is_stale:
                         await channel.refresh()
+                        self._followed(channel)
                     await channel.load_messages(self._ids(channel))
                     # A commit with an unknown outcome may have parked more items meanwhile; `_resolve_unclear` handles
                     # those.

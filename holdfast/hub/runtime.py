@@ -118,6 +118,7 @@ class Runtime:
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
             check=self._check,
             stored=None if store.is_exclusive else self.follower.notifier.stored,
+            followed=self.leases.followed,
         )
 
     def channel(self, name: str) -> Channel:
