@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -24,9 +25,10 @@ from holdfast.core.requests import (
 from holdfast.core.turns import CANCEL_S
 from holdfast.hub import HubCore
 from holdfast.hub.leases import BROKEN_S
-from holdfast.stores.base import Tail
+from holdfast.stores.base import Committed, Conflict, Tail, Write
 from holdfast.stores.memory import MemoryStore
 from tests.hub.test_recovery import Shared as SharedClock
+from tests.hub.test_recovery import new_hub as node
 from tests.virtual import virtual_clock, virtually
 
 ANN = Caller(id="ann")
@@ -140,6 +142,61 @@ async def test_hub_that_reads_a_lease_late_counts_its_term_from_the_last_stored_
     await asyncio.sleep(2.5)
     assert await status(there) == INTERRUPTED
     await there.close()
+
+
+class SlowCommit(SharedClock):
+    """A store whose next commit takes `commit_s`."""
+
+    commit_s = 0.0
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        takes_s, self.commit_s = self.commit_s, 0.0
+        await asyncio.sleep(takes_s)
+        return await super().commit(writes)
+
+
+async def known_at_two() -> tuple[SlowCommit, HubCore, HubCore]:
+    """Return a store with two hubs, which both know the lease of message `m`. Its writer is at the first one."""
+    store = SlowCommit()
+    here, there = node(store, 1), node(store, 2)
+    for hub in (here, there):
+        await hub.start()
+        await asyncio.sleep(0.5)  # so their renewals alternate
+    await asyncio.sleep(30)
+    await begin(here)
+    await here.ask("c", "m", AppendText(text="x"), ANN)
+    assert await status(there) == STREAMING
+    return store, here, there
+
+
+@pytest.mark.parametrize("set_back_ms", [20_000, 3_600_000])
+@pytest.mark.parametrize("at_s", [0.0, 0.25, 0.5, 0.75])  # each node reads the clock once a second
+@virtually
+async def test_clock_of_the_store_that_is_set_back_ends_no_lease_of_a_living_writer(
+    set_back_ms: int, at_s: float
+) -> None:
+    store, here, there = await known_at_two()
+    await asyncio.sleep(at_s)
+    for number in range(150):
+        await asyncio.sleep(0.2)
+        if number == 50:
+            store.ahead_ms -= set_back_ms
+        await here.ask("c", "m", AppendText(text="x"), ANN)
+    assert await status(there) == STREAMING
+    for hub in (here, there):
+        await hub.close()
+
+
+@virtually
+async def test_term_after_a_slow_commit_counts_from_its_arrival_at_another_hub() -> None:
+    store, here, there = await known_at_two()
+    store.commit_s = 12.0
+    await here.ask("c", "m", AppendText(text="slow"), ANN)
+    await asyncio.sleep(5.0)
+    await here.ask("c", "m", AppendText(text="y"), ANN)
+    assert await status(there) == STREAMING
+    for hub in (here, there):
+        await hub.close()
 
 
 @virtually

@@ -174,6 +174,29 @@ async def test_channel_whose_reads_hang_delays_the_recovery_of_no_other_one() ->
 
 
 @virtually
+async def test_channel_that_is_always_read_slowly_is_read_in_the_regular_rounds_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, reads = Shared(), 0
+    here, other = await watching(store), new_hub(store, 9)
+    await other.message("c", id="m").open()
+    await asyncio.sleep(70)
+
+    async def slow(channel: str) -> None:
+        nonlocal reads
+        reads += 1
+        await asyncio.sleep(5)
+
+    store.before = slow
+    await asyncio.sleep(180)
+    assert 2 <= reads <= 6  # three rounds, in each of which the read is sent again
+    assert "not recovered" not in caplog.text
+    store.before = None
+    for hub in (here, other):
+        await hub.close()
+
+
+@virtually
 async def test_read_whose_connection_is_broken_delays_the_end_of_a_message_by_one_second() -> None:
     store = Shared()
     here, gone, hung = await watching(store), new_hub(store, 9), list[str]()
