@@ -129,8 +129,9 @@ class Recovery:
                     logger.warning("channel %s was not recovered; the hub tries again: %s", channel, error)
                     runtime.nodes.recover_soon()
 
-        task = self._running[channel] = runtime.tasks.start_background(recover())
-        task.add_done_callback(lambda _: self._running.pop(channel))
+        running = self._running
+        task = running[channel] = runtime.tasks.start_background(recover())
+        task.add_done_callback(lambda _: running.pop(channel))
 
 
 def _check_exclusive(store: Store, failures: Sequence[tuple[str, Exception]]) -> None:
