@@ -78,7 +78,6 @@ TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
     },
     Phase.ENDING: {
         TurnEvent.PENDING: Phase.WAITING,  # the channel was deleted, and the message was created again
-        TurnEvent.TAKEN_IN: Phase.HELD,  # after a `regenerate`: another turn has taken the message in
         TurnEvent.ENDED: Phase.OVER,
     },
     Phase.OVER: {},
@@ -107,8 +106,8 @@ class TurnState(Generic[W]):
     """The open turn of one message. Its methods move it along `TRANSITIONS`, and are the only ones to do so.
 
     The log decides: call `observe` with each change of the message. While a claim of this hub is under way or delayed,
-    and while a handler runs on after the end, the turn stays as it is, unless another turn takes its message in. It
-    follows the log afterwards (`resolve`, `due`, `handler_ended`).
+    and while a handler runs on after the end, the turn stays as it is. It follows the log afterwards (`resolve`,
+    `due`, `handler_ended`).
     """
 
     __slots__ = (
@@ -171,10 +170,6 @@ class TurnState(Generic[W]):
         claim, known = self.claim, (self.attempt, self.confirmed)
         return claim is not None and claim.is_open and (claim.generation, claim.confirmed) == known
 
-    @property
-    def _is_taken_in(self) -> bool:
-        return self.claim is not None and self.claim.is_open and self.claim.within is not None
-
     def is_run_by(self, name: str) -> bool:
         """Return whether the agent `name`, in a process of its own, has the running attempt."""
         claim = self.claim
@@ -221,8 +216,7 @@ class TurnState(Generic[W]):
         """Note the outcome of a claim: `TAKEN` with its attempt, `TAKEN_IN`, `REFUSED`, `FAILED` or `ENDED`."""
         self._requests -= 1
         is_stored = event not in (TurnEvent.REFUSED, TurnEvent.FAILED)
-        is_taken_in = self.phase is Phase.ENDING and event is TurnEvent.TAKEN_IN and self._is_taken_in
-        if not (self.phase is Phase.CLAIMING or is_taken_in) or (self._requests and not is_stored):
+        if self.phase is not Phase.CLAIMING or (self._requests and not is_stored):
             return None
         left = self._leave()
         if event is TurnEvent.TAKEN_IN:
@@ -281,9 +275,7 @@ class TurnState(Generic[W]):
     def _follow(self) -> None:
         """Make the transition that the log shows."""
         claim = self.claim
-        if self.phase in (Phase.CLAIMING, Phase.DELAYED, Phase.OVER):
-            return
-        if self.phase is Phase.ENDING and (self._is_orphan or not self._is_taken_in):
+        if self.phase in (Phase.CLAIMING, Phase.DELAYED, Phase.ENDING, Phase.OVER):
             return
         if claim is None or not claim.is_open:
             self._move(

@@ -334,30 +334,6 @@ def test_of_two_requests_for_one_message_the_stored_one_counts() -> None:
     assert turn.phase is Phase.HELD
 
 
-@pytest.mark.parametrize("is_orphan", [False, True])
-def test_message_that_is_taken_in_does_not_wait_for_the_handler_of_its_round_before(is_orphan: bool) -> None:
-    """With `is_orphan` the other turn runs in this process, so that the hub follows only the result of its claim."""
-    log = served_log("q1", "q2")
-    log.claim("q2", caller=FAR, lease_s=15)
-    turn = observed(log, "q2")
-    turn.begin("there")
-    log.end("q2", 1, "cancelled", caller=FAR)
-    look(turn, log)
-    log.command("again", "regenerate", target="q2")
-    assert look(turn, log) is None
-    assert turn.phase is Phase.ENDING
-    log.claim("q1", caller=FAR, lease_s=15)
-    turn.send_claim()
-    again = log.known("q2").claim
-    assert again is not None
-    log.ask("q2", ClaimTurn(generation=again.generation, lease_s=15, within="q1", within_generation=1), FAR)
-    look(turn, log, is_orphan=is_orphan)
-    turn.resolve(TurnEvent.TAKEN_IN)
-    assert (turn.phase, turn.host, turn.attempt) == (Phase.HELD, ("q1", 1), again.generation + 1)
-    assert turn.handler_ended() is None
-    assert turn.phase is Phase.HELD
-
-
 # -- laws ------------------------------------------------------------------------------------------------------
 
 _STEPS = ("claim", "own claim", "take in", "resolve", "lose", "due", "look", "end", "cancel", "delete")
