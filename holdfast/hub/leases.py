@@ -99,8 +99,11 @@ class LeaseMonitor:
             else:
                 self.inspect_writer(channel.name, key, state.message(key))
 
-    def inspect_writer(self, channel: str, key: str, message: MessageState | None) -> None:
-        """Begin, change or drop the lease of the writer of message `key`; `message` is None if it no longer exists."""
+    def inspect_writer(self, channel: str, key: str, message: MessageState | None, *, is_late: bool = False) -> None:
+        """Begin, change or drop the lease of the writer of message `key`; `message` is None if it no longer exists.
+
+        `is_late`: its entries may have been stored long ago, because this hub does not follow the channel.
+        """
         message_key = (channel, key)
         writer = message.writer if message is not None and message.is_streaming else None
         if message is None or writer is None or writer.node is not None or not writer.lease_ms:
@@ -114,12 +117,10 @@ class LeaseMonitor:
             self._in.setdefault(channel, set()).add(key)
             if lease[0] > 1 and (known is None or known[0] != lease[0]):
                 self._holders[message_key] = _Holder(None, False)  # forget the connection of the previous writer
-            if known is None:
-                self._renew_as_stored(channel, key, message)
-            else:
-                self.renew(channel, key, message)
+            (self._renew_as_stored if is_late or known is None else self.renew)(channel, key, message)
         elif self._read is not None and message.last > self._last[message_key]:
-            self.renew(channel, key, message)  # another hub has received a request of the writer
+            # another hub has received a request of the writer
+            (self._renew_as_stored if is_late else self.renew)(channel, key, message)
 
     def followed(self, channel: Channel) -> None:
         """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
@@ -182,6 +183,7 @@ class LeaseMonitor:
             self._expire(channel, key)
 
     async def _read_and_expire(self, read: Read, channel: str, key: str, lease: tuple[int, float]) -> None:
+        last = self._last.get((channel, key))
         try:
             message = await read(channel, key)
         except Exception as error:  # an error of a third-party store must not end the lease, nor keep it for good
@@ -193,7 +195,6 @@ class LeaseMonitor:
             again = partial(self._lapse, channel, key)
             self._deadlines.set(("again", channel, key, FinishMessage), self._loop.time() + RETRY_S, again)
             return
-        last = self._last.get((channel, key))
         self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
         if self._leases.get((channel, key)) == lease and self._last[channel, key] != last:
             self._renew_as_stored(channel, key, message)

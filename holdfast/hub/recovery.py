@@ -71,15 +71,16 @@ class Recovery:
         """
         store, failures = runtime.store, list[tuple[str, Exception]]()
         if runtime is not self._runtime:  # the hub has started again, perhaps in another event loop
-            self._runtime, self._running, self._late = runtime, {}, set()
+            self._runtime, self._running = runtime, {}
+        self._late = set(self._running)
         if store.is_exclusive:
             await undo_imports(store)
         names = await _read(store, store.open_channels)
         current = await _current(runtime, [name for name in names if is_mine(name)])
         known = 0
         for channel in names:
-            if len(self._running) >= READS:
-                await self._wait(store, asyncio.FIRST_COMPLETED)
+            while len(self._running) >= READS:
+                await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
             if runtime.nodes.is_leaving:
                 return
             if len(failures) > known:
@@ -93,7 +94,7 @@ class Recovery:
                     work = partial(_offer_lost_turns, runtime, channel)
                 self._start(runtime, channel, work, failures)
         if self._running:
-            await self._wait(store, asyncio.ALL_COMPLETED)
+            await asyncio.wait(self._running.values(), timeout=None if store.is_exclusive else SLOW_S)
         self._late = set(self._running)
         _check_exclusive(store, failures)
         for channel, error in failures[:1]:
@@ -103,11 +104,6 @@ class Recovery:
                 raise (StoreUnavailable if is_transient else StoreUnusable)(failed)
             count = len(failures)
             logger.error("%d channels are damaged; restore a backup, or delete them; the first: %s", count, failed)
-
-    async def _wait(self, store: Store, until: str) -> None:
-        """Wait for running recoveries; on a shared store not for long."""
-        timeout_s = None if store.is_exclusive else SLOW_S
-        await asyncio.wait(self._running.values(), timeout=timeout_s, return_when=until)
 
     def _start(
         self,
@@ -123,10 +119,12 @@ class Recovery:
                 await work()
             except Exception as error:
                 failures.append((channel, error))
+                is_late = channel in self._late  # so no call reports it
                 if not isinstance(error, HoldfastError):
                     logger.exception("channel %s was not recovered", channel)
-                elif channel in self._late:  # no call reports it
+                elif is_late:
                     logger.warning("channel %s was not recovered; the hub tries again: %s", channel, error)
+                if is_late:
                     runtime.nodes.recover_soon()
 
         running = self._running
@@ -176,7 +174,7 @@ async def _recover_channel(runtime: Runtime, channel: str, adopter: Adopter | No
             runtime.leases.inspect_command(channel, stored.id, restore_command(stored))
             continue
         message = restore(stored)
-        runtime.leases.inspect_writer(channel, message.id, message)
+        runtime.leases.inspect_writer(channel, message.id, message, is_late=channel not in runtime.channels)
         if store.is_exclusive:
             runtime.scheduler.inspect_message(channel, message.id, message)
         elif message.claim is not None and message.claim.is_open:

@@ -199,6 +199,29 @@ async def test_term_after_a_slow_commit_counts_from_its_arrival_at_another_hub()
         await hub.close()
 
 
+@pytest.mark.parametrize("ends_at_s", [40, 58])
+@virtually
+async def test_hub_that_knows_a_lease_from_a_recovery_only_counts_it_from_the_last_stored_request(
+    ends_at_s: int,
+) -> None:
+    store = SharedClock()
+    here, there = node(store, 1), node(store, 2)
+    await here.start()
+    await there.start()
+    await asyncio.sleep(1)
+    await begin(there, 60.0)
+    await asyncio.sleep(20)  # the first hub recovers all channels meanwhile
+    assert "c" not in here.runtime.channels
+    await there.ask("c", "m", AppendText(text="x"), ANN)
+    await asyncio.sleep(ends_at_s - 20)
+    await there.close()
+    await asyncio.sleep(79 - ends_at_s)
+    assert await store.open_documents("c")
+    await asyncio.sleep(3)
+    assert not await store.open_documents("c")
+    await here.close()
+
+
 @virtually
 async def test_lease_has_a_full_term_after_a_time_without_any_hub() -> None:
     store = SharedClock()

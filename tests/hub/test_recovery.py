@@ -196,6 +196,25 @@ async def test_channel_that_is_always_read_slowly_is_read_in_the_regular_rounds_
         await hub.close()
 
 
+@pytest.mark.parametrize("error", [StoreUnavailable("the shard is down"), ValueError("a bug")])
+@virtually
+async def test_recovery_that_goes_on_beside_the_rest_and_fails_is_repeated_soon(error: Exception) -> None:
+    store = Shared()
+    here = await watching(store)
+    await leave_messages(store, "c")
+
+    async def fail(channel: str) -> None:
+        await asyncio.sleep(1.5)
+        raise error
+
+    store.before = fail
+    await asyncio.sleep(10)
+    store.before = None
+    await asyncio.sleep(6)
+    assert await status(here) == "interrupted"
+    await here.close()
+
+
 @virtually
 async def test_read_whose_connection_is_broken_delays_the_end_of_a_message_by_one_second() -> None:
     store = Shared()
